@@ -1,0 +1,1 @@
+"""Activation stores: the file format (FORMAT.md), reading, writing, and resumable extraction."""

@@ -1,0 +1,1 @@
+"""What a k-SAE has found: top images, purity, PCA maps, gallery."""

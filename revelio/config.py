@@ -1,0 +1,132 @@
+"""Configs: frozen dataclasses filled from a YAML file, then overridden by flags.
+
+Strict: an unknown key is an error that names it and what is allowed. Configs hold plain values and stop at
+the door: commands turn them into arguments.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+import cattrs
+import yaml
+from cattrs.strategies import configure_union_passthrough
+
+T = TypeVar("T")
+
+_converter = cattrs.Converter(forbid_extra_keys=True, detailed_validation=False)
+# Values of a `float | str | None` stay as YAML read them; anything else of another type is refused.
+configure_union_passthrough(str | bool | int | float | None, _converter)
+
+
+def _strict(kind: type) -> Any:
+    def structure(value: Any, _: type) -> Any:
+        # YAML reads 1e-4 (no dot) as text and 1 as an int: both are honest floats. true is no number.
+        if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
+            return float(value)
+        if type(value) is not kind:
+            raise ValueError(f"{value!r} is not {kind.__name__}")
+        return value
+
+    return structure
+
+
+for _kind in (bool, int, float, str):
+    _converter.register_structure_hook(_kind, _strict(_kind))
+_converter.register_structure_hook(Path, lambda value, _: Path(value))
+_converter.register_unstructure_hook(Path, str)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file that holds one mapping.
+
+    Raises:
+        ValueError: it is not there, is no YAML, or holds something else than a mapping.
+    """
+    if not path.is_file():
+        raise ValueError(f"no config file at {path}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold `key: value` lines, not a {type(values).__name__}")
+    return values
+
+
+def structure(
+    cls: type[T], values: Mapping[str, Any], missing: Any = MISSING, where: str = ""
+) -> T:
+    """Build the dataclass ``cls`` from plain values, strictly.
+
+    Args:
+        cls: a dataclass, whose fields may be dataclasses themselves.
+        values: plain values by field name.
+        missing: stands for required fields that ``values`` lacks; without it they are an error.
+        where: the dotted path of ``cls`` inside the whole config, for messages.
+
+    Raises:
+        ValueError: a key is unknown, a value has the wrong type, or a required one is missing.
+    """
+    names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+    for key in values:
+        if key not in names:
+            near = get_close_matches(str(key), names, n=1)
+            hint = f"did you mean `{near[0]}`? " if near else ""
+            raise ValueError(f"unknown key `{where}{key}`: {hint}allowed are {', '.join(names)}")
+    hints = get_type_hints(cls)
+    arguments: dict[str, Any] = {}
+    for field in fields(cls):  # type: ignore[arg-type]
+        key, kind = field.name, hints[field.name]
+        required = field.default is MISSING and field.default_factory is MISSING
+        if is_dataclass(kind) and (key in values or required):
+            inner = values.get(key) or {}
+            if not isinstance(inner, Mapping):
+                raise ValueError(f"`{where}{key}` must hold `key: value` lines, not {inner!r}")
+            arguments[key] = structure(kind, inner, missing, f"{where}{key}.")  # type: ignore[arg-type]
+        elif key in values:
+            arguments[key] = _value(values[key], kind, f"{where}{key}")
+        elif required:
+            if missing is MISSING:
+                raise ValueError(f"`{where}{key}` is required")
+            arguments[key] = missing
+    return cls(**arguments)
+
+
+def _value(value: Any, kind: Any, where: str) -> Any:
+    try:
+        return _converter.structure(value, kind)
+    except Exception as error:
+        wanted = getattr(kind, "__name__", None) if isinstance(kind, type) else None
+        wanted = wanted or str(kind).replace("typing.", "").replace("pathlib.", "")
+        raise ValueError(f"`{where}` is {value!r}, which is not {wanted}") from error
+
+
+def load_config(cls: type[T], path: Path, overrides: Mapping[str, Any] | None = None) -> T:
+    """Read ``path`` (YAML) into the dataclass ``cls``; top-level ``overrides`` win."""
+    try:
+        return structure(cls, {**read_yaml(path), **(overrides or {})})
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """The config as plain values, fit for YAML and JSON."""
+    return _plain(_converter.unstructure(config))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(inner) for inner in value]
+    return value
+
+
+def to_yaml(config: Any) -> str:
+    """The config as the YAML text that ``load_config`` reads back to an equal one."""
+    return yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,49 @@
+"""A data set of images, as the rest of Revelio sees it: ids, labels, and a way to read one picture."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from PIL import Image
+
+
+class ImageError(ValueError):
+    """A picture that can't be read; says which and why."""
+
+    def __init__(self, image_id: str, reason: str) -> None:
+        super().__init__(f"image {image_id} can't be read: {reason}")
+        self.image_id = image_id
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class ImageDataset:
+    """Images in a fixed order; rows of a store follow it.
+
+    Attributes:
+        name: what results call the set, such as ``caltech101``.
+        split: ``train``, ``test``, ... or None where there are none.
+        classes: class names by class id; empty where the images have no labels.
+        ids: one stable, unique name an image (a path inside the folder, an id of the set).
+        labels: one class id an image, or None where the images have no labels.
+        read: gives the picture at an index, in RGB; raises :class:`ImageError`.
+    """
+
+    name: str
+    split: str | None
+    classes: tuple[str, ...]
+    ids: Sequence[str]
+    labels: Sequence[int] | None
+    read: Callable[[int], Image.Image]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def subset(self, indices: Sequence[int]) -> "ImageDataset":
+        """The images at ``indices``, in that order."""
+        kept = list(indices)
+        return replace(
+            self,
+            ids=[self.ids[i] for i in kept],
+            labels=None if self.labels is None else [self.labels[i] for i in kept],
+            read=lambda index: self.read(kept[index]),
+        )

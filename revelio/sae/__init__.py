@@ -1,0 +1,1 @@
+"""k-sparse autoencoders: model, training, metrics, import and export. Knows only torch."""
