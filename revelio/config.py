@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_origin, get_type_hints
 
 import cattrs
 import yaml
@@ -99,6 +99,8 @@ def structure(
 
 def _value(value: Any, kind: Any, where: str) -> Any:
     try:
+        if isinstance(value, str) and get_origin(kind) in (tuple, list):
+            raise ValueError("one text is no list, though it can be iterated")
         return _converter.structure(value, kind)
     except Exception as error:
         wanted = getattr(kind, "__name__", None) if isinstance(kind, type) else None

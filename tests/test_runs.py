@@ -1,0 +1,85 @@
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from revelio.runs import Run, read_json, sha256, write_json, write_whole, write_whole_by
+
+
+def test_write_whole_leaves_the_old_file_when_writing_fails(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "a.txt"
+    write_whole(path, "old")
+
+    def fail(temporary: Path) -> None:
+        temporary.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        write_whole_by(path, fail)
+    assert path.read_text() == "old"
+    assert [p.name for p in path.parent.iterdir()] == ["a.txt"]
+
+
+def test_json_refuses_nan_and_names_bad_files(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "a.json", float("nan"))
+    (tmp_path / "b.json").write_text("{")
+    with pytest.raises(ValueError, match=r"b\.json is not valid JSON"):
+        read_json(tmp_path / "b.json")
+    with pytest.raises(ValueError, match=r"no file at .*c\.json"):
+        read_json(tmp_path / "c.json")
+
+
+def test_sha256(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"revelio" * 1000)
+    assert sha256(path) == hashlib.sha256(b"revelio" * 1000).hexdigest()
+
+
+def test_a_run_is_made_logged_and_finished(tmp_path: Path) -> None:
+    run = Run.open(tmp_path / "run", "train-ksae", "k: 32\n")
+    run.log(step=1, loss=0.5)
+    run.log(step=2, loss=0.25)
+    run.add_input("store", "abc")
+    run.finish(files=["final"])
+    manifest = read_json(tmp_path / "run" / "manifest.json")
+    assert manifest["status"] == "finished" and manifest["inputs"] == {"store": "abc"}
+    assert manifest["files"] == ["final"] and manifest["seconds"] >= 0
+    lines = run.metrics_path.read_text().splitlines()
+    assert [json.loads(line)["loss"] for line in lines] == [0.5, 0.25]
+
+
+def test_a_second_run_needs_resume_and_the_same_settings(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    Run.open(path, "train-ksae", "k: 32\ndevice: cpu\nresume: false\n")
+    with pytest.raises(ValueError, match="already holds a run: continue it with --resume"):
+        Run.open(path, "train-ksae", "k: 32\n")
+    with pytest.raises(ValueError, match="started with `k: 32`, not `k: 16`"):
+        Run.open(path, "t", "k: 16\ndevice: cpu\nresume: true\n", resume=True)
+    again = Run.open(path, "t", "k: 32\ndevice: cuda\nresume: true\n", resume=True)
+    assert not again.finished
+
+
+def test_resume_refuses_a_folder_of_other_things(tmp_path: Path) -> None:
+    (tmp_path / "holiday.jpg").write_bytes(b"")
+    with pytest.raises(ValueError, match="no run to resume"):
+        Run.open(tmp_path, "t", "a: 1\n", resume=True)
+
+
+def test_checkpoints_keep_the_last_and_metrics_are_cut_back(tmp_path: Path) -> None:
+    run = Run.open(tmp_path / "run", "t", "a: 1\n")
+    for step in (10, 20, 30):
+        run.log(step=step)
+        run.save_checkpoint(step, lambda folder, s=step: (folder / "x").write_text(str(s)))
+    found = run.latest_checkpoint()
+    assert found is not None and found[0] == 30 and (found[1] / "x").read_text() == "30"
+    assert [p.name for p in sorted((run.path / "checkpoints").iterdir())] == [
+        "step_00000020",
+        "step_00000030",
+    ]
+    run.truncate_metrics(20)
+    assert [json.loads(line)["step"] for line in run.metrics_path.read_text().splitlines()] == [
+        10,
+        20,
+    ]
