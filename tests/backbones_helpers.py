@@ -1,0 +1,202 @@
+"""Tiny random models, written as whole folders that ``from_pretrained`` takes.
+
+Every builder is seeded and leaves the global random state alone; each writes under a second.
+
+    tiny_sd      32 px, latents 4x16x16, U-Net with SD-1.5's block types
+                 bottleneck 16x2x2, up_ft0 16x4x4, up_ft1 16x8x8, up_ft2 12x16x16, up_ft3 8x16x16
+    tiny_dit     32 px, latents 4x16x16, 4 blocks of 64 tokens x 16, 10 classes (null class 10)
+    tiny_clip    32 px, patches of 8, 3 blocks of 16 tokens x 16 (image and text encoder, tokenizer)
+    tiny_dinov2  28 px, patches of 7, 3 blocks of 16 tokens x 16 (``registers`` for the variant)
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DiTPipeline,
+    DiTTransformer2DModel,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from PIL import Image
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    Dinov2Config,
+    Dinov2Model,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+)
+
+TEXT_LENGTH = 16
+SD_LAYERS = ("bottleneck", "up_ft0", "up_ft1", "up_ft2", "up_ft3")
+
+
+def seeded(build: Callable[[], Any], seed: int) -> Any:
+    """``build()`` with its own random state, in evaluation mode."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build().eval()
+
+
+def tiny_tokenizer() -> CLIPTokenizer:
+    """A byte-level CLIP tokenizer without merges: every text has its own ids."""
+    alphabet = sorted(ByteLevel.alphabet())
+    words = [*alphabet, *(letter + "</w>" for letter in alphabet)]
+    words += ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {word: index for index, word in enumerate(words)}
+    return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=TEXT_LENGTH)
+
+
+def _text_config(width: int = 16) -> CLIPTextConfig:
+    tokenizer = tiny_tokenizer()
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=TEXT_LENGTH,
+        projection_dim=16,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def tiny_vae(seed: int = 0) -> AutoencoderKL:
+    """A VAE that halves 32 px to 16."""
+    return seeded(
+        lambda: AutoencoderKL(
+            block_out_channels=(8, 8),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            latent_channels=4,
+            layers_per_block=1,
+            norm_num_groups=4,
+            sample_size=32,
+            scaling_factor=0.5,
+        ),
+        seed,
+    )
+
+
+def _scheduler(schedule: str, prediction_type: str) -> DDIMScheduler:
+    first, last = (0.0001, 0.02) if schedule == "linear" else (0.00085, 0.012)
+    return DDIMScheduler(
+        beta_start=first,
+        beta_end=last,
+        beta_schedule=schedule,
+        prediction_type=prediction_type,
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+
+
+def tiny_sd(
+    folder: Path, *, prediction_type: str = "epsilon", text_width: int = 16, seed: int = 0
+) -> Path:
+    """A whole ``StableDiffusionPipeline`` folder; ``v_prediction`` for the shape of SD-2.1."""
+    unet = seeded(
+        lambda: UNet2DConditionModel(
+            sample_size=16,
+            block_out_channels=(8, 12, 16, 16),
+            layers_per_block=1,
+            norm_num_groups=4,
+            attention_head_dim=[2, 3, 4, 4],
+            cross_attention_dim=text_width,
+            use_linear_projection=prediction_type == "v_prediction",
+        ),
+        seed,
+    )
+    pipeline = StableDiffusionPipeline(
+        vae=tiny_vae(seed),
+        text_encoder=seeded(lambda: CLIPTextModel(_text_config(text_width)), seed),
+        tokenizer=tiny_tokenizer(),
+        unet=unet,
+        scheduler=_scheduler("scaled_linear", prediction_type),
+        safety_checker=None,  # type: ignore[arg-type]
+        feature_extractor=None,  # type: ignore[arg-type]
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def tiny_dit(folder: Path, *, classes: int = 10, seed: int = 0) -> Path:
+    """A whole ``DiTPipeline`` folder."""
+    transformer = seeded(
+        lambda: DiTTransformer2DModel(
+            num_attention_heads=2,
+            attention_head_dim=8,
+            num_layers=4,
+            sample_size=16,
+            patch_size=2,
+            in_channels=4,
+            out_channels=8,
+            num_embeds_ada_norm=classes,
+        ),
+        seed,
+    )
+    pipeline = DiTPipeline(
+        transformer=transformer, vae=tiny_vae(seed), scheduler=_scheduler("linear", "epsilon")
+    )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def tiny_clip(folder: Path, *, seed: int = 0) -> Path:
+    """A ``CLIPModel`` folder with its tokenizer and image processor."""
+    config = CLIPConfig(
+        text_config=_text_config().to_dict(),
+        vision_config=CLIPVisionConfig(
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            image_size=32,
+            patch_size=8,
+            projection_dim=16,
+        ).to_dict(),
+        projection_dim=16,
+    )
+    seeded(lambda: CLIPModel(config), seed).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    size = {"height": 32, "width": 32}
+    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=size).save_pretrained(folder)
+    return folder
+
+
+def tiny_dinov2(folder: Path, *, registers: int = 0, seed: int = 0) -> Path:
+    """A ``Dinov2Model`` folder, or with ``registers`` > 0 a ``Dinov2WithRegistersModel`` one."""
+    shape: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 7,
+    }
+    if registers:
+        config = Dinov2WithRegistersConfig(num_register_tokens=registers, **shape)
+        seeded(lambda: Dinov2WithRegistersModel(config), seed).save_pretrained(folder)
+    else:
+        seeded(lambda: Dinov2Model(Dinov2Config(**shape)), seed).save_pretrained(folder)
+    return folder
+
+
+def picture(index: int, size: tuple[int, int] = (48, 40)) -> Image.Image:
+    """A picture of smooth random colours, the same for the same index."""
+    generator = torch.Generator().manual_seed(index)
+    pixels = torch.randint(0, 256, (4, 4, 3), generator=generator, dtype=torch.uint8)
+    return Image.fromarray(pixels.numpy()).resize(size, Image.Resampling.BICUBIC)
