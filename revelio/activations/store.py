@@ -1,0 +1,261 @@
+"""Reading an activation store: rows, ids and labels in the order of the data set.
+
+Rows are read from disk when they are asked for, so a store may be far larger than memory. A shard's size
+is checked when the store is opened, its sha256 before the first of its rows is given out.
+Writing is :func:`write_shard` for each shard, then :func:`write_manifest`; ``FORMAT.md`` is normative.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from jaxtyping import Float32, Int64, Shaped
+from torch import Tensor
+
+from revelio.activations.manifest import read_manifest, write_manifest
+from revelio.activations.shard import (
+    DTYPES,
+    Skipped,
+    read_activations,
+    read_header,
+    read_ids,
+    read_labels,
+    write_shard,
+)
+from revelio.runs import sha256
+
+__all__ = ["ActivationStore", "write_manifest", "write_shard", "write_store"]
+
+
+class ActivationStore:
+    """A finished store, opened for reading with :meth:`open`.
+
+    Attributes:
+        path: the store's folder.
+        manifest: what made it; the fields are those of ``FORMAT.md``.
+        classes: class names by class id; empty where the images have no labels.
+        row_shape: ``(d,)`` for pooled activations, ``(c, h, w)`` for grids.
+    """
+
+    def __init__(self, path: Path, manifest: dict[str, Any], *, verify: bool = True) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.classes: tuple[str, ...] = tuple(manifest["classes"])
+        self.row_shape: tuple[int, ...] = tuple(manifest["row_shape"])
+        self._shards: list[dict[str, Any]] = manifest["shards"]
+        self._stops = list(accumulate(shard["rows"] for shard in self._shards))
+        self._unchecked = set(range(len(self._shards))) if verify else set()
+
+    @classmethod
+    def open(cls, path: Path | str, *, verify: bool = True) -> "ActivationStore":
+        """Open the store in folder ``path``.
+
+        Args:
+            path: the folder with ``manifest.json``.
+            verify: check each shard's sha256 before its first rows are given out.
+
+        Raises:
+            ValueError: no finished store is there, it is of another format version, or a shard is
+                missing or has another size than when it was written; the shard is named.
+        """
+        folder = Path(path)
+        store = cls(folder, read_manifest(folder), verify=verify)
+        if sum(shard["rows"] for shard in store._shards) != store.manifest["rows"]:
+            raise ValueError(f"{folder}: the shards' row counts don't add up: extract it again")
+        for shard in store._shards:
+            store._check_size(shard)
+        return store
+
+    def __len__(self) -> int:
+        return self._stops[-1] if self._stops else 0
+
+    def verify(self) -> None:
+        """Check the sha256 of every shard now.
+
+        Raises:
+            ValueError: a shard was cut or edited; it is named.
+        """
+        self._unchecked = set(range(len(self._shards)))
+        for number in range(len(self._shards)):
+            self._path(number)
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """One id a row."""
+        return [
+            name for number in range(len(self._shards)) for name in read_ids(self._path(number))
+        ]
+
+    @cached_property
+    def labels(self) -> Int64[Tensor, " n"] | None:
+        """One class id a row, or None where the images have no labels."""
+        if not self.manifest["labelled"]:
+            return None
+        parts = [read_labels(self._path(number)) for number in range(len(self._shards))]
+        return torch.cat([part for part in parts if part is not None])
+
+    def rows(self, start: int, stop: int) -> Shaped[Tensor, "b ..."]:
+        """Rows ``start:stop``, in the stored dtype.
+
+        Raises:
+            ValueError: they are outside the store, or a shard was cut or edited.
+        """
+        if not 0 <= start <= stop <= len(self):
+            raise ValueError(f"rows {start}:{stop} are outside 0:{len(self)} of {self.path}")
+        parts = []
+        number = bisect_right(self._stops, start)
+        while start < stop:
+            first = self._stops[number] - self._shards[number]["rows"]
+            until = min(stop, self._stops[number])
+            if until > start:
+                path = self._path(number)
+                parts.append(read_activations(path, start - first, until - first))
+            start, number = until, number + 1
+        if not parts:
+            return torch.empty(0, *self.row_shape, dtype=DTYPES[self.manifest["dtype"]])
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def tensor(self) -> Float32[Tensor, "b ..."]:
+        """All rows, in float32."""
+        whole = torch.empty(len(self), *self.row_shape)
+        for stop, shard in zip(self._stops, self._shards, strict=True):
+            start = stop - shard["rows"]
+            whole[start:stop] = self.rows(start, stop)
+        return whole
+
+    @overload
+    def batches(self, batch_size: int) -> Iterator[tuple[int, Tensor]]: ...
+
+    @overload
+    def batches(
+        self, batch_size: int, shuffle_seed: int, *, buffer_rows: int = ...
+    ) -> Iterator[tuple[Tensor, Tensor]]: ...
+
+    def batches(
+        self, batch_size: int, shuffle_seed: int | None = None, *, buffer_rows: int = 1 << 18
+    ) -> Iterator[tuple[Any, Tensor]]:
+        """Every row once, ``batch_size`` at a time, in the stored dtype; the last may be shorter.
+
+        Args:
+            batch_size: rows a batch.
+            shuffle_seed: shuffle with this seed; None keeps the store's order. Give another
+                seed each epoch. A store of at most ``buffer_rows`` rows is shuffled exactly; of
+                a larger one, whole shards are drawn at random and their rows mixed in memory.
+            buffer_rows: how many rows are held in memory when shuffling (a shard at least).
+
+        Yields:
+            ``(start, rows)`` in order; ``(indices, rows)`` shuffled, ``indices`` being Int64[b].
+
+        Raises:
+            ValueError: ``batch_size`` is less than 1, or a shard was cut or edited.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}: it must be at least 1")
+        if shuffle_seed is not None:
+            yield from self._shuffled(batch_size, shuffle_seed, buffer_rows)
+            return
+        for start in range(0, len(self), batch_size):
+            yield start, self.rows(start, min(start + batch_size, len(self)))
+
+    def _shuffled(
+        self, batch_size: int, seed: int, buffer_rows: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        source = torch.Generator().manual_seed(seed)
+        indices = torch.empty(0, dtype=torch.int64)
+        rows = self.rows(0, 0)
+        for group in self._groups(buffer_rows, source):
+            spans = [(self._stops[n] - self._shards[n]["rows"], self._stops[n]) for n in group]
+            new = torch.cat([torch.arange(start, stop) for start, stop in spans])
+            order = torch.randperm(len(new), generator=source)
+            indices = torch.cat([indices, new[order]])
+            rows = torch.cat([rows, torch.cat([self.rows(*span) for span in spans])[order]])
+            whole = len(indices) - len(indices) % batch_size
+            for start in range(0, whole, batch_size):
+                yield indices[start : start + batch_size], rows[start : start + batch_size]
+            indices, rows = indices[whole:], rows[whole:]
+        if len(indices):
+            yield indices, rows
+
+    def _groups(self, buffer_rows: int, source: torch.Generator) -> Iterator[list[int]]:
+        """Shards in random order, as many at a time as fit the buffer."""
+        group: list[int] = []
+        held = 0
+        for number in torch.randperm(len(self._shards), generator=source).tolist():
+            rows = self._shards[number]["rows"]
+            if group and held + rows > buffer_rows:
+                yield group
+                group, held = [], 0
+            group.append(number)
+            held += rows
+        if group:
+            yield group
+
+    def _path(self, number: int) -> Path:
+        """The path of a shard, after its first check."""
+        shard = self._shards[number]
+        path = self.path / shard["file"]
+        if number in self._unchecked:
+            self._check_size(shard)
+            if sha256(path) != shard["sha256"]:
+                raise ValueError(f"{path} was edited after it was written: extract it again")
+            self._check_header(path, shard)
+            self._unchecked.discard(number)
+        return path
+
+    def _check_size(self, shard: Mapping[str, Any]) -> None:
+        path = self.path / shard["file"]
+        if not path.is_file():
+            raise ValueError(f"{path} is missing: extract the store again")
+        size = path.stat().st_size
+        if size != shard["bytes"]:
+            raise ValueError(
+                f"{path} was cut or edited: it has {size} bytes, {shard['bytes']} when it was "
+                "written: extract it again"
+            )
+
+    def _check_header(self, path: Path, shard: Mapping[str, Any]) -> None:
+        header = read_header(path)
+        same = header.rows == shard["rows"] and header.dtype == self.manifest["dtype"]
+        if not same or (header.rows and header.row_shape != self.row_shape):
+            raise ValueError(f"{path} disagrees with the store's manifest: extract the store again")
+
+
+def write_store(
+    folder: Path,
+    activations: Shaped[Tensor, "b ..."],
+    ids: Sequence[str],
+    labels: Sequence[int] | None = None,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    shard_rows: int = 1024,
+    skipped: Skipped = (),
+) -> ActivationStore:
+    """Write a whole store from rows in memory, and open it.
+
+    Args:
+        folder: where; a store that is there already is not overwritten.
+        activations: one row an image.
+        ids: one id a row.
+        labels: one class id a row, or None.
+        settings: manifest fields that say what made the rows (``layer``, ``classes``, ...).
+        shard_rows: rows a shard.
+        skipped: id and reason of images that have no row.
+
+    Raises:
+        ValueError: ``folder`` holds a manifest already, or there are no rows.
+    """
+    if (folder / "manifest.json").exists():
+        raise ValueError(f"{folder} already holds a store: choose another folder")
+    starts = range(0, max(len(activations), 1), shard_rows)
+    for number, start in enumerate(starts):
+        part = slice(start, start + shard_rows)
+        of_part = None if labels is None else labels[part]
+        write_shard(
+            folder, number, activations[part], ids[part], of_part, () if number else skipped
+        )
+    write_manifest(folder, settings or {}, len(starts))
+    return ActivationStore.open(folder)
