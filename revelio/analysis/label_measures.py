@@ -1,0 +1,112 @@
+"""Measures of how alike the labels of a latent's top images are, and their chance levels.
+
+Everything is a function of the class counts of w images, c_1 .. c_C (sum w):
+
+    sigma     unbiased standard deviation of the raw class ids (Sec. 4.2); depends on their order
+    majority  max_j c_j / w
+    entropy   -sum_j p_j log2 p_j / log2 min(w, C), p = c / w: 0 for one class, 1 when all differ
+    pairs     sum_j c_j (c_j - 1) / (w (w - 1)), the share of image pairs of the same class
+
+The last three do not change when classes are renumbered.
+"""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from revelio.seeds import key_seed
+
+MEASURES = ("sigma", "majority", "entropy", "pairs")
+
+
+def class_counts(labels: Int64[Tensor, "l w"], classes: int) -> Int64[Tensor, "l classes"]:
+    """How many of the w images of each latent are of each class; labels below 0 are left out."""
+    counts = torch.zeros(len(labels), classes, dtype=torch.int64)
+    present = labels >= 0
+    return counts.scatter_add_(1, labels.clamp(min=0), present.long())
+
+
+def measures(counts: Int64[Tensor, "l classes"]) -> dict[str, Float[Tensor, "l"]]:
+    """The four measures of each row of class counts; NaN where too few images define one."""
+    c = counts.double()
+    w = c.sum(1)
+    ids = torch.arange(c.shape[1], dtype=torch.float64)
+    centred = ids - (c @ ids / w)[:, None]
+    share = c / w[:, None]
+    bits = -(share * share.clamp(min=1e-300).log2()).sum(1)
+    most = w.clamp(max=c.shape[1]).log2()
+    return {
+        "sigma": ((c * centred**2).sum(1) / (w - 1)).sqrt(),
+        "majority": share.amax(1),
+        # One class, or one image, leaves no room for disorder.
+        "entropy": torch.where(most > 0, bits / most, torch.zeros_like(bits)).abs(),
+        "pairs": (c * (c - 1)).sum(1) / (w * (w - 1)),
+    }
+
+
+def chance(
+    labels: Int64[Tensor, "images"], classes: int, *, images: int, draws: int, seed: int
+) -> dict[str, tuple[float, float]]:
+    """Mean and standard deviation of the measures over sets of ``images`` random images.
+
+    The images are drawn without repetition from the labels at hand, ``draws`` times. The standard error
+    of a mean is its deviation over the square root of ``draws``.
+    """
+    colours = np.bincount(labels.numpy(), minlength=classes)
+    rng = np.random.default_rng(key_seed(seed, "purity chance", images, draws))
+    counts = rng.multivariate_hypergeometric(colours, images, size=draws)
+    drawn = measures(torch.from_numpy(counts))
+    return {name: (float(drawn[name].mean()), float(drawn[name].std())) for name in MEASURES}
+
+
+def permutation_null(
+    labels: Int64[Tensor, "images"],
+    rows: Int64[Tensor, "l w"],
+    classes: int,
+    *,
+    permutations: int,
+    seed: int,
+) -> tuple[float, float, float]:
+    """The same-class pair rate against labels shuffled over the whole store.
+
+    The statistic is the mean pair rate over the latents, so that latents that share images are not
+    counted as independent.
+
+    Returns:
+        (z, p, null mean): z = (observed - null mean) / null deviation; p is one-sided,
+        (1 + shuffles that reach the observed) / (1 + shuffles).
+    """
+    rng = np.random.default_rng(key_seed(seed, "purity permutations", permutations))
+    observed = _pair_rate(labels[rows])
+    shuffled = labels.numpy().copy()
+    null = np.empty(permutations)
+    for i in range(permutations):
+        null[i] = _pair_rate(torch.from_numpy(rng.permutation(shuffled))[rows])
+    deviation = float(null.std(ddof=1))
+    z = (observed - float(null.mean())) / deviation if deviation > 1e-12 else math.nan
+    p = (1 + int((null >= observed - 1e-12).sum())) / (1 + permutations)
+    return z, p, float(null.mean())
+
+
+def _pair_rate(labels: Int64[Tensor, "l w"]) -> float:
+    w = labels.shape[1]
+    same = labels[:, :, None] == labels[:, None, :]
+    return (int(same.sum()) - labels.numel()) / (len(labels) * w * (w - 1))
+
+
+def bootstrap_intervals(
+    values: Mapping[str, Float[Tensor, "l"]], *, samples: int, seed: int
+) -> dict[str, list[float]]:
+    """95 % percentile intervals of the means, by drawing latents with repetition."""
+    length = len(next(iter(values.values())))
+    rng = np.random.default_rng(key_seed(seed, "purity bootstrap", samples))
+    chosen = torch.from_numpy(rng.integers(0, length, size=(samples, length)))
+    intervals = {}
+    for name, value in values.items():
+        means = value.double()[chosen].mean(1).numpy()
+        intervals[name] = [float(bound) for bound in np.quantile(means, [0.025, 0.975])]
+    return intervals

@@ -1,0 +1,199 @@
+"""The top images of every latent, streamed: what each latent of a k-SAE responds to.
+
+For latent j over the images i with codes z_ij: the m largest z_ij > 0 with their rows, how many images
+have z_ij > 0 (density), and the mean of those (strength). Sec. 4.2 reads purity off these; the released
+code took ReLU of the pre-activations before TopK (`codes="dense"`), the paper's "activated" latents are
+the TopK codes (`codes="sparse"`). Larger values come first; ties go to the lower row.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from revelio.activations.store import ActivationStore
+    from revelio.sae.model import KSparseAutoencoder
+
+CodeKind = Literal["sparse", "dense"]
+
+MIN_IMAGES = 10
+"""A latent counts as active when more images than this have a code > 0 (released code)."""
+
+
+@dataclass(frozen=True)
+class TopImages:
+    """The top images of n latents over a store of N images.
+
+    Attributes:
+        values: the largest codes of each latent, descending; 0 where fewer than m images have a code > 0.
+        indices: their rows in the store; -1 where ``values`` is filled up.
+        counts: how many images have a code > 0.
+        means: the mean code over those images; 0 for a latent that no image activates.
+        images: N.
+        labels: the class id of every image of the store, or None.
+        classes: class names by class id.
+        source: what this was made from: `codes`, `mode`, `ksae` and `store` with hashes, and the run's
+            `model`, `dataset`, `layer`, `timestep`, ... as the store's manifest has them.
+    """
+
+    values: Float[Tensor, "n m"]
+    indices: Int64[Tensor, "n m"]
+    counts: Int64[Tensor, "n"]
+    means: Float[Tensor, "n"]
+    images: int
+    labels: Int64[Tensor, "images"] | None
+    classes: tuple[str, ...]
+    source: dict[str, Any]
+
+    @property
+    def m(self) -> int:
+        """How many images are kept for each latent."""
+        return self.values.shape[1]
+
+    @property
+    def density(self) -> Float[Tensor, "n"]:
+        """The share of the images that activate each latent."""
+        return self.counts.double() / max(self.images, 1)
+
+    @property
+    def strength(self) -> Float[Tensor, "n"]:
+        """Mean code over activating images, 0 for latents with :data:`MIN_IMAGES` or fewer of them."""
+        return self.means * (self.counts > MIN_IMAGES)
+
+    def ranking(self, latents: int | None = None) -> Int64[Tensor, "latents"]:
+        """Latents that some image activates: by strength, then mean, then index; the first so many."""
+        by_mean = torch.sort(self.means, descending=True, stable=True).indices
+        by_strength = torch.sort(self.strength[by_mean], descending=True, stable=True).indices
+        order = by_mean[by_strength]
+        return order[self.counts[order] > 0][:latents]
+
+
+class _Running:
+    """Running top-m, counts and sums; its size is n x m, whatever the number of images."""
+
+    def __init__(self, n: int, m: int) -> None:
+        self.values = torch.zeros(n, m)
+        self.indices = torch.full((n, m), -1, dtype=torch.int64)
+        self.counts = torch.zeros(n, dtype=torch.int64)
+        self.sums = torch.zeros(n, dtype=torch.float64)
+
+    def add(self, latents: Tensor, values: Tensor, rows: Tensor) -> None:
+        """Merge entries (latent, value, row), rows ascending for each latent and new to it."""
+        # Rows arrive in ascending order, so an entry that only equals the last kept one loses to it.
+        wanted = values > self.values[latents, -1]
+        latents, values, rows = latents[wanted], values[wanted], rows[wanted]
+        touched = latents.unique()
+        if not len(touched):
+            return
+        m = self.values.shape[1]
+        all_latents = torch.cat([touched.repeat_interleave(m), latents])
+        all_values = torch.cat([self.values[touched].flatten(), values])
+        all_rows = torch.cat([self.indices[touched].flatten(), rows])
+        # Two stable sorts: by value inside each latent; equal values stay in the order of their rows.
+        by_value = torch.sort(all_values, descending=True, stable=True).indices
+        order = by_value[torch.sort(all_latents[by_value], stable=True).indices]
+        sorted_latents = all_latents[order]
+        starts = torch.searchsorted(sorted_latents, touched)
+        kept = order[starts[:, None] + torch.arange(m)]
+        self.values[touched], self.indices[touched] = all_values[kept], all_rows[kept]
+
+
+def top_images(
+    model: "KSparseAutoencoder",
+    store: "ActivationStore",
+    m: int = 10,
+    codes: CodeKind = "sparse",
+    *,
+    mode: str = "fixed",
+    batch_size: int = 1024,
+    latent_chunk: int = 8192,
+    device: str | torch.device = "cpu",
+    progress: Callable[[int], object] | None = None,
+) -> TopImages:
+    """The top m images of every latent of ``model`` over the images of ``store``.
+
+    Args:
+        model: the k-SAE.
+        store: pooled activations, or grids, which are pooled.
+        m: how many images to keep for each latent.
+        codes: `sparse`, the TopK codes; `dense`, ReLU of the pre-activations, as released.
+        mode: what results call the settings.
+        batch_size: images at a time; the result does not depend on it.
+        latent_chunk: latents at a time, for dense codes.
+        device: where the k-SAE runs.
+        progress: told the number of images after each batch.
+
+    Raises:
+        ValueError: m or a chunk is below 1, or the store's width is not the k-SAE's.
+    """
+    if min(m, batch_size, latent_chunk) < 1:
+        raise ValueError(
+            f"m, batch_size, latent_chunk are {m}, {batch_size}, {latent_chunk}: give 1 up"
+        )
+    check_width(model, store)
+    model = model.to(device).eval()
+    running = _Running(model.n, m)
+    with torch.inference_mode():
+        for start, rows in store.batches(batch_size):
+            activations = pooled(rows).to(device)
+            if codes == "sparse":
+                _add_sparse(running, model, activations, start)
+            else:
+                _add_dense(running, model, activations, start, latent_chunk)
+            if progress is not None:
+                progress(len(rows))
+    return TopImages(
+        values=running.values,
+        indices=running.indices,
+        counts=running.counts,
+        means=(running.sums / running.counts.clamp(min=1)).float(),
+        images=len(store),
+        labels=store.labels,
+        classes=tuple(store.classes),
+        source={"codes": codes, "mode": mode},
+    )
+
+
+def pooled(rows: Tensor) -> Float[Tensor, "b d"]:
+    """Rows of a store as float32 activations (b d): grids (b c h w) are averaged over their cells."""
+    rows = rows.float()
+    return rows.mean((-2, -1)) if rows.ndim == 4 else rows
+
+
+def check_width(model: "KSparseAutoencoder", store: "ActivationStore") -> None:
+    """Raise ValueError where the k-SAE was trained on activations of another width."""
+    width = store.row_shape[0]
+    if width != model.d:
+        raise ValueError(
+            f"the store's activations have {width} channels and the k-SAE takes {model.d}: "
+            "give the store (layer) that the k-SAE was trained on"
+        )
+
+
+def _add_sparse(running: _Running, model: Any, activations: Tensor, start: int) -> None:
+    codes = model.encode(activations)
+    values, latents = codes.values.float().cpu(), codes.indices.cpu()
+    rows = torch.arange(start, start + len(values))[:, None].expand_as(latents)
+    positive = values > 0
+    latents, values, rows = latents[positive], values[positive], rows[positive]
+    running.counts.index_add_(0, latents, torch.ones_like(latents))
+    running.sums.index_add_(0, latents, values.double())
+    running.add(latents, values, rows)
+
+
+def _add_dense(running: _Running, model: Any, activations: Tensor, start: int, chunk: int) -> None:
+    m = running.values.shape[1]
+    for first in range(0, model.n, chunk):
+        part = slice(first, min(first + chunk, model.n))
+        codes = model.preactivations(activations, part).float().relu().T.contiguous()
+        running.counts[part] += (codes > 0).sum(1).cpu()
+        running.sums[part] += codes.double().sum(1).cpu()
+        # The batch's own m-th value leaves few candidates; ties stay in, for `add` to settle.
+        last = codes.topk(min(m, codes.shape[1]), dim=1).values[:, -1:]
+        latents, columns = ((codes >= last) & (codes > 0)).nonzero(as_tuple=True)
+        values = codes[latents, columns]
+        running.add(latents.cpu() + first, values.cpu(), columns.cpu() + start)

@@ -1,0 +1,96 @@
+"""Top images on disk: a folder with `top_images.safetensors` and `top_images.json`.
+
+The JSON names what they were made from (the k-SAE and the store, by hash) and the hash of the tensors, so
+that results of another store or k-SAE are never mixed up.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from revelio.analysis.top_images import TopImages
+from revelio.runs import read_json, sha256, write_json, write_whole_by
+
+if TYPE_CHECKING:
+    from revelio.activations.store import ActivationStore
+    from revelio.sae.model import KSparseAutoencoder
+
+FORMAT = 1
+TENSORS, DESCRIPTION = "top_images.safetensors", "top_images.json"
+
+
+def save_top_images(top: TopImages, folder: Path) -> None:
+    """Write ``top`` to ``folder``, tensors first: a folder with a description is whole."""
+    tensors = {"values": top.values, "indices": top.indices, "counts": top.counts}
+    tensors["means"] = top.means
+    if top.labels is not None:
+        tensors["labels"] = top.labels
+    contiguous = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    write_whole_by(folder / TENSORS, lambda path: save_file(contiguous, path))
+    description = {
+        "format": FORMAT,
+        "images": top.images,
+        "latents": len(top.counts),
+        "m": top.m,
+        "classes": list(top.classes),
+        "labelled": top.labels is not None,
+        "sha256": sha256(folder / TENSORS),
+        "source": top.source,
+    }
+    write_json(folder / DESCRIPTION, description)
+
+
+def load_top_images(folder: Path) -> TopImages:
+    """Read what :func:`save_top_images` wrote.
+
+    Raises:
+        ValueError: files are missing, of another format, or do not belong together.
+    """
+    description = read_json(folder / DESCRIPTION)
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise ValueError(
+            f"{folder / DESCRIPTION} is not of format {FORMAT}: make it again with `revelio top-images`"
+        )
+    path = folder / TENSORS
+    if not path.is_file():
+        raise ValueError(f"no file at {path}: make it again with `revelio top-images`")
+    if sha256(path) != description["sha256"]:
+        raise ValueError(
+            f"{path} was cut or changed (its sha256 is not the one in {DESCRIPTION}): "
+            "make it again with `revelio top-images`"
+        )
+    tensors = load_file(path)
+    return TopImages(
+        values=tensors["values"],
+        indices=tensors["indices"],
+        counts=tensors["counts"],
+        means=tensors["means"],
+        images=description["images"],
+        labels=tensors.get("labels"),
+        classes=tuple(description["classes"]),
+        source=description["source"],
+    )
+
+
+def ksae_identity(model: "KSparseAutoencoder") -> dict[str, Any]:
+    """Size, mode and a sha256 over the names and bytes of all the k-SAE's tensors."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        flat = tensor.detach().cpu().contiguous().flatten()
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}:".encode())
+        digest.update(memoryview(flat.view(torch.uint8).numpy()))
+    return {
+        "d": model.d,
+        "n": model.n,
+        "k": model.k,
+        "mode": model.mode,
+        "sha256": digest.hexdigest(),
+    }
+
+
+def store_identity(store: "ActivationStore") -> dict[str, Any]:
+    """The store's name and the sha256 of its manifest, which holds the hash of every shard."""
+    return {"name": store.path.name, "sha256": sha256(store.path / "manifest.json")}
