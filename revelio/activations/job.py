@@ -1,0 +1,231 @@
+"""One extraction, described: which stores it makes, with which settings, and their shards.
+
+Shard i of every store is the images ``[i * size, (i + 1) * size)`` of the data set, whatever was there
+before and however many processes share the work.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from revelio.activations.latents import LatentCache
+from revelio.activations.processes import Processes
+from revelio.activations.recipe import Pass, Recipe
+from revelio.activations.shard import DTYPES
+from revelio.activations.sources import Reading
+from revelio.activations.target import Target
+from revelio.backbones.base import Backbone
+from revelio.data.dataset import ImageDataset
+from revelio.runs import versions
+
+# What the open shards of all stores may take in memory together.
+OPEN_BYTES = 512 * 2**20
+SHARD_IMAGES = 1024
+# What ties cached latents to a run.
+CACHED = (
+    "model", "revision", "compute_dtype", "image_size", "dataset", "split", "classes", "images",
+    "dataset_sha256", "shard_images", "made_with",
+)  # fmt: skip
+
+Texts = Callable[[Sequence[int]], Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Lacking:
+    """The shards that stores and cache lack.
+
+    Attributes:
+        stores: the numbers each store lacks, by pass and layer.
+        cache: the numbers the cache of latents lacks; empty where none is used.
+    """
+
+    stores: Mapping[tuple[Pass, str], set[int]]
+    cache: set[int]
+
+    @property
+    def shards(self) -> list[int]:
+        """The shards that have something left to be made."""
+        return sorted(set().union(self.cache, *self.stores.values()))
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """One extraction: what to take of which images, and where to put it.
+
+    Attributes:
+        dataset: the images.
+        backbone: the model.
+        out: the folder that gets a store for each layer and pass.
+        recipe: layers, timesteps, prompts, draws, pooling.
+        texts: for each prompt policy but ``empty``, the texts of the images at given indices.
+        reading: batch size, workers, what an unreadable image does.
+        shard_rows: images a shard (rounded down to whole batches); None: as many as fit memory.
+        latents: the folder of a cache of encoded images, or None.
+        provenance: further manifest fields (revision, compute_dtype, mode, ...).
+        resume: go on with stores that are there.
+        processes: this process and its like.
+    """
+
+    dataset: ImageDataset
+    backbone: Backbone
+    out: Path
+    recipe: Recipe
+    texts: Mapping[str, Texts] = field(default_factory=dict)
+    reading: Reading = field(default_factory=Reading)
+    shard_rows: int | None = None
+    latents: Path | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    resume: bool = False
+    processes: Processes = field(default_factory=Processes)
+
+    def __post_init__(self) -> None:
+        """Refuse what can't be done.
+
+        Raises:
+            KeyError: an unknown layer.
+            ValueError: no images, a prompt policy without texts, latents of a model without noise.
+        """
+        for layer in self.recipe.layers:
+            if layer not in self.backbone.layers:
+                known = ", ".join(self.backbone.layers)
+                raise KeyError(f"unknown layer {layer!r} of {self.backbone.name}: it has {known}")
+        if not len(self.dataset):
+            raise ValueError(f"{self.dataset.name} has no images: choose another source or split")
+        if self.reading.batch_size < 1 or (self.shard_rows is not None and self.shard_rows < 1):
+            raise ValueError("batch_size and shard_rows must be at least 1")
+        for prompt in self.recipe.prompts:
+            if prompt != "empty" and prompt not in self.texts:
+                raise ValueError(f"prompt policy {prompt!r} comes without its texts")
+        if self.latents is not None and not self.recipe.timesteps:
+            raise ValueError("latents need timesteps: a model without noise has none to cache")
+
+    @cached_property
+    def image_size(self) -> list[int]:
+        """Height and width of what the model sees, in pixels."""
+        return list(self.backbone.transform(Image.new("RGB", (64, 64))).shape[-2:])
+
+    @cached_property
+    def shard_images(self) -> int:
+        """Images a shard: whole batches, so that no batch lies in two shards."""
+        batch = self.reading.batch_size
+        wanted = self.shard_rows
+        if wanted is None:
+            wanted = min(SHARD_IMAGES, OPEN_BYTES // self.row_bytes)
+        return max(1, wanted // batch) * batch
+
+    @cached_property
+    def row_bytes(self) -> int:
+        """Bytes that one image adds to all stores."""
+        size = torch.empty(0, dtype=DTYPES[self.recipe.dtype]).element_size()
+        numbers = 0
+        for layer in self.recipe.layers:
+            spec = self.backbone.layers[layer]
+            side = max(1, self.image_size[0] // spec.stride)
+            shape = self.recipe.row_shape(spec.channels, side)
+            numbers += torch.Size(shape).numel()
+        return numbers * size * len(self.recipe.passes())
+
+    @cached_property
+    def spans(self) -> list[range]:
+        """The images of each shard."""
+        size, total = self.shard_images, len(self.dataset)
+        return [range(start, min(start + size, total)) for start in range(0, total, size)]
+
+    @cached_property
+    def targets(self) -> dict[tuple[Pass, str], Target]:
+        """The stores to make, by pass and layer."""
+        return {
+            (one, layer): Target(
+                self.out / one.store_name(layer), self._common | self._settings(one, layer)
+            )
+            for one in self.recipe.passes()
+            for layer in self.recipe.layers
+        }
+
+    @property
+    def stores(self) -> list[Path]:
+        """The folders of the stores, in the order of passes and layers."""
+        return [target.path for target in self.targets.values()]
+
+    @cached_property
+    def _common(self) -> dict[str, Any]:
+        """Manifest fields that every store of the run shares."""
+        labels = self.dataset.labels
+        identity = json.dumps([list(self.dataset.ids), labels and [int(x) for x in labels]])
+        return {
+            "model": self.backbone.name,
+            "revision": None,
+            "compute_dtype": "float32",
+            **self.provenance,
+            "image_size": self.image_size,
+            "dataset": self.dataset.name,
+            "split": self.dataset.split,
+            "classes": list(self.dataset.classes),
+            "images": len(self.dataset),
+            "dataset_sha256": hashlib.sha256(identity.encode()).hexdigest(),
+            "shard_images": self.shard_images,
+            "made_with": versions(),
+        }
+
+    def _settings(self, one: Pass, layer: str) -> dict[str, Any]:
+        noised = one.timestep is not None
+        draws = one.draws[0] if len(one.draws) == 1 else list(one.draws)
+        return {
+            "kind": "activations",
+            "layer": layer,
+            "stride": self.backbone.layers[layer].stride,
+            "timestep": one.timestep,
+            "prompt_policy": one.prompt if noised else None,
+            "pool": self.recipe.pool,
+            "dtype": self.recipe.dtype,
+            "seed": self.recipe.seed if noised else None,
+            "draw": draws if noised else None,
+            "batch_size": self.reading.batch_size,
+        }
+
+    @cached_property
+    def cache(self) -> LatentCache | None:
+        """The cache of encoded images, if one is used."""
+        if self.latents is None:
+            return None
+        settings = {key: self._common[key] for key in CACHED}
+        settings |= {"kind": "latents", "layer": "z0", "pool": "none", "dtype": "float16"}
+        return LatentCache(self.latents, settings, self.dataset)
+
+    def check(self) -> None:
+        """See whether the stores may be made; writes nothing.
+
+        Raises:
+            ValueError: a store is there and ``resume`` is off, or it was made with other settings.
+        """
+        for target in self.targets.values():
+            target.check("--out", resume=self.resume)
+        if self.cache is not None:
+            self.cache.check(self.reading.on_error)
+
+    def lacking(self) -> "Lacking":
+        """What is left to do, by all processes."""
+        shards = len(self.spans)
+        stores = {key: target.missing(shards) for key, target in self.targets.items()}
+        return Lacking(stores, self.cache.target.missing(shards) if self.cache else set())
+
+    def begin(self) -> None:
+        """Make the folders and write the settings down."""
+        if self.cache is not None:
+            self.cache.begin(self.backbone)
+        for target in self.targets.values():
+            target.begin()
+
+    def finish(self) -> None:
+        """Write the manifests over the shards, which must all be there."""
+        for target in self.targets.values():
+            target.finish(len(self.spans))
+        if self.cache is not None:
+            self.cache.target.finish(len(self.spans))

@@ -1,0 +1,159 @@
+"""What an extraction will cost: images a second measured on the first images, GB, hours.
+
+seconds = images * (encoding + passes * pass) / processes
+"""
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from revelio.activations.filling import pass_rows
+from revelio.activations.job import Extraction
+from revelio.activations.sources import Encoded, FreshImages
+
+# An image slower than this is measured alone; a faster model is warmed up by it, then timed on a batch.
+SLOW_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cost of what is left to do.
+
+    Attributes:
+        images: how many images have something left to be made of them.
+        encoded: how many of them are to be read and encoded; the others' latents are cached.
+        passes: passes of the model an image.
+        stores: how many stores are made.
+        bytes_left: what is to be written.
+        bytes_free: what the disk has room for.
+        encode_seconds: reading and encoding one image; 0 where nothing is left or cached.
+        pass_seconds: one pass of one image, all layers.
+        processes: how many share the work.
+    """
+
+    images: int
+    encoded: int
+    passes: int
+    stores: int
+    bytes_left: int
+    bytes_free: int
+    encode_seconds: float = 0.0
+    pass_seconds: float = 0.0
+    processes: int = 1
+
+    @property
+    def seconds(self) -> float:
+        """The whole, in seconds of wall time."""
+        work = self.encoded * self.encode_seconds
+        work += self.images * self.passes * self.pass_seconds
+        return work / self.processes
+
+    @property
+    def images_per_second(self) -> float:
+        """Images a second that come out with every store's row, all processes together."""
+        return self.images / self.seconds if self.seconds else 0.0
+
+    def line(self) -> str:
+        """The plan as one line for people."""
+        if not self.images:
+            return f"plan: nothing left to do for {self.stores} stores"
+        return (
+            f"plan: {self.images:,} images ({self.encoded:,} to encode), {self.passes} passes each, "
+            f"at {self.images_per_second:.3g} images/s in {self.processes} "
+            f"process{'es' if self.processes > 1 else ''}: {duration(self.seconds)}; "
+            f"{self.stores} stores, {self.bytes_left / 1e9:.3g} GB "
+            f"({self.bytes_free / 1e9:.3g} GB free)"
+        )
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours, as people say them."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def seconds_per_image(call: Callable[[int], Any], images: int) -> float:
+    """How long ``call(n)`` takes an image, after a first call that warms up.
+
+    Args:
+        call: does the work for ``n`` images and waits for the device to be done.
+        images: the batch size to measure at.
+    """
+    started = time.perf_counter()
+    call(1)
+    first = time.perf_counter() - started
+    if images == 1 or first > SLOW_SECONDS:
+        return first
+    started = time.perf_counter()
+    call(images)
+    return (time.perf_counter() - started) / images
+
+
+def plan(job: Extraction) -> Plan:
+    """What is left of ``job`` and what it costs, measured on its first images; writes nothing.
+
+    Raises:
+        ImageError: one of them can't be read and ``on_error`` is ``stop``.
+        ValueError: what is to be written does not fit the disk.
+    """
+    job.check()
+    lacking = job.lacking()
+    todo = lacking.shards
+    fresh = todo if job.cache is None else sorted(lacking.cache)
+    images, encoded = (sum(len(job.spans[n]) for n in some) for some in (todo, fresh))
+    place = next(path for path in (job.out, *job.out.absolute().parents) if path.exists())
+    found = Plan(
+        images=images,
+        encoded=encoded,
+        passes=job.recipe.model_passes,
+        stores=len(job.targets),
+        bytes_left=images * job.row_bytes,
+        bytes_free=shutil.disk_usage(place).free,
+        processes=job.processes.world,
+    )
+    if todo:
+        found = _measured(job, found, (fresh or todo)[0])
+    if found.bytes_left > found.bytes_free:
+        raise ValueError(
+            f"the stores take {found.bytes_left / 1e9:.3g} GB, but {found.bytes_free / 1e9:.3g} GB "
+            f"are free at {job.out}: choose another --out, or a smaller --pool or --dtype"
+        )
+    return found
+
+
+def _measured(job: Extraction, found: Plan, number: int) -> Plan:
+    """The plan with times: of encoding and of one pass, for the first images of shard ``number``."""
+    span, held = job.spans[number], list[Encoded]()
+
+    def encode_some(count: int) -> None:
+        part = replace(job.reading, batch_size=count, workers=0)
+        batch = next(
+            FreshImages(job.dataset, job.backbone, [span[:count]], part).shard(span[:count])
+        )
+        # A copy to the CPU waits for the device.
+        held[:] = [] if batch.encoded is None else [replace(batch, encoded=batch.encoded.cpu())]
+
+    def pass_some(count: int) -> None:
+        first = held[0]
+        assert first.encoded is not None
+        part = Encoded(first.indices[:count], first.encoded[:count], [])
+        pass_rows(job, part, replace(one, draws=one.draws[:1]))
+
+    one = job.recipe.passes()[0]
+    count = min(job.reading.batch_size, len(span))
+    if found.encoded:
+        found = replace(found, encode_seconds=seconds_per_image(encode_some, count))
+    elif job.cache is not None:
+        held[:] = [next(job.cache.shard(number, span, job.reading.batch_size))]
+    if not held or held[0].encoded is None:
+        return found
+    latents = held[0].encoded[0].numel() * 2 if job.cache is not None else 0
+    count = min(count, len(held[0].indices))
+    return replace(
+        found,
+        pass_seconds=seconds_per_image(pass_some, count),
+        bytes_left=found.bytes_left + latents * found.encoded,
+    )

@@ -1,0 +1,50 @@
+"""Which of several processes this one is: process r of W takes shards r, r + W, ..."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+
+
+def _alone() -> None:
+    """Wait for nobody."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """One of several processes that share an extraction.
+
+    Attributes:
+        rank: this one, counted from 0; 0 prepares the stores and closes them.
+        world: how many there are.
+        wait: returns once all have called it.
+        device: the device that is this process's share.
+        close: leaves the group, at the end.
+    """
+
+    rank: int = 0
+    world: int = 1
+    wait: Callable[[], None] = _alone
+    device: str = "auto"
+    close: Callable[[], None] = _alone
+
+    @property
+    def main(self) -> bool:
+        """Whether this one prepares, reports, and closes the stores."""
+        return self.rank == 0
+
+
+def launched() -> Processes:
+    """The processes that ``accelerate launch`` or ``torchrun`` started; else this one alone."""
+    from accelerate import PartialState
+
+    # Shards take unequal time, and the main process waits for the last one however long it takes.
+    state = PartialState(timeout=timedelta(days=30))
+    if state.num_processes == 1:
+        return Processes()
+    return Processes(
+        state.process_index,
+        state.num_processes,
+        state.wait_for_everyone,
+        str(state.device),
+        state.destroy_process_group,
+    )

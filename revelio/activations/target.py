@@ -1,0 +1,152 @@
+"""A store in the making: begun, filled shard by shard in any order, then closed by its manifest.
+
+begin    unfinished.json holds the settings; a resumed run must have the same
+fill     shard-00000.safetensors ... each whole or absent
+finish   manifest.json, then unfinished.json goes
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from revelio.activations.manifest import MANIFEST, UNFINISHED, read_manifest, write_manifest
+from revelio.activations.shard import read_header, shard_name
+from revelio.runs import read_json, write_json
+
+
+@dataclass(frozen=True)
+class Target:
+    """A store that an extraction is to make.
+
+    Attributes:
+        path: its folder.
+        settings: manifest fields, plain values: a resumed run must agree with them.
+    """
+
+    path: Path
+    settings: Mapping[str, Any]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the manifest is there, and every shard has the size it names."""
+        if not (self.path / MANIFEST).is_file():
+            return False
+        return all(
+            _size(self.path / shard["file"]) == shard["bytes"]
+            for shard in read_manifest(self.path)["shards"]
+        )
+
+    @property
+    def started(self) -> bool:
+        """Whether anything but settings is there."""
+        return (self.path / MANIFEST).exists() or any(self.path.glob(shard_name(0)[:6] + "*"))
+
+    def check(self, flag: str, *, resume: bool) -> None:
+        """See whether this run may fill the store; writes nothing.
+
+        Args:
+            flag: the flag that chose the folder, for messages.
+            resume: whether shards that are there already may be kept.
+
+        Raises:
+            ValueError: the store is there and ``resume`` is off, or it has other settings.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"{self.path} is a file: choose a folder with {flag}")
+        if not self.started:
+            return
+        if not resume:
+            raise ValueError(
+                f"{self.path} already holds a store: go on with --resume or choose another {flag}"
+            )
+        free = {"made_with"}
+        if (self.path / MANIFEST).exists():
+            # The rows of a finished store are what they are, however they were cut into shards.
+            free |= {"shard_images"}
+        elif not (self.path / UNFINISHED).exists():
+            raise ValueError(f"{self.path} holds shards of unknown making: choose another {flag}")
+        check_same(self.path, self.written_settings(), self.settings, free=free, flag=flag)
+
+    def begin(self) -> None:
+        """Write the settings down and clear away what a killed run left half-written.
+
+        Raises:
+            OSError: the folder can't be written.
+        """
+        if self.finished:
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        for partial in self.path.glob(".*.partial"):
+            partial.unlink(missing_ok=True)
+        if (self.path / MANIFEST).exists():
+            self._reopen()
+        elif not (self.path / UNFINISHED).exists() or not self.started:
+            write_json(self.path / UNFINISHED, dict(self.settings))
+
+    def _reopen(self) -> None:
+        """Turn a finished store that lost part of a shard into an unfinished one."""
+        manifest = read_manifest(self.path)
+        cut = {**self.settings, "shard_images": manifest.get("shard_images")}
+        if cut["shard_images"] != self.settings.get("shard_images"):
+            raise ValueError(
+                f"{self.path} lacks part of a shard and was made with `shard_images` "
+                f"{cut['shard_images']}, not {self.settings.get('shard_images')}: delete it first"
+            )
+        write_json(self.path / UNFINISHED, cut)
+        for shard in manifest["shards"]:
+            if _size(self.path / shard["file"]) != shard["bytes"]:
+                (self.path / shard["file"]).unlink(missing_ok=True)
+        (self.path / MANIFEST).unlink()
+
+    def written_settings(self) -> dict[str, Any]:
+        """The settings on disk, of a store that was begun or finished."""
+        if (self.path / MANIFEST).exists():
+            return read_manifest(self.path)
+        return read_json(self.path / UNFINISHED)
+
+    def missing(self, shards: int) -> set[int]:
+        """Which of shards ``0..shards-1`` are absent or cut; of a finished store, none."""
+        if self.finished:
+            return set()
+        return {number for number in range(shards) if not _is_whole(self.path / shard_name(number))}
+
+    def finish(self, shards: int) -> None:
+        """Write the manifest over shards ``0..shards-1``; a finished store is left as it is.
+
+        Raises:
+            ValueError: a shard is missing or cut.
+        """
+        if not self.finished:
+            write_manifest(self.path, self.written_settings(), shards)
+        (self.path / UNFINISHED).unlink(missing_ok=True)
+
+
+def check_same(
+    path: Path, was: Mapping[str, Any], now: Mapping[str, Any], *, free: set[str], flag: str
+) -> None:
+    """Compare settings as JSON sees them.
+
+    Raises:
+        ValueError: one differs; the message names the first, with both values.
+    """
+    plain = json.loads(json.dumps(dict(now)))
+    for key, value in plain.items():
+        if key not in free and was.get(key) != value:
+            raise ValueError(
+                f"{path} was made with `{key}` {was.get(key)!r}, not {value!r}: "
+                f"go on with the same settings or choose another {flag}"
+            )
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else -1
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        read_header(path)
+    except ValueError:
+        return False
+    return True

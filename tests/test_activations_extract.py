@@ -1,0 +1,469 @@
+"""Extraction against a plain loop, and its promises: rows against labels, resume, settings, latents."""
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from activations_helpers import FakeBackbone, memory_dataset, tree
+
+from revelio.activations import filling
+from revelio.activations.extract import extract, run
+from revelio.activations.job import Extraction
+from revelio.activations.plan import plan
+from revelio.activations.processes import Processes
+from revelio.activations.recipe import Recipe
+from revelio.activations.shard import write_shard
+from revelio.activations.sources import Reading
+from revelio.activations.store import ActivationStore
+from revelio.data.dataset import ImageError
+
+SETTINGS = {
+    "layers": ("deep", "wide"),
+    "timesteps": (25, 200),
+    "draws": 2,
+    "seed": 3,
+    "batch_size": 2,
+    "shard_rows": 4,
+}
+
+
+def alone(dataset, index, layer, timestep, draw=0, seed=3):
+    """The grid of one image, by itself."""
+    fake = FakeBackbone()
+    encoded = fake.encode(fake.transform(dataset.read(index))[None])
+    names = [dataset.ids[index]]
+    return fake.grids(encoded, names, [layer], timestep=timestep, seed=seed, draw=draw)[layer][0]
+
+
+def test_rows_are_those_of_a_plain_loop(tmp_path):
+    dataset, fake = memory_dataset(11), FakeBackbone()
+    paths = extract(dataset, fake, tmp_path, **SETTINGS)
+    names = [
+        f"{layer}-t{t}-empty-d{draw}"
+        for t in (25, 200)
+        for draw in (0, 1)
+        for layer in ("deep", "wide")
+    ]
+    assert [path.name for path in paths] == names
+    for name in names:
+        layer, t, _, draw = name.split("-")
+        store = ActivationStore.open(tmp_path / name)
+        wanted = [
+            alone(dataset, i, layer, int(t[1:]), int(draw[1:])).double().mean(dim=(1, 2))
+            for i in range(11)
+        ]
+        assert torch.allclose(store.tensor().double(), torch.stack(wanted), atol=1e-6)
+        assert store.ids == dataset.ids and store.labels.tolist() == list(dataset.labels)
+        assert store.classes == ("a", "b", "c")
+        assert [shard["rows"] for shard in store.manifest["shards"]] == [4, 4, 3]
+
+
+def test_each_image_is_encoded_once_and_a_pass_yields_all_layers(tmp_path):
+    fake = FakeBackbone()
+    extract(memory_dataset(11), fake, tmp_path, **SETTINGS)
+    assert fake.encoded == 11
+    for timestep in (25, 200):
+        for draw in (0, 1):
+            ids = [ids for t, d, ids in fake.passes if (t, d) == (timestep, draw)]
+            assert [len(part) for part in ids] == [2, 2, 2, 2, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("pool", "side"), [("none", {"deep": 4, "wide": 8}), (4, {"deep": 4, "wide": 4})]
+)
+def test_grids_whole_or_pooled_to_a_side(tmp_path, pool, side):
+    dataset = memory_dataset(3)
+    extract(dataset, FakeBackbone(), tmp_path, **SETTINGS | {"pool": pool, "draws": 1})
+    for layer in ("deep", "wide"):
+        store = ActivationStore.open(tmp_path / f"{layer}-t25-empty-d0")
+        grid = torch.stack([alone(dataset, i, layer, 25) for i in range(3)])
+        blocks = grid.shape[-1] // side[layer]
+        wanted = torch.zeros(3, grid.shape[1], side[layer], side[layer])
+        for y in range(side[layer]):
+            for x in range(side[layer]):
+                block = grid[..., y * blocks : (y + 1) * blocks, x * blocks : (x + 1) * blocks]
+                wanted[..., y, x] = block.mean(dim=(2, 3))
+        assert torch.allclose(store.tensor(), wanted, atol=1e-6)
+
+
+def test_draws_are_averaged(tmp_path):
+    dataset = memory_dataset(3)
+    extract(dataset, FakeBackbone(), tmp_path, **SETTINGS | {"draws": 3, "average_draws": True})
+    store = ActivationStore.open(tmp_path / "deep-t25-empty-d0-2")
+    wanted = torch.stack(
+        [
+            torch.stack([alone(dataset, i, "deep", 25, draw) for draw in range(3)])
+            .mean(dim=0)
+            .mean(dim=(1, 2))
+            for i in range(3)
+        ]
+    )
+    assert torch.allclose(store.tensor(), wanted, atol=1e-6)
+    assert store.manifest["draw"] == [0, 1, 2] and len(list(tmp_path.iterdir())) == 4
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_stored_dtype(tmp_path, dtype):
+    one, other = memory_dataset(3), FakeBackbone()
+    extract(one, other, tmp_path / "32", layers=("deep",), timesteps=(25,))
+    extract(one, other, tmp_path / "16", layers=("deep",), timesteps=(25,), dtype=dtype)
+    full = ActivationStore.open(tmp_path / "32" / "deep-t25-empty-d0").tensor()
+    half = ActivationStore.open(tmp_path / "16" / "deep-t25-empty-d0")
+    assert torch.equal(half.rows(0, 3), full.to(getattr(torch, dtype)))
+    assert half.manifest["dtype"] == dtype
+
+
+def test_activations_that_overflow_are_refused(tmp_path):
+    fake = FakeBackbone()
+    fake.weights["deep"] = fake.weights["deep"] * 1e6
+    with pytest.raises(ValueError, match="deep-t25-empty-d0 are not finite in float16"):
+        extract(
+            memory_dataset(3), fake, tmp_path, layers=("deep",), timesteps=(25,), dtype="float16"
+        )
+
+
+def test_prompts_go_with_their_images(tmp_path):
+    dataset, fake = memory_dataset(5), FakeBackbone()
+    texts = {
+        "from_clip": lambda indices: ["x" * index for index in indices],
+        "fixed:A cat.": lambda indices: ["A cat."] * len(indices),
+    }
+    paths = extract(
+        dataset, fake, tmp_path, layers=("wide",), timesteps=(25,),
+        prompts=("empty", "from_clip", "fixed:A cat."), texts=texts, batch_size=2,
+    )  # fmt: skip
+    assert paths[1].name == "wide-t25-from_clip-d0"
+    assert paths[2].name.startswith("wide-t25-fixed_a_cat-")
+    empty, clip, cat = (ActivationStore.open(path).tensor() for path in paths)
+    weight = fake.weights["wide"].sum(dim=(1, 2, 3))
+    shift = torch.arange(5.0)[:, None] * weight
+    assert torch.allclose(clip - empty, shift, atol=1e-4)
+    assert torch.allclose(cat - empty, 6 * weight.expand(5, -1), atol=1e-4)
+    assert ActivationStore.open(paths[2]).manifest["prompt_policy"] == "fixed:A cat."
+
+
+def test_a_model_without_noise(tmp_path):
+    paths = extract(memory_dataset(3), FakeBackbone(), tmp_path, layers=("deep",))
+    manifest = ActivationStore.open(paths[0]).manifest
+    assert paths[0].name == "deep"
+    assert [manifest[key] for key in ("timestep", "prompt_policy", "seed", "draw")] == [None] * 4
+
+
+@pytest.mark.parametrize("broken", [(3,), (0, 1), (4, 5, 6, 7), (10,)])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_skipped_images_shift_no_row_against_its_label(tmp_path, broken, workers):
+    dataset = memory_dataset(11, broken=broken)
+    extract(
+        dataset, FakeBackbone(), tmp_path, on_error="skip", workers=workers,
+        **SETTINGS | {"timesteps": (25,), "draws": 1},
+    )  # fmt: skip
+    store = ActivationStore.open(tmp_path / "deep-t25-empty-d0")
+    kept = [i for i in range(11) if i not in broken]
+    assert store.ids == [dataset.ids[i] for i in kept]
+    assert store.labels.tolist() == [dataset.labels[i] for i in kept]
+    wanted = torch.stack([alone(dataset, i, "deep", 25).mean(dim=(1, 2)) for i in kept])
+    assert torch.allclose(store.tensor(), wanted, atol=1e-6)
+    assert store.manifest["skipped"] == [[dataset.ids[i], "it is cut off"] for i in broken]
+
+
+def test_an_unreadable_image_stops_by_name_and_whole_shards_stay(tmp_path):
+    settings = SETTINGS | {"timesteps": (25,), "draws": 1}
+    broken = memory_dataset(11, broken=(6,))
+    with pytest.raises(ImageError, match=r"class 0/006.png"):
+        extract(broken, FakeBackbone(), tmp_path / "a", **settings)
+    assert (tmp_path / "a/deep-t25-empty-d0/shard-00000.safetensors").exists()
+    with pytest.raises(ValueError, match="not finished"):
+        ActivationStore.open(tmp_path / "a/deep-t25-empty-d0")
+    extract(broken, FakeBackbone(), tmp_path / "a", resume=True, on_error="skip", **settings)
+    extract(broken, FakeBackbone(), tmp_path / "b", on_error="skip", **settings)
+    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+
+
+class Killed(BaseException):
+    """Stands for a signal."""
+
+
+@pytest.mark.parametrize("moment", range(0, 26, 2))
+def test_resume_after_a_kill_at_any_write_gives_the_same_bytes(tmp_path, monkeypatch, moment):
+    dataset = memory_dataset(11, broken=(5,))
+    settings = SETTINGS | {"timesteps": (25,), "on_error": "skip"}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    extract(dataset, FakeBackbone(), whole, latents=whole / "z0", **settings)
+    replaced, calls = Path.replace, 0
+
+    def dying(self, target):
+        # A kill -9 between writing and renaming leaves the temporary file behind.
+        nonlocal calls
+        calls += 1
+        if calls == moment + 1:
+            self.with_name(f".{Path(target).name}.1.partial").write_bytes(self.read_bytes()[:9])
+            raise Killed
+        return replaced(self, target)
+
+    monkeypatch.setattr(Path, "replace", dying)
+    with pytest.raises(Killed):
+        extract(dataset, FakeBackbone(), cut, latents=cut / "z0", **settings)
+    monkeypatch.undo()
+    extract(dataset, FakeBackbone(), cut, latents=cut / "z0", resume=True, **settings)
+    assert tree(cut) == tree(whole)
+
+
+def test_a_process_killed_outright_resumes_to_the_same_bytes(tmp_path):
+    """The real thing: SIGKILL from inside, without any clean-up."""
+    program = (
+        "import os, sys; from pathlib import Path; from activations_helpers import *\n"
+        "from revelio.activations.extract import extract\n"
+        "class Dying(FakeBackbone):\n"
+        "    def encode(self, pixels):\n"
+        "        if self.encoded >= 6: os.kill(os.getpid(), 9)\n"
+        "        return super().encode(pixels)\n"
+        "extract(memory_dataset(11), Dying(), Path(sys.argv[1]), layers=('deep', 'wide'),\n"
+        "        timesteps=(25, 200), draws=2, seed=3, batch_size=2, shard_rows=4)\n"
+    )
+    here = Path(__file__).parent
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(here), str(here.parent)))}
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "cut")], env=environment, check=False
+    )
+    assert done.returncode == -9
+    assert (tmp_path / "cut/deep-t25-empty-d0/shard-00000.safetensors").exists()
+    resumed = FakeBackbone()
+    extract(memory_dataset(11), resumed, tmp_path / "cut", resume=True, **SETTINGS)
+    extract(memory_dataset(11), FakeBackbone(), tmp_path / "whole", **SETTINGS)
+    assert resumed.encoded == 7
+    assert tree(tmp_path / "cut") == tree(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"seed": 4}, "seed"),
+        ({"pool": 2}, "pool"),
+        ({"dtype": "float16"}, "dtype"),
+        ({"batch_size": 4}, "batch_size"),
+        ({"provenance": {"mode": "as_code"}}, "mode"),
+    ],
+)
+def test_resume_with_other_settings_names_the_setting(tmp_path, change, name):
+    settings = SETTINGS | {"provenance": {"mode": "fixed"}}
+    extract(memory_dataset(5), FakeBackbone(), tmp_path, **settings)
+    with pytest.raises(ValueError, match=f"was made with `{name}`"):
+        extract(memory_dataset(5), FakeBackbone(), tmp_path, resume=True, **settings | change)
+
+
+def test_resume_with_other_images_or_model_is_refused(tmp_path):
+    extract(memory_dataset(5), FakeBackbone(), tmp_path, **SETTINGS)
+    with pytest.raises(ValueError, match="`images` 5, not 6"):
+        extract(memory_dataset(6), FakeBackbone(), tmp_path, resume=True, **SETTINGS)
+    with pytest.raises(ValueError, match="`model` 'fake', not 'other'"):
+        extract(memory_dataset(5), FakeBackbone("other"), tmp_path, resume=True, **SETTINGS)
+    moved = memory_dataset(5)
+    moved = replace(moved, ids=[*moved.ids[1:], moved.ids[0]])
+    with pytest.raises(ValueError, match="`dataset_sha256`"):
+        extract(moved, FakeBackbone(), tmp_path, resume=True, **SETTINGS)
+
+
+def test_a_store_is_not_overwritten(tmp_path):
+    extract(memory_dataset(5), FakeBackbone(), tmp_path, **SETTINGS)
+    before = tree(tmp_path)
+    with pytest.raises(ValueError, match="already holds a store: go on with --resume"):
+        extract(memory_dataset(5), FakeBackbone(), tmp_path, **SETTINGS)
+    idle = FakeBackbone()
+    extract(memory_dataset(5), idle, tmp_path, resume=True, **SETTINGS)
+    assert idle.encoded == 0 and not idle.passes
+    assert tree(tmp_path) == before
+
+
+def test_resume_adds_timesteps_and_mends_a_cut_shard(tmp_path):
+    extract(memory_dataset(11), FakeBackbone(), tmp_path / "a", **SETTINGS | {"timesteps": (25,)})
+    cut = tmp_path / "a/deep-t25-empty-d0/shard-00001.safetensors"
+    cut.write_bytes(cut.read_bytes()[:-5])
+    extract(memory_dataset(11), FakeBackbone(), tmp_path / "a", resume=True, **SETTINGS)
+    extract(memory_dataset(11), FakeBackbone(), tmp_path / "b", **SETTINGS)
+    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+
+
+def test_a_full_disk_is_one_line_and_resume_continues(tmp_path, monkeypatch):
+    calls = 0
+
+    def full(folder, *rest):
+        nonlocal calls
+        calls += 1
+        if calls == 10:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write_shard(folder, *rest)
+
+    monkeypatch.setattr(filling, "write_shard", full)
+    with pytest.raises(OSError, match=r"shard-00001.*No space left on device.*--resume"):
+        extract(memory_dataset(11), FakeBackbone(), tmp_path / "a", **SETTINGS)
+    monkeypatch.undo()
+    extract(memory_dataset(11), FakeBackbone(), tmp_path / "a", resume=True, **SETTINGS)
+    extract(memory_dataset(11), FakeBackbone(), tmp_path / "b", **SETTINGS)
+    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+
+
+def test_cached_latents_need_no_image_and_give_the_same_bytes(tmp_path):
+    dataset, cache = memory_dataset(11), tmp_path / "z0"
+    extract(dataset, FakeBackbone(), tmp_path / "a", latents=cache, **SETTINGS)
+    extract(dataset, FakeBackbone(), tmp_path / "b", **SETTINGS)
+    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+    store = ActivationStore.open(cache)
+    assert store.manifest["kind"] == "latents" and store.manifest["dtype"] == "float16"
+    assert store.row_shape == (3, 8, 8) and store.ids == dataset.ids
+    unreadable = replace(memory_dataset(11, broken=range(11)), name=dataset.name)
+    later = SETTINGS | {"timesteps": (500,)}
+    cached = FakeBackbone()
+    # Other shards than the cache's.
+    extract(unreadable, cached, tmp_path / "c", latents=cache, **later | {"shard_rows": 6})
+    extract(dataset, FakeBackbone(), tmp_path / "d", **later | {"shard_rows": 6})
+    assert cached.encoded == 1  # the probe
+    assert tree(tmp_path / "c") == tree(tmp_path / "d")
+
+
+def test_cached_latents_of_skipped_images(tmp_path):
+    dataset, cache = memory_dataset(11, broken=(2, 4, 5)), tmp_path / "z0"
+    settings = SETTINGS | {"on_error": "skip"}
+    extract(dataset, FakeBackbone(), tmp_path / "a", latents=cache, **settings)
+    extract(dataset, FakeBackbone(), tmp_path / "b", latents=cache, **settings)
+    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+    with pytest.raises(ValueError, match=r"made without image class 2/002.png"):
+        extract(dataset, FakeBackbone(), tmp_path / "c", latents=cache, **SETTINGS)
+
+
+def test_latents_of_another_encoder_or_other_images_are_refused(tmp_path):
+    cache = tmp_path / "z0"
+    extract(memory_dataset(5), FakeBackbone(), tmp_path / "a", latents=cache, **SETTINGS)
+    with pytest.raises(ValueError, match=r"another encoder .* choose another --latents"):
+        extract(
+            memory_dataset(5), FakeBackbone(encoder=1.5), tmp_path / "b", latents=cache, **SETTINGS
+        )
+    with pytest.raises(ValueError, match=r"`images` 5, not 6: .* choose another --latents"):
+        extract(memory_dataset(6), FakeBackbone(), tmp_path / "b", latents=cache, **SETTINGS)
+    with pytest.raises(ValueError, match="`compute_dtype`"):
+        extract(
+            memory_dataset(5), FakeBackbone(), tmp_path / "b", latents=cache,
+            provenance={"compute_dtype": "bfloat16"}, **SETTINGS,
+        )  # fmt: skip
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("world", [2, 3, 5])
+def test_processes_share_the_shards(tmp_path, world):
+    """Each process by itself, the main one last: what torchrun does, without its clock."""
+    dataset = memory_dataset(11)
+    recipe = Recipe(("deep", "wide"), (25,), seed=3)
+
+    def job(rank, out):
+        return Extraction(
+            dataset, FakeBackbone(), out, recipe, reading=Reading(2), shard_rows=2,
+            processes=Processes(rank, world if out.name == "many" else 1),
+        )  # fmt: skip
+
+    main = job(0, tmp_path / "many")
+    main.begin()
+    for rank in range(1, world):
+        assert sum(1 for _ in run(job(rank, tmp_path / "many"))) > 0
+    for _ in run(replace(main, resume=True)):
+        pass
+    for _ in run(job(0, tmp_path / "one")):
+        pass
+    assert tree(tmp_path / "many") == tree(tmp_path / "one")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layers": ()}, "at least one"),
+        ({"layers": ("deep", "deep")}, "layers has an entry twice: deep, deep"),
+        ({"draws": 0}, "draws is 0"),
+        ({"pool": "max"}, "pool is 'max'"),
+        ({"pool": 0}, "pool is 0"),
+        ({"pool": True}, "pool is True"),
+        ({"dtype": "int8"}, "dtype is 'int8'"),
+        ({"timesteps": ()}, "draws and prompts need timesteps"),
+        ({"timesteps": (1000,)}, "timestep 1000 is outside"),
+        ({"prompts": ("generic",)}, "without its texts"),
+        ({"batch_size": 0}, "must be at least 1"),
+        ({"timesteps": (), "draws": 1, "latents": Path("z0")}, "latents need timesteps"),
+    ],
+)
+def test_wrong_settings_are_refused(tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        extract(memory_dataset(3), FakeBackbone(), tmp_path / "o", **SETTINGS | change)
+    # A mistake leaves nothing that would stand in the way of the corrected run.
+    extract(memory_dataset(3), FakeBackbone(), tmp_path / "o", **SETTINGS)
+
+
+def test_unknown_layers_and_no_images_are_refused(tmp_path):
+    with pytest.raises(KeyError, match="unknown layer 'shallow' of fake: it has deep, wide"):
+        extract(memory_dataset(3), FakeBackbone(), tmp_path, **SETTINGS | {"layers": ("shallow",)})
+    with pytest.raises(ValueError, match="memory has no images"):
+        extract(memory_dataset(0), FakeBackbone(), tmp_path, **SETTINGS)
+
+
+def test_plan_counts_what_is_left_and_writes_nothing(tmp_path):
+    def job(out, latents=None, resume=False, timesteps=(25, 200)):
+        return Extraction(
+            memory_dataset(11), FakeBackbone(), out, Recipe(("deep", "wide"), timesteps, draws=2),
+            reading=Reading(2), shard_rows=4, latents=latents, resume=resume,
+        )  # fmt: skip
+
+    first = plan(job(tmp_path / "a", tmp_path / "z0"))
+    assert not list(tmp_path.iterdir())
+    assert (first.images, first.encoded, first.passes, first.stores) == (11, 11, 4, 8)
+    rows = 11 * 4 * (6 + 4) * 4
+    assert first.bytes_left == rows + 11 * 3 * 8 * 8 * 2
+    assert first.seconds == pytest.approx(11 * first.encode_seconds + 44 * first.pass_seconds)
+    assert first.encode_seconds > 0 and first.pass_seconds > 0
+    assert "11 images (11 to encode), 4 passes each" in first.line()
+    for _ in run(job(tmp_path / "a", tmp_path / "z0")):
+        pass
+    after = plan(job(tmp_path / "a", tmp_path / "z0", resume=True))
+    assert after.line() == "plan: nothing left to do for 8 stores"
+    cached = plan(job(tmp_path / "b", tmp_path / "z0"))
+    assert (cached.images, cached.encoded, cached.encode_seconds) == (11, 0, 0.0)
+    assert cached.pass_seconds > 0
+
+
+def test_plan_says_that_the_disk_is_too_small(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=71))
+    job = Extraction(memory_dataset(3), FakeBackbone(), tmp_path, Recipe(("deep",), (25,)))
+    with pytest.raises(ValueError, match=r"7.2e-08 GB, but 7.1e-08 GB are free at"):
+        plan(job)
+
+
+def test_shards_are_small_enough_for_memory(tmp_path):
+    def images(pool, layers=("deep", "wide"), batch_size=16):
+        return Extraction(
+            memory_dataset(3), FakeBackbone(), tmp_path, Recipe(layers, (25, 200), pool=pool),
+            reading=Reading(batch_size),
+        ).shard_images  # fmt: skip
+
+    assert images("mean") == 1024
+    assert images("mean", batch_size=24) == 1008
+    assert images("mean", batch_size=5000) == 5000
+
+
+def test_manifest_says_what_made_the_store(tmp_path):
+    extract(
+        memory_dataset(3, labelled=False), FakeBackbone(), tmp_path,
+        provenance={"mode": "fixed", "revision": "abc"}, **SETTINGS,
+    )  # fmt: skip
+    manifest = json.loads((tmp_path / "wide-t200-empty-d1/manifest.json").read_text())
+    wanted = {
+        "format": 1, "kind": "activations", "model": "fake", "revision": "abc", "layer": "wide",
+        "timestep": 200, "prompt_policy": "empty", "pool": "mean", "dtype": "float32",
+        "image_size": [16, 16], "seed": 3, "draw": 1, "mode": "fixed", "dataset": "memory",
+        "split": None, "classes": [], "labelled": False, "skipped": [], "rows": 3, "images": 3,
+        "stride": 2, "batch_size": 2, "shard_images": 4, "row_shape": [4],
+    }  # fmt: skip
+    assert {key: manifest[key] for key in wanted} == wanted
+    assert str(tmp_path) not in json.dumps(manifest)
