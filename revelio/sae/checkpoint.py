@@ -1,0 +1,91 @@
+"""Checkpoints of a training run: weights, moments, position. Resumed on a CPU, a run is bit-equal.
+
+A folder of one safetensors file a tensor (so that saving needs no second copy of them all) and
+``state.json``. Randomness needs no place here: rows are ordered by (seed, epoch).
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from revelio.sae.model import KSparseAutoencoder
+from revelio.sae.state import TrainState
+
+FORMAT = 1
+_COUNTERS = (
+    "variance",
+    "step",
+    "epoch",
+    "batch",
+    "samples",
+    "stopped",
+    "window_sum",
+    "window_best",
+)
+
+
+def save_checkpoint(folder: Path, model: KSparseAutoencoder, state: TrainState) -> None:
+    """Write the model and the training state into an existing, empty folder."""
+    for name, tensor in _tensors(model, state).items():
+        save_file({name: tensor.cpu().contiguous()}, folder / f"{name}.safetensors")
+    header = {"format": FORMAT, "d": model.d, "n": model.n, "k": model.k, "mode": model.mode}
+    counters = {name: getattr(state, name) for name in _COUNTERS}
+    (folder / "state.json").write_text(json.dumps(header | counters, indent=2) + "\n")
+
+
+@torch.no_grad()
+def load_checkpoint(folder: Path, model: KSparseAutoencoder) -> TrainState:
+    """Fill the model and give the training state that :func:`save_checkpoint` wrote.
+
+    Raises:
+        ValueError: the folder is no checkpoint, is damaged, or is of another model.
+    """
+    header = _read_header(folder, model)
+    state = TrainState.start(model)
+    for name, tensor in _tensors(model, state).items():
+        path = folder / f"{name}.safetensors"
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensor.copy_(file.get_tensor(name))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise ValueError(
+                f"{path} is damaged ({error}): remove {folder.name} and resume from an older one"
+            ) from error
+    for name in _COUNTERS:
+        setattr(state, name, header[name])
+    return state
+
+
+def _read_header(folder: Path, model: KSparseAutoencoder) -> dict[str, Any]:
+    try:
+        header = json.loads((folder / "state.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder} is no k-SAE checkpoint: {error}") from error
+    wanted = {"format": FORMAT, "d": model.d, "n": model.n, "k": model.k, "mode": model.mode}
+    for name, value in wanted.items():
+        if header.get(name) != value:
+            raise ValueError(
+                f"{folder} has {name} {header.get(name)!r}, not {value!r}: resume with the "
+                "settings it was made with"
+            )
+    if missing := [name for name in _COUNTERS if name not in header]:
+        raise ValueError(f"{folder}/state.json lacks {', '.join(missing)}: use an older checkpoint")
+    return header
+
+
+def _tensors(model: KSparseAutoencoder, state: TrainState) -> dict[str, Tensor]:
+    weights, moments = model.weights, state.moments
+    found = {"last": moments.last, "fired_at": state.fired_at}
+    for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
+        of = getattr(moments, name)
+        found |= {
+            name: getattr(weights, name),
+            f"{name}.mean": of.mean,
+            f"{name}.square": of.square,
+        }
+    return found

@@ -1,0 +1,141 @@
+"""The k-sparse autoencoder (Sec. 3.2, Eq. 3 and 4).
+
+    z = TopK(W_enc (x - b_pre) + b_enc)        x_hat = W_dec^T z + b_pre
+
+with n = expansion * d latents of which k stay active. ``b_dec`` is the paper's b_pre; both matrices are
+stored a latent a row, ``W_enc`` (n d) and ``W_dec`` (n d), so that a latent's direction is
+``W_dec[latent]``. In mode ``fixed`` the kept values pass a ReLU; ``as_paper`` and ``as_code`` keep negative
+values, as Eq. 3 and the released code do.
+"""
+
+from typing import Any, Literal, get_args
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from revelio.sae.kernel import Codes, SparseKernel, Weights
+
+Mode = Literal["fixed", "as_paper", "as_code"]
+FORMAT = 1
+PAPER_K = 32  # Sec. 4.1
+PAPER_EXPANSION = 64  # Sec. 4.1: n = 64 d
+
+_CARD = """---
+{{ card_data }}
+---
+
+# A k-sparse autoencoder
+
+Trained by [Revelio](https://arxiv.org/abs/2411.16725) on activations of a vision model: `config.json` holds
+the width d, the number of latents n, the number k that stay active, the mode, and what it was trained on.
+
+```python
+from revelio.sae.model import KSparseAutoencoder
+
+model = KSparseAutoencoder.from_pretrained("path or hub id")
+codes = model.encode(activations)  # (b d) -> values (b k), indices (b k)
+reconstruction = model.decode(codes)
+```
+"""
+
+
+class KSparseAutoencoder(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="revelio",
+    tags=["sparse-autoencoder", "interpretability"],
+    license="apache-2.0",
+    model_card_template=_CARD,
+):
+    """A k-SAE. Fresh ones have zero weights: see :mod:`revelio.sae.initialise`.
+
+    Args:
+        d: width of an activation.
+        n: number of latents.
+        k: how many of them stay active.
+        mode: ``fixed``, ``as_paper`` or ``as_code``.
+        trained_on: plain values that describe the activations; saved with the model.
+        format: version of the saved form.
+
+    Raises:
+        ValueError: sizes that make no sense, an unknown mode, or a newer format.
+    """
+
+    def __init__(
+        self,
+        d: int,
+        n: int,
+        k: int = PAPER_K,
+        mode: Mode = "fixed",
+        trained_on: dict[str, Any] | None = None,
+        format: int = FORMAT,
+    ) -> None:
+        super().__init__()
+        if format != FORMAT:
+            raise ValueError(
+                f"k-SAE of format {format}: this Revelio reads format {FORMAT}, update it"
+            )
+        if min(d, n) < 1 or not 1 <= k <= n:
+            raise ValueError(
+                f"d={d}, n={n}, k={k}: d and n must be positive and k from 1 to n; lower k"
+            )
+        if mode not in get_args(Mode):
+            raise ValueError(f"unknown mode {mode!r}: choose from {', '.join(get_args(Mode))}")
+        self.d, self.n, self.k, self.mode = d, n, k, mode
+        self.trained_on = dict(trained_on or {})
+        self.W_enc = nn.Parameter(torch.zeros(n, d))
+        self.b_enc = nn.Parameter(torch.zeros(n))
+        self.W_dec = nn.Parameter(torch.zeros(n, d))
+        self.b_dec = nn.Parameter(torch.zeros(d))
+
+    @property
+    def rectifies(self) -> bool:
+        """Whether kept values pass a ReLU."""
+        return self.mode == "fixed"
+
+    @property
+    def weights(self) -> Weights:
+        """The parameters without gradients, sharing memory."""
+        return Weights(self.W_enc.data, self.b_enc.data, self.W_dec.data, self.b_dec.data)
+
+    @torch.no_grad()
+    def encode(self, x: Float[Tensor, "b d"]) -> Codes:
+        """The sparse codes of activations, Eq. 3; no (b n) matrix is kept.
+
+        Raises:
+            ValueError: ``x`` is not (b d).
+        """
+        codes, _ = SparseKernel().encode(self.centre(x), self.weights, self.k)
+        return Codes(codes.values.clamp_(min=0), codes.indices) if self.rectifies else codes
+
+    @torch.no_grad()
+    def decode(self, codes: Codes) -> Float[Tensor, "b d"]:
+        """The reconstruction of sparse codes, Eq. 4."""
+        return SparseKernel().decode(codes, self.W_dec.data) + self.b_dec.data
+
+    @torch.no_grad()
+    def preactivations(
+        self, x: Float[Tensor, "b d"], latents: slice | None = None
+    ) -> Float[Tensor, "b l"]:
+        """``W_enc (x - b_pre) + b_enc`` before TopK, of all latents or of a slice of them."""
+        part = slice(None) if latents is None else latents
+        return torch.addmm(self.b_enc[part], self.centre(x), self.W_enc[part].T)
+
+    def centre(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
+        """``x - b_pre`` in float32.
+
+        Raises:
+            ValueError: ``x`` is not (b d).
+        """
+        if x.ndim != 2 or x.shape[1] != self.d:
+            raise ValueError(
+                f"activations of shape {tuple(x.shape)} for a k-SAE of width {self.d}: "
+                f"give (images, {self.d}), pooled if they are grids"
+            )
+        return x.to(self.b_dec.device, torch.float32) - self.b_dec.data
+
+    def forward(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
+        """The reconstruction of activations; training goes through :mod:`revelio.sae.train`."""
+        return self.decode(self.encode(x))

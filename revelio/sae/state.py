@@ -1,0 +1,123 @@
+"""What training is told (settings), what it must remember (state), what it reports (a step)."""
+
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from revelio.sae.adam import AdamRows
+from revelio.sae.initialise import PreBias
+from revelio.sae.model import KSparseAutoencoder
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How to train; the defaults are the paper's.
+
+    Attributes:
+        steps: updates; 10,240 is what the paper's budget amounts to.
+        batch_size: rows a step, for rows that are not batched already.
+        learning_rate: Adam's, after warm-up.
+        warmup_steps: of the linear warm-up; 0: none.
+        seed: of the weights and of the rows' order.
+        pre_bias: b_pre starts as the mean or the geometric median of the first rows.
+        auxk: dead latents that learn the residual, an image (Gao et al., 2024); 0: none.
+        auxk_coefficient: weight of their loss.
+        dead_after: a latent is dead when this many rows went by without it.
+        early_stop: stop when a window's mean loss is not lower by this share than the best one; 0: never.
+        early_stop_window: steps a window.
+    """
+
+    steps: int = 10_240
+    batch_size: int = 8_192
+    learning_rate: float = 4e-4
+    warmup_steps: int = 500
+    seed: int = 0
+    pre_bias: PreBias = "mean"
+    auxk: int = 0
+    auxk_coefficient: float = 1 / 32
+    dead_after: int = 100_000
+    early_stop: float = 0.0
+    early_stop_window: int = 500
+
+    def __post_init__(self) -> None:
+        small = {"steps": self.steps, "batch_size": self.batch_size, "dead_after": self.dead_after}
+        small["early_stop_window"] = self.early_stop_window
+        for name, value in small.items():
+            if value < 1:
+                raise ValueError(f"{name}={value}: give at least 1")
+        if not 0 < self.learning_rate < float("inf"):
+            raise ValueError(f"learning_rate={self.learning_rate}: give a positive number")
+        if self.warmup_steps < 0 or self.auxk < 0 or not 0 <= self.early_stop < 1:
+            raise ValueError(
+                f"warmup_steps={self.warmup_steps}, auxk={self.auxk}, early_stop="
+                f"{self.early_stop}: they must not be negative, and early_stop below 1"
+            )
+
+
+@dataclass
+class TrainState:
+    """Where training stands: with the model, all that a resumed run needs.
+
+    Attributes:
+        moments: Adam's.
+        fired_at: the number of rows seen when a latent was last active.
+        variance: of the whole set, which `fixed` mode's loss is divided by.
+        step: updates done.
+        epoch: the epoch that the next batch is from.
+        batch: the next batch's place in it.
+        samples: rows seen.
+        stopped: whether early stopping has ended the training.
+        window_sum: sum of the losses since the last early-stop window ended.
+        window_best: the lowest mean loss of a window so far.
+    """
+
+    moments: AdamRows
+    fired_at: Int64[Tensor, " n"]
+    variance: float = 1.0
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    samples: int = 0
+    stopped: bool = False
+    window_sum: float = 0.0
+    window_best: float | None = None
+
+    @classmethod
+    def start(cls, model: KSparseAutoencoder) -> "TrainState":
+        """The state before the first step."""
+        w = model.weights
+        moments = AdamRows.start(w.W_enc, w.W_dec, w.b_enc, w.b_dec)
+        return cls(moments, torch.zeros_like(moments.last))
+
+
+@dataclass(frozen=True)
+class StepState:
+    """A step as seen from outside.
+
+    Attributes:
+        step: its number, from 1.
+        epoch: the epoch its rows are from.
+        samples: rows seen so far.
+        loss: as the mode defines it, without AuxK.
+        auxk_loss: AuxK's part, weighted; 0 without.
+        fvu: fraction of the batch's variance unexplained (about the batch's mean; NaN without variance).
+        l0: active latents a row.
+        active: latents active in this batch.
+        dead_share: share of latents not active in the last ``dead_after`` rows.
+        learning_rate: of this update.
+        state: the training state, to be saved with the model.
+    """
+
+    step: int
+    epoch: int
+    samples: int
+    loss: float
+    auxk_loss: float
+    fvu: float
+    l0: float
+    active: int
+    dead_share: float
+    learning_rate: float
+    state: TrainState = field(repr=False)

@@ -1,0 +1,169 @@
+"""One training step: forward, loss, gradient, update, with codes sparse throughout.
+
+Adam at 4e-4 with 500 steps of linear warm-up (Sec. 4.1), decoder rows of unit length, the gradient's
+component along them removed. What the modes change:
+
+| mode     | loss                             | unit length             | warm-up of update t |
+|----------|----------------------------------|-------------------------|---------------------|
+| fixed    | MSE / variance of the whole set  | after the update        | t / 500             |
+| as_paper | squared error of a row (Eq. 5)   | after the update        | t / 500             |
+| as_code  | MSE / variance of the batch      | before the forward pass | (t + 1) / 500       |
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from revelio.sae.adam import AdamStep
+from revelio.sae.kernel import Codes, Gradient, Kernel
+from revelio.sae.model import KSparseAutoencoder
+from revelio.sae.state import StepState, TrainSettings, TrainState
+
+
+def learning_rate(model: KSparseAutoencoder, settings: TrainSettings, t: int) -> float:
+    """Update t's learning rate (t from 1). The released code's scheduler is one step ahead."""
+    if settings.warmup_steps == 0:
+        return settings.learning_rate
+    ahead = 1 if model.mode == "as_code" else 0
+    return settings.learning_rate * min(1.0, (t + ahead) / settings.warmup_steps)
+
+
+class _Loss(NamedTuple):
+    loss: float
+    scale: float
+    fvu: float
+
+
+def _loss(model: KSparseAutoencoder, x: Tensor, error: Tensor, state: TrainState) -> _Loss:
+    """The loss, and the factor that makes its gradient out of the error."""
+    spread_of_batch = (x - x.mean(0)).square().mean()
+    mse = error.square().mean()
+    fvu = float(mse / spread_of_batch)
+    if model.mode == "as_paper":
+        return _Loss(float(mse * model.d), 2 / len(x), fvu)
+    divisor = float(spread_of_batch) if model.mode == "as_code" else state.variance
+    loss = float(mse / spread_of_batch) if model.mode == "as_code" else float(mse) / divisor
+    if model.mode == "as_code" and loss != loss and bool(error.isfinite().all()):
+        return _Loss(0.0, 0.0, fvu)  # the released code's NaN -> 0
+    return _Loss(loss, 2 / (error.numel() * divisor) if divisor else float("nan"), fvu)
+
+
+def train_step(
+    model: KSparseAutoencoder,
+    batch: Float[Tensor, "b d"],
+    settings: TrainSettings,
+    state: TrainState,
+    kernel: Kernel,
+) -> StepState:
+    """One update of all weights, in place.
+
+    Raises:
+        ValueError: rows of another width, or a loss that is not finite (nothing is changed then).
+    """
+    weights, t = model.weights, state.step + 1
+    if model.mode == "as_code":
+        for block in state.moments.blocks(512):
+            block.unit_norm(weights.W_dec)
+    centred = model.centre(batch)
+    x = batch.to(centred.device, torch.float32)
+    codes, dead = _encode(model, centred, settings, state, kernel)
+    error = kernel.decode(codes, weights.W_dec) + weights.b_dec - x
+    loss, scale, fvu = _loss(model, x, error, state)
+    if not abs(loss) < float("inf"):
+        raise ValueError(
+            f"the loss of step {t} is {loss}: look for NaN or equal rows in the activations, "
+            "or lower learning_rate"
+        )
+    parts = [_pull(model, codes, error * scale, kernel)]
+    auxk_loss = 0.0
+    if dead is not None:
+        aux_error = kernel.decode(dead, weights.W_dec) + error
+        factor = settings.auxk_coefficient * scale
+        auxk_loss = float(aux_error.square().sum()) * factor / 2
+        parts.append(_pull(model, dead, aux_error * factor, kernel))
+    gradient = _gradient(model, centred, parts, kernel)
+    rate = learning_rate(model, settings, t)
+    adam = AdamStep(t, rate, unit_norm=model.mode != "as_code")
+    kernel.update(weights, state.moments, gradient, adam)
+    state.step, state.samples = t, state.samples + len(x)
+    state.window_sum += loss
+    fired = codes.indices[codes.values != 0]
+    state.fired_at[fired] = state.samples
+    return StepState(
+        step=t,
+        epoch=state.epoch,
+        samples=state.samples,
+        loss=loss,
+        auxk_loss=auxk_loss,
+        fvu=fvu,
+        l0=len(fired) / len(x),
+        active=int((state.fired_at == state.samples).sum()),
+        dead_share=float(_dead(state, settings).double().mean()),
+        learning_rate=rate,
+        state=state,
+    )
+
+
+def _dead(state: TrainState, settings: TrainSettings) -> Tensor:
+    return state.samples - state.fired_at >= settings.dead_after
+
+
+def _encode(
+    model: KSparseAutoencoder,
+    centred: Tensor,
+    settings: TrainSettings,
+    state: TrainState,
+    kernel: Kernel,
+) -> tuple[Codes, Codes | None]:
+    among = _dead(state, settings) if settings.auxk else None
+    k_dead = min(settings.auxk, int(among.sum())) if among is not None else 0
+    codes, dead = kernel.encode(centred, model.weights, model.k, among if k_dead else None, k_dead)
+    if model.rectifies:
+        codes.values.clamp_(min=0)
+        if dead is not None:
+            dead.values.clamp_(min=0)
+    return codes, dead
+
+
+class _Pull(NamedTuple):
+    """Codes with the gradients of their values and of what they decode to."""
+
+    codes: Codes
+    gradients: Float[Tensor, "b k"]
+    outputs: Float[Tensor, "b d"]
+
+
+def _pull(model: KSparseAutoencoder, codes: Codes, outputs: Tensor, kernel: Kernel) -> _Pull:
+    gradients = kernel.code_gradients(codes, outputs, model.weights.W_dec)
+    if model.rectifies:
+        gradients = gradients * (codes.values > 0)
+    return _Pull(codes, gradients, outputs)
+
+
+def _gradient(
+    model: KSparseAutoencoder, centred: Tensor, parts: list[_Pull], kernel: Kernel
+) -> Gradient:
+    """All terms of the gradient; AuxK's outputs stand below the reconstruction's.
+
+    Only the first part reaches b_pre through the decoder: AuxK reconstructs the residual without it.
+    """
+    b = len(centred)
+    images = [torch.arange(b, device=centred.device).repeat_interleave(p.codes.indices.shape[1])
+              for p in parts]  # fmt: skip
+    values = torch.cat([p.codes.values.flatten() for p in parts])
+    gradients = torch.cat([p.gradients.flatten() for p in parts])
+    latents = torch.cat([p.codes.indices.flatten() for p in parts])
+    output_rows = torch.cat([rows + i * b for i, rows in enumerate(images)])
+    image_rows = torch.cat(images)
+    b_dec = parts[0].outputs.sum(0)
+    for part in parts:
+        through = Codes(part.gradients, part.codes.indices)
+        b_dec -= kernel.decode(through, model.weights.W_enc).sum(0)
+    outputs = torch.cat([p.outputs for p in parts]) if len(parts) > 1 else parts[0].outputs
+    if model.rectifies:
+        keep = values > 0
+        latents, image_rows, output_rows = latents[keep], image_rows[keep], output_rows[keep]
+        values, gradients = values[keep], gradients[keep]
+    return Gradient(latents, image_rows, output_rows, values, gradients, centred, outputs, b_dec)
