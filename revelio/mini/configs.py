@@ -1,0 +1,112 @@
+"""What a mini model's YAML may say: one frozen dataclass a kind of model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast to train.
+
+    The learning rate is warmed up over `warmup_steps`, held, and falls linearly to zero over the last `decay` share of
+    the time: progress is seconds trained over `minutes`, so that the end is annealed whatever the machine's load.
+    """
+
+    minutes: float
+    batch: int = 128
+    learning_rate: float = 1e-3
+    warmup_steps: int = 200
+    decay: float = 0.4
+    weight_decay: float = 0.01
+    beta2: float = 0.99
+    clip: float = 1.0
+    ema: float = 0.999
+    seed: int = 0
+    threads: int = 2
+    compile: bool = False
+    checkpoint_minutes: float = 4.0
+    snapshot_minutes: float = 0.0
+    log_steps: int = 100
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Which data sets are trained on; their folders come from the command line."""
+
+    fashion_mnist: bool = False
+    caltech101: bool = False
+    cifar10: bool = False
+
+
+@dataclass(frozen=True)
+class VaeConfig:
+    """A small `AutoencoderKL`; the latents keep 16x16x4."""
+
+    name: str
+    schedule: Schedule
+    sources: Sources
+    side: int = 32
+    channels: tuple[int, ...] = (32, 64)
+    blocks: int = 1
+    groups: int = 8
+    kl_weight: float = 1e-4
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """A small `CLIPModel` and its tokenizer."""
+
+    name: str
+    schedule: Schedule
+    sources: Sources
+    side: int = 64
+    patch: int = 8
+    vision_width: int = 128
+    vision_layers: int = 6
+    text_width: int = 128
+    text_layers: int = 4
+    heads: int = 4
+    projection: int = 128
+    max_length: int = 32
+    vocabulary: int = 1500
+    text_minutes: float = 5.0
+
+
+@dataclass(frozen=True)
+class UnetShape:
+    """Width and depth of a `UNet2DConditionModel` with the block types of SD-1.5."""
+
+    channels: tuple[int, ...] = (32, 64, 128, 128)
+    blocks: int = 1
+    heads: tuple[int, ...] = (2, 2, 4, 4)
+    groups: int = 8
+
+
+@dataclass(frozen=True)
+class DitShape:
+    """Width and depth of a `DiTTransformer2DModel`."""
+
+    heads: int = 4
+    head_width: int = 48
+    blocks: int = 10
+    patch: int = 2
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """A latent diffusion model on the latents of a mini-vae.
+
+    `unet` makes it text-conditional through mini-clip's text encoder, `dit` class-conditional.
+    """
+
+    name: str
+    schedule: Schedule
+    sources: Sources
+    vae: str
+    side: int = 32
+    clip: str = ""
+    unet: UnetShape | None = None
+    dit: DitShape | None = None
+    empty_share: float = 0.15
+    min_snr: float = 5.0
