@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from PIL import Image
 
@@ -13,6 +14,10 @@ class ImageError(ValueError):
         super().__init__(f"image {image_id} can't be read: {reason}")
         self.image_id = image_id
         self.reason = reason
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        # Without it the one-line message would be passed for both arguments when it crosses processes.
+        return ImageError, (self.image_id, self.reason)
 
 
 @dataclass(frozen=True)
@@ -45,5 +50,10 @@ class ImageDataset:
             self,
             ids=[self.ids[i] for i in kept],
             labels=None if self.labels is None else [self.labels[i] for i in kept],
-            read=lambda index: self.read(kept[index]),
+            # No closure: workers that are started afresh (not forked) get the data set by pickle.
+            read=partial(_read_kept, self.read, kept),
         )
+
+
+def _read_kept(read: Callable[[int], Image.Image], kept: Sequence[int], index: int) -> Image.Image:
+    return read(kept[index])

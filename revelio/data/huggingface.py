@@ -1,0 +1,265 @@
+"""Hugging Face data sets: a folder on disk, parquet files, or an id on the hub.
+
+Pictures are read as the bytes they are stored as, so nothing is decoded before it is asked for. A parquet
+file without features of its own works too: pictures are ``struct<bytes, path>`` or plain bytes. A column
+``split`` in a set without splits makes splits.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from revelio.data.dataset import ImageDataset, ImageError
+from revelio.data.picture import read_picture
+from revelio.data.splits import ALL, SPLIT_NAMES, choose_split
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+ID_COLUMNS = ("id", "image_id")
+# Below this size parquet files are held in memory; above it, `datasets` maps its own copy from disk.
+IN_MEMORY_BYTES = 2**30
+
+
+@dataclass(frozen=True)
+class RowReader:
+    """Reads the picture of an index from a column of stored image files."""
+
+    rows: "Dataset"
+    column: str
+    ids: Sequence[str]
+
+    def __call__(self, index: int) -> Image.Image:
+        """The picture at ``index``; raises :class:`revelio.data.dataset.ImageError`."""
+        value = self.rows[index][self.column]
+        if isinstance(value, Mapping):
+            value = value.get("bytes") or value.get("path")
+        if isinstance(value, str):
+            value = Path(value)
+        if value is None:
+            raise ImageError(self.ids[index], "the row holds no picture")
+        return read_picture(value, self.ids[index])
+
+
+def is_saved_dataset(path: Path) -> bool:
+    """Whether ``path`` is a folder written by ``datasets``' ``save_to_disk``."""
+    return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+
+
+def parquet_files(path: Path) -> list[Path]:
+    """The parquet files that ``path`` is or holds (directly, in ``data/``, or a folder a split)."""
+    if path.is_file():
+        return [path] if path.suffix == ".parquet" else []
+    inside = [*path.glob("*.parquet"), *path.glob("*/*.parquet")]
+    return sorted(file for file in inside if not file.name.startswith("."))
+
+
+def saved_splits(path: Path) -> dict[str, "Dataset"]:
+    """The splits of a folder written by ``save_to_disk``; the one key is "" where there are none.
+
+    Raises:
+        ValueError: the folder can't be read.
+    """
+    import datasets
+
+    try:
+        loaded = datasets.load_from_disk(str(path))
+    except Exception as error:
+        raise ValueError(f"{path} is no whole saved data set: {_first_line(error)}") from error
+    if isinstance(loaded, datasets.DatasetDict):
+        return {str(split): rows for split, rows in loaded.items()}
+    return {"": loaded}
+
+
+def parquet_splits(files: Sequence[Path]) -> dict[str, "Dataset"]:
+    """The rows of parquet files by split, told from names (``train-00000-of-00001.parquet``).
+
+    Raises:
+        ValueError: a file can't be read.
+    """
+    groups: dict[str, list[Path]] = {}
+    for file in files:
+        words = (file.stem.replace(".", "-").replace("_", "-").split("-")[0], file.parent.name)
+        groups.setdefault(next((word for word in words if word in SPLIT_NAMES), ""), []).append(
+            file
+        )
+    if "" in groups and len(groups) > 1:
+        raise ValueError(
+            f"{groups[''][0]} names no split, but others beside it do: name parquet files after "
+            f"their split ({', '.join(SPLIT_NAMES)})"
+        )
+    return {split: _read_parquet(group) for split, group in groups.items()}
+
+
+def hub_splits(hub_id: str, revision: str | None = None) -> dict[str, "Dataset"]:
+    """Every split of a data set on the Hugging Face hub, downloaded once and cached by ``datasets``.
+
+    Raises:
+        ValueError: the hub, or the data set on it, can't be reached and isn't in the cache.
+    """
+    import datasets
+    import huggingface_hub
+    from datasets.config import HF_DATASETS_CACHE
+
+    try:
+        try:
+            # One short question first: the download itself retries for half a minute, noisily.
+            huggingface_hub.HfApi().dataset_info(hub_id, revision=revision, timeout=10)
+        except Exception:
+            if not (Path(HF_DATASETS_CACHE) / hub_id.replace("/", "___")).is_dir():
+                raise
+        loaded = datasets.load_dataset(hub_id, revision=revision)
+    except Exception as error:
+        raise ValueError(
+            f"the data set {hub_id} can't be had from the Hugging Face hub ({_first_line(error)}): "
+            "check its name and the network, or give a local copy of a recipe with --data.root"
+        ) from error
+    return {str(split): rows for split, rows in loaded.items()}  # type: ignore[union-attr]
+
+
+def open_splits(
+    splits: Mapping[str, "Dataset"],
+    split: str | None,
+    *,
+    name: str,
+    image_columns: Sequence[str] = ("image",),
+    label_columns: Sequence[str] = ("label",),
+    label_required: bool = False,
+) -> ImageDataset:
+    """The rows of one split as images with ids and labels, in their own order.
+
+    Ids are the column ``id`` or ``image_id`` where its values are unique, else ``<split>/<row>``.
+
+    Args:
+        splits: rows by split; the one key is "" where there are none.
+        split: which; ``all`` for every one, one after the other.
+        name: what results call the set.
+        image_columns: the first of these that is there holds the pictures.
+        label_columns: the first of these that is there holds the labels.
+        label_required: whether it is an error when none of ``label_columns`` is there.
+
+    Raises:
+        ValueError: no such split or column, or labels that are neither names nor whole numbers.
+    """
+    import datasets
+
+    splits = _split_by_column(splits)
+    chosen = choose_split([key for key in splits if key], split, name)
+    keys = list(splits) if chosen in (None, ALL) else [chosen]
+    parts = [splits[key] for key in keys]
+    rows = parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
+    image_column = _pick(rows, image_columns, name, "--data.image-column")
+    label_column = next((c for c in label_columns if c in rows.column_names), None)
+    if label_column is None and label_required:
+        label_column = _pick(rows, label_columns, name, "--data.label-column")
+    ids = _ids(rows, [(key, len(splits[key])) for key in keys])
+    classes: tuple[str, ...] = ()
+    labels = None
+    if label_column is not None:
+        classes, labels = _labels(rows, label_column, list(splits.values()), name)
+    return ImageDataset(name, chosen, classes, ids, labels, _reader(rows, image_column, ids, name))
+
+
+def _read_parquet(files: Sequence[Path]) -> "Dataset":
+    import datasets
+    import pyarrow
+    import pyarrow.parquet
+    from datasets.table import InMemoryTable
+
+    try:
+        if sum(file.stat().st_size for file in files) > IN_MEMORY_BYTES:
+            return datasets.Dataset.from_parquet([str(file) for file in files])  # type: ignore[return-value]
+        tables = [pyarrow.parquet.ParquetFile(file).read() for file in files]
+        return datasets.Dataset(InMemoryTable(pyarrow.concat_tables(tables)))
+    except Exception as error:
+        names = ", ".join(file.name for file in files[:3])
+        raise ValueError(f"{names} can't be read as parquet: {_first_line(error)}") from error
+
+
+def _split_by_column(splits: Mapping[str, "Dataset"]) -> Mapping[str, "Dataset"]:
+    rows = splits.get("")
+    if rows is None or "split" not in rows.column_names:
+        return splits
+    feature = rows.features["split"]
+    values = rows["split"][:]
+    if hasattr(feature, "int2str"):
+        values = feature.int2str(values)
+    kept: dict[str, list[int]] = {}
+    for index, value in enumerate(values):
+        kept.setdefault(str(value), []).append(index)
+    return {value: rows.select(indices) for value, indices in kept.items()}
+
+
+def _pick(rows: "Dataset", wanted: Sequence[str], name: str, flag: str) -> str:
+    for column in wanted:
+        if column in rows.column_names:
+            return column
+    raise ValueError(
+        f"{name} has no column {' or '.join(map(repr, wanted))}: "
+        f"choose one with {flag} ({', '.join(rows.column_names)})"
+    )
+
+
+def _ids(rows: "Dataset", counts: Sequence[tuple[str, int]]) -> list[str]:
+    for column in ID_COLUMNS:
+        if column in rows.column_names:
+            values = rows[column][:]
+            if None not in values and len({str(value) for value in values}) == len(values):
+                return [str(value) for value in values]
+    return [f"{key}/{row}" if key else str(row) for key, count in counts for row in range(count)]
+
+
+def _labels(
+    rows: "Dataset", column: str, parts: Sequence["Dataset"], name: str
+) -> tuple[tuple[str, ...], list[int] | None]:
+    """Classes and class ids; both empty where no row has a label (None, or -1 as the hub writes)."""
+    import datasets
+
+    feature, values = rows.features[column], rows[column][:]
+    missing = [index for index, value in enumerate(values) if value is None or value == -1]
+    if len(missing) == len(values):
+        return (), None
+    if missing:
+        raise ValueError(
+            f"{name}: row {missing[0]} has no {column!r} but others do: label or drop it"
+        )
+    if isinstance(feature, datasets.ClassLabel):
+        return tuple(feature.names), values
+    # Over all splits, so that a class missing from one doesn't shift the ids of others.
+    present = {v for part in parts if column in part.column_names for v in part.unique(column)}
+    present -= {None, -1}
+    kinds = {type(value) for value in present}
+    if kinds == {str}:
+        classes = sorted(present)
+        ids = {value: index for index, value in enumerate(classes)}
+        return tuple(classes), [ids[value] for value in values]
+    if kinds <= {int, bool} and min(present) >= 0:
+        return tuple(map(str, range(max(present) + 1))), [int(value) for value in values]
+    raise ValueError(
+        f"{name}: the column {column!r} holds no classes (names, or whole numbers from 0): "
+        f"choose one with --data.label-column ({', '.join(rows.column_names)})"
+    )
+
+
+def _reader(rows: "Dataset", column: str, ids: Sequence[str], name: str) -> RowReader:
+    import datasets
+
+    only = rows.select_columns([column])
+    feature: Any = only.features[column]
+    if isinstance(feature, datasets.Image):
+        return RowReader(only.cast_column(column, datasets.Image(decode=False)), column, ids)
+    kind = getattr(feature, "dtype", None)
+    if kind in ("binary", "large_binary") or (isinstance(feature, Mapping) and "bytes" in feature):
+        return RowReader(only, column, ids)
+    raise ValueError(
+        f"{name}: the column {column!r} holds no pictures but {kind or type(feature).__name__}: "
+        f"choose one with --data.image-column ({', '.join(rows.column_names)})"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

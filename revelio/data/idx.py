@@ -1,0 +1,84 @@
+"""Pictures in gzipped idx files, the format of MNIST and Fashion-MNIST: 8-bit grey arrays."""
+
+import gzip
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from revelio.data.dataset import ImageDataset
+from revelio.data.splits import ALL, choose_split
+
+_STEMS = {"train": "train", "test": "t10k"}
+
+
+@dataclass(frozen=True)
+class ArrayReader:
+    """Reads the picture of an index from an array (images, height, width) of 8-bit grey."""
+
+    pictures: np.ndarray
+
+    def __call__(self, index: int) -> Image.Image:
+        """The picture at ``index``, grey as RGB."""
+        return Image.fromarray(self.pictures[index]).convert("RGB")
+
+
+def has_idx(folder: Path) -> bool:
+    """Whether ``folder`` holds pictures as idx files."""
+    return any((folder / _file(stem, "images", 3)).is_file() for stem in _STEMS.values())
+
+
+def open_idx(folder: Path, *, split: str | None, name: str, classes: Sequence[str]) -> ImageDataset:
+    """Open ``train-images-idx3-ubyte.gz`` and its fellows; ids are ``<split>/<row>``.
+
+    Raises:
+        ValueError: no such split, a file that is cut or no idx file, or an unknown class id.
+    """
+    there = [s for s, stem in _STEMS.items() if (folder / _file(stem, "images", 3)).is_file()]
+    chosen = choose_split(there, split, str(folder))
+    keys = there if chosen in (None, ALL) else [chosen]
+    pictures = [read_idx(folder / _file(_STEMS[key], "images", 3)) for key in keys]
+    labels = [read_idx(folder / _file(_STEMS[key], "labels", 1)) for key in keys]
+    for key, some, own in zip(keys, pictures, labels, strict=True):
+        if some.ndim != 3 or own.shape != some.shape[:1] or own.max(initial=0) >= len(classes):
+            raise ValueError(
+                f"{folder}: the {key} labels (shape {own.shape}, up to {own.max(initial=0)}) don't fit "
+                f"pictures of shape {some.shape} in {len(classes)} classes"
+            )
+    return ImageDataset(
+        name=name,
+        split=chosen,
+        classes=tuple(classes),
+        ids=[
+            f"{key}/{row}" for key, own in zip(keys, labels, strict=True) for row in range(len(own))
+        ],
+        labels=[int(label) for own in labels for label in own],
+        read=ArrayReader(np.concatenate(pictures)),
+    )
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """The array of one gzipped idx file of unsigned bytes.
+
+    Raises:
+        ValueError: it is not there, no such file, or cut short; the message names it.
+    """
+    try:
+        with gzip.open(path, "rb") as file:
+            content = file.read()
+    except (OSError, EOFError) as error:
+        raise ValueError(f"{path} can't be read as a gzipped idx file: {error}") from error
+    if content[:3] != b"\x00\x00\x08" or len(content) < 4 + 4 * content[3]:
+        raise ValueError(f"{path} is no idx file of unsigned bytes")
+    start = 4 + 4 * content[3]
+    shape = tuple(int(side) for side in np.frombuffer(content[4:start], dtype=">u4"))
+    values = np.frombuffer(content, dtype=np.uint8, offset=start)
+    if values.size != int(np.prod(shape)):
+        raise ValueError(f"{path} is cut: {values.size} bytes of pixels where {shape} are stated")
+    return values.reshape(shape)
+
+
+def _file(stem: str, what: str, rank: int) -> str:
+    return f"{stem}-{what}-idx{rank}-ubyte.gz"

@@ -1,0 +1,110 @@
+"""The folder layouts of data sets' own archives, read into a :class:`revelio.data.listing.Listing`.
+
+Each reader gives None for a folder that is not laid out its way, and raises ValueError for one that is but
+lacks pictures. Class ids and splits are those that the archives' own lists state.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from revelio.data.folder import read_lists
+from revelio.data.listing import Listing
+
+if TYPE_CHECKING:
+    from revelio.data.recipes import Recipe
+
+_Line = Callable[[str], tuple[str, int]]
+
+
+def oxford_pet(root: Path, _: "Recipe") -> Listing | None:
+    """``images/Abyssinian_100.jpg`` + ``annotations/trainval.txt``: ``Abyssinian_100 1 1 1``, ids from 1."""
+    lists = {"train": root / "annotations/trainval.txt", "test": root / "annotations/test.txt"}
+    if not all(file.is_file() for file in lists.values()):
+        return None
+    names: dict[int, str] = {}
+
+    def line(text: str) -> tuple[str, int]:
+        stem, number = text.split()[:2]
+        names[int(number) - 1] = stem.rpartition("_")[0]
+        return f"{stem}.jpg", int(number) - 1
+
+    splits = _read(root / "images", lists, line)
+    return Listing(root / "images", tuple(names[label] for label in range(len(names))), splits)
+
+
+def fgvc_aircraft(root: Path, _: "Recipe") -> Listing | None:
+    """``data/images/1025794.jpg`` + ``data/images_variant_train.txt``: ``1025794 707-320``.
+
+    Class ids are line numbers of ``variants.txt``.
+    """
+    data = root / "data" if (root / "data").is_dir() else root
+    known = {"train": "train", "validation": "val", "test": "test"}
+    lists = {split: data / f"images_variant_{word}.txt" for split, word in known.items()}
+    lists = {split: file for split, file in lists.items() if file.is_file()}
+    if not lists or not (data / "variants.txt").is_file():
+        return None
+    classes = tuple((data / "variants.txt").read_text(encoding="utf-8").split("\n"))
+    classes = tuple(name.strip() for name in classes if name.strip())
+    ids = {name: index for index, name in enumerate(classes)}
+
+    def line(text: str) -> tuple[str, int]:
+        number, _, variant = text.partition(" ")
+        return f"{number}.jpg", ids[variant.strip()]
+
+    return Listing(data / "images", classes, _read(data / "images", lists, line))
+
+
+def dtd(root: Path, _: "Recipe") -> Listing | None:
+    """``images/banded/banded_0002.jpg`` + ``labels/train1.txt``: the first of its ten partitions."""
+    lists = {"train": "train1", "validation": "val1", "test": "test1"}
+    files = {split: root / f"labels/{stem}.txt" for split, stem in lists.items()}
+    if not all(file.is_file() for file in files.values()):
+        return None
+    return read_lists(root / "images", {split: [file] for split, file in files.items()})
+
+
+def flowers(root: Path, recipe: "Recipe") -> Listing | None:
+    """``jpg/image_00001.jpg`` + ``imagelabels.mat`` (class numbers from 1) + ``setid.mat`` (the splits)."""
+    if not (root / "imagelabels.mat").is_file() or not (root / "setid.mat").is_file():
+        return None
+    from scipy.io import loadmat
+
+    labels = loadmat(str(root / "imagelabels.mat"))["labels"][0]
+    sets = loadmat(str(root / "setid.mat"))
+    keys = {"train": "trnid", "validation": "valid", "test": "tstid"}
+    splits = {
+        split: [(f"image_{int(n):05d}.jpg", int(labels[int(n) - 1]) - 1) for n in sets[key][0]]
+        for split, key in keys.items()
+    }
+    _check_there(root / "jpg", splits, root / "setid.mat")
+    return Listing(root / "jpg", recipe.classes, splits)
+
+
+def _read(
+    images: Path, lists: Mapping[str, Path], line: _Line
+) -> dict[str, list[tuple[str, int | None]]]:
+    splits: dict[str, list[tuple[str, int | None]]] = {}
+    for split, file in lists.items():
+        splits[split] = []
+        for number, text in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+            if not text.strip() or text.startswith("#"):
+                continue
+            try:
+                splits[split].append(line(text.strip()))
+            except (ValueError, KeyError) as error:
+                raise ValueError(f"{file} line {number} is not as expected: {text!r}") from error
+        _check_there(images, {split: splits[split]}, file)
+    return splits
+
+
+def _check_there(
+    images: Path, splits: Mapping[str, Sequence[tuple[str, int | None]]], where: Path
+) -> None:
+    there = {entry.name for entry in images.iterdir()} if images.is_dir() else set()
+    missing = [name for entries in splits.values() for name, _ in entries if name not in there]
+    if missing:
+        raise ValueError(
+            f"{where} lists {len(missing)} pictures that are not in {images}, the first is "
+            f"{missing[0]}: complete the folder"
+        )

@@ -1,0 +1,97 @@
+"""Image files under a root, by split and class: what every folder layout is read into."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from PIL import Image
+
+from revelio.data.dataset import ImageDataset
+from revelio.data.picture import read_picture
+from revelio.data.splits import ALL, choose_split
+
+# What makes a file count as a picture when a folder is searched; its content decides how it is read.
+SUFFIXES = frozenset(
+    (
+        *(".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
+        *(".ppm", ".pgm", ".pnm", ".jp2", ".avif", ".tga"),
+    )
+)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Files with their class ids.
+
+    Attributes:
+        root: the folder that paths are relative to.
+        classes: class names by class id; empty where there are no labels.
+        splits: for each split, (path under ``root`` with forward slashes, class id); the one key
+            is "" where there are no splits. Class ids are None where there are no labels.
+    """
+
+    root: Path
+    classes: tuple[str, ...]
+    splits: Mapping[str, Sequence[tuple[str, int | None]]]
+
+
+@dataclass(frozen=True)
+class FileReader:
+    """Reads the picture of an index from its file; ids are paths under the root."""
+
+    root: Path
+    paths: Sequence[str]
+
+    def __call__(self, index: int) -> Image.Image:
+        """The picture at ``index``; raises :class:`revelio.data.dataset.ImageError`."""
+        return read_picture(self.root / self.paths[index], self.paths[index])
+
+
+def listed_dataset(listing: Listing, split: str | None, name: str) -> ImageDataset:
+    """The images of one split (or ``all``) in the order of their sorted paths, which are their ids.
+
+    Raises:
+        ValueError: there is no such split, or a file is listed twice.
+    """
+    chosen = choose_split([key for key in listing.splits if key], split, str(listing.root))
+    keys = list(listing.splits) if chosen in (None, ALL) else [chosen]
+    entries = sorted(entry for key in keys for entry in listing.splits[key])
+    paths = [path for path, _ in entries]
+    for before, after in pairwise(paths):
+        if before == after:
+            raise ValueError(f"{listing.root} lists {after} twice: every image once")
+    labels = [label for _, label in entries if label is not None]
+    return ImageDataset(
+        name=name,
+        split=chosen,
+        classes=listing.classes,
+        ids=paths,
+        labels=labels if listing.classes else None,
+        read=FileReader(listing.root, paths),
+    )
+
+
+def find_pictures(folder: Path) -> list[str]:
+    """Paths of the pictures in ``folder`` and below, relative to it, with forward slashes, sorted.
+
+    Hidden files and folders (``.DS_Store``, ``._photo.jpg``) are left out; links are followed.
+    """
+    found, seen = [], {os.path.realpath(folder)}
+    for here, folders, files in os.walk(folder, followlinks=True):
+        below = [name for name in folders if not name.startswith(".")]
+        # A link back to a folder above would never end.
+        reals = {name: os.path.realpath(os.path.join(here, name)) for name in below}
+        folders[:] = [name for name in below if reals[name] not in seen]
+        seen.update(reals.values())
+        prefix = os.path.relpath(here, folder).replace(os.sep, "/")
+        stem = "" if prefix == "." else f"{prefix}/"
+        found += [stem + name for name in files if is_picture(name)]
+    return sorted(found)
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file of this name counts as a picture."""
+    base = name.rpartition("/")[2]
+    return not base.startswith(".") and os.path.splitext(base)[1].lower() in SUFFIXES

@@ -1,0 +1,98 @@
+"""One picture, from bytes or a file to 8-bit RGB, the same way for every source.
+
+Rules, where a file leaves a choice:
+
+- the content decides the format, not the file's extension;
+- a rotation noted in EXIF is applied;
+- of an animation, the first frame counts;
+- transparent pixels are laid on white;
+- 16-bit grey is scaled (65535 -> 255), never clipped; 32-bit pixels have no defined white: refused;
+- CMYK goes to RGB by Pillow's plain formula; embedded colour profiles are not applied.
+"""
+
+import warnings
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from revelio.data.dataset import ImageError
+
+# Only bitmaps: Pillow would hand an EPS file to another program.
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA")
+
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def read_picture(source: bytes | Path, image_id: str) -> Image.Image:
+    """Read one picture as 8-bit RGB, upright, on white.
+
+    Args:
+        source: the content of an image file, or where the file is.
+        image_id: what a message calls the picture.
+
+    Raises:
+        ImageError: it can't be read whole; says why.
+    """
+    content = _content(source, image_id) if isinstance(source, Path) else source
+    if not content:
+        raise ImageError(image_id, "it is empty (0 bytes)")
+    try:
+        with warnings.catch_warnings():
+            # What Pillow only warns of (a torn EXIF block, odd TIFF tags) leaves the pixels whole.
+            warnings.simplefilter("ignore")
+            with Image.open(BytesIO(content), formats=_readable()) as image:
+                image.load()
+                return _to_rgb(_upright(image))
+    except UnidentifiedImageError as error:
+        raise ImageError(image_id, "its content is no known picture format") from error
+    except Exception as error:  # Decoders raise nearly anything on a broken file.
+        raise ImageError(image_id, " ".join(str(error).split()) or type(error).__name__) from error
+
+
+def _content(path: Path, image_id: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ImageError(image_id, (error.strerror or str(error)).lower()) from error
+
+
+def _readable() -> list[str]:
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+def _upright(image: ImageFile.ImageFile | Image.Image) -> Image.Image:
+    turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 1))
+    return image if turn is None else image.transpose(turn)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        return _grey_from_16_bits(image).convert("RGB")
+    if image.mode == "F":
+        raise ValueError(
+            "its pixels are 32-bit fractions without a defined white: save it in 8 or 16 bits"
+        )
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    return image.convert("RGB") if image.mode != "RGB" else image.copy()
+
+
+def _grey_from_16_bits(image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError("its pixels go beyond 16 bits: save it in 8 or 16 bits")
+    # 65535 = 255 * 257, so adding half of 257 rounds to the nearest.
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))

@@ -1,0 +1,122 @@
+"""Pictures to pixels: the square every backbone takes, and the augmented one Diff-C trains on.
+
+Both do what torchvision's ``Resize`` + ``CenterCrop`` and ``RandomResizedCrop`` + ``RandomHorizontalFlip``
+do on PIL images, with the same rounding, then (x / 255 - mean) / std; torchvision itself isn't needed.
+Augmentation as in the paper's classifier: scale 0.8 to 1, ratio 3/4 to 4/3, flip 0.5 (SPEC: Diff-C, data).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Generator, Tensor
+
+Interpolation = Literal["bilinear", "bicubic", "lanczos", "nearest"]
+RATIO = (3 / 4, 4 / 3)
+_ATTEMPTS = 10
+
+
+@dataclass(frozen=True)
+class SquareTransform:
+    """Resize the shorter side to ``size``, cut the middle square, normalise each channel.
+
+    Attributes:
+        size: the side of the square, in pixels.
+        mean: subtracted from red, green and blue, on the scale 0 to 1.
+        std: what the difference is divided by.
+        interpolation: how pixels between pixels are found; wide enough not to alias when shrinking.
+    """
+
+    size: int
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    interpolation: Interpolation = "bilinear"
+
+    def __post_init__(self) -> None:
+        _check(self.size, self.mean, self.std)
+
+    def __call__(self, image: Image.Image) -> Float[Tensor, "3 h w"]:
+        """The pixels of an RGB picture."""
+        width, height = image.size
+        short = min(width, height)
+        # The longer side is cut down to whole pixels, the crop's offset rounded half to even.
+        width, height = (int(self.size * side / short) for side in (width, height))
+        left, top = (round((side - self.size) / 2.0) for side in (width, height))
+        resized = image.resize((width, height), _filter(self.interpolation))
+        square = resized.crop((left, top, left + self.size, top + self.size))
+        return _pixels(square, self.mean, self.std)
+
+
+@dataclass(frozen=True)
+class RandomCropTransform:
+    """Cut a random part of random shape, resize it to a square, mirror every second one, normalise.
+
+    Attributes:
+        size: the side of the square, in pixels.
+        mean: subtracted from red, green and blue, on the scale 0 to 1.
+        std: what the difference is divided by.
+        scale: the least and greatest share of the picture's area to keep.
+        interpolation: how pixels between pixels are found.
+    """
+
+    size: int
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    scale: tuple[float, float] = (0.8, 1.0)
+    interpolation: Interpolation = "bilinear"
+
+    def __post_init__(self) -> None:
+        _check(self.size, self.mean, self.std)
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"scale is {self.scale}: give 0 < least <= greatest <= 1")
+
+    def __call__(self, image: Image.Image, generator: Generator) -> Float[Tensor, "3 h w"]:
+        """The pixels of a part of an RGB picture; all chance comes from ``generator``."""
+        box = self._box(image.width, image.height, generator)
+        # Cut first: resizing with a box would let pixels from outside it bleed in.
+        part = image.crop(box).resize((self.size, self.size), _filter(self.interpolation))
+        if torch.rand((), generator=generator) < 0.5:
+            part = part.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return _pixels(part, self.mean, self.std)
+
+    def _box(self, width: int, height: int, generator: Generator) -> tuple[int, int, int, int]:
+        """Left, top, right, bottom of the part: area and log ratio uniform, place uniform."""
+        for _ in range(_ATTEMPTS):
+            area = width * height * _uniform(*self.scale, generator)
+            ratio = math.exp(_uniform(math.log(RATIO[0]), math.log(RATIO[1]), generator))
+            wide, high = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < wide <= width and 0 < high <= height:
+                left = int(torch.randint(0, width - wide + 1, (), generator=generator))
+                top = int(torch.randint(0, height - high + 1, (), generator=generator))
+                return left, top, left + wide, top + high
+        # Too long a picture: the middle of it, as near to square as the ratio allows.
+        wide = min(width, round(height * RATIO[1]))
+        high = min(height, round(width / RATIO[0]))
+        left, top = (width - wide) // 2, (height - high) // 2
+        return left, top, left + wide, top + high
+
+
+def _uniform(low: float, high: float, generator: Generator) -> float:
+    return low + (high - low) * float(torch.rand((), generator=generator, dtype=torch.float64))
+
+
+def _filter(name: Interpolation) -> Image.Resampling:
+    return Image.Resampling[name.upper()]
+
+
+def _pixels(
+    image: Image.Image, mean: tuple[float, float, float], std: tuple[float, float, float]
+) -> Float[Tensor, "3 h w"]:
+    values = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div_(255)
+    return values.sub_(torch.tensor(mean)[:, None, None]).div_(torch.tensor(std)[:, None, None])
+
+
+def _check(size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    if size < 1:
+        raise ValueError(f"the image size is {size}: give a number of pixels, 1 or more")
+    if len(mean) != 3 or len(std) != 3 or not all(std):
+        raise ValueError(f"mean {mean} and std {std}: give three numbers each, std without zeros")
