@@ -1,20 +1,13 @@
 """The one idea: every model, U-Net, DiT or ViT, is a Backbone that yields grids (b c h w)."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class LayerSpec:
-    """A layer's width and its stride (input pixels a grid cell spans, along one side)."""
-
-    channels: int
-    stride: int
+from revelio.backbones.specs import LayerSpec as LayerSpec
 
 
 class Backbone(Protocol):
@@ -49,10 +42,10 @@ class Backbone(Protocol):
         seed: int = 0,
         draw: int = 0,
     ) -> dict[str, Float[Tensor, "b c h w"]]:
-        """The grids of ``layers``, all from one pass.
+        """The grids of ``layers``, all from one pass, in float32 on the model's device.
 
         Args:
-            encoded: what :meth:`encode` gave.
+            encoded: what :meth:`encode` gave, on any device.
             ids: the images' ids; noise is keyed by (seed, id, timestep, draw).
             layers: names out of ``self.layers``.
             timestep: the model's own training index; None for a model without noise.

@@ -1,0 +1,88 @@
+"""The models known by name. A description is a few numbers; nothing is downloaded to list them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from revelio.backbones.source import Description, Source
+from revelio.backbones.specs import Layers, dit_layers, unet_layers, vit_layers
+
+VAE = {"block_out_channels": (128, 256, 512, 512)}
+UNET = {"block_out_channels": (320, 640, 1280, 1280)}
+DIT_XL_2 = {
+    "num_attention_heads": 16,
+    "attention_head_dim": 72,
+    "num_layers": 28,
+    "patch_size": 2,
+}
+
+# name: (hub id, image size, summary). SD-2.1 comes in two: trained at 768 px to predict velocity, and
+# -base, at 512 px to predict noise. The paper doesn't say which (SPEC 2.8).
+UNETS = {
+    "sd-1.5": ("stable-diffusion-v1-5/stable-diffusion-v1-5", 512, "the paper's main model"),
+    "sd-1.4": ("CompVis/stable-diffusion-v1-4", 512, "the version before"),
+    "sd-2.1": ("stabilityai/stable-diffusion-2-1", 768, "predicts velocity"),
+    "sd-2.1-base": ("stabilityai/stable-diffusion-2-1-base", 512, "predicts noise"),
+}
+DITS = {
+    "dit-xl-2-256": ("facebook/DiT-XL-2-256", 256, "ImageNet classes"),
+    "dit-xl-2-512": ("facebook/DiT-XL-2-512", 512, "ImageNet classes"),
+}
+# name: (hub id, image size, width, blocks, patch)
+CLIPS = {
+    "clip-vit-b-32": ("openai/clip-vit-base-patch32", 224, 768, 12, 32),
+    "clip-vit-b-16": ("openai/clip-vit-base-patch16", 224, 768, 12, 16),
+    "clip-vit-l-14": ("openai/clip-vit-large-patch14", 224, 1024, 24, 14),
+    "clip-vit-l-14-336": ("openai/clip-vit-large-patch14-336", 336, 1024, 24, 14),
+}
+DINOS = {
+    "dinov2-vit-s-14": ("facebook/dinov2-small", 224, 384, 12, 14),
+    "dinov2-vit-b-14": ("facebook/dinov2-base", 224, 768, 12, 14),
+    "dinov2-vit-l-14": ("facebook/dinov2-large", 224, 1024, 24, 14),
+    "dinov2-vit-l-14-registers": ("facebook/dinov2-with-registers-large", 224, 1024, 24, 14),
+}
+MINIS = {
+    "mini-sd": "U-Net on Fashion-MNIST at 32 px, with SD-1.5's block types",
+    "mini-sd-photo": "U-Net on Caltech-101 and CIFAR-10 photographs at 64 px",
+    "mini-dit": "diffusion transformer on mini-sd's latents",
+    "mini-clip": "CLIP on captions made of class names",
+}
+
+
+def hub_models() -> Iterator[Description]:
+    """The models that come from the hub."""
+    for name, (hub_id, size, summary) in UNETS.items():
+        yield Description(name, "U-Net", size, unet_layers(UNET, VAE), hub_id, summary)
+    for name, (hub_id, size, summary) in DITS.items():
+        yield Description(name, "DiT", size, dit_layers(DIT_XL_2, VAE), hub_id, summary)
+    for name, row in CLIPS.items():
+        yield _vit(name, row, "image encoder", norm=False)
+    for name, row in DINOS.items():
+        yield _vit(name, row, "self-supervised", norm=True)
+
+
+def shipped_models() -> Iterator[Description]:
+    """The models that come with Revelio, described by their own config files."""
+    for name, summary in MINIS.items():
+        path = find_shipped(name)
+        if path is None:
+            layers: Layers = {}
+            yield Description(name, "-", 0, layers, "not in this copy", summary)
+        else:
+            found = Source(name, str(path)).describe()
+            yield Description(name, found.kind, found.image_size, found.layers, "shipped", summary)
+
+
+def find_shipped(name: str) -> Path | None:
+    """The folder of a shipped model: in a wheel, or in the repository this runs from."""
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / "shipped_models" / name, package.parent / "models" / name):
+        if (folder / "model_index.json").is_file() or (folder / "config.json").is_file():
+            return folder
+    return None
+
+
+def _vit(name: str, row: tuple[str, int, int, int, int], summary: str, *, norm: bool) -> Any:
+    hub_id, size, width, blocks, patch = row
+    config = {"hidden_size": width, "num_hidden_layers": blocks, "patch_size": patch}
+    return Description(name, "ViT", size, vit_layers(config, norm=norm), hub_id, summary)

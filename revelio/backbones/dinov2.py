@@ -1,0 +1,75 @@
+"""DINOv2 as a backbone, with or without register tokens (SPEC 2.6, 3.1).
+
+The layers of :mod:`revelio.backbones.vit`, and ``norm``: the last block after the final LayerNorm, which
+is transformers' ``last_hidden_state``. Pixels are normalised with ImageNet's mean and deviation; the
+released tower fed it CLIP's (SPEC L15). Position embeddings are interpolated to any image size.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+from transformers import Dinov2Model, Dinov2WithRegistersModel
+
+from revelio.backbones.loading import (
+    check_attention,
+    check_image_size,
+    device_of,
+    dtype_of,
+    frozen,
+    quiet,
+)
+from revelio.backbones.source import Source
+from revelio.backbones.specs import cut_after, vit_layers
+from revelio.backbones.vit import VitBackbone, cut_blocks, transform_of
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+REGISTERS = 4
+
+
+def load(
+    source: Source,
+    *,
+    layers: Sequence[str] | None = None,
+    image_size: int | None = None,
+    dtype: str = "float32",
+    attention: str = "sdpa",
+    device: str = "auto",
+) -> VitBackbone:
+    """Load a ``Dinov2Model`` or ``Dinov2WithRegistersModel``.
+
+    Raises:
+        KeyError: an unknown layer.
+        ValueError: a setting the model can't take.
+        OSError: a part is missing or unreadable.
+    """
+    config = source.vision_config()
+    kept = cut_after(vit_layers(config, norm=True), layers, source.name)
+    size = check_image_size(
+        image_size or source.describe().image_size, config["patch_size"], source.name
+    )
+    with_registers = config["model_type"] == "dinov2_with_registers"
+    kind: Any = Dinov2WithRegistersModel if with_registers else Dinov2Model
+    place = device_of(device)
+    with quiet():
+        model = kind.from_pretrained(
+            source.location,
+            revision=source.revision or "main",
+            dtype=dtype_of(dtype),
+            attn_implementation=check_attention(attention),
+        )
+    modules = cut_blocks(model, kept)
+    if "norm" in kept:
+        modules["norm"] = model.layernorm
+    else:
+        model.layernorm = nn.Identity()
+    registers = config.get("num_register_tokens", REGISTERS) if with_registers else 0
+    return VitBackbone(
+        source.name,
+        kept,
+        transform_of(source, size, MEAN, STD),
+        frozen(model, place),
+        modules,
+        other_tokens=1 + registers,
+    )

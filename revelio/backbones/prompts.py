@@ -1,0 +1,187 @@
+"""Prompt policies: which text each image is given (SPEC 2.5).
+
+    empty       ""                                       the default
+    generic     one text for the data set                "A photo of a pet"
+    from_clip   the class CLIP sees, in a template       "A photo of a Beagle, a type of pet."
+    fixed:TEXT  any text
+
+The released code says "A photo of a pet" for every data set (D19): that is ``fixed:A photo of a pet``.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from PIL import Image
+from torch import Tensor
+
+from revelio.data.dataset import ImageDataset, ImageError
+
+POLICIES = ("empty", "generic", "from_clip")
+FIXED = "fixed:"
+# The paper's zero-shot model; a folder or another name may stand in.
+CLIP = "clip-vit-b-32"
+
+
+@dataclass(frozen=True)
+class Templates:
+    """The texts of a data set.
+
+    Attributes:
+        generic: the same for every image.
+        of_class: with ``{}`` where the class name goes.
+    """
+
+    generic: str
+    of_class: str
+
+
+DEFAULT_TEMPLATES = Templates("A photo of an object", "A photo of a {}.")
+# The ending for pets is the released code's; SPEC 2.5 gives those of the others by analogy.
+TEMPLATES = {
+    "oxford-iiit-pet": Templates("A photo of a pet", "A photo of a {}, a type of pet."),
+    "caltech101": Templates("A photo of an object", "A photo of a {}, an object."),
+    "fgvc-aircraft": Templates("A photo of an aircraft", "A photo of a {}, an aircraft."),
+    "dtd": Templates("A photo of a texture", "A photo of a {}, a texture."),
+}
+
+
+def check_policy(policy: str) -> str:
+    """Raise a ValueError unless it is a prompt policy."""
+    if policy not in POLICIES and not policy.startswith(FIXED):
+        raise ValueError(
+            f"unknown prompt policy {policy!r}: choose from {', '.join(POLICIES)}, {FIXED}TEXT"
+        )
+    return policy
+
+
+def templates_of(dataset_name: str) -> Templates:
+    """The templates of a known data set, else plain ones."""
+    return TEMPLATES.get(dataset_name, DEFAULT_TEMPLATES)
+
+
+def class_prompts(classes: Sequence[str], template: str) -> list[str]:
+    """The template filled with each class name, underscores as spaces.
+
+    Raises:
+        ValueError: the template has no place for the class name.
+    """
+    if "{}" not in template:
+        raise ValueError(f"the template {template!r} has no {{}} where the class name goes")
+    return [template.replace("{}", name.replace("_", " ")) for name in classes]
+
+
+def prompt_texts(
+    policy: str,
+    dataset: ImageDataset,
+    *,
+    template: str | None = None,
+    clip: str = CLIP,
+    device: str = "auto",
+    batch_size: int = 64,
+    skip_unreadable: bool = False,
+) -> list[str]:
+    """The text of every image of ``dataset``, in its order.
+
+    Args:
+        policy: ``empty``, ``generic``, ``from_clip``, ``fixed:TEXT``.
+        dataset: only ``from_clip`` reads its images.
+        template: replaces the data set's own generic text or class template.
+        clip: the zero-shot model: a known name, a folder or a hub id of a ``CLIPModel``.
+        device: where it runs.
+        batch_size: images CLIP sees at once.
+        skip_unreadable: give an unreadable image the empty prompt instead of stopping.
+
+    Raises:
+        ValueError: an unknown policy, or ``from_clip`` for images without class names.
+        ImageError: an image can't be read.
+    """
+    check_policy(policy)
+    if policy.startswith(FIXED):
+        return [policy.removeprefix(FIXED)] * len(dataset)
+    if policy == "empty":
+        return [""] * len(dataset)
+    own = templates_of(dataset.name)
+    if policy == "generic":
+        return [own.generic if template is None else template] * len(dataset)
+    if not dataset.classes:
+        raise ValueError(
+            f"prompt policy from_clip needs class names, and {dataset.name} has none: "
+            "use class folders, or another policy"
+        )
+    texts = class_prompts(dataset.classes, own.of_class if template is None else template)
+    classifier = ZeroShot(clip, texts, device)
+    found = [""] * len(dataset)
+    for indices, pictures in _batches(dataset, batch_size, skip_unreadable):
+        for index, label in zip(indices, classifier.classify(pictures).tolist(), strict=True):
+            found[index] = texts[label]
+    return found
+
+
+class ZeroShot:
+    """CLIP's zero-shot classifier: the text whose embedding is nearest to the image's, by cosine.
+
+    Attributes:
+        texts: the candidates.
+    """
+
+    def __init__(self, clip: str, texts: Sequence[str], device: str = "auto") -> None:
+        from transformers import CLIPModel, CLIPTokenizer
+
+        from revelio.backbones.clip import MEAN, STD
+        from revelio.backbones.loading import device_of, frozen, quiet
+        from revelio.backbones.registry import find_source
+        from revelio.backbones.vit import transform_of
+
+        source = find_source(clip)
+        kind = source.json("config.json").get("model_type")
+        if kind != "clip":
+            raise ValueError(f"{clip} is a {kind}: zero-shot prompts need a whole CLIPModel")
+        revision = source.revision or "main"
+        with quiet():
+            model = CLIPModel.from_pretrained(source.location, revision=revision)
+            self._tokenizer = CLIPTokenizer.from_pretrained(source.location, revision=revision)
+        self._model = frozen(model, device_of(device))
+        self._transform = transform_of(source, source.vision_config()["image_size"], MEAN, STD)
+        self.texts = list(texts)
+        self._text_rows = torch.cat([self._embed_text(text) for text in self.texts])
+
+    @torch.no_grad()
+    def classify(self, pictures: Sequence[Image.Image]) -> Int64[Tensor, " b"]:
+        """The index of the nearest text for each picture."""
+        pixels = torch.stack([self._transform(picture) for picture in pictures])
+        model = self._model
+        pooled = model.vision_model(pixels.to(model.device)).pooler_output
+        rows = torch.nn.functional.normalize(model.visual_projection(pooled), dim=-1)
+        return (rows @ self._text_rows.T).argmax(dim=-1).cpu()
+
+    @torch.no_grad()
+    def _embed_text(self, text: str) -> Float[Tensor, "1 c"]:
+        model = self._model
+        length = min(
+            self._tokenizer.model_max_length,
+            model.text_model.config.max_position_embeddings,
+        )
+        tokens = self._tokenizer(text, truncation=True, max_length=length, return_tensors="pt")
+        pooled = model.text_model(tokens.input_ids.to(model.device)).pooler_output
+        return torch.nn.functional.normalize(model.text_projection(pooled), dim=-1)
+
+
+def _batches(
+    dataset: ImageDataset, size: int, skip_unreadable: bool
+) -> Iterator[tuple[list[int], list[Image.Image]]]:
+    indices: list[int] = []
+    pictures: list[Image.Image] = []
+    for index in range(len(dataset)):
+        try:
+            pictures.append(dataset.read(index))
+            indices.append(index)
+        except ImageError:
+            if not skip_unreadable:
+                raise
+        if len(pictures) == size:
+            yield indices, pictures
+            indices, pictures = [], []
+    if pictures:
+        yield indices, pictures

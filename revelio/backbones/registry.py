@@ -1,0 +1,169 @@
+"""Backbones by name: the known ones, any folder or hub id of a supported family, and a user's own.
+
+    backbone = load_backbone("sd-1.5", layers=["up_ft1"], dtype="bfloat16")
+    register("my-model", "my_package.my_module:load")       # or a function
+
+A factory takes the keyword arguments of :func:`load_backbone` and gives a
+:class:`~revelio.backbones.base.Backbone`. Nothing heavy is imported before a model is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from revelio.backbones.catalogue import MINIS, find_shipped, hub_models, shipped_models
+from revelio.backbones.packaged import VIT, packaged_backbones, packaged_path
+from revelio.backbones.source import HUB_ID, Description, Source
+
+if TYPE_CHECKING:
+    from revelio.backbones.base import Backbone
+
+Factory = Callable[..., "Backbone"]
+
+LOADERS = {
+    "stable-diffusion": "revelio.backbones.stable_diffusion:load",
+    "dit": "revelio.backbones.dit:load",
+    "clip": "revelio.backbones.clip:load",
+    "dinov2": "revelio.backbones.dinov2:load",
+}
+
+_registered: dict[str, tuple[str | Factory, Description]] = {}
+
+
+def load_backbone(
+    name: str,
+    *,
+    layers: Sequence[str] | None = None,
+    revision: str | None = None,
+    image_size: int | None = None,
+    dtype: str = "float32",
+    attention: str = "sdpa",
+    device: str = "auto",
+) -> Backbone:
+    """Load a backbone, cut after the deepest of ``layers``.
+
+    Args:
+        name: a name that :func:`describe` lists, a folder, a hub id, or ``module:function`` of a factory.
+        layers: the layers that will be asked for; None keeps all.
+        revision: of a hub id.
+        image_size: the side of the square images are brought to, in pixels; None is the model's own.
+        dtype: ``float32``, ``bfloat16`` or ``float16``.
+        attention: ``sdpa`` or ``eager``.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+
+    Raises:
+        KeyError: an unknown name or layer; the message lists the known ones.
+        ValueError: a setting the model can't take, or a model of no supported family.
+    """
+    settings: dict[str, Any] = {
+        "layers": layers,
+        "image_size": image_size,
+        "dtype": dtype,
+        "attention": attention,
+        "device": device,
+    }
+    if name in _registered:
+        factory = _registered[name][0]
+        found = _imported(factory) if isinstance(factory, str) else factory
+        return found(revision=revision, **settings)
+    if ":" in name and not Path(name).exists():
+        return _imported(name)(revision=revision, **settings)
+    source = find_source(name, revision)
+    return _imported(LOADERS[source.family()])(source, **settings)
+
+
+def register(name: str, factory: str | Factory, description: Description | None = None) -> None:
+    """Make a backbone of your own known by ``name``.
+
+    Args:
+        name: what it is called from now on.
+        factory: a function that takes the keyword arguments of :func:`load_backbone`, or where to import
+            one from, as ``package.module:function``.
+        description: what :func:`describe` says about it.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    taken = [known.name for known in describe()]
+    if name in taken:
+        raise ValueError(f"the name {name!r} is taken: choose none of {', '.join(taken)}")
+    about = description or Description(name, "own", 0, {}, "registered")
+    _registered[name] = (factory, replace(about, name=name))
+
+
+def describe() -> list[Description]:
+    """Every known model, without loading any and without torch."""
+    own = [about for _, about in _registered.values()]
+    return [*shipped_models(), *packaged_backbones(), *hub_models(), *own]
+
+
+def describe_one(name: str, revision: str | None = None) -> Description:
+    """The description of a known name, a folder, or a hub id.
+
+    Raises:
+        KeyError: none of them.
+        ValueError: a model of no supported family.
+    """
+    known = {about.name: about for about in describe()}
+    if name in known:
+        return known[name]
+    return find_source(name, revision).describe()
+
+
+def shipped_path(name: str) -> Path:
+    """The folder of a model that comes with Revelio.
+
+    Raises:
+        KeyError: it isn't in this copy.
+    """
+    path = find_shipped(name)
+    if path is None:
+        raise KeyError(
+            f"{name} isn't in this copy of Revelio: shipped models are {', '.join(MINIS)}"
+        )
+    return path
+
+
+def find_source(name: str, revision: str | None = None) -> Source:
+    """The folder or hub id behind a name.
+
+    Raises:
+        KeyError: the name is unknown; the message lists the known ones.
+        ValueError: it looks like a folder that isn't there.
+    """
+    known = {about.name: about for about in describe()}
+    if name in MINIS:
+        return Source(name, str(shipped_path(name)))
+    if name == VIT:
+        return Source(name, str(packaged_path(name)))
+    if name in known:
+        return Source(name, known[name].source, revision)
+    if Path(name).is_dir():
+        return Source(Path(name).resolve().name, name)
+    if Path(name).exists() or name.startswith((".", "/", "~")):
+        raise ValueError(f"no model folder at {name}: give a folder, a hub id, or a known name")
+    if HUB_ID.fullmatch(name):
+        return Source(name, name, revision)
+    near = get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise KeyError(
+        f"unknown backbone {name!r}: {hint}known are {', '.join(known)}; or give a folder or a hub id"
+    )
+
+
+def _imported(path: str) -> Factory:
+    """The function at ``package.module:function``.
+
+    Raises:
+        ValueError: there is none.
+    """
+    module, _, function = path.partition(":")
+    try:
+        return getattr(import_module(module), function)
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise ValueError(f"no backbone factory at {path!r}: {error}") from error

@@ -1,0 +1,98 @@
+"""What layers a model has, from its config files alone: no weights, no torch.
+
+U-Net (SPEC of the paper's layers): ``bottleneck`` is the output of the middle block, ``up_ft0`` … of
+decoder block i *after* its upsampler, so that the last two have the same stride. Transformers:
+``block0`` … is the output of block i.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """A layer's width and its stride (input pixels a grid cell spans, along one side)."""
+
+    channels: int
+    stride: int
+
+
+Layers = dict[str, LayerSpec]
+
+
+def vae_stride(vae: Mapping[str, Any]) -> int:
+    """Image pixels a latent cell spans: the VAE halves once less than it has levels."""
+    return 2 ** (len(vae["block_out_channels"]) - 1)
+
+
+def unet_multiple(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> int:
+    """What the image's side must be a multiple of, in pixels: the bottleneck's stride."""
+    return vae_stride(vae) * 2 ** (len(unet["block_out_channels"]) - 1)
+
+
+def unet_layers(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> Layers:
+    """The layers of a ``UNet2DConditionModel`` behind a VAE, from their two configs."""
+    channels = list(unet["block_out_channels"])
+    stride = unet_multiple(unet, vae)
+    layers: Layers = {}
+    # Distilled U-Nets (BK-SDM) come without a middle block.
+    if unet.get("mid_block_type", "UNetMidBlock2DCrossAttn") is not None:
+        layers["bottleneck"] = LayerSpec(channels[-1], stride)
+    for index, width in enumerate(reversed(channels)):
+        last = index == len(channels) - 1
+        stride = stride if last else stride // 2
+        layers[f"up_ft{index}"] = LayerSpec(width, stride)
+    return layers
+
+
+def dit_layers(transformer: Mapping[str, Any], vae: Mapping[str, Any]) -> Layers:
+    """The blocks of a ``DiTTransformer2DModel`` behind a VAE, from their two configs."""
+    width = transformer["num_attention_heads"] * transformer["attention_head_dim"]
+    stride = vae_stride(vae) * transformer["patch_size"]
+    return {f"block{i}": LayerSpec(width, stride) for i in range(transformer["num_layers"])}
+
+
+def vit_layers(vision: Mapping[str, Any], *, norm: bool = False) -> Layers:
+    """The blocks of a ViT; with ``norm`` also the last block after the model's final LayerNorm."""
+    spec = LayerSpec(vision["hidden_size"], vision["patch_size"])
+    layers = {f"block{i}": spec for i in range(vision["num_hidden_layers"])}
+    return layers | {"norm": spec} if norm else layers
+
+
+def cut_after(known: Mapping[str, LayerSpec], wanted: Iterable[str] | None, name: str) -> Layers:
+    """The layers up to the deepest of ``wanted``; None keeps all.
+
+    Raises:
+        KeyError: an unknown layer.
+        ValueError: no layer at all.
+    """
+    if wanted is None:
+        return dict(known)
+    chosen = list(wanted)
+    if not chosen:
+        raise ValueError(f"no layer of {name} asked for: choose from {listed(known)}")
+    check_layers(known, chosen, name)
+    order = list(known)
+    deepest = max(order.index(layer) for layer in chosen)
+    return {layer: known[layer] for layer in order[: deepest + 1]}
+
+
+def check_layers(known: Mapping[str, LayerSpec], wanted: Iterable[str], name: str) -> None:
+    """Raise a KeyError that names the first unknown layer and lists the known ones."""
+    for layer in wanted:
+        if layer not in known:
+            near = get_close_matches(layer, known, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise KeyError(f"unknown layer {layer!r} of {name}: {hint}choose from {listed(known)}")
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names for a message; a long run of blocks as ``block0 ... block27``."""
+    words = list(names)
+    blocks = [word for word in words if word.startswith("block")]
+    if len(blocks) <= 6:
+        return ", ".join(words)
+    rest = [word for word in words if word not in blocks]
+    return ", ".join([f"{blocks[0]} ... {blocks[-1]}", *rest])

@@ -1,0 +1,87 @@
+"""List the known models and their layers, or say all about one. Nothing is downloaded for the list.
+
+    revelio backbones
+    revelio backbones sd-1.5
+    revelio backbones path/to/folder
+
+A layer is written `name channels/stride`: the stride is how many pixels of the image a grid cell spans,
+so that a grid's side is the image's divided by it. Any folder or hub id in diffusers layout (Stable
+Diffusion 1.x and 2.x, DiT) or with a CLIP or DINOv2 config is taken like a known name.
+"""
+
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+if TYPE_CHECKING:
+    from revelio.backbones.source import Description
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to list."""
+
+    name: Annotated[str | None, tyro.conf.Positional] = None
+    """A known name, a folder, or a hub id; none: the list."""
+
+    revision: str | None = None
+    """The revision of a hub id."""
+
+
+def run(config: Config) -> None:
+    """Print the table, or one model."""
+    from revelio.backbones.registry import describe, describe_one
+
+    if config.name is None:
+        rows = [_row(about) for about in describe()]
+        print(table([("name", "kind", "px", "layers: channels/stride", "source", "about"), *rows]))
+        print(
+            "\nAny of these, a folder, or a hub id is a --backbone.name. `revelio backbones NAME`: more."
+        )
+    else:
+        print(details(describe_one(config.name, config.revision)))
+
+
+def table(rows: list[tuple[str, ...]]) -> str:
+    """Rows as columns, the first row as the head."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        for row in rows
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def details(about: "Description") -> str:
+    """One model: a line a fact, then a line a layer with its grid at the model's image size."""
+    facts = [("name", about.name), ("kind", about.kind), ("source", about.source)]
+    if about.summary:
+        facts.append(("about", about.summary))
+    if about.image_size:
+        facts.append(("image size", f"{about.image_size} px"))
+    rows: list[tuple[str, ...]] = [("layer", "channels", "stride", "grid (c h w)")]
+    for layer, spec in about.layers.items():
+        side = about.image_size // spec.stride
+        grid = f"{spec.channels}x{side}x{side}"
+        rows.append((layer, str(spec.channels), str(spec.stride), grid))
+    head = table([(f"{name}:", value) for name, value in facts])
+    return f"{head}\n\n{table(rows)}" if about.layers else head
+
+
+def _row(about: "Description") -> tuple[str, ...]:
+    size = str(about.image_size) if about.image_size else "-"
+    return about.name, about.kind, size, _layers(about), about.source, about.summary
+
+
+def _layers(about: "Description") -> str:
+    """Neighbours of the same kind and shape as one: `block0...block27 1152/16`."""
+    parts = []
+    for (_, spec), members in groupby(
+        about.layers.items(), key=lambda item: (item[0].rstrip("0123456789"), item[1])
+    ):
+        names = [name for name, _ in members]
+        span = names[0] if len(names) == 1 else f"{names[0]}...{names[-1]}"
+        parts.append(f"{span} {spec.channels}/{spec.stride}")
+    return ", ".join(parts)
