@@ -45,6 +45,7 @@ class DenseStep:
         )
 
     def step(self, x: Tensor) -> float:
+        """One released update; gives the loss."""
         with torch.no_grad():
             self.W_dec /= self.W_dec.norm(dim=1, keepdim=True)
         pre = (x - self.b_dec) @ self.W_enc + self.b_enc

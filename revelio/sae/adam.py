@@ -18,7 +18,6 @@ from itertools import pairwise
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
-from torch.optim.adam import adam
 
 # An idle row's zero-gradient update shrinks from here on; see the module's text.
 FIRST_REST = 15
@@ -200,22 +199,20 @@ def update_vector(vector: Tensor, gradient: Tensor, moments: Moments, step: Adam
 
 
 def _adam(weight: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, step: AdamStep) -> None:
-    # `adam` adds the one itself.
-    steps = torch.tensor(float(step.t - 1), device=weight.device)
-    adam(
+    # What `Adam(fused=True)` calls, without its per-call checks and imports: a block has to be cheap.
+    torch.ops.aten._fused_adam_(
         [weight],
         [gradient],
         [mean],
         [square],
         [],
-        [steps],
-        fused=True,
-        amsgrad=False,
+        [torch.tensor(float(step.t), device=weight.device)],
+        lr=step.learning_rate,
         beta1=step.beta1,
         beta2=step.beta2,
-        lr=step.learning_rate,
         weight_decay=0.0,
         eps=step.eps,
+        amsgrad=False,
         maximize=False,
     )
 

@@ -28,7 +28,7 @@ _CARD = """---
 
 # A k-sparse autoencoder
 
-Trained by [Revelio](https://arxiv.org/abs/2411.16725) on activations of a vision model: `config.json` holds
+Trained by Revelio on activations of a vision model: `config.json` holds
 the width d, the number of latents n, the number k that stay active, the mode, and what it was trained on.
 
 ```python
@@ -85,6 +85,7 @@ class KSparseAutoencoder(
             raise ValueError(f"unknown mode {mode!r}: choose from {', '.join(get_args(Mode))}")
         self.d, self.n, self.k, self.mode = d, n, k, mode
         self.trained_on = dict(trained_on or {})
+        self.format = format
         self.W_enc = nn.Parameter(torch.zeros(n, d))
         self.b_enc = nn.Parameter(torch.zeros(n))
         self.W_dec = nn.Parameter(torch.zeros(n, d))
@@ -135,6 +136,19 @@ class KSparseAutoencoder(
                 f"give (images, {self.d}), pooled if they are grids"
             )
         return x.to(self.b_dec.device, torch.float32) - self.b_dec.data
+
+    def settings(self) -> dict[str, Any]:
+        """What ``config.json`` holds: enough to build the model anew, and what it was trained on."""
+        names = ("d", "n", "k", "mode", "trained_on", "format")
+        return {name: getattr(self, name) for name in names}
+
+    def save_pretrained(self, save_directory: Any, **keywords: Any) -> str | None:
+        """Write ``config.json``, ``model.safetensors`` and a model card; see the hub mixin.
+
+        ``trained_on`` may have grown since the model was made: what it holds now is written.
+        """
+        keywords.setdefault("config", self.settings())
+        return super().save_pretrained(save_directory, **keywords)
 
     def forward(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
         """The reconstruction of activations; training goes through :mod:`revelio.sae.train`."""

@@ -1,0 +1,142 @@
+"""k-SAEs of others: read their files, never their code; write the released form.
+
+- *released*, ``final_k_sparse_autoencoder_*.pt``: ``W_enc`` (d n), ``b_enc``, ``W_dec`` (n d), ``b_dec``
+- *steerers* and sdxl-unbox, a folder of ``config.json`` and ``state_dict.pth``: ``encoder.weight`` (n d),
+  ``latent_bias``, ``decoder.weight`` (d n), ``pre_bias``
+
+The released code applies no ReLU (mode ``as_code``); steerers and sdxl-unbox do (mode ``fixed``).
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from revelio.sae.metrics import Metrics, evaluate
+from revelio.sae.model import PAPER_K, KSparseAutoencoder, Mode
+from revelio.sae.unpickle import Inert, read_tensors
+
+
+def import_ksae(path: Path, k: int | None = None) -> KSparseAutoencoder:
+    """Read a k-SAE of either format.
+
+    Args:
+        path: a released ``.pt`` file, or a steerers / sdxl-unbox folder.
+        k: latents kept; None: what the file says (the released default, 32, if it says nothing).
+
+    Raises:
+        ValueError: the file is not there, of no known form, damaged, or unsafe.
+    """
+    return _import_steerers(path, k) if path.is_dir() else _import_released(path, k)
+
+
+def check_reconstruction(
+    model: KSparseAutoencoder, rows: Float[Tensor, "b d"], worst_fvu: float = 0.5
+) -> Metrics:
+    """Measure an imported k-SAE on activations that it should know.
+
+    Raises:
+        ValueError: it leaves more than ``worst_fvu`` of their variance unexplained: another layer,
+            model or scale, or a file read wrongly.
+    """
+    found = evaluate(model, rows.split(1024))
+    if not found.fvu <= worst_fvu:
+        raise ValueError(
+            f"the k-SAE leaves {found.fvu:.3f} of the variance unexplained (at most {worst_fvu} "
+            "allowed): give activations of the layer, model and scale that it was trained on"
+        )
+    return found
+
+
+def export_released(model: KSparseAutoencoder, path: Path) -> None:
+    """Write the released form: a dict of plain ``cfg`` and ``state_dict``, no pickled class."""
+    weights = model.weights
+    tensors = {
+        "W_enc": weights.W_enc.T.contiguous(),
+        "b_enc": weights.b_enc,
+        "W_dec": weights.W_dec,
+        "b_dec": weights.b_dec,
+    }
+    cfg = {"d_in": model.d, "d_sae": model.n, "k": model.k}
+    torch.save({"cfg": cfg, "state_dict": tensors}, path)
+
+
+def _import_released(path: Path, k: int | None) -> KSparseAutoencoder:
+    content = read_tensors(path)
+    state = content.get("state_dict") if isinstance(content, Mapping) else None
+    tensors = _take(state, ("W_enc", "b_enc", "W_dec", "b_dec"), path)
+    cfg = content.get("cfg")
+    fields = cfg.fields if isinstance(cfg, Inert) else cfg if isinstance(cfg, Mapping) else {}
+    kept = k if k is not None else _plain(fields.get("k"), PAPER_K)
+    return _fill(
+        path,
+        kept,
+        "as_code",
+        tensors["W_enc"].T,
+        tensors["b_enc"],
+        tensors["W_dec"],
+        tensors["b_dec"],
+    )
+
+
+def _import_steerers(folder: Path, k: int | None) -> KSparseAutoencoder:
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder} needs a readable config.json: {error}") from error
+    if not isinstance(config, dict) or (k is None and not isinstance(config.get("k"), int)):
+        raise ValueError(f"{folder}/config.json has no whole number `k`: pass k")
+    content = read_tensors(folder / "state_dict.pth")
+    state = content.get("state_dict", content) if isinstance(content, Mapping) else None
+    names = ("encoder.weight", "latent_bias", "decoder.weight", "pre_bias")
+    tensors = _take(state, names, folder)
+    return _fill(
+        folder,
+        k if k is not None else config["k"],
+        "fixed",
+        tensors["encoder.weight"],
+        tensors["latent_bias"],
+        tensors["decoder.weight"].T,
+        tensors["pre_bias"],
+    )
+
+
+def _take(state: Any, names: tuple[str, ...], path: Path) -> dict[str, Tensor]:
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{path} holds no state_dict: is it a k-SAE?")
+    wrong = [name for name in names if not isinstance(state.get(name), Tensor)]
+    if wrong:
+        raise ValueError(f"{path} lacks {', '.join(wrong)}: is it a k-SAE of this format?")
+    return {name: state[name].float() for name in names}
+
+
+def _plain(value: Any, default: int) -> int:
+    # A trailing comma in the released config turns numbers into one-element tuples (SPEC 5, K10).
+    if isinstance(value, tuple) and len(value) == 1:
+        value = value[0]
+    return value if isinstance(value, int) else default
+
+
+@torch.no_grad()
+def _fill(
+    path: Path, k: int, mode: Mode, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor
+) -> KSparseAutoencoder:
+    if W_enc.ndim != 2 or W_enc.shape != W_dec.shape:
+        raise ValueError(
+            f"{path}: encoder {tuple(W_enc.shape)} and decoder {tuple(W_dec.shape)} do not match"
+        )
+    n, d = W_enc.shape
+    if b_enc.shape != (n,) or b_dec.shape != (d,):
+        raise ValueError(f"{path}: biases {tuple(b_enc.shape)}, {tuple(b_dec.shape)} do not match")
+    if not all(bool(part.isfinite().all()) for part in (W_enc, b_enc, W_dec, b_dec)):
+        raise ValueError(f"{path} holds NaN or infinity: the file is damaged")
+    model = KSparseAutoencoder(d, n, k, mode, trained_on={"imported_from": path.name})
+    model.W_enc.copy_(W_enc)
+    model.b_enc.copy_(b_enc)
+    model.W_dec.copy_(W_dec)
+    model.b_dec.copy_(b_dec)
+    return model
