@@ -1,0 +1,56 @@
+"""Small pictures and folders of them, and torchvision's transforms written out in plain numpy."""
+
+import math
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+def noise_picture(width: int, height: int, seed: int = 0) -> Image.Image:
+    """An RGB picture of independent random pixels."""
+    values = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+def png(image: Image.Image, **options: object) -> bytes:
+    """The picture as the bytes of a PNG file."""
+    buffer = BytesIO()
+    image.save(buffer, "PNG", **options)
+    return buffer.getvalue()
+
+
+def write_class_folders(root: Path, counts: dict[str, int], size: int = 8) -> None:
+    """``root/<class>/<number>.png``; the red of every pixel is the class's place, green the number."""
+    for place, (name, count) in enumerate(counts.items()):
+        (root / name).mkdir(parents=True)
+        for number in range(count):
+            colour = (place, number, 0)
+            Image.new("RGB", (size, size), colour).save(root / name / f"{number}.png")
+
+
+def resize_matrix(length: int, new: int) -> np.ndarray:
+    """Row i: the weights of the old pixels in new pixel i (triangle filter, widened when shrinking)."""
+    scale = length / new
+    support = max(scale, 1.0)
+    matrix = np.zeros((new, length))
+    for i in range(new):
+        centre = (i + 0.5) * scale
+        for j in range(length):
+            matrix[i, j] = max(0.0, 1 - abs((j + 0.5 - centre) / support))
+        matrix[i] /= matrix[i].sum()
+    return matrix
+
+
+def square_by_formula(values: np.ndarray, size: int) -> np.ndarray:
+    """Resize the shorter side to ``size`` (longer side cut to whole pixels), cut the centre."""
+    height, width, _ = values.shape
+    if height <= width:
+        new_height, new_width = size, math.floor(size * width / height)
+    else:
+        new_height, new_width = math.floor(size * height / width), size
+    rows, columns = resize_matrix(height, new_height), resize_matrix(width, new_width)
+    resized = np.einsum("ih,jw,hwc->ijc", rows, columns, values.astype(float))
+    top, left = round((new_height - size) / 2.0), round((new_width - size) / 2.0)
+    return resized[top : top + size, left : left + size]
