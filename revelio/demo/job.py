@@ -1,0 +1,205 @@
+"""The demo as one resumable job: its stages in order, the seconds each took, and the report."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from revelio.activations.recipe import Recipe
+from revelio.activations.store import ActivationStore
+from revelio.backbones.base import Backbone
+from revelio.data.dataset import ImageDataset
+from revelio.demo.report import write_report
+from revelio.demo.stages import (
+    DemoSettings,
+    best_cell,
+    diffc_stage,
+    extract_with_bar,
+    gallery_stage,
+    ksae_stage,
+    purity_stage,
+)
+from revelio.diffc.pixels import PixelsBackbone
+from revelio.runs import Run, read_json, versions, write_json
+
+FORMAT = 1
+
+
+@dataclass
+class DemoJob:
+    """The demo on given pictures and models.
+
+    Attributes:
+        run: the run directory.
+        train: pictures that k-SAEs and Diff-C learn from, and that purity is measured on.
+        test: held-out pictures for Diff-C, or None where there are no labels.
+        backbone: gives the model; asked for only when a stage needs it.
+        random_backbone: gives the same architecture with random weights, or None.
+        model: the model's name.
+        settings: what is done.
+        on_error: what an unreadable picture does.
+    """
+
+    run: Run
+    train: ImageDataset
+    test: ImageDataset | None
+    backbone: Callable[[], Backbone]
+    random_backbone: Callable[[], Backbone] | None
+    model: str
+    settings: DemoSettings
+    on_error: Literal["stop", "skip"] = "stop"
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the measures that need labels can be taken."""
+        return self.train.labels is not None
+
+    def stage(self, name: str, make: Callable[[], Any]) -> Any:
+        """The stage's result: from ``stages/<name>.json`` if it is done, else made and written."""
+        path = self.run.path / "stages" / f"{name}.json"
+        if path.exists():
+            done = read_json(path)
+        else:
+            started = time.monotonic()
+            result = make()
+            done = {"result": result, "seconds": round(time.monotonic() - started, 2)}
+            write_json(path, done)
+        self.seconds[name] = done["seconds"]
+        return done["result"]
+
+    def execute(self) -> dict[str, Any]:
+        """Run what is not done yet and write ``report.json`` and ``report.html``."""
+        self.stage("extraction", self._extract)
+        stores = [ActivationStore.open(path) for path in self._pooled()]
+        ksaes = self.run.path / "ksae"
+        ksae_rows = self.stage("k-SAEs", lambda: ksae_stage(stores, ksaes, self.settings))
+        entries = self.stage("purity", lambda: purity_stage(stores, ksaes, self.settings))
+        best = best_cell(entries)
+        store = stores[entries.index(best)]
+        shown = self.stage(
+            "gallery",
+            lambda: gallery_stage(store, self.train, self.run.path, ksaes, best, self.settings),
+        )
+        diffc = self.stage("Diff-C", self._diffc) if self.test is not None else []
+        return self._report(entries, ksae_rows, best, shown, diffc)
+
+    def _pooled(self) -> list[Path]:
+        recipe = self._recipe("mean", self.settings.timesteps)
+        return [
+            self.run.path / "activations" / one.store_name(layer)
+            for one in recipe.passes()
+            for layer in recipe.layers
+        ]
+
+    def _recipe(self, pool: Literal["mean", "none"], timesteps: Sequence[int]) -> Recipe:
+        return Recipe(self.settings.layers, tuple(timesteps), seed=self.settings.seed, pool=pool)
+
+    def _extract(self) -> int:
+        recipe = self._recipe("mean", self.settings.timesteps)
+        self._take("activations", self.train, self.backbone(), recipe, "activations")
+        return len(recipe.passes()) * len(recipe.layers)
+
+    def _take(
+        self, title: str, dataset: ImageDataset, backbone: Backbone, recipe: Recipe, folder: str
+    ) -> None:
+        extract_with_bar(
+            title,
+            dataset,
+            backbone,
+            self.run.path / folder,
+            recipe,
+            self.settings.batch_size,
+            self.on_error,
+            self.settings.mode,
+        )
+
+    def _diffc(self) -> list[dict[str, Any]]:
+        assert self.test is not None
+        at = self.settings.diffc_timestep
+        recipe = self._recipe("none", () if at is None else (at,))
+        sources = {"trained": self.backbone, "random": self.random_backbone}
+        for source, load in sources.items():
+            if load is not None:
+                backbone = load()
+                for part, dataset in (("train", self.train), ("test", self.test)):
+                    folder = f"grids/{source}/{part}"
+                    self._take(f"grids ({source}, {part})", dataset, backbone, recipe, folder)
+        pixels = Recipe(("pixels",), pool="none")
+        for part, dataset in (("train", self.train), ("test", self.test)):
+            self._take(
+                f"pixels ({part})", dataset, PixelsBackbone(), pixels, f"grids/pixels/{part}"
+            )
+
+        def pair(source: str, name: str) -> tuple[ActivationStore, ActivationStore]:
+            root = self.run.path / "grids" / source
+            return ActivationStore.open(root / "train" / name), ActivationStore.open(
+                root / "test" / name
+            )
+
+        one = recipe.passes()[0]
+        return diffc_stage(
+            lambda layer: pair("trained", one.store_name(layer)),
+            None
+            if self.random_backbone is None
+            else lambda layer: pair("random", one.store_name(layer)),
+            pair("pixels", "pixels"),
+            self.settings,
+        )
+
+    def _report(
+        self,
+        entries: list[dict[str, Any]],
+        ksaes: list[dict[str, Any]],
+        best: dict[str, Any],
+        shown: list[dict[str, Any]],
+        diffc: list[dict[str, Any]],
+    ) -> dict[str, Any]:
+        report = {
+            "format": FORMAT,
+            "mode": self.settings.mode,
+            "model": self.model,
+            "dataset": self.train.name,
+            "images": len(self.train),
+            "test_images": len(self.test) if self.test is not None else 0,
+            "classes": list(self.train.classes),
+            "labelled": self.labelled,
+            "findings": findings(best, diffc, sum(self.seconds.values())),
+            "best": {"layer": best["layer"], "timestep": best["timestep"]},
+            "examples": shown,
+            "purity": entries,
+            "diffc": diffc,
+            "ksae": ksaes,
+            "seconds": self.seconds,
+            "settings": asdict(self.settings),
+            "versions": versions(),
+        }
+        write_json(self.run.path / "report.json", report)
+        write_report(report, self.run.path / "report.html")
+        return report
+
+
+def findings(
+    best: dict[str, Any], diffc: Sequence[dict[str, Any]], seconds: float
+) -> list[dict[str, str]]:
+    """The few numbers that the report opens with."""
+    at = "" if best["timestep"] is None else f", t = {best['timestep']}"
+    cards = [{"value": f"{best['layer']}{at}", "text": "knows most about these pictures"}]
+    if best["majority_share"] is not None:
+        cards.append(
+            {
+                "value": f"{best['majority_share']:.0%}",
+                "text": f"of a latent's top images share a label there; "
+                f"chance is {best['majority_share_chance']:.0%}",
+            }
+        )
+    if diffc:
+        top = max(diffc, key=lambda row: row["top1"])
+        cards.append(
+            {
+                "value": f"{top['top1']:.1f} %",
+                "text": f"Diff-C top-1 on {top['layer']}; raw pixels {top['pixels_top1']:.1f} %",
+            }
+        )
+    return [*cards, {"value": f"{seconds / 60:.1f} min", "text": "from images to this page"}]

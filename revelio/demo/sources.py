@@ -1,0 +1,48 @@
+"""Which pictures the demo runs on: a training part for k-SAEs and Diff-C, a held-out part for Diff-C."""
+
+from pathlib import Path
+
+from revelio.data.dataset import ImageDataset
+from revelio.data.open import open_dataset
+from revelio.data.recipes import is_recipe
+from revelio.diffc.split import stratified_split
+
+HELD_OUT = 0.2
+
+
+def demo_images(
+    source: str, root: Path | None, train_images: int, test_images: int, seed: int
+) -> tuple[ImageDataset, ImageDataset | None]:
+    """Open the demo's pictures.
+
+    A recipe has its own train and test split. Of anything else a fifth of every class is held out, keyed by
+    ``seed``. Where there are no labels nothing is held out: there is nothing to classify.
+
+    Args:
+        source: what :func:`revelio.data.open.open_dataset` takes.
+        root: a local copy of a recipe's data.
+        train_images: at most so many, spread evenly.
+        test_images: at most so many held out.
+        seed: of the held-out part.
+
+    Raises:
+        ValueError: the source is not there, empty or unreadable.
+    """
+    if is_recipe(source):
+        train = open_dataset(source, split="train", root=root)
+        return _spread(train, train_images), _spread(
+            open_dataset(source, split="test", root=root), test_images
+        )
+    whole = open_dataset(source, root=root)
+    if whole.labels is None:
+        return _spread(whole, train_images), None
+    kept, held = stratified_split(whole.labels, HELD_OUT, seed, "demo", "held out")
+    if not held:
+        return _spread(whole, train_images), None
+    return _spread(whole.subset(kept), train_images), _spread(whole.subset(held), test_images)
+
+
+def _spread(dataset: ImageDataset, limit: int) -> ImageDataset:
+    if limit >= len(dataset):
+        return dataset
+    return dataset.subset([i * len(dataset) // limit for i in range(limit)])

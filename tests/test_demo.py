@@ -1,0 +1,153 @@
+"""The demo end to end on a tiny random model and small generated pictures."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from backbones_helpers import tiny_sd
+from PIL import Image
+
+from revelio.cli import main
+from revelio.demo.charts import Series, bar_chart, line_chart
+from revelio.demo.job import findings
+from revelio.demo.sources import demo_images
+from revelio.demo.stages import best_cell
+
+CLASSES = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
+SMALL = [
+    *("--layers", "up_ft1", "up_ft3", "--timesteps", "25", "200", "--k", "4", "--expansion", "2"),
+    *("--steps", "20", "--ksae-batch", "32", "--top", "4", "--width", "8", "--epochs", "2"),
+    *("--batch-size", "16"),
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "tiny-sd"
+    tiny_sd(folder)
+    return folder
+
+
+def make_pictures(folder: Path, each: int, *, labelled: bool = True) -> Path:
+    noise = np.random.default_rng(0)
+    for name, colour in CLASSES.items():
+        for number in range(each):
+            pixels = np.array(colour) + noise.integers(-30, 30, (32, 32, 3))
+            path = folder / name / f"{number}.png" if labelled else folder / f"{name}{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels.clip(0, 255).astype("uint8")).save(path)
+    return folder
+
+
+def test_the_whole_job_on_labelled_pictures(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, out = make_pictures(tmp_path / "images", 20), tmp_path / "run"
+    flags = ["--images", str(images), "--backbone.name", str(model), "--out", str(out), *SMALL]
+    main(["demo", *flags])
+    assert str(out / "report.html") in capsys.readouterr().out
+    report = json.loads((out / "report.json").read_text())
+    cells = {(row["layer"], row["timestep"]) for row in report["purity"]}
+    assert cells == {(layer, t) for layer in ("up_ft1", "up_ft3") for t in (25, 200)}
+    for row in report["purity"]:
+        assert {"sigma_label", "chance", "majority_share", "entropy", "null_z"} <= set(row)
+        low, high = row["interval"]["majority_share"]
+        assert low <= row["majority_share"] <= high
+        # Three classes of equal size: ids 0, 1, 2 drawn without repetition.
+        assert row["chance"] == pytest.approx(0.8, abs=0.05)
+    assert report["images"] == 48 and report["test_images"] == 12 and report["mode"] == "fixed"
+    for row in report["diffc"]:
+        keys = {"top1", "interval", "pixels_top1", "random_weights_top1"}
+        assert keys <= set(row) and row["interval"][0] <= row["top1"] <= row["interval"][1]
+    assert set(report["seconds"]) == {"extraction", "k-SAEs", "purity", "gallery", "Diff-C"}
+    page = (out / "report.html").read_text()
+    for row in report["purity"]:
+        assert f"{row['majority_share']:.3f}" in page
+    assert (out / "gallery" / "index.html").exists()
+    for source in re.findall(r'<img src="([^"]+)"', page):
+        assert (out / source).exists()
+
+
+def test_a_finished_demo_is_shown_again_and_a_cut_one_goes_on(tmp_path: Path, model: Path) -> None:
+    images, out = make_pictures(tmp_path / "images", 12), tmp_path / "run"
+    flags = ["--images", str(images), "--backbone.name", str(model), "--out", str(out), *SMALL]
+    main(["demo", *flags])
+    before = json.loads((out / "report.json").read_text())
+    with pytest.raises(SystemExit):
+        main(["demo", *flags])
+    # What a stop in the middle leaves: the stages from purity on are not there.
+    for name in ("purity", "gallery", "Diff-C"):
+        (out / "stages" / f"{name}.json").unlink()
+    main(["demo", *flags, "--resume"])
+    after = json.loads((out / "report.json").read_text())
+    assert [row["majority_share"] for row in after["purity"]] == [
+        row["majority_share"] for row in before["purity"]
+    ]
+    assert [row["top1"] for row in after["diffc"]] == [row["top1"] for row in before["diffc"]]
+
+
+def test_pictures_without_labels(tmp_path: Path, model: Path) -> None:
+    images, out = make_pictures(tmp_path / "images", 12, labelled=False), tmp_path / "run"
+    flags = ["--images", str(images), "--backbone.name", str(model), "--out", str(out), *SMALL]
+    main(["demo", *flags])
+    report = json.loads((out / "report.json").read_text())
+    assert report["labelled"] is False and report["diffc"] == []
+    assert all(row["majority_share"] is None for row in report["purity"])
+    assert all(row["similarity"] is not None for row in report["purity"])
+    assert "have no labels" in (out / "report.html").read_text()
+
+
+def test_images_and_dataset_together_are_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["demo", "--images", "a", "--dataset", "samples"])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.startswith("revelio: --images and --dataset are both given")
+
+
+def test_a_fifth_of_every_class_is_held_out(tmp_path: Path) -> None:
+    images = make_pictures(tmp_path / "images", 10)
+    train, test = demo_images(str(images), None, 100, 100, seed=0)
+    assert test is not None and train.labels is not None and test.labels is not None
+    assert sorted(test.labels) == [0, 0, 1, 1, 2, 2] and len(train) == 24
+    assert not set(train.ids) & set(test.ids)
+    few, fewer = demo_images(str(images), None, 12, 3, seed=0)
+    assert fewer is not None and (len(few), len(fewer)) == (12, 3)
+
+
+def test_best_cell_is_by_majority_share_and_without_labels_by_similarity_over_chance() -> None:
+    a = {"layer": "a", "majority_share": 0.5, "similarity": 0.9}
+    b = {"layer": "b", "majority_share": 0.6, "similarity": 0.1}
+    assert best_cell([a, b])["layer"] == "b"
+    c = {"layer": "c", "majority_share": None, "similarity": 0.9, "similarity_chance": 0.8}
+    d = {"layer": "d", "majority_share": None, "similarity": 0.5, "similarity_chance": 0.0}
+    assert best_cell([c, d])["layer"] == "d"
+
+
+def test_findings_name_the_best_of_each() -> None:
+    best = {
+        "layer": "up_ft1",
+        "timestep": 25,
+        "majority_share": 0.75,
+        "majority_share_chance": 0.25,
+    }
+    rows = [
+        {"layer": "up_ft0", "top1": 60.0, "pixels_top1": 70.0},
+        {"layer": "up_ft1", "top1": 80.0, "pixels_top1": 70.0},
+    ]
+    values = [card["value"] for card in findings(best, rows, 90.0)]
+    assert values == ["up_ft1, t = 25", "75%", "80.0 %", "1.5 min"]
+
+
+def test_charts_place_values_in_proportion() -> None:
+    line = line_chart("T", ["a", "b", "c"], [Series("s", [0.0, 0.5, 1.0])], "share")
+    points = re.search(r'polyline points="([^"]+)"', line)
+    assert points is not None
+    xs, ys = zip(*[map(float, p.split(",")) for p in points[1].split()], strict=True)
+    assert xs[1] - xs[0] == pytest.approx(xs[2] - xs[1], abs=0.11)
+    assert ys[0] - ys[1] == pytest.approx(ys[1] - ys[2], abs=0.11) and ys[0] > ys[2]
+    bars = bar_chart("T", ["a"], [Series("s", [2.0]), Series("<r>", [4.0])], "percent")
+    heights = [float(h) for h in re.findall(r'height="([0-9.]+)" fill', bars)]
+    assert heights[1] == pytest.approx(2 * heights[0], rel=0.01)
+    assert "&lt;r&gt;" in bars and "<r>" not in bars

@@ -1,0 +1,62 @@
+"""README's code runs, every config loads, and what documents name exists."""
+
+import re
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from revelio.cli import COMMANDS
+from revelio.config import load_config
+
+ROOT = Path(__file__).parent.parent
+# The folder of a config says which command takes it.
+COMMAND_OF = {"extract": "extract", "ksae": "train_ksae", "diffc": "train_diffc"}
+
+
+def python_blocks(name: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_readme_program_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blocks = python_blocks("README.md")
+    assert blocks
+    monkeypatch.chdir(tmp_path)
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
+    sigma, chance, share = map(float, capsys.readouterr().out.split()[-3:])
+    assert 0 < sigma < 5 and 2.5 < chance < 3.5 and 0 < share <= 1
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*/*.yaml")), ids=str)
+def test_every_config_loads(path: Path) -> None:
+    kind = path.parent.name
+    if kind == "mini":
+        from revelio.mini.train import read_config
+
+        assert read_config(path).name == path.stem
+        return
+    module = import_module(f"revelio.commands.{COMMAND_OF.get(kind, path.stem)}")
+    required = {"out": "x", "store": "x", "ksae": "x"}
+    names = set(module.Config.__dataclass_fields__)
+    given = re.findall(r"^(\w+):", path.read_text(encoding="utf-8"), re.MULTILINE)
+    load_config(
+        module.Config,
+        path,
+        {key: value for key, value in required.items() if key in names and key not in given},
+    )
+
+
+def test_readme_lists_every_command_and_names_files_that_exist() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    listed = re.sub(r"`revelio (train-diffc|top-images)`, `", r"`revelio \1` `revelio ", text)
+    for command in COMMANDS:
+        assert re.search(rf"revelio {command}\b|`{command}`", listed), command
+    for name in ("README.md", "CONTRIBUTING.md"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        for path in re.findall(
+            r"\b(?:docs|configs|revelio|benchmarks|scripts)/[\w./-]+\.\w+", text
+        ):
+            assert (ROOT / path).exists(), f"{name} names {path}"
