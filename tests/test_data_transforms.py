@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from data_helpers import noise_picture, square_by_formula
+from data_helpers import noise_picture, resize_matrix, square_by_formula
 from PIL import Image
 
 from revelio.data.transforms import RandomCropTransform, SquareTransform
@@ -130,3 +130,24 @@ def test_wrong_settings_are_named() -> None:
         SquareTransform(8, std=(1.0, 0.0, 1.0))
     with pytest.raises(ValueError, match="scale is"):
         RandomCropTransform(8, scale=(0.9, 0.8))
+
+
+def test_a_random_crop_is_cut_before_it_is_resized() -> None:
+    image, transform = noise_picture(40, 40, seed=9), RandomCropTransform(8, ZERO, ONE)
+    for n in range(6):
+        left, top, right, bottom = transform._box(40, 40, generator(n))
+        part = np.asarray(image)[top:bottom, left:right].astype(float)
+        rows, columns = resize_matrix(bottom - top, 8), resize_matrix(right - left, 8)
+        wanted = np.einsum("ih,jw,hwc->ijc", rows, columns, part)
+        pixels = transform(image, generator(n)).permute(1, 2, 0).numpy() * 255
+        error = min(np.abs(found - wanted).max() for found in (pixels, pixels[:, ::-1]))
+        assert error < 1.01
+
+
+def test_random_crops_reach_every_place() -> None:
+    transform = RandomCropTransform(8, scale=(0.7, 0.9))
+    boxes = [transform._box(10, 10, generator(n)) for n in range(200)]
+    assert {min(box[0] for box in boxes), min(box[1] for box in boxes)} == {0}
+    assert {max(box[2] for box in boxes), max(box[3] for box in boxes)} == {10}
+    nine_wide = [box[0] for box in boxes if box[2] - box[0] == 9]
+    assert 0.3 < np.mean(nine_wide) < 0.7  # 0 and 1 alike
