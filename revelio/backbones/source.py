@@ -28,7 +28,7 @@ SUPPORTED = (
 )
 # What transformers assumes where a config.json is silent.
 CLIP_DEFAULTS = {"hidden_size": 768, "num_hidden_layers": 12, "patch_size": 32, "image_size": 224}
-DINOV2_DEFAULTS = CLIP_DEFAULTS | {"patch_size": 16}
+DINOV2_DEFAULTS = CLIP_DEFAULTS | {"patch_size": 14}
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
