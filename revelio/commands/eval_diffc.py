@@ -1,0 +1,217 @@
+"""Test a trained Diff-C on images or stored grids: accuracy, accuracy by class, confusion.
+
+The classifier remembers its class names and how its grids were made, so that it needs only images.
+Without labels it writes what it takes each image for, and no accuracy.
+
+    revelio eval-diffc --model runs/diffc/final --data.source caltech101 --data.split test
+    revelio eval-diffc --model runs/diffc/final --data.source my/photos --out runs/mine
+    revelio eval-diffc --model runs/diffc/final --store runs/test/up_ft1-t25-empty-d0
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from revelio.commands.diffc_inputs import open_readable
+from revelio.commands.options import DataOptions
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from revelio.data.dataset import ImageDataset
+    from revelio.diffc.model import DiffC
+    from revelio.diffc.sources import GridSource
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of `revelio eval-diffc`."""
+
+    model: str = "runs/diffc/final"
+    """The classifier: the `final` folder of a run, or a hub id."""
+
+    data: DataOptions = field(default_factory=lambda: DataOptions(split="test"))
+    """The images."""
+
+    store: Path | None = None
+    """Stored grids (written with pool `none`) instead of images."""
+
+    out: Path = Path("runs/eval-diffc")
+    """The folder to write `report.json`, `predictions.jsonl` and `confusion.png` to."""
+
+    backbone: str | None = None
+    """The backbone, where it lies elsewhere than in training; none: the one of training."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """The number format the backbone runs in; none: the one of training."""
+
+    batch_size: int = 32
+    """Images a pass."""
+
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, ..."""
+
+    workers: int = 2
+    """Threads that read pictures."""
+
+
+def run(config: Config) -> None:
+    """Test; see the module's docstring.
+
+    Raises:
+        ValueError: no such classifier, or images or grids that it can't take.
+    """
+    from revelio.backbones.loading import device_of
+    from revelio.diffc.inputs import portable
+    from revelio.diffc.model import load_diffc
+
+    if config.batch_size < 1:
+        raise ValueError(f"--batch-size is {config.batch_size}: give at least 1")
+    model = load_diffc(config.model).to(device_of(config.device))
+    print(f"Diff-C: {model.parameter_count():,} parameters, {model.classes} classes, all frozen")
+    source, labels, made, skipped = _open(config, model)
+    if source.shape[0] != model.channels:
+        raise ValueError(
+            f"these grids have {source.shape[0]} channels, the classifier takes {model.channels}: "
+            "give grids of the layer it was trained on"
+        )
+    logits = _logits(model, source, config.batch_size)
+    head = {"model": portable(config.model), "grids": made, "skipped": skipped}
+    report = _write(config.out, model, source.ids, labels, logits, head)
+    _summary(config.out, report)
+
+
+def _open(
+    config: Config, model: DiffC
+) -> tuple[GridSource, list[int] | None, dict[str, Any], list[str]]:
+    """Grids, labels by the classifier's ids (None where there are none), provenance, what was skipped."""
+    from revelio.diffc.inputs import (
+        STORE_KEYS,
+        can_be_made_again,
+        live_grids,
+        open_backbone,
+        open_stores,
+    )
+
+    made = dict(model.grids)
+    if config.store is not None:
+        source, found = open_stores([config.store], memory_gb=0.5)
+        for key in STORE_KEYS:
+            if made.get(key) is not None and found[key] not in (None, made[key]):
+                raise ValueError(
+                    f"{config.store} holds {key} {found.get(key)}, the classifier was trained on "
+                    f"{made[key]}: extract the grids it knows"
+                )
+        return source, _own_labels(model, found["classes"], source.labels), found, []
+    if not can_be_made_again(made):
+        raise ValueError(
+            f"{config.model} was trained on stored grids, pooled or of an unknown model: "
+            "give --store, made the same way"
+        )
+    changed = {"backbone": config.backbone, "dtype": config.dtype}
+    made |= {key: value for key, value in changed.items() if value is not None}
+    dataset, skipped = open_readable(config.data)
+    labels = None
+    if dataset.labels is not None:
+        labels = _own_labels(model, dataset.classes, dataset.labels)
+    try:
+        backbone = open_backbone(made, config.device)
+    except (KeyError, ValueError) as error:
+        reason = error.args[0] if error.args else error
+        raise ValueError(
+            f"{reason} (the classifier was trained on it: --backbone says where it lies)"
+        ) from error
+    shown = made | {"dataset": dataset.name, "split": dataset.split}
+    source = live_grids(_labelled(dataset), backbone, made, config.device, config.workers)
+    return source, labels, shown, skipped
+
+
+def _labelled(dataset: ImageDataset) -> ImageDataset:
+    """A source has labels: unlabelled images get zeros, which nothing reads."""
+    return dataset if dataset.labels is not None else replace(dataset, labels=[0] * len(dataset))
+
+
+def _own_labels(model: DiffC, classes: Any, labels: Any) -> list[int]:
+    """The data's class ids as the classifier's, by name.
+
+    Raises:
+        ValueError: the data has a class that the classifier doesn't know.
+    """
+    known = {name: number for number, name in enumerate(model.class_names)}
+    missing = [name for name in classes if name not in known]
+    if missing:
+        raise ValueError(
+            f"the classifier doesn't know {', '.join(missing[:5])}"
+            f"{' and others' if len(missing) > 5 else ''}: its {model.classes} classes are "
+            f"{', '.join(model.class_names[:5])} ..."
+        )
+    return [known[classes[label]] for label in labels]
+
+
+def _logits(model: DiffC, source: GridSource, batch_size: int) -> Tensor:
+    import torch
+    from tqdm import tqdm
+
+    from revelio.diffc.sources import PLAIN, chunks
+
+    device = next(model.parameters()).device
+    parts = []
+    with tqdm(total=len(source.ids), desc="testing", unit="image") as bar, torch.no_grad():
+        for batch in chunks(range(len(source.ids)), batch_size):
+            parts.append(model(source.grids(batch, PLAIN).to(device)).cpu())
+            bar.update(len(batch))
+    return torch.cat(parts)
+
+
+def _write(
+    out: Path,
+    model: DiffC,
+    ids: Any,
+    labels: list[int] | None,
+    logits: Tensor,
+    head: dict[str, Any],
+) -> dict[str, Any]:
+    import json
+
+    import torch
+
+    from revelio.diffc.measures import confusion, measure
+    from revelio.diffc.picture import confusion_png
+    from revelio.runs import write_json, write_whole
+
+    shares, found = logits.softmax(dim=1).max(dim=1)
+    names = model.class_names
+    lines = [
+        {"id": name, "predicted": names[guess], "probability": round(share, 6)}
+        | ({} if labels is None else {"label": names[labels[row]]})
+        for row, (name, guess, share) in enumerate(
+            zip(ids, found.tolist(), shares.tolist(), strict=True)
+        )
+    ]
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    write_whole(out / "predictions.jsonl", text)
+    report = head | {"images": len(lines), "classes": list(names)}
+    if labels is not None:
+        truth = torch.tensor(labels)
+        report |= measure(truth, found, names)
+        counts = confusion(truth, found, len(names))
+        report["confusion"] = counts.tolist()
+        write_whole(out / "confusion.png", confusion_png(counts, names))
+    write_json(out / "report.json", report)
+    return report
+
+
+def _summary(out: Path, report: dict[str, Any]) -> None:
+    if "top1" not in report:
+        print("these images have no labels: predictions only, no accuracy")
+    else:
+        low, high = report["wilson95"]
+        print(
+            f"top-1 on {report['images']:,} images: {report['top1']:.2%} [{low:.2%}, {high:.2%}] "
+            f"(Wilson's 95 % interval), mean of classes {report['class_mean']:.2%}"
+        )
+        worst = sorted(report["per_class"], key=lambda row: row["accuracy"])[:3]
+        print("hardest: " + ", ".join(f"{row['name']} {row['accuracy']:.0%}" for row in worst))
+    print(f"written: {out / 'report.json'}, {out / 'predictions.jsonl'}")

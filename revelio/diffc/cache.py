@@ -1,0 +1,115 @@
+"""Views of a live source computed once, then kept in memory or in a file.
+
+A view of N images is one tensor (N c h w) in half precision: 9.7 GB for 3,680 images at up_ft1 of SD-1.5
+at 512 px. What would not fit in memory goes to memory-mapped files, one a view, each written under a
+temporary name and renamed when whole, so that a killed run goes on at the first missing view.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from revelio.diffc.sources import GridSource, TensorGrids, chunks
+
+GB = 1e9
+CAST_TOLERANCE = 1e-2  # of half precision against float32, relative to a view's largest value
+
+
+@dataclass(frozen=True)
+class CacheSettings:
+    """How views are kept.
+
+    Attributes:
+        views: how many augmented views beside the plain one.
+        dtype: number format of the kept grids.
+        memory_gb: total size up to which they stay in memory.
+        batch_size: images a pass of the backbone.
+        folder: where the files go when they don't.
+        key: what the grids depend on; a file made by other settings is not taken for this one.
+    """
+
+    views: int
+    dtype: torch.dtype
+    memory_gb: float
+    batch_size: int
+    folder: Path
+    key: dict[str, Any]
+
+    def gigabytes(self, source: GridSource) -> float:
+        """Size of all views of a source."""
+        grid = math.prod(source.shape) * self.dtype.itemsize
+        return (1 + self.views) * len(source.ids) * grid / GB
+
+
+@dataclass
+class Filled:
+    """Progress: how many more images of a view are done; the whole cache at the end."""
+
+    images: int
+    grids: TensorGrids | None = None
+
+
+def fill_cache(source: GridSource, settings: CacheSettings) -> Iterator[Filled]:
+    """Compute every view of every image; yields after each batch, at last with the result.
+
+    Raises:
+        ValueError: a grid has values that the number format can't hold.
+    """
+    in_memory = settings.gigabytes(source) <= settings.memory_gb
+    views = []
+    for view in range(1 + settings.views):
+        path = None if in_memory else settings.folder / f"{_name(source, settings)}-v{view}.bin"
+        if path is not None and path.exists():
+            views.append(_map(path, source, settings.dtype))
+            yield Filled(len(source.ids))
+            continue
+        yield from _fill_view(source, view, settings, path, views)
+    yield Filled(0, TensorGrids(views, source.labels, source.ids))
+
+
+def _fill_view(
+    source: GridSource, view: int, settings: CacheSettings, path: Path | None, views: list[Tensor]
+) -> Iterator[Filled]:
+    partial = None if path is None else path.with_suffix(".partial")
+    if partial is None:
+        kept = torch.empty((len(source.ids), *source.shape), dtype=settings.dtype)
+    else:
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        kept = _map(partial, source, settings.dtype)
+    for indices in chunks(range(len(source.ids)), settings.batch_size):
+        grids = source.grids(indices, view).cpu()
+        kept[indices[0] : indices[-1] + 1] = _cast(grids, settings.dtype)
+        yield Filled(len(indices))
+    if partial is not None and path is not None:
+        partial.replace(path)
+    views.append(kept)
+
+
+def _cast(grids: Tensor, dtype: torch.dtype) -> Tensor:
+    cast = grids.to(dtype)
+    error = (cast.float() - grids).abs().max() / grids.abs().max().clamp_min(1e-12)
+    if not error <= CAST_TOLERANCE:
+        name = str(dtype).removeprefix("torch.")
+        raise ValueError(
+            f"{name} can't hold these grids (largest value {grids.abs().max():.3g}, error "
+            f"{error:.3g} of it): take --cache-dtype float32 or bfloat16"
+        )
+    return cast
+
+
+def _map(path: Path, source: GridSource, dtype: torch.dtype) -> Tensor:
+    shape = (len(source.ids), *source.shape)
+    size = math.prod(shape)
+    return torch.from_file(str(path), shared=True, size=size, dtype=dtype).view(shape)
+
+
+def _name(source: GridSource, settings: CacheSettings) -> str:
+    key = [settings.key, str(settings.dtype), list(source.shape), list(source.ids)]
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]

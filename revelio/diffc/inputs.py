@@ -1,0 +1,197 @@
+"""From data sets, backbones and stores to the grid sources of train and test.
+
+``made`` is how grids are made, as plain values: ``backbone``, ``revision``, ``image_size``, ``dtype``,
+``attention``, ``random_weights``, ``layer``, ``timestep``, ``prompts``, ``seed``. It is saved with the
+classifier, so that testing it later makes the same grids without being told.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from revelio.activations.store import ActivationStore
+from revelio.backbones.base import Backbone
+from revelio.data.dataset import ImageDataset, ImageError
+from revelio.diffc.pixels import PixelsBackbone
+from revelio.diffc.sources import LiveGrids, TensorGrids, stored_grids
+from revelio.diffc.split import stratified_split
+
+# What stores that one classifier takes must agree in.
+STORE_KEYS = ("backbone", "layer", "timestep", "prompts", "pool")
+
+
+def open_backbone(made: dict[str, Any], device: str) -> Backbone:
+    """Load the backbone that ``made`` names, cut after its layer.
+
+    Raises:
+        KeyError: an unknown backbone or layer.
+        ValueError: the settings don't fit the backbone.
+    """
+    if made["backbone"] == PixelsBackbone.name:
+        if made.get("random_weights") is not None:
+            raise ValueError("pixels have no weights: leave --random-weights out")
+        return PixelsBackbone(**_given(size=made.get("image_size")))
+    from revelio.backbones.registry import load_backbone
+
+    backbone = load_backbone(
+        made["backbone"],
+        layers=[made["layer"]],
+        device=device,
+        **_given(
+            revision=made.get("revision"),
+            image_size=made.get("image_size"),
+            dtype=made.get("dtype"),
+            attention=made.get("attention"),
+        ),
+    )
+    if made.get("random_weights") is None:
+        return backbone
+    from revelio.diffc.untrained import untrained
+
+    return untrained(backbone, made["random_weights"])
+
+
+def live_grids(
+    dataset: ImageDataset,
+    backbone: Backbone,
+    made: dict[str, Any],
+    device: str = "auto",
+    workers: int = 0,
+) -> LiveGrids:
+    """The grids of a data set, made as ``made`` says.
+
+    Raises:
+        KeyError: the backbone doesn't have the layer.
+        ValueError: no labels, no images, a wrong timestep, prompts for a backbone without text.
+    """
+    return LiveGrids(
+        dataset,
+        backbone,
+        made["layer"],
+        timestep=made["timestep"],
+        prompts=_prompts(made, dataset, device),
+        seed=made["seed"],
+        workers=workers,
+    )
+
+
+def _prompts(made: dict[str, Any], dataset: ImageDataset, device: str) -> list[str] | None:
+    """A text an image; None for the policy `empty`, which backbones without text know too."""
+    if made["prompts"] == "empty":
+        return None
+    from revelio.backbones.prompts import prompt_texts
+
+    return prompt_texts(made["prompts"], dataset, device=device, **_given(clip=made.get("clip")))
+
+
+def portable(name: str) -> str:
+    """A model's name as written files keep it: of an absolute path only the last part."""
+    return Path(name).name if Path(name).is_absolute() else name
+
+
+def open_stores(paths: Sequence[Path], memory_gb: float) -> tuple[TensorGrids, dict[str, Any]]:
+    """Stored grids, and how they were made.
+
+    Raises:
+        ValueError: a store is missing, cut, unlabelled, or of other images than the first.
+    """
+    stores = [ActivationStore.open(path) for path in paths]
+    made = _made_of(stores[0].manifest)
+    return stored_grids(stores, memory_gb), made | {"classes": list(stores[0].classes)}
+
+
+def _made_of(manifest: dict[str, Any]) -> dict[str, Any]:
+    """How a store's rows were made, in the words of this module."""
+    return {
+        "backbone": manifest.get("model"),
+        "revision": manifest.get("revision"),
+        "image_size": manifest.get("image_size"),
+        "dtype": manifest.get("compute_dtype"),
+        "attention": manifest.get("attention"),
+        "layer": manifest["layer"],
+        "timestep": manifest.get("timestep"),
+        "prompts": manifest.get("prompt_policy") or "empty",
+        "seed": manifest.get("seed") or 0,
+        "pool": manifest.get("pool", "none"),
+        "dataset": manifest.get("dataset"),
+    }
+
+
+def can_be_made_again(made: dict[str, Any]) -> bool:
+    """Whether a backbone can make these grids of new images: they were neither pooled nor anonymous."""
+    return made.get("backbone") is not None and made.get("pool", "none") == "none"
+
+
+def check_made(train: dict[str, Any], test: dict[str, Any]) -> None:
+    """Refuse stores of train and test that were made differently.
+
+    Raises:
+        ValueError: their backbone, layer, timestep, prompts or classes differ.
+    """
+    for key in (*STORE_KEYS, "classes"):
+        if train.get(key) != test.get(key):
+            raise ValueError(
+                f"the {key} of the train and the test store differ ({train.get(key)} and "
+                f"{test.get(key)}): take stores of one extraction"
+            )
+
+
+def readable(dataset: ImageDataset) -> tuple[ImageDataset, list[str]]:
+    """The images that can be read, and one line on each that can't."""
+    kept, skipped = [], []
+    for index in range(len(dataset)):
+        try:
+            dataset.read(index)
+        except ImageError as error:
+            skipped.append(str(error))
+        else:
+            kept.append(index)
+    return (dataset.subset(kept) if skipped else dataset), skipped
+
+
+def cut_test(
+    dataset: ImageDataset, fraction: float, seed: int
+) -> tuple[ImageDataset, ImageDataset]:
+    """Cut a share of every class off as the test set, fixed by ``seed``.
+
+    Raises:
+        ValueError: the images have no labels, or nothing would be left to test on.
+    """
+    kept, held = stratified_split(labels_of(dataset), fraction, seed, "diffc test")
+    if not held:
+        raise ValueError(f"--test.fraction {fraction} leaves no test images: give a larger share")
+    return dataset.subset(kept), dataset.subset(held)
+
+
+def labels_of(dataset: ImageDataset) -> Sequence[int]:
+    """The labels.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if dataset.labels is None:
+        raise ValueError(
+            f"{dataset.name} has no labels, which a classifier needs: give class folders or "
+            "--data.label-column"
+        )
+    return dataset.labels
+
+
+def check_classes(train: ImageDataset, test: ImageDataset) -> tuple[str, ...]:
+    """The class names, which both sets must have in the same order.
+
+    Raises:
+        ValueError: they differ.
+    """
+    for dataset in (train, test):
+        labels_of(dataset)
+    if train.classes != test.classes:
+        only = set(train.classes) ^ set(test.classes)
+        shown = ", ".join(sorted(only)[:5]) or "the same names in another order"
+        raise ValueError(f"train and test have different classes ({shown}): name splits of one set")
+    return train.classes
+
+
+def _given(**arguments: Any) -> dict[str, Any]:
+    """The arguments that are not None."""
+    return {name: value for name, value in arguments.items() if value is not None}

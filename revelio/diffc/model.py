@@ -1,0 +1,154 @@
+"""Diff-C: four 3x3 convolutions, a global mean and a linear layer on one layer's grids.
+
+    z = BN(grid);  four times z = ReLU(BN(conv(z))), strides 1, 2, 2, 2;  logits = W mean_hw(z) + b
+
+Source: Sec. 3.3 and Table 1 for the shapes. The batch norms (the first without weights, so that a grid's
+channels arrive at unit scale whatever the backbone) and the dropout are in the released code only. At
+1280 channels and 37 classes it has 40,158,245 parameters.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from huggingface_hub.errors import HFValidationError
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.utils import skip_init
+
+from revelio.seeds import generator
+
+WIDTH = 1024  # Sec. 4.1: "the final feature dimension is 1024"
+STRIDES = (1, 2, 2, 2)  # Table 1
+FORMAT = 1
+
+
+class DiffC(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="revelio",
+    license="apache-2.0",
+    tags=["image-classification", "diffusion-models", "interpretability"],
+):
+    """The classifier for grids (b c h w) of any backbone and of any size down to 1x1.
+
+    Args:
+        channels: c of the grids.
+        classes: how many classes there are.
+        width: channels of the four convolutions; 1024 in the paper, less for small backbones.
+        dropout: share of channels (convolutions) and entries (before the linear layer) dropped.
+        class_names: names by class id, kept with the weights.
+        grids: how the grids were made (backbone, layer, timestep, prompts, ...), kept with the weights.
+        seed: of the initial weights, drawn from PyTorch's default distributions.
+        format: the version of the file format that this is.
+
+    Raises:
+        ValueError: a size that can't be, names that are not as many as the classes, another format.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        classes: int,
+        width: int = WIDTH,
+        dropout: float = 0.0,
+        class_names: Sequence[str] | None = None,
+        grids: dict[str, Any] | None = None,
+        seed: int = 0,
+        format: int = FORMAT,
+    ) -> None:
+        super().__init__()
+        _check(channels, classes, width, dropout, class_names, format)
+        self.channels, self.classes, self.width = channels, classes, width
+        self.class_names = tuple(class_names or map(str, range(classes)))
+        self.grids = dict(grids or {})
+        self.norm = nn.BatchNorm2d(channels, affine=False)
+        widths = (channels, *[width] * len(STRIDES))
+        self.blocks = nn.Sequential(
+            *[
+                _block(before, after, stride, dropout)
+                for before, after, stride in zip(widths[:-1], widths[1:], STRIDES, strict=True)
+            ]
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.head = skip_init(nn.Linear, width, classes)
+        _draw_weights(self, seed)
+
+    def forward(self, grid: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes"]:
+        """The logits of a batch of grids.
+
+        Raises:
+            ValueError: the grids don't have this model's number of channels.
+        """
+        if grid.ndim != 4 or grid.shape[1] != self.channels:
+            raise ValueError(
+                f"Diff-C for {self.channels} channels was given {tuple(grid.shape)}: "
+                f"it takes grids of shape (b, {self.channels}, h, w)"
+            )
+        return self.head(self.dropout(self.blocks(self.norm(grid)).mean(dim=(2, 3))))
+
+    def parameter_count(self) -> int:
+        """How many numbers are trained (running means and variances are not)."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+
+def load_diffc(source: str | Path) -> DiffC:
+    """Read a Diff-C from a folder that ``save_pretrained`` wrote, or from a hub id.
+
+    Raises:
+        ValueError: there is none, or it is broken.
+    """
+    remedy = "give the folder that train-diffc names at its end, or a hub id"
+    if Path(source).exists() and not (Path(source) / "config.json").is_file():
+        raise ValueError(f"no Diff-C in {source} (it has no config.json): {remedy}")
+    try:
+        model = DiffC.from_pretrained(source, strict=True)
+    except (OSError, HFValidationError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"no Diff-C at {source} ({reason}): {remedy}") from error
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(
+            f"{source} is no Diff-C ({str(error).splitlines()[0]}): {remedy}"
+        ) from error
+    return model.eval()
+
+
+def _block(before: int, after: int, stride: int, dropout: float) -> nn.Sequential:
+    return nn.Sequential(
+        skip_init(nn.Conv2d, before, after, 3, stride=stride, padding=1),
+        nn.BatchNorm2d(after),
+        nn.ReLU(),
+        nn.Dropout2d(dropout),
+    )
+
+
+@torch.no_grad()
+def _draw_weights(model: nn.Module, seed: int) -> None:
+    """PyTorch's default U(-1/sqrt(fan in), 1/sqrt(fan in)), without its global generator."""
+    stream = generator(seed, "diffc weights")
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            bound = module.weight[0].numel() ** -0.5
+            for parameter in module.parameters():
+                parameter.uniform_(-bound, bound, generator=stream)
+
+
+def _check(
+    channels: int,
+    classes: int,
+    width: int,
+    dropout: float,
+    class_names: Sequence[str] | None,
+    format: int,
+) -> None:
+    if format != FORMAT:
+        raise ValueError(f"this Diff-C has format {format}: this version of Revelio reads {FORMAT}")
+    for name, value in (("channels", channels), ("classes", classes), ("width", width)):
+        if value < 1:
+            raise ValueError(f"Diff-C can't have {name} = {value}: give at least 1")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout is {dropout}: give a share from 0 up to, but not, 1")
+    if class_names is not None and len(class_names) != classes:
+        raise ValueError(f"{len(class_names)} class names for {classes} classes: give one each")

@@ -1,0 +1,62 @@
+"""The picture itself as a grid: what Diff-C reaches with no backbone at all, the baseline to beat."""
+
+from collections.abc import Mapping, Sequence
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from revelio.backbones.base import LayerSpec
+from revelio.data.transforms import SquareTransform
+
+CHANNELS = 3
+SIZE, SIDE = 64, 16
+
+
+class PixelsBackbone:
+    """A backbone whose one layer, ``pixels``, is the picture, brought down to (3, side, side).
+
+    Args:
+        size: side of the square the pictures are cropped to, in pixels.
+        side: side of the grid; ``size`` must be a multiple of it.
+
+    Raises:
+        ValueError: ``size`` is no multiple of ``side``.
+    """
+
+    name = "pixels"
+
+    def __init__(self, size: int = SIZE, side: int = SIDE) -> None:
+        if side < 1 or size % side:
+            raise ValueError(f"pixels of {size} can't become a {side}x{side} grid: give a multiple")
+        self.stride = size // side
+        self.layers: Mapping[str, LayerSpec] = {"pixels": LayerSpec(CHANNELS, self.stride)}
+        self.transform = SquareTransform(size)
+
+    def encode(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """The pixels as they are."""
+        return pixels
+
+    def grids(
+        self,
+        encoded: Float[Tensor, "b 3 h w"],
+        ids: Sequence[str],
+        layers: Sequence[str],
+        *,
+        timestep: int | None = None,
+        prompts: Sequence[str] | None = None,
+        seed: int = 0,
+        draw: int = 0,
+    ) -> dict[str, Float[Tensor, "b 3 h w"]]:
+        """The means of ``stride`` x ``stride`` pixels.
+
+        Raises:
+            KeyError: a layer that isn't ``pixels``.
+            ValueError: a timestep, of which pixels have none.
+        """
+        if timestep is not None:
+            raise ValueError("pixels have no timestep: leave it out (--timestep None)")
+        for layer in layers:
+            if layer not in self.layers:
+                raise KeyError(f"pixels have no layer {layer!r}: it is called `pixels`")
+        return {layer: F.avg_pool2d(encoded, self.stride) for layer in layers}

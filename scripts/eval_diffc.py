@@ -1,0 +1,9 @@
+"""`revelio eval-diffc` as a script: the same flags, `python scripts/eval_diffc.py --config FILE`."""
+
+import sys
+
+from revelio.cli import run_module
+from revelio.commands import eval_diffc
+
+if __name__ == "__main__":
+    run_module(eval_diffc, sys.argv[1:], "eval-diffc")

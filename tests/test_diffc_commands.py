@@ -1,0 +1,230 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from diffc_helpers import write_folders
+from PIL import Image
+
+from revelio import cli
+from revelio.commands import eval_diffc, train_diffc
+from revelio.config import load_config
+
+ROOT = Path(__file__).parents[1]
+YAMLS = sorted((ROOT / "configs" / "diffc").glob("*.yaml"))
+BRIEF = ["--epochs", "3", "--width", "8", "--learning-rate", "0.005", "--views", "1"]
+PIXELS = ["--backbone.name", "pixels", "--layer", "pixels", "--timestep", "None"]
+
+
+def train_flags(data: Path, out: Path) -> list[str]:
+    source = ["--data.source", str(data), "--test.split", "None", "--out", str(out)]
+    return ["train-diffc", *source, *PIXELS, *BRIEF]
+
+
+def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that a user's mistake gives."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(arguments)
+    assert stopped.value.code == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    return line
+
+
+def report_of(out: Path) -> dict:
+    return json.loads((out / "report.json").read_text())
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
+def test_configs_load(path: Path) -> None:
+    config = load_config(train_diffc.Config, path)
+    assert config.out == Path("runs/diffc") / path.stem
+    assert path.read_text().startswith("# ")
+
+
+def test_there_are_configs_of_the_papers_runs() -> None:
+    assert {"sd15-pets", "sd15-caltech101", "sd15-fgvc", "dit-pets"} <= {p.stem for p in YAMLS}
+
+
+def test_train_then_eval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, out = write_folders(tmp_path / "data", 16), tmp_path / "run"
+    longer = ["--epochs", "10", "--batch-size", "8", "--width", "32"]
+    cli.main([*train_flags(data, out), "--seeds", "2", *longer])
+    printed = capsys.readouterr().out
+    assert "parameters" in printed
+    report = report_of(out)
+    assert report["top1"] == 1.0  # three colours
+    assert report["interval_kind"] == "t95 over seeds"
+    assert report["images"] == {"train": 36, "validation": 3, "test": 9}
+    assert report["grids"]["backbone"] == "pixels"
+    assert report["mode"] == "fixed"
+    assert {seed["best"]["epoch"] for seed in report["seeds"]} <= set(range(1, 11))
+    with Image.open(out / "confusion.png") as image:
+        assert image.format == "PNG"
+    assert not (out / "checkpoints").exists()
+    assert len((out / "metrics.jsonl").read_text().splitlines()) == 20
+    assert str(tmp_path) not in (out / "report.json").read_text()
+
+    fresh = write_folders(tmp_path / "fresh", 3, start=900)
+    flags = ["--model", str(out / "final"), "--data.source", str(fresh), "--data.split", "None"]
+    cli.main(["eval-diffc", *flags, "--out", str(tmp_path / "eval")])
+    result = report_of(tmp_path / "eval")
+    assert (result["top1"], result["images"]) == (1.0, 9)
+    lines = (tmp_path / "eval" / "predictions.jsonl").read_text().splitlines()
+    assert [json.loads(line)["predicted"] for line in lines] == ["blue"] * 3 + ["green"] * 3 + [
+        "red"
+    ] * 3
+
+
+def test_eval_without_labels_and_with_unknown_classes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    cli.main(train_flags(write_folders(tmp_path / "data", 6), out))
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for number, name in enumerate(("red", "blue")):
+        source = tmp_path / "data" / name / "0.png"
+        (flat / f"{number}.png").write_bytes(source.read_bytes())
+    flags = ["eval-diffc", "--model", str(out / "final"), "--data.split", "None"]
+    cli.main([*flags, "--data.source", str(flat), "--out", str(tmp_path / "eval")])
+    assert "no labels" in capsys.readouterr().out
+    assert "top1" not in report_of(tmp_path / "eval")
+    (tmp_path / "data" / "red").rename(tmp_path / "data" / "pink")
+    line = fails([*flags, "--data.source", str(tmp_path / "data")], capsys)
+    assert "doesn't know pink" in line
+
+
+def test_killed_run_goes_on_to_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_folders(tmp_path / "data", 8)
+    whole = [*train_flags(data, tmp_path / "whole"), "--seeds", "2"]
+    cli.main(whole)
+
+    from revelio.diffc import experiment
+
+    saved = 0
+
+    def save_then_die(training, folder) -> None:
+        nonlocal saved
+        saved += 1
+        if saved == 5:  # the second epoch of the second seed is lost
+            raise KeyboardInterrupt
+        real(training, folder)
+
+    real = experiment.save_training
+    monkeypatch.setattr(experiment, "save_training", save_then_die)
+    cut = [*train_flags(data, tmp_path / "cut"), "--seeds", "2"]
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(cut)
+    assert stopped.value.code == 130
+    monkeypatch.setattr(experiment, "save_training", real)
+    assert "already holds a run" in fails(cut, capsys)
+    cli.main([*cut, "--resume"])
+    for name in ("final/model.safetensors", "confusion.png"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    one, two = (report_of(tmp_path / name) for name in ("whole", "cut"))
+    for seed in (*one["seeds"], *two["seeds"]):
+        for entry in seed["history"]:
+            entry.pop("seconds")
+    assert one["seeds"] == two["seeds"]
+    assert len((tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()) == 6
+    capsys.readouterr()
+    cli.main([*cut, "--resume"])
+    assert "finished" in capsys.readouterr().out
+
+
+def test_on_line_and_stored_in_files(tmp_path: Path) -> None:
+    data = write_folders(tmp_path / "data", 6)
+    cli.main([*train_flags(data, tmp_path / "a"), "--mode", "as_code", "--views", "-1"])
+    report = report_of(tmp_path / "a")
+    assert (report["views"], report["selected"]) == (None, "last")
+    assert report["settings"]["period"] == 90
+    cli.main([*train_flags(data, tmp_path / "b"), "--cache-gb", "0"])
+    cli.main([*train_flags(data, tmp_path / "c")])
+    assert not (tmp_path / "b" / "cache").exists()
+    files = [(tmp_path / run / "final" / "model.safetensors").read_bytes() for run in "bc"]
+    assert files[0] == files[1]
+
+
+def test_stores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    from revelio.activations.store import write_store
+
+    made = {"classes": ["a", "b"], "layer": "mix", "timestep": 25, "prompt_policy": "empty"}
+    labels = [n % 2 for n in range(24)]
+    grids = torch.randn(24, 4, 3, 3) + torch.tensor(labels).view(-1, 1, 1, 1) * 3.0
+    for name in ("d0", "d1", "test"):
+        write_store(tmp_path / name, grids, [f"i{n}" for n in range(24)], labels, settings=made)
+    out = tmp_path / "run"
+    flags = ["train-diffc", "--stores", str(tmp_path / "d0"), str(tmp_path / "d1"), *BRIEF]
+    assert "--test-store" in fails(flags, capsys)
+    cli.main([*flags, "--test-store", str(tmp_path / "test"), "--out", str(out)])
+    assert report_of(out)["views"] == 2
+    flags = ["eval-diffc", "--model", str(out / "final"), "--out", str(tmp_path / "eval")]
+    cli.main([*flags, "--store", str(tmp_path / "test")])
+    selected = report_of(out)["seeds"][0][report_of(out)["selected"]]
+    assert report_of(tmp_path / "eval")["top1"] == selected["test"]["top1"]
+    assert "trained on stored grids" in fails(flags, capsys)
+    other = made | {"timestep": 200}
+    write_store(tmp_path / "t200", grids, [f"i{n}" for n in range(24)], labels, settings=other)
+    assert "timestep 200" in fails([*flags, "--store", str(tmp_path / "t200")], capsys)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--layer", "up_ft1"], "no layer 'up_ft1'"),
+        (["--timestep", "25"], "no timestep"),
+        (["--data.source", "nowhere/at/all"], "nowhere/at/all"),
+        (["--test.split", "test"], "--test.split None"),
+        (["--random-weights", "0"], "no weights"),
+        (["--views", "-2"], "--views is -2"),
+        (["--seeds", "0"], "--seeds is 0"),
+        (["--epochs", "0"], "--epochs is 0"),
+    ],
+)
+def test_mistakes(
+    tmp_path: Path, change: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_folders(tmp_path / "data", 4)
+    assert message in fails([*train_flags(data, tmp_path / "run"), *change], capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def test_unlabelled_images_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_folders(tmp_path / "data", 4)
+    assert "no labels" in fails(train_flags(data / "red", tmp_path / "run"), capsys)
+
+
+def test_eval_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = fails(["eval-diffc", "--model", str(tmp_path / "none")], capsys)
+    assert "the folder that train-diffc names" in line
+
+
+@pytest.mark.parametrize("name", ["train", "eval"])
+def test_scripts_give_the_commands_help_without_torch(name: str) -> None:
+    script = ROOT / "scripts" / f"{name}_diffc.py"
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = ['x', '--local_rank=0', '--help']\n"
+        f"try:\n    runpy.run_path({str(script)!r}, run_name='__main__')\n"
+        "except SystemExit as stop:\n    assert not stop.code, stop.code\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"revelio {name}-diffc" in done.stdout
+    assert "--backbone" in done.stdout
+
+
+def test_defaults_are_the_papers() -> None:
+    config = train_diffc.Config()
+    assert (config.epochs, config.batch_size, config.learning_rate) == (30, 16, 1e-4)
+    assert (config.width, config.dropout, config.weight_decay) == (1024, 0.0, 0.01)
+    assert eval_diffc.Config().data.split == "test"

@@ -1,0 +1,208 @@
+import copy
+import warnings
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import torch
+from diffc_helpers import separable
+
+from revelio.diffc.fit import fit
+from revelio.diffc.model import DiffC
+from revelio.diffc.sources import TensorGrids
+from revelio.diffc.state import load_training, save_training
+from revelio.diffc.train import Training, TrainSettings, epoch_batches, predict, train
+
+
+@pytest.mark.parametrize(
+    ("mode", "period", "end"), [("fixed", 30, 5e-5), ("as_paper", 30, 5e-5), ("as_code", 90, 0.0)]
+)
+def test_rates_are_torchs_cosine(mode, period: int, end: float) -> None:
+    optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=1e-4)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, period, end)
+    settings = TrainSettings(mode)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the schedule is stepped without the optimizer
+        for epoch in range(30):
+            assert settings.rate(epoch) == pytest.approx(schedule.get_last_lr()[0], rel=1e-9)
+            schedule.step()
+
+
+def test_rates_at_the_ends() -> None:
+    assert TrainSettings().rate(0) == 1e-4
+    assert TrainSettings().rate(15) == pytest.approx(7.5e-5)
+    assert TrainSettings().rate(30) == pytest.approx(5e-5)
+    assert TrainSettings("as_code").rate(29) == pytest.approx(7.645e-5, rel=1e-3)  # SPEC 2.4
+    assert TrainSettings(epochs=10).rate(10) == pytest.approx(5e-5)
+
+
+def test_an_epoch_sees_every_image_once() -> None:
+    indices = list(range(5, 38))
+    batches = epoch_batches(indices, 16, seed=0, epoch=1)
+    assert sorted(chain.from_iterable(batches)) == indices
+    assert [len(batch) for batch in batches] == [16, 17]  # a lone last image joins
+    assert batches == epoch_batches(indices, 16, seed=0, epoch=1)
+    assert batches != epoch_batches(indices, 16, seed=0, epoch=2)
+
+
+def settings_for(epochs: int) -> TrainSettings:
+    return TrainSettings(epochs=epochs, batch_size=8, learning_rate=1e-3, end_rate=1e-4)
+
+
+def run_plain(model: DiffC, grids, labels, settings: TrainSettings) -> None:
+    """The same training in plain PyTorch."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs, 1e-4)
+    model.train()
+    for epoch in range(1, settings.epochs + 1):
+        for batch in epoch_batches(range(len(labels)), 8, settings.seed, epoch):
+            optimizer.zero_grad()
+            loss = torch.nn.CrossEntropyLoss()(model(grids[batch]), torch.tensor(labels)[batch])
+            loss.backward()
+            optimizer.step()
+        schedule.step()
+
+
+def test_training_is_plain_adamw() -> None:
+    grids, labels = separable(8)
+    settings, model = settings_for(3), DiffC(6, 3, width=8)
+    plain = copy.deepcopy(model)
+    steps = list(
+        train(Training.start(model, settings), TensorGrids([grids], labels), range(24), settings)
+    )
+    run_plain(plain, grids, labels, settings)
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], value, msg=name)
+    assert [step.end is not None for step in steps] == [False, False, True] * 3
+    assert sum(step.images for step in steps) == 3 * 24
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_resumed_training_is_bit_equal(tmp_path: Path, dropout: float) -> None:
+    grids, labels = separable(10)
+    source, settings = TensorGrids([grids, grids + 1, grids - 1], labels), settings_for(5)
+    kept, held = list(range(0, 24)), list(range(24, 30))
+
+    def new() -> Training:
+        return Training.start(DiffC(6, 3, width=8, dropout=dropout), settings)
+
+    whole = new()
+    list(train(whole, source, kept, settings, validation=held))
+    cut = new()
+    for state in train(cut, source, kept, settings, validation=held):
+        if state.end is not None and state.end.epoch == 2:
+            break
+    save_training(cut, tmp_path)
+    again = new()
+    load_training(again, tmp_path)
+    assert again.history == cut.history
+    list(train(again, source, kept, settings, validation=held))
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[name], value), name
+        assert torch.equal(again.best[name], whole.best[name]), name
+    assert again.best_epoch == whole.best_epoch
+    losses = [end.train_loss for end in whole.history]
+    assert [end.train_loss for end in again.history] == losses
+
+
+def test_broken_checkpoint_is_one_line(tmp_path: Path) -> None:
+    training = Training.start(DiffC(6, 3, width=8), settings_for(1))
+    with pytest.raises(ValueError, match="can't go on from"):
+        load_training(training, tmp_path)
+
+
+def test_best_is_the_best_validated_epoch() -> None:
+    grids, labels = separable(10)
+    source, settings = TensorGrids([grids], labels), settings_for(6)
+    training = Training.start(DiffC(6, 3, width=8), settings)
+    held, states = list(range(20, 30)), {}
+    for state in train(training, source, range(20), settings, validation=held):
+        if state.end is not None:
+            states[state.end.epoch] = copy.deepcopy(training.model.state_dict())
+    ranks = [(end.validation_top1, -end.validation_loss) for end in training.history]
+    assert training.best_epoch == ranks.index(max(ranks)) + 1
+    for name, value in states[training.best_epoch].items():
+        assert torch.equal(training.best[name], value)
+    training.model.load_state_dict(training.best)
+    logits, truth = predict(training.model, source, held), torch.tensor(labels)[held]
+    assert (logits.argmax(dim=1) == truth).float().mean().item() == pytest.approx(max(ranks)[0])
+    assert torch.nn.functional.cross_entropy(logits, truth).item() == pytest.approx(-max(ranks)[1])
+
+
+def test_separable_grids_are_learnt() -> None:
+    grids, labels = separable(40)
+    test, truth = separable(20, seed=1)
+    seen = []
+    result = fit(
+        grids, labels, test, truth, classes=("a", "b", "c"), width=16, epochs=6,
+        learning_rate=2e-3, on_epoch=lambda seed, end: seen.append((seed, end.epoch)),
+    )  # fmt: skip
+    assert result["top1"] == 1.0
+    assert result["selected"] == "best"
+    assert result["interval_kind"].startswith("wilson95")
+    assert result["interval"][0] == pytest.approx(0.9398, abs=1e-3)  # 60 of 60
+    assert result["images"] == {"train": 108, "validation": 12, "test": 60}
+    assert seen == [(0, epoch) for epoch in range(1, 7)]
+    assert result["seeds"][0]["confusion"] == [[20, 0, 0], [0, 20, 0], [0, 0, 20]]
+
+
+def test_random_labels_stay_near_chance() -> None:
+    grids = torch.randn(200, 6, 4, 4, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(200) % 4
+    test = torch.randn(400, 6, 4, 4, generator=torch.Generator().manual_seed(1))
+    result = fit(grids, labels, test, torch.arange(400) % 4, classes=4, width=16, epochs=6)
+    assert abs(result["top1"] - 0.25) < 0.08  # 3.7 standard deviations
+
+
+def test_several_seeds_and_last_epoch() -> None:
+    grids, labels = separable(12)
+    result = fit(
+        grids, labels, grids, labels, classes=3, width=8, epochs=2, seeds=3, mode="as_paper"
+    )
+    tops = [seed["last"]["test"]["top1"] for seed in result["seeds"]]
+    assert result["selected"] == "last"
+    assert result["best"] is None
+    assert result["last"]["values"] == tops
+    assert result["top1"] == pytest.approx(sum(tops) / 3)
+    assert result["interval_kind"] == "t95 over seeds"
+    assert result["settings"]["period"] == 2
+    histories = [seed["history"][0]["train_loss"] for seed in result["seeds"]]
+    assert len(set(histories)) == 3
+
+
+def test_fit_is_repeatable() -> None:
+    grids, labels = separable(12)
+    one, two = (
+        fit(grids, labels, grids, labels, classes=3, width=8, epochs=2, seed=4) for _ in range(2)
+    )
+    assert (
+        one["seeds"][0]["history"][0]["train_loss"] == two["seeds"][0]["history"][0]["train_loss"]
+    )
+
+
+def bad_fit(**change: object) -> None:
+    grids, labels = separable(4)
+    given = {
+        "train_grids": grids, "train_labels": labels, "test_grids": grids, "test_labels": labels,
+        "classes": 3, "width": 8, "epochs": 1,
+    }  # fmt: skip
+    fit(**(given | change))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train_labels": [0, 1]}, "2 labels for 12 images"),
+        ({"test_labels": [0] * 11 + [-1]}, "a label is -1"),
+        ({"classes": 2}, "train has label 2, but there are 2 classes"),
+        ({"test_grids": torch.randn(12, 5, 4, 4)}, "6 channels, test grids 5"),
+        ({"train_grids": torch.randn(12, 6, 4)}, r"shape \(12, 6, 4\)"),
+        ({"epochs": 0}, "--epochs is 0"),
+        ({"batch_size": 1}, "--batch-size is 1"),
+        ({"seeds": 0}, "--seeds is 0"),
+        ({"train_grids": torch.full((12, 6, 4, 4), torch.nan)}, "the loss became nan"),
+    ],
+)
+def test_wrong_input(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        bad_fit(**change)
