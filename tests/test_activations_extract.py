@@ -436,7 +436,7 @@ def test_plan_counts_what_is_left_and_writes_nothing(tmp_path):
 def test_plan_says_that_the_disk_is_too_small(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=71))
     job = Extraction(memory_dataset(3), FakeBackbone(), tmp_path, Recipe(("deep",), (25,)))
-    with pytest.raises(ValueError, match=r"7.2e-08 GB, but 7.1e-08 GB are free at"):
+    with pytest.raises(ValueError, match=r"take 0.1 kB, but 0.1 kB are free at"):
         plan(job)
 
 

@@ -63,8 +63,7 @@ class Plan:
             f"plan: {self.images:,} images ({self.encoded:,} to encode), {self.passes} passes each, "
             f"at {self.images_per_second:.3g} images/s in {self.processes} "
             f"process{'es' if self.processes > 1 else ''}: {duration(self.seconds)}; "
-            f"{self.stores} stores, {self.bytes_left / 1e9:.3g} GB "
-            f"({self.bytes_free / 1e9:.3g} GB free)"
+            f"{self.stores} stores, {size(self.bytes_left)} ({size(self.bytes_free)} free)"
         )
 
 
@@ -73,6 +72,14 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def size(count: int) -> str:
+    """Bytes as people say them."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6)):
+        if count >= scale:
+            return f"{count / scale:,.3g} {unit}"
+    return f"{count / 1e3:.1f} kB"
 
 
 def seconds_per_image(call: Callable[[int], Any], images: int) -> float:
@@ -118,8 +125,8 @@ def plan(job: Extraction) -> Plan:
         found = _measured(job, found, (fresh or todo)[0])
     if found.bytes_left > found.bytes_free:
         raise ValueError(
-            f"the stores take {found.bytes_left / 1e9:.3g} GB, but {found.bytes_free / 1e9:.3g} GB "
-            f"are free at {job.out}: choose another --out, or a smaller --pool or --dtype"
+            f"the stores take {size(found.bytes_left)}, but {size(found.bytes_free)} are "
+            f"free at {job.out}: choose another --out, or a smaller --pool or --dtype"
         )
     return found
 

@@ -33,12 +33,19 @@ class Processes:
         return self.rank == 0
 
 
-def launched() -> Processes:
-    """The processes that ``accelerate launch`` or ``torchrun`` started; else this one alone."""
+def launched(device: str = "auto") -> Processes:
+    """The processes that ``accelerate launch`` or ``torchrun`` started; else this one alone.
+
+    Args:
+        device: what the user asked for; ``auto`` is each process's own accelerator, or the CPU.
+    """
+    import torch
     from accelerate import PartialState
 
+    # Without `cpu`, accelerate takes the processes of a machine without a GPU for strangers.
+    cpu = device == "cpu" or not torch.accelerator.is_available()
     # Shards take unequal time, and the main process waits for the last one however long it takes.
-    state = PartialState(timeout=timedelta(days=30))
+    state = PartialState(cpu=cpu, timeout=timedelta(days=30))
     if state.num_processes == 1:
         return Processes()
     return Processes(

@@ -1,0 +1,227 @@
+"""Images -> activation stores: several layers, timesteps, prompts and draws in one run.
+
+Each image is encoded once; each (timestep, prompt, draw) is one pass of the model, which yields all
+layers and is cut after the deepest. The cost is measured on the first images and printed before anything
+is written. A store is a folder `<out>/<layer>-t<timestep>-<prompt policy>-d<draw>` of safetensors.
+
+    revelio extract --out runs/samples --layers bottleneck up_ft1 --timesteps 25 200
+    revelio extract --config configs/extract/sd15-pets.yaml --plan
+    revelio extract --config configs/extract/sd15-pets.yaml --resume
+    revelio extract --out runs/dino --backbone.name dinov2-vit-b-14 --layers block11 --timesteps
+    torchrun --nproc-per-node 4 -m revelio.cli extract --config configs/extract/sd15-pets.yaml
+"""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from revelio.commands.options import BackboneOptions, DataOptions, build_backbone, build_dataset
+
+if TYPE_CHECKING:
+    from revelio.activations.job import Extraction, Texts
+    from revelio.activations.processes import Processes
+    from revelio.backbones.base import Backbone
+    from revelio.data.dataset import ImageDataset
+
+# SPEC 1.1: the released extraction brings images to 256 px whatever its config says.
+AS_CODE_SIZE = 256
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to extract, from which images, with which model."""
+
+    out: Path
+    """The folder that gets one store for each layer, timestep, prompt and draw."""
+
+    layers: tuple[str, ...] = ("up_ft1",)
+    """Layers, as `revelio backbones` lists them."""
+
+    timesteps: tuple[int, ...] = (25,)
+    """The model's own training timesteps; none at all for a model without noise (CLIP, DINOv2)."""
+
+    match_snr: Literal["scaled_linear", "linear", "cosine"] | None = None
+    """Timesteps are those of this schedule (Stable Diffusion, DiT, DeepFloyd-IF); each is replaced by the
+    model's own timestep with the nearest signal-to-noise ratio."""
+
+    prompts: tuple[str, ...] = ("empty",)
+    """Prompt policies: `empty`, `generic`, `from_clip`, `fixed:TEXT`."""
+
+    draws: int = 1
+    """Noise draws of each image."""
+
+    average_draws: bool = False
+    """Store the mean over the draws instead of each draw by itself."""
+
+    pool: Literal["mean", "none"] | int = "mean"
+    """`mean` over height and width: one vector an image; `none`: the whole grid; a number: the grid
+    average-pooled to that side."""
+
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """The number format of the stored activations."""
+
+    seed: int = 0
+    """Seed of the noise; an image's noise depends on it, its id, the timestep and the draw only."""
+
+    batch_size: int = 16
+    """Images a batch."""
+
+    workers: int = 0
+    """Processes that read images ahead."""
+
+    shard_rows: int | None = None
+    """Images a shard, rounded down to whole batches; none: 1024, or fewer where whole grids are kept."""
+
+    latents: Path | None = None
+    """A folder that caches the encoded images (VAE latents), so that later timesteps need no VAE."""
+
+    mode: Literal["fixed", "as_paper", "as_code"] = "fixed"
+    """`as_code` brings images to 256 px, as the released extraction does, unless a size is given."""
+
+    data: DataOptions = field(default_factory=DataOptions)
+    """The images."""
+
+    backbone: BackboneOptions = field(default_factory=BackboneOptions)
+    """The model."""
+
+    plan: bool = False
+    """Only measure and print what it would cost."""
+
+    resume: bool = False
+    """Go on with stores that are there; the result has the same bytes as an uninterrupted run."""
+
+
+def run(config: Config) -> None:
+    """Plan, extract, and name what was written."""
+    import time
+
+    from revelio.activations.extract import run as extraction
+    from revelio.activations.plan import duration, plan
+    from revelio.activations.processes import launched
+    from revelio.config import to_yaml
+    from revelio.runs import write_whole
+
+    processes = launched(config.backbone.device)
+    job = build(config, processes)
+    if processes.main:
+        print(plan(job).line(), flush=True)
+    if not config.plan:
+        if processes.main:
+            write_whole(config.out / "config.yaml", to_yaml(replace(config, resume=False)))
+        started = time.monotonic()
+        _follow(extraction(job), show=processes.main)
+        if processes.main:
+            _summarise(job, duration(time.monotonic() - started))
+    processes.close()
+
+
+def build(config: Config, processes: "Processes") -> "Extraction":
+    """The extraction that the config describes, with data set and model loaded.
+
+    Raises:
+        KeyError: an unknown backbone or layer.
+        ValueError: a setting can't be.
+    """
+    from revelio.activations.job import Extraction
+    from revelio.activations.recipe import Recipe
+    from revelio.activations.sources import Reading
+
+    dataset = build_dataset(config.data)
+    options = config.backbone
+    if config.mode == "as_code" and options.image_size is None:
+        options = replace(options, image_size=AS_CODE_SIZE)
+    if options.device == "auto":
+        options = replace(options, device=processes.device)
+    # Refuses an impossible recipe before a model is loaded.
+    recipe = Recipe(
+        layers=config.layers,
+        timesteps=config.timesteps,
+        prompts=config.prompts,
+        draws=config.draws,
+        average_draws=config.average_draws,
+        seed=config.seed,
+        pool=config.pool,
+        dtype=config.dtype,
+    )
+    backbone = build_backbone(options, config.layers)
+    if config.match_snr is not None:
+        recipe = replace(recipe, timesteps=_matched(config.timesteps, config.match_snr, backbone))
+    return Extraction(
+        dataset,
+        backbone,
+        config.out,
+        recipe,
+        texts=_texts(config, dataset, options.device),
+        reading=Reading(config.batch_size, config.workers, config.data.on_error),
+        shard_rows=config.shard_rows,
+        latents=config.latents,
+        provenance=_provenance(config),
+        resume=config.resume,
+        processes=processes,
+    )
+
+
+def _provenance(config: Config) -> dict[str, Any]:
+    """Manifest fields that only the command knows."""
+    return {
+        "revision": config.backbone.revision,
+        "compute_dtype": config.backbone.dtype,
+        "attention": config.backbone.attention,
+        "mode": config.mode,
+        "match_snr": config.match_snr,
+    }
+
+
+def _matched(timesteps: tuple[int, ...], schedule: str, backbone: "Backbone") -> tuple[int, ...]:
+    from revelio.backbones.noise import match_timestep, reference_schedule
+
+    own = getattr(backbone, "alphas_cumprod", None)
+    if own is None:
+        raise ValueError(f"{backbone.name} has no noise schedule: leave --match-snr out")
+    reference = reference_schedule(schedule)
+    return tuple(match_timestep(timestep, reference, own) for timestep in timesteps)
+
+
+def _texts(config: Config, dataset: "ImageDataset", device: str) -> "dict[str, Texts]":
+    """The texts of every prompt policy but ``empty``, by the images' indices."""
+    from revelio.backbones.prompts import check_policy, prompt_texts
+
+    skip = config.data.on_error == "skip"
+    texts: dict[str, Texts] = {}
+    for policy in config.prompts:
+        if check_policy(policy) != "empty":
+            all_texts = prompt_texts(policy, dataset, device=device, skip_unreadable=skip)
+            texts[policy] = lambda indices, texts=all_texts: [texts[index] for index in indices]
+    return texts
+
+
+def _follow(steps: Any, *, show: bool) -> None:
+    """Run to the end under a progress bar with images/s and the time left."""
+    from tqdm import tqdm
+
+    with tqdm(total=None, unit=" images", disable=not show, smoothing=0.1) as bar:
+        for step in steps:
+            bar.total = step.total
+            if step.skipped:
+                bar.set_postfix(skipped=step.skipped, refresh=False)
+            bar.update(step.images - bar.n)
+
+
+def _summarise(job: "Extraction", took: str) -> None:
+    from revelio.activations.plan import size
+    from revelio.activations.store import ActivationStore
+
+    folders = [*job.stores, *([job.latents] if job.latents else [])]
+    total = 0
+    for folder in folders:
+        store = ActivationStore.open(folder)
+        count = sum(shard["bytes"] for shard in store.manifest["shards"])
+        total += count
+        shape = " x ".join(map(str, store.row_shape))
+        print(f"{folder}  {len(store):,} rows of {shape} {store.manifest['dtype']}, {size(count)}")
+    skipped = ActivationStore.open(job.stores[0]).manifest["skipped"]
+    for name, reason in skipped[:5]:
+        print(f"skipped {name}: {reason}")
+    if len(skipped) > 5:
+        print(f"skipped {len(skipped) - 5} more: see `skipped` in {job.stores[0]}/manifest.json")
+    print(f"{len(folders)} stores in {job.out}, {size(total)}, in {took}")

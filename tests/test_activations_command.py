@@ -1,0 +1,117 @@
+"""``revelio extract`` on a tiny Stable Diffusion: files, resume, processes, what it says."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from activations_helpers import picture, tree
+from backbones_helpers import tiny_sd
+
+from revelio.activations.store import ActivationStore
+from revelio.backbones.registry import load_backbone
+from revelio.cli import main
+from revelio.commands.extract import Config
+from revelio.config import load_config
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny_sd(tmp_path_factory.mktemp("models") / "tiny-sd")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    for index in range(10):
+        path = folder / ("cat", "dog")[index % 2] / f"{index}.png"
+        path.parent.mkdir(exist_ok=True)
+        picture(index).resize((40, 36)).save(path)
+    return folder
+
+
+def arguments(model, photos, out, *more):
+    return [
+        "extract", "--out", str(out), "--backbone.name", str(model), "--data.source", str(photos),
+        "--layers", "bottleneck", "up_ft1", "--timesteps", "25", "--batch-size", "2",
+        "--shard-rows", "4", "--backbone.device", "cpu", *more,
+    ]  # fmt: skip
+
+
+def test_rows_equal_the_backbones_own_grids(model, photos, tmp_path, capsys):
+    main(arguments(model, photos, tmp_path / "run", "--latents", str(tmp_path / "z0")))
+    said = capsys.readouterr().out
+    assert said.startswith("plan: 10 images (10 to encode), 1 passes each, at ")
+    assert "up_ft1-t25-empty-d0  10 rows of 16 float32" in said and "3 stores in" in said
+    backbone = load_backbone(str(model), layers=["up_ft1"], device="cpu")
+    store = ActivationStore.open(tmp_path / "run" / "up_ft1-t25-empty-d0")
+    assert len(store) == 10 and store.classes == ("cat", "dog")
+    for row, name in enumerate(store.ids):
+        index = int(Path(name).stem)
+        pixels = backbone.transform(picture(index).resize((40, 36)))[None]
+        grid = backbone.grids(backbone.encode(pixels), [name], ["up_ft1"], timestep=25)["up_ft1"]
+        wanted = grid.float().mean(dim=(2, 3))[0]
+        assert torch.allclose(store.tensor()[row], wanted, atol=1e-5)
+        assert store.labels[row] == index % 2
+    assert load_config(Config, tmp_path / "run" / "config.yaml").layers == ("bottleneck", "up_ft1")
+
+
+def test_plan_writes_nothing(model, photos, tmp_path, capsys):
+    main(arguments(model, photos, tmp_path / "run", "--plan"))
+    assert "plan: 10 images" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+
+
+def test_mistakes_are_one_line(model, photos, tmp_path, capsys):
+    main(arguments(model, photos, tmp_path / "run"))
+    before = tree(tmp_path / "run")
+    for more, message in (
+        ((), "already holds a store: go on with --resume"),
+        (("--resume", "--seed", "1"), "was made with `seed` 0, not 1"),
+        (("--layers", "up_ft9"), "up_ft9"),
+        (("--timesteps", "1000"), "timestep 1000 is outside"),
+        (("--prompts", "nice"), "unknown prompt policy 'nice'"),
+        (("--pool", "0"), "pool is 0"),
+        (("--data.source", str(tmp_path / "absent")), "absent"),
+    ):
+        out = tmp_path / ("run" if not more or more[0] == "--resume" else "other")
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments(model, photos, out, *more))
+        said = capsys.readouterr().err.strip().splitlines()
+        assert stopped.value.code == 2
+        assert said[-1].startswith("revelio: ") and message in said[-1], said
+    assert tree(tmp_path / "run") == before
+
+
+def test_two_processes_give_the_bytes_of_one(model, photos, tmp_path):
+    (photos / "cat" / "broken.png").write_bytes(b"no picture")
+    more = ("--data.on-error", "skip", "--latents", str(tmp_path / "z0"))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    launcher += ["--nproc-per-node", "2", "-m", "revelio.cli"]
+    try:
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(
+            [*launcher, *arguments(model, photos, tmp_path / "two", *more)],
+            env=environment, capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.stdout.count("plan: ") == 1 and "in 2 processes" in done.stdout
+        more = (*more[:3], str(tmp_path / "z1"))
+        main(arguments(model, photos, tmp_path / "one", *more))
+    finally:
+        (photos / "cat" / "broken.png").unlink()
+    two, one = tree(tmp_path / "two"), tree(tmp_path / "one")
+    del two["config.yaml"], one["config.yaml"]
+    assert len(one) == 8 and two == one
+    assert tree(tmp_path / "z0") == tree(tmp_path / "z1")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/extract").glob("*.yaml")), ids=str)
+def test_shipped_configs_load(path):
+    config = load_config(Config, path)
+    assert config.layers and config.mode == "fixed"
