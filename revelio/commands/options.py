@@ -28,6 +28,9 @@ class DataOptions:
     root: Path | None = None
     """A local copy of a recipe's data; none: the recipe's hub id."""
 
+    revision: str | None = None
+    """The revision of a hub id: a branch, tag or commit."""
+
     image_column: str = "image"
     """The column of a Hugging Face dataset that holds the pictures."""
 
@@ -75,6 +78,7 @@ def build_dataset(options: DataOptions) -> "ImageDataset":
         options.source,
         split=options.split,
         root=options.root,
+        revision=options.revision,
         image_column=options.image_column,
         label_column=options.label_column,
         limit=options.limit,

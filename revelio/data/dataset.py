@@ -54,6 +54,12 @@ class ImageDataset:
             read=partial(_read_kept, self.read, kept),
         )
 
+    def spread(self, limit: int) -> "ImageDataset":
+        """At most ``limit`` images, spread evenly over the set."""
+        if limit >= len(self):
+            return self
+        return self.subset([i * len(self) // limit for i in range(limit)])
+
 
 def _read_kept(read: Callable[[int], Image.Image], kept: Sequence[int], index: int) -> Image.Image:
     return read(kept[index])

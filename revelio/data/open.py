@@ -30,6 +30,7 @@ def open_dataset(
     *,
     split: str | None = None,
     root: str | Path | None = None,
+    revision: str | None = None,
     image_column: str = "image",
     label_column: str | None = None,
     limit: int | None = None,
@@ -43,6 +44,7 @@ def open_dataset(
             ``save_to_disk``, or the id of a data set on the Hugging Face hub.
         split: which split; none: ``train`` where there are splits; ``all`` for every one.
         root: a local copy of a recipe's data.
+        revision: of a hub id (a branch, tag or commit); None: the newest.
         image_column: where a Hugging Face data set holds the pictures.
         label_column: where it holds class names or ids; none: the recipe's, or ``label``.
         limit: only this many images, spread evenly over the set (after ``per_class``).
@@ -58,7 +60,8 @@ def open_dataset(
             (image_column, *recipe.image_columns),
             columns[1] if label_column else recipe.label_columns,
         )
-        dataset = _open_recipe(recipe, None if root is None else Path(root), split, *columns)
+        place = None if root is None else Path(root)
+        dataset = _open_recipe(recipe, place, revision, split, *columns)
         dataset = _named(dataset, recipe)
     elif root is not None:
         raise ValueError(
@@ -69,7 +72,7 @@ def open_dataset(
         path = Path(source)
         dataset = _open_path(path, split, path.resolve().stem, *columns, label_column is not None)
     else:
-        dataset = _open_hub(str(source), split, *columns, label_column is not None)
+        dataset = _open_hub(str(source), revision, split, *columns, label_column is not None)
     return _narrow(dataset, limit, per_class)
 
 
@@ -100,14 +103,19 @@ def _open_path(
 
 
 def _open_hub(
-    hub_id: str, split: str | None, images: Sequence[str], labels: Sequence[str], required: bool
+    hub_id: str,
+    revision: str | None,
+    split: str | None,
+    images: Sequence[str],
+    labels: Sequence[str],
+    required: bool,
 ) -> ImageDataset:
     known = f"known recipes are {', '.join(recipe_names())}"
     # A single word could be an old-style hub id; it is far more often a misspelt recipe.
     if not _HUB_ID.fullmatch(hub_id) or "/" not in hub_id or hub_id.startswith("."):
         raise ValueError(f"no folder or file at {hub_id}, and no recipe of this name: {known}")
     try:
-        splits = hub_splits(hub_id)
+        splits = hub_splits(hub_id, revision)
     except ValueError as error:
         raise ValueError(f"no folder or file at {hub_id}, and {error}") from error
     return open_splits(
@@ -123,6 +131,7 @@ def _open_hub(
 def _open_recipe(
     recipe: Recipe,
     root: Path | None,
+    revision: str | None,
     split: str | None,
     images: Sequence[str],
     labels: Sequence[str],
@@ -132,7 +141,7 @@ def _open_recipe(
     if root is None:
         if recipe.hub is None:
             raise ValueError(f"{recipe.name} is not on the hub: give a local copy with --data.root")
-        splits = hub_splits(recipe.hub)
+        splits = hub_splits(recipe.hub, revision)
         return open_splits(
             splits,
             split,
@@ -177,6 +186,4 @@ def _narrow(dataset: ImageDataset, limit: int | None, per_class: int | None) -> 
             by_class[label].append(index)
         kept = sorted(index for members in by_class.values() for index in members[:per_class])
         dataset = dataset.subset(kept)
-    if limit is not None and limit < len(dataset):
-        dataset = dataset.subset([i * len(dataset) // limit for i in range(limit)])
-    return dataset
+    return dataset if limit is None else dataset.spread(limit)

@@ -30,19 +30,12 @@ def demo_images(
     """
     if is_recipe(source):
         train = open_dataset(source, split="train", root=root)
-        return _spread(train, train_images), _spread(
-            open_dataset(source, split="test", root=root), test_images
-        )
+        test = open_dataset(source, split="test", root=root)
+        return train.spread(train_images), test.spread(test_images)
     whole = open_dataset(source, root=root)
     if whole.labels is None:
-        return _spread(whole, train_images), None
+        return whole.spread(train_images), None
     kept, held = stratified_split(whole.labels, HELD_OUT, seed, "demo", "held out")
     if not held:
-        return _spread(whole, train_images), None
-    return _spread(whole.subset(kept), train_images), _spread(whole.subset(held), test_images)
-
-
-def _spread(dataset: ImageDataset, limit: int) -> ImageDataset:
-    if limit >= len(dataset):
-        return dataset
-    return dataset.subset([i * len(dataset) // limit for i in range(limit)])
+        return whole.spread(train_images), None
+    return whole.subset(kept).spread(train_images), whole.subset(held).spread(test_images)
