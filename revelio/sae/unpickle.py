@@ -1,8 +1,9 @@
 """Read a PyTorch ``.pt`` file without running anything that is in it.
 
-A pickle may name any function to call. Here the only names that resolve are PyTorch's tensor rebuilder and
-storages and OrderedDict; every other class (the released checkpoint pickles its config object) becomes an
-:class:`Inert` record of its fields, which can do nothing, and any function to be called is refused.
+A pickle may name any function to call. Here the only names that resolve are PyTorch's tensor rebuilder
+and storages, OrderedDict, and paths and devices (as text). Every other class (the released checkpoint
+pickles its config object) becomes an :class:`Inert` record of its fields, which can do nothing, and any
+other function to be called is refused.
 """
 
 import io
@@ -78,6 +79,8 @@ class _Reader(pickle.Unpickler):
             return _DTYPES[name]
         if (module, name) == ("torch", "device"):
             return _device
+        if module.split(".")[0] == "pathlib" and name in ("PosixPath", "WindowsPath"):
+            return lambda *parts: "/".join(map(str, parts))
         return _inert_class(f"{module}.{name}")
 
     def persistent_load(self, pid: Any) -> torch.Tensor:

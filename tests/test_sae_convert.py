@@ -1,0 +1,149 @@
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from sae_helpers import planted, random_model
+
+from revelio.sae.convert import check_reconstruction, export_released, import_ksae
+from revelio.sae.model import KSparseAutoencoder
+from revelio.sae.state import TrainSettings
+from revelio.sae.train import train
+from revelio.sae.unpickle import read_tensors
+
+
+@dataclass
+class TrainerConfig:
+    """Like the released checkpoint's config: a class that the reader does not have."""
+
+    d_in: int = 6
+    k: object = 3
+    dtype: torch.dtype = torch.float32
+    device: torch.device = torch.device("cpu")  # noqa: RUF009
+    path: Path = Path("checkpoints")
+
+
+def released(path: Path, model: KSparseAutoencoder, cfg: object) -> None:
+    state = {
+        "W_enc": model.W_enc.detach().T.contiguous(),
+        "b_enc": model.b_enc.detach(),
+        "W_dec": model.W_dec.detach(),
+        "b_dec": model.b_dec.detach(),
+    }
+    torch.save({"cfg": cfg, "state_dict": state}, path)
+
+
+def equal(a: KSparseAutoencoder, b: KSparseAutoencoder) -> bool:
+    return all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("k", [3, (3,)])
+def test_a_released_checkpoint_with_a_pickled_config_is_read(tmp_path, k):
+    model = random_model(mode="as_code")
+    released(tmp_path / "sae.pt", model, TrainerConfig(k=k))
+    with pytest.raises(Exception, match="weights_only"):
+        torch.load(tmp_path / "sae.pt", weights_only=True)
+    found = import_ksae(tmp_path / "sae.pt")
+    assert found.k == 3
+    assert found.mode == "as_code"
+    assert equal(found, model)
+
+
+def test_tensors_read_equal_torch_load(tmp_path):
+    base = torch.arange(12.0)
+    content = {
+        "strided": base.view(3, 4).T[1:],
+        "half": base.half(),
+        "brain": base.bfloat16(),
+        "whole": torch.arange(5),
+        "flag": torch.tensor([True, False]),
+        "parameter": torch.nn.Parameter(base),
+        "nested": [1, 2.5, "text", None, (base, {"a": base})],
+    }
+    torch.save(content, tmp_path / "x.pt")
+    found, wanted = read_tensors(tmp_path / "x.pt"), torch.load(tmp_path / "x.pt")
+    for name in ("strided", "half", "brain", "whole", "flag", "parameter"):
+        assert found[name].dtype == wanted[name].dtype
+        assert torch.equal(found[name], wanted[name])
+    assert found["nested"][:4] == [1, 2.5, "text", None]
+    assert torch.equal(found["nested"][4][1]["a"], base)
+
+
+def test_a_steerers_folder_is_read(tmp_path):
+    model = random_model()
+    state = {
+        "encoder.weight": model.W_enc.detach(),
+        "decoder.weight": model.W_dec.detach().T.contiguous(),
+        "pre_bias": model.b_dec.detach(),
+        "latent_bias": model.b_enc.detach(),
+        "stats_last_nonzero": torch.zeros(20, dtype=torch.int64),
+    }
+    torch.save({"state_dict": state}, tmp_path / "state_dict.pth")
+    config = {"n_dirs_local": 20, "d_model": 6, "k": 3, "auxk": 256}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = import_ksae(tmp_path)
+    assert (found.d, found.n, found.k, found.mode) == (6, 20, 3, "fixed")
+    assert equal(found, model)
+    assert import_ksae(tmp_path, k=5).k == 5
+
+
+def test_export_and_import_give_the_model_back(tmp_path):
+    model = random_model(mode="as_code")
+    export_released(model, tmp_path / "sae.pt")
+    assert torch.load(tmp_path / "sae.pt", weights_only=True)["cfg"]["k"] == 3
+    assert equal(import_ksae(tmp_path / "sae.pt"), model)
+
+
+class Malicious:
+    """Runs a command when it is unpickled by a reader that trusts the file."""
+
+    def __init__(self, marker: Path, call=os.mkdir) -> None:
+        self.marker, self.call = str(marker), call
+
+    def __reduce__(self):
+        return self.call, (self.marker,)
+
+
+@pytest.mark.parametrize("call", [os.mkdir, os.system, eval, getattr, torch.load])
+def test_a_file_that_wants_something_called_is_refused_and_nothing_runs(tmp_path, call):
+    marker = tmp_path / "marker"
+    released(tmp_path / "sae.pt", random_model(), Malicious(marker, call))
+    with pytest.raises(ValueError, match="refused"):
+        import_ksae(tmp_path / "sae.pt")
+    assert not marker.exists()
+
+
+def test_damaged_and_foreign_files_are_refused(tmp_path):
+    path = tmp_path / "sae.pt"
+    with pytest.raises(ValueError, match="no file"):
+        import_ksae(path)
+    path.write_bytes(b"\x80\x02}q\x00.")
+    with pytest.raises(ValueError, match="no zip archive"):
+        import_ksae(path)
+    torch.save({"state_dict": {"W_enc": torch.zeros(2, 4)}}, path)
+    with pytest.raises(ValueError, match="lacks b_enc, W_dec, b_dec"):
+        import_ksae(path)
+    torch.save([1, 2], path)
+    with pytest.raises(ValueError, match="no state_dict"):
+        import_ksae(path)
+    bad = random_model(mode="as_code")
+    bad.W_enc.data[0, 0] = float("nan")
+    released(path, bad, {})
+    with pytest.raises(ValueError, match="NaN"):
+        import_ksae(path, k=3)
+
+
+def test_an_import_is_checked_on_activations(tmp_path):
+    x, _ = planted(300, 12, 10, 2)
+    model = KSparseAutoencoder(12, 48, 4, "as_code")
+    for _ in train(model, x, TrainSettings(steps=150, learning_rate=1e-2, warmup_steps=1)):
+        pass
+    released(tmp_path / "sae.pt", model, {"k": 4})
+    found = import_ksae(tmp_path / "sae.pt")
+    own = check_reconstruction(found, x).fvu
+    assert own < 0.5
+    other, _ = planted(300, 12, 10, 2, seed=7)
+    with pytest.raises(ValueError, match="unexplained"):
+        check_reconstruction(found, other, worst_fvu=1.5 * own)
