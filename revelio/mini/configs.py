@@ -9,8 +9,11 @@ from dataclasses import dataclass
 class Schedule:
     """How long and how fast to train.
 
-    The learning rate is warmed up over `warmup_steps`, held, and falls linearly to zero over the last `decay` share of
-    the time: progress is seconds trained over `minutes`, so that the end is annealed whatever the machine's load.
+    The learning rate is warmed up over `warmup_steps`, held, and falls linearly to zero over the
+    last `decay` share of the time: progress is seconds trained over `minutes`, so that the end is
+    annealed whatever the machine's load.
+
+    `batch` is shared out among `processes`, each with `threads`; small models use two cores better that way.
     """
 
     minutes: float
@@ -23,11 +26,16 @@ class Schedule:
     clip: float = 1.0
     ema: float = 0.999
     seed: int = 0
-    threads: int = 2
-    compile: bool = False
+    threads: int = 1
+    processes: int = 1
     checkpoint_minutes: float = 4.0
     snapshot_minutes: float = 0.0
     log_steps: int = 100
+
+    @property
+    def share(self) -> int:
+        """Pictures of a batch that each process draws."""
+        return self.batch // self.processes
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Pictures for training and judging the mini models, held in memory as uint8 tensors.
 
-Three sources: Fashion-MNIST (idx files, 28x28, padded to 32x32), Caltech-101 (a folder of class folders with
-`train.txt` and `test.txt`; only the named split is read) and CIFAR-10 (one parquet file of its training pictures).
+Three sources: Fashion-MNIST (idx files, 28x28, padded to 32x32), Caltech-101 (a folder of class
+folders with `train.txt` and `test.txt`; only the named split is read) and CIFAR-10 (one parquet
+file of its training pictures).
 """
 
 from __future__ import annotations

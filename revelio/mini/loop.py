@@ -1,7 +1,8 @@
 """The training loop of every mini model: timed, resumable, with a moving average of the weights.
 
-A `Trainer` owns the weights, the optimizer, the average and one generator from which all of a step's randomness is
-drawn, and saves them whole, so that a killed run continues as if nothing had happened.
+A `Trainer` owns the weights, the optimizer, the average and one generator from which all of a
+step's randomness is drawn, and saves them whole, so that a killed run continues as if nothing had
+happened.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from revelio.mini.configs import Schedule
@@ -46,6 +48,29 @@ def save_whole(payload: object, path: Path) -> None:
     os.replace(temporary, path)
 
 
+def average_gradients(parameters: list[nn.Parameter]) -> None:
+    """Replace the gradients by their mean over all processes; nothing to do for one."""
+    if not dist.is_initialized():
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in gradients])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    start = 0
+    for gradient in gradients:
+        gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient))
+        start += gradient.numel()
+
+
+def of_first_process(value: float) -> float:
+    """The first process's value in all of them, so that all agree on the rate and the end."""
+    if not dist.is_initialized():
+        return value
+    held = torch.tensor([value], dtype=torch.float64)
+    dist.broadcast(held, 0)
+    return float(held)
+
+
 class Trainer:
     """Weights, optimizer, moving average, generator and clock of one training."""
 
@@ -63,7 +88,8 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             groups, lr=schedule.learning_rate, betas=(0.9, schedule.beta2), fused=True
         )
-        self.generator = torch.Generator().manual_seed(schedule.seed)
+        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        self.generator = torch.Generator().manual_seed(schedule.seed + 1000 * self.rank)
         self.step = 0
         self.seconds = 0.0
 
@@ -76,12 +102,13 @@ class Trainer:
             group["lr"] = rate
         loss = loss_function(self.generator)
         loss.backward()
+        average_gradients(self.parameters)
         nn.utils.clip_grad_norm_(self.parameters, self.schedule.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self._update_average()
-        self.seconds += time.perf_counter() - start
+        self.seconds = of_first_process(self.seconds + time.perf_counter() - start)
         return State(
             self.step, self.step * self.schedule.batch, self.seconds, float(loss.detach()), rate
         )
@@ -90,7 +117,8 @@ class Trainer:
     def _update_average(self) -> None:
         # A young average follows closely, or the random start would stay in it for thousands of steps.
         decay = min(self.schedule.ema, (1 + self.step) / (10 + self.step))
-        torch._foreach_lerp_(self.average, self.parameters, 1.0 - decay)
+        for mean, parameter in zip(self.average, self.parameters, strict=True):
+            mean.lerp_(parameter, 1.0 - decay)
 
     @torch.no_grad()
     def swap(self) -> None:
@@ -119,8 +147,11 @@ class Trainer:
         for mean, saved in zip(self.average, payload["average"], strict=True):
             mean.copy_(saved)
         self.optimizer.load_state_dict(payload["optimizer"])
-        self.generator.set_state(payload["generator"])
         self.step, self.seconds = payload["step"], payload["seconds"]
+        if self.rank == 0:
+            self.generator.set_state(payload["generator"])
+        else:
+            self.generator.manual_seed(self.schedule.seed + 1000 * self.rank + self.step)
 
 
 def train(trainer: Trainer, loss_function: LossFunction) -> Iterator[State]:

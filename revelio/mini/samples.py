@@ -1,6 +1,7 @@
 """The shipped sample of Fashion-MNIST: 2,000 training and 500 test pictures as one parquet file.
 
-The columns are those of a Hugging Face image data set: `id`, `image` (PNG bytes), `label` (a ClassLabel) and `split`.
+The columns are those of a Hugging Face image data set: `id`, `image` (PNG bytes), `label` (a
+ClassLabel) and `split`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,152 @@
+"""mini-sd, mini-sd-photo and mini-dit: latent diffusion on cached latents.
+
+With z_t = sqrt(a_t) z_0 + sqrt(1 - a_t) e and signal-to-noise ratio s_t = a_t / (1 - a_t), the loss
+is mean min(s_t, gamma) / s_t * || e - e_theta(z_t, t, c) ||^2 (Hang et al. 2023, min-SNR weighting
+for epsilon), with the scaled-linear betas of SD-1.5. Timesteps of a batch are stratified: one from
+each of its equal parts of [0, 1000).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+from revelio.mini.configs import DiffusionConfig
+from revelio.mini.data import PictureSet
+from revelio.mini.denoisers import ClassDenoiser, Denoiser, build_dit, text_denoiser
+from revelio.mini.diffusion_classifier import class_errors, classify, even_timesteps
+from revelio.mini.latents import cached_latents
+from revelio.mini.loop import Trainer
+from revelio.mini.runs import run
+
+STEPS = 1000
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+CHECK_IMAGES, CHECK_DRAWS, LOSS_IMAGES = 60, 4, 256
+
+
+def build_scheduler() -> DDIMScheduler:
+    """DDIM with the settings of SD-1.5."""
+    return DDIMScheduler(
+        num_train_timesteps=STEPS,
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type="epsilon",
+        **BETAS,  # pyright: ignore
+    )
+
+
+def stratified_timesteps(size: int, generator: torch.Generator) -> torch.Tensor:
+    """`(size,)` timesteps in [0, 1000), one uniform offset shared by equal strata, in random order."""
+    offset = torch.rand(1, generator=generator)
+    shares = (offset + torch.arange(size) / size) % 1.0
+    return (shares * STEPS).long().clamp(max=STEPS - 1)[torch.randperm(size, generator=generator)]
+
+
+def noise_loss(
+    denoiser: Denoiser,
+    clean: torch.Tensor,
+    rows: torch.Tensor,
+    alphas: torch.Tensor,
+    gamma: float,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """The weighted loss above of one batch of latents."""
+    timesteps = stratified_timesteps(len(clean), generator)
+    noise = torch.randn(clean.shape, generator=generator)
+    level = alphas[timesteps].view(-1, 1, 1, 1)
+    noisy = level.sqrt() * clean + (1 - level).sqrt() * noise
+    predicted = denoiser.predict(
+        noisy.contiguous(memory_format=torch.channels_last), timesteps, rows
+    )
+    ratio = alphas[timesteps] / (1 - alphas[timesteps])
+    weight = ratio.clamp(max=gamma) / ratio if gamma > 0 else torch.ones_like(ratio)
+    return (weight * (predicted - noise).pow(2).mean((1, 2, 3))).mean()
+
+
+def build_denoiser(config: DiffusionConfig, sets: list[PictureSet], out: Path) -> Denoiser:
+    """The untrained model a config asks for.
+
+    Raises:
+        ValueError: Not exactly one of `unet` and `dit` is given.
+    """
+    if (config.unet is None) == (config.dit is None):
+        raise ValueError(f"{config.name}: give either unet or dit")
+    if config.unet is not None:
+        return text_denoiser(config.unet, out / config.clip, sets)
+    assert config.dit is not None
+    # In training mode every block would drop labels on its own; the null class is drawn by us instead.
+    return ClassDenoiser(build_dit(config.dit), sum(len(s.class_names) for s in sets))
+
+
+def load_latents(
+    config: DiffusionConfig, sets: list[PictureSet], out: Path, split: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Latents and labels of all sets, classes numbered through."""
+    latents, labels, first = [], [], 0
+    for pictures in sets:
+        file = out / config.vae / "latents" / f"{pictures.name}-{split}.pt"
+        latents.append(cached_latents(out / config.vae / "final", pictures, config.side, file))
+        labels.append(pictures.labels + first)
+        first += len(pictures.class_names)
+    return torch.cat(latents), torch.cat(labels)
+
+
+def train_diffusion(
+    config: DiffusionConfig,
+    sets: list[PictureSet],
+    held_out: list[PictureSet],
+    folder: Path,
+    *,
+    resume: bool,
+) -> None:
+    """Train and save the averaged model to `folder/final`."""
+    torch.manual_seed(config.schedule.seed)
+    out = folder.parent
+    latents, labels = load_latents(config, sets, out, "train")
+    some = [s.subset(torch.arange(min(1000, len(s)))) for s in held_out[:1]]
+    held_latents, held_labels = load_latents(config, some, out, "test")
+    denoiser = build_denoiser(config, sets, out)
+    trainer = Trainer(denoiser.model, config.schedule)
+    alphas = build_scheduler().alphas_cumprod
+
+    size = config.schedule.share
+
+    def loss_function(generator: torch.Generator) -> torch.Tensor:
+        chosen = torch.randint(len(latents), (size,), generator=generator)
+        rows = denoiser.draw_rows(labels[chosen], config.empty_share, generator)
+        clean = latents[chosen].float()
+        return noise_loss(denoiser, clean, rows, alphas, config.min_snr, generator)
+
+    def check() -> dict[str, float]:
+        return measure(denoiser, held_latents.float(), held_labels, alphas, config.min_snr)
+
+    denoiser.model.eval()
+    run(trainer, loss_function, folder, resume=resume, check=check)
+    if trainer.rank > 0:
+        return
+    denoiser.model.save_pretrained(folder / "final")  # pyright: ignore
+    (folder / "config.txt").write_text(repr(asdict(config)))
+
+
+def measure(
+    denoiser: Denoiser,
+    latents: torch.Tensor,
+    labels: torch.Tensor,
+    alphas: torch.Tensor,
+    gamma: float,
+) -> dict[str, float]:
+    """Held-out loss and a cheap Diffusion Classifier accuracy, on the same noise every time."""
+    generator = torch.Generator().manual_seed(1)
+    rows = denoiser.draw_rows(labels[:LOSS_IMAGES], 0.0, generator)
+    loss = noise_loss(denoiser, latents[:LOSS_IMAGES], rows, alphas, gamma, generator)
+    found = {"held_out_loss": round(float(loss), 5)}
+    if len(denoiser.prompt_rows()) <= 10:
+        times = even_timesteps(CHECK_DRAWS, 100, 700)
+        errors = class_errors(denoiser, latents[:CHECK_IMAGES], alphas, times, generator)
+        right = classify(errors) == labels[:CHECK_IMAGES]
+        found["diffusion_classifier"] = round(float(right.float().mean()), 4)
+    return found

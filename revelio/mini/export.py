@@ -1,0 +1,108 @@
+"""Trained parts -> the folders that diffusers and transformers load: the layout of SD-1.5, DiT and CLIP.
+
+Weights go out in half precision. A folder is put together under a temporary name and renamed when whole.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.dit.pipeline_dit import DiTPipeline
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
+
+from revelio.mini.clip import processor
+from revelio.mini.configs import ClipConfig, DiffusionConfig, VaeConfig
+from revelio.mini.diffusion import build_scheduler
+
+MiniConfig = VaeConfig | ClipConfig | DiffusionConfig
+
+
+def stable_diffusion(
+    runs: Path,
+    config: DiffusionConfig,
+    unet: Path | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> StableDiffusionPipeline:
+    """mini-sd's pipeline from its training runs.
+
+    Args:
+        runs: The folder of the training runs.
+        config: Which VAE and mini-clip it was trained with.
+        unet: Another U-Net folder than the run's `final`.
+        dtype: Of all weights.
+    """
+    clip = runs / config.clip
+    return StableDiffusionPipeline(
+        vae=AutoencoderKL.from_pretrained(runs / config.vae / "final", torch_dtype=dtype),
+        text_encoder=CLIPTextModel.from_pretrained(clip / "text_encoder", dtype=dtype),
+        tokenizer=CLIPTokenizer.from_pretrained(clip / "tokenizer"),
+        unet=UNet2DConditionModel.from_pretrained(
+            unet or runs / config.name / "final", torch_dtype=dtype
+        ),
+        scheduler=build_scheduler(),  # pyright: ignore
+        safety_checker=None,  # pyright: ignore
+        feature_extractor=processor(config.side),
+        requires_safety_checker=False,
+    )
+
+
+def dit_pipeline(
+    runs: Path, config: DiffusionConfig, names: list[str], dtype: torch.dtype = torch.float32
+) -> DiTPipeline:
+    """mini-dit's pipeline from its training runs, with its class names."""
+    return DiTPipeline(
+        transformer=DiTTransformer2DModel.from_pretrained(
+            runs / config.name / "final", torch_dtype=dtype
+        ),
+        vae=AutoencoderKL.from_pretrained(runs / config.vae / "final", torch_dtype=dtype),
+        scheduler=build_scheduler(),  # pyright: ignore
+        id2label={i: name for i, name in enumerate(names)},  # pyright: ignore
+    )
+
+
+def write_whole(target: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary folder, then put it in the place of `target`, keeping its README.md."""
+    temporary = target.with_name(target.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    write(temporary)
+    card = target / "README.md"
+    if card.is_file():
+        shutil.copy2(card, temporary / "README.md")
+    shutil.rmtree(target, ignore_errors=True)
+    temporary.rename(target)
+
+
+def export(runs: Path, config: MiniConfig, target: Path, names: list[str]) -> None:
+    """Write a shipped folder in half precision.
+
+    Args:
+        runs: The folder of the training runs.
+        config: The model's own config.
+        target: The folder to write, such as `models/mini-sd`.
+        names: The class names of a DiT.
+    """
+    if isinstance(config, DiffusionConfig) and config.unet is not None:
+        pipeline = stable_diffusion(runs, config, dtype=torch.float16)
+        write_whole(target, lambda folder: pipeline.save_pretrained(folder))
+    elif isinstance(config, DiffusionConfig):
+        dit = dit_pipeline(runs, config, names, dtype=torch.float16)
+        write_whole(target, lambda folder: dit.save_pretrained(folder))
+    elif isinstance(config, ClipConfig):
+        write_whole(
+            target, lambda folder: _write_clip(runs / config.name / "final", folder, config)
+        )
+    else:
+        raise ValueError(f"{config.name} is shipped inside the pipelines that use it")
+
+
+def _write_clip(source: Path, folder: Path, config: ClipConfig) -> None:
+    CLIPModel.from_pretrained(source, dtype=torch.float16).save_pretrained(folder)
+    CLIPTokenizer.from_pretrained(source).save_pretrained(folder)
+    processor(config.side).save_pretrained(folder)

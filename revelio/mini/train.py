@@ -1,0 +1,128 @@
+"""From a model's YAML to its training: which data to load, which trainer to call."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.multiprocessing.spawn import spawn
+
+from revelio.config import read_yaml, structure
+from revelio.mini.configs import ClipConfig, DiffusionConfig, Sources, VaeConfig
+from revelio.mini.data import PictureSet, load_caltech101, load_cifar10, load_fashion_mnist
+
+KINDS = {"vae": VaeConfig, "clip": ClipConfig, "diffusion": DiffusionConfig}
+MiniConfig = VaeConfig | ClipConfig | DiffusionConfig
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where the data sets lie; None for those not at hand."""
+
+    fashion_mnist: Path | None = None
+    caltech101: Path | None = None
+    cifar10: Path | None = None
+
+
+def read_config(path: Path, minutes: float | None = None) -> MiniConfig:
+    """Read a model's YAML strictly; its `kind` says which.
+
+    Raises:
+        ValueError: An unknown kind or key.
+    """
+    values = read_yaml(path)
+    kind = values.pop("kind", None)
+    if kind not in KINDS:
+        raise ValueError(f"{path}: kind is {kind!r}; known: {', '.join(KINDS)}")
+    if minutes is not None:
+        values["schedule"] = {**values.get("schedule", {}), "minutes": minutes}
+    try:
+        return structure(KINDS[kind], values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _folder(path: Path | None, flag: str) -> Path:
+    if path is None:
+        raise ValueError(f"this model trains on a data set whose place is not given: use {flag}")
+    return path
+
+
+def load_sets(sources: Sources, folders: Folders, side: int) -> list[PictureSet]:
+    """The training pictures a config asks for, of the training splits only."""
+    sets = []
+    if sources.fashion_mnist:
+        sets.append(load_fashion_mnist(_folder(folders.fashion_mnist, "--fashion-mnist"), "train"))
+    if sources.caltech101:
+        folder = _folder(folders.caltech101, "--caltech101")
+        sets.append(load_caltech101(folder, "train", side))
+    if sources.cifar10:
+        sets.append(load_cifar10(_folder(folders.cifar10, "--cifar10")))
+    return sets
+
+
+def load_held_out(sources: Sources, folders: Folders, side: int) -> list[PictureSet]:
+    """Held-out pictures of the same sources, for the log only (CIFAR-10 has none at hand)."""
+    sets = []
+    if sources.fashion_mnist:
+        sets.append(load_fashion_mnist(_folder(folders.fashion_mnist, "--fashion-mnist"), "test"))
+    if sources.caltech101:
+        folder = _folder(folders.caltech101, "--caltech101")
+        sets.append(load_caltech101(folder, "test", side))
+    return sets
+
+
+def train_mini(config: MiniConfig, folders: Folders, out: Path, *, resume: bool) -> None:
+    """Train one mini model to the end of its schedule under `out/<name>`, in as many processes as it says."""
+    processes = config.schedule.processes
+    if processes == 1:
+        train_here(config, folders, out, resume=resume)
+        return
+    with tempfile.TemporaryDirectory() as meeting:
+        spawn(_join, (processes, meeting, config, folders, out, resume), nprocs=processes)
+
+
+def _join(
+    rank: int,
+    processes: int,
+    meeting: str,
+    config: MiniConfig,
+    folders: Folders,
+    out: Path,
+    resume: bool,
+) -> None:
+    logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING, format="%(message)s")
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{meeting}/meeting",
+        rank=rank,
+        world_size=processes,
+        timeout=timedelta(hours=2),
+    )
+    train_here(config, folders, out, resume=resume)
+    dist.destroy_process_group()
+
+
+def train_here(config: MiniConfig, folders: Folders, out: Path, *, resume: bool) -> None:
+    """Train in this process, alone or as one of a group."""
+    torch.set_num_threads(config.schedule.threads)
+    sets = load_sets(config.sources, folders, config.side)
+    held_out = load_held_out(config.sources, folders, config.side)
+    folder = out / config.name
+    if isinstance(config, VaeConfig):
+        from revelio.mini.vae import train_vae
+
+        train_vae(config, sets, held_out[0].images, folder, resume=resume)
+    elif isinstance(config, ClipConfig):
+        from revelio.mini.clip import train_clip
+
+        train_clip(config, sets, held_out, folder, resume=resume)
+    else:
+        from revelio.mini.diffusion import train_diffusion
+
+        train_diffusion(config, sets, held_out, folder, resume=resume)
