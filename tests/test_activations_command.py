@@ -3,17 +3,20 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from activations_helpers import picture, tree
-from backbones_helpers import tiny_sd
+from backbones_helpers import tiny_dinov2, tiny_sd
 
+from revelio.activations.processes import Processes
 from revelio.activations.store import ActivationStore
 from revelio.backbones.registry import load_backbone
 from revelio.cli import main
-from revelio.commands.extract import Config
+from revelio.commands.extract import Config, build
+from revelio.commands.options import BackboneOptions, DataOptions
 from revelio.config import load_config
 
 ROOT = Path(__file__).parent.parent
@@ -109,6 +112,39 @@ def test_two_processes_give_the_bytes_of_one(model, photos, tmp_path):
     del two["config.yaml"], one["config.yaml"]
     assert len(one) == 8 and two == one
     assert tree(tmp_path / "z0") == tree(tmp_path / "z1")
+
+
+def test_a_model_without_noise(photos, tmp_path, capsys):
+    folder = tiny_dinov2(tmp_path / "tiny-dino")
+    main(arguments(folder, photos, tmp_path / "run", "--layers", "block1", "--timesteps"))
+    assert "run/block1  10 rows of 16 float32" in capsys.readouterr().out
+    backbone = load_backbone(str(folder), layers=["block1"], device="cpu")
+    store = ActivationStore.open(tmp_path / "run" / "block1")
+    index = int(Path(store.ids[3]).stem)
+    pixels = backbone.transform(picture(index).resize((40, 36)))[None]
+    grid = backbone.grids(backbone.encode(pixels), store.ids[3:4], ["block1"])["block1"]
+    assert torch.allclose(store.tensor()[3], grid.mean(dim=(2, 3))[0], atol=1e-5)
+
+
+def test_matched_timesteps_texts_and_mode(model, photos, tmp_path):
+    config = Config(
+        out=tmp_path,
+        timesteps=(43,),
+        match_snr="linear",
+        prompts=("empty", "fixed:A dog", "generic"),
+        mode="as_code",
+        data=DataOptions(source=str(photos)),
+        backbone=BackboneOptions(name=str(model), device="cpu"),
+    )
+    job = build(config, Processes())
+    # SPEC 2.8: the linear schedule's 43 has the noise of Stable Diffusion's 25.
+    assert job.recipe.timesteps == (25,)
+    assert job.texts["fixed:A dog"]([3, 1]) == ["A dog", "A dog"]
+    assert set(job.texts) == {"fixed:A dog", "generic"}
+    assert job.image_size == [256, 256]
+    with pytest.raises(ValueError, match=r"has no noise schedule: leave --match-snr out"):
+        dino = BackboneOptions(name=str(tiny_dinov2(tmp_path / "dino")), device="cpu")
+        build(replace(config, backbone=dino, layers=("block1",), mode="fixed"), Processes())
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/extract").glob("*.yaml")), ids=str)
