@@ -122,7 +122,17 @@ def _class_number(labels: Tensor, named: int) -> int:
 
 
 def _context(top: TopImages) -> dict[str, Any]:
-    known = ("mode", "codes", "model", "dataset", "split", "layer", "timestep", "prompts", "draw")
+    known = (
+        "mode",
+        "codes",
+        "model",
+        "dataset",
+        "split",
+        "layer",
+        "timestep",
+        "prompt_policy",
+        "draw",
+    )
     entry = {key: top.source[key] for key in known if key in top.source}
     return {"layer": None, "timestep": None} | entry | {"images": top.images}
 

@@ -5,6 +5,7 @@ that results of another store or k-SAE are never mixed up.
 """
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from revelio.sae.model import KSparseAutoencoder
 
 FORMAT = 1
+MANIFEST_KEYS = ("model", "revision", "dataset", "split", "layer", "timestep", "prompt_policy")
+MANIFEST_KEYS += ("pool", "image_size", "seed", "draw")
 TENSORS, DESCRIPTION = "top_images.safetensors", "top_images.json"
 
 
@@ -94,3 +97,30 @@ def ksae_identity(model: "KSparseAutoencoder") -> dict[str, Any]:
 def store_identity(store: "ActivationStore") -> dict[str, Any]:
     """The store's name and the sha256 of its manifest, which holds the hash of every shard."""
     return {"name": store.path.name, "sha256": sha256(store.path / "manifest.json")}
+
+
+def with_source(top: TopImages, model: "KSparseAutoencoder", store: "ActivationStore") -> TopImages:
+    """``top`` with what it was made from: the store's model, layer, ..., and both hashes."""
+    made_from = {key: store.manifest[key] for key in MANIFEST_KEYS if key in store.manifest}
+    made_from |= {"ksae": ksae_identity(model), "store": store_identity(store)}
+    return replace(top, source=made_from | top.source)
+
+
+def check_store(top: TopImages, store: "ActivationStore") -> None:
+    """Raise ValueError where ``top`` was made from another store."""
+    recorded = top.source.get("store", {})
+    if recorded.get("sha256") != store_identity(store)["sha256"]:
+        raise ValueError(
+            f"the top images are of store {recorded.get('name')}, not of {store.path}: "
+            "give that store, or make the top images again"
+        )
+
+
+def check_ksae(top: TopImages, model: "KSparseAutoencoder") -> None:
+    """Raise ValueError where ``top`` was made with another k-SAE."""
+    recorded = top.source.get("ksae", {})
+    if recorded.get("sha256") != ksae_identity(model)["sha256"]:
+        raise ValueError(
+            "the top images are of another k-SAE than the one given: give the one they were made with, "
+            "or make them again"
+        )

@@ -1,0 +1,189 @@
+"""The gallery: one static folder that opens from disk, without a server or a network.
+
+    index.html  assets/*.js, *.css   data/gallery.js, data/images-0000.js, ...   thumbs/000/000000.jpg
+    gallery.json                     the same data for programs
+
+Pages opened from disk may not fetch files, so data comes as scripts. All text reaches the page as text,
+never as HTML.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, StrictUndefined
+
+from revelio.analysis.gallery_data import (
+    GallerySettings,
+    class_sizes,
+    describe,
+    image_records,
+    latent_records,
+    match_images,
+)
+from revelio.analysis.pca_maps import square
+from revelio.analysis.purity import eligible
+from revelio.analysis.top_images import TopImages, check_width
+from revelio.data.dataset import ImageDataset, ImageError
+from revelio.runs import write_json, write_whole, write_whole_by
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from revelio.activations.store import ActivationStore
+    from revelio.sae.model import KSparseAutoencoder
+
+FORMAT = 1
+IMAGES_A_FILE = 500
+SCRIPTS = ("base.js", "filters.js", "latents.js", "latent.js", "images.js", "map.js", "app.js")
+
+
+def write_gallery(
+    out: Path,
+    model: "KSparseAutoencoder",
+    store: "ActivationStore",
+    top: TopImages,
+    dataset: ImageDataset,
+    settings: GallerySettings | None = None,
+    *,
+    title: str | None = None,
+    purity: dict[str, Any] | None = None,
+    thumbnail: int = 192,
+    progress: Callable[[int], object] | None = None,
+) -> dict[str, Any]:
+    """Write the gallery folder ``out``; one that is there is replaced when the new one is whole.
+
+    Args:
+        out: the folder.
+        model: the k-SAE.
+        store: the activations that ``top`` was made from.
+        top: its top images.
+        dataset: the pictures; matched to the store's rows by id.
+        settings: how much to show.
+        title: the page's heading; made of data set and layer if not given.
+        purity: an entry of `purity.json`, to show the means and their chance level.
+        thumbnail: side of the thumbnails in pixels; smaller pictures are not enlarged.
+        progress: told 1 after each image.
+
+    Returns:
+        A summary: latents, images, and the ids and reasons of images without a picture.
+
+    Raises:
+        ValueError: ``out`` is something else than a gallery, the parts do not belong together, no latent
+            is active, or the data set has none of the images.
+    """
+    settings = settings or GallerySettings()
+    _check(out, model, store, top)
+    chosen = top.ranking(settings.latents)
+    if not len(chosen):
+        raise ValueError("no latent is active on any image: train the k-SAE on this store first")
+    indices, absent = match_images(store.ids, dataset.ids)
+    if absent == len(indices):
+        raise ValueError(
+            f"{dataset.name} has none of the store's {absent} images (first {store.ids[0]}): "
+            "give the data set that was extracted with --data.source"
+        )
+    data = {
+        "format": FORMAT,
+        "title": title or _title(top),
+        "meta": describe(top, chosen, settings) | {"eligible": len(eligible(top, 2))},
+        "labelled": top.labels is not None,
+        "classes": list(top.classes),
+        "class_sizes": class_sizes(top),
+        "purity": purity,
+        "latents": latent_records(model, top, chosen, settings),
+    }
+    images = image_records(model, store, chosen, settings.image_latents)
+
+    def fill(folder: Path) -> None:
+        missing = _write_thumbnails(folder, store.ids, indices, dataset, thumbnail, progress)
+        labels = None if top.labels is None else top.labels.tolist()
+        data["images"] = {"ids": list(store.ids), "labels": labels, "missing": missing}
+        _write_pages(folder, data, images)
+
+    write_whole_by(out, fill)
+    missing = data["images"]["missing"]
+    return {"latents": len(chosen), "images": len(images), "missing": missing}
+
+
+def _check(out: Path, model: Any, store: Any, top: TopImages) -> None:
+    if (
+        out.exists()
+        and not (out / "gallery.json").is_file()
+        and (out.is_file() or any(out.iterdir()))
+    ):
+        raise ValueError(f"{out} holds something else than a gallery: choose another --out")
+    check_width(model, store)
+    if len(top.counts) != model.n or top.images != len(store):
+        raise ValueError(
+            f"the top images are of {len(top.counts)} latents and {top.images} images, the k-SAE has "
+            f"{model.n} latents and the store {len(store)} images: make the top images of these two"
+        )
+
+
+def _title(top: TopImages) -> str:
+    parts = [top.source.get("dataset"), top.source.get("layer")]
+    if top.source.get("timestep") is not None:
+        parts.append(f"t = {top.source['timestep']}")
+    return " · ".join(str(part) for part in parts if part) or "Latents"
+
+
+def _write_thumbnails(
+    folder: Path,
+    ids: Sequence[str],
+    indices: Sequence[int | None],
+    dataset: ImageDataset,
+    side: int,
+    progress: Callable[[int], object] | None,
+) -> dict[str, str]:
+    """Write a thumbnail of every image; returns row -> reason of those that have no picture."""
+    missing: dict[str, str] = {}
+    for row, index in enumerate(indices):
+        path = folder / thumbnail_path(row)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if index is None:
+            missing[str(row)] = f"{dataset.name} has no image {ids[row]}"
+        else:
+            try:
+                _thumbnail(dataset.read(index), side).save(path, quality=82, optimize=True)
+            except ImageError as error:
+                missing[str(row)] = str(error)
+        if progress is not None:
+            progress(1)
+    return missing
+
+
+def _thumbnail(image: "Image.Image", side: int) -> "Image.Image":
+    return square(image, min(side, *image.size))
+
+
+def thumbnail_path(row: int) -> str:
+    """Where the thumbnail of a row lies in the gallery; a thousand a folder."""
+    return f"thumbs/{row // 1000:03d}/{row:06d}.jpg"
+
+
+def _write_pages(folder: Path, data: dict[str, Any], images: list[dict[str, Any]]) -> None:
+    write_json(folder / "gallery.json", data)
+    shared = {"chunk": IMAGES_A_FILE}
+    write_whole(folder / "data" / "gallery.js", f"window.REVELIO = {script_json(data | shared)};\n")
+    for number, start in enumerate(range(0, len(images), IMAGES_A_FILE)):
+        part = script_json(images[start : start + IMAGES_A_FILE])
+        path = folder / "data" / f"images-{number:04d}.js"
+        write_whole(path, f"window.REVELIO.addImages({number}, {part});\n")
+    source = files("revelio.analysis")
+    for name in ("gallery.css", *SCRIPTS):
+        write_whole(folder / "assets" / name, (source / "static" / name).read_bytes())
+    text = (source / "templates" / "gallery.html").read_text(encoding="utf-8")
+    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(text)
+    page = template.render(title=data["title"], meta=data["meta"], scripts=SCRIPTS)
+    write_whole(folder / "index.html", page)
+
+
+def script_json(value: Any) -> str:
+    """JSON that is safe inside a script: no `</script>`, no line separators that end a string."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for character in ("<", ">", "&", "\u2028", "\u2029"):
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text

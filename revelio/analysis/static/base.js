@@ -1,0 +1,106 @@
+"use strict";
+// The gallery's data, and how text, pictures and terms get on the page. Text is only ever set as text.
+const Gallery = (() => {
+  const data = window.REVELIO;
+  const { meta } = data;
+
+  const TERMS = {
+    latent: "One unit of the k-sparse autoencoder: a direction in the layer's activations that it has learnt to switch on for some images.",
+    activation: "How strongly a latent responds to an image: its code, after only the k largest of that image were kept.",
+    density: "The share of all images that switch the latent on. Low: specific; high: common.",
+    strength: "The mean activation over the images that switch the latent on. Latents with 10 such images or fewer count as 0.",
+    purity: `The share of the latent's ${meta.judged} top images that are of its most common class. 100 %: one class only.`,
+    entropy: "How mixed the classes of the top images are: 0 when all are of one class, 1 when all differ.",
+    pairs: "The share of pairs of top images that are of the same class.",
+    similar: "Latents whose decoder directions point the same way; the number is the cosine between them.",
+    rare: "Switched on by 10 images or fewer: too few to say what it stands for.",
+  };
+  if (meta.codes === "dense") {
+    TERMS.activation = "How strongly a latent responds to an image: its pre-activation, before the k largest are kept (as released).";
+  }
+
+  function h(tag, attributes, ...children) {
+    const node = document.createElement(tag);
+    for (const [name, value] of Object.entries(attributes || {})) {
+      if (value === null || value === undefined || value === false) continue;
+      if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+      else if (name === "style") for (const [key, text] of Object.entries(value)) node.style.setProperty(key, text);
+      else node.setAttribute(name, value === true ? "" : value);
+    }
+    node.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+    return node;
+  }
+
+  const latents = data.latents.map((latent, place) => ({
+    ...latent,
+    place,
+    density: latent.count / meta.images,
+    strength: latent.count > 10 ? latent.mean : 0,
+  }));
+  const placeOf = new Map(latents.map((latent) => [latent.id, latent.place]));
+
+  const number = (value, digits = 3) => {
+    if (value === null || value === undefined) return "\u2013";
+    if (value === 0) return "0";
+    const size = Math.abs(value);
+    return size >= 1e5 || size < 1e-3 ? value.toExponential(1) : String(Number(value.toPrecision(digits)));
+  };
+  const whole = (value) => value.toLocaleString("en");
+  const percent = (value) => {
+    if (value === null || value === undefined) return "\u2013";
+    const points = value * 100;
+    return `${points > 0 && points < 0.1 ? "<\u20090.1" : Number(points.toFixed(points < 10 ? 1 : 0))}\u2009%`;
+  };
+  const plural = (count, one, many) => `${whole(count)} ${count === 1 ? one : many || `${one}s`}`;
+
+  // A latent has no class when no two of its top images share one.
+  const className = (id) => (id === null || id === undefined ? "mixed" : data.classes[id] ?? `class ${id}`).replaceAll("_", " ");
+  const labelOf = (row) => (data.images.labels ? className(data.images.labels[row]) : "");
+  // Neighbouring ids get far hues (golden angle), and three lightnesses tell near hues apart.
+  const colour = (id) => (id === null ? "var(--faint)" : `hsl(${((id * 137.508 + 205) % 360).toFixed(1)} ${[58, 46, 64][id % 3]}% var(--class-light-${id % 3}))`);
+
+  function thumb(row, extra = {}) {
+    const name = labelOf(row) || data.images.ids[row];
+    const reason = data.images.missing[row];
+    if (reason !== undefined) {
+      return h("span", { class: "thumb missing", title: reason, role: "img", "aria-label": reason }, "no picture");
+    }
+    const path = `thumbs/${String(Math.floor(row / 1000)).padStart(3, "0")}/${String(row).padStart(6, "0")}.jpg`;
+    return h("img", { class: "thumb", src: path, alt: name, loading: "lazy", decoding: "async", ...extra });
+  }
+
+  // A word with its explanation, shown on hover and on keyboard focus.
+  function term(key, text) {
+    return h("span", { class: "term", tabindex: "0", "data-tip": TERMS[key], "aria-label": `${text || key}: ${TERMS[key]}` }, text || key);
+  }
+
+  function stripe(latent) {
+    if (!data.labelled) return null;
+    const cells = latent.top.slice(0, meta.judged).map(([row]) => {
+      const label = data.images.labels[row];
+      return h("i", { style: { background: label === latent.class ? colour(label) : "var(--other)" } });
+    });
+    return h("span", { class: "stripe", title: "The top images in order: coloured where they are of the most common class" }, cells);
+  }
+
+  const dot = (id) => h("span", { class: "dot", style: { background: colour(id) } });
+
+  const chunks = new Map();
+  data.addImages = (index, part) => chunks.get(index).done(part);
+  // Active latents come in files of `chunk` images, loaded when an image of theirs is opened.
+  function activeLatents(row) {
+    const index = Math.floor(row / data.chunk);
+    if (!chunks.has(index)) {
+      const entry = {};
+      entry.loaded = new Promise((resolve, reject) => {
+        entry.done = resolve;
+        const src = `data/images-${String(index).padStart(4, "0")}.js`;
+        document.head.append(h("script", { src, onerror: () => reject(new Error(`${src} is missing`)) }));
+      });
+      chunks.set(index, entry);
+    }
+    return chunks.get(index).loaded.then((part) => part[row - index * data.chunk]);
+  }
+
+  return { data, meta, latents, placeOf, h, number, whole, percent, plural, className, labelOf, colour, thumb, term, stripe, dot, activeLatents };
+})();

@@ -1,0 +1,120 @@
+"""PCA maps: the top three principal components of a layer's grids as red, green and blue (Fig. 10-12).
+
+One PCA for each layer and timestep, over all cells of all the images, so that a colour means the same
+throughout a column of the sheet.
+
+    revelio pca-maps --data.source ~/unrel --backbone.name stable-diffusion-v1-5 --layers bottleneck up_ft1
+    revelio pca-maps --data.limit 6 --timesteps 25 200 --out runs/pca
+
+Writes sheet.png, maps.safetensors (a set of tensors for each layer and timestep) and maps.json.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from revelio.commands.options import BackboneOptions, DataOptions
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from revelio.backbones.base import Backbone
+    from revelio.data.loading import Batch
+
+
+@dataclass(frozen=True)
+class Config:
+    """Which images through which layers."""
+
+    out: Path = Path("runs/pca-maps")
+    """The folder to write."""
+
+    data: DataOptions = field(default_factory=lambda: DataOptions(limit=8))
+    """The images; all of them are on the sheet."""
+
+    backbone: BackboneOptions = field(default_factory=BackboneOptions)
+    """The model."""
+
+    layers: tuple[str, ...] = ("bottleneck", "up_ft0", "up_ft1", "up_ft2")
+    """Layers, a column each (paper: these four of SD-1.5; blocks of DiT)."""
+
+    timesteps: tuple[int, ...] = (25,)
+    """Timesteps; leave empty for a model without noise (ViT)."""
+
+    seed: int = 0
+    """Seed of the noise."""
+
+    batch_size: int = 8
+    """Images at a time."""
+
+    side: int = 160
+    """Side of a picture on the sheet, in pixels."""
+
+
+def run(config: Config) -> None:
+    """Take the grids, fit the components, write the sheet and the tensors."""
+    from safetensors.torch import save_file
+
+    from revelio.analysis.pca_maps import pca_maps, sheet
+    from revelio.commands.options import build_backbone, build_dataset
+    from revelio.data.loading import batches
+    from revelio.runs import versions, write_json, write_whole_by
+
+    dataset = build_dataset(config.data)
+    backbone = build_backbone(config.backbone, config.layers)
+    loaded = batches(dataset, backbone.transform, config.batch_size, on_error=config.data.on_error)
+    kept, skipped, grids = collect(config, backbone, loaded)
+    maps = {name: pca_maps(grid) for name, grid in grids.items()}
+    columns = [(name, found.rgb) for name, found in maps.items()]
+    page = sheet([dataset.read(index) for index in kept], columns, side=config.side)
+    write_whole_by(config.out / "sheet.png", lambda path: page.save(path, format="PNG"))
+    tensors = {
+        f"{name}/{key}": t for name, found in maps.items() for key, t in found.tensors().items()
+    }
+    write_whole_by(config.out / "maps.safetensors", lambda path: save_file(tensors, path))
+    description = {
+        "model": backbone.name,
+        "dataset": dataset.name,
+        "seed": config.seed,
+        "ids": [dataset.ids[index] for index in kept],
+        "skipped": skipped,
+        "explained": {name: found.explained.tolist() for name, found in maps.items()},
+        "versions": versions(),
+    }
+    write_json(config.out / "maps.json", description)
+    for name, found in maps.items():
+        print(f"{name}: three components hold {float(found.explained.sum()):.1%} of the variance")
+    print(f"wrote {config.out}/sheet.png, maps.safetensors, maps.json ({len(kept)} images)")
+
+
+def collect(
+    config: Config, backbone: "Backbone", loaded: "Iterator[Batch]"
+) -> tuple[list[int], list[list[str]], dict[str, "Tensor"]]:
+    """The images' indices, the skipped ones, and all grids by `layer` or `layer t=25`.
+
+    Raises:
+        ValueError: no image could be read.
+    """
+    import torch
+    from tqdm import tqdm
+
+    found: dict[str, list[Any]] = {}
+    kept: list[int] = []
+    skipped: list[list[str]] = []
+    for batch in tqdm(loaded, unit="batch", desc="grids"):
+        skipped += [list(pair) for pair in batch.skipped]
+        if not batch.ids:
+            continue
+        kept += batch.indices
+        encoded = backbone.encode(batch.pixels)
+        for timestep in config.timesteps or (None,):
+            grids = backbone.grids(
+                encoded, batch.ids, config.layers, timestep=timestep, seed=config.seed
+            )
+            for layer in config.layers:
+                name = layer if timestep is None else f"{layer} t={timestep}"
+                found.setdefault(name, []).append(grids[layer].float().cpu())
+    if not kept:
+        raise ValueError("not one image could be read: see --data.on-error")
+    return kept, skipped, {name: torch.cat(parts) for name, parts in found.items()}
