@@ -13,12 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from revelio.activations.store import ActivationStore
     from revelio.runs import Run
     from revelio.sae.model import KSparseAutoencoder
-    from revelio.sae.rows import RowSource, Shuffled
+    from revelio.sae.rows import Shuffled
     from revelio.sae.state import StepState, TrainSettings, TrainState
 
 
@@ -103,19 +100,20 @@ class Config:
 def run(config: Config) -> None:
     """Train, save, measure, and name what was written."""
     from revelio.activations.store import ActivationStore
+    from revelio.commands.ksae_inputs import build_model, build_rows, build_settings, describe
     from revelio.config import to_yaml
     from revelio.runs import Run
 
     _check(config)
     store = ActivationStore.open(config.store)
-    rows = _rows(store, config)
-    settings = _settings(config, len(store))
-    model = _model(config, store)
+    rows = build_rows(store, config)
+    settings = build_settings(config, len(store))
+    model = build_model(config, store)
     record = Run.open(config.out, "train-ksae", to_yaml(config), resume=config.resume)
     if record.finished:
         print(f"{config.out} is finished already: see {config.out / 'report.json'}")
         return
-    record.add_input("store", _described(store))
+    record.add_input("store", describe(store))
     print(_plan(model, settings, len(store)), flush=True)
     state = _resumed(record, model)
     last = _follow(config, record, model, rows, settings, state)
@@ -134,86 +132,6 @@ def _check(config: Config) -> None:
             raise ValueError(f"{name}={value}: give more than 0")
     if config.checkpoint_every < 0:
         raise ValueError(f"checkpoint_every={config.checkpoint_every}: give 0 (none) or more")
-
-
-class _Pooled:
-    """A store's rows as vectors in float32; whole grids are averaged over height and width."""
-
-    def __init__(self, store: "ActivationStore") -> None:
-        self.store = store
-
-    def __len__(self) -> int:
-        return len(self.store)
-
-    def rows(self, start: int, stop: int) -> "Tensor":
-        part = self.store.rows(start, stop).float()
-        return part.flatten(2).mean(2) if part.ndim == 4 else part
-
-
-def _rows(store: "ActivationStore", config: Config) -> "Shuffled":
-    import torch
-
-    from revelio.sae.rows import Shuffled
-
-    source: Tensor | RowSource = _Pooled(store)
-    if 4 * len(store) * store.row_shape[0] <= config.memory_gib * 2**30:
-        starts = range(0, len(store), 1024)
-        parts = [source.rows(start, min(start + 1024, len(store))) for start in starts]
-        source = torch.cat(parts) if parts else torch.empty(0, store.row_shape[0])
-    size = min(config.batch_size, max(len(store), 1))
-    return Shuffled(source, size, config.seed, workers=config.workers)
-
-
-def _settings(config: Config, rows: int) -> "TrainSettings":
-    from math import ceil
-
-    from revelio.sae.state import TrainSettings
-
-    size = min(config.batch_size, rows)
-    steps = config.steps
-    if config.epochs is not None:
-        steps = ceil(config.epochs * ceil(rows / size))
-    elif config.samples is not None:
-        steps = ceil(config.samples / rows * ceil(rows / size))
-    return TrainSettings(
-        steps=steps,
-        batch_size=size,
-        learning_rate=config.learning_rate,
-        warmup_steps=config.warmup_steps,
-        seed=config.seed,
-        pre_bias=config.pre_bias,
-        auxk=config.auxk,
-        auxk_coefficient=config.auxk_coefficient,
-        dead_after=config.dead_after,
-        early_stop=config.early_stop,
-        early_stop_window=config.early_stop_window,
-    )
-
-
-def _model(config: Config, store: "ActivationStore") -> "KSparseAutoencoder":
-    import torch
-
-    from revelio.sae.model import KSparseAutoencoder
-
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        place = torch.device(device)
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {device!r} is not to be had: use auto or cpu") from error
-    d = store.row_shape[0]
-    described = _described(store)
-    model = KSparseAutoencoder(d, d * config.expansion, config.k, config.mode, described)
-    return model.to(place)
-
-
-def _described(store: "ActivationStore") -> dict[str, Any]:
-    """The store's manifest without its lists, under the folder's name (no absolute path)."""
-    long = (list, tuple)
-    kept = {key: value for key, value in store.manifest.items() if not isinstance(value, long)}
-    return {"store": store.path.resolve().name, **kept}
 
 
 def _plan(model: "KSparseAutoencoder", settings: "TrainSettings", rows: int) -> str:
