@@ -61,7 +61,7 @@ class DiTBackbone:
         """The noise schedule, for :func:`revelio.backbones.noise.match_timestep`."""
         return self.latents.alphas_cumprod
 
-    def encode(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 4 h/8 w/8"]:
+    def encode(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c zh zw"]:
         """VAE latents z_0 in float16; see :meth:`LatentSpace.encode`."""
         return self.latents.encode(pixels)
 

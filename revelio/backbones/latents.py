@@ -39,7 +39,7 @@ class LatentSpace:
         self._multiple = multiple
 
     @torch.no_grad()
-    def encode(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h/s w/s"]:
+    def encode(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c zh zw"]:
         """Latents z_0 in float16, on the model's device.
 
         Raises:

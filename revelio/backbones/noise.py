@@ -85,7 +85,7 @@ def reference_schedule(name: str) -> Float[Tensor, "1000"]:
 def match_timestep(
     timestep: int,
     reference: Float[Tensor, " steps"],
-    own: Float[Tensor, " steps"],
+    own: Float[Tensor, " own_steps"],
 ) -> int:
     """The timestep of ``own`` whose signal-to-noise ratio is nearest to the reference's at ``timestep``.
 
