@@ -13,6 +13,13 @@ from revelio.backbones import packaged_smollm
 gguf: Any = pytest.importorskip("gguf")
 
 
+def as_eight_bits(weight: np.ndarray) -> np.ndarray:
+    """Q8_0 by its definition: every 32 numbers share a half-precision scale of their largest / 127."""
+    blocks = weight.reshape(-1, 32)
+    scale = np.abs(blocks).max(axis=1, keepdims=True) / 127
+    return (np.round(blocks / scale) * scale.astype(np.float16)).reshape(weight.shape)
+
+
 def write_gguf(model: Any, path: Path) -> None:
     """A one-block Llama in GGUF: rotary halves interleaved, as llama.cpp keeps q and k."""
     config = model.config
@@ -59,7 +66,12 @@ def write_gguf(model: Any, path: Path) -> None:
         "blk.0.ffn_down": state[block + "mlp.down_proj.weight"],
     }
     for name, array in tensors.items():
-        writer.add_tensor(f"{name}.weight", array)
+        if name == "blk.0.ffn_up":
+            kind = gguf.GGMLQuantizationType.Q8_0
+            quantised = gguf.quants.quantize(array, kind)
+            writer.add_tensor(f"{name}.weight", quantised, raw_dtype=kind)
+        else:
+            writer.add_tensor(f"{name}.weight", array)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -87,7 +99,9 @@ def test_converted_gguf_is_the_model(tmp_path: Path) -> None:
     found: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
     assert "quantization_config" not in (tmp_path / "out" / "config.json").read_text()
     tokens = torch.tensor([[1, 5, 9, 20, 3]])
+    up: Any = source.model.layers[0].mlp.up_proj
     with torch.no_grad():
+        up.weight.copy_(torch.from_numpy(as_eight_bits(up.weight.numpy().copy())))
         for parameter in source.parameters():
             parameter.copy_(parameter.bfloat16())
         assert torch.equal(found(tokens).logits, source(tokens).logits)

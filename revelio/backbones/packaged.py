@@ -82,8 +82,9 @@ PACKAGED = {
             "left out. The package names neither the weights it started from nor its training data.",
             notice="**These are not DINOv2's weights and results with them are not DINOv2's results**: the "
             "architecture is that of DINOv2 ViT-S/14, the weights were fine-tuned to predict saliency. "
-            "The last block serves that end; `block10` (transformers' `hidden_states[11]`) tells "
-            "things apart best. Input: RGB, ImageNet's mean and deviation, 224 px.",
+            "The last blocks serve that end: averaged over patches, `block8` (transformers' "
+            "`hidden_states[9]`) tells photographs apart best; the class token, which Revelio's grids "
+            "leave out, does at `hidden_states[11]`. Input: RGB, ImageNet's mean and deviation, 224 px.",
             converter="revelio.backbones.packaged_vit:convert",
         ),
         PackagedModel(

@@ -40,7 +40,7 @@ def _expanded() -> dict[str, Any]:
 
 
 def clear_quantisation(model: Any) -> None:
-    """Drop the marks of quantisation: the tensors are ordinary by now, and saving refuses with them."""
+    """Drop the marks of quantisation, where a version leaves them: saving refuses with them."""
     model.hf_quantizer = None
     model.is_quantized = False
     model.quantization_method = None

@@ -8,6 +8,10 @@ embedding was split into class token and patches by the interpolation that follo
 
 The input is RGB in 0..1, normalised by ImageNet's mean and deviation, as in the package. The package
 brings the longer side to 224 px and pads; Revelio crops the centre, as for every backbone.
+
+Which layer: nearest class mean, 12 classes of Caltech-101, 10 + 10 photographs a class, ten splits, raw
+activations. Grids averaged: block8 82 %, block9 77 %, block10 61 %, block11 46 %. Class token:
+``hidden_states[11]`` (after block10) 87 %, ``hidden_states[12]`` 59 %. Averaged input patches: 19 %.
 """
 
 from math import isqrt
