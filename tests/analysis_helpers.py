@@ -5,7 +5,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from PIL import Image
+from sae_helpers import random_model
 from torch import Tensor, nn
+
+from revelio.activations.store import write_store
+from revelio.analysis.top_images import top_images
+from revelio.analysis.top_images_files import with_source
+from revelio.data.dataset import ImageDataset
 
 
 class Codes(NamedTuple):
@@ -72,3 +79,37 @@ def brute_force_top(codes: Tensor, m: int) -> tuple[list[list[float]], list[list
         values.append([-v for v, _ in best] + [0.0] * pad)
         indices.append([row for _, row in best] + [-1] * pad)
     return values, indices
+
+
+def gallery_parts(
+    folder: Path, *, labelled: bool = True, classes: tuple[str, ...] = ("a", "b", "c")
+):
+    """A trained-looking k-SAE, a real store in ``folder``, its top images, and coloured pictures."""
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.arange(60) % len(classes)
+    rows = torch.randn(60, 12, generator=generator) * 0.4
+    rows[:, :3] += 2.0 * torch.nn.functional.one_hot(labels, 3)
+    ids = [f"pictures/{i:02d}.png" for i in range(60)]
+    settings = {"model": "toy", "dataset": "toys", "layer": "up_ft1", "timestep": 25}
+    settings["classes"] = list(classes) if labelled else []
+    store = write_store(folder, rows, ids, labels.tolist() if labelled else None, settings=settings)
+    model = random_model(d=12, n=48, k=6, seed=3)
+    top = with_source(top_images(model, store, m=12), model, store)
+    # The data set lists the pictures in another order than the store.
+    order = list(reversed(range(60)))
+    dataset = ImageDataset(
+        name="toys",
+        split=None,
+        classes=tuple(settings["classes"]),
+        ids=[ids[i] for i in order],
+        labels=[int(labels[i]) for i in order] if labelled else None,
+        read=lambda index: toy_picture(order[index]),
+    )
+    return model, store, top, dataset
+
+
+def toy_picture(number: int) -> Image.Image:
+    """A wide picture whose colour is its class's, a little varied."""
+    colour = [40 + number, 40 + number, 40 + number]
+    colour[number % 3] = 220
+    return Image.new("RGB", (36, 24), tuple(colour))

@@ -70,6 +70,8 @@ class Config:
 
 def run(config: Config) -> None:
     """Write the gallery."""
+    from functools import partial
+
     from tqdm import tqdm
 
     from revelio.activations.store import ActivationStore
@@ -98,9 +100,15 @@ def run(config: Config) -> None:
             title=config.title,
             purity=purity(top, images=min(10, top.m), seed=config.seed) if top.m > 1 else None,
             thumbnail=config.thumbnail,
-            progress=bar.update,
+            progress=partial(_advance, bar),
         )
     _report(config.out, summary)
+
+
+def _advance(bar: Any, count: int) -> None:
+    if not bar.n:
+        bar.unpause()  # the rate is that of the thumbnails, not of the map made before them
+    bar.update(count)
 
 
 def _report(out: Path, summary: dict[str, Any]) -> None:
@@ -135,12 +143,16 @@ def open_pictures(options: DataOptions, store: "ActivationStore") -> "ImageDatas
     from dataclasses import replace
 
     from revelio.commands.options import build_dataset
+    from revelio.data.recipes import is_recipe
 
     if options.source != FROM_STORE:
         return build_dataset(options)
-    recorded = store.manifest.get("source") or store.manifest.get("dataset")
-    if not recorded:
-        raise ValueError(f"{store.path} does not say where its images are: give --data.source")
+    recorded = store.manifest.get("dataset")
+    # A folder's bare name says nothing of where it is, and must not be looked up on the hub.
+    if not recorded or not (is_recipe(recorded) or "/" in recorded):
+        raise ValueError(
+            f"{store.path} does not say where its images ({recorded}) are: give --data.source"
+        )
     split = options.split or store.manifest.get("split")
     try:
         return build_dataset(replace(options, source=str(recorded), split=split))

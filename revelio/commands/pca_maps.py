@@ -3,7 +3,7 @@
 One PCA for each layer and timestep, over all cells of all the images, so that a colour means the same
 throughout a column of the sheet.
 
-    revelio pca-maps --data.source ~/unrel --backbone.name stable-diffusion-v1-5 --layers bottleneck up_ft1
+    revelio pca-maps --data.source ~/unrel --backbone.name sd-1.5 --layers bottleneck up_ft1
     revelio pca-maps --data.limit 6 --timesteps 25 200 --out runs/pca
 
 Writes sheet.png, maps.safetensors (a set of tensors for each layer and timestep) and maps.json.
@@ -107,11 +107,13 @@ def collect(
         if not batch.ids:
             continue
         kept += batch.indices
-        encoded = backbone.encode(batch.pixels)
+        with torch.no_grad():
+            encoded = backbone.encode(batch.pixels)
         for timestep in config.timesteps or (None,):
-            grids = backbone.grids(
-                encoded, batch.ids, config.layers, timestep=timestep, seed=config.seed
-            )
+            with torch.no_grad():
+                grids = backbone.grids(
+                    encoded, batch.ids, config.layers, timestep=timestep, seed=config.seed
+                )
             for layer in config.layers:
                 name = layer if timestep is None else f"{layer} t={timestep}"
                 found.setdefault(name, []).append(grids[layer].float().cpu())

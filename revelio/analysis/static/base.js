@@ -27,7 +27,7 @@ const Gallery = (() => {
       else if (name === "style") for (const [key, text] of Object.entries(value)) node.style.setProperty(key, text);
       else node.setAttribute(name, value === true ? "" : value);
     }
-    node.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+    node.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
     return node;
   }
 

@@ -1,0 +1,168 @@
+import json
+from pathlib import Path
+
+import pytest
+from analysis_helpers import gallery_parts, toy_picture
+from backbones_helpers import tiny_sd
+from PIL import Image
+from safetensors.torch import load_file
+
+from revelio.analysis.top_images_files import load_top_images
+from revelio.cli import main
+from revelio.commands import gallery, pca_maps, purity, top_images
+from revelio.config import load_config
+
+CONFIGS = Path(__file__).parent.parent / "configs" / "analysis"
+
+
+@pytest.fixture
+def inputs(tmp_path):
+    """A store, a k-SAE and the pictures on disk, as a user has them."""
+    model, *_ = gallery_parts(tmp_path / "store")
+    model.save_pretrained(tmp_path / "ksae")
+    for number in range(60):
+        path = tmp_path / "images" / "pictures" / f"{number:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        toy_picture(number).save(path)
+    return tmp_path
+
+
+def run(*words: object) -> None:
+    main([str(word) for word in words])
+
+
+def fails(capsys, *words: object) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        run(*words)
+    assert stopped.value.code == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("revelio: ")
+    return line
+
+
+def test_from_store_to_purity_and_gallery(inputs, capsys):
+    store, ksae = inputs / "store", inputs / "ksae"
+    run("top-images", "--store", store, "--ksae", ksae, "--out", inputs / "top", "--m", 12)
+    top = load_top_images(inputs / "top")
+    assert (top.m, top.source["codes"], top.source["layer"]) == (12, "sparse", "up_ft1")
+    assert str(inputs) not in (inputs / "top" / "top_images.json").read_text()
+
+    run("purity", "--top", inputs / "top", "--out", inputs / "p.json", "--latents", 20,
+        "--similarity", "--store", store)  # fmt: skip
+    found = json.loads((inputs / "p.json").read_text())
+    assert (found["mode"], found["model"], found["dataset"], found["images"]) == (
+        "fixed",
+        "toy",
+        "toys",
+        60,
+    )
+    entry = found["entries"][0]
+    assert (entry["layer"], entry["timestep"]) == ("up_ft1", 25)
+    for key in (
+        "sigma_label",
+        "chance",
+        "majority_share",
+        "entropy",
+        "null_z",
+        "interval",
+        "similarity",
+    ):
+        assert entry[key] is not None
+    assert f"{entry['sigma_label']:.3f}" in capsys.readouterr().out
+
+    run("gallery", "--store", store, "--ksae", ksae, "--top", inputs / "top", "--out", inputs / "g",
+        "--latents", 12, "--data.source", inputs / "images")  # fmt: skip
+    out = capsys.readouterr().out
+    assert "index.html" in out
+    assert "no picture" not in out
+    data = json.loads((inputs / "g" / "gallery.json").read_text())
+    assert len(data["latents"]) == 12
+    assert data["purity"]["sigma_label"] is not None
+
+
+def test_as_code_keeps_twenty_dense_codes(inputs):
+    config = CONFIGS / "top-images-as-code.yaml"
+    run("top-images", "--config", config, "--store", inputs / "store", "--ksae", inputs / "ksae",
+        "--out", inputs / "top")  # fmt: skip
+    top = load_top_images(inputs / "top")
+    assert (top.m, top.source["codes"], top.source["mode"]) == (20, "dense", "as_code")
+    # Pre-activations are positive for about half the images, sparse codes for 6 in 48.
+    assert float(top.density.mean()) > 0.25
+
+
+def test_mistakes_are_one_line(inputs, capsys):
+    store, ksae = inputs / "store", inputs / "ksae"
+    out = ["--out", inputs / "o"]
+    assert "no activation store" in fails(
+        capsys, "top-images", "--store", inputs / "x", "--ksae", ksae, *out
+    )
+    assert "no k-SAE" in fails(capsys, "top-images", "--store", store, "--ksae", inputs / "x", *out)
+    assert "holds no k-SAE" in fails(capsys, "top-images", "--store", store, "--ksae", store, *out)
+    assert "no file at" in fails(capsys, "purity", "--top", inputs / "x")
+    line = fails(capsys, "gallery", "--store", store, "--ksae", ksae, *out)
+    assert "toys" in line and "--data.source" in line
+    run("top-images", "--store", store, "--ksae", ksae, "--out", inputs / "top")
+    assert "one --store for each" in fails(
+        capsys, "purity", "--top", inputs / "top", "--similarity"
+    )
+    assert not (inputs / "o").exists()
+
+
+def test_top_images_of_another_store_are_refused(inputs, capsys):
+    run(
+        "top-images",
+        "--store",
+        inputs / "store",
+        "--ksae",
+        inputs / "ksae",
+        "--out",
+        inputs / "top",
+    )
+    gallery_parts(inputs / "other", labelled=False)
+    line = fails(capsys, "gallery", "--store", inputs / "other", "--ksae", inputs / "ksae",
+                 "--top", inputs / "top", "--data.source", inputs / "images")  # fmt: skip
+    assert "of store store, not of" in line
+
+
+def test_pca_maps_of_a_tiny_stable_diffusion(inputs):
+    model = tiny_sd(inputs / "sd")
+    run("pca-maps", "--data.source", inputs / "images", "--data.limit", 5, "--backbone.name", model,
+        "--backbone.image-size", 32, "--layers", "bottleneck", "up_ft1", "--timesteps", 25, 200,
+        "--batch-size", 2, "--side", 48, "--out", inputs / "maps")  # fmt: skip
+    tensors = load_file(inputs / "maps" / "maps.safetensors")
+    names = [f"{layer} t={t}" for t in (25, 200) for layer in ("bottleneck", "up_ft1")]
+    assert {key.split("/")[0] for key in tensors} == set(names)
+    for name in names:
+        rgb = tensors[f"{name}/rgb"]
+        assert rgb.shape[:2] == (5, 3)
+        assert float(rgb.min()) >= 0 and float(rgb.max()) <= 1
+    assert tensors["up_ft1 t=25/rgb"].shape[-1] > tensors["bottleneck t=25/rgb"].shape[-1]
+    with Image.open(inputs / "maps" / "sheet.png") as sheet:
+        assert sheet.width > 5 * 48 and sheet.height > 5 * 48
+    description = json.loads((inputs / "maps" / "maps.json").read_text())
+    assert len(description["ids"]) == 5
+    assert all(sum(shares) <= 1.001 for shares in description["explained"].values())
+
+
+@pytest.mark.parametrize("command", ["top-images", "purity", "gallery", "pca-maps"])
+def test_help_is_a_page(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run(command, "--help")
+    assert stopped.value.code == 0
+    page = capsys.readouterr().out
+    assert f"revelio {command}" in page
+    assert "--out" in page
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "given"),
+    [
+        (top_images, "top-images-as-code", {"store": "s", "ksae": "k"}),
+        (purity, "purity-paper", {"top": ["t"]}),
+        (gallery, "gallery", {"store": "s", "ksae": "k"}),
+        (pca_maps, "pca-maps-sd15", {}),
+    ],
+)
+def test_shipped_configs_load(module, name, given):
+    config = load_config(module.Config, CONFIGS / f"{name}.yaml", given)
+    assert config.out == module.Config.out
