@@ -102,10 +102,11 @@ def open_stores(paths: Sequence[Path], memory_gb: float) -> tuple[TensorGrids, d
 
 def _made_of(manifest: dict[str, Any]) -> dict[str, Any]:
     """How a store's rows were made, in the words of this module."""
+    size = manifest.get("image_size")
     return {
         "backbone": manifest.get("model"),
         "revision": manifest.get("revision"),
-        "image_size": manifest.get("image_size"),
+        "image_size": size[0] if isinstance(size, list) else size,  # [h, w] of a square
         "dtype": manifest.get("compute_dtype"),
         "attention": manifest.get("attention"),
         "layer": manifest["layer"],

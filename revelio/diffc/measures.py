@@ -26,11 +26,11 @@ def wilson95(correct: int, images: int) -> list[float]:
 
 
 def t95(values: Sequence[float]) -> list[float] | None:
-    """Student's 95 % interval of the mean over seeds; None for fewer than two."""
+    """Student's 95 % interval of a mean share over seeds, within 0 to 1; None for fewer than two."""
     if len(values) < 2:
         return None
     half = t_quantile(len(values) - 1) * stdev(values) / math.sqrt(len(values))
-    return [mean(values) - half, mean(values) + half]
+    return [max(0.0, mean(values) - half), min(1.0, mean(values) + half)]
 
 
 def t_quantile(freedom: int) -> float:
