@@ -40,11 +40,15 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Sources:
-    """Which data sets are trained on; their folders come from the command line."""
+    """Which data sets are trained on; their folders come from the command line.
+
+    `cifar10_limit` takes only that many of CIFAR-10's first pictures; 0 takes all.
+    """
 
     fashion_mnist: bool = False
     caltech101: bool = False
     cifar10: bool = False
+    cifar10_limit: int = 0
 
 
 @dataclass(frozen=True)

@@ -130,6 +130,11 @@ def load_cifar10(file: Path) -> PictureSet:
     return PictureSet("cifar10", tensor, torch.tensor(table["label"]), names)
 
 
+def held_out_part(sets: list[PictureSet]) -> list[PictureSet]:
+    """1,000 evenly spread pictures of the first set, what a training looks at for its log."""
+    return [s.subset(torch.arange(0, len(s), max(1, len(s) // 1000))[:1000]) for s in sets[:1]]
+
+
 def to_pixels(images: torch.Tensor, side: int) -> torch.Tensor:
     """uint8 pictures of any size and one or three channels -> `(b, 3, side, side)` in [-1, 1]."""
     pixels = images.float().div_(127.5).sub_(1.0)

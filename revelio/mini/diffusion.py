@@ -15,7 +15,7 @@ import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
 from revelio.mini.configs import DiffusionConfig
-from revelio.mini.data import PictureSet
+from revelio.mini.data import PictureSet, held_out_part
 from revelio.mini.denoisers import ClassDenoiser, Denoiser, build_dit, text_denoiser
 from revelio.mini.diffusion_classifier import class_errors, classify, even_timesteps
 from revelio.mini.latents import cached_latents
@@ -107,8 +107,7 @@ def train_diffusion(
     torch.manual_seed(config.schedule.seed)
     out = folder.parent
     latents, labels = load_latents(config, sets, out, "train")
-    some = [s.subset(torch.arange(min(1000, len(s)))) for s in held_out[:1]]
-    held_latents, held_labels = load_latents(config, some, out, "test")
+    held_latents, held_labels = load_latents(config, held_out_part(held_out), out, "test")
     denoiser = build_denoiser(config, sets, out)
     trainer = Trainer(denoiser.model, config.schedule)
     alphas = build_scheduler().alphas_cumprod

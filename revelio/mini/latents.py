@@ -17,7 +17,7 @@ from revelio.mini.vae import encode
 
 def load_vae(folder: Path) -> AutoencoderKL:
     """A trained mini-vae, frozen."""
-    vae = AutoencoderKL.from_pretrained(folder).eval()
+    vae = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32).eval()
     vae.requires_grad_(False)
     return vae.to(memory_format=torch.channels_last)  # pyright: ignore
 

@@ -14,7 +14,13 @@ from torch.multiprocessing.spawn import spawn
 
 from revelio.config import read_yaml, structure
 from revelio.mini.configs import ClipConfig, DiffusionConfig, Sources, VaeConfig
-from revelio.mini.data import PictureSet, load_caltech101, load_cifar10, load_fashion_mnist
+from revelio.mini.data import (
+    PictureSet,
+    held_out_part,
+    load_caltech101,
+    load_cifar10,
+    load_fashion_mnist,
+)
 
 KINDS = {"vae": VaeConfig, "clip": ClipConfig, "diffusion": DiffusionConfig}
 MiniConfig = VaeConfig | ClipConfig | DiffusionConfig
@@ -62,7 +68,9 @@ def load_sets(sources: Sources, folders: Folders, side: int) -> list[PictureSet]
         folder = _folder(folders.caltech101, "--caltech101")
         sets.append(load_caltech101(folder, "train", side))
     if sources.cifar10:
-        sets.append(load_cifar10(_folder(folders.cifar10, "--cifar10")))
+        cifar = load_cifar10(_folder(folders.cifar10, "--cifar10"))
+        limit = sources.cifar10_limit or len(cifar)
+        sets.append(cifar.subset(torch.arange(min(limit, len(cifar)))))
     return sets
 
 
@@ -83,8 +91,20 @@ def train_mini(config: MiniConfig, folders: Folders, out: Path, *, resume: bool)
     if processes == 1:
         train_here(config, folders, out, resume=resume)
         return
+    if isinstance(config, DiffusionConfig):
+        prepare_latents(config, folders, out)
     with tempfile.TemporaryDirectory() as meeting:
         spawn(_join, (processes, meeting, config, folders, out, resume), nprocs=processes)
+
+
+def prepare_latents(config: DiffusionConfig, folders: Folders, out: Path) -> None:
+    """Encode the pictures once before the processes part, with all of their threads."""
+    from revelio.mini.diffusion import load_latents
+
+    torch.set_num_threads(config.schedule.threads * config.schedule.processes)
+    load_latents(config, load_sets(config.sources, folders, config.side), out, "train")
+    held_out = load_held_out(config.sources, folders, config.side)
+    load_latents(config, held_out_part(held_out), out, "test")
 
 
 def _join(

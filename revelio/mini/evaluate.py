@@ -1,0 +1,38 @@
+"""The table of the evaluation's sections, and the page rendered from their figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from revelio.mini.page import render
+from revelio.mini.report import Inputs, Section, read_report, write_section
+from revelio.mini.sections import clip_zero_shot, diffusion_classifier, samples
+from revelio.mini.sections_features import mini_dit, mini_sd, mini_sd_photo, vit_photo
+from revelio.runs import write_whole
+
+SECTIONS: dict[str, Section] = {
+    "mini-clip": clip_zero_shot,
+    "samples": samples,
+    "diffusion-classifier": diffusion_classifier,
+    "mini-sd": mini_sd,
+    "mini-dit": mini_dit,
+    "mini-sd-photo": mini_sd_photo,
+    "vit": vit_photo,
+}
+
+
+def evaluate(inputs: Inputs, only: list[str]) -> Path:
+    """Measure the given sections (all that are missing if none), then render the page.
+
+    Raises:
+        ValueError: An unknown section.
+    """
+    report = inputs.docs / "mini_models.json"
+    unknown = [name for name in only if name not in SECTIONS]
+    if unknown:
+        raise ValueError(f"unknown section {unknown[0]!r}; known: {', '.join(SECTIONS)}")
+    for name in only or [name for name in SECTIONS if name not in read_report(report)]:
+        write_section(report, name, SECTIONS[name], inputs)
+    page = inputs.docs / "mini_models.md"
+    write_whole(page, render(read_report(report)))
+    return page
