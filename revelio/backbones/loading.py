@@ -62,8 +62,8 @@ def use_eager_attention(model: nn.Module) -> None:
 def frozen(model: M, device: torch.device, *, convolutional: bool = False) -> M:
     """The model on its device, in evaluation mode, without gradients.
 
-    Convolutions on the CPU are faster with channels last: a cut SD-1.5 U-Net 1.3 times in bfloat16,
-    its VAE twice.
+    Convolutions on the CPU get channels last: in bfloat16 a cut SD-1.5 U-Net is 1.3 times as fast with
+    it, its VAE twice; in float32 the VAE and small U-Nets gain 4 to 12 %.
     """
     model.eval().requires_grad_(False)
     if convolutional and device.type == "cpu":
