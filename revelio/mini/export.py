@@ -90,7 +90,7 @@ def export(runs: Path, config: MiniConfig, target: Path, names: list[str]) -> No
     """
     if isinstance(config, DiffusionConfig) and config.unet is not None:
         pipeline = stable_diffusion(runs, config, dtype=torch.float16)
-        write_whole(target, lambda folder: pipeline.save_pretrained(folder))
+        write_whole(target, lambda folder: _write_pipeline(pipeline, folder))
     elif isinstance(config, DiffusionConfig):
         dit = dit_pipeline(runs, config, names, dtype=torch.float16)
         write_whole(target, lambda folder: dit.save_pretrained(folder))
@@ -100,6 +100,13 @@ def export(runs: Path, config: MiniConfig, target: Path, names: list[str]) -> No
         )
     else:
         raise ValueError(f"{config.name} is shipped inside the pipelines that use it")
+
+
+def _write_pipeline(pipeline: StableDiffusionPipeline, folder: Path) -> None:
+    pipeline.save_pretrained(folder)
+    index = folder / "model_index.json"
+    # Without torchvision transformers names its stand-in; the folder must load with torchvision too.
+    index.write_text(index.read_text().replace("CLIPImageProcessorPil", "CLIPImageProcessor"))
 
 
 def _write_clip(source: Path, folder: Path, config: ClipConfig) -> None:

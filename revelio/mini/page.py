@@ -60,10 +60,11 @@ def classifier_part(figures: Figures) -> str:
     """The Diffusion Classifier."""
     lines = ["| draws a class | accuracy % |", "|---|---|"]
     lines += [f"| {draws} | {percent(entry)} |" for draws, entry in figures["by_draws"].items()]
-    return (
-        f"{figures['images']} held-out pictures, timesteps {figures['timesteps']}, {figures['stages']}, the same noise "
-        f"for all classes; chance is 10 %. {verdict(figures)}\n\n" + "\n".join(lines) + "\n"
+    said = (
+        f"{figures['images']} held-out pictures, timesteps {figures['timesteps']}, "
+        f"{figures['stages']}, the same noise for all classes; chance is 10 %. {verdict(figures)}"
     )
+    return said + "\n\n" + "\n".join(lines) + "\n"
 
 
 def ksae_cell(entry: dict[str, Any]) -> str:
