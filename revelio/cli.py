@@ -110,6 +110,9 @@ def run_module(module: ModuleType, arguments: list[str], name: str) -> None:
     except KeyboardInterrupt:
         print("\nrevelio: stopped; what was written is whole, --resume continues", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:
+        # The reader (`| head`) has gone; python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, KeyError, OSError) as error:
         if os.environ.get("REVELIO_DEBUG"):
             raise

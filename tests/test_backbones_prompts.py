@@ -5,7 +5,7 @@ import torch
 from backbones_helpers import picture, tiny_clip
 from transformers import CLIPModel, CLIPTokenizer
 
-from revelio.backbones.prompts import ZeroShot, check_policy, class_prompts, prompt_texts
+from revelio.backbones.prompts import ZeroShot, check_policy, class_texts, prompt_texts
 from revelio.backbones.registry import load_backbone
 from revelio.data.dataset import ImageDataset, ImageError
 
@@ -40,15 +40,15 @@ def test_simple_policies_read_no_image():
     assert prompt_texts("fixed:a dog: it runs", images) == ["a dog: it runs"] * 7
     assert prompt_texts("generic", images) == ["A photo of a pet"] * 7
     assert prompt_texts("generic", dataset("dtd")) == ["A photo of a texture"] * 7
-    assert prompt_texts("generic", dataset("my own")) == ["A photo of an object"] * 7
+    assert prompt_texts("generic", dataset("my own")) == ["A photo"] * 7
     assert prompt_texts("generic", images, template="an animal") == ["an animal"] * 7
 
 
 def test_class_names_go_into_the_template():
-    texts = class_prompts(CLASSES, "A photo of a {}, a type of pet.")
+    texts = class_texts(dataset(), None)
     assert texts[0] == "A photo of a golden retriever, a type of pet."
     with pytest.raises(ValueError, match=r"has no {} where"):
-        class_prompts(CLASSES, "a photo")
+        class_texts(dataset(), "a photo")
 
 
 def expected_labels(clip, texts, count):
@@ -66,7 +66,7 @@ def expected_labels(clip, texts, count):
 
 def test_from_clip_names_the_class_that_clip_sees(clip):
     template = "{} photo"
-    texts = class_prompts(CLASSES, template)
+    texts = class_texts(dataset(), template)
     expected = [texts[label] for label in expected_labels(clip, texts, 7)]
     assert len(set(expected)) > 1
     found = prompt_texts(
@@ -77,7 +77,7 @@ def test_from_clip_names_the_class_that_clip_sees(clip):
 
 def test_the_template_belongs_to_the_data_set(clip):
     found = prompt_texts("from_clip", dataset("fgvc-aircraft"), clip=clip, device="cpu")
-    assert set(found) <= set(class_prompts(CLASSES, "A photo of a {}, an aircraft."))
+    assert set(found) <= set(class_texts(dataset(), "A photo of a {}, an aircraft."))
 
 
 def test_an_unreadable_image_stops_or_gets_the_empty_prompt(clip):

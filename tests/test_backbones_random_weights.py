@@ -1,10 +1,8 @@
-
 import pytest
 import torch
 from backbones_helpers import tiny_sd
-from torch import nn
 
-from revelio.backbones.random_weights import load_random_backbone, randomise
+from revelio.backbones.random_weights import load_random_backbone, untrained
 from revelio.backbones.registry import load_backbone
 from revelio.backbones.stable_diffusion import StableDiffusionBackbone
 
@@ -29,18 +27,18 @@ def test_only_the_unet_is_drawn_anew(model: str) -> None:
     assert torch.equal(trained.text.embed(["a shoe"]), random.text.embed(["a shoe"]))
 
 
-def test_the_seed_decides_and_the_global_state_stays() -> None:
+def test_the_seed_decides_and_the_global_state_stays(model: str) -> None:
     def drawn(seed: int) -> torch.Tensor:
-        network = nn.Linear(4, 4)
-        randomise(network, seed)
-        return network.weight.detach().clone()
+        backbone = load_random_backbone(model, seed)
+        assert isinstance(backbone, StableDiffusionBackbone)
+        return next(backbone.unet.parameters()).detach().clone()
 
+    backbone = load_backbone(model)
     before = torch.get_rng_state()
-    network = nn.Linear(4, 4)
-    after_making = torch.get_rng_state()
-    randomise(network, 0)
-    assert torch.equal(torch.get_rng_state(), after_making)
-    torch.set_rng_state(before)
-    assert torch.equal(drawn(1), drawn(1)) and not torch.equal(drawn(1), drawn(2))
-    # torch's own first weights of a linear layer are uniform in +-1/sqrt(fan in).
-    assert drawn(1).abs().max() <= 0.5
+    untrained(backbone, 0)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert backbone.name.endswith("(random weights 0)")
+    first = drawn(1)
+    assert torch.equal(first, drawn(1)) and not torch.equal(first, drawn(2))
+    # torch's own first weights of a convolution are uniform in +-1/sqrt(fan in): 4 channels x 3 x 3.
+    assert 0.9 / 6 < first.abs().max() <= 1 / 6

@@ -97,6 +97,12 @@ def test_ctrl_c_ends_with_130(capsys) -> None:
     assert "--resume continues" in capsys.readouterr().err
 
 
+def test_a_closed_pipe_is_no_mistake() -> None:
+    line = f"{sys.executable} -m revelio.cli extract --help | head -1"
+    done = subprocess.run(line, shell=True, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("usage: revelio extract") and done.stderr == ""
+
+
 def test_misspelt_key_in_a_config_file(tmp_path: Path, capsys) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("stps: 7\n")

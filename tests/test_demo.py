@@ -17,7 +17,7 @@ from revelio.demo.stages import best_cell
 
 CLASSES = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
 SMALL = [
-    *("--layers", "up_ft1", "up_ft3", "--timesteps", "25", "200", "--k", "4", "--expansion", "2"),
+    *("--layers", "up_ft1", "up_ft3", "--timesteps", "25", "200", "--k", "4", "--expansion", "1"),
     *("--steps", "20", "--ksae-batch", "32", "--top", "4", "--width", "8", "--epochs", "2"),
     *("--batch-size", "16"),
 ]
@@ -71,7 +71,7 @@ def test_the_whole_job_on_labelled_pictures(
 
 
 def test_a_finished_demo_is_shown_again_and_a_cut_one_goes_on(tmp_path: Path, model: Path) -> None:
-    images, out = make_pictures(tmp_path / "images", 12), tmp_path / "run"
+    images, out = make_pictures(tmp_path / "images", 8), tmp_path / "run"
     flags = ["--images", str(images), "--backbone.name", str(model), "--out", str(out), *SMALL]
     main(["demo", *flags])
     before = json.loads((out / "report.json").read_text())
@@ -89,7 +89,7 @@ def test_a_finished_demo_is_shown_again_and_a_cut_one_goes_on(tmp_path: Path, mo
 
 
 def test_pictures_without_labels(tmp_path: Path, model: Path) -> None:
-    images, out = make_pictures(tmp_path / "images", 12, labelled=False), tmp_path / "run"
+    images, out = make_pictures(tmp_path / "images", 20, labelled=False), tmp_path / "run"
     flags = ["--images", str(images), "--backbone.name", str(model), "--out", str(out), *SMALL]
     main(["demo", *flags])
     report = json.loads((out / "report.json").read_text())

@@ -9,7 +9,6 @@ The released code says "A photo of a pet" for every data set (D19): that is ``fi
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int64
@@ -17,34 +16,12 @@ from PIL import Image
 from torch import Tensor
 
 from revelio.data.dataset import ImageDataset, ImageError
+from revelio.data.recipes import class_prompts, generic_prompt, spoken_name
 
 POLICIES = ("empty", "generic", "from_clip")
 FIXED = "fixed:"
 # The paper's zero-shot model; a folder or another name may stand in.
 CLIP = "clip-vit-b-32"
-
-
-@dataclass(frozen=True)
-class Templates:
-    """The texts of a data set.
-
-    Attributes:
-        generic: the same for every image.
-        of_class: with ``{}`` where the class name goes.
-    """
-
-    generic: str
-    of_class: str
-
-
-DEFAULT_TEMPLATES = Templates("A photo of an object", "A photo of a {}.")
-# The ending for pets is the released code's; SPEC 2.5 gives those of the others by analogy.
-TEMPLATES = {
-    "oxford-iiit-pet": Templates("A photo of a pet", "A photo of a {}, a type of pet."),
-    "caltech101": Templates("A photo of an object", "A photo of a {}, an object."),
-    "fgvc-aircraft": Templates("A photo of an aircraft", "A photo of a {}, an aircraft."),
-    "dtd": Templates("A photo of a texture", "A photo of a {}, a texture."),
-}
 
 
 def check_policy(policy: str) -> str:
@@ -56,20 +33,17 @@ def check_policy(policy: str) -> str:
     return policy
 
 
-def templates_of(dataset_name: str) -> Templates:
-    """The templates of a known data set, else plain ones."""
-    return TEMPLATES.get(dataset_name, DEFAULT_TEMPLATES)
-
-
-def class_prompts(classes: Sequence[str], template: str) -> list[str]:
-    """The template filled with each class name, underscores as spaces.
+def class_texts(dataset: ImageDataset, template: str | None) -> list[str]:
+    """One text a class: the data set's own prompts, or ``template`` filled with the class names.
 
     Raises:
         ValueError: the template has no place for the class name.
     """
+    if template is None:
+        return class_prompts(dataset.name, dataset.classes)
     if "{}" not in template:
         raise ValueError(f"the template {template!r} has no {{}} where the class name goes")
-    return [template.replace("{}", name.replace("_", " ")) for name in classes]
+    return [template.replace("{}", spoken_name(dataset.name, name)) for name in dataset.classes]
 
 
 def prompt_texts(
@@ -102,15 +76,14 @@ def prompt_texts(
         return [policy.removeprefix(FIXED)] * len(dataset)
     if policy == "empty":
         return [""] * len(dataset)
-    own = templates_of(dataset.name)
     if policy == "generic":
-        return [own.generic if template is None else template] * len(dataset)
+        return [template or generic_prompt(dataset.name)] * len(dataset)
     if not dataset.classes:
         raise ValueError(
             f"prompt policy from_clip needs class names, and {dataset.name} has none: "
             "use class folders, or another policy"
         )
-    texts = class_prompts(dataset.classes, own.of_class if template is None else template)
+    texts = class_texts(dataset, template)
     classifier = ZeroShot(clip, texts, device)
     found = [""] * len(dataset)
     for indices, pictures in _batches(dataset, batch_size, skip_unreadable):

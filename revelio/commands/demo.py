@@ -1,8 +1,9 @@
 """The whole of Revelio on a model and your pictures: what a diffusion model knows about them.
 
-Takes images through the model at several layers and timesteps, trains a k-sparse autoencoder on each, measures
-the purity of the latents, builds a gallery of the best layer, and trains Diff-C on every layer beside raw pixels
-and random weights. Writes report.html, report.json and gallery/. About ten minutes on two CPU cores.
+Takes images through the model at several layers and timesteps, trains a k-sparse autoencoder on each,
+measures the purity of the latents, builds a gallery of the best layer, and trains Diff-C on every layer
+beside raw pixels and random weights. Writes report.html, report.json and gallery/. About ten minutes on two
+CPU cores.
 
   revelio demo                              the shipped model on the shipped pictures
   revelio demo --images ~/photos --out runs/photos

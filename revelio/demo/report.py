@@ -45,9 +45,9 @@ def _purity_chart(purity: Sequence[Mapping[str, Any]]) -> str:
     rows = {(row["layer"], row["timestep"]): row for row in purity}
     series = []
     for layer in _ordered(purity, "layer"):
-        line = [rows[layer, t] for t in timesteps]
-        bounds = [row["interval"]["majority_share"] for row in line]
-        shares = [row["majority_share"] for row in line]
+        line = [rows.get((layer, t)) for t in timesteps]
+        bounds = [row["interval"]["majority_share"] if row else (None, None) for row in line]
+        shares = [row["majority_share"] if row else None for row in line]
         series.append(Series(layer, shares, [b[0] for b in bounds], [b[1] for b in bounds]))
     chance = [purity[0]["majority_share_chance"]] * len(timesteps)
     series.append(Series("chance", chance, dashed=True))

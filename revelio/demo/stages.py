@@ -158,6 +158,7 @@ def cell_top_images(store: ActivationStore, ksaes: Path, settings: DemoSettings)
 def _report_row(entry: dict[str, Any]) -> dict[str, Any]:
     """A purity entry with every key of the report; measures that need labels are None without."""
     needed = ("sigma_label", "chance", "majority_share", "entropy", "null_z", "same_class_pairs")
+    needed += ("similarity", "similarity_chance")
     row = {key: None for key in needed} | entry
     row["majority_share_chance"] = entry.get("chance_levels", {}).get("majority_share")
     # One interval a measure, under the name that the report gives the measure.
@@ -256,13 +257,22 @@ def diffc_stage(
         other = _accuracy(*random(layer), settings) if random is not None else None
         rows.append(
             {"layer": layer, "timestep": settings.diffc_timestep}
-            | {"top1": found["top1"], "interval": found["interval"]}
-            | {"pixels_top1": baseline["top1"], "pixels_interval": baseline["interval"]}
-            | {"random_weights_top1": other and other["top1"]}
-            | {"random_weights_interval": other and other["interval"]}
+            | _percent("", found)
+            | _percent("pixels_", baseline)
+            | _percent("random_weights_", other)
             | {"parameters": found["parameters"], "interval_kind": found["interval_kind"]}
         )
     return rows
+
+
+def _percent(prefix: str, found: dict[str, Any] | None) -> dict[str, Any]:
+    """Top-1 and its interval in percent, as the paper's tables have them; None where not measured."""
+    if found is None:
+        return {f"{prefix}top1": None, f"{prefix}interval": None}
+    return {
+        f"{prefix}top1": 100 * found["top1"],
+        f"{prefix}interval": [100 * bound for bound in found["interval"]],
+    }
 
 
 def _accuracy(

@@ -46,7 +46,7 @@ def open_backbone(made: dict[str, Any], device: str) -> Backbone:
     )
     if made.get("random_weights") is None:
         return backbone
-    from revelio.diffc.untrained import untrained
+    from revelio.backbones.random_weights import untrained
 
     return untrained(backbone, made["random_weights"])
 
