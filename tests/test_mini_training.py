@@ -14,7 +14,7 @@ from revelio.mini.diffusion import build_scheduler, noise_loss, stratified_times
 from revelio.mini.diffusion_classifier import class_errors, classify, even_timesteps, staged_errors
 from revelio.mini.intervals import proportion, repeated
 from revelio.mini.loop import Trainer, learning_rate
-from revelio.mini.probe import ProbeData, draw, probe
+from revelio.mini.probe import ProbeData, accuracies, draw, probe
 from revelio.mini.train import read_config
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs" / "mini").glob("*.yaml"))
@@ -195,6 +195,20 @@ def test_intervals_are_wilsons_and_grow_with_the_spread() -> None:
     assert (found["low"], found["high"]) == (0.2553, 0.3662)
     narrow, wide = repeated([0.8, 0.8], 2000), repeated([0.7, 0.9], 2000)
     assert wide["high"] - wide["low"] > 3 * (narrow["high"] - narrow["low"])
+
+
+def test_the_probe_is_scikit_learns_ridge() -> None:
+    from sklearn.linear_model import Ridge
+
+    generator = np.random.default_rng(1)
+    rows, labels = generator.normal(size=(90, 7)), np.arange(90) % 3
+    data = ProbeData(rows[:60], labels[:60], rows[60:], labels[60:])
+    labelled = np.arange(30)
+    scaled = (rows - rows[:30].mean(0)) / rows[:30].std(0) / np.sqrt(7)
+    for strength, found in accuracies(data, labelled, data.test, data.test_labels).items():
+        peer = Ridge(alpha=strength).fit(scaled[:30], np.eye(3)[labels[:30]])
+        wanted = (peer.predict(scaled[60:]).argmax(1) == labels[60:]).mean()
+        assert found == pytest.approx(wanted)
 
 
 def test_the_probe_finds_what_is_there_and_no_more() -> None:

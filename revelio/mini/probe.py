@@ -1,24 +1,22 @@
-"""Linear probe: how well a logistic regression reads the class off frozen activations.
+"""Linear probe: how well a linear classifier reads the class off frozen activations.
 
-Activations are standardised by the labelled rows; the one setting, the regression's C, is chosen
-on rows that are neither labelled nor tested, the same way for every kind of activation.
+Ridge regression on one-hot classes, in its dual form, which is exact and takes a second for a
+thousand rows of any width: scores = x X^T (X X^T + strength I)^-1 Y for standardised rows x / sqrt(d).
+Standardised by the labelled rows; the one setting, `strength`, is chosen on rows that are neither
+labelled nor tested, the same way for every kind of activation.
 """
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 
 from revelio.mini.intervals import repeated
 
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)
-SEEDS = 5
+STRENGTHS = (1e-2, 1e-1, 1.0, 10.0, 100.0)
+SEEDS = 10
 
 
 @dataclass(frozen=True)
@@ -49,17 +47,25 @@ def draw(labels: np.ndarray, per_class: int, seed: int) -> tuple[np.ndarray, np.
     return labelled, np.setdiff1d(order, labelled)
 
 
-def accuracy(
-    data: ProbeData, labelled: np.ndarray, rows: tuple[np.ndarray, np.ndarray], strength: float
-) -> float:
-    """Accuracy on `rows` (activations, labels) of a probe fitted to the labelled rows of the pool."""
-    scaler = StandardScaler().fit(data.pool[labelled])
-    model = LogisticRegression(C=strength, max_iter=300)
-    with warnings.catch_warnings():
-        # 300 steps are enough for the third digit; the same limit holds for all that is compared.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        model.fit(scaler.transform(data.pool[labelled]), data.pool_labels[labelled])
-    return float(model.score(scaler.transform(rows[0]), rows[1]))
+def accuracies(
+    data: ProbeData, labelled: np.ndarray, rows: np.ndarray, labels: np.ndarray
+) -> dict[float, float]:
+    """Accuracy on `rows (m, d)` for every strength, fitted to the labelled rows of the pool."""
+    chosen = data.pool[labelled].astype(np.float64)
+    mean, spread = chosen.mean(0), chosen.std(0)
+    # A column that never varies among the labelled rows tells nothing: it becomes zero everywhere.
+    scale = np.where(spread > 1e-8, 1.0 / np.maximum(spread, 1e-8), 0.0) / np.sqrt(chosen.shape[1])
+    known, asked = (chosen - mean) * scale, (rows - mean) * scale
+    classes = np.unique(data.pool_labels)
+    targets = (data.pool_labels[labelled][:, None] == classes).astype(np.float64)
+    offset = targets.mean(0)
+    values, vectors = np.linalg.eigh(known @ known.T)
+    seen, turned = asked @ known.T @ vectors, vectors.T @ (targets - offset)
+    found = {}
+    for strength in STRENGTHS:
+        scores = seen @ (turned / (values + strength)[:, None]) + offset
+        found[strength] = float((classes[scores.argmax(1)] == labels).mean())
+    return found
 
 
 def probe(data: ProbeData, per_class: int, seeds: int = SEEDS) -> dict[str, object]:
@@ -68,19 +74,18 @@ def probe(data: ProbeData, per_class: int, seeds: int = SEEDS) -> dict[str, obje
     Args:
         data: Pool and test.
         per_class: Labelled images a class.
-        seeds: How many draws; C is chosen on the first one's spare rows of the pool.
+        seeds: How many draws; `strength` is chosen on the first one's spare rows of the pool.
     """
     labelled, spare = draw(data.pool_labels, per_class, 0)
-    others = (data.pool[spare], data.pool_labels[spare])
-    strength = max(STRENGTHS, key=lambda c: accuracy(data, labelled, others, c))
-    test = (data.test, data.test_labels)
-    found = [
-        accuracy(data, draw(data.pool_labels, per_class, seed)[0], test, strength)
-        for seed in range(seeds)
-    ]
+    tried = accuracies(data, labelled, data.pool[spare], data.pool_labels[spare])
+    strength = max(tried, key=lambda key: tried[key])
+    found = []
+    for seed in range(seeds):
+        chosen = draw(data.pool_labels, per_class, seed)[0]
+        found.append(accuracies(data, chosen, data.test, data.test_labels)[strength])
     return {
         **repeated(found, len(data.test_labels)),
         "per_class": per_class,
-        "C": strength,
+        "strength": strength,
         "by_seed": [round(value, 4) for value in found],
     }
