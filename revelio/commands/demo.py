@@ -66,11 +66,14 @@ class Config:
     expansion: int = 16
     """Latents a dimension of the activation (paper: 64)."""
 
-    steps: int = 600
-    """Updates of each k-SAE."""
+    steps: int = 300
+    """Updates of each k-SAE (paper: 10,240)."""
 
     ksae_batch: int = 512
     """Activations an update."""
+
+    learning_rate: float = 2e-3
+    """Of the k-SAEs: higher than the paper's 4e-4, for so few updates."""
 
     top: int = 10
     """Top images that a latent is judged by."""
@@ -169,6 +172,7 @@ def _settings(config: Config, layers: tuple[str, ...], noisy: bool) -> "DemoSett
         expansion=config.expansion,
         steps=config.steps,
         ksae_batch=config.ksae_batch,
+        learning_rate=config.learning_rate,
         top=config.top,
         width=config.width,
         epochs=config.epochs,

@@ -47,6 +47,7 @@ class DemoSettings:
         expansion: latents a dimension.
         steps: of each k-SAE.
         ksae_batch: activations a step.
+        learning_rate: of the k-SAEs, after a tenth of the steps as warm-up.
         top: images a latent is judged by.
         width: of Diff-C.
         epochs: of Diff-C.
@@ -62,6 +63,7 @@ class DemoSettings:
     expansion: int
     steps: int
     ksae_batch: int
+    learning_rate: float
     top: int
     width: int
     epochs: int
@@ -105,7 +107,13 @@ def train_ksae(store: ActivationStore, folder: Path, settings: DemoSettings) -> 
     source = {key: store.manifest.get(key) for key in ("model", "dataset", "layer", "timestep")}
     n = d * settings.expansion
     model = KSparseAutoencoder(d, n, min(settings.k, n), settings.mode, trained_on=source)
-    how = TrainSettings(steps=settings.steps, batch_size=settings.ksae_batch, seed=settings.seed)
+    how = TrainSettings(
+        steps=settings.steps,
+        batch_size=settings.ksae_batch,
+        learning_rate=settings.learning_rate,
+        warmup_steps=settings.steps // 10,
+        seed=settings.seed,
+    )
     for _ in train(model, rows, how):
         pass
     write_whole_by(folder, lambda temporary: model.save_pretrained(temporary))
