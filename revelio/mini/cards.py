@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -43,9 +44,9 @@ SECTIONS = {
 }
 
 
-def sources(values: dict[str, object]) -> list[str]:
+def sources(values: dict[str, Any]) -> list[str]:
     """The data sets of a config."""
-    chosen = dict(values["sources"])  # pyright: ignore
+    chosen: dict[str, Any] = values["sources"]
     limit = chosen.get("cifar10_limit", 0)
     cifar = f"{CIFAR}, the first {limit:,}" if limit else CIFAR
     named = {"fashion_mnist": FASHION, "caltech101": CALTECH, "cifar10": cifar}

@@ -97,7 +97,7 @@ def class_contrastive(logits: torch.Tensor, owner: torch.Tensor) -> torch.Tensor
 def zero_shot(model: CLIPModel, tokenizer: CLIPTokenizer, pictures: PictureSet) -> torch.Tensor:
     """Predicted class `(n,)` by the nearest of `a photo of a <noun>`."""
     text = encode_text(model, tokenizer, [PROMPT.format(word) for word in nouns(pictures)])
-    side = model.config.vision_config.image_size  # pyright: ignore
+    side = int(model.config.vision_config.image_size)  # pyright: ignore
     rows = [
         encode_pixels(model, to_pixels(part, side)) @ text.T for part in pictures.images.split(250)
     ]

@@ -41,7 +41,7 @@ def clip_zero_shot(inputs: Inputs) -> Figures:
     folder = inputs.models / "mini-clip"
     model = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = CLIPTokenizer.from_pretrained(folder)
-    side = model.config.vision_config.image_size  # pyright: ignore
+    side = int(model.config.vision_config.image_size)  # pyright: ignore
     found: Figures = {"prompt": PROMPT}
     for pictures in (
         load_fashion_mnist(inputs.fashion(), "test"),
