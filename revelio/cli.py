@@ -105,6 +105,8 @@ def run_module(module: ModuleType, arguments: list[str], name: str) -> None:
     Raises:
         SystemExit: status 2 on a user's mistake, 130 on Ctrl-C.
     """
+    # Advice that transformers gives about packages Revelio does without.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         module.run(parse(module, arguments, name))
     except KeyboardInterrupt:

@@ -8,6 +8,8 @@ channels arrive at unit scale whatever the backbone) and the dropout are in the 
 """
 
 from collections.abc import Sequence
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +106,8 @@ def load_diffc(source: str | Path) -> DiffC:
     if Path(source).exists() and not (Path(source) / "config.json").is_file():
         raise ValueError(f"no Diff-C in {source} (it has no config.json): {remedy}")
     try:
-        model = DiffC.from_pretrained(source, strict=True)
+        with redirect_stdout(StringIO()):  # the hub's own prints
+            model = DiffC.from_pretrained(source, strict=True)
     except (OSError, HFValidationError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"no Diff-C at {source} ({reason}): {remedy}") from error

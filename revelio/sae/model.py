@@ -8,6 +8,8 @@ stored a latent a row, ``W_enc`` (n d) and ``W_dec`` (n d), so that a latent's d
 values, as Eq. 3 and the released code do.
 """
 
+from contextlib import redirect_stdout
+from io import StringIO
 from typing import Any, Literal, get_args
 
 import torch
@@ -90,6 +92,12 @@ class KSparseAutoencoder(
         self.b_enc = nn.Parameter(torch.zeros(n))
         self.W_dec = nn.Parameter(torch.zeros(n, d))
         self.b_dec = nn.Parameter(torch.zeros(d))
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> "KSparseAutoencoder":
+        """Load from a folder or hub id; the hub's own prints are kept off the command line's output."""
+        with redirect_stdout(StringIO()):
+            return super().from_pretrained(*args, **kwargs)
 
     @property
     def rectifies(self) -> bool:
