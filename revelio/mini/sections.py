@@ -121,7 +121,8 @@ def diffusion_classifier(inputs: Inputs) -> Figures:
         "images": CLASSIFIED,
         "draws": DRAWS,
         "timesteps": "evenly over 0..999",
-        "stages": f"{len(early)} draws for all classes, the other {DRAWS - len(early)} for the best {KEEP}",
+        "stages": f"{len(early)} draws for all classes, the other {DRAWS - len(early)} for the best "
+        f"{KEEP} (computed in resumable blocks: the seconds are the last call's only)",
         "chance": 0.1,
         "bar": 0.85,
     }
