@@ -12,7 +12,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 .PHONY: demo test check format clean
 
 demo: .venv/core
-	$(BIN)/revelio demo --out $(OUT)
+	$(BIN)/revelio demo --out $(OUT) --resume
 
 test: .venv/dev
 	$(BIN)/python -m pytest
