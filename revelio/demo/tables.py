@@ -64,7 +64,7 @@ def extraction_line(result: dict[str, Any]) -> str:
     ratios = ", ".join(f"{name}: {value:.2f}" for name, value in result["ratios"]["cpu"].items())
     return (
         f"`benchmarks/extraction.py` (SD-1.5's architecture, {settings['side']} px, batch "
-        f"{settings['batch']}, {settings['dtype']}, {settings['threads']} thread), a plain diffusers loop's "
+        f"{settings['batch']}, {settings['dtype']}, {settings['threads']} threads), a plain diffusers loop's "
         f"processor time over Revelio's; {ratios}.\n"
     )
 
