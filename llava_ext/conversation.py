@@ -1,0 +1,138 @@
+"""Conversations as text, in pieces that are learned or not: one function a chat format.
+
+    mpt        <|im_start|>system\\n{system}<|im_end|><|im_start|>user\\n{text}<|im_end|>
+               <|im_start|>assistant\\n [{text}<|im_end|>]          no newline between turns
+    vicuna_v1  {system} USER: {text} ASSISTANT: [ {text}</s>]
+    llama_2    [INST] <<SYS>>\\n{system}\\n<</SYS>>\\n\\n{text} [/INST] [ {text} </s>] <s>
+    plain      {images} [{text}\\n]
+
+What stands in square brackets is learned: the assistant's text and its closing tag. (The `mpt` form is
+that of the paper's code, SPEC 3.4; the others are LLaVA's, so that its checkpoints can be used.)
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+PLACEHOLDER = "<image>"
+
+
+class Turn(NamedTuple):
+    """What one side says; images stand in the text as ``<image>``."""
+
+    role: Literal["user", "assistant"]
+    text: str
+
+
+class Segment(NamedTuple):
+    """A piece of a rendered conversation."""
+
+    text: str
+    learned: bool
+
+
+@dataclass(frozen=True)
+class Style:
+    """A named chat format.
+
+    Attributes:
+        render: turns and system message -> segments; a last turn of the user is followed by the
+            opening of the assistant's, ready for an answer.
+        stop: ends an answer.
+        tags: texts that no turn may hold, because they would end it.
+        system: the system message where none is asked for.
+    """
+
+    render: Callable[[Sequence[Turn], str], list[Segment]]
+    stop: str
+    tags: tuple[str, ...]
+    system: str
+
+
+def place_images(text: str, images: int = 0) -> str:
+    """The text of a user's turn with its images where the model expects them.
+
+    A single placeholder moves to the front and is followed by a newline, as in LLaVA; several stay
+    where they stand. ``images`` placeholders are put in front of a text that has none.
+    """
+    text = text.strip()
+    if images and PLACEHOLDER not in text:
+        return "\n".join([PLACEHOLDER] * images + [text]).strip()
+    if text.count(PLACEHOLDER) != 1:
+        return text
+    rest = " ".join(part.strip() for part in text.split(PLACEHOLDER)).strip()
+    return f"{PLACEHOLDER}\n{rest}".strip()
+
+
+def _plain(turns: Sequence[Turn], system: str) -> list[Segment]:
+    if len(turns) > 2:
+        raise ValueError(
+            f"template `plain` takes one question and its answer, not {len(turns)} turns: "
+            "choose another template"
+        )
+    # Only the image is kept of the question: stage 1 learns to caption, not to follow requests.
+    segments = [Segment(PLACEHOLDER * turns[0].text.count(PLACEHOLDER), False)]
+    return segments + [Segment(f"{turn.text}\n", True) for turn in turns[1:]]
+
+
+def _mpt(turns: Sequence[Turn], system: str) -> list[Segment]:
+    head = f"<|im_start|>system\n{system}<|im_end|>" if system else ""
+    segments = []
+    for turn in turns:
+        if turn.role == "user":
+            user = f"{head}<|im_start|>user\n{turn.text}<|im_end|>"
+            segments.append(Segment(f"{user}<|im_start|>assistant\n", False))
+            head = ""
+        else:
+            segments.append(Segment(f"{turn.text}<|im_end|>", True))
+    return segments
+
+
+def _vicuna(turns: Sequence[Turn], system: str) -> list[Segment]:
+    head = f"{system} " if system else ""
+    segments = []
+    for turn in turns:
+        if turn.role == "user":
+            segments.append(Segment(f"{head}USER: {turn.text} ASSISTANT:", False))
+            head = ""
+        else:
+            # The space belongs to the answer: tokenizers join it to the word that follows.
+            segments.append(Segment(f" {turn.text}</s>", True))
+    return segments
+
+
+def _llama(turns: Sequence[Turn], system: str) -> list[Segment]:
+    head = f"<<SYS>>\n{system}\n<</SYS>>\n\n" if system else ""
+    segments = []
+    for number, turn in enumerate(turns):
+        if turn.role == "user":
+            begin = "<s>" if number else ""  # the first one is the tokenizer's own
+            segments.append(Segment(f"{begin}[INST] {head}{turn.text} [/INST]", False))
+            head = ""
+        else:
+            segments.append(Segment(f" {turn.text} </s>", True))
+    return segments
+
+
+STYLES = {
+    "plain": Style(_plain, "\n", (), ""),
+    "mpt": Style(
+        _mpt,
+        "<|im_end|>",
+        ("<|im_start|>", "<|im_end|>"),
+        "A conversation between a user and an AI assistant that gives helpful and honest answers.",
+    ),
+    "vicuna_v1": Style(
+        _vicuna,
+        "</s>",
+        ("</s>",),
+        "A chat between a curious user and an artificial intelligence assistant. "
+        "The assistant gives helpful, detailed, and polite answers to the user's questions.",
+    ),
+    "llama_2": Style(
+        _llama,
+        "</s>",
+        ("<s>", "</s>", "[INST]", "[/INST]"),
+        "You are an assistant that sees the user's images and helps with them in plain language.",
+    ),
+}
