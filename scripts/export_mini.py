@@ -6,9 +6,9 @@ import argparse
 import logging
 from pathlib import Path
 
+from revelio.data.recipe_table import FASHION_CLASSES
 from revelio.mini.captions import noun
 from revelio.mini.cards import SECTIONS, card
-from revelio.mini.data import FASHION_NAMES
 from revelio.mini.export import export
 from revelio.mini.report import read_report
 from revelio.mini.train import read_config
@@ -29,7 +29,7 @@ def main() -> None:
     for name in flags.names:
         source, target = flags.configs / f"{name}.yaml", flags.models / name
         if not flags.cards_only:
-            export(flags.runs, read_config(source), target, [noun(n) for n in FASHION_NAMES])
+            export(flags.runs, read_config(source), target, [noun(n) for n in FASHION_CLASSES])
         text = card(name, source, flags.runs / name, read_report(flags.report))
         write_whole(target / "README.md", text)
         size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())

@@ -9,13 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
+from revelio.data.idx import read_idx
+from revelio.data.recipe_table import FASHION_CLASSES
 from revelio.mini.captions import captions, corpus, noun
 from revelio.mini.data import (
-    FASHION_NAMES,
     PictureSet,
     load_caltech101,
     load_fashion_mnist,
-    read_idx,
     square,
     to_pixels,
 )
@@ -86,7 +86,7 @@ def test_the_tokenizer_survives_its_folder_and_spells_any_text(tmp_path: Path) -
     from transformers import AutoTokenizer
 
     empty = torch.zeros(0, 1, 32, 32, dtype=torch.uint8)
-    lines = corpus([PictureSet("fashion-mnist", empty, torch.zeros(0), FASHION_NAMES)])
+    lines = corpus([PictureSet("fashion-mnist", empty, torch.zeros(0), FASHION_CLASSES)])
     made = build_tokenizer(lines, 1500, 24)
     made.save_pretrained(tmp_path)
     read = AutoTokenizer.from_pretrained(tmp_path)
@@ -108,7 +108,7 @@ def test_rows_of_the_sample_are_balanced() -> None:
 def test_the_shipped_sample_is_whole() -> None:
     sample = datasets.Dataset.from_parquet(str(SAMPLES))
     assert isinstance(sample, datasets.Dataset)
-    assert tuple(sample.features["label"].names) == FASHION_NAMES
+    assert tuple(sample.features["label"].names) == FASHION_CLASSES
     assert len(set(sample["id"])) == 2500
     for split, each in (("train", 200), ("test", 50)):
         labels = [k for k, s in zip(sample["label"], sample["split"], strict=True) if s == split]

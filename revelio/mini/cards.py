@@ -39,7 +39,7 @@ ABOUT = {
 SECTIONS = {
     "mini-clip": ("mini-clip",),
     "mini-sd": ("samples", "diffusion-classifier", "mini-sd"),
-    "mini-sd-photo": ("mini-sd-photo",),
+    "mini-sd-photo": ("mini-sd-photo-curve", "mini-sd-photo"),
     "mini-dit": ("mini-dit",),
 }
 

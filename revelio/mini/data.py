@@ -7,7 +7,6 @@ file of its training pictures).
 
 from __future__ import annotations
 
-import gzip
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,18 +15,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-FASHION_NAMES = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)
+from revelio.data.idx import read_idx
+from revelio.data.recipe_table import FASHION_CLASSES
+
 BACKGROUND = "BACKGROUND_Google"
 FASHION_FILES = {"train": "train", "test": "t10k"}
 
@@ -56,24 +46,6 @@ class PictureSet:
         return PictureSet(self.name, self.images[rows], self.labels[rows], self.class_names)
 
 
-def read_idx(path: Path) -> np.ndarray:
-    """Read one gzipped idx file of unsigned bytes.
-
-    Raises:
-        ValueError: The file is not an idx file of unsigned bytes, or is cut short.
-    """
-    with gzip.open(path, "rb") as stream:
-        raw = stream.read()
-    if raw[:3] != b"\x00\x00\x08":
-        raise ValueError(f"{path} is not an idx file of unsigned bytes")
-    rank = raw[3]
-    shape = np.frombuffer(raw, dtype=">u4", count=rank, offset=4)
-    values = np.frombuffer(raw, dtype=np.uint8, offset=4 + 4 * rank)
-    if values.size != int(np.prod(shape)):
-        raise ValueError(f"{path} holds {values.size} bytes where its header says {shape}")
-    return values.reshape(tuple(int(n) for n in shape))
-
-
 def load_fashion_mnist(folder: Path, split: str) -> PictureSet:
     """Fashion-MNIST, padded with black from 28x28 to 32x32, one channel.
 
@@ -86,7 +58,9 @@ def load_fashion_mnist(folder: Path, split: str) -> PictureSet:
     stem = FASHION_FILES[split]
     images = torch.from_numpy(read_idx(folder / f"{stem}-images-idx3-ubyte.gz").copy())
     labels = torch.from_numpy(read_idx(folder / f"{stem}-labels-idx1-ubyte.gz").astype(np.int64))
-    return PictureSet("fashion-mnist", F.pad(images, (2, 2, 2, 2))[:, None], labels, FASHION_NAMES)
+    return PictureSet(
+        "fashion-mnist", F.pad(images, (2, 2, 2, 2))[:, None], labels, FASHION_CLASSES
+    )
 
 
 def square(picture: Image.Image, side: int) -> np.ndarray:

@@ -7,7 +7,8 @@ from pathlib import Path
 from revelio.mini.page import render
 from revelio.mini.report import Inputs, Section, read_report, write_section
 from revelio.mini.sections import clip_zero_shot, diffusion_classifier, samples
-from revelio.mini.sections_features import mini_dit, mini_sd, mini_sd_photo, vit_photo
+from revelio.mini.sections_features import mini_dit, mini_sd
+from revelio.mini.sections_photo import mini_sd_photo, mini_sd_photo_curve, vit_photo
 from revelio.runs import write_whole
 
 SECTIONS: dict[str, Section] = {
@@ -17,6 +18,7 @@ SECTIONS: dict[str, Section] = {
     "mini-sd": mini_sd,
     "mini-dit": mini_dit,
     "mini-sd-photo": mini_sd_photo,
+    "mini-sd-photo-curve": mini_sd_photo_curve,
     "vit": vit_photo,
 }
 

