@@ -1,0 +1,1 @@
+"""LLaVA-style models with Revelio's backbones as vision towers: training, generation, compatibility."""

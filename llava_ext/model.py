@@ -1,0 +1,244 @@
+"""The trained model: projectors and a causal language model. The frozen towers stay outside.
+
+    grids of each tower (i c h w) -> projector -> fuse -> (i T d) -> spliced into the text -> language model
+
+Loss: the language model's own, but logits are computed only where a label stands: with a vocabulary of
+49,152 the head is a good part of a small model's time and memory. Every submodule is called through its
+``forward``, so that ZeRO-3's hooks gather what is partitioned, and a batch without images runs the
+projectors on none, so that all processes do the same and gradients are zeros, not missing (SPEC L10).
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from llava_ext.config import IGNORE_INDEX, ModelConfig, Stage
+from llava_ext.fusion import fuse, fused_length, widths
+from llava_ext.projector import Projector
+from llava_ext.splice import Side, Spliced, splice
+from llava_ext.tokens import token_raster
+from revelio.backbones.loading import dtype_of
+
+
+@dataclass(frozen=True)
+class TowerShape:
+    """What the model needs to know of a tower: its grid's channels, and height and width."""
+
+    channels: int
+    grid: tuple[int, int]
+
+
+@dataclass
+class Output(ModelOutput):
+    """What :meth:`LlavaModel.forward` gives: the loss where labels were given, else all logits."""
+
+    loss: Float[Tensor, ""] | None = None
+    logits: Float[Tensor, "b L v"] | None = None
+
+
+class LlavaModel(nn.Module):
+    """Projectors and language model.
+
+    Attributes:
+        settings: what it was built from.
+        shapes: of the towers' grids.
+        language_model: any causal language model, or a peft model around one.
+        projectors: one a tower.
+        image_tokens: tokens an image.
+        config: the language model's, for the Trainer and DeepSpeed (``hidden_size``).
+    """
+
+    # The Trainer hands over the number of labels of a whole (accumulated, all processes') batch.
+    accepts_loss_kwargs = True
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        language_model: PreTrainedModel,
+        shapes: Sequence[TowerShape],
+    ) -> None:
+        """New projectors on a given language model; see :func:`llava_ext.language.build_model`.
+
+        Args:
+            config: of the model.
+            language_model: in the number format wanted.
+            shapes: one a tower, in the config's order.
+
+        Raises:
+            ValueError: a budget or the fusion can't be met.
+        """
+        super().__init__()
+        self.settings = config
+        self.shapes = tuple(shapes)
+        self.language_model = language_model
+        self.config = language_model.config
+        rasters = [
+            token_raster(tower, shape.grid)
+            for tower, shape in zip(config.towers, self.shapes, strict=True)
+        ]
+        self.image_tokens = fused_length(config.fusion, [h * w for h, w in rasters])
+        width = int(language_model.get_input_embeddings().embedding_dim)
+        shares = widths(config.fusion, len(rasters), width)
+        self.projectors = nn.ModuleList(
+            Projector(tower, shape.channels, shape.grid, share)
+            for tower, shape, share in zip(config.towers, self.shapes, shares, strict=True)
+        ).to(dtype_of(config.dtype))
+        accepted = signature(_innermost(language_model).forward).parameters
+        self._takes_positions = "position_ids" in accepted
+
+    @property
+    def device(self) -> torch.device:
+        """Where the projectors are."""
+        return next(self.projectors.parameters()).device
+
+    def image_embeddings(self, grids: Sequence[Float[Tensor, "i c h w"]]) -> Float[Tensor, "i T d"]:
+        """Image tokens in the language model's width; no grids at all stand for no images.
+
+        Raises:
+            ValueError: not one tensor a tower.
+        """
+        given = grids or [torch.empty(0, shape.channels, *shape.grid) for shape in self.shapes]
+        if len(given) != len(self.projectors):
+            raise ValueError(
+                f"{len(given)} grids but {len(self.projectors)} towers: give one a tower"
+            )
+        pairs = zip(self.projectors, given, strict=True)
+        tokens = [projector(each.to(self.device)) for projector, each in pairs]
+        return fuse(self.settings.fusion, tokens)
+
+    def embed(
+        self,
+        input_ids: Int64[Tensor, "b l"],
+        attention_mask: Int64[Tensor, "b l"],
+        labels: Int64[Tensor, "b l"] | None = None,
+        grids: Sequence[Float[Tensor, "i c h w"]] = (),
+        *,
+        padding_side: Side = "right",
+        length: int | None = None,
+    ) -> Spliced:
+        """Text and images as one run of embeddings; see :func:`llava_ext.splice.splice`."""
+        embedding = self.language_model.get_input_embeddings()
+        text = embedding(input_ids.clamp_min(0))
+        images = self.image_embeddings(grids).to(text.dtype)
+        return splice(input_ids, attention_mask, labels, text, images, padding_side, length)
+
+    def forward(
+        self,
+        input_ids: Int64[Tensor, "b l"],
+        attention_mask: Int64[Tensor, "b l"],
+        labels: Int64[Tensor, "b l"] | None = None,
+        grids: Sequence[Float[Tensor, "i c h w"]] = (),
+        *,
+        length: int | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Output:
+        """The loss of a batch, or without labels its logits.
+
+        Args:
+            input_ids: IMAGE_INDEX stands for an image.
+            attention_mask: 0 at padding, on either side.
+            labels: per position, not shifted; IGNORE_INDEX where nothing is learnt.
+            grids: one tensor a tower, images in the placeholders' reading order; () for none.
+            length: of the longest sample with its images expanded, if the caller has counted it.
+            num_items_in_batch: what to divide the summed loss by; None is the labels in this batch.
+
+        Raises:
+            ValueError: the number of placeholders is not the number of images.
+        """
+        found = self.embed(input_ids, attention_mask, labels, grids, length=length)
+        inputs: dict[str, Any] = {
+            "inputs_embeds": found.embeddings,
+            "attention_mask": found.attention_mask,
+            "use_cache": False,
+        }
+        if self._takes_positions:
+            inputs["position_ids"] = found.position_ids
+        if found.labels is None:
+            return Output(logits=self.language_model(**inputs).logits)
+        targets = nn.functional.pad(found.labels[:, 1:], (0, 1), value=IGNORE_INDEX).flatten()
+        rows = (targets != IGNORE_INDEX).nonzero().flatten()
+        head = self.language_model.get_output_embeddings()
+        with _rows_only(head, rows):
+            logits = self.language_model(**inputs).logits.flatten(0, -2)
+        total = cross_entropy(logits.float(), targets[rows], reduction="sum")
+        if num_items_in_batch is None:
+            return Output(loss=total / max(len(rows), 1))
+        return Output(loss=total / num_items_in_batch)
+
+    def trainable(self, stage: Stage) -> None:
+        """Choose what trains: projectors only, or with the language model (of a peft model its adapter)."""
+        self.projectors.requires_grad_(True)
+        adapted = [
+            parameter
+            for name, parameter in self.language_model.named_parameters()
+            if "lora_" in name
+        ]
+        self.language_model.requires_grad_(stage == "finetune" and not adapted)
+        for parameter in adapted:
+            parameter.requires_grad_(stage == "finetune")
+
+    def gradient_checkpointing_enable(self, *arguments: Any, **settings: Any) -> None:
+        """Pass through to the language model, which holds nearly all activations."""
+        self.language_model.gradient_checkpointing_enable(*arguments, **settings)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Pass through to the language model."""
+        self.language_model.gradient_checkpointing_disable()
+
+
+@contextmanager
+def _rows_only(head: nn.Module, rows: Int64[Tensor, " n"]) -> Iterator[None]:
+    """Let the vocabulary head see only ``rows`` of all positions; whatever follows it stays as it is."""
+
+    def select(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        hidden, *rest = arguments
+        return (hidden.flatten(0, -2)[rows][None], *rest)
+
+    handle = head.register_forward_pre_hook(select, prepend=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _innermost(model: PreTrainedModel) -> nn.Module:
+    """The language model itself, out of any peft wrapper."""
+    from peft import PeftModel
+
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def frozen_and_trained(model: LlavaModel, towers: Sequence[str] = ()) -> str:
+    """A table of what is frozen and what trains, with parameter counts, to be printed before training.
+
+    Args:
+        model: after :meth:`LlavaModel.trainable`.
+        towers: names of the frozen towers, which are no part of the model.
+    """
+    rows = [(f"tower {name}", "frozen, outside the model", "") for name in towers]
+    names = [f"projector {tower.backbone} {tower.layer}" for tower in model.settings.towers]
+    parts = [*zip(names, model.projectors, strict=True), ("language model", model.language_model)]
+    everything = trained = 0
+    for name, module in parts:
+        total, learnt = _counts(module)
+        everything, trained = everything + total, trained + learnt
+        state = "trains" if learnt == total else "frozen" if not learnt else f"{learnt:,} train"
+        rows.append((name, state, f"{total:,}"))
+    rows.append(("in all", f"{trained:,} train", f"{everything:,}"))
+    first, second = (max(len(row[column]) for row in rows) for column in (0, 1))
+    return "\n".join(f"{a:<{first}}  {b:<{second}}  {c:>15}".rstrip() for a, b, c in rows)
+
+
+def _counts(module: nn.Module) -> tuple[int, int]:
+    """Parameters of a module, and how many of them train; ZeRO-3 leaves the true size in ds_numel."""
+    sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in module.parameters()]
+    return sum(size for size, _ in sizes), sum(size for size, learnt in sizes if learnt)

@@ -1,0 +1,221 @@
+"""Vision towers: pictures to grids by frozen models that stay outside the trained model.
+
+    tower = load_tower(TowerConfig("sd-1.5", "up_ft1", timestep=25, tokens="conv"))
+    grids = tower.grids(torch.stack([tower.pixels(image)]), [image_id(image)])    # (1 1280 32 32)
+
+A tower is no ``nn.Module``: it is in no optimiser, no ZeRO partition and no checkpoint (SPEC L7). Every
+tower has its own image processor (the released DINOv2 was fed CLIP's pixels, SPEC L15), and a diffusion
+tower's noise is keyed by (seed, image id, timestep, draw), where the id is the image's content.
+
+A backbone of your own (:mod:`revelio.backbones.registry`) is a tower already; anything else that yields
+grids is one file and one :func:`register`.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor, nn
+
+from llava_ext.config import Aspect, ModelConfig, TowerConfig
+from llava_ext.images import image_id as image_id
+from llava_ext.images import pad_to_square
+from revelio.backbones.base import Backbone
+from revelio.backbones.noise import check_timestep
+from revelio.backbones.registry import load_backbone
+from revelio.backbones.vit import VitBackbone
+from revelio.config import to_plain
+from revelio.data.transforms import SquareTransform
+
+GREY = (0.5, 0.5, 0.5)
+
+
+class Tower(Protocol):
+    """What turns pictures into grids.
+
+    Attributes:
+        config: as it was asked for.
+        channels: of its grid.
+        grid: the grid's height and width.
+    """
+
+    config: TowerConfig
+    channels: int
+    grid: tuple[int, int]
+
+    def pixels(self, image: Image.Image) -> Float[Tensor, "3 h w"]:
+        """A picture by the tower's own image processor."""
+        ...
+
+    def grids(
+        self, pixels: Float[Tensor, "i 3 h w"], ids: Sequence[str]
+    ) -> Float[Tensor, "i c h w"]:
+        """The layer's grids in float32, on the tower's device; ``ids`` are :func:`image_id`'s."""
+        ...
+
+    def identity(self) -> dict[str, Any]:
+        """Plain values that tell this tower's grids from any other's: settings and a hash of weights."""
+        ...
+
+
+Factory = Callable[[TowerConfig, str, Aspect], Tower]
+
+_registered: dict[str, Factory] = {}
+
+
+class BackboneTower:
+    """A Revelio backbone as a tower; make one with :func:`load_tower`."""
+
+    def __init__(self, config: TowerConfig, backbone: Backbone, aspect: Aspect) -> None:
+        spec = backbone.layers[config.layer]
+        height, width = backbone.transform(Image.new("RGB", (8, 8))).shape[-2:]
+        self.config = config
+        self.channels = spec.channels
+        self.grid = (height // spec.stride, width // spec.stride)
+        self.backbone = backbone
+        self.aspect = aspect
+        self._weights = ""
+
+    def pixels(self, image: Image.Image) -> Float[Tensor, "3 h w"]:
+        """The picture cropped, or padded with the mean colour of the tower's own normalisation."""
+        picture = image.convert("RGB")
+        if self.aspect == "pad":
+            picture = pad_to_square(picture, _mean_colour(self.backbone.transform))
+        return self.backbone.transform(picture)
+
+    def grids(
+        self, pixels: Float[Tensor, "i 3 h w"], ids: Sequence[str]
+    ) -> Float[Tensor, "i c h w"]:
+        """See :meth:`Tower.grids`; no images give an empty tensor and run nothing."""
+        if not len(pixels):
+            return torch.empty(0, self.channels, *self.grid)
+        layer, prompt = self.config.layer, self.config.prompt
+        return self.backbone.grids(
+            self.backbone.encode(pixels),
+            ids,
+            [layer],
+            timestep=self.config.timestep,
+            prompts=[prompt] * len(pixels) if prompt else None,
+            seed=self.config.seed,
+            draw=self.config.draw,
+        )[layer]
+
+    def identity(self) -> dict[str, Any]:
+        """The tower's settings, its processor, and a hash of its weights, taken once."""
+        self._weights = self._weights or weights_hash(self.backbone)
+        grid_settings = to_plain(self.config)
+        # How a grid becomes tokens is the projector's business: one cache serves all ways.
+        for name in ("tokens", "budget", "width"):
+            del grid_settings[name]
+        return {
+            **grid_settings,
+            "aspect": self.aspect,
+            "channels": self.channels,
+            "grid": list(self.grid),
+            "transform": repr(self.backbone.transform)
+            if isinstance(self.backbone.transform, SquareTransform)
+            else type(self.backbone.transform).__name__,
+            "weights": self._weights,
+        }
+
+
+def load_tower(config: TowerConfig, device: str = "auto", aspect: Aspect = "crop") -> Tower:
+    """Load a tower, cut after its layer.
+
+    Args:
+        config: which backbone, layer, timestep, ...
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        aspect: ``crop`` or ``pad``; one for all towers of a model.
+
+    Raises:
+        KeyError: an unknown backbone or layer; the message lists the known ones.
+        ValueError: a setting the backbone can't take.
+    """
+    if config.backbone in _registered:
+        return _registered[config.backbone](config, device, aspect)
+    backbone = load_backbone(
+        config.backbone,
+        layers=[config.layer],
+        revision=config.revision,
+        image_size=config.image_size,
+        dtype=config.dtype,
+        device=device,
+    )
+    _check_settings(config, backbone)
+    return BackboneTower(config, backbone, aspect)
+
+
+def load_towers(config: ModelConfig, device: str = "auto") -> tuple[Tower, ...]:
+    """All towers of a model, in order; towers of one config share one."""
+    loaded = {
+        each: load_tower(each, device, config.aspect) for each in dict.fromkeys(config.towers)
+    }
+    return tuple(loaded[each] for each in config.towers)
+
+
+def register(name: str, factory: Factory) -> None:
+    """Make a tower of your own known by ``name``, to be used as ``backbone`` in a config.
+
+    Args:
+        name: what configs call it.
+        factory: takes the config, the device's name and the aspect, and gives a :class:`Tower`.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    if name in _registered:
+        raise ValueError(f"a tower {name!r} is registered already: choose another name")
+    _registered[name] = factory
+
+
+def weights_hash(backbone: Backbone) -> str:
+    """A hash of every weight the backbone holds, by name, in its number format."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, module in _modules(backbone, set()):
+        for key, tensor in sorted(module.state_dict().items()):
+            digest.update(f"{name}.{key}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+            flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+            digest.update(flat.numpy())
+    return digest.hexdigest()
+
+
+def _modules(holder: object, seen: set[int]) -> Iterator[tuple[str, nn.Module]]:
+    """The models among a backbone's attributes and, of its own parts, among theirs."""
+    seen.add(id(holder))
+    for name, value in sorted(getattr(holder, "__dict__", {}).items()):
+        if id(value) in seen:
+            continue
+        if isinstance(value, nn.Module):
+            seen.add(id(value))
+            yield name, value
+        elif type(value).__module__ == type(holder).__module__ or _is_ours(value):
+            yield from ((f"{name}.{inner}", module) for inner, module in _modules(value, seen))
+
+
+def _is_ours(value: object) -> bool:
+    return type(value).__module__.startswith("revelio.backbones.")
+
+
+def _check_settings(config: TowerConfig, backbone: Backbone) -> None:
+    """Raise at loading what would otherwise be raised at the first picture."""
+    if isinstance(backbone, VitBackbone):
+        if config.timestep is not None:
+            raise ValueError(
+                f"{config.backbone} works without noise: leave `timestep: {config.timestep}` out"
+            )
+        if config.prompt:
+            raise ValueError(f"{config.backbone} takes no prompt: leave {config.prompt!r} out")
+        return
+    from revelio.backbones.dit import DiTBackbone
+    from revelio.backbones.stable_diffusion import StableDiffusionBackbone
+
+    if isinstance(backbone, StableDiffusionBackbone | DiTBackbone):
+        check_timestep(config.timestep, len(backbone.alphas_cumprod), config.backbone)
+
+
+def _mean_colour(transform: object) -> tuple[float, float, float]:
+    """The mean a processor subtracts, which padding becomes zeros by; grey where it isn't known."""
+    return transform.mean if isinstance(transform, SquareTransform) else GREY
