@@ -15,6 +15,7 @@ COMMANDS = {
     "backbones": "list the known models and their layers (channels, stride)",
     "models": "list the shipped models; prepare those that come in packages",
     "extract": "images -> activation stores (several layers, timesteps, prompts in one run)",
+    "plan-ksae": "what training a k-SAE would cost: memory, time, disk",
     "train-ksae": "store -> k-sparse autoencoder",
     "top-images": "k-SAE + store -> the top images of every latent",
     "purity": "top images + labels -> label purity, with chance and intervals",

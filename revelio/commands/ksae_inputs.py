@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from revelio.activations.store import ActivationStore
     from revelio.commands.train_ksae import Config
     from revelio.sae.model import KSparseAutoencoder
+    from revelio.sae.plan import Job
     from revelio.sae.rows import RowSource, Shuffled
     from revelio.sae.state import TrainSettings
 
@@ -66,6 +67,24 @@ def build_settings(config: "Config", rows: int) -> "TrainSettings":
         dead_after=config.dead_after,
         early_stop=config.early_stop,
         early_stop_window=config.early_stop_window,
+    )
+
+
+def build_job(config: "Config", store: "ActivationStore", settings: "TrainSettings") -> "Job":
+    """What the run costs is worked out from this."""
+    from revelio.sae.plan import Job
+
+    d = store.row_shape[0]
+    return Job(
+        rows=len(store),
+        d=d,
+        n=d * config.expansion,
+        k=config.k,
+        batch_size=settings.batch_size,
+        steps=settings.steps,
+        held=4 * len(store) * d <= config.memory_gib * 2**30,
+        row_bytes=4 if store.manifest["dtype"] == "float32" else 2,
+        checkpoints=config.checkpoint_every > 0,
     )
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from revelio.runs import Run
     from revelio.sae.model import KSparseAutoencoder
+    from revelio.sae.plan import Job
     from revelio.sae.rows import Shuffled
     from revelio.sae.state import StepState, TrainSettings, TrainState
 
@@ -100,7 +101,13 @@ class Config:
 def run(config: Config) -> None:
     """Train, save, measure, and name what was written."""
     from revelio.activations.store import ActivationStore
-    from revelio.commands.ksae_inputs import build_model, build_rows, build_settings, describe
+    from revelio.commands.ksae_inputs import (
+        build_job,
+        build_model,
+        build_rows,
+        build_settings,
+        describe,
+    )
     from revelio.config import to_yaml
     from revelio.runs import Run
 
@@ -114,7 +121,7 @@ def run(config: Config) -> None:
         print(f"{config.out} is finished already: see {config.out / 'report.json'}")
         return
     record.add_input("store", describe(store))
-    print(_plan(model, settings, len(store)), flush=True)
+    print(_announce(config, model, build_job(config, store, settings)), flush=True)
     state = _resumed(record, model)
     last = _follow(config, record, model, rows, settings, state)
     _finish(config, record, model, rows, last, len(store))
@@ -134,15 +141,18 @@ def _check(config: Config) -> None:
         raise ValueError(f"checkpoint_every={config.checkpoint_every}: give 0 (none) or more")
 
 
-def _plan(model: "KSparseAutoencoder", settings: "TrainSettings", rows: int) -> str:
+def _announce(config: Config, model: "KSparseAutoencoder", job: "Job") -> str:
+    """What trains, and what it costs by the second that is measured for it."""
+    from revelio.commands.plan_ksae import line
+    from revelio.sae.plan import measured_speed
+
     size = sum(parameter.numel() for parameter in model.parameters())
-    gib = 4 * size / 2**30
+    # Elsewhere than on a CPU the second would be another device's: the first steps tell.
+    speed = measured_speed(job) if model.b_dec.device.type == "cpu" else None
     return (
-        f"k-SAE ({model.mode}): d {model.d}, n {model.n:,}, k {model.k}, {rows:,} rows\n"
+        f"k-SAE ({model.mode}): d {model.d}, n {model.n:,}, k {model.k}, {job.rows:,} rows\n"
         f"trains: W_enc, b_enc, W_dec, b_dec, {size:,} parameters; frozen: none\n"
-        f"memory: about {3 * gib + 0.3:.1f} GiB (weights and Adam's moments; gradients stay sparse); "
-        f"disk: {gib:.2f} GiB a model, {3 * gib:.2f} GiB a checkpoint\n"
-        f"{settings.steps:,} steps of {settings.batch_size:,} rows"
+        f"{line(job, speed)}"
     )
 
 
