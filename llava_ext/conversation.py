@@ -12,9 +12,12 @@ that of the paper's code, SPEC 3.4; the others are LLaVA's, so that its checkpoi
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-PLACEHOLDER = "<image>"
+from llava_ext.config import IMAGE_TOKEN
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class Turn(NamedTuple):
@@ -56,12 +59,12 @@ def place_images(text: str, images: int = 0) -> str:
     where they stand. ``images`` placeholders are put in front of a text that has none.
     """
     text = text.strip()
-    if images and PLACEHOLDER not in text:
-        return "\n".join([PLACEHOLDER] * images + [text]).strip()
-    if text.count(PLACEHOLDER) != 1:
+    if images and IMAGE_TOKEN not in text:
+        return "\n".join([IMAGE_TOKEN] * images + [text]).strip()
+    if text.count(IMAGE_TOKEN) != 1:
         return text
-    rest = " ".join(part.strip() for part in text.split(PLACEHOLDER)).strip()
-    return f"{PLACEHOLDER}\n{rest}".strip()
+    rest = " ".join(part.strip() for part in text.split(IMAGE_TOKEN)).strip()
+    return f"{IMAGE_TOKEN}\n{rest}".strip()
 
 
 def _plain(turns: Sequence[Turn], system: str) -> list[Segment]:
@@ -71,7 +74,7 @@ def _plain(turns: Sequence[Turn], system: str) -> list[Segment]:
             "choose another template"
         )
     # Only the image is kept of the question: stage 1 learns to caption, not to follow requests.
-    segments = [Segment(PLACEHOLDER * turns[0].text.count(PLACEHOLDER), False)]
+    segments = [Segment(IMAGE_TOKEN * turns[0].text.count(IMAGE_TOKEN), False)]
     return segments + [Segment(f"{turn.text}\n", True) for turn in turns[1:]]
 
 
@@ -136,3 +139,37 @@ STYLES = {
         "You are an assistant that sees the user's images and helps with them in plain language.",
     ),
 }
+
+
+def by_tokenizer(
+    tokenizer: "PreTrainedTokenizerBase", turns: Sequence[Turn], system: str | None
+) -> list[Segment]:
+    """Segments by the tokenizer's own chat template, found as what each turn adds to the text.
+
+    Raises:
+        ValueError: the chat template changes what stands before a turn, or the answer.
+    """
+    messages = [] if system is None else [{"role": "system", "content": system}]
+    segments: list[Segment] = []
+    done = ""
+    for turn in turns:
+        messages = [*messages, {"role": turn.role, "content": turn.text}]
+        opening = turn.role == "user"
+        text = str(
+            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opening)
+        )
+        added = text.removeprefix(done)
+        if not text.startswith(done) or (not opening and not added.startswith(turn.text)):
+            raise ValueError(
+                "the tokenizer's chat template changes earlier turns or the answer itself, so what "
+                f"is learned can't be told: choose from {', '.join(STYLES)}"
+            )
+        segments += [Segment(added, False)] if opening else _learned(added)
+        done = text
+    return segments
+
+
+def _learned(added: str) -> list[Segment]:
+    """The answer and its closing tag; the newline after the tag belongs to nobody."""
+    tail = added[len(added.rstrip()) :]
+    return [Segment(added.removesuffix(tail) if tail else added, True), Segment(tail, False)]

@@ -5,19 +5,24 @@ and unlearned text meet must begin the ids of the whole. Then each token is whol
 a prompt at inference has the ids that it had in training. A conversation that breaks it is an error.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import TYPE_CHECKING
+from itertools import accumulate, islice
+from typing import TYPE_CHECKING, TypeVar
 
-from llava_ext.config import IGNORE_INDEX, IMAGE_INDEX
-from llava_ext.conversation import PLACEHOLDER, STYLES, Segment, Turn, place_images
+from llava_ext.config import IGNORE_INDEX, IMAGE_INDEX, IMAGE_TOKEN
+from llava_ext.conversation import STYLES, Segment, Turn, by_tokenizer, place_images
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+T = TypeVar("T")
+
 TOKENIZER = "tokenizer"
 TEMPLATES = (*STYLES, TOKENIZER)
+# Conversations a call of the tokenizer: one call each would take most of the time.
+ENCODE_TOGETHER = 500
 
 
 @dataclass(frozen=True)
@@ -58,9 +63,9 @@ def render(
     ]
     if template == TOKENIZER:
         assert tokenizer is not None
-        tags = {str(tag) for tag in tokenizer.all_special_tokens} - {PLACEHOLDER}
+        tags = {str(tag) for tag in tokenizer.all_special_tokens} - {IMAGE_TOKEN}
         _check_tags(placed, sorted(tags))
-        return _by_tokenizer(tokenizer, placed, system)
+        return by_tokenizer(tokenizer, placed, system)
     style = STYLES[template]
     _check_tags(placed, style.tags)
     return style.render(placed, style.system if system is None else system)
@@ -78,19 +83,38 @@ def encode(
         ValueError: as :func:`render`; or a token covers learned and unlearned text, so that the
             masking can't be consistent.
     """
-    segments = _merge(render(template, turns, system, tokenizer))
+    return next(encode_all(tokenizer, template, [("", turns)], system))
+
+
+def encode_all(
+    tokenizer: "PreTrainedTokenizerBase",
+    template: str,
+    conversations: Iterable[tuple[str, Sequence[Turn]]],
+    system: str | None = None,
+) -> Iterator[Encoded]:
+    """Many conversations, several hundred at a time through the tokenizer.
+
+    Args:
+        tokenizer: of the language model.
+        template: one of ``TEMPLATES``.
+        conversations: what messages call each, and its turns.
+        system: see :func:`render`.
+
+    Raises:
+        ValueError: as :func:`encode`; the message begins with what the conversation is called.
+    """
     bos = _bos(tokenizer, template)
-    starts = list(accumulate((part.text for part in segments), initial=""))
-    whole = bos + token_ids(tokenizer, starts[-1])
-    labels: list[int] = [IGNORE_INDEX] * len(bos)
-    for segment, text in zip(segments, starts[1:], strict=True):
-        ids = whole if text == starts[-1] else bos + token_ids(tokenizer, text)
-        if ids != whole[: len(ids)] or len(ids) < len(labels):
-            raise ValueError(_straddles(tokenizer, template, whole, ids))
-        learned = whole[len(labels) : len(ids)]
-        labels += learned if segment.learned else [IGNORE_INDEX] * len(learned)
-    assert len(labels) == len(whole)
-    return Encoded(whole, labels)
+    for some in _batched(conversations, ENCODE_TOGETHER):
+        rendered = []
+        for name, turns in some:
+            with _named(name):
+                rendered.append(_merge(render(template, turns, system, tokenizer)))
+        beginnings = [list(accumulate(part.text for part in segments)) for segments in rendered]
+        found = iter(_all_ids(tokenizer, [text for texts in beginnings for text in texts]))
+        for (name, _), segments in zip(some, rendered, strict=True):
+            with _named(name):
+                ids = [bos + next(found) for _ in segments]
+                yield Encoded(ids[-1], _labels(tokenizer, template, segments, ids))
 
 
 def encode_prompt(
@@ -107,7 +131,7 @@ def encode_prompt(
     if not turns or turns[-1].role != "user":
         raise ValueError("a prompt must end with the user's turn")
     text = "".join(part.text for part in render(template, turns, system, tokenizer))
-    return _bos(tokenizer, template) + token_ids(tokenizer, text)
+    return _bos(tokenizer, template) + _all_ids(tokenizer, [text])[0]
 
 
 def stop_strings(template: str, tokenizer: "PreTrainedTokenizerBase | None" = None) -> list[str]:
@@ -127,7 +151,11 @@ def stop_strings(template: str, tokenizer: "PreTrainedTokenizerBase | None" = No
 def _merge(segments: Sequence[Segment]) -> list[Segment]:
     """Neighbours of one kind as one: only where the kind changes must tokens end."""
     merged: list[Segment] = []
-    for segment in segments:
+    learned = [number for number, segment in enumerate(segments) if segment.learned]
+    if not learned:
+        raise ValueError("nothing is learnt: the assistant has no turn")
+    # What follows the last learned text (a newline, in ChatML) teaches nothing and costs a token.
+    for segment in segments[: learned[-1] + 1]:
         if merged and merged[-1].learned == segment.learned:
             merged[-1] = Segment(merged[-1].text + segment.text, segment.learned)
         elif segment.text:
@@ -135,13 +163,52 @@ def _merge(segments: Sequence[Segment]) -> list[Segment]:
     return merged
 
 
-def token_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    """The ids of a text without added tokens; each ``<image>`` becomes ``IMAGE_INDEX``."""
-    ids: list[int] = []
-    for number, piece in enumerate(text.split(PLACEHOLDER)):
-        ids += [IMAGE_INDEX] if number else []
-        ids += tokenizer(piece, add_special_tokens=False).input_ids if piece else []
-    return ids
+def _labels(
+    tokenizer: "PreTrainedTokenizerBase",
+    template: str,
+    segments: Sequence[Segment],
+    beginnings: Sequence[list[int]],
+) -> list[int]:
+    """Labels of the whole, given the ids of the text up to the end of each segment."""
+    whole = beginnings[-1]
+    labels: list[int] = []
+    for segment, ids in zip(segments, beginnings, strict=True):
+        if ids != whole[: len(ids)]:
+            raise ValueError(_straddles(tokenizer, template, whole, ids))
+        new = whole[len(labels) : len(ids)]
+        labels += new if segment.learned else [IGNORE_INDEX] * len(new)
+    return labels
+
+
+def _all_ids(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[list[int]]:
+    """The ids of texts without added tokens; each ``<image>`` becomes ``IMAGE_INDEX``."""
+    pieces = [text.split(IMAGE_TOKEN) for text in texts]
+    flat = [piece for row in pieces for piece in row if piece]
+    ids = iter(tokenizer(flat, add_special_tokens=False).input_ids if flat else [])
+    rows = []
+    for row in pieces:
+        joined: list[int] = []
+        for number, piece in enumerate(row):
+            joined += [IMAGE_INDEX] if number else []
+            joined += next(ids) if piece else []
+        rows.append(joined)
+    return rows
+
+
+def _batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of ``size`` items; the last may be shorter."""
+    source = iter(items)
+    while some := list(islice(source, size)):
+        yield some
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Begin an error's message with what the conversation is called."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}" if name else str(error)) from error
 
 
 def check_template(template: str, tokenizer: "PreTrainedTokenizerBase | None" = None) -> None:
@@ -157,36 +224,6 @@ def check_template(template: str, tokenizer: "PreTrainedTokenizerBase | None" = 
             "template `tokenizer` needs a tokenizer with a chat template, which this one lacks: "
             f"choose from {', '.join(STYLES)}"
         )
-
-
-def _by_tokenizer(
-    tokenizer: "PreTrainedTokenizerBase", turns: Sequence[Turn], system: str | None
-) -> list[Segment]:
-    """Segments by the tokenizer's own chat template, found as what each turn adds to the text."""
-    messages = [] if system is None else [{"role": "system", "content": system}]
-    segments: list[Segment] = []
-    done = ""
-    for turn in turns:
-        messages = [*messages, {"role": turn.role, "content": turn.text}]
-        opening = turn.role == "user"
-        text = str(
-            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opening)
-        )
-        added = text.removeprefix(done)
-        if not text.startswith(done) or (not opening and not added.startswith(turn.text)):
-            raise ValueError(
-                "the tokenizer's chat template changes earlier turns or the answer itself, so what "
-                f"is learned can't be told: choose from {', '.join(STYLES)}"
-            )
-        segments += [Segment(added, False)] if opening else _learned(added)
-        done = text
-    return segments
-
-
-def _learned(added: str) -> list[Segment]:
-    """The answer and its closing tag; the newline after the tag belongs to nobody."""
-    tail = added[len(added.rstrip()) :]
-    return [Segment(added.removesuffix(tail) if tail else added, True), Segment(tail, False)]
 
 
 def _bos(tokenizer: "PreTrainedTokenizerBase", template: str) -> list[int]:
