@@ -1,0 +1,1 @@
+"""Evaluations: LLaVA-Bench (in the wild). Nothing imports this folder but its scripts and the tests."""

@@ -1,0 +1,80 @@
+"""Have a finished LLaVA model answer the bench's questions about the bench's images.
+
+    python eval/llava_bench.py answer --bench llava_bench_in_the_wild --model runs/llava/final \\
+        --out runs/bench/answers.jsonl
+
+Writes LLaVA's answers.jsonl form: question_id, prompt, answer_id, model_id, text, metadata. The file is
+written after every batch: a run that was stopped goes on with the questions that are left.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Config:
+    """Which model answers, and how."""
+
+    bench: Path
+    """A folder of LLaVA-Bench's layout: questions.jsonl and images/."""
+
+    model: str
+    """A finished model: a folder, or a hub id."""
+
+    out: Path = Path("runs/bench/answers.jsonl")
+    """The answers file to write, or to go on with."""
+
+    model_id: str | None = None
+    """What the answers call the model; without it, what --model says."""
+
+    images: Path | None = None
+    """The folder of images; without it, images/ of the bench folder."""
+
+    max_new_tokens: int = 512
+    """Longest answer."""
+
+    temperature: float = 0.0
+    """0: greedy, the same answer every time (the published runs sampled at 0.2)."""
+
+    seed: int = 0
+    """Of the sampling, for a temperature above 0."""
+
+    batch: int = 1
+    """Questions answered at once; the answers do not depend on it at temperature 0."""
+
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be 1 or more")
+        if self.temperature < 0:
+            raise ValueError(f"--temperature is {self.temperature}: it must be 0 or more")
+
+
+def run(config: Config) -> None:
+    """Check the files, load the model, answer what is left."""
+    from eval.bench.answers import Asking, answer_all, check_images, read_finished
+    from eval.bench.files import read_questions
+
+    questions = read_questions(config.bench)
+    images = config.images or config.bench / "images"
+    check_images(questions, images)
+    asking = Asking(
+        model_id=config.model_id or config.model.rstrip("/"),
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        seed=config.seed,
+    )
+    left = len(questions) - len(read_finished(config.out, questions, asking))
+    if left:
+        from llava_ext.generate import Assistant
+        from tqdm import tqdm
+
+        assistant = Assistant.load(config.model, device=config.device)
+        steps = answer_all(assistant, questions, images, asking, config.out, batch=config.batch)
+        with tqdm(total=left, desc="answer", unit="question") as bar:
+            for count in steps:
+                bar.update(count)
+    print(f"wrote {config.out}: {len(questions)} answers, {left} of them new")

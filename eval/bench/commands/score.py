@@ -1,0 +1,129 @@
+"""The table of the paper's Table 10 from finished reviews: relative score, reference's, model's.
+
+    relative = 100 * mean(model) / mean(reference)      reference, model: mean scores times ten
+
+    python eval/llava_bench.py score --reviews runs/bench/reviews.jsonl
+    python eval/llava_bench.py score --reviews a.jsonl --compare b.jsonl --json runs/bench/scores.json
+    python eval/llava_bench.py score --reviews run0.jsonl run1.jsonl run2.jsonl
+
+Each question counts once (both answer orders are averaged first). Intervals are paired bootstraps by
+question. --compare gives the difference of two models' relative scores with a permutation p-value. Several
+files also show the drift: how far the reference's own score moves from run to run, which is the judge's
+noise. Review files that LLaVA wrote are read as they are.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from eval.bench.prompts import Mode
+
+if TYPE_CHECKING:
+    from eval.bench.reviews import Scores
+
+
+@dataclass(frozen=True)
+class Config:
+    """Which reviews, and how their scores are summed up."""
+
+    reviews: tuple[Path, ...]
+    """Review files; each gives one table, several also give the drift between them."""
+
+    compare: Path | None = None
+    """Another model's reviews of the same questions; each of --reviews is compared with it."""
+
+    mode: Mode = "fixed"
+    """fixed: failures are left out. as_paper: they count as -1, as in LLaVA's summary."""
+
+    format: Literal["table", "llava"] = "table"
+    """table: with intervals. llava: the lines of LLaVA's published summary, and nothing else."""
+
+    json: Path | None = None
+    """Also write everything to this JSON file."""
+
+    resamples: int = 10_000
+    """Resamples of the bootstrap, shuffles of the permutation test."""
+
+    confidence: float = 0.95
+    """Of the intervals."""
+
+    seed: int = 0
+    """Of both."""
+
+    def __post_init__(self) -> None:
+        if self.resamples < 1:
+            raise ValueError(f"--resamples is {self.resamples}: it must be 1 or more")
+        if not 0 < self.confidence < 1:
+            raise ValueError(f"--confidence is {self.confidence}: it must lie between 0 and 1")
+
+
+def run(config: Config) -> None:
+    """Read, score, print, write the JSON."""
+    from eval.bench.reviews import read_scores
+    from eval.bench.table import llava_summary
+    from revelio.runs import write_json
+
+    if not config.reviews:
+        raise ValueError("--reviews needs at least one file")
+    files = [read_scores(path, config.mode) for path in config.reviews]
+    report = make_report(config, files)
+    if config.format == "llava":
+        for file in files:
+            print(llava_summary(file.path.stem, file.reviews, config.mode))
+    else:
+        print(report_text(report))
+    if config.json is not None:
+        write_json(config.json, report)
+        if config.format == "table":
+            print(f"\nwrote {config.json}")
+
+
+def make_report(config: Config, files: "list[Scores]") -> dict[str, Any]:
+    """Everything `score` knows, as plain values, with what made it."""
+    from eval.bench.reviews import read_scores
+    from eval.bench.score import compare, drift, positions, table
+    from revelio.runs import sha256
+
+    other = read_scores(config.compare, config.mode) if config.compare else None
+    chosen = {
+        "resamples": config.resamples,
+        "confidence": config.confidence,
+        "seed": config.seed,
+    }
+    report: dict[str, Any] = {"format": 1, "mode": config.mode, **chosen, "files": []}
+    for file in files:
+        entry = {
+            "reviews": str(file.path),
+            "sha256": sha256(file.path),
+            "scores": table(file, **chosen),
+        }
+        if seats := positions(file):
+            entry["positions"] = seats
+        if other is not None:
+            entry["compared_with"] = {"reviews": str(other.path), "sha256": sha256(other.path)}
+            entry["difference"] = compare(file, other, **chosen)
+        report["files"].append(entry)
+    if len(files) > 1:
+        report["drift"] = drift(files)
+    return report
+
+
+def report_text(report: dict[str, Any]) -> str:
+    """The report as plain tables."""
+    from eval.bench.table import compare_table, drift_table, position_text, score_table
+
+    percent = f"{100 * report['confidence']:g} % intervals, paired bootstrap by question"
+    blocks = []
+    for entry in report["files"]:
+        blocks.append(f"{entry['reviews']} (mode {report['mode']}; {percent})")
+        blocks.append(score_table(entry["scores"]))
+        if "positions" in entry:
+            blocks.append(position_text(entry["positions"]))
+        if "difference" in entry:
+            blocks.append(f"\nrelative score minus that of {entry['compared_with']['reviews']}")
+            blocks.append(compare_table(entry["difference"]))
+        blocks.append("")
+    if "drift" in report:
+        blocks.append("drift of the reference's own score (the judge's noise)")
+        blocks.append(drift_table(report["drift"]))
+    return "\n".join(blocks).rstrip()

@@ -1,0 +1,153 @@
+"""Asking an OpenAI-compatible endpoint, many requests at once.
+
+The client retries what may pass (rate limits, timeouts, 5xx, a broken connection) with growing pauses,
+and waits as long as the server asks for by `Retry-After`. What is left is of two kinds: this record got no
+reply (the others go on), or the endpoint is no use at all (nothing more is sent).
+"""
+
+import asyncio
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from eval.bench.cache import Reply
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+# So many records without a reply in a row, and none with one between them: the endpoint is down.
+HOPELESS = 5
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to reach the endpoint."""
+
+    base_url: str | None = None
+    key_variable: str = "OPENAI_API_KEY"
+    timeout: float = 120.0
+    tries: int = 6
+    concurrency: int = 8
+
+
+@dataclass
+class Outcome:
+    """What came of a batch of requests."""
+
+    sent: int = 0
+    unanswered: dict[int, str] = field(default_factory=dict)  # index of the request -> why
+    down: str | None = None  # why nothing more was sent
+    streak: int = 0
+
+
+def key_of(settings: Settings) -> str:
+    """The key to send; a local server needs none.
+
+    Raises:
+        ValueError: no key is set and no ``base_url`` says that another server is meant.
+    """
+    key = os.environ.get(settings.key_variable)
+    if not key and not (settings.base_url or os.environ.get("OPENAI_BASE_URL")):
+        raise ValueError(
+            f"no API key: set {settings.key_variable}, or give a local server by --base-url"
+        )
+    return key or "none"
+
+
+def ask_all(
+    bodies: Sequence[Mapping[str, Any]],
+    settings: Settings,
+    keep: Callable[[int, Reply], None],
+) -> Outcome:
+    """Send every body as a chat completion; ``keep(index, reply)`` is called as replies come in.
+
+    Raises:
+        ValueError: there is no key for the endpoint, or its address is no address.
+    """
+    return asyncio.run(_ask_all(bodies, settings, keep))
+
+
+async def _ask_all(
+    bodies: Sequence[Mapping[str, Any]], settings: Settings, keep: Callable[[int, Reply], None]
+) -> Outcome:
+    from openai import AsyncOpenAI
+
+    outcome, waiting = Outcome(), iter(enumerate(bodies))
+    client = AsyncOpenAI(
+        api_key=key_of(settings),
+        base_url=settings.base_url,
+        timeout=settings.timeout,
+        max_retries=settings.tries - 1,
+    )
+    async with client:
+        workers = min(settings.concurrency, len(bodies))
+        await asyncio.gather(*(_work(client, waiting, outcome, keep) for _ in range(workers)))
+    return outcome
+
+
+async def _work(
+    client: "AsyncOpenAI",
+    waiting: Iterator[tuple[int, Mapping[str, Any]]],
+    outcome: Outcome,
+    keep: Callable[[int, Reply], None],
+) -> None:
+    from openai import OpenAIError
+
+    for index, body in waiting:
+        try:
+            outcome.sent += 1
+            reply = _reply(await client.chat.completions.create(**body))
+        # A body that claims to be JSON and isn't fails in the client with a plain ValueError.
+        except (OpenAIError, ValueError) as error:
+            _note(outcome, index, error)
+        else:
+            outcome.streak = 0
+            keep(index, reply)
+        if outcome.down:
+            return
+
+
+def _note(outcome: Outcome, index: int, error: Exception) -> None:
+    outcome.unanswered[index] = reason = _reason(error)
+    outcome.streak += 1
+    if _hopeless(error) or outcome.streak >= HOPELESS:
+        outcome.down = outcome.down or reason
+
+
+def _hopeless(error: Exception) -> bool:
+    """Whether no other request can fare better: nobody listens, the key is refused, no such model."""
+    import openai
+
+    if isinstance(error, openai.APITimeoutError):
+        return False
+    refused = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
+    return isinstance(error, (openai.APIConnectionError, *refused))
+
+
+def _reason(error: Exception) -> str:
+    """One line about what went wrong, with the cause that the client hides behind its own words."""
+    import openai
+
+    text = " ".join(str(error).split())
+    if isinstance(error, openai.APIConnectionError) and error.__cause__ is not None:
+        text = f"{text} {' '.join(str(error.__cause__).split())}".strip()
+    return text[:300] or type(error).__name__
+
+
+def _reply(completion: Any) -> Reply:
+    """The text of a completion.
+
+    Raises:
+        ValueError: it is no chat completion; the client does not check what a server sends.
+    """
+    from openai.types.chat import ChatCompletion
+
+    if not isinstance(completion, ChatCompletion) or not completion.choices:
+        raise ValueError("the server's answer is no chat completion: is --base-url right?")
+    message, usage = completion.choices[0].message, completion.usage
+    if message is None or not isinstance(message.content, str | None):
+        raise ValueError("the server's answer is a chat completion without a message")
+    if usage is None:
+        return Reply(message.content or "")
+    return Reply(message.content or "", usage.prompt_tokens, usage.completion_tokens)

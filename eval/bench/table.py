@@ -1,0 +1,114 @@
+"""Scores as text: plain tables from the JSON of `score`, and LLaVA's own summary."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from eval.bench.files import CATEGORY_PREFIX
+from eval.bench.prompts import Mode
+from eval.bench.reviews import ALL, FAILED, Review
+
+
+def score_table(entries: Mapping[str, Mapping[str, Any]]) -> str:
+    """Table 10's columns, with intervals and counts."""
+    rows = [
+        [
+            name,
+            str(entry["questions"]),
+            str(entry["failures"]),
+            _number(entry["relative"]),
+            _interval(entry["relative_interval"]),
+            _number(entry["reference"]),
+            _number(entry["model"]),
+        ]
+        for name, entry in entries.items()
+    ]
+    head = ["", "questions", "failures", "relative", "interval", "reference", "model"]
+    return _grid(head, rows)
+
+
+def compare_table(entries: Mapping[str, Mapping[str, Any]]) -> str:
+    """The difference of two models' relative scores."""
+    rows = [
+        [
+            name,
+            str(entry["questions"]),
+            _number(entry["difference"], "+.1f"),
+            _interval(entry["interval"], "+.1f"),
+            _number(entry["p"], ".4f"),
+        ]
+        for name, entry in entries.items()
+    ]
+    return _grid(["", "questions", "difference", "interval", "p"], rows)
+
+
+def drift_table(entries: Mapping[str, Mapping[str, Any]]) -> str:
+    """The reference's own score by run, and how far it moves."""
+    rows = [
+        [
+            name,
+            *(_number(mean) for mean in entry["reference"]),
+            _number(entry["spread"]),
+            _number(entry["question_sd"]),
+            _number(entry["relative_shift"]),
+        ]
+        for name, entry in entries.items()
+    ]
+    runs = len(next(iter(entries.values()))["reference"])
+    head = [
+        "",
+        *(f"run {n}" for n in range(1, runs + 1)),
+        "spread",
+        "question sd",
+        "relative shift",
+    ]
+    return _grid(head, rows)
+
+
+def position_text(entries: Mapping[str, Mapping[str, float]]) -> str:
+    """One line a order: what both assistants get in it."""
+    return "\n".join(
+        f"{order.replace('_', ' ')}: reference {entry['reference']:.1f}, model {entry['model']:.1f}"
+        for order, entry in entries.items()
+    )
+
+
+def llava_summary(name: str, reviews: Sequence[Review], mode: Mode) -> str:
+    """LLaVA's published summary: name, then category, relative, reference x 10, model x 10 a line.
+
+    Means are rounded to three places before the division, as there; ``as_paper`` keeps failures as -1.
+    """
+    scores: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for review in reviews:
+        pair = review.scores or (FAILED if mode == "as_paper" else None)
+        if pair is not None:
+            scores[CATEGORY_PREFIX + review.category].append(pair)
+            scores[ALL].append(pair)
+    lines = [name]
+    for category, pairs in sorted(scores.items()):
+        theirs, ours = (round(float(mean), 3) for mean in np.mean(pairs, axis=0))
+        share = round(ours / theirs * 100, 1) if theirs else float("nan")
+        lines.append(f"{category} {share} {round(theirs * 10, 1)} {round(ours * 10, 1)}")
+    return "\n".join([*lines, "=" * 33])
+
+
+def _number(value: float | None, form: str = ".1f") -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _interval(value: Sequence[float] | None, form: str = ".1f") -> str:
+    return "-" if value is None else f"[{value[0]:{form}}, {value[1]:{form}}]"
+
+
+def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns of equal width, the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if place == 0 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in (head, *rows)
+    )
