@@ -5,8 +5,9 @@ A folder of one safetensors file a tensor (so that saving needs no second copy o
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,29 +30,68 @@ _COUNTERS = (
 )
 
 
-def save_checkpoint(folder: Path, model: KSparseAutoencoder, state: TrainState) -> None:
-    """Write the model and the training state into an existing, empty folder."""
+class Files(Protocol):
+    """How tensors are written and read."""
+
+    def save(self, path: Path | None, tensors: Mapping[str, Tensor]) -> None:
+        """Write one file; only the process that has a path writes."""
+        ...
+
+    def load(self, path: Path, name: str, into: Tensor) -> None:
+        """Fill a tensor from the file that holds it."""
+        ...
+
+
+class WholeFiles:
+    """This process holds everything."""
+
+    def save(self, path: Path | None, tensors: Mapping[str, Tensor]) -> None:
+        """See :class:`Files`."""
+        if path is not None:
+            save_file({name: held.cpu().contiguous() for name, held in tensors.items()}, path)
+
+    def load(self, path: Path, name: str, into: Tensor) -> None:
+        """See :class:`Files`."""
+        with safe_open(path, framework="pt") as file:
+            into.copy_(file.get_tensor(name))
+
+
+def save_checkpoint(
+    folder: Path | None, model: KSparseAutoencoder, state: TrainState, files: Files | None = None
+) -> None:
+    """Write the model and the training state into an existing, empty folder.
+
+    Args:
+        folder: where; None on the processes that only give their part.
+        model: what is trained.
+        state: where its training stands.
+        files: how; None: this process holds everything.
+    """
+    files = files or WholeFiles()
     for name, tensor in _tensors(model, state).items():
-        save_file({name: tensor.cpu().contiguous()}, folder / f"{name}.safetensors")
-    header = {"format": FORMAT, "d": model.d, "n": model.n, "k": model.k, "mode": model.mode}
-    counters = {name: getattr(state, name) for name in _COUNTERS}
-    (folder / "state.json").write_text(json.dumps(header | counters, indent=2) + "\n")
+        files.save(folder and folder / f"{name}.safetensors", {name: tensor})
+    if folder is not None:
+        header = {"format": FORMAT, "d": model.d, "n": model.n, "k": model.k, "mode": model.mode}
+        counters = {name: getattr(state, name) for name in _COUNTERS}
+        (folder / "state.json").write_text(json.dumps(header | counters, indent=2) + "\n")
 
 
 @torch.no_grad()
-def load_checkpoint(folder: Path, model: KSparseAutoencoder) -> TrainState:
+def load_checkpoint(
+    folder: Path, model: KSparseAutoencoder, files: Files | None = None
+) -> TrainState:
     """Fill the model and give the training state that :func:`save_checkpoint` wrote.
 
     Raises:
         ValueError: the folder is no checkpoint, is damaged, or is of another model.
     """
     header = _read_header(folder, model)
+    files = files or WholeFiles()
     state = TrainState.start(model)
     for name, tensor in _tensors(model, state).items():
         path = folder / f"{name}.safetensors"
         try:
-            with safe_open(path, framework="pt") as file:
-                tensor.copy_(file.get_tensor(name))
+            files.load(path, name, tensor)
         except (OSError, SafetensorError, RuntimeError) as error:
             raise ValueError(
                 f"{path} is damaged ({error}): remove {folder.name} and resume from an older one"

@@ -36,10 +36,10 @@ def initialise(
     model.b_dec.copy_(geometric_median(x) if median else x.mean(0))
     model.b_enc.zero_()
     # The decoder's fan is d, so its bound is that of `kaiming_uniform_` with gain sqrt(2).
-    _uniform(model.W_dec.data, math.sqrt(6 / model.d), generator)
+    _uniform(model, model.W_dec.data, math.sqrt(6 / model.d), generator)
     model.W_dec /= torch.linalg.vector_norm(model.W_dec, dim=1, keepdim=True)
     if model.mode == "as_code":
-        _uniform(model.W_enc.data, math.sqrt(6 / model.n), generator)
+        _uniform(model, model.W_enc.data, math.sqrt(6 / model.n), generator)
         return
     model.W_enc.copy_(model.W_dec)
     if model.mode == "fixed":
@@ -73,8 +73,15 @@ def geometric_median(
     return middle
 
 
-def _uniform(matrix: Tensor, bound: float, generator: torch.Generator) -> None:
-    # Drawn on the CPU, some rows at a time, so that every device starts alike without a second matrix.
-    for rows in matrix.split(4096):
-        drawn = torch.empty(rows.shape).uniform_(-bound, bound, generator=generator)
-        rows.copy_(drawn)
+def _uniform(
+    model: KSparseAutoencoder, matrix: Tensor, bound: float, generator: torch.Generator
+) -> None:
+    # Drawn on the CPU, some rows at a time, so that every device starts alike without a second matrix;
+    # a process that holds some of the latents draws them all and keeps its own.
+    held, step = model.held, 4096
+    for first in range(0, model.n, step):
+        drawn = torch.empty(min(step, model.n - first), model.d)
+        drawn.uniform_(-bound, bound, generator=generator)
+        start, stop = max(first, held.start), min(first + step, held.stop)
+        if start < stop:
+            matrix[start - held.start : stop - held.start] = drawn[start - first : stop - first]

@@ -17,7 +17,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from revelio.sae.kernel import Codes, SparseKernel, Weights
+from revelio.sae.kernel import Codes, Kernel, SparseKernel, Weights
 
 Mode = Literal["fixed", "as_paper", "as_code"]
 FORMAT = 1
@@ -88,6 +88,10 @@ class KSparseAutoencoder(
         self.d, self.n, self.k, self.mode = d, n, k, mode
         self.trained_on = dict(trained_on or {})
         self.format = format
+        # Which latents the rows of W_enc and W_dec are, and what computes with them: all of them, and
+        # plain PyTorch, unless several processes share the latents (revelio.sae.sharded).
+        self.held = range(n)
+        self.kernel: Kernel = SparseKernel()
         self.W_enc = nn.Parameter(torch.zeros(n, d))
         self.b_enc = nn.Parameter(torch.zeros(n))
         self.W_dec = nn.Parameter(torch.zeros(n, d))
@@ -116,13 +120,13 @@ class KSparseAutoencoder(
         Raises:
             ValueError: ``x`` is not (b d).
         """
-        codes, _ = SparseKernel().encode(self.centre(x), self.weights, self.k)
+        codes, _ = self.kernel.encode(self.centre(x), self.weights, self.k)
         return Codes(codes.values.clamp_(min=0), codes.indices) if self.rectifies else codes
 
     @torch.no_grad()
     def decode(self, codes: Codes) -> Float[Tensor, "b d"]:
         """The reconstruction of sparse codes, Eq. 4."""
-        return SparseKernel().decode(codes, self.W_dec.data) + self.b_dec.data
+        return self.kernel.decode(codes, self.W_dec.data) + self.b_dec.data
 
     @torch.no_grad()
     def preactivations(

@@ -89,7 +89,8 @@ class TrainState:
         """The state before the first step."""
         w = model.weights
         moments = AdamRows.start(w.W_enc, w.W_dec, w.b_enc, w.b_dec)
-        return cls(moments, torch.zeros_like(moments.last))
+        # Of all latents, also where a process holds only some of them.
+        return cls(moments, torch.zeros(model.n, dtype=torch.int64, device=w.b_enc.device))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from revelio.sae.initialise import initialise
-from revelio.sae.kernel import Kernel, SparseKernel
+from revelio.sae.kernel import Kernel
 from revelio.sae.metrics import spread
 from revelio.sae.model import KSparseAutoencoder
 from revelio.sae.rows import Batches, InOrder, RowSource, Shuffled
@@ -36,7 +36,7 @@ def train(
         rows: all rows (N d), a source of them, batches, or an iterable of (b d) that can be read again.
         settings: see there.
         state: from a checkpoint; without it the weights are initialised and training begins.
-        kernel: how the heavy parts are computed.
+        kernel: how the heavy parts are computed; None: as the model does.
 
     Raises:
         ValueError: no rows, rows of another width, AuxK in ``as_code``, or a loss that is not finite.
@@ -46,7 +46,7 @@ def train(
     batches = as_batches(rows, settings)
     if state is None:
         state = begin(model, batches, settings)
-    kernel = kernel or SparseKernel()
+    kernel = kernel or model.kernel
     while state.step < settings.steps and not state.stopped:
         taken = 0
         for batch in islice(batches.epoch(state.epoch), state.batch, None):
