@@ -3,18 +3,9 @@
 Other image sizes than the model's own interpolate its position embeddings.
 """
 
-from collections.abc import Sequence
-
 from transformers import CLIPVisionModel
 
-from revelio.backbones.loading import (
-    check_attention,
-    check_image_size,
-    device_of,
-    dtype_of,
-    frozen,
-    quiet,
-)
+from revelio.backbones.loading import LoadSettings, frozen, quiet
 from revelio.backbones.source import Source
 from revelio.backbones.specs import cut_after, vit_layers
 from revelio.backbones.vit import VitBackbone, cut_blocks, transform_of
@@ -23,15 +14,7 @@ MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def load(
-    source: Source,
-    *,
-    layers: Sequence[str] | None = None,
-    image_size: int | None = None,
-    dtype: str = "float32",
-    attention: str = "sdpa",
-    device: str = "auto",
-) -> VitBackbone:
+def load(source: Source, settings: LoadSettings) -> VitBackbone:
     """Load the image encoder of a ``CLIPModel`` or ``CLIPVisionModel``.
 
     Raises:
@@ -40,24 +23,21 @@ def load(
         OSError: a part is missing or unreadable.
     """
     vision = source.vision_config()
-    kept = cut_after(vit_layers(vision), layers, source.name)
-    size = check_image_size(
-        image_size or source.describe().image_size, vision["patch_size"], source.name
-    )
-    place = device_of(device)
+    kept = cut_after(vit_layers(vision), settings.layers, source.name)
+    size = settings.side(source, vision["patch_size"])
     with quiet():
         model = CLIPVisionModel.from_pretrained(
             source.location,
             revision=source.revision or "main",
-            dtype=dtype_of(dtype),
-            attn_implementation=check_attention(attention),
+            dtype=settings.number_format,
+            attn_implementation=settings.attention,
         )
     modules = cut_blocks(model, kept)
     return VitBackbone(
         source.name,
         kept,
         transform_of(source, size, MEAN, STD),
-        frozen(model, place),
+        frozen(model, settings.place),
         modules,
         settings={"interpolate_pos_encoding": size != vision["image_size"]},
     )

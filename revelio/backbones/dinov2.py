@@ -5,20 +5,12 @@ is transformers' ``last_hidden_state``. Pixels are normalised with ImageNet's me
 released tower fed it CLIP's (SPEC L15). Position embeddings are interpolated to any image size.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 from transformers import Dinov2Model, Dinov2WithRegistersModel
 
-from revelio.backbones.loading import (
-    check_attention,
-    check_image_size,
-    device_of,
-    dtype_of,
-    frozen,
-    quiet,
-)
+from revelio.backbones.loading import LoadSettings, frozen, quiet
 from revelio.backbones.source import Source
 from revelio.backbones.specs import cut_after, vit_layers
 from revelio.backbones.vit import VitBackbone, cut_blocks, transform_of
@@ -28,15 +20,7 @@ STD = (0.229, 0.224, 0.225)
 REGISTERS = 4
 
 
-def load(
-    source: Source,
-    *,
-    layers: Sequence[str] | None = None,
-    image_size: int | None = None,
-    dtype: str = "float32",
-    attention: str = "sdpa",
-    device: str = "auto",
-) -> VitBackbone:
+def load(source: Source, settings: LoadSettings) -> VitBackbone:
     """Load a ``Dinov2Model`` or ``Dinov2WithRegistersModel``.
 
     Raises:
@@ -45,19 +29,16 @@ def load(
         OSError: a part is missing or unreadable.
     """
     config = source.vision_config()
-    kept = cut_after(vit_layers(config, norm=True), layers, source.name)
-    size = check_image_size(
-        image_size or source.describe().image_size, config["patch_size"], source.name
-    )
+    kept = cut_after(vit_layers(config, norm=True), settings.layers, source.name)
+    size = settings.side(source, config["patch_size"])
     with_registers = config["model_type"] == "dinov2_with_registers"
     kind: Any = Dinov2WithRegistersModel if with_registers else Dinov2Model
-    place = device_of(device)
     with quiet():
         model = kind.from_pretrained(
             source.location,
             revision=source.revision or "main",
-            dtype=dtype_of(dtype),
-            attn_implementation=check_attention(attention),
+            dtype=settings.number_format,
+            attn_implementation=settings.attention,
         )
     modules = cut_blocks(model, kept)
     if "norm" in kept:
@@ -69,7 +50,7 @@ def load(
         source.name,
         kept,
         transform_of(source, size, MEAN, STD),
-        frozen(model, place),
+        frozen(model, settings.place),
         modules,
         other_tokens=1 + registers,
     )

@@ -16,11 +16,8 @@ from torch import Tensor
 from revelio.backbones.capture import as_grid, captured, tokens_to_grid
 from revelio.backbones.latents import LatentSpace, load_latent_space
 from revelio.backbones.loading import (
-    check_attention,
+    LoadSettings,
     check_batch,
-    check_image_size,
-    device_of,
-    dtype_of,
     frozen,
     quiet,
     use_eager_attention,
@@ -111,15 +108,7 @@ class DiTBackbone:
         return self._class_names[prompt]
 
 
-def load(
-    source: Source,
-    *,
-    layers: Sequence[str] | None = None,
-    image_size: int | None = None,
-    dtype: str = "float32",
-    attention: str = "sdpa",
-    device: str = "auto",
-) -> DiTBackbone:
+def load(source: Source, settings: LoadSettings) -> DiTBackbone:
     """Load vae, transformer and scheduler.
 
     Raises:
@@ -128,29 +117,23 @@ def load(
         OSError: a part is missing or unreadable.
     """
     config, vae_config = source.json("transformer/config.json"), source.json("vae/config.json")
-    kept = cut_after(dit_layers(config, vae_config), layers, source.name)
+    kept = cut_after(dit_layers(config, vae_config), settings.layers, source.name)
     multiple = vae_stride(vae_config) * config["patch_size"]
-    side = check_image_size(image_size or source.describe().image_size, multiple, source.name)
-    numbers, place = dtype_of(dtype), device_of(device)
-    latents = load_latent_space(
-        source.location,
-        name=source.name,
-        multiple=multiple,
-        revision=source.revision,
-        dtype=numbers,
-        attention=check_attention(attention),
-        device=place,
-    )
+    side = settings.side(source, multiple)
+    latents = load_latent_space(source, settings, multiple)
     with quiet():
         transformer = DiTTransformer2DModel.from_pretrained(
-            source.location, subfolder="transformer", revision=source.revision, torch_dtype=numbers
+            source.location,
+            subfolder="transformer",
+            revision=source.revision,
+            torch_dtype=settings.number_format,
         )
     # The head after the last block stays: it is a thousandth of the work, and forward() calls it.
     transformer.transformer_blocks = transformer.transformer_blocks[: len(kept)]
-    if attention == "eager":
+    if settings.attention == "eager":
         use_eager_attention(transformer)
     names = class_names(source.json("model_index.json").get("id2label") or {})
-    return DiTBackbone(source.name, kept, side, frozen(transformer, place), latents, names)
+    return DiTBackbone(source.name, kept, side, frozen(transformer, settings.place), latents, names)
 
 
 def class_names(id2label: Mapping[str, str]) -> dict[str, int]:

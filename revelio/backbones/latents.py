@@ -16,8 +16,9 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from revelio.backbones.loading import frozen, quiet, use_eager_attention
+from revelio.backbones.loading import LoadSettings, frozen, quiet, use_eager_attention
 from revelio.backbones.noise import add_noise, check_timestep, keyed_noise
+from revelio.backbones.source import Source
 
 HALF_MAX = torch.finfo(torch.float16).max
 
@@ -81,28 +82,22 @@ class LatentSpace:
         return noised, steps
 
 
-def load_latent_space(
-    location: str,
-    *,
-    name: str,
-    multiple: int,
-    revision: str | None,
-    dtype: torch.dtype,
-    attention: str,
-    device: torch.device,
-) -> LatentSpace:
-    """Load the VAE's encoder and the schedule of a pipeline's folder or hub id."""
+def load_latent_space(source: Source, settings: LoadSettings, multiple: int) -> LatentSpace:
+    """Load the VAE's encoder and the schedule of a pipeline; ``multiple`` is what image sizes must be."""
     with quiet():
         vae = AutoencoderKL.from_pretrained(
-            location, subfolder="vae", revision=revision, torch_dtype=dtype
+            source.location,
+            subfolder="vae",
+            revision=source.revision,
+            torch_dtype=settings.number_format,
         )
         # Any scheduler's config has the betas of the training schedule, which is all that is used.
         scheduler: Any = DDPMScheduler.from_pretrained(
-            location, subfolder="scheduler", revision=revision
+            source.location, subfolder="scheduler", revision=source.revision
         )
     for unused in ("decoder", "post_quant_conv"):
         setattr(vae, unused, nn.Identity())
-    if attention == "eager":
+    if settings.attention == "eager":
         use_eager_attention(vae)
-    vae = frozen(vae, device, convolutional=True)
-    return LatentSpace(vae, scheduler.alphas_cumprod, name, multiple)
+    vae = frozen(vae, settings.place, convolutional=True)
+    return LatentSpace(vae, scheduler.alphas_cumprod, source.name, multiple)

@@ -2,15 +2,58 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    from revelio.backbones.source import Source
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ATTENTION = ("sdpa", "eager")
 
 M = TypeVar("M", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class LoadSettings:
+    """How a model is to be loaded: what :func:`revelio.backbones.registry.load_backbone` was asked for.
+
+    Raises:
+        ValueError: an unknown dtype or attention, or a device that can't be used.
+    """
+
+    layers: Sequence[str] | None = None
+    image_size: int | None = None
+    dtype: str = "float32"
+    attention: str = "sdpa"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        dtype_of(self.dtype)
+        check_attention(self.attention)
+        device_of(self.device)
+
+    @property
+    def number_format(self) -> torch.dtype:
+        """``dtype`` as torch's."""
+        return dtype_of(self.dtype)
+
+    @property
+    def place(self) -> torch.device:
+        """``device`` as torch's."""
+        return device_of(self.device)
+
+    def side(self, source: "Source", multiple: int) -> int:
+        """The side of the square pictures in pixels, the model's own unless one was asked for.
+
+        Raises:
+            ValueError: it is no positive multiple of ``multiple``.
+        """
+        wanted = self.image_size or source.describe().image_size
+        return check_image_size(wanted, multiple, source.name)
 
 
 def dtype_of(name: str) -> torch.dtype:

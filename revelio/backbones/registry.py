@@ -60,7 +60,7 @@ def load_backbone(
         KeyError: an unknown name or layer; the message lists the known ones.
         ValueError: a setting the model can't take, or a model of no supported family.
     """
-    settings: dict[str, Any] = {
+    asked: dict[str, Any] = {
         "layers": layers,
         "image_size": image_size,
         "dtype": dtype,
@@ -70,11 +70,13 @@ def load_backbone(
     if name in _registered:
         factory = _registered[name][0]
         found = _imported(factory) if isinstance(factory, str) else factory
-        return found(revision=revision, **settings)
+        return found(revision=revision, **asked)
     if ":" in name and not Path(name).exists():
-        return _imported(name)(revision=revision, **settings)
+        return _imported(name)(revision=revision, **asked)
+    from revelio.backbones.loading import LoadSettings
+
     source = find_source(name, revision)
-    return _imported(LOADERS[source.family()])(source, **settings)
+    return _imported(LOADERS[source.family()])(source, LoadSettings(**asked))
 
 
 def register(name: str, factory: str | Factory, description: Description | None = None) -> None:

@@ -17,11 +17,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from revelio.backbones.capture import as_grid, captured
 from revelio.backbones.latents import LatentSpace, load_latent_space
 from revelio.backbones.loading import (
-    check_attention,
+    LoadSettings,
     check_batch,
-    check_image_size,
-    device_of,
-    dtype_of,
     frozen,
     quiet,
     use_eager_attention,
@@ -105,15 +102,7 @@ def cut(unet: UNet2DConditionModel, layers: Layers) -> None:
     unet.conv_out = nn.Identity()  # type: ignore[assignment]
 
 
-def load(
-    source: Source,
-    *,
-    layers: Sequence[str] | None = None,
-    image_size: int | None = None,
-    dtype: str = "float32",
-    attention: str = "sdpa",
-    device: str = "auto",
-) -> StableDiffusionBackbone:
+def load(source: Source, settings: LoadSettings) -> StableDiffusionBackbone:
     """Load vae, unet, text_encoder, tokenizer and scheduler; nothing else of the pipeline.
 
     Raises:
@@ -122,46 +111,34 @@ def load(
         OSError: a part is missing or unreadable.
     """
     unet_config, vae_config = source.json("unet/config.json"), source.json("vae/config.json")
-    kept = cut_after(unet_layers(unet_config, vae_config), layers, source.name)
+    kept = cut_after(unet_layers(unet_config, vae_config), settings.layers, source.name)
     multiple = unet_multiple(unet_config, vae_config)
     if unet_config["in_channels"] != vae_config["latent_channels"]:
         raise ValueError(
             f"{source.name} takes {unet_config['in_channels']} input channels (for inpainting or "
             "depth): only text-to-image models are supported"
         )
-    side = check_image_size(image_size or source.describe().image_size, multiple, source.name)
-    numbers, place = dtype_of(dtype), device_of(device)
-    latents = load_latent_space(
-        source.location,
-        name=source.name,
-        multiple=multiple,
-        revision=source.revision,
-        dtype=numbers,
-        attention=check_attention(attention),
-        device=place,
-    )
-    unet = _load_unet(source, kept, numbers, attention, place)
-    return StableDiffusionBackbone(
-        source.name, kept, side, unet, latents, _load_text(source, numbers, attention, place)
-    )
+    side = settings.side(source, multiple)
+    latents = load_latent_space(source, settings, multiple)
+    unet, text = _load_unet(source, settings, kept), _load_text(source, settings)
+    return StableDiffusionBackbone(source.name, kept, side, unet, latents, text)
 
 
-def _load_unet(
-    source: Source, kept: Layers, dtype: torch.dtype, attention: str, device: torch.device
-) -> UNet2DConditionModel:
+def _load_unet(source: Source, settings: LoadSettings, kept: Layers) -> UNet2DConditionModel:
     with quiet():
         unet = UNet2DConditionModel.from_pretrained(
-            source.location, subfolder="unet", revision=source.revision, torch_dtype=dtype
+            source.location,
+            subfolder="unet",
+            revision=source.revision,
+            torch_dtype=settings.number_format,
         )
     cut(unet, kept)
-    if attention == "eager":
+    if settings.attention == "eager":
         use_eager_attention(unet)
-    return frozen(unet, device, convolutional=True)
+    return frozen(unet, settings.place, convolutional=True)
 
 
-def _load_text(
-    source: Source, dtype: torch.dtype, attention: str, device: torch.device
-) -> PromptEncoder:
+def _load_text(source: Source, settings: LoadSettings) -> PromptEncoder:
     with quiet():
         tokenizer = CLIPTokenizer.from_pretrained(
             source.location, subfolder="tokenizer", revision=source.revision or "main"
@@ -170,7 +147,7 @@ def _load_text(
             source.location,
             subfolder="text_encoder",
             revision=source.revision or "main",
-            dtype=dtype,
-            attn_implementation=attention,
+            dtype=settings.number_format,
+            attn_implementation=settings.attention,
         )
-    return PromptEncoder(tokenizer, frozen(model, device))
+    return PromptEncoder(tokenizer, frozen(model, settings.place))
