@@ -1,0 +1,99 @@
+"""The judge's first line -> two scores, or a failure; never a guess."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eval.bench.parse import parse_scores
+
+SCORES = st.one_of(
+    st.integers(0, 10).map(float), st.integers(0, 100).map(lambda tenths: tenths / 10)
+)
+FORMS = st.sampled_from(
+    (
+        "{a} {b}",
+        "{a}, {b}",
+        "{a},{b}",
+        "({a}, {b})",
+        "[{a}; {b}]",
+        "**{a} {b}**",
+        "`{a} {b}`",
+        "{a}/10 {b}/10",
+        "{a}/10, {b} / 10",
+        "{a} out of 10 and {b} out of 10",
+        "Scores: {a} {b}",
+        "Scores: {a} and {b}.",
+        "The scores are {a}, {b}",
+        "  {a}\t{b}  ",
+        "Assistant 1: {a}, Assistant 2: {b}",
+        "Assistant 1: {a}/10; assistant 2: {b}/10.",
+        "**Assistant 1**: {a} **Assistant 2**: {b}",
+        "Assistant 2: {b}, Assistant 1: {a}",
+        "Assistant 1's score: {a} and Assistant 2's score: {b}",
+        "Answer 1 = {a} | Answer 2 = {b}",
+        "Assistant 1: {a}\nAssistant 2: {b}",
+        "\n\n{a} {b}",
+        "{a} - {b}",
+    )
+)
+TAILS = st.sampled_from(
+    ("", "\n", "\nBoth saw the 3 dogs.", "\r\nAssistant 1: good", "\n\n5 5\n1 2")
+)
+
+
+@given(SCORES, SCORES, FORMS, TAILS)
+def test_every_form_gives_the_scores_that_were_written(
+    first: float, second: float, form: str, tail: str
+) -> None:
+    text = form.format(a=f"{first:g}", b=f"{second:g}") + tail
+    assert parse_scores(text) == (first, second)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "",
+        "  \n ",
+        "8",
+        "8/10",
+        "8.5",
+        "8 7 6",
+        "8,5 7,5",
+        "-1 -1",
+        "8 -1",
+        "11 5",
+        "8 75",
+        "1e1 5",
+        "nan 5",
+        "8/7",
+        "I can't judge this.",
+        "Both assistants name 2 of 3 dogs.",
+        "Assistant 1 found 8 dogs and assistant 2 found 7 cats",
+        "Assistant 1: 8, Assistant 1: 7",
+        "Assistant 1: 8",
+        "Assistant 1: 8\nIt is better than 7.",
+        "Assistant 1: 8\nAssistant 2: 7 for its detail",
+        "Here are my scores:\n8 7",
+        "8\n7",
+        "Assistant 1: 12, Assistant 2: 7",
+    ],
+)
+def test_anything_else_is_a_failure(reply: str) -> None:
+    with pytest.raises(ValueError, match=r"no two scores|empty|outside 0 to 10"):
+        parse_scores(reply)
+
+
+@given(st.text(max_size=80))
+def test_no_reply_breaks_it_and_every_score_is_in_range(reply: str) -> None:
+    try:
+        scores = parse_scores(reply)
+    except ValueError as error:
+        assert "\n" not in str(error)
+    else:
+        assert len(scores) == 2 and all(0 <= score <= 10 for score in scores)
+
+
+def test_a_long_line_is_named_short() -> None:
+    with pytest.raises(ValueError) as caught:
+        parse_scores("word " * 100)
+    assert len(str(caught.value)) < 110
