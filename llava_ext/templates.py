@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, islice
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from llava_ext.config import IGNORE_INDEX, IMAGE_INDEX, IMAGE_TOKEN
 from llava_ext.conversation import STYLES, Segment, Turn, by_tokenizer, place_images
@@ -184,7 +184,8 @@ def _all_ids(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list
     """The ids of texts without added tokens; each ``<image>`` becomes ``IMAGE_INDEX``."""
     pieces = [text.split(IMAGE_TOKEN) for text in texts]
     flat = [piece for row in pieces for piece in row if piece]
-    ids = iter(tokenizer(flat, add_special_tokens=False).input_ids if flat else [])
+    found: Any = tokenizer(flat, add_special_tokens=False).input_ids if flat else []
+    ids = iter(found)
     rows = []
     for row in pieces:
         joined: list[int] = []
@@ -228,9 +229,8 @@ def check_template(template: str, tokenizer: "PreTrainedTokenizerBase | None" = 
 
 def _bos(tokenizer: "PreTrainedTokenizerBase", template: str) -> list[int]:
     """The token that the tokenizer begins a text with, which chat templates write themselves."""
-    if template == TOKENIZER or tokenizer.bos_token_id is None:
-        return []
-    return [tokenizer.bos_token_id] if tokenizer.bos_token_id in tokenizer("").input_ids else []
+    bos: Any = tokenizer.bos_token_id
+    return [bos] if template != TOKENIZER and bos in tokenizer("").input_ids else []
 
 
 def _check_roles(turns: Sequence[Turn]) -> None:

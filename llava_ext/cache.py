@@ -1,0 +1,152 @@
+"""Frozen-tower grids of a data set, computed once: training then runs no vision tower.
+
+One activation store (``revelio/activations/FORMAT.md``) a tower in ``<cache>/<backbone>-<layer>...``; a row
+is an image's grid in float16, averaged to the tower's budget where its tokens are ``pool``. A row's id is the
+image's file name and size in bytes. The manifest's ``tower`` holds the tower's identity (settings, processor,
+aspect, hash of its weights); a cache of another identity, or that lacks an image, is an error.
+"""
+
+from collections.abc import Mapping, Sequence
+from math import isqrt
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
+
+from llava_ext.config import TowerConfig
+from revelio.activations.manifest import MANIFEST
+from revelio.activations.store import ActivationStore
+from revelio.activations.target import check_same
+
+if TYPE_CHECKING:
+    from llava_ext.towers import Tower
+
+DTYPE = "float16"
+# Caches up to this size are read into memory, larger ones row by row from disk.
+IN_MEMORY = 2 * 10**9
+# How a tower was called doesn't matter: its weights are hashed.
+FREE = {"backbone", "revision"}
+MAKE = "make it with scripts/cache_towers.py"
+
+
+def store_name(config: TowerConfig) -> str:
+    """The folder of a tower's store inside a cache."""
+    parts = [config.backbone.rstrip("/").rpartition("/")[2].replace(":", "-"), config.layer]
+    if config.timestep is not None:
+        parts += [f"t{config.timestep}", f"d{config.draw}"]
+    if config.tokens == "pool":
+        parts.append(f"pool{isqrt(config.budget)}")
+    return "-".join(parts)
+
+
+def row_shape(tower: "Tower") -> tuple[int, int, int]:
+    """Channels, height and width of a cached grid."""
+    side = isqrt(tower.config.budget)
+    pooled = tower.config.tokens == "pool"
+    return (tower.channels, side, side) if pooled else (tower.channels, *tower.grid)
+
+
+def to_row(tower: "Tower", grids: Float[Tensor, "i c h w"]) -> Float[Tensor, "i c y x"]:
+    """Grids as they are kept: averaged for ``pool``, in float16.
+
+    Raises:
+        ValueError: a value doesn't fit float16.
+    """
+    shape = row_shape(tower)[1:]
+    kept = adaptive_avg_pool2d(grids.float(), shape) if grids.shape[-2:] != shape else grids
+    rows = kept.to(torch.float16)
+    if not torch.isfinite(rows).all():
+        largest = kept.abs().max().item()
+        raise ValueError(
+            f"tower {tower.config.backbone} {tower.config.layer} gives values up to {largest:.3g}, "
+            "which float16 can't hold: train without --cache"
+        )
+    return rows.cpu()
+
+
+def row_ids(folder: Path, names: Sequence[str]) -> list[str]:
+    """Ids of rows: the file's name and size in bytes, so that a changed picture is noticed."""
+    return [f"{name}|{(folder / name).stat().st_size}" for name in names]
+
+
+class CachedGrids:
+    """The cached grids of all towers, as the data set's ``Sight``; make one with :meth:`open`."""
+
+    def __init__(self, stores: Sequence[ActivationStore], rows: Sequence[Mapping[str, int]]):
+        self.stores = tuple(stores)
+        self._rows = tuple(rows)
+        small = sum(_bytes(store) for store in stores) <= IN_MEMORY
+        self._held = tuple(store.rows(0, len(store)) for store in stores) if small else None
+
+    @classmethod
+    def open(
+        cls, cache: Path, towers: "Sequence[Tower]", folder: Path, names: Sequence[str]
+    ) -> "CachedGrids":
+        """Open the cache of these towers and see that it holds these images.
+
+        Args:
+            cache: the folder that scripts/cache_towers.py made.
+            towers: compared by identity; none is run.
+            folder: of the images.
+            names: the images that will be asked for.
+
+        Raises:
+            ValueError: a store is missing or unfinished, is of another tower, or lacks an image.
+        """
+        ids = row_ids(folder, names)
+        stores, rows = [], []
+        for tower in towers:
+            store = open_store(cache, tower)
+            found = {identity: number for number, identity in enumerate(store.ids)}
+            for name, identity in zip(names, ids, strict=True):
+                if identity not in found:
+                    raise ValueError(
+                        f"{store.path} lacks image {name}, or holds it as it was before it "
+                        f"changed: {MAKE} in another folder"
+                    )
+            stores.append(store)
+            rows.append({name: found[identity] for name, identity in zip(names, ids, strict=True)})
+        return cls(stores, rows)
+
+    def get(self, name: str) -> tuple[Tensor, ...]:
+        """One grid (c h w) a tower."""
+        numbers = [rows[name] for rows in self._rows]
+        if self._held is not None:
+            return tuple(held[number] for held, number in zip(self._held, numbers, strict=True))
+        pairs = zip(self.stores, numbers, strict=True)
+        return tuple(store.rows(number, number + 1)[0] for store, number in pairs)
+
+    def stack(self, images: Sequence[tuple[Tensor, ...]]) -> Mapping[str, Any]:
+        """``grids``: one tensor (i c h w) a tower, i = 0 where there are no images."""
+        if not images:
+            empty = (torch.empty(0, *store.row_shape) for store in self.stores)
+            return {"grids": tuple(empty)}
+        return {"grids": tuple(torch.stack(column) for column in zip(*images, strict=True))}
+
+
+def open_store(cache: Path, tower: "Tower") -> ActivationStore:
+    """The finished store of a tower, after its identity was compared.
+
+    Raises:
+        ValueError: it is missing or unfinished, or was made by another tower or with other settings.
+    """
+    path = cache / store_name(tower.config)
+    if not (path / MANIFEST).is_file():
+        raise ValueError(f"no finished cache at {path}: {MAKE}")
+    store = ActivationStore.open(path)
+    was = store.manifest.get("tower")
+    if not isinstance(was, Mapping):
+        raise ValueError(f"{path} is a store of another kind, not a tower's cache: {MAKE}")
+    check_same(path, was, tower.identity(), free=FREE, flag="--cache")
+    if store.row_shape != row_shape(tower):
+        raise ValueError(
+            f"{path} holds grids of {store.row_shape}, the config asks for {row_shape(tower)}: {MAKE}"
+        )
+    return store
+
+
+def _bytes(store: ActivationStore) -> int:
+    return sum(shard["bytes"] for shard in store.manifest["shards"])

@@ -1,0 +1,197 @@
+"""Fills a cache of tower grids: planned, multi-process, resumable. What it holds: :mod:`llava_ext.cache`.
+
+Process r of W takes shards r, r + W, ... of the images; every picture is read once for all towers.
+"""
+
+import hashlib
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from llava_ext.cache import DTYPE, FREE, row_ids, row_shape, store_name, to_row
+from llava_ext.images import image_id, open_picture
+from llava_ext.towers import Tower
+from revelio.activations.plan import duration, size
+from revelio.activations.processes import Processes
+from revelio.activations.shard import write_shard
+from revelio.activations.target import Target, check_same
+from revelio.runs import versions
+
+# What the rows of an open shard may take in memory, all towers together.
+SHARD_BYTES = 64 * 2**20
+SHARD_IMAGES = 1024
+
+
+@dataclass(frozen=True)
+class CacheJob:
+    """Which grids of which images to keep where.
+
+    Attributes:
+        cache: the folder that gets a store a tower.
+        towers: whose grids; equal ones are computed once.
+        folder: of the images.
+        names: of the images, in order.
+        batch_size: images a pass of a tower.
+        processes: this process and its like.
+    """
+
+    cache: Path
+    towers: Sequence[Tower]
+    folder: Path
+    names: Sequence[str]
+    batch_size: int = 16
+    processes: Processes = field(default_factory=Processes)
+
+    @cached_property
+    def targets(self) -> list[tuple[Tower, Target]]:
+        """The stores to make, one a tower.
+
+        Raises:
+            ValueError: two different towers would have one folder.
+        """
+        found: dict[str, tuple[Tower, Target]] = {}
+        for tower in self.towers:
+            name = store_name(tower.config)
+            target = Target(self.cache / name, self._settings(tower))
+            if found.setdefault(name, (tower, target))[1].settings != target.settings:
+                raise ValueError(
+                    f"two towers would share {self.cache / name}: cache them in two folders"
+                )
+        return list(found.values())
+
+    def _settings(self, tower: Tower) -> dict[str, object]:
+        pooled = tower.config.tokens == "pool"
+        ids = row_ids(self.folder, self.names)
+        return {
+            "kind": "activations",
+            "layer": tower.config.layer,
+            "model": tower.config.backbone,
+            "pool": row_shape(tower)[1] if pooled else "none",
+            "dtype": DTYPE,
+            "tower": tower.identity(),
+            "images": len(self.names),
+            "dataset_sha256": hashlib.sha256("\n".join(ids).encode()).hexdigest(),
+            "shard_images": self.shard_images,
+            "made_with": versions(),
+        }
+
+    @cached_property
+    def row_bytes(self) -> int:
+        """Bytes of an image in all stores."""
+        shapes = {store_name(tower.config): row_shape(tower) for tower in self.towers}
+        return sum(2 * torch.Size(shape).numel() for shape in shapes.values())
+
+    @cached_property
+    def shard_images(self) -> int:
+        """Images a shard, whole batches."""
+        fits = min(SHARD_IMAGES, SHARD_BYTES // self.row_bytes)
+        return max(1, fits // self.batch_size) * self.batch_size
+
+    @cached_property
+    def shards(self) -> list[Sequence[str]]:
+        """The images of each shard."""
+        step = self.shard_images
+        return [self.names[start : start + step] for start in range(0, len(self.names), step)]
+
+    def lacking(self) -> list[set[int]]:
+        """The shards that each store lacks."""
+        return [target.missing(len(self.shards)) for _, target in self.targets]
+
+    def check(self) -> None:
+        """See whether the stores may be made or gone on with; writes nothing.
+
+        Raises:
+            ValueError: one was made with other settings, or for other images.
+        """
+        for tower, target in self.targets:
+            if target.started:
+                was = target.written_settings().get("tower") or {}
+                check_same(target.path, was, tower.identity(), free=FREE, flag="--cache")
+            target.check("--cache", resume=True)
+
+
+def plan(job: CacheJob) -> str:
+    """The cost of what is left, as one line: measured on the first images, written nowhere.
+
+    Raises:
+        ValueError: the stores can't be made, or don't fit the disk.
+    """
+    job.check()
+    numbers = sorted(set().union(*job.lacking()))
+    todo = [name for number in numbers for name in job.shards[number]]
+    if not todo:
+        return f"plan: nothing left to do for {len(job.names):,} images in {job.cache}"
+    _rows(job, todo[:1])
+    some = todo[: job.batch_size]
+    started = time.perf_counter()
+    _rows(job, some)
+    rate = len(some) / (time.perf_counter() - started) * job.processes.world
+    needed = len(todo) * job.row_bytes
+    place = next(path for path in (job.cache, *job.cache.absolute().parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise ValueError(
+            f"the cache takes {size(needed)}, but {size(free)} are free at {job.cache}: choose another "
+            "--cache, or `tokens: pool`"
+        )
+    return (
+        f"plan: {len(todo):,} of {len(job.names):,} images, {len(job.targets)} towers, at "
+        f"{rate:.3g} images/s in {job.processes.world} process"
+        f"{'es' if job.processes.world > 1 else ''}: {duration(len(todo) / rate)}; "
+        f"{size(needed)} ({size(free)} free)"
+    )
+
+
+def fill(job: CacheJob) -> Iterator[int]:
+    """Compute what is left of this process's share; the manifests come last.
+
+    Yields:
+        How many images this process has done, after each batch.
+
+    Raises:
+        ValueError: as :meth:`CacheJob.check`; a picture can't be read; a grid doesn't fit float16.
+        OSError: a shard can't be written.
+    """
+    processes = job.processes
+    if processes.main:
+        job.check()
+        for _, target in job.targets:
+            target.begin()
+    processes.wait()
+    done = 0
+    lacking = job.lacking()
+    for number in sorted(set().union(*lacking)):
+        if number % processes.world != processes.rank:
+            continue
+        names = job.shards[number]
+        parts = []
+        for start in range(0, len(names), job.batch_size):
+            parts.append(_rows(job, names[start : start + job.batch_size]))
+            done += len(parts[-1][0])
+            yield done
+        ids = row_ids(job.folder, names)
+        columns = zip(job.targets, lacking, zip(*parts, strict=True), strict=True)
+        for (_, target), missing, rows in columns:
+            if number in missing:
+                write_shard(target.path, number, torch.cat(rows), ids)
+    processes.wait()
+    if processes.main:
+        for _, target in job.targets:
+            target.finish(len(job.shards))
+
+
+def _rows(job: CacheJob, names: Sequence[str]) -> list[torch.Tensor]:
+    """The rows of some images, one tensor a store."""
+    images = [open_picture(job.folder / name) for name in names]
+    ids = [image_id(image) for image in images]
+    rows = []
+    for tower, _ in job.targets:
+        pixels = torch.stack([tower.pixels(image) for image in images])
+        with torch.inference_mode():
+            rows.append(to_row(tower, tower.grids(pixels, ids)))
+    return rows

@@ -1,0 +1,142 @@
+"""The two stages as plain values: the paper's Table 11 (SPEC 3.5), and what a machine makes of them.
+
+                    pretrain                finetune
+    trains          projectors, conv block  projectors and language model (or its LoRA adapter)
+    effective batch 128                     128
+    learning rate   2e-3, cosine, warm-up 0.03, no weight decay        2e-5, the same
+    epochs          1                       1           (the released script says 3)
+    ZeRO            2                       3
+
+effective batch = processes * batch_size * accumulation; the accumulation is computed.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+EFFECTIVE_BATCH = 128
+PRETRAIN_RATE = 2e-3
+FINETUNE_RATE = 2e-5
+WARMUP = 0.03
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """LLaVA's data: a JSON file of conversations and the folder of their images."""
+
+    json: Path = Path("data/chat.json")
+    """The records, as LLaVA ships them."""
+
+    images: Path | None = None
+    """The folder of the images; none for text only."""
+
+
+@dataclass(frozen=True)
+class LoraOptions:
+    """A low-rank adapter of the language model in place of all its weights (peft)."""
+
+    rank: int = 0
+    """Rank of the adapter; 0 trains the whole language model."""
+
+    alpha: int = 16
+    """Scale of the adapter, divided by the rank."""
+
+    dropout: float = 0.0
+    """Of the adapter's input."""
+
+    targets: tuple[str, ...] = ("all-linear",)
+    """Names of the layers that get one; `all-linear` is every linear layer but the head."""
+
+
+@dataclass(frozen=True)
+class StageOptions:
+    """How a stage is trained."""
+
+    learning_rate: float
+    """At its peak."""
+
+    zero: Literal[0, 2, 3]
+    """DeepSpeed's ZeRO stage; 0 trains without DeepSpeed."""
+
+    effective_batch: int = EFFECTIVE_BATCH
+    """Samples an optimiser step, over all processes."""
+
+    batch_size: int = 4
+    """Samples a process takes at once."""
+
+    epochs: float = 1.0
+    """Passes over the data."""
+
+    schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
+    """Of the learning rate, after the warm-up."""
+
+    warmup: float = WARMUP
+    """Share of the steps in which the learning rate rises."""
+
+    weight_decay: float = 0.0
+    """Of AdamW."""
+
+    clip: float = 1.0
+    """Gradients longer than this are shortened to it."""
+
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """`auto` is bfloat16 on a GPU, float32 on a CPU."""
+
+    checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+
+    group_by_length: bool = True
+    """Batches of samples of about one length, so that little is padding."""
+
+    save_steps: int = 1000
+    """Steps between checkpoints."""
+
+    keep: int = 1
+    """Checkpoints kept."""
+
+    log_steps: int = 1
+    """Steps between lines of metrics.jsonl."""
+
+    workers: int = 0
+    """Processes that read images ahead."""
+
+    threads: int | None = None
+    """Threads of each process on a CPU; none: as torch has it."""
+
+    seed: int = 0
+    """Of new projectors and of the samples' order."""
+
+
+@dataclass(frozen=True)
+class Pretrain(StageOptions):
+    """Stage 1."""
+
+    learning_rate: float = PRETRAIN_RATE
+    zero: Literal[0, 2, 3] = 2
+
+
+@dataclass(frozen=True)
+class Finetune(StageOptions):
+    """Stage 2."""
+
+    learning_rate: float = FINETUNE_RATE
+    zero: Literal[0, 2, 3] = 3
+
+
+def accumulation(effective_batch: int, batch_size: int, processes: int) -> int:
+    """Batches a process adds up before a step.
+
+    Raises:
+        ValueError: the effective batch can't be had with these.
+    """
+    if min(effective_batch, batch_size) < 1:
+        raise ValueError(
+            f"effective_batch {effective_batch} and batch_size {batch_size} must be at least 1"
+        )
+    at_once = batch_size * processes
+    if effective_batch % at_once:
+        raise ValueError(
+            f"effective_batch {effective_batch} is not a multiple of {processes} processes times "
+            f"batch_size {batch_size} = {at_once}: choose another --stage.batch-size"
+        )
+    return effective_batch // at_once
