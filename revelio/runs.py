@@ -183,7 +183,7 @@ def _now() -> str:
 
 def _check_same_config(old: str, new: str, path: Path) -> None:
     # What only says how to run, not what to make, may change between a run and its continuation.
-    free = ("resume:", "device:", "workers:")
+    free = ("resume:", "plan:", "device:", "workers:", "sharing:")
     before = [line for line in old.splitlines() if not line.strip().startswith(free)]
     after = [line for line in new.splitlines() if not line.strip().startswith(free)]
     for was, now in zip(before, after, strict=False):

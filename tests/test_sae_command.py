@@ -51,7 +51,7 @@ def test_the_command_trains_reports_and_saves(store, tmp_path, capsys):
 
 def test_resume_after_a_stop_is_bit_equal(store, tmp_path, monkeypatch):
     train_ksae(store, tmp_path / "whole", "--steps", "10")
-    from revelio.sae import train as module
+    from revelio.sae import many as module
 
     real, calls = module.train_step, []
 

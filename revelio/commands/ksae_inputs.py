@@ -6,6 +6,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from revelio.activations.store import ActivationStore
+    from revelio.commands.ksae_team import Team
     from revelio.commands.train_ksae import Config
     from revelio.sae.model import KSparseAutoencoder
     from revelio.sae.plan import Job
@@ -28,19 +29,24 @@ class _Pooled:
         return part.flatten(2).mean(2) if part.ndim == 4 else part
 
 
-def build_rows(store: "ActivationStore", config: "Config") -> "Shuffled":
+def build_rows(store: "ActivationStore", config: "Config", team: "Team") -> "Shuffled":
     """The store's rows in shuffled batches, from memory or streamed."""
     import torch
 
     from revelio.sae.rows import Shuffled
 
+    workers = config.workers
     source: Tensor | RowSource = _Pooled(store)
+    if team.group is not None:
+        # Processes exchange what they read, in the one order that a single reader keeps.
+        source, workers = team.share_reading(source), min(workers, 1)
     if 4 * len(store) * store.row_shape[0] <= config.memory_gib * 2**30:
         starts = range(0, len(store), 1024)
         parts = [source.rows(start, min(start + 1024, len(store))) for start in starts]
         source = torch.cat(parts) if parts else torch.empty(0, store.row_shape[0])
     size = min(config.batch_size, max(len(store), 1))
-    return Shuffled(source, size, config.seed, workers=config.workers)
+    seed = config.seed if config.order_seed is None else config.order_seed
+    return Shuffled(source, size, seed, workers=workers)
 
 
 def build_settings(config: "Config", rows: int) -> "TrainSettings":
@@ -70,7 +76,9 @@ def build_settings(config: "Config", rows: int) -> "TrainSettings":
     )
 
 
-def build_job(config: "Config", store: "ActivationStore", settings: "TrainSettings") -> "Job":
+def build_job(
+    config: "Config", store: "ActivationStore", settings: "TrainSettings", team: "Team"
+) -> "Job":
     """What the run costs is worked out from this."""
     from revelio.sae.plan import Job
 
@@ -82,34 +90,30 @@ def build_job(config: "Config", store: "ActivationStore", settings: "TrainSettin
         k=config.k,
         batch_size=settings.batch_size,
         steps=settings.steps,
+        devices=team.world,
+        sharing=config.sharing,
         held=4 * len(store) * d <= config.memory_gib * 2**30,
         row_bytes=4 if store.manifest["dtype"] == "float32" else 2,
         checkpoints=config.checkpoint_every > 0,
     )
 
 
-def build_model(config: "Config", store: "ActivationStore") -> "KSparseAutoencoder":
-    """A fresh k-SAE of the store's width on the wanted device.
+def build_model(config: "Config", store: "ActivationStore", team: "Team") -> "KSparseAutoencoder":
+    """A fresh k-SAE of the store's width, on the team's device.
 
     Raises:
-        ValueError: the device is not to be had, or the sizes make no sense.
+        ValueError: the sizes make no sense.
     """
-    import torch
-
-    from revelio.sae.model import KSparseAutoencoder
-
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        place = torch.device(device)
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {device!r} is not to be had: use auto or cpu") from error
     d = store.row_shape[0]
-    described = describe(store)
-    model = KSparseAutoencoder(d, d * config.expansion, config.k, config.mode, described)
-    return model.to(place)
+    return team.model(
+        {
+            "d": d,
+            "n": d * config.expansion,
+            "k": config.k,
+            "mode": config.mode,
+            "trained_on": describe(store),
+        }
+    )
 
 
 def describe(store: "ActivationStore") -> dict[str, Any]:

@@ -6,18 +6,21 @@ variance unexplained, L0, dead share and activation densities, all on the sparse
     revelio train-ksae --store runs/samples/up_ft1-t25-empty-d0 --out runs/ksae --batch-size 256 --epochs 50
     revelio train-ksae --config configs/ksae/paper.yaml --store runs/pets/up_ft1-t25-empty-d0
     revelio train-ksae --config configs/ksae/paper.yaml --resume
+    revelio train-ksae --config configs/ksae/quick.yaml --grid.k 16 32 --grid.seed 0 1 2
+    torchrun --nproc-per-node 2 -m revelio train-ksae --config configs/ksae/paper.yaml
+
+With a grid, every combination of the values listed is a k-SAE with a run folder of its own in `out`; each
+store is read and shuffled once for all that share it. Several processes share every batch, or the latents.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
+
+from revelio.commands.ksae_grid import Grid, expand
 
 if TYPE_CHECKING:
-    from revelio.runs import Run
-    from revelio.sae.model import KSparseAutoencoder
-    from revelio.sae.plan import Job
-    from revelio.sae.rows import Shuffled
-    from revelio.sae.state import StepState, TrainSettings, TrainState
+    from revelio.commands.ksae_team import Team
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Config:
     """The activation store, a folder that `revelio extract` wrote."""
 
     out: Path
-    """The run directory."""
+    """The run directory; with a grid, the folder of the run directories."""
 
     mode: Literal["fixed", "as_paper", "as_code"] = "fixed"
     """`as_code` follows the released training step, `as_paper` the text, `fixed` what it meant."""
@@ -59,6 +62,9 @@ class Config:
 
     seed: int = 0
     """Of the first weights and of the rows' order."""
+
+    order_seed: int | None = None
+    """Of the rows' order alone; none: `seed`."""
 
     pre_bias: Literal["mean", "geometric_median"] = "mean"
     """What b_pre starts as: of the first 32,768 rows. `as_code` always takes the first batch's mean."""
@@ -94,37 +100,34 @@ class Config:
     device: str = "auto"
     """`auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`."""
 
+    sharing: Literal["data", "latents"] = "data"
+    """What several processes share: every batch, or the latents (for a k-SAE that fits none of them)."""
+
+    grid: Grid = field(default_factory=Grid)
+    """Values to combine, each combination a k-SAE."""
+
+    plan: bool = False
+    """Only print what it would cost."""
+
     resume: bool = False
     """Go on from the last checkpoint; on a CPU the result is bit-equal to an uninterrupted run."""
 
 
 def run(config: Config) -> None:
     """Train, save, measure, and name what was written."""
-    from revelio.activations.store import ActivationStore
-    from revelio.commands.ksae_inputs import (
-        build_job,
-        build_model,
-        build_rows,
-        build_settings,
-        describe,
-    )
-    from revelio.config import to_yaml
-    from revelio.runs import Run
+    from revelio.commands.ksae_runs import train_together
+    from revelio.commands.ksae_team import gather_team
 
     _check(config)
-    store = ActivationStore.open(config.store)
-    rows = build_rows(store, config)
-    settings = build_settings(config, len(store))
-    model = build_model(config, store)
-    record = Run.open(config.out, "train-ksae", to_yaml(config), resume=config.resume)
-    if record.finished:
-        print(f"{config.out} is finished already: see {config.out / 'report.json'}")
-        return
-    record.add_input("store", describe(store))
-    print(_announce(config, model, build_job(config, store, settings)), flush=True)
-    state = _resumed(record, model)
-    last = _follow(config, record, model, rows, settings, state)
-    _finish(config, record, model, rows, last, len(store))
+    team = gather_team(config.device, config.sharing)
+    try:
+        for together in expand(config):
+            if config.plan:
+                _announce(together, team)
+            else:
+                train_together(together, team, lambda left: _announce(left, team))
+    finally:
+        team.close()
 
 
 def _check(config: Config) -> None:
@@ -141,119 +144,24 @@ def _check(config: Config) -> None:
         raise ValueError(f"checkpoint_every={config.checkpoint_every}: give 0 (none) or more")
 
 
-def _announce(config: Config, model: "KSparseAutoencoder", job: "Job") -> str:
-    """What trains, and what it costs by the second that is measured for it."""
+def _announce(configs: list[Config], team: "Team") -> None:
+    """Print what trains, and what it costs by the second that is measured for it."""
+    from revelio.activations.store import ActivationStore
+    from revelio.commands.ksae_inputs import build_job, build_settings
     from revelio.commands.plan_ksae import line
     from revelio.sae.plan import measured_speed
 
-    size = sum(parameter.numel() for parameter in model.parameters())
-    # Elsewhere than on a CPU the second would be another device's: the first steps tell.
-    speed = measured_speed(job) if model.b_dec.device.type == "cpu" else None
-    return (
-        f"k-SAE ({model.mode}): d {model.d}, n {model.n:,}, k {model.k}, {job.rows:,} rows\n"
-        f"trains: W_enc, b_enc, W_dec, b_dec, {size:,} parameters; frozen: none\n"
-        f"{line(job, speed)}"
-    )
-
-
-def _resumed(record: "Run", model: "KSparseAutoencoder") -> "TrainState | None":
-    from revelio.sae.checkpoint import load_checkpoint
-
-    found = record.latest_checkpoint()
-    if found is None:
-        record.truncate_metrics(0)
-        return None
-    step, folder = found
-    record.truncate_metrics(step)
-    print(f"resuming after step {step:,}")
-    return load_checkpoint(folder, model)
-
-
-def _follow(
-    config: Config,
-    record: "Run",
-    model: "KSparseAutoencoder",
-    rows: "Shuffled",
-    settings: "TrainSettings",
-    state: "TrainState | None",
-) -> "TrainState":
-    """Train to the end: log, save, show progress; the first steps give the time it will take."""
-    import time
-
-    from tqdm import tqdm
-
-    from revelio.sae.checkpoint import save_checkpoint
-    from revelio.sae.train import train
-
-    done = state.step if state else 0
-    bar = tqdm(total=settings.steps, initial=done, unit="step", desc="k-SAE", smoothing=0.05)
-    began = None
-    with bar:
-        for step in train(model, rows, settings, state):
-            state = step.state
-            # The first step pays for one-time work, so the clock starts after it.
-            if began is None:
-                began = time.monotonic()
-            elif step.step == done + 6:
-                each = (time.monotonic() - began) / 5
-                left = each * (settings.steps - step.step)
-                bar.write(
-                    f"{settings.batch_size / each:,.0f} rows/s: about {left / 60:.1f} minutes"
-                )
-            bar.update()
-            if step.step % config.log_every == 0 or step.step in (1, settings.steps):
-                record.log(**_line(step))
-                bar.set_postfix(loss=f"{step.loss:.4f}", dead=f"{step.dead_share:.1%}")
-            if config.checkpoint_every and step.step % config.checkpoint_every == 0:
-                record.save_checkpoint(
-                    step.step, lambda folder, at=step.state: save_checkpoint(folder, model, at)
-                )
-    assert state is not None
-    return state
-
-
-def _line(step: "StepState") -> dict[str, Any]:
-    names = ("step", "epoch", "samples", "loss", "auxk_loss", "fvu", "l0", "active", "dead_share")
-    line = {name: getattr(step, name) for name in (*names, "learning_rate")}
-    # A batch of one row has no variance to explain.
-    return {name: value if abs(value) < float("inf") else None for name, value in line.items()}
-
-
-def _finish(
-    config: Config,
-    record: "Run",
-    model: "KSparseAutoencoder",
-    rows: "Shuffled",
-    state: "TrainState",
-    count: int,
-) -> None:
-    from dataclasses import asdict
-
-    from revelio.runs import write_json, write_whole_by
-    from revelio.sae.metrics import evaluate
-
-    found = evaluate(model, rows.epoch(0))
-    model.trained_on.update(steps=state.step, samples=state.samples, fvu=found.fvu)
-    write_whole_by(config.out / "final", model.save_pretrained)
-    record.finish(steps=state.step, samples=state.samples)
-    report = {
-        "mode": model.mode,
-        "trained_on": model.trained_on,
-        "d": model.d,
-        "n": model.n,
-        "k": model.k,
-        "seed": config.seed,
-        "steps": state.step,
-        "samples": state.samples,
-        "epochs": round(state.samples / count, 3),
-        "stopped_early": state.stopped,
-        "variance": state.variance if model.mode == "fixed" else None,
-        **asdict(found),
-        "seconds": record.manifest["seconds"],
-    }
-    write_json(config.out / "report.json", report)
-    print(
-        f"fraction of variance unexplained {found.fvu:.4f}, L0 {found.l0:.1f}, "
-        f"dead {found.dead_share:.1%} of {model.n:,} latents on {found.rows:,} rows\n"
-        f"wrote {config.out / 'final'}, {config.out / 'report.json'}, {record.metrics_path}"
-    )
+    if not team.main:
+        return
+    store = ActivationStore.open(configs[0].store)
+    for config in configs:
+        job = build_job(config, store, build_settings(config, len(store)), team)
+        size = 2 * job.n * job.d + job.n + job.d
+        # Elsewhere than on a CPU the second would be another device's: the first steps tell.
+        speed = measured_speed(job) if team.device.type == "cpu" else None
+        print(
+            f"k-SAE ({config.mode}): d {job.d}, n {job.n:,}, k {job.k}, {job.rows:,} rows\n"
+            f"trains: W_enc, b_enc, W_dec, b_dec, {size:,} parameters; frozen: none\n"
+            f"{line(job, speed)}",
+            flush=True,
+        )

@@ -1,0 +1,105 @@
+"""The processes that train a k-SAE together, as a launcher started them; or this one alone."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import torch
+
+    from revelio.sae.checkpoint import Files
+    from revelio.sae.model import KSparseAutoencoder
+    from revelio.sae.parallel import Group
+    from revelio.sae.rows import RowSource
+
+
+@dataclass(frozen=True)
+class Team:
+    """Who trains, and on what.
+
+    Attributes:
+        device: this process's.
+        group: the processes; None: this one alone.
+        sharing: what they share.
+        wait: returns once all have called it.
+        close: leaves the group.
+    """
+
+    device: "torch.device"
+    group: "Group | None" = None
+    sharing: Literal["data", "latents"] = "data"
+    wait: Callable[[], None] = lambda: None
+    close: Callable[[], None] = lambda: None
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes and prints."""
+        return self.group is None or self.group.rank == 0
+
+    @property
+    def world(self) -> int:
+        """How many processes there are."""
+        return 1 if self.group is None else self.group.world
+
+    def model(self, settings: Mapping[str, Any]) -> "KSparseAutoencoder":
+        """A fresh k-SAE, this process's part of it where they share the latents."""
+        from revelio.sae.model import KSparseAutoencoder
+        from revelio.sae.parallel import DataParallelKernel
+        from revelio.sae.sharded import sharded_model
+
+        if self.group is not None and self.sharing == "latents":
+            return sharded_model(self.group, settings).to(self.device)
+        model = KSparseAutoencoder(**settings)
+        if self.group is not None:
+            model.kernel = DataParallelKernel(model.kernel, self.group)
+        return model.to(self.device)
+
+    def share_reading(self, source: "RowSource") -> "RowSource":
+        """The source, of which each process reads a part and all get all."""
+        from revelio.sae.parallel import SharedRows
+
+        assert self.group is not None
+        return SharedRows(source, self.group.apart(), self.device)
+
+    def files(self, n: int) -> "Files | None":
+        """How checkpoints are written; None: this process holds everything."""
+        from revelio.sae.sharded import ShardedFiles
+
+        if self.group is None or self.sharing == "data":
+            return None
+        return ShardedFiles(self.group, n)
+
+
+def gather_team(device: str, sharing: Literal["data", "latents"]) -> Team:
+    """The processes that ``torchrun`` or ``accelerate launch`` started, or this one alone.
+
+    Args:
+        device: what the user asked for; ``auto`` is each process's own accelerator, or the CPU.
+        sharing: what several processes share.
+
+    Raises:
+        ValueError: the device is not to be had.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Team(_device(device))
+    from revelio.activations.processes import launched
+    from revelio.sae.parallel import Group
+
+    processes = launched(device)
+    own = processes.device if device in ("auto", "cuda") else device
+    return Team(_device(own), Group.all(), sharing, processes.wait, processes.close)
+
+
+def _device(name: str) -> "torch.device":
+    import torch
+
+    chosen = name
+    if chosen == "auto":
+        chosen = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        place = torch.device(chosen)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name!r} is not to be had: use auto or cpu") from error
+    return place
