@@ -12,14 +12,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import signature
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from llava_ext.config import IGNORE_INDEX, ModelConfig, Stage
 from llava_ext.fusion import fuse, fused_length, widths
@@ -27,6 +28,7 @@ from llava_ext.projector import Projector
 from llava_ext.splice import Side, Spliced, splice
 from llava_ext.tokens import token_raster
 from revelio.backbones.loading import dtype_of
+from revelio.seeds import key_seed
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class LlavaModel(nn.Module):
         shapes: of the towers' grids.
         language_model: any causal language model, or a peft model around one.
         projectors: one a tower.
+        language_changed: whether the language model's own weights differ from those it was named after.
         image_tokens: tokens an image.
         config: the language model's, for the Trainer and DeepSpeed (``hidden_size``).
     """
@@ -65,6 +68,8 @@ class LlavaModel(nn.Module):
         config: ModelConfig,
         language_model: PreTrainedModel,
         shapes: Sequence[TowerShape],
+        *,
+        seed: int = 0,
     ) -> None:
         """New projectors on a given language model; see :func:`llava_ext.language.build_model`.
 
@@ -72,6 +77,7 @@ class LlavaModel(nn.Module):
             config: of the model.
             language_model: in the number format wanted.
             shapes: one a tower, in the config's order.
+            seed: of the projectors' weights.
 
         Raises:
             ValueError: a budget or the fusion can't be met.
@@ -79,21 +85,32 @@ class LlavaModel(nn.Module):
         super().__init__()
         self.settings = config
         self.shapes = tuple(shapes)
-        self.language_model = language_model
-        self.config = language_model.config
+        self.language_changed = False
+        self.set_language_model(language_model)
         rasters = [
             token_raster(tower, shape.grid)
             for tower, shape in zip(config.towers, self.shapes, strict=True)
         ]
         self.image_tokens = fused_length(config.fusion, [h * w for h, w in rasters])
-        width = int(language_model.get_input_embeddings().embedding_dim)
-        shares = widths(config.fusion, len(rasters), width)
-        self.projectors = nn.ModuleList(
-            Projector(tower, shape.channels, shape.grid, share)
-            for tower, shape, share in zip(config.towers, self.shapes, shares, strict=True)
-        ).to(dtype_of(config.dtype))
+        width = cast(nn.Embedding, language_model.get_input_embeddings()).embedding_dim
+        self.projectors = nn.ModuleList(self._build_projectors(width, seed))
+
+    def set_language_model(self, language_model: Any) -> None:
+        """Take a language model: at the start, or the same one with adapters in it."""
+        self.language_model = language_model
+        self.config = language_model.config
         accepted = signature(_innermost(language_model).forward).parameters
         self._takes_positions = "position_ids" in accepted
+
+    def _build_projectors(self, width: int, seed: int) -> Iterator[Projector]:
+        towers, dtype = self.settings.towers, dtype_of(self.settings.dtype)
+        shares = widths(self.settings.fusion, len(towers), width)
+        for place, (tower, shape) in enumerate(zip(towers, self.shapes, strict=True)):
+            # Layers draw their first weights from the global state: put aside, keyed, put back.
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(key_seed(seed, "projector", place))
+                projector = Projector(tower, shape.channels, shape.grid, shares[place])
+            yield projector.to(dtype)
 
     @property
     def device(self) -> torch.device:
@@ -166,7 +183,7 @@ class LlavaModel(nn.Module):
             return Output(logits=self.language_model(**inputs).logits)
         targets = nn.functional.pad(found.labels[:, 1:], (0, 1), value=IGNORE_INDEX).flatten()
         rows = (targets != IGNORE_INDEX).nonzero().flatten()
-        head = self.language_model.get_output_embeddings()
+        head = cast(nn.Module, self.language_model.get_output_embeddings())
         with _rows_only(head, rows):
             logits = self.language_model(**inputs).logits.flatten(0, -2)
         total = cross_entropy(logits.float(), targets[rows], reduction="sum")
@@ -183,8 +200,22 @@ class LlavaModel(nn.Module):
             if "lora_" in name
         ]
         self.language_model.requires_grad_(stage == "finetune" and not adapted)
+        self.language_changed |= stage == "finetune" and not adapted
         for parameter in adapted:
             parameter.requires_grad_(stage == "finetune")
+
+    def save_pretrained(self, path: Path, tokenizer: Any, **settings: Any) -> None:
+        """Write the model to a folder; see :func:`llava_ext.checkpoint.save_model`."""
+        from llava_ext.checkpoint import save_model
+
+        save_model(self, tokenizer, path, **settings)
+
+    @staticmethod
+    def from_pretrained(path: str | Path, **settings: Any) -> "tuple[LlavaModel, Any]":
+        """Model and tokenizer from a folder or hub id; see :func:`llava_ext.checkpoint.load_model`."""
+        from llava_ext.checkpoint import load_model
+
+        return load_model(path, **settings)
 
     def gradient_checkpointing_enable(self, *arguments: Any, **settings: Any) -> None:
         """Pass through to the language model, which holds nearly all activations."""
@@ -215,30 +246,3 @@ def _innermost(model: PreTrainedModel) -> nn.Module:
     from peft import PeftModel
 
     return model.get_base_model() if isinstance(model, PeftModel) else model
-
-
-def frozen_and_trained(model: LlavaModel, towers: Sequence[str] = ()) -> str:
-    """A table of what is frozen and what trains, with parameter counts, to be printed before training.
-
-    Args:
-        model: after :meth:`LlavaModel.trainable`.
-        towers: names of the frozen towers, which are no part of the model.
-    """
-    rows = [(f"tower {name}", "frozen, outside the model", "") for name in towers]
-    names = [f"projector {tower.backbone} {tower.layer}" for tower in model.settings.towers]
-    parts = [*zip(names, model.projectors, strict=True), ("language model", model.language_model)]
-    everything = trained = 0
-    for name, module in parts:
-        total, learnt = _counts(module)
-        everything, trained = everything + total, trained + learnt
-        state = "trains" if learnt == total else "frozen" if not learnt else f"{learnt:,} train"
-        rows.append((name, state, f"{total:,}"))
-    rows.append(("in all", f"{trained:,} train", f"{everything:,}"))
-    first, second = (max(len(row[column]) for row in rows) for column in (0, 1))
-    return "\n".join(f"{a:<{first}}  {b:<{second}}  {c:>15}".rstrip() for a, b, c in rows)
-
-
-def _counts(module: nn.Module) -> tuple[int, int]:
-    """Parameters of a module, and how many of them train; ZeRO-3 leaves the true size in ds_numel."""
-    sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in module.parameters()]
-    return sum(size for size, _ in sizes), sum(size for size, learnt in sizes if learnt)

@@ -41,4 +41,4 @@ class Projector(nn.Module):
 
     def forward(self, grids: Float[Tensor, "i c h w"]) -> Float[Tensor, "i t d"]:
         """Projected tokens in reading order, in the projector's own number format."""
-        return self.mlp(self.tokens(grids.to(self.mlp[0].weight.dtype)))
+        return self.mlp(self.tokens(grids.to(next(self.mlp.parameters()).dtype)))

@@ -62,43 +62,46 @@ def splice(
     Raises:
         ValueError: the number of placeholders is not the number of images.
     """
-    batch, row = input_ids.shape
-    count, size = images.shape[:2]
+    size = images.shape[1]
     attended = attention_mask.bool()
     is_image = (input_ids == IMAGE_INDEX) & attended
     spans = torch.where(is_image, size, 1) * attended
+    long = _counted(is_image, spans, len(images)) if length is None else length
+    place = _places(spans.sum(1, keepdim=True), long, padding_side)
     ends = spans.cumsum(1)
-    if length is None:
-        placeholders, length = torch.stack([is_image.sum(), ends[:, -1].max()]).tolist()
-        if placeholders != count:
-            raise ValueError(
-                f"the batch has {placeholders} image placeholders but {count} images were given"
-            )
-    totals = ends[:, -1:]
-    place = torch.arange(length, device=input_ids.device).expand(batch, length)
-    if padding_side == "left":
-        place = place - (length - totals)
-    mask = (place >= 0) & (place < totals)
+    mask = (place >= 0) & (place < ends[:, -1:])
     # The first input position whose span ends beyond this place; padding has no span and is passed over.
-    source = torch.searchsorted(ends, place.contiguous(), right=True).clamp_max(row - 1)
+    source = torch.searchsorted(ends, place, right=True).clamp_max(input_ids.shape[1] - 1)
     from_image = is_image.gather(1, source) & mask
     inside = place - (ends - spans).gather(1, source)
-    order = (is_image.flatten().cumsum(0) - 1).view(batch, row).gather(1, source)
-    offset = torch.arange(batch, device=input_ids.device)[:, None] * row
+    order = (is_image.flatten().cumsum(0) - 1).view_as(is_image).gather(1, source)
     # Rows of [text, images, one of zeros].
-    index = torch.where(from_image, batch * row + order * size + inside, offset + source)
-    index = torch.where(mask, index, batch * row + count * size)
+    first_image, zeros = input_ids.numel(), input_ids.numel() + len(images) * size
+    offset = torch.arange(len(input_ids), device=input_ids.device)[:, None] * input_ids.shape[1]
+    index = torch.where(from_image, first_image + order * size + inside, offset + source)
+    index = torch.where(mask, index, zeros)
     rows = torch.cat([text.flatten(0, 1), images.flatten(0, 1), text.new_zeros(1, text.shape[-1])])
     found = None
     if labels is not None:
-        kept = mask & ~from_image
-        found = torch.where(kept, labels.gather(1, source), IGNORE_INDEX)
-    return Spliced(
-        rows.index_select(0, index.flatten()).view(batch, length, -1),
-        mask.long(),
-        found,
-        place * mask,
-    )
+        found = torch.where(mask & ~from_image, labels.gather(1, source), IGNORE_INDEX)
+    embeddings = rows.index_select(0, index.flatten()).view(*index.shape, -1)
+    return Spliced(embeddings, mask.long(), found, place * mask)
+
+
+def _counted(is_image: Tensor, spans: Tensor, images: int) -> int:
+    """The longest sample's length, after counting the placeholders; one copy to the host."""
+    placeholders, longest = torch.stack([is_image.sum(), spans.sum(1).max()]).tolist()
+    if placeholders != images:
+        raise ValueError(
+            f"the batch has {placeholders} image placeholders but {images} images were given"
+        )
+    return int(longest)
+
+
+def _places(totals: Int64[Tensor, "b 1"], length: int, side: Side) -> Int64[Tensor, "b L"]:
+    """Each output position, counted from its sample's first token; negative before it."""
+    place = torch.arange(length, device=totals.device).repeat(len(totals), 1)
+    return place - (length - totals) if side == "left" else place
 
 
 def expanded_length(input_ids: Sequence[int], tokens_per_image: int) -> int:

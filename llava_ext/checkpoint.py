@@ -1,0 +1,220 @@
+"""A model on disk: the projectors, the tokenizer, and of the language model no more than is needed.
+
+    config.json               format, what the model is made of, shapes of the towers' grids
+    projectors.safetensors    always
+    tokenizer/                always
+    language_model/           whole; absent where the language model is unchanged: then by name and revision
+    adapter/                  of peft, on top of either
+
+Towers are never in it: they are named in config.json.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from llava_ext.config import ModelConfig
+from llava_ext.language import assemble, load_language_model, load_tokenizer
+from llava_ext.model import LlavaModel, TowerShape
+from revelio.backbones.source import HUB_ID
+from revelio.config import structure, to_plain
+from revelio.runs import read_json, write_json, write_whole, write_whole_by
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+FORMAT = 1
+CONFIG = "config.json"
+PROJECTORS = "projectors.safetensors"
+LANGUAGE, ADAPTER, TOKENIZER = "language_model", "adapter", "tokenizer"
+
+Language = Literal["auto", "reference", "whole"]
+
+
+def save_model(
+    model: LlavaModel,
+    tokenizer: "PreTrainedTokenizerBase",
+    path: Path,
+    *,
+    language: Language = "auto",
+    state: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write a model to a folder, whole or not at all.
+
+    Args:
+        model: what to write.
+        tokenizer: its tokenizer.
+        path: a folder of its own; a model that is there is replaced.
+        language: ``reference`` writes only the language model's name, ``whole`` its weights; ``auto`` writes
+            them where they were trained. Adapters are always written.
+        state: the model's state dict, where the model itself holds only a part (ZeRO-3).
+
+    Raises:
+        ValueError: the folder holds something else, or a reference would lose trained weights.
+    """
+    if path.is_dir() and any(path.iterdir()) and not (path / CONFIG).is_file():
+        raise ValueError(f"{path} holds files that are no model: choose another folder")
+    if language == "reference" and model.language_changed:
+        raise ValueError(
+            "the language model was trained, so its name alone would lose that: save it `whole`"
+        )
+    whole = model.language_changed if language == "auto" else language == "whole"
+    weights = dict(model.state_dict() if state is None else state)
+    write_whole_by(path, lambda folder: _write(model, tokenizer, folder, weights, whole))
+
+
+def _write(
+    model: LlavaModel,
+    tokenizer: "PreTrainedTokenizerBase",
+    folder: Path,
+    weights: Mapping[str, Tensor],
+    whole: bool,
+) -> None:
+    from peft import PeftModel
+
+    folder.mkdir(parents=True)
+    adapter = isinstance(model.language_model, PeftModel)
+    entries = {
+        "format": FORMAT,
+        "model": to_plain(model.settings),
+        "shapes": [{"channels": s.channels, "grid": list(s.grid)} for s in model.shapes],
+        "language": "whole" if whole else "reference",
+        "adapter": adapter,
+    }
+    write_json(folder / CONFIG, entries)
+    projectors = _below(weights, "projectors.")
+    save_file({key: value.contiguous() for key, value in projectors.items()}, folder / PROJECTORS)
+    tokenizer.save_pretrained(folder / TOKENIZER)
+    inner: Any = model.language_model
+    language = _below(weights, "language_model.")
+    if adapter:
+        inner.save_pretrained(folder / ADAPTER, state_dict=language)
+        # The base model's own weights, out of the wrapper's names.
+        below = _below(language, "base_model.model.")
+        kept = {k.replace(".base_layer.", "."): v for k, v in below.items() if "lora_" not in k}
+        language, inner = kept, inner.get_base_model()
+    if whole:
+        inner.save_pretrained(folder / LANGUAGE, state_dict=language)
+    write_whole(folder / "README.md", _card(model))
+
+
+def load_model(
+    path: str | Path, *, dtype: str | None = None
+) -> tuple[LlavaModel, "PreTrainedTokenizerBase"]:
+    """Read what :func:`save_model` wrote.
+
+    Args:
+        path: the folder, or a hub id.
+        dtype: instead of the one it was written in.
+
+    Raises:
+        ValueError: it is no such folder, of another format, or damaged; one line that says which.
+    """
+    folder = _folder(path)
+    entries = read_json(folder / CONFIG)
+    if not isinstance(entries, dict) or entries.get("format") != FORMAT or "model" not in entries:
+        raise ValueError(f"{folder / CONFIG} is of no model that llava_ext {FORMAT} can read")
+    values = entries["model"] | ({"dtype": dtype} if dtype else {})
+    config = structure(ModelConfig, values, where="model.")
+    shapes = [TowerShape(s["channels"], (s["grid"][0], s["grid"][1])) for s in entries["shapes"]]
+    whole = entries["language"] == "whole"
+    language_model: Any = load_language_model(
+        str(folder / LANGUAGE) if whole else config.language_model,
+        revision=None if whole else config.revision,
+        dtype=config.dtype,
+    )
+    tokenizer = load_tokenizer(str(folder / TOKENIZER))
+    model = assemble(config, language_model, tokenizer, shapes)
+    model.language_changed = whole
+    if entries["adapter"]:
+        from peft import PeftModel
+
+        adapter = folder / ADAPTER
+        adapted = PeftModel.from_pretrained(language_model, str(adapter), is_trainable=True)
+        model.set_language_model(adapted)
+    load_state(model.projectors, _read(folder / PROJECTORS), str(folder / PROJECTORS))
+    return model, tokenizer
+
+
+def load_projectors(model: LlavaModel, path: str | Path) -> None:
+    """Take only the projectors of a saved model: what stage 2 begins with.
+
+    Raises:
+        ValueError: they are of another width, or of other towers.
+    """
+    file = _folder(path) / PROJECTORS
+    load_state(model.projectors, _read(file), str(file))
+
+
+def load_state(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Copy weights into a module, in its own number format.
+
+    Raises:
+        ValueError: a name or a shape differs; one line with the first difference.
+    """
+    expected = module.state_dict()
+    for name in sorted(expected.keys() | state.keys()):
+        if name not in state or name not in expected:
+            what = "lacks" if name not in state else "has beside what the model knows"
+            raise ValueError(
+                f"{source} {what} {name}: it was made with other towers or token steps"
+            )
+        given, wanted = tuple(state[name].shape), tuple(expected[name].shape)
+        if given != wanted:
+            raise ValueError(
+                f"{source} holds {name} of shape {given}, but this model wants {wanted}: it was made "
+                "for a language model or tower of another width"
+            )
+    module.load_state_dict(state)
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    if not file.is_file():
+        raise ValueError(f"no projectors at {file}: give the folder of a saved model")
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise ValueError(f"{file} is damaged: {error}") from error
+
+
+def _folder(path: str | Path) -> Path:
+    if Path(path).is_dir():
+        if not (Path(path) / CONFIG).is_file():
+            raise ValueError(f"{path} holds no {CONFIG}: give the folder of a saved model")
+        return Path(path)
+    if not HUB_ID.fullmatch(str(path)):
+        raise ValueError(f"no model at {path}: give the folder of a saved model, or a hub id")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(snapshot_download(str(path)))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"{path} is no folder here and can't be had from the hub ({reason})"
+        ) from error
+
+
+def _below(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+
+
+def _card(model: LlavaModel) -> str:
+    towers = "\n".join(
+        f"- `{tower.backbone}`, layer `{tower.layer}`, timestep {tower.timestep}, "
+        f"{tower.budget} tokens by `{tower.tokens}`"
+        for tower in model.settings.towers
+    )
+    return (
+        f"---\nlibrary_name: revelio\n---\n\n# A LLaVA-style model\n\n"
+        f"Language model `{model.settings.language_model}`, {model.image_tokens} tokens an image, "
+        f"fusion `{model.settings.fusion}`, template `{model.settings.template}`.\n\n"
+        f"Towers (not in this folder):\n\n{towers}\n\n"
+        "Load it with `llava_ext.generate.Assistant.load(folder)`, or talk to it with\n"
+        "`python scripts/chat.py --model FOLDER --image FILE`.\n"
+    )

@@ -1,0 +1,145 @@
+"""Projectors that others trained: LLaVA's and MMVP's ``mm_projector.bin``, the paper's two files.
+
+    <model or transformer>.mm_projector.{0,2}.{weight,bias}                      linear, linear
+    <...>.diffusion_mm_projector.0.conv{1,2}.{weight,bias}                       conv block
+    <...>.diffusion_mm_projector.1.{0,2}.{weight,bias}                           linear, linear
+
+The prefix is ``model`` for Llama and ``transformer`` for MPT; the released code finds only the first, so
+that it can't load its own stage 1 (SPEC 3.6, L2). Names are matched whole: ``mm_projector`` doesn't catch
+``diffusion_mm_projector``. The files are pickles: read with PyTorch's restricted unpickler, which makes
+tensors and containers and calls nothing else.
+"""
+
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from llava_ext.checkpoint import load_state
+from llava_ext.model import LlavaModel
+
+KEY = re.compile(
+    r"(?:.*\.)?(?P<name>\w*mm_projector)\.(?P<rest>(?:\d+\.)*(?:conv[12]\.)?(?:weight|bias))"
+)
+PLAIN, DIFFUSION = "mm_projector", "diffusion_mm_projector"
+SUFFIX = ".bin"
+
+
+def read_projectors(path: Path) -> dict[str, dict[str, Tensor]]:
+    """The projectors in a ``.bin`` file, by name, with the weights' names that a ``Projector`` has.
+
+    Args:
+        path: the file. A full model's state dict will do: other keys are passed over.
+
+    Returns:
+        ``{"mm_projector": {"mlp.0.weight": ...}, "diffusion_mm_projector": {"tokens.conv1.weight": ...}}``
+
+    Raises:
+        ValueError: there is no such file, it wants code run, is damaged, or holds no projector.
+    """
+    state = _read(path)
+    found: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in state.items():
+        match = KEY.fullmatch(str(key))
+        if match and isinstance(tensor, Tensor):
+            name, rest = match["name"], match["rest"]
+            found.setdefault(name, {})[_our_key(rest)] = tensor
+    if not found:
+        some = ", ".join(map(str, list(state)[:3])) or "nothing"
+        raise ValueError(
+            f"{path} holds no projector (its keys: {some}): give a file whose keys are like "
+            "model.mm_projector.0.weight"
+        )
+    return found
+
+
+def import_projectors(model: LlavaModel, paths: Mapping[int, Path] | Path) -> list[str]:
+    """Take others' projectors into a model, one a tower.
+
+    Args:
+        model: changed in place.
+        paths: a folder or a file, whose names decide: ``diffusion_mm_projector`` is for the tower whose
+            tokens are made by ``conv``, ``mm_projector`` for the first other. Or a file a tower's place.
+
+    Returns:
+        A line a tower that got weights: which, and from where.
+
+    Raises:
+        ValueError: a file holds none or several for a tower, or they are of another width.
+    """
+    if isinstance(paths, Mapping):
+        chosen = {place: (path, None) for place, path in paths.items()}
+    else:
+        chosen = _by_name(model, paths)
+    lines = []
+    for place, (path, name) in sorted(chosen.items()):
+        if not 0 <= place < len(model.projectors):
+            raise ValueError(f"there is no tower {place}: the model has {len(model.projectors)}")
+        tower = model.settings.towers[place]
+        name, state = _one(read_projectors(path), name, path, conv=tower.tokens == "conv")
+        load_state(model.projectors[place], state, f"{path.name} ({name})")
+        lines.append(f"projector of {tower.backbone} {tower.layer}: {name} of {path.name}")
+    return lines
+
+
+def _read(path: Path) -> Mapping[str, object]:
+    if not path.is_file():
+        raise ValueError(f"no projector file at {path}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, EOFError, RuntimeError, OSError, KeyError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else "it is damaged"
+        raise ValueError(f"{path} can't be read without running code in it: {reason}") from error
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{path} holds a {type(state).__name__}, not weights by name")
+    return state
+
+
+def _our_key(rest: str) -> str:
+    """``0.conv1.weight`` -> ``tokens.conv1.weight``, ``1.2.bias`` and ``2.bias`` -> ``mlp.2.bias``."""
+    if "conv" in rest:
+        return f"tokens.{rest[rest.index('conv') :]}"
+    return f"mlp.{'.'.join(rest.split('.')[-2:])}"
+
+
+def _by_name(model: LlavaModel, path: Path) -> dict[int, tuple[Path, str | None]]:
+    """Which file and name each tower's projector comes from."""
+    if path.is_dir():
+        files = sorted(path.glob(f"*{PLAIN}{SUFFIX}"))
+        if not files:
+            raise ValueError(f"{path} holds no {PLAIN}{SUFFIX}: give its folder or the file itself")
+    else:
+        files = [path]
+    # A file's own projector comes first: mm_projector.bin may hold the diffusion tower's, too.
+    where: dict[str, Path] = {}
+    for file in files:
+        for name in read_projectors(file):
+            if name not in where or name == file.name.removesuffix(SUFFIX):
+                where[name] = file
+    free = list(range(len(model.projectors)))
+    chosen: dict[int, tuple[Path, str | None]] = {}
+    for name in sorted(where, key=lambda name: (name == PLAIN, name), reverse=True):
+        conv = name == DIFFUSION
+        fits = [p for p in free if (model.settings.towers[p].tokens == "conv") == conv]
+        if not fits:
+            raise ValueError(
+                f"{where[name]} holds {name}, but the model has no tower left for it whose tokens are "
+                f"{'' if conv else 'not '}made by `conv`: say which tower each file is for"
+            )
+        free.remove(fits[0])
+        chosen[fits[0]] = (where[name], name)
+    return chosen
+
+
+def _one(
+    found: Mapping[str, dict[str, Tensor]], name: str | None, path: Path, *, conv: bool
+) -> tuple[str, dict[str, Tensor]]:
+    if name is None:
+        names = [each for each in found if (each == DIFFUSION) == conv] or list(found)
+        if len(names) > 1:
+            raise ValueError(f"{path} holds {', '.join(names)}: give a file with one of them")
+        name = names[0]
+    return name, found[name]

@@ -1,0 +1,202 @@
+"""The language model and its tokenizer, from a folder, a hub id, or a package; and the whole model.
+
+Any ``AutoModelForCausalLM``: MPT (the paper's MPT-7B-Chat is 4096 wide) by transformers' own class, Llama
+and its relatives, ... Padding is the tokenizer's own pad token, else its unknown token (as in the released
+code, SPEC 3.4), else the end-of-text token; padding is masked, so the choice changes no result.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llava_ext.config import ModelConfig
+from llava_ext.model import LlavaModel, TowerShape
+from llava_ext.templates import check_template
+from llava_ext.towers import Tower
+from revelio.backbones.loading import dtype_of, quiet
+from revelio.backbones.packaged import PACKAGED, packaged_path
+from revelio.backbones.source import HUB_ID
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+# Where the configs of transformers' models say how long a text may be.
+LENGTH_KEYS = ("max_seq_len", "max_position_embeddings", "n_positions")
+LORA_TARGETS = "all-linear"
+
+
+def build_model(
+    config: ModelConfig, towers: Sequence[Tower], *, seed: int = 0
+) -> tuple[LlavaModel, "PreTrainedTokenizerBase"]:
+    """New projectors on a pretrained language model.
+
+    Args:
+        config: of the model.
+        towers: only the shapes of their grids are used.
+        seed: of the projectors' first weights.
+
+    Raises:
+        KeyError: an unknown packaged model.
+        ValueError: the language model can't be loaded, or a setting doesn't fit it.
+    """
+    name, revision = config.language_model, config.revision
+    language_model = load_language_model(name, revision=revision, dtype=config.dtype)
+    tokenizer = load_tokenizer(name, revision)
+    shapes = [TowerShape(tower.channels, tower.grid) for tower in towers]
+    return assemble(config, language_model, tokenizer, shapes, seed=seed), tokenizer
+
+
+def assemble(
+    config: ModelConfig,
+    language_model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    shapes: Sequence[TowerShape],
+    *,
+    seed: int = 0,
+) -> LlavaModel:
+    """New projectors on a language model that is loaded; checks that everything fits.
+
+    Raises:
+        ValueError: the template, the length or a budget doesn't fit.
+    """
+    check_template(config.template, tokenizer)
+    limit = context_length(language_model.config)
+    if limit is not None and config.max_length > limit:
+        raise ValueError(
+            f"`max_length` {config.max_length} is beyond what {config.language_model} takes: "
+            f"set `max_length: {limit}` or less"
+        )
+    model = LlavaModel(config, language_model, shapes, seed=seed)
+    if model.image_tokens >= config.max_length:
+        raise ValueError(
+            f"an image takes {model.image_tokens} tokens, which leaves none of `max_length` "
+            f"{config.max_length} for text: lower the towers' `budget`"
+        )
+    return model
+
+
+def load_language_model(
+    name: str, *, revision: str | None = None, dtype: str = "float32"
+) -> "PreTrainedModel":
+    """A causal language model.
+
+    Args:
+        name: a folder, a hub id, or a packaged model's name.
+        revision: of a hub id.
+        dtype: ``float32``, ``bfloat16`` or ``float16``.
+
+    Raises:
+        ValueError: there is none, it is not prepared, or it is no causal language model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    where = find_language_model(name)
+    with quiet():
+        try:
+            return AutoModelForCausalLM.from_pretrained(
+                where, revision=revision or "main", dtype=dtype_of(dtype)
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(
+                f"{name} can't be loaded as a causal language model ({_first_line(error)}): "
+                "give a folder, a hub id or a packaged name"
+            ) from error
+
+
+def load_tokenizer(name: str, revision: str | None = None) -> "PreTrainedTokenizerBase":
+    """A language model's tokenizer, with a pad token.
+
+    Raises:
+        ValueError: there is none, or it has no token to pad with.
+    """
+    from transformers import AutoTokenizer
+
+    where = find_language_model(name)
+    with quiet():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(where, revision=revision or "main")
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(
+                f"{name} has no tokenizer that can be loaded ({_first_line(error)})"
+            ) from error
+    set_pad_token(tokenizer, name)
+    return tokenizer
+
+
+def set_pad_token(tokenizer: "PreTrainedTokenizerBase", name: str) -> None:
+    """Give the tokenizer a pad token out of its own tokens, unless it has one.
+
+    Raises:
+        ValueError: it has neither an unknown nor an end-of-text token.
+    """
+    if tokenizer.pad_token is not None:
+        return
+    token = tokenizer.unk_token or tokenizer.eos_token
+    if token is None:
+        raise ValueError(
+            f"the tokenizer of {name} has no pad, unknown or end-of-text token: "
+            "set one of them in its tokenizer_config.json"
+        )
+    tokenizer.pad_token = token
+
+
+def find_language_model(name: str) -> str:
+    """The folder or hub id behind a name.
+
+    Raises:
+        ValueError: neither, or a packaged model that is not prepared.
+    """
+    if name in PACKAGED:
+        return str(packaged_path(name))
+    if Path(name).expanduser().is_dir():
+        return str(Path(name).expanduser())
+    if not HUB_ID.fullmatch(name) or name.startswith((".", "/", "~")):
+        raise ValueError(
+            f"no language model at {name!r}: give a folder, a hub id, or one of {', '.join(PACKAGED)}"
+        )
+    return name
+
+
+def context_length(config: "PretrainedConfig") -> int | None:
+    """Tokens that a language model takes at most, or None where it doesn't say.
+
+    MPT fails beyond its ``max_seq_len``; others answer worse beyond what they were trained for.
+    """
+    known = config.get_text_config().to_dict()
+    return next((int(known[key]) for key in LENGTH_KEYS if known.get(key)), None)
+
+
+def add_lora(
+    model: LlavaModel,
+    *,
+    rank: int = 64,
+    alpha: int = 128,
+    dropout: float = 0.0,
+    targets: str | list[str] = LORA_TARGETS,
+) -> None:
+    """Put low-rank adapters (peft) into the language model; then only these and the projectors train.
+
+    Args:
+        model: changed in place.
+        rank: of the adapters.
+        alpha: their scale is alpha / rank.
+        dropout: in front of them.
+        targets: names of the linear layers, or ``all-linear``.
+
+    Raises:
+        ValueError: no layer has such a name.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    settings = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=targets,
+        task_type="CAUSAL_LM",
+    )
+    model.set_language_model(get_peft_model(model.language_model, settings))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")

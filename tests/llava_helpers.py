@@ -1,0 +1,117 @@
+"""Tiny language models and tokenizers, written as folders that ``from_pretrained`` takes.
+
+tiny_llama   2 blocks, 32 wide, context 256; ChatML-like chat template, tags as tokens, pad token
+tiny_mpt     2 blocks, 32 wide, max_seq_len 128; no pad token, unk = end of text, as MPT's tokenizer
+"""
+
+from pathlib import Path
+from typing import Any
+
+from backbones_helpers import picture, seeded, tiny_clip, tiny_dinov2, tiny_sd
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.trainers import BpeTrainer
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MptConfig,
+    MptForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from llava_ext.config import ModelConfig, TowerConfig
+
+END, START, STOP, PAD = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"
+CORPUS = [
+    "what is in this picture? a small dog on green grass. describe it in a few words.",
+    "USER: is it a cat or a dog? ASSISTANT: it is a cat. user assistant system",
+]
+CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+WIDTH = 32
+
+
+def tiny_language_tokenizer(*, pad: bool = True) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer trained on two lines."""
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    tokenizer.decoder = ByteLevelDecoder()  # type: ignore[assignment]
+    special = [END, START, STOP, *([PAD] if pad else [])]
+    trainer = BpeTrainer(
+        vocab_size=320,
+        special_tokens=special,
+        initial_alphabet=ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    names: dict[str, Any] = {"pad_token": PAD} if pad else {"unk_token": END}
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=START, eos_token=STOP if pad else END, **names
+    )
+    if pad:
+        wrapped.chat_template = CHAT
+    return wrapped
+
+
+def tiny_llama(folder: Path, *, seed: int = 0) -> Path:
+    """A ``LlamaForCausalLM`` folder with its tokenizer."""
+    tokenizer = tiny_language_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        initializer_range=0.2,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    seeded(lambda: LlamaForCausalLM(config), seed).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def tiny_mpt(folder: Path, *, seed: int = 0) -> Path:
+    """An ``MptForCausalLM`` folder with its tokenizer."""
+    tokenizer = tiny_language_tokenizer(pad=False)
+    config = MptConfig(
+        vocab_size=len(tokenizer),
+        d_model=WIDTH,
+        n_heads=4,
+        n_layers=2,
+        expansion_ratio=2,
+        max_seq_len=128,
+        initializer_range=0.2,
+        bos_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    seeded(lambda: MptForCausalLM(config), seed).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def tower_configs(folder: Path) -> dict[str, TowerConfig]:
+    """The paper's three towers in little, 16 tokens each; their models are written to ``folder``."""
+    clip, dinov2 = tiny_clip(folder / "clip"), tiny_dinov2(folder / "dinov2")
+    sd = tiny_sd(folder / "sd")
+    return {
+        "clip": TowerConfig(str(clip), "block1", budget=16),
+        "dinov2": TowerConfig(str(dinov2), "block2", budget=16),
+        "sd": TowerConfig(str(sd), "up_ft1", timestep=25, tokens="conv", budget=16, width=12),
+    }
+
+
+def model_config(language_model: Path, *towers: TowerConfig, **settings: Any) -> ModelConfig:
+    """A config that fits both tiny language models."""
+    return ModelConfig(str(language_model), towers, **{"max_length": 128, **settings})
+
+
+__all__ = ["model_config", "picture", "tiny_language_tokenizer", "tiny_llama", "tiny_mpt"]
