@@ -91,6 +91,7 @@ class Trainer:
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.generator = torch.Generator().manual_seed(schedule.seed + 1000 * self.rank)
         self.step = 0
+        self.images = 0
         self.seconds = 0.0
 
     def update(self, loss_function: LossFunction) -> State:
@@ -107,11 +108,10 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
+        self.images += self.schedule.batch
         self._update_average()
         self.seconds = of_first_process(self.seconds + time.perf_counter() - start)
-        return State(
-            self.step, self.step * self.schedule.batch, self.seconds, float(loss.detach()), rate
-        )
+        return State(self.step, self.images, self.seconds, float(loss.detach()), rate)
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -136,6 +136,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
             "step": self.step,
+            "images": self.images,
             "seconds": self.seconds,
         }
         save_whole(payload, path)
@@ -148,6 +149,7 @@ class Trainer:
             mean.copy_(saved)
         self.optimizer.load_state_dict(payload["optimizer"])
         self.step, self.seconds = payload["step"], payload["seconds"]
+        self.images = payload["images"]
         if self.rank == 0:
             self.generator.set_state(payload["generator"])
         else:
