@@ -80,6 +80,10 @@ class Kernel(Protocol):
         """The gradient of the kept values, from the gradient of what :meth:`decode` gave."""
         ...
 
+    def unit_norm(self, weights: Weights, moments: AdamRows) -> None:
+        """Scale the decoder's moving rows to unit length, in place."""
+        ...
+
     def update(
         self, weights: Weights, moments: AdamRows, gradient: Gradient, step: AdamStep
     ) -> None:
@@ -136,6 +140,12 @@ class SparseKernel:
             values = codes.values.detach().requires_grad_()
             product = _bags(codes.indices, rows.detach(), values)
         return torch.autograd.grad(product, values, outputs)[0]
+
+    @torch.no_grad()
+    def unit_norm(self, weights: Weights, moments: AdamRows) -> None:
+        """See :class:`Kernel`."""
+        for block in moments.blocks(self.block):
+            block.unit_norm(weights.W_dec)
 
     @torch.no_grad()
     def update(

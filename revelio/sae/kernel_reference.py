@@ -44,6 +44,11 @@ class ReferenceKernel:
         return (outputs @ rows.T).gather(1, codes.indices)
 
     @torch.no_grad()
+    def unit_norm(self, weights: Weights, moments: AdamRows) -> None:
+        """Unit length for every row that has moved."""
+        _unit(weights.W_dec, moments)
+
+    @torch.no_grad()
     def update(
         self, weights: Weights, moments: AdamRows, gradient: Gradient, step: AdamStep
     ) -> None:
@@ -61,8 +66,12 @@ class ReferenceKernel:
         _adam(weights.b_dec, gradient.b_dec, moments.b_dec, step)
         moments.last[gradient.latents.unique()] = step.t
         if step.unit_norm:
-            moving = (moments.last > 0)[:, None]
-            w.copy_(torch.where(moving, w / w.norm(dim=1, keepdim=True), w))
+            _unit(w, moments)
+
+
+def _unit(w: Float[Tensor, "n d"], moments: AdamRows) -> None:
+    moving = (moments.last > 0)[:, None]
+    w.copy_(torch.where(moving, w / w.norm(dim=1, keepdim=True), w))
 
 
 def _dense(codes: Codes, n: int) -> Float[Tensor, "b n"]:

@@ -38,8 +38,9 @@ class _Loss(NamedTuple):
 
 def _loss(model: KSparseAutoencoder, x: Tensor, error: Tensor, state: TrainState) -> _Loss:
     """The loss, and the factor that makes its gradient out of the error."""
-    spread_of_batch = (x - x.mean(0)).square().mean()
-    mse = error.square().mean()
+    # By columns first: such sums do not depend on the number of threads.
+    spread_of_batch = (x - x.mean(0)).square().mean(0).mean()
+    mse = error.square().mean(0).mean()
     fvu = float(mse / spread_of_batch)
     if model.mode == "as_paper":
         return _Loss(float(mse * model.d), 2 / len(x), fvu)
@@ -64,8 +65,7 @@ def train_step(
     """
     weights, t = model.weights, state.step + 1
     if model.mode == "as_code":
-        for block in state.moments.blocks(512):
-            block.unit_norm(weights.W_dec)
+        kernel.unit_norm(weights, state.moments)
     centred = model.centre(batch)
     x = batch.to(centred.device, torch.float32)
     codes, dead = _encode(model, centred, settings, state, kernel)

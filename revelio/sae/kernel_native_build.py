@@ -1,0 +1,98 @@
+"""Compile the native kernel's C++ once and load it.
+
+The sources in ``revelio/sae/native`` know no Python and no PyTorch, only pointers: any C++17 compiler will do,
+it takes some seconds, and the library serves every Python and PyTorch. It is kept in
+``$XDG_CACHE_HOME/revelio`` (or ``~/.cache/revelio``) under a name that the sources, the flags and the
+compiler decide. ``REVELIO_NATIVE=0`` turns it off; ``CXX`` names the compiler.
+"""
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch
+
+SOURCES = Path(__file__).parent / "native"
+FLAGS = (
+    *("-std=c++17", "-O3", "-mavx2", "-mfma", "-ffp-contract=off", "-fno-math-errno"),
+    *("-shared", "-fPIC", "-pthread"),
+)
+
+
+class NativeUnavailable(RuntimeError):
+    """Why the native kernel cannot be used here, in one line."""
+
+
+def native_cache() -> Path:
+    """The folder that holds compiled kernels."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "revelio"
+
+
+def compiler() -> str:
+    """The C++ compiler's path.
+
+    Raises:
+        NativeUnavailable: switched off, a processor without AVX2, or no compiler.
+    """
+    if os.environ.get("REVELIO_NATIVE") == "0":
+        raise NativeUnavailable("switched off by REVELIO_NATIVE=0")
+    if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+        raise NativeUnavailable("this processor has no AVX2")
+    wanted = os.environ.get("CXX", "").split()
+    for name in wanted[:1] or ("c++", "g++", "clang++"):
+        if found := shutil.which(name):
+            return found
+    raise NativeUnavailable("no C++ compiler found: install g++ or clang++, or set CXX")
+
+
+def library_path() -> Path:
+    """Where the compiled kernel is, or will be.
+
+    Raises:
+        NativeUnavailable: see :func:`compiler`.
+    """
+    command = compiler()
+    about = os.stat(command)
+    digest = hashlib.sha256(repr((FLAGS, command, about.st_size, about.st_mtime_ns)).encode())
+    for path in sorted(SOURCES.iterdir()):
+        digest.update(path.name.encode() + path.read_bytes())
+    return native_cache() / f"ksae-{digest.hexdigest()[:16]}.so"
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The compiled kernel, compiled now if need be.
+
+    Raises:
+        NativeUnavailable: see :func:`compiler`; or the compiler failed.
+    """
+    path = library_path()
+    if not path.is_file():
+        _compile(path)
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise NativeUnavailable(f"{path} does not load ({error}): remove it") from error
+
+
+def _compile(path: Path) -> None:
+    """Compile beside the place and move there, so that a half-written library is never loaded."""
+    sources = sorted(str(source) for source in SOURCES.glob("*.cpp"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            made = Path(folder) / path.name
+            command = [compiler(), *FLAGS, *sources, "-o", str(made)]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+            if done.returncode:
+                first = (done.stderr.strip().splitlines() or ["no message"])[0]
+                raise NativeUnavailable(f"{command[0]} failed: {first}")
+            made.replace(path)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise NativeUnavailable(f"compiling into {path.parent} failed: {error}") from error
