@@ -135,6 +135,10 @@ class DataParallelKernel:
         found = self.inner.code_gradients(part, outputs[own], rows)
         return self.group.gather(found, len(codes.values))
 
+    def unit_norm(self, weights: Weights, moments: AdamRows) -> None:
+        """See :class:`Kernel`. The same on every process."""
+        self.inner.unit_norm(weights, moments)
+
     def update(
         self, weights: Weights, moments: AdamRows, gradient: Gradient, step: AdamStep
     ) -> None:
@@ -206,6 +210,10 @@ class ShardedKernel:
         mine = self._holds(codes.indices.gather(1, places))
         whole.scatter_(1, places, found * mine)
         return self.group.sum_(whole)
+
+    def unit_norm(self, weights: Weights, moments: AdamRows) -> None:
+        """See :class:`Kernel`. Of the latents held."""
+        self.inner.unit_norm(weights, moments)
 
     def update(
         self, weights: Weights, moments: AdamRows, gradient: Gradient, step: AdamStep
