@@ -99,6 +99,19 @@ def test_other_answers_in_the_file_are_refused(tmp_path: Path) -> None:
         read_finished(out, questions[:5], ASKING)
 
 
+def test_what_the_model_refuses_is_named_by_the_bench_s_ids(tmp_path: Path) -> None:
+    class Refuses(FakeAssistant):
+        def answer(self, prompts: Sequence[str], images, **settings) -> list[str]:
+            if "picture 4" in prompts[0]:
+                raise ValueError("question 1 takes too many tokens")
+            return super().answer(prompts, images, **settings)
+
+    bench, out = make_bench(tmp_path / "bench"), tmp_path / "a.jsonl"
+    with pytest.raises(ValueError, match=r"^asked questions 4, 5: question 1 takes too many"):
+        answer(bench, out, Refuses(), batch=2)
+    assert len(read_jsonl(out)) == 4
+
+
 def test_a_missing_or_broken_image_names_the_questions(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

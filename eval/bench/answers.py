@@ -125,18 +125,28 @@ def answer_all(
     left = [question for question in questions if str(question.id) not in finished]
     for start in range(0, len(left), batch):
         part = left[start : start + batch]
-        texts = answerer.answer(
-            [question.text for question in part],
-            [[_picture(question, images)] for question in part],
-            max_new_tokens=asking.max_new_tokens,
-            temperature=asking.temperature,
-            seed=asking.seed,
-        )
+        texts = _ask(answerer, part, images, asking)
         for question, text in zip(part, texts, strict=True):
             finished[str(question.id)] = _row(question, text, asking)
         rows = [finished[key] for question in questions if (key := str(question.id)) in finished]
         write_lines(out, rows)
         yield len(part)
+
+
+def _ask(answerer: Answerer, part: Sequence[Question], images: Path, asking: Asking) -> list[str]:
+    pictures = [[_picture(question, images)] for question in part]
+    try:
+        return answerer.answer(
+            [question.text for question in part],
+            pictures,
+            max_new_tokens=asking.max_new_tokens,
+            temperature=asking.temperature,
+            seed=asking.seed,
+        )
+    except ValueError as error:
+        # The model counts the questions of its batch; a user knows them by the bench's ids.
+        ids = name_ids([question.id for question in part])
+        raise ValueError(f"asked {ids}: {error}") from error
 
 
 def _picture(question: Question, folder: Path) -> "Image":

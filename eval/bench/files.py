@@ -156,7 +156,7 @@ def match_ids(
     if missing:
         parts.append(f"it lacks {name_ids(missing)}")
     if unknown:
-        parts.append(f"it has {name_ids(unknown)}, unknown to {whose}")
+        parts.append(f"it has {name_ids(unknown)}, not in {whose}")
     if parts:
         raise ValueError(f"{other} does not match {whose}: {'; '.join(parts)}")
 

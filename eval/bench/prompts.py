@@ -4,6 +4,9 @@
 
 As published, assistant 1 is always the reference. A judge favours a seat, so that by default each pair is
 shown in both orders, and the scores are put back to (reference, model).
+
+One deviation in every mode: versions of LLaVA's script that join a caption which is one text spell it out a
+letter a line. Here such a caption stays as it is.
 """
 
 from collections.abc import Mapping, Sequence

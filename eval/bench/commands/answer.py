@@ -69,8 +69,9 @@ def run(config: Config) -> None:
     )
     left = len(questions) - len(read_finished(config.out, questions, asking))
     if left:
-        from llava_ext.generate import Assistant
         from tqdm import tqdm
+
+        from llava_ext.generate import Assistant
 
         assistant = Assistant.load(config.model, device=config.device)
         steps = answer_all(assistant, questions, images, asking, config.out, batch=config.batch)
