@@ -157,12 +157,10 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], source: str) -> N
         ValueError: a name or a shape differs; one line with the first difference.
     """
     expected = module.state_dict()
-    for name in sorted(expected.keys() | state.keys()):
-        if name not in state or name not in expected:
-            what = "lacks" if name not in state else "has beside what the model knows"
-            raise ValueError(
-                f"{source} {what} {name}: it was made with other towers or token steps"
-            )
+    for name in sorted(expected.keys() ^ state.keys()):
+        what = "lacks" if name in expected else "has, unknown to the model,"
+        raise ValueError(f"{source} {what} {name}: it was made with other towers or token steps")
+    for name in sorted(expected):
         given, wanted = tuple(state[name].shape), tuple(expected[name].shape)
         if given != wanted:
             raise ValueError(

@@ -12,6 +12,7 @@ tensors and containers and calls nothing else.
 
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -89,7 +90,10 @@ def _read(path: Path) -> Mapping[str, object]:
     if not path.is_file():
         raise ValueError(f"no projector file at {path}")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # PyTorch warns of pickles it didn't write itself; what it can't read safely it refuses.
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, EOFError, RuntimeError, OSError, KeyError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else "it is damaged"
         raise ValueError(f"{path} can't be read without running code in it: {reason}") from error

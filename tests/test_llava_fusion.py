@@ -41,7 +41,7 @@ def test_sequence_and_channels():
 
 @pytest.mark.parametrize("kind", ["interleave", "channels"])
 def test_unequal_towers_can_only_follow_each_other(kind):
-    with pytest.raises(ValueError, match="3, 5 tokens .*choose `fusion: sequence`"):
+    with pytest.raises(ValueError, match=r"3, 5 tokens .*choose `fusion: sequence`"):
         fuse(kind, [torch.zeros(1, 3, 4), torch.zeros(1, 5, 4)])
 
 

@@ -1,0 +1,141 @@
+"""What is handed to the language model's own ``generate``: keyed sampling, stop texts, streaming.
+
+Sampling is the Gumbel-max form: argmax(logits / temperature + g) with g = -log(-log(u)) is a draw from
+softmax(logits / temperature). u is keyed by (seed, the question, step), so that an answer does not depend on
+what else is in the batch, and no global random state is used.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
+from transformers.generation.streamers import BaseStreamer
+
+from revelio.seeds import generator
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+OnText = Callable[[int, str], None]  # which question of the batch, and the new piece of its answer
+
+UNFINISHED = "\ufffd"  # what a tokenizer gives for half a character
+
+
+class KeyedGumbel(LogitsProcessor):
+    """Make greedy search draw from the softmax at a temperature."""
+
+    def __init__(self, temperature: float, seed: int, keys: Sequence[str]) -> None:
+        self.temperature = temperature
+        self.seed = seed
+        self.keys = keys
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores whose largest is the token drawn."""
+        step = input_ids.shape[1]
+        drawn = [
+            torch.rand(scores.shape[1], generator=generator(self.seed, "answer", key, step))
+            for key in self.keys
+        ]
+        uniform = torch.stack(drawn).clamp_min(torch.finfo(torch.float32).tiny)
+        gumbel = -torch.log(-torch.log(uniform))
+        return scores.float() / self.temperature + gumbel.to(scores.device)
+
+
+class StopTexts(StoppingCriteria):
+    """End a row when the text of its last tokens holds one of the stop texts."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", stops: Sequence[str]) -> None:
+        self.tokenizer = tokenizer
+        self.stops = stops
+        # A token is at least one byte, so a stop text lies within as many tokens as it has bytes.
+        self.tail = max((len(stop.encode()) for stop in stops), default=0) + 1
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Any:
+        """A truth value a row."""
+        texts = self.tokenizer.batch_decode(input_ids[:, -self.tail :].tolist())
+        found = [any(stop in text for stop in self.stops) for text in texts]
+        return torch.tensor(found, device=input_ids.device, dtype=torch.bool)
+
+
+class TextOut(BaseStreamer):
+    """Hand on each question's text as it grows, never a piece of a stop text or half a character."""
+
+    def __init__(
+        self, decode: Callable[[list[int]], str], stops: Sequence[str], out: OnText
+    ) -> None:
+        self.decode = decode
+        self.stops = stops
+        self.out = out
+        self.tokens: list[list[int]] = []
+        self.done: list[str] = []
+
+    def put(self, value: Tensor) -> None:
+        """The first call brings the prompt (no ids where embeddings were given), then one token a row."""
+        if value.dim() == 2:
+            self.tokens, self.done = [[] for _ in value], [""] * len(value)
+            return
+        for row, token in enumerate(value.tolist()):
+            self.tokens[row].append(token)
+            self._hand_on(row, self._settled(self.decode(self.tokens[row])))
+
+    def end(self) -> None:
+        """Hand on what was held back."""
+        for row, tokens in enumerate(self.tokens):
+            self._hand_on(row, self.decode(tokens))
+
+    def _settled(self, text: str) -> str:
+        """The part that later tokens can't change."""
+        held = max(
+            (n for stop in self.stops for n in range(1, len(stop)) if text.endswith(stop[:n])),
+            default=0,
+        )
+        text = text[: len(text) - held]
+        # Blanks at the end go if nothing follows them.
+        return "" if text.endswith(UNFINISHED) else text.rstrip()
+
+    def _hand_on(self, row: int, text: str) -> None:
+        if len(text) > len(self.done[row]):
+            self.out(row, text[len(self.done[row]) :])
+            self.done[row] = text
+
+
+def answer_text(
+    tokenizer: "PreTrainedTokenizerBase",
+    tokens: Sequence[int],
+    ends: Sequence[int],
+    stops: Sequence[str],
+) -> str:
+    """An answer's text: up to the first end token or stop text, without special tokens and outer blanks."""
+    kept = list(tokens)
+    for place, token in enumerate(kept):
+        if token in ends:
+            kept = kept[:place]
+            break
+    text = str(tokenizer.decode(kept))
+    for stop in stops:
+        text = text.split(stop)[0]
+    for special in tokenizer.all_special_tokens:
+        text = text.replace(special, "")
+    return text.strip()
+
+
+def end_ids(tokenizer: Any, language_model: Any) -> list[int]:
+    """Tokens that end an answer: the tokenizer's, and those the language model names."""
+    named = language_model.generation_config.eos_token_id
+    several = named if isinstance(named, list) else [named]
+    return sorted({token for token in (*several, tokenizer.eos_token_id) if token is not None})
+
+
+def generation_config(
+    tokenizer: Any, room: int, ends: Sequence[int], use_cache: bool
+) -> GenerationConfig:
+    """Greedy search over at most ``room`` new tokens; drawing is :class:`KeyedGumbel`'s."""
+    return GenerationConfig(
+        max_new_tokens=room,
+        do_sample=False,
+        use_cache=use_cache,
+        eos_token_id=list(ends) or None,
+        pad_token_id=tokenizer.pad_token_id,
+    )
