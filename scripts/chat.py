@@ -1,0 +1,44 @@
+"""Talk with a LLaVA-style model about a picture; answers appear as they are made.
+
+    python scripts/chat.py --model runs/final --image cat.jpg
+    python scripts/chat.py --model runs/final --image cat.jpg --question "What is this?"
+
+Without --question it asks on, and remembers the turns; `exit` or Ctrl-D ends, `new` begins anew.
+"""
+
+import argparse
+import os
+import sys
+
+
+def main() -> None:
+    """Parse the flags, then answer; a user's mistake is one line and status 2."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", required=True, help="folder of a finished run, or a hub id")
+    parser.add_argument("--image", action="append", default=[], help="a picture; may be repeated")
+    parser.add_argument("--question", help="answer this one and end")
+    parser.add_argument("--max-new-tokens", type=int, default=256)
+    parser.add_argument("--temperature", type=float, default=0.0, help="0: the likeliest token")
+    parser.add_argument("--seed", type=int, default=0, help="of draws at a temperature above 0")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps")
+    parser.add_argument("--dtype", help="float32, bfloat16, float16; default: as it was saved")
+    flags = parser.parse_args()
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        from llava_ext.chat import chat
+
+        chat(flags)
+    except KeyboardInterrupt:
+        print()
+    except (ValueError, KeyError, OSError) as error:
+        if os.environ.get("REVELIO_DEBUG"):
+            raise
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        print(f"chat: {' '.join(str(message).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
