@@ -71,9 +71,8 @@ def save_checkpoint(
     for name, tensor in _tensors(model, state).items():
         files.save(folder and folder / f"{name}.safetensors", {name: tensor})
     if folder is not None:
-        header = {"format": FORMAT, "d": model.d, "n": model.n, "k": model.k, "mode": model.mode}
         counters = {name: getattr(state, name) for name in _COUNTERS}
-        (folder / "state.json").write_text(json.dumps(header | counters, indent=2) + "\n")
+        (folder / "state.json").write_text(json.dumps(_header(model) | counters, indent=2) + "\n")
 
 
 @torch.no_grad()
@@ -106,8 +105,7 @@ def _read_header(folder: Path, model: KSparseAutoencoder) -> dict[str, Any]:
         header = json.loads((folder / "state.json").read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder} is no k-SAE checkpoint: {error}") from error
-    wanted = {"format": FORMAT, "d": model.d, "n": model.n, "k": model.k, "mode": model.mode}
-    for name, value in wanted.items():
+    for name, value in _header(model).items():
         if header.get(name) != value:
             raise ValueError(
                 f"{folder} has {name} {header.get(name)!r}, not {value!r}: resume with the "
@@ -115,6 +113,13 @@ def _read_header(folder: Path, model: KSparseAutoencoder) -> dict[str, Any]:
             )
     if missing := [name for name in _COUNTERS if name not in header]:
         raise ValueError(f"{folder}/state.json lacks {', '.join(missing)}: use an older checkpoint")
+    return header
+
+
+def _header(model: KSparseAutoencoder) -> dict[str, Any]:
+    header = {"format": FORMAT, "d": model.d, "n": model.n, "k": model.k, "mode": model.mode}
+    if model.format > 1:
+        header |= {"activation": model.activation, "prefixes": list(model.prefixes)}
     return header
 
 
@@ -128,4 +133,9 @@ def _tensors(model: KSparseAutoencoder, state: TrainState) -> dict[str, Tensor]:
             f"{name}.mean": of.mean,
             f"{name}.square": of.square,
         }
+    if model.threshold is not None:
+        found["threshold"] = model.threshold
+    if state.threshold is not None:
+        found |= {"threshold.mean": state.threshold.mean}
+        found |= {"threshold.square": state.threshold.square}
     return found

@@ -50,8 +50,10 @@ def initialise(
 def best_scale(model: KSparseAutoencoder, x: Float[Tensor, "b d"]) -> float:
     """The factor on the codes that makes the squared error of ``x`` least; 1 if there is none."""
     centred = model.centre(x)
-    codes = model.encode(x)
-    guess = model.decode(Codes(codes.values, codes.indices)) - model.b_dec
+    # TopK whatever the activation is: thresholds are yet to be found.
+    codes, _ = model.kernel.encode(centred, model.weights, model.k)
+    kept = codes.values.clamp(min=0) if model.rectifies else codes.values
+    guess = model.decode(Codes(kept, codes.indices)) - model.b_dec
     power = float((guess * guess).sum())
     scale = float((guess * centred).sum()) / power if power > 0 else 1.0
     return scale if math.isfinite(scale) and scale > 0 else 1.0

@@ -76,7 +76,8 @@ def _unit(w: Float[Tensor, "n d"], moments: AdamRows) -> None:
 
 def _dense(codes: Codes, n: int) -> Float[Tensor, "b n"]:
     zeros = codes.values.new_zeros(len(codes.values), n)
-    return zeros.scatter(1, codes.indices, codes.values)
+    # Added up: places of value 0 may only fill up a row and name a latent that stands there already.
+    return zeros.scatter_add(1, codes.indices, codes.values)
 
 
 def _adam(weight: Tensor, gradient: Tensor, moments: Moments, step: AdamStep) -> None:

@@ -8,6 +8,7 @@ stored a latent a row, ``W_enc`` (n d) and ``W_dec`` (n d), so that a latent's d
 values, as Eq. 3 and the released code do.
 """
 
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from io import StringIO
 from typing import Any, Literal, get_args
@@ -17,10 +18,13 @@ from huggingface_hub import PyTorchModelHubMixin
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from revelio.sae.activation import Activation, ActivationName, Asked, BatchTopK, JumpReLU, TopK
+from revelio.sae.adam import Moments
 from revelio.sae.kernel import Codes, Kernel, SparseKernel, Weights
 
 Mode = Literal["fixed", "as_paper", "as_code"]
-FORMAT = 1
+# Files of a TopK k-SAE without prefixes stay of format 1; the rest needs a reader that knows of it.
+FORMAT = 2
 PAPER_K = 32  # Sec. 4.1
 PAPER_EXPANSION = 64  # Sec. 4.1: n = 64 d
 
@@ -60,9 +64,11 @@ class KSparseAutoencoder(
         mode: ``fixed``, ``as_paper`` or ``as_code``.
         trained_on: plain values that describe the activations; saved with the model.
         format: version of the saved form.
+        activation: which latents are active: ``topk``, ``batch-topk`` or ``jumprelu``.
+        prefixes: Matryoshka: the first so many latents alone reconstruct too, for each number given.
 
     Raises:
-        ValueError: sizes that make no sense, an unknown mode, or a newer format.
+        ValueError: sizes that make no sense, an unknown mode or activation, or a newer format.
     """
 
     def __init__(
@@ -72,12 +78,14 @@ class KSparseAutoencoder(
         k: int = PAPER_K,
         mode: Mode = "fixed",
         trained_on: dict[str, Any] | None = None,
-        format: int = FORMAT,
+        format: int = 1,
+        activation: ActivationName = "topk",
+        prefixes: Sequence[int] = (),
     ) -> None:
         super().__init__()
-        if format != FORMAT:
+        if not 1 <= format <= FORMAT:
             raise ValueError(
-                f"k-SAE of format {format}: this Revelio reads format {FORMAT}, update it"
+                f"k-SAE of format {format}: this Revelio reads formats up to {FORMAT}, update it"
             )
         if min(d, n) < 1 or not 1 <= k <= n:
             raise ValueError(
@@ -85,17 +93,23 @@ class KSparseAutoencoder(
             )
         if mode not in get_args(Mode):
             raise ValueError(f"unknown mode {mode!r}: choose from {', '.join(get_args(Mode))}")
+        _check_activation(activation, mode, prefixes, n)
         self.d, self.n, self.k, self.mode = d, n, k, mode
         self.trained_on = dict(trained_on or {})
-        self.format = format
+        self.activation, self.prefixes = activation, tuple(prefixes)
+        self.format = 1 if activation == "topk" and not prefixes else FORMAT
         # Which latents the rows of W_enc and W_dec are, and what computes with them: all of them, and
         # plain PyTorch, unless several processes share the latents (revelio.sae.sharded).
+        self.threshold: Tensor | None
         self.held = range(n)
         self.kernel: Kernel = SparseKernel()
         self.W_enc = nn.Parameter(torch.zeros(n, d))
         self.b_enc = nn.Parameter(torch.zeros(n))
         self.W_dec = nn.Parameter(torch.zeros(n, d))
         self.b_dec = nn.Parameter(torch.zeros(d))
+        size = {"topk": None, "batch-topk": 1, "jumprelu": n}[activation]
+        # Whole on every process, whichever latents it holds.
+        self.register_buffer("threshold", None if size is None else torch.zeros(size))
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> "KSparseAutoencoder":
@@ -117,11 +131,24 @@ class KSparseAutoencoder(
     def encode(self, x: Float[Tensor, "b d"]) -> Codes:
         """The sparse codes of activations, Eq. 3; no (b n) matrix is kept.
 
+        With BatchTopK and JumpReLU rows differ in their number of active latents; codes are as wide as the
+        fullest row, and what fills up the others has the value 0.
+
         Raises:
             ValueError: ``x`` is not (b d).
         """
-        codes, _ = self.kernel.encode(self.centre(x), self.weights, self.k)
-        return Codes(codes.values.clamp_(min=0), codes.indices) if self.rectifies else codes
+        return self.rule().encode(Asked(self.kernel, self.centre(x), self.weights))
+
+    def rule(
+        self, moments: Moments | None = None, bandwidth: float = 0.0, sparsity: float = 0.0
+    ) -> Activation:
+        """How latents are chosen; the arguments are JumpReLU's, in training."""
+        threshold = self.threshold
+        if self.activation == "topk" or threshold is None:
+            return TopK(self.k, self.rectifies)
+        if self.activation == "batch-topk":
+            return BatchTopK(self.k, self.n, threshold)
+        return JumpReLU(self.k, self.n, threshold, self.held, moments, bandwidth, sparsity)
 
     @torch.no_grad()
     def decode(self, codes: Codes) -> Float[Tensor, "b d"]:
@@ -152,7 +179,10 @@ class KSparseAutoencoder(
     def settings(self) -> dict[str, Any]:
         """What ``config.json`` holds: enough to build the model anew, and what it was trained on."""
         names = ("d", "n", "k", "mode", "trained_on", "format")
-        return {name: getattr(self, name) for name in names}
+        settings = {name: getattr(self, name) for name in names}
+        if self.format > 1:
+            settings |= {"activation": self.activation, "prefixes": list(self.prefixes)}
+        return settings
 
     def save_pretrained(self, save_directory: Any, **keywords: Any) -> str | None:
         """Write ``config.json``, ``model.safetensors`` and a model card; see the hub mixin.
@@ -165,3 +195,16 @@ class KSparseAutoencoder(
     def forward(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
         """The reconstruction of activations; training goes through :mod:`revelio.sae.train`."""
         return self.decode(self.encode(x))
+
+
+def _check_activation(activation: str, mode: str, prefixes: Sequence[int], n: int) -> None:
+    if activation not in get_args(ActivationName):
+        allowed = ", ".join(get_args(ActivationName))
+        raise ValueError(f"unknown activation {activation!r}: choose from {allowed}")
+    if (activation != "topk" or prefixes) and mode != "fixed":
+        raise ValueError(
+            f"activation {activation}, prefixes {tuple(prefixes)} in mode {mode}: only mode fixed has "
+            "other activations than topk, and prefixes"
+        )
+    if list(prefixes) != sorted({p for p in prefixes if 1 <= p < n}):
+        raise ValueError(f"prefixes={tuple(prefixes)}: give ascending numbers from 1 to {n - 1}")

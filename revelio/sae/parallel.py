@@ -18,6 +18,7 @@ import torch.distributed as dist
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
+from revelio.sae.activation import narrowed
 from revelio.sae.adam import AdamRows, AdamStep
 from revelio.sae.kernel import Codes, Gradient, Kernel, Weights
 from revelio.sae.rows import RowSource
@@ -235,13 +236,9 @@ class ShardedKernel:
 
     def _own(self, codes: Codes) -> tuple[Codes, Tensor]:
         """The codes of the latents held, as wide as the fullest row, and where they stood."""
-        mine = self._holds(codes.indices)
-        width = max(int(mine.sum(1).max()), 1) if len(mine) else 1
-        places = mine.int().sort(dim=1, descending=True, stable=True).indices[:, :width]
-        kept = mine.gather(1, places)
-        values = torch.where(kept, codes.values.gather(1, places), 0)
-        indices = torch.where(kept, codes.indices.gather(1, places) - self.held.start, 0)
-        return Codes(values, indices), places
+        found, places, counts = narrowed(codes, self._holds(codes.indices))
+        local = torch.where(counts, found.indices - self.held.start, 0)
+        return Codes(found.values, local), places
 
     def _best(self, own: Codes | None, like: Tensor, k: int) -> Codes:
         """The k largest of all processes' codes; a process that has fewer fills up with -inf."""

@@ -51,13 +51,15 @@ def sharded_model(
     for name, shape in {"W_enc": (model.d,), "b_enc": (), "W_dec": (model.d,)}.items():
         setattr(model, name, nn.Parameter(torch.zeros(len(model.held), *shape)))
     model.b_dec = nn.Parameter(torch.zeros(model.d))
+    if model.threshold is not None:
+        model.threshold = torch.zeros(model.threshold.shape)
     model.kernel = ShardedKernel(inner or SparseKernel(), group, model.held)
     return model
 
 
 def save_sharded(folder: Path | None, model: KSparseAutoencoder, group: Group) -> None:
     """Write what ``save_pretrained`` would of the whole model; process 0 alone has a ``folder``."""
-    tensors = {name: value.data for name, value in sorted(model.named_parameters())}
+    tensors = {name: value.data for name, value in sorted(model.state_dict().items())}
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         settings = json.dumps(model.settings(), sort_keys=True, indent=2)
@@ -69,7 +71,7 @@ def save_sharded(folder: Path | None, model: KSparseAutoencoder, group: Group) -
 class ShardedFiles:
     """Reads and writes safetensors files of whole tensors that processes hold in parts.
 
-    A tensor named after ``b_dec`` or ``fired_at`` is whole on every process.
+    A tensor named after ``b_dec``, ``fired_at`` or ``threshold`` is whole on every process.
 
     Args:
         group: the processes.
@@ -132,4 +134,4 @@ class ShardedFiles:
 
 
 def _whole(name: str) -> bool:
-    return name.startswith(("b_dec", "fired_at"))
+    return name.startswith(("b_dec", "fired_at", "threshold"))

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from revelio.sae.adam import AdamRows
+from revelio.sae.adam import AdamRows, Moments
 from revelio.sae.initialise import PreBias
 from revelio.sae.model import KSparseAutoencoder
 
@@ -25,6 +25,8 @@ class TrainSettings:
         auxk: dead latents that learn the residual, an image (Gao et al., 2024); 0: none.
         auxk_coefficient: weight of their loss.
         dead_after: a latent is dead when this many rows went by without it.
+        bandwidth: JumpReLU's, in standard deviations of the activations.
+        sparsity: weight of JumpReLU's penalty ``(L0 / k - 1)^2``.
         early_stop: stop when a window's mean loss is not lower by this share than the best one; 0: never.
         early_stop_window: steps a window.
     """
@@ -38,6 +40,8 @@ class TrainSettings:
     auxk: int = 0
     auxk_coefficient: float = 1 / 32
     dead_after: int = 100_000
+    bandwidth: float = 0.1
+    sparsity: float = 1.0
     early_stop: float = 0.0
     early_stop_window: int = 500
 
@@ -47,6 +51,11 @@ class TrainSettings:
         for name, value in small.items():
             if value < 1:
                 raise ValueError(f"{name}={value}: give at least 1")
+        if not self.bandwidth > 0 or not self.sparsity >= 0:
+            raise ValueError(
+                f"bandwidth={self.bandwidth}, sparsity={self.sparsity}: give a positive bandwidth and a "
+                "sparsity of at least 0"
+            )
         if not 0 < self.learning_rate < float("inf"):
             raise ValueError(f"learning_rate={self.learning_rate}: give a positive number")
         if self.warmup_steps < 0 or self.auxk < 0 or not 0 <= self.early_stop < 1:
@@ -71,6 +80,7 @@ class TrainState:
         stopped: whether early stopping has ended the training.
         window_sum: sum of the losses since the last early-stop window ended.
         window_best: the lowest mean loss of a window so far.
+        threshold: Adam's moments of JumpReLU's thresholds; None for the other activations.
     """
 
     moments: AdamRows
@@ -83,6 +93,7 @@ class TrainState:
     stopped: bool = False
     window_sum: float = 0.0
     window_best: float | None = None
+    threshold: Moments | None = None
 
     @classmethod
     def start(cls, model: KSparseAutoencoder) -> "TrainState":
@@ -90,7 +101,11 @@ class TrainState:
         w = model.weights
         moments = AdamRows.start(w.W_enc, w.W_dec, w.b_enc, w.b_dec)
         # Of all latents, also where a process holds only some of them.
-        return cls(moments, torch.zeros(model.n, dtype=torch.int64, device=w.b_enc.device))
+        fired_at = torch.zeros(model.n, dtype=torch.int64, device=w.b_enc.device)
+        state = cls(moments, fired_at)
+        if model.activation == "jumprelu" and model.threshold is not None:
+            state.threshold = Moments.like(model.threshold)
+        return state
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,18 @@ component along them removed. What the modes change:
 | as_code  | MSE / variance of the batch      | before the forward pass | (t + 1) / 500       |
 """
 
+from math import sqrt
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from revelio.sae.activation import Asked
 from revelio.sae.adam import AdamStep
 from revelio.sae.kernel import Codes, Gradient, Kernel
 from revelio.sae.model import KSparseAutoencoder
+from revelio.sae.prefixes import Nested
 from revelio.sae.state import StepState, TrainSettings, TrainState
 
 
@@ -68,15 +71,24 @@ def train_step(
         kernel.unit_norm(weights, state.moments)
     centred = model.centre(batch)
     x = batch.to(centred.device, torch.float32)
-    codes, dead = _encode(model, centred, settings, state, kernel)
-    error = kernel.decode(codes, weights.W_dec) + weights.b_dec - x
-    loss, scale, fvu = _loss(model, x, error, state)
+    rule = model.rule(state.threshold, settings.bandwidth * sqrt(state.variance), settings.sparsity)
+    kept = rule.keep(_asked(model, centred, settings, state, kernel))
+    codes, dead, _ = kept
+    nested = Nested.of(codes, model.prefixes)
+    errors = [part + weights.b_dec - x for part in nested.decoded(kernel, weights.W_dec)]
+    losses = [_loss(model, x, error, state) for error in errors]
+    error, (_, scale, fvu) = errors[-1], losses[-1]
+    loss = sum(each.loss for each in losses) / len(losses)
     if not abs(loss) < float("inf"):
         raise ValueError(
             f"the loss of step {t} is {loss}: look for NaN or equal rows in the activations, "
             "or lower learning_rate"
         )
-    parts = [_pull(model, codes, error * scale, kernel)]
+    share = 1 / len(losses)
+    scaled = [e * (at.scale * share) for e, at in zip(errors, losses, strict=True)]
+    outputs = nested.outputs(scaled)
+    pulls = [_pull(model, *part, kernel) for part in zip(nested.parts, outputs, strict=True)]
+    parts = list(pulls)
     auxk_loss = 0.0
     if dead is not None:
         aux_error = kernel.decode(dead, weights.W_dec) + error
@@ -87,6 +99,7 @@ def train_step(
     rate = learning_rate(model, settings, t)
     adam = AdamStep(t, rate, unit_norm=model.mode != "as_code")
     kernel.update(weights, state.moments, gradient, adam)
+    rule.learn(kept, nested.joined([pull.raw for pull in pulls]), adam)
     state.step, state.samples = t, state.samples + len(x)
     state.window_sum += loss
     fired = codes.indices[codes.values != 0]
@@ -110,36 +123,34 @@ def _dead(state: TrainState, settings: TrainSettings) -> Tensor:
     return state.samples - state.fired_at >= settings.dead_after
 
 
-def _encode(
+def _asked(
     model: KSparseAutoencoder,
     centred: Tensor,
     settings: TrainSettings,
     state: TrainState,
     kernel: Kernel,
-) -> tuple[Codes, Codes | None]:
+) -> Asked:
     among = _dead(state, settings) if settings.auxk else None
     k_dead = min(settings.auxk, int(among.sum())) if among is not None else 0
-    codes, dead = kernel.encode(centred, model.weights, model.k, among if k_dead else None, k_dead)
-    if model.rectifies:
-        codes.values.clamp_(min=0)
-        if dead is not None:
-            dead.values.clamp_(min=0)
-    return codes, dead
+    return Asked(kernel, centred, model.weights, among if k_dead else None, k_dead)
 
 
 class _Pull(NamedTuple):
-    """Codes with the gradients of their values and of what they decode to."""
+    """Codes with the gradients of their values and of what they decode to.
+
+    ``raw`` gradients are of values as if every code given were active.
+    """
 
     codes: Codes
     gradients: Float[Tensor, "b k"]
     outputs: Float[Tensor, "b d"]
+    raw: Float[Tensor, "b k"]
 
 
 def _pull(model: KSparseAutoencoder, codes: Codes, outputs: Tensor, kernel: Kernel) -> _Pull:
-    gradients = kernel.code_gradients(codes, outputs, model.weights.W_dec)
-    if model.rectifies:
-        gradients = gradients * (codes.values > 0)
-    return _Pull(codes, gradients, outputs)
+    raw = kernel.code_gradients(codes, outputs, model.weights.W_dec)
+    gradients = raw * (codes.values > 0) if model.rectifies else raw
+    return _Pull(codes, gradients, outputs, raw)
 
 
 def _gradient(
