@@ -24,7 +24,11 @@ CASES = {
     "fixed": {"auxk": 5, "dead_after": 66},
     "as_paper": {},
     "as_code": {},
+    "batch-topk": {},
+    "jumprelu": {"bandwidth": 0.5},
 }
+OPTIONS = {"batch-topk": {"activation": "batch-topk", "prefixes": (9, 60)}}
+OPTIONS["jumprelu"] = {"activation": "jumprelu"}
 
 
 class Source:
@@ -44,6 +48,11 @@ def source() -> Source:
     return Source(planted(151, D, 20, 3, noise=0.1)[0] + 1)
 
 
+def model_settings(case: str) -> dict:
+    options = OPTIONS.get(case, {"mode": case})
+    return {"d": D, "n": N, "k": K, **options}
+
+
 def batches(rows) -> Shuffled:
     return Shuffled(rows, 33, 0, block=10, window=4)
 
@@ -56,7 +65,7 @@ def settings_of(mode: str) -> TrainSettings:
 
 def in_parts(group: Group, mode: str, out: Path) -> list[float]:
     """Latents shared; a checkpoint after 17 steps, the model at the end."""
-    model = sharded_model(group, {"d": D, "n": N, "k": K, "mode": mode})
+    model = sharded_model(group, model_settings(mode))
     files, losses = ShardedFiles(group, N), []
     main = group.rank == 0
     for step in train(
@@ -75,7 +84,7 @@ def in_parts(group: Group, mode: str, out: Path) -> list[float]:
 
 def by_rows(group: Group, mode: str, out: Path) -> list[float]:
     """Batches shared; the weights must be the same on every process."""
-    model = KSparseAutoencoder(D, N, K, mode)
+    model = KSparseAutoencoder(**model_settings(mode))
     kernel = DataParallelKernel(SparseKernel(), group)
     losses = [
         step.loss for step in train(model, batches(source()), settings_of(mode), kernel=kernel)

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from sae_helpers import planted, random_model
+from safetensors.torch import load_file
 
 from revelio.sae.convert import check_reconstruction, export_released, import_ksae
+from revelio.sae.convert_peers import export_saelens, export_sparsify
 from revelio.sae.model import KSparseAutoencoder
 from revelio.sae.state import TrainSettings
 from revelio.sae.train import train
@@ -147,3 +149,101 @@ def test_an_import_is_checked_on_activations(tmp_path):
     other, _ = planted(300, 12, 10, 2, seed=7)
     with pytest.raises(ValueError, match="unexplained"):
         check_reconstruction(found, other, worst_fvu=1.5 * own)
+
+
+def dense_topk(x: torch.Tensor, W_enc, b_enc, W_dec, b_dec, k: int) -> torch.Tensor:
+    """A TopK autoencoder by the file's own tensors, W_enc (d n): ReLU, then the k largest."""
+    pre = torch.relu((x - b_dec) @ W_enc + b_enc)
+    best = pre.topk(k, dim=1)
+    return torch.zeros_like(pre).scatter(1, best.indices, best.values) @ W_dec + b_dec
+
+
+def inputs() -> torch.Tensor:
+    return torch.randn(40, 6, generator=torch.Generator().manual_seed(3)) * 2
+
+
+def test_saelens_topk_goes_out_and_comes_back(tmp_path):
+    model = random_model()
+    export_saelens(model, tmp_path)
+    tensors = load_file(tmp_path / "sae_weights.safetensors")
+    assert tensors["W_enc"].shape == (6, 20)
+    wanted = dense_topk(inputs(), k=3, **tensors)
+    torch.testing.assert_close(model(inputs()), wanted)
+    found = import_ksae(tmp_path)
+    assert (found.k, found.mode, found.activation) == (3, "fixed", "topk")
+    assert equal(found, model)
+
+
+def test_saelens_options_are_folded_in(tmp_path):
+    model = random_model()
+    model.W_dec.data *= torch.linspace(0.5, 2, 20)[:, None]
+    export_saelens(model, tmp_path)
+    config = json.loads((tmp_path / "cfg.json").read_text())
+    config |= {"rescale_acts_by_decoder_norm": True, "apply_b_dec_to_input": False}
+    (tmp_path / "cfg.json").write_text(json.dumps(config))
+    file = load_file(tmp_path / "sae_weights.safetensors")
+    norm = file["W_dec"].norm(dim=1)
+    pre = torch.relu(inputs() @ file["W_enc"] + file["b_enc"]) * norm
+    best = pre.topk(3, dim=1)
+    code = torch.zeros_like(pre).scatter(1, best.indices, best.values)
+    wanted = (code / norm) @ file["W_dec"] + file["b_dec"]
+    torch.testing.assert_close(import_ksae(tmp_path)(inputs()), wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("activation", ["jumprelu", "batch-topk"])
+def test_thresholds_go_to_saelens_and_back(tmp_path, activation):
+    model = KSparseAutoencoder(6, 20, 3, activation=activation)
+    model.load_state_dict(random_model().state_dict(), strict=False)
+    model.threshold.copy_(torch.linspace(-0.2, 1.5, len(model.threshold)) + 0.3)
+    export_saelens(model, tmp_path)
+    file = load_file(tmp_path / "sae_weights.safetensors")
+    pre = (inputs() - file["b_dec"]) @ file["W_enc"] + file["b_enc"]
+    wanted = (torch.relu(pre) * (pre > file["threshold"])) @ file["W_dec"] + file["b_dec"]
+    torch.testing.assert_close(model(inputs()), wanted, atol=1e-5, rtol=1e-5)
+    found = import_ksae(tmp_path)
+    assert found.activation == "jumprelu"
+    torch.testing.assert_close(found(inputs()), wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_sparsify_goes_out_and_comes_back(tmp_path):
+    model = random_model()
+    export_sparsify(model, tmp_path)
+    file = load_file(tmp_path / "sae.safetensors")
+    renamed = {
+        "W_enc": file["encoder.weight"].T,
+        "b_enc": file["encoder.bias"],
+        "W_dec": file["W_dec"],
+        "b_dec": file["b_dec"],
+    }
+    torch.testing.assert_close(model(inputs()), dense_topk(inputs(), k=3, **renamed))
+    assert equal(import_ksae(tmp_path), model)
+    assert import_ksae(tmp_path, k=5).k == 5
+
+
+@pytest.mark.parametrize(
+    ("export", "change", "named"),
+    [
+        (export_saelens, {"architecture": "gated"}, "'gated'"),
+        (export_saelens, {"normalize_activations": "layer_norm"}, "layer_norm"),
+        (export_saelens, {"k": None}, "whole number `k`"),
+        (export_sparsify, {"transcode": True}, "transcode"),
+        (export_sparsify, {"activation": "groupmax"}, "groupmax"),
+    ],
+)
+def test_what_revelio_cannot_do_is_refused(tmp_path, export, change, named):
+    export(random_model(), tmp_path)
+    config = json.loads((tmp_path / "cfg.json").read_text())
+    (tmp_path / "cfg.json").write_text(json.dumps(config | change))
+    with pytest.raises(ValueError, match=named):
+        import_ksae(tmp_path)
+
+
+def test_what_others_cannot_do_is_not_exported(tmp_path):
+    for export in (export_saelens, export_sparsify):
+        with pytest.raises(ValueError, match="negative"):
+            export(random_model(mode="as_code"), tmp_path)
+    with pytest.raises(ValueError, match="no jumprelu"):
+        export_sparsify(KSparseAutoencoder(6, 20, 3, activation="jumprelu"), tmp_path)
+    (tmp_path / "cfg.json").write_text('{"architecture": "topk", "k": 3}')
+    with pytest.raises(ValueError, match="cannot be read"):
+        import_ksae(tmp_path)

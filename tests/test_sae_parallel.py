@@ -50,14 +50,14 @@ def two(tmp_path_factory) -> Path:
 
 
 def alone(mode: str):
-    model = KSparseAutoencoder(worker.D, worker.N, worker.K, mode)
+    model = KSparseAutoencoder(**worker.model_settings(mode))
     steps = list(train(model, worker.batches(worker.source()), worker.settings_of(mode)))
     return model, [step.loss for step in steps]
 
 
 def furthest(a: KSparseAutoencoder, b: KSparseAutoencoder) -> float:
-    pairs = zip(a.parameters(), b.parameters(), strict=True)
-    return max(float((p - q).detach().abs().max()) for p, q in pairs)
+    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    return max(float((p - q).abs().max()) for p, q in pairs)
 
 
 @pytest.mark.parametrize("sharing", ["data", "latents"])
@@ -68,7 +68,7 @@ def test_two_processes_train_what_one_does(two, mode, sharing):
     found = json.loads((two / "losses.json").read_text())[f"{mode}-{sharing}"]
     assert found == pytest.approx(losses, rel=1e-5)
     assert furthest(shared, model) < 2e-6
-    assert (shared.n, shared.k, shared.mode) == (worker.N, worker.K, mode)
+    assert shared.settings() | {"trained_on": {}} == model.settings()
 
 
 def test_a_model_in_parts_is_measured_like_a_whole_one(two):

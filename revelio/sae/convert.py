@@ -4,6 +4,8 @@
 - *steerers* and sdxl-unbox, a folder of ``config.json`` and ``state_dict.pth``: ``encoder.weight`` (n d),
   ``latent_bias``, ``decoder.weight`` (d n), ``pre_bias``
 
+- *SAELens* and *sparsify*, folders of ``cfg.json`` and safetensors: :mod:`revelio.sae.convert_peers`
+
 The released code applies no ReLU (mode ``as_code``); steerers and sdxl-unbox do (mode ``fixed``).
 """
 
@@ -16,21 +18,25 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from revelio.sae.convert_peers import import_peer, is_peer
+from revelio.sae.filled import filled, take
 from revelio.sae.metrics import Metrics, evaluate
-from revelio.sae.model import PAPER_K, KSparseAutoencoder, Mode
+from revelio.sae.model import PAPER_K, KSparseAutoencoder
 from revelio.sae.unpickle import Inert, read_tensors
 
 
 def import_ksae(path: Path, k: int | None = None) -> KSparseAutoencoder:
-    """Read a k-SAE of either format.
+    """Read a k-SAE of any of these formats.
 
     Args:
-        path: a released ``.pt`` file, or a steerers / sdxl-unbox folder.
+        path: a released ``.pt`` file, or a folder of steerers, sdxl-unbox, SAELens or sparsify.
         k: latents kept; None: what the file says (the released default, 32, if it says nothing).
 
     Raises:
         ValueError: the file is not there, of no known form, damaged, or unsafe.
     """
+    if is_peer(path):
+        return import_peer(path, k)
     return _import_steerers(path, k) if path.is_dir() else _import_released(path, k)
 
 
@@ -68,14 +74,13 @@ def export_released(model: KSparseAutoencoder, path: Path) -> None:
 def _import_released(path: Path, k: int | None) -> KSparseAutoencoder:
     content = read_tensors(path)
     state = content.get("state_dict") if isinstance(content, Mapping) else None
-    tensors = _take(state, ("W_enc", "b_enc", "W_dec", "b_dec"), path)
+    tensors = take(state, ("W_enc", "b_enc", "W_dec", "b_dec"), path)
     cfg = content.get("cfg")
     fields = cfg.fields if isinstance(cfg, Inert) else cfg if isinstance(cfg, Mapping) else {}
     kept = k if k is not None else _plain(fields.get("k"), PAPER_K)
-    return _fill(
+    return filled(
         path,
-        kept,
-        "as_code",
+        {"k": kept, "mode": "as_code"},
         tensors["W_enc"].T,
         tensors["b_enc"],
         tensors["W_dec"],
@@ -93,11 +98,10 @@ def _import_steerers(folder: Path, k: int | None) -> KSparseAutoencoder:
     content = read_tensors(folder / "state_dict.pth")
     state = content.get("state_dict", content) if isinstance(content, Mapping) else None
     names = ("encoder.weight", "latent_bias", "decoder.weight", "pre_bias")
-    tensors = _take(state, names, folder)
-    return _fill(
+    tensors = take(state, names, folder)
+    return filled(
         folder,
-        k if k is not None else config["k"],
-        "fixed",
+        {"k": k if k is not None else config["k"], "mode": "fixed"},
         tensors["encoder.weight"],
         tensors["latent_bias"],
         tensors["decoder.weight"].T,
@@ -105,38 +109,8 @@ def _import_steerers(folder: Path, k: int | None) -> KSparseAutoencoder:
     )
 
 
-def _take(state: Any, names: tuple[str, ...], path: Path) -> dict[str, Tensor]:
-    if not isinstance(state, Mapping):
-        raise ValueError(f"{path} holds no state_dict: is it a k-SAE?")
-    wrong = [name for name in names if not isinstance(state.get(name), Tensor)]
-    if wrong:
-        raise ValueError(f"{path} lacks {', '.join(wrong)}: is it a k-SAE of this format?")
-    return {name: state[name].float() for name in names}
-
-
 def _plain(value: Any, default: int) -> int:
     # A trailing comma in the released config turns numbers into one-element tuples (SPEC 5, K10).
     if isinstance(value, tuple) and len(value) == 1:
         value = value[0]
     return value if isinstance(value, int) else default
-
-
-@torch.no_grad()
-def _fill(
-    path: Path, k: int, mode: Mode, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor
-) -> KSparseAutoencoder:
-    if W_enc.ndim != 2 or W_enc.shape != W_dec.shape:
-        raise ValueError(
-            f"{path}: encoder {tuple(W_enc.shape)} and decoder {tuple(W_dec.shape)} do not match"
-        )
-    n, d = W_enc.shape
-    if b_enc.shape != (n,) or b_dec.shape != (d,):
-        raise ValueError(f"{path}: biases {tuple(b_enc.shape)}, {tuple(b_dec.shape)} do not match")
-    if not all(bool(part.isfinite().all()) for part in (W_enc, b_enc, W_dec, b_dec)):
-        raise ValueError(f"{path} holds NaN or infinity: the file is damaged")
-    model = KSparseAutoencoder(d, n, k, mode, trained_on={"imported_from": path.name})
-    model.W_enc.copy_(W_enc)
-    model.b_enc.copy_(b_enc)
-    model.W_dec.copy_(W_dec)
-    model.b_dec.copy_(b_dec)
-    return model
