@@ -147,7 +147,7 @@ def test_resting_and_waking_rows_follow_the_dense_update():
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_rows_in_place_and_rows_picked_are_updated_alike(share, monkeypatch):
     x, settings = rows(), TrainSettings(steps=30, batch_size=32, warmup_steps=10)
-    usual, _ = trained("fixed", x, settings)
+    usual, _ = trained("fixed", x, settings, kernel=SparseKernel())
     monkeypatch.setattr(adam, "IN_PLACE_SHARE", share)
     other, _ = trained("fixed", x, settings, kernel=SparseKernel(block=16))
     for a, b in zip(usual.parameters(), other.parameters(), strict=True):

@@ -66,7 +66,8 @@ def _open(config: "Config", store: "ActivationStore", team: "Team") -> _Training
     if not team.main:
         record = Run.open(config.out, "train-ksae", to_yaml(config), resume=True)
     if not record.finished:
-        return _Training(config, record, Member(model, settings), team)
+        kernel = team.kernel(model, config.kernel)
+        return _Training(config, record, Member(model, settings, kernel=kernel), team)
     if team.main:
         print(f"{config.out} is finished already: see {config.out / 'report.json'}")
     return None
@@ -160,6 +161,8 @@ def _finish(training: _Training, rows: "Shuffled", count: int) -> None:
     record.finish(steps=state.step, samples=state.samples)
     report = {
         "mode": model.mode,
+        "activation": model.activation,
+        "prefixes": list(model.prefixes),
         "trained_on": model.trained_on,
         "d": model.d,
         "n": model.n,

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     import torch
 
     from revelio.sae.checkpoint import Files
+    from revelio.sae.kernel import Kernel
+    from revelio.sae.kernel_choice import KernelName
     from revelio.sae.model import KSparseAutoencoder
     from revelio.sae.parallel import Group
     from revelio.sae.rows import RowSource
@@ -54,6 +56,18 @@ class Team:
         if self.group is not None:
             model.kernel = DataParallelKernel(model.kernel, self.group)
         return model.to(self.device)
+
+    def kernel(self, model: "KSparseAutoencoder", name: "KernelName") -> "Kernel":
+        """What a model of :meth:`model` trains with."""
+        from revelio.sae.kernel_choice import choose_kernel
+        from revelio.sae.parallel import DataParallelKernel, ShardedKernel
+
+        inner = choose_kernel(name, self.device).kernel
+        if self.group is None:
+            return inner
+        if self.sharing == "data":
+            return DataParallelKernel(inner, self.group)
+        return ShardedKernel(inner, self.group, model.held)
 
     def share_reading(self, source: "RowSource") -> "RowSource":
         """The source, of which each process reads a part and all get all."""

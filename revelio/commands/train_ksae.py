@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Literal
 from revelio.commands.ksae_grid import Grid, expand
 
 if TYPE_CHECKING:
+    from revelio.sae.kernel import Kernel
     from revelio.commands.ksae_team import Team
 
 
@@ -41,6 +42,13 @@ class Config:
 
     expansion: int = 64
     """Latents a dimension of the activations: n = expansion * d."""
+
+    activation: Literal["topk", "batch-topk", "jumprelu"] = "topk"
+    """Which latents are active: the k largest of a row; the b k largest of a batch, later all above a
+    threshold; all above a threshold that each latent learns, k on average."""
+
+    prefixes: tuple[int, ...] = ()
+    """Matryoshka: the first so many latents alone are to reconstruct too."""
 
     steps: int = 10_240
     """Updates. 10,240 full batches are the paper's budget."""
@@ -78,6 +86,12 @@ class Config:
     dead_after: int = 100_000
     """Rows without a latent after which it counts as dead."""
 
+    bandwidth: float = 0.1
+    """JumpReLU's kernel width, in standard deviations of the activations."""
+
+    sparsity: float = 1.0
+    """The weight of JumpReLU's penalty (L0 / k - 1)^2."""
+
     early_stop: float = 0.0
     """Stop when the mean loss of 500 steps is not lower by this share than the best before; 0: never."""
 
@@ -99,6 +113,10 @@ class Config:
 
     device: str = "auto"
     """`auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`."""
+
+    kernel: Literal["auto", "native", "torch"] = "auto"
+    """`native` is compiled once, needs a C++ compiler and AVX2, and is several times faster on a CPU; `auto`
+    takes it where it can be had."""
 
     sharing: Literal["data", "latents"] = "data"
     """What several processes share: every batch, or the latents (for a k-SAE that fits none of them)."""
@@ -144,6 +162,17 @@ def _check(config: Config) -> None:
         raise ValueError(f"checkpoint_every={config.checkpoint_every}: give 0 (none) or more")
 
 
+def _announce_kernel(config: Config, team: "Team") -> "Kernel":
+    """Print which kernel trains, before the seconds that compiling it may take."""
+    from revelio.sae.kernel_choice import choose_kernel, must_compile
+
+    if must_compile(config.kernel, team.device):
+        print("compiling the native kernel, once: some seconds", flush=True)
+    chosen = choose_kernel(config.kernel, team.device)
+    print(chosen.reason, flush=True)
+    return chosen.kernel
+
+
 def _announce(configs: list[Config], team: "Team") -> None:
     """Print what trains, and what it costs by the second that is measured for it."""
     from revelio.activations.store import ActivationStore
@@ -153,14 +182,15 @@ def _announce(configs: list[Config], team: "Team") -> None:
 
     if not team.main:
         return
+    kernel = _announce_kernel(configs[0], team)
     store = ActivationStore.open(configs[0].store)
     for config in configs:
         job = build_job(config, store, build_settings(config, len(store)), team)
         size = 2 * job.n * job.d + job.n + job.d
         # Elsewhere than on a CPU the second would be another device's: the first steps tell.
-        speed = measured_speed(job) if team.device.type == "cpu" else None
+        speed = measured_speed(job, kernel) if team.device.type == "cpu" else None
         print(
-            f"k-SAE ({config.mode}): d {job.d}, n {job.n:,}, k {job.k}, {job.rows:,} rows\n"
+            f"k-SAE ({config.mode}, {config.activation}): d {job.d}, n {job.n:,}, k {job.k}, {job.rows:,} rows\n"
             f"trains: W_enc, b_enc, W_dec, b_dec, {size:,} parameters; frozen: none\n"
             f"{line(job, speed)}",
             flush=True,

@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from revelio.sae.kernel import Kernel, SparseKernel
+from revelio.sae.model import KSparseAutoencoder
 from revelio.sae.kernel_native import NativeKernel
 from revelio.sae.kernel_native_build import NativeUnavailable, library, library_path
 
@@ -37,6 +38,13 @@ def choose_kernel(name: KernelName = "auto", device: torch.device | str = "cpu")
             raise ValueError(f"no native kernel: {why}; or set kernel to torch") from why
         return ChosenKernel(SparseKernel(), f"kernel: PyTorch (no native kernel: {why})")
     return ChosenKernel(NativeKernel(), "kernel: native, exact (int16 nomination, float32 scores)")
+
+
+def training_kernel(model: KSparseAutoencoder) -> Kernel:
+    """What a model trains with if nothing else is said: its own kernel, but native for plain PyTorch's."""
+    if isinstance(model.kernel, SparseKernel) and model.W_enc.dtype == torch.float32:
+        return choose_kernel("auto", model.W_enc.device).kernel
+    return model.kernel
 
 
 def must_compile(name: KernelName, device: torch.device | str) -> bool:

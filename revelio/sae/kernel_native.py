@@ -1,10 +1,10 @@
 """The native kernel: the same interface as :mod:`revelio.sae.kernel`, in C++ for CPUs with AVX2.
 
-- Encoding is a search. An int16 copy of ``W_enc``, with a norm and a bound of the rounding error for each row,
-  bounds every pre-activation (Cauchy-Schwarz); latents whose upper bound is below the k-th best score found so
-  far are out, the others are scored in float32. The chosen latents are those of the float32 scores, ties going to
-  the lower index, and no (b n) matrix is written. ``revelio/sae/native/encode.cpp`` has the bound.
-- An update is one pass over the rows that can change (:mod:`revelio.sae.adam`), which also renews their copies.
+- Encoding is a search. An int16 copy of ``W_enc``, with each row's norm and a bound of its rounding error,
+  bounds every pre-activation (Cauchy-Schwarz); latents whose upper bound is below the k-th best score found
+  so far are out, the others are scored in float32. The chosen latents are those of the float32 scores, ties
+  going to the lower index, and no (b n) matrix is written. ``native/encode.cpp`` has the bound.
+- An update is one pass over the rows that can change (:mod:`revelio.sae.adam`); it renews their copies.
 
 All sums have one fixed order, so results depend neither on the number of threads nor on the machine. Compiled
 on first use: :mod:`revelio.sae.kernel_native_build`.
@@ -54,7 +54,7 @@ class NativeKernel:
     def __init__(self, threads: int | None = None) -> None:
         self.library = library()
         self.threads = threads
-        self.nominated = 0
+        self.scored = 0
         self._copy: _Copy | None = None
 
     @torch.no_grad()
@@ -77,7 +77,7 @@ class NativeKernel:
         k_among = min(k_among, int(among.sum())) if among is not None else 0
         best, others = _empty(b, k), _empty(b, k_among)
         mask = among.to(torch.uint8).contiguous() if among is not None else None
-        nominated = ctypes.c_int64()
+        scored = ctypes.c_int64()
         status = self.library.revelio_encode(
             *(_float(centred.contiguous()), _long(b), _long(d)),
             *(_float(weights.W_enc), _float(weights.b_enc), _long(n)),
@@ -85,11 +85,11 @@ class NativeKernel:
             *(_address(mask) if mask is not None else None, _long(k_among)),
             *(_float(best.values), _address(best.indices)),
             *(_float(others.values), _address(others.indices)),
-            *(ctypes.byref(nominated), self._threads()),
+            *(ctypes.byref(scored), self._threads()),
         )
         if status:
             raise ValueError(_ERRORS[status])
-        self.nominated = nominated.value
+        self.scored = scored.value
         return best, others if among is not None else None
 
     @torch.no_grad()

@@ -1,7 +1,7 @@
 """Compile the native kernel's C++ once and load it.
 
-The sources in ``revelio/sae/native`` know no Python and no PyTorch, only pointers: any C++17 compiler will do,
-it takes some seconds, and the library serves every Python and PyTorch. It is kept in
+The sources in ``revelio/sae/native`` know no Python and no PyTorch, only pointers: any C++17 compiler will
+do, it takes some seconds, and the library serves every Python and PyTorch. It is kept in
 ``$XDG_CACHE_HOME/revelio`` (or ``~/.cache/revelio``) under a name that the sources, the flags and the
 compiler decide. ``REVELIO_NATIVE=0`` turns it off; ``CXX`` names the compiler.
 """

@@ -12,8 +12,10 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from revelio.sae.activation import Asked, first_threshold
 from revelio.sae.initialise import initialise
 from revelio.sae.kernel import Kernel
+from revelio.sae.kernel_choice import training_kernel
 from revelio.sae.metrics import spread
 from revelio.sae.model import KSparseAutoencoder
 from revelio.sae.rows import Batches
@@ -23,6 +25,8 @@ from revelio.seeds import generator
 
 # Rows that b_pre's start is taken from: as many as the steerers' code uses (SPEC 7).
 FIRST_ROWS = 32_768
+# Rows that JumpReLU's first threshold is taken from.
+THRESHOLD_ROWS = 1024
 
 
 @dataclass
@@ -33,7 +37,7 @@ class Member:
         model: fresh, or loaded with ``state`` from a checkpoint.
         settings: its own, but that the batches are the same for all.
         state: where its training stands; None: it is yet to begin.
-        kernel: how its heavy parts are computed; None: as the model does.
+        kernel: how its heavy parts are computed; None: as the model does, natively where that can be.
     """
 
     model: KSparseAutoencoder
@@ -56,8 +60,8 @@ class Member:
         """Take a step on the batch."""
         assert self.state is not None
         self.state.batch += 1
-        kernel = self.kernel or self.model.kernel
-        done = train_step(self.model, batch, self.settings, self.state, kernel)
+        self.kernel = self.kernel or training_kernel(self.model)
+        done = train_step(self.model, batch, self.settings, self.state, self.kernel)
         self.state.stopped = _plateau(self.settings, self.state)
         return done
 
@@ -107,6 +111,9 @@ def begin_many(members: Sequence[Member], batches: Batches) -> None:
         model, settings = member.model, member.settings
         rows = first[0][:FIRST_ROWS] if model.mode == "as_code" else start
         initialise(model, rows, generator(settings.seed, "k-sae weights"), settings.pre_bias)
+        if model.activation == "jumprelu" and model.threshold is not None:
+            asked = Asked(model.kernel, model.centre(rows[:THRESHOLD_ROWS]), model.weights)
+            model.threshold.fill_(first_threshold(asked, model.k, model.n))
         member.state = TrainState.start(model)
         if model.mode == "fixed":
             member.state.variance = variance

@@ -29,7 +29,7 @@ def train(
         rows: all rows (N d), a source of them, batches, or an iterable of (b d) that can be read again.
         settings: see there.
         state: from a checkpoint; without it the weights are initialised and training begins.
-        kernel: how the heavy parts are computed; None: as the model does.
+        kernel: how the heavy parts are computed; None: as the model does, natively where that can be.
 
     Raises:
         ValueError: no rows, rows of another width, AuxK in ``as_code``, or a loss that is not finite.

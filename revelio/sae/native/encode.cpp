@@ -5,6 +5,7 @@
 // others are scored in float, in the fixed order, and the k best are kept: larger first, then the lower index.
 #include <algorithm>
 #include <cstring>
+#include <functional>
 
 #include "rows.h"
 
@@ -55,28 +56,35 @@ bool before(const Scored &a, const Scored &b) {
     return a.value > b.value || (a.value == b.value && a.latent < b.latent);
 }
 
-// The k best so far of every image: heaps with the worst on top, and its value as the image's threshold.
-struct Best {
+// The k largest lower bounds so far of every image, as heaps with the least on top, which is the threshold.
+struct Floor {
     int64_t k;
-    std::vector<Scored> heaps;
+    std::vector<float> heaps, thresholds;
     std::vector<int64_t> sizes;
-    std::vector<float> thresholds;
 
-    Best(int64_t k, int64_t padded)
-        : k(k), heaps(k * padded), sizes(padded, 0), thresholds(padded, k ? -INFINITY : INFINITY) {}
+    Floor(int64_t k, int64_t padded)
+        : k(k), heaps(k * padded), thresholds(padded, k ? -INFINITY : INFINITY), sizes(padded, 0) {}
 
-    void offer(int64_t image, Scored scored) {
-        Scored *heap = heaps.data() + image * k;
+    void offer(int64_t image, float lower) {
+        float *heap = heaps.data() + image * k;
         int64_t &size = sizes[image];
         if (size == k) {
-            if (!before(scored, heap[0])) return;
-            std::pop_heap(heap, heap + k, before);
-            size--;
+            if (!(lower > heap[0])) return;
+            std::pop_heap(heap, heap + size--, std::greater<float>());
         }
-        heap[size++] = scored;
-        std::push_heap(heap, heap + size, before);
-        if (size == k) thresholds[image] = heap[0].value;
+        heap[size++] = lower;
+        std::push_heap(heap, heap + size, std::greater<float>());
+        if (size == k) thresholds[image] = heap[0];
     }
+
+    void offer_all(const Floor &other, int64_t image) {
+        for (int64_t c = 0; c < other.sizes[image]; c++) offer(image, other.heaps[image * k + c]);
+    }
+};
+
+struct Nominee {
+    float guess, bound;
+    int64_t latent;
 };
 
 struct Batch {
@@ -110,23 +118,19 @@ struct Latents {
     const uint8_t *among;
 };
 
-// One thread's search: thresholds and heaps are its own.
+// One thread's search: thresholds and nominees are its own.
 struct Search {
     const Batch &batch;
     const Latents &latents;
-    Best best, others;
-    int64_t nominated = 0;
-    Status status = FINE;
+    Floor best, others;
+    std::vector<std::vector<Nominee>> nominees;
 
     void nominate(int64_t latent, int64_t image, float guess, float bound) {
-        const float bias = latents.bias[latent];
-        const float score = dot(latents.W + latent * batch.d, batch.x + image * batch.d, batch.d) + bias;
-        nominated++;
-        if (score != score) status = SCORE_IS_NAN;
-        // The bound holds for the rows that were quantised: elsewhere someone else has changed W.
-        if (std::fabs(score - guess) > bound * 1.001f) status = STALE;
-        best.offer(image, {score, latent});
-        if (others.k && latents.among[latent]) others.offer(image, {score, latent});
+        nominees[image].push_back({guess, bound, latent});
+        // What the bound cannot judge (a number overflowed) is scored, and bounds nothing.
+        const float lower = guess - bound == guess - bound ? guess - bound : -INFINITY;
+        best.offer(image, lower);
+        if (others.k && latents.among[latent]) others.offer(image, lower);
     }
 
     void tile(int64_t first, int64_t panel) {
@@ -153,7 +157,7 @@ struct Search {
                 __m256 bound = _mm256_mul_ps(by_norm, _mm256_loadu_ps(batch.norm.data() + panel + c));
                 bound = _mm256_add_ps(bound, _mm256_mul_ps(by_rest, _mm256_loadu_ps(batch.rest.data() + panel + c)));
                 bound = _mm256_add_ps(bound, fixed);
-                // "Not below" is true of NaN too: what the bound cannot judge is scored.
+                // "Not below" is true of NaN too.
                 __m256 limit = _mm256_min_ps(_mm256_loadu_ps(limits + c), _mm256_loadu_ps(other_limits + c));
                 __m256 kept = _mm256_cmp_ps(_mm256_add_ps(guess, bound), limit, _CMP_NLT_UQ);
                 for (int left = _mm256_movemask_ps(kept); left; left &= left - 1) {
@@ -166,18 +170,31 @@ struct Search {
     }
 };
 
-void gather(std::vector<Search> &searches, Best Search::*which, int64_t b, int64_t k, float *values,
-            int64_t *indices) {
-    std::vector<Scored> all;
-    for (int64_t i = 0; i < b; i++) {
-        all.clear();
-        for (auto &search : searches) {
-            const Best &best = search.*which;
-            all.insert(all.end(), best.heaps.begin() + i * k, best.heaps.begin() + i * k + best.sizes[i]);
+// The k best of an image by their float scores, among all threads' nominees that are not below the threshold.
+Status settle(std::vector<Search> &searches, Floor Search::*floor, bool masked, int64_t image, float *values,
+              int64_t *indices, int64_t &scored) {
+    const Batch &batch = searches[0].batch;
+    const Latents &latents = searches[0].latents;
+    Floor &merged = searches[0].*floor;
+    for (size_t s = 1; s < searches.size(); s++) merged.offer_all(searches[s].*floor, image);
+    const float threshold = merged.thresholds[image];
+    const float *x = batch.x + image * batch.d;
+    std::vector<Scored> found;
+    for (const Search &search : searches)
+        for (const Nominee &nominee : search.nominees[image]) {
+            if (nominee.guess + nominee.bound < threshold) continue;
+            if (masked && !latents.among[nominee.latent]) continue;
+            const float bias = latents.bias[nominee.latent];
+            const float score = dot(latents.W + nominee.latent * batch.d, x, batch.d) + bias;
+            if (score != score) return SCORE_IS_NAN;
+            // The bound holds for the rows that were quantised: elsewhere someone else has changed W.
+            if (std::fabs(score - nominee.guess) > nominee.bound * 1.001f) return STALE;
+            found.push_back({score, nominee.latent});
         }
-        std::partial_sort(all.begin(), all.begin() + k, all.end(), before);
-        for (int64_t c = 0; c < k; c++) values[i * k + c] = all[c].value, indices[i * k + c] = all[c].latent;
-    }
+    scored += found.size();
+    std::partial_sort(found.begin(), found.begin() + merged.k, found.end(), before);
+    for (int64_t c = 0; c < merged.k; c++) values[c] = found[c].value, indices[c] = found[c].latent;
+    return FINE;
 }
 
 }  // namespace
@@ -199,23 +216,30 @@ int revelio_quantise(const float *W, int64_t n, int64_t d, int64_t width, int16_
 int revelio_encode(const float *x, int64_t b, int64_t d, const float *W, const float *bias, int64_t n,
                    const int16_t *q, int64_t width, const float *rows, int64_t k, const uint8_t *among,
                    int64_t k_among, float *values, int64_t *indices, float *other_values,
-                   int64_t *other_indices, int64_t *nominated, int threads) {
+                   int64_t *other_indices, int64_t *scored, int threads) {
     Batch batch{b, 0, d, width, x, {}, {}, {}, {}};
     if (!pack(batch)) return INPUT_NOT_FINITE;
     const Latents latents{n, W, bias, q, reinterpret_cast<const Quantised *>(rows), among};
-    std::vector<Search> searches(
-        threads, Search{batch, latents, Best(k, batch.padded), Best(k_among, batch.padded)});
+    std::vector<Search> searches(threads, Search{batch, latents, Floor(k, batch.padded),
+                                                 Floor(k_among, batch.padded),
+                                                 std::vector<std::vector<Nominee>>(b)});
     revelio::share((n + BLOCK - 1) / BLOCK, threads, [&](int64_t block, int thread) {
         const int64_t first = block * BLOCK, last = std::min(n, first + BLOCK);
         for (int64_t panel = 0; panel < batch.padded; panel += PANEL)
             for (int64_t row = first; row < last; row += TILE) searches[thread].tile(row, panel);
     });
-    int status = FINE;
-    *nominated = 0;
-    for (auto &search : searches) status = std::max(status, int(search.status)), *nominated += search.nominated;
+    std::atomic<int> status{FINE};
+    std::vector<int64_t> counts(threads, 0);
+    revelio::share(b, threads, [&](int64_t i, int thread) {
+        Status own = settle(searches, &Search::best, false, i, values + i * k, indices + i * k, counts[thread]);
+        if (own == FINE && k_among)
+            own = settle(searches, &Search::others, true, i, other_values + i * k_among,
+                         other_indices + i * k_among, counts[thread]);
+        if (own != FINE) status = own;
+    });
     if (status != FINE) return status;
-    gather(searches, &Search::best, b, k, values, indices);
-    if (k_among) gather(searches, &Search::others, b, k_among, other_values, other_indices);
+    *scored = 0;
+    for (int64_t count : counts) *scored += count;
     return FINE;
 }
 }

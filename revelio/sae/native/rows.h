@@ -63,40 +63,58 @@ struct Quantised {
 };
 
 constexpr double NORM_OF_INTEGERS = 46000.0;
-constexpr double SMALLEST_SCALE = 1e-30;  // below it a row is all rest: its scale's inverse may overflow
+constexpr float SMALLEST = 1e-25f;  // a row of smaller numbers, or of larger than the inverse, is all rest
 
-inline double norm_of(const float *w, int64_t d, float &largest) {
-    double sum[4] = {0, 0, 0, 0};
-    float top[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+// The largest magnitude (0 for no number but NaN).
+inline float largest_of(const float *w, int64_t d) {
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    __m256 most = _mm256_setzero_ps();
     int64_t i = 0;
-    for (; i + 8 <= d; i += 8)
-        for (int q = 0; q < 8; q++) {
-            float size = std::fabs(w[i + q]);
-            top[q] = size > top[q] ? size : top[q];
-            sum[q % 4] += double(w[i + q]) * w[i + q];
-        }
-    for (; i < d; i++) {
-        top[0] = std::fmax(top[0], std::fabs(w[i]));
-        sum[0] += double(w[i]) * w[i];
+    for (; i + 8 <= d; i += 8) most = _mm256_max_ps(_mm256_andnot_ps(sign, _mm256_loadu_ps(w + i)), most);
+    alignas(32) float lanes[8];
+    _mm256_store_ps(lanes, most);
+    float largest = 0;
+    for (; i < d; i++) largest = std::fmax(largest, std::fabs(w[i]));
+    for (float lane : lanes) largest = std::fmax(largest, lane);
+    return largest;
+}
+
+// |w| within 0.01 %; not finite where a number is not. In units of the largest, so that squares neither vanish
+// nor overflow.
+inline double norm_of(const float *w, int64_t d, float largest) {
+    const float inverse = 1 / largest;
+    const __m256 inverses = _mm256_set1_ps(inverse);
+    __m256 squares = _mm256_setzero_ps();
+    int64_t i = 0;
+    for (; i + 8 <= d; i += 8) {
+        const __m256 part = _mm256_mul_ps(_mm256_loadu_ps(w + i), inverses);
+        squares = _mm256_add_ps(squares, _mm256_mul_ps(part, part));
     }
-    largest = 0;
-    for (float value : top) largest = value > largest ? value : largest;
-    return std::sqrt(sum[0] + sum[1] + sum[2] + sum[3]);
+    alignas(32) float lanes[8];
+    _mm256_store_ps(lanes, squares);
+    double sum = 0;
+    for (; i < d; i++) sum += double(w[i] * inverse) * (w[i] * inverse);
+    for (float lane : lanes) sum += lane;
+    return std::sqrt(sum) * largest;
 }
 
 // Writes q (width values, zeros from d on). False where a value is NaN or infinite.
 inline bool quantise(const float *w, int64_t d, int64_t width, int16_t *q, Quantised &found) {
-    float largest;
-    double norm = norm_of(w, d, largest);
-    if (!std::isfinite(norm)) return false;
-    double goal = NORM_OF_INTEGERS - 0.5 * std::sqrt(double(d)) - 1;
-    double scale = std::fmax(norm / goal, double(largest) / 32767);
+    const float largest = largest_of(w, d);
     for (int64_t i = d; i < width; i++) q[i] = 0;
-    if (scale < SMALLEST_SCALE || scale > 1e30) {
-        for (int64_t i = 0; i < d; i++) q[i] = 0;
-        found = {0.0f, float(norm * 1.0001), float(norm * 1.0001)};
+    if (largest < SMALLEST || largest > 1 / SMALLEST) {
+        for (int64_t i = 0; i < d; i++) {
+            if (!std::isfinite(w[i])) return false;
+            q[i] = 0;
+        }
+        const float most = float(std::sqrt(double(d)) * largest * 1.001);
+        found = {0.0f, most, most};
         return true;
     }
+    const double norm = norm_of(w, d, largest);
+    if (!std::isfinite(norm)) return false;
+    const double goal = NORM_OF_INTEGERS - 0.5 * std::sqrt(double(d)) - 1;
+    const double scale = std::fmax(1.001 * norm / goal, double(largest) / 32767);
     const float step = float(scale), inverse = float(1 / scale);
     float rest[8] = {0, 0, 0, 0, 0, 0, 0, 0};
     int64_t i = 0;
