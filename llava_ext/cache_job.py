@@ -15,7 +15,9 @@ import torch
 
 from llava_ext.cache import DTYPE, FREE, row_ids, row_shape, store_name, to_row
 from llava_ext.images import image_id, open_picture
-from llava_ext.towers import Tower
+from llava_ext.options import CacheConfig
+from llava_ext.records import image_names, read_records
+from llava_ext.towers import Tower, load_towers
 from revelio.activations.plan import duration, size
 from revelio.activations.processes import Processes
 from revelio.activations.shard import write_shard
@@ -102,6 +104,13 @@ class CacheJob:
         """The shards that each store lacks."""
         return [target.missing(len(self.shards)) for _, target in self.targets]
 
+    @property
+    def share(self) -> int:
+        """Images left for this process."""
+        numbers = set().union(*self.lacking())
+        mine = (n for n in numbers if n % self.processes.world == self.processes.rank)
+        return sum(len(self.shards[number]) for number in mine)
+
     def check(self) -> None:
         """See whether the stores may be made or gone on with; writes nothing.
 
@@ -113,6 +122,25 @@ class CacheJob:
                 was = target.written_settings().get("tower") or {}
                 check_same(target.path, was, tower.identity(), free=FREE, flag="--cache")
             target.check("--cache", resume=True)
+
+
+def open_cache_job(config: CacheConfig, processes: Processes) -> CacheJob:
+    """The job that the config describes, with its towers loaded.
+
+    Raises:
+        KeyError: an unknown backbone or layer.
+        ValueError: the data or a setting is wrong.
+    """
+    if config.cache is None:
+        raise ValueError("no folder for the cache: choose one with --cache")
+    if config.batch_size < 1:
+        raise ValueError(f"batch_size is {config.batch_size}: it must be at least 1")
+    records = read_records(config.data.json, config.data.images, limit=config.limit)
+    names = image_names(records)
+    if config.data.images is None or not names:
+        raise ValueError(f"{config.data.json} has no images, so there is nothing to cache")
+    towers = load_towers(config.model, processes.device)
+    return CacheJob(config.cache, towers, config.data.images, names, config.batch_size, processes)
 
 
 def plan(job: CacheJob) -> str:

@@ -217,13 +217,13 @@ class LlavaModel(nn.Module):
 
         return load_model(path, **settings)
 
-    def gradient_checkpointing_enable(self, *arguments: Any, **settings: Any) -> None:
+    def activation_checkpointing_enable(self, *arguments: Any, **settings: Any) -> None:
         """Pass through to the language model, which holds nearly all activations."""
-        self.language_model.gradient_checkpointing_enable(*arguments, **settings)
+        self.language_model.activation_checkpointing_enable(*arguments, **settings)
 
-    def gradient_checkpointing_disable(self) -> None:
+    def activation_checkpointing_disable(self) -> None:
         """Pass through to the language model."""
-        self.language_model.gradient_checkpointing_disable()
+        self.language_model.activation_checkpointing_disable()
 
 
 @contextmanager

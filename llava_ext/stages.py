@@ -11,24 +11,12 @@ effective batch = processes * batch_size * accumulation; the accumulation is com
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 EFFECTIVE_BATCH = 128
 PRETRAIN_RATE = 2e-3
 FINETUNE_RATE = 2e-5
 WARMUP = 0.03
-
-
-@dataclass(frozen=True)
-class DataOptions:
-    """LLaVA's data: a JSON file of conversations and the folder of their images."""
-
-    json: Path = Path("data/chat.json")
-    """The records, as LLaVA ships them."""
-
-    images: Path | None = None
-    """The folder of the images; none for text only."""
 
 
 @dataclass(frozen=True)

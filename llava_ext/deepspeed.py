@@ -1,0 +1,69 @@
+"""DeepSpeed's ZeRO as the Trainer takes it, on GPUs or on CPUs, under a launcher or without one."""
+
+import os
+import socket
+from typing import Any
+
+# Elements that are reduced or fetched together: DeepSpeed's own default is sized for large GPUs.
+BUCKET = 50_000_000
+# ZeRO-3 keeps parameters smaller than this whole on every process.
+PERSISTENT = 100_000
+
+
+def zero_config(stage: int, *, bfloat16: bool, clip: float) -> dict[str, Any]:
+    """DeepSpeed's config for one of our stages.
+
+    Args:
+        stage: 2 shares optimiser state and gradients among processes, 3 parameters, too.
+        bfloat16: whether the model runs in bfloat16, with float32 copies in the optimiser.
+        clip: gradients longer than this are shortened to it.
+    """
+    zero: dict[str, Any] = {
+        "stage": stage,
+        "overlap_comm": False,
+        "contiguous_gradients": True,
+        "reduce_bucket_size": BUCKET,
+    }
+    if stage == 3:
+        zero |= {
+            "stage3_prefetch_bucket_size": BUCKET,
+            "stage3_param_persistence_threshold": PERSISTENT,
+            "stage3_gather_16bit_weights_on_model_save": True,
+        }
+    else:
+        zero |= {"allgather_bucket_size": BUCKET}
+    return {
+        "zero_optimization": zero,
+        "bf16": {"enabled": bfloat16},
+        "gradient_clipping": clip,
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "train_batch_size": "auto",
+        # The Trainer's AdamW is wrapped, so that a run is the same with DeepSpeed and without.
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+    }
+
+
+def prepare(*, cpu: bool) -> None:
+    """Make DeepSpeed ready in this process; call it before the Trainer is made.
+
+    Without a launcher, this process becomes a group of one. On a CPU, DeepSpeed's shared-memory
+    communication is left out: it would be compiled first, for more than a minute.
+    """
+    if "RANK" not in os.environ:
+        alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+        os.environ.update(alone, MASTER_PORT=str(free_port()))
+    os.environ.setdefault("DS_ACCELERATOR", "cpu" if cpu else "cuda")
+    if cpu:
+        from deepspeed import ops
+
+        ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def free_port() -> int:
+    """A port nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

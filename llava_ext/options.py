@@ -1,0 +1,132 @@
+"""What each script takes: frozen dataclasses of plain values, whose field docstrings are the help pages."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from llava_ext.config import ModelConfig, TowerConfig
+from llava_ext.stages import Finetune, LoraOptions, Pretrain
+
+# The first row of Table 4; the others are in configs/llava.
+PAPER_MODEL = ModelConfig(
+    "mosaicml/mpt-7b-chat",
+    (TowerConfig("clip-vit-l-14", "block22"),),
+    template="mpt",
+    dtype="bfloat16",
+)
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """LLaVA's data: a JSON file of conversations and the folder of their images."""
+
+    json: Path = Path("data/chat.json")
+    """The records, as LLaVA ships them."""
+
+    images: Path | None = None
+    """The folder of the images; none for text only."""
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Settings of `scripts/pretrain.py`."""
+
+    out: Path = Path("runs/llava/pretrain")
+    """The run directory to create; `final/` in it is what stage 2 and chatting take."""
+
+    data: DataOptions = field(default_factory=DataOptions)
+    """The conversations: LLaVA's CC595k `chat.json`, for the paper's stage 1."""
+
+    model: ModelConfig = PAPER_MODEL
+    """Towers, fusion, language model, template."""
+
+    cache: Path | None = None
+    """The towers' grids as scripts/cache_towers.py keeps them; none: the towers run in every step."""
+
+    stage: Pretrain = field(default_factory=Pretrain)
+    """How it is trained."""
+
+    limit: int | None = None
+    """Only the first so many records."""
+
+    too_long: Literal["stop", "drop"] = "stop"
+    """What a record does that is longer than `model.max_length` with its images expanded."""
+
+    resume: bool = False
+    """Go on with the run in `out`, from its last checkpoint."""
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Settings of `scripts/finetune.py`."""
+
+    pretrained: Path | None = None
+    """Projectors to begin with: the run directory or `final/` of stage 1, or a file or folder with
+    LLaVA's `mm_projector.bin`; none: random ones."""
+
+    out: Path = Path("runs/llava/finetune")
+    """The run directory to create; `final/` in it is the finished model."""
+
+    data: DataOptions = field(default_factory=DataOptions)
+    """The conversations: LLaVA-Instruct-80K, for the paper's stage 2."""
+
+    model: ModelConfig = PAPER_MODEL
+    """Towers, fusion, language model, template."""
+
+    cache: Path | None = None
+    """The towers' grids as scripts/cache_towers.py keeps them; none: the towers run in every step."""
+
+    stage: Finetune = field(default_factory=Finetune)
+    """How it is trained."""
+
+    lora: LoraOptions = field(default_factory=LoraOptions)
+    """An adapter in place of all of the language model's weights."""
+
+    limit: int | None = None
+    """Only the first so many records."""
+
+    too_long: Literal["stop", "drop"] = "stop"
+    """What a record does that is longer than `model.max_length` with its images expanded."""
+
+    resume: bool = False
+    """Go on with the run in `out`, from its last checkpoint."""
+
+
+@dataclass(frozen=True)
+class CacheConfig:
+    """Settings of `scripts/cache_towers.py`."""
+
+    cache: Path | None = None
+    """The folder that gets one store a tower."""
+
+    data: DataOptions = field(default_factory=DataOptions)
+    """Whose images."""
+
+    model: ModelConfig = PAPER_MODEL
+    """Whose towers."""
+
+    limit: int | None = None
+    """Only the images of the first so many records."""
+
+    batch_size: int = 16
+    """Images a pass of a tower."""
+
+    plan: bool = False
+    """Only measure and print what it would cost."""
+
+
+@dataclass(frozen=True)
+class ShowConfig:
+    """Settings of `scripts/show_sample.py`."""
+
+    data: DataOptions = field(default_factory=DataOptions)
+    """The conversations."""
+
+    model: ModelConfig = PAPER_MODEL
+    """Whose tokenizer, template and system message; no weights are loaded."""
+
+    index: int = 0
+    """Which record, counted from 0."""
+
+    colour: bool = True
+    """Colours on a terminal; brackets mark what is learnt in any case."""

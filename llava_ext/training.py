@@ -1,0 +1,237 @@
+"""One stage of training: transformers' Trainer around a :class:`LlavaModel`, with DeepSpeed or without.
+
+The loss of a step is the mean over all labels of its effective batch, so it does not depend on how many
+processes share the batch or how it is cut. Towers stand outside: the input step runs them where grids are
+not cached. A checkpoint holds what trains and the optimiser; ``final/`` is what a user loads.
+"""
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch.utils.data import Sampler
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from llava_ext import deepspeed
+from llava_ext.collate import Collator
+from llava_ext.dataset import ConversationDataset
+from llava_ext.model import LlavaModel
+from llava_ext.order import Order
+from llava_ext.stages import StageOptions, accumulation
+from llava_ext.towers import Tower
+from revelio.runs import Run
+
+TRAINED = "trained.safetensors"
+STATE = "trainer_state.json"
+
+
+def world_size() -> int:
+    """Processes that a launcher started; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main() -> bool:
+    """Whether this process prints and writes."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def device_name() -> str:
+    """This process's own accelerator, or the CPU."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+
+
+class LlavaTrainer(Trainer):
+    """The Trainer with towers in its input step, our order of samples, and small checkpoints."""
+
+    towers: Sequence[Tower] = ()
+    order: Order
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
+        return self.order
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Run the towers on what has no grids yet; the model never sees a tower."""
+        inputs = super()._prepare_inputs(inputs)
+        pixels, ids = inputs.pop("pixels", None), inputs.pop("image_ids", ())
+        if pixels is not None:
+            pairs = zip(self.towers, pixels, strict=True) if pixels else ()
+            with torch.no_grad():
+                inputs["grids"] = tuple(tower.grids(each, ids) for tower, each in pairs)
+        return inputs
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write what trains, into a checkpoint; DeepSpeed writes its own share of everything."""
+        assert output_dir is not None
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        if self.is_deepspeed_enabled or not self.args.should_save:
+            return
+        trained = {name: p.detach().cpu() for name, p in _trained(self.model).items()}
+        save_file(trained, Path(output_dir) / TRAINED)
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: torch.nn.Module | None = None
+    ) -> None:
+        state = load_file(Path(resume_from_checkpoint) / TRAINED)
+        with torch.no_grad():
+            for name, parameter in _trained(self.model).items():
+                parameter.copy_(state[name])
+
+
+def _trained(model: Any) -> dict[str, torch.nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+class Watch(TrainerCallback):
+    """Shows the bar and writes ``metrics.jsonl``."""
+
+    def __init__(self, run: Run | None) -> None:
+        self.run = run
+        self.started = time.monotonic()
+        self.bar: Any = None
+        self.losses: list[float] = []
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Begin the bar where the run stands."""
+        from tqdm import tqdm
+
+        self.bar = tqdm(
+            total=state.max_steps, initial=state.global_step, unit="step", disable=self.run is None
+        )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Move the bar."""
+        self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Write a line, and show the loss."""
+        if self.run is None or "loss" not in (logs or {}):
+            return
+        self.losses.append(logs["loss"])
+        self.bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
+        known = {key: logs[key] for key in ("loss", "learning_rate", "grad_norm") if key in logs}
+        seconds = round(time.monotonic() - self.started, 3)
+        self.run.log(step=state.global_step, **known, seconds=seconds)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """End the bar."""
+        self.bar.close()
+
+
+def build_trainer(
+    model: LlavaModel,
+    dataset: ConversationDataset,
+    collator: Collator,
+    options: StageOptions,
+    out: Path,
+    *,
+    towers: Sequence[Tower] = (),
+    watch: Watch | None = None,
+) -> LlavaTrainer:
+    """The Trainer of one stage; ``model.trainable`` was called.
+
+    Args:
+        model: on the CPU.
+        dataset: the samples.
+        collator: makes batches of them.
+        options: of the stage.
+        out: the run directory; checkpoints go below it.
+        towers: run on images whose grids are not cached.
+        watch: what follows the training.
+
+    Raises:
+        ValueError: the effective batch can't be had.
+    """
+    arguments = training_arguments(options, out)
+    trainer = LlavaTrainer(
+        model=model,
+        args=arguments,
+        data_collator=collator,
+        train_dataset=dataset,
+        callbacks=[watch or Watch(None)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.towers = towers
+    trainer.order = Order(
+        dataset.lengths,
+        options.effective_batch,
+        options.seed,
+        by_length=options.group_by_length,
+    )
+    # The model's loss has no label at a sample's first position, whatever stands there.
+    trainer._loss_shifts_labels = True
+    return trainer
+
+
+def training_arguments(options: StageOptions, out: Path) -> TrainingArguments:
+    """The stage in the Trainer's words.
+
+    Raises:
+        ValueError: the effective batch can't be had.
+    """
+    steps = accumulation(options.effective_batch, options.batch_size, world_size())
+    cpu = not torch.cuda.is_available()
+    bfloat16 = options.precision == "bfloat16" or (options.precision == "auto" and not cpu)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    if options.zero:
+        deepspeed.prepare(cpu=cpu)
+        zero = deepspeed.zero_config(options.zero, bfloat16=bfloat16, clip=options.clip)
+    return TrainingArguments(
+        output_dir=str(out / "checkpoints"),
+        per_device_train_batch_size=options.batch_size,
+        gradient_accumulation_steps=steps,
+        learning_rate=options.learning_rate,
+        lr_scheduler_type=options.schedule,
+        warmup_steps=options.warmup,
+        weight_decay=options.weight_decay,
+        max_grad_norm=options.clip,
+        num_train_epochs=options.epochs,
+        optim="adamw_torch",
+        bf16=bfloat16,
+        activation_checkpointing=options.checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False} if options.checkpointing else None,
+        save_steps=options.save_steps,
+        save_total_limit=options.keep,
+        logging_steps=options.log_steps,
+        logging_nan_inf_filter=False,
+        dataloader_num_workers=options.workers,
+        dataloader_pin_memory=not cpu,
+        remove_unused_columns=False,
+        seed=options.seed,
+        data_seed=options.seed,
+        use_cpu=cpu,
+        ddp_backend="gloo" if cpu and "RANK" in os.environ else None,
+        ddp_find_unused_parameters=False,
+        deepspeed=zero if options.zero else None,
+        disable_tqdm=True,
+        report_to=[],
+    )
+
+
+def last_checkpoint(out: Path) -> Path | None:
+    """The last whole checkpoint of a run: the Trainer's state is written last."""
+    found = [path.parent for path in (out / "checkpoints").glob(f"checkpoint-*/{STATE}")]
+    return max(found, key=checkpoint_step) if found else None
+
+
+def checkpoint_step(path: Path) -> int:
+    """The step at which a checkpoint was written."""
+    return int(path.name.rpartition("-")[2])
+
+
+def whole_state(trainer: LlavaTrainer, model: LlavaModel) -> dict[str, torch.Tensor] | None:
+    """The weights that ``final/`` needs, gathered from all processes; None where the model has them."""
+    engine: Any = trainer.deepspeed if trainer.is_deepspeed_enabled else None
+    if engine is None or not engine.zero_optimization_partition_weights():
+        return None
+    # "16 bit" is DeepSpeed's name: the weights come in the model's own number format.
+    return engine._zero3_consolidated_16bit_state_dict(
+        exclude_frozen_parameters=not model.language_changed
+    )
