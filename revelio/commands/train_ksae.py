@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Literal
 from revelio.commands.ksae_grid import Grid, expand
 
 if TYPE_CHECKING:
-    from revelio.sae.kernel import Kernel
     from revelio.commands.ksae_team import Team
+    from revelio.sae.kernel import Kernel
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from typing import Literal, NamedTuple
 import torch
 
 from revelio.sae.kernel import Kernel, SparseKernel
-from revelio.sae.model import KSparseAutoencoder
 from revelio.sae.kernel_native import NativeKernel
 from revelio.sae.kernel_native_build import NativeUnavailable, library, library_path
+from revelio.sae.model import KSparseAutoencoder
 
 KernelName = Literal["auto", "native", "torch"]
 

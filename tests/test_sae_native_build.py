@@ -1,0 +1,92 @@
+"""Compiling the native kernel: once, into the cache; or one line that says why not, and PyTorch instead."""
+
+import pytest
+
+from revelio.sae import kernel_native_build as build
+from revelio.sae.kernel import SparseKernel
+from revelio.sae.kernel_choice import choose_kernel, must_compile, training_kernel
+from revelio.sae.kernel_native import NativeKernel
+from revelio.sae.model import KSparseAutoencoder
+
+
+@pytest.fixture
+def empty_cache(tmp_path, monkeypatch):
+    """A cache of its own for a test, and no library loaded before or after."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    build.library.cache_clear()
+    yield tmp_path
+    build.library.cache_clear()
+
+
+def stub(folder, body: str) -> str:
+    """A program that stands for a compiler."""
+    path = folder / "compiler"
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_a_cpu_gets_the_native_kernel_and_says_so():
+    chosen = choose_kernel()
+    assert isinstance(chosen.kernel, NativeKernel)
+    assert "native" in chosen.reason
+    assert isinstance(choose_kernel("native").kernel, NativeKernel)
+    assert isinstance(training_kernel(KSparseAutoencoder(4, 8, 2)), NativeKernel)
+    assert not must_compile("auto", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "why"),
+    [
+        ("REVELIO_NATIVE", "0", "switched off"),
+        ("CXX", "no-such-compiler", "no C\\+\\+ compiler found: install"),
+    ],
+)
+def test_without_a_compiler_there_is_pytorch_and_one_line(
+    variable, value, why, empty_cache, monkeypatch
+):
+    monkeypatch.setenv(variable, value)
+    chosen = choose_kernel("auto")
+    assert isinstance(chosen.kernel, SparseKernel)
+    with pytest.raises(ValueError, match=why) as error:
+        choose_kernel("native")
+    assert "\n" not in str(error.value)
+    assert not must_compile("auto", "cpu")
+
+
+def test_an_old_processor_and_other_devices_get_pytorch(monkeypatch, empty_cache):
+    assert isinstance(choose_kernel("auto", "meta").kernel, SparseKernel)
+    with pytest.raises(ValueError, match="not on meta"):
+        choose_kernel("native", "meta")
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "DEFAULT")
+    with pytest.raises(ValueError, match="no AVX2"):
+        choose_kernel("native")
+
+
+def test_a_compiler_that_fails_is_quoted_and_leaves_nothing(empty_cache, monkeypatch):
+    monkeypatch.setenv("CXX", stub(empty_cache, "echo 'rows.h: error: no such thing' >&2; exit 1"))
+    assert must_compile("auto", "cpu")
+    with pytest.raises(ValueError, match="failed: rows.h: error: no such thing"):
+        choose_kernel("native")
+    assert list((empty_cache / "revelio").iterdir()) == []
+
+
+def test_it_is_compiled_once_and_a_damaged_library_is_named(empty_cache, monkeypatch):
+    calls = empty_cache / "calls"
+    body = f'echo x >> {calls}; for last; do :; done; printf "no library" > "$last"'
+    monkeypatch.setenv("CXX", stub(empty_cache, body))
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"does not load .* remove it"):
+            choose_kernel("native")
+    assert calls.read_text() == "x\n"
+    first = build.library_path()
+    monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, "-g"))
+    assert build.library_path() != first
+
+
+def test_the_kernel_asked_for_by_name_is_taken():
+    assert isinstance(choose_kernel("torch").kernel, SparseKernel)
+    assert "PyTorch" in choose_kernel("torch").reason
+    with pytest.raises(ValueError, match="unknown kernel 'fast'"):
+        choose_kernel("fast")  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,152 @@
+"""The certified search: its choice is that of the float32 scores, whatever the numbers look like."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sae_same_order import dots
+
+from revelio.sae.kernel import Codes, Weights
+from revelio.sae.kernel_native import NativeKernel
+
+
+def weights_of(W_enc: torch.Tensor, b_enc: torch.Tensor | None = None) -> Weights:
+    n, d = W_enc.shape
+    bias = torch.zeros(n) if b_enc is None else b_enc
+    return Weights(W_enc, bias, torch.zeros(n, d), torch.zeros(d))
+
+
+def scores_of(x: torch.Tensor, weights: Weights) -> np.ndarray:
+    w = weights.W_enc.numpy()
+    with np.errstate(over="ignore"):
+        return np.stack([dots(row, w) for row in x.numpy()]) + weights.b_enc.numpy()
+
+
+def assert_chosen(codes: Codes, scores: np.ndarray, k: int) -> None:
+    """The k largest, ties to the lower index, bit for bit."""
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    assert np.array_equal(codes.indices.numpy(), order)
+    assert np.array_equal(codes.values.numpy(), np.take_along_axis(scores, order, 1))
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    b=st.integers(1, 40),
+    d=st.integers(1, 70),
+    n=st.integers(1, 300),
+    k=st.integers(1, 40),
+    decades=st.integers(0, 12),
+    few=st.booleans(),
+    threads=st.integers(1, 3),
+    seed=st.integers(0, 1000),
+)
+def test_choices_are_those_of_the_scores(b, d, n, k, decades, few, threads, seed):
+    """Rows of all sizes, and numbers of few values, which tie."""
+    w, x, bias = draw(n, d, seed=seed), draw(b, d, seed=seed + 1), draw(n, seed=seed + 2)
+    if few:
+        w, x, bias = w.round(), x.round(), bias.round()
+    w *= 10.0 ** (decades * (torch.rand(n, 1, generator=torch.Generator().manual_seed(seed)) - 0.5))
+    weights = weights_of(w, bias)
+    codes, _ = NativeKernel(threads).encode(x, weights, min(k, n))
+    assert_chosen(codes, scores_of(x, weights), min(k, n))
+
+
+def test_choices_are_those_of_exact_arithmetic():
+    """Brute force in float64, where its k-th and next scores differ by more than float32 can confuse."""
+    w, x = draw(2000, 96), draw(64, 96, seed=1)
+    exact = x.double() @ w.double().T
+    best = exact.topk(17, dim=1)
+    clear = (best.values[:, 15] - best.values[:, 16]) > 1e-4
+    assert int(clear.sum()) > 50
+    codes, _ = NativeKernel().encode(x, weights_of(w), 16)
+    for row in clear.nonzero()[:, 0]:
+        assert set(codes.indices[row].tolist()) == set(best.indices[row, :16].tolist())
+
+
+@pytest.mark.parametrize("scale", [1e-44, 1e-39, 1e-30, 1e-20, 1e-6, 1e6, 1e17, 1e30])
+@pytest.mark.parametrize("of", ["weights", "inputs"])
+def test_tiny_and_huge_numbers_are_scored_like_others(scale, of):
+    w, x = draw(200, 40), draw(9, 40, seed=1)
+    (w if of == "weights" else x).mul_(scale)
+    assert_chosen(NativeKernel().encode(x, weights_of(w), 8)[0], scores_of(x, weights_of(w)), 8)
+
+
+def test_near_duplicates_and_equal_latents_are_told_apart_or_taken_in_order():
+    base, x = draw(1, 64), draw(16, 64, seed=1)
+    w = base.repeat(120, 1)
+    w[40:80] *= 1 + 1e-7 * torch.arange(40)[:, None]
+    w[80:] += 1e-6 * draw(40, 64, seed=2)
+    for k in (1, 5, 50):
+        assert_chosen(NativeKernel().encode(x, weights_of(w), k)[0], scores_of(x, weights_of(w)), k)
+
+
+def test_one_outlying_channel_changes_nothing():
+    w, x = draw(500, 64), draw(32, 64, seed=1)
+    x[:, 3] *= 1e4
+    w[:, 3] *= 1e-4
+    w[::7, 5] *= 1e5
+    assert_chosen(NativeKernel().encode(x, weights_of(w), 12)[0], scores_of(x, weights_of(w)), 12)
+
+
+def test_zero_rows_score_their_bias_and_ties_go_to_the_lower_index():
+    weights = weights_of(torch.zeros(50, 12), torch.tensor([0.5, 1.0] * 25))
+    codes, _ = NativeKernel().encode(torch.cat([torch.zeros(1, 12), draw(3, 12)]), weights, 4)
+    assert codes.indices.tolist() == [[1, 3, 5, 7]] * 4
+    assert codes.values.tolist() == [[1.0] * 4] * 4
+
+
+@pytest.mark.parametrize("k_among", [1, 7, 30])
+def test_the_best_among_some_latents_are_those_of_the_scores(k_among):
+    weights, x = weights_of(draw(300, 33), draw(300, seed=3)), draw(20, 33, seed=1)
+    among = torch.rand(300, generator=torch.Generator().manual_seed(5)) < 0.1
+    k_among = min(k_among, int(among.sum()))
+    codes, others = NativeKernel(2).encode(x, weights, 9, among, k_among)
+    scores = scores_of(x, weights)
+    assert_chosen(codes, scores, 9)
+    assert others is not None
+    assert_chosen(others, np.where(among.numpy(), scores, -np.inf), k_among)
+
+
+def test_few_latents_are_scored_twice():
+    """The bound is tight: hardly more than the k that are chosen need a float32 score."""
+    kernel = NativeKernel()
+    kernel.encode(draw(64, 128, seed=1), weights_of(draw(4000, 128)), 32)
+    assert 32 * 64 <= kernel.scored < 1.1 * 32 * 64
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("place", [0, 8, 19])
+def test_numbers_that_are_not_finite_are_refused(bad, place):
+    w, x = draw(30, 20), draw(4, 20, seed=1)
+    x[2, place] = bad
+    with pytest.raises(ValueError, match="activations hold NaN or infinite"):
+        NativeKernel().encode(x, weights_of(w), 3)
+    w[7, place] = bad
+    with pytest.raises(ValueError, match="W_enc holds NaN or infinite"):
+        NativeKernel().encode(draw(4, 20), weights_of(w), 3)
+
+
+def test_a_score_that_overflows_to_nan_is_refused():
+    w = torch.tensor([[1e38, -1e38] * 32] * 12)
+    with pytest.raises(ValueError, match="overflows to NaN"):
+        NativeKernel().encode(torch.full((2, 64), 1e38), weights_of(w), 3)
+
+
+def test_weights_changed_behind_the_kernel_are_noticed():
+    w, x, kernel = draw(100, 16), draw(8, 16, seed=1), NativeKernel()
+    kernel.encode(x, weights_of(w), 4)
+    w *= -1
+    with pytest.raises(ValueError, match="make a new NativeKernel"):
+        kernel.encode(x, weights_of(w), 4)
+
+
+def test_another_models_weights_get_a_copy_of_their_own():
+    kernel, x = NativeKernel(), draw(8, 16, seed=1)
+    for seed in (2, 3, 2):
+        weights = weights_of(draw(100, 16, seed=seed))
+        assert_chosen(kernel.encode(x, weights, 4)[0], scores_of(x, weights), 4)
