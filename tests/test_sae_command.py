@@ -49,6 +49,16 @@ def test_the_command_trains_reports_and_saves(store, tmp_path, capsys):
     assert [json.loads(line)["step"] for line in lines] == [1, 10, 12]
 
 
+@pytest.mark.parametrize("flags", [["batch-topk"], ["jumprelu", "--prefixes", "4", "16"]])
+def test_other_activations_are_a_flag_away(store, tmp_path, flags):
+    train_ksae(store, tmp_path / "run", "--steps", "5", "--activation", *flags)
+    report = json.loads((tmp_path / "run/report.json").read_text())
+    model = KSparseAutoencoder.from_pretrained(tmp_path / "run/final")
+    assert report["activation"] == model.activation == flags[0]
+    assert report["prefixes"] == list(model.prefixes) == list(map(int, flags[2:]))
+    assert float(model.threshold.min()) > 0
+
+
 def test_resume_after_a_stop_is_bit_equal(store, tmp_path, monkeypatch):
     train_ksae(store, tmp_path / "whole", "--steps", "10")
     from revelio.sae import many as module
@@ -102,6 +112,8 @@ def test_grids_are_pooled(store, tmp_path):
         (["--learning-rate", "-1"], "learning_rate=-1"),
         (["--mode", "as_code", "--auxk", "4"], "no AuxK"),
         (["--expansion", "0"], "expansion=0"),
+        (["--prefixes", "9", "3"], "ascending"),
+        (["--activation", "jumprelu", "--mode", "as_code"], "mode as_code"),
     ],
 )
 def test_mistakes_are_one_line_and_status_2(store, tmp_path, capsys, flags, named):

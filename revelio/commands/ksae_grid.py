@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from revelio.commands.train_ksae import Config
@@ -21,6 +21,9 @@ class Grid:
 
     expansion: tuple[int, ...] = ()
     """Latents a dimension of the activations."""
+
+    activation: tuple[Literal["topk", "batch-topk", "jumprelu"], ...] = ()
+    """Which latents are active."""
 
     learning_rate: tuple[float, ...] = ()
     """Adam's."""
@@ -56,5 +59,5 @@ def expand(config: "Config") -> "list[list[Config]]":
 def _label(name: str, value: Any) -> str:
     if isinstance(value, Path):
         return value.resolve().name
-    short = {"expansion": "x", "learning_rate": "lr", "seed": "seed"}
+    short = {"expansion": "x", "learning_rate": "lr", "activation": ""}
     return f"{short.get(name, name)}{value}"

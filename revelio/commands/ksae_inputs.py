@@ -71,6 +71,8 @@ def build_settings(config: "Config", rows: int) -> "TrainSettings":
         auxk=config.auxk,
         auxk_coefficient=config.auxk_coefficient,
         dead_after=config.dead_after,
+        bandwidth=config.bandwidth,
+        sparsity=config.sparsity,
         early_stop=config.early_stop,
         early_stop_window=config.early_stop_window,
     )
@@ -112,6 +114,8 @@ def build_model(config: "Config", store: "ActivationStore", team: "Team") -> "KS
             "k": config.k,
             "mode": config.mode,
             "trained_on": describe(store),
+            "activation": config.activation,
+            "prefixes": config.prefixes,
         }
     )
 

@@ -186,12 +186,15 @@ def _announce(configs: list[Config], team: "Team") -> None:
     store = ActivationStore.open(configs[0].store)
     for config in configs:
         job = build_job(config, store, build_settings(config, len(store)), team)
-        size = 2 * job.n * job.d + job.n + job.d
+        learnt = config.activation == "jumprelu"
+        thresholds = ", threshold" if learnt else ""
+        size = 2 * job.n * job.d + job.n * (1 + learnt) + job.d
         # Elsewhere than on a CPU the second would be another device's: the first steps tell.
         speed = measured_speed(job, kernel) if team.device.type == "cpu" else None
         print(
-            f"k-SAE ({config.mode}, {config.activation}): d {job.d}, n {job.n:,}, k {job.k}, {job.rows:,} rows\n"
-            f"trains: W_enc, b_enc, W_dec, b_dec, {size:,} parameters; frozen: none\n"
+            f"k-SAE ({config.mode}, {config.activation}): d {job.d}, n {job.n:,}, k {job.k}, "
+            f"{job.rows:,} rows\n"
+            f"trains: W_enc, b_enc, W_dec, b_dec{thresholds}, {size:,} parameters; frozen: none\n"
             f"{line(job, speed)}",
             flush=True,
         )
