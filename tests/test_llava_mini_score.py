@@ -136,7 +136,7 @@ def test_the_page_shows_what_was_measured() -> None:
         {
             "data": {
                 "classes": ["a"] * 20,
-                "records": {"captions": 800, "instructions": 1600, "held-out": 30},
+                "records": {"pretrain": 800, "finetune": 1600, "held-out": 30},
                 "held_out_images": 10,
             },
             "rows": {"clip": row},

@@ -32,7 +32,7 @@ CLASSES = (
     *("menorah", "trilobite", "sunflower", "starfish", "kangaroo", "ewer"),
 )
 ROWS = ("clip", "clip-dinov2", "clip-sd-t25", "clip-sd-t200")
-GROWTH_SHARES = (4, 2)
+KEPT = 8
 AT_ONCE = 2
 
 
@@ -53,9 +53,9 @@ class Settings:
     """Which of the rows."""
 
     growth: str = "clip-dinov2"
-    """The row whose stage 2 is also trained with fewer samples; empty for none."""
+    """The row whose accuracy is followed over the samples of stage 2; empty for none."""
 
-    train_images: int = 50
+    train_images: int = 36
     """Photographs a class to train on."""
 
     test_images: int = 10
@@ -91,7 +91,7 @@ class Places:
 
     def config(self, row: str) -> Path:
         """A row's YAML."""
-        return self.repository / "configs" / "llava" / f"mini-{row}.yaml"
+        return self.repository / "configs" / "llava" / "mini" / f"{row}.yaml"
 
     def run(self, row: str, stage: str) -> Path:
         """A run directory."""
@@ -111,8 +111,8 @@ def write_data(places: Places) -> None:
     test = photos(settings, "test", settings.test_images)
     asked, shown = held_out_questions(test), blind_images(test)
     files: dict[str, Any] = {
-        "captions": captions(train, settings.captions),
-        "instructions": instructions(train, settings.questions),
+        "pretrain": captions(train, settings.captions),
+        "finetune": instructions(train, settings.questions),
         "held-out": [record(question) for question in asked],
         "blind": [record(question, shown[question.image]) for question in asked],
         "images": captions(train, 1) + captions(test, 1),
@@ -162,21 +162,12 @@ def train_stage(
 
 
 def train_row(places: Places, row: str) -> None:
-    """Both stages of a row; for one row stage 2 with fewer samples too."""
-    train_stage(places, row, "pretrain", "pretrain", "captions")
-    first = places.run(row, "pretrain")
-    train_stage(places, row, "finetune", "finetune", "instructions", "--pretrained", first)
-    if row != places.settings.growth:
-        return
-    for limit in growth_limits(places):
-        more = ("--pretrained", first, "--limit", str(limit))
-        train_stage(places, row, "finetune", f"finetune-{limit}", "instructions", *more)
-
-
-def growth_limits(places: Places) -> list[int]:
-    """Numbers of stage 2's samples below all of them."""
-    count = len(read_json(places.data("instructions")))
-    return [count // share for share in GROWTH_SHARES]
+    """Both stages of a row; one row keeps the checkpoints that show how its accuracy grows."""
+    train_stage(places, row, "pretrain", "pretrain", "pretrain")
+    more: list[str | Path] = ["--pretrained", places.run(row, "pretrain")]
+    if row == places.settings.growth:
+        more += ["--stage.keep", str(KEPT)]
+    train_stage(places, row, "finetune", "finetune", "finetune", *more)
 
 
 def prove(places: Places) -> None:

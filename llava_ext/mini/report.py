@@ -3,14 +3,17 @@
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
+
 from llava_ext.cache import CachedGrids
 from llava_ext.checkpoint import load_model
 from llava_ext.dataset import ConversationDataset
-from llava_ext.mini.proof import CLASSES, Places, growth_limits, photos
+from llava_ext.mini.proof import CLASSES, Places, photos
 from llava_ext.mini.questions import KINDS, Question, held_out_questions
 from llava_ext.mini.score import accuracies, gain, right_answers
-from llava_ext.records import read_records
+from llava_ext.records import image_names, read_records
 from llava_ext.towers import load_towers
+from llava_ext.training import TRAINED, checkpoint_step
 from revelio.runs import read_json, sha256, versions, write_json
 
 Figures = dict[str, Any]
@@ -52,7 +55,7 @@ def measure(places: Places) -> Figures:
 
 def data_figures(places: Places, questions: list[Question]) -> Figures:
     """What was trained on and asked, with the files' hashes."""
-    names = ("captions", "instructions", "held-out", "blind")
+    names = ("pretrain", "finetune", "held-out", "blind")
     files = {name: places.data(name) for name in names}
     return {
         "classes": list(CLASSES),
@@ -81,37 +84,49 @@ def row_figures(places: Places, row: str, questions: list[Question]) -> Figures:
 
 
 def growth_points(places: Places, questions: list[Question]) -> list[Figures]:
-    """Accuracy after stage 1 alone, after parts of stage 2, after all of it."""
+    """Accuracy after stage 1 alone, at stage 2's checkpoints, and at its end."""
     row = places.settings.growth
-    whole = len(read_json(places.data("instructions")))
-    runs = {0: "pretrain"} | {n: f"finetune-{n}" for n in growth_limits(places)}
+    run = places.run(row, "finetune")
+    report = read_json(run / "report.json")
+    steps = sorted(checkpoint_step(path) for path in (run / "checkpoints").glob("checkpoint-*"))
+    found = {0: scores(places, row, "pretrain", "held-out")}
+    for step in [step for step in steps if step < report["steps"]]:
+        samples = step * report["samples"] // report["steps"]
+        found[samples] = scores(places, row, "finetune", "held-out", step)
+    found[report["samples"]] = scores(places, row, "finetune", "held-out")
     return [
-        {"samples": samples} | accuracies(questions, scores(places, row, run, "held-out"))["all"]
-        for samples, run in (runs | {whole: "finetune"}).items()
+        {"samples": samples} | accuracies(questions, right)["all"]
+        for samples, right in found.items()
     ]
 
 
-def scores(places: Places, row: str, run: str, data: str) -> dict[str, bool]:
-    """Which questions a run's model answers rightly; kept beside the run."""
-    kept = places.run(row, run) / f"right-{data}.json"
+def scores(
+    places: Places, row: str, run: str, data: str, step: int | None = None
+) -> dict[str, bool]:
+    """Which questions a run's model answers rightly, at its end or at a checkpoint; kept beside the run."""
+    folder = places.run(row, run)
+    kept = folder / (f"right-{data}.json" if step is None else f"right-{data}-{step}.json")
     if not kept.is_file():
-        write_json(kept, score(places, places.run(row, run) / "final", data))
+        write_json(kept, score(places, folder, data, step))
     return read_json(kept)
 
 
-def score(places: Places, final: Path, data: str) -> dict[str, bool]:
-    """Ask a finished model all questions of a file, its towers' grids read from the cache."""
+def score(places: Places, run: Path, data: str, step: int | None = None) -> dict[str, bool]:
+    """Ask a model all questions of a file, its towers' grids read from the cache."""
     from tqdm import tqdm
 
-    model, tokenizer = load_model(final)
+    model, tokenizer = load_model(run / "final")
+    if step is not None:
+        trained = load_file(run / "checkpoints" / f"checkpoint-{step}" / TRAINED)
+        unknown = model.load_state_dict(trained, strict=False).unexpected_keys
+        assert not unknown, unknown
     model.eval()
     records = read_records(places.data(data), places.images)
-    names = sorted({name for item in records for name in item.images})
     towers = load_towers(model.settings)
-    sight = CachedGrids.open(places.cache, towers, places.images, names)
+    sight = CachedGrids.open(places.cache, towers, places.images, image_names(records))
     dataset = ConversationDataset(records, tokenizer, model.settings, model.image_tokens, sight)
     right: dict[str, bool] = {}
-    with tqdm(total=len(dataset), desc=f"{final.parent} {data}", unit="question") as bar:
+    with tqdm(total=len(dataset), desc=f"{run} {data}", unit="question") as bar:
         for some in right_answers(model, dataset):
             right |= some
             bar.update(len(some))
@@ -129,7 +144,7 @@ def render(figures: Figures) -> str:
     lines = [HEAD.format(classes=len(data["classes"]))]
     records = data["records"]
     lines += [
-        f"{records['captions']:,} captions train stage 1, {records['instructions']:,} question-answer "
+        f"{records['pretrain']:,} captions train stage 1, {records['finetune']:,} question-answer "
         f"pairs stage 2; {records['held-out']:,} questions about {data['held_out_images']} held-out "
         "photographs are asked.\n",
         "| row | all % | "
