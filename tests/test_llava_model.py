@@ -145,7 +145,7 @@ def test_gradient_checkpointing_changes_no_gradient(folders):
         model = build(folders["llama"]).train()
         model.trainable("pretrain")
         if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.activation_checkpointing_enable({"use_reentrant": False})
         model(ids, mask, labels, grids).loss.backward()
         found.append([p.grad for p in model.projectors.parameters()])
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*found, strict=True))

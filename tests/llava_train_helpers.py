@@ -1,0 +1,89 @@
+"""A tiny LLaVA project in a folder: towers, language model, pictures, data, and a config for the scripts."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from backbones_helpers import picture, tiny_clip, tiny_sd
+from llava_helpers import model_config, tiny_llama
+
+from llava_ext.config import ModelConfig, TowerConfig
+from llava_ext.options import DataOptions
+from revelio.config import to_plain
+
+ROOT = Path(__file__).resolve().parents[1]
+WORDS = ("dog", "cat", "green grass", "a small picture", "it")
+
+
+def tiny_project(folder: Path, *, records: int = 16) -> ModelConfig:
+    """Everything that a stage reads, below ``folder``; gives the model's config."""
+    clip, sd = tiny_clip(folder / "clip"), tiny_sd(folder / "sd")
+    towers = (
+        TowerConfig(str(clip), "block1", tokens="pool", budget=4),
+        TowerConfig(str(sd), "up_ft1", timestep=25, tokens="conv", budget=16, width=12),
+    )
+    towers = (towers[0], replace(towers[1], tokens="pool", budget=4))
+    (folder / "images").mkdir()
+    for number in range(records):
+        picture(number).save(folder / "images" / f"{number}.png")
+    write_data(folder / "data.json", [record(number) for number in range(records)])
+    return model_config(tiny_llama(folder / "lm"), *towers, template="tokenizer", system="")
+
+
+def record(number: int, **changes: Any) -> dict[str, Any]:
+    """A record of LLaVA's form, about image ``number``; answers differ in length."""
+    answer = " ".join(WORDS[: 1 + number % len(WORDS)])
+    turns = [
+        {"from": "human", "value": "<image>\nwhat is it?"},
+        {"from": "gpt", "value": answer},
+    ]
+    return {"id": f"r{number}", "image": f"{number}.png", "conversations": turns} | changes
+
+
+def write_data(path: Path, records: list[dict[str, Any]]) -> Path:
+    path.write_text(json.dumps(records))
+    return path
+
+
+def data_options(folder: Path) -> DataOptions:
+    return DataOptions(folder / "data.json", folder / "images")
+
+
+def write_config(folder: Path, model: ModelConfig, **stage: Any) -> Path:
+    """A YAML for both stages."""
+    common = {"effective_batch": 4, "batch_size": 1, "zero": 0, "precision": "float32"} | stage
+    data = {"json": str(folder / "data.json"), "images": str(folder / "images")}
+    values = {
+        "model": to_plain(model),
+        "pretrain": {"data": data, "out": str(folder / "pre"), "stage": common},
+        "finetune": {"data": data, "out": str(folder / "fine"), "stage": common},
+    }
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def run_script(
+    script: str, *words: Any, launcher: tuple[str, ...] = (), timeout: int = 240
+) -> subprocess.CompletedProcess[str]:
+    """Run a script as a user does, in processes of its own."""
+    known = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
+    environment = known | {
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    command = [*(launcher or (sys.executable,)), str(ROOT / "scripts" / script), *map(str, words)]
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=timeout
+    )
+
+
+def losses(run: Path) -> list[float]:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]

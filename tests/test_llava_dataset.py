@@ -1,0 +1,95 @@
+"""Samples and batches: ids, labels, lengths after expansion, padding, images in reading order."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from llava_helpers import tiny_language_tokenizer
+from torch.utils.data import DataLoader
+
+from llava_ext.collate import Collator
+from llava_ext.config import IGNORE_INDEX, IMAGE_INDEX, ModelConfig, TowerConfig
+from llava_ext.conversation import Turn
+from llava_ext.dataset import ConversationDataset
+from llava_ext.records import Record
+from llava_ext.templates import encode
+
+TOKENIZER = tiny_language_tokenizer()
+CONFIG = ModelConfig(
+    "lm", (TowerConfig("clip", "block1"),), template="mpt", system="", max_length=90
+)
+RECORDS = [
+    Record("one", ("a",), (Turn("user", "<image>\nwhat?"), Turn("assistant", "a dog"))),
+    Record("text", (), (Turn("user", "hi"), Turn("assistant", "a small dog on grass"))),
+    Record("two", ("b", "c"), (Turn("user", "<image> <image>?"), Turn("assistant", "no"))),
+]
+TOKENS = 7
+
+
+class Names:
+    """A sight that shows names, so that order can be seen."""
+
+    def get(self, name: str) -> str:
+        return name.upper()
+
+    def stack(self, images):
+        return {"seen": list(images)}
+
+
+def dataset(**settings: object) -> ConversationDataset:
+    config = replace(CONFIG, **settings.pop("config", {}))  # type: ignore[arg-type]
+    return ConversationDataset(RECORDS, TOKENIZER, config, TOKENS, Names(), **settings)  # type: ignore[arg-type]
+
+
+def test_items_are_the_encoded_records() -> None:
+    data = dataset()
+    assert len(data) == 3
+    for index, record in enumerate(RECORDS):
+        sample = encode(TOKENIZER, "mpt", record.turns, "")
+        item = data[index]
+        assert item["input_ids"].tolist() == sample.input_ids
+        assert item["labels"].tolist() == sample.labels
+        assert (item["id"], item["images"]) == (record.id, [name.upper() for name in record.images])
+        expanded = sum(TOKENS if i == IMAGE_INDEX else 1 for i in sample.input_ids)
+        assert data.lengths[index] == expanded
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_batches_pad_and_keep_reading_order(side) -> None:
+    data = dataset()
+    collator = Collator(TOKENS, 3, Names().stack, side)
+    batch = next(iter(DataLoader(data, batch_size=3, collate_fn=collator)))
+    lengths = [len(data[n]["input_ids"]) for n in range(3)]
+    assert batch["input_ids"].shape == (3, max(lengths))
+    assert batch["seen"] == ["A", "B", "C"] and batch["length"] == max(data.lengths)
+    for row, length in enumerate(lengths):
+        inside = slice(-length, None) if side == "left" else slice(length)
+        mask = torch.zeros(max(lengths), dtype=torch.int64)
+        mask[inside] = 1
+        assert torch.equal(batch["attention_mask"][row], mask)
+        assert torch.equal(batch["input_ids"][row][inside], data[row]["input_ids"])
+        assert torch.equal(batch["labels"][row][inside], data[row]["labels"])
+        assert (batch["input_ids"][row][mask == 0] == 3).all()
+        assert (batch["labels"][row][mask == 0] == IGNORE_INDEX).all()
+
+
+def test_length_is_checked_after_expansion() -> None:
+    data = dataset()
+    longest = max(data.lengths)
+    assert len(dataset(config={"max_length": longest})) == 3
+    worst = RECORDS[data.lengths.index(longest)].id
+    assert longest > max(len(data[n]["input_ids"]) for n in range(3))
+    with pytest.raises(ValueError, match=f"record '{worst}' has {longest} tokens"):
+        dataset(config={"max_length": longest - 1})
+    dropped = dataset(config={"max_length": longest - 1}, too_long="drop")
+    assert dropped.dropped == [worst] and len(dropped) == 2
+    assert worst not in [dropped[n]["id"] for n in range(2)]
+    with pytest.raises(ValueError, match="every record is longer"):
+        dataset(config={"max_length": 3}, too_long="drop")
+
+
+def test_a_record_that_cannot_be_masked_is_named(tmp_path: Path) -> None:
+    bad = Record("bad", (), (Turn("user", "<|im_start|>"), Turn("assistant", "x")))
+    with pytest.raises(ValueError, match="record 'bad': a turn of the user"):
+        ConversationDataset([*RECORDS, bad], TOKENIZER, CONFIG, TOKENS, Names())

@@ -1,0 +1,200 @@
+"""The real scripts under the real launchers: two CPU processes, gloo, ZeRO-2, then ZeRO-3, and without.
+
+One process without DeepSpeed is what all of them are held against: the same loss curve.
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from llava_train_helpers import losses, record, run_script, tiny_project, write_config, write_data
+from safetensors.torch import load_file
+
+from llava_ext.deepspeed import free_port, zero_config
+from llava_ext.model import LlavaModel
+from revelio.runs import read_json
+
+BIN = Path(sys.executable).parent
+
+
+def deepspeed_launcher() -> tuple[str, ...]:
+    # Without an empty host file the launcher would look for one of this machine's.
+    port = str(free_port())
+    flags = ("--num_accelerators", "2", "--master_port", port, "--hostfile", "/dev/null")
+    return (sys.executable, str(BIN / "deepspeed"), *flags)
+
+
+def torchrun() -> tuple[str, ...]:
+    port = str(free_port())
+    run = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port)
+    return (sys.executable, *run)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The folder and its config, with stage 1 and stage 2 done by one process without DeepSpeed."""
+    folder = tmp_path_factory.mktemp("deepspeed")
+    config = write_config(folder, tiny_project(folder, records=8), save_steps=1, batch_size=2)
+    for script in ("pretrain.py", "finetune.py"):
+        more = ("--pretrained", folder / "pre") if script == "finetune.py" else ()
+        done = run_script(script, "--config", config, *more)
+        assert done.returncode == 0, done.stderr
+        assert "effective batch: 4 = 1 processes x 2 samples x 2 accumulated" in done.stdout
+    return folder, config
+
+
+def same_weights(one: Path, other: Path, atol: float) -> None:
+    states = [LlavaModel.from_pretrained(path / "final")[0].state_dict() for path in (one, other)]
+    assert states[0].keys() == states[1].keys()
+    for name, value in states[0].items():
+        torch.testing.assert_close(value, states[1][name], rtol=0, atol=atol, msg=name)
+
+
+def test_zero_2_in_two_processes_is_one_process(project, tmp_path) -> None:
+    folder, config = project
+    words = ("--config", config, "--stage.zero", 2, "--out", tmp_path / "pre")
+    done = run_script("pretrain.py", *words, launcher=deepspeed_launcher())
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "effective batch: 4 = 2 processes x 2 samples x 1 accumulated; ZeRO 2" in done.stdout
+    assert losses(tmp_path / "pre") == pytest.approx(losses(folder / "pre"), rel=1e-3)
+    same_weights(tmp_path / "pre", folder / "pre", 1e-3)
+    final = tmp_path / "pre" / "final"
+    assert not (final / "language_model").exists()
+    # Back to after the first step, as a kill would leave it.
+    assert resumed(tmp_path / "pre", "pretrain.py", words) == losses(folder / "pre")
+
+
+def resumed(out: Path, script: str, words: tuple[object, ...]) -> object:
+    """Losses of a run whose end was cut off and that was resumed, to be compared."""
+    kept = load_file(out / "final" / "projectors.safetensors")
+    (out / "report.json").unlink()
+    manifest = read_json(out / "manifest.json")
+    assert manifest["status"] == "finished"
+    done = run_script(script, *words, "--resume", launcher=deepspeed_launcher())
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "going on from step" in done.stdout
+    again = load_file(out / "final" / "projectors.safetensors")
+    assert all(torch.equal(kept[name], again[name]) for name in kept)
+    return pytest.approx(losses(out), rel=1e-3)
+
+
+def test_zero_3_in_two_processes_is_one_process(project, tmp_path) -> None:
+    folder, config = project
+    words = ("--config", config, "--stage.zero", 3, "--out", tmp_path / "fine")
+    words = (*words, "--pretrained", folder / "pre")
+    done = run_script("finetune.py", *words, launcher=deepspeed_launcher())
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert losses(tmp_path / "fine") == pytest.approx(losses(folder / "fine"), rel=1e-3)
+    same_weights(tmp_path / "fine", folder / "fine", 1e-3)
+
+
+def test_torchrun_without_deepspeed_is_one_process(project, tmp_path) -> None:
+    folder, config = project
+    words = ("--config", config, "--out", tmp_path / "pre")
+    done = run_script("pretrain.py", *words, launcher=torchrun())
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert losses(tmp_path / "pre") == pytest.approx(losses(folder / "pre"), rel=1e-3)
+    same_weights(tmp_path / "pre", folder / "pre", 1e-3)
+
+
+def test_zero_without_a_launcher(project, tmp_path) -> None:
+    folder, config = project
+    words = ("--config", config, "--out", tmp_path / "pre", "--stage.zero", 2)
+    done = run_script("pretrain.py", "--local_rank=0", *words)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert losses(tmp_path / "pre") == pytest.approx(losses(folder / "pre"), rel=1e-3)
+
+
+def test_a_mistake_is_one_line_and_status_2(project, tmp_path) -> None:
+    folder, config = project
+    bad = write_data(tmp_path / "bad.json", [record(0), record(1, image="99.png")])
+    for words, message in [
+        (("--data.json", bad), "record 'r1': no image 99.png"),
+        (("--stage.batch-size", 3), "effective_batch 4 is not a multiple"),
+        (("--out", folder / "pre"), "already holds a run"),
+        (("--cache", tmp_path), "no finished cache"),
+    ]:
+        extra = () if "--out" in words else ("--out", tmp_path / "out")
+        done = run_script("pretrain.py", "--config", config, *extra, *words)
+        assert done.returncode == 2, done.stderr
+        assert message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_help_needs_no_torch() -> None:
+    for script in ("pretrain.py", "finetune.py", "cache_towers.py", "show_sample.py"):
+        code = (
+            "import runpy, sys; sys.argv = ['x', '--help']\n"
+            f"try: runpy.run_path('scripts/{script}', run_name='__main__')\n"
+            "except SystemExit as stop: assert not stop.code\n"
+            "assert 'torch' not in sys.modules"
+        )
+        done = run_code(code)
+        assert done == "", (script, done)
+
+
+def run_code(code: str) -> str:
+    import subprocess
+
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
+    return done.stderr if done.returncode else ""
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_deepspeed_config(stage: int) -> None:
+    config = zero_config(stage, bfloat16=True, clip=1.0)
+    assert config["zero_optimization"]["stage"] == stage and config["bf16"] == {"enabled": True}
+    assert ("stage3_gather_16bit_weights_on_model_save" in config["zero_optimization"]) == (
+        stage == 3
+    )
+
+
+def test_every_config_file_is_read_by_both_stages() -> None:
+    from llava_ext.command import read_section
+    from llava_ext.options import CacheConfig, FinetuneConfig, PretrainConfig
+
+    root = Path(__file__).resolve().parents[1] / "configs" / "llava"
+    files = sorted(root.rglob("*.yaml"))
+    rows = {"clip", "clip-dinov2", "clip-sd-t25", "clip-sd-t200"}
+    assert {path.stem for path in files} == rows and len(files) == 8
+    for path in files:
+        one = read_section(path, "pretrain", PretrainConfig)
+        two = read_section(path, "finetune", FinetuneConfig)
+        assert one.model == two.model == read_section(path, "pretrain", CacheConfig).model
+        assert two.pretrained == one.out and one.data != two.data
+        if path.parent == root:
+            assert (one.stage.effective_batch, one.stage.learning_rate, one.stage.zero) == (
+                128,
+                2e-3,
+                2,
+            )
+            assert (two.stage.effective_batch, two.stage.learning_rate, two.stage.zero) == (
+                128,
+                2e-5,
+                3,
+            )
+            assert one.stage.warmup == two.stage.warmup == 0.03 and two.stage.epochs == 1.0
+            sizes = [(tower.tokens, tower.budget) for tower in one.model.towers]
+            assert all(size in (("flatten", 256), ("conv", 256)) for size in sizes)
+
+
+def test_config_keys_are_strict(tmp_path: Path) -> None:
+    from llava_ext.command import parse, read_section
+    from llava_ext.options import PretrainConfig
+
+    path = tmp_path / "c.yaml"
+    path.write_text("pretrain: {stage: {learning_rat: 1.0}}\nfinetune: {lora: {rank: 4}}\n")
+    with pytest.raises(
+        ValueError, match=r"c\.yaml: unknown key `stage.learning_rat`: did you mean"
+    ):
+        read_section(path, "pretrain", PretrainConfig)
+    path.write_text("modle: {}\n")
+    with pytest.raises(ValueError, match="unknown key `modle`: did you mean `model`"):
+        read_section(path, "pretrain", PretrainConfig)
+    path.write_text("limit: 3\npretrain: {limit: 4, out: here}\n")
+    words = ["--local_rank=1", "--config", str(path), "--stage.batch-size", "2"]
+    found = parse(PretrainConfig, words, "", "pretrain")
+    assert (found.limit, found.out, found.stage.batch_size) == (4, Path("here"), 2)
+    assert replace(found.stage, batch_size=4) == PretrainConfig().stage

@@ -1,0 +1,93 @@
+"""LLaVA's JSON as it is, and one line for each way in which it can be wrong."""
+
+import json
+from pathlib import Path
+
+import pytest
+from backbones_helpers import picture
+from llava_train_helpers import record, write_data
+
+from llava_ext.conversation import Turn
+from llava_ext.records import Record, image_names, read_records
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    for number in range(3):
+        picture(number).save(tmp_path / f"{number}.png")
+    return tmp_path
+
+
+def test_records_as_llava_ships_them(images: Path) -> None:
+    turns = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}]
+    both = [{"from": "human", "value": "<image> <image>"}, {"from": "gpt", "value": "ho"}]
+    data = [record(0), {"conversations": turns}, record(1, image=["1.png", "0.png"], id=5)]
+    data[2]["conversations"] = both
+    found = read_records(write_data(images / "d.json", data), images)
+    assert found[0] == Record(
+        "r0", ("0.png",), (Turn("user", "<image>\nwhat is it?"), Turn("assistant", "dog"))
+    )
+    assert (found[1].id, found[1].images) == ("1", ())
+    assert (found[2].id, found[2].images) == ("5", ("1.png", "0.png"))
+    assert image_names(found) == ["0.png", "1.png"]
+    assert read_records(images / "d.json", images, limit=1) == found[:1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image": "9.png"}, "record 'r1': no image 9.png in"),
+        ({"image": ["1.png", "2.png"]}, "(id 'r1') has 2 images and 1 times <image>"),
+        ({"image": None}, "has 0 images and 1 times <image>"),
+        ({"image": 3}, "`image` 3"),
+        ({"conversations": []}, "(id 'r1') has no `conversations`"),
+        ({"conversations": None}, "has no `conversations`"),
+        ({"conversations": [{"from": "human"}]}, "a turn without `from` and `value`"),
+        ({"conversations": [{"from": "bot", "value": ""}]}, "from 'bot': allowed are human, gpt"),
+        ({"conversations": [{"from": "gpt", "value": "a"}]}, "it goes gpt"),
+        ({"conversations": [{"from": "human", "value": "<image>"}]}, "it goes human"),
+        (
+            {
+                "conversations": [
+                    {"from": "human", "value": "<image>"},
+                    {"from": "gpt", "value": "<image>"},
+                ]
+            },
+            "only the human shows images",
+        ),
+    ],
+)
+def test_a_wrong_record_is_named(images: Path, change: dict, message: str) -> None:
+    path = write_data(images / "d.json", [record(0), record(1, **change), record(2)])
+    with pytest.raises(ValueError) as caught:
+        read_records(path, images)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert "record 1" in str(caught.value) or "'r1'" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{}", "a list of records"),
+        ("[]", "a list of records"),
+        ("[3]", "record 0 is a int"),
+        ("[", "valid"),
+    ],
+)
+def test_a_wrong_file(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "d.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_records(tmp_path / "d.json", tmp_path)
+
+
+def test_what_is_not_there(images: Path) -> None:
+    with pytest.raises(ValueError, match="no file at"):
+        read_records(images / "none.json", images)
+    path = write_data(images / "d.json", [record(0)])
+    with pytest.raises(ValueError, match=r"--data\.images"):
+        read_records(path, images / "none")
+    with pytest.raises(ValueError, match="'r0' has an image"):
+        read_records(path)
+    with pytest.raises(ValueError, match="limit is 0"):
+        read_records(path, images, limit=0)
+    assert json.loads(path.read_text())[0]["id"] == "r0"

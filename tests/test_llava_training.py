@@ -1,0 +1,268 @@
+"""A stage in this process: what changes, what is printed, resume, the cache, bad settings."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from backbones_helpers import picture
+from llava_train_helpers import data_options, losses, record, tiny_project, write_data
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from llava_ext.cache_job import fill, open_cache_job
+from llava_ext.config import ModelConfig
+from llava_ext.job import open_job, run
+from llava_ext.model import LlavaModel
+from llava_ext.options import CacheConfig, FinetuneConfig, PretrainConfig
+from llava_ext.order import Order
+from llava_ext.stages import Finetune, LoraOptions, Pretrain, accumulation
+from llava_ext.towers import BackboneTower, load_towers
+from llava_ext.training import LlavaTrainer
+from revelio.activations.processes import Processes
+from revelio.runs import read_json
+
+SMALL = {"effective_batch": 4, "batch_size": 2, "zero": 0, "threads": 1, "save_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ModelConfig]:
+    folder = tmp_path_factory.mktemp("llava")
+    return folder, tiny_project(folder)
+
+
+def pretrain(project: tuple[Path, ModelConfig], out: Path, **changes: object) -> PretrainConfig:
+    folder, model = project
+    stage = Pretrain(**{**SMALL, **changes.pop("stage", {})})  # type: ignore[arg-type, dict-item]
+    return replace(
+        PretrainConfig(out, data_options(folder), model, stage=stage),
+        **changes,  # type: ignore[arg-type]
+    )
+
+
+def test_pretrain_changes_projectors_only(project, tmp_path, capsys) -> None:
+    config = pretrain(project, tmp_path / "pre")
+    before = open_job(config, "pretrain").model.state_dict()
+    run(config)
+    printed = capsys.readouterr().out
+    model, _ = LlavaModel.from_pretrained(tmp_path / "pre" / "final")
+    after = model.state_dict()
+    for name, value in before.items():
+        same = torch.equal(value, after[name])
+        assert same != name.startswith("projectors."), name
+    assert not (tmp_path / "pre" / "final" / "language_model").exists()
+    assert "effective batch: 4 = 1 processes x 2 samples x 2 accumulated" in printed
+    trained = sum(value.numel() for name, value in before.items() if name.startswith("projectors."))
+    assert f"{trained:,} train" in printed and "frozen, outside the model" in printed
+    assert read_json(tmp_path / "pre" / "report.json")["trained_parameters"] == trained
+    curve = losses(tmp_path / "pre")
+    assert len(curve) == 4 and curve[-1] < curve[0]
+
+
+def test_finetune_changes_the_language_model_and_starts_from_stage_1(project, tmp_path) -> None:
+    folder, model = project
+    run(pretrain(project, tmp_path / "pre"))
+    config = FinetuneConfig(
+        tmp_path / "pre",
+        tmp_path / "fine",
+        data_options(folder),
+        model,
+        stage=Finetune(**SMALL),  # type: ignore[arg-type]
+    )
+    projectors = load_file(tmp_path / "pre" / "final" / "projectors.safetensors")
+    started = open_job(config, "finetune").model
+    for name, value in started.projectors.state_dict().items():
+        assert torch.equal(value, projectors[name])
+    run(config)
+    final, _ = LlavaModel.from_pretrained(tmp_path / "fine" / "final")
+    base = AutoModelForCausalLM.from_pretrained(model.language_model).state_dict()
+    changed = final.language_model.state_dict()
+    assert all(not torch.equal(base[name], changed[name]) for name in base if "weight" in name)
+    files = [path.name for path in (tmp_path / "fine").rglob("*") if path.is_file()]
+    assert not any("clip" in name or "sd" in name for name in files)
+
+
+def test_finetune_with_lora_leaves_the_base_alone(project, tmp_path) -> None:
+    folder, model = project
+    config = FinetuneConfig(
+        None,
+        tmp_path / "fine",
+        data_options(folder),
+        model,
+        stage=Finetune(**SMALL, learning_rate=1e-3),  # type: ignore[arg-type]
+        lora=LoraOptions(rank=2),
+    )
+    run(config)
+    assert (tmp_path / "fine" / "final" / "adapter").is_dir()
+    assert not (tmp_path / "fine" / "final" / "language_model").exists()
+    final, _ = LlavaModel.from_pretrained(tmp_path / "fine" / "final")
+    base = AutoModelForCausalLM.from_pretrained(model.language_model).state_dict()
+    inside = {
+        name.replace(".base_layer.", "."): value
+        for name, value in final.language_model.get_base_model().state_dict().items()
+    }
+    assert all(torch.equal(base[name], inside[name]) for name in base)
+    lora = [value for name, value in final.language_model.named_parameters() if "lora_B" in name]
+    assert lora and all(value.abs().max() > 0 for value in lora)
+
+
+def test_resume_equals_uninterrupted(project, tmp_path, monkeypatch) -> None:
+    whole, cut = pretrain(project, tmp_path / "whole"), pretrain(project, tmp_path / "cut")
+    run(whole)
+    step = LlavaTrainer.training_step
+    calls = []
+
+    def stop(self, *arguments, **settings):
+        calls.append(1)
+        if len(calls) > 6:  # in the middle of the fourth step, after the checkpoint of step 2
+            raise KeyboardInterrupt
+        return step(self, *arguments, **settings)
+
+    monkeypatch.setattr(LlavaTrainer, "training_step", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(cut)
+    assert len(losses(tmp_path / "cut")) == 3 and not (tmp_path / "cut" / "final").exists()
+    monkeypatch.setattr(LlavaTrainer, "training_step", step)
+    with pytest.raises(ValueError, match="--resume"):
+        run(cut)
+    run(replace(cut, resume=True))
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    one, other = (
+        load_file(tmp_path / name / "final" / "projectors.safetensors") for name in ("cut", "whole")
+    )
+    assert all(torch.equal(one[name], other[name]) for name in other)
+    run(replace(cut, resume=True))  # finished: nothing more happens
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+
+
+def test_cut_of_a_batch_does_not_change_the_loss(project, tmp_path) -> None:
+    one = pretrain(project, tmp_path / "one", stage={"batch_size": 4})
+    other = pretrain(project, tmp_path / "other", stage={"batch_size": 1})
+    run(one)
+    run(other)
+    assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "other"), rel=1e-4)
+
+
+def test_cached_training_runs_no_tower_and_gives_the_same_curve(
+    project, tmp_path, monkeypatch
+) -> None:
+    folder, model = project
+    cache = CacheConfig(tmp_path / "cache", data_options(folder), model, batch_size=3)
+    for _ in fill(open_cache_job(cache, Processes())):
+        pass
+    run(pretrain(project, tmp_path / "live"))
+
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("a tower ran")
+
+    monkeypatch.setattr(BackboneTower, "grids", refuse)
+    monkeypatch.setattr(BackboneTower, "pixels", refuse)
+    run(pretrain(project, tmp_path / "cached", cache=tmp_path / "cache"))
+    assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "live"), rel=2e-3)
+
+
+def test_texts_and_several_images_train(project, tmp_path) -> None:
+    text = [{"from": "human", "value": "hello"}, {"from": "gpt", "value": "it is a cat"}]
+    two = [{"from": "human", "value": "<image> or <image>?"}, {"from": "gpt", "value": "a dog"}]
+    path = write_data(
+        tmp_path / "mixed.json",
+        [
+            {"id": "text", "conversations": text},
+            {"id": "two", "image": ["0.png", "1.png"], "conversations": two},
+            record(2),
+            {"id": "more", "conversations": text},
+        ],
+    )
+    config = pretrain(project, tmp_path / "out", stage={"batch_size": 1})
+    run(replace(config, data=replace(config.data, json=path)))
+    assert len(losses(tmp_path / "out")) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"timestep": 200}, "tower 1's `timestep` 25, not 200"),
+        ({"seed": 3}, "tower 1's `seed` 0, not 3"),
+    ],
+)
+def test_projectors_of_other_towers_are_refused(project, tmp_path, changes, message) -> None:
+    folder, model = project
+    run(pretrain(project, tmp_path / "pre"))
+    other = replace(model, towers=(model.towers[0], replace(model.towers[1], **changes)))
+    config = FinetuneConfig(tmp_path / "pre", tmp_path / "fine", data_options(folder), other)
+    config = replace(config, stage=Finetune(**SMALL))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=message):
+        run(config)
+
+
+def test_another_image_is_another_answer(project) -> None:
+    """The towers see what the record names: pixels are those of the picture."""
+    folder, model = project
+    towers = load_towers(model, "cpu")
+    config = pretrain(project, folder / "unused")
+    job = open_job(config, "pretrain")
+    (pixels, identity), *_ = job.dataset[3]["images"]
+    assert torch.equal(pixels[0], towers[0].pixels(picture(3)))
+    assert identity != job.dataset[4]["images"][0][1]
+
+
+@pytest.mark.parametrize(
+    ("effective", "batch", "processes", "times"), [(128, 16, 4, 2), (128, 4, 1, 32), (6, 3, 2, 1)]
+)
+def test_accumulation(effective: int, batch: int, processes: int, times: int) -> None:
+    assert accumulation(effective, batch, processes) == times
+
+
+def test_accumulation_must_divide() -> None:
+    with pytest.raises(ValueError, match="3 processes times batch_size 16 = 48"):
+        accumulation(128, 16, 3)
+
+
+def test_stages_are_table_11() -> None:
+    one, two = Pretrain(), Finetune()
+    assert (one.learning_rate, two.learning_rate) == (2e-3, 2e-5)
+    assert (one.zero, two.zero) == (2, 3)
+    for stage in (one, two):
+        assert (stage.effective_batch, stage.warmup, stage.weight_decay) == (128, 0.03, 0.0)
+        assert (stage.schedule, stage.epochs, stage.clip) == ("cosine", 1.0, 1.0)
+
+
+def test_learning_rate_follows_warmup_and_cosine(project, tmp_path) -> None:
+    import json
+    import math
+
+    run(pretrain(project, tmp_path / "pre", stage={"warmup": 0.25, "epochs": 2.0}))
+    lines = (tmp_path / "pre" / "metrics.jsonl").read_text().splitlines()
+    rates = [json.loads(line)["learning_rate"] for line in lines]
+    total, warm = 8, 2
+    wanted = [
+        step / warm if step < warm else (1 + math.cos(math.pi * (step - warm) / (total - warm))) / 2
+        for step in range(total)
+    ]
+    assert rates == pytest.approx([2e-3 * factor for factor in wanted])
+
+
+@pytest.mark.parametrize("by_length", [True, False])
+def test_order_visits_everything_and_groups_lengths(by_length: bool) -> None:
+    lengths = [1 + (7 * number) % 50 for number in range(203)]
+    order = Order(lengths, 8, 0, by_length=by_length)
+    first = list(order)
+    assert len(first) == len(order) == 208 and set(first) == set(range(203))
+    assert first == list(order)
+    order.set_epoch(1)
+    assert first != list(order)
+    padding = sum(
+        max(lengths[i] for i in first[start : start + 8]) * 8
+        - sum(lengths[i] for i in first[start : start + 8])
+        for start in range(0, 208, 8)
+    )
+    assert (padding < 300) == by_length
+
+
+def test_order_of_less_than_a_batch() -> None:
+    assert sorted(Order([5, 6, 7], 8, 0)) == [0, 0, 0, 1, 1, 1, 2, 2]
+
+
+def test_launcher_environment_is_not_left_behind() -> None:
+    assert "RANK" not in os.environ
