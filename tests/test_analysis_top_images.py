@@ -1,3 +1,6 @@
+import json
+
+import numpy as np
 import pytest
 import torch
 from analysis_helpers import FakeKSAE, FakeStore, brute_force_top
@@ -96,3 +99,29 @@ def test_wrong_width_and_sizes_are_one_line():
         top_images(FakeKSAE(4, 1), FakeStore(torch.randn(3, 5)), 2)
     with pytest.raises(ValueError, match="give 1 up"):
         top_images(FakeKSAE(4, 1), FakeStore(torch.randn(3, 4)), 0)
+
+
+def test_statistics_equal_numpy_on_dense_codes(tmp_path):
+    rows = torch.randn(300, 50, generator=torch.Generator().manual_seed(0))
+    rows[:, :40] -= torch.linspace(0, 4, 40)
+    top = top_images(FakeKSAE(50, 5), FakeStore(rows), 3, "dense", batch_size=70)
+    codes = rows.relu().numpy()
+    found = top.statistics
+    density = (codes > 0).mean(0)
+    assert found["l0"] == pytest.approx((codes > 0).sum() / 300)
+    assert 0 < found["dead_share"] == pytest.approx((density == 0).mean())
+    edges = found["density"]["edges"]
+    wanted, _ = np.histogram(np.log10(density[density > 0]), bins=edges)
+    assert found["density"]["latents"] == wanted.tolist()
+    alive = codes[:, density > 0]
+    means = alive.sum(0) / (alive > 0).sum(0)
+    assert found["means"] == pytest.approx(np.quantile(means, np.arange(11) / 10), rel=1e-3)
+    save_top_images(top, tmp_path)
+    assert json.loads((tmp_path / "top_images.json").read_text())["statistics"] == found
+
+
+def test_statistics_of_latents_that_are_all_dead():
+    top = top_images(FakeKSAE(4, 2), FakeStore(-torch.ones(6, 4)), 2)
+    assert top.statistics["dead_share"] == 1
+    assert top.statistics["means"] == []
+    assert sum(top.statistics["density"]["latents"]) == 0

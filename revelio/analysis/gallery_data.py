@@ -143,6 +143,7 @@ def describe(top: TopImages, chosen: Tensor, settings: GallerySettings) -> dict[
         "map_method": settings.map_method,
         "m": top.m,
         "judged": min(JUDGED, top.m),
+        "statistics": top.statistics,
     }
 
 

@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from revelio.sae.metrics import density_histogram
+
 if TYPE_CHECKING:
     from revelio.activations.store import ActivationStore
     from revelio.sae.model import KSparseAutoencoder
@@ -63,6 +65,25 @@ class TopImages:
     def strength(self) -> Float[Tensor, "n"]:
         """Mean code over activating images, 0 for latents with :data:`MIN_IMAGES` or fewer of them."""
         return self.means * (self.counts > MIN_IMAGES)
+
+    @property
+    def statistics(self) -> dict[str, Any]:
+        """How the latents fire, from the same pass as the images.
+
+        ``l0``: codes > 0 an image; ``dead_share``: of latents that no image activates; ``density``: latents
+        by log10 of their density, as :func:`revelio.sae.metrics.density_histogram` gives it; ``means``:
+        deciles of the mean code over the latents that some image activates, lowest and highest included.
+        """
+        means = self.means[self.counts > 0].double()
+        deciles = (
+            means.quantile(torch.linspace(0, 1, 11, dtype=torch.float64)) if len(means) else means
+        )
+        return {
+            "l0": float(self.counts.sum()) / max(self.images, 1),
+            "dead_share": float((self.counts == 0).double().mean()),
+            "density": density_histogram(self.counts, self.images),
+            "means": [float(f"{value:.4g}") for value in deciles.tolist()],
+        }
 
     def ranking(self, latents: int | None = None) -> Int64[Tensor, "latents"]:
         """Latents that some image activates: by strength, then mean, then index; the first so many."""

@@ -41,6 +41,7 @@ def save_top_images(top: TopImages, folder: Path) -> None:
         "classes": list(top.classes),
         "labelled": top.labels is not None,
         "sha256": sha256(folder / TENSORS),
+        "statistics": top.statistics,
         "source": top.source,
     }
     write_json(folder / DESCRIPTION, description)

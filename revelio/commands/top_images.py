@@ -67,7 +67,19 @@ def run(config: Config) -> None:
         f"{active:,} of {len(top.counts):,} latents respond to some of {top.images:,} images, "
         f"{strong:,} to more than 10 ({top.source['codes']} codes, mode {config.mode})"
     )
+    print(_fired(top))
     print(f"wrote {config.out}/top_images.safetensors, top_images.json ({top.m} images a latent)")
+
+
+def _fired(top: "TopImages") -> str:
+    """L0, the dead, and the density histogram in one line."""
+    found = top.statistics
+    edges, latents = found["density"]["edges"], found["density"]["latents"]
+    bins = [f"{edge:g}: {n:,}" for edge, n in zip(edges, latents, strict=False) if n]
+    return (
+        f"L0 {found['l0']:.1f}, dead {found['dead_share']:.1%}; "
+        f"latents by log10 of their density, from: {', '.join(bins)}"
+    )
 
 
 def compute(config: Config, store: "ActivationStore", model: "KSparseAutoencoder") -> "TopImages":

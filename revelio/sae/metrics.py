@@ -112,19 +112,27 @@ class ActivityCounts:
         return float((self.counts == 0).double().mean())
 
     def density_histogram(self) -> dict[str, Any]:
-        """Latents by log10 of their density: ``edges`` (one more than ``latents``), ``latents``.
+        """See :func:`density_histogram`."""
+        return density_histogram(self.counts, self.rows)
 
-        Dead latents, which have no logarithm, are in no bin.
-        """
-        alive = self.counts[self.counts > 0].double()
-        density = (alive / max(self.rows, 1)).log10()
-        edges = torch.tensor(DENSITY_EDGES, dtype=torch.float64)
-        # A density of exactly 1 belongs to the last bin, anything sparser than the first edge to the first.
-        bins = (torch.bucketize(density, edges, right=True) - 1).clamp_(0, len(edges) - 2)
-        return {
-            "edges": list(DENSITY_EDGES),
-            "latents": torch.bincount(bins, minlength=len(edges) - 1).tolist(),
-        }
+
+def density_histogram(counts: Int64[Tensor, " n"], rows: int) -> dict[str, Any]:
+    """Latents by log10 of their density: ``edges`` (one more than ``latents``), ``latents``.
+
+    Dead latents, which have no logarithm, are in no bin.
+
+    Args:
+        counts: on how many rows each latent is active.
+        rows: of how many.
+    """
+    density = (counts[counts > 0].double() / max(rows, 1)).log10()
+    edges = torch.tensor(DENSITY_EDGES, dtype=torch.float64)
+    # A density of exactly 1 belongs to the last bin, anything sparser than the first edge to the first.
+    bins = (torch.bucketize(density, edges, right=True) - 1).clamp_(0, len(edges) - 2)
+    return {
+        "edges": list(DENSITY_EDGES),
+        "latents": torch.bincount(bins, minlength=len(edges) - 1).tolist(),
+    }
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 They are no dependencies, and may bring another PyTorch, so this file is not collected by default:
 
     python -m venv peers && peers/bin/pip install sae-lens eai-sparsify pytest jaxtyping pyyaml cattrs
-    SPARSIFY_DISABLE_TRITON=1 PYTHONPATH=.:tests peers/bin/python -m pytest -c /dev/null --rootdir . tests/optional/check_peers.py
+    export SPARSIFY_DISABLE_TRITON=1 PYTHONPATH=.:tests
+    peers/bin/python -m pytest -c /dev/null --rootdir . tests/optional/check_peers.py
 """
 
 import json
