@@ -5,6 +5,7 @@ softmax(logits / temperature). u is keyed by (seed, the question, step), so that
 what else is in the batch, and no global random state is used.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
+from llava_ext.config import IMAGE_INDEX
 from revelio.seeds import generator
 
 if TYPE_CHECKING:
@@ -139,3 +141,18 @@ def generation_config(
         eos_token_id=list(ends) or None,
         pad_token_id=tokenizer.pad_token_id,
     )
+
+
+def draw_keys(prompts: Sequence[Sequence[int]], images: Sequence[str]) -> list[str]:
+    """A name a question, of its text and its pictures' contents."""
+    names, left = [], list(images)
+    for prompt in prompts:
+        count = list(prompt).count(IMAGE_INDEX)
+        own, left = left[:count], left[count:]
+        names.append(hashlib.blake2b(repr((list(prompt), own)).encode()).hexdigest())
+    return names
+
+
+def shifted(out: OnText, start: int) -> OnText:
+    """Report on a part of the questions as if it were the whole."""
+    return lambda row, text: out(start + row, text)

@@ -9,7 +9,6 @@ image's content (the released code draws it anew, SPEC L5). In bfloat16 a tie of
 otherwise in another batch; in float32 that was not seen.
 """
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,8 +26,10 @@ from llava_ext.decoding import (
     StopTexts,
     TextOut,
     answer_text,
+    draw_keys,
     end_ids,
     generation_config,
+    shifted,
 )
 from llava_ext.language import context_length
 from llava_ext.model import LlavaModel
@@ -118,7 +119,7 @@ class Assistant:
             chosen = slice(start, start + batch_size)
             seen = [picture for each in images[chosen] for picture in each]
             ids = [image_id(picture) for picture in seen]
-            report = None if on_text is None else _shifted(on_text, start)
+            report = None if on_text is None else shifted(on_text, start)
             answers += self.answer_grids(
                 prompts[chosen],
                 self.see(seen),
@@ -215,7 +216,7 @@ class Assistant:
         ends = end_ids(self.tokenizer, language_model)
         tools: dict[str, Any] = {"stopping_criteria": [StopTexts(self.tokenizer, self.stops)]}
         if temperature > 0:
-            tools["logits_processor"] = [KeyedGumbel(temperature, seed, _keys(prompts, keys))]
+            tools["logits_processor"] = [KeyedGumbel(temperature, seed, draw_keys(prompts, keys))]
         if on_text is not None:
             tools["streamer"] = TextOut(lambda ids: self._text(ids, ends), self.stops, on_text)
         tokens = language_model.generate(
@@ -251,17 +252,3 @@ class Assistant:
 
     def _text(self, tokens: Sequence[int], ends: Sequence[int]) -> str:
         return answer_text(self.tokenizer, tokens, ends, self.stops)
-
-
-def _keys(prompts: Sequence[Sequence[int]], images: Sequence[str]) -> list[str]:
-    """A name a question, of its text and its pictures' contents."""
-    names, left = [], list(images)
-    for prompt in prompts:
-        count = list(prompt).count(IMAGE_INDEX)
-        own, left = left[:count], left[count:]
-        names.append(hashlib.blake2b(repr((list(prompt), own)).encode()).hexdigest())
-    return names
-
-
-def _shifted(out: OnText, start: int) -> OnText:
-    return lambda row, text: out(start + row, text)
