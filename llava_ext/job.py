@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -221,6 +222,8 @@ def _write(
         "trained_parameters": trained,
         "processes": world_size(),
         "seconds": round(time.monotonic() - started, 1),
+        # Of this process alone; ru_maxrss counts kilobytes.
+        "peak_memory_bytes": getrusage(RUSAGE_SELF).ru_maxrss * 1024,
     }
     write_json(run_dir.path / "report.json", report)
     run_dir.finish()

@@ -156,7 +156,7 @@ def test_a_token_across_the_boundary_is_an_error_with_the_id() -> None:
         (CHAT[1:], "mpt", "by turns"),
         ([Turn("user", "a<|im_end|>b"), CHAT[1]], "mpt", "own tag '<|im_end|>'"),
         ([CHAT[0], Turn("assistant", "b</s>")], "vicuna_v1", "turn of the assistant"),
-        ([Turn("user", "<|endoftext|>"), CHAT[1]], "tokenizer", "own tag"),
+        ([Turn("user", "<|pad|>"), CHAT[1]], "tokenizer", "own tag"),
         (CHAT[:1], "mpt", "assistant has no turn"),
     ],
 )

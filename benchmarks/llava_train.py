@@ -1,0 +1,141 @@
+"""What the tower cache saves a stage-1 step, and what ZeRO-3 saves in memory.
+
+    python benchmarks/llava_train.py --json llava_train.json
+    python benchmarks/llava_train.py --config configs/llava/mini/clip.yaml --batch 8 --no-memory
+
+Step: forward and backward of one batch of stage 1, the towers run in it or their grids read from a cache; the
+same model and samples, rounds interleaved; medians of wall time and of each round's ratio. Memory: the peak
+resident size of a process of scripts/finetune.py with ZeRO-3, of one and of two processes on the CPU, which
+holds weights, gradients, optimiser and the libraries. Pictures and texts are made up; no data is needed.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from llava_ext.cache_job import fill, open_cache_job
+from llava_ext.command import read_section
+from llava_ext.deepspeed import free_port
+from llava_ext.images import smooth_picture
+from llava_ext.job import Job, open_job
+from llava_ext.options import CacheConfig, DataOptions, PretrainConfig
+from llava_ext.training import build_trainer
+from revelio.activations.processes import Processes
+from revelio.runs import read_json, write_json
+
+ROOT = Path(__file__).resolve().parents[1]
+MEMORY_SAMPLES = 8
+
+
+def made_up_data(folder: Path, records: int) -> DataOptions:
+    """Pictures of different sizes with captions, in LLaVA's form."""
+    (folder / "images").mkdir()
+    entries = []
+    for number in range(records):
+        name = f"{number}.png"
+        smooth_picture(160 + 8 * (number % 8), 160).save(folder / "images" / name)
+        turns = [
+            {"from": "human", "value": "<image>\nDescribe the picture."},
+            {"from": "gpt", "value": "Smooth colours that go over into one another"},
+        ]
+        entries.append({"id": name, "image": name, "conversations": turns})
+    write_json(folder / "data.json", entries)
+    return DataOptions(folder / "data.json", folder / "images")
+
+
+def one_step(job: Job, trainer: Any, samples: range) -> float:
+    """Seconds of reading, forward and backward of a batch."""
+    began = time.perf_counter()
+    batch = job.collator([job.dataset[index] for index in samples])
+    job.model(**trainer._prepare_inputs(batch)).loss.backward()
+    seconds = time.perf_counter() - began
+    job.model.zero_grad(set_to_none=True)
+    return seconds
+
+
+def steps(config: PretrainConfig, folder: Path, batch: int, rounds: int) -> dict[str, Any]:
+    """Steps in turn, towers run or grids cached."""
+    cached = replace(config, cache=folder / "cache")
+    options = CacheConfig(cached.cache, config.data, config.model)
+    for _ in fill(open_cache_job(options, Processes())):
+        pass
+    jobs = {"towers run": open_job(config, "pretrain"), "cached": open_job(cached, "pretrain")}
+    runs = {}
+    for name, job in jobs.items():
+        trainer = build_trainer(
+            job.model, job.dataset, job.collator, config.stage, folder / name, towers=job.towers
+        )
+        runs[name] = (job, trainer)
+        one_step(job, trainer, range(batch))
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, (job, trainer) in runs.items():
+            times[name].append(one_step(job, trainer, range(batch)))
+    ratios = [a / b for a, b in zip(times["towers run"], times["cached"], strict=True)]
+    return {
+        "batch": batch,
+        "rounds": rounds,
+        "seconds": {name: round(median(some), 3) for name, some in times.items()},
+        "speedup": round(median(ratios), 2),
+        "towers": [f"{tower.backbone} {tower.layer}" for tower in config.model.towers],
+    }
+
+
+def memory(path: Path, data: DataOptions, folder: Path) -> dict[str, Any]:
+    """Peak resident bytes of the first of one and of two processes of stage 2 with ZeRO-3."""
+    peaks = {}
+    for processes in (1, 2):
+        launcher = [sys.executable, str(Path(sys.executable).parent / "deepspeed")]
+        launcher += ["--num_accelerators", str(processes), "--master_port", str(free_port())]
+        out = folder / f"zero3-{processes}"
+        words = ["--config", path, "--pretrained", "None", "--out", out, "--stage.zero", 3]
+        words += ["--stage.effective-batch", 2, "--stage.batch-size", 1, "--limit", MEMORY_SAMPLES]
+        words += ["--data.json", data.json, "--data.images", data.images]
+        command = [*launcher, "--hostfile", "/dev/null", str(ROOT / "scripts" / "finetune.py")]
+        subprocess.run(
+            [*command, *map(str, words)], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
+        peaks[processes] = read_json(out / "report.json")["peak_memory_bytes"]
+    return {
+        "peak_bytes": {str(count): peak for count, peak in peaks.items()},
+        "two_to_one": round(peaks[2] / peaks[1], 3),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", type=Path, default=ROOT / "configs/llava/mini/clip-dinov2.yaml")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--no-memory", action="store_true", help="leave ZeRO-3's memory out")
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    import torch
+
+    results: dict[str, Any] = {"threads": torch.get_num_threads(), "config": given.config.stem}
+    with TemporaryDirectory() as place:
+        folder = Path(place)
+        data = made_up_data(folder, max(given.batch, MEMORY_SAMPLES))
+        config = read_section(given.config, "pretrain", PretrainConfig)
+        stage = replace(config.stage, effective_batch=given.batch, batch_size=given.batch, zero=0)
+        config = replace(config, data=data, stage=stage, cache=None)
+        results["stage-1 step"] = steps(config, folder, given.batch, given.rounds)
+        if not given.no_memory:
+            results["ZeRO-3 memory"] = memory(given.config, data, folder)
+    print(json.dumps(results, indent=2))
+    if given.json:
+        write_json(given.json, results)
+
+
+if __name__ == "__main__":
+    main()
