@@ -64,10 +64,14 @@ def run(config: Config) -> None:
     """Print the plan."""
     import json
 
+    from revelio.sae.kernel_choice import choose_kernel
     from revelio.sae.plan import given_speed, measured_speed
 
     job = build(config)
-    speed = measured_speed(job) if config.flops is None else given_speed(job, config.flops)
+    if config.flops is None:
+        speed = measured_speed(job, choose_kernel().kernel)
+    else:
+        speed = given_speed(job, config.flops)
     print(json.dumps(figures(job, speed), indent=2) if config.json else table(job, speed))
 
 
