@@ -1,11 +1,13 @@
-"""Cost of a k-SAE training step against a dense implementation of the released one.
+"""Cost of a k-SAE training step against a dense implementation of the released one, and against sparsify.
 
     python benchmarks/ksae_step.py --json ksae_step.json
-    python benchmarks/ksae_step.py --batches 256 --rounds 3
+    python benchmarks/ksae_step.py --batches 256 --rounds 3 --sparsify-python /path/to/its/python
 
-Both models live in one process on the same structured rows (64 directions plus noise) and take steps in
-turn; medians of wall and processor time are printed. Two figures for the sparse step: as it comes, and
-with every latent's row moving, its worst case. Peak memory is each variant's own process's.
+Each takes steps in turn with the native kernel, on the same structured rows (64 directions plus noise);
+medians of wall and processor time, and of the ratios of neighbouring steps, are printed. `native` and `torch`
+are the two kernels as they come; `native, all rows moving` is the worst case, in which every latent's row is
+updated. Peak memory is each variant's own process's. sparsify runs in an interpreter of its own.
+With --json, batches measured earlier with the same sizes stay in the file.
 """
 
 import argparse
@@ -20,108 +22,148 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from ksae_dense import DenseStep, structured
+from torch import Tensor
 
+from revelio.sae.kernel_choice import choose_kernel
 from revelio.sae.model import KSparseAutoencoder
 from revelio.sae.state import TrainSettings
 from revelio.sae.train import train
 
 GIB = 2**30
+HERE = Path(__file__).parent
+Times = tuple[float, float]
 
 
-class DenseStep:
-    """The released step, plainly: dense code, dense decoder product, autograd, Adam's defaults."""
+class TimedKernel:
+    """A kernel that adds up the wall time of its parts."""
 
-    def __init__(self, d: int, n: int, k: int, rows: Tensor) -> None:
-        self.k = k
-        self.W_enc = nn.Parameter(nn.init.kaiming_uniform_(torch.empty(d, n)))
-        self.b_enc = nn.Parameter(torch.zeros(n))
-        self.W_dec = nn.Parameter(nn.init.kaiming_uniform_(torch.empty(n, d)))
-        self.b_dec = nn.Parameter(rows.mean(0))
-        weights = [self.W_enc, self.b_enc, self.W_dec, self.b_dec]
-        self.adam = torch.optim.Adam(weights, lr=4e-4)
-        self.done = 0
+    def __init__(self, inner: Any) -> None:
+        self.inner, self.seconds = inner, {}
 
-    def step(self, x: Tensor) -> float:
-        """One released update; gives the loss."""
-        with torch.no_grad():
-            self.W_dec /= self.W_dec.norm(dim=1, keepdim=True)
-        pre = (x - self.b_dec) @ self.W_enc + self.b_enc
-        best = pre.topk(self.k, dim=1)
-        code = torch.zeros_like(pre).scatter(1, best.indices, best.values)
-        error = code @ self.W_dec + self.b_dec - x
-        loss = error.square().mean() / (x - x.mean(0)).square().mean()
-        self.adam.zero_grad()
-        loss.backward()
-        with torch.no_grad():
-            gradient = self.W_dec.grad
-            assert gradient is not None
-            gradient -= (gradient * self.W_dec).sum(1, keepdim=True) * self.W_dec
-        self.done += 1
-        self.adam.param_groups[0]["lr"] = 4e-4 * min(1.0, (self.done + 1) / 500)
-        self.adam.step()
-        return loss.item()
+    def __getattr__(self, name: str) -> Callable:
+        part = getattr(self.inner, name)
+
+        def call(*arguments: Any) -> Any:
+            began = time.perf_counter()
+            result = part(*arguments)
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+            return result
+
+        return call
 
 
-def structured(rows: int, d: int) -> Tensor:
-    """Rows made of 64 directions, a few strong in each, plus noise."""
-    draw = torch.Generator().manual_seed(0)
-    strengths = torch.rand(rows, 64, generator=draw) * (torch.rand(rows, 64, generator=draw) < 0.1)
-    directions = torch.randn(64, d, generator=draw)
-    return strengths @ directions + 0.1 * torch.randn(rows, d, generator=draw)
+class OwnStep:
+    """A k-SAE of ours that trains in `as_code`, with one of the kernels."""
+
+    def __init__(self, arguments: argparse.Namespace, rows: Tensor, batch: int, name: Any) -> None:
+        self.kernel = TimedKernel(choose_kernel(name).kernel)
+        model = KSparseAutoencoder(arguments.d, arguments.n, arguments.k, "as_code")
+        settings = TrainSettings(steps=10**9, batch_size=batch)
+        self.loop: Any = train(model, rows, settings, kernel=self.kernel)  # pyright: ignore
+        self.state = next(self.loop).state
+
+    def __call__(self) -> Times:
+        """A step as it comes."""
+        return timed(lambda: next(self.loop))
+
+    def moving(self) -> Times:
+        """A step in which every row moves."""
+        self.state.moments.last.clamp_(min=1)
+        return self()
 
 
-def sparse_step(arguments: argparse.Namespace, rows: Tensor, batch: int, moving: bool) -> Callable:
-    model = KSparseAutoencoder(arguments.d, arguments.n, arguments.k, "as_code")
-    settings = TrainSettings(steps=10**9, batch_size=batch)
-    loop = train(model, rows, settings)
-    state = next(loop).state
-    if moving:
-        state.moments.last.fill_(1)
-    return lambda: next(loop)
+class SparsifyStep:
+    """Steps of the peer, in its own process."""
+
+    def __init__(self, arguments: argparse.Namespace, batch: int) -> None:
+        sizes = (arguments.d, arguments.n, arguments.k, batch, arguments.rows)
+        command = [arguments.sparsify_python, str(HERE / "ksae_sparsify.py"), *map(str, sizes)]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True
+        )
+
+    def __call__(self) -> Times:
+        """A step; the time that the peer itself took."""
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write("step\n")
+        self.process.stdin.flush()
+        wall, processor = self.process.stdout.readline().split()
+        return float(wall), float(processor)
+
+    def close(self) -> float:
+        """End the process; gives its peak memory in GiB."""
+        return int(self.process.communicate()[0]) * 1024 / GIB
 
 
-def dense_step(arguments: argparse.Namespace, rows: Tensor, batch: int) -> Callable:
-    dense = DenseStep(arguments.d, arguments.n, arguments.k, rows)
-    order = torch.Generator().manual_seed(1)
-
-    def step() -> None:
-        dense.step(rows[torch.randint(len(rows), (batch,), generator=order)])
-
-    return step
-
-
-def timed(step: Callable[[], Any]) -> tuple[float, float]:
+def timed(step: Callable[[], Any]) -> Times:
     wall, processor = time.perf_counter(), time.process_time()
     step()
     return time.perf_counter() - wall, time.process_time() - processor
 
 
+def dense_step(arguments: argparse.Namespace, rows: Tensor, batch: int) -> Callable[[], Times]:
+    dense = DenseStep(arguments.d, arguments.n, arguments.k, rows)
+    order = torch.Generator().manual_seed(1)
+    return lambda: timed(
+        lambda: dense.step(rows[torch.randint(len(rows), (batch,), generator=order)])
+    )
+
+
 def compare(arguments: argparse.Namespace, rows: Tensor, batch: int) -> dict[str, Any]:
-    """Interleaved rounds of dense, sparse, and sparse with every row moving."""
-    makers = {
+    """Each of the others in turn with the native step; one of them in memory at a time."""
+    native = OwnStep(arguments, rows, batch, "native")
+    others: dict[str, Callable[[], Callable[[], Times]]] = {
         "dense": lambda: dense_step(arguments, rows, batch),
-        "sparse": lambda: sparse_step(arguments, rows, batch, moving=False),
-        "sparse, all rows moving": lambda: sparse_step(arguments, rows, batch, moving=True),
+        "torch": lambda: OwnStep(arguments, rows, batch, "torch"),
     }
-    steps = {name: make() for name, make in makers.items()}
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
-    for index in range(arguments.rounds + 1):
-        for name, step in steps.items():
-            taken = timed(step)
-            if index:
-                times[name].append(taken)
+    if arguments.sparsify_python:
+        others["sparsify"] = lambda: SparsifyStep(arguments, batch)
     result: dict[str, Any] = {"batch": batch}
-    for name, taken in times.items():
-        wall, processor = (median(column) for column in zip(*taken, strict=True))
-        pairs = zip(times["dense"], taken, strict=True)
-        result[name] = {
-            "seconds": round(wall, 4),
-            "processor_seconds": round(processor, 4),
-            "samples_per_second": round(batch / wall, 1),
-            "times_dense": round(median(dense[0] / own[0] for dense, own in pairs), 2),
-        }
+    own: list[Times] = []
+    native()
+    native.kernel.seconds.clear()
+    for name, make in others.items():
+        step = make()
+        step()
+        pairs = [(step(), native()) for _ in range(arguments.rounds)]
+        own += [pair[1] for pair in pairs]
+        result[name] = summary(batch, [pair[0] for pair in pairs]) | ratios(pairs)
+        if isinstance(step, SparsifyStep):
+            result[name]["peak_gib"] = round(step.close(), 2)
+        del step
+    parts = {name: round(s / len(own), 4) for name, s in native.kernel.seconds.items()}
+    floor = product(rows[:batch], arguments.n)
+    result["native"] = summary(batch, own) | {"parts": parts}
+    result["native, all rows moving"] = summary(
+        batch, [native.moving() for _ in range(arguments.rounds)]
+    )
+    result["float32 product alone"] = floor
     return result
+
+
+def summary(batch: int, taken: list[Times]) -> dict[str, Any]:
+    wall, processor = (median(column) for column in zip(*taken, strict=True))
+    return {
+        "seconds": round(wall, 4),
+        "processor_seconds": round(processor, 4),
+        "samples_per_second": round(batch / wall, 1),
+    }
+
+
+def ratios(pairs: list[tuple[Times, Times]]) -> dict[str, float]:
+    """How many times faster the native step is: medians over neighbouring steps."""
+    wall, processor = (median(other[i] / own[i] for other, own in pairs) for i in (0, 1))
+    return {"native_is_times_faster": round(wall, 2), "by_processor_time": round(processor, 2)}
+
+
+def product(x: Tensor, n: int) -> dict[str, Any]:
+    """The floor of a plain step: the encoder's float32 product alone, by PyTorch."""
+    weight, out = torch.randn(n, x.shape[1]), torch.empty(len(x), n)
+    taken = [timed(lambda: torch.mm(x, weight.T, out=out)) for _ in range(4)][1:]
+    wall, processor = (median(column) for column in zip(*taken, strict=True))
+    return {"seconds": round(wall, 4), "processor_seconds": round(processor, 4)}
 
 
 def memory(arguments: argparse.Namespace, variant: str, batch: int) -> float:
@@ -133,11 +175,13 @@ def memory(arguments: argparse.Namespace, variant: str, batch: int) -> float:
 
 
 def memory_of(arguments: argparse.Namespace, rows: Tensor) -> float:
-    batch = arguments.batches[0]
-    if arguments.memory_of == "dense":
-        step = dense_step(arguments, rows, batch)
-    else:
-        step = sparse_step(arguments, rows, batch, moving=True)
+    batch, name = arguments.batches[0], arguments.memory_of
+    dense = name == "dense"
+    step = (
+        dense_step(arguments, rows, batch)
+        if dense
+        else OwnStep(arguments, rows, batch, name).moving
+    )
     for _ in range(3):
         step()
     # Not getrusage: its peak is handed down from the process that started this one.
@@ -154,8 +198,20 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--d", type=int, default=1280)
     parser.add_argument("--n", type=int, default=81_920)
     parser.add_argument("--k", type=int, default=32)
-    parser.add_argument("--memory-of", choices=["dense", "sparse"], help=argparse.SUPPRESS)
+    parser.add_argument("--sparsify-python", help="an interpreter that has eai-sparsify")
+    parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
+    parser.add_argument("--memory-of", choices=["dense", "native", "torch"], help=argparse.SUPPRESS)
     return parser.parse_args()
+
+
+def write(path: Path, report: dict[str, Any]) -> None:
+    """Write the report, keeping other batches of an earlier one with the same sizes."""
+    earlier = json.loads(path.read_text()) if path.is_file() else {}
+    if all(earlier.get(key) == report[key] for key in ("d", "n", "k")):
+        new = {result["batch"] for result in report["batches"]}
+        kept = [result for result in earlier["batches"] if result["batch"] not in new]
+        report["batches"] = sorted(kept + report["batches"], key=lambda result: result["batch"])
+    path.write_text(json.dumps(report, indent=2) + "\n")
 
 
 def main() -> None:
@@ -165,31 +221,24 @@ def main() -> None:
         print(memory_of(arguments, rows))
         return
     size = 2 * arguments.d * arguments.n + arguments.d + arguments.n
-    report: dict[str, Any] = {
-        "d": arguments.d,
-        "n": arguments.n,
-        "k": arguments.k,
-        "threads": torch.get_num_threads(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "torch": torch.__version__,
-        "rounds": arguments.rounds,
-        "load": [],
-        "allowed_gib": round(1.2 * 16 * size / GIB, 2),
-        "batches": [],
-    }
+    report: dict[str, Any] = {"d": arguments.d, "n": arguments.n, "k": arguments.k}
+    report |= {"torch": torch.__version__, "capability": torch.backends.cpu.get_cpu_capability()}
+    report["allowed_gib"] = round(1.2 * 16 * size / GIB, 2)
+    report["batches"] = []
     for batch in arguments.batches:
-        report["load"].append(round(os.getloadavg()[0], 1))
+        load = round(os.getloadavg()[0], 1)
         result = compare(arguments, rows, batch)
-        for variant in ("dense", "sparse"):
+        result |= {"load": load, "threads": torch.get_num_threads(), "rounds": arguments.rounds}
+        for variant in () if arguments.no_memory else ("dense", "native", "torch"):
             result[variant]["peak_gib"] = round(memory(arguments, variant, batch), 2)
         report["batches"].append(result)
-        print(f"batch {batch}", flush=True)
+        print(f"batch {batch}, load {load}", flush=True)
         for name, found in result.items():
             if isinstance(found, dict):
                 print("  " + f"{name:<24}" + "  ".join(f"{k} {v}" for k, v in found.items()))
+        if arguments.json:
+            write(arguments.json, report)
     print(f"allowed: {report['allowed_gib']} GiB (parameters, gradients, moments and 20 %)")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":

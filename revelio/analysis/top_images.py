@@ -210,11 +210,14 @@ def _add_dense(running: _Running, model: Any, activations: Tensor, start: int, c
     m = running.values.shape[1]
     for first in range(0, model.n, chunk):
         part = slice(first, min(first + chunk, model.n))
-        codes = model.preactivations(activations, part).float().relu().T.contiguous()
-        running.counts[part] += (codes > 0).sum(1).cpu()
-        running.sums[part] += codes.double().sum(1).cpu()
-        # The batch's own m-th value leaves few candidates; ties stay in, for `add` to settle.
-        last = codes.topk(min(m, codes.shape[1]), dim=1).values[:, -1:]
-        latents, columns = ((codes >= last) & (codes > 0)).nonzero(as_tuple=True)
-        values = codes[latents, columns]
+        codes = model.preactivations(activations, part).float().relu()
+        running.counts[part] += codes.count_nonzero(0).cpu()
+        running.sums[part] += codes.sum(0, dtype=torch.float64).cpu()
+        # The value to beat leaves few candidates: the m-th so far, and at first the batch's own m-th (ties
+        # stay in, for `add` to settle).
+        kept = codes > running.values[part, -1].to(codes.device)
+        if start == 0:
+            kept &= codes >= codes.topk(min(m, len(codes)), dim=0).values[-1]
+        columns, latents = kept.nonzero(as_tuple=True)
+        values = codes[columns, latents]
         running.add(latents.cpu() + first, values.cpu(), columns.cpu() + start)

@@ -1,0 +1,121 @@
+"""The top 10 images of every latent: streamed, as `revelio gallery` finds them, against one dense matrix.
+
+    python benchmarks/ksae_top_images.py --json ksae_top_images.json
+
+Both take ReLU of the pre-activations, as the released code does. The dense way makes the whole (images n)
+matrix and sorts it by `topk` over the images. Each runs in a process of its own, which gives its peak memory
+above the inputs; then the results are compared.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from ksae_dense import structured
+from torch import Tensor
+
+from revelio.analysis.top_images import top_images
+from revelio.sae.model import KSparseAutoencoder
+
+GIB = 2**30
+
+
+class Rows:
+    """Rows in memory that are read as a store is."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self.rows, self.row_shape, self.labels, self.classes = rows, (rows.shape[1],), None, ()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batches(self, size: int):
+        """(start, rows) of consecutive batches."""
+        for start in range(0, len(self.rows), size):
+            yield start, self.rows[start : start + size]
+
+
+def dense(model: KSparseAutoencoder, rows: Tensor, m: int) -> tuple[Tensor, Tensor]:
+    """As released: all codes, transposed, then the largest of each latent."""
+    with torch.inference_mode():
+        codes = torch.relu(model.preactivations(rows)).T.contiguous()
+        best = codes.topk(m, dim=1)
+    return best.values, best.indices
+
+
+def streamed(model: KSparseAutoencoder, rows: Tensor, m: int) -> tuple[Tensor, Tensor]:
+    store: Any = Rows(rows)
+    found = top_images(model, store, m, "dense")
+    return found.values, found.indices
+
+
+def one(arguments: argparse.Namespace) -> None:
+    """Run one of the two ways and save what it found and cost."""
+    rows = structured(arguments.rows, arguments.d)
+    model = KSparseAutoencoder(arguments.d, arguments.n)
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        model.W_enc.normal_(generator=draw)
+    before = peak()
+    wall, processor = time.perf_counter(), time.process_time()
+    way = {"dense": dense, "streamed": streamed}[arguments.way]
+    values, indices = way(model, rows, arguments.m)
+    cost = {"seconds": round(time.perf_counter() - wall, 2)}
+    cost["processor_seconds"] = round(time.process_time() - processor, 2)
+    cost["gib_above_inputs"] = round(peak() - before, 2)
+    torch.save({"values": values, "indices": indices, "cost": cost}, arguments.out)
+
+
+def peak() -> float:
+    """This process's peak resident memory so far, GiB."""
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024 / GIB
+
+
+def compare(arguments: argparse.Namespace) -> dict[str, Any]:
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for way in ("streamed", "dense"):
+            out = Path(folder) / way
+            command = [sys.executable, __file__, "--way", way, "--out", str(out)]
+            for name in ("rows", "d", "n", "m"):
+                command += [f"--{name}", str(getattr(arguments, name))]
+            subprocess.run(command, check=True)
+            found[way] = torch.load(out, weights_only=True)
+    a, b = found["streamed"], found["dense"]
+    same = (a["indices"] == b["indices"]).double().mean()
+    costs = {way: result["cost"] for way, result in found.items()}
+    report = {"rows": arguments.rows, "d": arguments.d, "n": arguments.n, "m": arguments.m}
+    report |= costs | {"load": round(os.getloadavg()[0], 1)}
+    for name in ("seconds", "processor_seconds"):
+        report[f"times_{name}"] = round(costs["dense"][name] / costs["streamed"][name], 2)
+    report["largest_difference"] = float((a["values"] - b["values"]).abs().max())
+    report["same_images"] = round(float(same), 6)
+    return report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, help="also write the result to this file")
+    for name, value in {"rows": 7349, "d": 1280, "n": 81_920, "m": 10}.items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--way", choices=["dense", "streamed"], help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.way:
+        one(arguments)
+        return
+    report = compare(arguments)
+    print(json.dumps(report, indent=2))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
