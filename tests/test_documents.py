@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from llava_ext.command import read_section
+from llava_ext.options import FinetuneConfig, PretrainConfig
 from revelio.cli import COMMANDS
 from revelio.config import load_config
 
@@ -31,9 +33,15 @@ def test_readme_program_runs(
     assert 0 < sigma < 5 and 2.5 < chance < 3.5 and 0 < share <= 1
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*/*.yaml")), ids=str)
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=str)
 def test_every_config_loads(path: Path) -> None:
-    kind = path.parent.name
+    kind = path.relative_to(ROOT / "configs").parts[0]
+    if kind == "llava":
+        first = read_section(path, "pretrain", PretrainConfig)
+        second = read_section(path, "finetune", FinetuneConfig)
+        assert second.model == first.model
+        assert second.pretrained == first.out
+        return
     if kind == "mini":
         from revelio.mini.train import read_config
 

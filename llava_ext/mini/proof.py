@@ -25,11 +25,10 @@ from llava_ext.mini.questions import (
 from revelio.data.open import open_dataset
 from revelio.runs import read_json, write_json
 
-# Twenty of the classes with most photographs; the two of faces tell apart framing, not things.
+# Twelve of the classes with most photographs: what two cores can teach in an hour.
 CLASSES = (
-    *("airplanes", "Motorbikes", "Faces_easy", "watch", "Leopards", "bonsai", "car_side"),
-    *("ketch", "chandelier", "hawksbill", "grand_piano", "brain", "butterfly", "helicopter"),
-    *("menorah", "trilobite", "sunflower", "starfish", "kangaroo", "ewer"),
+    *("airplanes", "Motorbikes", "watch", "Leopards", "bonsai", "car_side", "ketch"),
+    *("chandelier", "grand_piano", "butterfly", "helicopter", "starfish"),
 )
 ROWS = ("clip", "clip-dinov2", "clip-sd-t25", "clip-sd-t200")
 KEPT = 8
