@@ -130,14 +130,12 @@ def end_ids(tokenizer: Any, language_model: Any) -> list[int]:
     return sorted({token for token in (*several, tokenizer.eos_token_id) if token is not None})
 
 
-def generation_config(
-    tokenizer: Any, room: int, ends: Sequence[int], use_cache: bool
-) -> GenerationConfig:
+def generation_config(tokenizer: Any, room: int, ends: Sequence[int]) -> GenerationConfig:
     """Greedy search over at most ``room`` new tokens; drawing is :class:`KeyedGumbel`'s."""
     return GenerationConfig(
         max_new_tokens=room,
         do_sample=False,
-        use_cache=use_cache,
+        use_cache=True,
         eos_token_id=list(ends) or None,
         pad_token_id=tokenizer.pad_token_id,
     )

@@ -107,7 +107,7 @@ class Assistant:
             images: RGB pictures of each question; none for a question about none.
             batch_size: questions answered at a time.
             on_text: is given (question, new text) as it comes.
-            settings: ``max_new_tokens``, ``temperature``, ``seed``, ``use_cache``; see :meth:`reply`.
+            settings: ``max_new_tokens``, ``temperature``, ``seed``; see :meth:`reply`.
 
         Raises:
             ValueError: placeholders and pictures don't match, or a prompt is too long; names the question.
@@ -180,7 +180,6 @@ class Assistant:
         max_new_tokens: int = 256,
         temperature: float = 0.0,
         seed: int = 0,
-        use_cache: bool = True,
         keys: Sequence[str] = (),
         on_text: OnText | None = None,
     ) -> list[str]:
@@ -192,7 +191,6 @@ class Assistant:
             max_new_tokens: of an answer; less where the language model's context ends before.
             temperature: 0 takes the likeliest token; above it tokens are drawn.
             seed: of the draws.
-            use_cache: keep keys and values between steps; without, every step runs the whole text.
             keys: names of the images; draws are keyed by them and the text.
             on_text: is given (conversation, new text) as it comes.
 
@@ -222,7 +220,7 @@ class Assistant:
         tokens = language_model.generate(
             inputs_embeds=found.embeddings,
             attention_mask=found.attention_mask,
-            generation_config=generation_config(self.tokenizer, room, ends, use_cache),
+            generation_config=generation_config(self.tokenizer, room, ends),
             **tools,
         )
         return [self._text(row, ends) for row in tokens.tolist()]

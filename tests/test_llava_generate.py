@@ -60,8 +60,7 @@ def test_answers_are_the_argmax_alone_and_in_a_batch(assistants, name):
         ends = [assistant.tokenizer.eos_token_id]
         assert together[number] == answer_text(assistant.tokenizer, new, ends, assistant.stops)
     assert assistant.answer(PROMPTS, images(), max_new_tokens=12, batch_size=3) == together
-    plain = assistant.answer(PROMPTS, images(), max_new_tokens=12, use_cache=False)
-    assert plain == together and len(set(together)) > 2
+    assert len(set(together)) > 2
 
 
 def test_the_picture_changes_the_answer(assistants):
