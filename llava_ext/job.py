@@ -1,5 +1,6 @@
 """A stage from config to `final/`: open, say what will train and what it costs, train, write."""
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -73,10 +74,9 @@ def run(config: PretrainConfig | FinetuneConfig) -> None:
     checkpoint = last_checkpoint(config.out) if config.resume else None
     if run_dir is not None:
         run_dir.truncate_metrics(checkpoint_step(checkpoint) if checkpoint else 0)
-    watch = Watch(run_dir)
     trainer = build_trainer(
         job.model, job.dataset, job.collator, config.stage, config.out,
-        towers=job.towers, watch=watch,
+        towers=job.towers, watch=Watch(run_dir),
     )  # fmt: skip
     _say(_plan(job, trainer, config.stage, stage))
     if checkpoint is not None:
@@ -84,7 +84,7 @@ def run(config: PretrainConfig | FinetuneConfig) -> None:
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     state = whole_state(trainer, job.model)
     if run_dir is not None:
-        _write(run_dir, job, trainer, watch, state, started)
+        _write(run_dir, job, trainer, state, started)
     trainer.end()
 
 
@@ -204,7 +204,6 @@ def _write(
     run_dir: Run,
     job: Job,
     trainer: LlavaTrainer,
-    watch: Watch,
     state: dict[str, torch.Tensor] | None,
     started: float,
 ) -> None:
@@ -214,11 +213,13 @@ def _write(
     trained = sum(
         getattr(p, "ds_numel", p.numel()) for p in job.model.parameters() if p.requires_grad
     )
+    lines = run_dir.metrics_path.read_text(encoding="utf-8").splitlines()
+    losses = [json.loads(line)["loss"] for line in lines]
     report = {
         "steps": trainer.state.global_step,
         "samples": trainer.state.global_step * trainer.order.effective_batch,
-        "first_loss": watch.losses[0] if watch.losses else None,
-        "last_loss": watch.losses[-1] if watch.losses else None,
+        "first_loss": losses[0] if losses else None,
+        "last_loss": losses[-1] if losses else None,
         "trained_parameters": trained,
         "processes": world_size(),
         "seconds": round(time.monotonic() - started, 1),
@@ -229,7 +230,7 @@ def _write(
     run_dir.finish()
     files = [path for path in final.rglob("*") if path.is_file()]
     _say(
-        f"{report['steps']} steps, last loss {report['last_loss']:.4f}, in "
+        f"{report['steps']} steps, last loss {report['last_loss'] or 0:.4f}, in "
         f"{duration(report['seconds'])}\n"
         f"{final}  {size(sum(path.stat().st_size for path in files))}: the model\n"
         f"{run_dir.metrics_path}: a line a step\n{run_dir.path / 'report.json'}"

@@ -95,7 +95,6 @@ class Watch(TrainerCallback):
         self.run = run
         self.started = time.monotonic()
         self.bar: Any = None
-        self.losses: list[float] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Begin the bar where the run stands."""
@@ -113,7 +112,6 @@ class Watch(TrainerCallback):
         """Write a line, and show the loss."""
         if self.run is None or "loss" not in (logs or {}):
             return
-        self.losses.append(logs["loss"])
         self.bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
         known = {key: logs[key] for key in ("loss", "learning_rate", "grad_norm") if key in logs}
         seconds = round(time.monotonic() - self.started, 3)

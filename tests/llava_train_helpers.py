@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -69,7 +70,7 @@ def write_config(folder: Path, model: ModelConfig, **stage: Any) -> Path:
 
 
 def run_script(
-    script: str, *words: Any, launcher: tuple[str, ...] = (), timeout: int = 240
+    script: str, *words: Any, launcher: tuple[str, ...] = (), timeout: int = 300
 ) -> subprocess.CompletedProcess[str]:
     """Run a script as a user does, in processes of its own."""
     known = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
@@ -79,9 +80,17 @@ def run_script(
         "CUDA_VISIBLE_DEVICES": "",
     }
     command = [*(launcher or (sys.executable,)), str(ROOT / "scripts" / script), *map(str, words)]
-    return subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=timeout
-    )
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment,
+        start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            output, errors = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            # The launcher's own children, too.
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
 
 def losses(run: Path) -> list[float]:
