@@ -70,7 +70,7 @@ def write_config(folder: Path, model: ModelConfig, **stage: Any) -> Path:
 
 
 def run_script(
-    script: str, *words: Any, launcher: tuple[str, ...] = (), timeout: int = 300
+    script: str, *words: Any, launcher: tuple[str, ...] = (), timeout: int = 600
 ) -> subprocess.CompletedProcess[str]:
     """Run a script as a user does, in processes of its own."""
     known = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
