@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from revelio.demo.tables import demo_tables, measured
+from revelio.demo.tables import demo_tables, fvu_line, ksae_lines, measured, top_images_line
 
 ROOT = Path(__file__).parent.parent
 
@@ -35,3 +35,20 @@ def test_readme_is_up_to_date() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     part = readme.split("<!-- measured:", 1)[1].split("\n", 1)[1].split("<!-- /measured -->")[0]
     assert part == measured(ROOT / "docs")
+
+
+def test_the_k_sae_benchmarks_are_read_as_they_are_written() -> None:
+    own = {"seconds": 2.0, "peak_gib": 2.84}
+    dense = {"seconds": 30.0, "native_is_times_faster": 15.04, "peak_gib": 4.95}
+    batch = {"batch": 256, "threads": 2, "dense": dense, "native": own}
+    batch |= {"native, all rows moving": {"seconds": 2.5}}
+    about = {"d": 1280, "n": 81920, "k": 32, "capability": "AVX2"}
+    assert "| 256 | 15.0x | 12.0x |  | 2.84 and 4.95 |" in ksae_lines(about | {"batches": [batch]})
+    peer = batch | {"sparsify": {"native_is_times_faster": 4.26}}
+    assert "| 15.0x | 12.0x | 4.3x |" in ksae_lines(about | {"batches": [peer]})
+    ways = {"streamed": {"gib_above_inputs": 0.4}, "dense": {"gib_above_inputs": 7.2}}
+    line = top_images_line(ways | {"m": 10, "rows": 7349, "n": 81920, "times_seconds": 3.21})
+    assert "3.2 times as fast" in line and "0.40 GiB" in line and "7.20" in line
+    race = {"fvu": 0.4, "d": 384, "expansion": 64, "batch": 256, "times": 9.04}
+    line = fvu_line(race | {"own": {"seconds": 11.0}, "dense": {"seconds": 99.5}})
+    assert "n = 24,576" in line and "9.0 times as fast" in line and "(0.400)" in line

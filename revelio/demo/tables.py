@@ -1,5 +1,6 @@
 """Results as Markdown tables, rendered from their JSON."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,9 @@ from revelio.runs import read_json
 def measured(docs: Path) -> str:
     """The README's measured part: the demo's tables and the benchmarks whose JSON is in ``docs``."""
     parts = []
-    if (docs / "demo.json").exists():
-        parts.append(demo_tables(read_json(docs / "demo.json")))
-    if (docs / "benchmarks" / "extraction.json").exists():
-        parts.append(extraction_line(read_json(docs / "benchmarks" / "extraction.json")))
-    if (docs / "benchmarks" / "ksae_step.json").exists():
-        parts.append(ksae_line(read_json(docs / "benchmarks" / "ksae_step.json")))
+    for name, render in RENDERED.items():
+        if (docs / name).exists():
+            parts.append(render(read_json(docs / name)))
     return "".join(part + "\n" for part in parts)
 
 
@@ -69,16 +67,53 @@ def extraction_line(result: dict[str, Any]) -> str:
     )
 
 
-def ksae_line(result: dict[str, Any]) -> str:
-    """The k-SAE benchmark's ratios in one paragraph."""
-    rows = "; ".join(
-        f"batch {one['batch']}: {one['sparse']['times_dense']:.1f}x, every row moving "
-        f"{one['sparse, all rows moving']['times_dense']:.1f}x, peak "
-        f"{one['sparse']['peak_gib']:.2f} GiB against {one['dense']['peak_gib']:.2f}"
-        for one in result["batches"]
-    )
-    return (
+def ksae_lines(result: dict[str, Any]) -> str:
+    """The k-SAE step's benchmark, a line a batch size."""
+    lines = [
         f"`benchmarks/ksae_step.py` (d = {result['d']}, n = {result['n']:,}, k = {result['k']}, "
-        f"{result['threads']} thread), samples a second over a dense implementation of the released step; "
-        f"{rows}.\n"
+        f"{result['batches'][0]['threads']} threads, {result['capability']}), samples a second of the native "
+        "kernel over the others', steps taken in turn:",
+        "",
+        "| batch | over the dense step | every row moving | over sparsify | peak GiB, ours and dense |",
+        "|---|---|---|---|---|",
+    ]
+    for one in result["batches"]:
+        moving = one["dense"]["seconds"] / one["native, all rows moving"]["seconds"]
+        peer = f"{one['sparsify']['native_is_times_faster']:.1f}x" if "sparsify" in one else ""
+        peaks = [one[name].get("peak_gib") for name in ("native", "dense")]
+        lines.append(
+            f"| {one['batch']} | {one['dense']['native_is_times_faster']:.1f}x | {moving:.1f}x | {peer} | "
+            f"{' and '.join(f'{peak:.2f}' for peak in peaks if peak is not None)} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def top_images_line(result: dict[str, Any]) -> str:
+    """The top images' benchmark."""
+    ours, dense = result["streamed"], result["dense"]
+    return (
+        f"`benchmarks/ksae_top_images.py`: the top {result['m']} of {result['rows']:,} images for "
+        f"{result['n']:,} latents, streamed {result['times_seconds']:.1f} times as fast as by one dense "
+        f"matrix, {ours['gib_above_inputs']:.2f} GiB above the inputs against "
+        f"{dense['gib_above_inputs']:.2f}.\n"
     )
+
+
+def fvu_line(result: dict[str, Any]) -> str:
+    """The benchmark of time to a fraction of variance unexplained."""
+    ours, dense = result["own"]["seconds"], result["dense"]["seconds"]
+    n = result["d"] * result["expansion"]
+    return (
+        "`benchmarks/ksae_time_to_fvu.py`: to the same fraction of variance unexplained "
+        f"({result['fvu']:.3f}) on real activations (d = {result['d']}, n = {n:,}, batch {result['batch']}) "
+        f"in {ours:.0f} s, the dense released step in {dense:.0f} s: {result['times']:.1f} times as fast.\n"
+    )
+
+
+RENDERED: dict[str, Callable[[dict[str, Any]], str]] = {
+    "demo.json": demo_tables,
+    "benchmarks/extraction.json": extraction_line,
+    "benchmarks/ksae_step.json": ksae_lines,
+    "benchmarks/ksae_top_images.json": top_images_line,
+    "benchmarks/ksae_time_to_fvu.json": fvu_line,
+}
