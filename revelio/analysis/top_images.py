@@ -131,7 +131,7 @@ def top_images(
     *,
     mode: str = "fixed",
     batch_size: int = 1024,
-    latent_chunk: int = 8192,
+    latent_chunk: int = 1024,
     device: str | torch.device = "cpu",
     progress: Callable[[int], object] | None = None,
 ) -> TopImages:
@@ -144,7 +144,7 @@ def top_images(
         codes: `sparse`, the TopK codes; `dense`, ReLU of the pre-activations, as released.
         mode: what results call the settings.
         batch_size: images at a time; the result does not depend on it.
-        latent_chunk: latents at a time, for dense codes.
+        latent_chunk: latents at a time, for dense codes; small enough that their codes stay in the caches.
         device: where the k-SAE runs.
         progress: told the number of images after each batch.
 
