@@ -241,7 +241,7 @@ def test_a_loss_that_is_not_finite_stops_before_anything_changes():
     loop = train(model, [x[:100], x[100:200] * float("nan")], TrainSettings(steps=5))
     next(loop)
     before = model.W_enc.detach().clone()
-    with pytest.raises(ValueError, match="(?i)nan"):
+    with pytest.raises(ValueError, match=r"(?i)nan"):
         next(loop)
     assert torch.equal(before, model.W_enc)
 
