@@ -19,7 +19,7 @@ def main() -> None:
     d, n, k, batch, rows = map(int, sys.argv[1:])
     answer, sys.stdout = sys.stdout, sys.stderr  # the package prints
     from ksae_dense import structured
-    from sparsify import SparseCoder, SparseCoderConfig
+    from sparsify import SparseCoder, SparseCoderConfig  # pyright: ignore[reportMissingImports]
 
     data = structured(rows, d)
     coder = SparseCoder(d, SparseCoderConfig(num_latents=n, k=k))

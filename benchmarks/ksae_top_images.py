@@ -49,10 +49,10 @@ def dense(model: KSparseAutoencoder, rows: Tensor, m: int) -> tuple[Tensor, Tens
         codes = model.preactivations(rows)
         kept = codes.topk(model.k, dim=1)
         sparse = torch.zeros_like(codes).scatter_(1, kept.indices, kept.values)
-        sparse @ model.W_dec + model.b_dec
+        _ = sparse @ model.W_dec + model.b_dec
         del sparse, kept
         codes = torch.relu(codes)
-        codes.sum(0) / (codes > 0).sum(0)
+        _ = codes.sum(0) / (codes > 0).sum(0)
         best = codes.T.contiguous().topk(m, dim=1)
     return best.values, best.indices
 
