@@ -113,6 +113,7 @@ def load_ksae(path: str, device: str) -> "KSparseAutoencoder":
     """
     import torch
 
+    from revelio.sae.kernel_choice import training_kernel
     from revelio.sae.model import KSparseAutoencoder
 
     if Path(path).is_dir() and not (Path(path) / "model.safetensors").is_file():
@@ -122,4 +123,7 @@ def load_ksae(path: str, device: str) -> "KSparseAutoencoder":
     chosen = device
     if device == "auto":
         chosen = "cuda" if torch.cuda.is_available() else "cpu"
-    return KSparseAutoencoder.from_pretrained(path).to(chosen)
+    model = KSparseAutoencoder.from_pretrained(path).to(chosen)
+    # Encoding is most of the work of what follows: the native kernel finds the same codes sooner.
+    model.kernel = training_kernel(model)
+    return model
