@@ -46,9 +46,12 @@ def test_the_k_sae_benchmarks_are_read_as_they_are_written() -> None:
     assert "| 256 | 15.0x | 12.0x |  | 2.84 and 4.95 |" in ksae_lines(about | {"batches": [batch]})
     peer = batch | {"sparsify": {"native_is_times_faster": 4.26}}
     assert "| 15.0x | 12.0x | 4.3x |" in ksae_lines(about | {"batches": [peer]})
-    ways = {"streamed": {"gib_above_inputs": 0.4}, "dense": {"gib_above_inputs": 7.2}}
-    line = top_images_line(ways | {"m": 10, "rows": 7349, "n": 81920, "times_seconds": 3.21})
-    assert "3.2 times as fast" in line and "0.40 GiB" in line and "7.20" in line
+    memory = {"sparse": 0.1, "dense codes": 5.2, "streamed": 0.4, "dense": 7.2}
+    ways = {way: {"gib_above_inputs": gib} for way, gib in memory.items()}
+    times = {"sparse, times": 3.21, "streamed, times": 2.15, "m": 10, "rows": 7349, "n": 81920}
+    line = top_images_line(ways | times)
+    assert "TopK codes 3.2 times" in line and "(0.10 GiB above the inputs against 5.20)" in line
+    assert "2.1 times" in line and "(0.40 GiB above the inputs against 7.20)" in line
     race = {"fvu": 0.4, "d": 384, "expansion": 64, "batch": 256, "times": 9.04}
     line = fvu_line(race | {"own": {"seconds": 11.0}, "dense": {"seconds": 99.5}})
     assert "n = 24,576" in line and "9.0 times as fast" in line and "(0.400)" in line
