@@ -7,7 +7,7 @@ from pathlib import Path
 # So that it runs from any folder, installed or not.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from eval.bench.door import enter
+from revelio.door import fail, run_module
 
 COMMANDS = {
     "answer": "a finished LLaVA model + the bench's images and questions -> answers.jsonl",
@@ -24,11 +24,16 @@ def main(arguments: list[str] | None = None) -> None:
         rows = "\n".join(f"  {name:<7} {summary}" for name, summary in COMMANDS.items())
         print(USAGE.format(doc="LLaVA-Bench (in the wild): answer, judge, score.", rows=rows))
         return
-    if words[0] not in COMMANDS:
-        allowed = ", ".join(COMMANDS)
-        print(f"llava_bench: unknown command {words[0]!r}: choose from {allowed}", file=sys.stderr)
-        sys.exit(2)
-    enter(import_module(f"eval.bench.commands.{words[0]}"), words[1:], words[0])
+    name = words[0]
+    if name not in COMMANDS:
+        fail("llava_bench", f"unknown command {name!r}: choose from {', '.join(COMMANDS)}")
+    run_module(
+        import_module(f"eval.bench.commands.{name}"),
+        words[1:],
+        name="llava_bench",
+        prog=f"llava_bench.py {name}",
+        stopped="stopped; nothing is lost, a re-run continues",
+    )
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@
 A section's keys win over the same keys outside sections.
 """
 
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
@@ -16,12 +15,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from revelio.config import read_yaml, structure
+from revelio.door import one_line_errors, own_words, take
 
 T = TypeVar("T")
 
 SECTIONS = ("pretrain", "finetune")
-# What launchers put in front of a script's own words.
-LAUNCHERS = ("--local_rank=", "--local-rank=")
 
 
 def read_section(path: Path, section: str, cls: type[T]) -> T:
@@ -66,20 +64,8 @@ def main(cls: type[T], run: Callable[[T], None], page: str, section: str = "") -
         page: the script's docstring, its help page.
         section: of the config file; "" for a script that takes `--section NAME`.
     """
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    try:
+    with one_line_errors(Path(sys.argv[0]).name):
         run(parse(cls, sys.argv[1:], page, section))
-    except KeyboardInterrupt:
-        sys.stderr.write("\nstopped; what was written is whole, --resume continues\n")
-        sys.exit(130)
-    except (ValueError, KeyError, OSError) as error:
-        if os.environ.get("REVELIO_DEBUG"):
-            raise
-        # str() of a KeyError is the repr of its message.
-        message = error.args[0] if isinstance(error, KeyError) and error.args else error
-        name = Path(sys.argv[0]).name
-        sys.stderr.write(f"{name}: {' '.join(str(message).split())}\n")
-        sys.exit(2)
 
 
 def parse(cls: type[T], words: Sequence[str], page: str, section: str = "") -> T:
@@ -91,9 +77,8 @@ def parse(cls: type[T], words: Sequence[str], page: str, section: str = "") -> T
     """
     import tyro
 
-    words = [word for word in words if not word.startswith(LAUNCHERS)]
-    path, words = _take(words, "--config")
-    name, words = _take(words, "--section") if not section else (section, words)
+    path, words = take(own_words(words), "--config")
+    name, words = take(words, "--section") if not section else (section, words)
     if name is not None and name not in SECTIONS:
         raise ValueError(f"--section is {name!r}: choose from {', '.join(SECTIONS)}")
     default: Any = cls()
@@ -106,19 +91,3 @@ def parse(cls: type[T], words: Sequence[str], page: str, section: str = "") -> T
         default=default,
         description=f"{page}\n--config FILE fills any of these from a YAML file first.{more}",
     )
-
-
-def _take(words: Sequence[str], flag: str) -> tuple[str | None, list[str]]:
-    """Split ``flag VALUE`` or ``flag=VALUE`` off."""
-    value, rest, left = None, [], list(words)
-    while left:
-        word = left.pop(0)
-        if word == flag:
-            if not left:
-                raise ValueError(f"{flag} needs a value")
-            value = left.pop(0)
-        elif word.startswith(f"{flag}="):
-            value = word.removeprefix(f"{flag}=")
-        else:
-            rest.append(word)
-    return value, rest

@@ -7,8 +7,8 @@ Without --question it asks on, and remembers the turns; `exit` or Ctrl-D ends, `
 """
 
 import argparse
-import os
-import sys
+
+from revelio.door import one_line_errors
 
 
 def main() -> None:
@@ -25,19 +25,13 @@ def main() -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps")
     parser.add_argument("--dtype", help="float32, bfloat16, float16; default: as it was saved")
     flags = parser.parse_args()
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    try:
+    with one_line_errors("chat"):
         from llava_ext.chat import chat
 
-        chat(flags)
-    except KeyboardInterrupt:
-        print()
-    except (ValueError, KeyError, OSError) as error:
-        if os.environ.get("REVELIO_DEBUG"):
-            raise
-        message = error.args[0] if isinstance(error, KeyError) and error.args else error
-        print(f"chat: {' '.join(str(message).split())}", file=sys.stderr)
-        sys.exit(2)
+        try:
+            chat(flags)
+        except KeyboardInterrupt:
+            print()
 
 
 if __name__ == "__main__":

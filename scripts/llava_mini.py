@@ -4,34 +4,30 @@ Needs Caltech-101 (`images/`, `train.txt`, `test.txt`), the shipped mini models 
 Everything lands in --out; a second call goes on where the first one stopped.
 """
 
-from __future__ import annotations
-
-import sys
 from pathlib import Path
 
+from revelio.door import one_line_errors
 
-def main() -> int:
+
+def main() -> None:
     """Train, score, report; a user's mistake ends with one line and status 2."""
     import tyro
 
     from llava_ext.mini.proof import Places, Settings, prove
 
     settings = tyro.cli(Settings, description=__doc__)
-    places = Places(settings, Path(__file__).resolve().parents[1])
-    try:
+    page, figures = settings.docs / "llava_mini.md", settings.docs / "llava_mini.json"
+    with one_line_errors("llava_mini", "stopped; what is finished is kept, the same call goes on"):
+        places = Places(settings, Path(__file__).resolve().parents[1])
         prove(places)
         from llava_ext.mini.report import measure, render
         from revelio.runs import write_json, write_whole
 
-        figures = measure(places)
-        write_json(settings.docs / "llava_mini.json", figures)
-        write_whole(settings.docs / "llava_mini.md", render(figures))
-    except (ValueError, KeyError, OSError) as error:
-        print(f"llava_mini: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    print(f"wrote {settings.docs / 'llava_mini.json'} and {settings.docs / 'llava_mini.md'}")
-    return 0
+        measured = measure(places)
+        write_json(figures, measured)
+        write_whole(page, render(measured))
+        print(f"wrote {figures} and {page}")
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()
