@@ -14,6 +14,16 @@ from revelio.seeds import generator
 
 SIDE = 16
 
+# Two layers, two timesteps, two draws: eight stores of three shards.
+SETTINGS = {
+    "layers": ("deep", "wide"),
+    "timesteps": (25, 200),
+    "draws": 2,
+    "seed": 3,
+    "batch_size": 2,
+    "shard_rows": 4,
+}
+
 
 class FakeBackbone:
     """Two layers of a fixed random convolution over noised, half-sized pixels; counts its work."""
