@@ -24,7 +24,7 @@ from ksae_dense import structured
 from torch import Tensor
 
 from revelio.analysis.top_images import top_images
-from revelio.sae.kernel_choice import training_kernel
+from revelio.sae.kernel_choice import fastest_kernel
 from revelio.sae.model import KSparseAutoencoder
 
 GIB = 2**30
@@ -103,7 +103,7 @@ def one(arguments: argparse.Namespace) -> None:
     rows = structured(arguments.rows, arguments.d)
     model = KSparseAutoencoder(arguments.d, arguments.n)
     if arguments.way in ("sparse", "streamed"):
-        model.kernel = training_kernel(model)
+        model.kernel = fastest_kernel(model)
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
         model.W_enc.normal_(generator=draw)

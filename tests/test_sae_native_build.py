@@ -4,7 +4,7 @@ import pytest
 
 from revelio.sae import kernel_native_build as build
 from revelio.sae.kernel import SparseKernel
-from revelio.sae.kernel_choice import choose_kernel, must_compile, training_kernel
+from revelio.sae.kernel_choice import choose_kernel, fastest_kernel, must_compile
 from revelio.sae.kernel_native import NativeKernel
 from revelio.sae.model import KSparseAutoencoder
 
@@ -32,7 +32,7 @@ def test_a_cpu_gets_the_native_kernel_and_says_so():
     assert isinstance(chosen.kernel, NativeKernel)
     assert "native" in chosen.reason
     assert isinstance(choose_kernel("native").kernel, NativeKernel)
-    assert isinstance(training_kernel(KSparseAutoencoder(4, 8, 2)), NativeKernel)
+    assert isinstance(fastest_kernel(KSparseAutoencoder(4, 8, 2)), NativeKernel)
     assert not must_compile("auto", "cpu")
 
 

@@ -113,7 +113,7 @@ def load_ksae(path: str, device: str) -> "KSparseAutoencoder":
     """
     import torch
 
-    from revelio.sae.kernel_choice import training_kernel
+    from revelio.sae.kernel_choice import COMPILING, fastest_kernel, must_compile
     from revelio.sae.model import KSparseAutoencoder
 
     if Path(path).is_dir() and not (Path(path) / "model.safetensors").is_file():
@@ -125,5 +125,7 @@ def load_ksae(path: str, device: str) -> "KSparseAutoencoder":
         chosen = "cuda" if torch.cuda.is_available() else "cpu"
     model = KSparseAutoencoder.from_pretrained(path).to(chosen)
     # Encoding is most of the work of what follows: the native kernel finds the same codes sooner.
-    model.kernel = training_kernel(model)
+    if must_compile("auto", chosen):
+        print(COMPILING, flush=True)
+    model.kernel = fastest_kernel(model)
     return model

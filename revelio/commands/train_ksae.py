@@ -164,10 +164,10 @@ def _check(config: Config) -> None:
 
 def _announce_kernel(config: Config, team: "Team") -> "Kernel":
     """Print which kernel trains, before the seconds that compiling it may take."""
-    from revelio.sae.kernel_choice import choose_kernel, must_compile
+    from revelio.sae.kernel_choice import COMPILING, choose_kernel, must_compile
 
     if must_compile(config.kernel, team.device):
-        print("compiling the native kernel, once: some seconds", flush=True)
+        print(COMPILING, flush=True)
     chosen = choose_kernel(config.kernel, team.device)
     print(chosen.reason, flush=True)
     return chosen.kernel

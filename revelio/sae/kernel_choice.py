@@ -19,6 +19,10 @@ class ChosenKernel(NamedTuple):
     reason: str
 
 
+# What commands say before the seconds that compiling may take.
+COMPILING = "compiling the native kernel, once: some seconds"
+
+
 def choose_kernel(name: KernelName = "auto", device: torch.device | str = "cpu") -> ChosenKernel:
     """The kernel of that name; `auto` takes the native one where it can be had.
 
@@ -40,8 +44,8 @@ def choose_kernel(name: KernelName = "auto", device: torch.device | str = "cpu")
     return ChosenKernel(NativeKernel(), "kernel: native, exact (int16 nomination, float32 scores)")
 
 
-def training_kernel(model: KSparseAutoencoder) -> Kernel:
-    """What a model trains with if nothing else is said: its own kernel, but native for plain PyTorch's."""
+def fastest_kernel(model: KSparseAutoencoder) -> Kernel:
+    """What a model computes with if nothing else is said: its own kernel, but native for PyTorch's."""
     if isinstance(model.kernel, SparseKernel) and model.W_enc.dtype == torch.float32:
         return choose_kernel("auto", model.W_enc.device).kernel
     return model.kernel

@@ -15,7 +15,7 @@ from torch import Tensor
 from revelio.sae.activation import Asked, first_threshold
 from revelio.sae.initialise import initialise
 from revelio.sae.kernel import Kernel
-from revelio.sae.kernel_choice import training_kernel
+from revelio.sae.kernel_choice import fastest_kernel
 from revelio.sae.metrics import spread
 from revelio.sae.model import KSparseAutoencoder
 from revelio.sae.rows import Batches
@@ -60,7 +60,7 @@ class Member:
         """Take a step on the batch."""
         assert self.state is not None
         self.state.batch += 1
-        self.kernel = self.kernel or training_kernel(self.model)
+        self.kernel = self.kernel or fastest_kernel(self.model)
         done = train_step(self.model, batch, self.settings, self.state, self.kernel)
         self.state.stopped = _plateau(self.settings, self.state)
         return done

@@ -91,10 +91,8 @@ def train_step(
     parts = list(pulls)
     auxk_loss = 0.0
     if dead is not None:
-        aux_error = kernel.decode(dead, weights.W_dec) + error
-        factor = settings.auxk_coefficient * scale
-        auxk_loss = float(aux_error.square().sum()) * factor / 2
-        parts.append(_pull(model, dead, aux_error * factor, kernel))
+        auxk_loss, pull = _auxk(model, dead, error, settings.auxk_coefficient * scale, kernel)
+        parts.append(pull)
     gradient = _gradient(model, centred, parts, kernel)
     rate = learning_rate(model, settings, t)
     adam = AdamStep(t, rate, unit_norm=model.mode != "as_code")
@@ -117,6 +115,14 @@ def train_step(
         learning_rate=rate,
         state=state,
     )
+
+
+def _auxk(
+    model: KSparseAutoencoder, dead: Codes, error: Tensor, factor: float, kernel: Kernel
+) -> "tuple[float, _Pull]":
+    """The loss of dead latents that reconstruct the residual, and their share of the gradient."""
+    left = kernel.decode(dead, model.weights.W_dec) + error
+    return float(left.square().sum()) * factor / 2, _pull(model, dead, left * factor, kernel)
 
 
 def _dead(state: TrainState, settings: TrainSettings) -> Tensor:
