@@ -7,7 +7,6 @@ question and answer tells it, without generating.
 
 from collections.abc import Iterator, Sequence
 from math import sqrt
-from statistics import NormalDist
 from typing import Any
 
 import torch
@@ -18,9 +17,9 @@ from llava_ext.config import IGNORE_INDEX
 from llava_ext.dataset import ConversationDataset
 from llava_ext.mini.questions import KINDS, Question
 from llava_ext.model import LlavaModel
+from revelio.intervals import Z95, wilson95
 
 BATCH = 16
-CONFIDENCE = 0.95
 
 
 @torch.no_grad()
@@ -75,13 +74,11 @@ def interval(right: int, of: int) -> dict[str, float | int]:
         right: how many were right.
         of: out of how many.
     """
-    from scipy.stats import binomtest
-
-    low, high = binomtest(right, of).proportion_ci(CONFIDENCE, "wilson")
+    low, high = wilson95(right, of)
     return {
         "value": round(right / of, 4),
-        "low": round(float(low), 4),
-        "high": round(float(high), 4),
+        "low": round(low, 4),
+        "high": round(high, 4),
         "of": of,
     }
 
@@ -99,5 +96,5 @@ def gain(first: dict[str, bool], second: dict[str, bool]) -> dict[str, float]:
     gains = [float(first[name]) - float(second[name]) for name in first]
     mean = sum(gains) / len(gains)
     spread = sqrt(sum((g - mean) ** 2 for g in gains) / (len(gains) - 1) / len(gains))
-    half = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * spread
+    half = Z95 * spread
     return {"value": round(mean, 4), "low": round(mean - half, 4), "high": round(mean + half, 4)}

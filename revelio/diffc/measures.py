@@ -14,15 +14,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-Z95 = 1.959963984540054  # the 97.5 % quantile of the normal distribution
-
-
-def wilson95(correct: int, images: int) -> list[float]:
-    """Wilson's 95 % score interval of the share ``correct / images``."""
-    share, z2 = correct / images, Z95**2
-    centre = (share + z2 / (2 * images)) / (1 + z2 / images)
-    half = Z95 / (1 + z2 / images) * math.sqrt(share * (1 - share) / images + z2 / (4 * images**2))
-    return [max(0.0, centre - half), min(1.0, centre + half)]
+from revelio.intervals import wilson95
 
 
 def t95(values: Sequence[float]) -> list[float] | None:

@@ -5,25 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import sqrt
 
-Z = 1.959964
+from revelio.intervals import Z95, wilson95
 
 
 def proportion(right: int, of: int) -> dict[str, float]:
-    """A share with its Wilson interval (Wilson 1927).
+    """A share with its Wilson interval.
 
     Args:
         right: How many were right.
         of: Out of how many.
     """
-    share = right / of
-    spread = Z * Z / of
-    middle = (share + spread / 2) / (1 + spread)
-    half = Z * sqrt(share * (1 - share) / of + spread / (4 * of)) / (1 + spread)
-    return {
-        "value": round(share, 4),
-        "low": round(max(0.0, middle - half), 4),
-        "high": round(min(1.0, middle + half), 4),
-    }
+    low, high = wilson95(right, of)
+    return {"value": round(right / of, 4), "low": round(low, 4), "high": round(high, 4)}
 
 
 def repeated(values: Sequence[float], of: int) -> dict[str, float]:
@@ -38,7 +31,7 @@ def repeated(values: Sequence[float], of: int) -> dict[str, float]:
     """
     mean = sum(values) / len(values)
     variance = sum((v - mean) ** 2 for v in values) / (len(values) - 1)
-    half = Z * sqrt(variance / len(values) + mean * (1 - mean) / of)
+    half = Z95 * sqrt(variance / len(values) + mean * (1 - mean) / of)
     return {
         "value": round(mean, 4),
         "low": round(max(0.0, mean - half), 4),
