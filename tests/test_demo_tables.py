@@ -41,9 +41,11 @@ def test_the_k_sae_benchmarks_are_read_as_they_are_written() -> None:
     own = {"seconds": 2.0, "peak_gib": 2.84}
     dense = {"seconds": 30.0, "native_is_times_faster": 15.04, "peak_gib": 4.95}
     batch = {"batch": 256, "threads": 2, "dense": dense, "native": own}
-    batch |= {"native, all rows moving": {"seconds": 2.5}}
+    batch |= {"native, all rows moving": {"seconds": 2.5}, "torch": {"seconds": 4.0}}
     about = {"d": 1280, "n": 81920, "k": 32, "capability": "AVX2"}
-    assert "| 256 | 15.0x | 12.0x |  | 2.84 and 4.95 |" in ksae_lines(about | {"batches": [batch]})
+    assert "| 256 | 15.0x | 12.0x |  | 2.84 and 4.95 | 7.5x |" in ksae_lines(
+        about | {"batches": [batch]}
+    )
     peer = batch | {"sparsify": {"native_is_times_faster": 4.26}}
     assert "| 15.0x | 12.0x | 4.3x |" in ksae_lines(about | {"batches": [peer]})
     memory = {"sparse": 0.1, "dense codes": 5.2, "streamed": 0.4, "dense": 7.2}
