@@ -6,6 +6,8 @@ TORCH_INDEX ?=
 OUT ?= runs/demo
 # A local copy of Caltech-101 (images/, train.txt, test.txt), for `make demo-llava`.
 CALTECH101 ?=
+# A folder of LLaVA-Bench (in the wild), for `make demo-llava`; empty: the bench is left out.
+BENCH ?=
 
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
@@ -22,7 +24,7 @@ demo: .venv/core
 
 demo-llava: .venv/llava
 	$(BIN)/revelio models prepare
-	$(BIN)/python scripts/llava_mini.py --caltech101 "$(CALTECH101)"
+	$(BIN)/python scripts/llava_mini.py --caltech101 "$(CALTECH101)" $(if $(BENCH),--bench "$(BENCH)")
 
 test: .venv/dev
 	$(BIN)/python -m pytest

@@ -1,33 +1,48 @@
-"""The whole way with a real (tiny) LLaVA model: answer, judge, score, by the script's own door."""
+"""The whole way of a real (tiny) LLaVA model: both stages, answers, judge, scores."""
 
 import json
 from pathlib import Path
 
 import pytest
 from eval_helpers import Response, judge_server, make_bench, read_jsonl
-from llava_helpers import model_config, tiny_llama, tower_configs
+from llava_train_helpers import WORDS, data_options, tiny_project
 
 from eval.llava_bench import main
-from llava_ext.language import build_model
-from llava_ext.towers import load_towers
+from llava_ext.job import run
+from llava_ext.options import FinetuneConfig, PretrainConfig
+from llava_ext.stages import Finetune, Pretrain
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished model: both stages on pictures whose answers are known."""
+    folder = tmp_path_factory.mktemp("trained")
+    model, data = tiny_project(folder, records=4), data_options(folder)
+    shared = {"effective_batch": 4, "batch_size": 4, "zero": 0, "threads": 1}
+    one = Pretrain(**shared, learning_rate=1e-2, epochs=20.0)  # type: ignore[arg-type]
+    two = Finetune(**shared, learning_rate=5e-3, epochs=60.0)  # type: ignore[arg-type]
+    run(PretrainConfig(folder / "pre", data, model, stage=one))
+    run(FinetuneConfig(folder / "pre", folder / "fine", data, model, stage=two))
+    return folder / "fine" / "final"
 
 
 def test_answer_judge_score(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    towers = tower_configs(tmp_path / "towers")
-    config = model_config(tiny_llama(tmp_path / "llama"), towers["clip"], towers["sd"])
-    model, tokenizer = build_model(config, load_towers(config, "cpu"))
-    model.save_pretrained(tmp_path / "model", tokenizer)
     bench = make_bench(tmp_path / "bench")
-    words = ["answer", "--bench", str(bench), "--model", str(tmp_path / "model")]
+    words = ["answer", "--bench", str(bench), "--model", str(trained)]
     words += ["--max-new-tokens", "5", "--device", "cpu"]
     alone, together = tmp_path / "alone.jsonl", tmp_path / "together.jsonl"
     main([*words, "--out", str(alone), "--model-id", "tiny"])
     main([*words, "--out", str(together), "--model-id", "tiny", "--batch", "4"])
     assert alone.read_bytes() == together.read_bytes()
-    assert any(row["text"] for row in read_jsonl(alone))
+    # Other pictures and questions than it was taught, but its words are those that it was taught.
+    known = {word for text in WORDS for word in text.split()}
+    assert all(row["text"] and set(row["text"].split()) <= known for row in read_jsonl(alone))
 
     reviews, report = tmp_path / "reviews.jsonl", tmp_path / "scores.json"
     with judge_server(lambda body, number: Response("8 4")) as server:

@@ -103,6 +103,19 @@ def test_torchrun_without_deepspeed_is_one_process(project, tmp_path) -> None:
     same_weights(tmp_path / "pre", folder / "pre", 1e-3)
 
 
+def test_a_cache_filled_by_two_processes_is_that_of_one(project, tmp_path) -> None:
+    _, config = project
+    found = {}
+    for name, launcher in (("one", ()), ("two", torchrun())):
+        words = ("--config", config, "--cache", tmp_path / name, "--batch-size", 2)
+        done = run_script("cache_towers.py", *words, launcher=launcher)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert "2 stores in" in done.stdout
+        files = sorted((tmp_path / name).rglob("*.safetensors"))
+        found[name] = {file.relative_to(tmp_path / name): file.read_bytes() for file in files}
+    assert found["one"] == found["two"] and len(found["one"]) >= 2
+
+
 def test_zero_without_a_launcher(project, tmp_path) -> None:
     folder, config = project
     words = ("--config", config, "--out", tmp_path / "pre", "--stage.zero", 2)

@@ -1,5 +1,6 @@
 """The proof's scores: greedy answers without generating, intervals, paired gains, and its page."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ from llava_helpers import model_config, picture, tiny_llama, tower_configs
 from llava_ext.collate import Collator
 from llava_ext.dataset import ConversationDataset
 from llava_ext.language import build_model
+from llava_ext.mini.proof import Places, Settings
 from llava_ext.mini.questions import Question
-from llava_ext.mini.report import render
+from llava_ext.mini.report import bench_figures, bench_part, render
 from llava_ext.mini.score import accuracies, gain, interval, right_answers, wrong_tokens
 from llava_ext.records import Record
 from llava_ext.templates import Turn
@@ -149,3 +151,22 @@ def test_the_page_shows_what_was_measured() -> None:
     assert "| 100.0 [72.2, 100.0] |" in page
     assert "| chance | 26.7 | 5.0 | 50.0 | 25.0 |" in page
     assert "| 400 | 50.0 [" in page
+
+
+def test_the_page_shows_answers_to_the_bench(tmp_path: Path) -> None:
+    places = Places(Settings(tmp_path, out=tmp_path), tmp_path)
+    asked = [f"What is\nin picture {number}?" for number in range(9)]
+    rows = {}
+    for row, answers in (("clip", ["a cat", "a dog"]), ("clip-dinov2", ["yes"])):
+        lines = [
+            {"prompt": question, "text": answers[number % len(answers)]}
+            for number, question in enumerate(asked)
+        ]
+        places.bench_answers(row).parent.mkdir()
+        places.bench_answers(row).write_text("".join(json.dumps(line) + "\n" for line in lines))
+        rows[row] = bench_figures(places, row)
+    assert (rows["clip"]["answers"], rows["clip"]["different_answers"]) == (9, 2)
+    part = bench_part({"bench": rows})
+    assert "CLIP + DINOv2 layout: 9 answers, 1 different ones" in part
+    assert "| What is in picture 1? | a dog | yes |" in part
+    assert "picture 8" not in part

@@ -32,6 +32,7 @@ CLASSES = (
 )
 ROWS = ("clip", "clip-dinov2", "clip-sd-t25", "clip-sd-t200")
 KEPT = 8
+BENCH_TOKENS = 64
 AT_ONCE = 2
 
 
@@ -47,6 +48,9 @@ class Settings:
 
     docs: Path = Path("docs")
     """Where llava_mini.json and llava_mini.md go."""
+
+    bench: Path | None = None
+    """A folder of LLaVA-Bench (in the wild); every row then answers its questions, too."""
 
     rows: tuple[str, ...] = ROWS
     """Which of the rows."""
@@ -95,6 +99,10 @@ class Places:
     def run(self, row: str, stage: str) -> Path:
         """A run directory."""
         return self.settings.out / row / stage
+
+    def bench_answers(self, row: str) -> Path:
+        """A row's answers to LLaVA-Bench, which `eval/llava_bench.py judge` takes."""
+        return self.settings.out / row / "bench-answers.jsonl"
 
 
 def photos(settings: Settings, split: str, per_class: int) -> Photos:
@@ -169,8 +177,17 @@ def train_row(places: Places, row: str) -> None:
     train_stage(places, row, "finetune", "finetune", "finetune", *more)
 
 
+def answer_bench(places: Places, row: str, bench: Path) -> None:
+    """A trained row's answers to all questions of LLaVA-Bench; an unfinished file is gone on with."""
+    script = places.repository / "eval" / "llava_bench.py"
+    words: list[str | Path] = [sys.executable, script, "answer", "--bench", bench]
+    words += ["--model", places.run(row, "finetune") / "final", "--model-id", f"mini-{row}"]
+    words += ["--out", places.bench_answers(row), "--max-new-tokens", str(BENCH_TOKENS)]
+    call([str(word) for word in words], places.settings.out / row / "bench.log")
+
+
 def prove(places: Places) -> None:
-    """Everything up to the trained models; scores and report come after.
+    """Everything up to the trained models and their answers; scores and report come after.
 
     Raises:
         ValueError: an unknown row, data of other settings, or a command that failed.
@@ -185,3 +202,7 @@ def prove(places: Places) -> None:
     with ThreadPoolExecutor(AT_ONCE) as pool:
         for done in [pool.submit(train_row, places, row) for row in places.settings.rows]:
             done.result()
+        if bench := places.settings.bench:
+            asked = [pool.submit(answer_bench, places, row, bench) for row in places.settings.rows]
+            for done in asked:
+                done.result()

@@ -1,5 +1,6 @@
 """The proof's figures, `llava_mini.json`, and the page rendered from them: no number is typed by hand."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from llava_ext.training import TRAINED, checkpoint_step
 from revelio.runs import read_json, sha256, versions, write_json
 
 Figures = dict[str, Any]
+SHOWN = 6  # answers to LLaVA-Bench on the page
 NAMES = {
     "clip": "CLIP",
     "clip-dinov2": "CLIP + DINOv2 layout",
@@ -50,7 +52,22 @@ def measure(places: Places) -> Figures:
     }
     if growth in rows:
         found["growth"] = {"row": growth, "points": growth_points(places, questions)}
+    if places.settings.bench:
+        found["bench"] = {row: bench_figures(places, row) for row in places.settings.rows}
     return found
+
+
+def bench_figures(places: Places, row: str) -> Figures:
+    """How many questions of LLaVA-Bench a row answered, and what it said to the first ones."""
+    lines = places.bench_answers(row).read_text(encoding="utf-8").splitlines()
+    answers = [json.loads(line) for line in lines]
+    return {
+        "answers": len(answers),
+        "different_answers": len({answer["text"] for answer in answers}),
+        "first": [
+            {"question": answer["prompt"], "answer": answer["text"]} for answer in answers[:SHOWN]
+        ],
+    }
 
 
 def data_figures(places: Places, questions: list[Question]) -> Figures:
@@ -163,6 +180,7 @@ def render(figures: Figures) -> str:
     cells = [f"{100 * chance[kind]['chance']:.1f}" for kind in ("all", *KINDS)]
     lines += [f"| chance | {' | '.join(cells)} | | | |", ""]
     lines += [growth_part(figures)] if "growth" in figures else []
+    lines += [bench_part(figures)] if "bench" in figures else []
     lines += [f"`{figures['command']}`, seed {figures['seed']}; one training a row.", ""]
     return "\n".join(lines)
 
@@ -177,4 +195,25 @@ def growth_part(figures: Figures) -> str:
         "|---|---|",
     ]
     lines += [f"| {point['samples']:,} | {percent(point)} |" for point in growth["points"]]
+    return "\n".join(lines) + "\n"
+
+
+def bench_part(figures: Figures) -> str:
+    """What the rows say to LLaVA-Bench, of whose pictures and questions they never learnt anything."""
+    found = figures["bench"]
+    counts = "; ".join(
+        f"{NAMES[row]}: {entry['answers']} answers, {entry['different_answers']} different ones"
+        for row, entry in found.items()
+    )
+    lines = [
+        "## LLaVA-Bench (in the wild)\n",
+        "`eval/llava_bench.py answer` has every row answer the bench's questions; `judge` and `score` go on "
+        "from its file. No judge was asked for this page: models that know a few classes and answer in one "
+        f"phrase are far below what the bench tells apart. {counts}. Its first questions:\n",
+        "| question | " + " | ".join(NAMES[row] for row in found) + " |",
+        "|---|" + "---|" * len(found),
+    ]
+    for said in zip(*(entry["first"] for entry in found.values()), strict=True):
+        cells = [said[0]["question"], *(each["answer"] for each in said)]
+        lines.append("| " + " | ".join(" ".join(cell.split()) for cell in cells) + " |")
     return "\n".join(lines) + "\n"
