@@ -25,8 +25,9 @@ class _Pooled:
 
     def rows(self, start: int, stop: int) -> "Tensor":
         """Rows ``start`` to ``stop`` (b d)."""
-        part = self.store.rows(start, stop).float()
-        return part.flatten(2).mean(2) if part.ndim == 4 else part
+        from revelio.analysis.top_images import pooled
+
+        return pooled(self.store.rows(start, stop))
 
 
 def build_rows(store: "ActivationStore", config: "Config", team: "Team") -> "Shuffled":

@@ -148,11 +148,14 @@ def _finish(training: _Training, rows: "Shuffled", count: int) -> None:
     from dataclasses import asdict
 
     from revelio.runs import write_json
+    from revelio.sae.kernel_choice import fastest_kernel
     from revelio.sae.metrics import evaluate
 
     config, record, model = training.config, training.record, training.member.model
     state = training.member.state
     assert state is not None
+    if config.kernel != "torch":
+        model.kernel = fastest_kernel(model)
     found = evaluate(model, rows.epoch(0))
     model.trained_on.update(steps=state.step, samples=state.samples, fvu=found.fvu)
     _save(training)

@@ -14,12 +14,12 @@ from revelio.demo.report import write_report
 from revelio.demo.stages import (
     DemoSettings,
     best_cell,
-    diffc_stage,
     extract_with_bar,
-    gallery_stage,
     ksae_stage,
     purity_stage,
 )
+from revelio.demo.stages_diffc import diffc_stage
+from revelio.demo.stages_gallery import gallery_stage
 from revelio.diffc.pixels import PixelsBackbone
 from revelio.runs import Run, read_json, versions, write_json
 

@@ -1,14 +1,15 @@
 """The stages of the demo, each a function of its inputs that writes its files under the run directory.
 
-activations -> k-SAEs -> purity -> gallery;   grids -> Diff-C beside its baselines
+activations -> k-SAEs -> purity       here
+                      -> gallery      stages_gallery.py
+grids -> Diff-C beside its baselines  stages_diffc.py
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from tqdm import tqdm
 
 from revelio.activations.extract import run as run_extraction
@@ -16,16 +17,14 @@ from revelio.activations.job import Extraction
 from revelio.activations.recipe import Recipe
 from revelio.activations.sources import Reading
 from revelio.activations.store import ActivationStore
-from revelio.analysis.gallery import thumbnail_path, write_gallery
-from revelio.analysis.gallery_data import GallerySettings
-from revelio.analysis.purity import eligible, latent_measures, purity
+from revelio.analysis.purity import purity
 from revelio.analysis.similarity import unit_vectors
 from revelio.analysis.top_images import TopImages, top_images
 from revelio.analysis.top_images_files import with_source
 from revelio.backbones.base import Backbone
 from revelio.data.dataset import ImageDataset
-from revelio.diffc.fit import fit
 from revelio.runs import write_whole_by
+from revelio.sae.kernel_choice import fastest_kernel
 from revelio.sae.metrics import evaluate
 from revelio.sae.model import KSparseAutoencoder, Mode
 from revelio.sae.state import TrainSettings
@@ -127,6 +126,7 @@ def ksae_stage(
     rows = []
     for store in tqdm(stores, desc="k-SAEs", unit="k-SAE"):
         model = train_ksae(store, out / store.path.name, settings)
+        model.kernel = fastest_kernel(model)
         found = evaluate(model, (batch for _, batch in store.batches(1024)))
         rows.append(
             _cell(store)
@@ -159,6 +159,7 @@ def purity_stage(
 def cell_top_images(store: ActivationStore, ksaes: Path, settings: DemoSettings) -> TopImages:
     """The top images of the k-SAE of a store."""
     model = KSparseAutoencoder.from_pretrained(ksaes / store.path.name)
+    model.kernel = fastest_kernel(model)
     top = top_images(model, store, m=settings.top, mode=settings.mode)
     return with_source(top, model, store)
 
@@ -183,119 +184,3 @@ def best_cell(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
         return (entry.get("similarity") or 0.0) - (entry.get("similarity_chance") or 0.0)
 
     return max(entries, key=score)
-
-
-def gallery_stage(
-    store: ActivationStore,
-    dataset: ImageDataset,
-    out: Path,
-    ksaes: Path,
-    entry: dict[str, Any],
-    settings: DemoSettings,
-) -> list[dict[str, Any]]:
-    """Write the gallery of one cell; give a few of its latents for the report."""
-    model = KSparseAutoencoder.from_pretrained(ksaes / store.path.name)
-    top = cell_top_images(store, ksaes, settings)
-    with tqdm(desc="gallery", total=len(store), unit="image") as bar:
-        write_gallery(
-            out / "gallery",
-            model,
-            store,
-            top,
-            dataset,
-            GallerySettings(),
-            purity=entry | {"interval": (entry["interval"] or {}).get("sigma_label")},
-            progress=bar.update,
-        )
-    return examples(top, settings.top)
-
-
-def examples(top: TopImages, images: int, count: int = 12) -> list[dict[str, Any]]:
-    """Strong latents for the report: the purest of each class, or simply the strongest."""
-    strongest = eligible(top, images)[:200]
-    if top.labels is None or not len(strongest):
-        return [_example(top, int(latent), images) for latent in strongest[:count]]
-    share = latent_measures(top, strongest, images)["majority"]
-    shown, seen = [], set[int]()
-    for place in torch.sort(share, descending=True, stable=True).indices.tolist():
-        latent = int(strongest[place])
-        label = int(top.labels[top.indices[latent, :images]].mode().values)
-        if label not in seen and len(shown) < count:
-            seen.add(label)
-            same = round(float(share[place]) * images)
-            note = f"{same} of {images} are {top.classes[label]}"
-            shown.append(_example(top, latent, images) | {"note": note})
-    return shown
-
-
-def _example(top: TopImages, latent: int, images: int) -> dict[str, Any]:
-    rows = [row for row in top.indices[latent, :images].tolist() if row >= 0]
-    names = top.classes if top.labels is not None else ()
-    return {
-        "latent": latent,
-        "note": f"active on {int(top.counts[latent])} images",
-        "images": [
-            {
-                "src": f"gallery/{thumbnail_path(row)}",
-                "label": names[int(top.labels[row])] if names and top.labels is not None else "",
-            }
-            for row in rows
-        ],
-    }
-
-
-def diffc_stage(
-    trained: Callable[[str], tuple[ActivationStore, ActivationStore]],
-    random: Callable[[str], tuple[ActivationStore, ActivationStore]] | None,
-    pixels: tuple[ActivationStore, ActivationStore],
-    settings: DemoSettings,
-) -> list[dict[str, Any]]:
-    """Diff-C on every layer's grids, on those of random weights, and on raw pixels.
-
-    Args:
-        trained: the (train, test) grid stores of a layer.
-        random: the same of the architecture with random weights, or None where there is none.
-        pixels: the (train, test) stores of the pictures themselves.
-        settings: of the demo.
-    """
-    baseline = _accuracy(*pixels, settings)
-    rows = []
-    for layer in tqdm(settings.layers, desc="Diff-C", unit="layer"):
-        found = _accuracy(*trained(layer), settings)
-        other = _accuracy(*random(layer), settings) if random is not None else None
-        rows.append(
-            {"layer": layer, "timestep": settings.diffc_timestep}
-            | _percent("", found)
-            | _percent("pixels_", baseline)
-            | _percent("random_weights_", other)
-            | {"parameters": found["parameters"], "interval_kind": found["interval_kind"]}
-        )
-    return rows
-
-
-def _percent(prefix: str, found: dict[str, Any] | None) -> dict[str, Any]:
-    """Top-1 and its interval in percent, as the paper's tables have them; None where not measured."""
-    if found is None:
-        return {f"{prefix}top1": None, f"{prefix}interval": None}
-    return {
-        f"{prefix}top1": 100 * found["top1"],
-        f"{prefix}interval": [100 * bound for bound in found["interval"]],
-    }
-
-
-def _accuracy(
-    train_store: ActivationStore, test_store: ActivationStore, settings: DemoSettings
-) -> dict[str, Any]:
-    assert train_store.labels is not None and test_store.labels is not None
-    return fit(
-        train_store.tensor(),
-        train_store.labels,
-        test_store.tensor(),
-        test_store.labels,
-        classes=train_store.classes,
-        width=settings.width,
-        epochs=settings.epochs,
-        batch_size=32,
-        learning_rate=1e-3,
-        seed=settings.seed,
-    )

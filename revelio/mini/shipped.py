@@ -6,13 +6,12 @@ from pathlib import Path
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from revelio.mini.denoisers import ClassDenoiser, TextDenoiser, text_states
+from revelio.mini.denoisers import TextDenoiser, text_states
 from revelio.mini.latents import load_vae
 
 
@@ -25,13 +24,6 @@ def text_model(folder: Path, prompts: list[str]) -> tuple[TextDenoiser, Autoenco
     rows = list(range(len(prompts)))
     unet = unet.to(memory_format=torch.channels_last)  # pyright: ignore
     return TextDenoiser(unet, table, [[row] for row in rows], rows), load_vae(folder / "vae")
-
-
-def class_model(folder: Path, classes: int) -> tuple[ClassDenoiser, AutoencoderKL]:
-    """The transformer of a DiT folder, and its VAE."""
-    part = folder / "transformer"
-    dit = DiTTransformer2DModel.from_pretrained(part, torch_dtype=torch.float32).eval()
-    return ClassDenoiser(dit, classes), load_vae(folder / "vae")
 
 
 def sample(
