@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ SECTIONS = {
     "mini-clip": ("mini-clip",),
     "mini-sd": ("samples", "diffusion-classifier", "mini-sd"),
     "mini-sd-photo": ("mini-sd-photo-curve", "mini-sd-photo"),
-    "mini-dit": ("mini-dit",),
+    "mini-dit": ("dit-samples", "mini-dit"),
 }
 
 
@@ -85,9 +86,8 @@ def card(name: str, config: Path, run: Path, report: dict[str, Figures]) -> str:
     for section in SECTIONS[name]:
         if section in report:
             title, part = PARTS[section]
-            text = part(report[section]).replace(
-                "![samples, one class a row](mini_sd_samples.png)\n\n", ""
-            )
+            # The sheet of samples stays with the report.
+            text = re.sub(r"!\[[^]]*\]\([^)]*\)\n\n", "", part(report[section]))
             lines += [f"### {title}", "", text]
     lines += ["How it was measured: `docs/mini_models.md`.", "", "## Limits", "", limits, ""]
     return "\n".join(lines)

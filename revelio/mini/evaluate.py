@@ -6,7 +6,7 @@ from pathlib import Path
 
 from revelio.mini.page import render
 from revelio.mini.report import Inputs, Section, read_report, write_section
-from revelio.mini.sections import clip_zero_shot, diffusion_classifier, samples
+from revelio.mini.sections import clip_zero_shot, diffusion_classifier, dit_samples, samples
 from revelio.mini.sections_features import mini_dit, mini_sd
 from revelio.mini.sections_photo import mini_sd_photo, mini_sd_photo_curve, vit_photo
 from revelio.runs import write_whole
@@ -16,6 +16,7 @@ SECTIONS: dict[str, Section] = {
     "samples": samples,
     "diffusion-classifier": diffusion_classifier,
     "mini-sd": mini_sd,
+    "dit-samples": dit_samples,
     "mini-dit": mini_dit,
     "mini-sd-photo": mini_sd_photo,
     "mini-sd-photo-curve": mini_sd_photo_curve,

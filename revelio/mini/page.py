@@ -22,7 +22,9 @@ def percent(entry: dict[str, Any]) -> str:
 
 def made_by(figures: Figures) -> str:
     """The line under a section."""
-    return f"\n`{figures['command']}`, seed {figures['seed']}, {figures['seconds']:.0f} seconds.\n"
+    processor = figures.get("processor_seconds")
+    spent = f", {processor:.0f} of them on the processor" if processor is not None else ""
+    return f"\n`{figures['command']}`, seed {figures['seed']}, {figures['seconds']:.0f} seconds{spent}.\n"
 
 
 def verdict(figures: Figures) -> str:
@@ -43,11 +45,11 @@ def zero_shot_part(figures: Figures) -> str:
 
 
 def samples_part(figures: Figures) -> str:
-    """mini-sd's samples."""
+    """A model's guided samples."""
     worst = sorted(figures["right_by_class"].items(), key=lambda pair: pair[1])[:3]
     each = figures["samples"] // len(figures["right_by_class"])
     return (
-        "![samples, one class a row](mini_sd_samples.png)\n\n"
+        f"![samples, one class a row]({figures.get('sheet', 'mini_sd_samples.png')})\n\n"
         f"A classifier trained on real pictures only is right on {percent(figures['accuracy'])} % of "
         f"{figures['samples']} samples (guidance {figures['guidance']}, {figures['steps']} steps); "
         f"on real held-out pictures it is right on {percent(figures['judge_on_held_out'])} %. "
@@ -135,6 +137,7 @@ PARTS = {
     "samples": ("mini-sd: samples", samples_part),
     "diffusion-classifier": ("mini-sd: Diffusion Classifier", classifier_part),
     "mini-sd": ("mini-sd: activations on Fashion-MNIST", features_part),
+    "dit-samples": ("mini-dit: samples", samples_part),
     "mini-dit": ("mini-dit: activations on Fashion-MNIST", features_part),
     "mini-sd-photo": ("mini-sd-photo: activations on Caltech-101", features_part),
     "mini-sd-photo-curve": ("mini-sd-photo: over training", curve_part),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,12 @@ from revelio.mini.intervals import proportion
 from revelio.mini.judge import judge, train_judge
 from revelio.mini.latents import scaled_latents
 from revelio.mini.report import Figures, Inputs
-from revelio.mini.shipped import sample, text_model
+from revelio.mini.shipped import sample, sample_classes, text_model
 
-GUIDANCE, SAMPLE_STEPS, SAMPLES_A_CLASS, GRID_COLUMNS = 3.0, 25, 20, 8
+MakeSamples = Callable[[list[str], list[int]], list[Image.Image]]
+
+HOW = {"guidance": 3.0, "steps": 25}
+SAMPLES_A_CLASS, GRID_COLUMNS = 20, 8
 JUDGE_EPOCHS = 3
 CLASSIFIED, DRAWS, EVERY, KEEP = 200, 100, 4, 3
 
@@ -71,22 +75,40 @@ def write_grid(pictures: list[Image.Image], columns: int, path: Path, zoom: int 
 
 
 def samples(inputs: Inputs) -> Figures:
-    """Guided samples by prompt, judged by a classifier trained on real pictures only."""
+    """mini-sd's guided samples by prompt."""
+
+    def make(words: list[str], labels: list[int]) -> list[Image.Image]:
+        prompts = [PROMPT.format(words[label]) for label in labels]
+        return sample(inputs.models / "mini-sd", prompts, **HOW, seed=inputs.seed)
+
+    return judged(inputs, make, "mini_sd_samples.png")
+
+
+def dit_samples(inputs: Inputs) -> Figures:
+    """mini-dit's guided samples by class."""
+
+    def make(words: list[str], labels: list[int]) -> list[Image.Image]:
+        return sample_classes(inputs.models / "mini-dit", labels, **HOW, seed=inputs.seed)
+
+    return judged(inputs, make, "mini_dit_samples.png")
+
+
+def judged(inputs: Inputs, make: MakeSamples, sheet: str) -> Figures:
+    """Samples of every class, judged by a classifier trained on real pictures only.
+
+    Args:
+        inputs: Where things are.
+        make: Class words and the labels wanted -> a picture a label.
+        sheet: The PNG of some of them, beside the report.
+    """
     train = load_fashion_mnist(inputs.fashion(), "train")
     test = load_fashion_mnist(inputs.fashion(), "test")
     model = train_judge(train, JUDGE_EPOCHS, inputs.seed)
     labels = torch.arange(10).repeat_interleave(SAMPLES_A_CLASS)
-    prompts = [PROMPT.format(nouns(train)[label]) for label in labels.tolist()]
-    made = sample(
-        inputs.models / "mini-sd",
-        prompts,
-        guidance=GUIDANCE,
-        steps=SAMPLE_STEPS,
-        seed=inputs.seed,
-    )
+    made = make(nouns(train), labels.tolist())
     predicted = judge(model, as_tensor(made))
     shown = [made[c * SAMPLES_A_CLASS + i] for c in range(10) for i in range(GRID_COLUMNS)]
-    write_grid(shown, GRID_COLUMNS, inputs.docs / "mini_sd_samples.png")
+    write_grid(shown, GRID_COLUMNS, inputs.docs / sheet)
     by_class = {
         name: int((predicted[labels == i] == i).sum()) for i, name in enumerate(train.class_names)
     }
@@ -95,8 +117,8 @@ def samples(inputs: Inputs) -> Figures:
         "judge_on_held_out": right(judge(model, test.images), test.labels),
         "right_by_class": by_class,
         "samples": len(labels),
-        "guidance": GUIDANCE,
-        "steps": SAMPLE_STEPS,
+        **HOW,
+        "sheet": sheet,
         "chance": 0.1,
         "bar": 0.8,
     }
