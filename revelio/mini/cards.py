@@ -13,10 +13,8 @@ from revelio.mini.page import PARTS
 from revelio.mini.report import Figures
 
 FASHION = "Fashion-MNIST, training split (60,000 pictures; Zalando, MIT licence)"
-CALTECH = (
-    "Caltech-101, a training split of 6,060 photographs (CC BY 4.0; its clutter class left out)"
-)
-CIFAR = "CIFAR-10, training pictures (Krizhevsky, 2009)"
+CALTECH = "Caltech-101, a training split of 6,060 photographs (licence CC BY 4.0; its clutter class left out)"
+CIFAR = "CIFAR-10, training pictures (Krizhevsky, 2009; its page names no licence)"
 ABOUT = {
     "mini-clip": (
         "A small CLIP: image and text encoder, trained on captions made of class names.",

@@ -5,6 +5,7 @@ Weights go out in half precision. A folder is put together under a temporary nam
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -93,7 +94,7 @@ def export(runs: Path, config: MiniConfig, target: Path, names: list[str]) -> No
         write_whole(target, lambda folder: _write_pipeline(pipeline, folder))
     elif isinstance(config, DiffusionConfig):
         dit = dit_pipeline(runs, config, names, dtype=torch.float16)
-        write_whole(target, lambda folder: dit.save_pretrained(folder))
+        write_whole(target, lambda folder: _write_dit(dit, folder, names))
     elif isinstance(config, ClipConfig):
         write_whole(
             target, lambda folder: _write_clip(runs / config.name / "final", folder, config)
@@ -107,6 +108,14 @@ def _write_pipeline(pipeline: StableDiffusionPipeline, folder: Path) -> None:
     index = folder / "model_index.json"
     # Without torchvision transformers names its stand-in; the folder must load with torchvision too.
     index.write_text(index.read_text().replace("CLIPImageProcessorPil", "CLIPImageProcessor"))
+
+
+def _write_dit(pipeline: DiTPipeline, folder: Path, names: list[str]) -> None:
+    pipeline.save_pretrained(folder)
+    index = folder / "model_index.json"
+    # As in the published DiT folders; `save_pretrained` leaves the class names out.
+    ids = {"id2label": {str(i): name for i, name in enumerate(names)}}
+    index.write_text(json.dumps(json.loads(index.read_text()) | ids, indent=2) + "\n")
 
 
 def _write_clip(source: Path, folder: Path, config: ClipConfig) -> None:
