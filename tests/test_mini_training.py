@@ -14,7 +14,7 @@ from revelio.mini.diffusion import build_scheduler, noise_loss, stratified_times
 from revelio.mini.diffusion_classifier import class_errors, classify, even_timesteps, staged_errors
 from revelio.mini.intervals import proportion, repeated
 from revelio.mini.loop import Trainer, learning_rate
-from revelio.mini.probe import ProbeData, accuracies, draw, probe
+from revelio.mini.probe import STRENGTHS, ProbeData, best_strength, draw, held_out_accuracy, probe
 from revelio.mini.train import read_config
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs" / "mini").glob("*.yaml"))
@@ -205,10 +205,13 @@ def test_the_probe_is_scikit_learns_ridge() -> None:
     data = ProbeData(rows[:60], labels[:60], rows[60:], labels[60:])
     labelled = np.arange(30)
     scaled = (rows - rows[:30].mean(0)) / rows[:30].std(0) / np.sqrt(7)
-    for strength, found in accuracies(data, labelled, data.test, data.test_labels).items():
+    spare, right = np.arange(30, 60), {}
+    for strength in STRENGTHS:
         peer = Ridge(alpha=strength).fit(scaled[:30], np.eye(3)[labels[:30]])
         wanted = (peer.predict(scaled[60:]).argmax(1) == labels[60:]).mean()
-        assert found == pytest.approx(wanted)
+        assert held_out_accuracy(data, labelled, strength) == pytest.approx(wanted)
+        right[strength] = (peer.predict(scaled[30:60]).argmax(1) == labels[30:60]).mean()
+    assert right[best_strength(data, labelled, spare)] == max(right.values())
 
 
 def test_the_probe_finds_what_is_there_and_no_more() -> None:
