@@ -1,7 +1,7 @@
 """What the tower cache saves a stage-1 step, and what ZeRO-3 saves in memory.
 
     python benchmarks/llava_train.py --json llava_train.json
-    python benchmarks/llava_train.py --config configs/llava/mini/clip.yaml --batch 8 --no-memory
+    python benchmarks/llava_train.py --rows clip clip-sd-t25 --batch 8 --no-memory
 
 Step: forward and backward of one batch of stage 1, the towers run in it or their grids read from a cache; the
 same model and samples, rounds interleaved; medians of wall time and of each round's ratio. Memory: the peak
@@ -32,6 +32,7 @@ from revelio.activations.processes import Processes
 from revelio.runs import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = ROOT / "configs" / "llava" / "mini"
 MEMORY_SAMPLES = 8
 
 
@@ -61,9 +62,12 @@ def one_step(job: Job, trainer: Any, samples: range) -> float:
     return seconds
 
 
-def steps(config: PretrainConfig, folder: Path, batch: int, rounds: int) -> dict[str, Any]:
-    """Steps in turn, towers run or grids cached."""
-    cached = replace(config, cache=folder / "cache")
+def steps(row: str, data: DataOptions, folder: Path, batch: int, rounds: int) -> dict[str, Any]:
+    """Steps of one of the paper's rows in turn, towers run or grids cached."""
+    config = read_section(CONFIGS / f"{row}.yaml", "pretrain", PretrainConfig)
+    stage = replace(config.stage, effective_batch=batch, batch_size=batch, zero=0)
+    config = replace(config, data=data, stage=stage, cache=None)
+    cached = replace(config, cache=folder / f"cache-{row}")
     options = CacheConfig(cached.cache, config.data, config.model)
     for _ in fill(open_cache_job(options, Processes())):
         pass
@@ -71,7 +75,7 @@ def steps(config: PretrainConfig, folder: Path, batch: int, rounds: int) -> dict
     runs = {}
     for name, job in jobs.items():
         trainer = build_trainer(
-            job.model, job.dataset, job.collator, config.stage, folder / name, towers=job.towers
+            job.model, job.dataset, job.collator, stage, folder / row / name, towers=job.towers
         )
         runs[name] = (job, trainer)
         one_step(job, trainer, range(batch))
@@ -81,7 +85,6 @@ def steps(config: PretrainConfig, folder: Path, batch: int, rounds: int) -> dict
             times[name].append(one_step(job, trainer, range(batch)))
     ratios = [a / b for a, b in zip(times["towers run"], times["cached"], strict=True)]
     return {
-        "batch": batch,
         "rounds": rounds,
         "seconds": {name: round(median(some), 3) for name, some in times.items()},
         "speedup": round(median(ratios), 2),
@@ -114,7 +117,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", type=Path, default=ROOT / "configs/llava/mini/clip-dinov2.yaml")
+    parser.add_argument("--rows", nargs="+", default=["clip-dinov2", "clip-sd-t25"])
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--no-memory", action="store_true", help="leave ZeRO-3's memory out")
@@ -122,16 +125,16 @@ def main() -> None:
     given = parser.parse_args()
     import torch
 
-    results: dict[str, Any] = {"threads": torch.get_num_threads(), "config": given.config.stem}
+    results: dict[str, Any] = {"threads": torch.get_num_threads(), "batch": given.batch}
     with TemporaryDirectory() as place:
         folder = Path(place)
         data = made_up_data(folder, max(given.batch, MEMORY_SAMPLES))
-        config = read_section(given.config, "pretrain", PretrainConfig)
-        stage = replace(config.stage, effective_batch=given.batch, batch_size=given.batch, zero=0)
-        config = replace(config, data=data, stage=stage, cache=None)
-        results["stage-1 step"] = steps(config, folder, given.batch, given.rounds)
+        results["stage-1 step"] = {
+            row: steps(row, data, folder, given.batch, given.rounds) for row in given.rows
+        }
         if not given.no_memory:
-            results["ZeRO-3 memory"] = memory(given.config, data, folder)
+            path = CONFIGS / f"{given.rows[0]}.yaml"
+            results["ZeRO-3 memory"] = memory(path, data, folder)
     print(json.dumps(results, indent=2))
     if given.json:
         write_json(given.json, results)

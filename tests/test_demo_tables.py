@@ -2,7 +2,15 @@
 
 from pathlib import Path
 
-from revelio.demo.tables import demo_tables, fvu_line, ksae_lines, measured, top_images_line
+from revelio.demo.tables import (
+    demo_tables,
+    fvu_line,
+    ksae_lines,
+    llava_fusion_line,
+    llava_train_line,
+    measured,
+    top_images_line,
+)
 
 ROOT = Path(__file__).parent.parent
 
@@ -57,3 +65,17 @@ def test_the_k_sae_benchmarks_are_read_as_they_are_written() -> None:
     race = {"fvu": 0.4, "d": 384, "expansion": 64, "batch": 256, "times": 9.04}
     line = fvu_line(race | {"own": {"seconds": 11.0}, "dense": {"seconds": 99.5}})
     assert "n = 24,576" in line and "9.0 times as fast" in line and "(0.400)" in line
+
+
+def test_the_llava_benchmarks_are_read_as_they_are_written() -> None:
+    step = {"seconds": {"towers run": 4.0, "cached": 1.6}, "speedup": 2.51}
+    memory = {"peak_bytes": {"1": 3 * 2**30, "2": 2 * 2**30}, "two_to_one": 0.667}
+    train = {"batch": 8, "threads": 2, "stage-1 step": {"clip": step}, "ZeRO-3 memory": memory}
+    line = llava_train_line(train)
+    assert "clip 4.00 s and 1.60 s (2.51x)" in line
+    assert "2.00 GiB in each of two processes, 3.00 GiB in one" in line
+    sizes = {"tokens": 256, "batch": 16, "new_tokens": 24}
+    ratios = {"fusion": {"loop / gather": 2.94}, "generation": {"no cache / cache": 3.42}}
+    line = llava_fusion_line({"threads": 2, "sizes": sizes} | ratios)
+    assert "into 16 texts" in line and "2.9 times" in line and "24 tokens" in line
+    assert "3.4 times" in line
