@@ -16,7 +16,7 @@ from revelio.mini.sections_features import measure_backbone, pixel_baseline, som
 
 # Twenty labelled photographs a class: the smallest class of this training split has twenty-one.
 WANTED, SPARE, TEST_A_CLASS = 20, 2, 15
-CURVE_TIMESTEP = 100
+CURVE_TIMESTEP, CURVE_POINTS = 100, 9
 
 Split = tuple[PictureSet, list[str]]
 
@@ -64,7 +64,7 @@ def mini_sd_photo(inputs: Inputs) -> Figures:
 
 
 def snapshots(run: Path) -> Iterator[tuple[int, float, dict[str, torch.Tensor]]]:
-    """Step, minutes and weights of a training run's snapshots, in order.
+    """Step, minutes and weights of a training run's snapshots, in order: evenly some, and the last.
 
     Raises:
         ValueError: The run has none.
@@ -72,7 +72,8 @@ def snapshots(run: Path) -> Iterator[tuple[int, float, dict[str, torch.Tensor]]]
     files = sorted((run / "snapshots").glob("step_*.pt"))
     if not files:
         raise ValueError(f"{run} holds no snapshots: train with snapshot_minutes, or give --runs")
-    for file in files:
+    chosen = {round(i * (len(files) - 1) / (CURVE_POINTS - 1)) for i in range(CURVE_POINTS)}
+    for file in [files[i] for i in sorted(chosen)]:
         kept = torch.load(file, weights_only=True)
         yield kept["step"], kept["seconds"] / 60, kept["weights"]
 
