@@ -85,6 +85,7 @@ def features_part(figures: Figures) -> str:
     counts = list(figures["pixels"][0]["probe"])
     heads = "".join(f" probe, {count} a class % |" for count in counts)
     lines = [
+        f"{figures['test']:,} held-out pictures.\n",
         f"| activations |{heads} k-SAE majority share (chance) | sigma_label (chance) |",
         "|---|" + "---|" * (len(counts) + 2),
     ]

@@ -8,7 +8,7 @@ labelled nor tested, the same way for every kind of activation.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -49,22 +49,25 @@ def draw(labels: np.ndarray, per_class: int, seed: int) -> tuple[np.ndarray, np.
 
 @dataclass(frozen=True)
 class Problem:
-    """One fit: rows `known (l, d)` and `asked (m, d)`, standardised; `targets (l, classes)`, centred."""
+    """One fit: labelled rows `known (l, d)`, standardised by `mean` and `scale`; `targets`, centred."""
 
     known: np.ndarray
-    asked: np.ndarray
+    mean: np.ndarray
+    scale: np.ndarray
     targets: np.ndarray
     offset: np.ndarray
     classes: np.ndarray
 
-    def accuracy(self, dual: np.ndarray, labels: np.ndarray) -> float:
-        """Of the scores that dual coefficients `(l, classes)` give the asked rows."""
-        scores = self.asked @ (self.known.T @ dual) + self.offset
+    def accuracy(self, dual: np.ndarray, rows: np.ndarray, labels: np.ndarray) -> float:
+        """Of the scores that dual coefficients `(l, classes)` give `rows (m, d)`."""
+        # The weights are scaled, not the rows, which are many.
+        weights = self.scale[:, None] * (self.known.T @ dual)
+        scores = rows @ weights + (self.offset - self.mean @ weights)
         return float((self.classes[scores.argmax(1)] == labels).mean())
 
 
-def pose(data: ProbeData, labelled: np.ndarray, rows: np.ndarray) -> Problem:
-    """The fit to the labelled rows of the pool, asked about `rows (m, d)`."""
+def pose(data: ProbeData, labelled: np.ndarray) -> Problem:
+    """The fit to labelled rows of the pool."""
     chosen = data.pool[labelled].astype(np.float64)
     mean, spread = chosen.mean(0), chosen.std(0)
     # A column that never varies among the labelled rows tells nothing: it becomes zero everywhere.
@@ -72,20 +75,17 @@ def pose(data: ProbeData, labelled: np.ndarray, rows: np.ndarray) -> Problem:
     classes = np.unique(data.pool_labels)
     targets = (data.pool_labels[labelled][:, None] == classes).astype(np.float64)
     offset = targets.mean(0)
-    return Problem(
-        (chosen - mean) * scale, (rows - mean) * scale, targets - offset, offset, classes
-    )
+    return Problem((chosen - mean) * scale, mean, scale, targets - offset, offset, classes)
 
 
 def best_strength(data: ProbeData, labelled: np.ndarray, spare: np.ndarray) -> float:
     """The strength that serves other rows of the pool best; one decomposition tries them all."""
-    problem = pose(data, labelled, data.pool[spare])
+    problem = pose(data, labelled)
+    rows, labels = data.pool[spare].astype(np.float64), data.pool_labels[spare]
     values, vectors = np.linalg.eigh(problem.known @ problem.known.T)
     turned = vectors.T @ problem.targets
     found = {
-        strength: problem.accuracy(
-            vectors @ (turned / (values + strength)[:, None]), data.pool_labels[spare]
-        )
+        strength: problem.accuracy(vectors @ (turned / (values + strength)[:, None]), rows, labels)
         for strength in STRENGTHS
     }
     return max(found, key=lambda strength: found[strength])
@@ -93,13 +93,13 @@ def best_strength(data: ProbeData, labelled: np.ndarray, spare: np.ndarray) -> f
 
 def held_out_accuracy(data: ProbeData, labelled: np.ndarray, strength: float) -> float:
     """Accuracy on the test rows, fitted to the labelled rows of the pool."""
-    problem = pose(data, labelled, data.test)
+    problem = pose(data, labelled)
     gram = problem.known @ problem.known.T
     gram[np.diag_indices_from(gram)] += strength
     # Cholesky takes a tenth of a decomposition's time.
     factor = torch.linalg.cholesky(torch.from_numpy(gram))
     dual = torch.cholesky_solve(torch.from_numpy(problem.targets), factor)
-    return problem.accuracy(dual.numpy(), data.test_labels)
+    return problem.accuracy(dual.numpy(), data.test, data.test_labels)
 
 
 def probe(data: ProbeData, per_class: int, seeds: int = SEEDS) -> dict[str, object]:
@@ -110,6 +110,7 @@ def probe(data: ProbeData, per_class: int, seeds: int = SEEDS) -> dict[str, obje
         per_class: Labelled images a class.
         seeds: How many draws; `strength` is chosen on the first one's spare rows of the pool.
     """
+    data = replace(data, test=data.test.astype(np.float64))
     strength = best_strength(data, *draw(data.pool_labels, per_class, 0))
     draws = [draw(data.pool_labels, per_class, seed)[0] for seed in range(seeds)]
     found = [held_out_accuracy(data, labelled, strength) for labelled in draws]
