@@ -27,7 +27,7 @@ ABOUT = {
     "mini-sd-photo": (
         "A small Stable Diffusion for photographs at 64x64.",
         "Two processor cores gave it a small part of the training that photographs need: its "
-        "pictures are no good, and it is here for its curve, not for use.",
+        "pictures are no good. It is here for its features and for how they came about.",
     ),
     "mini-dit": (
         "A small DiT: class-conditional diffusion transformer on mini-sd's latents.",
