@@ -7,6 +7,7 @@ from revelio.demo.tables import (
     fvu_line,
     ksae_lines,
     llava_fusion_line,
+    llava_mini_line,
     llava_train_line,
     measured,
     top_images_line,
@@ -79,3 +80,12 @@ def test_the_llava_benchmarks_are_read_as_they_are_written() -> None:
     line = llava_fusion_line({"threads": 2, "sizes": sizes} | ratios)
     assert "into 16 texts" in line and "2.9 times" in line and "24 tokens" in line
     assert "3.4 times" in line
+
+
+def test_the_proof_is_read_as_it_is_written() -> None:
+    accuracy = {"all": {"value": 0.481, "low": 0.429, "high": 0.532, "chance": 0.278}}
+    blind = {"all": {"value": 0.256, "low": 0.214, "high": 0.303}}
+    rows = {"clip": {"accuracy": accuracy, "blind": blind}}
+    line = llava_mini_line({"data": {"classes": ["a"] * 12}, "rows": rows})
+    assert "clip 48.1 (42.9 to 53.2), blind 25.6 (21.4 to 30.3)" in line
+    assert "chance 27.8" in line and "12 classes" in line
