@@ -4,14 +4,16 @@
     python benchmarks/llava_train.py --rows clip clip-sd-t25 --batch 8 --no-memory
 
 Step: forward and backward of one batch of stage 1, the towers run in it or their grids read from a cache; the
-same model and samples, rounds interleaved; medians of wall time and of each round's ratio. Memory: the peak
-resident size of a process of scripts/finetune.py with ZeRO-3, of one and of two processes on the CPU, which
-holds weights, gradients, optimiser and the libraries. Pictures and texts are made up; no data is needed.
+same model and samples, rounds interleaved; medians of wall time and of each round's ratio. --sd15 adds a step
+with a tower of SD-1.5's real size: random weights, 512 px, 2 GB of temporary files. Memory: the peak resident
+size of a process of scripts/finetune.py with ZeRO-3, of one and of two processes on the CPU, which holds
+weights, gradients, optimiser and the libraries. Pictures and texts are made up; no data is needed.
 """
 
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -62,12 +64,44 @@ def one_step(job: Job, trainer: Any, samples: range) -> float:
     return seconds
 
 
-def steps(row: str, data: DataOptions, folder: Path, batch: int, rounds: int) -> dict[str, Any]:
-    """Steps of one of the paper's rows in turn, towers run or grids cached."""
+def write_sd15(folder: Path) -> Path:
+    """A folder of SD-1.5's architecture with random weights and a shipped model's tokenizer."""
+    import torch
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from extraction import UNET, VAE, random_model
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    shutil.copytree(ROOT / "models" / "mini-sd-photo", folder)
+    text = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12)
+    parts = {
+        "unet": lambda: UNet2DConditionModel(**UNET),
+        "vae": lambda: AutoencoderKL(**VAE),
+        "text_encoder": lambda: CLIPTextModel(text),
+    }
+    for name, make in parts.items():
+        shutil.rmtree(folder / name)
+        random_model(make, torch.float16).save_pretrained(folder / name)
+    return folder
+
+
+def row_config(row: str, sd15: Path | None) -> PretrainConfig:
+    """One of the paper's rows, small; its Stable Diffusion, if asked, of the real size."""
     config = read_section(CONFIGS / f"{row}.yaml", "pretrain", PretrainConfig)
+    if sd15 is None:
+        return config
+    clip, sd = config.model.towers
+    towers = (clip, replace(sd, backbone=str(sd15)))
+    return replace(config, model=replace(config.model, towers=towers))
+
+
+def steps(
+    config: PretrainConfig, data: DataOptions, folder: Path, batch: int, rounds: int
+) -> dict[str, Any]:
+    """Steps in turn, towers run or grids cached."""
     stage = replace(config.stage, effective_batch=batch, batch_size=batch, zero=0)
     config = replace(config, data=data, stage=stage, cache=None)
-    cached = replace(config, cache=folder / f"cache-{row}")
+    cached = replace(config, cache=folder / "cache")
     options = CacheConfig(cached.cache, config.data, config.model)
     for _ in fill(open_cache_job(options, Processes())):
         pass
@@ -75,7 +109,7 @@ def steps(row: str, data: DataOptions, folder: Path, batch: int, rounds: int) ->
     runs = {}
     for name, job in jobs.items():
         trainer = build_trainer(
-            job.model, job.dataset, job.collator, stage, folder / row / name, towers=job.towers
+            job.model, job.dataset, job.collator, stage, folder / name, towers=job.towers
         )
         runs[name] = (job, trainer)
         one_step(job, trainer, range(batch))
@@ -85,10 +119,11 @@ def steps(row: str, data: DataOptions, folder: Path, batch: int, rounds: int) ->
             times[name].append(one_step(job, trainer, range(batch)))
     ratios = [a / b for a, b in zip(times["towers run"], times["cached"], strict=True)]
     return {
+        "batch": batch,
         "rounds": rounds,
         "seconds": {name: round(median(some), 3) for name, some in times.items()},
         "speedup": round(median(ratios), 2),
-        "towers": [f"{tower.backbone} {tower.layer}" for tower in config.model.towers],
+        "towers": [f"{Path(tower.backbone).name} {tower.layer}" for tower in config.model.towers],
     }
 
 
@@ -120,18 +155,27 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", default=["clip-dinov2", "clip-sd-t25"])
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--sd15", action="store_true", help="a tower of SD-1.5's size, batch 2, one round"
+    )
     parser.add_argument("--no-memory", action="store_true", help="leave ZeRO-3's memory out")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     import torch
 
-    results: dict[str, Any] = {"threads": torch.get_num_threads(), "batch": given.batch}
+    results: dict[str, Any] = {"threads": torch.get_num_threads()}
     with TemporaryDirectory() as place:
         folder = Path(place)
         data = made_up_data(folder, max(given.batch, MEMORY_SAMPLES))
         results["stage-1 step"] = {
-            row: steps(row, data, folder, given.batch, given.rounds) for row in given.rows
+            row: steps(row_config(row, None), data, folder / row, given.batch, given.rounds)
+            for row in given.rows
         }
+        if given.sd15:
+            config = row_config("clip-sd-t25", write_sd15(folder / "sd-1.5"))
+            results["stage-1 step"]["clip + sd-1.5's size"] = steps(
+                config, data, folder / "full", 2, 1
+            )
         if not given.no_memory:
             path = CONFIGS / f"{given.rows[0]}.yaml"
             results["ZeRO-3 memory"] = memory(path, data, folder)

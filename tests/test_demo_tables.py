@@ -69,11 +69,11 @@ def test_the_k_sae_benchmarks_are_read_as_they_are_written() -> None:
 
 
 def test_the_llava_benchmarks_are_read_as_they_are_written() -> None:
-    step = {"seconds": {"towers run": 4.0, "cached": 1.6}, "speedup": 2.51}
+    step = {"batch": 8, "seconds": {"towers run": 4.0, "cached": 1.6}, "speedup": 2.51}
     memory = {"peak_bytes": {"1": 3 * 2**30, "2": 2 * 2**30}, "two_to_one": 0.667}
-    train = {"batch": 8, "threads": 2, "stage-1 step": {"clip": step}, "ZeRO-3 memory": memory}
+    train = {"threads": 2, "stage-1 step": {"clip": step}, "ZeRO-3 memory": memory}
     line = llava_train_line(train)
-    assert "clip 4.00 s and 1.60 s (2.51x)" in line
+    assert "clip, batch 8, 4.00 s and 1.60 s (2.51x)" in line
     assert "2.00 GiB in each of two processes, 3.00 GiB in one" in line
     sizes = {"tokens": 256, "batch": 16, "new_tokens": 24}
     ratios = {"fusion": {"loop / gather": 2.94}, "generation": {"no cache / cache": 3.42}}

@@ -142,15 +142,15 @@ def _hundred(entry: dict[str, Any]) -> str:
 def llava_train_line(result: dict[str, Any]) -> str:
     """What the tower cache and ZeRO-3 save the small rows of the LLaVA extension."""
     steps = "; ".join(
-        f"{row} {one['seconds']['towers run']:.2f} s and {one['seconds']['cached']:.2f} s "
-        f"({one['speedup']:.2f}x)"
+        f"{row}, batch {one['batch']}, {one['seconds']['towers run']:.2f} s and "
+        f"{one['seconds']['cached']:.2f} s ({one['speedup']:.2f}x)"
         for row, one in result["stage-1 step"].items()
     )
     memory = result["ZeRO-3 memory"]
     one, two = (memory["peak_bytes"][count] / 2**30 for count in ("1", "2"))
     return (
-        f"`benchmarks/llava_train.py` (SmolLM2-135M, batch {result['batch']}, {result['threads']} "
-        f"threads): a stage-1 step without the tower cache and with it: {steps}. Stage 2 with ZeRO-3 "
+        f"`benchmarks/llava_train.py` (SmolLM2-135M, {result['threads']} threads): a "
+        f"stage-1 step without the tower cache and with it: {steps}. Stage 2 with ZeRO-3 "
         f"peaks at {two:.2f} GiB in each of two processes, {one:.2f} GiB in one, libraries included.\n"
     )
 
