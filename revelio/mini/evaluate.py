@@ -8,7 +8,7 @@ from revelio.mini.page import render
 from revelio.mini.report import Inputs, Section, read_report, write_section
 from revelio.mini.sections import clip_zero_shot, diffusion_classifier, dit_samples, samples
 from revelio.mini.sections_features import mini_dit, mini_sd
-from revelio.mini.sections_photo import mini_sd_photo, mini_sd_photo_curve, vit_photo
+from revelio.mini.sections_photo import mini_sd_photo, mini_sd_photo_curve, vit_photo, vit_random
 from revelio.runs import write_whole
 
 SECTIONS: dict[str, Section] = {
@@ -21,6 +21,7 @@ SECTIONS: dict[str, Section] = {
     "mini-sd-photo": mini_sd_photo,
     "mini-sd-photo-curve": mini_sd_photo_curve,
     "vit": vit_photo,
+    "vit-random": vit_random,
 }
 
 

