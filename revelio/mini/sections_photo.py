@@ -59,7 +59,7 @@ def vit_photo(inputs: Inputs) -> Figures:
 
 
 def vit_random(inputs: Inputs) -> Figures:
-    """The same architecture with random weights: the probe alone, which takes ten minutes."""
+    """The same architecture with random weights: the probe alone."""
     pool, test, labelled = photographs(inputs, 224)
     backbone = load_random_backbone("vit-s-14-focus", inputs.seed)
     entries = measure_backbone(backbone, pool, test, (None,), (labelled,), purity=False)
