@@ -14,6 +14,7 @@ from backbones_helpers import picture, tiny_clip, tiny_sd
 from llava_helpers import model_config, tiny_llama
 
 from llava_ext.config import ModelConfig, TowerConfig
+from llava_ext.deepspeed import free_port
 from llava_ext.options import DataOptions
 from revelio.config import to_plain
 
@@ -67,6 +68,19 @@ def write_config(folder: Path, model: ModelConfig, **stage: Any) -> Path:
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(values))
     return path
+
+
+def deepspeed_launcher() -> tuple[str, ...]:
+    # Without an empty host file the launcher would look for one of this machine's.
+    port = str(free_port())
+    flags = ("--num_accelerators", "2", "--master_port", port, "--hostfile", "/dev/null")
+    return (sys.executable, str(Path(sys.executable).parent / "deepspeed"), *flags)
+
+
+def torchrun() -> tuple[str, ...]:
+    port = str(free_port())
+    run = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port)
+    return (sys.executable, *run)
 
 
 def run_script(

@@ -10,27 +10,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from llava_train_helpers import losses, record, run_script, tiny_project, write_config, write_data
+from llava_train_helpers import (
+    deepspeed_launcher,
+    losses,
+    record,
+    run_script,
+    tiny_project,
+    torchrun,
+    write_config,
+    write_data,
+)
 from safetensors.torch import load_file
 
-from llava_ext.deepspeed import free_port, zero_config
+from llava_ext.deepspeed import zero_config
 from llava_ext.model import LlavaModel
 from revelio.runs import read_json
-
-BIN = Path(sys.executable).parent
-
-
-def deepspeed_launcher() -> tuple[str, ...]:
-    # Without an empty host file the launcher would look for one of this machine's.
-    port = str(free_port())
-    flags = ("--num_accelerators", "2", "--master_port", port, "--hostfile", "/dev/null")
-    return (sys.executable, str(BIN / "deepspeed"), *flags)
-
-
-def torchrun() -> tuple[str, ...]:
-    port = str(free_port())
-    run = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port)
-    return (sys.executable, *run)
 
 
 @pytest.fixture(scope="module")

@@ -13,12 +13,12 @@ from llava_helpers import tiny_mpt
 from llava_train_helpers import (
     WORDS,
     data_options,
+    deepspeed_launcher,
     losses,
     run_script,
     tiny_project,
     write_config,
 )
-from test_llava_deepspeed import deepspeed_launcher
 
 from llava_ext.config import ModelConfig
 from llava_ext.generate import Assistant

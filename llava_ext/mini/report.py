@@ -15,6 +15,7 @@ from llava_ext.mini.score import accuracies, gain, right_answers
 from llava_ext.records import image_names, read_records
 from llava_ext.towers import load_towers
 from llava_ext.training import TRAINED, checkpoint_step
+from revelio.intervals import percent
 from revelio.runs import read_json, sha256, versions, write_json
 
 Figures = dict[str, Any]
@@ -148,11 +149,6 @@ def score(places: Places, run: Path, data: str, step: int | None = None) -> dict
             right |= some
             bar.update(len(some))
     return right
-
-
-def percent(entry: Figures) -> str:
-    """`61.5 [57.4, 65.4]`."""
-    return "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * entry[k] for k in ("value", "low", "high")))
 
 
 def render(figures: Figures) -> str:

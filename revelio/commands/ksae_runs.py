@@ -148,14 +148,13 @@ def _finish(training: _Training, rows: "Shuffled", count: int) -> None:
     from dataclasses import asdict
 
     from revelio.runs import write_json
-    from revelio.sae.kernel_choice import fastest_kernel
     from revelio.sae.metrics import evaluate
 
     config, record, model = training.config, training.record, training.member.model
     state = training.member.state
     assert state is not None
-    if config.kernel != "torch":
-        model.kernel = fastest_kernel(model)
+    # Encoding is most of what measuring takes: by the kernel that trained.
+    model.kernel = training.member.kernel or model.kernel
     found = evaluate(model, rows.epoch(0))
     model.trained_on.update(steps=state.step, samples=state.samples, fvu=found.fvu)
     _save(training)

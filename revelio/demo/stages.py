@@ -98,9 +98,9 @@ def extract_with_bar(
 
 
 def train_ksae(store: ActivationStore, folder: Path, settings: DemoSettings) -> KSparseAutoencoder:
-    """Train a k-SAE on a store and save it; a saved one is loaded instead."""
+    """The k-SAE of a store, trained and saved first where it is not there yet."""
     if folder.exists():
-        return KSparseAutoencoder.from_pretrained(folder)
+        return load_ksae(folder)
     rows = store.tensor()
     d = rows.shape[1]
     source = {key: store.manifest.get(key) for key in ("model", "dataset", "layer", "timestep")}
@@ -116,6 +116,13 @@ def train_ksae(store: ActivationStore, folder: Path, settings: DemoSettings) -> 
     for _ in train(model, rows, how):
         pass
     write_whole_by(folder, lambda temporary: model.save_pretrained(temporary))
+    return load_ksae(folder)
+
+
+def load_ksae(folder: Path) -> KSparseAutoencoder:
+    """A saved k-SAE, with the fastest kernel there is."""
+    model = KSparseAutoencoder.from_pretrained(folder)
+    model.kernel = fastest_kernel(model)
     return model
 
 
@@ -126,7 +133,6 @@ def ksae_stage(
     rows = []
     for store in tqdm(stores, desc="k-SAEs", unit="k-SAE"):
         model = train_ksae(store, out / store.path.name, settings)
-        model.kernel = fastest_kernel(model)
         found = evaluate(model, (batch for _, batch in store.batches(1024)))
         rows.append(
             _cell(store)
@@ -158,8 +164,7 @@ def purity_stage(
 
 def cell_top_images(store: ActivationStore, ksaes: Path, settings: DemoSettings) -> TopImages:
     """The top images of the k-SAE of a store."""
-    model = KSparseAutoencoder.from_pretrained(ksaes / store.path.name)
-    model.kernel = fastest_kernel(model)
+    model = load_ksae(ksaes / store.path.name)
     top = top_images(model, store, m=settings.top, mode=settings.mode)
     return with_source(top, model, store)
 

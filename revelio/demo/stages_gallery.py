@@ -12,9 +12,7 @@ from revelio.analysis.gallery_data import GallerySettings
 from revelio.analysis.purity import eligible, latent_measures
 from revelio.analysis.top_images import TopImages
 from revelio.data.dataset import ImageDataset
-from revelio.demo.stages import DemoSettings, cell_top_images
-from revelio.sae.kernel_choice import fastest_kernel
-from revelio.sae.model import KSparseAutoencoder
+from revelio.demo.stages import DemoSettings, cell_top_images, load_ksae
 
 
 def gallery_stage(
@@ -26,8 +24,7 @@ def gallery_stage(
     settings: DemoSettings,
 ) -> list[dict[str, Any]]:
     """Write the gallery of one cell; give a few of its latents for the report."""
-    model = KSparseAutoencoder.from_pretrained(ksaes / store.path.name)
-    model.kernel = fastest_kernel(model)
+    model = load_ksae(ksaes / store.path.name)
     top = cell_top_images(store, ksaes, settings)
     with tqdm(desc="gallery", total=len(store), unit="image") as bar:
         write_gallery(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from revelio.intervals import percent
 from revelio.mini.report import Figures
 
 HEAD = """# The mini models, measured
@@ -12,12 +13,6 @@ This page is rendered by `scripts/evaluate_mini.py` from `mini_models.json`. Int
 Wilson's for single accuracies; for probes, over draws of labelled images and over test images
 together; for k-SAEs, bootstrap over latents. All figures are on held-out pictures.
 """
-
-
-def percent(entry: dict[str, Any]) -> str:
-    """`85.0 [79.4, 89.3]` of an entry with value, low and high."""
-    value, low, high = (100 * entry[key] for key in ("value", "low", "high"))
-    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
 
 
 def made_by(figures: Figures) -> str:
@@ -49,7 +44,7 @@ def samples_part(figures: Figures) -> str:
     worst = sorted(figures["right_by_class"].items(), key=lambda pair: pair[1])[:3]
     each = figures["samples"] // len(figures["right_by_class"])
     return (
-        f"![samples, one class a row]({figures.get('sheet', 'mini_sd_samples.png')})\n\n"
+        f"![samples, one class a row]({figures['sheet']})\n\n"
         f"A classifier trained on real pictures only is right on {percent(figures['accuracy'])} % of "
         f"{figures['samples']} samples (guidance {figures['guidance']}, {figures['steps']} steps); "
         f"on real held-out pictures it is right on {percent(figures['judge_on_held_out'])} %. "
