@@ -200,9 +200,6 @@ def prove(places: Places) -> None:
         words = command(places, "cache_towers", row, "--data.json", places.data("images"))
         call(words, places.settings.out / row / "cache.log")
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        for done in [pool.submit(train_row, places, row) for row in places.settings.rows]:
-            done.result()
+        list(pool.map(lambda row: train_row(places, row), places.settings.rows))
         if bench := places.settings.bench:
-            asked = [pool.submit(answer_bench, places, row, bench) for row in places.settings.rows]
-            for done in asked:
-                done.result()
+            list(pool.map(lambda row: answer_bench(places, row, bench), places.settings.rows))

@@ -55,6 +55,7 @@ def measure(places: Places) -> Figures:
         found["growth"] = {"row": growth, "points": growth_points(places, questions)}
     if places.settings.bench:
         found["bench"] = {row: bench_figures(places, row) for row in places.settings.rows}
+        found["command"] += " --bench FOLDER"
     return found
 
 
