@@ -1,0 +1,359 @@
+"""Everything that comes from outside is read here: bounded in size and depth, typed, confined to its folder.
+
+A manifest, a config, a checkpoint or a list may have been written by anybody. Each reader below checks a file
+against its own size before it allocates anything, turns every parser's error into one line that names the file,
+and gives back plain values only: no class, function or import is ever taken from a file.
+"""
+
+import json
+import stat
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+MIB = 1 << 20
+# The largest text file that is parsed whole: a manifest of a million images stays below it.
+TEXT_LIMIT = 512 * MIB
+# Nesting of JSON and YAML; what Revelio writes has at most eight levels.
+DEPTH_LIMIT = 64
+# Nodes of a YAML document with every alias expanded.
+NODE_LIMIT = 100_000
+# A safetensors header: the format's own limit is 100 MB.
+HEADER_LIMIT = 100_000_000
+
+_SIZES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "U16": 2, "I16": 2, "F16": 2}
+_SIZES |= {"BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8, "C64": 8}
+
+
+def regular_file(path: Path) -> Path:
+    """``path``, if it is a regular file (a link to one counts); a pipe, a device or a folder does not.
+
+    Raises:
+        ValueError: it is missing or something else; the message names it.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError as error:
+        raise ValueError(f"no file at {printable(path)}") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{printable(path)} cannot be read: {error}") from error
+    if not stat.S_ISREG(mode):
+        raise ValueError(f"{printable(path)} is not a regular file")
+    return path
+
+
+def read_text(path: Path, *, limit: int = TEXT_LIMIT) -> str:
+    """A text file in UTF-8, with or without a byte-order mark.
+
+    Raises:
+        ValueError: it is missing, no regular file, larger than ``limit`` bytes, or not UTF-8.
+    """
+    size = regular_file(path).stat().st_size
+    if size > limit:
+        raise ValueError(f"{printable(path)} has {size} bytes, more than the {limit} allowed")
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{printable(path)} is not UTF-8 text: {error}") from error
+
+
+def read_json(path: Path, *, limit: int = TEXT_LIMIT) -> Any:
+    """A JSON file's value. NaN and infinity, which JSON lacks, are refused.
+
+    Raises:
+        ValueError: see :func:`read_text`; or it is not JSON, or is nested deeper than 64 levels.
+    """
+    return parse_json(read_text(path, limit=limit), printable(path))
+
+
+def parse_json(text: str, where: str) -> Any:
+    """The value of JSON text that stands in ``where``.
+
+    Raises:
+        ValueError: it is not JSON, or is nested deeper than 64 levels; the message names ``where``.
+    """
+    try:
+        value = json.loads(text, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise ValueError(f"{where} is not valid JSON: {reason}") from error
+    if _depth(value) > DEPTH_LIMIT:
+        raise ValueError(f"{where} is nested deeper than {DEPTH_LIMIT} levels")
+    return value
+
+
+def read_object(path: Path, *, limit: int = TEXT_LIMIT) -> dict[str, Any]:
+    """A JSON file that holds one object.
+
+    Raises:
+        ValueError: see :func:`read_json`; or it holds something else.
+    """
+    value = read_json(path, limit=limit)
+    if not isinstance(value, dict):
+        raise ValueError(f"{printable(path)} must hold a JSON object, not a {kind_of(value)}")
+    return value
+
+
+def read_json_lines(path: Path, *, torn: bool = False) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file; empty lines are passed over.
+
+    Args:
+        path: the file.
+        torn: leave out a last line that a kill or a power cut left unfinished.
+
+    Raises:
+        ValueError: a line is no JSON object; the message names file and line.
+    """
+    lines = read_text(path).split("\n")
+    found: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            value = parse_json(line, f"{printable(path)}, line {number}")
+            if not isinstance(value, dict):
+                raise ValueError(
+                    f"{printable(path)}, line {number} holds no object but a {kind_of(value)}"
+                )
+        except ValueError:
+            if torn and not any(rest.strip("\0 \r") for rest in lines[number:]):
+                break
+            raise
+        found.append(value)
+    return found
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """The value of a YAML document that stands in ``where``: plain values, each key once.
+
+    Raises:
+        ValueError: it is not YAML, has a tag, repeats a key, is nested too deeply or grows too large by aliases.
+    """
+    import yaml
+
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        if root is None:
+            return None
+        _check_nodes(root, where)
+        return yaml.SafeLoader("").construct_document(root)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        if isinstance(error, ValueError) and str(error).startswith(where):
+            raise
+        reason = " ".join(str(error).split())
+        if isinstance(error, RecursionError):
+            reason = "it is nested too deeply"
+        raise ValueError(f"{where} is not valid YAML: {reason}") from error
+
+
+def _check_nodes(root: Any, where: str) -> None:
+    """Refuse repeated keys, deep nesting, and documents that aliases blow up; time linear in the text."""
+    import yaml
+
+    sizes: dict[int, int] = {}
+
+    def size(node: Any, above: tuple[int, ...]) -> int:
+        if id(node) in above:
+            raise ValueError(f"{where}: an alias refers to what it stands in")
+        if len(above) > DEPTH_LIMIT:
+            raise ValueError(f"{where} is nested deeper than {DEPTH_LIMIT} levels")
+        if id(node) in sizes:
+            return sizes[id(node)]
+        inner = (*above, id(node))
+        total = 1
+        if isinstance(node, yaml.MappingNode):
+            keys = set()
+            for key, value in node.value:
+                name = key.value if isinstance(key, yaml.ScalarNode) else None
+                if name is None:
+                    raise ValueError(f"{where}: a key must be a word")
+                if name in keys:
+                    line = key.start_mark.line + 1
+                    raise ValueError(f"{where}, line {line}: the key `{name}` stands twice")
+                keys.add(name)
+                total += 1 + size(value, inner)
+        elif isinstance(node, yaml.SequenceNode):
+            total += sum(size(value, inner) for value in node.value)
+        sizes[id(node)] = total
+        if total > NODE_LIMIT:
+            raise ValueError(f"{where}: aliases make it more than {NODE_LIMIT} values")
+        return total
+
+    size(root, ())
+
+
+def file_in(folder: Path, name: Any, *, what: str = "a file") -> Path:
+    """The file called ``name`` directly inside ``folder``.
+
+    Args:
+        folder: where it must be.
+        name: as a manifest or an index gives it.
+        what: for messages.
+
+    Raises:
+        ValueError: the name is not text, leads out of the folder, or is a link.
+    """
+    plain = isinstance(name, str) and name not in ("", ".", "..")
+    if not plain or any(mark in name for mark in ("/", "\\", "\0")):
+        raise ValueError(
+            f"{printable(folder)} names {printable(repr(name))} as {what}: only a file of this folder is allowed"
+        )
+    path = folder / name
+    if path.is_symlink():
+        raise ValueError(f"{printable(path)} is a link: {what} must be a file of its own")
+    return path
+
+
+def path_in(folder: Path, name: Any, *, what: str = "a file") -> Path:
+    """The path ``name`` below ``folder``, subfolders allowed; links may not lead out.
+
+    Raises:
+        ValueError: it is not relative, or it leads out of the folder.
+    """
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise ValueError(f"{printable(folder)} names {printable(repr(name))} as {what}")
+    root = folder.resolve()
+    path = (folder / name).resolve()
+    if Path(name).is_absolute() or not path.is_relative_to(root):
+        raise ValueError(f"{printable(name)} is outside {printable(folder)}, so it is not read")
+    return folder / name
+
+
+@dataclass(frozen=True)
+class TensorHeader:
+    """What a safetensors header says of one tensor: its dtype by the format's name, and its shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def tensor_headers(path: Path) -> tuple[dict[str, TensorHeader], dict[str, str]]:
+    """The tensors and the metadata a safetensors file says it holds, checked against its size.
+
+    Nothing of the tensors is read or allocated.
+
+    Raises:
+        ValueError: the header is no such header, or sizes, offsets and the file's length do not agree.
+    """
+    size = regular_file(path).stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if not 2 <= length <= min(HEADER_LIMIT, size - 8):
+            raise ValueError(f"{printable(path)} is cut, or is no safetensors file")
+        raw = file.read(length)
+    try:
+        header = parse_json(raw.decode("utf-8"), printable(path))
+        metadata = header.pop("__metadata__", {})
+        tensors = {name: _tensor_header(entry) for name, entry in header.items()}
+        ends = sorted(tuple(entry["data_offsets"]) for entry in header.values())
+        position = 0
+        for begin, end in ends:
+            if begin != position or end < begin:
+                raise ValueError("its tensors overlap or leave gaps")
+            position = end
+        if position != size - 8 - length:
+            raise ValueError(f"its tensors take {position} bytes, the file has {size - 8 - length}")
+        if not all(isinstance(value, str) for value in metadata.values()):
+            raise ValueError("its metadata is not text")
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        reason = str(error).removeprefix(f"{printable(path)} ")
+        raise ValueError(f"{printable(path)} is no whole safetensors file: {reason}") from error
+    return tensors, metadata
+
+
+def _tensor_header(entry: Mapping[str, Any]) -> TensorHeader:
+    dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not all(type(side) is int and side >= 0 for side in (*shape, begin, end)):
+        raise ValueError("a shape or an offset is not a number")
+    count = _SIZES[dtype]
+    for side in shape:
+        count *= side
+    if count != end - begin:
+        raise ValueError(f"a tensor of {dtype} {shape} takes {end - begin} bytes")
+    return TensorHeader(dtype, tuple(shape))
+
+
+def read_tensors(path: Path, shapes: Mapping[str, Sequence[int] | None]) -> dict[str, Any]:
+    """Exactly the named tensors of a safetensors file, each of the given shape (None: any), finite.
+
+    Raises:
+        ValueError: names are missing or unexpected, a shape differs, a number is NaN or infinite, or see
+            :func:`tensor_headers`.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    headers, _ = tensor_headers(path)
+    check_names(path, headers, shapes)
+    for name, shape in shapes.items():
+        if shape is not None and headers[name].shape != tuple(shape):
+            raise ValueError(
+                f"{printable(path)}: `{name}` has shape {headers[name].shape}, not {tuple(shape)}"
+            )
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{printable(path)} cannot be read: {error}") from error
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise ValueError(f"{printable(path)}: `{name}` holds NaN or infinity")
+    return tensors
+
+
+def check_names(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Compare the names of tensors.
+
+    Raises:
+        ValueError: some are missing or unexpected; the message names up to five of each.
+    """
+    missing = sorted(set(wanted) - set(found))
+    unexpected = sorted(set(found) - set(wanted))
+    if missing or unexpected:
+        parts = []
+        if missing:
+            parts.append(f"lacks {_some(missing)}")
+        if unexpected:
+            parts.append(f"has unexpected {_some(unexpected)}")
+        raise ValueError(f"{printable(path)} {' and '.join(parts)}: it is another kind of model")
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    shown = ", ".join(printable(name) for name in names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def printable(text: object) -> str:
+    """``text`` with control and undecodable characters escaped, safe for a terminal, a log and JSON."""
+    return "".join(
+        mark if mark.isprintable() else mark.encode("unicode_escape", "surrogatepass").decode()
+        for mark in str(text)
+    )
+
+
+def kind_of(value: object) -> str:
+    """What a parsed value is, in JSON's words."""
+    names = {dict: "object", list: "list", str: "text", bool: "boolean", type(None): "null"}
+    return names.get(type(value), "number")
+
+
+def _no_constant(word: str) -> Any:
+    raise ValueError(f"{word} is no JSON number")
+
+
+def _depth(value: Any) -> int:
+    deepest, stack = 0, [(value, 1)]
+    while stack:
+        item, level = stack.pop()
+        deepest = max(deepest, level)
+        if level > DEPTH_LIMIT:
+            return level
+        if isinstance(item, dict):
+            stack.extend((inner, level + 1) for inner in item.values())
+        elif isinstance(item, list):
+            stack.extend((inner, level + 1) for inner in item)
+    return deepest
