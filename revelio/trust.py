@@ -1,8 +1,8 @@
 """Everything that comes from outside is read here: bounded in size and depth, typed, confined to its folder.
 
-A manifest, a config, a checkpoint or a list may have been written by anybody. Each reader below checks a file
-against its own size before it allocates anything, turns every parser's error into one line that names the file,
-and gives back plain values only: no class, function or import is ever taken from a file.
+A manifest, a config, a checkpoint or a list may have been written by anybody. Each reader below checks
+a file against its own size before it allocates anything, turns every error of a parser into one line that
+names the file, and gives back plain values only: no class, function or import is ever taken from a file.
 """
 
 import json
@@ -131,7 +131,7 @@ def parse_yaml(text: str, where: str) -> Any:
     """The value of a YAML document that stands in ``where``: plain values, each key once.
 
     Raises:
-        ValueError: it is not YAML, has a tag, repeats a key, is nested too deeply or grows too large by aliases.
+        ValueError: it is not YAML, has a tag, repeats a key, is nested too deeply, or aliases blow it up.
     """
     import yaml
 
@@ -200,7 +200,8 @@ def file_in(folder: Path, name: Any, *, what: str = "a file") -> Path:
     plain = isinstance(name, str) and name not in ("", ".", "..")
     if not plain or any(mark in name for mark in ("/", "\\", "\0")):
         raise ValueError(
-            f"{printable(folder)} names {printable(repr(name))} as {what}: only a file of this folder is allowed"
+            f"{printable(folder)} names {printable(repr(name))} as {what}: "
+            "only a file of this folder is allowed"
         )
     path = folder / name
     if path.is_symlink():
