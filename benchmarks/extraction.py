@@ -60,13 +60,13 @@ BARS = {
 }
 
 
-def random_model(make: Callable[[], Any], dtype: torch.dtype) -> Any:
+def random_model(make: Callable[[], Any], dtype: torch.dtype, device: torch.device) -> Any:
     """A model with weights of the usual size, made without the time its own initialisation takes."""
     with torch.device("meta"):
         model = make()
-    model = model.to_empty(device="cpu").to(dtype)
+    model = model.to_empty(device=device).to(dtype)
     source = torch.Generator().manual_seed(0)
-    block = torch.randn(2**20, generator=source).mul_(0.02).to(dtype)
+    block = torch.randn(2**20, generator=source).mul_(0.02).to(device, dtype)
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if isinstance(module, nn.GroupNorm | nn.LayerNorm) or name == "bias":
@@ -81,9 +81,9 @@ def random_model(make: Callable[[], Any], dtype: torch.dtype) -> Any:
 class FixedText:
     """Stands for the prompt encoder: neither side encodes the empty prompt more than once."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         source = torch.Generator().manual_seed(1)
-        self.empty = torch.randn(1, 77, 768, generator=source).to(dtype)
+        self.empty = torch.randn(1, 77, 768, generator=source).to(device, dtype)
 
     def embed(self, texts: Sequence[str]) -> Tensor:
         """The same embedding for every text."""
@@ -107,9 +107,9 @@ class PlainLoop:
         kept: list[Tensor] = []
         handle = self.unet.up_blocks[1].register_forward_hook(lambda *call: kept.append(call[2]))
         pixels = torch.stack([self.transform(dataset.read(i)) for i in range(len(dataset))])
-        pixels = pixels.to(self.unet.dtype).contiguous(memory_format=self.layout)
+        pixels = pixels.to(self.unet.device, self.unet.dtype).contiguous(memory_format=self.layout)
         latents = self.vae.encode(pixels).latent_dist.mode() * self.vae.config["scaling_factor"]
-        steps = torch.full((len(latents),), timestep)
+        steps = torch.full((len(latents),), timestep, device=latents.device)
         noised = self.scheduler.add_noise(latents, torch.randn_like(latents), steps)  # type: ignore[arg-type]
         self.unet(noised, steps, encoder_hidden_states=self.text.embed([""] * len(latents)))
         handle.remove()
@@ -159,6 +159,8 @@ def timed(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, dict[st
         for name, call in calls.items():
             before, cpu = time.perf_counter(), time.process_time()
             call()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             seconds, cpu = time.perf_counter() - before, time.process_time() - cpu
             print(f"round {index} {name}: {seconds:.2f} s wall, {cpu:.2f} s processor", flush=True)
             if index:  # Round 0 warms up.
@@ -187,6 +189,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--channels-last", action="store_true", help="for the loop as well")
     parser.add_argument("--json", type=Path)
@@ -197,15 +200,15 @@ def main() -> None:
     options = arguments()
     torch.set_num_threads(options.threads)
     dtype = getattr(torch, options.dtype)
-    unet = random_model(lambda: UNet2DConditionModel(**UNET), dtype)
+    device = torch.device(options.device)
+    unet = random_model(lambda: UNet2DConditionModel(**UNET), dtype, device)
     parameters = sum(parameter.numel() for parameter in unet.parameters())
     assert parameters == UNET_PARAMETERS, parameters
-    vae = random_model(lambda: AutoencoderKL(**VAE), dtype)
-    text, dataset = FixedText(dtype), pictures(options.batch)
-    cpu = torch.device("cpu")
+    vae = random_model(lambda: AutoencoderKL(**VAE), dtype, device)
+    text, dataset = FixedText(dtype, device), pictures(options.batch)
     copied = (lambda model: model) if options.channels_last else deepcopy
-    own_unet = frozen(copied(unet), cpu, convolutional=True)
-    own_vae = frozen(copied(vae), cpu, convolutional=True)
+    own_unet = frozen(copied(unet), device, convolutional=True)
+    own_vae = frozen(copied(vae), device, convolutional=True)
     loop_schedule = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     latents = LatentSpace(own_vae, loop_schedule.alphas_cumprod, "sd-1.5", 64)
     shallow = backbone_of(own_unet, latents, text, ["up_ft1"], options.side)

@@ -56,7 +56,7 @@ def race(arguments: argparse.Namespace, rows: Tensor) -> dict[str, Any]:
     while len(found["own"]) < arguments.steps:
         for batch in list(source.epoch(epoch))[: arguments.steps - len(found["own"])]:
             began = time.perf_counter()
-            loss = dense.step(batch)
+            loss = float(dense.step(batch))
             between = time.perf_counter()
             found["own"].append((next(own).loss, 0.0))
             end = time.perf_counter()

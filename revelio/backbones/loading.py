@@ -105,11 +105,13 @@ def use_eager_attention(model: nn.Module) -> None:
 def frozen(model: M, device: torch.device, *, convolutional: bool = False) -> M:
     """The model on its device, in evaluation mode, without gradients.
 
-    Convolutions on the CPU get channels last: in bfloat16 a cut SD-1.5 U-Net is 1.3 times as fast with
-    it, its VAE twice; in float32 the VAE and small U-Nets gain 4 to 12 %.
+    Convolutions get channels last on a CPU, and on CUDA in half precision, where tensor cores take that
+    layout: on a CPU in bfloat16 a cut SD-1.5 U-Net is 1.3 times as fast with it, its VAE twice; in float32
+    the VAE and small U-Nets gain 4 to 12 %.
     """
     model.eval().requires_grad_(False)
-    if convolutional and device.type == "cpu":
+    half = next(model.parameters()).dtype in (torch.float16, torch.bfloat16)
+    if convolutional and (device.type == "cpu" or (device.type == "cuda" and half)):
         return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model.to(device)
 

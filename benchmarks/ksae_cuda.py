@@ -1,0 +1,238 @@
+"""Cost of a k-SAE training step on one CUDA device against the released dense step and against sparsify.
+
+    python benchmarks/ksae_cuda.py --json ksae_cuda.json
+    python benchmarks/ksae_cuda.py --batches 1024 --rounds 20
+
+All train on the same structured rows (64 directions plus noise), which lie on the device; steps are timed by
+CUDA events, blocks of steps of the variants taking turns. `dense` is the released step with Adam's fused form,
+in float32, with TF32 products, and under bfloat16 autocast. sparsify is EleutherAI's, with its Triton decoder and
+the same fused Adam, where the package is installed. Peak memory is PyTorch's own count in a run of each alone.
+The parts of our step are the profiler's kernel times; a step is also taken while PyTorch forbids synchronising.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from ksae_dense import DenseStep, structured
+from torch import Tensor
+
+from revelio.sae.kernel import Kernel, SparseKernel
+from revelio.sae.model import KSparseAutoencoder
+from revelio.sae.state import TrainSettings
+from revelio.sae.train import train
+
+GIB = 2**30
+Step = Callable[[], Any]
+
+
+def own_step(arguments: argparse.Namespace, rows: Tensor, batch: int, kernel: Kernel) -> Step:
+    """A k-SAE of ours in mode ``as_code``, the released step's mathematics."""
+    model = KSparseAutoencoder(arguments.d, arguments.n, arguments.k, "as_code").to(rows.device)
+    settings = TrainSettings(steps=10**9, batch_size=batch)
+    loop = train(model, Endless(rows, batch), settings, kernel=kernel)
+    return lambda: next(loop)
+
+
+class Endless:
+    """Batches drawn on the device, so that no variant waits for the host."""
+
+    def __init__(self, rows: Tensor, batch: int) -> None:
+        self.rows, self.batch = rows, batch
+
+    def epoch(self, index: int) -> Any:
+        """A long epoch of random batches."""
+        order = torch.Generator(self.rows.device).manual_seed(index)
+        for _ in range(10**6):
+            yield pick(self.rows, self.batch, order)
+
+
+def pick(rows: Tensor, batch: int, order: torch.Generator) -> Tensor:
+    """A random batch."""
+    return rows[torch.randint(len(rows), (batch,), generator=order, device=rows.device)]
+
+
+def dense_step(arguments: argparse.Namespace, rows: Tensor, batch: int, how: str) -> Step:
+    """The released step, with fused Adam and a loss that stays on the device."""
+    step = DenseStep(arguments.d, arguments.n, arguments.k, rows.cpu(), device=rows.device)
+    order = torch.Generator(rows.device).manual_seed(1)
+
+    def once() -> None:
+        torch.backends.cuda.matmul.allow_tf32 = how == "tf32"
+        with torch.autocast("cuda", torch.bfloat16, enabled=how == "bf16"):
+            step.step(pick(rows, batch, order))
+        torch.backends.cuda.matmul.allow_tf32 = False
+
+    return once
+
+
+def sparsify_step(arguments: argparse.Namespace, rows: Tensor, batch: int, how: str) -> Step:
+    """EleutherAI's, as its trainer takes it."""
+    from sparsify import SparseCoder, SparseCoderConfig  # pyright: ignore[reportMissingImports]
+
+    coder = SparseCoder(arguments.d, SparseCoderConfig(num_latents=arguments.n, k=arguments.k))
+    coder = coder.to(rows.device)
+    coder.b_dec.data.copy_(rows.mean(0))
+    adam = torch.optim.Adam(coder.parameters(), lr=4e-4, fused=True)
+    order = torch.Generator(rows.device).manual_seed(1)
+
+    def once() -> None:
+        torch.backends.cuda.matmul.allow_tf32 = how == "tf32"
+        coder.set_decoder_norm_to_unit_norm()
+        with torch.autocast("cuda", torch.bfloat16, enabled=how == "bf16"):
+            loss = coder(pick(rows, batch, order)).fvu
+        loss.backward()
+        coder.remove_gradient_parallel_to_decoder_directions()
+        adam.step()
+        adam.zero_grad()
+        torch.backends.cuda.matmul.allow_tf32 = False
+
+    return once
+
+
+def variants(arguments: argparse.Namespace, rows: Tensor, batch: int) -> dict[str, Any]:
+    """How to make each variant's step; ours first."""
+    from revelio.sae.kernel_cuda import CudaKernel
+
+    made: dict[str, Any] = {
+        "revelio": lambda: own_step(arguments, rows, batch, CudaKernel()),
+        "revelio, PyTorch kernel": lambda: own_step(arguments, rows, batch, SparseKernel()),
+    }
+    for how in ("float32", "tf32", "bf16"):
+        made[f"dense {how}"] = lambda how=how: dense_step(arguments, rows, batch, how)
+        if find_spec("sparsify"):
+            made[f"sparsify {how}"] = lambda how=how: sparsify_step(arguments, rows, batch, how)
+    return made
+
+
+def timed(step: Step, steps: int) -> float:
+    """Milliseconds a step."""
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    for _ in range(steps):
+        step()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / steps
+
+
+def measure(arguments: argparse.Namespace, rows: Tensor, batch: int) -> dict[str, Any]:
+    """Each of the others in turn with ours; at most two in memory at a time."""
+    made = variants(arguments, rows, batch)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    ours = made.pop("revelio")()
+    timed(ours, arguments.warmup)
+    result: dict[str, Any] = {"batch": batch}
+    own = {"peak_gib": round((torch.cuda.max_memory_allocated() - before) / GIB, 3)}
+    own |= {"parts_ms": parts(ours), "synchronises": synchronises(ours)}
+    taken: list[float] = []
+    for name, make in made.items():
+        try:
+            held = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            step = make()
+            timed(step, 5)
+            peak = torch.cuda.max_memory_allocated() - held
+            pairs = [(timed(step, 5), timed(ours, 5)) for _ in range(arguments.rounds)]
+        except Exception as error:  # a part that fails is named, and the others go on
+            result[name] = {"failed": f"{type(error).__name__}: {str(error)[:200]}"}
+            continue
+        taken += [pair[1] for pair in pairs]
+        result[name] = {"ms": round(median(pair[0] for pair in pairs), 3)} | {
+            "revelio_is_times_faster": round(median(a / b for a, b in pairs), 2),
+            "peak_gib": round(peak / GIB, 3),
+        }
+        del step
+        torch.cuda.empty_cache()
+    result["revelio"] = own | {"ms": round(median(taken), 3)}
+    result["revelio"]["samples_per_second"] = round(1000 * batch / median(taken))
+    result["product alone, ms"] = products(arguments, rows[:1].expand(batch, -1).contiguous())
+    return result
+
+
+def parts(step: Step, steps: int = 10) -> dict[str, float]:
+    """Milliseconds a step of the most expensive CUDA kernels, by the profiler."""
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        for _ in range(steps):
+            step()
+        torch.cuda.synchronize()
+    found = sorted(profile.key_averages(), key=lambda event: -event.device_time_total)[:14]
+    return {event.key[:60]: round(event.device_time_total / 1000 / steps, 4) for event in found}
+
+
+def synchronises(step: Step) -> str:
+    """What PyTorch says when a step that waits for the device is forbidden; empty: none does."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    except RuntimeError as error:
+        return str(error)[:200]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return ""
+
+
+def products(arguments: argparse.Namespace, x: Tensor) -> dict[str, float]:
+    """The encoder's product alone, by cuBLAS."""
+    found = {}
+    out_rows = min(len(x), 2048)
+    for name, dtype, tf32 in (
+        ("float16", torch.float16, False),
+        ("tf32", torch.float32, True),
+        ("float32", torch.float32, False),
+    ):
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+        weight = torch.randn(arguments.n, x.shape[1], device=x.device).to(dtype)
+        part = torch.randn(out_rows, x.shape[1], device=x.device).to(dtype)
+        out = torch.empty(out_rows, arguments.n, device=x.device, dtype=dtype)
+        run = lambda p=part, w=weight, o=out: torch.mm(p, w.T, out=o)  # noqa: E731
+        timed(run, 3)
+        found[name] = round(timed(run, 20) * len(x) / out_rows, 3)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    return found
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1024, 4096, 16384])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--warmup", type=int, default=30)
+    parser.add_argument("--rows", type=int, default=65_536)
+    parser.add_argument("--d", type=int, default=1280)
+    parser.add_argument("--n", type=int, default=81_920)
+    parser.add_argument("--k", type=int, default=32)
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse()
+    if not torch.cuda.is_available():
+        raise SystemExit("ksae_cuda.py: no CUDA device is visible; benchmarks/ksae_step.py is for a CPU")
+    rows = structured(arguments.rows, arguments.d).cuda()
+    parameters = 2 * arguments.d * arguments.n + arguments.d + arguments.n
+    report: dict[str, Any] = {"d": arguments.d, "n": arguments.n, "k": arguments.k}
+    report |= {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
+    report |= {"parameters_and_moments_gib": round(12 * parameters / GIB, 3), "batches": []}
+    for batch in arguments.batches:
+        result = measure(arguments, rows, batch)
+        report["batches"].append(result)
+        print(f"batch {batch}", flush=True)
+        for name, found in result.items():
+            print(f"  {name:<24} {json.dumps(found)}", flush=True)
+        if arguments.json:
+            arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+        torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()
