@@ -1,4 +1,5 @@
 import math
+import re
 from itertools import pairwise
 
 import pytest
@@ -8,7 +9,9 @@ from sae_helpers import DenseKSAE, differences, planted
 from revelio.sae import adam
 from revelio.sae.initialise import best_scale, geometric_median, initialise
 from revelio.sae.kernel import Codes, SparseKernel
+from revelio.sae.kernel_native import NativeKernel
 from revelio.sae.kernel_reference import ReferenceKernel
+from revelio.sae.metrics import evaluate
 from revelio.sae.model import KSparseAutoencoder
 from revelio.sae.rows import Shuffled
 from revelio.sae.state import TrainSettings
@@ -71,13 +74,15 @@ def test_the_dense_reference_kernel_gives_the_same_model():
         assert float((a - b).detach().abs().max()) < 1e-6, name
 
 
-def test_auxk_equals_autograd_of_its_formula():
-    x = rows()
+@pytest.mark.parametrize("mode", ["fixed", "as_paper"])
+def test_auxk_equals_autograd_of_its_formula(mode):
+    x, rectify = rows(), torch.relu if mode == "fixed" else torch.Tensor.clone
     settings = TrainSettings(
         steps=12, batch_size=32, warmup_steps=5, auxk=6, auxk_coefficient=0.5, dead_after=64
     )
     variance = float((x - x.mean(0)).square().mean())
-    dense = DenseKSAE(started("fixed", x, settings), variance)
+    # In mode as_paper half of the latents are born with negative codes, which AuxK must not keep.
+    dense = DenseKSAE(started(mode, x, settings), variance)
     fired, seen = torch.zeros(128), 0
 
     def aux(own: DenseKSAE, batch: torch.Tensor) -> torch.Tensor:
@@ -85,18 +90,21 @@ def test_auxk_equals_autograd_of_its_formula():
         dead = seen - fired >= 64
         pre = (batch - own.b_dec) @ own.W_enc + own.b_enc
         kept = pre.topk(4, dim=1)
-        code = torch.zeros_like(pre).scatter(1, kept.indices, kept.values.relu())
+        code = torch.zeros_like(pre).scatter(1, kept.indices, rectify(kept.values))
         residual = (batch - code @ own.W_dec - own.b_dec).detach()
         seen += len(batch)
-        fired[kept.indices[kept.values > 0]] = seen
+        fired[kept.indices[rectify(kept.values) != 0]] = seen
         if not dead.any():
             return torch.zeros(())
         best = pre.masked_fill(~dead, -math.inf).topk(min(6, int(dead.sum())), dim=1)
         guess = torch.zeros_like(pre).scatter(1, best.indices, best.values.relu()) @ own.W_dec
-        return 0.5 * (guess - residual).square().mean() / variance
+        squared = (guess - residual).square()
+        if mode == "as_paper":
+            return 0.5 * squared.sum(1).mean()
+        return 0.5 * squared.mean() / variance
 
     list(dense.train_on(batches_of(x, settings), 4e-4, 5, aux))
-    model, steps = trained("fixed", x, settings)
+    model, steps = trained(mode, x, settings)
     assert max(differences(model, dense).values()) < 1e-6
     assert steps[0].auxk_loss == 0
     assert steps[-1].auxk_loss > 0
@@ -244,6 +252,37 @@ def test_a_loss_that_is_not_finite_stops_before_anything_changes():
     with pytest.raises(ValueError, match=r"(?i)nan"):
         next(loop)
     assert torch.equal(before, model.W_enc)
+
+
+@pytest.mark.parametrize("kernel", [SparseKernel, ReferenceKernel, NativeKernel])
+@pytest.mark.parametrize("steps", [1, 2, 30])
+@pytest.mark.parametrize("rate", [1e12, 1e18, 1e25, 1e30, 1e300])
+def test_a_learning_rate_that_is_too_large_ends_in_its_step_and_remedy_or_in_finite_numbers(
+    kernel, steps, rate
+):
+    for mode, activation, auxk in [
+        ("fixed", "topk", 0),
+        ("fixed", "topk", 8),
+        ("fixed", "batch-topk", 0),
+        ("fixed", "jumprelu", 0),
+        ("as_paper", "topk", 8),
+        ("as_code", "topk", 0),
+    ]:
+        model = KSparseAutoencoder(16, 64, 4, mode, activation=activation)
+        settings = TrainSettings(
+            steps=steps, batch_size=32, learning_rate=rate, warmup_steps=0, auxk=auxk, dead_after=32
+        )
+        try:
+            for step in train(model, rows(), settings, kernel=kernel()):
+                assert math.isfinite(step.loss) and math.isfinite(step.auxk_loss)
+            found = evaluate(model, [rows()])
+        except ValueError as error:
+            said = str(error)
+            named = re.search(r"step \d+", said) and "lower learning_rate" in said
+            # Finite weights may still be too large to measure the k-SAE.
+            assert named or "reconstructions are not finite" in said or "pre-activation" in said
+        else:
+            assert math.isfinite(found.fvu)
 
 
 def test_as_code_takes_a_batch_without_variance_as_no_loss():

@@ -117,6 +117,7 @@ def build_model(config: "Config", store: "ActivationStore", team: "Team") -> "KS
             "trained_on": describe(store),
             "activation": config.activation,
             "prefixes": config.prefixes,
+            "seed": None,  # training draws the weights
         }
     )
 

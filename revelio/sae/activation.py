@@ -86,8 +86,8 @@ class TopK:
         codes, dead = kernel.encode(centred, weights, self.k, among if k_among else None, k_among)
         if self.rectifies:
             codes.values.clamp_(min=0)
-            if dead is not None:
-                dead.values.clamp_(min=0)
+        if dead is not None:  # AuxK rectifies in every mode, as Gao et al.'s code does
+            dead.values.clamp_(min=0)
         return Kept(codes, dead)
 
     def learn(self, kept: Kept, gradients: Float[Tensor, "b k"], step: AdamStep) -> None:

@@ -23,7 +23,8 @@ from torch import Tensor
 FIRST_REST = 15
 # How often idle rows are looked at: finding one at rest a few steps late costs only time.
 REST_EVERY = 16
-# A block with a larger share of moving rows than this is updated where it lies, without a copy.
+# A block is updated where it lies, without a copy of its moving rows, if these exceed the rows at rest by
+# more than this share of it: rows at rest are set back afterwards, so each of them costs a copy instead.
 IN_PLACE_SHARE = 0.25
 
 
@@ -87,17 +88,20 @@ class AdamRows:
 
     def blocks(self, size: int) -> Iterator["RowBlock"]:
         """The moving rows, in ascending blocks of at most ``size``."""
-        moving = (self.last > 0).nonzero()[:, 0]
+        moving, resting = (self.last > 0).nonzero()[:, 0], (self.last < 0).nonzero()[:, 0]
         n = len(self.last)
         edges = torch.arange(0, n + size, size, device=moving.device).clamp_(max=n)
-        counts = torch.searchsorted(moving, edges).tolist()
+        both = torch.stack([torch.searchsorted(rows, edges) for rows in (moving, resting)])
+        counts, rests = both.tolist()
         pending: list[Tensor] = []
         for index, (first, end) in enumerate(pairwise(counts)):
             start, stop = index * size, min(index * size + size, n)
-            if stop > start and end - first > IN_PLACE_SHARE * (stop - start):
+            still = resting[rests[index] : rests[index + 1]]
+            if end - first - len(still) > IN_PLACE_SHARE * (stop - start):
                 yield from self._gathered(pending, size)
                 pending = []
-                yield RowBlock(self, torch.arange(start, stop, device=moving.device), start)
+                rows = torch.arange(start, stop, device=moving.device)
+                yield RowBlock(self, rows, start, still)
             elif end > first:
                 pending.append(moving[first:end])
         yield from self._gathered(pending, size)
@@ -105,20 +109,21 @@ class AdamRows:
     def _gathered(self, pending: list[Tensor], size: int) -> Iterator["RowBlock"]:
         if pending:
             for rows in torch.cat(pending).split(size):
-                yield RowBlock(self, rows, None)
+                yield RowBlock(self, rows, None, rows[:0])
 
 
 @dataclass(frozen=True)
 class RowBlock:
     """Rows to update together: a slice from ``start`` on, or, if that is None, any ``rows``.
 
-    A slice may hold rows that never were active (their update is zero) or are at rest (it changes no bit
-    of them; their moments decay, which is recorded).
+    A slice may hold rows that never were active, whose update is zero, and rows at rest (``resting``), which
+    are set back to what they were: their moments decay when they wake, once and for all missed steps.
     """
 
     state: AdamRows
     rows: Int64[Tensor, " r"]
     start: int | None
+    resting: Int64[Tensor, " s"]
 
     def update(
         self,
@@ -156,24 +161,21 @@ class RowBlock:
             _unit(matrix.narrow(0, self.start, len(self.rows)), moving)
 
     def _record(self, last: Tensor, rested: Tensor | None, t: int) -> None:
-        if self.start is not None:
-            last = torch.where(last < 0, -t, last)
         if rested is not None:
-            last = torch.where(rested, -t, last)
-        self.state.last[self.rows] = last
+            self.state.last[self.rows] = torch.where(rested, -t, last)
 
 
 class _Part:
     """A block's share of one matrix and of its moments: views of a slice, copies of picked rows."""
 
     def __init__(self, block: RowBlock, matrix: Tensor, moments: Moments) -> None:
-        self.rows = block.rows
-        self.picked = block.start is None
-        self.whole = (matrix, moments.mean, moments.square)
-        if block.start is None:
-            self.parts = [whole.index_select(0, self.rows) for whole in self.whole]
-        else:
-            self.parts = [whole.narrow(0, block.start, len(self.rows)) for whole in self.whole]
+        self.whole = [matrix, moments.mean, moments.square]
+        # Written back in the end: picked rows as updated, a slice's rows at rest as they were.
+        self.copied = block.rows if block.start is None else block.resting
+        self.copies = [whole.index_select(0, self.copied) for whole in self.whole]
+        self.parts = self.copies
+        if block.start is not None:
+            self.parts = [whole.narrow(0, block.start, len(block.rows)) for whole in self.whole]
 
     @property
     def weight(self) -> Tensor:
@@ -188,9 +190,8 @@ class _Part:
         return (self.weight == before).all(1)
 
     def write_back(self) -> None:
-        if self.picked:
-            for whole, part in zip(self.whole, self.parts, strict=True):
-                whole.index_copy_(0, self.rows, part)
+        for whole, copy in zip(self.whole, self.copies, strict=True):
+            whole.index_copy_(0, self.copied, copy)
 
 
 def update_vector(vector: Tensor, gradient: Tensor, moments: Moments, step: AdamStep) -> None:

@@ -72,7 +72,9 @@ def save_checkpoint(
         files.save(folder and folder / f"{name}.safetensors", {name: tensor})
     if folder is not None:
         counters = {name: getattr(state, name) for name in _COUNTERS}
-        (folder / "state.json").write_text(json.dumps(_header(model) | counters, indent=2) + "\n")
+        (folder / "state.json").write_text(
+            json.dumps(_header(model) | counters, indent=2, allow_nan=False) + "\n"
+        )
 
 
 @torch.no_grad()

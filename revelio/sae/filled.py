@@ -56,7 +56,7 @@ def filled(
         raise ValueError(f"{path}: biases {tuple(b_enc.shape)}, {tuple(b_dec.shape)} do not match")
     if not all(bool(part.isfinite().all()) for part in (W_enc, b_enc, W_dec, b_dec)):
         raise ValueError(f"{path} holds NaN or infinity: the file is damaged")
-    model = KSparseAutoencoder(d, n, trained_on={"imported_from": path.name}, **settings)
+    model = KSparseAutoencoder(d, n, trained_on={"imported_from": path.name}, seed=None, **settings)
     model.W_enc.copy_(W_enc)
     model.b_enc.copy_(b_enc)
     model.W_dec.copy_(W_dec)

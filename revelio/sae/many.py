@@ -57,12 +57,23 @@ class Member:
         return state is not None and not self.done and (state.epoch, state.batch) == (epoch, batch)
 
     def step(self, batch: Tensor) -> StepState:
-        """Take a step on the batch."""
+        """Take a step on the batch; the last one is checked, as no other step's loss will be.
+
+        Raises:
+            ValueError: a loss, or a weight in the end, is not finite.
+        """
         assert self.state is not None
         self.state.batch += 1
         self.kernel = self.kernel or fastest_kernel(self.model)
         done = train_step(self.model, batch, self.settings, self.state, self.kernel)
         self.state.stopped = _plateau(self.settings, self.state)
+        if self.done and not all(
+            bool(w.isfinite().all()) for w in self.model.state_dict().values()
+        ):
+            raise ValueError(
+                f"weights are not finite after step {done.step}, the last: lower learning_rate "
+                f"(it is {self.settings.learning_rate:g})"
+            )
         return done
 
 

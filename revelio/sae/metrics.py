@@ -8,6 +8,7 @@ is active on none.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, NamedTuple
 
 import torch
@@ -161,7 +162,8 @@ def evaluate(model: KSparseAutoencoder, batches: Iterable[Float[Tensor, "b d"]])
     """Measure a k-SAE in one pass over the rows, in memory that does not grow with them.
 
     Raises:
-        ValueError: there are no rows, they do not vary, or they hold NaN or infinity.
+        ValueError: there are no rows, they do not vary, or NaN or infinity is in them or in what they are
+            reconstructed as.
     """
     sums, activity, error = SpreadSums(), ActivityCounts(model.n), 0.0
     for batch in batches:
@@ -174,6 +176,8 @@ def evaluate(model: KSparseAutoencoder, batches: Iterable[Float[Tensor, "b d"]])
     if found.variance == 0:
         raise ValueError("all rows are the same, so no variance can be explained: give more images")
     mse = error / (found.rows * model.d)
+    if not isfinite(mse / found.variance):
+        raise ValueError("reconstructions are not finite: train again with a lower learning_rate")
     return Metrics(
         found.rows,
         mse / found.variance,

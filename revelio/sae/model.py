@@ -8,9 +8,9 @@ stored a latent a row, ``W_enc`` (n d) and ``W_dec`` (n d), so that a latent's d
 values, as Eq. 3 and the released code do.
 """
 
+import json
 from collections.abc import Sequence
-from contextlib import redirect_stdout
-from io import StringIO
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -20,7 +20,10 @@ from torch import Tensor, nn
 
 from revelio.sae.activation import Activation, ActivationName, Asked, BatchTopK, JumpReLU, TopK
 from revelio.sae.adam import Moments
+from revelio.sae.initialise import draw_weights
 from revelio.sae.kernel import Codes, Kernel, SparseKernel, Weights
+from revelio.sae.saved import fill, saved_files, saved_settings
+from revelio.seeds import generator
 
 Mode = Literal["fixed", "as_paper", "as_code"]
 # Files of a TopK k-SAE without prefixes stay of format 1; the rest needs a reader that knows of it.
@@ -55,7 +58,7 @@ class KSparseAutoencoder(
     license="apache-2.0",
     model_card_template=_CARD,
 ):
-    """A k-SAE. Fresh ones have zero weights: see :mod:`revelio.sae.initialise`.
+    """A k-SAE. A fresh one has random weights; :mod:`revelio.sae.train` starts anew from the first rows.
 
     Args:
         d: width of an activation.
@@ -66,6 +69,8 @@ class KSparseAutoencoder(
         format: version of the saved form.
         activation: which latents are active: ``topk``, ``batch-topk`` or ``jumprelu``.
         prefixes: Matryoshka: the first so many latents alone reconstruct too, for each number given.
+        seed: of the weights (:mod:`revelio.sae.initialise`); None: zeros, for weights that come from
+            elsewhere. On the ``meta`` device nothing is drawn.
 
     Raises:
         ValueError: sizes that make no sense, an unknown mode or activation, or a newer format.
@@ -81,6 +86,7 @@ class KSparseAutoencoder(
         format: int = 1,
         activation: ActivationName = "topk",
         prefixes: Sequence[int] = (),
+        seed: int | None = 0,
     ) -> None:
         super().__init__()
         if not 1 <= format <= FORMAT:
@@ -110,12 +116,34 @@ class KSparseAutoencoder(
         size = {"topk": None, "batch-topk": 1, "jumprelu": n}[activation]
         # Whole on every process, whichever latents it holds.
         self.register_buffer("threshold", None if size is None else torch.zeros(size))
+        if seed is not None and not self.W_enc.is_meta:
+            draw_weights(self, generator(seed, "k-sae weights"))
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> "KSparseAutoencoder":
-        """Load from a folder or hub id; the hub's own prints are kept off the command line's output."""
-        with redirect_stdout(StringIO()):
-            return super().from_pretrained(*args, **kwargs)
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        map_location: str | torch.device = "cpu",
+        **hub: Any,
+    ) -> "KSparseAutoencoder":
+        """Load from a folder or hub id.
+
+        Args:
+            pretrained_model_name_or_path: the folder or id.
+            map_location: the device.
+            hub: ``revision``, ``cache_dir``, ``token`` and the like, as the hub's ``hf_hub_download`` takes.
+
+        Raises:
+            ValueError: there is no k-SAE; its settings are unknown or make no sense; tensors are missing,
+                unexpected, of another shape, or not finite.
+        """
+        config, weights = saved_files(pretrained_model_name_or_path, **hub)
+        settings = saved_settings(config, FORMAT)
+        with torch.device("meta"):
+            model = cls(**settings)
+        fill(model, weights, map_location)
+        return model.eval()
 
     @property
     def rectifies(self) -> bool:
@@ -188,8 +216,16 @@ class KSparseAutoencoder(
         """Write ``config.json``, ``model.safetensors`` and a model card; see the hub mixin.
 
         ``trained_on`` may have grown since the model was made: what it holds now is written.
+
+        Raises:
+            ValueError: ``trained_on`` holds what JSON cannot, such as NaN.
         """
-        keywords.setdefault("config", self.settings())
+        if keywords.get("config") is None:
+            keywords["config"] = self.settings()
+        try:
+            json.dumps(keywords["config"], allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"trained_on must hold plain, finite values: {error}") from error
         return super().save_pretrained(save_directory, **keywords)
 
     def forward(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:

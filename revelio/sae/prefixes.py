@@ -2,6 +2,10 @@
 
     loss = mean over the prefixes p (the last is n) of the loss of the reconstruction by latents below p
 
+Bussmann et al. sum the prefixes' losses; the mean is that sum divided by their number, so that the learning
+rate, AuxK's and JumpReLU's weights mean the same with any number of prefixes (to have the paper's balance,
+multiply ``auxk_coefficient`` and ``sparsity`` by one over the number of prefixes, n included).
+
 Codes are chosen once, of all latents, and split by the smallest prefix that holds them. Part g decodes
 into the errors of the prefixes g, g + 1, ...; so errors are running sums over the parts, and the gradient
 that reaches a part is the sum over the prefixes from its own on. Nothing is computed twice.

@@ -16,9 +16,11 @@ import torch.distributed as dist
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from revelio.sae.initialise import draw_weights
 from revelio.sae.kernel import Kernel, SparseKernel
 from revelio.sae.model import KSparseAutoencoder
 from revelio.sae.parallel import Group, ShardedKernel
+from revelio.seeds import generator
 
 # Rows that travel at a time: 21 MB at the width 1,280.
 CHUNK = 4096
@@ -54,6 +56,8 @@ def sharded_model(
     if model.threshold is not None:
         model.threshold = torch.zeros(model.threshold.shape)
     model.kernel = ShardedKernel(inner or SparseKernel(), group, model.held)
+    if (seed := settings.get("seed", 0)) is not None:
+        draw_weights(model, generator(seed, "k-sae weights"))
     return model
 
 

@@ -23,7 +23,8 @@ class TrainSettings:
         seed: of the weights and of the rows' order.
         pre_bias: b_pre starts as the mean or the geometric median of the first rows.
         auxk: dead latents that learn the residual, an image (Gao et al., 2024); 0: none.
-        auxk_coefficient: weight of their loss.
+        auxk_coefficient: weight of their loss, which is normalised as the main loss is, not by the residual's
+            variance as in Gao et al. (:mod:`revelio.sae.step`).
         dead_after: a latent is dead when this many rows went by without it.
         bandwidth: JumpReLU's, in standard deviations of the activations.
         sparsity: weight of JumpReLU's penalty ``(L0 / k - 1)^2``.

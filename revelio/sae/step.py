@@ -8,9 +8,14 @@ component along them removed. What the modes change:
 | fixed    | MSE / variance of the whole set  | after the update        | t / 500             |
 | as_paper | squared error of a row (Eq. 5)   | after the update        | t / 500             |
 | as_code  | MSE / variance of the batch      | before the forward pass | (t + 1) / 500       |
+
+AuxK (Gao et al., 2024) adds ``coefficient * loss(residual, reconstruction of it by dead latents)``, codes
+rectified in every mode. Its loss is divided by what the main loss is divided by (the variance of the set;
+nothing in `as_paper`), so it fades with the residual. Gao et al. divide it by the variance of the residual
+itself, which keeps its weight.
 """
 
-from math import sqrt
+from math import isfinite, sqrt
 from typing import NamedTuple
 
 import torch
@@ -64,7 +69,7 @@ def train_step(
     """One update of all weights, in place.
 
     Raises:
-        ValueError: rows of another width, or a loss that is not finite (nothing is changed then).
+        ValueError: rows of another width, or a loss that is not finite (no weight is updated then).
     """
     weights, t = model.weights, state.step + 1
     if model.mode == "as_code":
@@ -72,27 +77,30 @@ def train_step(
     centred = model.centre(batch)
     x = batch.to(centred.device, torch.float32)
     rule = model.rule(state.threshold, settings.bandwidth * sqrt(state.variance), settings.sparsity)
-    kept = rule.keep(_asked(model, centred, settings, state, kernel))
+    try:
+        kept = rule.keep(_asked(model, centred, settings, state, kernel))
+    except ValueError as error:
+        raise ValueError(_remedy(t, settings, str(error))) from error
     codes, dead, _ = kept
     nested = Nested.of(codes, model.prefixes)
     errors = [part + weights.b_dec - x for part in nested.decoded(kernel, weights.W_dec)]
     losses = [_loss(model, x, error, state) for error in errors]
     error, (_, scale, fvu) = errors[-1], losses[-1]
     loss = sum(each.loss for each in losses) / len(losses)
-    if not abs(loss) < float("inf"):
-        raise ValueError(
-            f"the loss of step {t} is {loss}: look for NaN or equal rows in the activations, "
-            "or lower learning_rate"
-        )
     share = 1 / len(losses)
     scaled = [e * (at.scale * share) for e, at in zip(errors, losses, strict=True)]
     outputs = nested.outputs(scaled)
-    pulls = [_pull(model, *part, kernel) for part in zip(nested.parts, outputs, strict=True)]
+    pulls = [
+        _pull(model, *part, kernel, model.rectifies)
+        for part in zip(nested.parts, outputs, strict=True)
+    ]
     parts = list(pulls)
     auxk_loss = 0.0
     if dead is not None:
         auxk_loss, pull = _auxk(model, dead, error, settings.auxk_coefficient * scale, kernel)
         parts.append(pull)
+    if not isfinite(loss + auxk_loss):
+        raise ValueError(_remedy(t, settings, f"it is {loss}, and AuxK's part {auxk_loss}"))
     gradient = _gradient(model, centred, parts, kernel)
     rate = learning_rate(model, settings, t)
     adam = AdamStep(t, rate, unit_norm=model.mode != "as_code")
@@ -117,12 +125,20 @@ def train_step(
     )
 
 
+def _remedy(t: int, settings: TrainSettings, why: str) -> str:
+    return (
+        f"the loss of step {t} is not finite ({why}): look for NaN or equal rows in the activations, or "
+        f"lower learning_rate (it is {settings.learning_rate:g})"
+    )
+
+
 def _auxk(
     model: KSparseAutoencoder, dead: Codes, error: Tensor, factor: float, kernel: Kernel
 ) -> "tuple[float, _Pull]":
     """The loss of dead latents that reconstruct the residual, and their share of the gradient."""
     left = kernel.decode(dead, model.weights.W_dec) + error
-    return float(left.square().sum()) * factor / 2, _pull(model, dead, left * factor, kernel)
+    pull = _pull(model, dead, left * factor, kernel, rectified=True)
+    return float(left.square().sum()) * factor / 2, pull
 
 
 def _dead(state: TrainState, settings: TrainSettings) -> Tensor:
@@ -153,9 +169,11 @@ class _Pull(NamedTuple):
     raw: Float[Tensor, "b k"]
 
 
-def _pull(model: KSparseAutoencoder, codes: Codes, outputs: Tensor, kernel: Kernel) -> _Pull:
+def _pull(
+    model: KSparseAutoencoder, codes: Codes, outputs: Tensor, kernel: Kernel, rectified: bool
+) -> _Pull:
     raw = kernel.code_gradients(codes, outputs, model.weights.W_dec)
-    gradients = raw * (codes.values > 0) if model.rectifies else raw
+    gradients = raw * (codes.values > 0) if rectified else raw
     return _Pull(codes, gradients, outputs, raw)
 
 
@@ -179,8 +197,8 @@ def _gradient(
         through = Codes(part.gradients, part.codes.indices)
         b_dec -= kernel.decode(through, model.weights.W_enc).sum(0)
     outputs = torch.cat([p.outputs for p in parts]) if len(parts) > 1 else parts[0].outputs
-    if model.rectifies:
-        keep = values > 0
+    if model.rectifies or len(parts) > 1:
+        keep = (values > 0) if model.rectifies else (values != 0) | (gradients != 0)
         latents, image_rows, output_rows = latents[keep], image_rows[keep], output_rows[keep]
         values, gradients = values[keep], gradients[keep]
     return Gradient(latents, image_rows, output_rows, values, gradients, centred, outputs, b_dec)
