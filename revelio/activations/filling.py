@@ -48,7 +48,12 @@ class OpenShard:
 
     def _write(self, folder: Path, parts: list[Tensor]) -> None:
         dataset = self._job.dataset
-        rows = torch.cat(parts) if parts else torch.empty(0)
+        rows = torch.cat(parts).cpu() if parts else torch.empty(0)
+        if not rows.isfinite().all():
+            raise ValueError(
+                f"activations of {folder.name} are not finite in {str(rows.dtype)[6:]}: store (and compute) in "
+                "bfloat16 or float32"
+            )
         labels = dataset.labels
         try:
             write_shard(
@@ -68,10 +73,10 @@ class OpenShard:
 
 @torch.no_grad()
 def pass_rows(job: Extraction, batch: Encoded, one: Pass) -> dict[str, Shaped[Tensor, "b ..."]]:
-    """The rows of one batch at one (timestep, prompt, draws), by layer, on the CPU.
+    """The rows of one batch at one (timestep, prompt, draws), by layer.
 
-    Raises:
-        ValueError: an activation is not finite in the stored dtype.
+    Pooled rows stay where they were computed until the shard is written, so that a CUDA device is not waited
+    for; whole grids are moved to the CPU.
     """
     assert batch.encoded is not None
     sums: dict[str, Tensor] = {}
@@ -90,10 +95,6 @@ def pass_rows(job: Extraction, batch: Encoded, one: Pass) -> dict[str, Shaped[Te
             sums[layer] = sums[layer] + rows if layer in sums else rows
     stored = {}
     for layer, rows in sums.items():
-        stored[layer] = (rows / len(one.draws)).to(DTYPES[job.recipe.dtype]).cpu()
-        if not stored[layer].isfinite().all():
-            raise ValueError(
-                f"activations of {one.store_name(layer)} are not finite in {job.recipe.dtype}: "
-                "store (and compute) in bfloat16 or float32"
-            )
+        mean = (rows / len(one.draws)).to(DTYPES[job.recipe.dtype])
+        stored[layer] = mean if mean.ndim == 2 else mean.cpu()
     return stored

@@ -3,8 +3,21 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Convolutions in float32 are computed in float32: cuDNN's default on CUDA is TF32."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.allow_tf32
+    cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32 = before
 
 
 @contextmanager
@@ -15,7 +28,8 @@ def captured(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
         module.register_forward_hook(_keeper(kept, name)) for name, module in modules.items()
     ]
     try:
-        yield kept
+        with full_precision():
+            yield kept
     finally:
         for handle in handles:
             handle.remove()

@@ -16,6 +16,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from revelio.backbones.capture import full_precision
 from revelio.backbones.loading import LoadSettings, frozen, quiet, use_eager_attention
 from revelio.backbones.noise import add_noise, check_timestep, keyed_noise
 from revelio.backbones.source import Source
@@ -52,13 +53,15 @@ class LatentSpace:
                 f"pixels of {height}x{width} don't fit {self._name}: "
                 f"both sides must be multiples of {self._multiple}"
             )
-        ready = pixels.to(self.vae.device, self.vae.dtype)
+        ready = pixels.to(self.vae.device, non_blocking=True).to(self.vae.dtype)
         if self.vae.device.type == "cpu":
             ready = ready.contiguous(memory_format=torch.channels_last)
-        posterior = self.vae.encode(ready).latent_dist  # type: ignore[union-attr]
+        with full_precision():
+            posterior = self.vae.encode(ready).latent_dist  # type: ignore[union-attr]
         latents = posterior.mode().float() * self.vae.config["scaling_factor"]
-        # Also catches NaN: a VAE may overflow inside when it runs in float16.
-        if not bool((latents.abs() <= HALF_MAX).all()):
+        # Also catches NaN: a VAE may overflow inside when it runs in float16. On CUDA the look would wait for
+        # the device: there the activations are looked at when they are written.
+        if not latents.is_cuda and not bool((latents.abs() <= HALF_MAX).all()):
             raise ValueError(
                 f"the VAE of {self._name} overflows in {self.vae.dtype}: "
                 "choose dtype float32 or bfloat16"
@@ -76,7 +79,10 @@ class LatentSpace:
         """
         step = check_timestep(timestep, len(self.alphas_cumprod), self._name)
         noise = keyed_noise(encoded.shape[1:], ids, seed=seed, timestep=step, draw=draw)
-        clean = encoded.to(self.vae.device)
+        clean = encoded.to(self.vae.device, non_blocking=True)
+        if clean.is_cuda:
+            # From pinned memory a copy does not wait for the device.
+            noise = noise.pin_memory().to(clean.device, non_blocking=True)
         noised = add_noise(clean, noise, self.alphas_cumprod, step).to(self.vae.dtype)
         steps = torch.full((len(noised),), step, device=noised.device, dtype=torch.long)
         return noised, steps

@@ -5,7 +5,7 @@ recorded with its id and reason; it never moves another picture against its labe
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -37,6 +37,10 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    def pin_memory(self) -> "Batch":
+        """With pixels in pinned memory, from which a copy to a CUDA device does not wait for it."""
+        return replace(self, pixels=self.pixels.pin_memory())
 
 
 def batches(
@@ -79,7 +83,11 @@ def batches(
     source = _Chunks(dataset, transform, chunks, on_error, None if key is None else tuple(key))
     # A generator of its own: without one the loader would draw from torch's global one.
     loader: DataLoader[Any] = DataLoader(
-        source, batch_size=None, num_workers=workers, generator=torch.Generator()
+        source,
+        batch_size=None,
+        num_workers=workers,
+        generator=torch.Generator(),
+        pin_memory=torch.cuda.is_available(),
     )
     for batch in loader:
         if batch.skipped and on_error == "stop":

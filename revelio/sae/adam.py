@@ -30,7 +30,10 @@ IN_PLACE_SHARE = 0.25
 
 @dataclass(frozen=True)
 class AdamStep:
-    """What one update needs to know: its number t (from 1), its learning rate, the constants."""
+    """What one update needs to know: its number t (from 1), its learning rate, the constants.
+
+    ``go`` is read by the CUDA kernel alone: where it is False, on the device, nothing is changed.
+    """
 
     t: int
     learning_rate: float
@@ -38,6 +41,7 @@ class AdamStep:
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
+    go: Tensor | None = None
 
 
 @dataclass(frozen=True)

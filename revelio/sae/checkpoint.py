@@ -71,6 +71,7 @@ def save_checkpoint(
     for name, tensor in _tensors(model, state).items():
         files.save(folder and folder / f"{name}.safetensors", {name: tensor})
     if folder is not None:
+        state.window_sum = float(state.window_sum)
         counters = {name: getattr(state, name) for name in _COUNTERS}
         (folder / "state.json").write_text(
             json.dumps(_header(model) | counters, indent=2, allow_nan=False) + "\n"

@@ -7,7 +7,7 @@ no (n d) gradient is ever made. :mod:`revelio.sae.kernel_reference` says the sam
 two equal. Weights are stored a latent a row: ``W_enc`` (n d) and ``W_dec`` (n d), Eq. 3 and 4.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import torch
@@ -54,6 +54,19 @@ class Gradient:
     inputs: Float[Tensor, "b d"]
     outputs: Float[Tensor, "o d"]
     b_dec: Float[Tensor, " d"]
+
+    def by_latent(self) -> "Gradient":
+        """The terms that are not zero, ascending by latent and, within one, by image."""
+        kept = ((self.values != 0) | (self.gradients != 0)).nonzero()[:, 0]
+        order = kept[self.latents[kept].argsort(stable=True)]
+        return replace(
+            self,
+            latents=self.latents[order],
+            images=self.images[order],
+            output_rows=self.output_rows[order],
+            values=self.values[order],
+            gradients=self.gradients[order],
+        )
 
 
 class Kernel(Protocol):
@@ -152,13 +165,10 @@ class SparseKernel:
         self, weights: Weights, moments: AdamRows, gradient: Gradient, step: AdamStep
     ) -> None:
         """See :class:`Kernel`. One pass over blocks of the rows that can change at all."""
-        latents, order = gradient.latents.sort(stable=True)
+        gradient = gradient.by_latent()
+        latents = gradient.latents
         by_latent = _Columns(
-            latents,
-            gradient.images[order],
-            gradient.output_rows[order],
-            gradient.values[order],
-            gradient.gradients[order],
+            latents, gradient.images, gradient.output_rows, gradient.values, gradient.gradients
         )
         active = latents.unique_consecutive()
         moments.wake(active, step)

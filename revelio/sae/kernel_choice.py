@@ -1,6 +1,7 @@
-"""Which kernel a training uses: the native one on a CPU that can build it, else plain PyTorch."""
+"""Which kernel a training uses: native code on a CPU that can build it, Triton on CUDA, else PyTorch."""
 
-from typing import Literal, NamedTuple
+from importlib.util import find_spec
+from typing import Literal, NamedTuple, get_args
 
 import torch
 
@@ -9,7 +10,7 @@ from revelio.sae.kernel_native import NativeKernel
 from revelio.sae.kernel_native_build import NativeUnavailable, library, library_path
 from revelio.sae.model import KSparseAutoencoder
 
-KernelName = Literal["auto", "native", "torch"]
+KernelName = Literal["auto", "native", "triton", "torch"]
 
 
 class ChosenKernel(NamedTuple):
@@ -24,15 +25,17 @@ COMPILING = "compiling the native kernel, once: some seconds"
 
 
 def choose_kernel(name: KernelName = "auto", device: torch.device | str = "cpu") -> ChosenKernel:
-    """The kernel of that name; `auto` takes the native one where it can be had.
+    """The kernel of that name; `auto` takes the native or the Triton one where it can be had.
 
     Raises:
-        ValueError: the native kernel was asked for and cannot be had, or the name is unknown.
+        ValueError: a kernel was asked for that cannot be had, or the name is unknown.
     """
-    if name not in ("auto", "native", "torch"):
-        raise ValueError(f"unknown kernel {name!r}: choose auto, native or torch")
+    if name not in get_args(KernelName):
+        raise ValueError(f"unknown kernel {name!r}: choose from {', '.join(get_args(KernelName))}")
     if name == "torch":
         return ChosenKernel(SparseKernel(), "kernel: PyTorch, as asked for")
+    if name == "triton" or torch.device(device).type == "cuda":
+        return _triton(name, device)
     try:
         if torch.device(device).type != "cpu":
             raise NativeUnavailable(f"it runs on a CPU, not on {device}")
@@ -42,6 +45,21 @@ def choose_kernel(name: KernelName = "auto", device: torch.device | str = "cpu")
             raise ValueError(f"no native kernel: {why}; or set kernel to torch") from why
         return ChosenKernel(SparseKernel(), f"kernel: PyTorch (no native kernel: {why})")
     return ChosenKernel(NativeKernel(), "kernel: native, exact (int16 nomination, float32 scores)")
+
+
+def _triton(name: KernelName, device: torch.device | str) -> ChosenKernel:
+    why = "" if find_spec("triton") else "the package triton is not installed"
+    if torch.device(device).type != "cuda":
+        why = f"it runs on a CUDA device, not on {device}"
+    if name == "native":
+        why = f"it runs on a CPU, not on {device}"
+    if why and name != "auto":
+        raise ValueError(f"no {name} kernel: {why}; or set kernel to torch")
+    if why:
+        return ChosenKernel(SparseKernel(), f"kernel: PyTorch (no Triton kernel: {why})")
+    from revelio.sae.kernel_cuda import CudaKernel
+
+    return ChosenKernel(CudaKernel(), "kernel: Triton, exact (float16 nomination, float32 scores)")
 
 
 def fastest_kernel(model: KSparseAutoencoder) -> Kernel:

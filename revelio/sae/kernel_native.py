@@ -137,9 +137,10 @@ class NativeKernel:
         """
         n, d = weights.W_enc.shape
         copy = self._copied(weights.W_enc)
-        latents, order = gradient.latents.sort(stable=True)
-        places = [latents, gradient.images[order], gradient.output_rows[order]]
-        factors = [gradient.values[order], gradient.gradients[order]]
+        gradient = gradient.by_latent()
+        latents = gradient.latents
+        places = [latents, gradient.images, gradient.output_rows]
+        factors = [gradient.values, gradient.gradients]
         tables = [gradient.inputs.contiguous(), gradient.outputs.contiguous()]
         matrices = [weights.W_enc, weights.W_dec, moments.W_enc.mean, moments.W_enc.square]
         matrices += [moments.W_dec.mean, moments.W_dec.square]

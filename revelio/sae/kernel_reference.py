@@ -64,7 +64,7 @@ class ReferenceKernel:
         _adam(weights.W_dec, d_dec, moments.W_dec, step)
         _adam(weights.b_enc, pulls.sum(0), moments.b_enc, step)
         _adam(weights.b_dec, gradient.b_dec, moments.b_dec, step)
-        moments.last[gradient.latents.unique()] = step.t
+        moments.last[gradient.by_latent().latents] = step.t
         if step.unit_norm:
             _unit(w, moments)
 

@@ -145,6 +145,6 @@ def _plateau(settings: TrainSettings, state: TrainState) -> bool:
     """Whether a window of steps has ended without the loss falling enough."""
     if not settings.early_stop or state.step % settings.early_stop_window:
         return False
-    mean, best = state.window_sum / settings.early_stop_window, state.window_best
+    mean, best = float(state.window_sum) / settings.early_stop_window, state.window_best
     state.window_sum, state.window_best = 0.0, mean if best is None else min(best, mean)
     return best is not None and mean > best * (1 - settings.early_stop)

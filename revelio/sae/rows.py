@@ -86,7 +86,8 @@ class Shuffled:
         """The batches of epoch ``index``."""
         order = generator(self.seed, "k-sae rows", index)
         if isinstance(self.rows, Tensor):
-            for picked in torch.randperm(len(self.rows), generator=order).split(self.batch_size):
+            picks = torch.randperm(len(self.rows), generator=order).to(self.rows.device)
+            for picked in picks.split(self.batch_size):
                 yield self.rows[picked]
             return
         yield from _rebatch(self._windows(order), self.batch_size)

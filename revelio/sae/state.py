@@ -1,9 +1,10 @@
 """What training is told (settings), what it must remember (state), what it reports (a step)."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from revelio.sae.adam import AdamRows, Moments
@@ -82,6 +83,7 @@ class TrainState:
         window_sum: sum of the losses since the last early-stop window ended.
         window_best: the lowest mean loss of a window so far.
         threshold: Adam's moments of JumpReLU's thresholds; None for the other activations.
+        broken: on CUDA, the first step whose loss was not finite, 0 for none; no update is made from then on.
     """
 
     moments: AdamRows
@@ -92,9 +94,19 @@ class TrainState:
     batch: int = 0
     samples: int = 0
     stopped: bool = False
-    window_sum: float = 0.0
+    window_sum: float | Tensor = 0.0
     window_best: float | None = None
     threshold: Moments | None = None
+    broken: Int64[Tensor, ""] | None = None
+
+    def check(self, settings: TrainSettings) -> None:
+        """Wait for the device and see whether training still makes sense.
+
+        Raises:
+            ValueError: a loss was not finite; the weights are those before that step.
+        """
+        if self.broken is not None and (step := int(self.broken)):
+            raise ValueError(not_finite(step, settings, "no weight was updated from then on"))
 
     @classmethod
     def start(cls, model: KSparseAutoencoder) -> "TrainState":
@@ -113,28 +125,65 @@ class TrainState:
 class StepState:
     """A step as seen from outside.
 
+    On a CUDA device a step's numbers stay there until one of them is read, which waits for the device.
+
     Attributes:
         step: its number, from 1.
         epoch: the epoch its rows are from.
         samples: rows seen so far.
-        loss: as the mode defines it, without AuxK.
-        auxk_loss: AuxK's part, weighted; 0 without.
-        fvu: fraction of the batch's variance unexplained (about the batch's mean; NaN without variance).
-        l0: active latents a row.
-        active: latents active in this batch.
-        dead_share: share of latents not active in the last ``dead_after`` rows.
         learning_rate: of this update.
         state: the training state, to be saved with the model.
+        numbers: the properties below, in order, in float64.
+        settings: of the training.
     """
 
     step: int
     epoch: int
     samples: int
-    loss: float
-    auxk_loss: float
-    fvu: float
-    l0: float
-    active: int
-    dead_share: float
     learning_rate: float
     state: TrainState = field(repr=False)
+    numbers: Float64[Tensor, "6"] = field(repr=False)
+    settings: TrainSettings = field(repr=False)
+
+    @cached_property
+    def _read(self) -> list[float]:
+        self.state.check(self.settings)
+        return self.numbers.tolist()
+
+    @property
+    def loss(self) -> float:
+        """As the mode defines it, without AuxK."""
+        return self._read[0]
+
+    @property
+    def auxk_loss(self) -> float:
+        """AuxK's part, weighted; 0 without."""
+        return self._read[1]
+
+    @property
+    def fvu(self) -> float:
+        """Fraction of the batch's variance unexplained (about its mean; NaN without variance)."""
+        return self._read[2]
+
+    @property
+    def l0(self) -> float:
+        """Active latents a row."""
+        return self._read[3]
+
+    @property
+    def active(self) -> int:
+        """Latents active in this batch."""
+        return int(self._read[4])
+
+    @property
+    def dead_share(self) -> float:
+        """Share of latents not active in the last ``dead_after`` rows."""
+        return self._read[5]
+
+
+def not_finite(step: int, settings: TrainSettings, why: str) -> str:
+    """What is said of a loss that is not finite."""
+    return (
+        f"the loss of step {step} is not finite ({why}): look for NaN or equal rows in the activations, or "
+        f"lower learning_rate (it is {settings.learning_rate:g})"
+    )

@@ -9,13 +9,16 @@ component along them removed. What the modes change:
 | as_paper | squared error of a row (Eq. 5)   | after the update        | t / 500             |
 | as_code  | MSE / variance of the batch      | before the forward pass | (t + 1) / 500       |
 
+A step on a CUDA device does not wait for it: losses and counts stay there until somebody reads them
+(:class:`~revelio.sae.state.StepState`), and an update whose loss is not finite is left out on the device.
+
 AuxK (Gao et al., 2024) adds ``coefficient * loss(residual, reconstruction of it by dead latents)``, codes
 rectified in every mode. Its loss is divided by what the main loss is divided by (the variance of the set;
 nothing in `as_paper`), so it fades with the residual. Gao et al. divide it by the variance of the residual
 itself, which keeps its weight.
 """
 
-from math import isfinite, sqrt
+from math import sqrt
 from typing import NamedTuple
 
 import torch
@@ -27,7 +30,7 @@ from revelio.sae.adam import AdamStep
 from revelio.sae.kernel import Codes, Gradient, Kernel
 from revelio.sae.model import KSparseAutoencoder
 from revelio.sae.prefixes import Nested
-from revelio.sae.state import StepState, TrainSettings, TrainState
+from revelio.sae.state import StepState, TrainSettings, TrainState, not_finite
 
 
 def learning_rate(model: KSparseAutoencoder, settings: TrainSettings, t: int) -> float:
@@ -39,9 +42,11 @@ def learning_rate(model: KSparseAutoencoder, settings: TrainSettings, t: int) ->
 
 
 class _Loss(NamedTuple):
-    loss: float
-    scale: float
-    fvu: float
+    """Numbers of shape () in float64, on the model's device."""
+
+    loss: Tensor
+    scale: Tensor
+    fvu: Tensor
 
 
 def _loss(model: KSparseAutoencoder, x: Tensor, error: Tensor, state: TrainState) -> _Loss:
@@ -49,14 +54,15 @@ def _loss(model: KSparseAutoencoder, x: Tensor, error: Tensor, state: TrainState
     # By columns first: such sums do not depend on the number of threads.
     spread_of_batch = (x - x.mean(0)).square().mean(0).mean()
     mse = error.square().mean(0).mean()
-    fvu = float(mse / spread_of_batch)
+    fvu = (mse / spread_of_batch).double()
     if model.mode == "as_paper":
-        return _Loss(float(mse * model.d), 2 / len(x), fvu)
-    divisor = float(spread_of_batch) if model.mode == "as_code" else state.variance
-    loss = float(mse / spread_of_batch) if model.mode == "as_code" else float(mse) / divisor
-    if model.mode == "as_code" and loss != loss and bool(error.isfinite().all()):
-        return _Loss(0.0, 0.0, fvu)  # the released code's NaN -> 0
-    return _Loss(loss, 2 / (error.numel() * divisor) if divisor else float("nan"), fvu)
+        return _Loss((mse * model.d).double(), torch.full_like(fvu, 2 / len(x)), fvu)
+    if model.mode == "as_code":
+        scale = 2 / (error.numel() * spread_of_batch.double())
+        equal_rows = fvu.isnan() & mse.isfinite()  # the released code's NaN -> 0
+        return _Loss(fvu.masked_fill(equal_rows, 0.0), scale.masked_fill(equal_rows, 0.0), fvu)
+    divisor = torch.full_like(fvu, state.variance)
+    return _Loss(mse.double() / divisor, 2 / (error.numel() * divisor), fvu)
 
 
 def train_step(
@@ -69,24 +75,25 @@ def train_step(
     """One update of all weights, in place.
 
     Raises:
-        ValueError: rows of another width, or a loss that is not finite (no weight is updated then).
+        ValueError: rows of another width, or a loss that is not finite (no weight is updated then); on a
+            CUDA device the latter is raised when the step's numbers are read.
     """
     weights, t = model.weights, state.step + 1
     if model.mode == "as_code":
         kernel.unit_norm(weights, state.moments)
-    centred = model.centre(batch)
-    x = batch.to(centred.device, torch.float32)
+    x = batch.to(weights.b_dec.device, torch.float32, non_blocking=True)
+    centred = model.centre(x)
     rule = model.rule(state.threshold, settings.bandwidth * sqrt(state.variance), settings.sparsity)
     try:
         kept = rule.keep(_asked(model, centred, settings, state, kernel))
     except ValueError as error:
-        raise ValueError(_remedy(t, settings, str(error))) from error
+        raise ValueError(not_finite(t, settings, str(error))) from error
     codes, dead, _ = kept
     nested = Nested.of(codes, model.prefixes)
     errors = [part + weights.b_dec - x for part in nested.decoded(kernel, weights.W_dec)]
     losses = [_loss(model, x, error, state) for error in errors]
     error, (_, scale, fvu) = errors[-1], losses[-1]
-    loss = sum(each.loss for each in losses) / len(losses)
+    loss = torch.stack([each.loss for each in losses]).mean()
     share = 1 / len(losses)
     scaled = [e * (at.scale * share) for e, at in zip(errors, losses, strict=True)]
     outputs = nested.outputs(scaled)
@@ -95,50 +102,54 @@ def train_step(
         for part in zip(nested.parts, outputs, strict=True)
     ]
     parts = list(pulls)
-    auxk_loss = 0.0
+    auxk_loss = torch.zeros_like(loss)
     if dead is not None:
         auxk_loss, pull = _auxk(model, dead, error, settings.auxk_coefficient * scale, kernel)
         parts.append(pull)
-    if not isfinite(loss + auxk_loss):
-        raise ValueError(_remedy(t, settings, f"it is {loss}, and AuxK's part {auxk_loss}"))
+    go = _finite(loss + auxk_loss, t, settings, state)
     gradient = _gradient(model, centred, parts, kernel)
     rate = learning_rate(model, settings, t)
-    adam = AdamStep(t, rate, unit_norm=model.mode != "as_code")
+    adam = AdamStep(t, rate, unit_norm=model.mode != "as_code", go=go)
     kernel.update(weights, state.moments, gradient, adam)
     rule.learn(kept, nested.joined([pull.raw for pull in pulls]), adam)
     state.step, state.samples = t, state.samples + len(x)
-    state.window_sum += loss
-    fired = codes.indices[codes.values != 0]
-    state.fired_at[fired] = state.samples
+    state.window_sum += loss if loss.is_cuda else loss.item()
+    active = codes.values != 0
+    seen = torch.where(active, state.samples, 0)
+    state.fired_at.scatter_reduce_(0, codes.indices.flatten(), seen.flatten(), "amax")
+    numbers = [loss, auxk_loss, fvu, active.sum() / len(x), (state.fired_at == state.samples).sum()]
+    numbers.append(_dead(state, settings).double().mean())
     return StepState(
         step=t,
         epoch=state.epoch,
         samples=state.samples,
-        loss=loss,
-        auxk_loss=auxk_loss,
-        fvu=fvu,
-        l0=len(fired) / len(x),
-        active=int((state.fired_at == state.samples).sum()),
-        dead_share=float(_dead(state, settings).double().mean()),
         learning_rate=rate,
         state=state,
+        numbers=torch.stack([number.double() for number in numbers]),
+        settings=settings,
     )
 
 
-def _remedy(t: int, settings: TrainSettings, why: str) -> str:
-    return (
-        f"the loss of step {t} is not finite ({why}): look for NaN or equal rows in the activations, or "
-        f"lower learning_rate (it is {settings.learning_rate:g})"
-    )
+def _finite(loss: Tensor, t: int, settings: TrainSettings, state: TrainState) -> Tensor | None:
+    """Refuse a loss that is not finite: at once on a CPU; on CUDA by a flag that leaves updates out."""
+    if not loss.is_cuda:
+        if not bool(loss.isfinite()):
+            raise ValueError(not_finite(t, settings, f"it is {loss.item()}"))
+        return None
+    if state.broken is None:
+        state.broken = torch.zeros((), dtype=torch.int64, device=loss.device)
+    # The first bad step's number stays: no later update is made either.
+    state.broken += torch.where((state.broken == 0) & ~loss.isfinite(), t, 0)
+    return state.broken == 0
 
 
 def _auxk(
-    model: KSparseAutoencoder, dead: Codes, error: Tensor, factor: float, kernel: Kernel
-) -> "tuple[float, _Pull]":
+    model: KSparseAutoencoder, dead: Codes, error: Tensor, factor: Tensor, kernel: Kernel
+) -> "tuple[Tensor, _Pull]":
     """The loss of dead latents that reconstruct the residual, and their share of the gradient."""
     left = kernel.decode(dead, model.weights.W_dec) + error
     pull = _pull(model, dead, left * factor, kernel, rectified=True)
-    return float(left.square().sum()) * factor / 2, pull
+    return left.square().sum().double() * factor / 2, pull
 
 
 def _dead(state: TrainState, settings: TrainSettings) -> Tensor:
@@ -197,8 +208,4 @@ def _gradient(
         through = Codes(part.gradients, part.codes.indices)
         b_dec -= kernel.decode(through, model.weights.W_enc).sum(0)
     outputs = torch.cat([p.outputs for p in parts]) if len(parts) > 1 else parts[0].outputs
-    if model.rectifies or len(parts) > 1:
-        keep = (values > 0) if model.rectifies else (values != 0) | (gradients != 0)
-        latents, image_rows, output_rows = latents[keep], image_rows[keep], output_rows[keep]
-        values, gradients = values[keep], gradients[keep]
     return Gradient(latents, image_rows, output_rows, values, gradients, centred, outputs, b_dec)
