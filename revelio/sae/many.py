@@ -27,6 +27,8 @@ from revelio.seeds import generator
 FIRST_ROWS = 32_768
 # Rows that JumpReLU's first threshold is taken from.
 THRESHOLD_ROWS = 1024
+# Steps between looks at a CUDA device's losses where nobody else reads them.
+CHECK_EVERY = 256
 
 
 @dataclass
@@ -67,6 +69,8 @@ class Member:
         self.kernel = self.kernel or fastest_kernel(self.model)
         done = train_step(self.model, batch, self.settings, self.state, self.kernel)
         self.state.stopped = _plateau(self.settings, self.state)
+        if self.done or self.state.step % CHECK_EVERY == 0:
+            self.state.check(self.settings)
         if self.done and not all(
             bool(w.isfinite().all()) for w in self.model.state_dict().values()
         ):

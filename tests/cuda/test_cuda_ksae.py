@@ -1,0 +1,204 @@
+"""The k-SAE on CUDA: its search against float64, its steps against the CPU's, no waits, same bits twice."""
+
+import warnings
+from copy import deepcopy
+
+import pytest
+import torch
+from sae_helpers import planted, random_model
+
+from revelio.sae.checkpoint import load_checkpoint, save_checkpoint
+from revelio.sae.kernel import SparseKernel, Weights
+from revelio.sae.kernel_choice import choose_kernel
+from revelio.sae.kernel_reference import ReferenceKernel
+from revelio.sae.model import KSparseAutoencoder
+from revelio.sae.state import TrainSettings
+from revelio.sae.train import train
+
+
+def kernel():
+    return choose_kernel("triton", "cuda").kernel
+
+
+def weights(n: int, d: int, seed: int = 0, spread: float = 1.0) -> Weights:
+    draw = torch.Generator().manual_seed(seed)
+    W_enc = torch.randn(n, d, generator=draw) * torch.exp(
+        spread * torch.randn(n, 1, generator=draw)
+    )
+    b_enc = 0.3 * torch.randn(n, generator=draw)
+    W_dec, b_dec = torch.randn(n, d, generator=draw), torch.zeros(d)
+    return Weights(*(w.cuda() for w in (W_enc, b_enc, W_dec, b_dec)))
+
+
+def check_search(x: torch.Tensor, w: Weights, k: int, among=None, k_among: int = 0) -> None:
+    """Values equal float64's best ones, and every latent chosen has the value that is claimed for it."""
+    best, others = kernel().encode(x, w, k, among, k_among)
+    scores = x.double() @ w.W_enc.double().T + w.b_enc.double()
+    pairs = [(best, scores, k)]
+    if others is not None:
+        pairs.append((others, scores.masked_fill(~among, float("-inf")), k_among))
+    for codes, wanted, count in pairs:
+        size = 1e-5 * (x.norm(dim=1, keepdim=True) * w.W_enc.norm(dim=1).max()).double() + 1e-6
+        found = codes.values.double()
+        assert found.shape == (len(x), count)
+        assert ((found - wanted.topk(count).values).abs() <= size).all()
+        assert ((found - wanted.gather(1, codes.indices)).abs() <= size).all()
+        assert (codes.indices.sort(1).values.diff(dim=1) > 0).all()  # each latent once
+
+
+@pytest.mark.parametrize(
+    ("b", "d", "n", "k"),
+    [(1, 8, 8, 8), (7, 24, 300, 5), (130, 33, 5000, 32), (64, 1280, 8192, 32), (9, 384, 20000, 64)],
+)
+@pytest.mark.parametrize("spread", [0.0, 1.0])
+def test_the_search_finds_the_best_latents(b, d, n, k, spread) -> None:
+    x = torch.randn(b, d, generator=torch.Generator().manual_seed(1)).cuda()
+    x *= torch.exp(3 * torch.randn(b, 1, generator=torch.Generator().manual_seed(2))).cuda()
+    among = (torch.rand(n, generator=torch.Generator().manual_seed(3)) < 0.6).cuda()
+    among[: min(k, n)] = True
+    check_search(x, weights(n, d, spread=spread), k, among, min(4, k))
+
+
+def test_large_requests_take_whole_products() -> None:
+    x = torch.randn(5, 16).cuda()
+    check_search(x, weights(2000, 16), 400)
+
+
+def test_near_ties_and_equal_latents_go_to_the_lower_index() -> None:
+    base = weights(40, 64)
+    W_enc = base.W_enc.repeat_interleave(100, 0).contiguous()  # every latent a hundred times
+    w = Weights(W_enc, torch.zeros(4000).cuda(), W_enc, base.b_dec)
+    x = torch.randn(6, 64).cuda()
+    best, _ = kernel().encode(x, w, 150)
+    scores = (x @ base.W_enc.T).argsort(1, descending=True)
+    for row, order in zip(best.indices.tolist(), scores.tolist(), strict=True):
+        wanted = [100 * order[0] + i for i in range(100)] + [100 * order[1] + i for i in range(50)]
+        assert row == wanted
+    W_enc = base.W_enc[:1] + 1e-5 * torch.randn(4000, 64).cuda()
+    check_search(x, Weights(W_enc.contiguous(), w.b_enc, W_enc, base.b_dec), 32)
+
+
+def test_rows_of_zeros_and_huge_or_tiny_ones() -> None:
+    x = torch.randn(4, 32).cuda()
+    x[0] = 0
+    x[1] *= 1e30
+    x[2] *= 1e-30
+    check_search(x[:1], weights(3000, 32), 8)
+    check_search(x[2:], weights(3000, 32), 8)
+    best, _ = kernel().encode(x, weights(3000, 32), 8)
+    assert best.values.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mode": "fixed"},
+        {"mode": "as_paper"},
+        {"mode": "as_code"},
+        {"activation": "batch-topk"},
+        {"activation": "jumprelu"},
+        {"prefixes": (32, 64)},
+        {"auxk": 8, "dead_after": 64},
+    ],
+    ids=str,
+)
+def test_training_equals_the_dense_kernels_on_the_cpu(changes) -> None:
+    x, _ = planted(256, 24, 40, 4, noise=0.05)
+    own = {name: changes[name] for name in ("auxk", "dead_after") if name in changes}
+    made = {name: value for name, value in changes.items() if name not in own}
+    settings = TrainSettings(steps=60, batch_size=64, learning_rate=1e-3, warmup_steps=10, **own)
+    losses, models = [], []
+    for device, used in (("cpu", ReferenceKernel()), ("cuda", kernel())):
+        model = KSparseAutoencoder(24, 128, 4, **made).to(device)
+        steps = [step.loss for step in train(model, x.to(device), settings, kernel=used)]
+        losses.append(steps)
+        models.append(model.cpu())
+    assert losses[1] == pytest.approx(losses[0], rel=2e-4)
+    for name, wanted in models[0].named_parameters():
+        found = dict(models[1].named_parameters())[name]
+        assert float((found - wanted).detach().abs().max()) < 2e-3, name
+
+
+def test_rows_rest_and_wake_as_in_the_dense_update() -> None:
+    """Batches alternate between two halves of the latents, so that rows rest for hundreds of steps."""
+    torch.manual_seed(0)
+    model = random_model(16, 256, 4).cuda()
+    first, second = torch.randn(32, 16).cuda(), 3 * torch.randn(32, 16).cuda()
+    batches = [first] * 300 + [second] * 200 + [first] * 30
+    finals = []
+    for used in (ReferenceKernel(), kernel()):
+        own = deepcopy(model)
+        settings = TrainSettings(steps=len(batches), learning_rate=1e-3, warmup_steps=10)
+        for _step in train(own, batches, settings, kernel=used):
+            pass
+        finals.append(own)
+    for a, b in zip(finals[0].parameters(), finals[1].parameters(), strict=True):
+        assert float((a - b).detach().abs().max()) < 5e-3
+
+
+def test_the_same_seed_gives_the_same_bits() -> None:
+    x, _ = planted(512, 32, 60, 4, noise=0.1)
+    runs = []
+    for _ in range(2):
+        model = KSparseAutoencoder(32, 2048, 8).cuda()
+        for _step in train(
+            model, x.cuda(), TrainSettings(steps=50, batch_size=128), kernel=kernel()
+        ):
+            pass
+        runs.append(model)
+    assert all(torch.equal(a, b) for a, b in zip(*(run.parameters() for run in runs), strict=True))
+
+
+def test_a_step_does_not_wait_for_the_device() -> None:
+    x, _ = planted(512, 32, 60, 4, noise=0.1)
+    steps = train(
+        KSparseAutoencoder(32, 2048, 8).cuda(), x.cuda(), TrainSettings(steps=50, batch_size=128)
+    )
+    for _ in range(5):
+        next(steps)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        for _ in range(3):  # within an epoch: its beginning copies the order
+            step = next(steps)
+        torch.cuda.set_sync_debug_mode("default")
+    places = [f"{w.filename}:{w.lineno}" for w in caught if "synchroniz" in str(w.message)]
+    assert [place for place in places if "prototype" not in place and "rows.py" not in place] == []
+    assert 0 < step.loss < 10
+
+
+def test_a_loss_that_is_not_finite_changes_no_weight_and_is_said() -> None:
+    x, _ = planted(128, 16, 30, 4)
+    model = KSparseAutoencoder(16, 64, 4).cuda()
+    bad = x.clone()
+    bad[3, 2] = float("nan")
+    settings = TrainSettings(steps=4, batch_size=64)
+    steps = train(model, [x[:64].cuda(), bad[:64].cuda(), x[:64].cuda()], settings, kernel=kernel())
+    next(steps)
+    before = deepcopy(model)
+    second = next(steps)
+    with pytest.raises(ValueError, match="step 2 is not finite"):
+        print(second.loss)
+    next(steps)
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), before.parameters(), strict=True)
+    )
+
+
+def test_a_checkpoint_goes_on_with_the_same_bits_and_on_the_cpu(tmp_path) -> None:
+    x, _ = planted(256, 16, 30, 4, noise=0.05)
+    settings = TrainSettings(steps=40, batch_size=64, warmup_steps=5)
+    whole = KSparseAutoencoder(16, 256, 4).cuda()
+    for step in train(whole, x.cuda(), settings, kernel=kernel()):
+        if step.step == 17:
+            save_checkpoint(tmp_path, whole, step.state)
+    for device in ("cuda", "cpu"):
+        model = KSparseAutoencoder(16, 256, 4).to(device)
+        state = load_checkpoint(tmp_path, model)
+        used = kernel() if device == "cuda" else SparseKernel()
+        for _step in train(model, x.to(device), settings, state, used):
+            pass
+        for a, b in zip(model.parameters(), whole.parameters(), strict=True):
+            if device == "cuda":
+                assert torch.equal(a, b)
+            assert float((a.cpu() - b.cpu()).detach().abs().max()) < 1e-4

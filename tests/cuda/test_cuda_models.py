@@ -1,0 +1,90 @@
+"""Backbones, extraction, Diff-C and LLaVA on CUDA against the CPU, within stated bounds."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from backbones_helpers import picture, tiny_clip, tiny_dinov2, tiny_dit, tiny_sd
+from diffc_helpers import separable
+
+from revelio import ActivationStore, extract, load_backbone, open_dataset
+from revelio.diffc.model import DiffC
+from revelio.diffc.sources import TensorGrids
+from revelio.diffc.train import Training, TrainSettings, train
+
+# Relative error of grids against the CPU's float32: rounding of the format, some layers deep.
+BOUNDS = {"float32": 2e-4, "float16": 5e-3, "bfloat16": 4e-2}
+FAMILIES = {
+    "sd": (tiny_sd, ["bottleneck", "up_ft1", "up_ft3"], 25),
+    "dit": (tiny_dit, ["block1", "block3"], 25),
+    "clip": (tiny_clip, ["block0", "block2"], None),
+    "dinov2": (tiny_dinov2, ["block0", "block2"], None),
+}
+SHIPPED = {
+    "mini-sd": (["up_ft1"], 25),
+    "mini-dit": (["block6"], 25),
+    "mini-sd-photo": (["up_ft2"], 25),
+}
+
+
+def grids(name: str, layers: list[str], timestep: int | None, device: str, dtype: str):
+    backbone = load_backbone(name, layers=layers, device=device, dtype=dtype)
+    pixels = torch.stack([backbone.transform(picture(i)) for i in range(4)])
+    with torch.no_grad():
+        encoded = backbone.encode(pixels)
+        ids = [str(i) for i in range(4)]
+        found = backbone.grids(encoded, ids, layers, timestep=timestep, seed=1, draw=0)
+    return {layer: grid.float().cpu() for layer, grid in found.items()}
+
+
+def check_near(name, layers, timestep, dtype) -> None:
+    wanted = grids(name, layers, timestep, "cpu", "float32")
+    found = grids(name, layers, timestep, "cuda", dtype)
+    for layer in layers:
+        error = (found[layer] - wanted[layer]).norm() / wanted[layer].norm()
+        assert error < BOUNDS[dtype], (layer, float(error))
+
+
+@pytest.mark.parametrize("dtype", list(BOUNDS))
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_tiny_models_are_near_the_cpu(tmp_path: Path, family: str, dtype: str) -> None:
+    build, layers, timestep = FAMILIES[family]
+    check_near(str(build(tmp_path / family)), layers, timestep, dtype)
+
+
+@pytest.mark.parametrize("dtype", list(BOUNDS))
+@pytest.mark.parametrize("name", list(SHIPPED))
+def test_shipped_models_are_near_the_cpu(name: str, dtype: str) -> None:
+    layers, timestep = SHIPPED[name]
+    check_near(name, layers, timestep, dtype)
+
+
+def test_a_store_made_on_cuda_holds_the_cpus_rows(tmp_path: Path) -> None:
+    images = open_dataset("samples", limit=40)
+    stores = {}
+    for device in ("cpu", "cuda"):
+        backbone = load_backbone("mini-sd", layers=["bottleneck", "up_ft1"], device=device)
+        paths = extract(
+            images, backbone, tmp_path / device, layers=["bottleneck", "up_ft1"],
+            timesteps=[25, 200], batch_size=16, workers=2,
+        )  # fmt: skip
+        stores[device] = [ActivationStore.open(path) for path in paths]
+    for cpu, cuda in zip(stores["cpu"], stores["cuda"], strict=True):
+        assert list(cpu.ids) == list(cuda.ids)
+        error = (cpu.tensor() - cuda.tensor()).norm() / cpu.tensor().norm()
+        assert error < BOUNDS["float32"]
+
+
+def test_diff_c_learns_as_on_the_cpu() -> None:
+    every, labels = separable(16)
+    found = {}
+    settings = TrainSettings(epochs=6, batch_size=8, learning_rate=1e-3, end_rate=1e-4)
+    for device in ("cpu", "cuda"):
+        model = DiffC(6, 3, width=16, seed=3).to(device)
+        training = Training.start(model, settings)
+        for _state in train(training, TensorGrids(every, labels), range(len(labels)), settings):
+            pass
+        with torch.no_grad():
+            found[device] = model.eval()(every.to(device)).cpu()
+    assert (found["cuda"].argmax(1) == torch.tensor(labels)).float().mean() > 0.9
+    assert (found["cuda"] - found["cpu"]).norm() / found["cpu"].norm() < 2e-2
