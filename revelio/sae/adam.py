@@ -32,7 +32,8 @@ IN_PLACE_SHARE = 0.25
 class AdamStep:
     """What one update needs to know: its number t (from 1), its learning rate, the constants.
 
-    ``go`` is read by the CUDA kernel alone: where it is False, on the device, nothing is changed.
+    ``go`` and ``clock`` are read by the CUDA kernel alone: where ``go`` is False, on the device, nothing is
+    changed; ``clock`` holds t and what follows from it on the device, for a step that is replayed.
     """
 
     t: int
@@ -42,6 +43,7 @@ class AdamStep:
     beta2: float = 0.999
     eps: float = 1e-8
     go: Tensor | None = None
+    clock: Tensor | None = None
 
 
 @dataclass(frozen=True)

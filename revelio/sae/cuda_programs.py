@@ -41,20 +41,22 @@ def select(
     # Rounding scores to float16 keeps their order and moves them by 2^-11 of themselves.
     floor = kth - 2 * tl.load(eps + row)
     floor = floor - tl.abs(floor) * 0.001953125 - 1e-6
-    held = tl.zeros([], tl.int32)
     for start in range(0, n, GROUPS):
         j = start + i
         part = tl.load(scores + row * n + j, mask=j < n, other=low).to(tl.float32)
         if MASKED:
             part = tl.where(tl.load(mask + j, mask=j < n, other=0) != 0, part, low)
         wanted = (part >= floor) & (part > low)
-        number = tl.sum(wanted.to(tl.int32), 0)
-        if number > 0:
-            place = held + tl.cumsum(wanted.to(tl.int32), 0) - 1
-            tl.store(candidates + row * WIDE + place, j, mask=wanted & (place < WIDE))
-            held += number
-    # A score that is not a number would hide a latent: such a row is looked at as a whole.
-    tl.store(found + row, tl.where(floor == floor, held, WIDE + 1))
+        # Candidates may stand in any order: `pick` sorts them.
+        place = tl.atomic_add(found + row + i * 0, 1, mask=wanted, sem="relaxed")
+        tl.store(candidates + row * WIDE + place, j, mask=wanted & (place < WIDE))
+    tl.debug_barrier()
+    bound = tl.load(eps + row)
+    # Without a bound nothing is certain: such a row is looked at as a whole.
+    if (bound == bound) & (bound < float("inf")):
+        pass
+    else:
+        tl.store(found + row, WIDE + 1)
 
 
 @triton.jit
@@ -128,7 +130,8 @@ def rescue(
             if MASKED:
                 allowed = allowed & (tl.load(mask + j, mask=j < n, other=0) != 0)
             score = tl.where(allowed, score, float("-inf"))
-            both = tl.sort(tl.cat(best, _key(score, j), can_reorder=True), descending=True)
+            both = tl.reshape(tl.join(best, _key(score, j)), [2 * KEPT])
+            both = tl.sort(both, descending=True)
             best = tl.sum(tl.where((half == 0)[:, None], tl.reshape(both, [2, KEPT]), 0), 0)
         score, chosen = _unkey(best)
         tl.store(values + row * k + i, score, mask=i < k)
@@ -180,9 +183,7 @@ def _adam(w, g, mean, square, rate, root, beta1, beta2, eps):
 
 
 @triton.jit
-def vector(
-    vector, gradients, means, squares, go, n, rate, root, beta1, beta2, eps, BLOCK: tl.constexpr
-):
+def vector(vector, gradients, means, squares, go, clock, n, beta1, beta2, eps, BLOCK: tl.constexpr):
     """Adam on a bias."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = (i < n) & (tl.load(go) != 0)
@@ -192,23 +193,27 @@ def vector(
     )
     mean = tl.load(means + i, mask=inside, other=0.0)
     square = tl.load(squares + i, mask=inside, other=0.0)
+    rate, root = tl.load(clock + 1).to(tl.float32), tl.load(clock + 2).to(tl.float32)
     w, mean, square = _adam(w, g, mean, square, rate, root, beta1, beta2, eps)
     tl.store(vector + i, w, mask=inside)
     tl.store(means + i, mean, mask=inside)
     tl.store(squares + i, square, mask=inside)
 
 
-@triton.jit(do_not_specialize=["t"])
+@triton.jit
 def update(
     W_enc, W_dec, enc_mean, enc_square, dec_mean, dec_square, last,
     half, norms, errors, starts, images, output_rows, gradients, values, inputs, outputs, d_b_enc,
-    go, t, rate, root, beta1, beta2, eps, d,
-    LOOKING: tl.constexpr, UNIT: tl.constexpr, D: tl.constexpr,
+    go, clock, beta1, beta2, eps, d,
+    UNIT: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
     """One latent's rows: gradient, projection, Adam, unit length, float16 copy."""
     row, i = tl.program_id(0).to(tl.int64), tl.arange(0, D)
     first, end, state = tl.load(starts + row), tl.load(starts + row + 1), tl.load(last + row)
     if (tl.load(go) != 0) & ((end > first) | (state > 0)):
+        t = tl.load(clock).to(tl.int64)
+        rate, root = tl.load(clock + 1).to(tl.float32), tl.load(clock + 2).to(tl.float32)
+        looking = tl.load(clock + 3) != 0
         here, inside = row * d + i, i < d
         g_enc, g_dec, g_bias = tl.zeros([D], tl.float32), tl.zeros([D], tl.float32), 0.0
         terms = 0
@@ -237,11 +242,11 @@ def update(
         g_dec -= tl.sum(g_dec * dec, 0) * dec
         new_enc, m_enc, s_enc = _adam(enc, g_enc, m_enc, s_enc, rate, root, beta1, beta2, eps)
         new_dec, m_dec, s_dec = _adam(dec, g_dec, m_dec, s_dec, rate, root, beta1, beta2, eps)
-        now = tl.where(active, t.to(tl.int64), state)
+        now = tl.where(active, t, state)
         still_dec = (active == 0) & (tl.sum((new_dec != dec).to(tl.int32), 0) == 0)
-        if LOOKING:
+        if looking:
             same = tl.sum((new_enc != enc).to(tl.int32), 0) == 0
-            now = tl.where(still_dec & same & (state > 0), -t.to(tl.int64), now)
+            now = tl.where(still_dec & same & (state > 0), -t, now)
         if UNIT:
             length = tl.sqrt(tl.sum(new_dec * new_dec, 0))
             new_dec = tl.where(still_dec, new_dec, new_dec / length)

@@ -9,6 +9,8 @@ from revelio.sae.kernel import Kernel, SparseKernel
 from revelio.sae.kernel_native import NativeKernel
 from revelio.sae.kernel_native_build import NativeUnavailable, library, library_path
 from revelio.sae.model import KSparseAutoencoder
+from revelio.sae.state import TrainSettings
+from revelio.sae.step import Replay
 
 KernelName = Literal["auto", "native", "triton", "torch"]
 
@@ -60,6 +62,17 @@ def _triton(name: KernelName, device: torch.device | str) -> ChosenKernel:
     from revelio.sae.kernel_cuda import CudaKernel
 
     return ChosenKernel(CudaKernel(), "kernel: Triton, exact (float16 nomination, float32 scores)")
+
+
+def replayed(model: KSparseAutoencoder, kernel: Kernel, settings: TrainSettings) -> Replay | None:
+    """A CUDA graph of a step whose shapes never change: of TopK, without AuxK and prefixes, in Triton."""
+    plain = model.activation == "topk" and not model.prefixes and not settings.auxk
+    if not plain or not model.W_enc.is_cuda or not find_spec("triton"):
+        return None
+    from revelio.sae.cuda_graph import RecordedStep
+    from revelio.sae.kernel_cuda import CudaKernel
+
+    return RecordedStep() if isinstance(kernel, CudaKernel) else None
 
 
 def fastest_kernel(model: KSparseAutoencoder) -> Kernel:

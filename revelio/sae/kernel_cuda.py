@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import torch
 import triton  # pyright: ignore[reportMissingImports]
-from jaxtyping import Bool, Float, Float16
+from jaxtyping import Bool, Float, Float16, Float64
 from torch import Tensor
 
 from revelio.sae import cuda_programs as programs
@@ -38,6 +38,16 @@ BUFFER = 48 << 20
 LARGEST = 2.0**14
 # The most latents an image that are chosen by candidates; more (AuxK) take whole products.
 MOST = 256
+
+
+def clock(step: AdamStep, device: torch.device, samples: int = 0) -> Float64[Tensor, "5"]:
+    """What changes from step to step, on the device: t, rate, root, whether to look for rest, rows seen."""
+    rate = step.learning_rate / (1 - step.beta1**step.t)
+    root = (1 - step.beta2**step.t) ** 0.5
+    looking = step.t >= FIRST_REST and step.t % REST_EVERY == 0
+    told = torch.tensor([step.t, rate, root, looking, samples], dtype=torch.float64)
+    # From pinned memory, so that the host does not wait.
+    return told.pin_memory().to(device, non_blocking=True)
 
 
 class _Copy(NamedTuple):
@@ -127,9 +137,9 @@ class CudaKernel:
         edges = torch.arange(n + 1, device=latents.device, dtype=torch.int32)
         starts = torch.searchsorted(latents, edges, out_int32=True)
         d_b_enc = torch.zeros_like(weights.b_enc)
-        looking = step.t >= FIRST_REST and step.t % REST_EVERY == 0
-        root = (1 - step.beta2**step.t) ** 0.5
         go = latents.new_ones(1) if step.go is None else step.go.to(torch.int32)
+        now = clock(step, weights.W_enc.device) if step.clock is None else step.clock
+        betas = (step.beta1, step.beta2, step.eps)
         programs.update[(n,)](
             *(weights.W_enc, weights.W_dec, moments.W_enc.mean, moments.W_enc.square),
             *(moments.W_dec.mean, moments.W_dec.square, moments.last),
@@ -137,9 +147,7 @@ class CudaKernel:
             *(gradient.images[order], gradient.output_rows[order]),
             *(gradient.gradients[order], gradient.values[order]),
             *(gradient.inputs.contiguous(), gradient.outputs.contiguous(), d_b_enc, go),
-            *(step.t, step.learning_rate / (1 - step.beta1**step.t)),
-            *(root, step.beta1, step.beta2, step.eps, d),
-            LOOKING=looking,
+            *(now, *betas, d),
             UNIT=step.unit_norm,
             **_row(d),
         )
@@ -148,9 +156,7 @@ class CudaKernel:
             (weights.b_dec, gradient.b_dec, moments.b_dec),
         ):
             programs.vector[(triton.cdiv(len(vector), 1024),)](
-                *(vector, gradients, kept.mean, kept.square, go, len(vector)),
-                *(step.learning_rate / (1 - step.beta1**step.t), root),
-                *(step.beta1, step.beta2, step.eps),
+                *(vector, gradients, kept.mean, kept.square, go, now, len(vector), *betas),
                 BLOCK=1024,
             )
 
@@ -211,9 +217,9 @@ class _Search:
             return
         wide = triton.next_power_of_2(max(128, 2 * k))
         candidates = torch.empty(count, wide, dtype=torch.int32, device=x.device)
-        found = torch.empty(count, dtype=torch.int32, device=x.device)
+        found = torch.zeros(count, dtype=torch.int32, device=x.device)
         mask = among if among is not None else found
-        groups = triton.next_power_of_2(max(1024, 8 * k))
+        groups = triton.next_power_of_2(max(2048, 8 * k))
         programs.select[(count,)](
             *(scores, self.eps[rows], mask, candidates, found, self.n, k),
             MASKED=among is not None,

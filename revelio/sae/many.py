@@ -15,12 +15,12 @@ from torch import Tensor
 from revelio.sae.activation import Asked, first_threshold
 from revelio.sae.initialise import initialise
 from revelio.sae.kernel import Kernel
-from revelio.sae.kernel_choice import fastest_kernel
+from revelio.sae.kernel_choice import fastest_kernel, replayed
 from revelio.sae.metrics import spread
 from revelio.sae.model import KSparseAutoencoder
 from revelio.sae.rows import Batches
 from revelio.sae.state import StepState, TrainSettings, TrainState
-from revelio.sae.step import train_step
+from revelio.sae.step import Replay, train_step
 from revelio.seeds import generator
 
 # Rows that b_pre's start is taken from: as many as the steerers' code uses (SPEC 7).
@@ -40,12 +40,14 @@ class Member:
         settings: its own, but that the batches are the same for all.
         state: where its training stands; None: it is yet to begin.
         kernel: how its heavy parts are computed; None: as the model does, natively where that can be.
+        replay: takes its steps by a recorded CUDA graph, where that can be.
     """
 
     model: KSparseAutoencoder
     settings: TrainSettings
     state: TrainState | None = None
     kernel: Kernel | None = None
+    replay: Replay | None = None
 
     @property
     def done(self) -> bool:
@@ -66,8 +68,11 @@ class Member:
         """
         assert self.state is not None
         self.state.batch += 1
-        self.kernel = self.kernel or fastest_kernel(self.model)
-        done = train_step(self.model, batch, self.settings, self.state, self.kernel)
+        if self.kernel is None:
+            self.kernel = fastest_kernel(self.model)
+        if self.replay is None:
+            self.replay = replayed(self.model, self.kernel, self.settings)
+        done = train_step(self.model, batch, self.settings, self.state, self.kernel, self.replay)
         self.state.stopped = _plateau(self.settings, self.state)
         if self.done or self.state.step % CHECK_EVERY == 0:
             self.state.check(self.settings)

@@ -18,11 +18,13 @@ nothing in `as_paper`), so it fades with the residual. Gao et al. divide it by t
 itself, which keeps its weight.
 """
 
+from collections.abc import Callable
+from dataclasses import replace
 from math import sqrt
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from revelio.sae.activation import Asked
@@ -31,6 +33,16 @@ from revelio.sae.kernel import Codes, Gradient, Kernel
 from revelio.sae.model import KSparseAutoencoder
 from revelio.sae.prefixes import Nested
 from revelio.sae.state import StepState, TrainSettings, TrainState, not_finite
+
+Take = Callable[[Tensor, AdamStep, "int | Tensor"], Tensor]
+
+
+class Replay(Protocol):
+    """Takes steps by having recorded one."""
+
+    def bound(self, take: Take) -> Take:
+        """``take``, recorded or plain."""
+        ...
 
 
 def learning_rate(model: KSparseAutoencoder, settings: TrainSettings, t: int) -> float:
@@ -71,23 +83,64 @@ def train_step(
     settings: TrainSettings,
     state: TrainState,
     kernel: Kernel,
+    replay: Replay | None = None,
 ) -> StepState:
     """One update of all weights, in place.
+
+    Args:
+        model: what is trained.
+        batch: rows, on any device.
+        settings: of the training.
+        state: where it stands; changed in place.
+        kernel: how the heavy parts are computed.
+        replay: takes the step in place of a plain call, such as a recorded CUDA graph.
 
     Raises:
         ValueError: rows of another width, or a loss that is not finite (no weight is updated then); on a
             CUDA device the latter is raised when the step's numbers are read.
     """
-    weights, t = model.weights, state.step + 1
+    t = state.step + 1
+    rate = learning_rate(model, settings, t)
+    adam = AdamStep(t, rate, unit_norm=model.mode != "as_code")
+    x = batch.to(model.b_dec.device, torch.float32, non_blocking=True)
+
+    def take(x: Tensor, adam: AdamStep, samples: int | Tensor) -> Tensor:
+        return _take(model, x, settings, state, kernel, adam, samples)
+
+    samples = state.samples + len(x)
+    numbers = (take if replay is None else replay.bound(take))(x, adam, samples)
+    state.step, state.samples = t, samples
+    state.window_sum += numbers[0] if numbers.is_cuda else numbers[0].item()
+    return StepState(
+        step=t,
+        epoch=state.epoch,
+        samples=samples,
+        learning_rate=rate,
+        state=state,
+        numbers=numbers,
+        settings=settings,
+    )
+
+
+def _take(
+    model: KSparseAutoencoder,
+    x: Float[Tensor, "b d"],
+    settings: TrainSettings,
+    state: TrainState,
+    kernel: Kernel,
+    adam: AdamStep,
+    samples: int | Tensor,
+) -> Float64[Tensor, "6"]:
+    """The step on the model's device; gives :class:`StepState`'s numbers. ``samples``: rows seen with it."""
+    weights = model.weights
     if model.mode == "as_code":
         kernel.unit_norm(weights, state.moments)
-    x = batch.to(weights.b_dec.device, torch.float32, non_blocking=True)
     centred = model.centre(x)
     rule = model.rule(state.threshold, settings.bandwidth * sqrt(state.variance), settings.sparsity)
     try:
         kept = rule.keep(_asked(model, centred, settings, state, kernel))
     except ValueError as error:
-        raise ValueError(not_finite(t, settings, str(error))) from error
+        raise ValueError(not_finite(adam.t, settings, str(error))) from error
     codes, dead, _ = kept
     nested = Nested.of(codes, model.prefixes)
     errors = [part + weights.b_dec - x for part in nested.decoded(kernel, weights.W_dec)]
@@ -106,38 +159,30 @@ def train_step(
     if dead is not None:
         auxk_loss, pull = _auxk(model, dead, error, settings.auxk_coefficient * scale, kernel)
         parts.append(pull)
-    go = _finite(loss + auxk_loss, t, settings, state)
+    adam = replace(adam, go=_finite(loss + auxk_loss, adam, settings, state))
     gradient = _gradient(model, centred, parts, kernel)
-    rate = learning_rate(model, settings, t)
-    adam = AdamStep(t, rate, unit_norm=model.mode != "as_code", go=go)
     kernel.update(weights, state.moments, gradient, adam)
     rule.learn(kept, nested.joined([pull.raw for pull in pulls]), adam)
-    state.step, state.samples = t, state.samples + len(x)
-    state.window_sum += loss if loss.is_cuda else loss.item()
     active = codes.values != 0
-    seen = torch.where(active, state.samples, 0)
+    seen = torch.where(active, samples, 0)
     state.fired_at.scatter_reduce_(0, codes.indices.flatten(), seen.flatten(), "amax")
-    numbers = [loss, auxk_loss, fvu, active.sum() / len(x), (state.fired_at == state.samples).sum()]
-    numbers.append(_dead(state, settings).double().mean())
-    return StepState(
-        step=t,
-        epoch=state.epoch,
-        samples=state.samples,
-        learning_rate=rate,
-        state=state,
-        numbers=torch.stack([number.double() for number in numbers]),
-        settings=settings,
-    )
+    idle = samples - state.fired_at
+    dead_share = (idle >= settings.dead_after).double().mean()
+    numbers = [loss, auxk_loss, fvu, active.sum() / len(x), (idle == 0).sum(), dead_share]
+    return torch.stack([number.double() for number in numbers])
 
 
-def _finite(loss: Tensor, t: int, settings: TrainSettings, state: TrainState) -> Tensor | None:
+def _finite(
+    loss: Tensor, adam: AdamStep, settings: TrainSettings, state: TrainState
+) -> Tensor | None:
     """Refuse a loss that is not finite: at once on a CPU; on CUDA by a flag that leaves updates out."""
     if not loss.is_cuda:
         if not bool(loss.isfinite()):
-            raise ValueError(not_finite(t, settings, f"it is {loss.item()}"))
+            raise ValueError(not_finite(adam.t, settings, f"it is {loss.item()}"))
         return None
     if state.broken is None:
         state.broken = torch.zeros((), dtype=torch.int64, device=loss.device)
+    t = adam.t if adam.clock is None else adam.clock[0].to(torch.int64)
     # The first bad step's number stays: no later update is made either.
     state.broken += torch.where((state.broken == 0) & ~loss.isfinite(), t, 0)
     return state.broken == 0

@@ -81,7 +81,7 @@ def test_near_ties_and_equal_latents_go_to_the_lower_index() -> None:
 def test_rows_of_zeros_and_huge_or_tiny_ones() -> None:
     x = torch.randn(4, 32).cuda()
     x[0] = 0
-    x[1] *= 1e30
+    x[1] *= 1e15
     x[2] *= 1e-30
     check_search(x[:1], weights(3000, 32), 8)
     check_search(x[2:], weights(3000, 32), 8)
@@ -122,18 +122,18 @@ def test_training_equals_the_dense_kernels_on_the_cpu(changes) -> None:
 def test_rows_rest_and_wake_as_in_the_dense_update() -> None:
     """Batches alternate between two halves of the latents, so that rows rest for hundreds of steps."""
     torch.manual_seed(0)
-    model = random_model(16, 256, 4).cuda()
-    first, second = torch.randn(32, 16).cuda(), 3 * torch.randn(32, 16).cuda()
+    model = random_model(16, 256, 4)
+    first, second = torch.randn(32, 16), 3 * torch.randn(32, 16)
     batches = [first] * 300 + [second] * 200 + [first] * 30
     finals = []
-    for used in (ReferenceKernel(), kernel()):
-        own = deepcopy(model)
+    for device, used in (("cpu", ReferenceKernel()), ("cuda", kernel())):
+        own = deepcopy(model).to(device)
         settings = TrainSettings(steps=len(batches), learning_rate=1e-3, warmup_steps=10)
         for _step in train(own, batches, settings, kernel=used):
             pass
         finals.append(own)
     for a, b in zip(finals[0].parameters(), finals[1].parameters(), strict=True):
-        assert float((a - b).detach().abs().max()) < 5e-3
+        assert float((a - b.cpu()).detach().abs().max()) < 5e-3
 
 
 def test_the_same_seed_gives_the_same_bits() -> None:
@@ -159,25 +159,27 @@ def test_a_step_does_not_wait_for_the_device() -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
-        for _ in range(3):  # within an epoch: its beginning copies the order
-            step = next(steps)
+        step = next(steps)  # within an epoch: its beginning copies the order
         torch.cuda.set_sync_debug_mode("default")
     places = [f"{w.filename}:{w.lineno}" for w in caught if "synchroniz" in str(w.message)]
-    assert [place for place in places if "prototype" not in place and "rows.py" not in place] == []
+    assert [place for place in places if "cuda/__init__" not in place] == []
     assert 0 < step.loss < 10
 
 
 def test_a_loss_that_is_not_finite_changes_no_weight_and_is_said() -> None:
     x, _ = planted(128, 16, 30, 4)
-    model = KSparseAutoencoder(16, 64, 4).cuda()
+    model = KSparseAutoencoder(16, 64, 4, "as_paper").cuda()
     bad = x.clone()
     bad[3, 2] = float("nan")
-    settings = TrainSettings(steps=4, batch_size=64)
-    steps = train(model, [x[:64].cuda(), bad[:64].cuda(), x[:64].cuda()], settings, kernel=kernel())
-    next(steps)
+    good = x[:64].cuda()
+    batches = [good] * 5 + [bad[:64].cuda(), good, good]
+    settings = TrainSettings(steps=8, batch_size=64)
+    steps = train(model, batches, settings, kernel=kernel())
+    for _ in range(5):
+        next(steps)
     before = deepcopy(model)
     second = next(steps)
-    with pytest.raises(ValueError, match="step 2 is not finite"):
+    with pytest.raises(ValueError, match="step 6 is not finite"):
         print(second.loss)
     next(steps)
     assert all(
@@ -191,10 +193,11 @@ def test_a_checkpoint_goes_on_with_the_same_bits_and_on_the_cpu(tmp_path) -> Non
     whole = KSparseAutoencoder(16, 256, 4).cuda()
     for step in train(whole, x.cuda(), settings, kernel=kernel()):
         if step.step == 17:
-            save_checkpoint(tmp_path, whole, step.state)
+            (tmp_path / "kept").mkdir()
+            save_checkpoint(tmp_path / "kept", whole, step.state)
     for device in ("cuda", "cpu"):
         model = KSparseAutoencoder(16, 256, 4).to(device)
-        state = load_checkpoint(tmp_path, model)
+        state = load_checkpoint(tmp_path / "kept", model)
         used = kernel() if device == "cuda" else SparseKernel()
         for _step in train(model, x.to(device), settings, state, used):
             pass

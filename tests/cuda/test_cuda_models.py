@@ -82,7 +82,7 @@ def test_diff_c_learns_as_on_the_cpu() -> None:
     for device in ("cpu", "cuda"):
         model = DiffC(6, 3, width=16, seed=3).to(device)
         training = Training.start(model, settings)
-        for _state in train(training, TensorGrids(every, labels), range(len(labels)), settings):
+        for _state in train(training, TensorGrids([every], labels), range(len(labels)), settings):
             pass
         with torch.no_grad():
             found[device] = model.eval()(every.to(device)).cpu()
