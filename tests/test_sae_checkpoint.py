@@ -102,7 +102,7 @@ def test_every_file_is_known_to_the_tables_below(saved):
     assert found == {"state.json", *(f"{name}.safetensors" for name in FILES)}
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=100)
 @given(name=st.sampled_from([*FILES, "state"]), draw=st.randoms(), bit=st.integers(0, 7))
 def test_no_flipped_bit_is_resumed_from(saved, tmp_path_factory, name, draw, bit):
     folder = tmp_path_factory.getbasetemp() / "flipped"

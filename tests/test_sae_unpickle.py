@@ -191,7 +191,7 @@ def check_plain(value: object) -> None:
             todo.extend((item if isinstance(item, dict) else item.fields).values())
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=200)
 @given(draw=st.randoms(), changes=st.integers(1, 4), cut=st.booleans())
 def test_a_damaged_file_gives_plain_values_or_one_line(tmp_path_factory, draw, changes, cut):
     path = tmp_path_factory.getbasetemp() / "damaged.pt"
@@ -224,7 +224,7 @@ PARTS = [
 PARTS += [tensor(b"K\x03\x85", b"K\x02\x85"), b"ctorch\ndevice\n", b"ccollections\nOrderedDict\n"]
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=200)
 @given(st.lists(st.sampled_from(OPCODES + PARTS * 6), min_size=1, max_size=40))
 def test_any_program_gives_plain_values_or_one_line(tmp_path_factory, parts):
     path = archive(tmp_path_factory.getbasetemp() / "program.pt", b"".join(parts) + b".")

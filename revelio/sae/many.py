@@ -27,6 +27,8 @@ from revelio.seeds import generator
 FIRST_ROWS = 32_768
 # Rows that JumpReLU's first threshold is taken from.
 THRESHOLD_ROWS = 1024
+# Weights beyond this are no longer those of a k-SAE: products of some of them leave float32.
+LARGEST = 1e15
 
 
 @dataclass
@@ -60,19 +62,17 @@ class Member:
         """Take a step on the batch; the last one is checked, as no other step's loss will be.
 
         Raises:
-            ValueError: a loss, or a weight in the end, is not finite.
+            ValueError: a loss is not finite, or a weight in the end is not or nearly so.
         """
         assert self.state is not None
         self.state.batch += 1
         self.kernel = self.kernel or fastest_kernel(self.model)
         done = train_step(self.model, batch, self.settings, self.state, self.kernel)
         self.state.stopped = _plateau(self.settings, self.state)
-        if self.done and not all(
-            bool(w.isfinite().all()) for w in self.model.state_dict().values()
-        ):
+        if self.done and not all(_sane(w) for w in self.model.state_dict().values()):
             raise ValueError(
-                f"weights are not finite after step {done.step}, the last: lower learning_rate "
-                f"(it is {self.settings.learning_rate:g})"
+                f"weights are not finite, or above {LARGEST:g}, after step {done.step}, the last: lower "
+                f"learning_rate (it is {self.settings.learning_rate:g})"
             )
         return done
 
@@ -139,6 +139,11 @@ def _first_rows(batches: Batches, whole: bool) -> list[Tensor]:
     if not first:
         raise ValueError("there are no rows to train on: extract activations first")
     return first
+
+
+def _sane(weight: Tensor) -> bool:
+    low, high = weight.aminmax()
+    return bool((low > -LARGEST) & (high < LARGEST))  # false for NaN, which aminmax passes on
 
 
 def _plateau(settings: TrainSettings, state: TrainState) -> bool:

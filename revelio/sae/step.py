@@ -100,7 +100,8 @@ def train_step(
         auxk_loss, pull = _auxk(model, dead, error, settings.auxk_coefficient * scale, kernel)
         parts.append(pull)
     if not isfinite(loss + auxk_loss):
-        raise ValueError(_remedy(t, settings, f"it is {loss}, and AuxK's part {auxk_loss}"))
+        of_auxk = f", AuxK's part {auxk_loss}" if settings.auxk else ""
+        raise ValueError(_remedy(t, settings, f"it is {loss}{of_auxk}"))
     gradient = _gradient(model, centred, parts, kernel)
     rate = learning_rate(model, settings, t)
     adam = AdamStep(t, rate, unit_norm=model.mode != "as_code")
