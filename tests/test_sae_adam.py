@@ -115,7 +115,7 @@ KERNELS = {
 
 
 @pytest.mark.parametrize("name", KERNELS)
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 @given(
     pattern=patterns(),
     block=st.integers(1, 15),

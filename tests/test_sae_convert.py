@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from sae_helpers import planted, random_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from revelio.sae.convert import check_reconstruction, export_released, import_ksae
 from revelio.sae.convert_peers import export_saelens, export_sparsify
@@ -194,6 +194,7 @@ def test_saelens_options_are_folded_in(tmp_path):
 def test_thresholds_go_to_saelens_and_back(tmp_path, activation):
     model = KSparseAutoencoder(6, 20, 3, activation=activation)
     model.load_state_dict(random_model().state_dict(), strict=False)
+    assert model.threshold is not None
     model.threshold.copy_(torch.linspace(-0.2, 1.5, len(model.threshold)) + 0.3)
     export_saelens(model, tmp_path)
     file = load_file(tmp_path / "sae_weights.safetensors")
@@ -245,5 +246,141 @@ def test_what_others_cannot_do_is_not_exported(tmp_path):
     with pytest.raises(ValueError, match="no jumprelu"):
         export_sparsify(KSparseAutoencoder(6, 20, 3, activation="jumprelu"), tmp_path)
     (tmp_path / "cfg.json").write_text('{"architecture": "topk", "k": 3}')
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match=r"no file at .*sae_weights"):
         import_ksae(tmp_path)
+
+
+def steerers(folder: Path, **config: object) -> None:
+    model = random_model()
+    state = {
+        "encoder.weight": model.W_enc.detach(),
+        "decoder.weight": model.W_dec.detach().T.contiguous(),
+        "pre_bias": model.b_dec.detach(),
+        "latent_bias": model.b_enc.detach(),
+    }
+    torch.save({"state_dict": state}, folder / "state_dict.pth")
+    plain = {"n_dirs_local": 20, "d_model": 6, "k": 3, "auxk": 256, "dead_steps_threshold": 9}
+    (folder / "config.json").write_text(json.dumps(plain | config))
+
+
+def peer(export):
+    def write(folder: Path, **config: object) -> None:
+        export(random_model(), folder)
+        own = json.loads((folder / "cfg.json").read_text())
+        (folder / "cfg.json").write_text(json.dumps(own | config))
+
+    return write
+
+
+def pickled(folder: Path, **config: object) -> None:
+    released(folder / "sae.pt", random_model(mode="as_code"), {"k": (3,), "lr": 4e-4} | config)
+
+
+FORMS = {
+    "steerers": steerers,
+    "saelens": peer(export_saelens),
+    "sparsify": peer(export_sparsify),
+    "released": pickled,
+}
+CHANGES = {
+    "input_unit_norm": True,
+    "normalize_activations": "layer_norm",
+    "layer_norm": True,
+    "normalize_inputs": 1.5,
+    "signed": True,
+    "batch_topk": True,
+    "sample_topk": True,
+    "skip_connection": True,
+    "transcode": True,
+    "is_transcoder": True,
+    "reshape_activations": "hook_z",
+    "finetuning_scaling_factor": True,
+    "scaling_factor": 0.5,
+    "use_error_term": True,
+    "activation_fn_str": "relu",
+    "activation_fn": "tanh-relu",
+    "activation_fn_kwargs": {"k": 3, "use_abs": True},
+    "architecture": "gated",
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_setting_that_changes_the_computation_is_refused_by_its_name(tmp_path, form, name):
+    FORMS[form](tmp_path, **{name: CHANGES[name]})
+    with pytest.raises(ValueError, match=name) as found:
+        import_ksae(tmp_path / "sae.pt" if form == "released" else tmp_path)
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_setting_that_is_off_or_of_the_training_alone_is_read_over(tmp_path, form):
+    off = {name: None for name in CHANGES if name != "architecture"}
+    if form == "saelens":
+        off |= {
+            "hook_name": "blocks.3",
+            "activation_fn_str": "topk",
+            "activation_fn_kwargs": {"k": 3},
+        }
+    if form == "released":
+        off |= {"normalize_decoder": True, "max_grad_norm": 2.0, "noise_scale": 0.5, "untied": True}
+        off |= {
+            "architecture": "standard",
+            "activation_fn_str": ("topk",),
+            "lr_scheduler_name": "x",
+        }
+    FORMS[form](tmp_path, **off)
+    found = import_ksae(tmp_path / "sae.pt" if form == "released" else tmp_path)
+    assert found.k == 3
+    assert equal(found, random_model())
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_unknown_setting_of_a_folder_is_refused_and_no_k_is_never_guessed(tmp_path, form):
+    place = tmp_path / "sae.pt" if form == "released" else tmp_path
+    for k in (None, True, 0, "3", 2.0):
+        FORMS[form](tmp_path, k=k)
+        with pytest.raises(ValueError, match="pass k"):
+            import_ksae(place)
+        assert import_ksae(place, k=4).k == 4
+    if form != "released":
+        FORMS[form](tmp_path, something_new=7)
+        with pytest.raises(ValueError, match="something_new = 7"):
+            import_ksae(place)
+
+
+@pytest.mark.parametrize(
+    ("form", "name"),
+    [
+        ("steerers", "d_model"),
+        ("steerers", "n_dirs_local"),
+        ("saelens", "d_in"),
+        ("saelens", "d_sae"),
+        ("sparsify", "d_in"),
+        ("sparsify", "num_latents"),
+        ("released", "d_in"),
+        ("released", "d_sae"),
+    ],
+)
+def test_a_size_that_is_not_that_of_the_tensors_is_refused(tmp_path, form, name):
+    FORMS[form](tmp_path, **{name: 7})
+    with pytest.raises(ValueError, match=f"{name} is 7"):
+        import_ksae(tmp_path / "sae.pt" if form == "released" else tmp_path)
+
+
+def test_a_class_as_activation_and_further_tensors_are_refused(tmp_path):
+    pickled(tmp_path, activation_fn=torch.nn.ReLU)
+    with pytest.raises(ValueError, match=r"activation_fn .*ReLU"):
+        import_ksae(tmp_path / "sae.pt")
+    content = torch.load(tmp_path / "sae.pt", weights_only=False)
+    content["cfg"] = {"k": 3}
+    content["state_dict"]["scaling_factor"] = torch.ones(20)
+    torch.save(content, tmp_path / "sae.pt")
+    with pytest.raises(ValueError, match="scaling_factor"):
+        import_ksae(tmp_path / "sae.pt")
+    for export, file in ((export_saelens, "sae_weights"), (export_sparsify, "sae")):
+        export(random_model(), tmp_path / file)
+        path = tmp_path / file / f"{file}.safetensors"
+        save_file(load_file(path) | {"W_skip": torch.ones(6, 6)}, path)
+        with pytest.raises(ValueError, match="unexpected W_skip"):
+            import_ksae(tmp_path / file)

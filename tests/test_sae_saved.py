@@ -107,7 +107,7 @@ json_values = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=120)
+@settings(deadline=None, max_examples=80)
 @given(
     key=st.sampled_from([*"dnk", "mode", "format", "activation", "prefixes", "trained_on", "new"]),
     value=json_values,

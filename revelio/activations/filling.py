@@ -51,8 +51,8 @@ class OpenShard:
         rows = torch.cat(parts).cpu() if parts else torch.empty(0)
         if not rows.isfinite().all():
             raise ValueError(
-                f"activations of {folder.name} are not finite in {str(rows.dtype)[6:]}: store (and compute) in "
-                "bfloat16 or float32"
+                f"activations of {folder.name} are not finite in {str(rows.dtype)[6:]}: "
+                "store (and compute) in bfloat16 or float32"
             )
         labels = dataset.labels
         try:

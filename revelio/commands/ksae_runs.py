@@ -85,6 +85,10 @@ def _resume(training: _Training) -> None:
     if team.main:
         print(f"{record.path}: resuming after step {step:,}")
     member.state = load_checkpoint(folder, member.model, team.files(member.model.n))
+    if member.state.step != step:
+        raise ValueError(
+            f"{folder} is of step {member.state.step}: it was renamed or edited, remove it"
+        )
 
 
 def _follow(trainings: list[_Training], rows: "Shuffled") -> None:

@@ -9,7 +9,6 @@
 The released code applies no ReLU (mode ``as_code``); steerers and sdxl-unbox do (mode ``fixed``).
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,19 @@ from torch import Tensor
 
 from revelio.sae.convert_peers import import_peer, is_peer
 from revelio.sae.filled import filled, take
+from revelio.sae.foreign import (
+    check_size,
+    refuse_in_training_config,
+    refuse_settings,
+    refuse_tensors,
+    whole,
+)
 from revelio.sae.metrics import Metrics, evaluate
 from revelio.sae.model import PAPER_K, KSparseAutoencoder
 from revelio.sae.unpickle import Inert, read_tensors
+from revelio.trust import read_object
+
+_STEERERS = ("n_dirs_local", "d_model", "k", "auxk", "dead_steps_threshold", "auxk_coef")
 
 
 def import_ksae(path: Path, k: int | None = None) -> KSparseAutoencoder:
@@ -30,10 +39,11 @@ def import_ksae(path: Path, k: int | None = None) -> KSparseAutoencoder:
 
     Args:
         path: a released ``.pt`` file, or a folder of steerers, sdxl-unbox, SAELens or sparsify.
-        k: latents kept; None: what the file says (the released default, 32, if it says nothing).
+        k: latents kept; None: what the file says.
 
     Raises:
-        ValueError: the file is not there, of no known form, damaged, or unsafe.
+        ValueError: the file is not there, of no known form, damaged, or unsafe; it says no k and none is
+            given; or it has settings or tensors that change the computation to one that Revelio has not.
     """
     if is_peer(path):
         return import_peer(path, k)
@@ -77,7 +87,15 @@ def _import_released(path: Path, k: int | None) -> KSparseAutoencoder:
     tensors = take(state, ("W_enc", "b_enc", "W_dec", "b_dec"), path)
     cfg = content.get("cfg")
     fields = cfg.fields if isinstance(cfg, Inert) else cfg if isinstance(cfg, Mapping) else {}
-    kept = k if k is not None else _plain(fields.get("k"), PAPER_K)
+    refuse_in_training_config(path, fields)
+    refuse_tensors(path, state or {}, tensors)
+    kept = k if k is not None else _k_of(fields)
+    if kept is None:
+        raise ValueError(
+            f"{path} does not say how many latents it keeps: pass k (released ones: {PAPER_K})"
+        )
+    n, d = tensors["W_dec"].shape if tensors["W_dec"].ndim == 2 else (0, 0)
+    check_size(path, fields, d_in=d, d_sae=n)
     return filled(
         path,
         {"k": kept, "mode": "as_code"},
@@ -89,19 +107,22 @@ def _import_released(path: Path, k: int | None) -> KSparseAutoencoder:
 
 
 def _import_steerers(folder: Path, k: int | None) -> KSparseAutoencoder:
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{folder} needs a readable config.json: {error}") from error
-    if not isinstance(config, dict) or (k is None and not isinstance(config.get("k"), int)):
+    config = read_object(folder / "config.json")
+    kept = k if k is not None else whole(config.get("k"))
+    if kept is None:
         raise ValueError(f"{folder}/config.json has no whole number `k`: pass k")
+    refuse_settings(folder / "config.json", config, _STEERERS)
     content = read_tensors(folder / "state_dict.pth")
     state = content.get("state_dict", content) if isinstance(content, Mapping) else None
     names = ("encoder.weight", "latent_bias", "decoder.weight", "pre_bias")
     tensors = take(state, names, folder)
+    # Counts of how long each latent has been silent; nothing computes with them.
+    refuse_tensors(folder, state or {}, (*names, "stats_last_nonzero"))
+    n, d = tensors["encoder.weight"].shape if tensors["encoder.weight"].ndim == 2 else (0, 0)
+    check_size(folder, config, n_dirs_local=n, d_model=d)
     return filled(
         folder,
-        {"k": k if k is not None else config["k"], "mode": "fixed"},
+        {"k": kept, "mode": "fixed"},
         tensors["encoder.weight"],
         tensors["latent_bias"],
         tensors["decoder.weight"].T,
@@ -109,8 +130,6 @@ def _import_steerers(folder: Path, k: int | None) -> KSparseAutoencoder:
     )
 
 
-def _plain(value: Any, default: int) -> int:
-    # A trailing comma in the released config turns numbers into one-element tuples (SPEC 5, K10).
-    if isinstance(value, tuple) and len(value) == 1:
-        value = value[0]
-    return value if isinstance(value, int) else default
+def _k_of(fields: Mapping[str, Any]) -> int | None:
+    inner = fields.get("activation_fn_kwargs")
+    return whole(fields.get("k")) or (whole(inner.get("k")) if isinstance(inner, Mapping) else None)

@@ -1,9 +1,9 @@
 """A training step recorded once as a CUDA graph: some hundred launches become one.
 
 At small batches a step on a fast GPU is shorter than the time in which Python can launch its kernels. A
-graph is replayed with the same addresses, so the batch and what changes from step to step (the number t, the
-learning rate) are copied to fixed places first. A batch of another size, such as an epoch's last one, is taken
-plainly.
+graph is replayed with the same addresses, so the batch and what changes from step to step (the number t,
+the learning rate) are copied to fixed places first. A batch of another size, such as an epoch's last
+one, is taken plainly.
 """
 
 import torch

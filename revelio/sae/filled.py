@@ -15,11 +15,14 @@ def take(state: Any, names: tuple[str, ...], path: Path) -> dict[str, Tensor]:
     """The named tensors of a file, in float32.
 
     Raises:
-        ValueError: some are missing.
+        ValueError: some are missing, or are not floating-point numbers.
     """
     if not isinstance(state, Mapping):
         raise ValueError(f"{path} holds no state_dict: is it a k-SAE?")
-    wrong = [name for name in names if not isinstance(state.get(name), Tensor)]
+    held = {name: state.get(name) for name in names}
+    wrong = [
+        name for name, t in held.items() if not isinstance(t, Tensor) or not t.is_floating_point()
+    ]
     if wrong:
         raise ValueError(f"{path} lacks {', '.join(wrong)}: is it a k-SAE of this format?")
     return {name: state[name].float() for name in names}

@@ -29,6 +29,8 @@ FIRST_ROWS = 32_768
 THRESHOLD_ROWS = 1024
 # Steps between looks at a CUDA device's losses where nobody else reads them.
 CHECK_EVERY = 256
+# Weights beyond this are no longer those of a k-SAE: products of some of them leave float32.
+LARGEST = 1e15
 
 
 @dataclass
@@ -64,7 +66,7 @@ class Member:
         """Take a step on the batch; the last one is checked, as no other step's loss will be.
 
         Raises:
-            ValueError: a loss, or a weight in the end, is not finite.
+            ValueError: a loss is not finite, or a weight in the end is not or nearly so.
         """
         assert self.state is not None
         self.state.batch += 1
@@ -76,12 +78,10 @@ class Member:
         self.state.stopped = _plateau(self.settings, self.state)
         if self.done or self.state.step % CHECK_EVERY == 0:
             self.state.check(self.settings)
-        if self.done and not all(
-            bool(w.isfinite().all()) for w in self.model.state_dict().values()
-        ):
+        if self.done and not all(_sane(w) for w in self.model.state_dict().values()):
             raise ValueError(
-                f"weights are not finite after step {done.step}, the last: lower learning_rate "
-                f"(it is {self.settings.learning_rate:g})"
+                f"weights are not finite, or above {LARGEST:g}, after step {done.step}, the last: lower "
+                f"learning_rate (it is {self.settings.learning_rate:g})"
             )
         return done
 
@@ -148,6 +148,11 @@ def _first_rows(batches: Batches, whole: bool) -> list[Tensor]:
     if not first:
         raise ValueError("there are no rows to train on: extract activations first")
     return first
+
+
+def _sane(weight: Tensor) -> bool:
+    low, high = weight.aminmax()
+    return bool((low > -LARGEST) & (high < LARGEST))  # false for NaN, which aminmax passes on
 
 
 def _plateau(settings: TrainSettings, state: TrainState) -> bool:

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from revelio.sae.checkpoint import DTYPES
 from revelio.sae.initialise import draw_weights
 from revelio.sae.kernel import Kernel, SparseKernel
 from revelio.sae.model import KSparseAutoencoder
@@ -24,7 +25,6 @@ from revelio.seeds import generator
 
 # Rows that travel at a time: 21 MB at the width 1,280.
 CHUNK = 4096
-_DTYPES = {torch.float32: "F32", torch.int64: "I64"}
 
 
 def sharded_model(
@@ -66,7 +66,7 @@ def save_sharded(folder: Path | None, model: KSparseAutoencoder, group: Group) -
     tensors = {name: value.data for name, value in sorted(model.state_dict().items())}
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        settings = json.dumps(model.settings(), sort_keys=True, indent=2)
+        settings = json.dumps(model.settings(), sort_keys=True, indent=2, allow_nan=False)
         (folder / "config.json").write_text(settings)
         model.generate_model_card().save(folder / "README.md")
     ShardedFiles(group, model.n).save(folder and folder / "model.safetensors", tensors)
@@ -94,10 +94,10 @@ class ShardedFiles:
         header: dict[str, Any] = {}
         end = 0
         for name, tensor in tensors.items():
-            shape = [len(tensor) if _whole(name) else self.n, *tensor.shape[1:]]
+            shape = self.shape(name, tensor)
             size = tensor.element_size() * int(torch.Size(shape).numel())
             offsets = [end, end + size]
-            header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": shape, "data_offsets": offsets}
+            header[name] = {"dtype": DTYPES[tensor.dtype], "shape": shape, "data_offsets": offsets}
             end += size
         text = json.dumps(header | {"__metadata__": {"format": "pt"}}).encode()
         text += b" " * (-len(text) % 8)
@@ -114,6 +114,10 @@ class ShardedFiles:
             else:
                 share = self.group.share(self.n)
                 into.copy_(file.get_slice(name)[share.start : share.stop])
+
+    def shape(self, name: str, tensor: Tensor) -> list[int]:
+        """The whole tensor's shape, of which this process holds a part."""
+        return [len(tensor) if _whole(name) else self.n, *tensor.shape[1:]]
 
     def _stream(self, name: str, tensor: Tensor, file: Any) -> None:
         ranks = range(1 if _whole(name) else self.group.world)
