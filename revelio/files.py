@@ -20,7 +20,7 @@ from typing import Any
 from revelio.trust import path_in, printable
 
 _PARTIAL = re.compile(r"\..+\.\d+(-[0-9a-f]{8})?\.partial")
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class DiskFull(OSError):
@@ -134,9 +134,9 @@ def check_folder(path: Path) -> None:
     if not place.is_dir():
         raise ValueError(f"{printable(place)} is a file, not a folder: choose another place")
     try:
-        handle, name = tempfile.mkstemp(prefix=".", suffix=".partial", dir=place)
-        os.close(handle)
-        os.unlink(name)
+        probe = partial_path(place / "probe")
+        probe.open("xb").close()
+        probe.unlink()
     except OSError as error:
         if error.errno in _FULL:
             raise DiskFull(path, None) from error
@@ -163,7 +163,7 @@ def sweep(folder: Path) -> None:
     if not folder.is_dir():
         return
     for path in folder.iterdir():
-        if not _PARTIAL.fullmatch(path.name):
+        if not is_partial(path.name):
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -179,8 +179,15 @@ def reserve(path: Path, size: int) -> None:
     """
     with full_disk_named(path, size), path.open("ab") as file:
         file.truncate(size)
+        if size > shutil.disk_usage(path.parent).free + path.stat().st_blocks * 512:
+            raise DiskFull(path, size)
         if hasattr(os, "posix_fallocate") and size:
-            os.posix_fallocate(file.fileno(), 0, size)
+            try:
+                os.posix_fallocate(file.fileno(), 0, size)
+            except OSError as error:
+                # Some file systems cannot: the look at what is free must do.
+                if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+                    raise
 
 
 def user_cache() -> Path:
@@ -228,6 +235,11 @@ def full_disk_named(path: Path, needed: int | None = None) -> Iterator[None]:
 def partial_path(path: Path) -> Path:
     """A name beside ``path`` for what is not whole yet; :func:`sweep` knows it."""
     return path.with_name(f".{path.name[:200]}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+
+
+def is_partial(name: str) -> bool:
+    """Whether a name is one that :func:`partial_path` gives."""
+    return _PARTIAL.fullmatch(name) is not None
 
 
 def make_folder(path: Path) -> None:
@@ -299,7 +311,7 @@ def _settle(folder: Path) -> list[str]:
 def names_in(folder: Path) -> list[str]:
     """The files below a folder, relative to it, but for what is half-written."""
     found = (path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir())
-    return sorted(name.as_posix() for name in found if not _PARTIAL.fullmatch(name.parts[0]))
+    return sorted(name.as_posix() for name in found if not is_partial(name.parts[0]))
 
 
 def check_place(path: Path) -> None:

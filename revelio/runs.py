@@ -23,6 +23,7 @@ from typing import Any
 from revelio.files import (
     check_folder,
     full_disk_named,
+    is_partial,
     make_folder,
     remove_files,
     sweep,
@@ -76,6 +77,7 @@ NAMES += (
     "grids",
 )
 NAMES += ("gallery",)
+KEEP = 2  # checkpoints
 _STEP = re.compile(r"step_(\d{8,})")
 # The files of a checkpoint.
 _SAVED = re.compile(r"[\w.-]+\.safetensors|state\.json|training\.json")
@@ -126,6 +128,8 @@ class Run:
             whole = all((path / name).exists() for name in results)
             if not writes or (manifest["status"] == "finished" and whole):
                 _check_config(path, config_yaml)
+                if writes and (path / LOCK).exists():
+                    take_lock(path).release()  # a killed process's
                 return cls(path, manifest)
         else:
             _check_beginning(path, config_yaml, resume)
@@ -139,6 +143,7 @@ class Run:
             _check_config(path, config_yaml)
             if run.finished and not all((path / name).exists() for name in results):
                 run.manifest["status"] = "running"
+            run.truncate_metrics(math.inf)
         else:
             write_whole(path / "config.yaml", config_yaml)
             manifest = {"command": command, "status": "running", "started": _now()}
@@ -176,7 +181,7 @@ class Run:
         ):
             file.write(line)
 
-    def truncate_metrics(self, step: int) -> None:
+    def truncate_metrics(self, step: float) -> None:
         """Drop logged lines after ``step``, which a resumed run logs again, and a last line that was cut.
 
         Raises:
@@ -198,7 +203,7 @@ class Run:
         step: int,
         write: Callable[[Path], Any],
         *,
-        keep: int = 2,
+        keep: int = KEEP,
         needed: int | None = None,
     ) -> Path:
         """Let ``write`` fill a folder, which becomes ``checkpoints/step_…``; keep the last few.
@@ -213,20 +218,19 @@ class Run:
             DiskFull: there is no room.
         """
         # A checkpoint must not outlive the lines logged before it.
-        if self.metrics_path.exists():
-            with self.metrics_path.open("rb") as file:
-                os.fsync(file.fileno())
+        self._sync_metrics()
         path = self.path / "checkpoints" / f"step_{step:08d}"
         write_folder(path, write, needed=needed)
-        for old in self._checkpoints()[:-keep]:
-            remove_files(old, _SAVED.fullmatch)
+        self.drop_checkpoints(keep=keep)
         return path
 
-    def drop_checkpoints(self) -> None:
-        """Remove the checkpoints of a finished run."""
-        for folder in self._checkpoints():
+    def drop_checkpoints(self, *, keep: int) -> None:
+        """Remove the files of all checkpoints but the last ``keep``; what else is there stays."""
+        found = self._checkpoints()
+        for folder in found[: len(found) - keep]:
             remove_files(folder, _SAVED.fullmatch)
-        remove_files(self.path / "checkpoints", lambda name: False)
+        if not keep:
+            remove_files(self.path / "checkpoints", lambda name: False)
 
     def latest_checkpoint(self) -> tuple[int, Path] | None:
         """The last whole checkpoint, with its step."""
@@ -235,6 +239,7 @@ class Run:
 
     def finish(self, **entries: Any) -> None:
         """Mark the run as finished, with its wall time and any further entries; the last thing it writes."""
+        self._sync_metrics()
         self.manifest.update(entries)
         self.manifest.update(status="finished", ended=_now())
         self._write_manifest()
@@ -244,6 +249,11 @@ class Run:
         """Let other processes work in the folder."""
         if self._lock is not None:
             self._lock.release()
+
+    def _sync_metrics(self) -> None:
+        if self.metrics_path.exists():
+            with self.metrics_path.open("rb") as file:
+                os.fsync(file.fileno())
 
     def _checkpoints(self) -> list[Path]:
         """The checkpoints that hold files, by step."""
@@ -289,7 +299,8 @@ def _check_beginning(path: Path, config_yaml: str, resume: bool) -> None:
         ValueError: it may not.
     """
     check_folder(path)
-    inside = {entry.name for entry in path.iterdir()} if path.is_dir() else set[str]()
+    entries = path.iterdir() if path.is_dir() else ()
+    inside = {entry.name for entry in entries if not is_partial(entry.name)}
     taken = sorted(inside & set(NAMES))
     began = taken == ["config.yaml"] and _is_begun(path / "config.yaml", config_yaml)
     if taken and not began:

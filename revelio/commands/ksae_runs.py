@@ -79,12 +79,14 @@ def _open(config: "Config", store: "ActivationStore", team: "Team") -> _Training
 
 
 def _resume(training: _Training) -> None:
+    from revelio.runs import KEEP
     from revelio.sae.checkpoint import load_checkpoint
 
     record, member, team = training.record, training.member, training.team
     step, folder = record.latest_checkpoint() or (0, None)
     if team.main:
         record.truncate_metrics(step)
+        record.drop_checkpoints(keep=KEEP)
     if folder is None:
         return
     if team.main:

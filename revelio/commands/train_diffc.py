@@ -181,7 +181,7 @@ def _finish_again(config: Config) -> None:
 
     run_dir = Run.open(config.out, "train-diffc", to_yaml(config), resume=True)
     if run_dir.finished:
-        run_dir.drop_checkpoints()
+        run_dir.drop_checkpoints(keep=0)
     else:
         finish(run_dir, read_json(config.out / "report.json"))
     if config.cache_dir is None:

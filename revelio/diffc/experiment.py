@@ -84,7 +84,7 @@ def write_report(
 def finish(run: Run, report: dict[str, Any]) -> None:
     """Mark a run whose report is written as finished, then drop its checkpoints."""
     run.finish(top1=report["top1"])
-    run.drop_checkpoints()
+    run.drop_checkpoints(keep=0)
 
 
 def head_macs(shape: tuple[int, int, int], width: int) -> int:
