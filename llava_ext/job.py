@@ -37,6 +37,7 @@ from llava_ext.training import (
 )
 from revelio.activations.plan import duration, size
 from revelio.config import structure, to_plain, to_yaml
+from revelio.files import check_folder
 from revelio.runs import Run, read_json, write_json
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def run(config: PretrainConfig | FinetuneConfig) -> None:
     if config.resume and (config.out / "report.json").is_file():
         _finish_again(config, stage)
         return
+    check_folder(config.out)
     accumulation(config.stage.effective_batch, config.stage.batch_size, world_size())
     job = open_job(config, stage)
     run_dir = (

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from analysis_helpers import gallery_parts, toy_picture
+from backbones_helpers import tiny_sd
 from diffc_helpers import separable, write_folders
 from eval_helpers import review_row, write_jsonl
 from files_helpers import contents
@@ -21,7 +21,6 @@ from revelio.outputs import RECORD
 
 Words = Callable[[Path], list[object]]
 
-PIXELS = ["--backbone.name", "pixels"]
 # Names of what commands write, of what a user may have, and of another run's.
 FOREIGN = (
     *("config.yaml", "metrics.jsonl", "report.json", "report.html", "confusion.png"),
@@ -50,6 +49,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_store(root / "grids", grids, [str(i) for i in range(9)], labels, settings=settings)
     DiffC(6, 3, width=2, class_names=["a", "b", "c"], seed=0).save_pretrained(root / "diffc")
     write_folders(root / "folders", 2)
+    tiny_sd(root / "sd")
     write_jsonl(root / "reviews.jsonl", [review_row(i, "conv", (8.0, 6.0)) for i in range(3)])
     main(["top-images", "--store", str(root / "store"), "--ksae", str(root / "ksae"),
           "--out", str(root / "top")])  # fmt: skip
@@ -58,11 +58,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def commands(made: Path) -> dict[str, Words]:
     """A short call of every command that writes, for a place to write to."""
+    backbone = ["--backbone.name", made / "sd", "--backbone.image-size", 32]
     ksae = ["--store", made / "store", "--ksae", made / "ksae"]
     return {
         "extract": lambda out: [
-            *("extract", *PIXELS, "--layers", "pixels", "--timesteps", "--data.limit", 3),
-            *("--data.source", made / "images", "--backbone.image-size", 8, "--out", out),
+            *("extract", *backbone, "--data.limit", 3, "--data.source", made / "images"),
+            *("--layers", "bottleneck", "--out", out),
         ],
         "train-ksae": lambda out: [
             *("train-ksae", "--store", made / "rows", "--steps", 2, "--expansion", 2, "--k", 2),
@@ -81,13 +82,13 @@ def commands(made: Path) -> dict[str, Words]:
             *("--latents", 5, "--map-method", "pca", "--out", out),
         ],
         "pca-maps": lambda out: [
-            *("pca-maps", *PIXELS, "--layers", "pixels", "--timesteps", "--data.limit", 3),
-            *("--data.source", made / "images", "--backbone.image-size", 8, "--out", out),
+            *("pca-maps", *backbone, "--data.limit", 3, "--data.source", made / "images"),
+            *("--layers", "bottleneck", "--out", out),
         ],
         "purity": lambda out: ["purity", "--top", made / "top", "--draws", 9, "--out", out],
         "demo": lambda out: [
-            *("demo", "--images", made / "folders", *PIXELS, "--layers", "pixels"),
-            *("--timesteps", "--steps", 1, "--out", out),
+            *("demo", "--images", made / "folders", *backbone, "--layers", "bottleneck"),
+            *("--timesteps", "25", "--steps", 1, "--out", out),
         ],
         "score": lambda out: [
             *("score", "--reviews", made / "reviews.jsonl", "--resamples", 9, "--json", out),
@@ -123,7 +124,7 @@ def put(folder: Path, names: tuple[str, ...]) -> dict[str, bytes]:
 
 
 def test_the_table_has_every_command_that_writes() -> None:
-    read_only = {"backbones", "models"}
+    read_only = {"backbones", "models", "plan-ksae"}
     assert set(NAMES) - read_only == set(WRITERS) - {"score"}
 
 
@@ -204,7 +205,12 @@ def test_a_place_of_the_wrong_kind_is_refused_before_the_work(
 ) -> None:
     (tmp_path / "file").write_text("precious")
     places = [tmp_path / "file" / "below", tmp_path / "file"]
-    monkeypatch.setattr(torch, "no_grad", lambda: pytest.fail("the work began"))
+
+    def began(*arguments: object, **named: object) -> None:
+        pytest.fail("the work began")
+
+    monkeypatch.setattr("revelio.activations.store.ActivationStore.open", began)
+    monkeypatch.setattr("revelio.data.open.open_dataset", began)
     for place in places:
         assert call(made, name, place) == 2
     assert contents(tmp_path) == {"file": b"precious"}

@@ -139,11 +139,13 @@ def run(config: Config) -> None:
     from revelio.diffc.cache import drop_cache
     from revelio.diffc.experiment import write_report
     from revelio.diffc.fit import check_pair
+    from revelio.files import check_folder
     from revelio.runs import Run
 
     if config.resume and all((config.out / name).is_file() for name in RESULTS):
         _finish_again(config)
         return
+    check_folder(config.out)
     started = time.monotonic()
     inputs = _open(config)
     settings, views = _settings(config, inputs), _views(config)
