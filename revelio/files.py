@@ -247,7 +247,8 @@ def make_folder(path: Path) -> None:
     if path.is_dir():
         return
     make_folder(path.parent)
-    path.mkdir(exist_ok=True)
+    with full_disk_named(path):
+        path.mkdir(exist_ok=True)
     sync_folder(path.parent)
 
 
@@ -258,7 +259,8 @@ def sync_folder(path: Path) -> None:
     except OSError:
         return
     try:
-        os.fsync(handle)
+        with full_disk_named(path):
+            os.fsync(handle)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EACCES):
             raise

@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from revelio.files import partial_path, write_whole
+from revelio.files import full_disk_named, partial_path, write_whole
 from revelio.trust import printable, read_object
 
 NAME = ".lock"
@@ -58,7 +58,9 @@ def take_lock(folder: Path) -> Lock:
     """
     path, owner = folder / NAME, _self()
     for _ in range(10):
-        if _create(path, owner):
+        with full_disk_named(path):
+            made = _create(path, owner)
+        if made:
             return Lock(path, owner)
         found = _read(path)
         if _same_process(found, owner):

@@ -252,7 +252,7 @@ class Run:
 
     def _sync_metrics(self) -> None:
         if self.metrics_path.exists():
-            with self.metrics_path.open("rb") as file:
+            with full_disk_named(self.metrics_path), self.metrics_path.open("rb") as file:
                 os.fsync(file.fileno())
 
     def _checkpoints(self) -> list[Path]:

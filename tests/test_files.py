@@ -287,9 +287,10 @@ def test_only_one_of_many_gets_the_lock(tmp_path: Path) -> None:
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     started = [subprocess.Popen(words, **pipes) for _ in range(8)]  # type: ignore[call-overload]
     for process in started:
+        assert process.stdin is not None and process.stdout is not None
         process.stdin.write("\n")
         process.stdin.flush()
-    lines = [process.stdout.readline().strip() for process in started]
+    lines = [process.stdout.readline().strip() for process in started if process.stdout]
     for process in started:
         process.communicate("\n")
     assert lines.count("held") == 1, lines

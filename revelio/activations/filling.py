@@ -59,6 +59,8 @@ class OpenShard:
                 None if labels is None else [labels[i] for i in self._indices],
                 self._skipped,
             )
+        except DiskFull:
+            raise
         except OSError as error:
             raise OSError(
                 f"can't write {folder / shard_name(self._number)}: {error.strerror or error}; "
