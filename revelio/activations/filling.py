@@ -10,6 +10,7 @@ from revelio.activations.job import Extraction, Lacking
 from revelio.activations.recipe import Pass
 from revelio.activations.shard import DTYPES, shard_name, write_shard
 from revelio.activations.sources import Encoded
+from revelio.files import DiskFull
 
 
 class OpenShard:
