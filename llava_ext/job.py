@@ -96,6 +96,7 @@ def _finish_again(config: PretrainConfig | FinetuneConfig, stage: Stage) -> None
         run_dir = Run.open(config.out, stage, to_yaml(config), resume=True)
         if not run_dir.finished:
             run_dir.finish()
+        run_dir.close()
     _say(f"this run is finished: see {config.out / 'final'}")
 
 

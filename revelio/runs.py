@@ -111,7 +111,8 @@ class Run:
             command: whose run it is.
             config_yaml: its settings.
             resume: whether to go on with a run that is there.
-            results: what a finished run has; it is unfinished again where one of these is missing.
+            results: what a finished run has, and is not locked for; it is unfinished again where one of
+                these is missing.
             writes: False for further processes of a run that another has opened: they only read.
 
         Raises:
@@ -126,7 +127,8 @@ class Run:
         if manifest_path.exists():
             manifest = _read_manifest(manifest_path, command)
             whole = all((path / name).exists() for name in results)
-            if not writes or (manifest["status"] == "finished" and whole):
+            done = bool(results) and whole and manifest["status"] == "finished"
+            if done or not writes:
                 _check_config(path, config_yaml)
                 if writes and (path / LOCK).exists():
                     take_lock(path).release()  # a killed process's
@@ -135,8 +137,8 @@ class Run:
             _check_beginning(path, config_yaml, resume)
         make_folder(path)
         lock = take_lock(path)
-        for folder in (path, path / "checkpoints", path / "seeds", path / "stages"):
-            sweep(folder)
+        for name in ("", "checkpoints", "final", "gallery", "ksae", "seeds", "stages"):
+            sweep(path / name)
         if manifest_path.exists():
             # Read again: until now another process may have written it.
             run = cls(path, _read_manifest(manifest_path, command), lock)

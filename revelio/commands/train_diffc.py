@@ -181,7 +181,7 @@ def _finish_again(config: Config) -> None:
     from revelio.diffc.experiment import finish
     from revelio.runs import Run, read_json
 
-    run_dir = Run.open(config.out, "train-diffc", to_yaml(config), resume=True)
+    run_dir = Run.open(config.out, "train-diffc", to_yaml(config), resume=True, results=RESULTS)
     if run_dir.finished:
         run_dir.drop_checkpoints(keep=0)
     else:
