@@ -12,11 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffc_helpers import separable
 from files_helpers import contents
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from revelio import files, lock
+from revelio.diffc.cache import CacheSettings, drop_cache, fill_cache
+from revelio.diffc.sources import TensorGrids
 from revelio.files import DiskFull, write_folder, write_whole, write_whole_by
 from revelio.outputs import RECORD, check_file, has_keys, replace_files
 from revelio.runs import Run
@@ -375,3 +378,45 @@ def test_a_store_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('{"format": 1, "shards": []}')
     with pytest.raises(ValueError, match="no run's manifest"):
         Run.open(tmp_path, "t", "a: 1\n", resume=True)
+
+
+def test_views_in_files_need_room_first_and_only_they_are_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grids, labels = separable(2)
+    source = TensorGrids([grids], labels)
+    settings = CacheSettings(0, torch.float16, 0.0, 2, tmp_path / "cache", {"layer": "mix"})
+
+    def full(handle: int, start: int, size: int) -> None:
+        assert size == grids.numel() * 2
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", full)
+        with pytest.raises(DiskFull, match=r"no room for .*-v0\.partial \(it needs"):
+            list(fill_cache(source, settings))
+    kept = list(fill_cache(source, settings))[-1].grids
+    assert kept is not None and torch.equal(kept.grids(range(6), 0), grids.half())
+    (tmp_path / "cache" / "mine.bin").write_text("mine")
+    drop_cache(tmp_path / "cache")
+    assert contents(tmp_path / "cache") == {"mine.bin": b"mine"}
+    (tmp_path / "cache" / "mine.bin").unlink()
+    drop_cache(tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_what_cannot_be_written_is_said_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(self: Path, *arguments: object) -> None:
+        raise PermissionError(errno.EROFS, "Read-only file system", str(self))
+
+    monkeypatch.setattr(Path, "open", refused)
+    for check in (
+        lambda: files.check_folder(tmp_path / "a" / "b"),
+        lambda: check_file(tmp_path / "a" / "b", has_keys("x"), "ours"),
+        lambda: Run.open(tmp_path / "run", "t", "a: 1\n"),
+    ):
+        with pytest.raises(ValueError, match=r"can't be written: Read-only file system"):
+            check()
+    assert not list(tmp_path.iterdir())
