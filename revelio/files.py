@@ -32,7 +32,7 @@ class DiskFull(OSError):
         super().__init__(
             errno.ENOSPC,
             f"the disk is full: no room for {printable(path)} ({needs}{_size(free)} free); "
-            "make room and go on with --resume, or run it again",
+            "make room, then resume or run it again",
         )
 
     def __str__(self) -> str:
