@@ -22,7 +22,8 @@ from llava_ext.language import assemble, load_language_model, load_tokenizer
 from llava_ext.model import LlavaModel, TowerShape
 from revelio.backbones.source import HUB_ID
 from revelio.config import structure, to_plain
-from revelio.runs import read_json, write_json, write_whole, write_whole_by
+from revelio.files import names_in, write_folder, write_whole
+from revelio.runs import read_json, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,7 +49,7 @@ def save_model(
     Args:
         model: what to write.
         tokenizer: its tokenizer.
-        path: a folder of its own; a model that is there is replaced.
+        path: a folder of its own; the files of a model of the same parts are replaced.
         language: ``reference`` writes only the language model's name, ``whole`` its weights; ``auto`` writes
             them where they were trained. Adapters are always written.
         state: the model's state dict, where the model itself holds only a part (ZeRO-3).
@@ -64,7 +65,17 @@ def save_model(
         )
     whole = model.language_changed if language == "auto" else language == "whole"
     weights = dict(model.state_dict() if state is None else state)
-    write_whole_by(path, lambda folder: _write(model, tokenizer, folder, weights, whole))
+
+    def fill(folder: Path) -> None:
+        _write(model, tokenizer, folder, weights, whole)
+        # Weights of an earlier model would be read in the place of these, or beside them.
+        left = sorted(set(names_in(path)) - set(names_in(folder)))
+        if strangers := [name for name in left if "/" in name]:
+            raise ValueError(
+                f"{path} holds {strangers[0]}, which is no part of this model: choose another folder"
+            )
+
+    write_folder(path, fill)
 
 
 def _write(
@@ -76,7 +87,6 @@ def _write(
 ) -> None:
     from peft import PeftModel
 
-    folder.mkdir(parents=True)
     adapter = isinstance(model.language_model, PeftModel)
     entries = {
         "format": FORMAT,

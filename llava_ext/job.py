@@ -37,6 +37,7 @@ from llava_ext.training import (
 )
 from revelio.activations.plan import duration, size
 from revelio.config import structure, to_plain, to_yaml
+from revelio.files import check_folder
 from revelio.runs import Run, read_json, write_json
 
 if TYPE_CHECKING:
@@ -64,8 +65,9 @@ def run(config: PretrainConfig | FinetuneConfig) -> None:
     started = time.monotonic()
     stage: Stage = "finetune" if isinstance(config, FinetuneConfig) else "pretrain"
     if config.resume and (config.out / "report.json").is_file():
-        _say(f"this run is finished: see {config.out / 'final'}")
+        _finish_again(config, stage)
         return
+    check_folder(config.out)
     accumulation(config.stage.effective_batch, config.stage.batch_size, world_size())
     job = open_job(config, stage)
     run_dir = (
@@ -86,6 +88,16 @@ def run(config: PretrainConfig | FinetuneConfig) -> None:
     if run_dir is not None:
         _write(run_dir, job, trainer, state, started)
     trainer.end()
+
+
+def _finish_again(config: PretrainConfig | FinetuneConfig, stage: Stage) -> None:
+    """Finish a run whose report is there: it was stopped at the very end, or not at all."""
+    if is_main():
+        run_dir = Run.open(config.out, stage, to_yaml(config), resume=True)
+        if not run_dir.finished:
+            run_dir.finish()
+        run_dir.close()
+    _say(f"this run is finished: see {config.out / 'final'}")
 
 
 def open_job(config: PretrainConfig | FinetuneConfig, stage: Stage) -> Job:

@@ -24,6 +24,7 @@ from llava_ext.model import LlavaModel
 from llava_ext.order import Order
 from llava_ext.stages import StageOptions, accumulation
 from llava_ext.towers import Tower
+from revelio.files import write_whole_by
 from revelio.runs import Run
 
 TRAINED = "trained.safetensors"
@@ -73,7 +74,7 @@ class LlavaTrainer(Trainer):
         if self.is_deepspeed_enabled or not self.args.should_save:
             return
         trained = {name: p.detach().cpu() for name, p in _trained(self.model).items()}
-        save_file(trained, Path(output_dir) / TRAINED)
+        write_whole_by(Path(output_dir) / TRAINED, lambda path: save_file(trained, path))
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: torch.nn.Module | None = None

@@ -2,67 +2,49 @@
 
     config.yaml   manifest.json   metrics.jsonl   checkpoints/step_00000100/   final/   report.json
 
-Every file is written whole under a temporary name and then renamed, or not at all.
+Every file is written whole or not at all (:mod:`revelio.files`), by one process at a time
+(:mod:`revelio.lock`). A run is finished when its manifest says so, which is written after everything else;
+`--resume` goes on from whatever a kill, a power cut or a full disk has left.
 """
 
 import hashlib
 import json
+import math
 import os
 import platform
-import shutil
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from revelio.files import (
+    check_folder,
+    full_disk_named,
+    is_partial,
+    make_folder,
+    remove_files,
+    sweep,
+    write_folder,
+    write_whole,
+    write_whole_by,
+)
+from revelio.lock import NAME as LOCK
+from revelio.lock import Lock, take_lock
+from revelio.trust import printable, read_json, read_json_lines, read_object, read_text
+
+__all__ = [
+    "Run", "read_json", "sha256", "versions", "write_folder", "write_json", "write_whole", "write_whole_by",
+]  # fmt: skip
+
 PACKAGES = ("revelio", "torch", "diffusers", "transformers", "accelerate")
-
-
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write ``content`` to ``path`` so that a reader sees all of it or none of it."""
-    data = content.encode() if isinstance(content, str) else content
-    write_whole_by(path, lambda temporary: temporary.write_bytes(data))
-
-
-def write_whole_by(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let ``write`` make a file or folder under a temporary name, then move it to ``path``.
-
-    A folder already at ``path`` is replaced. Nothing is left behind when ``write`` fails.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        write(temporary)
-        if path.is_dir():
-            shutil.rmtree(path)
-        temporary.replace(path)
-    except BaseException:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
-        raise
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented JSON; NaN and infinity, which JSON lacks, are an error."""
     write_whole(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        ValueError: the file is not there or is no JSON; the message names it.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(f"no file at {path}") from error
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
 
 
 def sha256(path: Path) -> str:
@@ -82,40 +64,94 @@ def versions() -> dict[str, str]:
     return found
 
 
+# What a run writes: in a folder that holds no run, none of these may be there already.
+NAMES = ("config.yaml", "manifest.json", "metrics.jsonl", "checkpoints", "final", "report.json")
+NAMES += (
+    "report.html",
+    "confusion.png",
+    "seeds",
+    "cache",
+    "stages",
+    "activations",
+    "ksae",
+    "grids",
+)
+NAMES += ("gallery",)
+KEEP = 2  # checkpoints
+_STEP = re.compile(r"step_(\d{8,})")
+# The files of a checkpoint.
+_SAVED = re.compile(r"[\w.-]+\.safetensors|state\.json|training\.json")
+
+
 class Run:
     """A run directory. Make one with :meth:`open`."""
 
-    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+    def __init__(self, path: Path, manifest: dict[str, Any], lock: Lock | None = None) -> None:
         self.path = path
         self.manifest = manifest
+        self._lock = lock
         self._started = time.monotonic()
         self._before = float(manifest.get("seconds", 0.0))
 
     @classmethod
-    def open(cls, path: Path, command: str, config_yaml: str, *, resume: bool = False) -> "Run":
+    def open(
+        cls,
+        path: Path,
+        command: str,
+        config_yaml: str,
+        *,
+        resume: bool = False,
+        results: Sequence[str] = (),
+        writes: bool = True,
+    ) -> "Run":
         """Create the run directory, or go on with the one that is there.
 
+        Args:
+            path: the directory.
+            command: whose run it is.
+            config_yaml: its settings.
+            resume: whether to go on with a run that is there.
+            results: what a finished run has, and is not locked for; it is unfinished again where one of
+                these is missing.
+            writes: False for further processes of a run that another has opened: they only read.
+
         Raises:
-            ValueError: there is a run already and ``resume`` is off, or its config differs.
+            ValueError: there is a run already and ``resume`` is off, it is another command's or its config
+                differs, another process is at work in it, or something else takes a name of a run's.
         """
         manifest_path = path / "manifest.json"
         if manifest_path.exists() and not resume:
             raise ValueError(
                 f"{path} already holds a run: continue it with --resume, or choose another --out"
             )
-        if path.exists() and not path.is_dir():
-            raise ValueError(f"{path} is a file: choose a folder with --out")
-        if not manifest_path.exists():
-            if resume and path.exists() and any(path.iterdir()):
-                raise ValueError(f"{path} holds files but no run to resume: choose another --out")
+        if manifest_path.exists():
+            manifest = _read_manifest(manifest_path, command)
+            whole = all((path / name).exists() for name in results)
+            done = bool(results) and whole and manifest["status"] == "finished"
+            if done or not writes:
+                _check_config(path, config_yaml)
+                if writes and (path / LOCK).exists():
+                    take_lock(path).release()  # a killed process's
+                return cls(path, manifest)
+        else:
+            _check_beginning(path, config_yaml, resume)
+        make_folder(path)
+        lock = take_lock(path)
+        for name in ("", "checkpoints", "final", "gallery", "ksae", "seeds", "stages"):
+            sweep(path / name)
+        if manifest_path.exists():
+            # Read again: until now another process may have written it.
+            run = cls(path, _read_manifest(manifest_path, command), lock)
+            _check_config(path, config_yaml)
+            if run.finished and not all((path / name).exists() for name in results):
+                run.manifest["status"] = "running"
+            run.truncate_metrics(math.inf)
+        else:
             write_whole(path / "config.yaml", config_yaml)
             manifest = {"command": command, "status": "running", "started": _now()}
-            run = cls(path, manifest | {"versions": versions(), "inputs": {}})
-            run._write_manifest()
-            return run
-        manifest = read_json(manifest_path)
-        _check_same_config((path / "config.yaml").read_text(encoding="utf-8"), config_yaml, path)
-        return cls(path, manifest)
+            run = cls(path, manifest | {"versions": versions(), "inputs": {}}, lock)
+        run._write_manifest()
+        return run
 
     @property
     def metrics_path(self) -> Path:
@@ -127,36 +163,76 @@ class Run:
         """Whether the run has reached its end."""
         return self.manifest.get("status") == "finished"
 
-    def log(self, **metrics: Any) -> None:
-        """Append one line to ``metrics.jsonl``."""
-        with self.metrics_path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(metrics) + "\n")
+    @property
+    def seconds(self) -> float:
+        """Wall time so far, of all processes that worked on it."""
+        return round(self._before + time.monotonic() - self._started, 3)
 
-    def truncate_metrics(self, step: int) -> None:
-        """Drop logged lines after ``step``: a resumed run logs them again."""
+    def log(self, **metrics: Any) -> None:
+        """Append one line to ``metrics.jsonl``.
+
+        Raises:
+            DiskFull: there is no room.
+        """
+        # JSON has no word for NaN and infinity.
+        plain = {name: None if _not_finite(value) else value for name, value in metrics.items()}
+        line = json.dumps(plain) + "\n"
+        with (
+            full_disk_named(self.metrics_path, len(line)),
+            self.metrics_path.open("a", encoding="utf-8") as file,
+        ):
+            file.write(line)
+
+    def truncate_metrics(self, step: float) -> None:
+        """Drop logged lines after ``step``, which a resumed run logs again, and a last line that was cut.
+
+        Raises:
+            ValueError: another line can't be read; the message names file and line.
+        """
         if not self.metrics_path.exists():
             return
-        lines = self.metrics_path.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if line and json.loads(line).get("step", 0) <= step]
-        write_whole(self.metrics_path, "".join(line + "\n" for line in kept))
+        lines = read_json_lines(self.metrics_path, torn=True)
+        kept = [line for line in lines if line.get("step", 0) <= step]
+        write_whole(self.metrics_path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def add_input(self, name: str, value: Any) -> None:
         """Record an input (a path with its hash, a model with its revision) in the manifest."""
         self.manifest.setdefault("inputs", {})[name] = value
         self._write_manifest()
 
-    def save_checkpoint(self, step: int, write: Callable[[Path], Any], *, keep: int = 2) -> Path:
-        """Let ``write`` fill a folder, which becomes ``checkpoints/step_…``; keep the last few."""
+    def save_checkpoint(
+        self,
+        step: int,
+        write: Callable[[Path], Any],
+        *,
+        keep: int = KEEP,
+        needed: int | None = None,
+    ) -> Path:
+        """Let ``write`` fill a folder, which becomes ``checkpoints/step_…``; keep the last few.
+
+        Args:
+            step: after which.
+            write: gets an empty folder.
+            keep: how many checkpoints stay.
+            needed: bytes that it takes, where that is known.
+
+        Raises:
+            DiskFull: there is no room.
+        """
+        # A checkpoint must not outlive the lines logged before it.
+        self._sync_metrics()
         path = self.path / "checkpoints" / f"step_{step:08d}"
-
-        def fill(temporary: Path) -> None:
-            temporary.mkdir()
-            write(temporary)
-
-        write_whole_by(path, fill)
-        for old in self._checkpoints()[:-keep]:
-            shutil.rmtree(old)
+        write_folder(path, write, needed=needed)
+        self.drop_checkpoints(keep=keep)
         return path
+
+    def drop_checkpoints(self, *, keep: int) -> None:
+        """Remove the files of all checkpoints but the last ``keep``; what else is there stays."""
+        found = self._checkpoints()
+        for folder in found[: len(found) - keep]:
+            remove_files(folder, _SAVED.fullmatch)
+        if not keep:
+            remove_files(self.path / "checkpoints", lambda name: False)
 
     def latest_checkpoint(self) -> tuple[int, Path] | None:
         """The last whole checkpoint, with its step."""
@@ -164,21 +240,92 @@ class Run:
         return (int(found[-1].name.removeprefix("step_")), found[-1]) if found else None
 
     def finish(self, **entries: Any) -> None:
-        """Mark the run as finished, with its wall time and any further manifest entries."""
+        """Mark the run as finished, with its wall time and any further entries; the last thing it writes."""
+        self._sync_metrics()
         self.manifest.update(entries)
         self.manifest.update(status="finished", ended=_now())
         self._write_manifest()
+        self.close()
+
+    def close(self) -> None:
+        """Let other processes work in the folder."""
+        if self._lock is not None:
+            self._lock.release()
+
+    def _sync_metrics(self) -> None:
+        if self.metrics_path.exists():
+            with full_disk_named(self.metrics_path), self.metrics_path.open("rb") as file:
+                os.fsync(file.fileno())
 
     def _checkpoints(self) -> list[Path]:
-        return sorted((self.path / "checkpoints").glob("step_*"))
+        """The checkpoints that hold files, by step."""
+        found = (path for path in (self.path / "checkpoints").glob("step_*") if path.is_dir())
+        whole = [p for p in found if _STEP.fullmatch(p.name) and any(_saved(p))]
+        return sorted(whole, key=lambda path: int(path.name.removeprefix("step_")))
 
     def _write_manifest(self) -> None:
-        self.manifest["seconds"] = round(self._before + time.monotonic() - self._started, 3)
+        self.manifest["seconds"] = self.seconds
         write_json(self.path / "manifest.json", self.manifest)
+
+
+def _not_finite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _saved(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if _SAVED.fullmatch(path.name)]
 
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _read_manifest(path: Path, command: str) -> dict[str, Any]:
+    manifest = read_object(path)
+    if "command" not in manifest or not isinstance(manifest.get("status"), str):
+        raise ValueError(f"{printable(path)} is no run's manifest: choose another --out")
+    if manifest["command"] != command:
+        raise ValueError(
+            f"{path.parent} holds a run of {printable(manifest['command'])}, not of {command}: "
+            "choose another --out"
+        )
+    if type(manifest.get("seconds", 0.0)) not in (int, float):
+        raise ValueError(f"{printable(path)} has seconds {printable(manifest['seconds'])}")
+    return manifest
+
+
+def _check_beginning(path: Path, config_yaml: str, resume: bool) -> None:
+    """See whether a run may begin in ``path``: where it is empty, began here, or is full of other names.
+
+    Raises:
+        ValueError: it may not.
+    """
+    check_folder(path)
+    entries = path.iterdir() if path.is_dir() else ()
+    inside = {entry.name for entry in entries if not is_partial(entry.name)}
+    taken = sorted(inside & set(NAMES))
+    began = taken == ["config.yaml"] and _is_begun(path / "config.yaml", config_yaml)
+    if taken and not began:
+        raise ValueError(
+            f"{path} holds {taken[0]}, which is of no run of this command: choose another --out"
+        )
+    if resume and inside and not began and LOCK not in inside:
+        raise ValueError(f"{path} holds files but no run to resume: choose another --out")
+
+
+def _is_begun(path: Path, config_yaml: str) -> bool:
+    """Whether a run with these settings was stopped right after writing them down."""
+    try:
+        old = read_text(path)
+        if old.strip("\0 \n"):
+            _check_same_config(old, config_yaml, path.parent)
+    except ValueError:
+        return False
+    return True
+
+
+def _check_config(path: Path, config_yaml: str) -> None:
+    _check_same_config(read_text(path / "config.yaml"), config_yaml, path)
 
 
 def _check_same_config(old: str, new: str, path: Path) -> None:

@@ -46,7 +46,7 @@ def regular_file(path: Path) -> Path:
     return path
 
 
-def read_text(path: Path, *, limit: int = TEXT_LIMIT) -> str:
+def read_text(path: Path, *, limit: int = TEXT_LIMIT, errors: str = "strict") -> str:
     """A text file in UTF-8, with or without a byte-order mark.
 
     Raises:
@@ -56,7 +56,7 @@ def read_text(path: Path, *, limit: int = TEXT_LIMIT) -> str:
     if size > limit:
         raise ValueError(f"{printable(path)} has {size} bytes, more than the {limit} allowed")
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return path.read_bytes().decode("utf-8-sig", errors)
     except UnicodeDecodeError as error:
         raise ValueError(f"{printable(path)} is not UTF-8 text: {error}") from error
 
@@ -108,7 +108,8 @@ def read_json_lines(path: Path, *, torn: bool = False) -> list[dict[str, Any]]:
     Raises:
         ValueError: a line is no JSON object; the message names file and line.
     """
-    lines = read_text(path).split("\n")
+    # What a cut leaves of a last line need not be UTF-8.
+    lines = read_text(path, errors="replace" if torn else "strict").split("\n")
     found: list[dict[str, Any]] = []
     for number, line in enumerate(lines, 1):
         if not line.strip():

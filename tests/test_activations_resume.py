@@ -25,18 +25,19 @@ def test_resume_after_a_kill_at_any_write_gives_the_same_bytes(tmp_path, monkeyp
     settings = SETTINGS | {"timesteps": (25,), "on_error": "skip"}
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     extract(dataset, FakeBackbone(), whole, latents=whole / "z0", **settings)
-    replaced, calls = Path.replace, 0
+    replaced, calls = os.replace, 0
 
-    def dying(self, target):
+    def dying(source, target):
         # A kill -9 between writing and renaming leaves the temporary file behind.
         nonlocal calls
         calls += 1
         if calls == moment + 1:
-            self.with_name(f".{Path(target).name}.1.partial").write_bytes(self.read_bytes()[:9])
+            torn = Path(target).with_name(f".{Path(target).name}.1.partial")
+            torn.write_bytes(Path(source).read_bytes()[:9])
             raise Killed
-        return replaced(self, target)
+        return replaced(source, target)
 
-    monkeypatch.setattr(Path, "replace", dying)
+    monkeypatch.setattr(os, "replace", dying)
     with pytest.raises(Killed):
         extract(dataset, FakeBackbone(), cut, latents=cut / "z0", **settings)
     monkeypatch.undo()

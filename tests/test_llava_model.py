@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from files_helpers import contents
 from llava_helpers import model_config, tiny_llama, tiny_mpt
 
 from llava_ext.checkpoint import load_model, load_projectors
@@ -254,6 +255,21 @@ def test_damaged_or_foreign_folders_are_one_line(folders, tmp_path):
     (tmp_path / "full/thesis.txt").write_text("mine")
     with pytest.raises(ValueError, match="holds files that are no model"):
         model.save_pretrained(tmp_path / "full", load_tokenizer(str(folders["llama"])))
+
+
+def test_saving_over_a_model_leaves_other_files_and_refuses_stale_weights(folders, tmp_path):
+    model = build(folders["llama"])
+    tokenizer = load_tokenizer(str(folders["llama"]))
+    model.save_pretrained(tmp_path / "a", tokenizer, language="whole")
+    (tmp_path / "a" / "notes.txt").write_text("mine")
+    before = contents(tmp_path / "a")
+    model.save_pretrained(tmp_path / "a", tokenizer, language="whole")
+    assert contents(tmp_path / "a") == before
+    (tmp_path / "a" / "language_model" / "model-00001-of-00002.safetensors").write_text("stale")
+    before = contents(tmp_path / "a")
+    with pytest.raises(ValueError, match=r"model-00001-of-00002.*no part of this model"):
+        model.save_pretrained(tmp_path / "a", tokenizer, language="whole")
+    assert contents(tmp_path / "a") == before
 
 
 def test_pad_token_and_context(folders):

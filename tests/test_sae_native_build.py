@@ -1,5 +1,9 @@
 """Compiling the native kernel: once, into the cache; or one line that says why not, and PyTorch instead."""
 
+import os
+import pathlib
+import tempfile
+
 import pytest
 
 from revelio.sae import kernel_native_build as build
@@ -90,3 +94,62 @@ def test_the_kernel_asked_for_by_name_is_taken():
     assert "PyTorch" in choose_kernel("torch").reason
     with pytest.raises(ValueError, match="unknown kernel 'fast'"):
         choose_kernel("fast")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "without hash", "hash cut"])
+def test_a_damaged_library_is_never_loaded_but_compiled_again(empty_cache, monkeypatch, damage):
+    # A copy of the compiled kernel stands for the compiler's work.
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    compiled = build.library_path()
+    assert choose_kernel("native") and build.is_whole(compiled)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(empty_cache))
+    monkeypatch.setenv("CXX", stub(empty_cache, f'for last; do :; done; cp {compiled} "$last"'))
+    build.library.cache_clear()
+    path = build.library_path()
+    assert path != compiled and must_compile("auto", "cpu")
+    choose_kernel("native")
+    assert build.is_whole(path) and not must_compile("auto", "cpu")
+    whole, digest = path.read_bytes(), build.hash_path(path).read_text()
+    changes = {
+        "cut": lambda: path.write_bytes(whole[: len(whole) // 2]),
+        "flipped": lambda: path.write_bytes(whole[:-9] + b"\x01" + whole[-8:]),
+        "empty": lambda: path.write_bytes(b""),
+        "without hash": lambda: build.hash_path(path).unlink(),
+        "hash cut": lambda: build.hash_path(path).write_text(digest[:20]),
+    }
+    path.unlink()  # what is loaded must not change under the process
+    path.write_bytes(whole)
+    changes[damage]()
+    build.library.cache_clear()
+    assert must_compile("auto", "cpu")
+    choose_kernel("native")
+    assert path.read_bytes() == whole and build.hash_path(path).read_text() == digest
+
+
+def test_without_a_home_the_cache_is_this_users_temporary_folder(tmp_path, monkeypatch):
+    def nobody(*arguments):
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pathlib.Path, "home", nobody)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = build.native_cache()
+    assert folder == tmp_path / f"revelio-{os.getuid()}"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    folder.chmod(0o777)
+    with pytest.raises(build.NativeUnavailable, match="not this user's alone: set XDG_CACHE_HOME"):
+        build.native_cache()
+    folder.rmdir()
+    folder.symlink_to(tmp_path)
+    assert isinstance(choose_kernel("auto").kernel, SparseKernel)
+
+
+def test_a_home_that_is_a_file_or_missing_is_passed_over(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert build.native_cache() == tmp_path / "home" / ".cache" / "revelio"
+    monkeypatch.setenv("HOME", str(tmp_path / "file" / "below"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert build.native_cache() == tmp_path / f"revelio-{os.getuid()}"

@@ -10,6 +10,7 @@ from revelio.activations.job import Extraction, Lacking
 from revelio.activations.recipe import Pass
 from revelio.activations.shard import DTYPES, shard_name, write_shard
 from revelio.activations.sources import Encoded
+from revelio.files import DiskFull
 
 
 class OpenShard:
@@ -64,6 +65,8 @@ class OpenShard:
                 None if labels is None else [labels[i] for i in self._indices],
                 self._skipped,
             )
+        except DiskFull:
+            raise
         except OSError as error:
             raise OSError(
                 f"can't write {folder / shard_name(self._number)}: {error.strerror or error}; "

@@ -13,6 +13,7 @@ from typing import Any
 
 from revelio.activations.manifest import MANIFEST, UNFINISHED, read_manifest, write_manifest
 from revelio.activations.shard import read_header, shard_name
+from revelio.files import sweep
 from revelio.runs import read_json, write_json
 
 
@@ -78,8 +79,7 @@ class Target:
         if self.finished:
             return
         self.path.mkdir(parents=True, exist_ok=True)
-        for partial in self.path.glob(".*.partial"):
-            partial.unlink(missing_ok=True)
+        sweep(self.path)
         if (self.path / MANIFEST).exists():
             self._reopen()
         elif not (self.path / UNFINISHED).exists() or not self.started:

@@ -27,7 +27,8 @@ from revelio.analysis.pca_maps import square
 from revelio.analysis.purity import eligible
 from revelio.analysis.top_images import TopImages, check_width
 from revelio.data.dataset import ImageDataset, ImageError
-from revelio.runs import write_json, write_whole, write_whole_by
+from revelio.outputs import check_replaceable, read_record, replace_files
+from revelio.runs import write_json
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from revelio.sae.model import KSparseAutoencoder
 
 FORMAT = 1
+MAKER = "gallery"
 IMAGES_A_FILE = 500
 SCRIPTS = ("base.js", "filters.js", "latents.js", "latent.js", "images.js", "map.js", "app.js")
 
@@ -53,7 +55,7 @@ def write_gallery(
     thumbnail: int = 192,
     progress: Callable[[int], object] | None = None,
 ) -> dict[str, Any]:
-    """Write the gallery folder ``out``; one that is there is replaced when the new one is whole.
+    """Write the gallery folder ``out``; when it is whole, it replaces the files of an older one.
 
     Args:
         out: the folder.
@@ -71,7 +73,7 @@ def write_gallery(
         A summary: latents, images, and the ids and reasons of images without a picture.
 
     Raises:
-        ValueError: ``out`` is something else than a gallery, the parts do not belong together, no latent
+        ValueError: a file that no gallery wrote is in the way, the parts do not belong together, no latent
             is active, or the data set has none of the images.
     """
     settings = settings or GallerySettings()
@@ -103,18 +105,24 @@ def write_gallery(
         data["images"] = {"ids": list(store.ids), "labels": labels, "missing": missing}
         _write_pages(folder, data, images)
 
-    write_whole_by(out, fill)
+    replace_files(out, MAKER, fill)
     missing = data["images"]["missing"]
     return {"latents": len(chosen), "images": len(images), "missing": missing}
 
 
-def _check(out: Path, model: Any, store: Any, top: TopImages) -> None:
-    if (
-        out.exists()
-        and not (out / "gallery.json").is_file()
-        and (out.is_file() or any(out.iterdir()))
-    ):
+def check_place(out: Path) -> None:
+    """See before the work whether a gallery may be written to ``out``.
+
+    Raises:
+        ValueError: it can't be written, or holds something else than a gallery.
+    """
+    check_replaceable(out, MAKER, ("index.html", "gallery.json", "data/gallery.js"))
+    if out.is_dir() and any(out.iterdir()) and MAKER not in read_record(out):
         raise ValueError(f"{out} holds something else than a gallery: choose another --out")
+
+
+def _check(out: Path, model: Any, store: Any, top: TopImages) -> None:
+    check_place(out)
     check_width(model, store)
     if len(top.counts) != model.n or top.images != len(store):
         raise ValueError(
@@ -167,18 +175,24 @@ def thumbnail_path(row: int) -> str:
 def _write_pages(folder: Path, data: dict[str, Any], images: list[dict[str, Any]]) -> None:
     write_json(folder / "gallery.json", data)
     shared = {"chunk": IMAGES_A_FILE}
-    write_whole(folder / "data" / "gallery.js", f"window.REVELIO = {script_json(data | shared)};\n")
+    for inner in ("data", "assets"):
+        (folder / inner).mkdir()
+    _write(folder / "data" / "gallery.js", f"window.REVELIO = {script_json(data | shared)};\n")
     for number, start in enumerate(range(0, len(images), IMAGES_A_FILE)):
         part = script_json(images[start : start + IMAGES_A_FILE])
         path = folder / "data" / f"images-{number:04d}.js"
-        write_whole(path, f"window.REVELIO.addImages({number}, {part});\n")
+        _write(path, f"window.REVELIO.addImages({number}, {part});\n")
     source = files("revelio.analysis")
     for name in ("gallery.css", *SCRIPTS):
-        write_whole(folder / "assets" / name, (source / "static" / name).read_bytes())
+        (folder / "assets" / name).write_bytes((source / "static" / name).read_bytes())
     text = (source / "templates" / "gallery.html").read_text(encoding="utf-8")
     template = Environment(autoescape=True, undefined=StrictUndefined).from_string(text)
     page = template.render(title=data["title"], meta=data["meta"], scripts=SCRIPTS)
-    write_whole(folder / "index.html", page)
+    _write(folder / "index.html", page)
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_bytes(text.encode(errors="backslashreplace"))
 
 
 def script_json(value: Any) -> str:

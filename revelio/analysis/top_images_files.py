@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from revelio.analysis.top_images import TopImages
-from revelio.runs import read_json, sha256, write_json, write_whole_by
+from revelio.outputs import replace_files
+from revelio.runs import read_json, sha256, write_json
 
 if TYPE_CHECKING:
     from revelio.activations.store import ActivationStore
@@ -23,16 +24,21 @@ FORMAT = 1
 MANIFEST_KEYS = ("model", "revision", "dataset", "split", "layer", "timestep", "prompt_policy")
 MANIFEST_KEYS += ("pool", "image_size", "seed", "draw")
 TENSORS, DESCRIPTION = "top_images.safetensors", "top_images.json"
+MAKER = "top-images"
 
 
 def save_top_images(top: TopImages, folder: Path) -> None:
-    """Write ``top`` to ``folder``, tensors first: a folder with a description is whole."""
+    """Write ``top`` to ``folder``; other files there stay as they are.
+
+    Raises:
+        ValueError: another file is in the way.
+        OSError: it can't be written.
+    """
     tensors = {"values": top.values, "indices": top.indices, "counts": top.counts}
     tensors["means"] = top.means
     if top.labels is not None:
         tensors["labels"] = top.labels
     contiguous = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    write_whole_by(folder / TENSORS, lambda path: save_file(contiguous, path))
     description = {
         "format": FORMAT,
         "images": top.images,
@@ -40,11 +46,17 @@ def save_top_images(top: TopImages, folder: Path) -> None:
         "m": top.m,
         "classes": list(top.classes),
         "labelled": top.labels is not None,
-        "sha256": sha256(folder / TENSORS),
         "statistics": top.statistics,
         "source": top.source,
     }
-    write_json(folder / DESCRIPTION, description)
+
+    def fill(made: Path) -> None:
+        save_file(contiguous, made / TENSORS)
+        digest = {"sha256": sha256(made / TENSORS)}
+        write_json(made / DESCRIPTION, description | digest)
+
+    needed = sum(tensor.nbytes for tensor in contiguous.values())
+    replace_files(folder, MAKER, fill, needed)
 
 
 def load_top_images(folder: Path) -> TopImages:

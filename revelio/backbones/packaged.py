@@ -20,7 +20,8 @@ from typing import Any, Literal
 
 from revelio.backbones.source import Description
 from revelio.backbones.specs import vit_layers
-from revelio.runs import read_json, sha256, versions, write_json, write_whole, write_whole_by
+from revelio.files import user_cache, write_folder, write_whole
+from revelio.runs import read_json, sha256, versions, write_json
 
 FORMAT = 1
 MANIFEST = "prepared.json"
@@ -115,7 +116,7 @@ def packaged_backbones() -> list[Description]:
 def cache_folder() -> Path:
     """Where prepared models are kept: ``$REVELIO_CACHE/models`` or ``~/.cache/revelio/models``."""
     root = os.environ.get("REVELIO_CACHE")
-    return (Path(root).expanduser() if root else Path.home() / ".cache" / "revelio") / "models"
+    return (Path(root).expanduser() if root else user_cache()) / "models"
 
 
 def state(model: PackagedModel) -> State:
@@ -183,8 +184,16 @@ def prepare(name: str, *, force: bool = False) -> Path:
             f"{source.name} has sha256 {found[:12]}…, not the {model.sha256[:12]}… of {model.package} "
             f"{model.version}: {model.install}"
         )
-    write_whole_by(folder, lambda temporary: _write(model, source, temporary))
+    write_folder(folder, lambda made: _write(model, source, made), owned=_written(folder))
     return folder
+
+
+def _written(folder: Path) -> list[str] | None:
+    """The files of an earlier preparation; None where nothing says which they are."""
+    try:
+        return [*read_json(folder / MANIFEST)["files"], MANIFEST]
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def find_packaged(name: str) -> PackagedModel:
@@ -199,7 +208,6 @@ def find_packaged(name: str) -> PackagedModel:
 
 
 def _write(model: PackagedModel, source: Path, folder: Path) -> None:
-    folder.mkdir(parents=True)
     module, _, function = model.converter.partition(":")
     convert: Callable[[Path, Path], None] = getattr(import_module(module), function)
     convert(source, folder)

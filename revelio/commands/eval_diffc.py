@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from revelio.diffc.model import DiffC
     from revelio.diffc.sources import GridSource
 
+FILES = ("report.json", "predictions.jsonl", "confusion.png")
+
 
 @dataclass(frozen=True)
 class Config:
@@ -66,7 +68,9 @@ def run(config: Config) -> None:
     from revelio.backbones.loading import device_of
     from revelio.diffc.inputs import portable
     from revelio.diffc.model import load_diffc
+    from revelio.outputs import check_replaceable
 
+    check_replaceable(config.out, "eval-diffc", FILES)
     if config.batch_size < 1:
         raise ValueError(f"--batch-size is {config.batch_size}: give at least 1")
     model = load_diffc(config.model).to(device_of(config.device))
@@ -179,7 +183,8 @@ def _write(
 
     from revelio.diffc.measures import confusion, measure
     from revelio.diffc.picture import confusion_png
-    from revelio.runs import write_json, write_whole
+    from revelio.outputs import replace_files
+    from revelio.runs import write_json
 
     shares, found = logits.softmax(dim=1).max(dim=1)
     names = model.class_names
@@ -191,15 +196,22 @@ def _write(
         )
     ]
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    write_whole(out / "predictions.jsonl", text)
     report = head | {"images": len(lines), "classes": list(names)}
+    picture = None
     if labels is not None:
         truth = torch.tensor(labels)
         report |= measure(truth, found, names)
         counts = confusion(truth, found, len(names))
         report["confusion"] = counts.tolist()
-        write_whole(out / "confusion.png", confusion_png(counts, names))
-    write_json(out / "report.json", report)
+        picture = confusion_png(counts, names)
+
+    def fill(folder: Path) -> None:
+        (folder / "predictions.jsonl").write_bytes(text.encode(errors="backslashreplace"))
+        if picture is not None:
+            (folder / "confusion.png").write_bytes(picture)
+        write_json(folder / "report.json", report)
+
+    replace_files(out, "eval-diffc", fill)
     return report
 
 

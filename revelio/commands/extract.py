@@ -99,9 +99,12 @@ def run(config: Config) -> None:
     from revelio.activations.plan import duration, plan
     from revelio.activations.processes import launched
     from revelio.config import to_yaml
+    from revelio.outputs import check_file
     from revelio.runs import write_whole
 
     processes = launched(config.backbone.device)
+    if processes.main and not config.plan:
+        check_file(config.out / "config.yaml", _is_extraction, "the config of an extraction")
     job = build(config, processes)
     if processes.main:
         print(plan(job).line(), flush=True)
@@ -113,6 +116,15 @@ def run(config: Config) -> None:
         if processes.main:
             _summarise(job, duration(time.monotonic() - started))
     processes.close()
+
+
+def _is_extraction(path: Path) -> bool:
+    """Whether a `config.yaml` is of an earlier extraction, and not of a run in the same folder."""
+    from revelio.trust import parse_yaml, read_text
+
+    entries = parse_yaml(read_text(path), str(path))
+    known = isinstance(entries, dict) and {"layers", "pool", "shard_rows"} <= set(entries)
+    return known and not (path.parent / "manifest.json").exists()
 
 
 def build(config: Config, processes: "Processes") -> "Extraction":

@@ -35,7 +35,7 @@ class Config:
     """The k-SAE: a folder or a hub id."""
 
     out: Path = Path("runs/gallery")
-    """The folder to write; an older gallery there is replaced."""
+    """The folder to write; the files of an older gallery there are replaced."""
 
     top: Path | None = None
     """Top images that `revelio top-images` made of this store and k-SAE; none: they are made now."""
@@ -75,11 +75,12 @@ def run(config: Config) -> None:
     from tqdm import tqdm
 
     from revelio.activations.store import ActivationStore
-    from revelio.analysis.gallery import write_gallery
+    from revelio.analysis.gallery import check_place, write_gallery
     from revelio.analysis.gallery_data import GallerySettings
     from revelio.analysis.purity import purity
     from revelio.commands.top_images import load_ksae
 
+    check_place(config.out)
     store = ActivationStore.open(config.store)
     dataset = open_pictures(config.data, store)
     model = load_ksae(config.ksae, config.device)

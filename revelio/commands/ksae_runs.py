@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from revelio.sae.rows import Shuffled
     from revelio.sae.state import StepState
 
+# What a finished run has.
+RESULTS = ("report.json", "final/config.json", "final/model.safetensors")
+
 
 @dataclass(frozen=True)
 class _Training:
@@ -59,12 +62,14 @@ def _open(config: "Config", store: "ActivationStore", team: "Team") -> _Training
     settings = build_settings(config, len(store))
     model = build_model(config, store, team)
     if team.main:
-        record = Run.open(config.out, "train-ksae", to_yaml(config), resume=config.resume)
+        record = Run.open(
+            config.out, "train-ksae", to_yaml(config), resume=config.resume, results=RESULTS
+        )
         if not record.finished:
             record.add_input("store", describe(store))
     team.wait()
     if not team.main:
-        record = Run.open(config.out, "train-ksae", to_yaml(config), resume=True)
+        record = Run.open(config.out, "train-ksae", to_yaml(config), resume=True, writes=False)
     if not record.finished:
         kernel = team.kernel(model, config.kernel)
         return _Training(config, record, Member(model, settings, kernel=kernel), team)
@@ -74,12 +79,14 @@ def _open(config: "Config", store: "ActivationStore", team: "Team") -> _Training
 
 
 def _resume(training: _Training) -> None:
+    from revelio.runs import KEEP
     from revelio.sae.checkpoint import load_checkpoint
 
     record, member, team = training.record, training.member, training.team
     step, folder = record.latest_checkpoint() or (0, None)
     if team.main:
         record.truncate_metrics(step)
+        record.drop_checkpoints(keep=KEEP)
     if folder is None:
         return
     if team.main:
@@ -123,7 +130,7 @@ def _follow(trainings: list[_Training], rows: "Shuffled") -> None:
 
 def _record(training: _Training, step: "StepState", bar: Any) -> None:
     """Log a step and save a checkpoint, each at its time."""
-    from revelio.sae.checkpoint import save_checkpoint
+    from revelio.sae.checkpoint import checkpoint_bytes, save_checkpoint
 
     config, record, team = training.config, training.record, training.team
     model, steps = training.member.model, training.member.settings.steps
@@ -134,7 +141,9 @@ def _record(training: _Training, step: "StepState", bar: Any) -> None:
         files = team.files(model.n)
         if team.main:
             record.save_checkpoint(
-                step.step, lambda folder: save_checkpoint(folder, model, step.state, files)
+                step.step,
+                lambda folder: save_checkpoint(folder, model, step.state, files),
+                needed=checkpoint_bytes(model, step.state),
             )
         else:
             save_checkpoint(None, model, step.state, files)
@@ -164,7 +173,6 @@ def _finish(training: _Training, rows: "Shuffled", count: int) -> None:
     _save(training)
     if not training.team.main:
         return
-    record.finish(steps=state.step, samples=state.samples)
     report = {
         "mode": model.mode,
         "activation": model.activation,
@@ -180,9 +188,10 @@ def _finish(training: _Training, rows: "Shuffled", count: int) -> None:
         "stopped_early": state.stopped,
         "variance": state.variance if model.mode == "fixed" else None,
         **asdict(found),
-        "seconds": record.manifest["seconds"],
+        "seconds": record.seconds,
     }
     write_json(config.out / "report.json", report)
+    record.finish(steps=state.step, samples=state.samples)
     print(
         f"fraction of variance unexplained {found.fvu:.4f}, L0 {found.l0:.1f}, "
         f"dead {found.dead_share:.1%} of {model.n:,} latents on {found.rows:,} rows\n"
@@ -191,16 +200,16 @@ def _finish(training: _Training, rows: "Shuffled", count: int) -> None:
 
 
 def _save(training: _Training) -> None:
-    from revelio.runs import write_whole_by
+    from revelio.runs import write_folder
     from revelio.sae.sharded import save_sharded
 
     model, team, final = training.member.model, training.team, training.config.out / "final"
     if team.group is None or team.sharing == "data":
         if team.main:
-            write_whole_by(final, model.save_pretrained)
+            write_folder(final, model.save_pretrained)
         return
     group = team.group
     if team.main:
-        write_whole_by(final, lambda folder: save_sharded(folder, model, group))
+        write_folder(final, lambda folder: save_sharded(folder, model, group))
     else:
         save_sharded(None, model, group)

@@ -9,6 +9,7 @@ Shipped models are found by name at once. Packaged ones are real weights that ot
 """
 
 import json
+import os
 import time
 from dataclasses import dataclass
 from math import prod
@@ -107,7 +108,7 @@ def count_parameters(folder: Path) -> int:
 
 def _shown(folder: Path) -> str:
     """The path as a user would type it."""
-    for short, base in (("", Path.cwd()), ("~/", Path.home())):
+    for short, base in (("", Path.cwd()), ("~/", Path(os.path.expanduser("~")))):
         if folder.is_relative_to(base):
             return f"{short}{folder.relative_to(base)}"
     return str(folder)

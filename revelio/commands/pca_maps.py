@@ -59,8 +59,10 @@ def run(config: Config) -> None:
     from revelio.analysis.pca_maps import pca_maps, sheet
     from revelio.commands.options import build_backbone, build_dataset
     from revelio.data.loading import batches
-    from revelio.runs import versions, write_json, write_whole_by
+    from revelio.outputs import check_replaceable, replace_files
+    from revelio.runs import versions, write_json
 
+    check_replaceable(config.out, "pca-maps", ("sheet.png", "maps.safetensors", "maps.json"))
     dataset = build_dataset(config.data)
     backbone = build_backbone(config.backbone, config.layers)
     loaded = batches(dataset, backbone.transform, config.batch_size, on_error=config.data.on_error)
@@ -68,11 +70,9 @@ def run(config: Config) -> None:
     maps = {name: pca_maps(grid) for name, grid in grids.items()}
     columns = [(name, found.rgb) for name, found in maps.items()]
     page = sheet([dataset.read(index) for index in kept], columns, side=config.side)
-    write_whole_by(config.out / "sheet.png", lambda path: page.save(path, format="PNG"))
     tensors = {
         f"{name}/{key}": t for name, found in maps.items() for key, t in found.tensors().items()
     }
-    write_whole_by(config.out / "maps.safetensors", lambda path: save_file(tensors, path))
     description = {
         "model": backbone.name,
         "dataset": dataset.name,
@@ -82,7 +82,13 @@ def run(config: Config) -> None:
         "explained": {name: found.explained.tolist() for name, found in maps.items()},
         "versions": versions(),
     }
-    write_json(config.out / "maps.json", description)
+
+    def fill(folder: Path) -> None:
+        page.save(folder / "sheet.png", format="PNG")
+        save_file(tensors, folder / "maps.safetensors")
+        write_json(folder / "maps.json", description)
+
+    replace_files(config.out, "pca-maps", fill)
     for name, found in maps.items():
         print(f"{name}: three components hold {float(found.explained.sum()):.1%} of the variance")
     print(f"wrote {config.out}/sheet.png, maps.safetensors, maps.json ({len(kept)} images)")

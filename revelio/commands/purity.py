@@ -65,8 +65,10 @@ def run(config: Config) -> None:
     """Measure, print a table, write the JSON."""
     from revelio.analysis.purity import purity, table
     from revelio.analysis.top_images_files import load_top_images
+    from revelio.outputs import check_file, has_keys
     from revelio.runs import versions, write_json
 
+    check_file(config.out, has_keys("entries", "made_from"), "a result of purity")
     if config.similarity and len(config.store) != len(config.top):
         raise ValueError(
             f"--similarity needs one --store for each --top: {len(config.store)} for {len(config.top)}"

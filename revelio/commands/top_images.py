@@ -55,8 +55,10 @@ class Config:
 def run(config: Config) -> None:
     """Make the top images and write them."""
     from revelio.activations.store import ActivationStore
-    from revelio.analysis.top_images_files import save_top_images
+    from revelio.analysis.top_images_files import DESCRIPTION, MAKER, TENSORS, save_top_images
+    from revelio.outputs import check_replaceable
 
+    check_replaceable(config.out, MAKER, (TENSORS, DESCRIPTION))
     store = ActivationStore.open(config.store)
     model = load_ksae(config.ksae, config.device)
     top = compute(config, store, model)

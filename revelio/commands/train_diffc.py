@@ -13,7 +13,6 @@ itself, `--random-weights 0` the same backbone untrained.
 
 from __future__ import annotations
 
-import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +28,8 @@ if TYPE_CHECKING:
     from revelio.runs import Run
 
 ON_LINE, FIXED_VIEWS = -1, 4
+# What a finished run has.
+RESULTS = ("report.json", "confusion.png", "final/config.json", "final/model.safetensors")
 
 
 @dataclass(frozen=True)
@@ -135,18 +136,27 @@ def run(config: Config) -> None:
         KeyError: an unknown backbone or layer.
     """
     from revelio.config import to_yaml
+    from revelio.diffc.cache import drop_cache
     from revelio.diffc.experiment import write_report
     from revelio.diffc.fit import check_pair
+    from revelio.files import check_folder
     from revelio.runs import Run
 
-    if config.resume and (config.out / "report.json").exists():
-        print(f"this run is finished: see {config.out / 'report.json'}")
+    if config.resume and all((config.out / name).is_file() for name in RESULTS):
+        _finish_again(config)
         return
+    check_folder(config.out)
     started = time.monotonic()
     inputs = _open(config)
     settings, views = _settings(config, inputs), _views(config)
     check_pair(inputs.source, inputs.test, len(inputs.classes))
-    run_dir = Run.open(config.out, "train-diffc", to_yaml(config), resume=config.resume)
+    run_dir = Run.open(
+        config.out,
+        "train-diffc",
+        to_yaml(config),
+        resume=config.resume,
+        results=RESULTS,
+    )
     opened = time.monotonic()
     source, test = _sources(config, inputs, views)
     viewed = time.monotonic()
@@ -160,8 +170,25 @@ def run(config: Config) -> None:
     more = {"grids": inputs.made, "skipped": inputs.skipped, "seconds": seconds}
     report = write_report(run_dir, source, test, settings, **more)
     if config.cache_dir is None:
-        shutil.rmtree(config.out / "cache", ignore_errors=True)
+        drop_cache(config.out / "cache")
     _summary(config.out, report)
+
+
+def _finish_again(config: Config) -> None:
+    """Finish a run whose results are all there: it was stopped at the very end, or not at all."""
+    from revelio.config import to_yaml
+    from revelio.diffc.cache import drop_cache
+    from revelio.diffc.experiment import finish
+    from revelio.runs import Run, read_json
+
+    run_dir = Run.open(config.out, "train-diffc", to_yaml(config), resume=True, results=RESULTS)
+    if run_dir.finished:
+        run_dir.drop_checkpoints(keep=0)
+    else:
+        finish(run_dir, read_json(config.out / "report.json"))
+    if config.cache_dir is None:
+        drop_cache(config.out / "cache")
+    print(f"this run is finished: see {config.out / 'report.json'}")
 
 
 def _open(config: Config) -> Inputs:

@@ -135,8 +135,11 @@ def run(config: Config) -> None:
     """Train, save, measure, and name what was written."""
     from revelio.commands.ksae_runs import train_together
     from revelio.commands.ksae_team import gather_team
+    from revelio.files import check_folder
 
     _check(config)
+    if not config.plan:
+        check_folder(config.out)
     team = gather_team(config.device, config.sharing)
     try:
         for together in expand(config):

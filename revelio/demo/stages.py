@@ -23,7 +23,7 @@ from revelio.analysis.top_images import TopImages, top_images
 from revelio.analysis.top_images_files import with_source
 from revelio.backbones.base import Backbone
 from revelio.data.dataset import ImageDataset
-from revelio.runs import write_whole_by
+from revelio.runs import write_folder
 from revelio.sae.kernel_choice import fastest_kernel
 from revelio.sae.metrics import evaluate
 from revelio.sae.model import KSparseAutoencoder, Mode
@@ -115,7 +115,7 @@ def train_ksae(store: ActivationStore, folder: Path, settings: DemoSettings) -> 
     )
     for _ in train(model, rows, how):
         pass
-    write_whole_by(folder, lambda temporary: model.save_pretrained(temporary))
+    write_folder(folder, lambda temporary: model.save_pretrained(temporary))
     return load_ksae(folder)
 
 

@@ -8,6 +8,7 @@ temporary name and renamed when whole, so that a killed run goes on at the first
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,10 @@ import torch
 from torch import Tensor
 
 from revelio.diffc.sources import GridSource, TensorGrids, chunks
+from revelio.files import remove_files, reserve
 
 GB = 1e9
+_VIEW = re.compile(r"[0-9a-f]{16}-v\d+\.(bin|partial)")
 CAST_TOLERANCE = 1e-2  # of half precision against float32, relative to a view's largest value
 
 
@@ -74,6 +77,11 @@ def fill_cache(source: GridSource, settings: CacheSettings) -> Iterator[Filled]:
     yield Filled(0, TensorGrids(views, source.labels, source.ids))
 
 
+def drop_cache(folder: Path) -> None:
+    """Remove the views that :func:`fill_cache` left in files there, and nothing else."""
+    remove_files(folder, _VIEW.fullmatch)
+
+
 def _fill_view(
     source: GridSource, view: int, settings: CacheSettings, path: Path | None, views: list[Tensor]
 ) -> Iterator[Filled]:
@@ -82,6 +90,9 @@ def _fill_view(
         kept = torch.empty((len(source.ids), *source.shape), dtype=settings.dtype)
     else:
         partial.parent.mkdir(parents=True, exist_ok=True)
+        # A mapped file that outgrows the disk would end the process without a word.
+        size = len(source.ids) * math.prod(source.shape) * settings.dtype.itemsize
+        reserve(partial, size)
         kept = _map(partial, source, settings.dtype)
     for indices in chunks(range(len(source.ids)), settings.batch_size):
         grids = source.grids(indices, view).cpu()

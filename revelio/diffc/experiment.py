@@ -5,7 +5,6 @@ final/             the first seed's classifier, the epoch that was selected
 report.json        all seeds together        confusion.png    the first seed's
 """
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
@@ -20,7 +19,7 @@ from revelio.diffc.picture import confusion_png
 from revelio.diffc.sources import GridSource
 from revelio.diffc.state import load_training, save_training
 from revelio.diffc.train import StepState
-from revelio.runs import Run, read_json, write_json, write_whole, write_whole_by
+from revelio.runs import Run, read_json, write_folder, write_json, write_whole
 
 FINAL = "final"
 
@@ -35,7 +34,7 @@ def train_seeds(
     """
     check_pair(source, test, len(settings.classes))
     for number, seed in enumerate(settings.seed_list()):
-        if _result(run, seed).exists():
+        if _is_done(run, number, seed):
             continue
         before = number * settings.train.epochs
         one = start_seed(source, settings, seed)
@@ -48,7 +47,7 @@ def train_seeds(
             yield seed, state
         result = finish_seed(one, test, settings)
         if number == 0:
-            write_whole_by(run.path / FINAL, one.training.model.save_pretrained)
+            write_folder(run.path / FINAL, one.training.model.save_pretrained)
         write_json(_result(run, seed), result)
 
 
@@ -64,7 +63,7 @@ def _go_on(run: Run, one: SeedRun, before: int) -> None:
 
 def epochs_done(run: Run, settings: FitSettings) -> int:
     """How many epochs, over all seeds, a run that is taken up again has behind it."""
-    whole = sum(_result(run, seed).exists() for seed in settings.seed_list())
+    whole = sum(_is_done(run, *numbered) for numbered in enumerate(settings.seed_list()))
     found = run.latest_checkpoint()
     return max(whole * settings.train.epochs, found[0] if found else 0)
 
@@ -72,15 +71,20 @@ def epochs_done(run: Run, settings: FitSettings) -> int:
 def write_report(
     run: Run, source: GridSource, test: GridSource, settings: FitSettings, **entries: Any
 ) -> dict[str, Any]:
-    """Sum up all seeds, write ``report.json`` and the confusion picture, drop the checkpoints."""
+    """Sum up all seeds, write the confusion picture and ``report.json``, finish the run."""
     results = [read_json(_result(run, seed)) for seed in settings.seed_list()]
     report = entries | summarise(results, settings, source, test)
     counts = torch.tensor(results[0]["confusion"])
     write_whole(run.path / "confusion.png", confusion_png(counts, settings.classes))
     write_json(run.path / "report.json", report)
-    shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
-    run.finish(top1=report["top1"])
+    finish(run, report)
     return report
+
+
+def finish(run: Run, report: dict[str, Any]) -> None:
+    """Mark a run whose report is written as finished, then drop its checkpoints."""
+    run.finish(top1=report["top1"])
+    run.drop_checkpoints(keep=0)
 
 
 def head_macs(shape: tuple[int, int, int], width: int) -> int:
@@ -92,6 +96,13 @@ def head_macs(shape: tuple[int, int, int], width: int) -> int:
         total += 9 * before * width * height * side
         before = width
     return total
+
+
+def _is_done(run: Run, number: int, seed: int) -> bool:
+    """Whether a seed's result is written, and the classifier that the first one leaves."""
+    final = run.path / FINAL
+    left = all((final / name).is_file() for name in ("config.json", "model.safetensors"))
+    return _result(run, seed).is_file() and (number > 0 or left)
 
 
 def _result(run: Run, seed: int) -> Path:

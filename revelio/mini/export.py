@@ -1,12 +1,11 @@
 """Trained parts -> the folders that diffusers and transformers load: the layout of SD-1.5, DiT and CLIP.
 
-Weights go out in half precision. A folder is put together under a temporary name and renamed when whole.
+Weights go out in half precision. A folder is put together whole, then its files take the older ones' places.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from diffusers.pipelines.dit.pipeline_dit import DiTPipeline
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
+from revelio.files import write_folder
 from revelio.mini.clip import processor
 from revelio.mini.configs import ClipConfig, DiffusionConfig, VaeConfig
 from revelio.mini.diffusion import build_scheduler
@@ -69,15 +69,14 @@ def dit_pipeline(
 
 
 def write_whole(target: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary folder, then put it in the place of `target`, keeping its README.md."""
-    temporary = target.with_name(target.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    write(temporary)
-    card = target / "README.md"
-    if card.is_file():
-        shutil.copy2(card, temporary / "README.md")
-    shutil.rmtree(target, ignore_errors=True)
-    temporary.rename(target)
+    """Let `write` fill a folder, then move its files into `target`, whose README.md stays as it is."""
+
+    def fill(folder: Path) -> None:
+        write(folder)
+        if (target / "README.md").is_file():
+            (folder / "README.md").unlink(missing_ok=True)
+
+    write_folder(target, fill)
 
 
 def export(runs: Path, config: MiniConfig, target: Path, names: list[str]) -> None:

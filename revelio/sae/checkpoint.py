@@ -89,6 +89,11 @@ def save_checkpoint(
         (folder / "state.json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
+def checkpoint_bytes(model: KSparseAutoencoder, state: TrainState) -> int:
+    """How much room this process's part of a checkpoint takes."""
+    return sum(tensor.nbytes for tensor in _tensors(model, state).values())
+
+
 @torch.no_grad()
 def load_checkpoint(
     folder: Path, model: KSparseAutoencoder, files: Files | None = None

@@ -16,6 +16,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+from revelio.files import write_whole, write_whole_by
 from revelio.sae.filled import filled, take
 from revelio.sae.foreign import check_size, is_off, refuse_settings, whole
 from revelio.sae.model import PAPER_K, KSparseAutoencoder
@@ -142,9 +143,9 @@ def _check_rectifies(model: KSparseAutoencoder, name: str) -> None:
 def _write(
     folder: Path, name: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]
 ) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, folder / name)
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    held = {key: value.cpu().contiguous() for key, value in tensors.items()}
+    write_whole_by(folder / name, lambda path: save_file(held, path))
+    write_whole(folder / CONFIG, json.dumps(config, indent=2) + "\n")
 
 
 def _read(folder: Path, name: str, wanted: tuple[str, ...]) -> dict[str, Tensor]:

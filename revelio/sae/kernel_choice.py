@@ -7,7 +7,7 @@ import torch
 
 from revelio.sae.kernel import Kernel, SparseKernel
 from revelio.sae.kernel_native import NativeKernel
-from revelio.sae.kernel_native_build import NativeUnavailable, library, library_path
+from revelio.sae.kernel_native_build import NativeUnavailable, is_whole, library, library_path
 from revelio.sae.model import KSparseAutoencoder
 from revelio.sae.state import TrainSettings
 from revelio.sae.step import Replay
@@ -87,6 +87,6 @@ def must_compile(name: KernelName, device: torch.device | str) -> bool:
     if name == "torch" or torch.device(device).type != "cpu":
         return False
     try:
-        return not library_path().is_file()
+        return not is_whole(library_path())
     except NativeUnavailable:
         return False

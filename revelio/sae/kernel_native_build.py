@@ -3,7 +3,8 @@
 The sources in ``revelio/sae/native`` know no Python and no PyTorch, only pointers: any C++17 compiler will
 do, it takes some seconds, and the library serves every Python and PyTorch. It is kept in
 ``$XDG_CACHE_HOME/revelio`` (or ``~/.cache/revelio``) under a name that the sources, the flags and the
-compiler decide. ``REVELIO_NATIVE=0`` turns it off; ``CXX`` names the compiler.
+compiler decide, beside its sha256: one that is cut or changed is compiled again, never loaded.
+``REVELIO_NATIVE=0`` turns it off; ``CXX`` names the compiler.
 """
 
 import ctypes
@@ -17,6 +18,8 @@ from pathlib import Path
 
 import torch
 
+from revelio.files import make_folder, user_cache, write_whole, write_whole_by
+
 SOURCES = Path(__file__).parent / "native"
 FLAGS = (
     *("-std=c++17", "-O3", "-mavx2", "-mfma", "-ffp-contract=off", "-fno-math-errno"),
@@ -29,9 +32,15 @@ class NativeUnavailable(RuntimeError):
 
 
 def native_cache() -> Path:
-    """The folder that holds compiled kernels."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "revelio"
+    """The folder that holds compiled kernels.
+
+    Raises:
+        NativeUnavailable: there is none that only this user can write.
+    """
+    try:
+        return user_cache()
+    except OSError as error:
+        raise NativeUnavailable(str(error)) from error
 
 
 def compiler() -> str:
@@ -73,7 +82,7 @@ def library() -> ctypes.CDLL:
         NativeUnavailable: see :func:`compiler`; or the compiler failed.
     """
     path = library_path()
-    if not path.is_file():
+    if not is_whole(path):
         _compile(path)
     try:
         return ctypes.CDLL(str(path))
@@ -81,11 +90,28 @@ def library() -> ctypes.CDLL:
         raise NativeUnavailable(f"{path} does not load ({error}): remove it") from error
 
 
+def is_whole(path: Path) -> bool:
+    """Whether a compiled kernel is there and is what was written."""
+    try:
+        return hash_path(path).read_text() == _digest(path)
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def hash_path(path: Path) -> Path:
+    """Where a library's sha256 is kept."""
+    return path.with_suffix(".sha256")
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest() + "\n"
+
+
 def _compile(path: Path) -> None:
     """Compile beside the place and move there, so that a half-written library is never loaded."""
     sources = sorted(str(source) for source in SOURCES.glob("*.cpp"))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             made = Path(folder) / path.name
             command = [compiler(), *FLAGS, *sources, "-o", str(made)]
@@ -93,6 +119,8 @@ def _compile(path: Path) -> None:
             if done.returncode:
                 first = (done.stderr.strip().splitlines() or ["no message"])[0]
                 raise NativeUnavailable(f"{command[0]} failed: {first}")
-            made.replace(path)
+            # First the hash, and the library with it: between the two it counts as cut.
+            write_whole(hash_path(path), _digest(made))
+            write_whole_by(path, lambda place: shutil.copyfile(made, place))
     except (OSError, subprocess.SubprocessError) as error:
         raise NativeUnavailable(f"compiling into {path.parent} failed: {error}") from error

@@ -57,7 +57,10 @@ def run(config: Config) -> None:
     """Check the files, load the model, answer what is left."""
     from eval.bench.answers import Asking, answer_all, check_images, read_finished
     from eval.bench.files import read_questions
+    from revelio.files import check_folder, check_place
 
+    check_place(config.out)
+    check_folder(config.out.parent)
     questions = read_questions(config.bench)
     images = config.images or config.bench / "images"
     check_images(questions, images)

@@ -115,7 +115,10 @@ def run(config: Config) -> None:
     from eval.bench.estimate import Rates, estimate_text, spent_text
     from eval.bench.judge import cache_entries, missing
     from eval.bench.prompts import read_requests
+    from revelio.outputs import check_file
 
+    if not config.estimate:
+        check_file(config.out, _are_reviews, "a file of reviews")
     judge, address = _judge(config), config.base_url or os.environ.get("OPENAI_BASE_URL")
     reference = config.reference or config.bench / REFERENCE_FILE
     requests = read_requests(config.bench, config.answers, reference, config.mode)
@@ -136,6 +139,12 @@ def run(config: Config) -> None:
     if spent := spent_text([replies[index] for index in to_send], rates):
         print(spent)
     _stop_if_unanswered(outcome, requests, config.out)
+
+
+def _are_reviews(path: Path) -> bool:
+    from revelio.trust import read_json_lines
+
+    return all({"question_id", "answer1_id", "order"} <= set(row) for row in read_json_lines(path))
 
 
 def _judge(config: Config) -> "Judge":

@@ -61,10 +61,13 @@ def run(config: Config) -> None:
     """Read, score, print, write the JSON."""
     from eval.bench.reviews import read_scores
     from eval.bench.table import llava_summary
+    from revelio.outputs import check_file, has_keys
     from revelio.runs import write_json
 
     if not config.reviews:
         raise ValueError("--reviews needs at least one file")
+    if config.json is not None:
+        check_file(config.json, has_keys("format", "mode", "files"), "a table of scores")
     files = [read_scores(path, config.mode) for path in config.reviews]
     report = make_report(config, files)
     if config.format == "llava":

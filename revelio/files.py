@@ -1,0 +1,365 @@
+"""Files are written whole or not at all, and nothing that Revelio did not write is replaced or removed.
+
+    content -> .NAME.PID-TOKEN.partial beside the place -> flushed to the disk -> renamed -> folder flushed
+
+A power cut leaves the old file or the new one. The umask decides the mode. Where a full disk stops it, one
+line names the file, what it needs, and what is free.
+"""
+
+import errno
+import os
+import re
+import secrets
+import shutil
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from revelio.trust import path_in, printable
+
+_PARTIAL = re.compile(r"\..+\.\d+(-[0-9a-f]{8})?\.partial")
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class DiskFull(OSError):
+    """A file does not fit; the message is one line with the file, what it needs, and what is free."""
+
+    def __init__(self, path: Path, needed: int | None) -> None:
+        free = shutil.disk_usage(_existing(path)).free
+        needs = "" if needed is None else f"it needs {_size(needed)}, "
+        super().__init__(
+            errno.ENOSPC,
+            f"the disk is full: no room for {printable(path)} ({needs}{_size(free)} free); "
+            "make room, then resume or run it again",
+        )
+
+    def __str__(self) -> str:
+        """The line alone, without the error's number."""
+        return str(self.args[1])
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write ``content`` to the file ``path`` so that a reader sees all of it or none of it.
+
+    Raises:
+        ValueError: a folder or something else that is no file stands at ``path``.
+        OSError: it can't be written; :class:`DiskFull` where there is no room.
+    """
+    # A name that is not UTF-8 becomes an escape, which JSON reads back as it was.
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
+    check_place(path)
+    make_folder(path.parent)
+    temporary = partial_path(path)
+    with full_disk_named(path, len(data)), _removed(temporary):
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def write_whole_by(path: Path, write: Callable[[Path], Any], needed: int | None = None) -> None:
+    """Let ``write`` make a file in a folder of its own, then move it to ``path``.
+
+    Args:
+        path: the file.
+        write: gets the path to write to.
+        needed: bytes that it takes, where that is known.
+
+    Raises:
+        ValueError: a folder stands at ``path``.
+        OSError: it can't be written; :class:`DiskFull` where there is no room.
+    """
+    check_place(path)
+    with _staging(path, needed) as folder:
+        write(folder / path.name)
+        _settle(folder)
+        os.replace(folder / path.name, path)
+    sync_folder(path.parent)
+
+
+def write_folder(
+    path: Path,
+    write: Callable[[Path], Any],
+    *,
+    owned: Collection[str] | None = None,
+    needed: int | None = None,
+) -> list[str]:
+    """Let ``write`` fill a new folder, then move it to ``path``, or its files one by one into what is there.
+
+    Args:
+        path: the folder.
+        write: gets an empty folder.
+        owned: the files at ``path`` that are this writer's: they may be replaced, and those that are not
+            written again are removed. None: every name that is written is its own, nothing is removed.
+        needed: bytes that it takes, where that is known.
+
+    Returns:
+        The names of the files written, relative to the folder.
+
+    Raises:
+        ValueError: a file stands at ``path``, or something that is not owned in the way of a name.
+        OSError: it can't be written; :class:`DiskFull` where there is no room.
+    """
+    check_folder(path)
+    with _staging(path, needed) as folder:
+        write(folder)
+        names = _settle(folder)
+        check_ways(path, names, owned)
+        if not path.exists():
+            os.rename(folder, path)
+        else:
+            for name in names:
+                make_folder((path / name).parent)
+                os.replace(folder / name, path / name)
+            for name in sorted(set(owned or ()) - set(names)):
+                _remove(path, name)
+            for inner in {(path / name).parent for name in names} - {path}:
+                sync_folder(inner)
+            sync_folder(path)
+    sync_folder(path.parent)
+    return names
+
+
+def check_folder(path: Path) -> None:
+    """See whether a folder can be made and written at ``path``, by trying where it would be.
+
+    Raises:
+        ValueError: a file stands there or above it, or it can't be written.
+    """
+    place = _existing(path)
+    if not place.is_dir():
+        raise ValueError(f"{printable(place)} is a file, not a folder: choose another place")
+    try:
+        probe = partial_path(place / "probe")
+        probe.open("xb").close()
+        probe.unlink()
+    except OSError as error:
+        if error.errno in _FULL:
+            raise DiskFull(path, None) from error
+        raise ValueError(f"{printable(path)} can't be written: {error.strerror}") from error
+
+
+def remove_files(folder: Path, names: Callable[[str], object]) -> None:
+    """Remove the files directly in ``folder`` that ``names`` takes for ours, then the folder if it is empty.
+
+    A link is removed itself, never what it points to.
+    """
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    for path in sorted(folder.iterdir()):
+        if names(path.name) and (path.is_symlink() or path.is_file()):
+            path.unlink()
+    if not any(folder.iterdir()):
+        folder.rmdir()
+        sync_folder(folder.parent)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what writers that were killed left half-written in ``folder``; no other may be at work there."""
+    if not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        if not is_partial(path.name):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def reserve(path: Path, size: int) -> None:
+    """Make ``path`` a file of ``size`` bytes that the disk holds, so that it can be mapped without a fault.
+
+    Raises:
+        DiskFull: there is no room.
+    """
+    with full_disk_named(path, size), path.open("ab") as file:
+        file.truncate(size)
+        if size > shutil.disk_usage(path.parent).free + path.stat().st_blocks * 512:
+            raise DiskFull(path, size)
+        if hasattr(os, "posix_fallocate") and size:
+            try:
+                os.posix_fallocate(file.fileno(), 0, size)
+            except OSError as error:
+                # Some file systems cannot: the look at what is free must do.
+                if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+                    raise
+
+
+def user_cache() -> Path:
+    """Revelio's folder for what can be made again: in ``$XDG_CACHE_HOME``, ``~/.cache``, or temporary files.
+
+    The last is for users without a home (as in containers), by their id; it must be theirs alone.
+
+    Raises:
+        OSError: there is no home, and the temporary folder belongs to somebody else.
+    """
+    bases = [Path(os.environ.get("XDG_CACHE_HOME", ""))]
+    with suppress(RuntimeError):  # no HOME, and no entry for this user
+        bases.append(Path.home() / ".cache")
+    for base in bases:
+        place = _existing(base)
+        if base.is_absolute() and place.is_dir() and os.access(place, os.W_OK | os.X_OK):
+            return base / "revelio"
+    own = Path(tempfile.gettempdir()) / f"revelio-{os.getuid()}"
+    own.mkdir(mode=0o700, exist_ok=True)
+    about = own.lstat()
+    if own.is_symlink() or about.st_uid != os.getuid() or about.st_mode & 0o022:
+        raise PermissionError(f"{own} is not this user's alone: set XDG_CACHE_HOME to a folder")
+    return own
+
+
+@contextmanager
+def full_disk_named(path: Path, needed: int | None = None) -> Iterator[None]:
+    """Turn a full disk, as a library or the system says it, into one line about ``path``.
+
+    Raises:
+        DiskFull: there was no room.
+    """
+    try:
+        yield
+    except DiskFull:
+        raise
+    except Exception as error:
+        # safetensors and torch have errors of their own kinds for it.
+        full = getattr(error, "errno", None) in _FULL or "No space left on device" in str(error)
+        if not full:
+            raise
+        raise DiskFull(path, needed) from error
+
+
+def partial_path(path: Path) -> Path:
+    """A name beside ``path`` for what is not whole yet; :func:`sweep` knows it."""
+    return path.with_name(f".{path.name[:200]}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+
+
+def is_partial(name: str) -> bool:
+    """Whether a name is one that :func:`partial_path` gives."""
+    return _PARTIAL.fullmatch(name) is not None
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, flushed to the disk."""
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    with full_disk_named(path):
+        path.mkdir(exist_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Flush a folder's entries to the disk, on systems and file systems that can."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        with full_disk_named(path):
+            os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EACCES):
+            raise
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _staging(path: Path, needed: int | None) -> Iterator[Path]:
+    """An empty folder on the same disk; it is gone afterwards, with what is still in it."""
+    make_folder(path.parent)
+    # Inside a folder that is there: above it this user may not write.
+    beside = path / "new" if path.is_dir() else path
+    folder = partial_path(beside)
+    with full_disk_named(path, needed):
+        if needed is not None and shutil.disk_usage(path.parent).free < needed:
+            raise DiskFull(path, needed)
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _removed(temporary: Path) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _settle(folder: Path) -> list[str]:
+    """Give all files the mode that the umask decides, and flush them; gives their names."""
+    names = names_in(folder)
+    # Some writers make private files; a new folder's mode says what the umask leaves.
+    mode = folder.stat().st_mode & 0o666
+    for name in names:
+        handle = os.open(folder / name, os.O_RDONLY)
+        try:
+            os.fchmod(handle, mode)
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    for inner in {(folder / name).parent for name in names}:
+        sync_folder(inner)
+    return names
+
+
+def names_in(folder: Path) -> list[str]:
+    """The files below a folder, relative to it, but for what is half-written."""
+    found = (path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir())
+    return sorted(name.as_posix() for name in found if not is_partial(name.parts[0]))
+
+
+def check_place(path: Path) -> None:
+    """Raise ValueError where a folder, a pipe or a device stands in a file's place."""
+    if path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "no regular file"
+        raise ValueError(f"{printable(path)} is {what}: choose the name of a file")
+
+
+def check_ways(path: Path, names: Sequence[str], owned: Collection[str] | None) -> None:
+    """Refuse names that something else takes, or that a link would lead out of the folder."""
+    free = None if owned is None else set(owned)
+    for name in names:
+        place = path / name
+        taken = os.path.lexists(place)
+        if taken and ((free is not None and name not in free) or place.is_dir()):
+            raise ValueError(
+                f"{printable(place)} is in the way and was not written by this command: "
+                "move it, or choose another folder"
+            )
+        for above in place.relative_to(path).parents[:-1]:
+            inner = path / above
+            if inner.is_symlink() or (inner.exists() and not inner.is_dir()):
+                raise ValueError(f"{printable(inner)} is in the way: choose another folder")
+
+
+def _remove(path: Path, name: str) -> None:
+    """Remove an earlier output's file, and the folders that it leaves empty."""
+    place = path_in(path, name)
+    place.unlink(missing_ok=True)
+    for inner in place.relative_to(path).parents[:-1]:
+        if (path / inner).is_dir() and not any((path / inner).iterdir()):
+            (path / inner).rmdir()
+
+
+def _existing(path: Path) -> Path:
+    """``path``, or the nearest folder above it that is there."""
+    place = Path(os.path.abspath(path))
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    return place
+
+
+def _size(count: int) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000  # pyright: ignore[reportAssignmentType]
+    raise AssertionError

@@ -1,0 +1,91 @@
+"""A process that is killed between two file operations, and folders compared byte for byte."""
+
+import builtins
+import io
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+OPERATIONS = ("replace", "rename", "link", "unlink", "mkdir", "rmdir")
+TIMES = {"seconds", "started", "ended"}
+
+
+class Killed(BaseException):
+    """What a kill looks like from within; from then on no file operation is done any more."""
+
+
+def killed_at(number: int, action: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Do ``action`` up to its file operation ``number``; gives whether it got that far."""
+    done = 0
+
+    def stop() -> None:
+        nonlocal done
+        done += 1
+        if done >= number:
+            raise Killed
+
+    def changed(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            stop()
+            return real(*arguments, **named)
+
+        return call
+
+    def opened(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(file: Any, mode: str = "r", *arguments: Any, **named: Any) -> Any:
+            if set(mode) & set("wax+") and str(file) != os.devnull:
+                stop()
+            return real(file, mode, *arguments, **named)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for name in OPERATIONS:
+            patch.setattr(os, name, changed(getattr(os, name)))
+        patch.setattr(builtins, "open", opened(builtins.open))
+        patch.setattr(io, "open", opened(io.open))
+        # A process that is killed gives no lock back.
+        patch.setattr("revelio.lock._release", lambda path, owner, ended: ended.set())
+        try:
+            action()
+        except Killed:
+            return True
+    return False
+
+
+def bury(lock: Path) -> None:
+    """Let a lock be that of a process whose id another process has now."""
+    if lock.exists():
+        owner = json.loads(lock.read_text())
+        lock.write_text(json.dumps(owner | {"started": -1}))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below ``folder`` with its bytes."""
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
+
+
+def results(folder: Path) -> dict[str, Any]:
+    """Every file below ``folder``, but for the times that a run notes down."""
+    found: dict[str, Any] = contents(folder)
+    for name, data in found.items():
+        if name.endswith(".json"):
+            found[name] = _timeless(json.loads(data))
+        elif name.endswith(".jsonl"):
+            found[name] = [_timeless(json.loads(line)) for line in data.splitlines()]
+        elif name == "config.yaml":
+            found[name] = [
+                line for line in data.splitlines() if not line.startswith((b"out:", b"resume:"))
+            ]
+    return found
+
+
+def _timeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _timeless(inner) for key, inner in value.items() if key not in TIMES}
+    return [_timeless(inner) for inner in value] if isinstance(value, list) else value

@@ -1,0 +1,422 @@
+"""Writing files whole, in the mode of the umask, on a full disk; and locks of run folders."""
+
+import errno
+import json
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from diffc_helpers import separable
+from files_helpers import contents
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from revelio import files, lock
+from revelio.diffc.cache import CacheSettings, drop_cache, fill_cache
+from revelio.diffc.sources import TensorGrids
+from revelio.files import DiskFull, write_folder, write_whole, write_whole_by
+from revelio.outputs import RECORD, check_file, has_keys, replace_files
+from revelio.runs import Run
+
+
+@contextmanager
+def umask(mode: int) -> Iterator[None]:
+    before = os.umask(mode)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def tensors(path: Path) -> None:
+    save_file({"a": torch.ones(3)}, path)
+
+
+@pytest.mark.parametrize(("mask", "file_mode"), [(0o022, 0o644), (0o027, 0o640), (0o002, 0o664)])
+def test_the_umask_decides_the_mode(tmp_path: Path, mask: int, file_mode: int) -> None:
+    with umask(mask):
+        write_whole(tmp_path / "text", "a")
+        write_whole_by(tmp_path / "tensors", tensors)
+        for _ in range(2):
+            write_folder(tmp_path / "folder", lambda folder: tensors(folder / "a.safetensors"))
+            replace_files(tmp_path / "out", "test", lambda folder: tensors(folder / "b"))
+        run = Run.open(tmp_path / "run", "t", "a: 1\n")
+        run.log(step=1)
+        run.save_checkpoint(1, lambda folder: tensors(folder / "a.safetensors"))
+        run.finish()
+    for path in tmp_path.rglob("*"):
+        expected = file_mode | (0o111 & ~mask if path.is_dir() else 0)
+        assert stat.S_IMODE(path.stat().st_mode) == expected, path
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe"])
+def test_what_is_no_file_is_never_replaced_by_one(tmp_path: Path, kind: str) -> None:
+    place = tmp_path / "place"
+    if kind == "folder":
+        place.mkdir()
+        (place / "thesis").write_text("precious")
+    else:
+        os.mkfifo(place)
+    for write in (lambda: write_whole(place, "x"), lambda: write_whole_by(place, tensors)):
+        with pytest.raises(ValueError, match=r"place is (a folder|no regular file)"):
+            write()
+    with pytest.raises(ValueError, match="place is"):
+        check_file(place, has_keys("a"), "ours")
+    assert place.exists() and list(tmp_path.iterdir()) == [place]
+    assert kind == "pipe" or (place / "thesis").read_text() == "precious"
+
+
+def test_each_file_is_flushed_before_it_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    fsync, replace, rename = os.fsync, os.replace, os.rename
+
+    def synced(handle: int) -> None:
+        done.append("sync " + Path(os.readlink(f"/proc/self/fd/{handle}")).name)
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", lambda a, b: (done.append("move"), replace(a, b)))
+    monkeypatch.setattr(os, "rename", lambda a, b: (done.append("move"), rename(a, b)))
+    write_whole(tmp_path / "a", "x")
+    assert [line.split(".")[0] for line in done] == ["sync ", "move", f"sync {tmp_path.name}"]
+    assert ".a." in done[0]
+    for write in (
+        lambda: write_whole_by(tmp_path / "b", tensors),
+        lambda: write_folder(tmp_path / "c", lambda folder: tensors(folder / "b")),
+        lambda: write_folder(tmp_path / "c", lambda folder: tensors(folder / "b")),
+    ):
+        done.clear()
+        write()
+        assert done.index("sync b") < done.index("move"), done
+        assert done[-1].startswith("sync "), done
+
+
+def test_earlier_names_are_replaced_and_removed_and_no_others(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def of(*names: str):
+        def write(folder: Path) -> None:
+            for name in names:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_text(f"ours {len(names)}")
+
+        return write
+
+    replace_files(out, "one", of("a", "b/c", "b/d", "e/f"))
+    (out / "b" / "mine").write_text("mine")
+    (out / "g").write_text("mine")
+    replace_files(out, "two", of("two"))
+    replace_files(out, "one", of("a", "b/c"))
+    found = contents(out)
+    record = json.loads(found.pop(RECORD))
+    assert record["files"] == {"one": ["a", "b/c"], "two": ["two"]}
+    assert found == {
+        "a": b"ours 2",
+        "b/c": b"ours 2",
+        "b/mine": b"mine",
+        "g": b"mine",
+        "two": b"ours 1",
+    }
+    for names in (["g"], ["a", "two"], ["b"], ["a/x"]):
+        with pytest.raises(ValueError, match="in the way"):
+            replace_files(out, "one", of(*names))
+        assert {k: v for k, v in contents(out).items() if k != RECORD} == found
+
+
+@pytest.mark.parametrize(
+    "name", ["../precious", "/etc/hostname", "link/precious", "", 7, "b/../../precious", None]
+)
+def test_a_record_leads_nowhere_else(tmp_path: Path, name: object) -> None:
+    out = tmp_path / "out"
+    (out / "b").mkdir(parents=True)
+    (out / "link").symlink_to(tmp_path)
+    (tmp_path / "precious").write_text("mine")
+    (out / RECORD).write_text(json.dumps({"format": 1, "files": {"one": ["a", name]}}))
+    with pytest.raises(ValueError, match=r"outside|as a file of an earlier output"):
+        replace_files(out, "one", lambda folder: tensors(folder / "a"))
+    assert (tmp_path / "precious").read_text() == "mine"
+
+
+def test_a_link_in_the_way_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "data").symlink_to(tmp_path / "elsewhere")
+
+    def write(folder: Path) -> None:
+        (folder / "data").mkdir()
+        tensors(folder / "data" / "a")
+
+    for replacing in (lambda: write_folder(out, write), lambda: replace_files(out, "x", write)):
+        with pytest.raises(ValueError, match="in the way"):
+            replacing()
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+FULL = [OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EDQUOT, "quota")]
+FULL += [SafetensorError("I/O error: No space left on device (os error 28)")]  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("error", FULL, ids=["disk", "quota", "safetensors"])
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, error: Exception) -> None:
+    def fail(path: Path) -> None:
+        path.write_text("half") if not path.is_dir() else (path / "x").write_text("half")
+        raise error
+
+    run = Run.open(tmp_path / "run", "t", "a: 1\n")
+    before = contents(tmp_path)
+    for place, write in {
+        "file": lambda: write_whole_by(tmp_path / "file", fail, 5_000_000),
+        "folder": lambda: write_folder(tmp_path / "folder", fail, needed=5_000_000),
+        "step_00000001": lambda: run.save_checkpoint(1, fail, needed=5_000_000),
+        "out": lambda: replace_files(tmp_path / "out", "t", fail, 5_000_000),
+    }.items():
+        with pytest.raises(DiskFull) as caught:
+            write()
+        line = str(caught.value)
+        assert place in line and "needs 5.0 MB" in line and "free" in line and "\n" not in line
+        assert contents(tmp_path) == before
+
+
+def test_room_is_looked_for_before_a_large_file_is_begun(tmp_path: Path) -> None:
+    with pytest.raises(DiskFull, match=r"needs 1000000\.0 GB"):
+        write_whole_by(tmp_path / "a", tensors, 10**15)
+    with pytest.raises(DiskFull, match=r"b \(it needs"):
+        files.reserve(tmp_path / "b", 1 << 62)
+    files.reserve(tmp_path / "c", 5000)
+    assert (tmp_path / "c").stat().st_size == 5000
+    assert (tmp_path / "c").stat().st_blocks * 512 >= 5000  # not sparse
+
+
+def test_metrics_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run.open(tmp_path / "run", "t", "a: 1\n")
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full")
+    (tmp_path / "run" / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(DiskFull, match=r"no room for .*metrics\.jsonl"):
+        run.log(step=1)
+
+
+# --- locks
+
+
+def owner(**changes: object) -> dict:
+    return {**lock._self(), **changes}
+
+
+def other_process() -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+
+
+def test_a_live_holder_is_named_and_a_dead_one_is_not_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    Run.open(path, "t", "a: 1\n").close()
+    other = other_process()
+    try:
+        held = owner(pid=other.pid, started=lock._start_of(other.pid))
+        (path / ".lock").write_text(json.dumps(held))
+        before = contents(path)
+        with pytest.raises(ValueError, match=rf"in use by process {other.pid} on ") as caught:
+            Run.open(path, "t", "a: 1\n", resume=True)
+        assert "\n" not in str(caught.value)
+        assert contents(path) == before
+    finally:
+        other.communicate(b"\n")
+    run = Run.open(path, "t", "a: 1\n", resume=True)
+    assert json.loads((path / ".lock").read_text())["pid"] == os.getpid()
+    run.finish()
+    assert not (path / ".lock").exists()
+
+
+@pytest.mark.parametrize("pid", [1, 2**22 + 5, -1, "x", None, True, 1.5])
+def test_a_reused_or_impossible_id_is_taken_over(tmp_path: Path, pid: object) -> None:
+    (tmp_path / ".lock").write_text(json.dumps(owner(pid=pid, started=12345678901)))
+    taken = lock.take_lock(tmp_path)
+    assert json.loads((tmp_path / ".lock").read_text())["token"] == taken.owner["token"]
+    taken.release()
+
+
+def test_of_another_machine_signs_of_life_count(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    path.write_text(json.dumps(owner(machine="node7 boot", host="node7", pid=31)))
+    with pytest.raises(ValueError, match="in use by process 31 on node7, last sign of life"):
+        lock.take_lock(tmp_path)
+    old = path.stat().st_mtime - lock.STALE - 5
+    os.utime(path, (old, old))
+    taken = lock.take_lock(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == [".lock"]
+    taken.release()
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_holder_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    beats: list[Path] = []
+
+    class Twice:
+        def wait(self, seconds: float) -> bool:
+            assert seconds < lock.STALE / 5
+            return len(beats) == 2
+
+    monkeypatch.setattr(os, "utime", beats.append)
+    lock._beat(tmp_path / ".lock", Twice())  # pyright: ignore[reportArgumentType]
+    assert beats == [tmp_path / ".lock"] * 2
+
+
+def test_a_users_file_called_lock_stays(tmp_path: Path) -> None:
+    (tmp_path / ".lock").write_text("the key is under the mat")
+    with pytest.raises(ValueError, match=r"\.lock is not Revelio's"):
+        lock.take_lock(tmp_path)
+    assert (tmp_path / ".lock").read_text() == "the key is under the mat"
+
+
+def test_only_one_of_many_gets_the_lock(tmp_path: Path) -> None:
+    """Eight processes that start together beside a dead process's lock."""
+    (tmp_path / ".lock").write_text(json.dumps(owner(pid=2**22 + 9)))
+    script = (
+        "import sys; from pathlib import Path; from revelio.lock import take_lock\n"
+        "input()\n"
+        "try: held = take_lock(Path(sys.argv[1])); print('held', flush=True); input()\n"
+        "except ValueError as error: print(error, flush=True)\n"
+    )
+    words = [sys.executable, "-c", script, str(tmp_path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    started = [subprocess.Popen(words, **pipes) for _ in range(8)]  # type: ignore[call-overload]
+    for process in started:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    lines = [process.stdout.readline().strip() for process in started if process.stdout]
+    for process in started:
+        process.communicate("\n")
+    assert lines.count("held") == 1, lines
+    assert all(line == "held" or "in use by process" in line for line in lines), lines
+
+
+# --- what a kill, a power cut or another program leaves
+
+
+@pytest.mark.parametrize("tail", [b"", b'{"step": 3, "lo', b"\0" * 40, b'{"a": "\xc3', b"\n\n"])
+def test_a_torn_line_is_dropped(tmp_path: Path, tail: bytes) -> None:
+    run = Run.open(tmp_path / "run", "t", "a: 1\n")
+    for step in (1, 2):
+        run.log(step=step, loss=float("nan"))
+    whole = run.metrics_path.read_bytes()
+    run.metrics_path.write_bytes(whole + tail)
+    run = Run.open(tmp_path / "run", "t", "a: 1\n", resume=True)
+    assert run.metrics_path.read_bytes() == whole
+    run.truncate_metrics(1)
+    assert run.metrics_path.read_bytes() == whole.splitlines(keepends=True)[0]
+
+
+@pytest.mark.parametrize("left", ["", "\0\0\0", "a: 1\n", None])
+def test_a_run_that_was_hardly_begun_goes_on(tmp_path: Path, left: str | None) -> None:
+    path = tmp_path / "run"
+    path.mkdir()
+    (path / ".lock").write_text(json.dumps(owner(pid=2**22 + 9)))
+    if left is not None:
+        (path / "config.yaml").write_text(left)
+    (path / "log.txt").write_text("mine")
+    (path / ".step_00000010.77.partial").mkdir()
+    run = Run.open(path, "t", "a: 1\n", resume=True)
+    assert not run.finished and (path / "config.yaml").read_text() == "a: 1\n"
+    assert sorted(p.name for p in path.iterdir()) == [
+        ".lock",
+        "config.yaml",
+        "log.txt",
+        "manifest.json",
+    ]
+
+
+def test_half_written_checkpoints_are_swept_and_others_stay(tmp_path: Path) -> None:
+    run = Run.open(tmp_path / "run", "t", "a: 1\n")
+    run.save_checkpoint(10, lambda folder: tensors(folder / "a.safetensors"))
+    folder = run.path / "checkpoints"
+    for name in (".step_00000020.77.partial", ".step_00000020.77-0123abcd.partial"):
+        (folder / name).mkdir()
+        tensors(folder / name / "a.safetensors")
+    (folder / "step_best").mkdir()
+    (folder / "step_best" / "mine").write_text("mine")
+    (folder / "step_00000010" / "notes").write_text("mine")
+    (folder / ".notes.partial").write_text("mine")
+    run = Run.open(tmp_path / "run", "t", "a: 1\n", resume=True)
+    for step in (20, 30, 40):
+        run.save_checkpoint(step, lambda folder: tensors(folder / "a.safetensors"))
+    assert sorted(contents(folder)) == [
+        ".notes.partial",
+        "step_00000010/notes",
+        "step_00000030/a.safetensors",
+        "step_00000040/a.safetensors",
+        "step_best/mine",
+    ]
+    assert run.latest_checkpoint() == (40, folder / "step_00000040")
+    run.drop_checkpoints(keep=0)
+    assert sorted(contents(folder)) == [".notes.partial", "step_00000010/notes", "step_best/mine"]
+
+
+def test_a_finished_run_that_lost_a_result_is_unfinished(tmp_path: Path) -> None:
+    run = Run.open(tmp_path / "run", "t", "a: 1\n", results=["report.json"])
+    run.finish()
+    again = Run.open(tmp_path / "run", "t", "a: 1\n", resume=True, results=["report.json"])
+    assert not again.finished
+    (tmp_path / "run" / "report.json").write_text("{}")
+    again.finish()
+    again = Run.open(tmp_path / "run", "t", "a: 1\n", resume=True, results=["report.json"])
+    assert again.finished
+    with pytest.raises(ValueError, match="holds a run of t, not of train-ksae"):
+        Run.open(tmp_path / "run", "train-ksae", "a: 1\n", resume=True)
+
+
+def test_a_store_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"format": 1, "shards": []}')
+    with pytest.raises(ValueError, match="no run's manifest"):
+        Run.open(tmp_path, "t", "a: 1\n", resume=True)
+
+
+def test_views_in_files_need_room_first_and_only_they_are_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grids, labels = separable(2)
+    source = TensorGrids([grids], labels)
+    settings = CacheSettings(0, torch.float16, 0.0, 2, tmp_path / "cache", {"layer": "mix"})
+
+    def full(handle: int, start: int, size: int) -> None:
+        assert size == grids.numel() * 2
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", full)
+        with pytest.raises(DiskFull, match=r"no room for .*-v0\.partial \(it needs"):
+            list(fill_cache(source, settings))
+    kept = list(fill_cache(source, settings))[-1].grids
+    assert kept is not None and torch.equal(kept.grids(range(6), 0), grids.half())
+    (tmp_path / "cache" / "mine.bin").write_text("mine")
+    drop_cache(tmp_path / "cache")
+    assert contents(tmp_path / "cache") == {"mine.bin": b"mine"}
+    (tmp_path / "cache" / "mine.bin").unlink()
+    drop_cache(tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_what_cannot_be_written_is_said_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(self: Path, *arguments: object) -> None:
+        raise PermissionError(errno.EROFS, "Read-only file system", str(self))
+
+    monkeypatch.setattr(Path, "open", refused)
+    for check in (
+        lambda: files.check_folder(tmp_path / "a" / "b"),
+        lambda: check_file(tmp_path / "a" / "b", has_keys("x"), "ours"),
+        lambda: Run.open(tmp_path / "run", "t", "a: 1\n"),
+    ):
+        with pytest.raises(ValueError, match=r"can't be written: Read-only file system"):
+            check()
+    assert not list(tmp_path.iterdir())

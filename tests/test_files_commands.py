@@ -1,0 +1,232 @@
+"""Every command's output beside a user's files and another run's: all found again byte for byte."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from analysis_helpers import gallery_parts, toy_picture
+from backbones_helpers import tiny_sd
+from diffc_helpers import separable, write_folders
+from eval_helpers import review_row, write_jsonl
+from files_helpers import contents
+from sae_helpers import planted
+
+from eval.llava_bench import main as bench
+from revelio.activations.store import write_store
+from revelio.cli import COMMANDS as NAMES
+from revelio.cli import main
+from revelio.diffc.model import DiffC
+from revelio.outputs import RECORD
+
+Words = Callable[[Path], list[object]]
+
+# Names of what commands write, of what a user may have, and of another run's.
+FOREIGN = (
+    *("config.yaml", "metrics.jsonl", "report.json", "report.html", "confusion.png"),
+    *("manifest.json", "predictions.jsonl", "top_images.json", "top_images.safetensors"),
+    *("sheet.png", "maps.json", "maps.safetensors", "index.html", "gallery.json", "purity.json"),
+    *("final/model.safetensors", "final/config.json", "checkpoints/step_00000001/state.json"),
+    *("cache/0123456789abcdef-v0.bin", "seeds/seed-0.json", "stages/purity.json", "thumbs/a.jpg"),
+    *("data/gallery.js", "assets/base.js", "gallery/index.html", "holiday/0.jpg", ".hidden"),
+)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store, a k-SAE, pictures, grids, a classifier and reviews."""
+    root = tmp_path_factory.mktemp("made")
+    model, *_ = gallery_parts(root / "store")
+    model.save_pretrained(root / "ksae")
+    for number in range(60):
+        path = root / "images" / "pictures" / f"{number:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        toy_picture(number).save(path)
+    rows, _ = planted(20, 4, 6, 2)
+    write_store(root / "rows", rows, [str(i) for i in range(20)])
+    grids, labels = separable(3)
+    settings = {"pool": "none", "layer": "mix", "classes": ["a", "b", "c"]}
+    write_store(root / "grids", grids, [str(i) for i in range(9)], labels, settings=settings)
+    DiffC(6, 3, width=2, class_names=["a", "b", "c"], seed=0).save_pretrained(root / "diffc")
+    write_folders(root / "folders", 2)
+    tiny_sd(root / "sd")
+    write_jsonl(root / "reviews.jsonl", [review_row(i, "conv", (8.0, 6.0)) for i in range(3)])
+    main(["top-images", "--store", str(root / "store"), "--ksae", str(root / "ksae"),
+          "--out", str(root / "top")])  # fmt: skip
+    return root
+
+
+def commands(made: Path) -> dict[str, Words]:
+    """A short call of every command that writes, for a place to write to."""
+    backbone = ["--backbone.name", made / "sd", "--backbone.image-size", 32]
+    ksae = ["--store", made / "store", "--ksae", made / "ksae"]
+    return {
+        "extract": lambda out: [
+            *("extract", *backbone, "--data.limit", 3, "--data.source", made / "images"),
+            *("--layers", "bottleneck", "--out", out),
+        ],
+        "train-ksae": lambda out: [
+            *("train-ksae", "--store", made / "rows", "--steps", 2, "--expansion", 2, "--k", 2),
+            *("--kernel", "torch", "--checkpoint-every", 1, "--out", out),
+        ],
+        "train-diffc": lambda out: [
+            *("train-diffc", "--stores", made / "grids", "--test-store", made / "grids"),
+            *("--epochs", 1, "--width", 2, "--out", out),
+        ],
+        "eval-diffc": lambda out: [
+            *("eval-diffc", "--model", made / "diffc", "--store", made / "grids", "--out", out),
+        ],
+        "top-images": lambda out: ["top-images", *ksae, "--out", out],
+        "gallery": lambda out: [
+            *("gallery", *ksae, "--top", made / "top", "--data.source", made / "images"),
+            *("--latents", 5, "--map-method", "pca", "--out", out),
+        ],
+        "pca-maps": lambda out: [
+            *("pca-maps", *backbone, "--data.limit", 3, "--data.source", made / "images"),
+            *("--layers", "bottleneck", "--out", out),
+        ],
+        "purity": lambda out: ["purity", "--top", made / "top", "--draws", 9, "--out", out],
+        "demo": lambda out: [
+            *("demo", "--images", made / "folders", *backbone, "--layers", "bottleneck"),
+            *("--timesteps", "25", "--steps", 1, "--out", out),
+        ],
+        "score": lambda out: [
+            *("score", "--reviews", made / "reviews.jsonl", "--resamples", 9, "--json", out),
+        ],
+    }
+
+
+FILES = ("purity", "score")  # what writes one file
+WRITERS = (*FILES, "extract", "train-ksae", "train-diffc", "eval-diffc", "top-images", "gallery")
+WRITERS += ("pca-maps", "demo")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("revelio.sae.plan.measured_speed", lambda job, kernel: None)
+
+
+def call(made: Path, name: str, out: Path, *more: str) -> int:
+    """The exit status of a command."""
+    words = [*map(str, commands(made)[name](out)), *more]
+    try:
+        bench(words) if name == "score" else main(words)
+    except SystemExit as stopped:
+        return int(stopped.code or 0)
+    return 0
+
+
+def put(folder: Path, names: tuple[str, ...]) -> dict[str, bytes]:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(f"precious {name}".encode())
+    return contents(folder)
+
+
+def test_the_table_has_every_command_that_writes() -> None:
+    read_only = {"backbones", "models", "plan-ksae"}
+    assert set(NAMES) - read_only == set(WRITERS) - {"score"}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_names_that_are_taken_are_left_alone(
+    made: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = put(tmp_path / "out", FOREIGN)
+    for more in ([], ["--resume"]) if name in ("train-ksae", "train-diffc", "demo") else ([],):
+        assert call(made, name, tmp_path / "out", *more) == 2
+        assert len(capsys.readouterr().err.strip().splitlines()[-1]) < 400
+        assert contents(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_each_single_name_is_left_alone(made: Path, tmp_path: Path, name: str) -> None:
+    """One foreign file at a time: the command is refused, or leaves it as it is."""
+    if name in ("demo", "extract"):
+        pytest.skip("too slow for every name; the first test has all names at once")
+    for number, foreign in enumerate(FOREIGN[:: 1 if name in FILES else 3]):
+        out = tmp_path / str(number)
+        before = put(out, (foreign,))
+        call(made, name, out)
+        after = contents(out)
+        assert {key: after[key] for key in before} == before, foreign
+
+
+@pytest.mark.parametrize("name", sorted(set(WRITERS) - {*FILES, "gallery", "demo"}))
+def test_a_users_other_files_stay_and_a_second_run_replaces_only_its_own(
+    made: Path, tmp_path: Path, name: str
+) -> None:
+    out = tmp_path / "out"
+    mine = put(out, ("log.txt", "holiday/0.jpg"))
+    assert call(made, name, out) == 0
+    written = set(contents(out)) - set(mine)
+    assert written
+    mine |= {"later.txt": b"x"}
+    (out / "later.txt").write_bytes(b"x")
+    again = call(made, name, out, *(["--resume"] if name.startswith(("train", "ext")) else []))
+    assert again == 0
+    after = contents(out)
+    assert {key: after[key] for key in mine} == mine
+    assert set(after) == written | set(mine)
+
+
+def test_a_gallery_is_replaced_around_a_users_files(made: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert call(made, "gallery", out) == 0
+    first = contents(out)
+    mine = put(out / "thumbs" / "mine", ("0.jpg",))
+    (out / "gallery.txt").write_text("mine")
+    assert call(made, "gallery", out) == 0
+    after = contents(out)
+    assert after.pop("thumbs/mine/0.jpg") == mine["0.jpg"] and after.pop("gallery.txt") == b"mine"
+    assert after == first
+    # A folder that holds somebody's gallery.json is no gallery of ours.
+    before = put(tmp_path / "theirs", ("gallery.json", "thesis.tex"))
+    assert call(made, "gallery", tmp_path / "theirs") == 2
+    assert contents(tmp_path / "theirs") == before
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_is_replaced_only_by_its_own_kind(made: Path, tmp_path: Path, name: str) -> None:
+    out = tmp_path / "deep" / "out.json"
+    assert call(made, name, out) == 0
+    first = json.loads(out.read_text())
+    assert call(made, name, out) == 0
+    assert json.loads(out.read_text()) == first
+    for text in ("", "my thesis", "[]", '{"entries": 1}', "\0"):
+        out.write_text(text)
+        assert call(made, name, out) == 2
+        assert out.read_text() == text
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_place_of_the_wrong_kind_is_refused_before_the_work(
+    made: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("precious")
+    places = [tmp_path / "file" / "below", tmp_path / "file"]
+
+    def began(*arguments: object, **named: object) -> None:
+        pytest.fail("the work began")
+
+    monkeypatch.setattr("revelio.activations.store.ActivationStore.open", began)
+    monkeypatch.setattr("revelio.data.open.open_dataset", began)
+    for place in places:
+        assert call(made, name, place) == 2
+    assert contents(tmp_path) == {"file": b"precious"}
+
+
+def test_a_runs_folder_takes_no_other_commands_report(made: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert call(made, "train-ksae", run) == 0
+    before = contents(run)
+    for name in ("extract", "eval-diffc", "train-diffc", "demo", "purity", "score"):
+        assert call(made, name, run) == 2, name
+        assert contents(run) == before, name
+    assert call(made, "train-ksae", run, "--resume") == 0
+    assert contents(run) == before
+    # What takes none of its names may lie beside.
+    assert call(made, "top-images", run) == 0
+    after = contents(run)
+    assert set(after) - set(before) == {"top_images.json", "top_images.safetensors", RECORD}
+    assert {key: after[key] for key in before} == before
