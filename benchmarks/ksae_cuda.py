@@ -126,6 +126,10 @@ def timed(step: Step, steps: int) -> float:
 def measure(arguments: argparse.Namespace, rows: Tensor, batch: int) -> dict[str, Any]:
     """Each of the others in turn with ours; at most two in memory at a time."""
     made = variants(arguments, rows, batch)
+    if arguments.variants:
+        made = {
+            name: make for name, make in made.items() if name in ("revelio", *arguments.variants)
+        }
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     ours = made.pop("revelio")()
@@ -209,7 +213,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="also write the results to this file")
     parser.add_argument("--batches", type=int, nargs="+", default=[1024, 4096, 16384])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--warmup", type=int, default=30)
+    parser.add_argument(
+        "--warmup", type=int, default=400, help="our steps before the first timed one"
+    )
+    parser.add_argument("--variants", nargs="+", help="only these of the others")
     parser.add_argument("--rows", type=int, default=65_536)
     parser.add_argument("--d", type=int, default=1280)
     parser.add_argument("--n", type=int, default=81_920)
@@ -227,6 +234,7 @@ def main() -> None:
     parameters = 2 * arguments.d * arguments.n + arguments.d + arguments.n
     report: dict[str, Any] = {"d": arguments.d, "n": arguments.n, "k": arguments.k}
     report |= {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
+    report |= {"warmup": arguments.warmup}
     report |= {"parameters_and_moments_gib": round(12 * parameters / GIB, 3), "batches": []}
     for batch in arguments.batches:
         result = measure(arguments, rows, batch)
