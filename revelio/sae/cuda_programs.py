@@ -21,8 +21,25 @@ def halve(source, scale, half, norms, errors, d, D: tl.constexpr):
 
 
 @triton.jit
+def bound(norm, error):
+    """What an image's error is multiplied by for this latent: its norm, in float16, rounded up."""
+    return (tl.maximum(norm, error * 4096.0) * 1.001 + 1e-7).to(tl.float16)
+
+
+@triton.jit
+def bounds_of(source, half, bounds, d, D: tl.constexpr):
+    """The float16 copy of one latent's row, and its bound."""
+    row, i = tl.program_id(0).to(tl.int64), tl.arange(0, D)
+    w = tl.load(source + row * d + i, mask=i < d, other=0.0)
+    rounded = w.to(tl.float16)
+    lost = w - rounded.to(tl.float32)
+    tl.store(half + row * d + i, rounded, mask=i < d)
+    tl.store(bounds + row, bound(tl.sqrt(tl.sum(w * w, 0)), tl.sqrt(tl.sum(lost * lost, 0))))
+
+
+@triton.jit
 def select(
-    scores, eps, mask, candidates, found, n, k,
+    scores, eps, slack, bounds, mask, candidates, found, n, k,
     MASKED: tl.constexpr, GROUPS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """The latents of an image that may be among its k best; more than fit are only counted."""
@@ -30,33 +47,30 @@ def select(
     i = tl.arange(0, GROUPS)
     low = float("-inf")
     best = tl.full([GROUPS], low, tl.float32)
+    e = tl.load(eps + row)
     for start in range(0, n, GROUPS):
         j = start + i
         part = tl.load(scores + row * n + j, mask=j < n, other=low).to(tl.float32)
         if MASKED:
             part = tl.where(tl.load(mask + j, mask=j < n, other=0) != 0, part, low)
-        best = tl.maximum(best, part)
+        # Rounding a score to float16 moves it by 2^-11 of itself.
+        off = e * tl.load(bounds + j, mask=j < n, other=0.0).to(tl.float32) + tl.abs(part) * 0.0005
+        best = tl.maximum(best, tl.where(part > low, part - off, low))
     ordered = tl.sort(best, descending=True)
-    kth = tl.sum(tl.where(i == k - 1, ordered, 0.0), 0)
-    # Rounding scores to float16 keeps their order and moves them by 2^-11 of themselves.
-    floor = kth - 2 * tl.load(eps + row)
-    floor = floor - tl.abs(floor) * 0.001953125 - 1e-6
+    floor = tl.sum(tl.where(i == k - 1, ordered, 0.0), 0) - 2 * tl.load(slack)
     for start in range(0, n, GROUPS):
         j = start + i
         part = tl.load(scores + row * n + j, mask=j < n, other=low).to(tl.float32)
         if MASKED:
             part = tl.where(tl.load(mask + j, mask=j < n, other=0) != 0, part, low)
-        wanted = (part >= floor) & (part > low)
+        off = e * tl.load(bounds + j, mask=j < n, other=0.0).to(tl.float32) + tl.abs(part) * 0.0005
+        wanted = (part > low) & (part + off >= floor)
         # Candidates may stand in any order: `pick` sorts them.
         place = tl.atomic_add(found + row + i * 0, 1, mask=wanted, sem="relaxed")
         tl.store(candidates + row * WIDE + place, j, mask=wanted & (place < WIDE))
     tl.debug_barrier()
-    bound = tl.load(eps + row)
     # Without a bound nothing is certain: such a row is looked at as a whole.
-    if (bound == bound) & (bound < float("inf")):
-        pass
-    else:
-        tl.store(found + row, WIDE + 1)
+    tl.store(found + row, WIDE + 1, mask=(e != e) | (e == float("inf")))
 
 
 @triton.jit
@@ -116,7 +130,7 @@ def rescue(
     row = tl.program_id(0).to(tl.int64)
     if tl.load(found + row) > WIDE:
         i, half = tl.arange(0, KEPT), tl.arange(0, 2)
-        best = tl.full([KEPT], -(2**62), tl.int64)
+        best = tl.full([KEPT], -(2**63), tl.int64)
         for start in range(0, n, KEPT):
             j = start + i
             score = tl.load(bias + j, mask=j < n, other=0.0)
@@ -203,7 +217,7 @@ def vector(vector, gradients, means, squares, go, clock, n, beta1, beta2, eps, B
 @triton.jit
 def update(
     W_enc, W_dec, enc_mean, enc_square, dec_mean, dec_square, last,
-    half, norms, errors, starts, images, output_rows, gradients, values, inputs, outputs, d_b_enc,
+    half, bounds, starts, images, output_rows, gradients, values, inputs, outputs, d_b_enc,
     go, clock, beta1, beta2, eps, d,
     UNIT: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
@@ -261,6 +275,6 @@ def update(
         tl.store(half + here, rounded, mask=inside)
         if active | (state > 0):
             tl.store(last + row, now)
-            tl.store(norms + row, tl.sqrt(tl.sum(new_enc * new_enc, 0)))
-            tl.store(errors + row, tl.sqrt(tl.sum(lost * lost, 0)))
+            norm, error = tl.sqrt(tl.sum(new_enc * new_enc, 0)), tl.sqrt(tl.sum(lost * lost, 0))
+            tl.store(bounds + row, bound(norm, error))
             tl.store(d_b_enc + row, g_bias)

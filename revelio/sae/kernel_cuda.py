@@ -5,17 +5,19 @@ Encoding is a search in three parts, exact in float32:
 
 1. Nomination. One float16 tensor-core product of the (scaled) activations and a float16 copy of ``W_enc``
    gives approximate scores ``a``, a chunk of images at a time.
-2. Selection. With ``eps`` a bound of an image's approximation error, every latent of its exact top k has
-   ``a >= a_(k) - 2 eps``: k latents have an exact score of at least ``a_(k) - eps``, so none below that is
-   among the k best. The k-th largest of disjoint groups' maxima is a lower bound of ``a_(k)``.
+2. Selection. With ``eps`` a bound of a score's error, the k-th largest of ``a - eps`` is below the k-th best
+   exact score, so every latent of the exact top k has an ``a + eps`` of at least that. The k-th largest of
+   disjoint groups' maxima is a lower bound of it that one pass finds.
 3. Rescoring. The candidates, a few more than k, are scored in float32; the k best are kept, ties going to the
    lower index. An image with more candidates than fit is scored in float32 against all latents.
 
 The bound is Cauchy-Schwarz on the two rounding errors, plus what accumulating in float32 can lose:
 
-    |x w - x~ w~| <= |x - x~| |w| + |x~| |w - w~| + d 2^-22 |x| |w|
+    |x w - x~ w~| <= |x - x~| |w| + |x~| |w - w~| + d 2^-22 |x| |w| <= e(x) m(w)
 
-with ``|w - w~|`` kept up to date for every row that an update changes. The update is one program a
+    e(x) = |x - x~| + 2^-12 |x~| + d 2^-22 |x|,   m(w) = max(|w|, 2^12 |w - w~|)
+
+with ``m(w)`` kept up to date for every row that an update changes. The update is one program a
 latent: the sums of its gradient's terms in the order of the images, projection, Adam, unit length, and
 the row's float16 copy. It leaves rows alone that cannot change (:mod:`revelio.sae.adam`). Nothing is
 added atomically, so the same inputs give the same bits.
@@ -55,8 +57,7 @@ class _Copy(NamedTuple):
 
     source: Tensor
     half: Float16[Tensor, "n d"]
-    norms: Float[Tensor, " n"]
-    errors: Float[Tensor, " n"]
+    bounds: Float16[Tensor, " n"]
 
 
 class CudaKernel:
@@ -143,7 +144,7 @@ class CudaKernel:
         programs.update[(n,)](
             *(weights.W_enc, weights.W_dec, moments.W_enc.mean, moments.W_enc.square),
             *(moments.W_dec.mean, moments.W_dec.square, moments.last),
-            *(copy.half, copy.norms, copy.errors, starts),
+            *(copy.half, copy.bounds, starts),
             *(gradient.images[order], gradient.output_rows[order]),
             *(gradient.gradients[order], gradient.values[order]),
             *(gradient.inputs.contiguous(), gradient.outputs.contiguous(), d_b_enc, go),
@@ -168,9 +169,9 @@ class CudaKernel:
         self._copy = None
         n, d = W_enc.shape
         half = torch.empty(n, d, dtype=torch.float16, device=W_enc.device)
-        norms, errors = torch.empty(n, device=W_enc.device), torch.empty(n, device=W_enc.device)
-        programs.halve[(n,)](W_enc, W_enc.new_ones(1), half, norms, errors, d, **_row(d))
-        self._copy = _Copy(W_enc, half, norms, errors)
+        bounds = torch.empty(n, dtype=torch.float16, device=W_enc.device)
+        programs.bounds_of[(n,)](W_enc, half, bounds, d, **_row(d))
+        self._copy = _Copy(W_enc, half, bounds)
         return self._copy
 
 
@@ -182,10 +183,9 @@ class _Search:
         self.x, self.copy, self.b_enc, self.n = x, copy, b_enc, n
         self.size = max(1, min(b, buffer // n // 128 * 128 or buffer // n))
         tiny = torch.finfo(torch.float32).tiny
-        w_norm, w_error = copy.norms.max(), copy.errors.max()
         bias = b_enc.abs().max()
         x_norms = torch.linalg.vector_norm(x, dim=1)
-        largest = x_norms.max() * w_norm.clamp(min=1) + bias
+        largest = x_norms.max() * copy.bounds.max().float().clamp(min=1) + bias
         # A power of two, so that scaling rounds nothing.
         scale = torch.exp2(
             torch.floor(torch.log2(LARGEST / largest.clamp(min=tiny))).clamp(-60, 60)
@@ -195,9 +195,9 @@ class _Search:
         norms, errors = torch.empty(b, device=x.device), torch.empty(b, device=x.device)
         if b:
             programs.halve[(b,)](x, self.scale, self.half, norms, errors, d, **_row(d))
-        # float16 of the bias, 2^-11 of it; accumulation, twice (there and in rescoring).
-        lost = d * 2.0**-22 * norms * w_norm + 2.0**-11 * bias * scale
-        self.eps = (errors * w_norm + (norms + errors) * w_error + lost) * 1.001
+        self.eps = (errors + 2.0**-12 * (norms + errors) + d * 2.0**-22 * norms) * 1.001
+        # The bias is rounded to float16, too.
+        self.slack = (2.0**-11 * bias * scale + 1e-6).reshape(1)
         self.bias = (b_enc * scale).half()
 
     def chunks(self) -> list[slice]:
@@ -221,7 +221,8 @@ class _Search:
         mask = among if among is not None else found
         groups = triton.next_power_of_2(max(2048, 8 * k))
         programs.select[(count,)](
-            *(scores, self.eps[rows], mask, candidates, found, self.n, k),
+            *(scores, self.eps[rows], self.slack, self.copy.bounds),
+            *(mask, candidates, found, self.n, k),
             MASKED=among is not None,
             GROUPS=groups,
             WIDE=wide,
