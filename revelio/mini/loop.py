@@ -124,7 +124,7 @@ class Trainer:
     def _update_average(self) -> None:
         # A young average follows closely, or the random start would stay in it for thousands of steps.
         decay = min(self.schedule.ema, (1 + self.step) / (10 + self.step))
-        torch._foreach_lerp_(self.average, self.parameters, 1.0 - decay)
+        torch._foreach_lerp_(self.average, self.parameters, 1.0 - decay)  # pyright: ignore  # one launch
 
     @torch.no_grad()
     def swap(self) -> None:
