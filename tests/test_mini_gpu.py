@@ -18,6 +18,7 @@ from revelio.mini.clip_images import Nouns, build, contrastive, draw_batch, trai
 from revelio.mini.configs import ClipConfig, Schedule, UnetShape, Views
 from revelio.mini.data import PictureSet, random_view, to_pixels
 from revelio.mini.denoisers import TextDenoiser, build_unet, padded
+from revelio.mini.diffusion import build_scheduler, noise_loss
 from revelio.mini.latents import view_latents
 from revelio.mini.loop import Trainer
 from revelio.mini.train import device_for, read_config
@@ -181,6 +182,50 @@ def test_products_in_bfloat16_leave_the_weights_in_float32() -> None:
         assert seen == [getattr(torch, precision)]
         assert {p.dtype for p in (*trainer.parameters, *trainer.average)} == {torch.float32}
     assert losses["float32"] == pytest.approx(losses["bfloat16"], rel=0.02)
+
+
+def small_denoiser(device: str = "cpu") -> TextDenoiser:
+    torch.manual_seed(0)
+    unet = build_unet(UnetShape(channels=(8, 8, 16, 16), heads=(1, 1, 2, 2)), 12).eval()
+    unet.to(device, memory_format=torch.channels_last)  # pyright: ignore
+    return TextDenoiser(unet, torch.randn(3, 5, 12).to(device), [[0], [1]], [0, 1])
+
+
+def test_a_recorded_step_is_for_training_only() -> None:
+    denoiser = small_denoiser()
+    noisy, times = torch.zeros(2, 4, 16, 16), torch.tensor([1, 2])
+    with torch.no_grad():
+        wanted = denoiser.predict(noisy, times, times)
+
+    class Recorded(torch.nn.Module):
+        def forward(self, noisy: torch.Tensor, timesteps: torch.Tensor, states: torch.Tensor):
+            assert torch.equal(states, denoiser.table[times])
+            return torch.full_like(noisy, 7.0)
+
+    denoiser.recorded = Recorded()
+    assert (denoiser.predict(noisy, times, times) == 7.0).all()
+    with torch.no_grad():
+        assert torch.equal(denoiser.predict(noisy, times, times), wanted)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_recorded_step_gives_the_gradients_of_an_unrecorded_one() -> None:
+    plain, recorded = small_denoiser("cuda"), small_denoiser("cuda")
+    clean = torch.randn(6, 4, 16, 16, device="cuda")
+    recorded.record(clean, "float32")
+    assert recorded.recorded is not None
+    rows = torch.arange(6, device="cuda") % 3
+    alphas = build_scheduler().alphas_cumprod.cuda()
+    for seed in (0, 1):
+        for denoiser in (plain, recorded):
+            generator = torch.Generator("cuda").manual_seed(seed)
+            noise_loss(denoiser, clean, rows, alphas, 5.0, generator).backward()
+            torch.optim.SGD(denoiser.model.parameters(), lr=0.1).step()
+        for a, b in zip(plain.model.parameters(), recorded.model.parameters(), strict=True):
+            assert a.grad is not None and b.grad is not None
+            assert torch.allclose(a.grad, b.grad, rtol=1e-2, atol=1e-4)
+        plain.model.zero_grad()
+        recorded.model.zero_grad()
 
 
 def test_a_device_that_is_not_there_is_refused() -> None:

@@ -16,6 +16,7 @@ class Schedule:
 
     `batch` is shared out among `processes`, each with `threads`; small models use two cores better that way.
     `precision` is that of the products; weights, moments and moving average stay in float32.
+    `graph` records a U-Net's step as CUDA graphs, on a GPU only.
     """
 
     minutes: float
@@ -34,6 +35,7 @@ class Schedule:
     snapshot_minutes: float = 0.0
     log_steps: int = 100
     precision: Literal["float32", "bfloat16"] = "float32"
+    graph: bool = False
 
     @property
     def share(self) -> int:

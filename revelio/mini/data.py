@@ -150,5 +150,7 @@ def random_view(
     theta[:, 1, 1] = size
     theta[:, 0, 2] = (1.0 - size) * (2.0 * right - 1.0)
     theta[:, 1, 2] = (1.0 - size) * (2.0 * down - 1.0)
-    grid = F.affine_grid(theta, [len(images), 3, side, side], align_corners=False)
-    return F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
+    # Places in half precision would be off by a tenth of a pixel.
+    with torch.autocast(images.device.type, enabled=False):
+        grid = F.affine_grid(theta, [len(images), 3, side, side], align_corners=False)
+        return F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)

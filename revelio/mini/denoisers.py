@@ -20,6 +20,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from revelio.mini.captions import PROMPT, captions, nouns
 from revelio.mini.configs import DitShape, UnetShape
 from revelio.mini.data import PictureSet
+from revelio.mini.graphed import record
 
 # DiTPipeline writes its null class as 1000, so a DiT of any number of classes keeps ImageNet's table.
 DIT_CLASSES = 1000
@@ -99,12 +100,17 @@ class TextDenoiser:
     table: torch.Tensor
     by_class: list[list[int]]
     prompts: list[int]
+    recorded: nn.Module | None = None
 
     def predict(
         self, noisy: torch.Tensor, timesteps: torch.Tensor, rows: torch.Tensor
     ) -> torch.Tensor:
         """See `Denoiser`."""
-        return self.model(noisy, timesteps, encoder_hidden_states=self.table[rows]).sample
+        states = self.table[rows]
+        # Trainings have batches of one size; what is measured without gradients has others.
+        if self.recorded is not None and torch.is_grad_enabled():
+            return self.recorded(noisy, timesteps, states)
+        return self.model(noisy, timesteps, encoder_hidden_states=states).sample
 
     def draw_rows(
         self, labels: torch.Tensor, empty_share: float, generator: torch.Generator
@@ -123,6 +129,12 @@ class TextDenoiser:
     def _choices(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Every class's rows `(classes, most)`, the shorter ones padded, and how many `(classes,)`."""
         return padded(self.by_class, self.table.device)
+
+    def record(self, clean: torch.Tensor, precision: str) -> None:
+        """Record the U-Net for training on batches of latents `(b, 4, h, w)` like these."""
+        noisy = clean.float().contiguous(memory_format=torch.channels_last)
+        states = self.table[torch.zeros(len(clean), dtype=torch.long, device=clean.device)]
+        self.recorded = record(self.model, noisy, states, getattr(torch, precision))
 
     def prompt_rows(self) -> torch.Tensor:
         """See `Denoiser`: `a photo of a <noun>`."""

@@ -16,7 +16,13 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
 from revelio.mini.configs import DiffusionConfig, Views
 from revelio.mini.data import PictureSet, held_out_part
-from revelio.mini.denoisers import ClassDenoiser, Denoiser, build_dit, text_denoiser
+from revelio.mini.denoisers import (
+    ClassDenoiser,
+    Denoiser,
+    TextDenoiser,
+    build_dit,
+    text_denoiser,
+)
 from revelio.mini.diffusion_classifier import class_errors, classify, even_timesteps
 from revelio.mini.latents import cached_latents
 from revelio.mini.loop import Trainer
@@ -145,6 +151,12 @@ def train_diffusion(
         return measure(denoiser, held_latents.float(), held_labels, alphas, config.min_snr)
 
     denoiser.model.eval()
+    if (
+        config.schedule.graph
+        and trainer.device.type == "cuda"
+        and isinstance(denoiser, TextDenoiser)
+    ):
+        denoiser.record(latents[:size], config.schedule.precision)
     run(trainer, loss_function, folder, resume=resume, check=check)
     if trainer.rank > 0:
         return
