@@ -15,7 +15,7 @@ from revelio.mini.captions import captions, nouns
 from revelio.mini.cards import last_step
 from revelio.mini.clip import class_contrastive, encode_text
 from revelio.mini.clip_images import Nouns, build, contrastive, draw_batch, train_images
-from revelio.mini.configs import ClipConfig, Schedule, UnetShape, Views
+from revelio.mini.configs import ClipConfig, Schedule, UnetShape, VaeConfig, Views
 from revelio.mini.data import PictureSet, random_view, to_pixels
 from revelio.mini.denoisers import TextDenoiser, build_unet, padded
 from revelio.mini.diffusion import build_scheduler, noise_loss
@@ -88,8 +88,9 @@ def test_the_first_view_is_the_picture_itself() -> None:
     assert torch.equal(latents, again)
 
 
-def vae_config():
+def vae_config() -> VaeConfig:
     config = read_config(ROOT / "configs" / "mini" / "mini-vae.yaml")
+    assert isinstance(config, VaeConfig)
     return replace(config, channels=(8, 8))
 
 
@@ -106,7 +107,7 @@ def test_the_loss_is_mini_clips_on_the_columns_that_have_pictures() -> None:
     assert torch.allclose(contrastive(logits, owner), wanted)
 
 
-def clip_config(**changes: object) -> ClipConfig:
+def clip_config() -> ClipConfig:
     config = read_config(ROOT / "configs" / "mini" / "gpu" / "mini-clip.yaml", minutes=1e-4)
     assert isinstance(config, ClipConfig)
     schedule = replace(config.schedule, batch=16, precision="float32")
