@@ -20,6 +20,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("work/mini"), help="where runs are kept")
     parser.add_argument("--minutes", type=float, help="train this long instead of the config's")
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoint")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     return parser.parse_args(arguments)
 
 
@@ -30,7 +31,7 @@ def main(arguments: list[str]) -> int:
     folders = Folders(flags.fashion_mnist, flags.caltech101, flags.cifar10)
     try:
         config = read_config(flags.config, flags.minutes)
-        train_mini(config, folders, flags.out, resume=flags.resume)
+        train_mini(config, folders, flags.out, resume=flags.resume, device=flags.device)
     except ValueError as error:
         print(f"train_mini: {error}", file=sys.stderr)
         return 2

@@ -17,7 +17,7 @@ from revelio.mini.loop import Trainer, learning_rate
 from revelio.mini.probe import STRENGTHS, ProbeData, best_strength, draw, held_out_accuracy, probe
 from revelio.mini.train import read_config
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs" / "mini").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[1] / "configs" / "mini").rglob("*.yaml"))
 
 
 def small_trainer() -> Trainer:
@@ -227,7 +227,7 @@ def test_the_probe_finds_what_is_there_and_no_more() -> None:
     assert not set(labelled) & set(spare)
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_every_shipped_config_is_read(path: Path) -> None:
     assert read_config(path, minutes=2.0).schedule.minutes == 2.0
     assert read_config(path).name == path.stem

@@ -52,12 +52,13 @@ def sources(values: dict[str, Any]) -> list[str]:
     return [text for key, text in named.items() if chosen.get(key)]
 
 
-def last_step(run: Path) -> dict[str, float]:
-    """The last logged step of a training run, {} without a log."""
+def last_step(run: Path) -> tuple[dict[str, float], str]:
+    """The last logged step of a training run, {} without a log, and what it ran on."""
     log = run / "metrics.jsonl"
     lines = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
     steps = [line for line in lines if "rate" in line]
-    return steps[-1] if steps else {}
+    devices = [f"one {line['device']}" for line in lines if "device" in line]
+    return steps[-1] if steps else {}, (devices or ["two shared processor cores"])[-1]
 
 
 def card(name: str, config: Path, run: Path, report: dict[str, Figures]) -> str:
@@ -74,11 +75,12 @@ def card(name: str, config: Path, run: Path, report: dict[str, Figures]) -> str:
     lines = ["---", "license: apache-2.0", "library_name: diffusers", "---", "", f"# {name}", ""]
     lines += [about, "", "## Data", ""] + [f"- {text}" for text in sources(values)]
     lines += ["", "No held-out picture was trained on.", "", "## Training", ""]
-    step = last_step(run)
+    step, device = last_step(run)
     if step:
+        minutes = step["seconds"] / 60
         lines.append(
             f"{step['images']:,} pictures in {step['step']:,} steps and "
-            f"{step['seconds'] / 60:.0f} minutes on two shared processor cores."
+            f"{minutes:.{0 if minutes >= 10 else 1}f} minutes on {device}."
         )
     lines += ["", "```yaml", config.read_text().strip(), "```", "", "## Measured", ""]
     for section in SECTIONS[name]:

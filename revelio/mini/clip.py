@@ -73,7 +73,7 @@ def build_clip(config: ClipConfig, tokenizer: CLIPTokenizer) -> CLIPModel:
 
 def encode_text(model: CLIPModel, tokenizer: CLIPTokenizer, lines: list[str]) -> torch.Tensor:
     """Unit text embeddings `(n, p)`; attention is causal, so more padding changes nothing."""
-    tokens = tokenizer(lines, padding=True, truncation=True, return_tensors="pt")
+    tokens = tokenizer(lines, padding=True, truncation=True, return_tensors="pt").to(model.device)
     pooled = model.text_model(input_ids=tokens.input_ids).pooler_output
     return F.normalize(model.text_projection(pooled), dim=-1)
 
@@ -99,9 +99,10 @@ def zero_shot(model: CLIPModel, tokenizer: CLIPTokenizer, pictures: PictureSet) 
     text = encode_text(model, tokenizer, [PROMPT.format(word) for word in nouns(pictures)])
     side = int(model.config.vision_config.image_size)  # pyright: ignore
     rows = [
-        encode_pixels(model, to_pixels(part, side)) @ text.T for part in pictures.images.split(250)
+        encode_pixels(model, to_pixels(part.to(model.device), side)) @ text.T
+        for part in pictures.images.split(250)
     ]
-    return torch.cat(rows).argmax(1)
+    return torch.cat(rows).argmax(1).to(pictures.labels.device)
 
 
 def _batch(sets: list[PictureSet], config: ClipConfig, generator: torch.Generator):
@@ -176,23 +177,35 @@ def train_clip(
         scale = model.logit_scale.clamp(max=4.6052).exp()
         return class_contrastive(scale * encode_pixels(model, pixels) @ text.T, owner)
 
-    def check() -> dict[str, float]:
-        found = {}
-        for pictures in held_out:
-            some = pictures.subset(
-                torch.arange(0, len(pictures), max(1, len(pictures) // HELD_OUT))
-            )
-            right = (zero_shot(model, tokenizer, some) == some.labels).float().mean()
-            found[f"zero_shot_{pictures.name}"] = round(float(right), 4)
-        return found
+    run(
+        trainer,
+        loss_function,
+        folder,
+        resume=resume,
+        check=lambda: check(model, tokenizer, held_out),
+    )
+    if trainer.rank == 0:
+        save(model, tokenizer, config.side, folder / "final")
 
-    run(trainer, loss_function, folder, resume=resume, check=check)
-    if trainer.rank > 0:
-        return
+
+def check(
+    model: CLIPModel, tokenizer: CLIPTokenizer, held_out: list[PictureSet]
+) -> dict[str, float]:
+    """Zero-shot accuracy on some held-out pictures of every set."""
+    found = {}
+    for pictures in held_out:
+        some = pictures.subset(torch.arange(0, len(pictures), max(1, len(pictures) // HELD_OUT)))
+        right = (zero_shot(model, tokenizer, some) == some.labels).float().mean()
+        found[f"zero_shot_{pictures.name}"] = round(float(right), 4)
+    return found
+
+
+def save(model: CLIPModel, tokenizer: CLIPTokenizer, side: int, folder: Path) -> None:
+    """Write a trained model's folder with its tokenizer and image processor."""
     model.eval()
-    model.save_pretrained(folder / "final")
-    tokenizer.save_pretrained(folder / "final")
-    processor(config.side).save_pretrained(folder / "final")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    processor(side).save_pretrained(folder)
 
 
 def processor(side: int) -> CLIPImageProcessor:

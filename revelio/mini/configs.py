@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -14,6 +15,8 @@ class Schedule:
     annealed whatever the machine's load.
 
     `batch` is shared out among `processes`, each with `threads`; small models use two cores better that way.
+    `precision` is that of the products; weights, moments and moving average stay in float32.
+    `graph` records a U-Net's step as CUDA graphs, on a GPU only.
     """
 
     minutes: float
@@ -31,6 +34,8 @@ class Schedule:
     checkpoint_minutes: float = 4.0
     snapshot_minutes: float = 0.0
     log_steps: int = 100
+    precision: Literal["float32", "bfloat16"] = "float32"
+    graph: bool = False
 
     @property
     def share(self) -> int:
@@ -52,6 +57,24 @@ class Sources:
 
 
 @dataclass(frozen=True)
+class Views:
+    """Random squares of the training pictures, mirrored half the time, for trainings of many epochs.
+
+    Latents are encoded once, so a diffusion model sees `count` fixed views of a picture, the first
+    of which is the picture itself; mini-clip draws a new view at every step and has no use for it.
+
+    Attributes:
+        count: Views of a picture.
+        smallest: The smallest view's share of the picture's side.
+        side: Photographs are read at this many pixels, so that a view is not blurred; 0 is the model's.
+    """
+
+    count: int = 1
+    smallest: float = 1.0
+    side: int = 0
+
+
+@dataclass(frozen=True)
 class VaeConfig:
     """A small `AutoencoderKL`; the latents keep 16x16x4."""
 
@@ -67,7 +90,11 @@ class VaeConfig:
 
 @dataclass(frozen=True)
 class ClipConfig:
-    """A small `CLIPModel` and its tokenizer."""
+    """A small `CLIPModel` and its tokenizer.
+
+    With `text_from`, a folder of a `CLIPModel`, its tokenizer and text encoder are taken as they are
+    and the image encoder alone is trained, against every noun at every step.
+    """
 
     name: str
     schedule: Schedule
@@ -83,6 +110,8 @@ class ClipConfig:
     max_length: int = 32
     vocabulary: int = 1500
     text_minutes: float = 5.0
+    text_from: str = ""
+    views: Views = Views()
 
 
 @dataclass(frozen=True)
@@ -122,3 +151,4 @@ class DiffusionConfig:
     dit: DitShape | None = None
     empty_share: float = 0.15
     min_snr: float = 5.0
+    views: Views = Views()

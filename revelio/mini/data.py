@@ -45,6 +45,11 @@ class PictureSet:
         """The pictures of the given rows, in their order."""
         return PictureSet(self.name, self.images[rows], self.labels[rows], self.class_names)
 
+    def to(self, device: torch.device) -> PictureSet:
+        """The pictures and labels on a device."""
+        images, labels = self.images.to(device), self.labels.to(device)
+        return PictureSet(self.name, images, labels, self.class_names)
+
 
 def load_fashion_mnist(folder: Path, split: str) -> PictureSet:
     """Fashion-MNIST, padded with black from 28x28 to 32x32, one channel.
@@ -123,3 +128,29 @@ def random_flip(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tenso
     """Mirror each picture left to right with probability one half."""
     flip = torch.rand(len(pixels), generator=generator) < 0.5
     return torch.where(flip[:, None, None, None], pixels.flip(-1), pixels)
+
+
+def random_view(
+    images: torch.Tensor, side: int, smallest: float, generator: torch.Generator
+) -> torch.Tensor:
+    """A random square of each uint8 picture, mirrored half the time: `(b, 3, side, side)` in [-1, 1].
+
+    Args:
+        images: `(b, channels, s, s)` on any device.
+        side: Of the result; bilinear.
+        smallest: The smallest square's share of the picture's side.
+        generator: Draws size, place and mirroring, of every picture its own.
+    """
+    pixels = to_pixels(images, images.shape[-1])
+    drawn = torch.rand(4, len(images), generator=generator, device=generator.device)
+    size, right, down, mirror = drawn.to(images.device)
+    size = smallest + (1.0 - smallest) * size
+    theta = torch.zeros(len(images), 2, 3, device=images.device)
+    theta[:, 0, 0] = torch.where(mirror < 0.5, -size, size)
+    theta[:, 1, 1] = size
+    theta[:, 0, 2] = (1.0 - size) * (2.0 * right - 1.0)
+    theta[:, 1, 2] = (1.0 - size) * (2.0 * down - 1.0)
+    # Places in half precision would be off by a tenth of a pixel.
+    with torch.autocast(images.device.type, enabled=False):
+        grid = F.affine_grid(theta, [len(images), 3, side, side], align_corners=False)
+        return F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)

@@ -7,6 +7,7 @@ prompt last); a class-conditional DiT takes them as class labels with the null c
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -19,6 +20,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from revelio.mini.captions import PROMPT, captions, nouns
 from revelio.mini.configs import DitShape, UnetShape
 from revelio.mini.data import PictureSet
+from revelio.mini.graphed import record
 
 # DiTPipeline writes its null class as 1000, so a DiT of any number of classes keeps ImageNet's table.
 DIT_CLASSES = 1000
@@ -80,6 +82,16 @@ def build_dit(shape: DitShape) -> DiTTransformer2DModel:
     )
 
 
+def padded(
+    lists: list[list[int]], device: torch.device | str = "cpu"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Lists of numbers as one table `(n, longest)`, zeros behind the shorter ones, and their lengths."""
+    rows = [torch.tensor(numbers) for numbers in lists]
+    lengths = torch.tensor([len(numbers) for numbers in lists])
+    table = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    return table.to(device), lengths.to(device)
+
+
 @dataclass
 class TextDenoiser:
     """A U-Net with the text states of every caption it is trained on."""
@@ -88,24 +100,41 @@ class TextDenoiser:
     table: torch.Tensor
     by_class: list[list[int]]
     prompts: list[int]
+    recorded: nn.Module | None = None
 
     def predict(
         self, noisy: torch.Tensor, timesteps: torch.Tensor, rows: torch.Tensor
     ) -> torch.Tensor:
         """See `Denoiser`."""
-        return self.model(noisy, timesteps, encoder_hidden_states=self.table[rows]).sample
+        states = self.table[rows]
+        # Trainings have batches of one size; what is measured without gradients has others.
+        if self.recorded is not None and torch.is_grad_enabled():
+            return self.recorded(noisy, timesteps, states)
+        return self.model(noisy, timesteps, encoder_hidden_states=states).sample
 
     def draw_rows(
         self, labels: torch.Tensor, empty_share: float, generator: torch.Generator
     ) -> torch.Tensor:
         """See `Denoiser`; all captions of a class are equally likely."""
-        uniform = torch.rand(2, len(labels), generator=generator).tolist()
-        empty = len(self.table) - 1
-        rows = []
-        for label, drop, pick in zip(labels.tolist(), *uniform, strict=True):
-            choices = self.by_class[label]
-            rows.append(empty if drop < empty_share else choices[int(pick * len(choices))])
-        return torch.tensor(rows)
+        device = generator.device
+        # In double precision, or a draw next to one would round up to a caption too many.
+        drop, pick = torch.rand(2, len(labels), generator=generator, device=device).double()
+        choices, counts = self._choices
+        labels = labels.to(choices.device)
+        place = (pick.to(labels.device) * counts[labels]).long()
+        empty = torch.full_like(place, len(self.table) - 1)
+        return torch.where(drop.to(labels.device) < empty_share, empty, choices[labels, place])
+
+    @cached_property
+    def _choices(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Every class's rows `(classes, most)`, the shorter ones padded, and how many `(classes,)`."""
+        return padded(self.by_class, self.table.device)
+
+    def record(self, clean: torch.Tensor, precision: str) -> None:
+        """Record the U-Net for training on batches of latents `(b, 4, h, w)` like these."""
+        noisy = clean.float().contiguous(memory_format=torch.channels_last)
+        states = self.table[torch.zeros(len(clean), dtype=torch.long, device=clean.device)]
+        self.recorded = record(self.model, noisy, states, getattr(torch, precision))
 
     def prompt_rows(self) -> torch.Tensor:
         """See `Denoiser`: `a photo of a <noun>`."""
@@ -129,7 +158,9 @@ class ClassDenoiser:
         self, labels: torch.Tensor, empty_share: float, generator: torch.Generator
     ) -> torch.Tensor:
         """See `Denoiser`."""
-        dropped = torch.rand(len(labels), generator=generator) < empty_share
+        device = generator.device
+        drawn = torch.rand(len(labels), generator=generator, device=device).to(labels.device)
+        dropped = drawn < empty_share
         return torch.where(dropped, torch.full_like(labels, DIT_CLASSES), labels)
 
     def prompt_rows(self) -> torch.Tensor:
@@ -163,11 +194,18 @@ def caption_table(sets: list[PictureSet]) -> tuple[list[str], list[list[int]], l
     return [*rows, ""], by_class, prompts
 
 
-def text_denoiser(shape: UnetShape, clip_folder: Path, sets: list[PictureSet]) -> TextDenoiser:
+def text_denoiser(
+    shape: UnetShape,
+    clip_folder: Path,
+    sets: list[PictureSet],
+    device: torch.device | str = "cpu",
+) -> TextDenoiser:
     """An untrained U-Net with the text states of the sets' captions by a trained mini-clip."""
-    encoder = CLIPTextModel.from_pretrained(clip_folder / "text_encoder").eval()
+    encoder = CLIPTextModel.from_pretrained(
+        clip_folder / "text_encoder", dtype=torch.float32
+    ).eval()
     tokenizer = CLIPTokenizer.from_pretrained(clip_folder / "tokenizer")
     lines, by_class, prompts = caption_table(sets)
-    table = text_states(encoder, tokenizer, lines)
-    unet = build_unet(shape, table.shape[-1]).to(memory_format=torch.channels_last)  # pyright: ignore
+    table = text_states(encoder, tokenizer, lines).to(device)
+    unet = build_unet(shape, table.shape[-1]).to(device, memory_format=torch.channels_last)  # pyright: ignore
     return TextDenoiser(unet, table, by_class, prompts)

@@ -14,9 +14,15 @@ from pathlib import Path
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
-from revelio.mini.configs import DiffusionConfig
+from revelio.mini.configs import DiffusionConfig, Views
 from revelio.mini.data import PictureSet, held_out_part
-from revelio.mini.denoisers import ClassDenoiser, Denoiser, build_dit, text_denoiser
+from revelio.mini.denoisers import (
+    ClassDenoiser,
+    Denoiser,
+    TextDenoiser,
+    build_dit,
+    text_denoiser,
+)
 from revelio.mini.diffusion_classifier import class_errors, classify, even_timesteps
 from revelio.mini.latents import cached_latents
 from revelio.mini.loop import Trainer
@@ -41,9 +47,11 @@ def build_scheduler() -> DDIMScheduler:
 
 def stratified_timesteps(size: int, generator: torch.Generator) -> torch.Tensor:
     """`(size,)` timesteps in [0, 1000), one uniform offset shared by equal strata, in random order."""
-    offset = torch.rand(1, generator=generator)
-    shares = (offset + torch.arange(size) / size) % 1.0
-    return (shares * STEPS).long().clamp(max=STEPS - 1)[torch.randperm(size, generator=generator)]
+    device = generator.device
+    offset = torch.rand(1, generator=generator, device=device)
+    shares = (offset + torch.arange(size, device=device) / size) % 1.0
+    order = torch.randperm(size, generator=generator, device=device)
+    return (shares * STEPS).long().clamp(max=STEPS - 1)[order]
 
 
 def noise_loss(
@@ -55,8 +63,9 @@ def noise_loss(
     generator: torch.Generator,
 ) -> torch.Tensor:
     """The weighted loss above of one batch of latents."""
-    timesteps = stratified_timesteps(len(clean), generator)
-    noise = torch.randn(clean.shape, generator=generator)
+    timesteps = stratified_timesteps(len(clean), generator).to(clean.device)
+    noise = torch.randn(clean.shape, generator=generator, device=generator.device)
+    noise = noise.to(clean.device)
     level = alphas[timesteps].view(-1, 1, 1, 1)
     noisy = level.sqrt() * clean + (1 - level).sqrt() * noise
     predicted = denoiser.predict(
@@ -67,7 +76,12 @@ def noise_loss(
     return (weight * (predicted - noise).pow(2).mean((1, 2, 3))).mean()
 
 
-def build_denoiser(config: DiffusionConfig, sets: list[PictureSet], out: Path) -> Denoiser:
+def build_denoiser(
+    config: DiffusionConfig,
+    sets: list[PictureSet],
+    out: Path,
+    device: torch.device | str = "cpu",
+) -> Denoiser:
     """The untrained model a config asks for.
 
     Raises:
@@ -76,21 +90,33 @@ def build_denoiser(config: DiffusionConfig, sets: list[PictureSet], out: Path) -
     if (config.unet is None) == (config.dit is None):
         raise ValueError(f"{config.name}: give either unet or dit")
     if config.unet is not None:
-        return text_denoiser(config.unet, out / config.clip, sets)
+        return text_denoiser(config.unet, out / config.clip, sets, device)
     assert config.dit is not None
     # In training mode every block would drop labels on its own; the null class is drawn by us instead.
-    return ClassDenoiser(build_dit(config.dit), sum(len(s.class_names) for s in sets))
+    dit = build_dit(config.dit).to(device)  # pyright: ignore
+    return ClassDenoiser(dit, sum(len(s.class_names) for s in sets))
 
 
 def load_latents(
-    config: DiffusionConfig, sets: list[PictureSet], out: Path, split: str
+    config: DiffusionConfig,
+    sets: list[PictureSet],
+    out: Path,
+    split: str,
+    device: torch.device | str = "cpu",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Latents and labels of all sets, classes numbered through."""
+    """Latents and labels of all sets on the device, classes numbered through.
+
+    Of the training split every view, one after the other; of the others the pictures themselves.
+    """
+    views = config.views if split == "train" else Views()
     latents, labels, first = [], [], 0
     for pictures in sets:
-        file = out / config.vae / "latents" / f"{pictures.name}-{split}.pt"
-        latents.append(cached_latents(out / config.vae / "final", pictures, config.side, file))
-        labels.append(pictures.labels + first)
+        suffix = f"-{views.count}-{views.smallest}" if views.count > 1 else ""
+        file = out / config.vae / "latents" / f"{pictures.name}-{split}{suffix}.pt"
+        vae_folder = out / config.vae / "final"
+        rows = cached_latents(vae_folder, pictures, config.side, file, views, device)
+        latents.append(rows)
+        labels.append((pictures.labels + first).repeat(views.count).to(device))
         first += len(pictures.class_names)
     return torch.cat(latents), torch.cat(labels)
 
@@ -102,20 +128,21 @@ def train_diffusion(
     folder: Path,
     *,
     resume: bool,
+    device: torch.device | str = "cpu",
 ) -> None:
     """Train and save the averaged model to `folder/final`."""
     torch.manual_seed(config.schedule.seed)
     out = folder.parent
-    latents, labels = load_latents(config, sets, out, "train")
-    held_latents, held_labels = load_latents(config, held_out_part(held_out), out, "test")
-    denoiser = build_denoiser(config, sets, out)
+    latents, labels = load_latents(config, sets, out, "train", device)
+    held_latents, held_labels = load_latents(config, held_out_part(held_out), out, "test", device)
+    denoiser = build_denoiser(config, sets, out, device)
     trainer = Trainer(denoiser.model, config.schedule)
-    alphas = build_scheduler().alphas_cumprod
+    alphas = build_scheduler().alphas_cumprod.to(device)
 
     size = config.schedule.share
 
     def loss_function(generator: torch.Generator) -> torch.Tensor:
-        chosen = torch.randint(len(latents), (size,), generator=generator)
+        chosen = torch.randint(len(latents), (size,), generator=generator, device=device)
         rows = denoiser.draw_rows(labels[chosen], config.empty_share, generator)
         clean = latents[chosen].float()
         return noise_loss(denoiser, clean, rows, alphas, config.min_snr, generator)
@@ -124,6 +151,12 @@ def train_diffusion(
         return measure(denoiser, held_latents.float(), held_labels, alphas, config.min_snr)
 
     denoiser.model.eval()
+    if (
+        config.schedule.graph
+        and trainer.device.type == "cuda"
+        and isinstance(denoiser, TextDenoiser)
+    ):
+        denoiser.record(latents[:size], config.schedule.precision)
     run(trainer, loss_function, folder, resume=resume, check=check)
     if trainer.rank > 0:
         return

@@ -69,10 +69,11 @@ def class_errors(
 
     The timesteps are the same for every image, the noise is drawn anew for each.
     """
-    prompts = denoiser.prompt_rows()
+    prompts = denoiser.prompt_rows().to(latents.device)
+    timesteps = timesteps.to(latents.device)
     rows = []
     for clean in latents:
-        noise = torch.randn((len(timesteps), *clean.shape), generator=generator)
+        noise = torch.randn((len(timesteps), *clean.shape), generator=generator).to(clean.device)
         rows.append(image_errors(denoiser, clean, alphas, timesteps, noise, prompts))
     return torch.stack(rows)
 

@@ -24,12 +24,12 @@ LossFunction = Callable[[torch.Generator], torch.Tensor]
 
 @dataclass(frozen=True)
 class State:
-    """Where a training stands after a step."""
+    """Where a training stands after a step; the loss stays on its device, as reading it would wait for it."""
 
     step: int
     images: int
     seconds: float
-    loss: float
+    loss: torch.Tensor
     learning_rate: float
 
 
@@ -72,12 +72,13 @@ def of_first_process(value: float) -> float:
 
 
 class Trainer:
-    """Weights, optimizer, moving average, generator and clock of one training."""
+    """Weights, optimizer, moving average, generator and clock of one training, on the model's device."""
 
     def __init__(self, model: nn.Module, schedule: Schedule) -> None:
         self.model = model
         self.schedule = schedule
         self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.device = self.parameters[0].device
         self.average = [p.detach().clone() for p in self.parameters]
         decayed = [p for p in self.parameters if p.ndim > 1]
         plain = [p for p in self.parameters if p.ndim <= 1]
@@ -89,7 +90,8 @@ class Trainer:
             groups, lr=schedule.learning_rate, betas=(0.9, schedule.beta2), fused=True
         )
         self.rank = dist.get_rank() if dist.is_initialized() else 0
-        self.generator = torch.Generator().manual_seed(schedule.seed + 1000 * self.rank)
+        self.generator = torch.Generator(self.device)
+        self.generator.manual_seed(schedule.seed + 1000 * self.rank)
         self.step = 0
         self.images = 0
         self.seconds = 0.0
@@ -101,7 +103,12 @@ class Trainer:
         rate = learning_rate(self.schedule, self.step, progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        loss = loss_function(self.generator)
+        with torch.autocast(
+            self.device.type,
+            torch.bfloat16,
+            enabled=self.schedule.precision == "bfloat16",
+        ):
+            loss = loss_function(self.generator)
         loss.backward()
         average_gradients(self.parameters)
         nn.utils.clip_grad_norm_(self.parameters, self.schedule.clip)
@@ -111,14 +118,13 @@ class Trainer:
         self.images += self.schedule.batch
         self._update_average()
         self.seconds = of_first_process(self.seconds + time.perf_counter() - start)
-        return State(self.step, self.images, self.seconds, float(loss.detach()), rate)
+        return State(self.step, self.images, self.seconds, loss.detach(), rate)
 
     @torch.no_grad()
     def _update_average(self) -> None:
         # A young average follows closely, or the random start would stay in it for thousands of steps.
         decay = min(self.schedule.ema, (1 + self.step) / (10 + self.step))
-        for mean, parameter in zip(self.average, self.parameters, strict=True):
-            mean.lerp_(parameter, 1.0 - decay)
+        torch._foreach_lerp_(self.average, self.parameters, 1.0 - decay)  # pyright: ignore  # one launch
 
     @torch.no_grad()
     def swap(self) -> None:
@@ -143,7 +149,7 @@ class Trainer:
 
     def load(self, path: Path) -> None:
         """Continue from a file that `save` wrote."""
-        payload = torch.load(path, weights_only=True)
+        payload = torch.load(path, map_location="cpu", weights_only=True)
         self.model.load_state_dict(payload["model"])
         for mean, saved in zip(self.average, payload["average"], strict=True):
             mean.copy_(saved)

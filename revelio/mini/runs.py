@@ -57,6 +57,8 @@ def run(
             pass
         trainer.swap()
         return
+    if trainer.device.type == "cuda":
+        log(folder, {"device": torch.cuda.get_device_name(trainer.device)})
     schedule, losses = trainer.schedule, []
     saved = snapped = trainer.seconds
     for state in train(trainer, loss_function):
@@ -78,12 +80,12 @@ def run(
     trainer.swap()
 
 
-def _log_step(folder: Path, state: State, losses: list[float]) -> None:
+def _log_step(folder: Path, state: State, losses: list[torch.Tensor]) -> None:
     record: dict[str, object] = {
         "step": state.step,
         "images": state.images,
         "seconds": round(state.seconds, 1),
-        "loss": round(sum(losses) / len(losses), 5),
+        "loss": round(sum(float(loss) for loss in losses) / len(losses), 5),
         "lr": float(f"{state.learning_rate:.3g}"),
         "rate": round(state.images / state.seconds, 1),
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -85,11 +85,41 @@ def load_held_out(sources: Sources, folders: Folders, side: int) -> list[Picture
     return sets
 
 
-def train_mini(config: MiniConfig, folders: Folders, out: Path, *, resume: bool) -> None:
-    """Train one mini model to the end of its schedule under `out/<name>`, in as many processes as it says."""
+def device_for(config: MiniConfig, name: str) -> torch.device:
+    """Where a model trains: `auto` is the GPU if there is one and the model's trainer knows how.
+
+    A VAE and a mini-clip whose text encoder is trained along draw their batches on the CPU.
+
+    Raises:
+        ValueError: A GPU is asked for that is not there, or that the trainer cannot use.
+    """
+    able = isinstance(config, DiffusionConfig) or (
+        isinstance(config, ClipConfig) and bool(config.text_from)
+    )
+    if name == "auto":
+        name = "cuda" if able and torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {name} is asked for, but this PyTorch sees no GPU: use cpu")
+    if device.type != "cpu" and not able:
+        raise ValueError(f"{config.name} is trained on the CPU only, not on {name}: use cpu")
+    return device
+
+
+def train_mini(
+    config: MiniConfig, folders: Folders, out: Path, *, resume: bool, device: str = "cpu"
+) -> None:
+    """Train one mini model to the end of its schedule under `out/<name>`.
+
+    On the CPU in as many processes as its schedule says, on a GPU in this one with the whole batch.
+    """
+    place = device_for(config, device)
+    if place.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+        config = replace(config, schedule=replace(config.schedule, processes=1))
     processes = config.schedule.processes
     if processes == 1:
-        train_here(config, folders, out, resume=resume)
+        train_here(config, folders, out, resume=resume, device=place)
         return
     if isinstance(config, DiffusionConfig):
         prepare_latents(config, folders, out)
@@ -102,8 +132,9 @@ def prepare_latents(config: DiffusionConfig, folders: Folders, out: Path) -> Non
     from revelio.mini.diffusion import load_latents
 
     torch.set_num_threads(config.schedule.threads * config.schedule.processes)
-    load_latents(config, load_sets(config.sources, folders, config.side), out, "train")
-    held_out = load_held_out(config.sources, folders, config.side)
+    side = config.views.side or config.side
+    load_latents(config, load_sets(config.sources, folders, side), out, "train")
+    held_out = load_held_out(config.sources, folders, side)
     load_latents(config, held_out_part(held_out), out, "test")
 
 
@@ -128,16 +159,28 @@ def _join(
     dist.destroy_process_group()
 
 
-def train_here(config: MiniConfig, folders: Folders, out: Path, *, resume: bool) -> None:
+def train_here(
+    config: MiniConfig,
+    folders: Folders,
+    out: Path,
+    *,
+    resume: bool,
+    device: torch.device | str = "cpu",
+) -> None:
     """Train in this process, alone or as one of a group."""
     torch.set_num_threads(config.schedule.threads)
-    sets = load_sets(config.sources, folders, config.side)
-    held_out = load_held_out(config.sources, folders, config.side)
+    side = config.side if isinstance(config, VaeConfig) else config.views.side or config.side
+    sets = load_sets(config.sources, folders, side)
+    held_out = load_held_out(config.sources, folders, side)
     folder = out / config.name
     if isinstance(config, VaeConfig):
         from revelio.mini.vae import train_vae
 
         train_vae(config, sets, held_out[0].images, folder, resume=resume)
+    elif isinstance(config, ClipConfig) and config.text_from:
+        from revelio.mini.clip_images import train_images
+
+        train_images(config, sets, held_out, folder, resume=resume, device=device)
     elif isinstance(config, ClipConfig):
         from revelio.mini.clip import train_clip
 
@@ -145,4 +188,4 @@ def train_here(config: MiniConfig, folders: Folders, out: Path, *, resume: bool)
     else:
         from revelio.mini.diffusion import train_diffusion
 
-        train_diffusion(config, sets, held_out, folder, resume=resume)
+        train_diffusion(config, sets, held_out, folder, resume=resume, device=device)

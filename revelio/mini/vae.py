@@ -66,7 +66,7 @@ def encode(vae: AutoencoderKL, images: torch.Tensor, side: int, *, flip: bool = 
     """Posterior means of uint8 pictures, `(n, 4, h, w)` float32, not yet scaled."""
     rows = []
     for chunk in images.split(256):
-        pixels = to_pixels(chunk, side)
+        pixels = to_pixels(chunk.to(vae.device), side)
         pixels = pixels.flip(-1) if flip else pixels
         rows.append(posterior_of(vae, pixels.contiguous(memory_format=torch.channels_last)).mean)
     return torch.cat(rows).contiguous()
