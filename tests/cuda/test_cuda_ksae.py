@@ -153,20 +153,23 @@ def test_a_step_does_not_wait_for_the_device() -> None:
 
 
 def test_a_loss_that_is_not_finite_changes_no_weight_and_is_said() -> None:
-    x, _ = planted(128, 16, 30, 4)
-    model = KSparseAutoencoder(16, 64, 4, "as_code").cuda()
-    bad = x.clone()
-    bad[3, 2] = float("nan")
-    good = x[:64].cuda()
-    batches = [good] * 5 + [bad[:64].cuda(), good, good]
-    settings = TrainSettings(steps=8, batch_size=64)
-    steps = train(model, batches, settings, kernel=kernel())
+    x, _ = planted(64, 16, 30, 4)
+
+    class Batches:
+        def epoch(self, index: int):
+            """Five good batches, then an epoch whose first row is damaged."""
+            damaged = x.clone()
+            damaged[3, 2] = float("nan")
+            yield from [x.cuda()] * 5 if index == 0 else [damaged.cuda(), x.cuda(), x.cuda()]
+
+    model = KSparseAutoencoder(16, 64, 4).cuda()
+    steps = train(model, Batches(), TrainSettings(steps=9, batch_size=64), kernel=kernel())
     for _ in range(5):
         next(steps)
     before = deepcopy(model)
-    second = next(steps)
+    sixth = next(steps)
     with pytest.raises(ValueError, match="step 6 is not finite"):
-        print(second.loss)
+        print(sixth.loss)
     next(steps)
     assert all(
         torch.equal(a, b) for a, b in zip(model.parameters(), before.parameters(), strict=True)
