@@ -6,14 +6,30 @@ finish   manifest.json, then unfinished.json goes
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from revelio.activations.manifest import MANIFEST, UNFINISHED, read_manifest, write_manifest
-from revelio.activations.shard import read_header, shard_name
-from revelio.runs import read_json, write_json
+from revelio.activations.manifest import (
+    LABEL_LIMIT,
+    MADE_BY,
+    MANIFEST,
+    UNFINISHED,
+    ShardEntry,
+    check_fields,
+    read_manifest,
+    write_manifest,
+)
+from revelio.activations.shard import check_names, read_header, shard_name
+from revelio.runs import write_json
+from revelio.trust import file_in, read_object, regular_file
+
+# The temporary names of what a store writes; other hidden files are somebody else's.
+_PARTIAL = re.compile(
+    r"\.(manifest\.json|unfinished\.json|shard-\d{5,}\.safetensors)\.\d+\.partial"
+)
 
 
 @dataclass(frozen=True)
@@ -33,10 +49,7 @@ class Target:
         """Whether the manifest is there, and every shard has the size it names."""
         if not (self.path / MANIFEST).is_file():
             return False
-        return all(
-            _size(self.path / shard["file"]) == shard["bytes"]
-            for shard in read_manifest(self.path)["shards"]
-        )
+        return not any(_is_cut(self.path, shard) for shard in read_manifest(self.path).shards)
 
     @property
     def started(self) -> bool:
@@ -78,8 +91,9 @@ class Target:
         if self.finished:
             return
         self.path.mkdir(parents=True, exist_ok=True)
-        for partial in self.path.glob(".*.partial"):
-            partial.unlink(missing_ok=True)
+        for partial in self.path.iterdir():
+            if _PARTIAL.fullmatch(partial.name) and not partial.is_dir():
+                partial.unlink(missing_ok=True)
         if (self.path / MANIFEST).exists():
             self._reopen()
         elif not (self.path / UNFINISHED).exists() or not self.started:
@@ -88,29 +102,40 @@ class Target:
     def _reopen(self) -> None:
         """Turn a finished store that lost part of a shard into an unfinished one."""
         manifest = read_manifest(self.path)
-        cut = {**self.settings, "shard_images": manifest.get("shard_images")}
+        cut = {**self.settings, "shard_images": manifest.values.get("shard_images")}
         if cut["shard_images"] != self.settings.get("shard_images"):
             raise ValueError(
                 f"{self.path} lacks part of a shard and was made with `shard_images` "
                 f"{cut['shard_images']}, not {self.settings.get('shard_images')}: delete it first"
             )
         write_json(self.path / UNFINISHED, cut)
-        for shard in manifest["shards"]:
-            if _size(self.path / shard["file"]) != shard["bytes"]:
-                (self.path / shard["file"]).unlink(missing_ok=True)
+        for shard in manifest.shards:
+            if _is_cut(self.path, shard):
+                file_in(self.path, shard.file).unlink(missing_ok=True)
         (self.path / MANIFEST).unlink()
 
     def written_settings(self) -> dict[str, Any]:
         """The settings on disk, of a store that was begun or finished."""
         if (self.path / MANIFEST).exists():
-            return read_manifest(self.path)
-        return read_json(self.path / UNFINISHED)
+            return read_manifest(self.path).values
+        settings = read_object(file_in(self.path, UNFINISHED))
+        check_fields(self.path / UNFINISHED, settings, MADE_BY, required=False)
+        return settings
 
     def missing(self, shards: int) -> set[int]:
         """Which of shards ``0..shards-1`` are absent or cut; of a finished store, none."""
         if self.finished:
             return set()
-        return {number for number in range(shards) if not _is_whole(self.path / shard_name(number))}
+        return {
+            number
+            for number in range(shards)
+            if not _is_whole(self.path, number, self._images(number))
+        }
+
+    def _images(self, number: int) -> int | None:
+        """How many images shard ``number`` covers; None where the settings don't say."""
+        images, size = self.settings.get("images"), self.settings.get("shard_images")
+        return min(size, images - number * size) if images and size else None
 
     def finish(self, shards: int) -> None:
         """Write the manifest over shards ``0..shards-1``; a finished store is left as it is.
@@ -140,13 +165,25 @@ def check_same(
             )
 
 
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else -1
+def _is_cut(folder: Path, shard: ShardEntry) -> bool:
+    """Whether a shard is missing or of another size; what is a link or no file at all is refused."""
+    path = file_in(folder, shard.file, what="a shard")
+    return not path.exists() or regular_file(path).stat().st_size != shard.bytes
 
 
-def _is_whole(path: Path) -> bool:
+def _is_whole(folder: Path, number: int, images: int | None) -> bool:
+    """Whether a shard is there with a row or a reason for each of its ``images`` (None: any number).
+
+    Raises:
+        ValueError: its name is taken by a link, a folder or the like, which is not ours to replace.
+    """
+    path = file_in(folder, shard_name(number), what="a shard")
+    if not path.exists():
+        return False
+    regular_file(path)
     try:
-        read_header(path)
+        header = read_header(path)
+        check_names(path, header, 0, LABEL_LIMIT)
     except ValueError:
         return False
-    return True
+    return images is None or header.rows + len(header.skipped) == images
