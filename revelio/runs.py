@@ -22,7 +22,8 @@ PACKAGES = ("revelio", "torch", "diffusers", "transformers", "accelerate")
 
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write ``content`` to ``path`` so that a reader sees all of it or none of it."""
-    data = content.encode() if isinstance(content, str) else content
+    # A name that is not UTF-8 becomes an escape, which JSON reads back as it was.
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     write_whole_by(path, lambda temporary: temporary.write_bytes(data))
 
 
@@ -141,8 +142,20 @@ class Run:
         write_whole(self.metrics_path, "".join(line + "\n" for line in kept))
 
     def add_input(self, name: str, value: Any) -> None:
-        """Record an input (a path with its hash, a model with its revision) in the manifest."""
-        self.manifest.setdefault("inputs", {})[name] = value
+        """Record an input (a path with its hash, a model with its revision) in the manifest.
+
+        Raises:
+            ValueError: a resumed run started with another one.
+        """
+        was = self.manifest.setdefault("inputs", {}).get(name)
+        if isinstance(was, dict) and isinstance(value, dict):
+            for key in (was.keys() & value.keys()) - {"made_with"}:
+                if was[key] != value[key]:
+                    raise ValueError(
+                        f"{self.path} was started with another {name} (`{key}` was {was[key]!r}, not "
+                        f"{value[key]!r}): put it back or choose another --out"
+                    )
+        self.manifest["inputs"][name] = value
         self._write_manifest()
 
     def save_checkpoint(self, step: int, write: Callable[[Path], Any], *, keep: int = 2) -> Path:

@@ -5,6 +5,7 @@ precision. The cache is an activation store of kind ``latents``, tied to the mod
 probe picture), the data set, and the image size.
 """
 
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from revelio.activations.manifest import read_manifest
 from revelio.activations.shard import read_activations, read_header, read_ids, shard_name
 from revelio.activations.sources import Encoded, encode
 from revelio.activations.store import ActivationStore
-from revelio.activations.target import Target
+from revelio.activations.target import CONTENTS, Target
 from revelio.backbones.base import Backbone
 from revelio.data.dataset import ImageDataset
 from revelio.seeds import generator
@@ -129,6 +130,12 @@ class LatentCache:
             ValueError: it was made with other settings, or lacks an image; the message names it.
         """
         self.target.check(FLAG, resume=True)
+        if self.target.started and CONTENTS not in self.target.written_settings():
+            warnings.warn(
+                f"{self.path} was made before the contents of pictures were recorded: only their "
+                "names are compared",
+                stacklevel=2,
+            )
         skipped = self._skipped() if on_error == "stop" else []
         if skipped:
             raise ValueError(

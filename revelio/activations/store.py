@@ -6,6 +6,7 @@ sha256 before the first of its rows is given out.
 Writing is :func:`write_shard` for each shard, then :func:`write_manifest`; ``FORMAT.md`` is normative.
 """
 
+import hashlib
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -76,6 +77,13 @@ class ActivationStore:
         for number in range(len(store._shards)):
             store._check(number)
         return store
+
+    @property
+    def sha256(self) -> str:
+        """One hash for all rows, ids and labels: of the shards' sha256, one a line."""
+        return hashlib.sha256(
+            "\n".join(shard.sha256 for shard in self._shards).encode()
+        ).hexdigest()
 
     def __len__(self) -> int:
         return self._stops[-1] if self._stops else 0

@@ -26,9 +26,12 @@ from revelio.activations.shard import check_names, read_header, shard_name
 from revelio.runs import write_json
 from revelio.trust import file_in, read_object, regular_file
 
+# Hashes of the pictures' stored bytes: of all, and (while the store is unfinished) of each shard.
+CONTENTS = "contents_sha256"
+SHARD_CONTENTS = "shard_contents"
 # The temporary names of what a store writes; other hidden files are somebody else's.
 _PARTIAL = re.compile(
-    r"\.(manifest\.json|unfinished\.json|shard-\d{5,}\.safetensors)\.\d+\.partial"
+    r"\.(manifest\.json|unfinished\.json|shard-\d{5,}\.safetensors)\.\d+(-[0-9a-f]{8})?\.partial"
 )
 
 
@@ -74,13 +77,37 @@ class Target:
             raise ValueError(
                 f"{self.path} already holds a store: go on with --resume or choose another {flag}"
             )
-        free = {"made_with"}
+        free = {"made_with", CONTENTS, SHARD_CONTENTS}
         if (self.path / MANIFEST).exists():
             # The rows of a finished store are what they are, however they were cut into shards.
             free |= {"shard_images"}
         elif not (self.path / UNFINISHED).exists():
             raise ValueError(f"{self.path} holds shards of unknown making: choose another {flag}")
-        check_same(self.path, self.written_settings(), self.settings, free=free, flag=flag)
+        was = self.written_settings()
+        check_same(self.path, was, self.settings, free=free, flag=flag)
+        if self._other_contents(was):
+            raise ValueError(
+                f"{self.path} was made of other pictures than those that now have the same names: "
+                f"put the old ones back or choose another {flag}"
+            )
+
+    def _other_contents(self, was: Mapping[str, Any]) -> bool:
+        """Whether rows that are there were made of pictures that have changed since.
+
+        A store of a version that did not record contents is taken at its names.
+        """
+        if CONTENTS not in was or CONTENTS not in self.settings:
+            return False
+        if was[CONTENTS] == self.settings[CONTENTS]:
+            return False
+        before, now = was.get(SHARD_CONTENTS), self.settings.get(SHARD_CONTENTS)
+        if not (isinstance(before, list) and now and len(before) == len(now)):
+            return True
+        # A picture that was mended while its shard was not yet made changes no row.
+        return any(
+            old != new and (self.path / shard_name(number)).exists()
+            for number, (old, new) in enumerate(zip(before, now, strict=True))
+        )
 
     def begin(self) -> None:
         """Write the settings down and clear away what a killed run left half-written.
@@ -98,6 +125,11 @@ class Target:
             self._reopen()
         elif not (self.path / UNFINISHED).exists() or not self.started:
             write_json(self.path / UNFINISHED, dict(self.settings))
+        else:
+            was = self.written_settings()
+            now = {key: self.settings.get(key) for key in (CONTENTS, SHARD_CONTENTS) if key in was}
+            if any(was[key] != value for key, value in now.items()):
+                write_json(self.path / UNFINISHED, was | now)
 
     def _reopen(self) -> None:
         """Turn a finished store that lost part of a shard into an unfinished one."""
@@ -108,6 +140,8 @@ class Target:
                 f"{self.path} lacks part of a shard and was made with `shard_images` "
                 f"{cut['shard_images']}, not {self.settings.get('shard_images')}: delete it first"
             )
+        if CONTENTS not in manifest.values:
+            cut = {key: cut[key] for key in cut if key not in (CONTENTS, SHARD_CONTENTS)}
         write_json(self.path / UNFINISHED, cut)
         for shard in manifest.shards:
             if _is_cut(self.path, shard):
@@ -144,7 +178,9 @@ class Target:
             ValueError: a shard is missing or cut.
         """
         if not self.finished:
-            write_manifest(self.path, self.written_settings(), shards)
+            settings = self.written_settings()
+            settings.pop(SHARD_CONTENTS, None)
+            write_manifest(self.path, settings, shards)
         (self.path / UNFINISHED).unlink(missing_ok=True)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from revelio.data.contents import digest_of
 from revelio.data.dataset import ImageDataset
 from revelio.data.splits import ALL, choose_split
 
@@ -23,6 +24,10 @@ class ArrayReader:
     def __call__(self, index: int) -> Image.Image:
         """The picture at ``index``, grey as RGB."""
         return Image.fromarray(self.pictures[index]).convert("RGB")
+
+    def digest(self, index: int) -> str:
+        """The hash of the pixels at ``index``."""
+        return digest_of(self.pictures[index].tobytes())
 
 
 def has_idx(folder: Path) -> bool:
@@ -55,7 +60,8 @@ def open_idx(folder: Path, *, split: str | None, name: str, classes: Sequence[st
             f"{key}/{row}" for key, own in zip(keys, labels, strict=True) for row in range(len(own))
         ],
         labels=[int(label) for own in labels for label in own],
-        read=ArrayReader(np.concatenate(pictures)),
+        read=(reader := ArrayReader(np.concatenate(pictures))),
+        digest=reader.digest,
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from revelio.data.contents import digest_of
 from revelio.data.dataset import ImageDataset
 from revelio.data.picture import read_picture
 from revelio.data.splits import ALL, choose_split
@@ -48,6 +49,10 @@ class FileReader:
         """The picture at ``index``; raises :class:`revelio.data.dataset.ImageError`."""
         return read_picture(self.root / self.paths[index], self.paths[index])
 
+    def digest(self, index: int) -> str:
+        """The hash of the file at ``index``."""
+        return digest_of(self.root / self.paths[index])
+
 
 def listed_dataset(listing: Listing, split: str | None, name: str) -> ImageDataset:
     """The images of one split (or ``all``) in the order of their sorted paths, which are their ids.
@@ -69,7 +74,8 @@ def listed_dataset(listing: Listing, split: str | None, name: str) -> ImageDatas
         classes=listing.classes,
         ids=paths,
         labels=labels if listing.classes else None,
-        read=FileReader(listing.root, paths),
+        read=(reader := FileReader(listing.root, paths)),
+        digest=reader.digest,
     )
 
 

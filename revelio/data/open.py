@@ -18,8 +18,9 @@ from revelio.data.huggingface import (
     saved_splits,
 )
 from revelio.data.idx import has_idx, open_idx
-from revelio.data.listing import listed_dataset
+from revelio.data.listing import find_pictures, listed_dataset
 from revelio.data.recipes import Recipe, get_recipe, is_recipe, recipe_names
+from revelio.trust import printable
 
 SAMPLES = "samples"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -87,6 +88,7 @@ def _open_path(
     if path.is_dir() and is_saved_dataset(path):
         splits = saved_splits(path)
     elif parquet := parquet_files(path):
+        _check_alone(path, parquet)
         splits = parquet_splits(parquet)
     elif path.is_file():
         raise ValueError(f"{path} is no parquet file: give one, or a folder of images")
@@ -99,7 +101,19 @@ def _open_path(
         image_columns=images,
         label_columns=labels,
         label_required=label_required,
+        folder=path if path.is_dir() else path.parent,
     )
+
+
+def _check_alone(path: Path, parquet: Sequence[Path]) -> None:
+    """Refuse a folder that holds both pictures and parquet files: either may be what is meant."""
+    pictures = find_pictures(path) if path.is_dir() else []
+    if pictures:
+        raise ValueError(
+            f"{path} holds parquet files ({printable(parquet[0].relative_to(path))}, ...) and "
+            f"pictures ({printable(pictures[0])}, ...): give the path of the one you mean, or move the "
+            "other away"
+        )
 
 
 def _open_hub(
