@@ -265,7 +265,7 @@ def _pick(rows: "Dataset", wanted: Sequence[str], name: str, flag: str) -> str:
             return column
     raise ValueError(
         f"{name} has no column {' or '.join(map(repr, wanted))}: "
-        f"choose one with {flag} ({', '.join(rows.column_names)})"
+        f"choose one with {flag} ({printable(', '.join(rows.column_names))})"
     )
 
 
@@ -307,7 +307,7 @@ def _labels(
     raise ValueError(
         f"{name}: the column {column!r} holds no classes (names, or whole numbers from 0 to "
         f"{MOST_CLASSES - 1:,}): "
-        f"choose one with --data.label-column ({', '.join(rows.column_names)})"
+        f"choose one with --data.label-column ({printable(', '.join(rows.column_names))})"
     )
 
 
@@ -326,7 +326,7 @@ def _reader(
         return RowReader(only, column, ids, folders)
     raise ValueError(
         f"{name}: the column {column!r} holds no pictures but {kind or type(feature).__name__}: "
-        f"choose one with --data.image-column ({', '.join(rows.column_names)})"
+        f"choose one with --data.image-column ({printable(', '.join(rows.column_names))})"
     )
 
 
