@@ -152,8 +152,8 @@ class Run:
             for key in (was.keys() & value.keys()) - {"made_with"}:
                 if was[key] != value[key]:
                     raise ValueError(
-                        f"{self.path} was started with another {name} (`{key}` was {was[key]!r}, not "
-                        f"{value[key]!r}): put it back or choose another --out"
+                        f"{self.path} was started with another {name} (`{key}` was {was[key]!r}, now it is "
+                        f"{value[key]!r}): put back what was there, or start another run"
                     )
         self.manifest["inputs"][name] = value
         self._write_manifest()

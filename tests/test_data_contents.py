@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
+from revelio import cli
 from revelio.activations.extract import extract
 from revelio.activations.store import ActivationStore, write_store
 from revelio.commands.ksae_inputs import describe
@@ -220,3 +221,57 @@ def test_hashing_is_silent_about_what_cannot_be_read(tmp_path):
         assert digest_of(tmp_path / "absent") == UNREADABLE
         assert digest_of(tmp_path) == UNREADABLE
         assert digest_of(tmp_path / "nul\0") == UNREADABLE
+
+
+def unfinish(run: Path) -> None:
+    """Make a finished run one that was killed before its end."""
+    manifest = json.loads((run / "manifest.json").read_text())
+    (run / "manifest.json").write_text(json.dumps(manifest | {"status": "running"}))
+    (run / "report.json").unlink()
+
+
+def refused(words: list[str], capsys) -> str:
+    """The line with which the command line refuses."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words)
+    assert ended.value.code == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def test_train_ksae_does_not_resume_on_another_stores_rows(tmp_path, capsys):
+    def store(layer: str, seed: int) -> None:
+        shutil.rmtree(tmp_path / "s", ignore_errors=True)
+        rows = torch.randn(40, 8, generator=torch.Generator().manual_seed(seed))
+        write_store(tmp_path / "s", rows, list(map(str, range(40))), settings={"layer": layer})
+
+    store("up_ft1", 0)
+    flags = ["--k", "2", "--expansion", "2", "--batch-size", "8", "--steps", "6"]
+    words = ["train-ksae", "--store", str(tmp_path / "s"), "--out", str(tmp_path / "run"), *flags]
+    words += ["--checkpoint-every", "2", "--kernel", "torch"]
+    cli.main(words)
+    unfinish(tmp_path / "run")
+    for layer, seed in (("up_ft1", 1), ("up_ft0", 0)):
+        store(layer, seed)
+        assert "was started with another store" in refused([*words, "--resume"], capsys)
+    store("up_ft1", 0)
+    cli.main([*words, "--resume"])
+    assert (tmp_path / "run" / "report.json").exists()
+
+
+@pytest.mark.parametrize("views", ["1", "-1"])
+def test_train_diffc_does_not_resume_on_other_pictures(tmp_path, capsys, views):
+    (tmp_path / "data").mkdir()
+    for split, count in (("train", 12), ("test", 6)):
+        folder_of(tmp_path / split, count).rename(tmp_path / "data" / split)
+    words = ["train-diffc", "--out", str(tmp_path / "run"), "--data.source", str(tmp_path / "data")]
+    words += ["--backbone.name", "pixels", "--backbone.image-size", "16", "--layer", "pixels"]
+    words += ["--timestep", "None", "--width", "4", "--epochs", "1", "--views", views]
+    cli.main(words)
+    unfinish(tmp_path / "run")
+    changed = next((tmp_path / "data" / "train").rglob("*.png"))
+    invert(changed)
+    assert "was started with another set of pictures" in refused([*words, "--resume"], capsys)
+    invert(changed)
+    cli.main([*words, "--resume"])
+    assert (tmp_path / "run" / "report.json").exists()

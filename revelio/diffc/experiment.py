@@ -35,7 +35,7 @@ def train_seeds(
             started on other pictures.
     """
     check_pair(source, test, len(settings.classes))
-    run.add_input("pictures", {"train": source.contents, "test": test.contents})
+    run.add_input("set of pictures", {"train": source.contents, "test": test.contents})
     for number, seed in enumerate(settings.seed_list()):
         if _result(run, seed).exists():
             continue
