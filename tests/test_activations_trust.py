@@ -18,6 +18,8 @@ from revelio.activations.extract import extract
 from revelio.activations.shard import encode_ids
 from revelio.activations.store import ActivationStore, write_store
 from revelio.activations.target import Target
+from revelio.commands.gallery import FROM_STORE, open_pictures
+from revelio.commands.options import DataOptions
 
 # Every type JSON knows, and what an attacker or an accident would put in its place.
 JUNK = [
@@ -316,3 +318,16 @@ def test_only_our_own_temporary_files_are_swept(tmp_path):
     extract(dataset, FakeBackbone(), tmp_path, resume=True, **run)
     assert (folder / ".thesis.partial").read_text() == "mine"
     assert not (folder / ".shard-00001.safetensors.7.partial").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["", "/etc", "../a", "a/s", "somebody/else", "folder", "./samples"]
+)
+def test_a_store_does_not_choose_which_files_a_gallery_reads(place, tmp_path, name, monkeypatch):
+    monkeypatch.chdir(place)
+    write_store(tmp_path / "s", torch.ones(1, 2), ["x"], settings={"dataset": name})
+    store = ActivationStore.open(tmp_path / "s")
+    with pytest.raises(
+        ValueError, match=r"does not say where its images .* are: give --data\.source"
+    ):
+        open_pictures(DataOptions(source=FROM_STORE), store)

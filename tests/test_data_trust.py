@@ -167,6 +167,15 @@ def test_parquet_beside_pictures_is_refused(tmp_path, place):
     assert len(open_dataset(tmp_path / place)) == 3
 
 
+def test_a_saved_set_beside_pictures_is_said(tmp_path):
+    write_class_folders(tmp_path, {"cats": 2, "dogs": 1})
+    table = pyarrow.table({"image": [{"bytes": None, "path": "dogs/0.png"}]})
+    datasets.Dataset(InMemoryTable(table)).save_to_disk(str(tmp_path))
+    with pytest.warns(UserWarning, match=r"a saved data set .* pictures \(cats/0\.png, .*: only"):
+        dataset = open_dataset(tmp_path)
+    assert dataset.read(0).getpixel((0, 0)) == (1, 0, 0)
+
+
 @pytest.mark.parametrize("label", [2**20, 2**40, -2])
 def test_class_numbers_beyond_reason_are_refused(tmp_path, label):
     table = pyarrow.table({"image": [png(noise_picture(4, 4))] * 2, "label": [0, label]})

@@ -284,5 +284,7 @@ def _why_no_manifest(folder: Path) -> str:
         return f"{folder} is not finished: go on with the same `revelio extract` and --resume"
     inside = sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST}"))
     if inside:
-        return f"{folder} holds several stores: name one of {', '.join(inside)} inside it"
+        return (
+            f"{folder} holds several stores: name one of {printable(', '.join(inside))} inside it"
+        )
     return f"{folder} holds no {MANIFEST}: it is no activation store"

@@ -9,7 +9,6 @@ for. Training on-line takes view e in epoch e; with V stored views it takes them
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -132,11 +131,13 @@ class LiveGrids:
 
     views: int | None = None  # as many as there are epochs
 
-    @cached_property
+    @property
     def contents(self) -> str | None:
         """A hash of the pictures' stored bytes, in order; None where they are stored nowhere."""
-        found = self._dataset.digests()
-        return None if found is None else combined(found)
+        if self._contents is None:
+            found = self._dataset.digests()
+            self._contents = None if found is None else combined(found)
+        return self._contents
 
     def __init__(
         self,
@@ -160,6 +161,7 @@ class LiveGrids:
         self._timestep, self._prompts, self._seed = timestep, prompts, seed
         self._pool = ThreadPoolExecutor(workers) if workers else None
         self._augment = _augmented(backbone)
+        self._contents: str | None = None
         self.ids: Sequence[str] = list(dataset.ids)
         self.labels: Sequence[int] = list(dataset.labels)
         channels, height, width = self.grids([0], PLAIN).shape[1:]
