@@ -196,8 +196,20 @@ class Run:
         write_whole(self.metrics_path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def add_input(self, name: str, value: Any) -> None:
-        """Record an input (a path with its hash, a model with its revision) in the manifest."""
-        self.manifest.setdefault("inputs", {})[name] = value
+        """Record an input (a path with its hash, a model with its revision) in the manifest.
+
+        Raises:
+            ValueError: a resumed run started with another one.
+        """
+        was = self.manifest.setdefault("inputs", {}).get(name)
+        if isinstance(was, dict) and isinstance(value, dict):
+            for key in (was.keys() & value.keys()) - {"made_with"}:
+                if was[key] != value[key]:
+                    raise ValueError(
+                        f"{self.path} was started with another {name} (`{key}` was {was[key]!r}, now it is "
+                        f"{value[key]!r}): put back what was there, or start another run"
+                    )
+        self.manifest["inputs"][name] = value
         self._write_manifest()
 
     def save_checkpoint(

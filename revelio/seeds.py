@@ -18,7 +18,8 @@ def key_seed(*key: str | int) -> int:
     """
     digest = hashlib.blake2b(digest_size=8)
     for part in key:
-        text = str(part).encode()
+        # A file name that is not UTF-8 counts by its bytes.
+        text = str(part).encode(errors="surrogateescape")
         digest.update(f"{type(part).__name__}:{len(text)}:".encode() + text)
     return int.from_bytes(digest.digest(), "big") >> 1
 

@@ -24,7 +24,7 @@ def stores(draw):
     dtype = DTYPES[draw(st.sampled_from(sorted(DTYPES)))]
     values = torch.randn(count, *shape, generator=torch.Generator().manual_seed(count)).to(dtype)
     ids = draw(st.lists(st.text(max_size=8), min_size=count, max_size=count))
-    labels = draw(st.none() | st.lists(st.integers(0, 2**62), min_size=count, max_size=count))
+    labels = draw(st.none() | st.lists(st.integers(0, 2**20 - 1), min_size=count, max_size=count))
     return values, ids, labels, draw(st.integers(1, 5))
 
 

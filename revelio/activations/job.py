@@ -20,8 +20,9 @@ from revelio.activations.processes import Processes
 from revelio.activations.recipe import Pass, Recipe
 from revelio.activations.shard import DTYPES
 from revelio.activations.sources import Reading
-from revelio.activations.target import Target
+from revelio.activations.target import CONTENTS, SHARD_CONTENTS, Target
 from revelio.backbones.base import Backbone
+from revelio.data.contents import combined
 from revelio.data.dataset import ImageDataset
 from revelio.runs import versions
 
@@ -31,7 +32,7 @@ SHARD_IMAGES = 1024
 # What ties cached latents to a run.
 CACHED = (
     "model", "revision", "compute_dtype", "image_size", "dataset", "split", "classes", "images",
-    "dataset_sha256", "shard_images", "made_with",
+    "dataset_sha256", CONTENTS, SHARD_CONTENTS, "shard_images", "made_with",
 )  # fmt: skip
 
 Texts = Callable[[Sequence[int]], Sequence[str]]
@@ -170,9 +171,19 @@ class Extraction:
             "classes": list(self.dataset.classes),
             "images": len(self.dataset),
             "dataset_sha256": hashlib.sha256(identity.encode()).hexdigest(),
+            **self._contents,
             "shard_images": self.shard_images,
             "made_with": versions(),
         }
+
+    @property
+    def _contents(self) -> dict[str, Any]:
+        """Hashes of the pictures' stored bytes, of all and of each shard; only the main process compares."""
+        found = self.dataset.digests() if self.processes.main else None
+        if found is None:
+            return {CONTENTS: None, SHARD_CONTENTS: None}
+        parts = [combined(found[span.start : span.stop])[:16] for span in self.spans]
+        return {CONTENTS: combined(found), SHARD_CONTENTS: parts}
 
     def _settings(self, one: Pass, layer: str) -> dict[str, Any]:
         noised = one.timestep is not None

@@ -5,6 +5,7 @@ precision. The cache is an activation store of kind ``latents``, tied to the mod
 probe picture), the data set, and the image size.
 """
 
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,11 @@ from revelio.activations.manifest import read_manifest
 from revelio.activations.shard import read_activations, read_header, read_ids, shard_name
 from revelio.activations.sources import Encoded, encode
 from revelio.activations.store import ActivationStore
-from revelio.activations.target import Target
+from revelio.activations.target import CONTENTS, Target
 from revelio.backbones.base import Backbone
 from revelio.data.dataset import ImageDataset
 from revelio.seeds import generator
+from revelio.trust import printable
 
 FLAG = "--latents"
 # A probe in bfloat16 or on another device is off by less; another encoder's by far more.
@@ -98,6 +100,12 @@ class LatentCache:
             chunk = range(start, min(start + batch_size, span.stop))
             kept = [index for index in chunk if self._dataset.ids[index] in rows]
             lost = [self._dataset.ids[index] for index in chunk if index not in kept]
+            unknown = [name for name in lost if name not in reasons]
+            if unknown:
+                raise ValueError(
+                    f"{self.path} holds neither image {printable(unknown[0])} nor why it was "
+                    f"skipped: choose another {FLAG}"
+                )
             encoded = [rows[self._dataset.ids[index]] for index in kept]
             yield Encoded(
                 kept,
@@ -111,6 +119,8 @@ class LatentCache:
         if not found:
             return {}
         first = self._row[found[0]]
+        if [self._row[name] for name in found] != list(range(first, first + len(found))):
+            raise ValueError(f"{self.path} holds images in another order: choose another {FLAG}")
         return dict(zip(found, store.rows(first, first + len(found)), strict=True))
 
     def check(self, on_error: str) -> None:
@@ -120,6 +130,12 @@ class LatentCache:
             ValueError: it was made with other settings, or lacks an image; the message names it.
         """
         self.target.check(FLAG, resume=True)
+        if self.target.started and CONTENTS not in self.target.written_settings():
+            warnings.warn(
+                f"{self.path} was made before the contents of pictures were recorded: only their "
+                "names are compared",
+                stacklevel=2,
+            )
         skipped = self._skipped() if on_error == "stop" else []
         if skipped:
             raise ValueError(
@@ -129,6 +145,6 @@ class LatentCache:
 
     def _skipped(self) -> list[tuple[str, str]]:
         if self.target.finished:
-            return [(name, reason) for name, reason in read_manifest(self.path)["skipped"]]
+            return [(name, reason) for name, reason in read_manifest(self.path).skipped]
         shards = sorted(self.path.glob(shard_name(0)[:6] + "*"))
         return [pair for shard in shards for pair in read_header(shard).skipped]

@@ -4,27 +4,70 @@ The normative page is ``FORMAT.md`` in this folder. While a store is being writt
 in ``unfinished.json``; the manifest comes last, once every shard is there.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from revelio.activations.shard import FORMAT, ShardHeader, read_header, shard_name
-from revelio.runs import read_json, sha256, write_json
+from revelio.activations.shard import (
+    DTYPES,
+    FORMAT,
+    ShardHeader,
+    check_names,
+    read_header,
+    shard_name,
+)
+from revelio.runs import sha256, write_json
+from revelio.trust import file_in, printable, read_object, regular_file
 
 MANIFEST = "manifest.json"
 UNFINISHED = "unfinished.json"
-# What a reader can't do without; the other fields tell where the rows came from.
-REQUIRED = {
-    "kind": str,
-    "layer": str,
-    "dtype": str,
-    "row_shape": list,
-    "rows": int,
-    "labelled": bool,
-    "classes": list,
-    "skipped": list,
-    "shards": list,
-}
+# Class ids of stores without class names stay below this: measures count up to the largest.
+LABEL_LIMIT = 2**20
+_HASH = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """A shard as the manifest lists it.
+
+    Attributes:
+        file: its name, always :func:`shard_name` of its place in the list.
+        rows: how many rows it holds.
+        bytes: the size of the file.
+        sha256: of the file, in hexadecimal.
+    """
+
+    file: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A manifest whose fields have the types and bounds of ``FORMAT.md``.
+
+    Attributes:
+        values: all fields as written, those that say what made the rows included.
+        dtype: of the stored activations.
+        row_shape: of one row.
+        rows: over all shards.
+        labelled: whether each row has a label.
+        classes: class names by class id.
+        skipped: id and reason of images without a row.
+        shards: in order.
+    """
+
+    values: dict[str, Any]
+    dtype: str
+    row_shape: tuple[int, ...]
+    rows: int
+    labelled: bool
+    classes: tuple[str, ...]
+    skipped: tuple[tuple[str, str], ...]
+    shards: tuple[ShardEntry, ...]
 
 
 def write_manifest(folder: Path, settings: Mapping[str, Any], shards: int) -> dict[str, Any]:
@@ -38,8 +81,10 @@ def write_manifest(folder: Path, settings: Mapping[str, Any], shards: int) -> di
     Raises:
         ValueError: a shard is missing, cut, or disagrees with another; or no image has a row.
     """
-    paths = [folder / shard_name(number) for number in range(shards)]
+    paths = [file_in(folder, shard_name(number), what="a shard") for number in range(shards)]
     headers = [read_header(path) for path in paths]
+    for path, header in zip(paths, headers, strict=True):
+        check_names(path, header, len(settings.get("classes", ())), LABEL_LIMIT)
     filled = [header for header in headers if header.rows]
     if not filled:
         raise ValueError(f"{folder}: not one image could be read, so there is nothing to store")
@@ -72,29 +117,164 @@ def _kind(header: ShardHeader) -> tuple[object, ...]:
     return header.row_shape, header.dtype, header.labelled
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """Read and check the manifest of a finished store.
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check the manifest of a finished store; its shards are not looked at.
 
     Raises:
-        ValueError: there is none, it is of another format version, or it lacks a field.
+        ValueError: there is none, it is of another format version, or a field is missing, of another
+            type, out of bounds, or at odds with another; the message names the file and the field.
     """
-    if not (folder / MANIFEST).is_file():
+    path = folder / MANIFEST
+    if not path.is_file():
         raise ValueError(_why_no_manifest(folder))
-    manifest = read_json(folder / MANIFEST)
-    if isinstance(manifest, dict) and "format" not in manifest and "command" in manifest:
+    values = read_object(path)
+    if "format" not in values and "command" in values:
         raise ValueError(_why_no_manifest(folder))
-    version = manifest.get("format") if isinstance(manifest, dict) else None
-    if version != FORMAT:
+    version = values.get("format")
+    if type(version) is not int or version != FORMAT:
         raise ValueError(
-            f"{folder} is an activation store of format {version}; this version of Revelio reads "
-            f"format {FORMAT}: extract it again, or read it with the version that wrote it"
+            f"{path} is of format {printable(version)[:40]}; this version of Revelio reads "
+            f"format {FORMAT}: extract the store again, or read it with the version that wrote it"
         )
-    for field, kind in REQUIRED.items():
-        if not isinstance(manifest.get(field), kind):
-            raise ValueError(
-                f"{folder / MANIFEST} has no usable `{field}`: extract the store again"
-            )
+    check_fields(path, values, _REQUIRED, required=True)
+    check_fields(path, values, MADE_BY, required=False)
+    manifest = Manifest(
+        values=values,
+        dtype=values["dtype"],
+        row_shape=tuple(values["row_shape"]),
+        rows=values["rows"],
+        labelled=values["labelled"],
+        classes=tuple(values["classes"]),
+        skipped=tuple((name, reason) for name, reason in values["skipped"]),
+        shards=tuple(_entry(path, number, one) for number, one in enumerate(values["shards"])),
+    )
+    if sum(shard.rows for shard in manifest.shards) != manifest.rows:
+        raise ValueError(f"{path}: the shards' row counts don't add up to {manifest.rows} rows")
     return manifest
+
+
+def shard_path(folder: Path, entry: ShardEntry) -> Path:
+    """Where a shard lies, after a look at its size: always a file of its own in ``folder``.
+
+    Raises:
+        ValueError: it is missing, a link, no regular file, or of another size than when written.
+    """
+    path = file_in(folder, entry.file, what="a shard")
+    if not path.exists():
+        raise ValueError(f"{path} is missing: extract the store again")
+    size = regular_file(path).stat().st_size
+    if size != entry.bytes:
+        raise ValueError(
+            f"{path} was cut or edited: it has {size} bytes, {entry.bytes} when it was "
+            "written: extract it again"
+        )
+    return path
+
+
+def check_fields(
+    path: Path, values: Mapping[str, Any], fields: "_Fields", *, required: bool
+) -> None:
+    """Compare fields with what ``FORMAT.md`` allows; fields it does not know are passed over.
+
+    Args:
+        path: the file they come from, for messages.
+        values: the fields.
+        fields: for each name what it must be, and a test.
+        required: whether a missing field or null is an error.
+
+    Raises:
+        ValueError: a field is missing or something else.
+    """
+    for name, (wanted, test) in fields.items():
+        value = values.get(name)
+        if value is None and not required:
+            continue
+        if value is None or not test(value):
+            shown = "" if value is None else f" but {printable(repr(value)[:60])}"
+            raise ValueError(
+                f"{path} has no usable `{name}`: it must be {wanted}{shown}: extract the store again"
+            )
+
+
+def _entry(path: Path, number: int, values: Mapping[str, Any]) -> ShardEntry:
+    """Entry ``number`` of the manifest's list of shards."""
+    fields = {
+        "file": (f"{shard_name(number)} (shard {number})", lambda x: x == shard_name(number)),
+        "rows": (f"the rows of shard {number}, 0 or more", _is_count),
+        "bytes": (f"the size of shard {number}, 0 or more", _is_count),
+        "sha256": (f"the hash of shard {number}, 64 hexadecimal digits", _is_hash),
+    }
+    check_fields(path, values, fields, required=True)
+    return ShardEntry(values["file"], values["rows"], values["bytes"], values["sha256"])
+
+
+def _is_count(value: Any) -> bool:
+    # Rows, bytes and sides beyond 2^62 could not be added up in 64 bits.
+    return type(value) is int and 0 <= value < 2**62
+
+
+def _is_whole(value: Any) -> bool:
+    return type(value) is int
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_hash(value: Any) -> bool:
+    return isinstance(value, str) and _HASH.fullmatch(value) is not None
+
+
+def _is_list(test: Callable[[Any], bool], least: int = 0) -> Callable[[Any], bool]:
+    return lambda value: (
+        isinstance(value, list) and len(value) >= least and all(test(one) for one in value)
+    )
+
+
+def _is_pair(value: Any) -> bool:
+    return _is_list(_is_text)(value) and len(value) == 2
+
+
+def _is_side(value: Any) -> bool:
+    return _is_count(value) and value > 0
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+_Fields = Mapping[str, tuple[str, Callable[[Any], bool]]]
+_TEXT = ("text", _is_text)
+_COUNT = ("a whole number, 0 or more", _is_count)
+_WHOLE = ("a whole number", _is_whole)
+
+_REQUIRED: _Fields = {
+    "kind": _TEXT,
+    "layer": _TEXT,
+    "dtype": (f"one of {', '.join(DTYPES)}", lambda x: isinstance(x, str) and x in DTYPES),
+    "row_shape": ("a list of whole numbers above 0", _is_list(_is_side, 1)),
+    "rows": _COUNT,
+    "labelled": ("true or false", lambda x: isinstance(x, bool)),
+    "classes": ("a list of names", _is_list(_is_text)),
+    "skipped": ("a list of [id, reason]", _is_list(_is_pair)),
+    "shards": ("a list of objects", _is_list(lambda x: isinstance(x, dict))),
+}
+# What tells where the rows came from: null, absent or of these types.
+MADE_BY: _Fields = {
+    **dict.fromkeys(("model", "revision", "compute_dtype", "attention", "match_snr"), _TEXT),
+    **dict.fromkeys(("prompt_policy", "mode", "dataset", "split", "dataset_sha256"), _TEXT),
+    "contents_sha256": _TEXT,
+    **dict.fromkeys(("stride", "images", "batch_size", "shard_images"), _COUNT),
+    **dict.fromkeys(("timestep", "seed"), _WHOLE),
+    "draw": (
+        "a whole number or a list of them",
+        lambda x: _is_whole(x) or _is_list(_is_whole, 1)(x),
+    ),
+    "pool": ("mean, none or a side", lambda x: _is_side(x) or x in ("mean", "none")),
+    "image_size": ("one or two sides", lambda x: _is_side(x) or _is_list(_is_side, 1)(x)),
+    "made_with": ("an object", lambda x: isinstance(x, dict)),
+    "probe": ("a list of numbers", _is_list(_is_number)),
+}
 
 
 def _why_no_manifest(folder: Path) -> str:
@@ -104,5 +284,7 @@ def _why_no_manifest(folder: Path) -> str:
         return f"{folder} is not finished: go on with the same `revelio extract` and --resume"
     inside = sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST}"))
     if inside:
-        return f"{folder} holds several stores: name one of {', '.join(inside)} inside it"
+        return (
+            f"{folder} holds several stores: name one of {printable(', '.join(inside))} inside it"
+        )
     return f"{folder} holds no {MANIFEST}: it is no activation store"

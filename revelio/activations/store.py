@@ -1,10 +1,12 @@
 """Reading an activation store: rows, ids and labels in the order of the data set.
 
-Rows are read from disk when they are asked for, so a store may be far larger than memory. A shard's size
-is checked when the store is opened, its sha256 before the first of its rows is given out.
+Rows are read from disk when they are asked for, so a store may be far larger than memory. Manifest, sizes,
+tensor headers, ids and labels are checked when the store is opened, which reads no activations; a shard's
+sha256 before the first of its rows is given out.
 Writing is :func:`write_shard` for each shard, then :func:`write_manifest`; ``FORMAT.md`` is normative.
 """
 
+import hashlib
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -16,10 +18,17 @@ import torch
 from jaxtyping import Float32, Int64, Shaped
 from torch import Tensor
 
-from revelio.activations.manifest import read_manifest, write_manifest
+from revelio.activations.manifest import (
+    LABEL_LIMIT,
+    Manifest,
+    read_manifest,
+    shard_path,
+    write_manifest,
+)
 from revelio.activations.shard import (
     DTYPES,
     Skipped,
+    check_names,
     read_activations,
     read_header,
     read_ids,
@@ -41,13 +50,14 @@ class ActivationStore:
         row_shape: ``(d,)`` for pooled activations, ``(c, h, w)`` for grids.
     """
 
-    def __init__(self, path: Path, manifest: dict[str, Any], *, verify: bool = True) -> None:
+    def __init__(self, path: Path, manifest: Manifest, *, verify: bool = True) -> None:
         self.path = path
-        self.manifest = manifest
-        self.classes: tuple[str, ...] = tuple(manifest["classes"])
-        self.row_shape: tuple[int, ...] = tuple(manifest["row_shape"])
-        self._shards: list[dict[str, Any]] = manifest["shards"]
-        self._stops = list(accumulate(shard["rows"] for shard in self._shards))
+        self.manifest = manifest.values
+        self.classes = manifest.classes
+        self.row_shape = manifest.row_shape
+        self._checked = manifest
+        self._shards = manifest.shards
+        self._stops = list(accumulate(shard.rows for shard in self._shards))
         self._unchecked = set(range(len(self._shards))) if verify else set()
 
     @classmethod
@@ -59,16 +69,21 @@ class ActivationStore:
             verify: check each shard's sha256 before its first rows are given out.
 
         Raises:
-            ValueError: no finished store is there, it is of another format version, or a shard is
-                missing or has another size than when it was written; the shard is named.
+            ValueError: no finished store is there, it is of another format version, or its manifest or
+                a shard is not as ``FORMAT.md`` says; the file is named.
         """
         folder = Path(path)
         store = cls(folder, read_manifest(folder), verify=verify)
-        if sum(shard["rows"] for shard in store._shards) != store.manifest["rows"]:
-            raise ValueError(f"{folder}: the shards' row counts don't add up: extract it again")
-        for shard in store._shards:
-            store._check_size(shard)
+        for number in range(len(store._shards)):
+            store._check(number)
         return store
+
+    @property
+    def sha256(self) -> str:
+        """One hash for all rows, ids and labels: of the shards' sha256, one a line."""
+        return hashlib.sha256(
+            "\n".join(shard.sha256 for shard in self._shards).encode()
+        ).hexdigest()
 
     def __len__(self) -> int:
         return self._stops[-1] if self._stops else 0
@@ -93,7 +108,7 @@ class ActivationStore:
     @cached_property
     def labels(self) -> Int64[Tensor, " n"] | None:
         """One class id a row, or None where the images have no labels."""
-        if not self.manifest["labelled"]:
+        if not self._checked.labelled:
             return None
         parts = [read_labels(self._path(number)) for number in range(len(self._shards))]
         return torch.cat([part for part in parts if part is not None])
@@ -109,21 +124,21 @@ class ActivationStore:
         parts = []
         number = bisect_right(self._stops, start)
         while start < stop:
-            first = self._stops[number] - self._shards[number]["rows"]
+            first = self._stops[number] - self._shards[number].rows
             until = min(stop, self._stops[number])
             if until > start:
                 path = self._path(number)
                 parts.append(read_activations(path, start - first, until - first))
             start, number = until, number + 1
         if not parts:
-            return torch.empty(0, *self.row_shape, dtype=DTYPES[self.manifest["dtype"]])
+            return torch.empty(0, *self.row_shape, dtype=DTYPES[self._checked.dtype])
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def tensor(self) -> Float32[Tensor, "b ..."]:
         """All rows, in float32."""
         whole = torch.empty(len(self), *self.row_shape)
         for stop, shard in zip(self._stops, self._shards, strict=True):
-            start = stop - shard["rows"]
+            start = stop - shard.rows
             whole[start:stop] = self.rows(start, stop)
         return whole
 
@@ -168,7 +183,7 @@ class ActivationStore:
         indices = torch.empty(0, dtype=torch.int64)
         rows = self.rows(0, 0)
         for group in self._groups(buffer_rows, source):
-            spans = [(self._stops[n] - self._shards[n]["rows"], self._stops[n]) for n in group]
+            spans = [(self._stops[n] - self._shards[n].rows, self._stops[n]) for n in group]
             new = torch.cat([torch.arange(start, stop) for start, stop in spans])
             order = torch.randperm(len(new), generator=source)
             indices = torch.cat([indices, new[order]])
@@ -185,7 +200,7 @@ class ActivationStore:
         group: list[int] = []
         held = 0
         for number in torch.randperm(len(self._shards), generator=source).tolist():
-            rows = self._shards[number]["rows"]
+            rows = self._shards[number].rows
             if group and held + rows > buffer_rows:
                 yield group
                 group, held = [], 0
@@ -195,33 +210,27 @@ class ActivationStore:
             yield group
 
     def _path(self, number: int) -> Path:
-        """The path of a shard, after its first check."""
+        """The path of a shard, after the check of its hash."""
         shard = self._shards[number]
-        path = self.path / shard["file"]
+        path = shard_path(self.path, shard)
         if number in self._unchecked:
-            self._check_size(shard)
-            if sha256(path) != shard["sha256"]:
+            if sha256(path) != shard.sha256:
                 raise ValueError(f"{path} was edited after it was written: extract it again")
-            self._check_header(path, shard)
+            self._check(number)
             self._unchecked.discard(number)
         return path
 
-    def _check_size(self, shard: Mapping[str, Any]) -> None:
-        path = self.path / shard["file"]
-        if not path.is_file():
-            raise ValueError(f"{path} is missing: extract the store again")
-        size = path.stat().st_size
-        if size != shard["bytes"]:
-            raise ValueError(
-                f"{path} was cut or edited: it has {size} bytes, {shard['bytes']} when it was "
-                "written: extract it again"
-            )
-
-    def _check_header(self, path: Path, shard: Mapping[str, Any]) -> None:
+    def _check(self, number: int) -> None:
+        """Compare a shard with the manifest, all but its activations and its hash."""
+        shard, manifest = self._shards[number], self._checked
+        path = shard_path(self.path, shard)
         header = read_header(path)
-        same = header.rows == shard["rows"] and header.dtype == self.manifest["dtype"]
-        if not same or (header.rows and header.row_shape != self.row_shape):
+        said = (header.row_shape, header.dtype, header.labelled)
+        wanted = (manifest.row_shape, manifest.dtype, manifest.labelled)
+        # The shape of no rows means nothing.
+        if header.rows != shard.rows or (header.rows and said != wanted):
             raise ValueError(f"{path} disagrees with the store's manifest: extract the store again")
+        check_names(path, header, len(manifest.classes), LABEL_LIMIT)
 
 
 def write_store(

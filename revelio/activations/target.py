@@ -6,15 +6,33 @@ finish   manifest.json, then unfinished.json goes
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from revelio.activations.manifest import MANIFEST, UNFINISHED, read_manifest, write_manifest
-from revelio.activations.shard import read_header, shard_name
-from revelio.files import sweep
-from revelio.runs import read_json, write_json
+from revelio.activations.manifest import (
+    LABEL_LIMIT,
+    MADE_BY,
+    MANIFEST,
+    UNFINISHED,
+    ShardEntry,
+    check_fields,
+    read_manifest,
+    write_manifest,
+)
+from revelio.activations.shard import check_names, read_header, shard_name
+from revelio.runs import write_json
+from revelio.trust import file_in, read_object, regular_file
+
+# Hashes of the pictures' stored bytes: of all, and (while the store is unfinished) of each shard.
+CONTENTS = "contents_sha256"
+SHARD_CONTENTS = "shard_contents"
+# The temporary names of what a store writes; other hidden files are somebody else's.
+_PARTIAL = re.compile(
+    r"\.(manifest\.json|unfinished\.json|shard-\d{5,}\.safetensors)\.\d+(-[0-9a-f]{8})?\.partial"
+)
 
 
 @dataclass(frozen=True)
@@ -34,10 +52,7 @@ class Target:
         """Whether the manifest is there, and every shard has the size it names."""
         if not (self.path / MANIFEST).is_file():
             return False
-        return all(
-            _size(self.path / shard["file"]) == shard["bytes"]
-            for shard in read_manifest(self.path)["shards"]
-        )
+        return not any(_is_cut(self.path, shard) for shard in read_manifest(self.path).shards)
 
     @property
     def started(self) -> bool:
@@ -62,13 +77,37 @@ class Target:
             raise ValueError(
                 f"{self.path} already holds a store: go on with --resume or choose another {flag}"
             )
-        free = {"made_with"}
+        free = {"made_with", CONTENTS, SHARD_CONTENTS}
         if (self.path / MANIFEST).exists():
             # The rows of a finished store are what they are, however they were cut into shards.
             free |= {"shard_images"}
         elif not (self.path / UNFINISHED).exists():
             raise ValueError(f"{self.path} holds shards of unknown making: choose another {flag}")
-        check_same(self.path, self.written_settings(), self.settings, free=free, flag=flag)
+        was = self.written_settings()
+        check_same(self.path, was, self.settings, free=free, flag=flag)
+        if self._other_contents(was):
+            raise ValueError(
+                f"{self.path} was made of other pictures than those that now have the same names: "
+                f"put the old ones back or choose another {flag}"
+            )
+
+    def _other_contents(self, was: Mapping[str, Any]) -> bool:
+        """Whether rows that are there were made of pictures that have changed since.
+
+        A store of a version that did not record contents is taken at its names.
+        """
+        if CONTENTS not in was or CONTENTS not in self.settings:
+            return False
+        if was[CONTENTS] == self.settings[CONTENTS]:
+            return False
+        before, now = was.get(SHARD_CONTENTS), self.settings.get(SHARD_CONTENTS)
+        if not (isinstance(before, list) and now and len(before) == len(now)):
+            return True
+        # A picture that was mended while its shard was not yet made changes no row.
+        return any(
+            old != new and (self.path / shard_name(number)).exists()
+            for number, (old, new) in enumerate(zip(before, now, strict=True))
+        )
 
     def begin(self) -> None:
         """Write the settings down and clear away what a killed run left half-written.
@@ -79,38 +118,58 @@ class Target:
         if self.finished:
             return
         self.path.mkdir(parents=True, exist_ok=True)
-        sweep(self.path)
+        for partial in self.path.iterdir():
+            if _PARTIAL.fullmatch(partial.name) and not partial.is_dir():
+                partial.unlink(missing_ok=True)
         if (self.path / MANIFEST).exists():
             self._reopen()
         elif not (self.path / UNFINISHED).exists() or not self.started:
             write_json(self.path / UNFINISHED, dict(self.settings))
+        else:
+            was = self.written_settings()
+            now = {key: self.settings.get(key) for key in (CONTENTS, SHARD_CONTENTS) if key in was}
+            if any(was[key] != value for key, value in now.items()):
+                write_json(self.path / UNFINISHED, was | now)
 
     def _reopen(self) -> None:
         """Turn a finished store that lost part of a shard into an unfinished one."""
         manifest = read_manifest(self.path)
-        cut = {**self.settings, "shard_images": manifest.get("shard_images")}
+        cut = {**self.settings, "shard_images": manifest.values.get("shard_images")}
         if cut["shard_images"] != self.settings.get("shard_images"):
             raise ValueError(
                 f"{self.path} lacks part of a shard and was made with `shard_images` "
                 f"{cut['shard_images']}, not {self.settings.get('shard_images')}: delete it first"
             )
+        if CONTENTS not in manifest.values:
+            cut = {key: cut[key] for key in cut if key not in (CONTENTS, SHARD_CONTENTS)}
         write_json(self.path / UNFINISHED, cut)
-        for shard in manifest["shards"]:
-            if _size(self.path / shard["file"]) != shard["bytes"]:
-                (self.path / shard["file"]).unlink(missing_ok=True)
+        for shard in manifest.shards:
+            if _is_cut(self.path, shard):
+                file_in(self.path, shard.file).unlink(missing_ok=True)
         (self.path / MANIFEST).unlink()
 
     def written_settings(self) -> dict[str, Any]:
         """The settings on disk, of a store that was begun or finished."""
         if (self.path / MANIFEST).exists():
-            return read_manifest(self.path)
-        return read_json(self.path / UNFINISHED)
+            return read_manifest(self.path).values
+        settings = read_object(file_in(self.path, UNFINISHED))
+        check_fields(self.path / UNFINISHED, settings, MADE_BY, required=False)
+        return settings
 
     def missing(self, shards: int) -> set[int]:
         """Which of shards ``0..shards-1`` are absent or cut; of a finished store, none."""
         if self.finished:
             return set()
-        return {number for number in range(shards) if not _is_whole(self.path / shard_name(number))}
+        return {
+            number
+            for number in range(shards)
+            if not _is_whole(self.path, number, self._images(number))
+        }
+
+    def _images(self, number: int) -> int | None:
+        """How many images shard ``number`` covers; None where the settings don't say."""
+        images, size = self.settings.get("images"), self.settings.get("shard_images")
+        return min(size, images - number * size) if images and size else None
 
     def finish(self, shards: int) -> None:
         """Write the manifest over shards ``0..shards-1``; a finished store is left as it is.
@@ -119,7 +178,9 @@ class Target:
             ValueError: a shard is missing or cut.
         """
         if not self.finished:
-            write_manifest(self.path, self.written_settings(), shards)
+            settings = self.written_settings()
+            settings.pop(SHARD_CONTENTS, None)
+            write_manifest(self.path, settings, shards)
         (self.path / UNFINISHED).unlink(missing_ok=True)
 
 
@@ -140,13 +201,25 @@ def check_same(
             )
 
 
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else -1
+def _is_cut(folder: Path, shard: ShardEntry) -> bool:
+    """Whether a shard is missing or of another size; what is a link or no file at all is refused."""
+    path = file_in(folder, shard.file, what="a shard")
+    return not path.exists() or regular_file(path).stat().st_size != shard.bytes
 
 
-def _is_whole(path: Path) -> bool:
+def _is_whole(folder: Path, number: int, images: int | None) -> bool:
+    """Whether a shard is there with a row or a reason for each of its ``images`` (None: any number).
+
+    Raises:
+        ValueError: its name is taken by a link, a folder or the like, which is not ours to replace.
+    """
+    path = file_in(folder, shard_name(number), what="a shard")
+    if not path.exists():
+        return False
+    regular_file(path)
     try:
-        read_header(path)
+        header = read_header(path)
+        check_names(path, header, 0, LABEL_LIMIT)
     except ValueError:
         return False
-    return True
+    return images is None or header.rows + len(header.skipped) == images

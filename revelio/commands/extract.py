@@ -222,6 +222,7 @@ def _follow(steps: Any, *, show: bool) -> None:
 def _summarise(job: "Extraction", took: str) -> None:
     from revelio.activations.plan import size
     from revelio.activations.store import ActivationStore
+    from revelio.trust import printable
 
     folders = [*job.stores, *([job.latents] if job.latents else [])]
     total = 0
@@ -233,7 +234,7 @@ def _summarise(job: "Extraction", took: str) -> None:
         print(f"{folder}  {len(store):,} rows of {shape} {store.manifest['dtype']}, {size(count)}")
     skipped = ActivationStore.open(job.stores[0]).manifest["skipped"]
     for name, reason in skipped[:5]:
-        print(f"skipped {name}: {reason}")
+        print(f"skipped {printable(name)}: {printable(reason)}")
     if len(skipped) > 5:
         print(f"skipped {len(skipped) - 5} more: see `skipped` in {job.stores[0]}/manifest.json")
     print(f"{len(folders)} stores in {job.out}, {size(total)}, in {took}")

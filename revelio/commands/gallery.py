@@ -41,7 +41,7 @@ class Config:
     """Top images that `revelio top-images` made of this store and k-SAE; none: they are made now."""
 
     data: DataOptions = field(default_factory=lambda: DataOptions(source=FROM_STORE))
-    """The pictures; from-store: the data set that the store's manifest names. Matched by id."""
+    """The pictures; from-store: the recipe that the store's manifest names. Matched by id."""
 
     latents: int = 1000
     """The strongest so many latents."""
@@ -149,8 +149,9 @@ def open_pictures(options: DataOptions, store: "ActivationStore") -> "ImageDatas
     if options.source != FROM_STORE:
         return build_dataset(options)
     recorded = store.manifest.get("dataset")
-    # A folder's bare name says nothing of where it is, and must not be looked up on the hub.
-    if not recorded or not (is_recipe(recorded) or "/" in recorded):
+    # A folder's bare name says nothing of where it is; a path or a hub id is nothing that Revelio writes,
+    # and would have a store that somebody else made pick the pictures that are read here.
+    if not recorded or not is_recipe(recorded):
         raise ValueError(
             f"{store.path} does not say where its images ({recorded}) are: give --data.source"
         )

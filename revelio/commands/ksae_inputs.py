@@ -123,7 +123,7 @@ def build_model(config: "Config", store: "ActivationStore", team: "Team") -> "KS
 
 
 def describe(store: "ActivationStore") -> dict[str, Any]:
-    """The store's manifest without its lists, under the folder's name (no absolute path)."""
+    """The store's manifest without its lists, under the folder's name (no absolute path), and its hash."""
     long = (list, tuple)
     kept = {key: value for key, value in store.manifest.items() if not isinstance(value, long)}
-    return {"store": store.path.resolve().name, **kept}
+    return {"store": store.path.resolve().name, **kept, "sha256": store.sha256}

@@ -3,15 +3,21 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 from PIL import Image
+
+from revelio.data.contents import digests
+from revelio.trust import printable
+
+T = TypeVar("T")
 
 
 class ImageError(ValueError):
     """A picture that can't be read; says which and why."""
 
     def __init__(self, image_id: str, reason: str) -> None:
-        super().__init__(f"image {image_id} can't be read: {reason}")
+        super().__init__(f"image {printable(image_id)} can't be read: {printable(reason)}")
         self.image_id = image_id
         self.reason = reason
 
@@ -31,6 +37,8 @@ class ImageDataset:
         ids: one stable, unique name an image (a path inside the folder, an id of the set).
         labels: one class id an image, or None where the images have no labels.
         read: gives the picture at an index, in RGB; raises :class:`ImageError`.
+        digest: gives a hash of the stored bytes of the picture at an index; None where pictures are
+            made in memory and are stored nowhere.
     """
 
     name: str
@@ -39,6 +47,7 @@ class ImageDataset:
     ids: Sequence[str]
     labels: Sequence[int] | None
     read: Callable[[int], Image.Image]
+    digest: Callable[[int], str] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -51,8 +60,13 @@ class ImageDataset:
             ids=[self.ids[i] for i in kept],
             labels=None if self.labels is None else [self.labels[i] for i in kept],
             # No closure: workers that are started afresh (not forked) get the data set by pickle.
-            read=partial(_read_kept, self.read, kept),
+            read=partial(_at_kept, self.read, kept),
+            digest=None if self.digest is None else partial(_at_kept, self.digest, kept),
         )
+
+    def digests(self) -> list[str] | None:
+        """A hash of each picture's stored bytes, in order; None where they are stored nowhere."""
+        return None if self.digest is None else digests(self.digest, len(self))
 
     def spread(self, limit: int) -> "ImageDataset":
         """At most ``limit`` images, spread evenly over the set."""
@@ -61,5 +75,5 @@ class ImageDataset:
         return self.subset([i * len(self) // limit for i in range(limit)])
 
 
-def _read_kept(read: Callable[[int], Image.Image], kept: Sequence[int], index: int) -> Image.Image:
-    return read(kept[index])
+def _at_kept(of_all: Callable[[int], T], kept: Sequence[int], index: int) -> T:
+    return of_all(kept[index])

@@ -8,12 +8,15 @@
 Ids are paths under ROOT (under ROOT/images for lists), with forward slashes; the order is theirs, sorted.
 """
 
+import os
 import warnings
+from itertools import pairwise
 from pathlib import Path
 
 from revelio.data.dataset import ImageDataset
-from revelio.data.listing import Listing, find_pictures, is_picture, listed_dataset
+from revelio.data.listing import Listing, find_pictures, inside, is_picture, listed_dataset, overlap
 from revelio.data.splits import SPLIT_NAMES
+from revelio.trust import printable, read_text
 
 
 def open_folder(path: Path, *, split: str | None = None, name: str | None = None) -> ImageDataset:
@@ -29,9 +32,9 @@ def open_folder(path: Path, *, split: str | None = None, name: str | None = None
             a list names a picture that is not there.
     """
     if not path.exists():
-        raise ValueError(f"no folder at {path}: give a folder that holds images")
+        raise ValueError(f"no folder at {printable(path)}: give a folder that holds images")
     if not path.is_dir():
-        raise ValueError(f"{path} is a file: give a folder that holds images")
+        raise ValueError(f"{printable(path)} is a file: give a folder that holds images")
     return listed_dataset(read_folder(path), split, name or path.resolve().name)
 
 
@@ -41,12 +44,16 @@ def read_folder(path: Path) -> Listing:
     lists = split_lists(path)
     if "images" in folders and lists:
         return read_lists(path / "images", lists)
-    if any(is_picture(entry.name) for entry in path.iterdir() if entry.is_file()):
-        return _plain(path, folders)
+    stray = _direct(path)
     if folders and all(folder in SPLIT_NAMES for folder in folders):
+        _check_no_stray(path, stray, folders)
         return _split_folders(path, folders)
+    if stray:
+        return _plain(path, folders)
     if not folders:
-        raise ValueError(f"{path} holds no images: give a folder of images or of class folders")
+        raise ValueError(
+            f"{printable(path)} holds no images: give a folder of images or of class folders"
+        )
     return Listing(path, tuple(folders), {"": _classes(path, "", folders)})
 
 
@@ -75,8 +82,8 @@ def read_lists(images: Path, lists: dict[str, list[Path]]) -> Listing:
         if missing:
             names = " and ".join(file.name for file in files)
             raise ValueError(
-                f"{names} lists {len(missing)} pictures that are not under {images}, "
-                f"the first is {missing[0]}: complete the folder or correct the list"
+                f"{names} lists {len(missing)} pictures that are not under {printable(images)}, "
+                f"the first is {printable(missing[0])}: complete the folder or correct the list"
             )
         splits[split] = [(path, there[path]) for path in paths]
     return Listing(images, tuple(folders), splits)
@@ -87,40 +94,82 @@ def _plain(path: Path, folders: list[str]) -> Listing:
     beside = [folder for folder in folders if any(p.startswith(f"{folder}/") for p in pictures)]
     if beside:
         # Labels that vanish because of one stray picture must not vanish silently.
+        stray = printable(next(p for p in pictures if "/" not in p))
         warnings.warn(
-            f"{path} holds pictures ({next(p for p in pictures if '/' not in p)}, ...) beside its "
-            f"folders ({beside[0]}, ...), so the folders are no classes and the images have no labels",
+            f"{printable(path)} holds pictures ({stray}, ...) beside its folders ({printable(beside[0])}, "
+            "...), so the folders are no classes and the images have no labels",
             stacklevel=2,
         )
     return Listing(path, (), {"": [(picture, None) for picture in pictures]})
 
 
 def _split_folders(path: Path, splits: list[str]) -> Listing:
-    inside = {split: _folders(path / split) for split in splits}
+    below = {split: _folders(path / split) for split in splits}
     # One list for all splits, so that a class missing from one doesn't shift the ids of others.
-    classes = sorted({folder for folders in inside.values() for folder in folders})
+    classes = sorted({folder for folders in below.values() for folder in folders})
     ids = {name: index for index, name in enumerate(classes)}
     entries: dict[str, list[tuple[str, int | None]]] = {}
     for split in splits:
-        direct = find_pictures(path / split) if not inside[split] else []
-        if not inside[split] and (classes or not direct):
-            raise ValueError(f"{path / split} holds no class folders with images, as others do")
-        own = _classes(path, f"{split}/", inside[split])
-        entries[split] = [(file, ids[inside[split][label or 0]]) for file, label in own]
+        if below[split]:
+            _check_no_stray(path / split, _direct(path / split), below[split])
+        direct = find_pictures(path / split) if not below[split] else []
+        if not below[split] and (classes or not direct):
+            raise ValueError(
+                f"{printable(path / split)} holds no class folders with images, as others do"
+            )
+        own = _classes(path, f"{split}/", below[split])
+        entries[split] = [(file, ids[below[split][label or 0]]) for file, label in own]
         entries[split] += [(f"{split}/{file}", None) for file in direct]
     return Listing(path, tuple(classes), entries)
 
 
 def _classes(path: Path, prefix: str, folders: list[str]) -> list[tuple[str, int | None]]:
     entries: list[tuple[str, int | None]] = []
-    for label, folder in enumerate(folders):
-        pictures = find_pictures(path / prefix / folder)
+    places = [path / prefix / folder for folder in folders]
+    _check_apart(path / prefix, places)
+    for label, (folder, place) in enumerate(zip(folders, places, strict=True)):
+        pictures = find_pictures(place, [path, *places])
         if not pictures:
             raise ValueError(
-                f"the class folder {path / prefix / folder} holds no images: fill or remove it"
+                f"the class folder {printable(place)} holds no images: fill or remove it"
             )
         entries += [(f"{prefix}{folder}/{picture}", label) for picture in pictures]
     return entries
+
+
+def _check_apart(path: Path, places: list[Path]) -> None:
+    """Refuse class folders that are links to one another or to a folder above: no picture has two classes."""
+    root = os.path.realpath(path)
+    reals = [os.path.realpath(place) for place in places]
+    for place, real in zip(places, reals, strict=True):
+        if inside(root, real):
+            raise ValueError(
+                f"the class folder {printable(place)} is a link to {printable(real)}, which holds all "
+                "classes: remove it"
+            )
+    # Sorted by parts, a folder comes right before what it holds.
+    order = sorted(range(len(reals)), key=lambda number: reals[number].split(os.sep))
+    for before, after in pairwise(order):
+        if overlap(reals[before], reals[after]):
+            raise ValueError(
+                f"the class folders {printable(places[before])} and {printable(places[after])} are, by a "
+                "link, the same pictures: remove one"
+            )
+
+
+def _direct(path: Path) -> list[str]:
+    """The names of pictures directly in a folder."""
+    return sorted(
+        entry.name for entry in path.iterdir() if is_picture(entry.name) and entry.is_file()
+    )
+
+
+def _check_no_stray(path: Path, stray: list[str], folders: list[str]) -> None:
+    if stray:
+        raise ValueError(
+            f"{printable(path)} holds pictures ({printable(stray[0])}, ...) beside its folders "
+            f"({printable(folders[0])}, ...): move them into a folder they belong to, or away"
+        )
 
 
 def _folders(path: Path) -> list[str]:
@@ -128,7 +177,4 @@ def _folders(path: Path) -> list[str]:
 
 
 def _lines(file: Path) -> list[str]:
-    try:
-        return file.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is no list of paths: it is not UTF-8 text") from error
+    return read_text(file).split("\n")

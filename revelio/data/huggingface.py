@@ -6,42 +6,76 @@ file without features of its own works too: pictures are ``struct<bytes, path>``
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from revelio.data.contents import UNREADABLE, digest_of
 from revelio.data.dataset import ImageDataset, ImageError
 from revelio.data.picture import read_picture
 from revelio.data.splits import ALL, SPLIT_NAMES, choose_split
+from revelio.trust import file_in, path_in, printable, read_object, regular_file
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 ID_COLUMNS = ("id", "image_id")
+# Class ids stay below it: there is a name for each, and measures count up to the largest.
+MOST_CLASSES = 2**20
 # Below this size parquet files are held in memory; above it, `datasets` maps its own copy from disk.
 IN_MEMORY_BYTES = 2**30
 
 
 @dataclass(frozen=True)
 class RowReader:
-    """Reads the picture of an index from a column of stored image files."""
+    """Reads the picture of an index from a column of stored image files.
+
+    Attributes:
+        rows: what holds the column.
+        column: its name.
+        ids: one name a row.
+        folders: a row may name a file instead of holding it: only files below one of these are read.
+    """
 
     rows: "Dataset"
     column: str
     ids: Sequence[str]
+    folders: Sequence[Path]
 
     def __call__(self, index: int) -> Image.Image:
         """The picture at ``index``; raises :class:`revelio.data.dataset.ImageError`."""
+        return read_picture(self._stored(index), self.ids[index])
+
+    def digest(self, index: int) -> str:
+        """The hash of the stored bytes at ``index``."""
+        try:
+            return digest_of(self._stored(index))
+        except ImageError:
+            return UNREADABLE
+
+    def _stored(self, index: int) -> bytes | Path:
         value = self.rows[index][self.column]
         if isinstance(value, Mapping):
-            value = value.get("bytes") or value.get("path")
-        if isinstance(value, str):
-            value = Path(value)
+            stored = value.get("bytes")
+            value = value.get("path") if stored is None else stored
         if value is None:
             raise ImageError(self.ids[index], "the row holds no picture")
-        return read_picture(value, self.ids[index])
+        return value if isinstance(value, bytes) else self._named(str(value), index)
+
+    def _named(self, name: str, index: int) -> Path:
+        """The file a row names: anybody may have written the row, so it must lie with the data set."""
+        for folder in self.folders:
+            with suppress(ValueError):
+                root = folder.resolve()
+                inside = Path(name).relative_to(root) if Path(name).is_absolute() else Path(name)
+                return path_in(root, str(inside), what="a picture")
+        raise ImageError(
+            self.ids[index],
+            f"the row names the file {printable(name)}, which is not in the data set's own folder",
+        )
 
 
 def is_saved_dataset(path: Path) -> bool:
@@ -61,10 +95,11 @@ def saved_splits(path: Path) -> dict[str, "Dataset"]:
     """The splits of a folder written by ``save_to_disk``; the one key is "" where there are none.
 
     Raises:
-        ValueError: the folder can't be read.
+        ValueError: the folder can't be read, or names files outside it.
     """
     import datasets
 
+    _check_saved(path)
     try:
         loaded = datasets.load_from_disk(str(path))
     except Exception as error:
@@ -72,6 +107,26 @@ def saved_splits(path: Path) -> dict[str, "Dataset"]:
     if isinstance(loaded, datasets.DatasetDict):
         return {str(split): rows for split, rows in loaded.items()}
     return {"": loaded}
+
+
+def _check_saved(path: Path) -> None:
+    """See that a saved data set names only files of its own; ``load_from_disk`` would read any.
+
+    Raises:
+        ValueError: its lists are broken, or name something outside it.
+    """
+    parts = [path]
+    if (path / "dataset_dict.json").is_file():
+        splits = read_object(path / "dataset_dict.json").get("splits")
+        if not isinstance(splits, list):
+            raise ValueError(f"{path} is no whole saved data set: it lists no splits")
+        parts = [file_in(path, split, what="a split") for split in splits]
+    for part in parts:
+        files = read_object(part / "state.json").get("_data_files")
+        if not isinstance(files, list) or not all(isinstance(file, dict) for file in files):
+            raise ValueError(f"{part} is no whole saved data set: it lists no data files")
+        for file in files:
+            regular_file(file_in(part, file.get("filename"), what="a data file"))
 
 
 def parquet_splits(files: Sequence[Path]) -> dict[str, "Dataset"]:
@@ -128,6 +183,7 @@ def open_splits(
     image_columns: Sequence[str] = ("image",),
     label_columns: Sequence[str] = ("label",),
     label_required: bool = False,
+    folder: Path | None = None,
 ) -> ImageDataset:
     """The rows of one split as images with ids and labels, in their own order.
 
@@ -140,6 +196,7 @@ def open_splits(
         image_columns: the first of these that is there holds the pictures.
         label_columns: the first of these that is there holds the labels.
         label_required: whether it is an error when none of ``label_columns`` is there.
+        folder: the data set's own, whose files rows may name; None: the caches of the hub's libraries.
 
     Raises:
         ValueError: no such split or column, or labels that are neither names nor whole numbers.
@@ -160,7 +217,16 @@ def open_splits(
     labels = None
     if label_column is not None:
         classes, labels = _labels(rows, label_column, list(splits.values()), name)
-    return ImageDataset(name, chosen, classes, ids, labels, _reader(rows, image_column, ids, name))
+    reader = _reader(rows, image_column, ids, name, [folder] if folder else _hub_folders())
+    return ImageDataset(name, chosen, classes, ids, labels, reader, reader.digest)
+
+
+def _hub_folders() -> list[Path]:
+    """Where the hub's libraries keep what they download and unpack."""
+    from datasets import config
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return [Path(HF_HUB_CACHE), Path(config.HF_DATASETS_CACHE)]
 
 
 def _read_parquet(files: Sequence[Path]) -> "Dataset":
@@ -199,7 +265,7 @@ def _pick(rows: "Dataset", wanted: Sequence[str], name: str, flag: str) -> str:
             return column
     raise ValueError(
         f"{name} has no column {' or '.join(map(repr, wanted))}: "
-        f"choose one with {flag} ({', '.join(rows.column_names)})"
+        f"choose one with {flag} ({printable(', '.join(rows.column_names))})"
     )
 
 
@@ -236,27 +302,31 @@ def _labels(
         classes = sorted(present)
         ids = {value: index for index, value in enumerate(classes)}
         return tuple(classes), [ids[value] for value in values]
-    if kinds <= {int, bool} and min(present) >= 0:
+    if kinds <= {int, bool} and min(present) >= 0 and max(present) < MOST_CLASSES:
         return tuple(map(str, range(max(present) + 1))), [int(value) for value in values]
     raise ValueError(
-        f"{name}: the column {column!r} holds no classes (names, or whole numbers from 0): "
-        f"choose one with --data.label-column ({', '.join(rows.column_names)})"
+        f"{name}: the column {column!r} holds no classes (names, or whole numbers from 0 to "
+        f"{MOST_CLASSES - 1:,}): "
+        f"choose one with --data.label-column ({printable(', '.join(rows.column_names))})"
     )
 
 
-def _reader(rows: "Dataset", column: str, ids: Sequence[str], name: str) -> RowReader:
+def _reader(
+    rows: "Dataset", column: str, ids: Sequence[str], name: str, folders: Sequence[Path]
+) -> RowReader:
     import datasets
 
     only = rows.select_columns([column])
     feature: Any = only.features[column]
     if isinstance(feature, datasets.Image):
-        return RowReader(only.cast_column(column, datasets.Image(decode=False)), column, ids)
+        stored = only.cast_column(column, datasets.Image(decode=False))
+        return RowReader(stored, column, ids, folders)
     kind = getattr(feature, "dtype", None)
     if kind in ("binary", "large_binary") or (isinstance(feature, Mapping) and "bytes" in feature):
-        return RowReader(only, column, ids)
+        return RowReader(only, column, ids, folders)
     raise ValueError(
         f"{name}: the column {column!r} holds no pictures but {kind or type(feature).__name__}: "
-        f"choose one with --data.image-column ({', '.join(rows.column_names)})"
+        f"choose one with --data.image-column ({printable(', '.join(rows.column_names))})"
     )
 
 

@@ -1,6 +1,8 @@
 """Pictures in gzipped idx files, the format of MNIST and Fashion-MNIST: 8-bit grey arrays."""
 
 import gzip
+import math
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,9 +10,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from revelio.data.contents import digest_of
 from revelio.data.dataset import ImageDataset
 from revelio.data.splits import ALL, choose_split
+from revelio.trust import regular_file
 
+# Deflate makes at most 1032 bytes of one.
+MOST_UNPACKED = 1040
 _STEMS = {"train": "train", "test": "t10k"}
 
 
@@ -23,6 +29,10 @@ class ArrayReader:
     def __call__(self, index: int) -> Image.Image:
         """The picture at ``index``, grey as RGB."""
         return Image.fromarray(self.pictures[index]).convert("RGB")
+
+    def digest(self, index: int) -> str:
+        """The hash of the pixels at ``index``."""
+        return digest_of(self.pictures[index].tobytes())
 
 
 def has_idx(folder: Path) -> bool:
@@ -55,7 +65,8 @@ def open_idx(folder: Path, *, split: str | None, name: str, classes: Sequence[st
             f"{key}/{row}" for key, own in zip(keys, labels, strict=True) for row in range(len(own))
         ],
         labels=[int(label) for own in labels for label in own],
-        read=ArrayReader(np.concatenate(pictures)),
+        read=(reader := ArrayReader(np.concatenate(pictures))),
+        digest=reader.digest,
     )
 
 
@@ -66,18 +77,22 @@ def read_idx(path: Path) -> np.ndarray:
         ValueError: it is not there, no such file, or cut short; the message names it.
     """
     try:
+        # What the header states is read and no more: a few kilobytes can unpack to any size.
+        most = MOST_UNPACKED * regular_file(path).stat().st_size
         with gzip.open(path, "rb") as file:
-            content = file.read()
-    except (OSError, EOFError) as error:
+            head = file.read(4)
+            sides = file.read(4 * head[3]) if len(head) == 4 and head[3] <= 8 else b""
+            if head[:3] != b"\x00\x00\x08" or len(sides) != 4 * head[3]:
+                raise ValueError(f"{path} is no idx file of unsigned bytes")
+            shape = tuple(int(side) for side in np.frombuffer(sides, dtype=">u4"))
+            size = math.prod(shape)
+            content = file.read(min(size, most) + 1)
+    except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} can't be read as a gzipped idx file: {error}") from error
-    if content[:3] != b"\x00\x00\x08" or len(content) < 4 + 4 * content[3]:
-        raise ValueError(f"{path} is no idx file of unsigned bytes")
-    start = 4 + 4 * content[3]
-    shape = tuple(int(side) for side in np.frombuffer(content[4:start], dtype=">u4"))
-    values = np.frombuffer(content, dtype=np.uint8, offset=start)
-    if values.size != int(np.prod(shape)):
-        raise ValueError(f"{path} is cut: {values.size} bytes of pixels where {shape} are stated")
-    return values.reshape(shape)
+    if len(content) != size:
+        found = f"{len(content)}" if len(content) < size else f"more than {size}"
+        raise ValueError(f"{path} is cut: {found} bytes of pixels where {shape} are stated")
+    return np.frombuffer(content, dtype=np.uint8).reshape(shape)
 
 
 def _file(stem: str, what: str, rank: int) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from revelio.data.folder import read_lists
 from revelio.data.listing import Listing
+from revelio.trust import printable, read_text
 
 if TYPE_CHECKING:
     from revelio.data.recipes import Recipe
@@ -30,6 +31,8 @@ def oxford_pet(root: Path, _: "Recipe") -> Listing | None:
         return f"{stem}.jpg", int(number) - 1
 
     splits = _read(root / "images", lists, line)
+    if set(names) != set(range(len(names))):
+        raise ValueError(f"{lists['train']} and {lists['test'].name} skip a class number")
     return Listing(root / "images", tuple(names[label] for label in range(len(names))), splits)
 
 
@@ -44,7 +47,7 @@ def fgvc_aircraft(root: Path, _: "Recipe") -> Listing | None:
     lists = {split: file for split, file in lists.items() if file.is_file()}
     if not lists or not (data / "variants.txt").is_file():
         return None
-    classes = tuple((data / "variants.txt").read_text(encoding="utf-8").split("\n"))
+    classes = tuple(read_text(data / "variants.txt").split("\n"))
     classes = tuple(name.strip() for name in classes if name.strip())
     ids = {name: index for index, name in enumerate(classes)}
 
@@ -70,12 +73,26 @@ def flowers(root: Path, recipe: "Recipe") -> Listing | None:
         return None
     from scipy.io import loadmat
 
-    labels = loadmat(str(root / "imagelabels.mat"))["labels"][0]
-    sets = loadmat(str(root / "setid.mat"))
     keys = {"train": "trnid", "validation": "valid", "test": "tstid"}
+    try:
+        labels = [int(n) - 1 for n in loadmat(str(root / "imagelabels.mat"))["labels"][0]]
+        sets = loadmat(str(root / "setid.mat"))
+        numbers = {split: [int(n) for n in sets[key][0]] for split, key in keys.items()}
+    except Exception as error:  # scipy raises nearly anything on a broken file.
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(
+            f"{printable(root)}: imagelabels.mat or setid.mat is not as expected: {printable(reason)}"
+        ) from error
+    used = [n for part in numbers.values() for n in part]
+    if not used or min(used) < 1 or max(used) > len(labels):
+        raise ValueError(f"{root / 'setid.mat'} names images that imagelabels.mat has no label for")
+    if min(labels) < 0 or max(labels) >= len(recipe.classes):
+        raise ValueError(
+            f"{root / 'imagelabels.mat'} has classes beyond 1 to {len(recipe.classes)}"
+        )
     splits = {
-        split: [(f"image_{int(n):05d}.jpg", int(labels[int(n) - 1]) - 1) for n in sets[key][0]]
-        for split, key in keys.items()
+        split: [(f"image_{n:05d}.jpg", labels[n - 1]) for n in part]
+        for split, part in numbers.items()
     }
     _check_there(root / "jpg", splits, root / "setid.mat")
     return Listing(root / "jpg", recipe.classes, splits)
@@ -87,13 +104,15 @@ def _read(
     splits: dict[str, list[tuple[str, int | None]]] = {}
     for split, file in lists.items():
         splits[split] = []
-        for number, text in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        for number, text in enumerate(read_text(file).split("\n"), 1):
             if not text.strip() or text.startswith("#"):
                 continue
             try:
                 splits[split].append(line(text.strip()))
             except (ValueError, KeyError) as error:
-                raise ValueError(f"{file} line {number} is not as expected: {text!r}") from error
+                raise ValueError(
+                    f"{file} line {number} is not as expected: {printable(text[:200])!r}"
+                ) from error
         _check_there(images, {split: splits[split]}, file)
     return splits
 
@@ -105,6 +124,6 @@ def _check_there(
     missing = [name for entries in splits.values() for name, _ in entries if name not in there]
     if missing:
         raise ValueError(
-            f"{where} lists {len(missing)} pictures that are not in {images}, the first is "
-            f"{missing[0]}: complete the folder"
+            f"{where} lists {len(missing)} pictures that are not in {printable(images)}, the first is "
+            f"{printable(missing[0])}: complete the folder"
         )

@@ -1,6 +1,7 @@
 """One door to every source of images: recipes, folders, parquet files, Hugging Face data sets."""
 
 import re
+import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,8 +19,9 @@ from revelio.data.huggingface import (
     saved_splits,
 )
 from revelio.data.idx import has_idx, open_idx
-from revelio.data.listing import listed_dataset
+from revelio.data.listing import find_pictures, listed_dataset
 from revelio.data.recipes import Recipe, get_recipe, is_recipe, recipe_names
+from revelio.trust import printable
 
 SAMPLES = "samples"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -85,8 +87,11 @@ def _open_path(
     label_required: bool,
 ) -> ImageDataset:
     if path.is_dir() and is_saved_dataset(path):
+        _check_alone(path, "a saved data set (state.json, ...)", may_name=True)
         splits = saved_splits(path)
     elif parquet := parquet_files(path):
+        first = printable(parquet[0].relative_to(path)) if path.is_dir() else ""
+        _check_alone(path, f"parquet files ({first}, ...)")
         splits = parquet_splits(parquet)
     elif path.is_file():
         raise ValueError(f"{path} is no parquet file: give one, or a folder of images")
@@ -99,7 +104,25 @@ def _open_path(
         image_columns=images,
         label_columns=labels,
         label_required=label_required,
+        folder=path if path.is_dir() else path.parent,
     )
+
+
+def _check_alone(path: Path, rows: str, *, may_name: bool = False) -> None:
+    """Refuse a folder that holds both pictures and a data set of rows: either may be what is meant.
+
+    Args:
+        path: the folder; a file is alone.
+        rows: what holds the rows, for messages.
+        may_name: the rows may name pictures beside them, so that it is only said which are taken.
+    """
+    pictures = find_pictures(path) if path.is_dir() else []
+    if not pictures:
+        return
+    both = f"{printable(path)} holds {rows} and pictures ({printable(pictures[0])}, ...)"
+    if not may_name:
+        raise ValueError(f"{both}: give the path of the one you mean, or move the other away")
+    warnings.warn(f"{both}: only pictures that its rows hold or name are taken", stacklevel=3)
 
 
 def _open_hub(

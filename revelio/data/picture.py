@@ -6,10 +6,13 @@ Rules, where a file leaves a choice:
 - a rotation noted in EXIF is applied;
 - of an animation, the first frame counts;
 - transparent pixels are laid on white;
+- a picture of more than 2^27 pixels, of sides beyond 100 to 1, or of a file beyond 1 GiB is refused: a few
+  kilobytes could ask for any amount of memory;
 - 16-bit grey is scaled (65535 -> 255), never clipped; 32-bit pixels have no defined white: refused;
 - CMYK goes to RGB by Pillow's plain formula; embedded colour profiles are not applied.
 """
 
+import stat
 import warnings
 from io import BytesIO
 from pathlib import Path
@@ -21,6 +24,12 @@ from revelio.data.dataset import ImageError
 
 # Only bitmaps: Pillow would hand an EPS file to another program.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA")
+
+# The largest picture that is decoded, in pixels: 0.4 GB as RGB.
+MAX_PIXELS = 2**27
+# Of the longer side to the shorter; the shorter is brought to the model's size, the longer grows with it.
+MAX_RATIO = 100
+MAX_BYTES = 2**30
 
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
@@ -52,7 +61,10 @@ def read_picture(source: bytes | Path, image_id: str) -> Image.Image:
             # What Pillow only warns of (a torn EXIF block, odd TIFF tags) leaves the pixels whole.
             warnings.simplefilter("ignore")
             with Image.open(BytesIO(content), formats=_readable()) as image:
+                _check_size(*image.size)
                 image.load()
+                # Some formats (Windows icons of TIFFs, JPEG 2000) tell their true size only now.
+                _check_size(*image.size)
                 return _to_rgb(_upright(image))
     except UnidentifiedImageError as error:
         raise ImageError(image_id, "its content is no known picture format") from error
@@ -62,9 +74,27 @@ def read_picture(source: bytes | Path, image_id: str) -> Image.Image:
 
 def _content(path: Path, image_id: str) -> bytes:
     try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageError(image_id, "it is not a regular file")
+        if status.st_size > MAX_BYTES:
+            raise ImageError(
+                image_id, f"its file has {status.st_size} bytes, more than {MAX_BYTES}"
+            )
         return path.read_bytes()
     except OSError as error:
         raise ImageError(image_id, (error.strerror or str(error)).lower()) from error
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise ValueError(
+            f"it has {width} x {height} pixels, more than {MAX_PIXELS}: shrink or cut it first"
+        )
+    if max(width, height) > MAX_RATIO * min(width, height):
+        raise ValueError(
+            f"it has {width} x {height} pixels, sides beyond {MAX_RATIO} to 1: cut it first"
+        )
 
 
 def _readable() -> list[str]:
@@ -91,7 +121,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _grey_from_16_bits(image: Image.Image) -> Image.Image:
-    values = np.asarray(image).astype(np.int64)
+    values = np.asarray(image).astype(np.int32)
     if values.min() < 0 or values.max() > 65535:
         raise ValueError("its pixels go beyond 16 bits: save it in 8 or 16 bits")
     # 65535 = 255 * 257, so adding half of 257 rounds to the nearest.

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from revelio.trust import printable
+
 SPLIT_NAMES = ("train", "trainval", "validation", "valid", "val", "test")
 ALL = "all"
 _VALIDATION = ("validation", "valid", "val")
@@ -21,7 +23,7 @@ def choose_split(available: Sequence[str], wanted: str | None, where: str) -> st
     Raises:
         ValueError: the wanted split is not there, or none was asked for and it is not clear which.
     """
-    known = ", ".join([*available, ALL])
+    known = printable(", ".join([*available, ALL]))
     if wanted is None:
         if not available:
             return None

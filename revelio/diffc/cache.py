@@ -2,7 +2,9 @@
 
 A view of N images is one tensor (N c h w) in half precision: 9.7 GB for 3,680 images at up_ft1 of SD-1.5
 at 512 px. What would not fit in memory goes to memory-mapped files, one a view, each written under a
-temporary name and renamed when whole, so that a killed run goes on at the first missing view.
+temporary name and renamed when whole, so that a killed run goes on at the first missing view. Beside each
+lies a JSON file with its size and sha256; a view that does not agree with it is computed again. Files are
+named after all that the grids depend on, the contents of the pictures included.
 """
 
 import hashlib
@@ -19,9 +21,11 @@ from torch import Tensor
 
 from revelio.diffc.sources import GridSource, TensorGrids, chunks
 from revelio.files import remove_files, reserve
+from revelio.runs import sha256, write_json
+from revelio.trust import read_object
 
 GB = 1e9
-_VIEW = re.compile(r"[0-9a-f]{16}-v\d+\.(bin|partial)")
+_VIEW = re.compile(r"[0-9a-f]{16}-v\d+\.(bin|json|partial)")
 CAST_TOLERANCE = 1e-2  # of half precision against float32, relative to a view's largest value
 
 
@@ -69,12 +73,12 @@ def fill_cache(source: GridSource, settings: CacheSettings) -> Iterator[Filled]:
     views = []
     for view in range(1 + settings.views):
         path = None if in_memory else settings.folder / f"{_name(source, settings)}-v{view}.bin"
-        if path is not None and path.exists():
+        if path is not None and _is_whole(path, source, settings.dtype):
             views.append(_map(path, source, settings.dtype))
             yield Filled(len(source.ids))
             continue
         yield from _fill_view(source, view, settings, path, views)
-    yield Filled(0, TensorGrids(views, source.labels, source.ids))
+    yield Filled(0, TensorGrids(views, source.labels, source.ids, source.contents))
 
 
 def drop_cache(folder: Path) -> None:
@@ -99,6 +103,8 @@ def _fill_view(
         kept[indices[0] : indices[-1] + 1] = _cast(grids, settings.dtype)
         yield Filled(len(indices))
     if partial is not None and path is not None:
+        # What the file is must be there first: without it a view is computed again.
+        write_json(_notes(path), {"bytes": partial.stat().st_size, "sha256": sha256(partial)})
         partial.replace(path)
     views.append(kept)
 
@@ -115,6 +121,30 @@ def _cast(grids: Tensor, dtype: torch.dtype) -> Tensor:
     return cast
 
 
+def _is_whole(path: Path, source: GridSource, dtype: torch.dtype) -> bool:
+    """Whether a view's file is as it was written, by size and hash."""
+    size, notes = _bytes(source, dtype), _notes(path)
+    if (
+        not path.is_file()
+        or path.is_symlink()
+        or path.stat().st_size != size
+        or not notes.is_file()
+    ):
+        return False
+    try:
+        return read_object(notes) == {"bytes": size, "sha256": sha256(path)}
+    except ValueError:
+        return False
+
+
+def _notes(path: Path) -> Path:
+    return path.with_suffix(".json")
+
+
+def _bytes(source: GridSource, dtype: torch.dtype) -> int:
+    return len(source.ids) * math.prod(source.shape) * dtype.itemsize
+
+
 def _map(path: Path, source: GridSource, dtype: torch.dtype) -> Tensor:
     shape = (len(source.ids), *source.shape)
     size = math.prod(shape)
@@ -122,5 +152,12 @@ def _map(path: Path, source: GridSource, dtype: torch.dtype) -> Tensor:
 
 
 def _name(source: GridSource, settings: CacheSettings) -> str:
-    key = [settings.key, str(settings.dtype), list(source.shape), list(source.ids)]
+    key = [
+        settings.key,
+        str(settings.dtype),
+        list(source.shape),
+        list(source.ids),
+        list(source.labels),
+        source.contents,
+    ]
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]

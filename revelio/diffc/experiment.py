@@ -30,9 +30,11 @@ def train_seeds(
     """Train and test every seed that isn't done yet; yields (seed, state) after every batch.
 
     Raises:
-        ValueError: train, test and classes don't fit together, or a checkpoint is broken.
+        ValueError: train, test and classes don't fit together, a checkpoint is broken, or the run was
+            started on other pictures.
     """
     check_pair(source, test, len(settings.classes))
+    run.add_input("set of pictures", {"train": source.contents, "test": test.contents})
     for number, seed in enumerate(settings.seed_list()):
         if _is_done(run, number, seed):
             continue

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from revelio.activations.store import ActivationStore
 from revelio.backbones.base import Backbone
+from revelio.data.contents import combined
 from revelio.data.dataset import ImageDataset
 from revelio.data.transforms import RandomCropTransform, SquareTransform
 from revelio.seeds import generator
@@ -37,12 +38,18 @@ class GridSource(Protocol):
         labels: one class id an image.
         shape: (c, h, w) of a grid.
         views: how many augmented views there are; None for as many as one asks for.
+        contents: a hash of the images' stored bytes; None where it isn't known.
     """
 
     ids: Sequence[str]
     labels: Sequence[int]
     shape: tuple[int, int, int]
     views: int | None
+
+    @property
+    def contents(self) -> str | None:
+        """A hash of the images' stored bytes, in order."""
+        ...
 
     def grids(self, indices: Sequence[int], view: int) -> Float[Tensor, "b c h w"]:
         """The grids of the images at ``indices``, float32 on any device."""
@@ -64,6 +71,7 @@ class TensorGrids:
             floating type, and possibly memory-mapped.
         labels: one class id an image.
         ids: one name an image; none: the row numbers.
+        contents: a hash of what the grids were made of, where it is known.
 
     Raises:
         ValueError: the tensors differ in shape or are no grids, or labels or ids are not as many.
@@ -74,6 +82,7 @@ class TensorGrids:
         views: Sequence["Tensor | StoreRows"],
         labels: Sequence[int],
         ids: Sequence[str] | None = None,
+        contents: str | None = None,
     ) -> None:
         if not views:
             raise ValueError("no grids: give at least one tensor of shape (n, c, h, w)")
@@ -88,6 +97,7 @@ class TensorGrids:
                 )
         check_labels(labels, len(first))
         self._views = views
+        self.contents = contents
         self.labels: Sequence[int] = list(map(int, labels))
         self.ids: Sequence[str] = list(map(str, range(len(first)))) if ids is None else list(ids)
         if len(self.ids) != len(first):
@@ -121,6 +131,14 @@ class LiveGrids:
 
     views: int | None = None  # as many as there are epochs
 
+    @property
+    def contents(self) -> str | None:
+        """A hash of the pictures' stored bytes, in order; None where they are stored nowhere."""
+        if self._contents is None:
+            found = self._dataset.digests()
+            self._contents = None if found is None else combined(found)
+        return self._contents
+
     def __init__(
         self,
         dataset: ImageDataset,
@@ -143,6 +161,7 @@ class LiveGrids:
         self._timestep, self._prompts, self._seed = timestep, prompts, seed
         self._pool = ThreadPoolExecutor(workers) if workers else None
         self._augment = _augmented(backbone)
+        self._contents: str | None = None
         self.ids: Sequence[str] = list(dataset.ids)
         self.labels: Sequence[int] = list(dataset.labels)
         channels, height, width = self.grids([0], PLAIN).shape[1:]
@@ -217,7 +236,10 @@ def stored_grids(stores: Sequence[ActivationStore], memory_gb: float = 8.0) -> T
     fits = values * BYTES / 1e9 <= memory_gb
     views = [_read(store) if fits else StoreRows(store) for store in stores]
     labels = first.labels.tolist()
-    return TensorGrids(views if len(views) == 1 else [views[0], *views], labels, first.ids)
+    contents = combined(store.sha256 for store in stores)
+    return TensorGrids(
+        views if len(views) == 1 else [views[0], *views], labels, first.ids, contents
+    )
 
 
 def _read(store: ActivationStore) -> Tensor:
