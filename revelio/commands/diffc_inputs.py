@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from revelio.bounds import Count, OpenShare
 from revelio.commands.options import DataOptions, build_dataset
+from revelio.machine import available_memory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,13 +29,13 @@ class TestOptions:
     split: str | None = "test"
     """The split; none: a share of every class is cut off the training images instead."""
 
-    fraction: float = 0.2
+    fraction: OpenShare = 0.2
     """That share."""
 
-    limit: int | None = None
+    limit: Count | None = None
     """Take only this many, spread evenly."""
 
-    per_class: int | None = None
+    per_class: Count | None = None
     """Take only the first so many of each class."""
 
 
@@ -145,7 +147,12 @@ def keep_views(inputs: Inputs, views: int, cache: CacheSettings) -> tuple[GridSo
 def _cost(source: GridSource, cache: CacheSettings, total: int) -> str:
     """Shape, size, place and time, the last from one pass; refuses what the disk can't hold."""
     size, shape = cache.gigabytes(source), "x".join(map(str, source.shape))
-    where = "in memory"
+    where, memory = "in memory", available_memory()
+    if memory is not None and memory / 1e9 < size <= cache.memory_gb:
+        raise ValueError(
+            f"the views need {size:.1f} GB of memory, of which {memory / 1e9:.1f} GB are available: "
+            "take fewer --views, or a smaller --cache-gb, which keeps them in files"
+        )
     if size > cache.memory_gb:
         where = f"in {cache.folder}"
         free = shutil.disk_usage(_existing(cache.folder)).free / 1e9

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from revelio.bounds import Count, Device, Folder, OutFolder, Workers
 from revelio.commands.diffc_inputs import open_readable
 from revelio.commands.options import DataOptions
 
@@ -35,10 +36,10 @@ class Config:
     data: DataOptions = field(default_factory=lambda: DataOptions(split="test"))
     """The images."""
 
-    store: Path | None = None
+    store: Folder | None = None
     """Stored grids (written with pool `none`) instead of images."""
 
-    out: Path = Path("runs/eval-diffc")
+    out: OutFolder = Path("runs/eval-diffc")
     """The folder to write `report.json`, `predictions.jsonl` and `confusion.png` to."""
 
     backbone: str | None = None
@@ -47,13 +48,13 @@ class Config:
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """The number format the backbone runs in; none: the one of training."""
 
-    batch_size: int = 32
+    batch_size: Count = 32
     """Images a pass."""
 
-    device: str = "auto"
+    device: Device = "auto"
     """`auto`, `cpu`, `cuda`, ..."""
 
-    workers: int = 2
+    workers: Workers = 2
     """Threads that read pictures."""
 
 
@@ -67,8 +68,6 @@ def run(config: Config) -> None:
     from revelio.diffc.inputs import portable
     from revelio.diffc.model import load_diffc
 
-    if config.batch_size < 1:
-        raise ValueError(f"--batch-size is {config.batch_size}: give at least 1")
     model = load_diffc(config.model).to(device_of(config.device))
     print(f"Diff-C: {model.parameter_count():,} parameters, {model.classes} classes, all frozen")
     source, labels, made, skipped = _open(config, model)
