@@ -111,6 +111,8 @@ def _value(value: Any, kind: Any, where: str) -> Any:
     try:
         if isinstance(value, str) and get_origin(kind) in (tuple, list):
             raise ValueError("one text is no list, though it can be iterated")
+        if isinstance(value, Mapping):
+            raise ValueError("a mapping is no value")
         return _converter.structure(value, kind)
     except Exception as error:
         wanted = getattr(kind, "__name__", None) if isinstance(kind, type) else None

@@ -151,7 +151,7 @@ def _wide_terminal(as_it_is: bool) -> Iterator[None]:
     """Keep tyro from wrapping its messages; help pages are wrapped as usual."""
     before = os.environ.get("COLUMNS")
     if not as_it_is:
-        os.environ["COLUMNS"] = "100000"
+        os.environ["COLUMNS"] = "2000"
     try:
         yield
     finally:
@@ -163,8 +163,9 @@ def _wide_terminal(as_it_is: bool) -> Iterator[None]:
 
 def _one_line(box: str) -> str:
     """What tyro's box of several lines says, as one."""
-    lines = [line.strip("│ ") for line in box.splitlines() if line and line[0] == "│"]
-    rules = [number for number, line in enumerate(lines) if line.startswith("──")]
+    # Where the terminal is not UTF-8 the box is of | and -.
+    lines = [line.strip("│| ") for line in box.splitlines() if line and line[0] in "│|"]
+    rules = [number for number, line in enumerate(lines) if line.startswith(("──", "---"))]
     said = lines[: rules[0]] if rules else lines
     if not said:
         return " ".join(box.split())

@@ -17,7 +17,7 @@ that was stopped goes on. A reply without two scores is a failure: counted, left
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from eval.bench.files import REFERENCE_FILE, name_ids
 from eval.bench.prompts import SYSTEM, Mode
@@ -29,8 +29,8 @@ from revelio.bounds import (
     NotNegative,
     OutFile,
     Positive,
+    Range,
     Seed,
-    Workers,
 )
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class Config:
     cache: OutFile | None = None
     """The file of replies; without it, beside --out (reviews.jsonl -> reviews.cache.sqlite)."""
 
-    concurrency: Workers = 8
+    concurrency: Annotated[int, Range(1, 1024)] = 8
     """Requests on their way at once."""
 
     timeout: Positive = 120.0
