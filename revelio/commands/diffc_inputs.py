@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from revelio.bounds import Count, OpenShare
 from revelio.commands.options import DataOptions, build_dataset
 from revelio.machine import available_memory
+from revelio.trust import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +28,8 @@ class TestOptions:
     __test__ = False  # no test class, whatever pytest thinks of its name
 
     split: str | None = "test"
-    """The split; none: a share of every class is cut off the training images instead."""
+    """The split; none, and where the images have no splits at all: a share of every class is cut off the
+    training images instead."""
 
     fraction: OpenShare = 0.2
     """That share."""
@@ -81,6 +83,7 @@ def open_images(
 def _train_and_test(
     data: DataOptions, test: TestOptions, seed: int
 ) -> tuple[ImageDataset, ImageDataset, list[str]]:
+    from revelio.data.splits import NoSplits
     from revelio.diffc.inputs import cut_test
 
     train, skipped = open_readable(data)
@@ -89,6 +92,15 @@ def _train_and_test(
     other = replace(data, split=test.split, limit=test.limit, per_class=test.per_class)
     try:
         tested, more = open_readable(other)
+    except NoSplits as error:
+        if test.split != TestOptions.split:
+            raise ValueError(f"{error} (the test set; --test.split None cuts some off)") from error
+        kept, held = cut_test(train, test.fraction, seed)
+        print(
+            f"{printable(train.name)} has no splits: {len(held):,} of {len(train):,} images "
+            f"({test.fraction:.0%} of every class) are held out as the test set"
+        )
+        return kept, held, skipped
     except ValueError as error:
         remedy = f"--test.split None cuts {test.fraction:.0%} off as a test set"
         raise ValueError(f"{error} (the test set; {remedy})") from error

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from revelio.bounds import Count, Device, Folder, OutFolder, Workers
 from revelio.commands.diffc_inputs import open_readable
 from revelio.commands.options import DataOptions
+from revelio.trust import printable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from revelio.diffc.sources import GridSource
 
 
+TEST = "test"
+
+
 @dataclass(frozen=True)
 class Config:
     """Settings of `revelio eval-diffc`."""
@@ -33,7 +37,7 @@ class Config:
     model: str = "runs/diffc/final"
     """The classifier: the `final` folder of a run, or a hub id."""
 
-    data: DataOptions = field(default_factory=lambda: DataOptions(split="test"))
+    data: DataOptions = field(default_factory=lambda: DataOptions(split=TEST))
     """The images."""
 
     store: Folder | None = None
@@ -67,6 +71,7 @@ def run(config: Config) -> None:
     from revelio.backbones.loading import device_of
     from revelio.diffc.inputs import portable
     from revelio.diffc.model import load_diffc
+    from revelio.diffc.trained_on import load_trained_on
 
     model = load_diffc(config.model).to(device_of(config.device))
     print(f"Diff-C: {model.parameter_count():,} parameters, {model.classes} classes, all frozen")
@@ -77,8 +82,10 @@ def run(config: Config) -> None:
             "give grids of the layer it was trained on"
         )
     logits = _logits(model, source, config.batch_size)
+    known = load_trained_on(config.model)
+    trained = None if known is None else known.holds(source, made.get("dataset"))
     head = {"model": portable(config.model), "grids": made, "skipped": skipped}
-    report = _write(config.out, model, source.ids, labels, logits, head)
+    report = _write(config.out, model, source.ids, labels, logits, head, trained)
     _summary(config.out, report)
 
 
@@ -111,7 +118,7 @@ def _open(
         )
     changed = {"backbone": config.backbone, "dtype": config.dtype}
     made |= {key: value for key, value in changed.items() if value is not None}
-    dataset, skipped = open_readable(config.data)
+    dataset, skipped = _open_images(config.data)
     labels = None
     if dataset.labels is not None:
         labels = _own_labels(model, dataset.classes, dataset.labels)
@@ -125,6 +132,20 @@ def _open(
     shown = made | {"dataset": dataset.name, "split": dataset.split}
     source = live_grids(_labelled(dataset), backbone, made, config.device, config.workers)
     return source, labels, shown, skipped
+
+
+def _open_images(data: DataOptions) -> tuple[ImageDataset, list[str]]:
+    """The images; all of them where there are no splits to choose from."""
+    from revelio.data.splits import NoSplits
+
+    try:
+        return open_readable(data)
+    except NoSplits:
+        if data.split != TEST:
+            raise
+        found = open_readable(replace(data, split=None))
+    print(f"{printable(found[0].name)} has no splits: all {len(found[0]):,} images are taken")
+    return found
 
 
 def _labelled(dataset: ImageDataset) -> ImageDataset:
@@ -171,7 +192,9 @@ def _write(
     labels: list[int] | None,
     logits: Tensor,
     head: dict[str, Any],
+    trained: list[bool] | None,
 ) -> dict[str, Any]:
+    """Predictions of all images; measures of those that the classifier was not trained on, if any."""
     import json
 
     import torch
@@ -185,6 +208,7 @@ def _write(
     lines = [
         {"id": name, "predicted": names[guess], "probability": round(share, 6)}
         | ({} if labels is None else {"label": names[labels[row]]})
+        | ({"trained_on": True} if trained is not None and trained[row] else {})
         for row, (name, guess, share) in enumerate(
             zip(ids, found.tolist(), shares.tolist(), strict=True)
         )
@@ -192,8 +216,12 @@ def _write(
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     write_whole(out / "predictions.jsonl", text)
     report = head | {"images": len(lines), "classes": list(names)}
+    seen = torch.tensor(trained or [False] * len(lines))
+    count, left_out = int(seen.sum()), labels is not None and not bool(seen.all())
+    report["trained_on"] = None if trained is None else {"images": count, "left_out": left_out}
     if labels is not None:
-        truth = torch.tensor(labels)
+        kept = ~seen if left_out else torch.ones_like(seen)
+        truth, found = torch.tensor(labels)[kept], found[kept]
         report |= measure(truth, found, names)
         counts = confusion(truth, found, len(names))
         report["confusion"] = counts.tolist()
@@ -203,6 +231,11 @@ def _write(
 
 
 def _summary(out: Path, report: dict[str, Any]) -> None:
+    seen = report["trained_on"] or {"images": 0, "left_out": False}
+    if seen["left_out"] and seen["images"]:
+        print(f"{seen['images']:,} images are left out: the classifier was trained on them")
+    elif seen["images"]:
+        print(f"this is no test: the classifier was trained on {seen['images']:,} of these images")
     if "top1" not in report:
         print("these images have no labels: predictions only, no accuracy")
     else:
@@ -212,5 +245,8 @@ def _summary(out: Path, report: dict[str, Any]) -> None:
             f"(Wilson's 95 % interval), mean of classes {report['class_mean']:.2%}"
         )
         worst = sorted(report["per_class"], key=lambda row: row["accuracy"])[:3]
-        print("hardest: " + ", ".join(f"{row['name']} {row['accuracy']:.0%}" for row in worst))
+        print(
+            "hardest: "
+            + ", ".join(f"{printable(row['name'])} {row['accuracy']:.0%}" for row in worst)
+        )
     print(f"written: {out / 'report.json'}, {out / 'predictions.jsonl'}")

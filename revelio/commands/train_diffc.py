@@ -16,6 +16,7 @@ from __future__ import annotations
 import shutil
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -36,9 +37,12 @@ from revelio.commands.diffc_inputs import TestOptions, keep_views, open_images, 
 from revelio.commands.options import BackboneOptions, DataOptions
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from revelio.commands.diffc_inputs import Inputs
     from revelio.diffc.fit import FitSettings
     from revelio.diffc.sources import GridSource
+    from revelio.diffc.trained_on import TrainedOn
     from revelio.runs import Run
 
 ON_LINE, FIXED_VIEWS = -1, 4
@@ -150,6 +154,7 @@ def run(config: Config) -> None:
     from revelio.config import to_yaml
     from revelio.diffc.experiment import write_report
     from revelio.diffc.fit import check_pair
+    from revelio.diffc.trained_on import trained_on
     from revelio.runs import Run
 
     if config.resume and (config.out / "report.json").exists():
@@ -164,7 +169,8 @@ def run(config: Config) -> None:
     source, test = _sources(config, inputs, views)
     viewed = time.monotonic()
     _tell_cost(source, settings)
-    _train(run_dir, source, test, settings)
+    trained = partial(trained_on, inputs.source, inputs.made.get("dataset"))
+    _train(run_dir, source, test, settings, trained)
     seconds = {
         "opening": round(opened - started, 2),
         "views": round(viewed - opened, 2),
@@ -269,7 +275,13 @@ def _tell_cost(source: GridSource, settings: FitSettings) -> None:
     )
 
 
-def _train(run_dir: Run, source: GridSource, test: GridSource, settings: FitSettings) -> None:
+def _train(
+    run_dir: Run,
+    source: GridSource,
+    test: GridSource,
+    settings: FitSettings,
+    trained: Callable[[], TrainedOn],
+) -> None:
     from tqdm import tqdm
 
     from revelio.diffc.experiment import epochs_done, train_seeds
@@ -277,7 +289,7 @@ def _train(run_dir: Run, source: GridSource, test: GridSource, settings: FitSett
     images, epochs = settings.trained_on(source), settings.seeds * settings.train.epochs
     done = epochs_done(run_dir, settings) * images
     with tqdm(total=epochs * images, initial=done, desc="training", unit="image") as bar:
-        for seed, state in train_seeds(run_dir, source, test, settings):
+        for seed, state in train_seeds(run_dir, source, test, settings, trained):
             bar.update(state.images)
             end = state.end
             if end is not None:
