@@ -215,6 +215,11 @@ def _write(
         )
     if any(row["content"] is not None for row in failed):
         print("  a failure counts in no mean; --ask-again asks the judge for it once more")
+    if len(failed) == len(rows) and all(row["content"] is not None for row in failed):
+        raise ValueError(
+            f"not one of {len(rows)} replies holds two scores ({failed[0]['failure']}): "
+            "choose another --judge, or --ask-again"
+        )
 
 
 def _stop_if_unanswered(outcome: "Outcome", requests: "Sequence[Request]", out: Path) -> None:
