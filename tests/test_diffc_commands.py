@@ -312,3 +312,20 @@ def test_defaults_are_the_papers() -> None:
     assert (config.epochs, config.batch_size, config.learning_rate) == (30, 16, 1e-4)
     assert (config.width, config.dropout, config.weight_decay) == (1024, 0.0, 0.01)
     assert eval_diffc.Config().data.split == "test"
+
+
+def test_no_escape_sequence_of_a_name_reaches_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder, a class and a picture may be called anything that the system allows."""
+    data = write_folders(tmp_path / "\x1b[31mdata", 5)
+    (data / "red").rename(data / "\x1b]0;red\x07")
+    (data / "\x1b]0;red\x07" / "broken\x1b[2J.png").write_bytes(b"no picture")
+    flags = ["--data.source", str(data), "--data.on-error", "skip", *PIXELS, *BRIEF]
+    cli.main(["train-diffc", *flags, "--out", str(tmp_path / "run")])
+    evaluated(tmp_path / "run" / "final", tmp_path / "e", *flags[:4])
+    captured = capsys.readouterr()
+    assert "\\x1b[31mdata has no splits" in captured.out
+    assert "\x1b" not in captured.out and "\x07" not in captured.out
+    line = fails(["train-diffc", *flags[:2], *flags[4:], "--out", str(tmp_path / "r")], capsys)
+    assert "broken\\x1b[2J.png" in line and line.isprintable()

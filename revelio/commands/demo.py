@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 from revelio.bounds import Count, Existing, Folder, Index, LearningRate, OutFolder, Seed
 from revelio.commands.options import BackboneOptions, build_backbone
+from revelio.trust import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -112,7 +113,7 @@ def run(config: Config) -> None:
     report = job.execute()
     job.run.finish(files=["report.html", "report.json", "gallery/index.html"])
     for row in report["findings"]:
-        print(f"  {row['value']:>16}  {row['text']}")
+        print(f"  {row['value']:>16}  {printable(row['text'])}")
     print(f"\nReport   {config.out / 'report.html'}  (numbers: report.json)")
     print(f"Gallery  {config.out / 'gallery' / 'index.html'}")
 
@@ -154,7 +155,10 @@ def _job(config: Config, open_run: "Callable[[], Run]") -> "DemoJob":
 
 def _announce(model: str, train: "ImageDataset", test: "ImageDataset | None") -> None:
     held = f", {len(test):,} held out" if test is not None else ""
-    print(f"Model    {model}\nImages   {len(train):,} of {train.name}{held}", file=sys.stderr)
+    print(
+        f"Model    {model}\nImages   {len(train):,} of {printable(train.name)}{held}",
+        file=sys.stderr,
+    )
     if train.labels is None:
         print("Labels   none: measures that need labels are left out", file=sys.stderr)
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from revelio.bounds import Count, Index, NotEmpty, OutFolder, Seed, Workers
 from revelio.commands.options import BackboneOptions, DataOptions, build_backbone, build_dataset
+from revelio.trust import printable
 
 if TYPE_CHECKING:
     from revelio.activations.job import Extraction, Texts
@@ -221,7 +222,7 @@ def _summarise(job: "Extraction", took: str) -> None:
         print(f"{folder}  {len(store):,} rows of {shape} {store.manifest['dtype']}, {size(count)}")
     skipped = ActivationStore.open(job.stores[0]).manifest["skipped"]
     for name, reason in skipped[:5]:
-        print(f"skipped {name}: {reason}")
+        print(f"skipped {printable(name)}: {printable(reason)}")
     if len(skipped) > 5:
         print(f"skipped {len(skipped) - 5} more: see `skipped` in {job.stores[0]}/manifest.json")
     print(f"{len(folders)} stores in {job.out}, {size(total)}, in {took}")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from revelio.bounds import Count, Device, Folder, OutFolder, Pixels, Seed
 from revelio.commands.options import DataOptions
+from revelio.trust import printable
 
 if TYPE_CHECKING:
     from revelio.activations.store import ActivationStore
@@ -115,7 +116,7 @@ def _advance(bar: Any, count: int) -> None:
 def _report(out: Path, summary: dict[str, Any]) -> None:
     missing = summary["missing"]
     for reason in list(missing.values())[:10]:
-        print(f"no picture: {reason}")
+        print(f"no picture: {printable(reason)}")
     if len(missing) > 10:
         print(f"... and {len(missing) - 10:,} more without a picture, listed in gallery.json")
     print(f"{summary['latents']:,} latents, {summary['images']:,} images")

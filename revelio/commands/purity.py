@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from revelio.bounds import Count, Folder, NotEmpty, OutFile, Seed
+from revelio.trust import printable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,9 +97,9 @@ def run(config: Config) -> None:
         config.out,
         result | settings | {"entries": entries, "made_from": sources, "versions": versions()},
     )
-    print(table(entries))
+    print("\n".join(map(printable, table(entries).splitlines())))
     for note in dict.fromkeys(note for entry in entries for note in entry["notes"]):
-        print(f"note: {note}")
+        print(f"note: {printable(note)}")
     print(f"wrote {config.out} (intervals: 95 % bootstrap over latents)")
 
 

@@ -35,6 +35,7 @@ from revelio.bounds import (
 )
 from revelio.commands.diffc_inputs import TestOptions, keep_views, open_images, open_stored
 from revelio.commands.options import BackboneOptions, DataOptions
+from revelio.trust import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -265,7 +266,8 @@ def _tell_cost(source: GridSource, settings: FitSettings) -> None:
     work = 3 * 2 * macs * images * settings.train.epochs * settings.seeds
     made = settings.grids
     print(
-        f"frozen: {made.get('backbone')} at {made.get('layer')}, timestep {made.get('timestep')}; "
+        f"frozen: {printable(made.get('backbone'))} at {printable(made.get('layer'))}, "
+        f"timestep {made.get('timestep')}; "
         f"trained: Diff-C, {model.parameter_count():,} parameters"
     )
     print(
