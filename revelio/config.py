@@ -109,10 +109,8 @@ def structure(
 
 def _value(value: Any, kind: Any, where: str) -> Any:
     try:
-        if isinstance(value, str) and get_origin(kind) in (tuple, list):
-            raise ValueError("one text is no list, though it can be iterated")
-        if isinstance(value, Mapping):
-            raise ValueError("a mapping is no value")
+        if isinstance(value, str | Mapping) and get_origin(kind) in (tuple, list):
+            raise ValueError("a text or a mapping is no list, though it can be iterated")
         return _converter.structure(value, kind)
     except Exception as error:
         wanted = getattr(kind, "__name__", None) if isinstance(kind, type) else None
