@@ -81,7 +81,7 @@ def write_sd15(folder: Path) -> Path:
     }
     for name, make in parts.items():
         shutil.rmtree(folder / name)
-        random_model(make, torch.float16).save_pretrained(folder / name)
+        random_model(make, torch.float16, torch.device("cpu")).save_pretrained(folder / name)
     return folder
 
 

@@ -14,8 +14,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from revelio.config import read_yaml, structure
-from revelio.door import one_line_errors, own_words, take
+from revelio.config import named, read_yaml, structure
+from revelio.door import one_line_errors, own_words, parse_flags, take
 
 T = TypeVar("T")
 
@@ -37,7 +37,9 @@ def read_section(path: Path, section: str, cls: type[T]) -> T:
         values = read_yaml(path)
         parts = {name: values.pop(name, {}) for name in SECTIONS}
         for name, part in parts.items():
-            if not isinstance(part, Mapping):
+            if part is None:
+                parts[name] = {}
+            elif not isinstance(part, Mapping):
                 raise ValueError(f"`{name}` must hold `key: value` lines, not {part!r}")
         merged = {**values, **parts[section]}
         known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
@@ -45,7 +47,7 @@ def read_section(path: Path, section: str, cls: type[T]) -> T:
         kept = {key: merged[key] for key in merged if key in known or key not in _known_keys()}
         return structure(cls, kept)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(named(path, error)) from error
 
 
 def _known_keys() -> set[str]:
@@ -72,11 +74,9 @@ def parse(cls: type[T], words: Sequence[str], page: str, section: str = "") -> T
     """Defaults, then the file of ``--config``, then flags.
 
     Raises:
-        ValueError: the file is wrong.
-        SystemExit: after help, or after a wrong flag (status 2).
+        ValueError: the file or a flag is wrong.
+        SystemExit: after help.
     """
-    import tyro
-
     path, words = take(own_words(words), "--config")
     name, words = take(words, "--section") if not section else (section, words)
     if name is not None and name not in SECTIONS:
@@ -85,9 +85,5 @@ def parse(cls: type[T], words: Sequence[str], page: str, section: str = "") -> T
     if path is not None:
         default = read_section(Path(path), name or SECTIONS[0], cls)
     more = "" if section else "\n--section says whose data of the file (default: pretrain)."
-    return tyro.cli(
-        cls,
-        args=words,
-        default=default,
-        description=f"{page}\n--config FILE fills any of these from a YAML file first.{more}",
-    )
+    page = f"{page}\n--config FILE fills any of these from a YAML file first.{more}"
+    return parse_flags(cls, words, default, page)

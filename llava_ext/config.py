@@ -7,6 +7,8 @@ The four rows of the paper's Table 4 (SPEC section 3) are four such configs, in 
 from dataclasses import dataclass
 from typing import Literal
 
+from revelio.bounds import AnyText, Count, Dtype, Index, Pixels, Seed
+
 Tokens = Literal["flatten", "pool", "conv"]
 Fusion = Literal["interleave", "sequence", "channels"]
 Aspect = Literal["crop", "pad"]
@@ -42,15 +44,15 @@ class TowerConfig:
 
     backbone: str
     layer: str
-    timestep: int | None = None
-    prompt: str = ""
-    seed: int = 0
-    draw: int = 0
-    image_size: int | None = None
+    timestep: Index | None = None
+    prompt: AnyText = ""
+    seed: Seed = 0
+    draw: Index = 0
+    image_size: Pixels | None = None
     tokens: Tokens = "flatten"
-    budget: int = 256
-    width: int = 1024
-    dtype: str = "float32"
+    budget: Count = 256
+    width: Count = 1024
+    dtype: Dtype = "float32"
     revision: str | None = None
 
     def __post_init__(self) -> None:
@@ -82,10 +84,10 @@ class ModelConfig:
     towers: tuple[TowerConfig, ...]
     fusion: Fusion = "interleave"
     template: str = "plain"
-    system: str | None = None
-    max_length: int = 2048
+    system: AnyText | None = None
+    max_length: Count = 2048
     aspect: Aspect = "crop"
-    dtype: str = "float32"
+    dtype: Dtype = "float32"
     revision: str | None = None
 
     def __post_init__(self) -> None:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from llava_ext.config import ModelConfig, TowerConfig
 from llava_ext.stages import Finetune, LoraOptions, Pretrain
+from revelio.bounds import Count, Existing, Folder, Index, OutFolder
 
 # The first row of Table 4; the others are in configs/llava.
 PAPER_MODEL = ModelConfig(
@@ -23,7 +24,7 @@ class DataOptions:
     json: Path = Path("data/chat.json")
     """The records, as LLaVA ships them."""
 
-    images: Path | None = None
+    images: Folder | None = None
     """The folder of the images; none for text only."""
 
 
@@ -31,7 +32,7 @@ class DataOptions:
 class PretrainConfig:
     """Settings of `scripts/pretrain.py`."""
 
-    out: Path = Path("runs/llava/pretrain")
+    out: OutFolder = Path("runs/llava/pretrain")
     """The run directory to create; `final/` in it is what stage 2 and chatting take."""
 
     data: DataOptions = field(default_factory=DataOptions)
@@ -40,13 +41,13 @@ class PretrainConfig:
     model: ModelConfig = PAPER_MODEL
     """Towers, fusion, language model, template."""
 
-    cache: Path | None = None
+    cache: OutFolder | None = None
     """The towers' grids as scripts/cache_towers.py keeps them; none: the towers run in every step."""
 
     stage: Pretrain = field(default_factory=Pretrain)
     """How it is trained."""
 
-    limit: int | None = None
+    limit: Count | None = None
     """Only the first so many records."""
 
     too_long: Literal["stop", "drop"] = "stop"
@@ -60,11 +61,11 @@ class PretrainConfig:
 class FinetuneConfig:
     """Settings of `scripts/finetune.py`."""
 
-    pretrained: Path | None = None
+    pretrained: Existing | None = None
     """Projectors to begin with: the run directory or `final/` of stage 1, or a file or folder with
     LLaVA's `mm_projector.bin`; none: random ones."""
 
-    out: Path = Path("runs/llava/finetune")
+    out: OutFolder = Path("runs/llava/finetune")
     """The run directory to create; `final/` in it is the finished model."""
 
     data: DataOptions = field(default_factory=DataOptions)
@@ -73,7 +74,7 @@ class FinetuneConfig:
     model: ModelConfig = PAPER_MODEL
     """Towers, fusion, language model, template."""
 
-    cache: Path | None = None
+    cache: OutFolder | None = None
     """The towers' grids as scripts/cache_towers.py keeps them; none: the towers run in every step."""
 
     stage: Finetune = field(default_factory=Finetune)
@@ -82,7 +83,7 @@ class FinetuneConfig:
     lora: LoraOptions = field(default_factory=LoraOptions)
     """An adapter in place of all of the language model's weights."""
 
-    limit: int | None = None
+    limit: Count | None = None
     """Only the first so many records."""
 
     too_long: Literal["stop", "drop"] = "stop"
@@ -96,7 +97,7 @@ class FinetuneConfig:
 class CacheConfig:
     """Settings of `scripts/cache_towers.py`."""
 
-    cache: Path | None = None
+    cache: OutFolder | None = None
     """The folder that gets one store a tower."""
 
     data: DataOptions = field(default_factory=DataOptions)
@@ -105,10 +106,10 @@ class CacheConfig:
     model: ModelConfig = PAPER_MODEL
     """Whose towers."""
 
-    limit: int | None = None
+    limit: Count | None = None
     """Only the images of the first so many records."""
 
-    batch_size: int = 16
+    batch_size: Count = 16
     """Images a pass of a tower."""
 
     plan: bool = False
@@ -125,7 +126,7 @@ class ShowConfig:
     model: ModelConfig = PAPER_MODEL
     """Whose tokenizer, template and system message; no weights are loaded."""
 
-    index: int = 0
+    index: Index = 0
     """Which record, counted from 0."""
 
     colour: bool = True

@@ -4,17 +4,23 @@
                                                       {"from": "gpt", "value": "A cat."}]}, …]
 
 ``image`` is a file name, a list of them, or not there at all (text only). Each ``<image>`` in what the human
-says stands for one of them, in order. A record that breaks this is an error of one line that names it.
+says stands for one of them, in order. Records that break this are one error
+that names them all. JSON Lines, a record a line, are read as well.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from llava_ext.config import IMAGE_TOKEN
 from llava_ext.conversation import Turn
-from revelio.runs import read_json
+from revelio.trust import parse_json, printable, read_text
+
+# LLaVA's largest file, of 665,000 conversations, has 1 GB.
+DATA_LIMIT = 1 << 33
+# Wrong records that a message gives the reasons of, and those it only numbers.
+SHOWN, NAMED = 5, 40
 
 ROLES = {"human": "user", "gpt": "assistant"}
 
@@ -40,23 +46,76 @@ def read_records(
     """Read and check a data file.
 
     Args:
-        path: the JSON file.
+        path: the file, of JSON or of JSON Lines.
         images: the folder of the images, which must all be there; None where no record has any.
         limit: only the first so many records.
 
     Raises:
-        ValueError: the file or a record is wrong; the message names it.
+        ValueError: the file or some records are wrong; the message names them all.
     """
-    entries = read_json(path)
-    if not isinstance(entries, list) or not entries:
-        raise ValueError(f"{path} must hold a list of records, as LLaVA's data files do")
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}: it must be at least 1, or none at all")
+    entries = _entries(path)[:limit]
     if images is not None and not images.is_dir():
         raise ValueError(f"no image folder at {images}: choose it with --data.images")
-    records = [_record(entry, f"{path}: record {n}") for n, entry in enumerate(entries[:limit])]
-    _check_images(records, images, path)
+    records: list[Record] = []
+    wrong: list[str] = []
+    found: dict[str, bool] = {}
+    for number, entry in enumerate(entries):
+        try:
+            record = _record(entry, f"record {number}")
+            _check_images(record, number, images, found)
+        except ValueError as error:
+            wrong.append(str(error))
+        else:
+            records.append(record)
+    if wrong:
+        raise ValueError(f"{printable(path)}: {_report(wrong, len(entries))}")
     return records
+
+
+def _report(wrong: Sequence[str], total: int) -> str:
+    """All wrong records: the first ones with what is wrong, of the others the numbers."""
+    if len(wrong) == 1:
+        return wrong[0]
+    reasons = "; ".join(wrong[:SHOWN])
+    others = [reason.split(" ")[1].rstrip(":") for reason in wrong[SHOWN : SHOWN + NAMED]]
+    more = f"; also records {', '.join(others)}" if others else ""
+    rest = len(wrong) - SHOWN - NAMED
+    return f"{len(wrong):,} of {total:,} records are wrong: {reasons}{more}" + (
+        f" and {rest:,} more" if rest > 0 else ""
+    )
+
+
+def _entries(path: Path) -> list[Any]:
+    """The records of a JSON list, or of JSON Lines, as they stand in the file.
+
+    Raises:
+        ValueError: it is neither, or empty.
+    """
+    text = read_text(path, limit=DATA_LIMIT)
+    lines = [line for line in text.split("\n") if line.strip()]
+    if path.suffix in (".jsonl", ".ndjson") or _begins_lines(lines):
+        entries = [_line(line) for line in lines]
+    else:
+        entries = parse_json(text, printable(path))
+    if not isinstance(entries, list) or not entries:
+        raise ValueError(
+            f"{printable(path)} must hold a list of records, as LLaVA's data files do, or a record a line"
+        )
+    return entries
+
+
+def _begins_lines(lines: Sequence[str]) -> bool:
+    return len(lines) > 1 and isinstance(_line(lines[0]), dict)
+
+
+def _line(line: str) -> Any:
+    """The value of one line; the error itself where it is no JSON, so that all can be reported."""
+    try:
+        return parse_json(line, "it")
+    except ValueError as error:
+        return error
 
 
 def image_names(records: Sequence[Record]) -> list[str]:
@@ -65,10 +124,14 @@ def image_names(records: Sequence[Record]) -> list[str]:
 
 
 def _record(entry: Any, where: str) -> Record:
+    if isinstance(entry, ValueError):
+        raise ValueError(f"{where}: {entry}")
     if not isinstance(entry, Mapping):
         raise ValueError(f"{where} is a {type(entry).__name__}, not `id`, `image`, `conversations`")
     identity = str(entry.get("id", where.rpartition(" ")[2]))
     where = f"{where} (id {identity!r})" if "id" in entry else where
+    if "video" in entry:
+        raise ValueError(f"{where} has a `video`: only images can be learnt from")
     conversations = entry.get("conversations")
     if not isinstance(conversations, list) or not conversations:
         raise ValueError(f"{where} has no `conversations`")
@@ -107,15 +170,18 @@ def _images(value: Any, where: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _check_images(records: Sequence[Record], folder: Path | None, path: Path) -> None:
-    seen: set[str] = set()
-    for record in records:
-        for name in record.images:
-            if folder is None:
-                raise ValueError(
-                    f"{path}: record {record.id!r} has an image: give the folder of the images "
-                    "with --data.images"
-                )
-            if name not in seen and not (folder / name).is_file():
-                raise ValueError(f"{path}: record {record.id!r}: no image {name} in {folder}")
-            seen.add(name)
+def _check_images(record: Record, number: int, folder: Path | None, found: dict[str, bool]) -> None:
+    """Refuse images that are not in the folder; ``found`` remembers what was looked for."""
+    where = f"record {number} (id {record.id!r})"
+    for name in record.images:
+        if folder is None:
+            raise ValueError(
+                f"{where} has an image: give the folder of the images with --data.images"
+            )
+        parts = PurePosixPath(name).parts
+        if ".." in parts or PurePosixPath(name).is_absolute() or "\0" in name:
+            raise ValueError(f"{where}: {name!r} is no image inside {folder}")
+        if name not in found:
+            found[name] = (folder / name).is_file()
+        if not found[name]:
+            raise ValueError(f"{where}: no image {name} in {folder}")

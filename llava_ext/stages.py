@@ -11,7 +11,19 @@ effective batch = processes * batch_size * accumulation; the accumulation is com
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from revelio.bounds import (
+    Count,
+    Index,
+    LearningRate,
+    NotEmpty,
+    NotNegative,
+    Positive,
+    Seed,
+    Share,
+    Workers,
+)
 
 EFFECTIVE_BATCH = 128
 PRETRAIN_RATE = 2e-3
@@ -23,16 +35,16 @@ WARMUP = 0.03
 class LoraOptions:
     """A low-rank adapter of the language model in place of all its weights (peft)."""
 
-    rank: int = 0
+    rank: Index = 0
     """Rank of the adapter; 0 trains the whole language model."""
 
-    alpha: int = 16
+    alpha: Count = 16
     """Scale of the adapter, divided by the rank."""
 
-    dropout: float = 0.0
+    dropout: Share = 0.0
     """Of the adapter's input."""
 
-    targets: tuple[str, ...] = ("all-linear",)
+    targets: Annotated[tuple[str, ...], NotEmpty()] = ("all-linear",)
     """Names of the layers that get one; `all-linear` is every linear layer but the head."""
 
 
@@ -40,31 +52,31 @@ class LoraOptions:
 class StageOptions:
     """How a stage is trained."""
 
-    learning_rate: float
+    learning_rate: LearningRate
     """At its peak."""
 
     zero: Literal[0, 2, 3]
     """DeepSpeed's ZeRO stage; 0 trains without DeepSpeed."""
 
-    effective_batch: int = EFFECTIVE_BATCH
+    effective_batch: Count = EFFECTIVE_BATCH
     """Samples an optimiser step, over all processes."""
 
-    batch_size: int = 4
+    batch_size: Count = 4
     """Samples a process takes at once."""
 
-    epochs: float = 1.0
+    epochs: Positive = 1.0
     """Passes over the data."""
 
     schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
     """Of the learning rate, after the warm-up."""
 
-    warmup: float = WARMUP
+    warmup: Share = WARMUP
     """Share of the steps in which the learning rate rises."""
 
-    weight_decay: float = 0.0
+    weight_decay: NotNegative = 0.0
     """Of AdamW."""
 
-    clip: float = 1.0
+    clip: Positive = 1.0
     """Gradients longer than this are shortened to it."""
 
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -76,22 +88,22 @@ class StageOptions:
     group_by_length: bool = True
     """Batches of samples of about one length, so that little is padding."""
 
-    save_steps: int = 1000
+    save_steps: Count = 1000
     """Steps between checkpoints."""
 
-    keep: int = 1
+    keep: Count = 1
     """Checkpoints kept."""
 
-    log_steps: int = 1
+    log_steps: Count = 1
     """Steps between lines of metrics.jsonl."""
 
-    workers: int = 0
+    workers: Workers = 0
     """Processes that read images ahead."""
 
-    threads: int | None = None
+    threads: Count | None = None
     """Threads of each process on a CPU; none: as torch has it."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Of new projectors and of the samples' order."""
 
 
@@ -99,7 +111,7 @@ class StageOptions:
 class Pretrain(StageOptions):
     """Stage 1."""
 
-    learning_rate: float = PRETRAIN_RATE
+    learning_rate: LearningRate = PRETRAIN_RATE
     zero: Literal[0, 2, 3] = 2
 
 
@@ -107,7 +119,7 @@ class Pretrain(StageOptions):
 class Finetune(StageOptions):
     """Stage 2."""
 
-    learning_rate: float = FINETUNE_RATE
+    learning_rate: LearningRate = FINETUNE_RATE
     zero: Literal[0, 2, 3] = 3
 
 

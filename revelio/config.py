@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any, TypeVar, get_origin, get_type_hints
 
 import cattrs
-import yaml
 from cattrs.strategies import configure_union_passthrough
 
+from revelio.trust import kind_of, parse_yaml, printable, read_text
+
 T = TypeVar("T")
+
+CONFIG_LIMIT = 1 << 20
 
 _converter = cattrs.Converter(forbid_extra_keys=True, detailed_validation=False)
 # Values of a `float | str | None` stay as YAML read them; anything else of another type is refused.
@@ -35,7 +38,16 @@ def _strict(kind: type) -> Any:
 
 for _kind in (bool, int, float, str):
     _converter.register_structure_hook(_kind, _strict(_kind))
-_converter.register_structure_hook(Path, lambda value, _: Path(value))
+
+
+def _path(value: Any, _: type) -> Path:
+    # Path("") would be the working folder.
+    if not isinstance(value, str | Path) or value == "" or "\0" in str(value):
+        raise ValueError(f"{value!r} is no path")
+    return Path(value)
+
+
+_converter.register_structure_hook(Path, _path)
 _converter.register_unstructure_hook(Path, str)
 
 
@@ -45,16 +57,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: it is not there, is no YAML, or holds something else than a mapping.
     """
-    if not path.is_file():
-        raise ValueError(f"no config file at {path}")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not path.exists():
+        raise ValueError(f"no config file at {printable(path)}")
+    values = parse_yaml(read_text(path, limit=CONFIG_LIMIT), printable(path))
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold `key: value` lines, not a {type(values).__name__}")
+        raise ValueError(f"{printable(path)} must hold `key: value` lines, not a {kind_of(values)}")
     return values
 
 
@@ -77,6 +86,7 @@ def structure(
         if key not in names:
             near = get_close_matches(str(key), names, n=1)
             hint = f"did you mean `{near[0]}`? " if near else ""
+            key = printable(key)
             raise ValueError(f"unknown key `{where}{key}`: {hint}allowed are {', '.join(names)}")
     hints = get_type_hints(cls)
     arguments: dict[str, Any] = {}
@@ -84,7 +94,7 @@ def structure(
         key, kind = field.name, hints[field.name]
         required = field.default is MISSING and field.default_factory is MISSING
         if is_dataclass(kind) and (key in values or required):
-            inner = values.get(key) or {}
+            inner = {} if values.get(key) is None else values[key]
             if not isinstance(inner, Mapping):
                 raise ValueError(f"`{where}{key}` must hold `key: value` lines, not {inner!r}")
             arguments[key] = structure(kind, inner, missing, f"{where}{key}.")  # type: ignore[arg-type]
@@ -99,8 +109,8 @@ def structure(
 
 def _value(value: Any, kind: Any, where: str) -> Any:
     try:
-        if isinstance(value, str) and get_origin(kind) in (tuple, list):
-            raise ValueError("one text is no list, though it can be iterated")
+        if isinstance(value, str | Mapping) and get_origin(kind) in (tuple, list):
+            raise ValueError("a text or a mapping is no list, though it can be iterated")
         return _converter.structure(value, kind)
     except Exception as error:
         wanted = getattr(kind, "__name__", None) if isinstance(kind, type) else None
@@ -113,7 +123,13 @@ def load_config(cls: type[T], path: Path, overrides: Mapping[str, Any] | None = 
     try:
         return structure(cls, {**read_yaml(path), **(overrides or {})})
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(named(path, error)) from error
+
+
+def named(path: Path, error: ValueError) -> str:
+    """The error's message, which names the file once."""
+    message, name = str(error), printable(path)
+    return message if name in message else f"{name}: {message}"
 
 
 def to_plain(config: Any) -> dict[str, Any]:
@@ -131,4 +147,6 @@ def _plain(value: Any) -> Any:
 
 def to_yaml(config: Any) -> str:
     """The config as the YAML text that ``load_config`` reads back to an equal one."""
+    import yaml
+
     return yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True)

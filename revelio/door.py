@@ -4,12 +4,18 @@
 """
 
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
+
+from revelio.trust import printable
+
+T = TypeVar("T")
 
 STOPPED = "stopped; what was written is whole, --resume continues"
 # What launchers put in front of a script's own words.
@@ -29,7 +35,7 @@ def run_module(
         stopped: what Ctrl-C says.
 
     Raises:
-        SystemExit: see :func:`one_line_errors`; after help; after a wrong flag (status 2).
+        SystemExit: see :func:`one_line_errors`; after help.
     """
     with one_line_errors(name, f"{name}: {stopped}"):
         module.run(parse(module, arguments, prog))
@@ -60,6 +66,19 @@ def one_line_errors(name: str, stopped: str = STOPPED) -> Iterator[None]:
         # str() of a KeyError is the repr of its message.
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
         fail(name, str(message))
+    except (MemoryError, OverflowError, RuntimeError) as error:
+        if os.environ.get("REVELIO_DEBUG") or not _too_large(error):
+            raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        fail(name, f"this does not fit: {reason}; choose smaller sizes or batches")
+
+
+def _too_large(error: BaseException) -> bool:
+    """Whether a size went beyond memory, or beyond what a size can be at all."""
+    if isinstance(error, MemoryError | OverflowError):
+        return True
+    words = ("out of memory", "allocate memory", "not enough memory", "overflow", "Invalid size")
+    return any(word.lower() in str(error).lower() for word in words)
 
 
 def fail(name: str, message: str) -> None:
@@ -68,7 +87,7 @@ def fail(name: str, message: str) -> None:
     Raises:
         SystemExit: always.
     """
-    sys.stderr.write(f"{name}: {' '.join(message.split())}\n")
+    sys.stderr.write(f"{name}: {printable(' '.join(message.split()))}\n")
     sys.exit(2)
 
 
@@ -76,12 +95,12 @@ def parse(module: ModuleType, arguments: Sequence[str], prog: str) -> Any:
     """A command's config: its defaults, then ``--config FILE``, then flags.
 
     Raises:
-        ValueError: the config file is wrong.
-        SystemExit: after printing help, or after a wrong flag (status 2).
+        ValueError: the config file or a flag is wrong.
+        SystemExit: after printing help.
     """
     import tyro
 
-    from revelio.config import read_yaml, structure
+    from revelio.config import named, read_yaml, structure
 
     path, rest = take(own_words(arguments), "--config", "a file")
     default = tyro.MISSING_NONPROP
@@ -89,14 +108,95 @@ def parse(module: ModuleType, arguments: Sequence[str], prog: str) -> Any:
         try:
             default = structure(module.Config, read_yaml(Path(path)), missing=tyro.MISSING)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
-    return tyro.cli(
-        module.Config,
-        args=rest,
-        default=default,
-        prog=prog,
-        description=f"{module.__doc__}\n--config FILE fills any of these from a YAML file first.",
-    )
+            raise ValueError(named(Path(path), error)) from error
+    page = f"{module.__doc__}\n--config FILE fills any of these from a YAML file first."
+    return parse_flags(module.Config, rest, default, page, prog)
+
+
+def parse_flags(
+    cls: type[T], words: Sequence[str], default: Any, page: str, prog: str | None = None
+) -> T:
+    """Flags on top of a default config, all within their bounds.
+
+    Args:
+        cls: the config's dataclass.
+        words: the flags.
+        default: the config that flags override.
+        page: the help page.
+        prog: how the command is called; none: as it was.
+
+    Raises:
+        ValueError: a flag is unknown, or its value is not allowed.
+        SystemExit: after printing help.
+    """
+    import tyro
+
+    from revelio.bounds import check
+
+    said = StringIO()
+    try:
+        with redirect_stderr(said), _wide_terminal("--help" in words or "-h" in words):
+            config = tyro.cli(cls, args=list(words), default=default, prog=prog, description=page)
+    except SystemExit as stopped:
+        if stopped.code != 2:
+            raise
+        raise ValueError(_one_line(said.getvalue())) from None
+    check(config)
+    _check_no_empty_path(words, config)
+    return config
+
+
+@contextmanager
+def _wide_terminal(as_it_is: bool) -> Iterator[None]:
+    """Keep tyro from wrapping its messages; help pages are wrapped as usual."""
+    before = os.environ.get("COLUMNS")
+    if not as_it_is:
+        os.environ["COLUMNS"] = "2000"
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("COLUMNS", None)
+        else:
+            os.environ["COLUMNS"] = before
+
+
+def _one_line(box: str) -> str:
+    """What tyro's box of several lines says, as one."""
+    # Where the terminal is not UTF-8 the box is of | and -.
+    lines = [line.strip("│| ") for line in box.splitlines() if line and line[0] in "│|"]
+    rules = [number for number, line in enumerate(lines) if line.startswith(("──", "---"))]
+    said = lines[: rules[0]] if rules else lines
+    if not said:
+        return " ".join(box.split())
+    if said[0].startswith("Missing from"):
+        return f"needs {', '.join(line for line in said if line.startswith('--'))}"
+    wrong = re.match(r"Error parsing (\S+): .*?(\[?'.*)$", said[0])
+    if wrong is None:
+        return " ".join(said)
+    flag, given = wrong.groups()
+    usage = next((line for line in lines if line.startswith(f"{flag} ")), flag)
+    return f"{flag} is {given}: give {usage}"
+
+
+def _check_no_empty_path(words: Sequence[str], config: Any) -> None:
+    """``--out ''`` would be the working folder.
+
+    Raises:
+        ValueError: a path is given as an empty word.
+    """
+    from revelio.bounds import settings
+
+    flag, empty = "", set()
+    for word in words:
+        name, _, value = word.partition("=")
+        flag = name.replace("_", "-") if word.startswith("--") else flag
+        if not word or (word.startswith("--") and "=" in word and not value):
+            empty.add(flag)
+    for setting in settings(config):
+        values = setting.value if isinstance(setting.value, tuple) else (setting.value,)
+        if setting.flag in empty and any(isinstance(value, Path) for value in values):
+            raise ValueError(f"{setting.flag} is empty: give a path")
 
 
 def own_words(arguments: Sequence[str]) -> list[str]:

@@ -93,12 +93,12 @@ def test_as_code_keeps_twenty_dense_codes(inputs):
 def test_mistakes_are_one_line(inputs, capsys):
     store, ksae = inputs / "store", inputs / "ksae"
     out = ["--out", inputs / "o"]
-    assert "no activation store" in fails(
+    assert "there is no such folder" in fails(
         capsys, "top-images", "--store", inputs / "x", "--ksae", ksae, *out
     )
     assert "no k-SAE" in fails(capsys, "top-images", "--store", store, "--ksae", inputs / "x", *out)
     assert "holds no k-SAE" in fails(capsys, "top-images", "--store", store, "--ksae", store, *out)
-    assert "no file at" in fails(capsys, "purity", "--top", inputs / "x")
+    assert "there is no such folder" in fails(capsys, "purity", "--top", inputs / "x")
     line = fails(capsys, "gallery", "--store", store, "--ksae", ksae, *out)
     assert "toys" in line and "--data.source" in line
     run("top-images", "--store", store, "--ksae", ksae, "--out", inputs / "top")

@@ -75,7 +75,38 @@ def test_string_labels_are_sorted_over_all_splits(tmp_path: Path) -> None:
 def test_whole_number_labels_get_their_numbers_as_names(tmp_path: Path) -> None:
     path = save(tmp_path, {"train": rows([1, 2], label=[0, 4]), "test": rows([3], label=[1])})
     test = open_dataset(path, split="test")
-    assert (test.classes, test.labels) == (("0", "1", "2", "3", "4"), [1])
+    assert (test.classes, test.labels) == (("0", "1", "4"), [1])
+
+
+@pytest.mark.parametrize("last", [12_057_009, 2**62])
+def test_classes_are_the_ids_that_occur(tmp_path: Path, last: int) -> None:
+    """WordNet's and iNaturalist's ids go to many millions; few of them are in a set."""
+    path = save(tmp_path, {"train": rows([1, 2, 3, 4], label=[last, 7, last, 30_000_000])})
+    dataset = open_dataset(path)
+    assert dataset.classes == tuple(map(str, sorted({7, last, 30_000_000})))
+    assert [int(dataset.classes[i]) for i in dataset.labels or ()] == [last, 7, last, 30_000_000]
+
+
+@pytest.mark.parametrize(
+    ("values", "feature", "what"),
+    [
+        ([[1], [2, 3]], datasets.List(datasets.Value("int64")), "lists"),
+        ([["a"], []], datasets.List(datasets.Value("string")), "lists"),
+        ([{"a": 1}, {"a": 2}], {"a": datasets.Value("int64")}, "records"),
+        ([0.5, 1.5], datasets.Value("float32"), ""),
+        ([b"a", b"b"], datasets.Value("binary"), ""),
+    ],
+)
+def test_a_label_column_of_something_else_is_one_line(
+    tmp_path: Path, values, feature, what: str
+) -> None:
+    data = rows([1, 2]).add_column("label", values, feature=feature)  # type: ignore[arg-type]
+    path = save(tmp_path, {"train": data})
+    with pytest.raises(ValueError) as caught:
+        open_dataset(path)
+    said = str(caught.value)
+    assert "'label' holds" in said and what in said and "--data.label-column" in said
+    assert "\n" not in said
 
 
 @pytest.mark.parametrize(("ids", "used"), [(["x", "y"], True), (["x", "x"], False)])

@@ -176,8 +176,8 @@ def test_a_saved_set_beside_pictures_is_said(tmp_path):
     assert dataset.read(0).getpixel((0, 0)) == (1, 0, 0)
 
 
-@pytest.mark.parametrize("label", [2**20, 2**40, -2])
-def test_class_numbers_beyond_reason_are_refused(tmp_path, label):
+@pytest.mark.parametrize("label", [-2, -(2**40)])
+def test_negative_class_numbers_are_refused(tmp_path, label):
     table = pyarrow.table({"image": [png(noise_picture(4, 4))] * 2, "label": [0, label]})
     pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
     with pytest.raises(ValueError, match="holds no classes"):

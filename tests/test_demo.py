@@ -101,7 +101,7 @@ def test_pictures_without_labels(tmp_path: Path, model: Path) -> None:
 
 def test_images_and_dataset_together_are_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        main(["demo", "--images", "a", "--dataset", "samples"])
+        main(["demo", "--images", str(Path(__file__).parent), "--dataset", "samples"])
     assert stopped.value.code == 2
     assert capsys.readouterr().err.startswith("revelio: --images and --dataset are both given")
 

@@ -180,7 +180,7 @@ def test_stores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["--layer", "up_ft1"], "no layer 'up_ft1'"),
         (["--timestep", "25"], "no timestep"),
         (["--data.source", "nowhere/at/all"], "nowhere/at/all"),
-        (["--test.split", "test"], "--test.split None"),
+        (["--test.split", "train"], "--test.split"),
         (["--random-weights", "0"], "no weights"),
         (["--views", "-2"], "--views is -2"),
         (["--seeds", "0"], "--seeds is 0"),
@@ -193,6 +193,90 @@ def test_mistakes(
     data = write_folders(tmp_path / "data", 4)
     assert message in fails([*train_flags(data, tmp_path / "run"), *change], capsys)
     assert not (tmp_path / "run").exists()
+
+
+def evaluated(model: Path, out: Path, *source: str) -> dict:
+    cli.main(["eval-diffc", "--model", str(model), "--out", str(out), *source])
+    return report_of(out)
+
+
+def test_plain_class_folders_hold_a_fifth_out_which_eval_finds_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, run = write_folders(tmp_path / "data", 10), tmp_path / "run"
+    cli.main(["train-diffc", "--data.source", str(data), "--out", str(run), *PIXELS, *BRIEF])
+    assert "6 of 30 images (20% of every class) are held out" in capsys.readouterr().out
+    images = report_of(run)["images"]
+    assert images["train"] + images["validation"] == 24 and images["test"] == 6
+    chosen = report_of(run)["seeds"][0][report_of(run)["selected"]]["test"]
+
+    # The same folder: what was trained on is left out, so that the held-out fifth is measured.
+    found = evaluated(run / "final", tmp_path / "a", "--data.source", str(data))
+    said = capsys.readouterr().out
+    assert "data has no splits: all 30 images are taken" in said
+    assert "24 images are left out: the classifier was trained on them" in said
+    assert found["trained_on"] == {"images": 24, "left_out": True}
+    assert (found["images"], found["top1"]) == (6, chosen["top1"])
+    lines = [json.loads(x) for x in (tmp_path / "a" / "predictions.jsonl").read_text().splitlines()]
+    assert len(lines) == 30 and sum("trained_on" in line for line in lines) == 24
+
+    # The same pictures under other names, in another folder, in another format.
+    moved = tmp_path / "moved"
+    for number, line in enumerate(lines):
+        target = moved / line["label"] / f"x{number}.bmp"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(data / line["id"]) as image:
+            image.save(target)
+    again = evaluated(run / "final", tmp_path / "b", "--data.source", str(moved))
+    assert (again["images"], again["top1"]) == (6, found["top1"])
+
+    # Other pictures under the same names are other pictures.
+    fresh = write_folders(tmp_path / "fresh" / "data", 10, start=500)
+    for path in sorted(fresh.rglob("*.png")):
+        path.rename(path.with_name(f"{int(path.stem) - 500}.png"))
+    other = evaluated(run / "final", tmp_path / "c", "--data.source", str(fresh))
+    assert (other["images"], other["trained_on"]["images"]) == (30, 0)
+
+    # Nothing but what was trained on: measured, and said to be no test.
+    for line in lines:
+        if "trained_on" not in line:
+            (data / line["id"]).unlink()
+    capsys.readouterr()
+    none = evaluated(run / "final", tmp_path / "d", "--data.source", str(data))
+    assert "this is no test" in capsys.readouterr().out
+    assert none["trained_on"] == {"images": 24, "left_out": False} and none["images"] == 24
+
+    # A classifier of before, which does not say; and one whose list is broken.
+    hashes = run / "final" / "trained_on.json"
+    assert "red" not in hashes.read_text() and "0.png" not in hashes.read_text()
+    hashes.write_text('{"format": 1, "pictures": [3], "ids": []}')
+    flags = ["eval-diffc", "--model", str(run / "final"), "--data.source", str(data)]
+    assert "trained_on.json is no list" in fails(flags, capsys)
+    hashes.unlink()
+    assert (
+        evaluated(run / "final", tmp_path / "e", "--data.source", str(data))["trained_on"] is None
+    )
+
+
+def test_stores_that_were_trained_on_are_left_out(tmp_path: Path) -> None:
+    import torch
+
+    from revelio.activations.store import write_store
+
+    made = {"classes": ["a", "b"], "layer": "mix", "timestep": 25, "dataset": "toys"}
+    labels = [n % 2 for n in range(24)]
+    grids = torch.randn(24, 4, 3, 3) + torch.tensor(labels).view(-1, 1, 1, 1) * 3.0
+    names = [f"i{n}" for n in range(24)]
+    parts = {"train": slice(0, 16), "test": slice(16, 24), "both": slice(8, 24)}
+    for name, part in parts.items():
+        write_store(tmp_path / name, grids[part], names[part], labels[part], settings=made)
+    write_store(tmp_path / "x", grids, names, labels, settings=made | {"dataset": "others"})
+    out = tmp_path / "run"
+    stores = ["--stores", str(tmp_path / "train"), "--test-store", str(tmp_path / "test")]
+    cli.main(["train-diffc", *stores, *BRIEF, "--out", str(out)])
+    for name, left_out, images in (("test", 0, 8), ("both", 8, 8), ("x", 0, 24)):
+        found = evaluated(out / "final", tmp_path / "e" / name, "--store", str(tmp_path / name))
+        assert (found["trained_on"]["images"], found["images"]) == (left_out, images)
 
 
 def test_unlabelled_images_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -228,3 +312,20 @@ def test_defaults_are_the_papers() -> None:
     assert (config.epochs, config.batch_size, config.learning_rate) == (30, 16, 1e-4)
     assert (config.width, config.dropout, config.weight_decay) == (1024, 0.0, 0.01)
     assert eval_diffc.Config().data.split == "test"
+
+
+def test_no_escape_sequence_of_a_name_reaches_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder, a class and a picture may be called anything that the system allows."""
+    data = write_folders(tmp_path / "\x1b[31mdata", 5)
+    (data / "red").rename(data / "\x1b]0;red\x07")
+    (data / "\x1b]0;red\x07" / "broken\x1b[2J.png").write_bytes(b"no picture")
+    flags = ["--data.source", str(data), "--data.on-error", "skip", *PIXELS, *BRIEF]
+    cli.main(["train-diffc", *flags, "--out", str(tmp_path / "run")])
+    evaluated(tmp_path / "run" / "final", tmp_path / "e", *flags[:4])
+    captured = capsys.readouterr()
+    assert "\\x1b[31mdata has no splits" in captured.out
+    assert "\x1b" not in captured.out and "\x07" not in captured.out
+    line = fails(["train-diffc", *flags[:2], *flags[4:], "--out", str(tmp_path / "r")], capsys)
+    assert "broken\\x1b[2J.png" in line and line.isprintable()

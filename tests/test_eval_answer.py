@@ -165,4 +165,4 @@ def test_the_door(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "c.yaml").write_text(f"reviews: [{tmp_path / 'a.jsonl'}]\nresamples: 3\n")
     with pytest.raises(SystemExit):
         main(["score", f"--config={tmp_path / 'c.yaml'}", "--mode", "as_paper"])
-    assert "no file at" in capsys.readouterr().err
+    assert "there is no such file" in capsys.readouterr().err

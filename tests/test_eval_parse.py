@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from eval.bench.endpoint import base_address
 from eval.bench.parse import parse_scores
 
 SCORES = st.one_of(
@@ -41,11 +42,24 @@ TAILS = st.sampled_from(
 )
 
 
-@given(SCORES, SCORES, FORMS, TAILS)
+HEADS = st.sampled_from(
+    (
+        "",
+        "<think>The first is a 3, the second\n\n1 1\na 4.</think>\n\n",
+        "Okay, 5 5?\n</think>",
+        "<reasoning>\n2 2\n</reasoning>\n",
+        "Here are the scores:\n\n",
+        "**My ratings are:**\n",
+        "<think>7 7</think>Here are my values:\n",
+    )
+)
+
+
+@given(SCORES, SCORES, FORMS, TAILS, HEADS)
 def test_every_form_gives_the_scores_that_were_written(
-    first: float, second: float, form: str, tail: str
+    first: float, second: float, form: str, tail: str, head: str
 ) -> None:
-    text = form.format(a=f"{first:g}", b=f"{second:g}") + tail
+    text = head + form.format(a=f"{first:g}", b=f"{second:g}") + tail
     assert parse_scores(text) == (first, second)
 
 
@@ -73,7 +87,6 @@ def test_every_form_gives_the_scores_that_were_written(
         "Assistant 1: 8",
         "Assistant 1: 8\nIt is better than 7.",
         "Assistant 1: 8\nAssistant 2: 7 for its detail",
-        "Here are my scores:\n8 7",
         "8\n7",
         "Assistant 1: 12, Assistant 2: 7",
     ],
@@ -97,3 +110,14 @@ def test_a_long_line_is_named_short() -> None:
     with pytest.raises(ValueError) as caught:
         parse_scores("word " * 100)
     assert len(str(caught.value)) < 110
+
+
+def test_a_reply_cut_within_its_thinking_says_so() -> None:
+    with pytest.raises(ValueError, match="--max-tokens"):
+        parse_scores("<think>\n8 7 would be")
+
+
+@pytest.mark.parametrize("tail", ["", "/", "/chat/completions", "/chat/completions/"])
+def test_the_address_may_be_that_of_the_completions(tail: str) -> None:
+    assert base_address("http://h:1/v1" + tail) == "http://h:1/v1"
+    assert base_address(None) is None

@@ -266,9 +266,9 @@ def test_the_command_prints_the_table_and_writes_the_json(
     ("line", "message"),
     [
         ("", "holds no reviews"),
-        ('{"question_id": 1, "category": "llava_bench_conv"}', "line 1 lacks tuple"),
+        ('{"question_id": 1, "category": "llava_bench_conv"}', "review 1 lacks tuple"),
         ('{"question_id": 1, "category": "conv", "tuple": [1]}', "review 1: tuple must be"),
-        ('{"question_id": 1, "category": "conv", "tuple": [1, NaN]}', "review 1: tuple must be"),
+        ('{"question_id": 1, "category": "conv", "tuple": [1, NaN]}', "NaN is no JSON number"),
         ('{"category": "conv", "tuple": [1, 2]}', "review 1 lacks question_id"),
         ('{"question_id": 1, "category": "conv", "tuple": null}', "all 1 reviews are failures"),
         (
@@ -289,3 +289,58 @@ def test_a_broken_review_file_is_one_line(
         main(["score", "--reviews", str(path)])
     error = capsys.readouterr().err
     assert caught.value.code == 2 and error.startswith("llava_bench: ") and error.count("\n") == 1
+
+
+def llavas_own(rows: list[dict]) -> list[str]:
+    """LLaVA's summarize_gpt_review, as published: which lines it prints for a file's reviews."""
+    scores: dict[str, list] = {}
+    for row in rows:
+        if "category" in row:
+            scores.setdefault(row["category"], []).append(row["tuple"])
+            scores.setdefault("all", []).append(row["tuple"])
+        elif "tuple" in row:
+            scores.setdefault("all", []).append(row["tuple"])
+        else:
+            scores.setdefault("all", []).append(row["score"])
+    lines = []
+    for name, pairs in sorted(scores.items()):
+        stats = np.asarray(pairs).mean(0).tolist()
+        stats = [round(x, 3) for x in stats]
+        lines.append(
+            f"{name} {round(stats[1] / stats[0] * 100, 1)} "
+            f"{round(stats[0] * 10, 1)} {round(stats[1] * 10, 1)}"
+        )
+    return lines
+
+
+@pytest.mark.parametrize("form", ["tuple", "score", "no category"])
+def test_the_table_shows_what_llavas_summary_prints(tmp_path: Path, form: str) -> None:
+    for seed in range(15):
+        rows = [dict(row) for row in synthetic(seed)]
+        for row in rows:
+            if form != "tuple":
+                row.pop("category")
+            if form == "score":
+                row["score"] = row.pop("tuple")
+        scores = read_scores(write_jsonl(tmp_path / f"{form}{seed}.jsonl", rows), "fixed")
+        expected = llavas_own(rows)
+        assert llava_summary("x", scores.reviews, "fixed").splitlines()[1:-1] == expected
+        shown = score_table(table(scores, **HOW)).splitlines()[1:]
+        for line in expected:
+            name, *numbers = line.split()
+            row = next(r for r in shown if r.split()[0] == name.removeprefix("llava_bench_"))
+            assert [row.split()[3], *row.split()[-2:]] == numbers
+
+
+def test_a_byte_order_mark_and_every_wrong_line_at_once(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", synthetic(0))
+    marked = tmp_path / "b.jsonl"
+    marked.write_text("\ufeff" + path.read_text())
+    assert read_scores(marked, "fixed").ids == read_scores(path, "fixed").ids
+    bad = ["{", "3", '{"question_id": {}, "tuple": [1, 2]}', "[" * 50_000]
+    marked.write_text("\n".join(bad))
+    with pytest.raises(ValueError) as caught:
+        read_scores(marked, "fixed")
+    said = str(caught.value)
+    assert all(f"line {number}" in said for number in (1, 2, 3, 4)) and "\n" not in said
+    assert "nested" in said

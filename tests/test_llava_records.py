@@ -36,10 +36,14 @@ def test_records_as_llava_ships_them(images: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image": "9.png"}, "record 'r1': no image 9.png in"),
+        ({"image": "9.png"}, "record 1 (id 'r1'): no image 9.png in"),
         ({"image": ["1.png", "2.png"]}, "(id 'r1') has 2 images and 1 times <image>"),
         ({"image": None}, "has 0 images and 1 times <image>"),
         ({"image": 3}, "`image` 3"),
+        ({"image": "../1.png"}, "is no image inside"),
+        ({"image": "/etc/hosts"}, "is no image inside"),
+        ({"image": "a\x1b[31m.png"}, "no image a"),
+        ({"video": "a.mp4"}, "has a `video`"),
         ({"conversations": []}, "(id 'r1') has no `conversations`"),
         ({"conversations": None}, "has no `conversations`"),
         ({"conversations": [{"from": "human"}]}, "a turn without `from` and `value`"),
@@ -72,6 +76,10 @@ def test_a_wrong_record_is_named(images: Path, change: dict, message: str) -> No
         ("[]", "a list of records"),
         ("[3]", "record 0 is a int"),
         ("[", "valid"),
+        ("", "valid"),
+        ("[" * 100_000, "nested"),
+        ("[[" + "[" * 100 + "]" * 100 + "]]", "nested"),
+        ("[NaN]", "valid JSON"),
     ],
 )
 def test_a_wrong_file(tmp_path: Path, content: str, message: str) -> None:
@@ -86,8 +94,40 @@ def test_what_is_not_there(images: Path) -> None:
     path = write_data(images / "d.json", [record(0)])
     with pytest.raises(ValueError, match=r"--data\.images"):
         read_records(path, images / "none")
-    with pytest.raises(ValueError, match="'r0' has an image"):
+    with pytest.raises(ValueError, match=r"'r0'\) has an image"):
         read_records(path)
     with pytest.raises(ValueError, match="limit is 0"):
         read_records(path, images, limit=0)
     assert json.loads(path.read_text())[0]["id"] == "r0"
+
+
+def test_all_wrong_records_are_in_one_report(images: Path) -> None:
+    wrong = {1: {"image": "9.png"}, 3: {"conversations": []}, 4: {"video": "x.mp4"}}
+    data = [record(n % 3, id=f"r{n}", **wrong.get(n, {})) for n in range(6)]
+    with pytest.raises(ValueError) as caught:
+        read_records(write_data(images / "d.json", data), images)
+    said = str(caught.value)
+    assert "3 of 6 records are wrong" in said and "\n" not in said
+    for number in range(6):
+        assert (f"record {number} (id 'r{number}')" in said) == (number in wrong)
+    many = [record(0, image="none.png") for _ in range(200)]
+    with pytest.raises(ValueError) as caught:
+        read_records(write_data(images / "d.json", many), images)
+    said = str(caught.value)
+    assert "200 of 200 records are wrong" in said and len(said) < 2000
+    assert "also records 5, 6, 7" in said and "and 155 more" in said
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("name", ["d.json", "d.jsonl"])
+def test_json_lines_and_byte_order_marks(images: Path, mark: str, name: str) -> None:
+    data = [record(0), record(1), record(2)]
+    plain = read_records(write_data(images / "plain.json", data), images)
+    whole = mark + json.dumps(data)
+    lines = mark + "\n\n".join(json.dumps(one) for one in data) + "\n"
+    for text in [lines] if name.endswith("l") else [whole, lines]:
+        (images / name).write_text(text, encoding="utf-8")
+        assert read_records(images / name, images) == plain
+    (images / name).write_text(lines + "{]\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="record 3: it is not valid JSON"):
+        read_records(images / name, images)

@@ -109,9 +109,9 @@ def test_grids_are_pooled(store, tmp_path):
         (["--epochs", "1", "--samples", "5"], "not both"),
         (["--device", "cuda:9"], "cuda:9"),
         (["--device", "abacus"], "abacus"),
-        (["--learning-rate", "-1"], "learning_rate=-1"),
+        (["--learning-rate", "-1"], "--learning-rate is -1.0"),
         (["--mode", "as_code", "--auxk", "4"], "no AuxK"),
-        (["--expansion", "0"], "expansion=0"),
+        (["--expansion", "0"], "--expansion is 0"),
         (["--prefixes", "9", "3"], "ascending"),
         (["--activation", "jumprelu", "--mode", "as_code"], "mode as_code"),
     ],
@@ -123,6 +123,76 @@ def test_mistakes_are_one_line_and_status_2(store, tmp_path, capsys, flags, name
     errors = capsys.readouterr().err.strip().splitlines()
     assert named in errors[-1]
     assert errors[-1].startswith("revelio: ")
+
+
+HUGE = ["--expansion", "1000000000", "--k", "4"]
+
+
+def test_a_plan_beyond_the_machine_warns_and_a_training_is_refused_with_its_plan(
+    store, tmp_path, capsys
+):
+    train_ksae(store, tmp_path / "run", *HUGE, "--plan")
+    said = capsys.readouterr().out
+    assert "warning: this does not fit: it takes" in said
+    assert "of memory, of which" in said and "available)" in said and "TB" in said
+    with pytest.raises(SystemExit) as stopped:
+        train_ksae(store, tmp_path / "run", *HUGE)
+    assert stopped.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out.startswith("plan: ")
+    assert captured.err.count("\n") == 1 and "lower --expansion" in captured.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_together_the_members_of_a_grid_must_fit(store, tmp_path, capsys, monkeypatch):
+    from revelio.commands import plan_ksae
+    from revelio.commands.plan_ksae import shortage
+    from revelio.sae.plan import Job, memory
+
+    job = Job(rows=100, d=16, n=4096, k=4, batch_size=50, steps=5, held=True)
+    alone = memory(job).total - memory(job).process
+    several = 3 * (alone - memory(job).rows) + memory(job).rows
+    for available, jobs, fits in (
+        (alone, 1, True), (alone - 1, 1, False), (several, 3, True), (several - 1, 3, False),
+    ):  # fmt: skip
+        monkeypatch.setattr(plan_ksae, "available_memory", lambda available=available: available)
+        assert (shortage([job] * jobs, tmp_path, in_memory=True) is None) == fits
+        assert shortage([job] * jobs, tmp_path, in_memory=False) is None
+    monkeypatch.setattr(plan_ksae, "free_disk", lambda path: 1)
+    assert "disk" in (shortage([job], tmp_path, in_memory=False) or "")
+
+
+def test_the_bar_and_the_report_mean_the_same_by_dead(store, tmp_path, capsys):
+    """Active on no row of the store: what the bar shows at the end of a pass is counted by hand."""
+    from types import SimpleNamespace
+
+    from revelio.commands.ksae_runs import _dead
+
+    fired = torch.tensor([0, 10, 11, 100, 90])
+    step = SimpleNamespace(samples=100, state=SimpleNamespace(fired_at=fired))
+    for rows in (10, 89, 90, 100):
+        dead = sum(100 - int(at) >= rows for at in fired) / 5
+        assert _dead(step, rows) == {"dead": f"{dead:.1%}"}  # type: ignore[arg-type]
+    assert _dead(step, 101) == {}  # type: ignore[arg-type]
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_step(store, tmp_path, capsys, monkeypatch):
+    from dataclasses import replace
+
+    from revelio.sae import many
+
+    real = many.train_many
+
+    def spoilt(members, rows):
+        for place, step in real(members, rows):
+            yield place, replace(step, loss=float("nan")) if step.step == 3 else step
+
+    monkeypatch.setattr(many, "train_many", spoilt)
+    with pytest.raises(SystemExit) as stopped:
+        train_ksae(store, tmp_path / "run", "--steps", "5")
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert stopped.value.code == 2
+    assert "the loss of step 3 is nan: lower --learning-rate" in said
 
 
 def test_every_config_loads():

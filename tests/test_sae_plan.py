@@ -86,10 +86,10 @@ def test_the_command_takes_sizes_or_a_store(tmp_path: Path, capsys):
     ("flags", "named"),
     [
         (["--rows", "5"], "--rows and --d"),
-        (["--rows", "5", "--d", "4", "--store", "x"], "not both"),
+        (["--rows", "5", "--d", "4", "--store", "."], "not both"),
         (["--rows", "5", "--d", "4", "--k", "999"], "k=999"),
-        (["--rows", "5", "--d", "0"], "d=0"),
-        (["--rows", "5", "--d", "2", "--k", "2", "--flops", "0"], "flops=0"),
+        (["--rows", "5", "--d", "0"], "--d is 0"),
+        (["--rows", "5", "--d", "2", "--k", "2", "--flops", "0"], "--flops is 0.0"),
     ],
 )
 def test_mistakes_are_one_line_and_status_2(capsys, flags, named):

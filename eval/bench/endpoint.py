@@ -55,6 +55,11 @@ def key_of(settings: Settings) -> str:
     return key or "none"
 
 
+def base_address(url: str | None) -> str | None:
+    """The address that the client adds ``/chat/completions`` to, also where it was given with it."""
+    return url and url.rstrip("/").removesuffix("/chat/completions")
+
+
 def ask_all(
     bodies: Sequence[Mapping[str, Any]],
     settings: Settings,
@@ -76,7 +81,7 @@ async def _ask_all(
     outcome, waiting = Outcome(), iter(enumerate(bodies))
     client = AsyncOpenAI(
         api_key=key_of(settings),
-        base_url=settings.base_url,
+        base_url=base_address(settings.base_url),
         timeout=settings.timeout,
         max_retries=settings.tries - 1,
     )

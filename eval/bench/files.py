@@ -7,13 +7,12 @@ rule.json            what the judge is asked to do, by `llava_bench_<category>`
 images/              001.jpg ...
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from revelio.runs import read_json
+from revelio.trust import parse_json, printable, read_json, read_text
 
 CATEGORY_PREFIX = "llava_bench_"
 REFERENCE_FILE = "answers_gpt4.jsonl"
@@ -48,31 +47,32 @@ def read_lines(path: Path, needed: Sequence[str]) -> list[dict[str, Any]]:
         needed: keys that every object must have.
 
     Raises:
-        ValueError: there is no such file, or a line is no object or lacks a key; names the line.
+        ValueError: there is no such file, or lines are no objects or lack a key; names the lines.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise ValueError(f"no file at {path}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no UTF-8 text: byte {error.start} is wrong") from error
-    return [
-        _object(line, f"{path} line {number}", needed)
-        for number, line in enumerate(text.split("\n"), start=1)
-        if line.strip()
-    ]
+    found: list[dict[str, Any]] = []
+    wrong: list[str] = []
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        try:
+            if line.strip():
+                found.append(_object(line, f"line {number}", needed))
+        except ValueError as error:
+            wrong.append(str(error))
+    if wrong:
+        more = f"; and {len(wrong) - NAMED_IDS} more lines" if len(wrong) > NAMED_IDS else ""
+        raise ValueError(f"{printable(path)} {'; '.join(wrong[:NAMED_IDS])}{more}")
+    return found
 
 
 def _object(line: str, where: str, needed: Sequence[str]) -> dict[str, Any]:
-    try:
-        value = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{where} is not valid JSON: {error}") from error
+    value = parse_json(line, where)
     if not isinstance(value, dict):
         raise ValueError(f"{where} must be a JSON object, not {type(value).__name__}")
     missing = [key for key in needed if key not in value]
     if missing:
         raise ValueError(f"{where} lacks {', '.join(missing)}: it has {', '.join(value)}")
+    for key in ("question_id", "image", "text", "category", "answer_id", "model_id", "order"):
+        if isinstance(value.get(key), dict | list | bool | float):
+            raise ValueError(f"{where}: `{key}` is {value[key]!r}, no text")
     return value
 
 
@@ -99,11 +99,19 @@ def read_questions(bench: Path) -> list[Question]:
 
 
 def read_contexts(bench: Path) -> dict[str, str]:
-    """The human-written description of each image, by image name."""
-    return {
-        row["image"]: caption if isinstance(caption := row["caption"], str) else "\n".join(caption)
-        for row in read_lines(bench / "context.jsonl", ("image", "caption"))
-    }
+    """The human-written description of each image, by image name.
+
+    Raises:
+        ValueError: a line is broken, or a caption is neither a text nor a list of them.
+    """
+    path, found = bench / "context.jsonl", {}
+    for row in read_lines(path, ("image", "caption")):
+        caption = row["caption"]
+        texts = [caption] if isinstance(caption, str) else caption
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"{printable(path)}: the caption of {row['image']} is no text")
+        found[row["image"]] = "\n".join(texts)
+    return found
 
 
 def read_rules(bench: Path) -> dict[str, dict[str, str]] | None:

@@ -6,6 +6,9 @@ decides; it may be written in these ways (markdown marks around it do not count)
     8 7      8, 7      8.5/10 7/10      (8, 7)      Scores: 8 and 7
     Assistant 1: 8, Assistant 2: 7            in either order: the labels decide
     Assistant 1: 8 \n Assistant 2: 7          a labelled score a line, the next line too
+    Here are the scores: \n 8 7               the scores after a line that announces them
+
+What a reasoning judge thinks first (``<think>...</think>``) is passed over.
 
 Scores are from 0 to 10: the rule's scale starts at 1, but judges give 0 to an answer that isn't one. All
 else is a failure, never a score: prose with numbers in it, a third number, a score above 10 or below 0,
@@ -23,6 +26,9 @@ _LABELLED = re.compile(
     rf"(?:assistant|answer|response)\s*#?([12])(?:'s\s+score|\s+score)?\s*(?:[:=]|-)\s*{_NUMBER}",
     re.I,
 )
+# What a reasoning model writes before its reply, and the line that announces the scores.
+_THINKING = re.compile(r"\A.*?</(?:think|thinking|reasoning)>", re.I | re.S)
+_INTRODUCTION = re.compile(r"[^\d]*\b(?:scores?|ratings?|values?|evaluation)\b[^\d]*:", re.I)
 _BETWEEN = re.compile(r"[\s,;|&.]*(?:and)?[\s,;|&.]*", re.I)
 
 
@@ -32,7 +38,12 @@ def parse_scores(reply: str) -> tuple[float, float]:
     Raises:
         ValueError: there are no two scores where they must stand; says what stood there.
     """
-    lines = [plain for line in reply.splitlines() if (plain := _plain(line))]
+    said = _THINKING.sub("", reply)
+    if said.lstrip().lower().startswith(("<think", "<reasoning")):
+        raise ValueError("the reply ends within its thinking: raise --max-tokens")
+    lines = [plain for line in said.splitlines() if (plain := _plain(line))]
+    if lines and _INTRODUCTION.fullmatch(lines[0]):
+        lines = lines[1:]
     if not lines:
         raise ValueError("the reply is empty")
     found = _pair(lines[0]) or _labelled(lines[:1]) or _labelled(lines[:2])

@@ -1,6 +1,7 @@
 """Finished reviews, ours or of LLaVA's own form, one row a question.
 
-A line needs `question_id`, `category` (`llava_bench_conv`, ...) and `tuple` [reference, model]. Where a
+A line needs `question_id` and `tuple` (or `score`) [reference, model]; without `category`
+(`llava_bench_conv`, ...) it counts in `all` alone, as in LLaVA's summary. Where a
 question was judged in several orders its scores are averaged first, so that each question counts once.
 
 Mode `fixed` leaves failures out: a null `tuple`, or LLaVA's [-1, -1]. Mode `as_paper` keeps them in the
@@ -47,7 +48,7 @@ class Scores:
 
     def names(self) -> list[str]:
         """``all``, then the categories by name: those that have a review, scored or not."""
-        return [ALL, *sorted({review.category for review in self.reviews})]
+        return [ALL, *sorted({review.category for review in self.reviews} - {""})]
 
     def rows(self, category: str) -> np.ndarray:
         """The positions of a category's questions."""
@@ -62,7 +63,7 @@ def read_reviews(path: Path) -> tuple[Review, ...]:
     Raises:
         ValueError: a line is broken or lacks something, or a pair stands twice; names the line.
     """
-    rows = read_lines(path, ("category", "tuple"))
+    rows = read_lines(path, ())
     if not rows:
         raise ValueError(f"{path} holds no reviews")
     reviews = tuple(_review(row, f"{path} review {n}") for n, row in enumerate(rows, start=1))
@@ -77,12 +78,14 @@ def read_reviews(path: Path) -> tuple[Review, ...]:
 def _review(row: Mapping[str, Any], where: str) -> Review:
     if "question_id" not in row and "id" not in row:
         raise ValueError(f"{where} lacks question_id")
-    scores = row["tuple"]
+    if "tuple" not in row and "score" not in row:
+        raise ValueError(f"{where} lacks tuple: it has {', '.join(row)}")
+    scores = row["tuple"] if "tuple" in row else row["score"]
     if scores is not None and not _is_pair(scores):
         raise ValueError(f"{where}: tuple must be [reference, model], not {scores!r}")
     return Review(
         question_id=str(row.get("question_id", row.get("id"))),
-        category=str(row["category"]).removeprefix(CATEGORY_PREFIX),
+        category=str(row.get("category", "")).removeprefix(CATEGORY_PREFIX),
         order=str(row.get("order", "reference_first")),
         scores=None if scores is None or min(scores) < 0 else (float(scores[0]), float(scores[1])),
     )

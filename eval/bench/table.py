@@ -13,20 +13,28 @@ from eval.bench.reviews import ALL, FAILED, Review
 
 def score_table(entries: Mapping[str, Mapping[str, Any]]) -> str:
     """Table 10's columns, with intervals and counts."""
-    rows = [
-        [
-            name,
-            str(entry["questions"]),
-            str(entry["failures"]),
-            _number(entry["relative"]),
-            _interval(entry["relative_interval"]),
-            _number(entry["reference"]),
-            _number(entry["model"]),
-        ]
-        for name, entry in entries.items()
-    ]
+    rows = []
+    for name, entry in entries.items():
+        relative, reference, model = published(entry["reference"], entry["model"])
+        counts = [str(entry["questions"]), str(entry["failures"])]
+        shown = [_number(relative), _interval(entry["relative_interval"])]
+        rows.append([name, *counts, *shown, _number(reference), _number(model)])
     head = ["", "questions", "failures", "relative", "interval", "reference", "model"]
     return _grid(head, rows)
+
+
+def published(
+    reference: float | None, model: float | None
+) -> tuple[float | None, float | None, float | None]:
+    """Relative, reference's and model's score as LLaVA's summary rounds them.
+
+    The means (here times ten) are rounded to three places before anything is made of them.
+    """
+    if reference is None or model is None:
+        return None, None, None
+    theirs, ours = round(reference / 10, 3), round(model / 10, 3)
+    share = round(ours / theirs * 100, 1) if theirs else None
+    return share, round(theirs * 10, 1), round(ours * 10, 1)
 
 
 def compare_table(entries: Mapping[str, Mapping[str, Any]]) -> str:
@@ -84,13 +92,13 @@ def llava_summary(name: str, reviews: Sequence[Review], mode: Mode) -> str:
     for review in reviews:
         pair = review.scores or (FAILED if mode == "as_paper" else None)
         if pair is not None:
-            scores[CATEGORY_PREFIX + review.category].append(pair)
+            if review.category:
+                scores[CATEGORY_PREFIX + review.category].append(pair)
             scores[ALL].append(pair)
     lines = [name]
     for category, pairs in sorted(scores.items()):
-        theirs, ours = (round(float(mean), 3) for mean in np.mean(pairs, axis=0))
-        share = round(ours / theirs * 100, 1) if theirs else float("nan")
-        lines.append(f"{category} {share} {round(theirs * 10, 1)} {round(ours * 10, 1)}")
+        share, theirs, ours = published(*(10 * float(mean) for mean in np.mean(pairs, axis=0)))
+        lines.append(f"{category} {float('nan') if share is None else share} {theirs} {ours}")
     return "\n".join([*lines, "=" * 33])
 
 

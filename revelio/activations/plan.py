@@ -76,7 +76,7 @@ def duration(seconds: float) -> str:
 
 def size(count: int) -> str:
     """Bytes as people say them."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6)):
+    for unit, scale in (("PB", 1e15), ("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
         if count >= scale:
             return f"{count / scale:,.3g} {unit}"
     return f"{count / 1e3:.1f} kB"

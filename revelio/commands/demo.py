@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from revelio.bounds import Count, Existing, Folder, Index, LearningRate, OutFolder, Seed
 from revelio.commands.options import BackboneOptions, build_backbone
+from revelio.trust import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,17 +32,17 @@ if TYPE_CHECKING:
 class Config:
     """The demo's flags."""
 
-    out: Path = Path("runs/demo")
+    out: OutFolder = Path("runs/demo")
     """The folder to write to."""
 
-    images: Path | None = None
+    images: Folder | None = None
     """A folder of your own pictures; class folders give labels, without them the measures that need
     labels are left out."""
 
     dataset: str | None = None
     """A recipe (samples, caltech101, oxford-iiit-pet, ...) or a hub id, instead of --images."""
 
-    root: Path | None = None
+    root: Existing | None = None
     """A local copy of the recipe's data."""
 
     backbone: BackboneOptions = field(default_factory=BackboneOptions)
@@ -48,43 +50,43 @@ class Config:
     layers: tuple[str, ...] = ()
     """The layers; none: all of the model's."""
 
-    timesteps: tuple[int, ...] = (25, 100, 200, 400)
+    timesteps: tuple[Index, ...] = (25, 100, 200, 400)
     """The timesteps of the purity table; left out for a model without noise."""
 
-    diffc_timestep: int = 25
+    diffc_timestep: Index = 25
     """The timestep that Diff-C takes its grids at."""
 
-    train_images: int = 2000
+    train_images: Count = 2000
     """At most so many pictures for k-SAEs, purity and Diff-C's training."""
 
-    test_images: int = 500
+    test_images: Count = 500
     """At most so many held-out pictures for Diff-C."""
 
-    k: int = 16
+    k: Count = 16
     """Active latents an image (paper: 32, of far wider activations)."""
 
-    expansion: int = 16
+    expansion: Count = 16
     """Latents a dimension of the activation (paper: 64)."""
 
-    steps: int = 300
+    steps: Count = 300
     """Updates of each k-SAE (paper: 10,240)."""
 
-    ksae_batch: int = 512
+    ksae_batch: Count = 512
     """Activations an update."""
 
-    learning_rate: float = 2e-3
+    learning_rate: LearningRate = 2e-3
     """Of the k-SAEs: higher than the paper's 4e-4, for so few updates."""
 
-    top: int = 10
+    top: Count = 10
     """Top images that a latent is judged by."""
 
-    width: int = 64
+    width: Count = 64
     """Width of Diff-C's convolutions (paper: 1024)."""
 
-    epochs: int = 8
+    epochs: Count = 8
     """Epochs of Diff-C."""
 
-    batch_size: int = 50
+    batch_size: Count = 50
     """Images a pass of the model."""
 
     mode: Literal["fixed", "as_paper", "as_code"] = "fixed"
@@ -93,7 +95,7 @@ class Config:
     on_error: Literal["stop", "skip"] = "stop"
     """What an unreadable image does: stop the run, or be left out and recorded."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Of noise, weights, orders and resampling."""
 
     resume: bool = False
@@ -113,7 +115,7 @@ def run(config: Config) -> None:
     report = job.execute()
     job.run.finish(files=["report.html", "report.json", "gallery/index.html"])
     for row in report["findings"]:
-        print(f"  {row['value']:>16}  {row['text']}")
+        print(f"  {row['value']:>16}  {printable(row['text'])}")
     print(f"\nReport   {config.out / 'report.html'}  (numbers: report.json)")
     print(f"Gallery  {config.out / 'gallery' / 'index.html'}")
 
@@ -155,7 +157,10 @@ def _job(config: Config, open_run: "Callable[[], Run]") -> "DemoJob":
 
 def _announce(model: str, train: "ImageDataset", test: "ImageDataset | None") -> None:
     held = f", {len(test):,} held out" if test is not None else ""
-    print(f"Model    {model}\nImages   {len(train):,} of {train.name}{held}", file=sys.stderr)
+    print(
+        f"Model    {model}\nImages   {len(train):,} of {printable(train.name)}{held}",
+        file=sys.stderr,
+    )
     if train.labels is None:
         print("Labels   none: measures that need labels are left out", file=sys.stderr)
 

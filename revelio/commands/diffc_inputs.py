@@ -8,7 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from revelio.bounds import Count, OpenShare
 from revelio.commands.options import DataOptions, build_dataset
+from revelio.machine import available_memory
+from revelio.trust import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,15 +28,16 @@ class TestOptions:
     __test__ = False  # no test class, whatever pytest thinks of its name
 
     split: str | None = "test"
-    """The split; none: a share of every class is cut off the training images instead."""
+    """The split; none, and where the images have no splits at all: a share of every class is cut off the
+    training images instead."""
 
-    fraction: float = 0.2
+    fraction: OpenShare = 0.2
     """That share."""
 
-    limit: int | None = None
+    limit: Count | None = None
     """Take only this many, spread evenly."""
 
-    per_class: int | None = None
+    per_class: Count | None = None
     """Take only the first so many of each class."""
 
 
@@ -79,6 +83,7 @@ def open_images(
 def _train_and_test(
     data: DataOptions, test: TestOptions, seed: int
 ) -> tuple[ImageDataset, ImageDataset, list[str]]:
+    from revelio.data.splits import NoSplits
     from revelio.diffc.inputs import cut_test
 
     train, skipped = open_readable(data)
@@ -87,6 +92,15 @@ def _train_and_test(
     other = replace(data, split=test.split, limit=test.limit, per_class=test.per_class)
     try:
         tested, more = open_readable(other)
+    except NoSplits as error:
+        if test.split != TestOptions.split:
+            raise ValueError(f"{error} (the test set; --test.split None cuts some off)") from error
+        kept, held = cut_test(train, test.fraction, seed)
+        print(
+            f"{printable(train.name)} has no splits: {len(held):,} of {len(train):,} images "
+            f"({test.fraction:.0%} of every class) are held out as the test set"
+        )
+        return kept, held, skipped
     except ValueError as error:
         remedy = f"--test.split None cuts {test.fraction:.0%} off as a test set"
         raise ValueError(f"{error} (the test set; {remedy})") from error
@@ -145,7 +159,12 @@ def keep_views(inputs: Inputs, views: int, cache: CacheSettings) -> tuple[GridSo
 def _cost(source: GridSource, cache: CacheSettings, total: int) -> str:
     """Shape, size, place and time, the last from one pass; refuses what the disk can't hold."""
     size, shape = cache.gigabytes(source), "x".join(map(str, source.shape))
-    where = "in memory"
+    where, memory = "in memory", available_memory()
+    if memory is not None and memory / 1e9 < size <= cache.memory_gb:
+        raise ValueError(
+            f"the views need {size:.1f} GB of memory, of which {memory / 1e9:.1f} GB are available: "
+            "take fewer --views, or a smaller --cache-gb, which keeps them in files"
+        )
     if size > cache.memory_gb:
         where = f"in {cache.folder}"
         free = shutil.disk_usage(_existing(cache.folder)).free / 1e9

@@ -14,8 +14,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from revelio.bounds import Count, Device, Folder, OutFolder, Workers
 from revelio.commands.diffc_inputs import open_readable
 from revelio.commands.options import DataOptions
+from revelio.trust import printable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 FILES = ("report.json", "predictions.jsonl", "confusion.png")
 
 
+TEST = "test"
+
+
 @dataclass(frozen=True)
 class Config:
     """Settings of `revelio eval-diffc`."""
@@ -34,13 +39,13 @@ class Config:
     model: str = "runs/diffc/final"
     """The classifier: the `final` folder of a run, or a hub id."""
 
-    data: DataOptions = field(default_factory=lambda: DataOptions(split="test"))
+    data: DataOptions = field(default_factory=lambda: DataOptions(split=TEST))
     """The images."""
 
-    store: Path | None = None
+    store: Folder | None = None
     """Stored grids (written with pool `none`) instead of images."""
 
-    out: Path = Path("runs/eval-diffc")
+    out: OutFolder = Path("runs/eval-diffc")
     """The folder to write `report.json`, `predictions.jsonl` and `confusion.png` to."""
 
     backbone: str | None = None
@@ -49,13 +54,13 @@ class Config:
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """The number format the backbone runs in; none: the one of training."""
 
-    batch_size: int = 32
+    batch_size: Count = 32
     """Images a pass."""
 
-    device: str = "auto"
+    device: Device = "auto"
     """`auto`, `cpu`, `cuda`, ..."""
 
-    workers: int = 2
+    workers: Workers = 2
     """Threads that read pictures."""
 
 
@@ -68,11 +73,10 @@ def run(config: Config) -> None:
     from revelio.backbones.loading import device_of
     from revelio.diffc.inputs import portable
     from revelio.diffc.model import load_diffc
+    from revelio.diffc.trained_on import load_trained_on
     from revelio.outputs import check_replaceable
 
     check_replaceable(config.out, "eval-diffc", FILES)
-    if config.batch_size < 1:
-        raise ValueError(f"--batch-size is {config.batch_size}: give at least 1")
     model = load_diffc(config.model).to(device_of(config.device))
     print(f"Diff-C: {model.parameter_count():,} parameters, {model.classes} classes, all frozen")
     source, labels, made, skipped = _open(config, model)
@@ -82,8 +86,10 @@ def run(config: Config) -> None:
             "give grids of the layer it was trained on"
         )
     logits = _logits(model, source, config.batch_size)
+    known = load_trained_on(config.model)
+    trained = None if known is None else known.holds(source, made.get("dataset"))
     head = {"model": portable(config.model), "grids": made, "skipped": skipped}
-    report = _write(config.out, model, source.ids, labels, logits, head)
+    report = _write(config.out, model, source.ids, labels, logits, head, trained)
     _summary(config.out, report)
 
 
@@ -116,7 +122,7 @@ def _open(
         )
     changed = {"backbone": config.backbone, "dtype": config.dtype}
     made |= {key: value for key, value in changed.items() if value is not None}
-    dataset, skipped = open_readable(config.data)
+    dataset, skipped = _open_images(config.data)
     labels = None
     if dataset.labels is not None:
         labels = _own_labels(model, dataset.classes, dataset.labels)
@@ -130,6 +136,20 @@ def _open(
     shown = made | {"dataset": dataset.name, "split": dataset.split}
     source = live_grids(_labelled(dataset), backbone, made, config.device, config.workers)
     return source, labels, shown, skipped
+
+
+def _open_images(data: DataOptions) -> tuple[ImageDataset, list[str]]:
+    """The images; all of them where there are no splits to choose from."""
+    from revelio.data.splits import NoSplits
+
+    try:
+        return open_readable(data)
+    except NoSplits:
+        if data.split != TEST:
+            raise
+        found = open_readable(replace(data, split=None))
+    print(f"{printable(found[0].name)} has no splits: all {len(found[0]):,} images are taken")
+    return found
 
 
 def _labelled(dataset: ImageDataset) -> ImageDataset:
@@ -176,7 +196,9 @@ def _write(
     labels: list[int] | None,
     logits: Tensor,
     head: dict[str, Any],
+    trained: list[bool] | None,
 ) -> dict[str, Any]:
+    """Predictions of all images; measures of those that the classifier was not trained on, if any."""
     import json
 
     import torch
@@ -191,6 +213,7 @@ def _write(
     lines = [
         {"id": name, "predicted": names[guess], "probability": round(share, 6)}
         | ({} if labels is None else {"label": names[labels[row]]})
+        | ({"trained_on": True} if trained is not None and trained[row] else {})
         for row, (name, guess, share) in enumerate(
             zip(ids, found.tolist(), shares.tolist(), strict=True)
         )
@@ -198,8 +221,12 @@ def _write(
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     report = head | {"images": len(lines), "classes": list(names)}
     picture = None
+    seen = torch.tensor(trained or [False] * len(lines))
+    count, left_out = int(seen.sum()), labels is not None and not bool(seen.all())
+    report["trained_on"] = None if trained is None else {"images": count, "left_out": left_out}
     if labels is not None:
-        truth = torch.tensor(labels)
+        kept = ~seen if left_out else torch.ones_like(seen)
+        truth, found = torch.tensor(labels)[kept], found[kept]
         report |= measure(truth, found, names)
         counts = confusion(truth, found, len(names))
         report["confusion"] = counts.tolist()
@@ -216,6 +243,11 @@ def _write(
 
 
 def _summary(out: Path, report: dict[str, Any]) -> None:
+    seen = report["trained_on"] or {"images": 0, "left_out": False}
+    if seen["left_out"] and seen["images"]:
+        print(f"{seen['images']:,} images are left out: the classifier was trained on them")
+    elif seen["images"]:
+        print(f"this is no test: the classifier was trained on {seen['images']:,} of these images")
     if "top1" not in report:
         print("these images have no labels: predictions only, no accuracy")
     else:
@@ -225,5 +257,8 @@ def _summary(out: Path, report: dict[str, Any]) -> None:
             f"(Wilson's 95 % interval), mean of classes {report['class_mean']:.2%}"
         )
         worst = sorted(report["per_class"], key=lambda row: row["accuracy"])[:3]
-        print("hardest: " + ", ".join(f"{row['name']} {row['accuracy']:.0%}" for row in worst))
+        print(
+            "hardest: "
+            + ", ".join(f"{printable(row['name'])} {row['accuracy']:.0%}" for row in worst)
+        )
     print(f"written: {out / 'report.json'}, {out / 'predictions.jsonl'}")

@@ -13,9 +13,11 @@ is written. A store is a folder `<out>/<layer>-t<timestep>-<prompt policy>-d<dra
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from revelio.bounds import Count, Index, NotEmpty, OutFolder, Seed, Workers
 from revelio.commands.options import BackboneOptions, DataOptions, build_backbone, build_dataset
+from revelio.trust import printable
 
 if TYPE_CHECKING:
     from revelio.activations.job import Extraction, Texts
@@ -31,48 +33,48 @@ AS_CODE_SIZE = 256
 class Config:
     """What to extract, from which images, with which model."""
 
-    out: Path
+    out: OutFolder
     """The folder that gets one store for each layer, timestep, prompt and draw."""
 
-    layers: tuple[str, ...] = ("up_ft1",)
+    layers: Annotated[tuple[str, ...], NotEmpty()] = ("up_ft1",)
     """Layers, as `revelio backbones` lists them."""
 
-    timesteps: tuple[int, ...] = (25,)
+    timesteps: tuple[Index, ...] = (25,)
     """The model's own training timesteps; none at all for a model without noise (CLIP, DINOv2)."""
 
     match_snr: Literal["scaled_linear", "linear", "cosine"] | None = None
     """Timesteps are those of this schedule (Stable Diffusion, DiT, DeepFloyd-IF); each is replaced by the
     model's own timestep with the nearest signal-to-noise ratio."""
 
-    prompts: tuple[str, ...] = ("empty",)
+    prompts: Annotated[tuple[str, ...], NotEmpty()] = ("empty",)
     """Prompt policies: `empty`, `generic`, `from_clip`, `fixed:TEXT`."""
 
-    draws: int = 1
+    draws: Count = 1
     """Noise draws of each image."""
 
     average_draws: bool = False
     """Store the mean over the draws instead of each draw by itself."""
 
-    pool: Literal["mean", "none"] | int = "mean"
+    pool: Literal["mean", "none"] | Count = "mean"
     """`mean` over height and width: one vector an image; `none`: the whole grid; a number: the grid
     average-pooled to that side."""
 
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """The number format of the stored activations."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the noise; an image's noise depends on it, its id, the timestep and the draw only."""
 
-    batch_size: int = 16
+    batch_size: Count = 16
     """Images a batch."""
 
-    workers: int = 0
+    workers: Workers = 0
     """Processes that read images ahead."""
 
-    shard_rows: int | None = None
+    shard_rows: Count | None = None
     """Images a shard, rounded down to whole batches; none: 1024, or fewer where whole grids are kept."""
 
-    latents: Path | None = None
+    latents: OutFolder | None = None
     """A folder that caches the encoded images (VAE latents), so that later timesteps need no VAE."""
 
     mode: Literal["fixed", "as_paper", "as_code"] = "fixed"
@@ -222,7 +224,6 @@ def _follow(steps: Any, *, show: bool) -> None:
 def _summarise(job: "Extraction", took: str) -> None:
     from revelio.activations.plan import size
     from revelio.activations.store import ActivationStore
-    from revelio.trust import printable
 
     folders = [*job.stores, *([job.latents] if job.latents else [])]
     total = 0

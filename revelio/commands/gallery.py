@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from revelio.bounds import Count, Device, Folder, OutFolder, Pixels, Seed
 from revelio.commands.options import DataOptions
+from revelio.trust import printable
 
 if TYPE_CHECKING:
     from revelio.activations.store import ActivationStore
@@ -28,25 +30,25 @@ FROM_STORE = "from-store"
 class Config:
     """Which latents to show of which images."""
 
-    store: Path
+    store: Folder
     """The activation store."""
 
     ksae: str
     """The k-SAE: a folder or a hub id."""
 
-    out: Path = Path("runs/gallery")
+    out: OutFolder = Path("runs/gallery")
     """The folder to write; the files of an older gallery there are replaced."""
 
-    top: Path | None = None
+    top: Folder | None = None
     """Top images that `revelio top-images` made of this store and k-SAE; none: they are made now."""
 
     data: DataOptions = field(default_factory=lambda: DataOptions(source=FROM_STORE))
     """The pictures; from-store: the recipe that the store's manifest names. Matched by id."""
 
-    latents: int = 1000
+    latents: Count = 1000
     """The strongest so many latents."""
 
-    m: int = 20
+    m: Count = 20
     """Top images shown for each latent, where they are made now."""
 
     map_by: Literal["decoder", "labels"] = "decoder"
@@ -58,13 +60,13 @@ class Config:
     title: str | None = None
     """The heading; none: the data set, layer and timestep."""
 
-    thumbnail: int = 192
+    thumbnail: Pixels = 192
     """Side of the thumbnails, in pixels."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the map and of the chance levels."""
 
-    device: str = "auto"
+    device: Device = "auto"
     """`auto` (CUDA where there is one), `cpu`, `cuda`, `mps`."""
 
 
@@ -115,7 +117,7 @@ def _advance(bar: Any, count: int) -> None:
 def _report(out: Path, summary: dict[str, Any]) -> None:
     missing = summary["missing"]
     for reason in list(missing.values())[:10]:
-        print(f"no picture: {reason}")
+        print(f"no picture: {printable(reason)}")
     if len(missing) > 10:
         print(f"... and {len(missing) - 10:,} more without a picture, listed in gallery.json")
     print(f"{summary['latents']:,} latents, {summary['images']:,} images")

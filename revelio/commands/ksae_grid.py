@@ -5,6 +5,8 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from revelio.bounds import Count, Folder, LearningRate, Seed
+
 if TYPE_CHECKING:
     from revelio.commands.train_ksae import Config
 
@@ -13,22 +15,22 @@ if TYPE_CHECKING:
 class Grid:
     """Values to combine; a setting without values keeps the config's own."""
 
-    store: tuple[Path, ...] = ()
+    store: tuple[Folder, ...] = ()
     """Activation stores: layers, timesteps."""
 
-    k: tuple[int, ...] = ()
+    k: tuple[Count, ...] = ()
     """Latents that stay active."""
 
-    expansion: tuple[int, ...] = ()
+    expansion: tuple[Count, ...] = ()
     """Latents a dimension of the activations."""
 
     activation: tuple[Literal["topk", "batch-topk", "jumprelu"], ...] = ()
     """Which latents are active."""
 
-    learning_rate: tuple[float, ...] = ()
+    learning_rate: tuple[LearningRate, ...] = ()
     """Adam's."""
 
-    seed: tuple[int, ...] = ()
+    seed: tuple[Seed, ...] = ()
     """Of the first weights; the rows keep the order of the config's own `order_seed` or `seed`."""
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ class _Training:
     record: "Run"
     member: "Member"
     team: "Team"
+    rows: int
 
 
 def train_together(
@@ -72,7 +74,8 @@ def _open(config: "Config", store: "ActivationStore", team: "Team") -> _Training
         record = Run.open(config.out, "train-ksae", to_yaml(config), resume=True, writes=False)
     if not record.finished:
         kernel = team.kernel(model, config.kernel)
-        return _Training(config, record, Member(model, settings, kernel=kernel), team)
+        member = Member(model, settings, kernel=kernel)
+        return _Training(config, record, member, team, len(store))
     if team.main:
         print(f"{config.out} is finished already: see {config.out / 'report.json'}")
     return None
@@ -133,10 +136,15 @@ def _record(training: _Training, step: "StepState", bar: Any) -> None:
     from revelio.sae.checkpoint import checkpoint_bytes, save_checkpoint
 
     config, record, team = training.config, training.record, training.team
+    if not isfinite(step.loss):
+        raise ValueError(
+            f"{config.out}: the loss of step {step.step:,} is {step.loss}: lower --learning-rate or "
+            "lengthen --warmup-steps; checkpoints up to the step before are whole"
+        )
     model, steps = training.member.model, training.member.settings.steps
     if team.main and (step.step % config.log_every == 0 or step.step in (1, steps)):
         record.log(**_line(step))
-        bar.set_postfix(loss=f"{step.loss:.4f}", dead=f"{step.dead_share:.1%}")
+        bar.set_postfix(loss=f"{step.loss:.4f}", **_dead(step, training.rows))
     if config.checkpoint_every and step.step % config.checkpoint_every == 0:
         files = team.files(model.n)
         if team.main:
@@ -147,6 +155,17 @@ def _record(training: _Training, step: "StepState", bar: Any) -> None:
             )
         else:
             save_checkpoint(None, model, step.state, files)
+
+
+def _dead(step: "StepState", rows: int) -> dict[str, str]:
+    """The share of latents active on no row of one pass over the store, as the report has it.
+
+    Nothing before the first pass is over: latents that are yet to see their rows are not dead.
+    """
+    if step.samples < rows:
+        return {}
+    unseen = step.samples - step.state.fired_at >= rows
+    return {"dead": f"{float(unseen.double().mean()):.1%}"}
 
 
 def _line(step: "StepState") -> dict[str, Any]:
@@ -194,7 +213,7 @@ def _finish(training: _Training, rows: "Shuffled", count: int) -> None:
     record.finish(steps=state.step, samples=state.samples)
     print(
         f"fraction of variance unexplained {found.fvu:.4f}, L0 {found.l0:.1f}, "
-        f"dead {found.dead_share:.1%} of {model.n:,} latents on {found.rows:,} rows\n"
+        f"dead (active on no row) {found.dead_share:.1%} of {model.n:,} latents on {found.rows:,} rows\n"
         f"wrote {config.out / 'final'}, {config.out / 'report.json'}, {record.metrics_path}"
     )
 

@@ -4,8 +4,9 @@ The libraries behind them are imported when a builder runs, so that ``--help`` n
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+
+from revelio.bounds import Count, Device, Existing, Pixels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,7 +26,7 @@ class DataOptions:
     split: str | None = None
     """The split to take; none: the source's own default (train where there are splits)."""
 
-    root: Path | None = None
+    root: Existing | None = None
     """A local copy of a recipe's data; none: the recipe's hub id."""
 
     revision: str | None = None
@@ -37,10 +38,10 @@ class DataOptions:
     label_column: str | None = None
     """The column with class ids; none: the recipe's own, or `label` where there is one."""
 
-    limit: int | None = None
+    limit: Count | None = None
     """Take only this many images, spread evenly over the data set."""
 
-    per_class: int | None = None
+    per_class: Count | None = None
     """Take only the first so many images of each class."""
 
     on_error: Literal["stop", "skip"] = "stop"
@@ -57,7 +58,7 @@ class BackboneOptions:
     revision: str | None = None
     """The revision of a hub id."""
 
-    image_size: int | None = None
+    image_size: Pixels | None = None
     """The side of the square the images are brought to, in pixels; none: the model's own."""
 
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -66,7 +67,7 @@ class BackboneOptions:
     attention: Literal["sdpa", "eager"] = "sdpa"
     """The attention kernel."""
 
-    device: str = "auto"
+    device: Device = "auto"
     """`auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`, `mps`."""
 
 

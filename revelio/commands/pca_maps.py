@@ -12,8 +12,9 @@ Writes sheet.png, maps.safetensors (a set of tensors for each layer and timestep
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from revelio.bounds import Count, Index, NotEmpty, OutFolder, Pixels, Seed
 from revelio.commands.options import BackboneOptions, DataOptions
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 class Config:
     """Which images through which layers."""
 
-    out: Path = Path("runs/pca-maps")
+    out: OutFolder = Path("runs/pca-maps")
     """The folder to write."""
 
     data: DataOptions = field(default_factory=lambda: DataOptions(limit=8))
@@ -36,19 +37,19 @@ class Config:
     backbone: BackboneOptions = field(default_factory=BackboneOptions)
     """The model."""
 
-    layers: tuple[str, ...] = ("bottleneck", "up_ft0", "up_ft1", "up_ft2")
+    layers: Annotated[tuple[str, ...], NotEmpty()] = ("bottleneck", "up_ft0", "up_ft1", "up_ft2")
     """Layers, a column each (paper: these four of SD-1.5; blocks of DiT)."""
 
-    timesteps: tuple[int, ...] = (25,)
+    timesteps: tuple[Index, ...] = (25,)
     """Timesteps; leave empty for a model without noise (ViT)."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the noise."""
 
-    batch_size: int = 8
+    batch_size: Count = 8
     """Images at a time."""
 
-    side: int = 160
+    side: Pixels = 160
     """Side of a picture on the sheet, in pixels."""
 
 

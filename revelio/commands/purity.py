@@ -12,7 +12,10 @@ Intervals are 95 % bootstrap intervals over latents.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from revelio.bounds import Count, Folder, NotEmpty, OutFile, Seed
+from revelio.trust import printable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,37 +27,37 @@ if TYPE_CHECKING:
 class Config:
     """Which top images, and how they are judged."""
 
-    top: tuple[Path, ...]
+    top: Annotated[tuple[Folder, ...], NotEmpty()]
     """Folders that `revelio top-images` wrote; each gives one entry."""
 
-    out: Path = Path("runs/purity.json")
+    out: OutFile = Path("runs/purity.json")
     """The JSON file to write."""
 
-    images: int = 10
+    images: Count = 10
     """Top images a latent is judged by (paper: 10)."""
 
-    latents: int = 1000
+    latents: Count = 1000
     """Strongest latents that are averaged (paper: 1000)."""
 
-    draws: int = 20_000
+    draws: Count = 20_000
     """Random sets of images for the chance level."""
 
-    permutations: int = 500
+    permutations: Count = 500
     """Shuffles of the labels for the z-score."""
 
-    bootstrap: int = 1000
+    bootstrap: Count = 1000
     """Resamples of the latents for the intervals."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the three above."""
 
     similarity: bool = False
     """Also measure how similar the top images' activations are; needs --store."""
 
-    store: tuple[Path, ...] = ()
+    store: tuple[Folder, ...] = ()
     """The activation stores of the top images, one each; for --similarity."""
 
-    embeddings: Path | None = None
+    embeddings: Folder | None = None
     """A store of other embeddings of the same images (say, a ViT's), for --similarity."""
 
     centre: bool = True
@@ -96,9 +99,9 @@ def run(config: Config) -> None:
         config.out,
         result | settings | {"entries": entries, "made_from": sources, "versions": versions()},
     )
-    print(table(entries))
+    print("\n".join(map(printable, table(entries).splitlines())))
     for note in dict.fromkeys(note for entry in entries for note in entry["notes"]):
-        print(f"note: {note}")
+        print(f"note: {printable(note)}")
     print(f"wrote {config.out} (intervals: 95 % bootstrap over latents)")
 
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from revelio.bounds import Count, Device, Folder, OutFolder
+
 if TYPE_CHECKING:
     from revelio.activations.store import ActivationStore
     from revelio.analysis.top_images import TopImages
@@ -24,16 +26,16 @@ RELEASED_M = 20
 class Config:
     """Which store and k-SAE, and how many images to keep."""
 
-    store: Path
+    store: Folder
     """The activation store (a folder that `revelio extract` wrote)."""
 
     ksae: str
     """The k-SAE: a folder that `revelio train-ksae` wrote, or a hub id."""
 
-    out: Path = Path("runs/top-images")
+    out: OutFolder = Path("runs/top-images")
     """The folder to write."""
 
-    m: int | None = None
+    m: Count | None = None
     """Top images kept for each latent; none: 10, and 20 in mode as_code, as released."""
 
     mode: Literal["fixed", "as_paper", "as_code"] = "fixed"
@@ -42,13 +44,13 @@ class Config:
     codes: Literal["sparse", "dense"] | None = None
     """sparse (TopK codes) or dense (ReLU of pre-activations), whatever the mode; none: the mode's own."""
 
-    batch_size: int = 1024
+    batch_size: Count = 1024
     """Images at a time; the result does not depend on it."""
 
-    latent_chunk: int = 8192
+    latent_chunk: Count = 8192
     """Latents at a time, for dense codes."""
 
-    device: str = "auto"
+    device: Device = "auto"
     """`auto` (CUDA where there is one), `cpu`, `cuda`, `mps`."""
 
 

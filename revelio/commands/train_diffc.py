@@ -15,16 +15,34 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from revelio.bounds import (
+    Count,
+    Device,
+    Folder,
+    Index,
+    LearningRate,
+    NotNegative,
+    OutFolder,
+    Range,
+    Seed,
+    Share,
+    Workers,
+)
 from revelio.commands.diffc_inputs import TestOptions, keep_views, open_images, open_stored
 from revelio.commands.options import BackboneOptions, DataOptions
+from revelio.trust import printable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from revelio.commands.diffc_inputs import Inputs
     from revelio.diffc.fit import FitSettings
     from revelio.diffc.sources import GridSource
+    from revelio.diffc.trained_on import TrainedOn
     from revelio.runs import Run
 
 ON_LINE, FIXED_VIEWS = -1, 4
@@ -36,7 +54,7 @@ RESULTS = ("report.json", "confusion.png", "final/config.json", "final/model.saf
 class Config:
     """Settings of `revelio train-diffc`."""
 
-    out: Path = Path("runs/diffc")
+    out: OutFolder = Path("runs/diffc")
     """The run directory to create."""
 
     data: DataOptions = field(default_factory=DataOptions)
@@ -48,13 +66,13 @@ class Config:
     backbone: BackboneOptions = field(default_factory=BackboneOptions)
     """The model that makes the grids; `pixels` is the picture itself."""
 
-    random_weights: int | None = None
+    random_weights: Seed | None = None
     """Give the backbone random weights from this seed: the baseline that says what training gave."""
 
     layer: str = "up_ft1"
     """The layer whose grids are classified."""
 
-    timestep: int | None = 25
+    timestep: Index | None = 25
     """The noise level, an index of the backbone's own schedule; none: a backbone without noise."""
 
     prompts: str = "empty"
@@ -63,15 +81,15 @@ class Config:
     clip: str = "clip-vit-b-32"
     """The zero-shot model of `from_clip`: a known name, a folder or a hub id."""
 
-    views: int | None = None
+    views: Annotated[int, Range(ON_LINE)] | None = None
     """How many augmented views of each image are computed once and kept; 0: only the plain view;
     -1: on-line, a fresh one every epoch. None: the mode's (fixed: 4; as_paper, as_code: on-line)."""
 
-    stores: tuple[Path, ...] = ()
+    stores: tuple[Folder, ...] = ()
     """Stored grids to train on instead of images: activation stores written with pool `none`,
     several draws of one layer. They say what `data`, `backbone`, `layer` and `timestep` would."""
 
-    test_store: Path | None = None
+    test_store: Folder | None = None
     """Stored grids of the test images."""
 
     mode: Literal["fixed", "as_paper", "as_code"] = "fixed"
@@ -79,49 +97,49 @@ class Config:
     that picks the epoch; `as_paper` takes the last epoch; `as_code` anneals towards 0 over 90 epochs
     and stops at 30."""
 
-    epochs: int = 30
+    epochs: Count = 30
     """How often each training image is seen."""
 
-    batch_size: int = 16
+    batch_size: Annotated[int, Range(2)] = 16
     """Images a training step."""
 
-    learning_rate: float = 1e-4
+    learning_rate: LearningRate = 1e-4
     """At the start; it follows a cosine."""
 
-    weight_decay: float = 0.01
+    weight_decay: NotNegative = 0.01
     """Of AdamW."""
 
-    dropout: float = 0.0
+    dropout: Share = 0.0
     """Of channels, and before the last layer."""
 
-    width: int = 1024
+    width: Count = 1024
     """Channels of the four convolutions."""
 
-    validation: float | None = None
+    validation: Share | None = None
     """Share of every class held out to pick the epoch; none: the mode's (0.1 in fixed, else 0)."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Of crops and noise, and of the first training."""
 
-    seeds: int = 1
+    seeds: Count = 1
     """How many trainings: weights, order and validation set from seed, seed + 1, ..."""
 
-    pass_size: int = 8
+    pass_size: Count = 8
     """Images a pass of the backbone, where views are computed once."""
 
     cache_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     """Number format of kept views."""
 
-    cache_gb: float = 4.0
+    cache_gb: NotNegative = 4.0
     """Kept views up to this size stay in memory, larger ones in files."""
 
-    cache_dir: Path | None = None
+    cache_dir: OutFolder | None = None
     """Where those files go and stay; none: into the run directory until it is finished."""
 
-    device: str = "auto"
+    device: Device = "auto"
     """Where the classifier is trained: `auto`, `cpu`, `cuda`, ..."""
 
-    workers: int = 2
+    workers: Workers = 2
     """Threads that read pictures."""
 
     resume: bool = False
@@ -139,6 +157,7 @@ def run(config: Config) -> None:
     from revelio.diffc.cache import drop_cache
     from revelio.diffc.experiment import write_report
     from revelio.diffc.fit import check_pair
+    from revelio.diffc.trained_on import trained_on
     from revelio.files import check_folder
     from revelio.runs import Run
 
@@ -161,7 +180,8 @@ def run(config: Config) -> None:
     source, test = _sources(config, inputs, views)
     viewed = time.monotonic()
     _tell_cost(source, settings)
-    _train(run_dir, source, test, settings)
+    trained = partial(trained_on, inputs.source, inputs.made.get("dataset"))
+    _train(run_dir, source, test, settings, trained)
     seconds = {
         "opening": round(opened - started, 2),
         "views": round(viewed - opened, 2),
@@ -241,8 +261,6 @@ def _settings(config: Config, inputs: Inputs) -> FitSettings:
 def _views(config: Config) -> int:
     if config.views is None:
         return FIXED_VIEWS if config.mode == "fixed" else ON_LINE
-    if config.views < ON_LINE:
-        raise ValueError(f"--views is {config.views}: give 0, 1, 2, ... or -1 for on-line")
     return config.views
 
 
@@ -275,7 +293,8 @@ def _tell_cost(source: GridSource, settings: FitSettings) -> None:
     work = 3 * 2 * macs * images * settings.train.epochs * settings.seeds
     made = settings.grids
     print(
-        f"frozen: {made.get('backbone')} at {made.get('layer')}, timestep {made.get('timestep')}; "
+        f"frozen: {printable(made.get('backbone'))} at {printable(made.get('layer'))}, "
+        f"timestep {made.get('timestep')}; "
         f"trained: Diff-C, {model.parameter_count():,} parameters"
     )
     print(
@@ -285,7 +304,13 @@ def _tell_cost(source: GridSource, settings: FitSettings) -> None:
     )
 
 
-def _train(run_dir: Run, source: GridSource, test: GridSource, settings: FitSettings) -> None:
+def _train(
+    run_dir: Run,
+    source: GridSource,
+    test: GridSource,
+    settings: FitSettings,
+    trained: Callable[[], TrainedOn],
+) -> None:
     from tqdm import tqdm
 
     from revelio.diffc.experiment import epochs_done, train_seeds
@@ -293,7 +318,7 @@ def _train(run_dir: Run, source: GridSource, test: GridSource, settings: FitSett
     images, epochs = settings.trained_on(source), settings.seeds * settings.train.epochs
     done = epochs_done(run_dir, settings) * images
     with tqdm(total=epochs * images, initial=done, desc="training", unit="image") as bar:
-        for seed, state in train_seeds(run_dir, source, test, settings):
+        for seed, state in train_seeds(run_dir, source, test, settings, trained):
             bar.update(state.images)
             end = state.end
             if end is not None:

@@ -14,9 +14,21 @@ store is read and shuffled once for all that share it. Several processes share e
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from revelio.bounds import (
+    Count,
+    Device,
+    Folder,
+    Index,
+    LearningRate,
+    NotNegative,
+    OutFolder,
+    Positive,
+    Seed,
+    Share,
+    Workers,
+)
 from revelio.commands.ksae_grid import Grid, expand
 
 if TYPE_CHECKING:
@@ -28,90 +40,90 @@ if TYPE_CHECKING:
 class Config:
     """Which activations to train on, and how."""
 
-    store: Path
+    store: Folder
     """The activation store, a folder that `revelio extract` wrote."""
 
-    out: Path
+    out: OutFolder
     """The run directory; with a grid, the folder of the run directories."""
 
     mode: Literal["fixed", "as_paper", "as_code"] = "fixed"
     """`as_code` follows the released training step, `as_paper` the text, `fixed` what it meant."""
 
-    k: int = 32
+    k: Count = 32
     """Latents that stay active, an image."""
 
-    expansion: int = 64
+    expansion: Count = 64
     """Latents a dimension of the activations: n = expansion * d."""
 
     activation: Literal["topk", "batch-topk", "jumprelu"] = "topk"
     """Which latents are active: the k largest of a row; the b k largest of a batch, later all above a
     threshold; all above a threshold that each latent learns, k on average."""
 
-    prefixes: tuple[int, ...] = ()
+    prefixes: tuple[Count, ...] = ()
     """Matryoshka: the first so many latents alone are to reconstruct too."""
 
-    steps: int = 10_240
+    steps: Count = 10_240
     """Updates. 10,240 full batches are the paper's budget."""
 
-    epochs: float | None = None
+    epochs: Positive | None = None
     """Passes over the store, instead of `steps`."""
 
-    samples: int | None = None
+    samples: Count | None = None
     """Rows to train on, instead of `steps`."""
 
-    batch_size: int = 8192
+    batch_size: Count = 8192
     """Rows a step; a smaller store is one full batch."""
 
-    learning_rate: float = 4e-4
+    learning_rate: LearningRate = 4e-4
     """Adam's, after warm-up."""
 
-    warmup_steps: int = 500
+    warmup_steps: Index = 500
     """Steps of linear warm-up."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Of the first weights and of the rows' order."""
 
-    order_seed: int | None = None
+    order_seed: Seed | None = None
     """Of the rows' order alone; none: `seed`."""
 
     pre_bias: Literal["mean", "geometric_median"] = "mean"
     """What b_pre starts as: of the first 32,768 rows. `as_code` always takes the first batch's mean."""
 
-    auxk: int = 0
+    auxk: Index = 0
     """Dead latents that learn the residual, an image; 0: none."""
 
-    auxk_coefficient: float = 1 / 32
+    auxk_coefficient: NotNegative = 1 / 32
     """The weight of their loss."""
 
-    dead_after: int = 100_000
+    dead_after: Count = 100_000
     """Rows without a latent after which it counts as dead."""
 
-    bandwidth: float = 0.1
+    bandwidth: Positive = 0.1
     """JumpReLU's kernel width, in standard deviations of the activations."""
 
-    sparsity: float = 1.0
+    sparsity: NotNegative = 1.0
     """The weight of JumpReLU's penalty (L0 / k - 1)^2."""
 
-    early_stop: float = 0.0
+    early_stop: Share = 0.0
     """Stop when the mean loss of 500 steps is not lower by this share than the best before; 0: never."""
 
-    early_stop_window: int = 500
+    early_stop_window: Count = 500
     """Steps over which the loss is averaged for that."""
 
-    memory_gib: float = 4.0
+    memory_gib: NotNegative = 4.0
     """A store up to this size is held in memory and shuffled as a whole; a larger one is streamed, and
     shuffled in windows of 65,536 rows."""
 
-    workers: int = 0
+    workers: Workers = 0
     """Threads that read a streamed store ahead; the result is the same."""
 
-    log_every: int = 10
+    log_every: Count = 10
     """Steps between lines of `metrics.jsonl`."""
 
-    checkpoint_every: int = 1000
+    checkpoint_every: Index = 1000
     """Steps between checkpoints; 0: none."""
 
-    device: str = "auto"
+    device: Device = "auto"
     """`auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`."""
 
     kernel: Literal["auto", "native", "torch"] = "auto"
@@ -137,12 +149,14 @@ def run(config: Config) -> None:
     from revelio.commands.ksae_team import gather_team
     from revelio.files import check_folder
 
-    _check(config)
+    if config.epochs is not None and config.samples is not None:
+        raise ValueError("give epochs or samples, not both")
     if not config.plan:
         check_folder(config.out)
     team = gather_team(config.device, config.sharing)
     try:
         for together in expand(config):
+            _check_room(together, team)
             if config.plan:
                 _announce(together, team)
             else:
@@ -151,18 +165,26 @@ def run(config: Config) -> None:
         team.close()
 
 
-def _check(config: Config) -> None:
-    small = {"k": config.k, "expansion": config.expansion, "log_every": config.log_every}
-    for name, value in small.items():
-        if value < 1:
-            raise ValueError(f"{name}={value}: give at least 1")
-    if config.epochs is not None and config.samples is not None:
-        raise ValueError("give epochs or samples, not both")
-    for name, value in {"epochs": config.epochs, "samples": config.samples}.items():
-        if value is not None and not value > 0:
-            raise ValueError(f"{name}={value}: give more than 0")
-    if config.checkpoint_every < 0:
-        raise ValueError(f"checkpoint_every={config.checkpoint_every}: give 0 (none) or more")
+def _check_room(configs: list[Config], team: "Team") -> None:
+    """Say before anything is allocated that it does not fit.
+
+    Raises:
+        ValueError: it does not, and more than the plan was asked for.
+    """
+    from revelio.activations.store import ActivationStore
+    from revelio.commands.ksae_inputs import build_job, build_settings
+    from revelio.commands.plan_ksae import line, shortage
+
+    store = ActivationStore.open(configs[0].store)
+    rows = len(store)
+    jobs = [build_job(one, store, build_settings(one, rows), team) for one in configs]
+    reason = shortage(jobs, configs[0].out, in_memory=team.device.type == "cpu")
+    if reason is None or not team.main:
+        return
+    if not configs[0].plan:
+        print("\n".join(line(job, None) for job in jobs), flush=True)
+        raise ValueError(f"{reason}: lower --expansion, --batch-size or --memory-gib")
+    print(f"warning: {reason}", flush=True)
 
 
 def _announce_kernel(config: Config, team: "Team") -> "Kernel":
@@ -180,7 +202,7 @@ def _announce(configs: list[Config], team: "Team") -> None:
     """Print what trains, and what it costs by the second that is measured for it."""
     from revelio.activations.store import ActivationStore
     from revelio.commands.ksae_inputs import build_job, build_settings
-    from revelio.commands.plan_ksae import line
+    from revelio.commands.plan_ksae import can_measure, line
     from revelio.sae.plan import measured_speed
 
     if not team.main:
@@ -193,7 +215,8 @@ def _announce(configs: list[Config], team: "Team") -> None:
         thresholds = ", threshold" if learnt else ""
         size = 2 * job.n * job.d + job.n * (1 + learnt) + job.d
         # Elsewhere than on a CPU the second would be another device's: the first steps tell.
-        speed = measured_speed(job, kernel) if team.device.type == "cpu" else None
+        cpu = team.device.type == "cpu"
+        speed = measured_speed(job, kernel) if cpu and can_measure(job) else None
         print(
             f"k-SAE ({config.mode}, {config.activation}): d {job.d}, n {job.n:,}, k {job.k}, "
             f"{job.rows:,} rows\n"

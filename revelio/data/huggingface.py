@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 ID_COLUMNS = ("id", "image_id")
-# Class ids stay below it: there is a name for each, and measures count up to the largest.
-MOST_CLASSES = 2**20
 # Below this size parquet files are held in memory; above it, `datasets` maps its own copy from disk.
 IN_MEMORY_BYTES = 2**30
 
@@ -285,6 +283,11 @@ def _labels(
     import datasets
 
     feature, values = rows.features[column], rows[column][:]
+    if not isinstance(feature, datasets.Value | datasets.ClassLabel):
+        raise ValueError(
+            f"{name}: the column {column!r} holds {_kind(values)}, no classes (names, or whole numbers "
+            f"from 0): choose one with --data.label-column ({', '.join(rows.column_names)})"
+        )
     missing = [index for index, value in enumerate(values) if value is None or value == -1]
     if len(missing) == len(values):
         return (), None
@@ -302,13 +305,22 @@ def _labels(
         classes = sorted(present)
         ids = {value: index for index, value in enumerate(classes)}
         return tuple(classes), [ids[value] for value in values]
-    if kinds <= {int, bool} and min(present) >= 0 and max(present) < MOST_CLASSES:
-        return tuple(map(str, range(max(present) + 1))), [int(value) for value in values]
+    if kinds <= {int, bool} and min(present) >= 0:
+        # The ids that occur, not all below the largest: WordNet's and iNaturalist's go to many millions.
+        places = {value: place for place, value in enumerate(sorted(map(int, present)))}
+        return tuple(map(str, places)), [places[int(value)] for value in values]
     raise ValueError(
-        f"{name}: the column {column!r} holds no classes (names, or whole numbers from 0 to "
-        f"{MOST_CLASSES - 1:,}): "
+        f"{name}: the column {column!r} holds no classes (names, or whole numbers from 0): "
         f"choose one with --data.label-column ({printable(', '.join(rows.column_names))})"
     )
+
+
+def _kind(values: Sequence[Any]) -> str:
+    """What a column's values are, in people's words."""
+    first = next((value for value in values if value is not None), None)
+    if isinstance(first, list | tuple):
+        return "lists"
+    return "records" if isinstance(first, Mapping) else f"values of type {type(first).__name__}"
 
 
 def _reader(

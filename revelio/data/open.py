@@ -189,9 +189,12 @@ def _open_recipe(
 
 def _named(dataset: ImageDataset, recipe: Recipe) -> ImageDataset:
     """Under the recipe's name, with its class names where the copy holds only numbers."""
-    bare = all(name.isdecimal() for name in dataset.classes)
-    if recipe.classes and bare and len(dataset.classes) <= len(recipe.classes):
-        return replace(dataset, name=recipe.name, classes=recipe.classes)
+    known = recipe.classes
+    bare = all(name.isdecimal() and int(name) < len(known) for name in dataset.classes)
+    if known and bare and dataset.labels is not None:
+        # Some of the numbers may not occur at all: each keeps its own name.
+        labels = [int(dataset.classes[label]) for label in dataset.labels]
+        return replace(dataset, name=recipe.name, classes=known, labels=labels)
     return replace(dataset, name=recipe.name)
 
 

@@ -9,6 +9,10 @@ ALL = "all"
 _VALIDATION = ("validation", "valid", "val")
 
 
+class NoSplits(ValueError):
+    """A split was asked for of images that have none."""
+
+
 def choose_split(available: Sequence[str], wanted: str | None, where: str) -> str | None:
     """The split to take: the wanted one, else ``train``, else the only one.
 
@@ -21,6 +25,7 @@ def choose_split(available: Sequence[str], wanted: str | None, where: str) -> st
         One of ``available``, or ``all``; None where there are no splits.
 
     Raises:
+        NoSplits: a split was asked for, and there are none at all.
         ValueError: the wanted split is not there, or none was asked for and it is not clear which.
     """
     known = printable(", ".join([*available, ALL]))
@@ -33,7 +38,7 @@ def choose_split(available: Sequence[str], wanted: str | None, where: str) -> st
     if not available:
         if wanted == ALL:
             return None
-        raise ValueError(f"{where} has no splits, so no {wanted!r}: leave --data.split out")
+        raise NoSplits(f"{where} has no splits, so no {wanted!r}: leave --data.split out")
     if wanted in available or wanted == ALL:
         return wanted
     if wanted in _VALIDATION:

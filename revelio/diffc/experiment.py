@@ -5,7 +5,7 @@ final/             the first seed's classifier, the epoch that was selected
 report.json        all seeds together        confusion.png    the first seed's
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -19,15 +19,27 @@ from revelio.diffc.picture import confusion_png
 from revelio.diffc.sources import GridSource
 from revelio.diffc.state import load_training, save_training
 from revelio.diffc.train import StepState
+from revelio.diffc.trained_on import TrainedOn
 from revelio.runs import Run, read_json, write_folder, write_json, write_whole
 
 FINAL = "final"
 
 
 def train_seeds(
-    run: Run, source: GridSource, test: GridSource, settings: FitSettings
+    run: Run,
+    source: GridSource,
+    test: GridSource,
+    settings: FitSettings,
+    trained: Callable[[], TrainedOn] | None = None,
 ) -> Iterator[tuple[int, StepState]]:
     """Train and test every seed that isn't done yet; yields (seed, state) after every batch.
+
+    Args:
+        run: the run directory.
+        source: grids of the training and validation images.
+        test: grids of the test images.
+        settings: what is trained how.
+        trained: says which images these are, to be kept with the classifier.
 
     Raises:
         ValueError: train, test and classes don't fit together, a checkpoint is broken, or the run was
@@ -49,8 +61,14 @@ def train_seeds(
             yield seed, state
         result = finish_seed(one, test, settings)
         if number == 0:
-            write_folder(run.path / FINAL, one.training.model.save_pretrained)
+            write_folder(run.path / FINAL, partial(_save_final, one, trained))
         write_json(_result(run, seed), result)
+
+
+def _save_final(one: SeedRun, trained: Callable[[], TrainedOn] | None, folder: Path) -> None:
+    one.training.model.save_pretrained(folder)
+    if trained is not None:
+        trained().save(folder)
 
 
 def _go_on(run: Run, one: SeedRun, before: int) -> None:

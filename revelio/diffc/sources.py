@@ -6,6 +6,7 @@ are keyed by (seed, image id, view), so that a view is the same whenever and in 
 for. Training on-line takes view e in epoch e; with V stored views it takes them in turn.
 """
 
+import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ from typing import Protocol
 
 import torch
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 
 from revelio.activations.store import ActivationStore
@@ -162,6 +164,7 @@ class LiveGrids:
         self._pool = ThreadPoolExecutor(workers) if workers else None
         self._augment = _augmented(backbone)
         self._contents: str | None = None
+        self._hashes: dict[int, str] = {}
         self.ids: Sequence[str] = list(dataset.ids)
         self.labels: Sequence[int] = list(dataset.labels)
         channels, height, width = self.grids([0], PLAIN).shape[1:]
@@ -184,8 +187,21 @@ class LiveGrids:
         )
         return found[self._layer].float()
 
-    def _pixels(self, index: int, view: int) -> Float[Tensor, "3 h w"]:
+    def picture_hashes(self) -> list[str]:
+        """A hash of each image's pixels; reads those that no view has read yet."""
+        left = [index for index in range(len(self.ids)) if index not in self._hashes]
+        list((self._pool.map if self._pool else map)(self._read, left))
+        return [self._hashes[index] for index in range(len(self.ids))]
+
+    def _read(self, index: int) -> Image.Image:
         image = self._dataset.read(index)
+        if index not in self._hashes:
+            size = f"{image.mode} {image.width} {image.height} ".encode()
+            self._hashes[index] = short_hash(size + image.tobytes())
+        return image
+
+    def _pixels(self, index: int, view: int) -> Float[Tensor, "3 h w"]:
+        image = self._read(index)
         if view == PLAIN:
             return self._backbone.transform(image)
         return self._augment(image, generator(self._seed, "crop", self.ids[index], view))
@@ -251,6 +267,11 @@ def _read(store: ActivationStore) -> Tensor:
     if rows is None:
         raise ValueError(f"{store.path} is empty")
     return rows
+
+
+def short_hash(content: bytes) -> str:
+    """64 bits of a sha256, in hexadecimal: enough to tell a million pictures apart."""
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def check_labels(labels: Sequence[int], count: int) -> None:

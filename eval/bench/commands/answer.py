@@ -10,47 +10,42 @@ written after every batch: a run that was stopped goes on with the questions tha
 from dataclasses import dataclass
 from pathlib import Path
 
+from revelio.bounds import Count, Device, Folder, NotNegative, OutFile, Seed
+
 
 @dataclass(frozen=True)
 class Config:
     """Which model answers, and how."""
 
-    bench: Path
+    bench: Folder
     """A folder of LLaVA-Bench's layout: questions.jsonl and images/."""
 
     model: str
     """A finished model: a folder, or a hub id."""
 
-    out: Path = Path("runs/bench/answers.jsonl")
+    out: OutFile = Path("runs/bench/answers.jsonl")
     """The answers file to write, or to go on with."""
 
     model_id: str | None = None
     """What the answers call the model; without it, what --model says."""
 
-    images: Path | None = None
+    images: Folder | None = None
     """The folder of images; without it, images/ of the bench folder."""
 
-    max_new_tokens: int = 512
+    max_new_tokens: Count = 512
     """Longest answer."""
 
-    temperature: float = 0.0
+    temperature: NotNegative = 0.0
     """0: greedy, the same answer every time (the published runs sampled at 0.2)."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Of the sampling, for a temperature above 0."""
 
-    batch: int = 1
+    batch: Count = 1
     """Questions answered at once; the answers do not depend on it at temperature 0."""
 
-    device: str = "auto"
+    device: Device = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
-
-    def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be 1 or more")
-        if self.temperature < 0:
-            raise ValueError(f"--temperature is {self.temperature}: it must be 0 or more")
 
 
 def run(config: Config) -> None:

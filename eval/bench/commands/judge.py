@@ -17,10 +17,21 @@ that was stopped goes on. A reply without two scores is a failure: counted, left
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from eval.bench.files import REFERENCE_FILE, name_ids
 from eval.bench.prompts import SYSTEM, Mode
+from revelio.bounds import (
+    AnyText,
+    Count,
+    File,
+    Folder,
+    NotNegative,
+    OutFile,
+    Positive,
+    Range,
+    Seed,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,58 +48,58 @@ TEMPERATURES = {"fixed": 0.0, "as_paper": 0.2}
 class Config:
     """What is judged, by whom, and how it is asked."""
 
-    bench: Path
+    bench: Folder
     """A folder of LLaVA-Bench's layout: questions.jsonl, context.jsonl, answers_gpt4.jsonl, rule.json."""
 
-    answers: Path
+    answers: File
     """The model's answers, in LLaVA's answers.jsonl form."""
 
     judge: str
     """The judge's name at the endpoint."""
 
-    out: Path = Path("runs/bench/reviews.jsonl")
+    out: OutFile = Path("runs/bench/reviews.jsonl")
     """The reviews file to write."""
 
     base_url: str | None = None
     """The endpoint's address, as http://localhost:8000/v1; without it OpenAI's, or OPENAI_BASE_URL."""
 
-    reference: Path | None = None
+    reference: File | None = None
     """The reference's answers; without it, answers_gpt4.jsonl of the bench folder."""
 
     mode: Mode = "fixed"
     """fixed: both answer orders, temperature 0. as_paper: the reference first only, temperature 0.2."""
 
-    temperature: float | None = None
+    temperature: NotNegative | None = None
     """Of the judge; without it, the mode's."""
 
     send_temperature: bool = True
     """Off for a judge that refuses to be given a temperature."""
 
-    max_tokens: int = 1024
+    max_tokens: Count = 1024
     """Longest reply (paper: 1024)."""
 
     limit_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     """What the endpoint calls the longest reply."""
 
-    system: str = SYSTEM
+    system: AnyText = SYSTEM
     """The judge's system line."""
 
-    run: int = 0
+    run: Seed = 0
     """Another number asks everything anew: two runs show how far the judge agrees with itself."""
 
     ask_again: bool = False
     """Ask once more where the reply that is kept held no two scores."""
 
-    cache: Path | None = None
+    cache: OutFile | None = None
     """The file of replies; without it, beside --out (reviews.jsonl -> reviews.cache.sqlite)."""
 
-    concurrency: int = 8
+    concurrency: Annotated[int, Range(1, 1024)] = 8
     """Requests on their way at once."""
 
-    timeout: float = 120.0
+    timeout: Positive = 120.0
     """Seconds to wait for a reply, each try."""
 
-    tries: int = 6
+    tries: Count = 6
     """Tries a request gets at rate limits, timeouts and server errors, with growing pauses between."""
 
     key_variable: str = "OPENAI_API_KEY"
@@ -97,16 +108,11 @@ class Config:
     estimate: bool = False
     """Only say how many calls and tokens it would take, and what it would cost; send nothing."""
 
-    price_in: float = 0.0
+    price_in: NotNegative = 0.0
     """Price of a million tokens sent."""
 
-    price_out: float = 0.0
+    price_out: NotNegative = 0.0
     """Price of a million tokens received."""
-
-    def __post_init__(self) -> None:
-        for name in ("concurrency", "tries", "max_tokens", "timeout"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"--{name.replace('_', '-')} must be above 0")
 
 
 def run(config: Config) -> None:
@@ -218,6 +224,11 @@ def _write(
         )
     if any(row["content"] is not None for row in failed):
         print("  a failure counts in no mean; --ask-again asks the judge for it once more")
+    if len(failed) == len(rows) and all(row["content"] is not None for row in failed):
+        raise ValueError(
+            f"not one of {len(rows)} replies holds two scores ({failed[0]['failure']}): "
+            "choose another --judge, or --ask-again"
+        )
 
 
 def _stop_if_unanswered(outcome: "Outcome", requests: "Sequence[Request]", out: Path) -> None:

@@ -13,10 +13,10 @@ noise. Review files that LLaVA wrote are read as they are.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from eval.bench.prompts import Mode
+from revelio.bounds import Count, File, NotEmpty, OpenShare, OutFile, Seed
 
 if TYPE_CHECKING:
     from eval.bench.reviews import Scores
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 class Config:
     """Which reviews, and how their scores are summed up."""
 
-    reviews: tuple[Path, ...]
+    reviews: Annotated[tuple[File, ...], NotEmpty()]
     """Review files; each gives one table, several also give the drift between them."""
 
-    compare: Path | None = None
+    compare: File | None = None
     """Another model's reviews of the same questions; each of --reviews is compared with it."""
 
     mode: Mode = "fixed"
@@ -38,23 +38,17 @@ class Config:
     format: Literal["table", "llava"] = "table"
     """table: with intervals. llava: the lines of LLaVA's published summary, and nothing else."""
 
-    json: Path | None = None
+    json: OutFile | None = None
     """Also write everything to this JSON file."""
 
-    resamples: int = 10_000
+    resamples: Count = 10_000
     """Resamples of the bootstrap, shuffles of the permutation test."""
 
-    confidence: float = 0.95
+    confidence: OpenShare = 0.95
     """Of the intervals."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Of both."""
-
-    def __post_init__(self) -> None:
-        if self.resamples < 1:
-            raise ValueError(f"--resamples is {self.resamples}: it must be 1 or more")
-        if not 0 < self.confidence < 1:
-            raise ValueError(f"--confidence is {self.confidence}: it must lie between 0 and 1")
 
 
 def run(config: Config) -> None:
@@ -64,8 +58,6 @@ def run(config: Config) -> None:
     from revelio.outputs import check_file, has_keys
     from revelio.runs import write_json
 
-    if not config.reviews:
-        raise ValueError("--reviews needs at least one file")
     if config.json is not None:
         check_file(config.json, has_keys("format", "mode", "files"), "a table of scores")
     files = [read_scores(path, config.mode) for path in config.reviews]

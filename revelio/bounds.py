@@ -1,0 +1,207 @@
+"""What a setting may be, declared once where the setting is: ``k: Count = 32``.
+
+A config's fields carry their bounds in their types; :func:`check` walks a config and refuses the first value
+outside them in one line: what was given, what is allowed. Whatever a field declares, numbers are finite and
+fit 64 bits, texts and paths are not empty and hold no NUL.
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Protocol, Union, get_args, get_origin, get_type_hints
+
+from revelio.trust import printable
+
+WHOLE_LIMIT = 2**63
+
+
+class Bound(Protocol):
+    """What one field's values must be."""
+
+    def refuses(self, value: Any) -> str | None:
+        """What is allowed instead of ``value``; None where it may stand."""
+        ...
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from ``low`` to ``high``; ``above`` and ``below`` leave the ends themselves out."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False
+    below: bool = False
+
+    def refuses(self, value: Any) -> str | None:
+        """See :class:`Bound`."""
+        low = value > self.low if self.above else value >= self.low
+        high = value < self.high if self.below else value <= self.high
+        if low and high:
+            return None
+        start = f"more than {self.low:g}" if self.above else f"{self.low:g} or more"
+        if self.high == math.inf:
+            return f"give {start}"
+        end = f"less than {self.high:g}" if self.below else f"at most {self.high:g}"
+        return f"give {start} and {end}"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Paths of a file, a folder or either, which is there already or may be made."""
+
+    kind: Literal["file", "folder", "file or folder"]
+    exists: bool = False
+
+    def refuses(self, value: Path) -> str | None:
+        """See :class:`Bound`."""
+        try:
+            if self.kind == "folder" and value.exists() and not value.is_dir():
+                return "it is no folder, give one"
+            if self.kind == "file" and value.is_dir():
+                return "it is a folder, give a file"
+            if self.exists:
+                return None if value.exists() else f"there is no such {self.kind}"
+            above = next(parent for parent in value.absolute().parents if parent.exists())
+            return None if above.is_dir() else f"{above} is no folder"
+        except OSError as error:
+            return f"it cannot be used ({error.strerror})"
+
+
+@dataclass(frozen=True)
+class Form:
+    """Texts that match a pattern."""
+
+    pattern: str
+    allowed: str
+
+    def refuses(self, value: str) -> str | None:
+        """See :class:`Bound`."""
+        return None if re.fullmatch(self.pattern, value) else f"give {self.allowed}"
+
+
+@dataclass(frozen=True)
+class MayBeEmpty:
+    """Texts that may be empty."""
+
+    def refuses(self, value: str) -> str | None:
+        """See :class:`Bound`."""
+        return None
+
+
+@dataclass(frozen=True)
+class NotEmpty:
+    """Lists of at least one value."""
+
+    def refuses(self, value: Any) -> str | None:
+        """See :class:`Bound`."""
+        return None if len(value) else "give one or more"
+
+
+Count = Annotated[int, Range(1)]
+Index = Annotated[int, Range(0)]
+Seed = Annotated[int, Range(-(2**62), 2**62)]
+Pixels = Annotated[int, Range(1, 32_768)]
+Workers = Annotated[int, Range(0, 1024)]
+Positive = Annotated[float, Range(0, above=True)]
+NotNegative = Annotated[float, Range(0)]
+Share = Annotated[float, Range(0, 1, below=True)]
+OpenShare = Annotated[float, Range(0, 1, above=True, below=True)]
+# Adam moves a weight by about this much a step: beyond 1 nothing learns.
+LearningRate = Annotated[float, Range(0, 1, above=True)]
+Folder = Annotated[Path, Place("folder", exists=True)]
+File = Annotated[Path, Place("file", exists=True)]
+Existing = Annotated[Path, Place("file or folder", exists=True)]
+OutFolder = Annotated[Path, Place("folder")]
+OutFile = Annotated[Path, Place("file")]
+AnyText = Annotated[str, MayBeEmpty()]
+Device = Annotated[str, Form(r"auto|[a-z]+(:\d+)?", "auto, cpu, cuda, cuda:1 or mps")]
+Dtype = Annotated[str, Form("float32|bfloat16|float16", "float32, bfloat16 or float16")]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One value of a config.
+
+    Attributes:
+        path: the names that lead to it, outermost first.
+        kind: its type, with the bounds.
+        value: what it is.
+    """
+
+    path: tuple[str, ...]
+    kind: Any
+    value: Any
+
+    @property
+    def flag(self) -> str:
+        """What the command line calls it."""
+        return "--" + ".".join(self.path).replace("_", "-")
+
+
+def check(config: Any) -> None:
+    """Refuse a config with a value outside its field's bounds.
+
+    Raises:
+        ValueError: one line on the first such value, under its flag.
+    """
+    for setting in settings(config):
+        found = _refused(setting.kind, setting.value)
+        if found is not None:
+            value, reason = found
+            shown = str(value) if isinstance(value, Path) else repr(value)
+            raise ValueError(f"{setting.flag} is {printable(shown)}: {reason}")
+
+
+def settings(config: Any, above: tuple[str, ...] = ()) -> Iterator[Setting]:
+    """Every value of a config, of the dataclasses inside it, and of lists of them."""
+    hints = get_type_hints(type(config), include_extras=True)
+    for field in fields(config):
+        value, path = getattr(config, field.name), (*above, field.name)
+        if is_dataclass(value):
+            yield from settings(value, path)
+            continue
+        yield Setting(path, hints[field.name], value)
+        if isinstance(value, tuple):
+            for number, inner in enumerate(value):
+                if is_dataclass(inner):
+                    yield from settings(inner, (*path, str(number)))
+
+
+def _refused(kind: Any, value: Any) -> tuple[Any, str] | None:
+    """What is wrong, the value or one inside it, and what is allowed; None where nothing is."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        bounds = [bound for bound in arguments[1:] if hasattr(bound, "refuses")]
+        empty = value == "" and any(isinstance(bound, MayBeEmpty) for bound in bounds)
+        found = None if empty else _refused(arguments[0], value)
+        return found or next(((value, why) for b in bounds if (why := b.refuses(value))), None)
+    if origin in (Union, UnionType):
+        chosen = next((one for one in arguments if _belongs(value, one)), NoneType)
+        return _refused(chosen, value)
+    if origin is tuple and isinstance(value, tuple):
+        return next((found for one in value if (found := _refused(arguments[0], one))), None)
+    reason = _plain_refusal(value)
+    return None if reason is None else (value, reason)
+
+
+def _belongs(value: Any, kind: Any) -> bool:
+    """Whether the value is of this alternative of a union."""
+    plain = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+    if get_origin(plain) is Literal:
+        return value in get_args(plain)
+    return isinstance(value, get_origin(plain) or plain)
+
+
+def _plain_refusal(value: Any) -> str | None:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "give a finite number"
+    if type(value) is int and not -WHOLE_LIMIT < value < WHOLE_LIMIT:
+        return "give a number that fits 64 bits"
+    if value == "":
+        return "it is empty, give a value or leave it out"
+    if isinstance(value, str | Path) and "\0" in str(value):
+        return "it holds a NUL character"
+    return None
