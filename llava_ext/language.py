@@ -94,7 +94,10 @@ def load_language_model(
     with quiet():
         try:
             return AutoModelForCausalLM.from_pretrained(
-                where, revision=revision or "main", dtype=dtype_of(dtype)
+                where,
+                revision=revision or "main",
+                dtype=dtype_of(dtype),
+                trust_remote_code=False,  # by default it would ask, and run what came with the weights
             )
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(
@@ -114,7 +117,9 @@ def load_tokenizer(name: str, revision: str | None = None) -> "PreTrainedTokeniz
     where = find_language_model(name)
     with quiet():
         try:
-            tokenizer = AutoTokenizer.from_pretrained(where, revision=revision or "main")
+            tokenizer = AutoTokenizer.from_pretrained(
+                where, revision=revision or "main", trust_remote_code=False
+            )
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(
                 f"{name} has no tokenizer that can be loaded ({_first_line(error)})"

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from revelio.backbones.catalogue import MINIS, find_shipped, hub_models, shipped_models
 from revelio.backbones.packaged import VIT, packaged_backbones, packaged_path
 from revelio.backbones.source import HUB_ID, Description, Source
+from revelio.trust import printable
 
 if TYPE_CHECKING:
     from revelio.backbones.base import Backbone
@@ -44,6 +45,7 @@ def load_backbone(
     dtype: str = "float32",
     attention: str = "sdpa",
     device: str = "auto",
+    imports: bool = True,
 ) -> Backbone:
     """Load a backbone, cut after the deepest of ``layers``.
 
@@ -55,10 +57,13 @@ def load_backbone(
         dtype: ``float32``, ``bfloat16`` or ``float16``.
         attention: ``sdpa`` or ``eager``.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        imports: whether ``module:function`` may be imported. Must be False for a name out of a file that came
+            with weights: whoever made the file would choose which code runs here.
 
     Raises:
         KeyError: an unknown name or layer; the message lists the known ones.
-        ValueError: a setting the model can't take, or a model of no supported family.
+        ValueError: a setting the model can't take, a model of no supported family, or a name that would
+            import code where that is not allowed.
     """
     asked: dict[str, Any] = {
         "layers": layers,
@@ -72,6 +77,12 @@ def load_backbone(
         found = _imported(factory) if isinstance(factory, str) else factory
         return found(revision=revision, **asked)
     if ":" in name and not Path(name).exists():
+        if not imports:
+            raise ValueError(
+                f"a config that came with weights names the backbone {printable(name)!r}, which would import "
+                f"and run the module {printable(name.partition(':')[0])!r}: if you trust that code, allow it "
+                "by naming this backbone yourself"
+            )
         return _imported(name)(revision=revision, **asked)
     from revelio.backbones.loading import LoadSettings
 

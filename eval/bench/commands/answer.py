@@ -45,6 +45,9 @@ class Config:
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
 
+    allow: tuple[str, ...] = ()
+    """Towers named MODULE:FUNCTION in the saved model's config that may be imported and run."""
+
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "batch"):
             if getattr(self, name) < 1:
@@ -73,7 +76,7 @@ def run(config: Config) -> None:
 
         from llava_ext.generate import Assistant
 
-        assistant = Assistant.load(config.model, device=config.device)
+        assistant = Assistant.load(config.model, device=config.device, allow=config.allow)
         steps = answer_all(assistant, questions, images, asking, config.out, batch=config.batch)
         with tqdm(total=left, desc="answer", unit="question") as bar:
             for count in steps:
