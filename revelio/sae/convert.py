@@ -22,7 +22,7 @@ from revelio.sae.convert_peers import import_peer, is_peer
 from revelio.sae.filled import filled, take
 from revelio.sae.metrics import Metrics, evaluate
 from revelio.sae.model import PAPER_K, KSparseAutoencoder
-from revelio.sae.unpickle import Inert, read_tensors
+from revelio.unpickle import Inert, read_tensors
 
 
 def import_ksae(path: Path, k: int | None = None) -> KSparseAutoencoder:
