@@ -61,7 +61,7 @@ NEEDED: dict[str, dict[str, type]] = {
     "vision": dict.fromkeys(CLIP_DEFAULTS, int),
 }
 # Beyond these no model is, and building one would take all memory before its weights are looked at.
-MOST = 10**7
+MOST = 10**9
 MOST_LAYERS = 1000
 MOST_SIDE = 16384
 CONFIG_LIMIT = 16 * MIB

@@ -136,10 +136,15 @@ def _plain_names(tensors: dict[str, Tensor], where: str) -> dict[str, Tensor]:
     if named and all(name.startswith("module.") for name in named):
         named = {name.removeprefix("module."): tensor for name, tensor in named.items()}
     for name, tensor in named.items():
-        # A sum in double precision is NaN or infinite exactly where a number is: one pass, no copy.
-        if tensor.is_floating_point() and not bool(tensor.sum(dtype=torch.float64).isfinite()):
-            raise ValueError(f"{where}: `{printable(name)}` holds NaN or infinity")
+        check_finite(where, name, tensor)
     return named
+
+
+def check_finite(where: str, name: str, tensor: Tensor) -> None:
+    """Raise a ValueError if a weight holds NaN or infinity."""
+    # A sum in double precision is NaN or infinite exactly where a number is: one pass, no copy.
+    if tensor.is_floating_point() and not bool(tensor.sum(dtype=torch.float64).isfinite()):
+        raise ValueError(f"{where}: `{printable(name)}` holds NaN or infinity")
 
 
 def check_fit(
