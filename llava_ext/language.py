@@ -139,7 +139,13 @@ def _check_files(source: Source) -> str:
     folder = source.folder
     if folder is None:
         return source.name
-    source.check("config.json", source.json("config.json"), {})
+    config = source.find_json("config.json")
+    if config is None:
+        raise ValueError(
+            f"{source.name} can't be loaded as a causal language model (it has no config.json): "
+            "give a folder, a hub id or a packaged name"
+        )
+    source.check("config.json", config, {})
     # Where answers end; without the file it is what config.json says.
     if source.find_json(GENERATION) == {}:
         raise ValueError(f"{GENERATION} of {source.name} is empty")

