@@ -21,7 +21,7 @@ from llava_ext.language import assemble, load_language_model, load_tokenizer
 from llava_ext.model import LlavaModel, TowerShape
 from revelio.backbones.loading import reading
 from revelio.backbones.source import HUB_ID
-from revelio.backbones.weights import check_finite, check_fit
+from revelio.backbones.weights import check_fit, shapes_of
 from revelio.config import structure, to_plain
 from revelio.runs import write_json, write_whole, write_whole_by
 from revelio.trust import printable, read_object, read_tensors, tensor_headers
@@ -35,11 +35,9 @@ PROJECTORS = "projectors.safetensors"
 LANGUAGE, ADAPTER, TOKENIZER = "language_model", "adapter", "tokenizer"
 MOST_SIDE = 10**6
 # Settings of an adapter that may differ from peft's defaults; those that name code are not among them.
+LORA_SETTINGS = ("r", "lora_alpha", "lora_dropout", "target_modules")
 FREE_SETTINGS = (
-    "r",
-    "lora_alpha",
-    "lora_dropout",
-    "target_modules",
+    *LORA_SETTINGS,
     "task_type",
     "base_model_name_or_path",
     "peft_type",
@@ -194,23 +192,27 @@ def _adapted(language_model: Any, folder: Path) -> Any:
     Raises:
         ValueError: it is no adapter that :func:`llava_ext.language.add_lora` makes, or doesn't fit.
     """
-    from peft import PeftModel, get_peft_model_state_dict
+    from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+    from peft import set_peft_model_state_dict as set_state
 
-    _check_adapter(folder / "adapter_config.json")
+    settings = _check_adapter(folder / "adapter_config.json")
     file = folder / "adapter_model.safetensors"
-    headers, _ = tensor_headers(file)
+    state = _read(file)
     with reading(str(folder)):
-        adapted = PeftModel.from_pretrained(language_model, str(folder), is_trainable=True)
-    wanted: dict[str, Tensor] = get_peft_model_state_dict(adapted)
-    shapes = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
-    check_fit(str(file), shapes, {name: header.shape for name, header in headers.items()})
-    for name, tensor in wanted.items():
-        check_finite(str(file), name, tensor)
+        chosen = {name: settings[name] for name in LORA_SETTINGS if name in settings}
+        adapted = get_peft_model(language_model, LoraConfig(**chosen, task_type="CAUSAL_LM"))
+        wanted: dict[str, Tensor] = get_peft_model_state_dict(adapted)
+    check_fit(str(file), shapes_of(wanted), shapes_of(state))
+    set_state(adapted, state)
     return adapted
 
 
-def _check_adapter(path: Path) -> None:
-    """Refuse settings beyond those of :func:`add_lora`: some make peft import modules they name."""
+def _check_adapter(path: Path) -> dict[str, Any]:
+    """The settings of an adapter, none beyond those of :func:`add_lora`: some make peft import modules.
+
+    Raises:
+        ValueError: it has others, or is of another kind.
+    """
     from peft import LoraConfig
 
     entries = read_object(path)
@@ -222,6 +224,7 @@ def _check_adapter(path: Path) -> None:
             )
     if entries.get("peft_type") != "LORA" or type(entries.get("r")) is not int:
         raise ValueError(f"{path} is no LoRA adapter's config")
+    return entries
 
 
 def load_projectors(model: LlavaModel, path: str | Path) -> None:
@@ -256,7 +259,7 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], source: str) -> N
 
 def _read(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
-        raise ValueError(f"no projectors at {file}: give the folder of a saved model")
+        raise ValueError(f"no weights at {file}: give the folder of a saved model")
     headers, _ = tensor_headers(file)
     return read_tensors(file, dict.fromkeys(headers))
 

@@ -147,8 +147,10 @@ def _check_files(source: Source) -> str:
         )
     source.check("config.json", config, {})
     # Where answers end; without the file it is what config.json says.
-    if source.find_json(GENERATION) == {}:
-        raise ValueError(f"{GENERATION} of {source.name} is empty")
+    generation = source.find_json(GENERATION)
+    known = generation and ("transformers_version" in generation or "eos_token_id" in generation)
+    if generation is not None and (not known or "model_type" in generation):
+        raise ValueError(f"{GENERATION} of {source.name} is empty, or no such config")
     for file in sorted(folder.glob("*.safetensors")):
         tensor_headers(file)
     names = (name for name in WEIGHTS if (folder / name).is_file())

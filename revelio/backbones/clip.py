@@ -11,8 +11,6 @@ from revelio.backbones.specs import cut_after, vit_layers
 from revelio.backbones.vit import VitBackbone, cut_blocks, transform_of
 from revelio.backbones.weights import TRANSFORMERS, read_weights, transformers_part
 
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
 # What a whole CLIPModel holds beside its image encoder.
 TEXT_HALF = r"text_model\..*|(text|visual)_projection\.weight|logit_scale"
 
@@ -39,7 +37,7 @@ def load(source: Source, settings: LoadSettings) -> VitBackbone:
     return VitBackbone(
         source.name,
         kept,
-        transform_of(source, size, MEAN, STD),
+        transform_of(source, size),
         frozen(model, settings.place),
         modules,
         settings={"interpolate_pos_encoding": size != vision["image_size"]},

@@ -16,8 +16,6 @@ from revelio.backbones.specs import cut_after, vit_layers
 from revelio.backbones.vit import VitBackbone, cut_blocks, transform_of
 from revelio.backbones.weights import TRANSFORMERS, read_weights, transformers_part
 
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 REGISTERS = 4
 # The linear classifier that some checkpoints have on top.
 HEAD = r"classifier\.(weight|bias)"
@@ -54,7 +52,7 @@ def load(source: Source, settings: LoadSettings) -> VitBackbone:
     return VitBackbone(
         source.name,
         kept,
-        transform_of(source, size, MEAN, STD),
+        transform_of(source, size),
         frozen(model, settings.place),
         modules,
         other_tokens=1 + registers,

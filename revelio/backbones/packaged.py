@@ -21,7 +21,8 @@ from typing import Any, Literal
 
 from revelio.backbones.source import Description
 from revelio.backbones.specs import vit_layers
-from revelio.runs import read_json, sha256, versions, write_json, write_whole, write_whole_by
+from revelio.runs import sha256, versions, write_json, write_whole, write_whole_by
+from revelio.trust import file_in, read_object
 
 FORMAT = 1
 MANIFEST = "prepared.json"
@@ -234,19 +235,22 @@ def _check(model: PackagedModel, folder: Path, *, hashes: bool) -> None:
     """Raise a ValueError unless the folder holds what :func:`prepare` wrote, from the same source."""
     remedy = f"run `revelio models prepare {model.name} --force`"
     try:
-        manifest = read_json(folder / MANIFEST)
+        manifest = read_object(folder / MANIFEST)
         made_from, files = manifest["sha256"], manifest["files"].items()
-        written = {name: (entry["bytes"], entry["sha256"]) for name, entry in files}
+        written = {
+            file_in(folder, name): (entry["bytes"], entry["sha256"]) for name, entry in files
+        }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{model.name} has no readable {MANIFEST}: {remedy}") from error
     if made_from != model.sha256:
         raise ValueError(f"{model.name} was made from another file: {remedy}")
-    for name, (size, digest) in written.items():
-        path = folder / name
+    for path, (size, digest) in written.items():
         if not path.is_file() or path.stat().st_size != size:
-            raise ValueError(f"{name} of {model.name} is missing or cut short: {remedy}")
+            raise ValueError(f"{path.name} of {model.name} is missing or cut short: {remedy}")
         if hashes and sha256(path) != digest:
-            raise ValueError(f"{name} of {model.name} was changed since it was written: {remedy}")
+            raise ValueError(
+                f"{path.name} of {model.name} was changed since it was written: {remedy}"
+            )
 
 
 def card(model: PackagedModel) -> str:

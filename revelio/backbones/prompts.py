@@ -102,7 +102,6 @@ class ZeroShot:
     def __init__(self, clip: str, texts: Sequence[str], device: str = "auto") -> None:
         from transformers import CLIPConfig, CLIPModel
 
-        from revelio.backbones.clip import MEAN, STD
         from revelio.backbones.loading import device_of, frozen, reading
         from revelio.backbones.registry import find_source
         from revelio.backbones.text import load_clip_tokenizer
@@ -121,7 +120,7 @@ class ZeroShot:
         words = model.text_model.config.vocab_size
         self._tokenizer = load_clip_tokenizer(source, "", words)
         self._model = frozen(model, device_of(device))
-        self._transform = transform_of(source, source.vision_config()["image_size"], MEAN, STD)
+        self._transform = transform_of(source, source.vision_config()["image_size"])
         self.texts = list(texts)
         self._text_rows = torch.cat([self._embed_text(text) for text in self.texts])
 

@@ -64,6 +64,7 @@ NEEDED: dict[str, dict[str, type]] = {
 MOST = 10**9
 MOST_LAYERS = 1000
 MOST_SIDE = 16384
+NORMALISATION = {"image_mean", "image_std"}
 CONFIG_LIMIT = 16 * MIB
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -256,10 +257,11 @@ class Source:
         found = self.find_json("preprocessor_config.json")
         if found is None:
             found = (self.find_json("processor_config.json") or {}).get("image_processor")
-        if not isinstance(found, dict):
+        found = found if isinstance(found, dict) else {}
+        if found.get("do_normalize", True) is not True or not found.keys() >= NORMALISATION:
             raise ValueError(
-                f"{self.name} has no preprocessor_config.json, which says how pictures are brought to size "
-                "and normalised: take it from where the model came from"
+                f"{self.name} has no preprocessor_config.json with image_mean and image_std, which "
+                "says how pictures are brought to size and normalised: take it from where the model came from"
             )
         return found
 

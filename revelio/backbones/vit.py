@@ -102,10 +102,8 @@ def cut_blocks(model: nn.Module, layers: Layers) -> dict[str, nn.Module]:
     return {f"block{i}": block for i, block in enumerate(blocks)}
 
 
-def transform_of(
-    source: Source, size: int, mean: tuple[float, float, float], std: tuple[float, float, float]
-) -> SquareTransform:
-    """The model's own normalisation, from its processor's config, else ``mean`` and ``std``; bicubic.
+def transform_of(source: Source, size: int) -> SquareTransform:
+    """The model's own normalisation and resampling, from its processor's config.
 
     Raises:
         ValueError: there is no such config, or it holds other values.
@@ -116,8 +114,8 @@ def transform_of(
         raise ValueError(f"the preprocessor config of {source.name} has resample {resample!r}")
     return SquareTransform(
         size,
-        _triple(source, "image_mean", processor.get("image_mean") or mean),
-        _triple(source, "image_std", processor.get("image_std") or std, least=1e-6),
+        _triple(source, "image_mean", processor["image_mean"]),
+        _triple(source, "image_std", processor["image_std"], least=1e-6),
         RESAMPLING[resample],
     )
 

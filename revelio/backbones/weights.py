@@ -32,7 +32,7 @@ TRANSFORMERS = ("model", "pytorch_model")
 VARIANTS = ("", ".fp16", ".bf16")
 # Constants that old versions of transformers wrote among the weights.
 HARMLESS = r"(.*\.)?(position_ids|rotary_emb\.inv_freq)"
-MOST_NAMES = 5
+MOST_NAMES = 3
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def check_fit(
         unused: names that the file may have beyond the model's, as a regular expression.
 
     Raises:
-        ValueError: some are missing, unexpected or of another shape; up to five of each are named.
+        ValueError: some are missing, unexpected or of another shape; the first of each are named.
     """
     unexpected = {name for name in found.keys() - wanted.keys() if not re.fullmatch(unused, name)}
     shapes = [
@@ -201,7 +201,7 @@ def diffusers_part(
     state = dict(weights.tensors)
     # Attention of VAEs had other names before diffusers 0.17.
     model._fix_state_dict_keys_on_load(state)
-    check_fit(weights.where, _shapes(model.state_dict()), _shapes(state))
+    check_fit(weights.where, shapes_of(model.state_dict()), shapes_of(state))
     model.load_state_dict(state, assign=True)
     with quiet():
         return model.to(dtype)
@@ -260,5 +260,6 @@ def check_report(where: str, report: Mapping[str, Any], unused: str = "") -> Non
     _raise_if_odd(where, report["missing_keys"], unexpected, shapes)
 
 
-def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+def shapes_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor."""
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
