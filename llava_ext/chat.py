@@ -62,7 +62,11 @@ def chat(flags: Namespace) -> None:
     """
     pictures = [open_picture(Path(name)) for name in flags.image]
     assistant = Assistant.load(
-        flags.model, device=flags.device, dtype=flags.dtype, towers=bool(pictures)
+        flags.model,
+        device=flags.device,
+        dtype=flags.dtype,
+        towers=bool(pictures),
+        allow=flags.allow,
     )
     talk = Talk(assistant, len(pictures), assistant.see(pictures), sys.stdout)
     settings = {

@@ -13,17 +13,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from llava_ext.config import ModelConfig
 from llava_ext.language import assemble, load_language_model, load_tokenizer
 from llava_ext.model import LlavaModel, TowerShape
+from revelio.backbones.loading import reading
 from revelio.backbones.source import HUB_ID
+from revelio.backbones.weights import check_fit, shapes_of
 from revelio.config import structure, to_plain
 from revelio.files import names_in, write_folder, write_whole
-from revelio.runs import read_json, write_json
+from revelio.runs import write_json
+from revelio.trust import printable, read_object, read_tensors, tensor_headers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,6 +34,18 @@ FORMAT = 1
 CONFIG = "config.json"
 PROJECTORS = "projectors.safetensors"
 LANGUAGE, ADAPTER, TOKENIZER = "language_model", "adapter", "tokenizer"
+MOST_SIDE = 10**6
+# Settings of an adapter that may differ from peft's defaults; those that name code are not among them.
+LORA_SETTINGS = ("r", "lora_alpha", "lora_dropout", "target_modules")
+FREE_SETTINGS = (
+    *LORA_SETTINGS,
+    "task_type",
+    "base_model_name_or_path",
+    "peft_type",
+    "peft_version",
+    "inference_mode",
+    "revision",
+)
 
 Language = Literal["auto", "reference", "whole"]
 
@@ -125,29 +139,102 @@ def load_model(
         ValueError: it is no such folder, of another format, or damaged; one line that says which.
     """
     folder = _folder(path)
-    entries = read_json(folder / CONFIG)
-    if not isinstance(entries, dict) or entries.get("format") != FORMAT or "model" not in entries:
-        raise ValueError(f"{folder / CONFIG} is of no model that llava_ext {FORMAT} can read")
+    entries = _entries(folder)
     values = entries["model"] | ({"dtype": dtype} if dtype else {})
     config = structure(ModelConfig, values, where="model.")
-    shapes = [TowerShape(s["channels"], (s["grid"][0], s["grid"][1])) for s in entries["shapes"]]
+    shapes = _tower_shapes(folder, entries["shapes"])
     whole = entries["language"] == "whole"
+    tokenizer = load_tokenizer(_part(folder, TOKENIZER))
+    projectors = _read(folder / PROJECTORS)
     language_model: Any = load_language_model(
-        str(folder / LANGUAGE) if whole else config.language_model,
+        _part(folder, LANGUAGE) if whole else config.language_model,
         revision=None if whole else config.revision,
         dtype=config.dtype,
     )
-    tokenizer = load_tokenizer(str(folder / TOKENIZER))
     model = assemble(config, language_model, tokenizer, shapes)
     model.language_changed = whole
     if entries["adapter"]:
-        from peft import PeftModel
-
-        adapter = folder / ADAPTER
-        adapted = PeftModel.from_pretrained(language_model, str(adapter), is_trainable=True)
-        model.set_language_model(adapted)
-    load_state(model.projectors, _read(folder / PROJECTORS), str(folder / PROJECTORS))
+        model.set_language_model(_adapted(language_model, Path(_part(folder, ADAPTER))))
+    load_state(model.projectors, projectors, str(folder / PROJECTORS))
     return model, tokenizer
+
+
+def _entries(folder: Path) -> dict[str, Any]:
+    """config.json of a saved model.
+
+    Raises:
+        ValueError: it is of another kind, format or form.
+    """
+    entries = read_object(folder / CONFIG)
+    kinds = {"model": dict, "shapes": list, "language": str, "adapter": bool}
+    if entries.get("format") != FORMAT or not all(
+        isinstance(entries.get(name), kind) for name, kind in kinds.items()
+    ):
+        raise ValueError(f"{folder / CONFIG} is of no model that llava_ext {FORMAT} can read")
+    return entries
+
+
+def _tower_shapes(folder: Path, entries: list[Any]) -> list[TowerShape]:
+    try:
+        found = [(s["channels"], *s["grid"]) for s in entries]
+        shapes = [TowerShape(channels, (height, width)) for channels, height, width in found]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder / CONFIG} has `shapes` that are no towers' shapes") from error
+    if not all(type(n) is int and 1 <= n <= MOST_SIDE for sizes in found for n in sizes):
+        raise ValueError(f"{folder / CONFIG} has `shapes` that no tower has")
+    return shapes
+
+
+def _part(folder: Path, name: str) -> str:
+    """A subfolder of a saved model; without it, its path could be taken for a hub id.
+
+    Raises:
+        ValueError: it is missing.
+    """
+    if not (folder / name).is_dir():
+        raise ValueError(f"{folder} lacks the folder {name}/: the saved model is not complete")
+    return str(folder / name)
+
+
+def _adapted(language_model: Any, folder: Path) -> Any:
+    """The language model with a saved adapter on top.
+
+    Raises:
+        ValueError: it is no adapter that :func:`llava_ext.language.add_lora` makes, or doesn't fit.
+    """
+    from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+    from peft import set_peft_model_state_dict as set_state
+
+    settings = _check_adapter(folder / "adapter_config.json")
+    file = folder / "adapter_model.safetensors"
+    state = _read(file)
+    with reading(str(folder)):
+        chosen = {name: settings[name] for name in LORA_SETTINGS if name in settings}
+        adapted = get_peft_model(language_model, LoraConfig(**chosen, task_type="CAUSAL_LM"))
+        wanted: dict[str, Tensor] = get_peft_model_state_dict(adapted)
+    check_fit(str(file), shapes_of(wanted), shapes_of(state))
+    set_state(adapted, state)
+    return adapted
+
+
+def _check_adapter(path: Path) -> dict[str, Any]:
+    """The settings of an adapter, none beyond those of :func:`add_lora`: some make peft import modules.
+
+    Raises:
+        ValueError: it has others, or is of another kind.
+    """
+    from peft import LoraConfig
+
+    entries = read_object(path)
+    plain = LoraConfig().to_dict()
+    for name, value in entries.items():
+        if name not in FREE_SETTINGS and value and value != plain.get(name):
+            raise ValueError(
+                f"{path} sets `{printable(name)}`, which no adapter of llava_ext has: it is not loaded"
+            )
+    if entries.get("peft_type") != "LORA" or type(entries.get("r")) is not int:
+        raise ValueError(f"{path} is no LoRA adapter's config")
+    return entries
 
 
 def load_projectors(model: LlavaModel, path: str | Path) -> None:
@@ -182,11 +269,9 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], source: str) -> N
 
 def _read(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
-        raise ValueError(f"no projectors at {file}: give the folder of a saved model")
-    try:
-        return load_file(file)
-    except SafetensorError as error:
-        raise ValueError(f"{file} is damaged: {error}") from error
+        raise ValueError(f"no weights at {file}: give the folder of a saved model")
+    headers, _ = tensor_headers(file)
+    return read_tensors(file, dict.fromkeys(headers))
 
 
 def _folder(path: str | Path) -> Path:

@@ -6,21 +6,20 @@
 
 The prefix is ``model`` for Llama and ``transformer`` for MPT; the released code finds only the first, so
 that it can't load its own stage 1 (SPEC 3.6, L2). Names are matched whole: ``mm_projector`` doesn't catch
-``diffusion_mm_projector``. The files are pickles: read with PyTorch's restricted unpickler, which makes
-tensors and containers and calls nothing else.
+``diffusion_mm_projector``. The files are pickles: read by :mod:`revelio.unpickle`, which makes tensors and
+containers and runs nothing.
 """
 
-import pickle
 import re
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from llava_ext.checkpoint import load_state
 from llava_ext.model import LlavaModel
+from revelio.backbones.weights import check_finite
+from revelio.unpickle import read_tensors
 
 KEY = re.compile(
     r"(?:.*\.)?(?P<name>\w*mm_projector)\.(?P<rest>(?:\d+\.)*(?:conv[12]\.)?(?:weight|bias))"
@@ -47,6 +46,7 @@ def read_projectors(path: Path) -> dict[str, dict[str, Tensor]]:
         match = KEY.fullmatch(str(key))
         if match and isinstance(tensor, Tensor):
             name, rest = match["name"], match["rest"]
+            check_finite(str(path), str(key), tensor)
             found.setdefault(name, {})[_our_key(rest)] = tensor
     if not found:
         some = ", ".join(map(str, list(state)[:3])) or "nothing"
@@ -89,14 +89,7 @@ def import_projectors(model: LlavaModel, paths: Mapping[int, Path] | Path) -> li
 def _read(path: Path) -> Mapping[str, object]:
     if not path.is_file():
         raise ValueError(f"no projector file at {path}")
-    try:
-        with warnings.catch_warnings():
-            # PyTorch warns of pickles it didn't write itself; what it can't read safely it refuses.
-            warnings.simplefilter("ignore")
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError, OSError, KeyError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else "it is damaged"
-        raise ValueError(f"{path} can't be read without running code in it: {reason}") from error
+    state = read_tensors(path)
     if not isinstance(state, Mapping):
         raise ValueError(f"{path} holds a {type(state).__name__}, not weights by name")
     return state

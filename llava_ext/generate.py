@@ -9,7 +9,7 @@ image's content (the released code draws it anew, SPEC L5). In bfloat16 a tie of
 otherwise in another batch; in float32 that was not seen.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +73,7 @@ class Assistant:
         device: str = "auto",
         dtype: str | None = None,
         towers: bool = True,
+        allow: Collection[str] = (),
     ) -> "Assistant":
         """A saved model with its towers.
 
@@ -81,6 +82,7 @@ class Assistant:
             device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
             dtype: of the model, instead of the one it was saved in.
             towers: whether to load them; without, only :meth:`answer_grids` works.
+            allow: towers' backbones named ``module:function`` that may be imported and run.
 
         Raises:
             KeyError: a tower's backbone is unknown here.
@@ -88,7 +90,7 @@ class Assistant:
         """
         place = device_of(device)
         model, tokenizer = LlavaModel.from_pretrained(path, dtype=dtype)
-        loaded = load_towers(model.settings, device) if towers else ()
+        loaded = load_towers(model.settings, device, allow) if towers else ()
         return cls(model.to(place), tokenizer, loaded)
 
     def answer(

@@ -7,15 +7,17 @@ code, SPEC 3.4), else the end-of-text token; padding is masked, so the choice ch
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llava_ext.config import ModelConfig
 from llava_ext.model import LlavaModel, TowerShape
 from llava_ext.templates import check_template
 from llava_ext.towers import Tower
-from revelio.backbones.loading import dtype_of, quiet
+from revelio.backbones.loading import dtype_of, reading
 from revelio.backbones.packaged import PACKAGED, packaged_path
-from revelio.backbones.source import HUB_ID
+from revelio.backbones.source import HUB_ID, Source
+from revelio.backbones.weights import check_finite, check_report
+from revelio.trust import tensor_headers
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -23,6 +25,25 @@ if TYPE_CHECKING:
 # Where the configs of transformers' models say how long a text may be.
 LENGTH_KEYS = ("max_seq_len", "max_position_embeddings", "n_positions")
 LORA_TARGETS = "all-linear"
+WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+GENERATION = "generation_config.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+# Files that hold a tokenizer's words, in one form or another.
+WORDS = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
+)
+FILLED = 0.9  # the least share of the embedding's rows that a tokenizer fills (Phi-2: 0.98)
 
 
 def build_model(
@@ -59,6 +80,7 @@ def assemble(
     Raises:
         ValueError: the template, the length or a budget doesn't fit.
     """
+    check_words(tokenizer, language_model, config.language_model)
     check_template(config.template, tokenizer)
     limit = context_length(language_model.config)
     if limit is not None and config.max_length > limit:
@@ -91,16 +113,48 @@ def load_language_model(
     from transformers import AutoModelForCausalLM
 
     where = find_language_model(name)
-    with quiet():
-        try:
-            return AutoModelForCausalLM.from_pretrained(
-                where, revision=revision or "main", dtype=dtype_of(dtype)
-            )
-        except (OSError, ValueError, KeyError) as error:
-            raise ValueError(
-                f"{name} can't be loaded as a causal language model ({_first_line(error)}): "
-                "give a folder, a hub id or a packaged name"
-            ) from error
+    file = _check_files(Source(name, where, revision))
+    loader: Any = AutoModelForCausalLM
+    with reading(f"{name} as a causal language model"):
+        model, report = loader.from_pretrained(
+            where,
+            revision=revision or "main",
+            dtype=dtype_of(dtype),
+            trust_remote_code=False,  # by default it would ask, and run what came with the weights
+            ignore_mismatched_sizes=True,  # to have them reported
+            output_loading_info=True,
+        )
+    check_report(file, report)
+    for key, tensor in model.state_dict().items():
+        check_finite(file, key, tensor)
+    return model
+
+
+def _check_files(source: Source) -> str:
+    """The weights' file for messages; what of it lies here is checked against its size.
+
+    Raises:
+        ValueError: the config or a file is damaged.
+    """
+    folder = source.folder
+    if folder is None:
+        return source.name
+    config = source.find_json("config.json")
+    if config is None:
+        raise ValueError(
+            f"{source.name} can't be loaded as a causal language model (it has no config.json): "
+            "give a folder, a hub id or a packaged name"
+        )
+    source.check("config.json", config, {})
+    # Where answers end; without the file it is what config.json says.
+    generation = source.find_json(GENERATION)
+    known = generation and ("transformers_version" in generation or "eos_token_id" in generation)
+    if generation is not None and (not known or "model_type" in generation):
+        raise ValueError(f"{GENERATION} of {source.name} is empty, or no such config")
+    for file in sorted(folder.glob("*.safetensors")):
+        tensor_headers(file)
+    names = (name for name in WEIGHTS if (folder / name).is_file())
+    return f"{next(names, 'the weights')} of {source.name}"
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> "PreTrainedTokenizerBase":
@@ -112,13 +166,20 @@ def load_tokenizer(name: str, revision: str | None = None) -> "PreTrainedTokeniz
     from transformers import AutoTokenizer
 
     where = find_language_model(name)
-    with quiet():
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(where, revision=revision or "main")
-        except (OSError, ValueError, KeyError) as error:
-            raise ValueError(
-                f"{name} has no tokenizer that can be loaded ({_first_line(error)})"
-            ) from error
+    source = Source(name, where, revision)
+    # transformers makes an empty tokenizer where the words are missing, and takes other special tokens
+    # where the config is.
+    if source.file(TOKENIZER_CONFIG) is None or not any(map(source.file, WORDS)):
+        raise ValueError(
+            f"{name} has no whole tokenizer: it needs {TOKENIZER_CONFIG}, and {', '.join(WORDS[:3])} "
+            "or another file of words"
+        )
+    for file in (TOKENIZER_CONFIG, "tokenizer.json"):
+        source.find_json(file)
+    with reading(f"the tokenizer of {name}"):
+        tokenizer = AutoTokenizer.from_pretrained(
+            where, revision=revision or "main", trust_remote_code=False
+        )
     set_pad_token(tokenizer, name)
     return tokenizer
 
@@ -138,6 +199,24 @@ def set_pad_token(tokenizer: "PreTrainedTokenizerBase", name: str) -> None:
             "set one of them in its tokenizer_config.json"
         )
     tokenizer.pad_token = token
+
+
+def check_words(
+    tokenizer: "PreTrainedTokenizerBase", language_model: "PreTrainedModel", name: str
+) -> None:
+    """Refuse a tokenizer of another model, as far as the number of its words tells.
+
+    Embeddings may be padded by a few percent, never filled.
+
+    Raises:
+        ValueError: it has more words than the model, or far fewer.
+    """
+    words, rows = len(tokenizer), language_model.config.get_text_config().vocab_size
+    if not FILLED * rows <= words <= rows:
+        raise ValueError(
+            f"the tokenizer of {name} has {words} words, the language model {rows}: they belong to "
+            "different models"
+        )
 
 
 def find_language_model(name: str) -> str:
@@ -196,7 +275,3 @@ def add_lora(
         task_type="CAUSAL_LM",
     )
     model.set_language_model(get_peft_model(model.language_model, settings))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")

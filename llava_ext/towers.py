@@ -12,7 +12,7 @@ grids is one file and one :func:`register`.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -122,13 +122,16 @@ class BackboneTower:
         }
 
 
-def load_tower(config: TowerConfig, device: str = "auto", aspect: Aspect = "crop") -> Tower:
+def load_tower(
+    config: TowerConfig, device: str = "auto", aspect: Aspect = "crop", *, imports: bool = True
+) -> Tower:
     """Load a tower, cut after its layer.
 
     Args:
         config: which backbone, layer, timestep, ...
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         aspect: ``crop`` or ``pad``; one for all towers of a model.
+        imports: whether a backbone named ``module:function`` may be imported; not for a saved model's config.
 
     Raises:
         KeyError: an unknown backbone or layer; the message lists the known ones.
@@ -143,16 +146,31 @@ def load_tower(config: TowerConfig, device: str = "auto", aspect: Aspect = "crop
         image_size=config.image_size,
         dtype=config.dtype,
         device=device,
+        imports=imports,
     )
     _check_settings(config, backbone)
     return BackboneTower(config, backbone, aspect)
 
 
-def load_towers(config: ModelConfig, device: str = "auto") -> tuple[Tower, ...]:
-    """All towers of a model, in order; towers of one config share one."""
-    loaded = {
-        each: load_tower(each, device, config.aspect) for each in dict.fromkeys(config.towers)
-    }
+def load_towers(
+    config: ModelConfig, device: str = "auto", allow: Collection[str] | None = None
+) -> tuple[Tower, ...]:
+    """All towers of a model, in order; towers of one config share one.
+
+    Args:
+        config: of the model.
+        device: where they run.
+        allow: backbones named ``module:function`` that may be imported; None for all, which is right only
+            where the user wrote the config.
+
+    Raises:
+        KeyError: an unknown backbone or layer.
+        ValueError: a setting a backbone can't take, or one that may not be imported.
+    """
+    loaded = {}
+    for each in dict.fromkeys(config.towers):
+        imports = allow is None or each.backbone in allow
+        loaded[each] = load_tower(each, device, config.aspect, imports=imports)
     return tuple(loaded[each] for each in config.towers)
 
 

@@ -20,6 +20,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from revelio import __version__
 from revelio.files import (
     check_folder,
     full_disk_named,
@@ -39,7 +40,7 @@ __all__ = [
     "Run", "read_json", "sha256", "versions", "write_folder", "write_json", "write_whole", "write_whole_by",
 ]  # fmt: skip
 
-PACKAGES = ("revelio", "torch", "diffusers", "transformers", "accelerate")
+PACKAGES = ("torch", "diffusers", "transformers", "accelerate")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -55,7 +56,8 @@ def sha256(path: Path) -> str:
 
 def versions() -> dict[str, str]:
     """The versions that a result depends on."""
-    found = {"python": platform.python_version()}
+    # Not by the name of a distribution: an installed `revelio` may be another project.
+    found = {"python": platform.python_version(), "revelio": __version__}
     for package in PACKAGES:
         try:
             found[package] = version(package)

@@ -24,6 +24,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of draws at a temperature above 0")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps")
     parser.add_argument("--dtype", help="float32, bfloat16, float16; default: as it was saved")
+    parser.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="MODULE:FUNCTION",
+        help="a tower's code in the saved model's config that may be imported and run",
+    )
     flags = parser.parse_args()
     with one_line_errors("chat"):
         from llava_ext.chat import chat

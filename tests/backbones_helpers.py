@@ -9,6 +9,7 @@ Every builder is seeded and leaves the global random state alone; each writes un
     tiny_dinov2  28 px, patches of 7, 3 blocks of 16 tokens x 16 (``registers`` for the variant)
 """
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,9 @@ def tiny_dinov2(folder: Path, *, registers: int = 0, seed: int = 0) -> Path:
         seeded(lambda: Dinov2WithRegistersModel(config), seed).save_pretrained(folder)
     else:
         seeded(lambda: Dinov2Model(Dinov2Config(**shape)), seed).save_pretrained(folder)
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    processor = {"crop_size": {"height": 28, "width": 28}, "image_mean": mean, "image_std": std}
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     return folder
 
 

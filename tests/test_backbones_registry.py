@@ -137,7 +137,11 @@ def test_an_unknown_folder_is_named(tmp_path):
         ("config.json", '{"model_type": "siglip"}', "is a siglip: supported are"),
         ("config.json", '{"_class_name": "UNet2DConditionModel"}', "is a UNet2DConditionModel"),
         ("model_index.json", "{", "model_index.json of .* is not valid JSON"),
-        ("model_index.json", '{"_class_name": "StableDiffusionPipeline"}', "no unet/config.json"),
+        (
+            "model_index.json",
+            '{"_class_name": "StableDiffusionPipeline"}',
+            "lists no `unet` of class",
+        ),
     ],
 )
 def test_a_model_of_no_supported_family_is_one_clear_line(tmp_path, file, content, words):

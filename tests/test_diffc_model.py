@@ -136,7 +136,7 @@ def test_reading_what_is_no_classifier(tmp_path) -> None:
     model.save_pretrained(tmp_path / "m")
     config = json.loads((tmp_path / "m" / "config.json").read_text())
     (tmp_path / "m" / "config.json").write_text(json.dumps(config | {"width": 16}))
-    with pytest.raises(ValueError, match="is no Diff-C"):
+    with pytest.raises(ValueError, match="are not those of model"):
         load_diffc(tmp_path / "m")
     (tmp_path / "m" / "config.json").write_text(json.dumps(config | {"format": 2}))
     with pytest.raises(ValueError, match="format 2"):

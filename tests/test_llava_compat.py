@@ -117,7 +117,7 @@ class Evil:
 def test_a_file_that_wants_code_run_is_refused(tmp_path, monkeypatch, write):
     monkeypatch.chdir(tmp_path)
     write({"model.mm_projector.0.weight": Evil()}, tmp_path / "mm_projector.bin")
-    with pytest.raises(ValueError, match="can't be read without running code") as error:
+    with pytest.raises(ValueError, match=r"cannot be read safely|is no zip archive") as error:
         read_projectors(tmp_path / "mm_projector.bin")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "harmed").exists()
@@ -131,7 +131,7 @@ def test_files_that_hold_none(folder, tmp_path):
     for name, message in [
         ("list.bin", "holds a list"),
         ("other.bin", r"holds no projector \(its keys: a.weight\)"),
-        ("cut.bin", "can't be read"),
+        ("cut.bin", "is no zip archive"),
         ("none.bin", "no projector file"),
     ]:
         with pytest.raises(ValueError, match=message):

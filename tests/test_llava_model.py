@@ -243,7 +243,7 @@ def test_damaged_or_foreign_folders_are_one_line(folders, tmp_path):
     model.save_pretrained(tmp_path / "a", load_tokenizer(str(folders["llama"])))
     (tmp_path / "a/projectors.safetensors").write_bytes(b"12345678901")
     for path, message in [
-        (tmp_path / "a", "is damaged"),
+        (tmp_path / "a", "is cut, or is no safetensors file"),
         (tmp_path, "holds no config.json"),
         (tmp_path / "nothing here", "no model at"),
         (folders["llama"], "is of no model that llava_ext 1 can read"),

@@ -13,7 +13,7 @@ from revelio.sae.convert_peers import export_saelens, export_sparsify
 from revelio.sae.model import KSparseAutoencoder
 from revelio.sae.state import TrainSettings
 from revelio.sae.train import train
-from revelio.sae.unpickle import read_tensors
+from revelio.unpickle import read_tensors
 
 
 @dataclass

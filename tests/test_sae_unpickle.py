@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from revelio.sae.unpickle import Inert, Name, read_tensors
+from revelio.unpickle import Inert, Name, read_tensors
 
 ROW = torch.arange(6.0)
 

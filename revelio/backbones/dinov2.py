@@ -10,14 +10,15 @@ from typing import Any
 from torch import nn
 from transformers import Dinov2Model, Dinov2WithRegistersModel
 
-from revelio.backbones.loading import LoadSettings, frozen, quiet
+from revelio.backbones.loading import LoadSettings, frozen, reading
 from revelio.backbones.source import Source
 from revelio.backbones.specs import cut_after, vit_layers
 from revelio.backbones.vit import VitBackbone, cut_blocks, transform_of
+from revelio.backbones.weights import TRANSFORMERS, read_weights, transformers_part
 
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 REGISTERS = 4
+# The linear classifier that some checkpoints have on top.
+HEAD = r"classifier\.(weight|bias)"
 
 
 def load(source: Source, settings: LoadSettings) -> VitBackbone:
@@ -25,21 +26,23 @@ def load(source: Source, settings: LoadSettings) -> VitBackbone:
 
     Raises:
         KeyError: an unknown layer.
-        ValueError: a setting the model can't take.
-        OSError: a part is missing or unreadable.
+        ValueError: a setting the model can't take; or its files are missing, unreadable, or don't fit.
     """
     config = source.vision_config()
     kept = cut_after(vit_layers(config, norm=True), settings.layers, source.name)
     size = settings.side(source, config["patch_size"])
     with_registers = config["model_type"] == "dinov2_with_registers"
     kind: Any = Dinov2WithRegistersModel if with_registers else Dinov2Model
-    with quiet():
-        model = kind.from_pretrained(
-            source.location,
-            revision=source.revision or "main",
-            dtype=settings.number_format,
-            attn_implementation=settings.attention,
-        )
+    with reading(f"config.json of {source.name}"):
+        settled = kind.config_class.from_dict(source.json("config.json"))
+    model = transformers_part(
+        kind,
+        settled,
+        read_weights(source, "", TRANSFORMERS),
+        unused=HEAD,
+        dtype=settings.number_format,
+        attn_implementation=settings.attention,
+    )
     modules = cut_blocks(model, kept)
     if "norm" in kept:
         modules["norm"] = model.layernorm
@@ -49,7 +52,7 @@ def load(source: Source, settings: LoadSettings) -> VitBackbone:
     return VitBackbone(
         source.name,
         kept,
-        transform_of(source, size, MEAN, STD),
+        transform_of(source, size),
         frozen(model, settings.place),
         modules,
         other_tokens=1 + registers,

@@ -19,11 +19,11 @@ from revelio.backbones.loading import (
     LoadSettings,
     check_batch,
     frozen,
-    quiet,
     use_eager_attention,
 )
 from revelio.backbones.source import Source
 from revelio.backbones.specs import Layers, check_layers, cut_after, dit_layers, vae_stride
+from revelio.backbones.weights import DIFFUSERS, diffusers_part, read_weights
 from revelio.data.transforms import SquareTransform
 
 
@@ -113,27 +113,40 @@ def load(source: Source, settings: LoadSettings) -> DiTBackbone:
 
     Raises:
         KeyError: an unknown layer.
-        ValueError: a setting the model can't take.
-        OSError: a part is missing or unreadable.
+        ValueError: a setting the model can't take; or a part is missing, unreadable, or doesn't fit.
     """
-    config, vae_config = source.json("transformer/config.json"), source.json("vae/config.json")
+    config = source.part_config("transformer", "DiTTransformer2DModel")
+    vae_config = source.part_config("vae", "AutoencoderKL")
+    if config.get("in_channels") != vae_config["latent_channels"]:
+        raise ValueError(
+            f"the transformer of {source.name} takes {config.get('in_channels')} channels, its VAE gives "
+            f"{vae_config['latent_channels']}: they belong to different models"
+        )
     kept = cut_after(dit_layers(config, vae_config), settings.layers, source.name)
     multiple = vae_stride(vae_config) * config["patch_size"]
     side = settings.side(source, multiple)
     latents = load_latent_space(source, settings, multiple)
-    with quiet():
-        transformer = DiTTransformer2DModel.from_pretrained(
-            source.location,
-            subfolder="transformer",
-            revision=source.revision,
-            torch_dtype=settings.number_format,
-        )
+    weights = read_weights(source, "transformer", DIFFUSERS)
+    transformer = diffusers_part(DiTTransformer2DModel, config, weights, settings.number_format)
     # The head after the last block stays: it is a thousandth of the work, and forward() calls it.
     transformer.transformer_blocks = transformer.transformer_blocks[: len(kept)]
     if settings.attention == "eager":
         use_eager_attention(transformer)
-    names = class_names(source.json("model_index.json").get("id2label") or {})
+    names = _class_names(source, config["num_embeds_ada_norm"])
     return DiTBackbone(source.name, kept, side, frozen(transformer, settings.place), latents, names)
+
+
+def _class_names(source: Source, classes: int) -> dict[str, int]:
+    found = source.json("model_index.json").get("id2label") or {}
+    if not isinstance(found, dict) or not all(
+        isinstance(names, str) and number.isdecimal() and int(number) < classes
+        for number, names in found.items()
+    ):
+        raise ValueError(
+            f"model_index.json of {source.name} has an `id2label` that is no table from class ids "
+            f"below {classes} to names"
+        )
+    return class_names(found)
 
 
 def class_names(id2label: Mapping[str, str]) -> dict[str, int]:

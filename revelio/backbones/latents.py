@@ -17,10 +17,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from revelio.backbones.capture import full_precision
-from revelio.backbones.loading import LoadSettings, frozen, quiet, use_eager_attention
+from revelio.backbones.loading import LoadSettings, frozen, reading, use_eager_attention
 from revelio.backbones.noise import add_noise, check_timestep, keyed_noise
 from revelio.backbones.source import Source
+from revelio.backbones.weights import DIFFUSERS, diffusers_part, read_weights
+from revelio.trust import printable
 
+MOST_STEPS = 1_000_000
 HALF_MAX = torch.finfo(torch.float16).max
 
 
@@ -89,21 +92,46 @@ class LatentSpace:
 
 
 def load_latent_space(source: Source, settings: LoadSettings, multiple: int) -> LatentSpace:
-    """Load the VAE's encoder and the schedule of a pipeline; ``multiple`` is what image sizes must be."""
-    with quiet():
-        vae = AutoencoderKL.from_pretrained(
-            source.location,
-            subfolder="vae",
-            revision=source.revision,
-            torch_dtype=settings.number_format,
-        )
-        # Any scheduler's config has the betas of the training schedule, which is all that is used.
-        scheduler: Any = DDPMScheduler.from_pretrained(
-            source.location, subfolder="scheduler", revision=source.revision
-        )
+    """Load the VAE's encoder and the schedule of a pipeline; ``multiple`` is what image sizes must be.
+
+    Raises:
+        ValueError: a part is missing, unreadable, or of another kind.
+    """
+    config = source.part_config("vae", "AutoencoderKL")
+    weights = read_weights(source, "vae", DIFFUSERS)
+    vae = diffusers_part(AutoencoderKL, config, weights, settings.number_format)
+    schedule = _schedule(source)
     for unused in ("decoder", "post_quant_conv"):
         setattr(vae, unused, nn.Identity())
     if settings.attention == "eager":
         use_eager_attention(vae)
     vae = frozen(vae, settings.place, convolutional=True)
-    return LatentSpace(vae, scheduler.alphas_cumprod, source.name, multiple)
+    return LatentSpace(vae, schedule, source.name, multiple)
+
+
+def _schedule(source: Source) -> Float[Tensor, " steps"]:
+    """The cumulative alphas of the training schedule.
+
+    Raises:
+        ValueError: the scheduler's config is missing or says no schedule.
+    """
+    path = "scheduler/scheduler_config.json"
+    config = source.json(path)
+    # Any scheduler's config has the betas of the training schedule, which is all that is used. Where they
+    # are missing diffusers would take others without a word.
+    needed = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end")
+    missing = [name for name in needed if config.get(name) is None]
+    if missing or not str(config.get("_class_name")).endswith("Scheduler"):
+        raise ValueError(
+            f"{path} of {source.name} is no scheduler's config with a noise schedule: it is of a "
+            f"{printable(config.get('_class_name'))} and lacks {', '.join(missing) or 'nothing else'}"
+        )
+    steps = config["num_train_timesteps"]
+    if type(steps) is not int or not 1 <= steps <= MOST_STEPS:
+        raise ValueError(f"{path} of {source.name} has num_train_timesteps {steps!r}")
+    with reading(f"{path} of {source.name}"):
+        scheduler: Any = DDPMScheduler.from_config(config)
+    alphas = scheduler.alphas_cumprod
+    if not bool(((alphas >= 0) & (alphas <= 1)).all()):
+        raise ValueError(f"{path} of {source.name} has betas that are no noise schedule")
+    return alphas

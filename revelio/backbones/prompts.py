@@ -100,23 +100,27 @@ class ZeroShot:
     """
 
     def __init__(self, clip: str, texts: Sequence[str], device: str = "auto") -> None:
-        from transformers import CLIPModel, CLIPTokenizer
+        from transformers import CLIPConfig, CLIPModel
 
-        from revelio.backbones.clip import MEAN, STD
-        from revelio.backbones.loading import device_of, frozen, quiet
+        from revelio.backbones.loading import device_of, frozen, reading
         from revelio.backbones.registry import find_source
+        from revelio.backbones.text import load_clip_tokenizer
         from revelio.backbones.vit import transform_of
+        from revelio.backbones.weights import TRANSFORMERS, read_weights, transformers_part
 
         source = find_source(clip)
-        kind = source.json("config.json").get("model_type")
+        entries = source.json("config.json")
+        kind = entries.get("model_type")
         if kind != "clip":
             raise ValueError(f"{clip} is a {kind}: zero-shot prompts need a whole CLIPModel")
-        revision = source.revision or "main"
-        with quiet():
-            model = CLIPModel.from_pretrained(source.location, revision=revision)
-            self._tokenizer = CLIPTokenizer.from_pretrained(source.location, revision=revision)
+        with reading(f"config.json of {source.name}"):
+            config = CLIPConfig.from_dict(entries)
+        weights = read_weights(source, "", TRANSFORMERS)
+        model = transformers_part(CLIPModel, config, weights, dtype="auto")
+        words = model.text_model.config.vocab_size
+        self._tokenizer = load_clip_tokenizer(source, "", words)
         self._model = frozen(model, device_of(device))
-        self._transform = transform_of(source, source.vision_config()["image_size"], MEAN, STD)
+        self._transform = transform_of(source, source.vision_config()["image_size"])
         self.texts = list(texts)
         self._text_rows = torch.cat([self._embed_text(text) for text in self.texts])
 

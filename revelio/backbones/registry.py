@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from revelio.backbones.catalogue import MINIS, find_shipped, hub_models, shipped_models
 from revelio.backbones.packaged import VIT, packaged_backbones, packaged_path
-from revelio.backbones.source import HUB_ID, Description, Source
+from revelio.backbones.source import CONFIG_LIMIT, HUB_ID, Description, Source
+from revelio.trust import printable, read_object
 
 if TYPE_CHECKING:
     from revelio.backbones.base import Backbone
@@ -32,6 +33,9 @@ LOADERS = {
     "dinov2": "revelio.backbones.dinov2:load",
 }
 
+UNET = "UNet2DConditionModel"
+WEIGHTS = (".safetensors", ".ckpt", ".pt", ".bin")
+
 _registered: dict[str, tuple[str | Factory, Description]] = {}
 
 
@@ -44,21 +48,27 @@ def load_backbone(
     dtype: str = "float32",
     attention: str = "sdpa",
     device: str = "auto",
+    imports: bool = True,
 ) -> Backbone:
     """Load a backbone, cut after the deepest of ``layers``.
 
     Args:
-        name: a name that :func:`describe` lists, a folder, a hub id, or ``module:function`` of a factory.
+        name: a name that :func:`describe` lists, a folder, a hub id, or ``module:function`` of a factory. A
+            U-Net's folder or file stands for the pipeline it lies in; ``sd-1.5+path/to/unet`` puts it in the
+            place of another pipeline's.
         layers: the layers that will be asked for; None keeps all.
         revision: of a hub id.
         image_size: the side of the square images are brought to, in pixels; None is the model's own.
         dtype: ``float32``, ``bfloat16`` or ``float16``.
         attention: ``sdpa`` or ``eager``.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        imports: whether ``module:function`` may be imported. Must be False for a name out of a file that came
+            with weights: whoever made the file would choose which code runs here.
 
     Raises:
         KeyError: an unknown name or layer; the message lists the known ones.
-        ValueError: a setting the model can't take, or a model of no supported family.
+        ValueError: a setting the model can't take, a model of no supported family, or a name that would
+            import code where that is not allowed.
     """
     asked: dict[str, Any] = {
         "layers": layers,
@@ -72,6 +82,12 @@ def load_backbone(
         found = _imported(factory) if isinstance(factory, str) else factory
         return found(revision=revision, **asked)
     if ":" in name and not Path(name).exists():
+        if not imports:
+            raise ValueError(
+                f"a config that came with weights names the backbone {printable(name)!r}, which would import "
+                f"and run the module {printable(name.partition(':')[0])!r}: if you trust that code, allow it "
+                "by naming this backbone yourself"
+            )
         return _imported(name)(revision=revision, **asked)
     from revelio.backbones.loading import LoadSettings
 
@@ -132,7 +148,7 @@ def shipped_path(name: str) -> Path:
 
 
 def find_source(name: str, revision: str | None = None) -> Source:
-    """The folder or hub id behind a name.
+    """The folder or hub id behind a name, with a U-Net of its own where the name says so.
 
     Raises:
         KeyError: the name is unknown; the message lists the known ones.
@@ -146,7 +162,12 @@ def find_source(name: str, revision: str | None = None) -> Source:
     if name in known:
         return Source(name, known[name].source, revision)
     if Path(name).is_dir():
-        return Source(Path(name).resolve().name, name)
+        return _alone(Path(name)) or Source(Path(name).resolve().name, name)
+    if Path(name).is_file() and Path(name).suffix in WEIGHTS:
+        return _with_unet(_pipeline_around(Path(name)), Path(name))
+    if "+" in name:
+        base, _, unet = name.partition("+")
+        return _with_unet(find_source(base, revision), Path(unet))
     if Path(name).exists() or name.startswith((".", "/", "~")):
         raise ValueError(f"no model folder at {name}: give a folder, a hub id, or a known name")
     if HUB_ID.fullmatch(name):
@@ -156,6 +177,44 @@ def find_source(name: str, revision: str | None = None) -> Source:
     raise KeyError(
         f"unknown backbone {name!r}: {hint}known are {', '.join(known)}; or give a folder or a hub id"
     )
+
+
+def _alone(folder: Path) -> Source | None:
+    """The pipeline around a folder that holds only a U-Net; None where the folder is something else."""
+    config = folder / "config.json"
+    if (folder / "model_index.json").exists() or not config.is_file():
+        return None
+    if read_object(config, limit=CONFIG_LIMIT).get("_class_name") != UNET:
+        return None
+    return _with_unet(_pipeline_around(folder), folder)
+
+
+def _pipeline_around(unet: Path) -> Source:
+    """The pipeline folder that a U-Net's folder, or a file in it, lies in.
+
+    Raises:
+        ValueError: it lies in none.
+    """
+    for folder in unet.resolve().parents[:2]:
+        if (folder / "model_index.json").is_file():
+            return Source(folder.name, str(folder))
+    raise ValueError(
+        f"{unet} is a {UNET} alone, without VAE, text encoder and noise schedule: name the model it takes "
+        f"them from, such as sd-1.5+{unet}"
+    )
+
+
+def _with_unet(base: Source, unet: Path) -> Source:
+    """A pipeline with another U-Net.
+
+    Raises:
+        ValueError: there is no U-Net, or the pipeline has none to replace.
+    """
+    if not unet.is_file() and not (unet / "config.json").is_file():
+        raise ValueError(f"no U-Net at {unet}: give its folder or a {' or '.join(WEIGHTS)} file")
+    if base.family() != "stable-diffusion":
+        raise ValueError(f"{base.name} has no U-Net that {unet} could replace")
+    return replace(base, name=f"{base.name}+{unet.resolve().name}", unet=unet)
 
 
 def _imported(path: str) -> Factory:

@@ -4,7 +4,6 @@ A folder or hub id is known by its ``model_index.json`` (diffusers pipelines) or
 (transformers models), so that every checkpoint of a supported family loads without being listed anywhere.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,9 +11,26 @@ from pathlib import Path
 from typing import Any
 
 from revelio.backbones.specs import Layers, dit_layers, unet_layers, vae_stride, vit_layers
+from revelio.trust import MIB, printable, read_object
 
-# What a model_index.json's class, or a config.json's model_type, is to us.
-PIPELINES = {"StableDiffusionPipeline": "stable-diffusion", "DiTPipeline": "dit"}
+# The parts that make a pipeline of a family, whatever its class is called: model_index.json lists them.
+PIPELINES = {
+    "stable-diffusion": {
+        "unet": "UNet2DConditionModel",
+        "vae": "AutoencoderKL",
+        "text_encoder": "CLIPTextModel",
+    },
+    "dit": {"transformer": "DiTTransformer2DModel", "vae": "AutoencoderKL"},
+}
+# Parts that steer the denoiser in ways we don't compute (SDXL, SD3, unCLIP, ...).
+STRANGE_PARTS = ("text_encoder_2", "text_encoder_3", "prior", "image_encoder", "image_normalizer")
+# Settings of a U-Net that want inputs beside latents, timestep and text.
+MORE_INPUTS = (
+    "class_embed_type",
+    "num_class_embeds",
+    "addition_embed_type",
+    "encoder_hid_dim_type",
+)
 MODEL_TYPES = {
     "clip": "clip",
     "clip_vision_model": "clip",
@@ -23,12 +39,33 @@ MODEL_TYPES = {
 }
 KINDS = {"stable-diffusion": "U-Net", "dit": "DiT", "clip": "ViT", "dinov2": "ViT"}
 SUPPORTED = (
-    "StableDiffusionPipeline (1.x and 2.x) and DiTPipeline folders, CLIP and DINOv2 models; "
+    "Stable Diffusion (1.x and 2.x) and DiT pipelines, CLIP and DINOv2 models; "
     "SDXL, SD3, Flux and DeepFloyd-IF are not supported yet"
 )
 # What transformers assumes where a config.json is silent.
 CLIP_DEFAULTS = {"hidden_size": 768, "num_hidden_layers": 12, "patch_size": 32, "image_size": 224}
 DINOV2_DEFAULTS = CLIP_DEFAULTS | {"patch_size": 14}
+
+# What each part's config must say: lists of numbers, or numbers.
+NEEDED: dict[str, dict[str, type]] = {
+    "UNet2DConditionModel": {"block_out_channels": list, "in_channels": int},
+    "AutoencoderKL": {"block_out_channels": list, "latent_channels": int},
+    "DiTTransformer2DModel": {
+        "num_attention_heads": int,
+        "attention_head_dim": int,
+        "num_layers": int,
+        "patch_size": int,
+        "sample_size": int,
+        "num_embeds_ada_norm": int,
+    },
+    "vision": dict.fromkeys(CLIP_DEFAULTS, int),
+}
+# Beyond these no model is, and building one would take all memory before its weights are looked at.
+MOST = 10**9
+MOST_LAYERS = 1000
+MOST_SIDE = 16384
+NORMALISATION = {"image_mean", "image_std"}
+CONFIG_LIMIT = 16 * MIB
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -62,49 +99,109 @@ class Source:
         name: what results call it; never an absolute path.
         location: the folder or the hub id.
         revision: of a hub id.
+        unet: a U-Net's folder or file, in place of the pipeline's own.
     """
 
     name: str
     location: str
     revision: str | None = None
+    unet: Path | None = None
 
     @property
     def folder(self) -> Path | None:
         """The folder, unless it is a hub id."""
         return Path(self.location) if Path(self.location).is_dir() else None
 
+    def file(self, path: str) -> Path | None:
+        """A file of the model, or None where it has none of that name.
+
+        Raises:
+            ValueError: the hub can't be reached.
+        """
+        found, reason = self._look_up(path)
+        if reason:
+            raise ValueError(reason)
+        return found
+
     def json(self, path: str) -> dict[str, Any]:
         """A JSON file of the model.
 
         Raises:
-            ValueError: it is missing, is no JSON, or the hub can't be reached.
+            ValueError: it is missing, is no JSON object, or the hub can't be reached.
         """
-        found, reason = self._look_up(path)
-        if found is None:
-            raise ValueError(reason or f"{self.name} has no {path}: supported are {SUPPORTED}")
-        return found
+        file = self.file(path)
+        if file is None:
+            raise ValueError(f"{self.name} has no {path}: supported are {SUPPORTED}")
+        return self._read(file, path)
 
     def find_json(self, path: str) -> dict[str, Any] | None:
         """A JSON file of the model, or None where it can't be had.
 
         Raises:
-            ValueError: it is no JSON.
+            ValueError: it is no JSON object.
         """
-        return self._look_up(path)[0]
+        file, _ = self._look_up(path)
+        return None if file is None else self._read(file, path)
 
-    def _look_up(self, path: str) -> tuple[dict[str, Any] | None, str]:
-        """A JSON file, or None and why the hub didn't give it ("" where the model has no such file)."""
-        folder, reason = self.folder, ""
-        if folder:
-            file = folder / path
-        else:
-            file, reason = _download(self.location, path, self.revision)
-        if file is None or not file.is_file():
-            return None, reason
+    def _read(self, file: Path, path: str) -> dict[str, Any]:
         try:
-            return json.loads(file.read_text(encoding="utf-8")), ""
+            return read_object(file, limit=CONFIG_LIMIT)
         except ValueError as error:
-            raise ValueError(f"{path} of {self.name} is not valid JSON: {error}") from error
+            reason = str(error).removeprefix(f"{printable(file)} ")
+            raise ValueError(f"{path} of {self.name} {reason}") from error
+
+    def _look_up(self, path: str) -> tuple[Path | None, str]:
+        """A file, or None and why the hub didn't give it ("" where the model has no such file)."""
+        if self.unet is not None and self.unet.is_dir() and path.startswith("unet/"):
+            file = self.unet / path.removeprefix("unet/")
+        elif self.folder:
+            file = self.folder / path
+        else:
+            return _download(self.location, path, self.revision)
+        return (file if file.is_file() else None), ""
+
+    def part_config(self, part: str, kind: str) -> dict[str, Any]:
+        """The config of a diffusers part.
+
+        Raises:
+            ValueError: it is missing, of another class than ``kind``, or lacks what tells its layers.
+        """
+        path = f"{part}/config.json"
+        config = self.json(path)
+        if config.get("_class_name") != kind:
+            found = printable(config.get("_class_name"))
+            raise ValueError(f"{path} of {self.name} is of a {found}, not of a {kind}")
+        self.check(path, config, NEEDED[kind])
+        for name in MORE_INPUTS:
+            if config.get(name) is not None:
+                raise ValueError(
+                    f"{path} of {self.name} sets `{name}`, for inputs beside image, timestep and text: "
+                    f"supported are {SUPPORTED}"
+                )
+        return config
+
+    def check(self, path: str, config: Mapping[str, Any], needed: Mapping[str, type]) -> None:
+        """Compare a config with what it must hold.
+
+        Raises:
+            ValueError: it lacks what tells the layers, or a number is beyond any model's size.
+        """
+        for name, kind in needed.items():
+            value = config.get(name)
+            numbers = value if kind is list and isinstance(value, list) else [value]
+            if not numbers or any(type(number) is not int or number < 1 for number in numbers):
+                what = "a list of whole numbers" if kind is list else "a whole number"
+                raise ValueError(
+                    f"{path} of {self.name} has {name} = {printable(repr(value))[:80]}: it must be {what} "
+                    "of at least 1"
+                )
+        for name, value in config.items():
+            most = MOST_LAYERS if "layers" in name else MOST
+            for number in value if isinstance(value, list) else [value]:
+                if isinstance(number, int | float) and not abs(number) <= most:
+                    raise ValueError(
+                        f"{path} of {self.name} has {name} = {number}: no model is so large"
+                    )
 
     def family(self) -> str:
         """Which of our loaders takes it: one of ``KINDS``.
@@ -114,27 +211,80 @@ class Source:
         """
         index = self.find_json("model_index.json")
         if index is not None:
-            found, known = str(index.get("_class_name")), PIPELINES
+            for family, parts in PIPELINES.items():
+                strange = any(index.get(part) not in (None, [None, None]) for part in STRANGE_PARTS)
+                if not strange and all(_class_of(index, p) == kind for p, kind in parts.items()):
+                    return family
+            found = index.get("_class_name")
+            lacking = _lacking(index)
+            if lacking:
+                raise ValueError(f"model_index.json of {self.name} lists no {lacking}")
         else:
-            config, reason = self._look_up("config.json")
-            if config is None:
+            file, reason = self._look_up("config.json")
+            if file is None:
                 raise ValueError(
                     reason
                     or f"{self.name} holds neither model_index.json nor config.json: "
                     f"supported are {SUPPORTED}"
                 )
-            found = str(config.get("model_type") or config.get("_class_name"))
-            known = MODEL_TYPES
-        if found not in known:
-            raise ValueError(f"{self.name} is a {found}: supported are {SUPPORTED}")
-        return known[found]
+            config = self._read(file, "config.json")
+            found = config.get("model_type") or config.get("_class_name")
+            if isinstance(found, str) and found in MODEL_TYPES:
+                return MODEL_TYPES[found]
+        raise ValueError(f"{self.name} is a {printable(found)}: supported are {SUPPORTED}")
 
     def vision_config(self) -> dict[str, Any]:
-        """The config of a ViT; of a whole CLIP model, its image half."""
+        """The config of a ViT; of a whole CLIP model, its image half.
+
+        Raises:
+            ValueError: it is missing, or a size is no number.
+        """
         config = self.json("config.json")
         if MODEL_TYPES.get(str(config.get("model_type"))) == "dinov2":
-            return DINOV2_DEFAULTS | config
-        return CLIP_DEFAULTS | config.get("vision_config", config)
+            found = DINOV2_DEFAULTS | config
+        else:
+            inner = config.get("vision_config", config)
+            found = CLIP_DEFAULTS | (inner if isinstance(inner, dict) else {})
+        self.check("config.json", found, NEEDED["vision"])
+        return found
+
+    def processor(self) -> dict[str, Any]:
+        """How a ViT's pictures are brought to size and normalised.
+
+        Raises:
+            ValueError: no file says it; guessing would give other activations without a word.
+        """
+        found = self.find_json("preprocessor_config.json")
+        if found is None:
+            found = (self.find_json("processor_config.json") or {}).get("image_processor")
+        found = found if isinstance(found, dict) else {}
+        if found.get("do_normalize", True) is not True or not found.keys() >= NORMALISATION:
+            raise ValueError(
+                f"{self.name} has no preprocessor_config.json with image_mean and image_std, which "
+                "says how pictures are brought to size and normalised: take it from where the model came from"
+            )
+        return found
+
+    def unet_config(self) -> dict[str, Any]:
+        """The config of the U-Net.
+
+        Raises:
+            ValueError: see :meth:`part_config`; or it says no image size.
+        """
+        config = self.part_config("unet", "UNet2DConditionModel")
+        side = config.get("sample_size")
+        sides = side if isinstance(side, list) else [side]
+        if not sides or any(type(each) is not int or each < 1 for each in sides):
+            raise ValueError(f"unet/config.json of {self.name} has no `sample_size`")
+        return config
+
+    def _crop(self, size: int) -> int:
+        """The side its processor crops to; DINOv2's is 224 where its position embeddings are for 518."""
+        crop = self.processor().get("crop_size") or size
+        crop = crop.get("height", size) if isinstance(crop, dict) else crop
+        if type(crop) is not int or not 1 <= crop <= MOST_SIDE:
+            raise ValueError(f"the preprocessor config of {self.name} has crop_size {crop!r}")
+        return crop
 
     def describe(self) -> Description:
         """What the config files say.
@@ -144,31 +294,42 @@ class Source:
         """
         family = self.family()
         if family == "stable-diffusion":
-            unet, vae = self.json("unet/config.json"), self.json("vae/config.json")
+            unet, vae = self.unet_config(), self.part_config("vae", "AutoencoderKL")
             layers, size = unet_layers(unet, vae), _latent_side(unet) * vae_stride(vae)
         elif family == "dit":
-            transformer, vae = self.json("transformer/config.json"), self.json("vae/config.json")
-            layers, size = (
-                dit_layers(transformer, vae),
-                transformer["sample_size"] * vae_stride(vae),
-            )
+            transformer = self.part_config("transformer", "DiTTransformer2DModel")
+            vae = self.part_config("vae", "AutoencoderKL")
+            layers = dit_layers(transformer, vae)
+            size = transformer["sample_size"] * vae_stride(vae)
         else:
             vision = self.vision_config()
             layers = vit_layers(vision, norm=family == "dinov2")
-            size = _crop(self.find_json("preprocessor_config.json") or {}, vision["image_size"])
+            size = self._crop(vision["image_size"])
         where = "folder" if self.folder else self.location
         return Description(self.name, KINDS[family], size, layers, where)
+
+
+def _lacking(index: Mapping[str, Any]) -> str:
+    """What a pipeline of a class that we know by name lacks of its parts."""
+    names = {"StableDiffusionPipeline": "stable-diffusion", "DiTPipeline": "dit"}
+    parts = PIPELINES.get(names.get(str(index.get("_class_name")), ""), {})
+    odd = [
+        f"`{part}` of class {kind}"
+        for part, kind in parts.items()
+        if _class_of(index, part) != kind
+    ]
+    return ", ".join(odd)
+
+
+def _class_of(index: Mapping[str, Any], part: str) -> Any:
+    """The class of a part that model_index.json lists as ``[library, class]``."""
+    entry = index.get(part)
+    return entry[1] if isinstance(entry, list) and len(entry) == 2 else None
 
 
 def _latent_side(unet: Mapping[str, Any]) -> int:
     side = unet["sample_size"]
     return side if isinstance(side, int) else min(side)
-
-
-def _crop(processor: Mapping[str, Any], size: int) -> int:
-    """The side a processor crops to; DINOv2's is 224 where its position embeddings are for 518."""
-    crop = processor.get("crop_size") or size
-    return crop if isinstance(crop, int) else crop.get("height", size)
 
 
 def _download(hub_id: str, path: str, revision: str | None) -> tuple[Path | None, str]:

@@ -2,17 +2,20 @@
 
     pixels (b 3 512 512) -> z0 (b 4 64 64) -> z_t -> U-Net cut after the deepest wanted layer
 
-Any folder or hub id whose model_index.json says ``StableDiffusionPipeline`` takes this path. Whether the
-model predicts noise or velocity (SD-2.1 at 768 px) makes no difference: grids need the noised input only.
+Any folder or hub id whose model_index.json lists such parts takes this path, whatever its pipeline is
+called. Whether the model predicts noise or velocity (SD-2.1 at 768 px) makes no difference: grids need
+the noised input only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from revelio.backbones.capture import as_grid, captured
 from revelio.backbones.latents import LatentSpace, load_latent_space
@@ -20,13 +23,26 @@ from revelio.backbones.loading import (
     LoadSettings,
     check_batch,
     frozen,
-    quiet,
+    reading,
     use_eager_attention,
 )
 from revelio.backbones.source import Source
 from revelio.backbones.specs import Layers, check_layers, cut_after, unet_layers, unet_multiple
-from revelio.backbones.text import PromptEncoder
+from revelio.backbones.text import PromptEncoder, load_clip_tokenizer
+from revelio.backbones.weights import (
+    DIFFUSERS,
+    TRANSFORMERS,
+    Weights,
+    diffusers_part,
+    read_file,
+    read_weights,
+    transformers_part,
+)
 from revelio.data.transforms import SquareTransform
+from revelio.trust import printable
+
+# What the original releases put before the names of the U-Net's weights.
+ORIGINAL = "model.diffusion_model."
 
 
 class StableDiffusionBackbone:
@@ -107,10 +123,9 @@ def load(source: Source, settings: LoadSettings) -> StableDiffusionBackbone:
 
     Raises:
         KeyError: an unknown layer.
-        ValueError: a setting the model can't take.
-        OSError: a part is missing or unreadable.
+        ValueError: a setting the model can't take; or a part is missing, unreadable, or doesn't fit.
     """
-    unet_config, vae_config = source.json("unet/config.json"), source.json("vae/config.json")
+    unet_config, vae_config = source.unet_config(), source.part_config("vae", "AutoencoderKL")
     kept = cut_after(unet_layers(unet_config, vae_config), settings.layers, source.name)
     multiple = unet_multiple(unet_config, vae_config)
     if unet_config["in_channels"] != vae_config["latent_channels"]:
@@ -120,34 +135,59 @@ def load(source: Source, settings: LoadSettings) -> StableDiffusionBackbone:
         )
     side = settings.side(source, multiple)
     latents = load_latent_space(source, settings, multiple)
-    unet, text = _load_unet(source, settings, kept), _load_text(source, settings)
-    return StableDiffusionBackbone(source.name, kept, side, unet, latents, text)
+    unet = _load_unet(source, settings, kept, unet_config)
+    return StableDiffusionBackbone(
+        source.name, kept, side, unet, latents, _load_text(source, settings, unet)
+    )
 
 
-def _load_unet(source: Source, settings: LoadSettings, kept: Layers) -> UNet2DConditionModel:
-    with quiet():
-        unet = UNet2DConditionModel.from_pretrained(
-            source.location,
-            subfolder="unet",
-            revision=source.revision,
-            torch_dtype=settings.number_format,
-        )
+def _load_unet(
+    source: Source, settings: LoadSettings, kept: Layers, config: Mapping[str, Any]
+) -> UNet2DConditionModel:
+    weights = _unet_weights(source, config)
+    unet = diffusers_part(UNet2DConditionModel, config, weights, settings.number_format)
     cut(unet, kept)
     if settings.attention == "eager":
         use_eager_attention(unet)
     return frozen(unet, settings.place, convolutional=True)
 
 
-def _load_text(source: Source, settings: LoadSettings) -> PromptEncoder:
-    with quiet():
-        tokenizer = CLIPTokenizer.from_pretrained(
-            source.location, subfolder="tokenizer", revision=source.revision or "main"
+def _unet_weights(source: Source, config: Mapping[str, Any]) -> Weights:
+    """The U-Net's weights; out of a single file also by the names of the original releases."""
+    file = source.unet
+    if file is None or file.is_dir():
+        return read_weights(source, "unet", DIFFUSERS)
+    weights = read_file(file)
+    original = {k: v for k, v in weights.tensors.items() if k.startswith(ORIGINAL)}
+    if not original:
+        return weights
+    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+
+    with reading(f"the U-Net in {weights.where} (with the config of {source.location})"):
+        return replace(weights, tensors=convert_ldm_unet_checkpoint(original, dict(config)))
+
+
+def _load_text(source: Source, settings: LoadSettings, unet: UNet2DConditionModel) -> PromptEncoder:
+    path = "text_encoder/config.json"
+    entries = source.json(path)
+    if entries.get("model_type") != "clip_text_model":
+        found = printable(entries.get("model_type"))
+        raise ValueError(f"{path} of {source.name} is of a {found}, not of a clip_text_model")
+    source.check(path, entries, {})
+    with reading(f"{path} of {source.name}"):
+        config = CLIPTextConfig.from_dict(entries)
+    width = unet.config["cross_attention_dim"]
+    if config.hidden_size != width:
+        raise ValueError(
+            f"the text encoder of {source.name} is {config.hidden_size} wide, its U-Net takes {width}: "
+            "they belong to different models"
         )
-        model = CLIPTextModel.from_pretrained(
-            source.location,
-            subfolder="text_encoder",
-            revision=source.revision or "main",
-            dtype=settings.number_format,
-            attn_implementation=settings.attention,
-        )
+    model = transformers_part(
+        CLIPTextModel,
+        config,
+        read_weights(source, "text_encoder", TRANSFORMERS),
+        dtype=settings.number_format,
+        attn_implementation=settings.attention,
+    )
+    tokenizer = load_clip_tokenizer(source, "tokenizer", config.vocab_size)
     return PromptEncoder(tokenizer, frozen(model, settings.place))

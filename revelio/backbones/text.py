@@ -11,8 +11,20 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from revelio.backbones.loading import reading
+from revelio.backbones.source import Source
+from revelio.trust import read_object
+
 # 77 x 1024 values in float32 are 0.3 MB: the cache stays below 160 MB.
 CACHE_TEXTS = 512
+TOKENIZER_FILES = (
+    "tokenizer_config.json",
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
 
 
 class PromptEncoder:
@@ -66,3 +78,38 @@ class PromptEncoder:
 
     def _uses_mask(self) -> bool:
         return bool(self._model.config.to_dict().get("use_attention_mask", False))
+
+
+def load_clip_tokenizer(source: Source, part: str, words: int) -> CLIPTokenizer:
+    """CLIP's tokenizer out of a model's folder or subfolder.
+
+    Args:
+        source: the model.
+        part: the subfolder; "" for the model's own.
+        words: rows of the text encoder's embedding.
+
+    Raises:
+        ValueError: files are missing or broken, or it has another number of words.
+    """
+    prefix = f"{part}/" if part else ""
+    names = {name: source.file(prefix + name) for name in TOKENIZER_FILES}
+    whole = names["tokenizer.json"] or (names["vocab.json"] and names["merges.txt"])
+    config = names["tokenizer_config.json"]
+    # transformers makes an empty tokenizer where the words are missing, and takes other special tokens
+    # where the config is.
+    if not whole or not config:
+        raise ValueError(
+            f"{source.name} has no whole tokenizer{f' in {part}' if part else ''}: it needs "
+            f"tokenizer_config.json, and tokenizer.json or vocab.json with merges.txt"
+        )
+    for name, file in names.items():
+        if file is not None and name.endswith(".json"):
+            read_object(file)
+    with reading(f"the tokenizer of {source.name} ({config.parent.name})"):
+        tokenizer = CLIPTokenizer.from_pretrained(str(config.parent))
+    if len(tokenizer) != words:
+        raise ValueError(
+            f"the tokenizer of {source.name} has {len(tokenizer)} words, its text encoder {words}: they "
+            "belong to different models"
+        )
+    return tokenizer

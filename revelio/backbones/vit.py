@@ -102,19 +102,33 @@ def cut_blocks(model: nn.Module, layers: Layers) -> dict[str, nn.Module]:
     return {f"block{i}": block for i, block in enumerate(blocks)}
 
 
-def transform_of(
-    source: Source, size: int, mean: tuple[float, float, float], std: tuple[float, float, float]
-) -> SquareTransform:
-    """The model's own normalisation, from its processor's config, else ``mean`` and ``std``; bicubic."""
-    processor = source.find_json("preprocessor_config.json") or {}
+def transform_of(source: Source, size: int) -> SquareTransform:
+    """The model's own normalisation and resampling, from its processor's config.
+
+    Raises:
+        ValueError: there is no such config, or it holds other values.
+    """
+    processor = source.processor()
+    resample = processor.get("resample", 3)
+    if resample not in RESAMPLING:
+        raise ValueError(f"the preprocessor config of {source.name} has resample {resample!r}")
     return SquareTransform(
         size,
-        _triple(processor.get("image_mean") or mean),
-        _triple(processor.get("image_std") or std),
-        RESAMPLING[int(processor.get("resample", 3))],
+        _triple(source, "image_mean", processor["image_mean"]),
+        _triple(source, "image_std", processor["image_std"], least=1e-6),
+        RESAMPLING[resample],
     )
 
 
-def _triple(values: Sequence[float]) -> tuple[float, float, float]:
-    red, green, blue = values
+def _triple(
+    source: Source, name: str, values: object, least: float = -1e6
+) -> tuple[float, float, float]:
+    numbers = values if isinstance(values, list | tuple) else ()
+    if len(numbers) != 3 or not all(
+        isinstance(number, int | float) and least <= number <= 1e6 for number in numbers
+    ):
+        raise ValueError(
+            f"the preprocessor config of {source.name} has {name} {values!r}: three numbers are needed"
+        )
+    red, green, blue = numbers
     return (red, green, blue)

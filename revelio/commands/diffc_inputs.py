@@ -73,7 +73,7 @@ def open_images(
 
     train, tested, skipped = _train_and_test(data, test, made["seed"])
     classes = check_classes(train, tested)
-    backbone = open_backbone(made, device)
+    backbone = open_backbone(made, device, imports=True)
     made = made | {"dataset": train.name, "split": train.split}
     sources = [live_grids(each, backbone, made, device, workers) for each in (train, tested)]
     made |= {"backbone": portable(made["backbone"]), "clip": portable(made["clip"])}

@@ -127,7 +127,7 @@ def _open(
     if dataset.labels is not None:
         labels = _own_labels(model, dataset.classes, dataset.labels)
     try:
-        backbone = open_backbone(made, config.device)
+        backbone = open_backbone(made, config.device, imports=config.backbone is not None)
     except (KeyError, ValueError) as error:
         reason = error.args[0] if error.args else error
         raise ValueError(

@@ -20,8 +20,14 @@ from revelio.diffc.split import stratified_split
 STORE_KEYS = ("backbone", "layer", "timestep", "prompts", "pool")
 
 
-def open_backbone(made: dict[str, Any], device: str) -> Backbone:
+def open_backbone(made: dict[str, Any], device: str, *, imports: bool = False) -> Backbone:
     """Load the backbone that ``made`` names, cut after its layer.
+
+    Args:
+        made: how the grids are made.
+        device: where the backbone runs.
+        imports: whether a backbone named ``module:function`` may be imported; only where the user named it,
+            not the config of a saved classifier.
 
     Raises:
         KeyError: an unknown backbone or layer.
@@ -37,6 +43,7 @@ def open_backbone(made: dict[str, Any], device: str) -> Backbone:
         made["backbone"],
         layers=[made["layer"]],
         device=device,
+        imports=imports,
         **_given(
             revision=made.get("revision"),
             image_size=made.get("image_size"),

@@ -21,10 +21,16 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from revelio.seeds import generator
+from revelio.trust import printable, read_object, read_tensors, tensor_headers
 
 WIDTH = 1024  # Sec. 4.1: "the final feature dimension is 1024"
 STRIDES = (1, 2, 2, 2)  # Table 1
 FORMAT = 1
+# What the config of a saved classifier may hold of how its grids were made.
+GRID_VALUES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("backbone", "layer", "prompts", "clip", "revision", "dtype"), (str,)),
+    **dict.fromkeys(("timestep", "image_size", "seed", "random_weights"), (int,)),
+}
 
 
 class DiffC(
@@ -91,6 +97,20 @@ class DiffC(
             )
         return self.head(self.dropout(self.blocks(self.norm(grid)).mean(dim=(2, 3))))
 
+    @classmethod
+    def _load_as_safetensor(
+        cls, model: "DiffC", model_file: str, map_location: str, strict: bool
+    ) -> "DiffC":
+        """The hub's own would leave out what is missing or unknown; here both are errors, and so is NaN."""
+        shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+        model.load_state_dict(read_tensors(Path(model_file), shapes))
+        return model.to(map_location)
+
+    @classmethod
+    def _load_as_pickle(cls, model: "DiffC", *_: Any, **__: Any) -> "DiffC":
+        """A Diff-C is never a pickle."""
+        raise ValueError("there is no model.safetensors")
+
     def parameter_count(self) -> int:
         """How many numbers are trained (running means and variances are not)."""
         return sum(parameter.numel() for parameter in self.parameters())
@@ -105,6 +125,8 @@ def load_diffc(source: str | Path) -> DiffC:
     remedy = "give the folder that train-diffc names at its end, or a hub id"
     if Path(source).exists() and not (Path(source) / "config.json").is_file():
         raise ValueError(f"no Diff-C in {source} (it has no config.json): {remedy}")
+    if Path(source).is_dir():
+        _check_files(Path(source))
     try:
         with redirect_stdout(StringIO()):  # the hub's own prints
             model = DiffC.from_pretrained(source, strict=True)
@@ -116,6 +138,28 @@ def load_diffc(source: str | Path) -> DiffC:
             f"{source} is no Diff-C ({str(error).splitlines()[0]}): {remedy}"
         ) from error
     return model.eval()
+
+
+def _check_files(folder: Path) -> None:
+    """Compare config and weights before anything of their sizes is allocated.
+
+    Raises:
+        ValueError: a size is no number or not the weights', or `grids` holds something else than values.
+    """
+    path = folder / "config.json"
+    config = read_object(path)
+    headers, _ = tensor_headers(folder / "model.safetensors")
+    sizes = (config.get("classes"), config.get("width", WIDTH), config.get("channels"))
+    shapes = [headers[n].shape for n in ("head.weight", "norm.running_mean") if n in headers]
+    if sum(shapes, ()) != sizes:
+        raise ValueError(
+            f"{path} says classes, width and channels {sizes}, which are not those of model.safetensors"
+        )
+    grids = config.get("grids")
+    for name, value in (grids if isinstance(grids, dict) else {}).items():
+        kinds = GRID_VALUES.get(name, (str, int, float, bool))
+        if value is not None and type(value) not in kinds:
+            raise ValueError(f"{path} has {printable(name)} = {printable(repr(value))} in `grids`")
 
 
 def _block(before: int, after: int, stride: int, dropout: float) -> nn.Sequential:

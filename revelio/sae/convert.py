@@ -28,8 +28,8 @@ from revelio.sae.foreign import (
 )
 from revelio.sae.metrics import Metrics, evaluate
 from revelio.sae.model import PAPER_K, KSparseAutoencoder
-from revelio.sae.unpickle import Inert, read_tensors
 from revelio.trust import read_object
+from revelio.unpickle import Inert, read_tensors
 
 _STEERERS = ("n_dirs_local", "d_model", "k", "auxk", "dead_steps_threshold", "auxk_coef")
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from revelio.sae.unpickle import Name
 from revelio.trust import printable
+from revelio.unpickle import Name
 
 # What these say about the code is what a TopK k-SAE does.
 _ACTIVATIONS = ("activation", "activation_fn", "activation_fn_str", "architecture", "sae_type")

@@ -47,6 +47,9 @@ class Config:
     device: Device = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
 
+    allow: tuple[str, ...] = ()
+    """Towers named MODULE:FUNCTION in the saved model's config that may be imported and run."""
+
 
 def run(config: Config) -> None:
     """Check the files, load the model, answer what is left."""
@@ -71,7 +74,7 @@ def run(config: Config) -> None:
 
         from llava_ext.generate import Assistant
 
-        assistant = Assistant.load(config.model, device=config.device)
+        assistant = Assistant.load(config.model, device=config.device, allow=config.allow)
         steps = answer_all(assistant, questions, images, asking, config.out, batch=config.batch)
         with tqdm(total=left, desc="answer", unit="question") as bar:
             for count in steps:

@@ -1,0 +1,376 @@
+"""Every file of every family's folder: removed, emptied, swapped, cut, its weights changed in every way.
+
+Whatever is done to a folder, loading it is one line that names what is wrong, or gives the same outputs.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from backbones_helpers import picture, tiny_clip, tiny_dinov2, tiny_dit, tiny_sd
+from llava_helpers import model_config, tiny_llama, tiny_mpt
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from llava_ext.checkpoint import load_model, save_model
+from llava_ext.config import TowerConfig
+from llava_ext.language import (
+    add_lora,
+    assemble,
+    check_words,
+    load_language_model,
+    load_tokenizer,
+)
+from llava_ext.model import TowerShape
+from revelio.backbones.prompts import ZeroShot
+from revelio.backbones.registry import load_backbone
+from revelio.diffc.model import DiffC, load_diffc
+
+TEXT = "a small dog on grass"
+
+
+def of_backbone(layer: str, timestep: int | None, prompt: str = "") -> Callable[[Path], Tensor]:
+    def outputs(folder: Path) -> Tensor:
+        backbone = load_backbone(str(folder), layers=[layer], device="cpu")
+        pixels = torch.stack([backbone.transform(picture(0))])
+        prompts = [prompt] if prompt else None
+        encoded = backbone.encode(pixels)
+        return backbone.grids(encoded, ["a"], [layer], timestep=timestep, prompts=prompts)[layer]
+
+    return outputs
+
+
+def of_zero_shot(folder: Path) -> Tensor:
+    return ZeroShot(str(folder), ["a cat", "a dog"], "cpu")._text_rows
+
+
+@torch.no_grad()
+def of_language(folder: Path) -> Tensor:
+    model, tokenizer = load_language_model(str(folder)), load_tokenizer(str(folder))
+    check_words(tokenizer, model, "it")
+    ends: Any = model.generation_config.eos_token_id
+    logits = model(input_ids=torch.tensor([tokenizer(TEXT).input_ids])).logits
+    return torch.cat([logits.flatten(), torch.tensor([float(ends or -1)])])
+
+
+@torch.no_grad()
+def of_llava(folder: Path) -> Tensor:
+    model, tokenizer = load_model(folder)
+    ids = torch.tensor([tokenizer(TEXT).input_ids])
+    logits = model.language_model(input_ids=ids).logits
+    projected = model.projectors[0](torch.ones(1, 8, 2, 2))
+    return torch.cat([logits.flatten(), projected.flatten()])
+
+
+@torch.no_grad()
+def of_diffc(folder: Path) -> Tensor:
+    return load_diffc(folder)(torch.ones(1, 6, 4, 4))
+
+
+def llava(folder: Path, lora: bool) -> Path:
+    language = tiny_llama(folder.with_name(f"{folder.name}-language"))
+    config = model_config(language, TowerConfig("clip", "block1", budget=4))
+    tokenizer = load_tokenizer(str(language))
+    model = assemble(config, load_language_model(str(language)), tokenizer, [TowerShape(8, (2, 2))])
+    if lora:
+        add_lora(model, rank=2)
+    save_model(model, tokenizer, folder, language="auto" if lora else "whole")
+    return folder
+
+
+def diffc(folder: Path) -> Path:
+    grids = {"backbone": "mini-sd", "layer": "up_ft1", "timestep": 25}
+    DiffC(6, 3, width=4, class_names=["a", "b", "c"], grids=grids).save_pretrained(folder)
+    return folder
+
+
+@dataclass(frozen=True)
+class Family:
+    """How a folder is made, what it gives, and which other family's files it is swapped with."""
+
+    build: Callable[[Path], Path]
+    outputs: Callable[[Path], Tensor]
+    other: str
+    prefix: str = ""  # of the weights that are used
+
+
+FAMILIES = {
+    "sd": Family(tiny_sd, of_backbone("up_ft1", 25, TEXT), "clip"),
+    "dit": Family(tiny_dit, of_backbone("block2", 25), "sd"),
+    "clip": Family(tiny_clip, of_backbone("block1", None), "dinov2", "vision_model."),
+    "zero-shot": Family(tiny_clip, of_zero_shot, "llama"),
+    "dinov2": Family(tiny_dinov2, of_backbone("block1", None), "clip"),
+    "llama": Family(tiny_llama, of_language, "mpt"),
+    "mpt": Family(tiny_mpt, of_language, "llama"),
+    "llava": Family(lambda folder: llava(folder, lora=False), of_llava, "mpt"),
+    "llava-lora": Family(lambda folder: llava(folder, lora=True), of_llava, "llama"),
+    "diffc": Family(diffc, of_diffc, "llava"),
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("families")
+    return {name: family.build(root / name) for name, family in FAMILIES.items()}
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch) -> Path:
+    # Relative names such as saved/tokenizer look like hub ids; no test may ask a hub.
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def copy_of(folder: Path, place: Path) -> Path:
+    return Path(shutil.copytree(folder, place / "m" / "model")).relative_to(Path.cwd())
+
+
+def refusal(family: Family, folder: Path) -> str | None:
+    """The line that says why a folder isn't loaded, or None where it is."""
+    try:
+        family.outputs(folder)
+    except (ValueError, KeyError) as error:
+        line = str(error.args[0])
+        assert line and "\n" not in line and len(line) < 700
+        return line
+    return None
+
+
+def change_tensors(path: Path, change: str, prefix: str = "") -> str:
+    """Change a weights' file; the name of a tensor that the refusal must mention."""
+    tensors = load_file(path)
+    named = (key for key in sorted(tensors) if key.startswith(prefix))
+    name = next(key for key in named if tensors[key].ndim > 1)
+    if change == "one removed":
+        del tensors[name]
+    elif change == "one added":
+        name = "extra.weight"
+        tensors[name] = torch.zeros(2)
+    elif change == "all renamed":
+        tensors = {f"other.{key}": value for key, value in tensors.items()}
+    elif change == "another shape":
+        tensors[name] = torch.zeros(3, *tensors[name].shape)
+    else:
+        tensors[name] = tensors[name].clone()
+        tensors[name].view(-1)[-1] = float(change)
+    save_file(tensors, path, {"format": "pt"})
+    return name
+
+
+WEIGHT_CHANGES = ("one removed", "one added", "all renamed", "another shape", "nan", "inf")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_changed_weights_are_named(folders, place, name):
+    family, folder = FAMILIES[name], copy_of(folders[name], place)
+    files = sorted(folder.rglob("*.safetensors"))
+    assert files
+    for file in files:
+        whole = file.read_bytes()
+        for change in WEIGHT_CHANGES:
+            key = change_tensors(file, change, family.prefix)
+            line = refusal(family, folder)
+            assert line, f"{file} with {change} was loaded"
+            assert change == "all renamed" or leaf(key) in line, (file, change, line)
+            assert file.name in line or "adapter" in line, (file, change, line)
+            file.write_bytes(whole)
+        for cut in (0, 7, len(whole) // 2, len(whole) - 1):
+            file.write_bytes(whole[:cut])
+            line = refusal(family, folder)
+            assert line and file.name in line, (file, cut, line)
+        file.write_bytes(whole)
+    assert refusal(family, folder) is None
+
+
+def leaf(key: str) -> str:
+    """The end of a tensor's name, which stays when libraries rename its modules."""
+    return key.rsplit(".", 1)[-1]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_folder_with_a_file_less_is_refused_or_the_same(folders, place, name):
+    family, folder = FAMILIES[name], copy_of(folders[name], place)
+    before = family.outputs(folder)
+    refused = 0
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        whole = file.read_bytes()
+        changes = ("removed", "empty", "{}", "[]", "not UTF-8", "deep")
+        for change in changes if file.suffix == ".json" else changes[:2]:
+            file.unlink()
+            broken = {"empty": b"", "{}": b"{}", "[]": b"[]", "not UTF-8": b'{"\xff": 1}'}
+            broken["deep"] = b"[" * 100_000
+            if change != "removed":
+                file.write_bytes(broken[change])
+            line = refusal(family, folder)
+            refused += line is not None
+            if line is None:
+                same = torch.equal(family.outputs(folder), before)
+                assert same, f"{file} {change}: other outputs without a word"
+            file.write_bytes(whole)
+    assert refused >= 6
+    assert torch.equal(family.outputs(folder), before)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_missing_or_empty_subfolder_is_refused_or_the_same(folders, place, name):
+    family, folder = FAMILIES[name], copy_of(folders[name], place)
+    before = family.outputs(folder)
+    for part in sorted(path for path in folder.iterdir() if path.is_dir()):
+        kept = part.rename(place / "kept")
+        for empty in (False, True):
+            if empty:
+                part.mkdir()
+            line = refusal(family, folder)
+            assert line and part.name in line, (part, line)
+        part.rmdir()
+        kept.rename(part)
+    assert torch.equal(family.outputs(folder), before)
+
+
+# One schedule is as good as another, so is what ends an answer, and the two tiny tokenizers differ by one
+# word: these swaps make another model that is whole.
+ANOTHER_MODEL = r"(scheduler|generation)_config\.json|tokenizer\.json"
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_file_of_another_family_is_refused_or_changes_nothing(folders, place, name):
+    family, folder = FAMILIES[name], copy_of(folders[name], place)
+    before = family.outputs(folder)
+    others = sorted(path for path in folders[family.other].rglob("*") if path.is_file())
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        whole = file.read_bytes()
+        donors = [other for other in others if other.suffix == file.suffix][:5]
+        for donor in donors:
+            file.write_bytes(donor.read_bytes())
+            whole_swap = file.name == donor.name and re.fullmatch(ANOTHER_MODEL, file.name)
+            if refusal(family, folder) is None and not whole_swap:
+                same = torch.equal(family.outputs(folder), before)
+                assert same, f"{file} with {donor.name} of {family.other}: other outputs"
+        file.write_bytes(whole)
+
+
+def test_variants_shards_and_prefixes_give_the_same(folders, place):
+    folder = copy_of(folders["sd"], place)
+    family = FAMILIES["sd"]
+    before = family.outputs(folder)
+    for part in ("unet", "vae", "text_encoder"):
+        file = next((folder / part).glob("*.safetensors"))
+        tensors, whole = load_file(file), file.read_bytes()
+        for prefix in ("_orig_mod.", "module."):
+            save_file({prefix + key: value for key, value in tensors.items()}, file)
+            assert torch.equal(family.outputs(folder), before)
+        file.unlink()
+        half = file.with_name(f"{file.stem}.fp16.safetensors")
+        save_file({key: value.half() for key, value in tensors.items()}, half)
+        torch.testing.assert_close(family.outputs(folder), before, atol=0.02, rtol=0.02)
+        half.unlink()
+        stem = "pytorch_model" if part == "text_encoder" else file.stem
+        torch.save(tensors, folder / part / f"{stem}.bin")
+        assert torch.equal(family.outputs(folder), before)
+        (folder / part / f"{stem}.bin").unlink()
+        shards = write_shards(folder / part, file.stem, tensors)
+        assert torch.equal(family.outputs(folder), before)
+        check_shards(family, folder, shards)
+        for path in shards:
+            path.unlink()
+        file.write_bytes(whole)
+
+
+def write_shards(folder: Path, stem: str, tensors: dict[str, Tensor]) -> list[Path]:
+    """Two shards and their index, which comes last."""
+    names = sorted(tensors)
+    middle = len(names) // 2
+    halves = {"1": names[:middle], "2": names[middle:]}
+    paths = []
+    for number, keys in halves.items():
+        paths.append(folder / f"{stem}-0000{number}-of-00002.safetensors")
+        save_file({key: tensors[key] for key in keys}, paths[-1], {"format": "pt"})
+    where = {key: paths[int(n) - 1].name for n, keys in halves.items() for key in keys}
+    paths.append(folder / f"{stem}.safetensors.index.json")
+    paths[-1].write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    return paths
+
+
+def check_shards(family: Family, folder: Path, shards: list[Path]) -> None:
+    index = json.loads(shards[-1].read_text())
+    whole = shards[-1].read_text()
+    first = next(iter(index["weight_map"]))
+    for wrong in ("../../outside.safetensors", "/etc/passwd", "missing.safetensors", 3, ""):
+        index["weight_map"][first] = wrong
+        shards[-1].write_text(json.dumps(index))
+        assert refusal(family, folder), wrong
+    shards[-1].write_text(whole)
+    shard = shards[0].read_bytes()
+    key = change_tensors(shards[0], "one removed")
+    assert leaf(key) in str(refusal(family, folder))
+    shards[0].write_bytes(shard)
+
+
+@pytest.mark.parametrize(
+    "class_name",
+    ["StableDiffusionImg2ImgPipeline", "LatentConsistencyModelPipeline", "MyOwnPipeline", None],
+)
+def test_the_same_unet_under_another_pipelines_name(folders, place, class_name):
+    folder = copy_of(folders["sd"], place)
+    before = FAMILIES["sd"].outputs(folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": class_name}))
+    assert torch.equal(FAMILIES["sd"].outputs(folder), before)
+    more = {"text_encoder_2": ["transformers", "CLIPTextModelWithProjection"]}
+    (folder / "model_index.json").write_text(json.dumps(index | more))
+    assert "supported are" in str(refusal(FAMILIES["sd"], folder))
+
+
+def test_a_unet_alone(folders, place):
+    folder = copy_of(folders["sd"], place)
+    outputs = FAMILIES["sd"].outputs
+    before = outputs(folder)
+    alone = Path(shutil.copytree(folder / "unet", place / "tuned"))
+    file = alone / "diffusion_pytorch_model.safetensors"
+    for name in (folder / "unet", f"{folder}+{alone}", f"{folder}+{file}"):
+        assert torch.equal(outputs(name), before), name
+    for name in (alone, file):
+        with pytest.raises(ValueError, match=r"alone, without VAE.*such as sd-1\.5\+"):
+            outputs(name)
+    original = {f"model.diffusion_model.{k}": v for k, v in load_file(file).items()}
+    save_file(original, place / "odd.safetensors")
+    for name, message in [
+        (f"{folder}+{place / 'odd.safetensors'}", "odd.safetensors"),
+        (f"{folder}+nowhere", "no U-Net at nowhere"),
+        (f"{folders['clip']}+{alone}", "has no U-Net"),
+        (f"{folder}+{folder / 'vae'}", "is of a AutoencoderKL"),
+        (f"{folder}+{next((folder / 'vae').glob('*.safetensors'))}", "lacks conv_in|lacks down_"),
+    ]:
+        with pytest.raises(ValueError, match=message) as error:
+            outputs(name)
+        assert "\n" not in str(error.value)
+    change_tensors(file, "one added")
+    with pytest.raises(ValueError, match=r"unexpected extra\.weight"):
+        outputs(f"{folder}+{alone}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"megatron_config": {"a": 1}, "megatron_core": "foreign_code"}, "megatron_config"),
+        ({"megatron_core": "foreign_code"}, "megatron_core"),
+        ({"auto_mapping": {"parent_library": "foreign_code"}}, "auto_mapping"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"peft_type": "IA3"}, "no LoRA"),
+        ({"unheard_of": 1}, "unheard_of"),
+    ],
+)
+def test_an_adapter_with_other_settings_is_refused(folders, place, changes, named):
+    folder = copy_of(folders["llava-lora"], place)
+    (place / "foreign_code.py").write_text(f"open({str(place / 'ran.txt')!r}, 'w')")
+    path = folder / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    assert named in str(refusal(FAMILIES["llava-lora"], folder))
+    assert not (place / "ran.txt").exists()
