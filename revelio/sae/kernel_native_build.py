@@ -24,6 +24,10 @@ FLAGS = (
 )
 
 
+# What the search for the largest scores multiplies with, from the slowest: int16, int16 (VNNI), bfloat16 tiles.
+INSTRUCTION_SETS = ("avx2", "avx512", "amx")
+
+
 class NativeUnavailable(RuntimeError):
     """Why the native kernel cannot be used here, in one line."""
 
@@ -79,6 +83,19 @@ def library() -> ctypes.CDLL:
         return ctypes.CDLL(str(path))
     except OSError as error:
         raise NativeUnavailable(f"{path} does not load ({error}): remove it") from error
+
+
+def instruction_set() -> str:
+    """The fastest of :data:`INSTRUCTION_SETS` that the processor has and ``REVELIO_NATIVE`` allows.
+
+    Raises:
+        NativeUnavailable: see :func:`library`.
+    """
+    best = INSTRUCTION_SETS[library().revelio_instructions()]
+    cap = os.environ.get("REVELIO_NATIVE", "")
+    if cap not in INSTRUCTION_SETS:
+        return best
+    return min(best, cap, key=INSTRUCTION_SETS.index)
 
 
 def _compile(path: Path) -> None:

@@ -4,6 +4,7 @@
 // quantises an encoder row anew while it is in the cache.
 #include <algorithm>
 
+#include "products.h"
 #include "rows.h"
 
 namespace {
@@ -53,6 +54,7 @@ struct Parameters {
     float *W_enc, *W_dec, *mean_enc, *square_enc, *mean_dec, *square_dec;
     int64_t *last;
     int64_t n, d, width;
+    bool floats;
     int16_t *q;
     Quantised *rows;
 };
@@ -101,7 +103,7 @@ bool update(const Parameters &p, const Terms &terms, const Adam &a, Row row, flo
     if (active) last = a.t;
     else if (a.t >= 15 && !enc_changed && !dec_changed) last = -a.t;
     if (!enc_changed) return true;
-    return quantise(w_enc, d, p.width, p.q + row.latent * p.width, p.rows[row.latent]);
+    return quantise(w_enc, d, p.width, p.floats, p.q + row.latent * p.width, p.rows[row.latent]);
 }
 
 }  // namespace
@@ -138,9 +140,11 @@ void revelio_unit_norm(float *rows, const int64_t *last, int64_t n, int64_t d, i
 // One Adam step of both matrices. Gives 1 if an encoder row is no longer finite.
 int revelio_update(float *const *matrices, int64_t *last, int64_t n, int64_t d, int16_t *q, int64_t width,
                    float *rows, const int64_t *const *places, const float *const *weights, int64_t count,
-                   int64_t t, double rate, double beta1, double beta2, double eps, int unit_norm, int threads) {
+                   int64_t t, double rate, double beta1, double beta2, double eps, int unit_norm, int instructions,
+                   int threads) {
     const Parameters p{matrices[0], matrices[1], matrices[2], matrices[3], matrices[4], matrices[5],
-                       last, n, d, width, q, reinterpret_cast<Quantised *>(rows)};
+                       last, n, d, width, revelio::product_of(revelio::Instructions(instructions)).floats,
+                       q, reinterpret_cast<Quantised *>(rows)};
     const Terms terms{places[0], places[1], places[2], weights[0], weights[1], weights[2], weights[3], count};
     const Adam a{t, float(beta1), float(beta2), float(1 - beta1), float(1 - beta2), float(eps),
                  float(rate / (1 - std::pow(beta1, t))), float(1 / std::sqrt(1 - std::pow(beta2, t))), unit_norm};
