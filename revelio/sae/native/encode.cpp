@@ -115,11 +115,12 @@ struct Search {
     }
 
     // Latents from `first` on and images from `image` on: a tile of the product.
-    void tile(const Product &product, Judge judge, int64_t first, int64_t image) {
+    void tile(const Product &product, Judge judge, int64_t first, int64_t image, bool fetch) {
         alignas(64) int32_t sums[MOST];
         alignas(64) float guess[PANEL], bound[PANEL];
         const int16_t *w = latents.q + first * batch.width;
-        product.multiply(w, batch.width, batch.panels.data() + image * batch.width, sums);
+        const int16_t *ahead = fetch ? w + product.latents * batch.width : nullptr;
+        product.multiply(w, batch.width, batch.panels.data() + image * batch.width, ahead, sums);
         const int64_t rows = std::min<int64_t>(product.latents, latents.n - first);
         for (int64_t r = 0; r < rows; r++) {
             const int64_t latent = first + r;
@@ -204,7 +205,7 @@ int revelio_encode(const float *x, int64_t b, int64_t d, const float *W, const f
         const int64_t first = block * product.block, last = std::min(n, first + product.block);
         for (int64_t image = 0; image < b; image += product.panels * PANEL)
             for (int64_t row = first; row < last; row += product.latents)
-                searches[thread].tile(product, judge, row, image);
+                searches[thread].tile(product, judge, row, image, image == 0 && row + product.latents < last);
     });
     std::atomic<int> status{FINE};
     std::vector<int64_t> counts(threads, 0);

@@ -21,7 +21,7 @@ namespace {
 
 // 6 latents times 16 images. Twelve sums, two pieces of x and two temporaries are all 16 registers: compilers
 // spill some and lose 40 %, hence by hand.
-void avx2_products(const int16_t *w, int64_t width, const int16_t *x, void *sums) {
+void avx2_products(const int16_t *w, int64_t width, const int16_t *x, const int16_t *, void *sums) {
     const int16_t *lower = w + 3 * width;
     int64_t stride = 2 * width, pairs = width / 2;
 #define REVELIO_ROW(address, one, two)                                     \
@@ -71,7 +71,8 @@ unsigned avx2_judge(const void *sums, const RowTerms &row, const ImageTerms &ima
 #ifdef REVELIO_AVX512
 
 // 12 latents times 32 images.
-REVELIO_AVX512 void avx512_products(const int16_t *w, int64_t width, const int16_t *x, void *sums) {
+REVELIO_AVX512 void avx512_products(const int16_t *w, int64_t width, const int16_t *x, const int16_t *,
+                                    void *sums) {
     constexpr int ROWS = 12;
     const int16_t *beside = x + PANEL * width;
     __m512i left[ROWS], right[ROWS];
@@ -115,8 +116,9 @@ REVELIO_AVX512 unsigned avx512_judge(const void *sums, const RowTerms &row, cons
 #endif
 #ifdef REVELIO_AMX
 
-// 32 latents times 32 images.
-REVELIO_AMX void amx_products(const int16_t *w, int64_t width, const int16_t *x, void *sums) {
+// 32 latents times 32 images. Loads of tiles start no hardware prefetch.
+REVELIO_AMX void amx_products(const int16_t *w, int64_t width, const int16_t *x, const int16_t *ahead,
+                              void *sums) {
     const int16_t *below = w + 16 * width, *beside = x + PANEL * width;
     float *out = static_cast<float *>(sums);
     _tile_zero(0);
@@ -128,6 +130,7 @@ REVELIO_AMX void amx_products(const int16_t *w, int64_t width, const int16_t *x,
         _tile_loadd(6, x + PANEL * c, 64);
         _tile_loadd(5, below + c, 2 * width);
         _tile_loadd(7, beside + PANEL * c, 64);
+        for (int line = 0; ahead && line < 32; line++) _mm_prefetch(ahead + DEPTH * (c + line), _MM_HINT_T1);
         _tile_dpbf16ps(0, 4, 6);
         _tile_dpbf16ps(1, 5, 6);
         _tile_dpbf16ps(2, 4, 7);

@@ -17,7 +17,8 @@ struct Product {
     int latents, panels;  // of a tile
     int block;            // latents that stay in the second-level cache while all images pass
     bool floats;
-    void (*multiply)(const int16_t *w, int64_t width, const int16_t *x, void *sums);
+    // `ahead`: the latents that come next, or null if they need no fetching.
+    void (*multiply)(const int16_t *w, int64_t width, const int16_t *x, const int16_t *ahead, void *sums);
 };
 
 Product product_of(Instructions instructions);

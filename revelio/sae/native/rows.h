@@ -41,6 +41,11 @@ inline void add_scaled(float *sum, const float *row, float factor, int64_t d) {
     for (int64_t i = 0; i < d; i++) sum[i] += factor * row[i];
 }
 
+// Ask for a row before it is needed: rows are short, so the hardware's own prefetch hardly gets going.
+inline void fetch(const float *row, int64_t d) {
+    for (int64_t i = 0; i < d; i += 16) _mm_prefetch(row + i, _MM_HINT_T0);
+}
+
 // Run work(item) for items 0..count-1 on some threads. Which thread takes which item must not matter.
 template <class Work>
 void share(int64_t count, int threads, const Work &work) {
