@@ -1,8 +1,22 @@
-// TopK of W x + b by certified nomination: int16 products bound every score, only nominees are scored.
+// TopK of W x + b by certified nomination: cheap products bound every score, only nominees are scored.
 //
-// With w = s q + r and x = s' q' + r' (rows.h), |w.x - s s' q.q'| <= |r| |x| + (|w| + |r|) |r'|, and q.q' is exact
-// in int32. A latent whose upper bound is below the k-th best score found so far cannot be among the k best; all
-// others are scored in float, in the fixed order, and the k best are kept: larger first, then the lower index.
+// Let w = s q + r and x = s' q' + r' (rows.h). Then w.x - s s' q.q' = r.x + s q.r', and since |s q| <= |w| + |r|,
+// |w.x - s s' q.q'| <= |r| |x| + (|w| + |r|) |r'| (Cauchy-Schwarz). `rest` is a bound of |r|, taken from r itself.
+//
+// q.q' is exact in int32 for int16. AMX adds products of bfloat16 in float: a product has 16 bits and is exact,
+// and whatever the order, each passes through at most m = width roundings, of at most 2^-23 relative (it rounds to
+// nearest: 2^-24), so the sum is off by at most g sum |q_i q'_i| <= g |q| |q'|, g = m 2^-23 / (1 - m 2^-23).
+// |s q| |s' q'| <= (1 + 2^-8)^2 |w| |x| (rounding to 8 bits), so 1.1 m 2^-23 |w| |x| bounds it for m < 2^19. What AMX
+// flushes to zero is below 2^-126 of |w| |x| a term, as rows are packed in units of their largest number; the 20
+// units below leave room for it. `tiny` is for guesses and scores that are denormal themselves.
+//
+// The float score in the fixed order is off by at most (d / 32 + 5) 2^-24 |w| |x|, the guess by some 2^-24 of
+// itself, the bias's sum by 2^-24 of both; (d / 32 + 20) 2^-24 |w| |x| + 2^-20 |b| covers all, and the factor 1.00001
+// the rounding of the bound's own terms.
+//
+// A latent whose upper bound is below the k-th best lower bound found so far cannot be among the k best; all
+// others are scored in float, in the fixed order, and the k best are kept: larger first, then the lower index. So
+// the result is the same, bit for bit, whatever multiplied.
 #include <algorithm>
 #include <cstring>
 #include <functional>
@@ -96,47 +110,65 @@ struct Search {
     Floor best, others;
     std::vector<std::vector<Nominee>> nominees;
 
-    void nominate(int64_t latent, int64_t image, float guess, float bound) {
+    void nominate(int64_t latent, int64_t image, float sum, const RowTerms &row) {
+        const float guess = sum * row.scale * batch.scale[image] + row.bias;
+        const float bound = row.by_norm * batch.norm[image] + row.by_rest * batch.rest[image] + row.fixed;
+        const float limit = best.thresholds[image];
+        if (guess + bound < (row.among ? std::min(limit, others.thresholds[image]) : limit)) return;
         nominees[image].push_back({guess, bound, latent});
         // What the bound cannot judge (a number overflowed) is scored, and bounds nothing.
         const float lower = guess - bound == guess - bound ? guess - bound : -INFINITY;
         best.offer(image, lower);
-        if (others.k && latents.among[latent]) others.offer(image, lower);
+        if (row.among) others.offer(image, lower);
     }
 
     RowTerms terms(int64_t latent) const {
         const Quantised &row = latents.rows[latent];
-        // Rounding of a score taken in the fixed order, and of the guess, relative to |w| |x| and |b|.
+        // Relative to |w| |x|: the rounding of a score taken in the fixed order, of the guess, and of AMX's sum.
         float rounding = float((batch.d / LANES + 20) * 0x1p-24);
         if (batch.floats) rounding += float(batch.width * 1.1 * 0x1p-23);
         const float bias = latents.bias[latent], tiny = float(batch.d) * 4e-38f;
-        return {row.scale, bias, (row.rest + rounding * row.norm) * 1.00001f, (row.norm + row.rest) * 1.00001f,
-                0x1p-20f * std::fabs(bias) + tiny};
+        return {row.scale,
+                bias,
+                (row.rest + rounding * row.norm) * 1.00001f,
+                (row.norm + row.rest) * 1.00001f,
+                0x1p-20f * std::fabs(bias) + tiny,
+                others.k && latents.among[latent]};
     }
 
-    // Latents from `first` on and images from `image` on: a tile of the product.
-    void tile(const Product &product, Judge judge, int64_t first, int64_t image, bool fetch) {
+    // A tile of the product: latents from `first` on, images from `image` on.
+    void tile(const Product &product, Judge judge, int64_t first, int64_t image, const RowTerms *rows, bool fetch) {
         alignas(64) int32_t sums[MOST];
-        alignas(64) float guess[PANEL], bound[PANEL];
+        uint16_t bits[TALLEST];
         const int16_t *w = latents.q + first * batch.width;
         const int16_t *ahead = fetch ? w + product.latents * batch.width : nullptr;
         product.multiply(w, batch.width, batch.panels.data() + image * batch.width, ahead, sums);
-        const int64_t rows = std::min<int64_t>(product.latents, latents.n - first);
-        for (int64_t r = 0; r < rows; r++) {
-            const int64_t latent = first + r;
-            const RowTerms row = terms(latent);
-            const Floor &other = others.k && latents.among[latent] ? others : best;
-            for (int p = 0; p < product.panels; p++) {
-                const int64_t at = image + p * PANEL;
-                const ImageTerms images{batch.scale.data() + at, batch.norm.data() + at, batch.rest.data() + at,
-                                        best.thresholds.data() + at, other.thresholds.data() + at};
-                const int32_t *own = sums + (p * product.latents + r) * PANEL;
-                for (unsigned left = judge(own, row, images, guess, bound); left; left &= left - 1) {
+        const int64_t count = std::min<int64_t>(product.latents, latents.n - first);
+        for (int p = 0; p < product.panels; p++) {
+            const int64_t at = image + p * PANEL;
+            const float *limit = best.thresholds.data() + at, *other = others.thresholds.data() + at;
+            const int32_t *own = sums + p * product.latents * PANEL;
+            judge(own, rows, count,
+                  {batch.scale.data() + at, batch.norm.data() + at, batch.rest.data() + at, limit, other}, bits);
+            for (int64_t r = 0; r < count; r++)
+                for (unsigned left = bits[r]; left; left &= left - 1) {
                     const int bit = __builtin_ctz(left);
-                    if (at + bit < batch.b) nominate(latent, at + bit, guess[bit], bound[bit]);
+                    if (at + bit >= batch.b) break;
+                    float sum = float(own[r * PANEL + bit]);
+                    if (batch.floats) std::memcpy(&sum, own + r * PANEL + bit, sizeof(sum));
+                    nominate(first + r, at + bit, sum, rows[r]);
                 }
-            }
         }
+    }
+
+    // The latents from `first` to `last`, a block that stays in the cache, with all images.
+    void block(const Product &product, Judge judge, int64_t first, int64_t last) {
+        const Tiles tiles(product.floats);
+        RowTerms rows[BLOCK];
+        for (int64_t latent = first; latent < last; latent++) rows[latent - first] = terms(latent);
+        for (int64_t image = 0; image < batch.b; image += product.panels * PANEL)
+            for (int64_t row = first; row < last; row += product.latents)
+                tile(product, judge, row, image, rows + (row - first), image == 0 && row + product.latents < last);
     }
 };
 
@@ -201,11 +233,8 @@ int revelio_encode(const float *x, int64_t b, int64_t d, const float *W, const f
                                                  Floor(k_among, batch.padded),
                                                  std::vector<std::vector<Nominee>>(b)});
     revelio::share((n + product.block - 1) / product.block, threads, [&](int64_t block, int thread) {
-        const Tiles tiles(product.floats);
-        const int64_t first = block * product.block, last = std::min(n, first + product.block);
-        for (int64_t image = 0; image < b; image += product.panels * PANEL)
-            for (int64_t row = first; row < last; row += product.latents)
-                searches[thread].tile(product, judge, row, image, image == 0 && row + product.latents < last);
+        const int64_t first = block * product.block;
+        searches[thread].block(product, judge, first, std::min(n, first + product.block));
     });
     std::atomic<int> status{FINE};
     std::vector<int64_t> counts(threads, 0);

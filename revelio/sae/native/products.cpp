@@ -2,6 +2,8 @@
 
 #include <cpuid.h>
 #include <immintrin.h>
+
+#include <cstring>
 #if defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -49,23 +51,26 @@ void avx2_products(const int16_t *w, int64_t width, const int16_t *x, const int1
           "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15");
 }
 
-unsigned avx2_judge(const void *sums, const RowTerms &row, const ImageTerms &images, float *guesses,
-                    float *bounds) {
-    unsigned bits = 0;
+void avx2_judge(const void *sums, const RowTerms *rows, int64_t count, const ImageTerms &images,
+                uint16_t *bits) {
+    std::memset(bits, 0, count * sizeof(*bits));
     for (int c = 0; c < PANEL; c += 8) {
-        __m256 guess = _mm256_cvtepi32_ps(_mm256_loadu_si256((const __m256i *)((const int32_t *)sums + c)));
-        guess = _mm256_mul_ps(_mm256_mul_ps(guess, _mm256_set1_ps(row.scale)), _mm256_loadu_ps(images.scale + c));
-        guess = _mm256_add_ps(guess, _mm256_set1_ps(row.bias));
-        __m256 bound = _mm256_mul_ps(_mm256_set1_ps(row.by_norm), _mm256_loadu_ps(images.norm + c));
-        const __m256 rest = _mm256_mul_ps(_mm256_set1_ps(row.by_rest), _mm256_loadu_ps(images.rest + c));
-        bound = _mm256_add_ps(_mm256_add_ps(bound, rest), _mm256_set1_ps(row.fixed));
-        const __m256 limit = _mm256_min_ps(_mm256_loadu_ps(images.limit + c), _mm256_loadu_ps(images.other_limit + c));
-        const __m256 kept = _mm256_cmp_ps(_mm256_add_ps(guess, bound), limit, _CMP_NLT_UQ);
-        bits |= unsigned(_mm256_movemask_ps(kept)) << c;
-        _mm256_storeu_ps(guesses + c, guess);
-        _mm256_storeu_ps(bounds + c, bound);
+        const __m256 scale = _mm256_loadu_ps(images.scale + c), norm = _mm256_loadu_ps(images.norm + c);
+        const __m256 rest = _mm256_loadu_ps(images.rest + c), limit = _mm256_loadu_ps(images.limit + c);
+        const __m256 lower = _mm256_min_ps(limit, _mm256_loadu_ps(images.other_limit + c));
+        const int32_t *sum = static_cast<const int32_t *>(sums) + c;
+        for (int64_t r = 0; r < count; r++, sum += PANEL) {
+            const RowTerms &row = rows[r];
+            __m256 guess = _mm256_cvtepi32_ps(_mm256_loadu_si256((const __m256i *)sum));
+            guess = _mm256_mul_ps(_mm256_mul_ps(guess, _mm256_set1_ps(row.scale)), scale);
+            guess = _mm256_add_ps(guess, _mm256_set1_ps(row.bias));
+            const __m256 by_norm = _mm256_mul_ps(_mm256_set1_ps(row.by_norm), norm);
+            const __m256 by_rest = _mm256_mul_ps(_mm256_set1_ps(row.by_rest), rest);
+            const __m256 bound = _mm256_add_ps(_mm256_add_ps(by_norm, by_rest), _mm256_set1_ps(row.fixed));
+            const __m256 upper = _mm256_add_ps(guess, bound);
+            bits[r] |= _mm256_movemask_ps(_mm256_cmp_ps(upper, row.among ? lower : limit, _CMP_NLT_UQ)) << c;
+        }
     }
-    return bits;
 }
 
 #ifdef REVELIO_AVX512
@@ -96,21 +101,23 @@ REVELIO_AVX512 void avx512_products(const int16_t *w, int64_t width, const int16
 }
 
 template <bool floats>
-REVELIO_AVX512 unsigned avx512_judge(const void *sums, const RowTerms &row, const ImageTerms &images,
-                                     float *guesses, float *bounds) {
-    __m512 guess = floats ? _mm512_loadu_ps(sums) : _mm512_cvtepi32_ps(_mm512_loadu_si512(sums));
-    guess = _mm512_mul_ps(_mm512_mul_ps(guess, _mm512_set1_ps(row.scale)), _mm512_loadu_ps(images.scale));
-    guess = _mm512_add_ps(guess, _mm512_set1_ps(row.bias));
-    __m512 bound = _mm512_mul_ps(_mm512_set1_ps(row.by_norm), _mm512_loadu_ps(images.norm));
-    const __m512 rest = _mm512_mul_ps(_mm512_set1_ps(row.by_rest), _mm512_loadu_ps(images.rest));
-    bound = _mm512_add_ps(_mm512_add_ps(bound, rest), _mm512_set1_ps(row.fixed));
-    const __m512 limit = _mm512_min_ps(_mm512_loadu_ps(images.limit), _mm512_loadu_ps(images.other_limit));
-    const unsigned bits = _mm512_cmp_ps_mask(_mm512_add_ps(guess, bound), limit, _CMP_NLT_UQ);
-    if (bits) {
-        _mm512_storeu_ps(guesses, guess);
-        _mm512_storeu_ps(bounds, bound);
+REVELIO_AVX512 void avx512_judge(const void *sums, const RowTerms *rows, int64_t count,
+                                 const ImageTerms &images, uint16_t *bits) {
+    const __m512 scale = _mm512_loadu_ps(images.scale), norm = _mm512_loadu_ps(images.norm);
+    const __m512 rest = _mm512_loadu_ps(images.rest), limit = _mm512_loadu_ps(images.limit);
+    const __m512 lower = _mm512_min_ps(limit, _mm512_loadu_ps(images.other_limit));
+    const int32_t *sum = static_cast<const int32_t *>(sums);
+    for (int64_t r = 0; r < count; r++, sum += PANEL) {
+        const RowTerms &row = rows[r];
+        __m512 guess = floats ? _mm512_loadu_ps(sum) : _mm512_cvtepi32_ps(_mm512_loadu_si512(sum));
+        guess = _mm512_mul_ps(_mm512_mul_ps(guess, _mm512_set1_ps(row.scale)), scale);
+        guess = _mm512_add_ps(guess, _mm512_set1_ps(row.bias));
+        const __m512 by_norm = _mm512_mul_ps(_mm512_set1_ps(row.by_norm), norm);
+        const __m512 by_rest = _mm512_mul_ps(_mm512_set1_ps(row.by_rest), rest);
+        const __m512 bound = _mm512_add_ps(_mm512_add_ps(by_norm, by_rest), _mm512_set1_ps(row.fixed));
+        const __m512 upper = _mm512_add_ps(guess, bound);
+        bits[r] = _mm512_cmp_ps_mask(upper, row.among ? lower : limit, _CMP_NLT_UQ);
     }
-    return bits;
 }
 
 #endif

@@ -11,6 +11,7 @@ constexpr int PANEL = 16;   // images side by side in the packed batch: [width /
 constexpr int WHOLE = 96;   // the copy's rows come in multiples of it: whole tiles for every product
 constexpr int DEPTH = 32;   // the copy's width comes in multiples of it
 constexpr int MOST = 1024;  // sums in the largest tile
+constexpr int TALLEST = 32, BLOCK = 384;  // latents of the tallest tile and of the largest block
 
 // One tile of sums, [panels][latents][16 images], int32 or (AMX) float.
 struct Product {
@@ -38,17 +39,18 @@ class Tiles {
     alignas(64) uint8_t before[64];
 };
 
-// How a latent is judged for 16 images at once. Upper bounds that are below the limit are out.
+// How a latent is judged: the upper bound of its score is guess + bound, see encode.cpp.
 struct RowTerms {
     float scale, bias, by_norm, by_rest, fixed;
+    bool among;  // whether it may be among the others' best, too
 };
 struct ImageTerms {
     const float *scale, *norm, *rest, *limit, *other_limit;
 };
 
-// The images (bits) whose upper bound is not below both limits, NaN included, with all guesses and bounds.
-using Judge = unsigned (*)(const void *sums, const RowTerms &row, const ImageTerms &images, float *guess,
-                           float *bound);
+// For some latents, the images of a panel (bits) whose upper bound is not below the limit, NaN included.
+using Judge = void (*)(const void *sums, const RowTerms *rows, int64_t count, const ImageTerms &images,
+                       uint16_t *bits);
 Judge judge_of(Instructions instructions);
 
 }  // namespace revelio
