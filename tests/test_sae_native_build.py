@@ -55,6 +55,23 @@ def test_without_a_compiler_there_is_pytorch_and_one_line(
     assert not must_compile("auto", "cpu")
 
 
+def test_an_instruction_set_is_allowed_by_name(monkeypatch):
+    monkeypatch.delenv("REVELIO_NATIVE", raising=False)
+    best = build.instruction_set()
+    order = build.INSTRUCTION_SETS
+    for name in order:
+        monkeypatch.setenv("REVELIO_NATIVE", name)
+        assert order.index(build.instruction_set()) == min(order.index(name), order.index(best))
+        assert NativeKernel().instructions == build.instruction_set()
+        assert build.instruction_set() in choose_kernel().reason
+    monkeypatch.setenv("REVELIO_NATIVE", "1")
+    assert build.instruction_set() == best
+    monkeypatch.setenv("REVELIO_NATIVE", "sse9")
+    with pytest.raises(ValueError, match="unknown REVELIO_NATIVE 'sse9': choose 0") as error:
+        choose_kernel()
+    assert "\n" not in str(error.value)
+
+
 def test_an_old_processor_and_other_devices_get_pytorch(monkeypatch, empty_cache):
     assert isinstance(choose_kernel("auto", "meta").kernel, SparseKernel)
     with pytest.raises(ValueError, match="not on meta"):

@@ -27,7 +27,7 @@ def choose_kernel(name: KernelName = "auto", device: torch.device | str = "cpu")
     """The kernel of that name; `auto` takes the native one where it can be had.
 
     Raises:
-        ValueError: the native kernel was asked for and cannot be had, or the name is unknown.
+        ValueError: the native kernel was asked for and cannot be had, or a name is unknown.
     """
     if name not in ("auto", "native", "torch"):
         raise ValueError(f"unknown kernel {name!r}: choose auto, native or torch")
@@ -41,7 +41,9 @@ def choose_kernel(name: KernelName = "auto", device: torch.device | str = "cpu")
         if name == "native":
             raise ValueError(f"no native kernel: {why}; or set kernel to torch") from why
         return ChosenKernel(SparseKernel(), f"kernel: PyTorch (no native kernel: {why})")
-    return ChosenKernel(NativeKernel(), "kernel: native, exact (int16 nomination, float32 scores)")
+    kernel = NativeKernel()
+    how = f"{kernel.instructions} nomination, float32 scores"
+    return ChosenKernel(kernel, f"kernel: native, exact ({how})")
 
 
 def fastest_kernel(model: KSparseAutoencoder) -> Kernel:

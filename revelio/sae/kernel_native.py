@@ -1,13 +1,14 @@
 """The native kernel: the same interface as :mod:`revelio.sae.kernel`, in C++ for CPUs with AVX2.
 
-- Encoding is a search. An int16 copy of ``W_enc``, with each row's norm and a bound of its rounding error,
-  bounds every pre-activation (Cauchy-Schwarz); latents whose upper bound is below the k-th best score found
-  so far are out, the others are scored in float32. The chosen latents are those of the float32 scores, ties
-  going to the lower index, and no (b n) matrix is written. ``native/encode.cpp`` has the bound.
+- Encoding is a search. A copy of ``W_enc`` in 16 bits a number (bfloat16 for AMX's tiles, int16 for AVX-512
+  and AVX2), with each row's norm and a bound of its rounding error, bounds every pre-activation
+  (Cauchy-Schwarz); latents whose upper bound is below the k-th best score found so far are out, the others
+  are scored in float32. The chosen latents are those of the float32 scores, ties going to the lower index,
+  and no (b n) matrix is written. ``native/encode.cpp`` has the bound.
 - An update is one pass over the rows that can change (:mod:`revelio.sae.adam`); it renews their copies.
 
-All sums have one fixed order, so results depend neither on the number of threads nor on the machine. Compiled
-on first use: :mod:`revelio.sae.kernel_native_build`.
+All sums have one fixed order, so results depend neither on the number of threads nor on the machine or its
+instructions. Compiled on first use: :mod:`revelio.sae.kernel_native_build`.
 """
 
 import ctypes
@@ -47,8 +48,14 @@ class NativeKernel:
     Args:
         threads: how many to use; None: PyTorch's number. Results do not depend on it.
 
+    Attributes:
+        instructions: what it multiplies with, one of
+            :data:`~revelio.sae.kernel_native_build.INSTRUCTION_SETS`.
+        scored: how many float32 scores the last search took.
+
     Raises:
         NativeUnavailable: no compiler, no AVX2, or switched off.
+        ValueError: ``REVELIO_NATIVE`` names no instruction set.
     """
 
     def __init__(self, threads: int | None = None) -> None:

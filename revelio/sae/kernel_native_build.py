@@ -3,7 +3,9 @@
 The sources in ``revelio/sae/native`` know no Python and no PyTorch, only pointers: any C++17 compiler will
 do, it takes some seconds, and the library serves every Python and PyTorch. It is kept in
 ``$XDG_CACHE_HOME/revelio`` (or ``~/.cache/revelio``) under a name that the sources, the flags and the
-compiler decide. ``REVELIO_NATIVE=0`` turns it off; ``CXX`` names the compiler.
+compiler decide. ``REVELIO_NATIVE=0`` turns it off; ``CXX`` names the compiler. It holds the code for all of
+:data:`INSTRUCTION_SETS` and takes the fastest that there is; ``REVELIO_NATIVE=avx2`` or ``avx512`` allows no
+faster one.
 """
 
 import ctypes
@@ -24,7 +26,7 @@ FLAGS = (
 )
 
 
-# What the search for the largest scores multiplies with, from the slowest: int16, int16 (VNNI), bfloat16 tiles.
+# What the search multiplies with, the slowest first: int16, int16 by VNNI, bfloat16 in tiles (products.h).
 INSTRUCTION_SETS = ("avx2", "avx512", "amx")
 
 
@@ -86,16 +88,18 @@ def library() -> ctypes.CDLL:
 
 
 def instruction_set() -> str:
-    """The fastest of :data:`INSTRUCTION_SETS` that the processor has and ``REVELIO_NATIVE`` allows.
+    """The fastest of :data:`INSTRUCTION_SETS` that this computer has and ``REVELIO_NATIVE`` allows.
 
     Raises:
         NativeUnavailable: see :func:`library`.
+        ValueError: ``REVELIO_NATIVE`` is not 0, 1 or one of the names.
     """
+    allowed = os.environ.get("REVELIO_NATIVE", "")
+    if allowed not in ("", "0", "1", *INSTRUCTION_SETS):
+        known = ", ".join(INSTRUCTION_SETS)
+        raise ValueError(f"unknown REVELIO_NATIVE {allowed!r}: choose 0 (off), 1, {known}")
     best = INSTRUCTION_SETS[library().revelio_instructions()]
-    cap = os.environ.get("REVELIO_NATIVE", "")
-    if cap not in INSTRUCTION_SETS:
-        return best
-    return min(best, cap, key=INSTRUCTION_SETS.index)
+    return min(best, allowed, key=INSTRUCTION_SETS.index) if allowed in INSTRUCTION_SETS else best
 
 
 def _compile(path: Path) -> None:
