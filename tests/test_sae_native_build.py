@@ -1,5 +1,8 @@
 """Compiling the native kernel: once, into the cache; or one line that says why not, and PyTorch instead."""
 
+import subprocess
+import sys
+
 import pytest
 
 from revelio.sae import kernel_native_build as build
@@ -70,6 +73,26 @@ def test_an_instruction_set_is_allowed_by_name(monkeypatch):
     with pytest.raises(ValueError, match="unknown REVELIO_NATIVE 'sse9': choose 0") as error:
         choose_kernel()
     assert "\n" not in str(error.value)
+
+
+NO_ROOM = """
+import ctypes, sys
+class Stack(ctypes.Structure):
+    _fields_ = [("at", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+held = ctypes.create_string_buffer(4096)
+stack = Stack(ctypes.cast(held, ctypes.c_void_p), 0, 4096)
+assert ctypes.CDLL(None).sigaltstack(ctypes.byref(stack), None) == 0
+print(ctypes.CDLL(sys.argv[1]).revelio_instructions())
+"""
+
+
+def test_where_the_system_refuses_tiles_the_next_slower_product_is_taken():
+    """Linux refuses them to a process whose signal stack has no room for them."""
+    if build.INSTRUCTION_SETS[build.library().revelio_instructions()] != "amx":
+        pytest.skip("this processor has no AMX")
+    command = [sys.executable, "-c", NO_ROOM, str(build.library_path())]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert build.INSTRUCTION_SETS[int(done.stdout)] == "avx512"
 
 
 def test_an_old_processor_and_other_devices_get_pytorch(monkeypatch, empty_cache):
