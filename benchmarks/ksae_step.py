@@ -22,6 +22,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+# Threads that wait do not spin, here and in the peer's process: processor time counts work, also beside other
+# work on the machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import torch
 from ksae_dense import DenseStep, structured
 from torch import Tensor
