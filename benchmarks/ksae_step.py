@@ -66,7 +66,8 @@ class OwnStep:
         self.kernel = TimedKernel(choose_kernel(name).kernel)
         model = KSparseAutoencoder(arguments.d, arguments.n, arguments.k, "as_code")
         settings = TrainSettings(steps=10**9, batch_size=batch)
-        self.loop: Any = train(model, rows, settings, kernel=self.kernel)  # pyright: ignore
+        whole = rows[: len(rows) // batch * batch]  # no smaller batch at an epoch's end
+        self.loop: Any = train(model, whole, settings, kernel=self.kernel)  # pyright: ignore
         self.state = next(self.loop).state
 
     def __call__(self) -> Times:
