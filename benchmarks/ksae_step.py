@@ -7,7 +7,8 @@ Each takes steps in turn with the native kernel, on the same structured rows (64
 medians of wall and processor time, and of the ratios of neighbouring steps, are printed. `native` and `torch`
 are the two kernels as they come; `native, all rows moving` is the worst case, in which every latent's row is
 updated. Peak memory is each variant's own process's. sparsify runs in an interpreter of its own.
-With --json, batches measured earlier with the same sizes stay in the file.
+The instruction set that the native kernel multiplies with is printed; REVELIO_NATIVE=avx2 or avx512 caps it.
+With --json, other instruction sets and other batches measured earlier with the same sizes stay in the file.
 """
 
 import argparse
@@ -21,11 +22,16 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+# Threads that wait do not spin, here and in the peer's process: processor time counts work, also beside other
+# work on the machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import torch
 from ksae_dense import DenseStep, structured
 from torch import Tensor
 
 from revelio.sae.kernel_choice import choose_kernel
+from revelio.sae.kernel_native_build import instruction_set
 from revelio.sae.model import KSparseAutoencoder
 from revelio.sae.state import TrainSettings
 from revelio.sae.train import train
@@ -60,7 +66,8 @@ class OwnStep:
         self.kernel = TimedKernel(choose_kernel(name).kernel)
         model = KSparseAutoencoder(arguments.d, arguments.n, arguments.k, "as_code")
         settings = TrainSettings(steps=10**9, batch_size=batch)
-        self.loop: Any = train(model, rows, settings, kernel=self.kernel)  # pyright: ignore
+        whole = rows[: len(rows) // batch * batch]  # no smaller batch at an epoch's end
+        self.loop: Any = train(model, whole, settings, kernel=self.kernel)  # pyright: ignore
         self.state = next(self.loop).state
 
     def __call__(self) -> Times:
@@ -117,6 +124,7 @@ def compare(arguments: argparse.Namespace, rows: Tensor, batch: int) -> dict[str
     others: dict[str, Callable[[], Callable[[], Times]]] = {
         "dense": lambda: dense_step(arguments, rows, batch),
         "torch": lambda: OwnStep(arguments, rows, batch, "torch"),
+        "float32 product alone": lambda: product(rows[:batch], arguments.n),
     }
     if arguments.sparsify_python:
         others["sparsify"] = lambda: SparsifyStep(arguments, batch)
@@ -134,12 +142,10 @@ def compare(arguments: argparse.Namespace, rows: Tensor, batch: int) -> dict[str
             result[name]["peak_gib"] = round(step.close(), 2)
         del step
     parts = {name: round(s / len(own), 4) for name, s in native.kernel.seconds.items()}
-    floor = product(rows[:batch], arguments.n)
     result["native"] = summary(batch, own) | {"parts": parts}
     result["native, all rows moving"] = summary(
         batch, [native.moving() for _ in range(arguments.rounds)]
     )
-    result["float32 product alone"] = floor
     return result
 
 
@@ -158,12 +164,10 @@ def ratios(pairs: list[tuple[Times, Times]]) -> dict[str, float]:
     return {"native_is_times_faster": round(wall, 2), "by_processor_time": round(processor, 2)}
 
 
-def product(x: Tensor, n: int) -> dict[str, Any]:
+def product(x: Tensor, n: int) -> Callable[[], Times]:
     """The floor of a plain step: the encoder's float32 product alone, by PyTorch."""
     weight, out = torch.randn(n, x.shape[1]), torch.empty(len(x), n)
-    taken = [timed(lambda: torch.mm(x, weight.T, out=out)) for _ in range(4)][1:]
-    wall, processor = (median(column) for column in zip(*taken, strict=True))
-    return {"seconds": round(wall, 4), "processor_seconds": round(processor, 4)}
+    return lambda: timed(lambda: torch.mm(x, weight.T, out=out))
 
 
 def memory(arguments: argparse.Namespace, variant: str, batch: int) -> float:
@@ -205,12 +209,15 @@ def parse() -> argparse.Namespace:
 
 
 def write(path: Path, report: dict[str, Any]) -> None:
-    """Write the report, keeping other batches of an earlier one with the same sizes."""
+    """Write the report, keeping what else an earlier one with the same sizes has."""
     earlier = json.loads(path.read_text()) if path.is_file() else {}
     if all(earlier.get(key) == report[key] for key in ("d", "n", "k")):
-        new = {result["batch"] for result in report["batches"]}
-        kept = [result for result in earlier["batches"] if result["batch"] not in new]
-        report["batches"] = sorted(kept + report["batches"], key=lambda result: result["batch"])
+        for name, machine in report["machines"].items():
+            new = {result["batch"] for result in machine["batches"]}
+            before = earlier["machines"].get(name, {"batches": []})["batches"]
+            kept = [result for result in before if result["batch"] not in new]
+            machine["batches"] = sorted(kept + machine["batches"], key=lambda one: one["batch"])
+        report = report | {"machines": earlier["machines"] | report["machines"]}
     path.write_text(json.dumps(report, indent=2) + "\n")
 
 
@@ -222,16 +229,19 @@ def main() -> None:
         return
     size = 2 * arguments.d * arguments.n + arguments.d + arguments.n
     report: dict[str, Any] = {"d": arguments.d, "n": arguments.n, "k": arguments.k}
-    report |= {"torch": torch.__version__, "capability": torch.backends.cpu.get_cpu_capability()}
     report["allowed_gib"] = round(1.2 * 16 * size / GIB, 2)
-    report["batches"] = []
+    machine: dict[str, Any] = {"torch": torch.__version__, "batches": []}
+    report["machines"] = {instruction_set(): machine}
+    print(
+        f"native kernel on {instruction_set()}, PyTorch on {torch.backends.cpu.get_cpu_capability()}"
+    )
     for batch in arguments.batches:
         load = round(os.getloadavg()[0], 1)
         result = compare(arguments, rows, batch)
         result |= {"load": load, "threads": torch.get_num_threads(), "rounds": arguments.rounds}
         for variant in () if arguments.no_memory else ("dense", "native", "torch"):
             result[variant]["peak_gib"] = round(memory(arguments, variant, batch), 2)
-        report["batches"].append(result)
+        machine["batches"].append(result)
         print(f"batch {batch}, load {load}", flush=True)
         for name, found in result.items():
             if isinstance(found, dict):

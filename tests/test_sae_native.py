@@ -8,6 +8,7 @@ from sae_same_order import SameOrderKernel
 from revelio.sae.checkpoint import load_checkpoint, save_checkpoint
 from revelio.sae.kernel import SparseKernel
 from revelio.sae.kernel_native import NativeKernel
+from revelio.sae.kernel_native_build import INSTRUCTION_SETS
 from revelio.sae.kernel_reference import ReferenceKernel
 from revelio.sae.model import KSparseAutoencoder
 from revelio.sae.rows import Shuffled
@@ -75,6 +76,21 @@ def test_the_number_of_threads_changes_no_bit(mode):
     one, _ = trained(NativeKernel(1), mode, settings, x, n=700)
     for threads in (2, 5):
         assert same(one, trained(NativeKernel(threads), mode, settings, x, n=700)[0])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_instruction_set_changes_no_bit(mode, monkeypatch):
+    x, models, used = rows(33), [], set()
+    auxk = 0 if mode == "as_code" else 8
+    settings = TrainSettings(steps=40, batch_size=50, warmup_steps=5, auxk=auxk, dead_after=200)
+    for name in INSTRUCTION_SETS:
+        monkeypatch.setenv("REVELIO_NATIVE", name)
+        kernel = NativeKernel(2)
+        used.add(kernel.instructions)
+        models.append(trained(kernel, mode, settings, x, n=700)[0])
+    assert "avx2" in used
+    assert same(models[0], models[1])
+    assert same(models[0], models[2])
 
 
 @pytest.mark.parametrize("mode", MODES)

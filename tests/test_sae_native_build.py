@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+import subprocess
+import sys
 import tempfile
 
 import pytest
@@ -57,6 +59,43 @@ def test_without_a_compiler_there_is_pytorch_and_one_line(
         choose_kernel("native")
     assert "\n" not in str(error.value)
     assert not must_compile("auto", "cpu")
+
+
+def test_an_instruction_set_is_allowed_by_name(monkeypatch):
+    monkeypatch.delenv("REVELIO_NATIVE", raising=False)
+    best = build.instruction_set()
+    order = build.INSTRUCTION_SETS
+    for name in order:
+        monkeypatch.setenv("REVELIO_NATIVE", name)
+        assert order.index(build.instruction_set()) == min(order.index(name), order.index(best))
+        assert NativeKernel().instructions == build.instruction_set()
+        assert build.instruction_set() in choose_kernel().reason
+    monkeypatch.setenv("REVELIO_NATIVE", "1")
+    assert build.instruction_set() == best
+    monkeypatch.setenv("REVELIO_NATIVE", "sse9")
+    with pytest.raises(ValueError, match="unknown REVELIO_NATIVE 'sse9': choose 0") as error:
+        choose_kernel()
+    assert "\n" not in str(error.value)
+
+
+NO_ROOM = """
+import ctypes, sys
+class Stack(ctypes.Structure):
+    _fields_ = [("at", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+held = ctypes.create_string_buffer(4096)
+stack = Stack(ctypes.cast(held, ctypes.c_void_p), 0, 4096)
+assert ctypes.CDLL(None).sigaltstack(ctypes.byref(stack), None) == 0
+print(ctypes.CDLL(sys.argv[1]).revelio_instructions())
+"""
+
+
+def test_where_the_system_refuses_tiles_the_next_slower_product_is_taken():
+    """Linux refuses them to a process whose signal stack has no room for them."""
+    if build.INSTRUCTION_SETS[build.library().revelio_instructions()] != "amx":
+        pytest.skip("this processor has no AMX")
+    command = [sys.executable, "-c", NO_ROOM, str(build.library_path())]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert build.INSTRUCTION_SETS[int(done.stdout)] == "avx512"
 
 
 def test_an_old_processor_and_other_devices_get_pytorch(monkeypatch, empty_cache):

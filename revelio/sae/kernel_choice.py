@@ -46,7 +46,9 @@ def choose_kernel(name: KernelName = "auto", device: torch.device | str = "cpu")
         if name == "native":
             raise ValueError(f"no native kernel: {why}; or set kernel to torch") from why
         return ChosenKernel(SparseKernel(), f"kernel: PyTorch (no native kernel: {why})")
-    return ChosenKernel(NativeKernel(), "kernel: native, exact (int16 nomination, float32 scores)")
+    kernel = NativeKernel()
+    how = f"{kernel.instructions} nomination, float32 scores"
+    return ChosenKernel(kernel, f"kernel: native, exact ({how})")
 
 
 def _triton(name: KernelName, device: torch.device | str) -> ChosenKernel:

@@ -1,13 +1,14 @@
 """The native kernel: the same interface as :mod:`revelio.sae.kernel`, in C++ for CPUs with AVX2.
 
-- Encoding is a search. An int16 copy of ``W_enc``, with each row's norm and a bound of its rounding error,
-  bounds every pre-activation (Cauchy-Schwarz); latents whose upper bound is below the k-th best score found
-  so far are out, the others are scored in float32. The chosen latents are those of the float32 scores, ties
-  going to the lower index, and no (b n) matrix is written. ``native/encode.cpp`` has the bound.
+- Encoding is a search. A copy of ``W_enc`` in 16 bits a number (bfloat16 for AMX's tiles, int16 for AVX-512
+  and AVX2), with each row's norm and a bound of its rounding error, bounds every pre-activation
+  (Cauchy-Schwarz); latents whose upper bound is below the k-th best score found so far are out, the others
+  are scored in float32. The chosen latents are those of the float32 scores, ties going to the lower index,
+  and no (b n) matrix is written. ``native/encode.cpp`` has the bound.
 - An update is one pass over the rows that can change (:mod:`revelio.sae.adam`); it renews their copies.
 
-All sums have one fixed order, so results depend neither on the number of threads nor on the machine. Compiled
-on first use: :mod:`revelio.sae.kernel_native_build`.
+All sums have one fixed order, so results depend neither on the number of threads nor on the machine or its
+instructions. Compiled on first use: :mod:`revelio.sae.kernel_native_build`.
 """
 
 import ctypes
@@ -19,9 +20,9 @@ from torch import Tensor
 
 from revelio.sae.adam import AdamRows, AdamStep, update_vector
 from revelio.sae.kernel import Codes, Gradient, Weights
-from revelio.sae.kernel_native_build import library
+from revelio.sae.kernel_native_build import INSTRUCTION_SETS, instruction_set, library
 
-_TILE = 6  # latents that the search multiplies at once: the copy has whole tiles
+_ROWS, _WIDTH = 96, 32  # multiples that the copy is padded to: whole tiles (native/products.h)
 _STALE = 3
 _ERRORS = {
     1: "the activations hold NaN or infinite numbers: clean them before training",
@@ -47,12 +48,19 @@ class NativeKernel:
     Args:
         threads: how many to use; None: PyTorch's number. Results do not depend on it.
 
+    Attributes:
+        instructions: what it multiplies with, one of
+            :data:`~revelio.sae.kernel_native_build.INSTRUCTION_SETS`.
+        scored: how many float32 scores the last search took.
+
     Raises:
         NativeUnavailable: no compiler, no AVX2, or switched off.
+        ValueError: ``REVELIO_NATIVE`` names no instruction set.
     """
 
     def __init__(self, threads: int | None = None) -> None:
         self.library = library()
+        self.instructions = instruction_set()
         self.threads = threads
         self.scored = 0
         self._copy: _Copy | None = None
@@ -85,7 +93,7 @@ class NativeKernel:
             *(_address(mask) if mask is not None else None, _long(k_among)),
             *(_float(best.values), _address(best.indices)),
             *(_float(others.values), _address(others.indices)),
-            *(ctypes.byref(scored), self._threads()),
+            *(ctypes.byref(scored), self._instructions(), self._threads()),
         )
         if status:
             raise ValueError(_ERRORS[status])
@@ -150,7 +158,7 @@ class NativeKernel:
             *(_pointers(map(_address, places)), _pointers(map(_float, [*factors, *tables]))),
             *(_long(len(latents)), _long(step.t), ctypes.c_double(step.learning_rate)),
             *(ctypes.c_double(step.beta1), ctypes.c_double(step.beta2), ctypes.c_double(step.eps)),
-            *(ctypes.c_int(step.unit_norm), self._threads()),
+            *(ctypes.c_int(step.unit_norm), self._instructions(), self._threads()),
         )
         if bad:
             raise ValueError(f"weights overflowed in step {step.t}: lower learning_rate")
@@ -161,6 +169,9 @@ class NativeKernel:
     def _threads(self) -> ctypes.c_int:
         return ctypes.c_int(self.threads or torch.get_num_threads())
 
+    def _instructions(self) -> ctypes.c_int:
+        return ctypes.c_int(INSTRUCTION_SETS.index(self.instructions))
+
     def _copied(self, W_enc: Float[Tensor, "n d"]) -> _Copy:
         """The copy of these weights, made at their first use."""
         held = self._copy
@@ -168,11 +179,11 @@ class NativeKernel:
             return held
         n, d = W_enc.shape
         self._copy = None
-        integers = torch.zeros(-(-n // _TILE) * _TILE, -(-d // 16) * 16, dtype=torch.int16)
+        integers = torch.zeros(-(-n // _ROWS) * _ROWS, -(-d // _WIDTH) * _WIDTH, dtype=torch.int16)
         copy = _Copy(W_enc, integers, torch.empty(n, 3))
         bad = self.library.revelio_quantise(
             *(_float(W_enc), _long(n), _long(d), _long(integers.shape[1])),
-            *(_address(integers), _float(copy.rows), self._threads()),
+            *(_address(integers), _float(copy.rows), self._instructions(), self._threads()),
         )
         if bad:
             raise ValueError("W_enc holds NaN or infinite numbers: load another checkpoint")

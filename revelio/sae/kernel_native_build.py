@@ -4,7 +4,9 @@ The sources in ``revelio/sae/native`` know no Python and no PyTorch, only pointe
 do, it takes some seconds, and the library serves every Python and PyTorch. It is kept in
 ``$XDG_CACHE_HOME/revelio`` (or ``~/.cache/revelio``) under a name that the sources, the flags and the
 compiler decide, beside its sha256: one that is cut or changed is compiled again, never loaded.
-``REVELIO_NATIVE=0`` turns it off; ``CXX`` names the compiler.
+``REVELIO_NATIVE=0`` turns it off; ``CXX`` names the compiler. It holds the code for all of
+:data:`INSTRUCTION_SETS` and takes the fastest that there is; ``REVELIO_NATIVE=avx2`` or ``avx512`` allows no
+faster one.
 """
 
 import ctypes
@@ -25,6 +27,10 @@ FLAGS = (
     *("-std=c++17", "-O3", "-mavx2", "-mfma", "-ffp-contract=off", "-fno-math-errno"),
     *("-shared", "-fPIC", "-pthread"),
 )
+
+
+# What the search multiplies with, the slowest first: int16, int16 by VNNI, bfloat16 in tiles (products.h).
+INSTRUCTION_SETS = ("avx2", "avx512", "amx")
 
 
 class NativeUnavailable(RuntimeError):
@@ -105,6 +111,21 @@ def hash_path(path: Path) -> Path:
 
 def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest() + "\n"
+
+
+def instruction_set() -> str:
+    """The fastest of :data:`INSTRUCTION_SETS` that this computer has and ``REVELIO_NATIVE`` allows.
+
+    Raises:
+        NativeUnavailable: see :func:`library`.
+        ValueError: ``REVELIO_NATIVE`` is not 0, 1 or one of the names.
+    """
+    allowed = os.environ.get("REVELIO_NATIVE", "")
+    if allowed not in ("", "0", "1", *INSTRUCTION_SETS):
+        known = ", ".join(INSTRUCTION_SETS)
+        raise ValueError(f"unknown REVELIO_NATIVE {allowed!r}: choose 0 (off), 1, {known}")
+    best = INSTRUCTION_SETS[library().revelio_instructions()]
+    return min(best, allowed, key=INSTRUCTION_SETS.index) if allowed in INSTRUCTION_SETS else best
 
 
 def _compile(path: Path) -> None:

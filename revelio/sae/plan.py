@@ -135,7 +135,7 @@ def memory(job: Job) -> Memory:
     """What one process holds at the most, in bytes."""
     n, b, d = job.local_latents, job.local_rows, job.d
     weights = 4 * (2 * n * d + n + d)
-    # PyTorch's product of some latents at a time, or the native kernel's int16 copy of W_enc.
+    # PyTorch's product of some latents at a time, or the native kernel's 16-bit copy of W_enc.
     product = max(4 * b * min(n, max(job.k, 256, BUFFER // b)), 2 * n * d + 12 * n)
     # The batch, centred, reconstructed, its error and their gathered copies; a latent's two counters;
     # the terms of the gradient, sorted and not; blocks of rows with moments and gradients.

@@ -1,50 +1,34 @@
-// TopK of W x + b by certified nomination: int16 products bound every score, only nominees are scored.
+// TopK of W x + b by certified nomination: cheap products bound every score, only nominees are scored.
 //
-// With w = s q + r and x = s' q' + r' (rows.h), |w.x - s s' q.q'| <= |r| |x| + (|w| + |r|) |r'|, and q.q' is exact
-// in int32. A latent whose upper bound is below the k-th best score found so far cannot be among the k best; all
-// others are scored in float, in the fixed order, and the k best are kept: larger first, then the lower index.
+// Let w = s q + r and x = s' q' + r' (rows.h). Then w.x - s s' q.q' = r.x + s q.r', and since |s q| <= |w| + |r|,
+// |w.x - s s' q.q'| <= |r| |x| + (|w| + |r|) |r'| (Cauchy-Schwarz). `rest` is a bound of |r|, taken from r itself.
+//
+// q.q' is exact in int32 for int16. AMX adds products of bfloat16 in float: a product has 16 bits and is exact,
+// and whatever the order, each passes through at most m = width roundings, of at most 2^-23 relative (it rounds to
+// nearest: 2^-24), so the sum is off by at most g sum |q_i q'_i| <= g |q| |q'|, g = m 2^-23 / (1 - m 2^-23).
+// |s q| |s' q'| <= (1 + 2^-8)^2 |w| |x| (rounding to 8 bits), so 1.1 m 2^-23 |w| |x| bounds it for m < 2^19. What AMX
+// flushes to zero is below 2^-126 of |w| |x| a term, as rows are packed in units of their largest number; the 20
+// units below leave room for it. `tiny` is for guesses and scores that are denormal themselves.
+//
+// The float score in the fixed order is off by at most (d / 32 + 5) 2^-24 |w| |x|, the guess by some 2^-24 of
+// itself, the bias's sum by 2^-24 of both; (d / 32 + 20) 2^-24 |w| |x| + 2^-20 |b| covers all, and the factor 1.00001
+// the rounding of the bound's own terms.
+//
+// A latent whose upper bound is below the k-th best lower bound found so far cannot be among the k best; all
+// others are scored in float, in the fixed order, and the k best are kept: larger first, then the lower index. So
+// the result is the same, bit for bit, whatever multiplied.
 #include <algorithm>
 #include <cstring>
 #include <functional>
 
+#include "products.h"
 #include "rows.h"
 
 namespace {
 
 using namespace revelio;
 
-constexpr int TILE = 6, PANEL = 16, BLOCK = 96;  // latents a tile, images a panel, latents a block (in L2)
 enum Status : int { FINE = 0, INPUT_NOT_FINITE = 1, SCORE_IS_NAN = 2, STALE = 3 };
-
-// 6 latents times 16 images. Twelve sums, two pieces of x and two temporaries are all 16 registers: compilers
-// spill some and lose 40 %, hence by hand. x: [width / 2][16 images][2].
-void products(const int16_t *w, int64_t width, const int16_t *x, int32_t *sums) {
-    const int16_t *lower = w + 3 * width;
-    int64_t stride = 2 * width, pairs = width / 2;
-#define REVELIO_ROW(address, one, two)                                     \
-    "vpbroadcastd " address ",%%ymm14\n\tvpmaddwd %%ymm12,%%ymm14,%%ymm15\n\t" \
-    "vpaddd %%ymm15,%%ymm" one ",%%ymm" one "\n\t"                         \
-    "vpmaddwd %%ymm13,%%ymm14,%%ymm14\n\tvpaddd %%ymm14,%%ymm" two ",%%ymm" two "\n\t"
-#define REVELIO_CLEAR(i) "vpxor %%ymm" i ",%%ymm" i ",%%ymm" i "\n\t"
-#define REVELIO_STORE(i, place) "vmovdqu %%ymm" i "," place "(%[o])\n\t"
-    asm volatile(
-        REVELIO_CLEAR("0") REVELIO_CLEAR("1") REVELIO_CLEAR("2") REVELIO_CLEAR("3") REVELIO_CLEAR("4")
-        REVELIO_CLEAR("5") REVELIO_CLEAR("6") REVELIO_CLEAR("7") REVELIO_CLEAR("8") REVELIO_CLEAR("9")
-        REVELIO_CLEAR("10") REVELIO_CLEAR("11")
-        ".p2align 5\n1:\n\tvmovdqu (%[x]),%%ymm12\n\tvmovdqu 32(%[x]),%%ymm13\n\t"
-        REVELIO_ROW("(%[w])", "0", "1") REVELIO_ROW("(%[w],%[s])", "2", "3")
-        REVELIO_ROW("(%[w],%[s],2)", "4", "5") REVELIO_ROW("(%[v])", "6", "7")
-        REVELIO_ROW("(%[v],%[s])", "8", "9") REVELIO_ROW("(%[v],%[s],2)", "10", "11")
-        "add $4,%[w]\n\tadd $4,%[v]\n\tadd $64,%[x]\n\tdec %[p]\n\tjnz 1b\n\t"
-        REVELIO_STORE("0", "0") REVELIO_STORE("1", "32") REVELIO_STORE("2", "64") REVELIO_STORE("3", "96")
-        REVELIO_STORE("4", "128") REVELIO_STORE("5", "160") REVELIO_STORE("6", "192")
-        REVELIO_STORE("7", "224") REVELIO_STORE("8", "256") REVELIO_STORE("9", "288")
-        REVELIO_STORE("10", "320") REVELIO_STORE("11", "352")
-        : [w] "+r"(w), [v] "+r"(lower), [x] "+r"(x), [p] "+r"(pairs)
-        : [s] "r"(stride), [o] "r"(sums)
-        : "memory", "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9",
-          "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15");
-}
 
 struct Scored {
     float value;
@@ -89,6 +73,7 @@ struct Nominee {
 
 struct Batch {
     int64_t b, padded, d, width;
+    bool floats;
     const float *x;
     std::vector<int16_t> panels;
     std::vector<float> scale, norm, rest;
@@ -96,13 +81,13 @@ struct Batch {
 
 bool pack(Batch &batch) {
     const int64_t b = batch.b, width = batch.width;
-    batch.padded = (b + PANEL - 1) / PANEL * PANEL;
+    batch.padded = (b + 2 * PANEL - 1) / (2 * PANEL) * (2 * PANEL);
     batch.panels.assign(batch.padded * width, 0);
     for (auto *part : {&batch.scale, &batch.norm, &batch.rest}) part->assign(batch.padded, 0.0f);
     std::vector<int16_t> row(width);
     for (int64_t i = 0; i < b; i++) {
         Quantised found;
-        if (!quantise(batch.x + i * batch.d, batch.d, width, row.data(), found)) return false;
+        if (!quantise(batch.x + i * batch.d, batch.d, width, batch.floats, row.data(), found)) return false;
         batch.scale[i] = found.scale, batch.norm[i] = found.norm, batch.rest[i] = found.rest;
         int16_t *panel = batch.panels.data() + i / PANEL * PANEL * width + i % PANEL * 2;
         for (int64_t p = 0; p < width / 2; p++) std::memcpy(panel + p * PANEL * 2, row.data() + 2 * p, 4);
@@ -125,48 +110,65 @@ struct Search {
     Floor best, others;
     std::vector<std::vector<Nominee>> nominees;
 
-    void nominate(int64_t latent, int64_t image, float guess, float bound) {
+    void nominate(int64_t latent, int64_t image, float sum, const RowTerms &row) {
+        const float guess = sum * row.scale * batch.scale[image] + row.bias;
+        const float bound = row.by_norm * batch.norm[image] + row.by_rest * batch.rest[image] + row.fixed;
+        const float limit = best.thresholds[image];
+        if (guess + bound < (row.among ? std::min(limit, others.thresholds[image]) : limit)) return;
         nominees[image].push_back({guess, bound, latent});
         // What the bound cannot judge (a number overflowed) is scored, and bounds nothing.
         const float lower = guess - bound == guess - bound ? guess - bound : -INFINITY;
         best.offer(image, lower);
-        if (others.k && latents.among[latent]) others.offer(image, lower);
+        if (row.among) others.offer(image, lower);
     }
 
-    void tile(int64_t first, int64_t panel) {
-        alignas(32) int32_t sums[TILE * PANEL];
-        products(latents.q + first * batch.width, batch.width, batch.panels.data() + panel * batch.width, sums);
-        // Rounding of a score taken in the fixed order, and of the guess, relative to |w| |x| and |b|.
-        const float rounding = float((batch.d / LANES + 20) * 0x1p-24);
-        const float tiny = float(batch.d) * 4e-38f;
-        for (int64_t r = 0; r < TILE && first + r < latents.n; r++) {
-            const int64_t latent = first + r;
-            const Quantised &row = latents.rows[latent];
-            const float bias = latents.bias[latent];
-            const bool both = others.k && latents.among[latent];
-            const float *limits = best.thresholds.data() + panel;
-            const float *other_limits = (both ? others : best).thresholds.data() + panel;
-            const __m256 by_norm = _mm256_set1_ps((row.rest + rounding * row.norm) * 1.00001f);
-            const __m256 by_rest = _mm256_set1_ps((row.norm + row.rest) * 1.00001f);
-            const __m256 fixed = _mm256_set1_ps(0x1p-20f * std::fabs(bias) + tiny);
-            for (int64_t c = 0; c < PANEL; c += 8) {
-                const float *scale = batch.scale.data() + panel + c;
-                __m256 guess = _mm256_cvtepi32_ps(_mm256_load_si256((const __m256i *)(sums + r * PANEL + c)));
-                guess = _mm256_mul_ps(_mm256_mul_ps(guess, _mm256_set1_ps(row.scale)), _mm256_loadu_ps(scale));
-                guess = _mm256_add_ps(guess, _mm256_set1_ps(bias));
-                __m256 bound = _mm256_mul_ps(by_norm, _mm256_loadu_ps(batch.norm.data() + panel + c));
-                bound = _mm256_add_ps(bound, _mm256_mul_ps(by_rest, _mm256_loadu_ps(batch.rest.data() + panel + c)));
-                bound = _mm256_add_ps(bound, fixed);
-                // "Not below" is true of NaN too.
-                __m256 limit = _mm256_min_ps(_mm256_loadu_ps(limits + c), _mm256_loadu_ps(other_limits + c));
-                __m256 kept = _mm256_cmp_ps(_mm256_add_ps(guess, bound), limit, _CMP_NLT_UQ);
-                for (int left = _mm256_movemask_ps(kept); left; left &= left - 1) {
-                    const int at = __builtin_ctz(left);
-                    const int64_t image = panel + c + at;
-                    if (image < batch.b) nominate(latent, image, guess[at], bound[at]);
+    RowTerms terms(int64_t latent) const {
+        const Quantised &row = latents.rows[latent];
+        // Relative to |w| |x|: the rounding of a score taken in the fixed order, of the guess, and of AMX's sum.
+        float rounding = float((batch.d / LANES + 20) * 0x1p-24);
+        if (batch.floats) rounding += float(batch.width * 1.1 * 0x1p-23);
+        const float bias = latents.bias[latent], tiny = float(batch.d) * 4e-38f;
+        return {row.scale,
+                bias,
+                (row.rest + rounding * row.norm) * 1.00001f,
+                (row.norm + row.rest) * 1.00001f,
+                0x1p-20f * std::fabs(bias) + tiny,
+                others.k && latents.among[latent]};
+    }
+
+    // A tile of the product: latents from `first` on, images from `image` on.
+    void tile(const Product &product, Judge judge, int64_t first, int64_t image, const RowTerms *rows, bool fetch) {
+        alignas(64) int32_t sums[MOST];
+        uint16_t bits[TALLEST];
+        const int16_t *w = latents.q + first * batch.width;
+        const int16_t *ahead = fetch ? w + product.latents * batch.width : nullptr;
+        product.multiply(w, batch.width, batch.panels.data() + image * batch.width, ahead, sums);
+        const int64_t count = std::min<int64_t>(product.latents, latents.n - first);
+        for (int p = 0; p < product.panels; p++) {
+            const int64_t at = image + p * PANEL;
+            const float *limit = best.thresholds.data() + at, *other = others.thresholds.data() + at;
+            const int32_t *own = sums + p * product.latents * PANEL;
+            judge(own, rows, count,
+                  {batch.scale.data() + at, batch.norm.data() + at, batch.rest.data() + at, limit, other}, bits);
+            for (int64_t r = 0; r < count; r++)
+                for (unsigned left = bits[r]; left; left &= left - 1) {
+                    const int bit = __builtin_ctz(left);
+                    if (at + bit >= batch.b) break;
+                    float sum = float(own[r * PANEL + bit]);
+                    if (batch.floats) std::memcpy(&sum, own + r * PANEL + bit, sizeof(sum));
+                    nominate(first + r, at + bit, sum, rows[r]);
                 }
-            }
         }
+    }
+
+    // The latents from `first` to `last`, a block that stays in the cache, with all images.
+    void block(const Product &product, Judge judge, int64_t first, int64_t last) {
+        const Tiles tiles(product.floats);
+        RowTerms rows[BLOCK];
+        for (int64_t latent = first; latent < last; latent++) rows[latent - first] = terms(latent);
+        for (int64_t image = 0; image < batch.b; image += product.panels * PANEL)
+            for (int64_t row = first; row < last; row += product.latents)
+                tile(product, judge, row, image, rows + (row - first), image == 0 && row + product.latents < last);
     }
 };
 
@@ -201,12 +203,17 @@ Status settle(std::vector<Search> &searches, Floor Search::*floor, bool masked, 
 
 extern "C" {
 
-// Quantise all rows of W (n d) into q (n rounded up to whole tiles, width); rows: (scale, norm, rest) of each.
-int revelio_quantise(const float *W, int64_t n, int64_t d, int64_t width, int16_t *q, float *rows, int threads) {
+// What this processor can do: see products.h.
+int revelio_instructions() { return revelio::best_instructions(); }
+
+// Quantise all rows of W (n d) into q (n rounded up to a multiple of WHOLE, width); rows: (scale, norm, rest) of each.
+int revelio_quantise(const float *W, int64_t n, int64_t d, int64_t width, int16_t *q, float *rows,
+                     int instructions, int threads) {
+    const bool floats = revelio::product_of(Instructions(instructions)).floats;
     std::atomic<int> bad{0};
     revelio::share((n + 255) / 256, threads, [&](int64_t block, int) {
         for (int64_t j = block * 256; j < std::min(n, block * 256 + 256); j++)
-            if (!revelio::quantise(W + j * d, d, width, q + j * width, reinterpret_cast<Quantised *>(rows)[j]))
+            if (!revelio::quantise(W + j * d, d, width, floats, q + j * width, reinterpret_cast<Quantised *>(rows)[j]))
                 bad = 1;
     });
     return bad;
@@ -216,17 +223,18 @@ int revelio_quantise(const float *W, int64_t n, int64_t d, int64_t width, int16_
 int revelio_encode(const float *x, int64_t b, int64_t d, const float *W, const float *bias, int64_t n,
                    const int16_t *q, int64_t width, const float *rows, int64_t k, const uint8_t *among,
                    int64_t k_among, float *values, int64_t *indices, float *other_values,
-                   int64_t *other_indices, int64_t *scored, int threads) {
-    Batch batch{b, 0, d, width, x, {}, {}, {}, {}};
+                   int64_t *other_indices, int64_t *scored, int instructions, int threads) {
+    const Product product = product_of(Instructions(instructions));
+    const Judge judge = judge_of(Instructions(instructions));
+    Batch batch{b, 0, d, width, product.floats, x, {}, {}, {}, {}};
     if (!pack(batch)) return INPUT_NOT_FINITE;
     const Latents latents{n, W, bias, q, reinterpret_cast<const Quantised *>(rows), among};
     std::vector<Search> searches(threads, Search{batch, latents, Floor(k, batch.padded),
                                                  Floor(k_among, batch.padded),
                                                  std::vector<std::vector<Nominee>>(b)});
-    revelio::share((n + BLOCK - 1) / BLOCK, threads, [&](int64_t block, int thread) {
-        const int64_t first = block * BLOCK, last = std::min(n, first + BLOCK);
-        for (int64_t panel = 0; panel < batch.padded; panel += PANEL)
-            for (int64_t row = first; row < last; row += TILE) searches[thread].tile(row, panel);
+    revelio::share((n + product.block - 1) / product.block, threads, [&](int64_t block, int thread) {
+        const int64_t first = block * product.block;
+        searches[thread].block(product, judge, first, std::min(n, first + product.block));
     });
     std::atomic<int> status{FINE};
     std::vector<int64_t> counts(threads, 0);

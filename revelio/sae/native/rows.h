@@ -9,6 +9,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <thread>
 #include <vector>
 
@@ -40,6 +41,11 @@ inline void add_scaled(float *sum, const float *row, float factor, int64_t d) {
     for (int64_t i = 0; i < d; i++) sum[i] += factor * row[i];
 }
 
+// Ask for a row before it is needed: rows are short, so the hardware's own prefetch hardly gets going.
+inline void fetch(const float *row, int64_t d) {
+    for (int64_t i = 0; i < d; i += 16) _mm_prefetch(row + i, _MM_HINT_T0);
+}
+
 // Run work(item) for items 0..count-1 on some threads. Which thread takes which item must not matter.
 template <class Work>
 void share(int64_t count, int threads, const Work &work) {
@@ -54,14 +60,15 @@ void share(int64_t count, int threads, const Work &work) {
     for (auto &other : others) other.join();
 }
 
-// A float row w as scale * q + rest with q in int16, for products that are exact in int32.
-//
-// The scale is chosen so that |q| <= 46,000 (its Euclidean norm): by Cauchy-Schwarz no sum of products of two
-// such rows leaves int32. `norm` and `rest` are upper bounds of |w| and |w - scale q|.
+// A float row w as scale * q + rest, where products of two q can be summed almost or wholly exactly: q in int16
+// (exact in int32) or q in bfloat16 (float sums, scale a power of two). `norm` and `rest` are upper bounds of |w|
+// and |w - scale q|.
 struct Quantised {
     float scale, norm, rest;
 };
 
+// The int16 scale is chosen so that |q| <= 46,000 (its Euclidean norm): by Cauchy-Schwarz no sum of products of
+// two such rows leaves int32.
 constexpr double NORM_OF_INTEGERS = 46000.0;
 constexpr float SMALLEST = 1e-25f;  // a row of smaller numbers, or of larger than the inverse, is all rest
 
@@ -98,19 +105,21 @@ inline double norm_of(const float *w, int64_t d, float largest) {
     return std::sqrt(sum) * largest;
 }
 
-// Writes q (width values, zeros from d on). False where a value is NaN or infinite.
-inline bool quantise(const float *w, int64_t d, int64_t width, int16_t *q, Quantised &found) {
-    const float largest = largest_of(w, d);
-    for (int64_t i = d; i < width; i++) q[i] = 0;
-    if (largest < SMALLEST || largest > 1 / SMALLEST) {
-        for (int64_t i = 0; i < d; i++) {
-            if (!std::isfinite(w[i])) return false;
-            q[i] = 0;
-        }
-        const float most = float(std::sqrt(double(d)) * largest * 1.001);
-        found = {0.0f, most, most};
-        return true;
+// A row whose numbers are too small or too large to be taken apart: q = 0. False where one is not finite.
+inline bool all_rest(const float *w, int64_t d, float largest, int16_t *q, Quantised &found) {
+    for (int64_t i = 0; i < d; i++) {
+        if (!std::isfinite(w[i])) return false;
+        q[i] = 0;
     }
+    const float most = float(std::sqrt(double(d)) * largest * 1.001);
+    found = {0.0f, most, most};
+    return true;
+}
+
+// What bounds must be raised by for the rounding of float sums of d squares over 8 lanes, with room to spare.
+inline double raised(int64_t d) { return 1.0001 + double(d) * 0x1p-26; }
+
+inline bool as_int16(const float *w, int64_t d, float largest, int16_t *q, Quantised &found) {
     const double norm = norm_of(w, d, largest);
     if (!std::isfinite(norm)) return false;
     const double goal = NORM_OF_INTEGERS - 0.5 * std::sqrt(double(d)) - 1;
@@ -141,8 +150,51 @@ inline bool quantise(const float *w, int64_t d, int64_t width, int16_t *q, Quant
     for (float part : rest) sum += part;
     // 0.1 % and 2^-21 of the norm cover the rounding of this very sum and of scale * q.
     double bound = std::sqrt(sum) * scale * 1.001 + norm * 0x1p-21;
-    found = {step, float(norm * 1.0001), float(bound * 1.0001)};
+    found = {step, float(norm * raised(d)), float(bound * raised(d))};
     return true;
+}
+
+// In units of the power of two below the largest number, so that nothing vanishes or overflows: v = w / scale is
+// exact, q is v rounded to bfloat16 (nearest, ties to even), v - q is exact again.
+inline bool as_bfloat16(const float *w, int64_t d, float largest, int16_t *q, Quantised &found) {
+    const float step = std::ldexp(1.0f, std::ilogb(largest)), inverse = 1 / step;
+    const __m256i one = _mm256_set1_epi32(1), half = _mm256_set1_epi32(0x7fff);
+    const __m256i upper = _mm256_set1_epi32(int32_t(0xffff0000));
+    __m256 squares = _mm256_setzero_ps(), rests = _mm256_setzero_ps();
+    for (int64_t i = 0; i < d; i += 8) {
+        alignas(32) float last[8] = {0};
+        const bool whole = i + 8 <= d;
+        if (!whole) std::memcpy(last, w + i, (d - i) * sizeof(float));
+        const __m256 value = _mm256_mul_ps(_mm256_loadu_ps(whole ? w + i : last), _mm256_set1_ps(inverse));
+        const __m256i bits = _mm256_castps_si256(value);
+        const __m256i even = _mm256_and_si256(_mm256_srli_epi32(bits, 16), one);
+        const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(half, even));
+        const __m256 back = _mm256_castsi256_ps(_mm256_and_si256(rounded, upper));
+        const __m256i high = _mm256_srli_epi32(rounded, 16);
+        const __m128i narrow = _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
+        _mm_storeu_si128(reinterpret_cast<__m128i *>(q + i), narrow);  // width is a multiple of 8
+        const __m256 off = _mm256_sub_ps(value, back);
+        squares = _mm256_add_ps(squares, _mm256_mul_ps(value, value));
+        rests = _mm256_add_ps(rests, _mm256_mul_ps(off, off));
+    }
+    alignas(32) float lanes[2][8];
+    _mm256_store_ps(lanes[0], squares);
+    _mm256_store_ps(lanes[1], rests);
+    double square = 0, rest = 0;
+    for (int lane = 0; lane < 8; lane++) square += lanes[0][lane], rest += lanes[1][lane];
+    const double norm = std::sqrt(square) * step;
+    if (!std::isfinite(norm)) return false;
+    // 2^-21 of the norm covers numbers below 2^-126 of the largest, which AMX takes for zero.
+    found = {step, float(norm * raised(d)), float((std::sqrt(rest) * step + norm * 0x1p-21) * raised(d))};
+    return true;
+}
+
+// Writes q (width values, zeros from d on). False where a value is NaN or infinite.
+inline bool quantise(const float *w, int64_t d, int64_t width, bool floats, int16_t *q, Quantised &found) {
+    const float largest = largest_of(w, d);
+    for (int64_t i = d; i < width; i++) q[i] = 0;
+    if (largest < SMALLEST || largest > 1 / SMALLEST) return all_rest(w, d, largest, q, found);
+    return floats ? as_bfloat16(w, d, largest, q, found) : as_int16(w, d, largest, q, found);
 }
 
 }  // namespace revelio

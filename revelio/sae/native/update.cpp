@@ -4,6 +4,7 @@
 // quantises an encoder row anew while it is in the cache.
 #include <algorithm>
 
+#include "products.h"
 #include "rows.h"
 
 namespace {
@@ -16,16 +17,28 @@ struct Adam {
     int unit_norm;
 };
 
-// One step on a row; true if a bit of it changed.
-bool adam(float *__restrict w, const float *__restrict gradient, float *__restrict mean,
-          float *__restrict square, const Adam &a, int64_t d) {
+// A parameter's row with its moments.
+struct Moved {
+    float *w, *mean, *square;
+};
+
+// One step on a row, while the row that comes next is fetched; true if a bit of it changed.
+bool adam(Moved row, const float *__restrict gradients, const Moved *next, const Adam &a, int64_t d) {
+    constexpr int64_t CHUNK = 64;
     int changed = 0;
-    for (int64_t i = 0; i < d; i++) {
-        mean[i] = a.beta1 * mean[i] + a.one_less_beta1 * gradient[i];
-        square[i] = a.beta2 * square[i] + a.one_less_beta2 * (gradient[i] * gradient[i]);
-        const float moved = w[i] - a.step * mean[i] / (std::sqrt(square[i]) * a.root + a.eps);
-        changed |= moved != w[i];
-        w[i] = moved;
+    for (int64_t at = 0; at < d; at += CHUNK) {
+        float *__restrict w = row.w + at, *__restrict mean = row.mean + at, *__restrict square = row.square + at;
+        const float *__restrict gradient = gradients + at;
+        const int64_t count = std::min(CHUNK, d - at);
+        if (next)
+            for (const float *part : {next->w, next->mean, next->square}) fetch(part + at, count);
+        for (int64_t i = 0; i < count; i++) {
+            mean[i] = a.beta1 * mean[i] + a.one_less_beta1 * gradient[i];
+            square[i] = a.beta2 * square[i] + a.one_less_beta2 * (gradient[i] * gradient[i]);
+            const float moved = w[i] - a.step * mean[i] / (std::sqrt(square[i]) * a.root + a.eps);
+            changed |= moved != w[i];
+            w[i] = moved;
+        }
     }
     return changed;
 }
@@ -53,8 +66,12 @@ struct Parameters {
     float *W_enc, *W_dec, *mean_enc, *square_enc, *mean_dec, *square_dec;
     int64_t *last;
     int64_t n, d, width;
+    bool floats;
     int16_t *q;
     Quantised *rows;
+
+    Moved enc(int64_t latent) const { return {W_enc + latent * d, mean_enc + latent * d, square_enc + latent * d}; }
+    Moved dec(int64_t latent) const { return {W_dec + latent * d, mean_dec + latent * d, square_dec + latent * d}; }
 };
 
 struct Terms {
@@ -79,14 +96,17 @@ std::vector<Row> moving(const Parameters &p, const Terms &terms) {
     return found;
 }
 
-bool update(const Parameters &p, const Terms &terms, const Adam &a, Row row, float *d_enc, float *d_dec) {
-    const int64_t d = p.d, at = row.latent * d;
+// One row's update; false if it is no longer finite. `next`: the row that comes next, or null.
+bool update(const Parameters &p, const Terms &terms, const Adam &a, Row row, const Row *next, float *d_enc,
+            float *d_dec) {
+    const int64_t d = p.d;
     const bool active = row.end > row.first;
-    float *w_enc = p.W_enc + at, *w_dec = p.W_dec + at;
+    const Moved enc = p.enc(row.latent), dec = p.dec(row.latent);
+    const Moved next_enc = p.enc(next ? next->latent : 0), next_dec = p.dec(next ? next->latent : 0);
     int64_t &last = p.last[row.latent];
     if (last < 0) {
-        for (float *mean : {p.mean_enc + at, p.mean_dec + at}) decay(mean, a.beta1, a.t - 1 + last, d);
-        for (float *square : {p.square_enc + at, p.square_dec + at}) decay(square, a.beta2, a.t - 1 + last, d);
+        for (float *mean : {enc.mean, dec.mean}) decay(mean, a.beta1, a.t - 1 + last, d);
+        for (float *square : {enc.square, dec.square}) decay(square, a.beta2, a.t - 1 + last, d);
     }
     std::fill(d_enc, d_enc + d, 0.0f);
     std::fill(d_dec, d_dec + d, 0.0f);
@@ -94,14 +114,14 @@ bool update(const Parameters &p, const Terms &terms, const Adam &a, Row row, flo
         add_scaled(d_enc, terms.inputs + terms.images[e] * d, terms.gradients[e], d);
         add_scaled(d_dec, terms.outputs + terms.output_rows[e] * d, terms.values[e], d);
     }
-    if (active) add_scaled(d_dec, w_dec, -dot(d_dec, w_dec, d), d);
-    const bool enc_changed = adam(w_enc, d_enc, p.mean_enc + at, p.square_enc + at, a, d);
-    const bool dec_changed = adam(w_dec, d_dec, p.mean_dec + at, p.square_dec + at, a, d);
-    if (a.unit_norm && (active || dec_changed)) unit(w_dec, d);
+    if (active) add_scaled(d_dec, dec.w, -dot(d_dec, dec.w, d), d);
+    const bool enc_changed = adam(enc, d_enc, next ? &next_enc : nullptr, a, d);
+    const bool dec_changed = adam(dec, d_dec, next ? &next_dec : nullptr, a, d);
+    if (a.unit_norm && (active || dec_changed)) unit(dec.w, d);
     if (active) last = a.t;
     else if (a.t >= 15 && !enc_changed && !dec_changed) last = -a.t;
     if (!enc_changed) return true;
-    return quantise(w_enc, d, p.width, p.q + row.latent * p.width, p.rows[row.latent]);
+    return quantise(enc.w, d, p.width, p.floats, p.q + row.latent * p.width, p.rows[row.latent]);
 }
 
 }  // namespace
@@ -113,8 +133,10 @@ void revelio_decode(const float *values, const int64_t *indices, int64_t b, int6
                     int64_t d, float *out, int threads) {
     revelio::share(b, threads, [&](int64_t i, int) {
         std::fill(out + i * d, out + i * d + d, 0.0f);
-        for (int64_t c = i * k; c < i * k + k; c++)
+        for (int64_t c = i * k; c < i * k + k; c++) {
+            if (c + 1 < i * k + k) revelio::fetch(rows + indices[c + 1] * d, d);
             revelio::add_scaled(out + i * d, rows + indices[c] * d, values[c], d);
+        }
     });
 }
 
@@ -122,25 +144,32 @@ void revelio_decode(const float *values, const int64_t *indices, int64_t b, int6
 void revelio_code_gradients(const float *outputs, const int64_t *indices, int64_t b, int64_t k,
                             const float *rows, int64_t d, float *out, int threads) {
     revelio::share(b, threads, [&](int64_t i, int) {
-        for (int64_t c = i * k; c < i * k + k; c++)
+        for (int64_t c = i * k; c < i * k + k; c++) {
+            if (c + 1 < i * k + k) revelio::fetch(rows + indices[c + 1] * d, d);
             out[c] = revelio::dot(outputs + i * d, rows + indices[c] * d, d);
+        }
     });
 }
 
 // Scale the moving rows of a matrix to unit length.
 void revelio_unit_norm(float *rows, const int64_t *last, int64_t n, int64_t d, int threads) {
     revelio::share((n + 63) / 64, threads, [&](int64_t block, int) {
-        for (int64_t j = block * 64; j < std::min(n, block * 64 + 64); j++)
+        const int64_t end = std::min(n, block * 64 + 64);
+        for (int64_t j = block * 64; j < end; j++) {
+            if (j + 1 < end && last[j + 1] > 0) revelio::fetch(rows + (j + 1) * d, d);
             if (last[j] > 0) unit(rows + j * d, d);
+        }
     });
 }
 
 // One Adam step of both matrices. Gives 1 if an encoder row is no longer finite.
 int revelio_update(float *const *matrices, int64_t *last, int64_t n, int64_t d, int16_t *q, int64_t width,
                    float *rows, const int64_t *const *places, const float *const *weights, int64_t count,
-                   int64_t t, double rate, double beta1, double beta2, double eps, int unit_norm, int threads) {
+                   int64_t t, double rate, double beta1, double beta2, double eps, int unit_norm, int instructions,
+                   int threads) {
     const Parameters p{matrices[0], matrices[1], matrices[2], matrices[3], matrices[4], matrices[5],
-                       last, n, d, width, q, reinterpret_cast<Quantised *>(rows)};
+                       last, n, d, width, revelio::product_of(revelio::Instructions(instructions)).floats,
+                       q, reinterpret_cast<Quantised *>(rows)};
     const Terms terms{places[0], places[1], places[2], weights[0], weights[1], weights[2], weights[3], count};
     const Adam a{t, float(beta1), float(beta2), float(1 - beta1), float(1 - beta2), float(eps),
                  float(rate / (1 - std::pow(beta1, t))), float(1 / std::sqrt(1 - std::pow(beta2, t))), unit_norm};
@@ -152,7 +181,7 @@ int revelio_update(float *const *matrices, int64_t *last, int64_t n, int64_t d, 
         float *buffer = gradients[thread].data();
         const int64_t end = std::min<int64_t>(todo.size(), block * BLOCK + BLOCK);
         for (int64_t i = block * BLOCK; i < end; i++)
-            if (!update(p, terms, a, todo[i], buffer, buffer + d)) bad = 1;
+            if (!update(p, terms, a, todo[i], i + 1 < end ? &todo[i + 1] : nullptr, buffer, buffer + d)) bad = 1;
     });
     return bad;
 }

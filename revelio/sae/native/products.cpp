@@ -1,0 +1,228 @@
+#include "products.h"
+
+#include <cpuid.h>
+#include <immintrin.h>
+
+#include <cstring>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+// What older compilers cannot write is left out: the next slower product is used.
+#if defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11
+#define REVELIO_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")))
+#if defined(__linux__) && defined(__x86_64__)
+#define REVELIO_AMX __attribute__((target("amx-tile,amx-bf16")))
+#endif
+#endif
+
+namespace revelio {
+
+namespace {
+
+// 6 latents times 16 images. Twelve sums, two pieces of x and two temporaries are all 16 registers: compilers
+// spill some and lose 40 %, hence by hand.
+void avx2_products(const int16_t *w, int64_t width, const int16_t *x, const int16_t *, void *sums) {
+    const int16_t *lower = w + 3 * width;
+    int64_t stride = 2 * width, pairs = width / 2;
+#define REVELIO_ROW(address, one, two)                                     \
+    "vpbroadcastd " address ",%%ymm14\n\tvpmaddwd %%ymm12,%%ymm14,%%ymm15\n\t" \
+    "vpaddd %%ymm15,%%ymm" one ",%%ymm" one "\n\t"                         \
+    "vpmaddwd %%ymm13,%%ymm14,%%ymm14\n\tvpaddd %%ymm14,%%ymm" two ",%%ymm" two "\n\t"
+#define REVELIO_CLEAR(i) "vpxor %%ymm" i ",%%ymm" i ",%%ymm" i "\n\t"
+#define REVELIO_STORE(i, place) "vmovdqu %%ymm" i "," place "(%[o])\n\t"
+    asm volatile(
+        REVELIO_CLEAR("0") REVELIO_CLEAR("1") REVELIO_CLEAR("2") REVELIO_CLEAR("3") REVELIO_CLEAR("4")
+        REVELIO_CLEAR("5") REVELIO_CLEAR("6") REVELIO_CLEAR("7") REVELIO_CLEAR("8") REVELIO_CLEAR("9")
+        REVELIO_CLEAR("10") REVELIO_CLEAR("11")
+        ".p2align 5\n1:\n\tvmovdqu (%[x]),%%ymm12\n\tvmovdqu 32(%[x]),%%ymm13\n\t"
+        REVELIO_ROW("(%[w])", "0", "1") REVELIO_ROW("(%[w],%[s])", "2", "3")
+        REVELIO_ROW("(%[w],%[s],2)", "4", "5") REVELIO_ROW("(%[v])", "6", "7")
+        REVELIO_ROW("(%[v],%[s])", "8", "9") REVELIO_ROW("(%[v],%[s],2)", "10", "11")
+        "add $4,%[w]\n\tadd $4,%[v]\n\tadd $64,%[x]\n\tdec %[p]\n\tjnz 1b\n\t"
+        REVELIO_STORE("0", "0") REVELIO_STORE("1", "32") REVELIO_STORE("2", "64") REVELIO_STORE("3", "96")
+        REVELIO_STORE("4", "128") REVELIO_STORE("5", "160") REVELIO_STORE("6", "192")
+        REVELIO_STORE("7", "224") REVELIO_STORE("8", "256") REVELIO_STORE("9", "288")
+        REVELIO_STORE("10", "320") REVELIO_STORE("11", "352")
+        : [w] "+r"(w), [v] "+r"(lower), [x] "+r"(x), [p] "+r"(pairs)
+        : [s] "r"(stride), [o] "r"(sums)
+        : "memory", "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9",
+          "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15");
+}
+
+void avx2_judge(const void *sums, const RowTerms *rows, int64_t count, const ImageTerms &images,
+                uint16_t *bits) {
+    std::memset(bits, 0, count * sizeof(*bits));
+    for (int c = 0; c < PANEL; c += 8) {
+        const __m256 scale = _mm256_loadu_ps(images.scale + c), norm = _mm256_loadu_ps(images.norm + c);
+        const __m256 rest = _mm256_loadu_ps(images.rest + c), limit = _mm256_loadu_ps(images.limit + c);
+        const __m256 lower = _mm256_min_ps(limit, _mm256_loadu_ps(images.other_limit + c));
+        const int32_t *sum = static_cast<const int32_t *>(sums) + c;
+        for (int64_t r = 0; r < count; r++, sum += PANEL) {
+            const RowTerms &row = rows[r];
+            __m256 guess = _mm256_cvtepi32_ps(_mm256_loadu_si256((const __m256i *)sum));
+            guess = _mm256_mul_ps(_mm256_mul_ps(guess, _mm256_set1_ps(row.scale)), scale);
+            guess = _mm256_add_ps(guess, _mm256_set1_ps(row.bias));
+            const __m256 by_norm = _mm256_mul_ps(_mm256_set1_ps(row.by_norm), norm);
+            const __m256 by_rest = _mm256_mul_ps(_mm256_set1_ps(row.by_rest), rest);
+            const __m256 bound = _mm256_add_ps(_mm256_add_ps(by_norm, by_rest), _mm256_set1_ps(row.fixed));
+            const __m256 upper = _mm256_add_ps(guess, bound);
+            bits[r] |= _mm256_movemask_ps(_mm256_cmp_ps(upper, row.among ? lower : limit, _CMP_NLT_UQ)) << c;
+        }
+    }
+}
+
+#ifdef REVELIO_AVX512
+
+// 12 latents times 32 images.
+REVELIO_AVX512 void avx512_products(const int16_t *w, int64_t width, const int16_t *x, const int16_t *,
+                                    void *sums) {
+    constexpr int ROWS = 12;
+    const int16_t *beside = x + PANEL * width;
+    __m512i left[ROWS], right[ROWS];
+#pragma GCC unroll 12
+    for (int r = 0; r < ROWS; r++) left[r] = right[r] = _mm512_setzero_si512();
+    for (int64_t c = 0; c < width; c += 2) {
+        const __m512i one = _mm512_loadu_si512(x + PANEL * c), two = _mm512_loadu_si512(beside + PANEL * c);
+#pragma GCC unroll 12
+        for (int r = 0; r < ROWS; r++) {
+            const __m512i pair = _mm512_set1_epi32(*(const int32_t *)(w + r * width + c));
+            left[r] = _mm512_dpwssd_epi32(left[r], pair, one);
+            right[r] = _mm512_dpwssd_epi32(right[r], pair, two);
+        }
+    }
+    int32_t *out = static_cast<int32_t *>(sums);
+#pragma GCC unroll 12
+    for (int r = 0; r < ROWS; r++) {
+        _mm512_storeu_si512(out + r * PANEL, left[r]);
+        _mm512_storeu_si512(out + (ROWS + r) * PANEL, right[r]);
+    }
+}
+
+template <bool floats>
+REVELIO_AVX512 void avx512_judge(const void *sums, const RowTerms *rows, int64_t count,
+                                 const ImageTerms &images, uint16_t *bits) {
+    const __m512 scale = _mm512_loadu_ps(images.scale), norm = _mm512_loadu_ps(images.norm);
+    const __m512 rest = _mm512_loadu_ps(images.rest), limit = _mm512_loadu_ps(images.limit);
+    const __m512 lower = _mm512_min_ps(limit, _mm512_loadu_ps(images.other_limit));
+    const int32_t *sum = static_cast<const int32_t *>(sums);
+    for (int64_t r = 0; r < count; r++, sum += PANEL) {
+        const RowTerms &row = rows[r];
+        __m512 guess = floats ? _mm512_loadu_ps(sum) : _mm512_cvtepi32_ps(_mm512_loadu_si512(sum));
+        guess = _mm512_mul_ps(_mm512_mul_ps(guess, _mm512_set1_ps(row.scale)), scale);
+        guess = _mm512_add_ps(guess, _mm512_set1_ps(row.bias));
+        const __m512 by_norm = _mm512_mul_ps(_mm512_set1_ps(row.by_norm), norm);
+        const __m512 by_rest = _mm512_mul_ps(_mm512_set1_ps(row.by_rest), rest);
+        const __m512 bound = _mm512_add_ps(_mm512_add_ps(by_norm, by_rest), _mm512_set1_ps(row.fixed));
+        const __m512 upper = _mm512_add_ps(guess, bound);
+        bits[r] = _mm512_cmp_ps_mask(upper, row.among ? lower : limit, _CMP_NLT_UQ);
+    }
+}
+
+#endif
+#ifdef REVELIO_AMX
+
+// 32 latents times 32 images. Loads of tiles start no hardware prefetch.
+REVELIO_AMX void amx_products(const int16_t *w, int64_t width, const int16_t *x, const int16_t *ahead,
+                              void *sums) {
+    const int16_t *below = w + 16 * width, *beside = x + PANEL * width;
+    float *out = static_cast<float *>(sums);
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int64_t c = 0; c < width; c += DEPTH) {
+        _tile_loadd(4, w + c, 2 * width);
+        _tile_loadd(6, x + PANEL * c, 64);
+        _tile_loadd(5, below + c, 2 * width);
+        _tile_loadd(7, beside + PANEL * c, 64);
+        for (int line = 0; ahead && line < 32; line++) _mm_prefetch(ahead + DEPTH * (c + line), _MM_HINT_T1);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 5, 6);
+        _tile_dpbf16ps(2, 4, 7);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(0, out, 64);
+    _tile_stored(1, out + 256, 64);
+    _tile_stored(2, out + 512, 64);
+    _tile_stored(3, out + 768, 64);
+}
+
+REVELIO_AMX void load(const uint8_t *configuration) {
+    // Some compilers' headers claim that the instruction reads eight bytes of the 64.
+    asm volatile("" : : "r"(configuration) : "memory");
+    _tile_loadconfig(configuration);
+}
+
+// Eight tiles of 16 rows of 64 bytes.
+REVELIO_AMX void configure(uint8_t *before) {
+    alignas(64) uint8_t wanted[64] = {1};
+    for (int tile = 0; tile < 8; tile++) wanted[16 + 2 * tile] = 64, wanted[48 + tile] = 16;
+    _tile_storeconfig(before);
+    asm volatile("" : : "r"(before) : "memory");
+    load(wanted);
+}
+
+// Linux hands out the tile registers on demand, to a process at a time.
+bool tiles_allowed() {
+    unsigned a, b, c, d;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 22 & 1) || !(d >> 24 & 1)) return false;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & 1)) return false;
+    unsigned low, high;
+    asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    constexpr unsigned STATES = 3u << 17;
+    constexpr long REQUEST = 0x1023, TILE_DATA = 18;
+    return (low & STATES) == STATES && syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
+}
+
+#endif
+
+}  // namespace
+
+Product product_of(Instructions instructions) {
+#ifdef REVELIO_AMX
+    if (instructions == AMX) return {32, 2, 384, true, amx_products};
+#endif
+#ifdef REVELIO_AVX512
+    if (instructions == AVX512) return {12, 2, 384, false, avx512_products};
+#endif
+    return {6, 1, 96, false, avx2_products};
+}
+
+Judge judge_of(Instructions instructions) {
+#ifdef REVELIO_AVX512
+    if (instructions == AMX) return avx512_judge<true>;
+    if (instructions == AVX512) return avx512_judge<false>;
+#endif
+    return avx2_judge;
+}
+
+Instructions best_instructions() {
+#ifdef REVELIO_AVX512
+    if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
+        !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq") ||
+        !__builtin_cpu_supports("avx512vnni"))
+        return AVX2;
+#ifdef REVELIO_AMX
+    if (tiles_allowed()) return AMX;
+#endif
+    return AVX512;
+#else
+    return AVX2;
+#endif
+}
+
+Tiles::Tiles(bool wanted) : wanted(wanted) {
+#ifdef REVELIO_AMX
+    if (wanted) configure(before);
+#endif
+}
+
+Tiles::~Tiles() {
+#ifdef REVELIO_AMX
+    if (wanted) load(before);
+#endif
+}
+
+}  // namespace revelio
