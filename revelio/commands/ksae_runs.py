@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -136,16 +135,12 @@ def _record(training: _Training, step: "StepState", bar: Any) -> None:
     from revelio.sae.checkpoint import checkpoint_bytes, save_checkpoint
 
     config, record, team = training.config, training.record, training.team
-    if not isfinite(step.loss):
-        raise ValueError(
-            f"{config.out}: the loss of step {step.step:,} is {step.loss}: lower --learning-rate or "
-            "lengthen --warmup-steps; checkpoints up to the step before are whole"
-        )
     model, steps = training.member.model, training.member.settings.steps
     if team.main and (step.step % config.log_every == 0 or step.step in (1, steps)):
         record.log(**_line(step))
         bar.set_postfix(loss=f"{step.loss:.4f}", **_dead(step, training.rows))
     if config.checkpoint_every and step.step % config.checkpoint_every == 0:
+        step.state.check(training.member.settings)
         files = team.files(model.n)
         if team.main:
             record.save_checkpoint(
