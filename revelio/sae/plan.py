@@ -30,6 +30,8 @@ Sharing = Literal["data", "latents"]
 PROCESS_BYTES = 3 * 10**8
 # Multiplications a measured encoding may have: half a second at 50 GFLOP/s.
 MEASURED = 1.25e10
+# Numbers of one of its matrices.
+MATRIX = 1 << 24
 # Checkpoints on disk at once: the two that are kept and the one being written.
 CHECKPOINTS = 3
 
@@ -177,9 +179,11 @@ def measured_speed(job: Job, kernel: Kernel | None = None, seconds: float = 1.0)
     """
     kernel = kernel or SparseKernel()
     b, d = job.local_rows, job.d
-    n = min(job.local_latents, max(2 * job.k, 256, int(MEASURED / (b * d))))
+    # Neither the product nor the matrices may take long.
+    most = min(MEASURED / (b * d), MATRIX / d)
+    n = min(job.local_latents, max(2 * job.k, 256, int(most)))
     rows = torch.randn(b, d, generator=generator("plan-ksae"))
-    model = KSparseAutoencoder(d, n, min(job.k, n))
+    model = KSparseAutoencoder(d, n, min(job.k, n), seed=None)
     settings = TrainSettings(steps=1, batch_size=b)
     state = begin(model, _Same(rows), settings)
     centred = model.centre(rows)
