@@ -126,7 +126,8 @@ def judge(
     def means(kept: Tensor) -> dict[str, float]:
         first = kept & (kept.cumsum(1) <= images)
         found = measures(class_counts(torch.where(first, labels, -1), classes))
-        return {name: float(value.nanmean()) for name, value in found.items()}
+        # A latent with one image left has no deviation and no pair.
+        return {name: float(value.nan_to_num(0.0).mean()) for name, value in found.items()}
 
     each = [means(there & subset[rows]) for subset in subsets]
     parts = {name: torch.tensor([one[name] for one in each]).double() for name in BETTER}
@@ -178,6 +179,7 @@ def compare(
     Returns:
         ``controls``: by name, for each measure the control's value and the difference (the k-SAE's minus the
         control's) with its interval, and how many latents were averaged; ``verdict``: by measure, in words.
+        A model without a latent that is active on enough images is left out.
 
     Raises:
         ValueError: the store has no labels, or its width is not the k-SAE's.
@@ -193,7 +195,12 @@ def compare(
         if name:
             each.kernel = fastest_kernel(each)
         top = top_images(each, store, m=SPARE * images)
-        judged[name] = judge(top, eligible(top, images)[:latents], images, subsets)
+        strong = eligible(top, images)[:latents]
+        # With few images a control may have no latent that is active on enough of them.
+        if len(strong):
+            judged[name] = judge(top, strong, images, subsets)
+    if "" not in judged or len(judged) == 1:
+        return {"latents": 0, "values": {}, "controls": {}, "verdict": {}, "interval_method": ""}
     ours = judged.pop("")
     each = 1 - (1 - confidence) / len(judged)
     controls = {
