@@ -182,7 +182,8 @@ def fill(job: CacheJob) -> Iterator[int]:
         How many images this process has done, after each batch.
 
     Raises:
-        ValueError: as :meth:`CacheJob.check`; another process is filling it; a picture can't be read; a grid doesn't fit float16.
+        ValueError: as :meth:`CacheJob.check`; another process is filling it; a picture can't be
+            read; a grid doesn't fit float16.
         OSError: a shard can't be written.
     """
     if not job.processes.main:

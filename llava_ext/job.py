@@ -89,9 +89,7 @@ def run(config: PretrainConfig | FinetuneConfig) -> None:
 
 
 def _open_run(config: PretrainConfig | FinetuneConfig, stage: Stage, *, resume: bool) -> Run:
-    return Run.open(
-        config.out, stage, to_yaml(config), resume=resume, complete=completed(config)
-    )
+    return Run.open(config.out, stage, to_yaml(config), resume=resume, complete=completed(config))
 
 
 def _finish_again(config: PretrainConfig | FinetuneConfig, stage: Stage) -> None:

@@ -159,7 +159,8 @@ def completed(config: Any) -> Callable[[str], str]:
     what the program did before it had the setting.
 
     Returns:
-        A function of the text; a ValueError says that it holds what is unknown now, or lacks what is required.
+        A function of the text; a ValueError says that it holds what is unknown now, or lacks what is
+        required.
     """
 
     def fill_up(text: str) -> str:

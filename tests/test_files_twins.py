@@ -25,7 +25,9 @@ from revelio.outputs import claimed, replace_files
 @pytest.fixture(scope="module")
 def other() -> Iterator[int]:
     """The id of another process that lives."""
-    with subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=-1) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=-1
+    ) as process:
         yield process.pid
         process.kill()
 
@@ -77,7 +79,9 @@ def test_a_second_process_is_refused_before_the_work(
 
 def test_a_second_extraction_of_a_store_is_refused(tmp_path: Path, other: int) -> None:
     dataset, settings = memory_dataset(11), SETTINGS | {"timesteps": (25,)}
-    stores = extract(dataset, FakeBackbone(), tmp_path / "whole", latents=tmp_path / "z0", **settings)
+    stores = extract(
+        dataset, FakeBackbone(), tmp_path / "whole", latents=tmp_path / "z0", **settings
+    )
     assert not list(tmp_path.rglob(NAME))
     for name in (stores[0].name, "z0"):
         here = tmp_path / name

@@ -29,7 +29,15 @@ from revelio.config import completed, to_plain, to_yaml
 from revelio.runs import Run, read_json
 
 ARCHIVE = Path(__file__).parent / "data" / "first_version.tar.xz"
-EXTRACT = ["extract", "--backbone.name", "dino", "--backbone.device", "cpu", "--data.source", "pictures"]
+EXTRACT = [
+    "extract",
+    "--backbone.name",
+    "dino",
+    "--backbone.device",
+    "cpu",
+    "--data.source",
+    "pictures",
+]
 EXTRACT += ["--layers", "block1", "--timesteps", "--batch-size", "2", "--shard-rows", "2"]
 KSAE = ["train-ksae", "--store", "rows", "--kernel", "torch", "--steps", "4", "--k", "2"]
 KSAE += ["--expansion", "2", "--batch-size", "10", "--checkpoint-every", "1", "--log-every", "1"]
@@ -67,7 +75,9 @@ def test_a_store_is_completed(first: Path) -> None:
     names, numbers = rows(first / "extract-cut" / "block1")
     wanted_names, wanted = rows(first / "extract" / "block1")
     assert names == wanted_names and len(names) == 6
-    assert [row == pytest.approx(other, abs=1e-6) for row, other in zip(numbers, wanted, strict=True)]
+    assert [
+        row == pytest.approx(other, abs=1e-6) for row, other in zip(numbers, wanted, strict=True)
+    ]
     before = (first / "extract" / "block1" / "manifest.json").read_bytes()
     main([*EXTRACT, "--out", "extract", "--resume"])
     assert (first / "extract" / "block1" / "manifest.json").read_bytes() == before
@@ -157,7 +167,9 @@ CONFIGS = [
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: type(config).__module__)
 def test_a_setting_that_was_added_since_does_not_stop_a_resume(config: Any, tmp_path: Path) -> None:
     text, whole = to_yaml(config), to_plain(config)
-    paths = [path for path, default in optional_settings(type(config)) if at(whole, path) == default]
+    paths = [
+        path for path, default in optional_settings(type(config)) if at(whole, path) == default
+    ]
     assert len(paths) > 5
     for number, path in enumerate(paths):
         older = yaml.safe_dump(without(whole, path), sort_keys=False)
@@ -179,7 +191,9 @@ def test_an_added_setting_with_another_value_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["[]", "3", "unknown: 1", "a: [", ""])
-def test_an_older_config_of_another_kind_is_compared_as_it_stands(tmp_path: Path, text: str) -> None:
+def test_an_older_config_of_another_kind_is_compared_as_it_stands(
+    tmp_path: Path, text: str
+) -> None:
     config = PretrainConfig()
     Run.open(tmp_path / "run", "t", text).close()
     with pytest.raises(ValueError, match="was started with"):
