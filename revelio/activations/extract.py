@@ -100,10 +100,22 @@ def run(job: Extraction) -> Iterator[Progress]:
         ValueError: see :meth:`Extraction.check`; or activations don't fit the stored dtype.
         OSError: a shard can't be written; the shards before it stay.
     """
+    if not job.processes.main:
+        yield from _fill(job)
+        return
+    job.check()
+    locks = job.begin()
+    try:
+        yield from _fill(job)
+        job.finish()
+    finally:
+        for lock in locks:
+            lock.release()
+
+
+def _fill(job: Extraction) -> Iterator[Progress]:
+    """Make this process's share of the shards."""
     processes, cache = job.processes, job.cache
-    if processes.main:
-        job.check()
-        job.begin()
     processes.wait()
     lacking = job.lacking()
     mine = [n for n in lacking.shards if n % processes.world == processes.rank]
@@ -119,8 +131,6 @@ def run(job: Extraction) -> Iterator[Progress]:
             yield Progress(images, total, skipped)
         shard.write()
     processes.wait()
-    if processes.main:
-        job.finish()
 
 
 def _encoded(job: Extraction, fresh: FreshImages | None, number: int) -> Iterator[Encoded]:

@@ -1,6 +1,6 @@
 """A store in the making: begun, filled shard by shard in any order, then closed by its manifest.
 
-begin    unfinished.json holds the settings; a resumed run must have the same
+begin    unfinished.json holds the settings; a resumed run must have the same; one process has the lock
 fill     shard-00000.safetensors ... each whole or absent
 finish   manifest.json, then unfinished.json goes
 """
@@ -8,6 +8,7 @@ finish   manifest.json, then unfinished.json goes
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from revelio.activations.manifest import (
     write_manifest,
 )
 from revelio.activations.shard import check_names, read_header, shard_name
+from revelio.lock import NAME as LOCK
+from revelio.lock import Lock, check_free, take_lock
 from revelio.runs import write_json
 from revelio.trust import file_in, read_object, regular_file
 
@@ -67,10 +70,13 @@ class Target:
             resume: whether shards that are there already may be kept.
 
         Raises:
-            ValueError: the store is there and ``resume`` is off, or it has other settings.
+            ValueError: the store is there and ``resume`` is off, it has other settings, or another process
+                is filling it.
         """
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"{self.path} is a file: choose a folder with {flag}")
+        if not self.finished:
+            check_free(self.path)
         if not self.started:
             return
         if not resume:
@@ -109,15 +115,24 @@ class Target:
             for number, (old, new) in enumerate(zip(before, now, strict=True))
         )
 
-    def begin(self) -> None:
-        """Write the settings down and clear away what a killed run left half-written.
+    def begin(self) -> Lock | None:
+        """Take the store's lock, write the settings down, clear away what a killed run left half-written.
+
+        Returns:
+            The lock, to be held until the store is finished; None of a store that is finished, which needs
+            none.
 
         Raises:
+            ValueError: another process is filling the store; the message names it.
             OSError: the folder can't be written.
         """
         if self.finished:
-            return
+            if (self.path / LOCK).exists():
+                with suppress(ValueError, OSError):
+                    take_lock(self.path).release()  # a killed process's
+            return None
         self.path.mkdir(parents=True, exist_ok=True)
+        lock = take_lock(self.path)
         for partial in self.path.iterdir():
             if _PARTIAL.fullmatch(partial.name) and not partial.is_dir():
                 partial.unlink(missing_ok=True)
@@ -130,6 +145,7 @@ class Target:
             now = {key: self.settings.get(key) for key in (CONTENTS, SHARD_CONTENTS) if key in was}
             if any(was[key] != value for key, value in now.items()):
                 write_json(self.path / UNFINISHED, was | now)
+        return lock
 
     def _reopen(self) -> None:
         """Turn a finished store that lost part of a shard into an unfinished one."""

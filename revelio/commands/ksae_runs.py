@@ -56,7 +56,7 @@ def train_together(
 def _open(config: "Config", store: "ActivationStore", team: "Team") -> _Training | None:
     """The k-SAE and its run folder; None if that is finished."""
     from revelio.commands.ksae_inputs import build_model, build_settings, describe
-    from revelio.config import to_yaml
+    from revelio.config import completed, to_yaml
     from revelio.runs import Run
     from revelio.sae.many import Member
 
@@ -64,13 +64,25 @@ def _open(config: "Config", store: "ActivationStore", team: "Team") -> _Training
     model = build_model(config, store, team)
     if team.main:
         record = Run.open(
-            config.out, "train-ksae", to_yaml(config), resume=config.resume, results=RESULTS
+            config.out,
+            "train-ksae",
+            to_yaml(config),
+            resume=config.resume,
+            results=RESULTS,
+            complete=completed(config),
         )
         if not record.finished:
             record.add_input("store", describe(store))
     team.wait()
     if not team.main:
-        record = Run.open(config.out, "train-ksae", to_yaml(config), resume=True, writes=False)
+        record = Run.open(
+            config.out,
+            "train-ksae",
+            to_yaml(config),
+            resume=True,
+            writes=False,
+            complete=completed(config),
+        )
     if not record.finished:
         kernel = team.kernel(model, config.kernel)
         member = Member(model, settings, kernel=kernel)
