@@ -99,7 +99,7 @@ def test_only_an_unfinished_store_goes_on_in_smaller_batches_and_never_in_larger
     with pytest.raises(ValueError, match="goes beyond"):
         extract(memory_dataset(20), backbone, tmp_path, **settings)
     for size in (16, 3, 5):
-        with pytest.raises(ValueError, match="`(batch_size|shard_images)` 8, not"):
+        with pytest.raises(ValueError, match=r"`(batch_size|shard_images)` 8, not"):
             extract(
                 memory_dataset(20), FakeBackbone(), tmp_path, resume=True,
                 **settings | {"batch_size": size, "shard_rows": 8},
