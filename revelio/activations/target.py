@@ -90,12 +90,22 @@ class Target:
         elif not (self.path / UNFINISHED).exists():
             raise ValueError(f"{self.path} holds shards of unknown making: choose another {flag}")
         was = self.written_settings()
+        if not (self.path / MANIFEST).exists() and self._smaller_batches(was):
+            free |= {"batch_size"}
         check_same(self.path, was, self.settings, free=free, flag=flag)
         if self._other_contents(was):
             raise ValueError(
                 f"{self.path} was made of other pictures than those that now have the same names: "
                 f"put the old ones back or choose another {flag}"
             )
+
+    def _smaller_batches(self, was: Mapping[str, Any]) -> bool:
+        """Whether batches are now an even part of what they were, as after running out of memory.
+
+        The rows differ at most as much as a device's rounding depends on the size of a batch.
+        """
+        before, now = was.get("batch_size"), self.settings.get("batch_size")
+        return isinstance(before, int) and isinstance(now, int) and now > 0 and before % now == 0
 
     def _other_contents(self, was: Mapping[str, Any]) -> bool:
         """Whether rows that are there were made of pictures that have changed since.

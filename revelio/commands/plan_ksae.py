@@ -147,6 +147,23 @@ def shortage(jobs: "Sequence[Job]", out: Path, *, in_memory: bool) -> str | None
     return f"this does not fit: it takes {' and '.join(parts)}" if parts else None
 
 
+def device_shortage(jobs: "Sequence[Job]", room: int) -> str | None:
+    """What a CUDA device of ``room`` free bytes lacks for k-SAEs that train together, and what would help."""
+    from revelio.activations.plan import size
+    from revelio.sae.plan import CONTEXT_BYTES, device_memory, smaller_batch
+
+    need = sum(device_memory(job) - CONTEXT_BYTES for job in jobs) + CONTEXT_BYTES
+    if need <= room:
+        return None
+    said = f"this does not fit: it takes {size(need)} of the device's memory, of which {size(room)} are free"
+    fits = smaller_batch(jobs[0], room)
+    if len(jobs) > 1:
+        return f"{said}: train fewer k-SAEs together (a smaller grid)"
+    if fits:
+        return f"{said}: take batch_size {fits}"
+    return f"{said}: take a smaller expansion, or share the latents among several devices"
+
+
 def figures(job: "Job", speed: "Speed | None") -> dict[str, Any]:
     """The plan as plain values: bytes and seconds."""
     from dataclasses import asdict

@@ -145,7 +145,6 @@ class Config:
 
 def run(config: Config) -> None:
     """Train, save, measure, and name what was written."""
-    from revelio.commands.ksae_runs import train_together
     from revelio.commands.ksae_team import gather_team
     from revelio.files import check_folder
 
@@ -160,9 +159,29 @@ def run(config: Config) -> None:
             if config.plan:
                 _announce(together, team)
             else:
-                train_together(together, team, lambda left: _announce(left, team))
+                _train(together, team)
     finally:
         team.close()
+
+
+def _train(configs: list[Config], team: "Team") -> None:
+    """Train them together.
+
+    Raises:
+        ValueError: the device's memory ran out; the message names a batch size to go on with.
+    """
+    import torch
+
+    from revelio.commands.ksae_runs import train_together
+
+    try:
+        train_together(configs, team, lambda left: _announce(left, team))
+    except torch.OutOfMemoryError as error:
+        raise ValueError(
+            f"the memory of {team.device} ran out at batch_size {configs[0].batch_size}: train with "
+            f"batch_size {max(1, configs[0].batch_size // 2)} in another folder, or free memory that other "
+            "programs hold and go on from the last checkpoint (resume)"
+        ) from error
 
 
 def _check_room(configs: list[Config], team: "Team") -> None:
@@ -173,12 +192,18 @@ def _check_room(configs: list[Config], team: "Team") -> None:
     """
     from revelio.activations.store import ActivationStore
     from revelio.commands.ksae_inputs import build_job, build_settings
-    from revelio.commands.plan_ksae import line, shortage
+    from revelio.commands.plan_ksae import device_shortage, line, shortage
 
     store = ActivationStore.open(configs[0].store)
     rows = len(store)
     jobs = [build_job(one, store, build_settings(one, rows), team) for one in configs]
     reason = shortage(jobs, configs[0].out, in_memory=team.device.type == "cpu")
+    if team.device.type == "cuda" and not configs[0].plan:
+        import torch
+
+        lacks = device_shortage(jobs, torch.cuda.mem_get_info(team.device)[0])
+        if lacks is not None:
+            raise ValueError(lacks)
     if reason is None or not team.main:
         return
     if not configs[0].plan:

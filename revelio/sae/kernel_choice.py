@@ -74,7 +74,7 @@ def replayed(model: KSparseAutoencoder, kernel: Kernel, settings: TrainSettings)
     from revelio.sae.cuda_graph import RecordedStep
     from revelio.sae.kernel_cuda import CudaKernel
 
-    return RecordedStep() if isinstance(kernel, CudaKernel) else None
+    return RecordedStep(model, kernel) if isinstance(kernel, CudaKernel) else None
 
 
 def fastest_kernel(model: KSparseAutoencoder) -> Kernel:

@@ -10,7 +10,7 @@ latents, the update between what the first batches touch and every row moving at
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Literal
 
@@ -18,6 +18,7 @@ import torch
 
 from revelio.sae.adam import AdamStep
 from revelio.sae.kernel import BUFFER, Gradient, Kernel, SparseKernel
+from revelio.sae.many import FIRST_ROWS
 from revelio.sae.model import KSparseAutoencoder
 from revelio.sae.state import TrainSettings
 from revelio.sae.step import train_step
@@ -101,6 +102,34 @@ class Memory:
     def total(self) -> int:
         """All of them."""
         return self.weights + self.moments + self.buffers + self.rows + self.process
+
+
+# The CUDA kernel's approximate scores, and what CUDA's libraries take for themselves.
+SCORE_BYTES = 96 * 2**20
+CONTEXT_BYTES = 600 * 2**20
+
+
+def device_memory(job: Job) -> int:
+    """What one process takes of its CUDA device, in bytes.
+
+    Weights, moments, a float16 copy of ``W_enc`` with its bounds, approximate scores, a latent's counters,
+    and the larger of the batch with its copies and of the first rows, twice, that training starts from; other
+    rows stay on the host.
+    """
+    held = memory(job)
+    copy = 2 * job.local_latents * (job.d + 1)
+    batch = 6 * 4 * job.batch_size * job.d + 64 * job.batch_size * job.k
+    first = 2 * 4 * min(FIRST_ROWS, max(job.rows, job.batch_size)) * job.d
+    rest = SCORE_BYTES + 16 * job.n + max(batch, first) + CONTEXT_BYTES
+    return held.weights + held.moments + copy + rest
+
+
+def smaller_batch(job: Job, room: int) -> int:
+    """The largest half, quarter, ... of the batch that a CUDA device of so much memory takes; 0: none."""
+    size = job.batch_size
+    while size and device_memory(replace(job, batch_size=size)) > room:
+        size //= 2
+    return size
 
 
 @dataclass(frozen=True)
