@@ -97,7 +97,7 @@ def test_a_compiled_backbone_is_near_the_plain_one() -> None:
 def test_the_batch_that_fits_is_found_and_named(tmp_path: Path) -> None:
     backbone = load_backbone("mini-sd", layers=["up_ft1"], device="cuda")
     recipe, images = Recipe(("up_ft1",), (25,)), open_dataset("samples", limit=600)
-    job = Extraction(images, backbone, tmp_path, recipe, reading=Reading(512))
+    job = Extraction(images, backbone, tmp_path, recipe, reading=Reading(512), shard_rows=512)
     whole = largest_batch(job)
     assert whole.size == 256 and whole.image_bytes > 0
     torch.cuda.empty_cache()
@@ -111,7 +111,7 @@ def test_the_batch_that_fits_is_found_and_named(tmp_path: Path) -> None:
                 pass
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    for _ in run(replace(job, resume=True, reading=Reading(16), shard_rows=512)):
+    for _ in run(replace(job, resume=True, reading=Reading(16))):
         pass
     assert len(ActivationStore.open(job.stores[0])) == 600
 
