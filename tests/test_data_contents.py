@@ -299,7 +299,6 @@ def test_pictures_are_read_once_under_a_bar_that_begins_at_once(tmp_path, capsys
         range(9)
     )
     assert hashed.subset([7, 1]).digests() == [dataset.digest(7), dataset.digest(1)]
-    assert pickle.loads(pickle.dumps(hashed)).digests() == dataset.digests()
     assert read_contents(memory_dataset(3)).digests() is None
 
 

@@ -69,7 +69,7 @@ class ImageDataset:
         return None if self.digest is None else digests(self.digest, len(self))
 
     def hashed(self, progress: Callable[[int], object] | None = None) -> "ImageDataset":
-        """The same images with their digests read now, once and for all; ``progress`` is told 1 after each."""
+        """The same images with their digests read now, for good; ``progress`` is told 1 after each."""
         if self.digest is None:
             return self
         known = digests(self.digest, len(self), progress)
