@@ -163,8 +163,9 @@ def _wide_terminal(as_it_is: bool) -> Iterator[None]:
 
 def _one_line(box: str) -> str:
     """What tyro's box of several lines says, as one."""
-    # Where the terminal is not UTF-8 the box is of | and -.
     lines = [line.strip("│| ") for line in box.splitlines() if line and line[0] in "│|"]
+    if not lines:  # where the output is not UTF-8: a title, a rule, then what the box would hold
+        lines = [line.strip() for line in box.splitlines()[2:] if line.strip()]
     rules = [number for number, line in enumerate(lines) if line.startswith(("──", "---"))]
     said = lines[: rules[0]] if rules else lines
     if not said:
