@@ -17,7 +17,7 @@ ifeq ($(filter demo-llava,$(MAKECMDGOALS))$(CALTECH101),demo-llava)
 $(error give the folder of Caltech-101: make demo-llava CALTECH101=FOLDER)
 endif
 
-.PHONY: demo demo-llava test check format clean
+.PHONY: demo demo-llava test reliability check format clean
 
 demo: .venv/core
 	$(BIN)/revelio demo --out $(OUT) --resume
@@ -28,6 +28,9 @@ demo-llava: .venv/llava
 
 test: .venv/dev
 	$(BIN)/python -m pytest
+
+reliability: .venv/dev
+	OMP_NUM_THREADS=1 $(BIN)/python tools/reliability.py
 
 check: .venv/dev
 	$(BIN)/ruff format --check .
