@@ -23,6 +23,7 @@ from revelio.activations.manifest import (
     write_manifest,
 )
 from revelio.activations.shard import check_names, read_header, shard_name
+from revelio.files import sweep
 from revelio.runs import write_json
 from revelio.trust import file_in, read_object, regular_file
 
@@ -31,7 +32,7 @@ CONTENTS = "contents_sha256"
 SHARD_CONTENTS = "shard_contents"
 # The temporary names of what a store writes; other hidden files are somebody else's.
 _PARTIAL = re.compile(
-    r"\.(manifest\.json|unfinished\.json|shard-\d{5,}\.safetensors)\.\d+(-[0-9a-f]{8})?\.partial"
+    r"\.(manifest\.json|unfinished\.json|shard-\d{5,}\.safetensors)\.\d+(-[0-9a-f]{8,24})?\.partial"
 )
 
 
@@ -115,6 +116,7 @@ class Target:
         Raises:
             OSError: the folder can't be written.
         """
+        sweep(self.path, dead=True)
         if self.finished:
             return
         self.path.mkdir(parents=True, exist_ok=True)

@@ -50,7 +50,8 @@ def spoil(rng: Random, world: World, root: Path) -> None:
     elif kind == 1:
         place.symlink_to(rng.choice(("/dev/zero", "/dev/stdin", "/proc/self/mem")))
     elif kind == 2:
-        place.symlink_to(world.outside / "precious.txt")
+        # Links to pictures elsewhere are the user's own; this one is of no picture.
+        place.symlink_to(root.parent / "helpers.txt")
     elif kind == 3:
         link = inner / "up"
         if not link.is_symlink():
