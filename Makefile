@@ -18,7 +18,7 @@ ifeq ($(filter demo-llava,$(MAKECMDGOALS))$(CALTECH101),demo-llava)
 $(error give the folder of Caltech-101: make demo-llava CALTECH101=FOLDER)
 endif
 
-.PHONY: demo demo-llava test gpu-check check format clean
+.PHONY: demo demo-llava test gpu-check reliability check format clean
 
 demo: .venv/core
 	$(BIN)/revelio demo --out $(OUT) --resume
@@ -33,6 +33,9 @@ gpu-check:
 
 test: .venv/dev
 	$(BIN)/python -m pytest
+
+reliability: .venv/dev
+	OMP_NUM_THREADS=1 $(BIN)/python tools/reliability.py
 
 check: .venv/dev
 	$(BIN)/ruff format --check .

@@ -390,6 +390,16 @@ def test_only_dead_writers_leftovers_are_swept_before_a_command(tmp_path: Path) 
     assert left == {*alive, *others}
 
 
+def test_a_record_that_is_a_link_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "theirs.json").write_text('{"files": {"t": ["a"]}}')
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a").write_text("mine")
+    (tmp_path / "out" / RECORD).symlink_to(tmp_path / "theirs.json")
+    with pytest.raises(ValueError, match="is a link"):
+        replace_files(tmp_path / "out", "t", lambda folder: (folder / "a").write_text("new"))
+    assert (tmp_path / "out" / "a").read_text() == "mine"
+
+
 def test_a_finished_run_that_lost_a_result_is_unfinished(tmp_path: Path) -> None:
     run = Run.open(tmp_path / "run", "t", "a: 1\n", results=["report.json"])
     run.finish()
