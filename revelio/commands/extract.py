@@ -231,13 +231,14 @@ def _provenance(config: Config) -> dict[str, Any]:
 
 
 def _matched(timesteps: tuple[int, ...], schedule: str, backbone: "Backbone") -> tuple[int, ...]:
-    from revelio.backbones.noise import match_timestep, reference_schedule
+    from revelio.backbones.base import schedule_of
+    from revelio.backbones.diffusion.schedule import reference_schedule
 
-    own = getattr(backbone, "alphas_cumprod", None)
+    own = schedule_of(backbone)
     if own is None:
         raise ValueError(f"{backbone.name} has no noise schedule: leave --match-snr out")
     reference = reference_schedule(schedule)
-    return tuple(match_timestep(timestep, reference, own) for timestep in timesteps)
+    return tuple(own.match(reference, timestep) for timestep in timesteps)
 
 
 def _texts(config: Config, dataset: "ImageDataset", device: str) -> "dict[str, Texts]":

@@ -40,7 +40,7 @@ def grids(name: str, layers: list[str], timestep: int | None, device: str, dtype
     with torch.no_grad():
         encoded = backbone.encode(pixels)
         ids = [str(i) for i in range(4)]
-        found = backbone.grids(encoded, ids, layers, timestep=timestep, seed=1, draw=0)
+        found = backbone.activations(encoded, ids, layers, timestep=timestep, seed=1, draw=0)
     return {layer: grid.float().cpu() for layer, grid in found.items()}
 
 
