@@ -24,7 +24,8 @@ import torch
 from ksae_dense import DenseStep, structured
 from torch import Tensor
 
-from revelio.sae.kernel import Kernel, SparseKernel
+from revelio.sae.kernels.base import Kernel
+from revelio.sae.kernels.sparse import SparseKernel
 from revelio.sae.model import KSparseAutoencoder
 from revelio.sae.state import TrainSettings
 from revelio.sae.train import train
@@ -99,7 +100,7 @@ def sparsify_step(arguments: argparse.Namespace, rows: Tensor, batch: int, how: 
 
 def variants(arguments: argparse.Namespace, rows: Tensor, batch: int) -> dict[str, Any]:
     """How to make each variant's step; ours first."""
-    from revelio.sae.kernel_cuda import CudaKernel
+    from revelio.sae.kernels.cuda import CudaKernel
 
     made: dict[str, Any] = {
         "revelio": lambda: own_step(arguments, rows, batch, CudaKernel()),

@@ -30,8 +30,8 @@ import torch
 from ksae_dense import DenseStep, structured
 from torch import Tensor
 
-from revelio.sae.kernel_choice import choose_kernel
-from revelio.sae.kernel_native_build import instruction_set
+from revelio.sae.kernels.build import instruction_set
+from revelio.sae.kernels.select import choose_kernel
 from revelio.sae.model import KSparseAutoencoder
 from revelio.sae.state import TrainSettings
 from revelio.sae.train import train

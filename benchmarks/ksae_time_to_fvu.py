@@ -21,9 +21,9 @@ from torch import Tensor
 
 from revelio.activations.store import ActivationStore
 from revelio.analysis.top_images import pooled
-from revelio.sae.kernel_choice import choose_kernel
+from revelio.sae.dataloader import Shuffled
+from revelio.sae.kernels.select import choose_kernel
 from revelio.sae.model import KSparseAutoencoder
-from revelio.sae.rows import Shuffled
 from revelio.sae.state import TrainSettings
 from revelio.sae.train import begin, train
 

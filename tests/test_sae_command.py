@@ -61,7 +61,7 @@ def test_other_activations_are_a_flag_away(store, tmp_path, flags):
 
 def test_resume_after_a_stop_is_bit_equal(store, tmp_path, monkeypatch):
     train_ksae(store, tmp_path / "whole", "--steps", "10")
-    from revelio.sae import many as module
+    from revelio.sae import train as module
 
     real, calls = module.train_step, []
 
@@ -147,7 +147,7 @@ def test_a_plan_beyond_the_machine_warns_and_a_training_is_refused_with_its_plan
 def test_together_the_members_of_a_grid_must_fit(store, tmp_path, capsys, monkeypatch):
     from revelio.commands import plan_ksae
     from revelio.commands.plan_ksae import shortage
-    from revelio.sae.plan import Job, memory
+    from revelio.sae.cost import Job, memory
 
     job = Job(rows=100, d=16, n=4096, k=4, batch_size=50, steps=5, held=True)
     alone = memory(job).total - memory(job).process
@@ -179,13 +179,14 @@ def test_the_bar_and_the_report_mean_the_same_by_dead(store, tmp_path, capsys):
 def test_a_loss_that_is_not_finite_stops_with_its_step(store, tmp_path, capsys, monkeypatch):
     from dataclasses import replace
 
-    from revelio.sae import many
+    from revelio.sae import train as many
 
     real = many.train_many
 
     def spoilt(members, rows):
         for place, step in real(members, rows):
-            yield place, replace(step, loss=float("nan")) if step.step == 3 else step
+            broken = torch.full((6,), float("nan"), dtype=torch.float64)
+            yield place, replace(step, numbers=broken) if step.step == 3 else step
 
     monkeypatch.setattr(many, "train_many", spoilt)
     with pytest.raises(SystemExit) as stopped:

@@ -8,8 +8,8 @@ import torch
 from sae_helpers import planted, random_model
 from safetensors.torch import load_file, save_file
 
-from revelio.sae.convert import check_reconstruction, export_released, import_ksae
-from revelio.sae.convert_peers import export_saelens, export_sparsify
+from revelio.sae.io.peers import export_saelens, export_sparsify
+from revelio.sae.io.released import check_reconstruction, export_released, import_ksae
 from revelio.sae.model import KSparseAutoencoder
 from revelio.sae.state import TrainSettings
 from revelio.sae.train import train

@@ -3,15 +3,15 @@
 import pytest
 import torch
 from sae_helpers import DenseKSAE, planted
+from sae_reference_kernel import ReferenceKernel
 from sae_same_order import SameOrderKernel
 
 from revelio.sae.checkpoint import load_checkpoint, save_checkpoint
-from revelio.sae.kernel import SparseKernel
-from revelio.sae.kernel_native import NativeKernel
-from revelio.sae.kernel_native_build import INSTRUCTION_SETS
-from revelio.sae.kernel_reference import ReferenceKernel
+from revelio.sae.dataloader import Shuffled
+from revelio.sae.kernels.build import INSTRUCTION_SETS
+from revelio.sae.kernels.native import NativeKernel
+from revelio.sae.kernels.sparse import SparseKernel
 from revelio.sae.model import KSparseAutoencoder
-from revelio.sae.rows import Shuffled
 from revelio.sae.state import TrainSettings
 from revelio.sae.train import begin, train
 

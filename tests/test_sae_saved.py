@@ -11,7 +11,7 @@ from sae_helpers import planted, random_model
 from safetensors.torch import load_file, save_file
 
 from revelio.sae import model as model_module
-from revelio.sae.kernel import SparseKernel
+from revelio.sae.kernels.sparse import SparseKernel
 from revelio.sae.model import KSparseAutoencoder
 from revelio.sae.state import TrainSettings, TrainState
 from revelio.sae.step import train_step

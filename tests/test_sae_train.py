@@ -5,15 +5,15 @@ from itertools import pairwise
 import pytest
 import torch
 from sae_helpers import DenseKSAE, differences, planted
+from sae_reference_kernel import ReferenceKernel
 
-from revelio.sae import adam
-from revelio.sae.initialise import best_scale, geometric_median, initialise
-from revelio.sae.kernel import Codes, SparseKernel
-from revelio.sae.kernel_native import NativeKernel
-from revelio.sae.kernel_reference import ReferenceKernel
+from revelio.sae import optim
+from revelio.sae.dataloader import Shuffled
+from revelio.sae.kernels.base import Codes
+from revelio.sae.kernels.native import NativeKernel
+from revelio.sae.kernels.sparse import SparseKernel
 from revelio.sae.metrics import evaluate
-from revelio.sae.model import KSparseAutoencoder
-from revelio.sae.rows import Shuffled
+from revelio.sae.model import KSparseAutoencoder, best_scale, geometric_median, initialise
 from revelio.sae.state import TrainSettings
 from revelio.sae.train import begin, train
 
@@ -156,7 +156,7 @@ def test_resting_and_waking_rows_follow_the_dense_update():
 def test_rows_in_place_and_rows_picked_are_updated_alike(share, monkeypatch):
     x, settings = rows(), TrainSettings(steps=30, batch_size=32, warmup_steps=10)
     usual, _ = trained("fixed", x, settings, kernel=SparseKernel())
-    monkeypatch.setattr(adam, "IN_PLACE_SHARE", share)
+    monkeypatch.setattr(optim, "IN_PLACE_SHARE", share)
     other, _ = trained("fixed", x, settings, kernel=SparseKernel(block=16))
     for a, b in zip(usual.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)

@@ -8,9 +8,9 @@ if TYPE_CHECKING:
     from revelio.activations.store import ActivationStore
     from revelio.commands.ksae_team import Team
     from revelio.commands.train_ksae import Config
+    from revelio.sae.cost import Job
+    from revelio.sae.dataloader import RowSource, Shuffled
     from revelio.sae.model import KSparseAutoencoder
-    from revelio.sae.plan import Job
-    from revelio.sae.rows import RowSource, Shuffled
     from revelio.sae.state import TrainSettings
 
 
@@ -34,7 +34,7 @@ def build_rows(store: "ActivationStore", config: "Config", team: "Team") -> "Shu
     """The store's rows in shuffled batches, from memory or streamed."""
     import torch
 
-    from revelio.sae.rows import Shuffled
+    from revelio.sae.dataloader import Shuffled
 
     workers = config.workers
     source: Tensor | RowSource = _Pooled(store)
@@ -83,7 +83,7 @@ def build_job(
     config: "Config", store: "ActivationStore", settings: "TrainSettings", team: "Team"
 ) -> "Job":
     """What the run costs is worked out from this."""
-    from revelio.sae.plan import Job
+    from revelio.sae.cost import Job
 
     d = store.row_shape[0]
     return Job(

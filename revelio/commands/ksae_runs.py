@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from revelio.commands.ksae_team import Team
     from revelio.commands.train_ksae import Config
     from revelio.runs import Run
-    from revelio.sae.many import Member
-    from revelio.sae.rows import Shuffled
+    from revelio.sae.dataloader import Shuffled
     from revelio.sae.state import StepState
+    from revelio.sae.train import Member
 
 # What a finished run has.
 RESULTS = ("report.json", "final/config.json", "final/model.safetensors")
@@ -59,7 +59,7 @@ def _open(config: "Config", store: "ActivationStore", team: "Team") -> _Training
     from revelio.commands.ksae_inputs import build_model, build_settings, describe
     from revelio.config import to_yaml
     from revelio.runs import Run
-    from revelio.sae.many import Member
+    from revelio.sae.train import Member
 
     settings = build_settings(config, len(store))
     model = build_model(config, store, team)
@@ -107,7 +107,7 @@ def _follow(trainings: list[_Training], rows: "Shuffled") -> None:
 
     from tqdm import tqdm
 
-    from revelio.sae.many import train_many
+    from revelio.sae.train import train_many
 
     members = [training.member for training in trainings]
     total = sum(member.settings.steps for member in members)
@@ -220,7 +220,7 @@ def _finish(training: _Training, rows: "Shuffled", count: int) -> None:
 
 def _save(training: _Training) -> None:
     from revelio.runs import write_folder
-    from revelio.sae.sharded import save_sharded
+    from revelio.sae.distributed import save_sharded
 
     model, team, final = training.member.model, training.team, training.config.out / "final"
     if team.group is None or team.sharing == "data":

@@ -9,11 +9,11 @@ if TYPE_CHECKING:
     import torch
 
     from revelio.sae.checkpoint import Files
-    from revelio.sae.kernel import Kernel
-    from revelio.sae.kernel_choice import KernelName
+    from revelio.sae.dataloader import RowSource
+    from revelio.sae.distributed import Group
+    from revelio.sae.kernels.base import Kernel
+    from revelio.sae.kernels.select import KernelName
     from revelio.sae.model import KSparseAutoencoder
-    from revelio.sae.parallel import Group
-    from revelio.sae.rows import RowSource
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,8 @@ class Team:
 
     def model(self, settings: Mapping[str, Any]) -> "KSparseAutoencoder":
         """A fresh k-SAE, this process's part of it where they share the latents."""
+        from revelio.sae.distributed import DataParallelKernel, sharded_model
         from revelio.sae.model import KSparseAutoencoder
-        from revelio.sae.parallel import DataParallelKernel
-        from revelio.sae.sharded import sharded_model
 
         if self.group is not None and self.sharing == "latents":
             return sharded_model(self.group, settings).to(self.device)
@@ -59,8 +58,8 @@ class Team:
 
     def kernel(self, model: "KSparseAutoencoder", name: "KernelName") -> "Kernel":
         """What a model of :meth:`model` trains with."""
-        from revelio.sae.kernel_choice import choose_kernel
-        from revelio.sae.parallel import DataParallelKernel, ShardedKernel
+        from revelio.sae.distributed import DataParallelKernel, ShardedKernel
+        from revelio.sae.kernels.select import choose_kernel
 
         inner = choose_kernel(name, self.device).kernel
         if self.group is None:
@@ -71,14 +70,14 @@ class Team:
 
     def share_reading(self, source: "RowSource") -> "RowSource":
         """The source, of which each process reads a part and all get all."""
-        from revelio.sae.parallel import SharedRows
+        from revelio.sae.distributed import SharedRows
 
         assert self.group is not None
         return SharedRows(source, self.group.apart(), self.device)
 
     def files(self, n: int) -> "Files | None":
         """How checkpoints are written; None: this process holds everything."""
-        from revelio.sae.sharded import ShardedFiles
+        from revelio.sae.distributed import ShardedFiles
 
         if self.group is None or self.sharing == "data":
             return None
@@ -98,7 +97,7 @@ def gather_team(device: str, sharing: Literal["data", "latents"]) -> Team:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Team(_device(device))
     from revelio.activations.processes import launched
-    from revelio.sae.parallel import Group
+    from revelio.sae.distributed import Group
 
     processes = launched(device)
     own = processes.device if device in ("auto", "cuda") else device

@@ -18,7 +18,7 @@ from revelio.machine import available_memory, free_disk
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from revelio.sae.plan import Job, Speed
+    from revelio.sae.cost import Job, Speed
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ def run(config: Config) -> None:
     import json
     import sys
 
-    from revelio.sae.kernel_choice import choose_kernel
-    from revelio.sae.plan import given_speed, measured_speed
+    from revelio.sae.cost import given_speed, measured_speed
+    from revelio.sae.kernels.select import choose_kernel
 
     job = build(config)
     if config.flops is not None:
@@ -91,7 +91,7 @@ def build(config: Config) -> "Job":
         ValueError: sizes that are missing or make no sense.
     """
     from revelio.activations.store import ActivationStore
-    from revelio.sae.plan import Job
+    from revelio.sae.cost import Job
 
     rows, d, row_bytes = config.rows, config.d, 4
     if config.store is not None:
@@ -131,7 +131,7 @@ def shortage(jobs: "Sequence[Job]", out: Path, *, in_memory: bool) -> str | None
         in_memory: whether they train in this machine's own memory, not in an accelerator's.
     """
     from revelio.activations.plan import size
-    from revelio.sae.plan import disk, memory
+    from revelio.sae.cost import disk, memory
 
     held = [memory(job) for job in jobs]
     shared = max(part.rows for part in held)
@@ -151,7 +151,7 @@ def figures(job: "Job", speed: "Speed | None") -> dict[str, Any]:
     """The plan as plain values: bytes and seconds."""
     from dataclasses import asdict
 
-    from revelio.sae.plan import disk, memory
+    from revelio.sae.cost import disk, memory
 
     held, files = memory(job), disk(job)
     return {
@@ -176,7 +176,7 @@ def _seconds(job: "Job", speed: "Speed") -> dict[str, Any]:
 def line(job: "Job", speed: "Speed | None") -> str:
     """The plan in one line; without a speed it says nothing of time."""
     from revelio.activations.plan import duration, size
-    from revelio.sae.plan import disk, memory
+    from revelio.sae.cost import disk, memory
 
     shared = (
         f"{job.devices} processes share the {'batches' if job.sharing == 'data' else 'latents'}"
@@ -202,7 +202,7 @@ def _there(count: int | None, word: str) -> str:
 def table(job: "Job", speed: "Speed | None") -> str:
     """The plan as a table for people."""
     from revelio.activations.plan import size
-    from revelio.sae.plan import disk, memory
+    from revelio.sae.cost import disk, memory
 
     held, files = memory(job), disk(job)
     shared = "" if job.devices == 1 else f", {job.devices} devices share the {job.sharing}"

@@ -33,7 +33,7 @@ from revelio.commands.ksae_grid import Grid, expand
 
 if TYPE_CHECKING:
     from revelio.commands.ksae_team import Team
-    from revelio.sae.kernel import Kernel
+    from revelio.sae.kernels.base import Kernel
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ def _check_room(configs: list[Config], team: "Team") -> None:
 
 def _announce_kernel(config: Config, team: "Team") -> "Kernel":
     """Print which kernel trains, before the seconds that compiling it may take."""
-    from revelio.sae.kernel_choice import COMPILING, choose_kernel, must_compile
+    from revelio.sae.kernels.select import COMPILING, choose_kernel, must_compile
 
     if must_compile(config.kernel, team.device):
         print(COMPILING, flush=True)
@@ -203,7 +203,7 @@ def _announce(configs: list[Config], team: "Team") -> None:
     from revelio.activations.store import ActivationStore
     from revelio.commands.ksae_inputs import build_job, build_settings
     from revelio.commands.plan_ksae import can_measure, line
-    from revelio.sae.plan import measured_speed
+    from revelio.sae.cost import measured_speed
 
     if not team.main:
         return

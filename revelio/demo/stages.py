@@ -24,7 +24,7 @@ from revelio.analysis.top_images_files import with_source
 from revelio.backbones.base import Backbone
 from revelio.data.dataset import ImageDataset
 from revelio.runs import write_folder
-from revelio.sae.kernel_choice import fastest_kernel
+from revelio.sae.kernels.select import fastest_kernel
 from revelio.sae.metrics import evaluate
 from revelio.sae.model import KSparseAutoencoder, Mode
 from revelio.sae.state import TrainSettings

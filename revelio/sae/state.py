@@ -7,9 +7,8 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from revelio.sae.adam import AdamRows, Moments
-from revelio.sae.initialise import PreBias
-from revelio.sae.model import KSparseAutoencoder
+from revelio.sae.model import KSparseAutoencoder, PreBias
+from revelio.sae.optim import AdamRows, Moments
 
 
 @dataclass(frozen=True)

@@ -27,11 +27,11 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from revelio.sae.activation import Asked
-from revelio.sae.adam import AdamStep
-from revelio.sae.kernel import Codes, Gradient, Kernel
+from revelio.sae.activations import EncodeRequest
+from revelio.sae.kernels.base import Codes, Gradient, Kernel
+from revelio.sae.matryoshka import Nested
 from revelio.sae.model import KSparseAutoencoder
-from revelio.sae.prefixes import Nested
+from revelio.sae.optim import AdamStep
 from revelio.sae.state import StepState, TrainSettings, TrainState, not_finite
 
 Take = Callable[[Tensor, AdamStep, "int | Tensor"], Tensor]
@@ -138,10 +138,10 @@ def _take(
     centred = model.centre(x)
     rule = model.rule(state.threshold, settings.bandwidth * sqrt(state.variance), settings.sparsity)
     try:
-        kept = rule.keep(_asked(model, centred, settings, state, kernel))
+        output = rule.keep(_request(model, centred, settings, state, kernel))
     except ValueError as error:
         raise ValueError(not_finite(adam.t, settings, str(error))) from error
-    codes, dead, _ = kept
+    codes, dead, _ = output
     nested = Nested.of(codes, model.prefixes)
     errors = [part + weights.b_dec - x for part in nested.decoded(kernel, weights.W_dec)]
     losses = [_loss(model, x, error, state) for error in errors]
@@ -150,19 +150,19 @@ def _take(
     share = 1 / len(losses)
     scaled = [e * (at.scale * share) for e, at in zip(errors, losses, strict=True)]
     outputs = nested.outputs(scaled)
-    pulls = [
-        _pull(model, *part, kernel, model.rectifies)
+    grads = [
+        _grads(model, *part, kernel, model.rectifies)
         for part in zip(nested.parts, outputs, strict=True)
     ]
-    parts = list(pulls)
+    parts = list(grads)
     auxk_loss = torch.zeros_like(loss)
     if dead is not None:
-        auxk_loss, pull = _auxk(model, dead, error, settings.auxk_coefficient * scale, kernel)
-        parts.append(pull)
+        auxk_loss, of_dead = _auxk(model, dead, error, settings.auxk_coefficient * scale, kernel)
+        parts.append(of_dead)
     adam = replace(adam, go=_finite(loss + auxk_loss, adam, settings, state))
     gradient = _gradient(model, centred, parts, kernel)
     kernel.update(weights, state.moments, gradient, adam)
-    rule.learn(kept, nested.joined([pull.raw for pull in pulls]), adam)
+    rule.learn(output, nested.joined([part.raw for part in grads]), adam)
     active = codes.values != 0
     seen = torch.where(active, samples, 0)
     state.fired_at.scatter_reduce_(0, codes.indices.flatten(), seen.flatten(), "amax")
@@ -190,30 +190,30 @@ def _finite(
 
 def _auxk(
     model: KSparseAutoencoder, dead: Codes, error: Tensor, factor: Tensor, kernel: Kernel
-) -> "tuple[Tensor, _Pull]":
+) -> "tuple[Tensor, _Grads]":
     """The loss of dead latents that reconstruct the residual, and their share of the gradient."""
     left = kernel.decode(dead, model.weights.W_dec) + error
-    pull = _pull(model, dead, left * factor, kernel, rectified=True)
-    return left.square().sum().double() * factor / 2, pull
+    grads = _grads(model, dead, left * factor, kernel, rectified=True)
+    return left.square().sum().double() * factor / 2, grads
 
 
 def _dead(state: TrainState, settings: TrainSettings) -> Tensor:
     return state.samples - state.fired_at >= settings.dead_after
 
 
-def _asked(
+def _request(
     model: KSparseAutoencoder,
     centred: Tensor,
     settings: TrainSettings,
     state: TrainState,
     kernel: Kernel,
-) -> Asked:
+) -> EncodeRequest:
     among = _dead(state, settings) if settings.auxk else None
     k_dead = min(settings.auxk, int(among.sum())) if among is not None else 0
-    return Asked(kernel, centred, model.weights, among if k_dead else None, k_dead)
+    return EncodeRequest(kernel, centred, model.weights, among if k_dead else None, k_dead)
 
 
-class _Pull(NamedTuple):
+class _Grads(NamedTuple):
     """Codes with the gradients of their values and of what they decode to.
 
     ``raw`` gradients are of values as if every code given were active.
@@ -225,16 +225,16 @@ class _Pull(NamedTuple):
     raw: Float[Tensor, "b k"]
 
 
-def _pull(
+def _grads(
     model: KSparseAutoencoder, codes: Codes, outputs: Tensor, kernel: Kernel, rectified: bool
-) -> _Pull:
+) -> _Grads:
     raw = kernel.code_gradients(codes, outputs, model.weights.W_dec)
     gradients = raw * (codes.values > 0) if rectified else raw
-    return _Pull(codes, gradients, outputs, raw)
+    return _Grads(codes, gradients, outputs, raw)
 
 
 def _gradient(
-    model: KSparseAutoencoder, centred: Tensor, parts: list[_Pull], kernel: Kernel
+    model: KSparseAutoencoder, centred: Tensor, parts: list[_Grads], kernel: Kernel
 ) -> Gradient:
     """All terms of the gradient; AuxK's outputs stand below the reconstruction's.
 

@@ -7,14 +7,15 @@ from dataclasses import fields
 import pytest
 import torch
 from sae_helpers import planted
-from test_sae_adam import D, Dense, gradient
+from sae_reference_kernel import ReferenceKernel
+from test_sae_optim import D, Dense, gradient
 
-from revelio.sae.adam import AdamRows, AdamStep
 from revelio.sae.checkpoint import load_checkpoint, save_checkpoint
-from revelio.sae.kernel import Gradient, SparseKernel, Weights
-from revelio.sae.kernel_choice import choose_kernel
-from revelio.sae.kernel_reference import ReferenceKernel
+from revelio.sae.kernels.base import Gradient, Weights
+from revelio.sae.kernels.select import choose_kernel
+from revelio.sae.kernels.sparse import SparseKernel
 from revelio.sae.model import KSparseAutoencoder
+from revelio.sae.optim import AdamRows, AdamStep
 from revelio.sae.state import TrainSettings
 from revelio.sae.train import train
 

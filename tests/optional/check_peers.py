@@ -16,8 +16,8 @@ from sae_lens import SAE, TopKSAE, TopKSAEConfig
 from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
 from sparsify import SparseCoder, SparseCoderConfig
 
-from revelio.sae.convert import import_ksae
-from revelio.sae.convert_peers import export_saelens, export_sparsify
+from revelio.sae.io.peers import export_saelens, export_sparsify
+from revelio.sae.io.released import import_ksae
 from revelio.sae.model import KSparseAutoencoder
 from revelio.sae.state import TrainSettings
 from revelio.sae.train import train

@@ -5,9 +5,10 @@ from typing import Literal, NamedTuple, get_args
 
 import torch
 
-from revelio.sae.kernel import Kernel, SparseKernel
-from revelio.sae.kernel_native import NativeKernel
-from revelio.sae.kernel_native_build import NativeUnavailable, is_whole, library, library_path
+from revelio.sae.kernels.base import Kernel
+from revelio.sae.kernels.build import NativeUnavailable, is_whole, library, library_path
+from revelio.sae.kernels.native import NativeKernel
+from revelio.sae.kernels.sparse import SparseKernel
 from revelio.sae.model import KSparseAutoencoder
 from revelio.sae.state import TrainSettings
 from revelio.sae.step import Replay
@@ -61,7 +62,7 @@ def _triton(name: KernelName, device: torch.device | str) -> ChosenKernel:
         raise ValueError(f"no {name} kernel: {why}; or set kernel to torch")
     if why:
         return ChosenKernel(SparseKernel(), f"kernel: PyTorch (no Triton kernel: {why})")
-    from revelio.sae.kernel_cuda import CudaKernel
+    from revelio.sae.kernels.cuda import CudaKernel
 
     return ChosenKernel(CudaKernel(), "kernel: Triton, exact (float16 nomination, float32 scores)")
 
@@ -71,8 +72,8 @@ def replayed(model: KSparseAutoencoder, kernel: Kernel, settings: TrainSettings)
     plain = model.activation == "topk" and not model.prefixes and not settings.auxk
     if not plain or not model.W_enc.is_cuda or not find_spec("triton"):
         return None
-    from revelio.sae.cuda_graph import RecordedStep
-    from revelio.sae.kernel_cuda import CudaKernel
+    from revelio.sae.kernels.cuda import CudaKernel
+    from revelio.sae.kernels.cuda_graph import RecordedStep
 
     return RecordedStep() if isinstance(kernel, CudaKernel) else None
 

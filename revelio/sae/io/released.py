@@ -4,7 +4,7 @@
 - *steerers* and sdxl-unbox, a folder of ``config.json`` and ``state_dict.pth``: ``encoder.weight`` (n d),
   ``latent_bias``, ``decoder.weight`` (d n), ``pre_bias``
 
-- *SAELens* and *sparsify*, folders of ``cfg.json`` and safetensors: :mod:`revelio.sae.convert_peers`
+- *SAELens* and *sparsify*, folders of ``cfg.json`` and safetensors: :mod:`revelio.sae.io.peers`
 
 The released code applies no ReLU (mode ``as_code``); steerers and sdxl-unbox do (mode ``fixed``).
 """
@@ -17,15 +17,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from revelio.sae.convert_peers import import_peer, is_peer
-from revelio.sae.filled import filled, take
-from revelio.sae.foreign import (
+from revelio.sae.io.foreign import (
     check_size,
+    filled,
     refuse_in_training_config,
     refuse_settings,
     refuse_tensors,
+    take,
     whole,
 )
+from revelio.sae.io.peers import import_peer, is_peer
 from revelio.sae.metrics import Metrics, evaluate
 from revelio.sae.model import PAPER_K, KSparseAutoencoder
 from revelio.trust import read_object

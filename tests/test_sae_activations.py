@@ -5,13 +5,13 @@ import json
 import pytest
 import torch
 from sae_helpers import planted
+from sae_reference_kernel import ReferenceKernel
 from torch import Tensor, nn
 
 from revelio.sae.checkpoint import load_checkpoint, save_checkpoint
-from revelio.sae.kernel_reference import ReferenceKernel
+from revelio.sae.dataloader import Shuffled
 from revelio.sae.metrics import evaluate
 from revelio.sae.model import KSparseAutoencoder
-from revelio.sae.rows import Shuffled
 from revelio.sae.state import TrainSettings
 from revelio.sae.train import begin, train
 

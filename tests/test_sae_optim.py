@@ -8,12 +8,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sae_reference_kernel import ReferenceKernel
 
-from revelio.sae import adam
-from revelio.sae.adam import AdamRows, AdamStep
-from revelio.sae.kernel import Gradient, Kernel, SparseKernel, Weights
-from revelio.sae.kernel_native import NativeKernel
-from revelio.sae.kernel_reference import ReferenceKernel
+from revelio.sae import optim
+from revelio.sae.kernels.base import Gradient, Kernel, Weights
+from revelio.sae.kernels.native import NativeKernel
+from revelio.sae.kernels.sparse import SparseKernel
+from revelio.sae.optim import AdamRows, AdamStep
 
 B, D = 4, 5
 # A phase: for how many steps, and which rows are active in them.
@@ -125,7 +126,7 @@ KERNELS = {
 def test_any_pattern_of_activity_follows_the_dense_update(name, pattern, block, share, unit):
     n, phases = pattern
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(adam, "IN_PLACE_SHARE", share)
+        patch.setattr(optim, "IN_PLACE_SHARE", share)
         Run(KERNELS[name](block), n, phases, 1e-5, unit).check(1e-5, 2e-3)
 
 

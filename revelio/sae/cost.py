@@ -16,9 +16,10 @@ from typing import Literal
 
 import torch
 
-from revelio.sae.adam import AdamStep
-from revelio.sae.kernel import BUFFER, Gradient, Kernel, SparseKernel
+from revelio.sae.kernels.base import Gradient, Kernel
+from revelio.sae.kernels.sparse import BUFFER, SparseKernel
 from revelio.sae.model import KSparseAutoencoder
+from revelio.sae.optim import AdamStep
 from revelio.sae.state import TrainSettings
 from revelio.sae.step import train_step
 from revelio.sae.train import begin

@@ -9,8 +9,8 @@ from sae_helpers import planted
 from revelio.activations.store import write_store
 from revelio.cli import main
 from revelio.sae.checkpoint import save_checkpoint
+from revelio.sae.cost import Job, disk, given_speed, measured_speed, memory
 from revelio.sae.model import KSparseAutoencoder
-from revelio.sae.plan import Job, disk, given_speed, measured_speed, memory
 from revelio.sae.state import TrainSettings
 from revelio.sae.train import train
 

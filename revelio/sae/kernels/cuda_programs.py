@@ -1,4 +1,4 @@
-"""The Triton programs of :mod:`revelio.sae.kernel_cuda`, which says what they compute and why it is exact.
+"""The Triton programs of :mod:`revelio.sae.kernels.cuda`, which says what they compute and why it is exact.
 
 A program holds one image's or one latent's row in registers, padded to a power of two; sums over a row are in
 one fixed order. ``d`` is the row's width, ``D`` the padded one, ``ROWS`` how many rows are read at a time.

@@ -1,7 +1,7 @@
 """Compile the native kernel's C++ once and load it.
 
-The sources in ``revelio/sae/native`` know no Python and no PyTorch, only pointers: any C++17 compiler will
-do, it takes some seconds, and the library serves every Python and PyTorch. It is kept in
+The sources in ``native`` know no Python and no PyTorch, only pointers: any C++17 compiler will do, it takes
+some seconds, and the library serves every Python and PyTorch. It is kept in
 ``$XDG_CACHE_HOME/revelio`` (or ``~/.cache/revelio``) under a name that the sources, the flags and the
 compiler decide, beside its sha256: one that is cut or changed is compiled again, never loaded.
 ``REVELIO_NATIVE=0`` turns it off; ``CXX`` names the compiler. It holds the code for all of

@@ -18,8 +18,8 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from revelio.sae.activation import narrowed
-from revelio.sae.kernel import Codes, Kernel
+from revelio.sae.activations import narrowed
+from revelio.sae.kernels.base import Codes, Kernel
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ class Nested:
         """What each prefix decodes to, without a bias."""
         return list(accumulate(kernel.decode(part, rows) for part in self.parts))
 
-    def outputs(self, pulls: list[Float[Tensor, "b d"]]) -> list[Float[Tensor, "b d"]]:
+    def outputs(self, grads: list[Float[Tensor, "b d"]]) -> list[Float[Tensor, "b d"]]:
         """What reaches each part, from what reaches each prefix."""
-        return list(accumulate(reversed(pulls)))[::-1]
+        return list(accumulate(reversed(grads)))[::-1]
 
     def joined(self, gradients: list[Float[Tensor, "b w"]]) -> Float[Tensor, "b k"]:
         """The parts' gradients in the places of the codes."""

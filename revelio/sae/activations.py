@@ -19,8 +19,8 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from revelio.sae.adam import AdamStep, Moments, update_vector
-from revelio.sae.kernel import Codes, Kernel, Weights
+from revelio.sae.kernels.base import Codes, Kernel, Weights
+from revelio.sae.optim import AdamStep, Moments, update_vector
 
 ActivationName = Literal["topk", "batch-topk", "jumprelu"]
 # The share of a new batch in BatchTopK's running threshold.
@@ -29,7 +29,7 @@ THRESHOLD_RATE = 0.01
 SMALLEST = 1e-6
 
 
-class Asked(NamedTuple):
+class EncodeRequest(NamedTuple):
     """What an activation chooses from: a batch, the weights, and the dead latents that AuxK wants."""
 
     kernel: Kernel
@@ -39,7 +39,7 @@ class Asked(NamedTuple):
     k_among: int = 0
 
 
-class Kept(NamedTuple):
+class ActivationOutput(NamedTuple):
     """What training goes on with.
 
     Attributes:
@@ -56,15 +56,17 @@ class Kept(NamedTuple):
 class Activation(Protocol):
     """How a k-SAE chooses its active latents."""
 
-    def encode(self, asked: Asked) -> Codes:
+    def encode(self, request: EncodeRequest) -> Codes:
         """The codes of a trained k-SAE."""
         ...
 
-    def keep(self, asked: Asked) -> Kept:
+    def keep(self, request: EncodeRequest) -> ActivationOutput:
         """The codes of a training step."""
         ...
 
-    def learn(self, kept: Kept, gradients: Float[Tensor, "b k"], step: AdamStep) -> None:
+    def learn(
+        self, output: ActivationOutput, gradients: Float[Tensor, "b k"], step: AdamStep
+    ) -> None:
         """Adjust the thresholds, from the gradients of the codes' values (near misses included)."""
         ...
 
@@ -76,21 +78,23 @@ class TopK:
     k: int
     rectifies: bool
 
-    def encode(self, asked: Asked) -> Codes:
+    def encode(self, request: EncodeRequest) -> Codes:
         """See :class:`Activation`."""
-        return self.keep(asked).codes
+        return self.keep(request).codes
 
-    def keep(self, asked: Asked) -> Kept:
+    def keep(self, request: EncodeRequest) -> ActivationOutput:
         """See :class:`Activation`."""
-        kernel, centred, weights, among, k_among = asked
+        kernel, centred, weights, among, k_among = request
         codes, dead = kernel.encode(centred, weights, self.k, among if k_among else None, k_among)
         if self.rectifies:
             codes.values.clamp_(min=0)
         if dead is not None:  # AuxK rectifies in every mode, as Gao et al.'s code does
             dead.values.clamp_(min=0)
-        return Kept(codes, dead)
+        return ActivationOutput(codes, dead)
 
-    def learn(self, kept: Kept, gradients: Float[Tensor, "b k"], step: AdamStep) -> None:
+    def learn(
+        self, output: ActivationOutput, gradients: Float[Tensor, "b k"], step: AdamStep
+    ) -> None:
         """Nothing to learn."""
 
 
@@ -102,16 +106,16 @@ class BatchTopK:
     n: int
     threshold: Float[Tensor, "1"]
 
-    def encode(self, asked: Asked) -> Codes:
+    def encode(self, request: EncodeRequest) -> Codes:
         """See :class:`Activation`."""
-        return _above(asked, self.k, self.n, max(float(self.threshold), 0.0)).codes
+        return _above(request, self.k, self.n, max(float(self.threshold), 0.0)).codes
 
-    def keep(self, asked: Asked) -> Kept:
+    def keep(self, request: EncodeRequest) -> ActivationOutput:
         """See :class:`Activation`."""
-        total = len(asked.centred) * self.k
+        total = len(request.centred) * self.k
         width, dead = min(2 * self.k, self.n), None
         while True:
-            codes, more = _first(asked, width, dead)
+            codes, more = _first(request, width, dead)
             dead = dead or more
             cut = codes.values.flatten().topk(total).values[-1]
             if width == self.n or bool(codes.values[:, -1].max() <= cut):
@@ -122,11 +126,13 @@ class BatchTopK:
         kept.view(-1)[places] = True
         if dead is not None:
             dead.values.clamp_(min=0)
-        return Kept(narrowed(codes, kept & (codes.values > 0))[0], dead)
+        return ActivationOutput(narrowed(codes, kept & (codes.values > 0))[0], dead)
 
-    def learn(self, kept: Kept, gradients: Float[Tensor, "b k"], step: AdamStep) -> None:
+    def learn(
+        self, output: ActivationOutput, gradients: Float[Tensor, "b k"], step: AdamStep
+    ) -> None:
         """See :class:`Activation`."""
-        values = kept.codes.values
+        values = output.codes.values
         if bool((values > 0).any()):
             least = values[values > 0].min()
             rate = 1.0 if step.t == 1 else THRESHOLD_RATE
@@ -155,31 +161,33 @@ class JumpReLU:
     bandwidth: float = 0.0
     sparsity: float = 0.0
 
-    def encode(self, asked: Asked) -> Codes:
+    def encode(self, request: EncodeRequest) -> Codes:
         """See :class:`Activation`."""
-        return self.keep(asked).codes
+        return self.keep(request).codes
 
-    def keep(self, asked: Asked) -> Kept:
+    def keep(self, request: EncodeRequest) -> ActivationOutput:
         """See :class:`Activation`."""
         own = self.threshold[self.held.start : self.held.stop]
-        weights = replace(asked.weights, b_enc=asked.weights.b_enc - own)
-        found = _above(asked._replace(weights=weights), self.k, self.n, -self.bandwidth / 2)
+        weights = replace(request.weights, b_enc=request.weights.b_enc - own)
+        found = _above(request._replace(weights=weights), self.k, self.n, -self.bandwidth / 2)
         margins, indices = found.codes
         values = torch.where(margins > 0, margins + self.threshold[indices], 0)
         dead = found.dead
         if dead is not None:
             raised = (dead.values + self.threshold[dead.indices]).clamp_(min=0)
             dead = Codes(raised, dead.indices)
-        return Kept(Codes(values, indices), dead, margins)
+        return ActivationOutput(Codes(values, indices), dead, margins)
 
-    def learn(self, kept: Kept, gradients: Float[Tensor, "b k"], step: AdamStep) -> None:
+    def learn(
+        self, output: ActivationOutput, gradients: Float[Tensor, "b k"], step: AdamStep
+    ) -> None:
         """See :class:`Activation`. The derivatives of the values, and of L0, in the thresholds."""
-        assert kept.margins is not None and self.moments is not None
-        near = kept.margins.abs() < self.bandwidth / 2
-        latents = kept.codes.indices[near]
+        assert output.margins is not None and self.moments is not None
+        near = output.margins.abs() < self.bandwidth / 2
+        latents = output.codes.indices[near]
         of_values = -self.threshold[latents] * gradients[near]
-        b = len(kept.margins)
-        excess = float((kept.margins > 0).sum()) / b / self.k - 1
+        b = len(output.margins)
+        excess = float((output.margins > 0).sum()) / b / self.k - 1
         of_count = -self.sparsity * 2 * excess / (self.k * b)
         pull = (of_values + of_count) / self.bandwidth
         total = torch.zeros_like(self.threshold).index_put_((latents,), pull, accumulate=True)
@@ -187,9 +195,9 @@ class JumpReLU:
         self.threshold.clamp_(min=SMALLEST)
 
 
-def first_threshold(asked: Asked, k: int, n: int) -> float:
+def first_threshold(request: EncodeRequest, k: int, n: int) -> float:
     """The pre-activation above which k latents a row are active, on average; positive."""
-    least = BatchTopK(k, n, torch.zeros(1)).keep(asked).codes.values
+    least = BatchTopK(k, n, torch.zeros(1)).keep(request).codes.values
     return max(float(least[least > 0].min()) if bool((least > 0).any()) else 0.0, SMALLEST)
 
 
@@ -205,11 +213,11 @@ def narrowed(
     return Codes(values, indices), places, counts
 
 
-def _above(asked: Asked, k: int, n: int, floor: float) -> Kept:
+def _above(request: EncodeRequest, k: int, n: int, floor: float) -> ActivationOutput:
     """All codes above ``floor``; what only fills up a row is -inf where ``floor`` is negative."""
     width, dead = min(2 * k, n), None
     while True:
-        codes, more = _first(asked, width, dead)
+        codes, more = _first(request, width, dead)
         dead = dead or more
         if width == n or bool(codes.values[:, -1].max() <= floor):
             break
@@ -217,11 +225,13 @@ def _above(asked: Asked, k: int, n: int, floor: float) -> Kept:
     found, _, counts = narrowed(codes, codes.values > floor)
     if floor < 0:
         found.values.masked_fill_(~counts, -math.inf)
-    return Kept(found, dead)
+    return ActivationOutput(found, dead)
 
 
-def _first(asked: Asked, width: int, dead: Codes | None) -> tuple[Codes, Codes | None]:
+def _first(request: EncodeRequest, width: int, dead: Codes | None) -> tuple[Codes, Codes | None]:
     """The ``width`` largest; AuxK's latents only the first time."""
-    if asked.k_among == 0 or dead is not None:
-        return asked.kernel.encode(asked.centred, asked.weights, width)[0], None
-    return asked.kernel.encode(asked.centred, asked.weights, width, asked.among, asked.k_among)
+    if request.k_among == 0 or dead is not None:
+        return request.kernel.encode(request.centred, request.weights, width)[0], None
+    return request.kernel.encode(
+        request.centred, request.weights, width, request.among, request.k_among
+    )

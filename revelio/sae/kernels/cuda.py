@@ -1,5 +1,5 @@
 # pyright: reportIndexIssue=false
-"""The CUDA kernel: the interface of :mod:`revelio.sae.kernel` in Triton, without a host synchronisation.
+"""The CUDA kernel: :class:`~revelio.sae.kernels.base.Kernel` in Triton, without a host synchronisation.
 
 Encoding is a search in three parts, exact in float32:
 
@@ -19,7 +19,7 @@ The bound is Cauchy-Schwarz on the two rounding errors, plus what accumulating i
 
 with ``m(w)`` kept up to date for every row that an update changes. The update is one program a
 latent: the sums of its gradient's terms in the order of the images, projection, Adam, unit length, and
-the row's float16 copy. It leaves rows alone that cannot change (:mod:`revelio.sae.adam`). Nothing is
+the row's float16 copy. It leaves rows alone that cannot change (:mod:`revelio.sae.optim`). Nothing is
 added atomically, so the same inputs give the same bits.
 """
 
@@ -30,9 +30,9 @@ import triton  # pyright: ignore[reportMissingImports]
 from jaxtyping import Bool, Float, Float16, Float64
 from torch import Tensor
 
-from revelio.sae import cuda_programs as programs
-from revelio.sae.adam import FIRST_REST, REST_EVERY, AdamRows, AdamStep
-from revelio.sae.kernel import Codes, Gradient, Weights
+from revelio.sae.kernels import cuda_programs as programs
+from revelio.sae.kernels.base import Codes, Gradient, Weights
+from revelio.sae.optim import FIRST_REST, REST_EVERY, AdamRows, AdamStep
 
 # Approximate scores held at once: 96 MiB in float16.
 BUFFER = 48 << 20
@@ -61,7 +61,7 @@ class _Copy(NamedTuple):
 
 
 class CudaKernel:
-    """See :class:`revelio.sae.kernel.Kernel`; weights, inputs and moments are float32 on one CUDA device.
+    """See :class:`~revelio.sae.kernels.base.Kernel`; weights, inputs and moments are float32, on CUDA.
 
     A kernel keeps a float16 copy of one model's ``W_enc`` and renews it with every update it makes. Whoever
     changes ``W_enc`` by other means makes a new kernel.
@@ -83,7 +83,7 @@ class CudaKernel:
         among: Bool[Tensor, " n"] | None = None,
         k_among: int = 0,
     ) -> tuple[Codes, Codes | None]:
-        """See :class:`~revelio.sae.kernel.Kernel`; larger first, ties to the lower index."""
+        """See :class:`~revelio.sae.kernels.base.Kernel`; larger first, ties to the lower index."""
         search = _Search(
             self._copied(weights.W_enc), centred.contiguous(), weights.b_enc, self.buffer
         )
@@ -101,7 +101,7 @@ class CudaKernel:
 
     @torch.no_grad()
     def decode(self, codes: Codes, rows: Float[Tensor, "n d"]) -> Float[Tensor, "b d"]:
-        """See :class:`~revelio.sae.kernel.Kernel`."""
+        """See :class:`~revelio.sae.kernels.base.Kernel`."""
         (b, k), d = codes.values.shape, rows.shape[1]
         out = torch.empty(b, d, device=rows.device)
         values, indices = codes.values.contiguous(), codes.indices.contiguous()
@@ -113,7 +113,7 @@ class CudaKernel:
     def code_gradients(
         self, codes: Codes, outputs: Float[Tensor, "b d"], rows: Float[Tensor, "n d"]
     ) -> Float[Tensor, "b k"]:
-        """See :class:`~revelio.sae.kernel.Kernel`."""
+        """See :class:`~revelio.sae.kernels.base.Kernel`."""
         (b, k), d = codes.values.shape, rows.shape[1]
         out = torch.empty(b, k, device=rows.device)
         if b:
@@ -123,7 +123,7 @@ class CudaKernel:
 
     @torch.no_grad()
     def unit_norm(self, weights: Weights, moments: AdamRows) -> None:
-        """See :class:`~revelio.sae.kernel.Kernel`."""
+        """See :class:`~revelio.sae.kernels.base.Kernel`."""
         n, d = weights.W_dec.shape
         programs.unit_norm[(n,)](weights.W_dec, moments.last, d, **_row(d))
 
@@ -131,7 +131,7 @@ class CudaKernel:
     def update(
         self, weights: Weights, moments: AdamRows, gradient: Gradient, step: AdamStep
     ) -> None:
-        """See :class:`~revelio.sae.kernel.Kernel`."""
+        """See :class:`~revelio.sae.kernels.base.Kernel`."""
         n, d = weights.W_enc.shape
         copy = self._copied(weights.W_enc)
         latents, order = gradient.latents.to(torch.int32).sort(stable=True)

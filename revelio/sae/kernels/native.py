@@ -1,14 +1,14 @@
-"""The native kernel: the same interface as :mod:`revelio.sae.kernel`, in C++ for CPUs with AVX2.
+"""The native kernel: the same interface as :mod:`revelio.sae.kernels.base`, in C++ for CPUs with AVX2.
 
 - Encoding is a search. A copy of ``W_enc`` in 16 bits a number (bfloat16 for AMX's tiles, int16 for AVX-512
   and AVX2), with each row's norm and a bound of its rounding error, bounds every pre-activation
   (Cauchy-Schwarz); latents whose upper bound is below the k-th best score found so far are out, the others
   are scored in float32. The chosen latents are those of the float32 scores, ties going to the lower index,
   and no (b n) matrix is written. ``native/encode.cpp`` has the bound.
-- An update is one pass over the rows that can change (:mod:`revelio.sae.adam`); it renews their copies.
+- An update is one pass over the rows that can change (:mod:`revelio.sae.optim`); it renews their copies.
 
 All sums have one fixed order, so results depend neither on the number of threads nor on the machine or its
-instructions. Compiled on first use: :mod:`revelio.sae.kernel_native_build`.
+instructions. Compiled on first use: :mod:`revelio.sae.kernels.build`.
 """
 
 import ctypes
@@ -18,9 +18,9 @@ import torch
 from jaxtyping import Bool, Float, Int16
 from torch import Tensor
 
-from revelio.sae.adam import AdamRows, AdamStep, update_vector
-from revelio.sae.kernel import Codes, Gradient, Weights
-from revelio.sae.kernel_native_build import INSTRUCTION_SETS, instruction_set, library
+from revelio.sae.kernels.base import Codes, Gradient, Weights
+from revelio.sae.kernels.build import INSTRUCTION_SETS, instruction_set, library
+from revelio.sae.optim import AdamRows, AdamStep, update_vector
 
 _ROWS, _WIDTH = 96, 32  # multiples that the copy is padded to: whole tiles (native/products.h)
 _STALE = 3
@@ -40,7 +40,7 @@ class _Copy(NamedTuple):
 
 
 class NativeKernel:
-    """See :class:`revelio.sae.kernel.Kernel`; weights, inputs and moments are float32 on the CPU.
+    """See :class:`revelio.sae.kernels.base.Kernel`; weights, inputs and moments are float32 on the CPU.
 
     A kernel keeps a copy of one model's ``W_enc`` and renews it with every update it makes itself. Whoever
     changes ``W_enc`` by other means makes a new kernel.
@@ -50,7 +50,7 @@ class NativeKernel:
 
     Attributes:
         instructions: what it multiplies with, one of
-            :data:`~revelio.sae.kernel_native_build.INSTRUCTION_SETS`.
+            :data:`~revelio.sae.kernels.build.INSTRUCTION_SETS`.
         scored: how many float32 scores the last search took.
 
     Raises:
@@ -74,7 +74,7 @@ class NativeKernel:
         among: Bool[Tensor, " n"] | None = None,
         k_among: int = 0,
     ) -> tuple[Codes, Codes | None]:
-        """See :class:`~revelio.sae.kernel.Kernel`; larger first, ties to the lower index.
+        """See :class:`~revelio.sae.kernels.base.Kernel`; larger first, ties to the lower index.
 
         Raises:
             ValueError: activations or weights that are not finite.
@@ -102,7 +102,7 @@ class NativeKernel:
 
     @torch.no_grad()
     def decode(self, codes: Codes, rows: Float[Tensor, "n d"]) -> Float[Tensor, "b d"]:
-        """See :class:`~revelio.sae.kernel.Kernel`."""
+        """See :class:`~revelio.sae.kernels.base.Kernel`."""
         values, indices = codes.values.contiguous(), codes.indices.contiguous()
         (b, k), d = indices.shape, rows.shape[1]
         out = torch.empty(b, d)
@@ -116,7 +116,7 @@ class NativeKernel:
     def code_gradients(
         self, codes: Codes, outputs: Float[Tensor, "b d"], rows: Float[Tensor, "n d"]
     ) -> Float[Tensor, "b k"]:
-        """See :class:`~revelio.sae.kernel.Kernel`."""
+        """See :class:`~revelio.sae.kernels.base.Kernel`."""
         indices, outputs = codes.indices.contiguous(), outputs.contiguous()
         (b, k), d = indices.shape, rows.shape[1]
         out = torch.empty(b, k)
@@ -128,7 +128,7 @@ class NativeKernel:
 
     @torch.no_grad()
     def unit_norm(self, weights: Weights, moments: AdamRows) -> None:
-        """See :class:`~revelio.sae.kernel.Kernel`."""
+        """See :class:`~revelio.sae.kernels.base.Kernel`."""
         n, d = weights.W_dec.shape
         self.library.revelio_unit_norm(
             *(_float(weights.W_dec), _address(moments.last), _long(n), _long(d), self._threads())
@@ -138,7 +138,7 @@ class NativeKernel:
     def update(
         self, weights: Weights, moments: AdamRows, gradient: Gradient, step: AdamStep
     ) -> None:
-        """See :class:`~revelio.sae.kernel.Kernel`.
+        """See :class:`~revelio.sae.kernels.base.Kernel`.
 
         Raises:
             ValueError: a weight is no longer finite.

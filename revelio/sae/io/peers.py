@@ -17,8 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from revelio.files import write_whole, write_whole_by
-from revelio.sae.filled import filled, take
-from revelio.sae.foreign import check_size, is_off, refuse_settings, whole
+from revelio.sae.io.foreign import check_size, filled, is_off, refuse_settings, take, whole
 from revelio.sae.model import PAPER_K, KSparseAutoencoder
 from revelio.trust import read_object, read_tensors
 
@@ -62,7 +61,7 @@ def is_peer(folder: Path) -> bool:
 
 
 def import_peer(folder: Path, k: int | None = None) -> KSparseAutoencoder:
-    """Read a folder of SAELens or sparsify; see :func:`revelio.sae.convert.import_ksae`.
+    """Read a folder of SAELens or sparsify; see :func:`revelio.sae.io.released.import_ksae`.
 
     Raises:
         ValueError: files are missing or damaged, or the k-SAE does something that Revelio's do not.

@@ -5,17 +5,16 @@ import pytest
 import torch
 from sae_helpers import planted
 from test_sae_command import FLAGS, train_ksae, weights
-from test_sae_parallel import stopped_after
+from test_sae_distributed import stopped_after
 
 from revelio.activations.store import ActivationStore, write_store
 from revelio.cli import main
 from revelio.commands.ksae_grid import Grid, expand
 from revelio.commands.train_ksae import Config
-from revelio.sae.many import Member, train_many
+from revelio.sae.dataloader import Shuffled
 from revelio.sae.model import KSparseAutoencoder
-from revelio.sae.rows import Shuffled
 from revelio.sae.state import TrainSettings
-from revelio.sae.train import train
+from revelio.sae.train import Member, train, train_many
 
 
 def rows() -> torch.Tensor:

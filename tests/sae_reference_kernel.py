@@ -1,4 +1,4 @@
-"""The same interface as :mod:`revelio.sae.kernel`, densely and plainly: what the fast path must equal.
+"""The same interface as :mod:`revelio.sae.kernels.base`, densely and plainly: what the fast path must equal.
 
 For reading and for tests: it makes every (b n) and (n d) matrix that the fast path avoids.
 """
@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from revelio.sae.adam import AdamRows, AdamStep, Moments
-from revelio.sae.kernel import Codes, Gradient, Weights
+from revelio.sae.kernels.base import Codes, Gradient, Weights
+from revelio.sae.optim import AdamRows, AdamStep, Moments
 
 
 class ReferenceKernel:

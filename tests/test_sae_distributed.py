@@ -12,9 +12,9 @@ from test_sae_command import FLAGS, train_ksae, weights
 
 from revelio.activations.store import write_store
 from revelio.sae.checkpoint import load_checkpoint
+from revelio.sae.distributed import Group
 from revelio.sae.metrics import evaluate
 from revelio.sae.model import KSparseAutoencoder
-from revelio.sae.parallel import Group
 from revelio.sae.train import train
 
 
@@ -120,7 +120,7 @@ def test_the_command_in_two_processes_goes_on_with_what_one_began(sharing, tmp_p
 
 def stopped_after(steps: int, monkeypatch) -> None:
     """Ctrl-C in the step after so many."""
-    from revelio.sae import many
+    from revelio.sae import train as many
 
     real, calls = many.train_step, []
 

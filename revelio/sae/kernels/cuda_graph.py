@@ -9,8 +9,8 @@ one, is taken plainly.
 import torch
 from torch import Tensor
 
-from revelio.sae.adam import AdamStep
-from revelio.sae.kernel_cuda import clock
+from revelio.sae.kernels.cuda import clock
+from revelio.sae.optim import AdamStep
 from revelio.sae.step import Take
 
 # Plain steps before recording: kernels are compiled and copies of weights made in them.

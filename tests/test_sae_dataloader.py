@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from revelio.sae.rows import InOrder, RowSource, Shuffled
+from revelio.sae.dataloader import InOrder, RowSource, Shuffled
 
 
 class Source:
