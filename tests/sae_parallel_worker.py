@@ -9,6 +9,7 @@ import torch.distributed as dist
 from sae_helpers import planted
 
 from revelio.sae.checkpoint import save_checkpoint
+from revelio.sae.config import TrainConfig
 from revelio.sae.dataloader import Shuffled
 from revelio.sae.distributed import (
     DataParallelKernel,
@@ -21,7 +22,6 @@ from revelio.sae.distributed import (
 from revelio.sae.kernels.sparse import SparseKernel
 from revelio.sae.metrics import evaluate
 from revelio.sae.model import KSparseAutoencoder
-from revelio.sae.state import TrainSettings
 from revelio.sae.train import train
 
 # Odd everywhere, so that no share is like another.
@@ -63,10 +63,8 @@ def batches(rows) -> Shuffled:
     return Shuffled(rows, 33, 0, block=10, window=4)
 
 
-def settings_of(mode: str) -> TrainSettings:
-    return TrainSettings(
-        steps=40, batch_size=33, warmup_steps=10, learning_rate=1e-3, **CASES[mode]
-    )
+def settings_of(mode: str) -> TrainConfig:
+    return TrainConfig(steps=40, batch_size=33, warmup_steps=10, learning_rate=1e-3, **CASES[mode])
 
 
 def in_parts(group: Group, mode: str, out: Path) -> list[float]:

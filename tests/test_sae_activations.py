@@ -9,14 +9,14 @@ from sae_reference_kernel import ReferenceKernel
 from torch import Tensor, nn
 
 from revelio.sae.checkpoint import load_checkpoint, save_checkpoint
+from revelio.sae.config import TrainConfig
 from revelio.sae.dataloader import Shuffled
 from revelio.sae.metrics import evaluate
 from revelio.sae.model import KSparseAutoencoder
-from revelio.sae.state import TrainSettings
 from revelio.sae.train import begin, train
 
 N, K = 64, 3
-SETTINGS = TrainSettings(steps=25, batch_size=32, warmup_steps=5, learning_rate=2e-3, bandwidth=0.5)
+SETTINGS = TrainConfig(steps=25, batch_size=32, warmup_steps=5, learning_rate=2e-3, bandwidth=0.5)
 
 
 def rows() -> Tensor:
@@ -63,7 +63,7 @@ class Count(torch.autograd.Function):
 class Dense(nn.Module):
     """Every activation by dense formulas."""
 
-    def __init__(self, model: KSparseAutoencoder, variance: float, settings: TrainSettings) -> None:
+    def __init__(self, model: KSparseAutoencoder, variance: float, settings: TrainConfig) -> None:
         super().__init__()
         self.model, self.variance, self.settings = model, variance, settings
         self.W_enc, self.b_enc, self.W_dec, self.b_dec = (
@@ -157,7 +157,7 @@ def test_inference_is_all_above_the_threshold():
 @pytest.mark.parametrize("options", OPTIONS[:3], ids=str)
 def test_l0_stays_near_k_and_the_error_falls(options):
     x, _ = planted(2000, 24, 32, 3)
-    settings = TrainSettings(steps=300, batch_size=256, learning_rate=5e-3, warmup_steps=20)
+    settings = TrainConfig(steps=300, batch_size=256, learning_rate=5e-3, warmup_steps=20)
     model = KSparseAutoencoder(24, 64, 3, **options)
     steps = list(train(model, x, settings))
     found = evaluate(model, x.split(512))
@@ -168,7 +168,7 @@ def test_l0_stays_near_k_and_the_error_falls(options):
 
 def test_the_first_latents_alone_reconstruct_with_prefixes():
     x, _ = planted(2000, 24, 32, 3)
-    settings = TrainSettings(steps=300, batch_size=256, learning_rate=5e-3, warmup_steps=20)
+    settings = TrainConfig(steps=300, batch_size=256, learning_rate=5e-3, warmup_steps=20)
     errors = []
     for prefixes in ((), (8,)):
         model = KSparseAutoencoder(24, 64, 3, prefixes=prefixes)
@@ -182,7 +182,7 @@ def test_the_first_latents_alone_reconstruct_with_prefixes():
 
 
 def test_auxk_reaches_dead_latents_with_every_activation():
-    settings = TrainSettings(steps=20, batch_size=32, auxk=4, dead_after=64)
+    settings = TrainConfig(steps=20, batch_size=32, auxk=4, dead_after=64)
     for options in OPTIONS[:3]:
         fast, plain = fresh(**options), fresh(**options)
         steps = list(train(fast, rows(), settings))

@@ -9,12 +9,13 @@ from sae_helpers import planted
 from revelio.activations.store import write_store
 from revelio.cli import main
 from revelio.sae.checkpoint import save_checkpoint
+from revelio.sae.config import RunConfig, TrainConfig
 from revelio.sae.cost import Job, disk, given_speed, measured_speed, memory
 from revelio.sae.model import KSparseAutoencoder
-from revelio.sae.state import TrainSettings
 from revelio.sae.train import train
 
-JOB = Job(rows=200, d=16, n=1024, k=4, batch_size=64, steps=10)
+CONFIG = RunConfig(k=4, batch_size=64, steps=10)
+JOB = Job(config=CONFIG, rows=200, d=16)
 
 
 def bytes_of(*tensors: torch.Tensor) -> int:
@@ -23,7 +24,7 @@ def bytes_of(*tensors: torch.Tensor) -> int:
 
 def test_weights_moments_and_files_are_what_training_makes(tmp_path):
     model = KSparseAutoencoder(16, 1024, 4)
-    state = next(train(model, planted(200, 16, 20, 3)[0], TrainSettings(batch_size=64))).state
+    state = next(train(model, planted(200, 16, 20, 3)[0], TrainConfig(batch_size=64))).state
     found = memory(JOB)
     assert found.weights == bytes_of(*model.parameters())
     moments = (state.moments.W_enc, state.moments.W_dec, state.moments.b_enc, state.moments.b_dec)
@@ -41,7 +42,9 @@ def test_weights_moments_and_files_are_what_training_makes(tmp_path):
 
 
 def test_sharing_splits_what_it_says():
-    data, latents = (replace(JOB, devices=4, sharing=how) for how in ("data", "latents"))
+    data, latents = (
+        replace(JOB, devices=4, config=replace(CONFIG, sharing=how)) for how in ("data", "latents")
+    )
     assert memory(data).weights == memory(JOB).weights
     assert data.local_rows == 16 and latents.local_rows == 64
     assert memory(latents).weights == 4 * (2 * 256 * 16 + 256 + 16)
@@ -54,10 +57,10 @@ def test_a_measured_second_is_near_the_real_step():
     """Within a factor: the machine may be busy, but a wrong unit or scale would show."""
     import time
 
-    job = Job(rows=512, d=64, n=8192, k=16, batch_size=256, steps=10)
+    job = Job(config=RunConfig(k=16, expansion=128, batch_size=256, steps=10), rows=512, d=64)
     x, _ = planted(512, 64, 80, 4)
     model = KSparseAutoencoder(64, 8192, 16)
-    loop = train(model, x, TrainSettings(batch_size=256, steps=12))
+    loop = train(model, x, TrainConfig(batch_size=256, steps=12))
     next(loop)
     times = []
     for _ in range(8):

@@ -9,12 +9,12 @@ from test_sae_distributed import stopped_after
 
 from revelio.activations.store import ActivationStore, write_store
 from revelio.cli import main
-from revelio.commands.ksae_grid import Grid, expand
 from revelio.commands.train_ksae import Config
+from revelio.pipelines.train_sae import expand
+from revelio.sae.config import SweepConfig, TrainConfig
 from revelio.sae.dataloader import Shuffled
 from revelio.sae.model import KSparseAutoencoder
-from revelio.sae.state import TrainSettings
-from revelio.sae.train import Member, train, train_many
+from revelio.sae.train import SAERun, train, train_many
 
 
 def rows() -> torch.Tensor:
@@ -33,18 +33,16 @@ class Counting:
             yield batch
 
 
-def members() -> list[Member]:
+def members() -> list[SAERun]:
     """Different sizes, modes, seeds and ends."""
     common = {"batch_size": 32, "warmup_steps": 5, "learning_rate": 1e-3}
     return [
-        Member(KSparseAutoencoder(12, 40, 2), TrainSettings(steps=23, **common)),
-        Member(KSparseAutoencoder(12, 70, 5, "as_code"), TrainSettings(steps=12, seed=4, **common)),
-        Member(
-            KSparseAutoencoder(12, 40, 2, "as_paper"), TrainSettings(steps=23, seed=1, **common)
-        ),
-        Member(
+        SAERun(KSparseAutoencoder(12, 40, 2), TrainConfig(steps=23, **common)),
+        SAERun(KSparseAutoencoder(12, 70, 5, "as_code"), TrainConfig(steps=12, seed=4, **common)),
+        SAERun(KSparseAutoencoder(12, 40, 2, "as_paper"), TrainConfig(steps=23, seed=1, **common)),
+        SAERun(
             KSparseAutoencoder(12, 40, 2),
-            TrainSettings(steps=23, early_stop=0.9, early_stop_window=4, **common),
+            TrainConfig(steps=23, early_stop=0.9, early_stop_window=4, **common),
         ),
     ]
 
@@ -59,7 +57,7 @@ def test_each_of_many_is_bit_equal_to_training_it_alone():
     for place, step in train_many(together, Shuffled(rows(), 32)):
         steps[place].append(step.loss)
     for member, other, losses in zip(together, apart, steps, strict=True):
-        alone = [s.loss for s in train(other.model, Shuffled(rows(), 32), other.settings)]
+        alone = [s.loss for s in train(other.model, Shuffled(rows(), 32), other.config)]
         assert losses == alone
         assert same(member.model, other.model)
     assert [len(losses) for losses in steps] == [23, 12, 23, 8]
@@ -78,7 +76,7 @@ def test_members_that_stand_apart_catch_up():
     parts = members()[:3]
     ahead = [(parts[0], 9), (parts[2], 4)]
     for member, steps in ahead:
-        for step in train(member.model, Shuffled(rows(), 32), member.settings):
+        for step in train(member.model, Shuffled(rows(), 32), member.config):
             member.state = step.state
             if step.step == steps:
                 break
@@ -143,8 +141,8 @@ def test_a_grid_from_a_file_and_mistakes(stores, tmp_path, capsys):
 
 
 def test_combinations_are_grouped_by_store():
-    grid = Grid(store=(Path("a"), Path("b")), expansion=(4, 8), learning_rate=(1e-3,))
-    groups = expand(Config(Path("a"), Path("out"), seed=5, grid=grid))
+    grid = SweepConfig(store=(Path("a"), Path("b")), expansion=(4, 8), learning_rate=(1e-3,))
+    groups = expand(Config(store=Path("a"), out=Path("out"), seed=5, grid=grid))
     assert [[(c.store.name, c.expansion, c.order_seed) for c in group] for group in groups] == [
         [("a", 4, 5), ("a", 8, 5)],
         [("b", 4, 5), ("b", 8, 5)],

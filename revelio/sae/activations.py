@@ -13,7 +13,7 @@ cheap as long as rows are not far fuller than k.
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -22,7 +22,6 @@ from torch import Tensor
 from revelio.sae.kernels.base import Codes, Kernel, Weights
 from revelio.sae.optim import AdamStep, Moments, update_vector
 
-ActivationName = Literal["topk", "batch-topk", "jumprelu"]
 # The share of a new batch in BatchTopK's running threshold.
 THRESHOLD_RATE = 0.01
 # JumpReLU's thresholds are never below this.

@@ -11,21 +11,21 @@ latents, the update between what the first batches touch and every row moving at
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import median
 from typing import Literal
 
 import torch
 
+from revelio.bounds import check_fields
+from revelio.sae.config import RunConfig, TrainConfig
 from revelio.sae.kernels.base import Gradient, Kernel
 from revelio.sae.kernels.sparse import BUFFER, SparseKernel
 from revelio.sae.model import KSparseAutoencoder
 from revelio.sae.optim import AdamStep
-from revelio.sae.state import TrainSettings
 from revelio.sae.step import train_step
 from revelio.sae.train import begin
 from revelio.seeds import generator
-
-Sharing = Literal["data", "latents"]
 
 # Python, PyTorch and the allocator's own, before the first tensor.
 PROCESS_BYTES = 3 * 10**8
@@ -35,55 +35,61 @@ MEASURED = 1.25e10
 CHECKPOINTS = 3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """What is to be trained.
 
     Attributes:
+        config: what is trained, and how.
         rows: activations in the store.
         d: their width.
-        n: latents.
-        k: kept an activation.
-        batch_size: rows a step, all devices together.
-        steps: updates.
+        latents: n; None: ``config.expansion * d``.
         devices: processes, each with its own device.
-        sharing: whether they share the batches (``data``) or the latents.
-        held: whether the rows are held in memory.
         row_bytes: bytes of a stored number.
-        checkpoints: whether there are any.
     """
 
+    config: RunConfig
     rows: int
     d: int
-    n: int
-    k: int
-    batch_size: int
-    steps: int
+    latents: int | None = None
     devices: int = 1
-    sharing: Sharing = "data"
-    held: bool = True
     row_bytes: int = 4
-    checkpoints: bool = True
 
     def __post_init__(self) -> None:
-        sizes = ("rows", "d", "n", "k", "batch_size", "steps", "devices")
-        for name in sizes:
+        check_fields(self.config)
+        for name in ("rows", "d", "n", "devices"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: give at least 1")
-        if self.k > self.n:
-            raise ValueError(f"k={self.k} of n={self.n} latents: lower k")
-        if self.sharing == "latents" and self.devices > self.n:
+        if self.config.k > self.n:
+            raise ValueError(f"k={self.config.k} of n={self.n} latents: lower k")
+        if self.config.sharing == "latents" and self.devices > self.n:
             raise ValueError(f"{self.n} latents for {self.devices} devices: give fewer devices")
+
+    @property
+    def n(self) -> int:
+        """Latents."""
+        return self.config.expansion * self.d if self.latents is None else self.latents
+
+    @cached_property
+    def train(self) -> RunConfig:
+        """The config as it is for so many rows: the steps and the size of a batch."""
+        return self.config.for_rows(self.rows)
+
+    @property
+    def held(self) -> bool:
+        """Whether the rows are held in memory."""
+        return 4 * self.rows * self.d <= self.config.memory_gib * 2**30
 
     @property
     def local_latents(self) -> int:
         """Latents that a process holds, at most."""
-        return -(-self.n // self.devices) if self.sharing == "latents" else self.n
+        return -(-self.n // self.devices) if self.config.sharing == "latents" else self.n
 
     @property
     def local_rows(self) -> int:
         """Rows of a batch that a process encodes, at most."""
-        return self.batch_size if self.sharing == "latents" else -(-self.batch_size // self.devices)
+        size = self.train.batch_size
+        return size if self.config.sharing == "latents" else -(-size // self.devices)
 
 
 @dataclass(frozen=True)
@@ -137,12 +143,12 @@ def memory(job: Job) -> Memory:
     n, b, d = job.local_latents, job.local_rows, job.d
     weights = 4 * (2 * n * d + n + d)
     # PyTorch's product of some latents at a time, or the native kernel's 16-bit copy of W_enc.
-    product = max(4 * b * min(n, max(job.k, 256, BUFFER // b)), 2 * n * d + 12 * n)
+    product = max(4 * b * min(n, max(job.config.k, 256, BUFFER // b)), 2 * n * d + 12 * n)
     # The batch, centred, reconstructed, its error and their gathered copies; a latent's two counters;
     # the terms of the gradient, sorted and not; blocks of rows with moments and gradients.
-    whole = job.batch_size
+    whole = job.train.batch_size
     batch = 6 * 4 * whole * d
-    terms = 2 * 32 * whole * job.k
+    terms = 2 * 32 * whole * job.config.k
     buffers = product + batch + terms + 16 * job.n + 8 * 4 * 512 * d
     rows = 4 * job.rows * d if job.held else 4 * d * 2 * min(job.rows, 16 * 4096)
     return Memory(weights, 2 * weights, buffers, rows)
@@ -153,7 +159,7 @@ def disk(job: Job) -> Disk:
     weights = 4 * (2 * job.n * job.d + job.n + job.d)
     checkpoint = 3 * weights + 16 * job.n
     store = job.row_bytes * job.rows * job.d
-    return Disk(store, weights, checkpoint, CHECKPOINTS if job.checkpoints else 0)
+    return Disk(store, weights, checkpoint, CHECKPOINTS if job.config.checkpoint_every else 0)
 
 
 def given_speed(job: Job, flops: float) -> Speed:
@@ -166,7 +172,7 @@ def given_speed(job: Job, flops: float) -> Speed:
         raise ValueError(f"flops={flops}: give a device's floating-point operations a second")
     encode = 2 * job.local_rows * job.local_latents * job.d
     # Decoding, the codes' gradients, and the rows' gradients: four products of the kept codes.
-    sparse = 8 * job.batch_size * job.k * job.d
+    sparse = 8 * job.train.batch_size * job.config.k * job.d
     update = 40 * job.local_latents * job.d
     return Speed((encode + sparse) / flops, (encode + sparse + update) / flops, "given")
 
@@ -178,15 +184,15 @@ def measured_speed(job: Job, kernel: Kernel | None = None, seconds: float = 1.0)
     """
     kernel = kernel or SparseKernel()
     b, d = job.local_rows, job.d
-    n = min(job.local_latents, max(2 * job.k, 256, int(MEASURED / (b * d))))
+    n = min(job.local_latents, max(2 * job.config.k, 256, int(MEASURED / (b * d))))
     rows = torch.randn(b, d, generator=generator("plan-ksae"))
-    model = KSparseAutoencoder(d, n, min(job.k, n))
-    settings = TrainSettings(steps=1, batch_size=b)
-    state = begin(model, _Same(rows), settings)
+    model = KSparseAutoencoder(d, n, min(job.config.k, n))
+    config = TrainConfig(steps=1, batch_size=b)
+    state = begin(model, _Same(rows), config)
     centred = model.centre(rows)
     share = seconds / 3
     encode = _seconds(lambda: kernel.encode(centred, model.weights, model.k), share)
-    step = _seconds(lambda: train_step(model, rows, settings, state, kernel), share)
+    step = _seconds(lambda: train_step(model, rows, config, state, kernel), share)
 
     everything = _one_term(centred)
 
@@ -195,7 +201,7 @@ def measured_speed(job: Job, kernel: Kernel | None = None, seconds: float = 1.0)
         kernel.update(model.weights, state.moments, everything, AdamStep(2, 0.0))
 
     row = _seconds(moving, share) / n
-    grown = encode * job.local_latents / n + max(step - encode, 0.0) * (job.batch_size / b)
+    grown = encode * job.local_latents / n + max(step - encode, 0.0) * (job.train.batch_size / b)
     return Speed(grown, grown + row * job.local_latents, "measured")
 
 

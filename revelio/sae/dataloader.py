@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from revelio.sae.config import TrainConfig
 from revelio.seeds import generator
 
 
@@ -34,6 +35,30 @@ class Batches(Protocol):
     def epoch(self, index: int) -> Iterator[Float[Tensor, "b d"]]:
         """The batches of one epoch, in order."""
         ...
+
+
+def batches_of(
+    rows: Tensor | RowSource | Batches | Iterable[Tensor],
+    config: TrainConfig,
+    width: int | None = None,
+) -> Batches:
+    """Whatever rows were given, as epochs of batches.
+
+    Args:
+        rows: all rows (N d), a source of them, batches, or an iterable of (b d) that can be read again.
+        config: the batches' size, the order's seed, up to what size a source is held in memory.
+        width: of a row, where that is known; else one is read to see.
+    """
+    if isinstance(rows, Batches):
+        return rows
+    if not isinstance(rows, Tensor | RowSource):
+        return InOrder(rows)
+    if isinstance(rows, RowSource) and len(rows):
+        width = width or rows.rows(0, 1).shape[1]
+        if 4 * len(rows) * width <= config.memory_gib * 2**30:
+            starts = range(0, len(rows), 1024)
+            rows = torch.cat([rows.rows(at, min(at + 1024, len(rows))) for at in starts])
+    return Shuffled(rows, config.batch_size, config.rows_seed, workers=config.workers)
 
 
 class InOrder:

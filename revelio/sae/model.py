@@ -23,7 +23,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
@@ -32,20 +32,18 @@ from torch import Tensor, nn
 
 from revelio.sae.activations import (
     Activation,
-    ActivationName,
     BatchTopK,
     EncodeRequest,
     JumpReLU,
     TopK,
 )
+from revelio.sae.config import ActivationName, Mode, PreBias
 from revelio.sae.io.saved import fill, saved_files, saved_settings
 from revelio.sae.kernels.base import Codes, Kernel, Weights
 from revelio.sae.kernels.sparse import SparseKernel
 from revelio.sae.optim import Moments
 from revelio.seeds import generator
 
-Mode = Literal["fixed", "as_paper", "as_code"]
-PreBias = Literal["mean", "geometric_median"]
 # Files of a TopK k-SAE without prefixes stay of format 1; the rest needs a reader that knows of it.
 FORMAT = 2
 PAPER_K = 32  # Sec. 4.1

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from revelio.sae.activations import EncodeRequest, first_threshold
-from revelio.sae.dataloader import Batches, InOrder, RowSource, Shuffled
+from revelio.sae.config import TrainConfig
+from revelio.sae.dataloader import Batches, RowSource, batches_of
 from revelio.sae.kernels.base import Kernel
 from revelio.sae.kernels.select import fastest_kernel, replayed
 from revelio.sae.metrics import spread
 from revelio.sae.model import KSparseAutoencoder, initialise
-from revelio.sae.state import StepState, TrainSettings, TrainState
+from revelio.sae.state import StepState, TrainState
 from revelio.sae.step import Replay, train_step
 from revelio.seeds import generator
 
@@ -34,19 +35,19 @@ LARGEST = 1e15
 
 
 @dataclass
-class Member:
+class SAERun:
     """One k-SAE among those that train together.
 
     Attributes:
         model: fresh, or loaded with ``state`` from a checkpoint.
-        settings: its own, but that the batches are the same for all.
+        config: its own, but that the batches are the same for all.
         state: where its training stands; None: it is yet to begin.
         kernel: how its heavy parts are computed; None: as the model does, natively where that can be.
         replay: takes its steps by a recorded CUDA graph, where that can be.
     """
 
     model: KSparseAutoencoder
-    settings: TrainSettings
+    config: TrainConfig
     state: TrainState | None = None
     kernel: Kernel | None = None
     replay: Replay | None = None
@@ -55,7 +56,7 @@ class Member:
     def done(self) -> bool:
         """Whether it has taken all its steps, or stopped early."""
         state = self.state
-        return state is not None and (state.step >= self.settings.steps or state.stopped)
+        return state is not None and (state.step >= self.config.steps or state.stopped)
 
     def at(self, epoch: int, batch: int) -> bool:
         """Whether this batch is the one it takes next."""
@@ -73,15 +74,15 @@ class Member:
         if self.kernel is None:
             self.kernel = fastest_kernel(self.model)
         if self.replay is None:
-            self.replay = replayed(self.model, self.kernel, self.settings)
-        done = train_step(self.model, batch, self.settings, self.state, self.kernel, self.replay)
-        self.state.stopped = _plateau(self.settings, self.state)
+            self.replay = replayed(self.model, self.kernel, self.config)
+        done = train_step(self.model, batch, self.config, self.state, self.kernel, self.replay)
+        self.state.stopped = _plateau(self.config, self.state)
         if self.done or self.state.step % CHECK_EVERY == 0:
-            self.state.check(self.settings)
+            self.state.check(self.config)
         if self.done and not all(_sane(w) for w in self.model.state_dict().values()):
             raise ValueError(
                 f"weights are not finite, or above {LARGEST:g}, after step {done.step}, the last: lower "
-                f"learning_rate (it is {self.settings.learning_rate:g})"
+                f"learning_rate (it is {self.config.learning_rate:g})"
             )
         return done
 
@@ -89,7 +90,7 @@ class Member:
 def train(
     model: KSparseAutoencoder,
     rows: Tensor | RowSource | Batches | Iterable[Tensor],
-    settings: TrainSettings,
+    config: TrainConfig,
     state: TrainState | None = None,
     kernel: Kernel | None = None,
 ) -> Iterator[StepState]:
@@ -98,92 +99,82 @@ def train(
     Args:
         model: fresh, or loaded with ``state`` from a checkpoint.
         rows: all rows (N d), a source of them, batches, or an iterable of (b d) that can be read again.
-        settings: see there.
+        config: see there; `epochs` and `samples` need rows of a known number.
         state: from a checkpoint; without it the weights are initialised and training begins.
         kernel: how the heavy parts are computed; None: as the model does, natively where that can be.
 
     Raises:
         ValueError: no rows, rows of another width, AuxK in ``as_code``, or a loss that is not finite.
     """
-    member = Member(model, settings, state, kernel)
-    for _, step in train_many([member], as_batches(rows, settings)):
+    if isinstance(rows, Tensor | RowSource):
+        config = config.for_rows(len(rows))
+    for _, step in train_many([SAERun(model, config, state, kernel)], batches_of(rows, config)):
         yield step
 
 
-def as_batches(
-    rows: Tensor | RowSource | Batches | Iterable[Tensor], settings: TrainSettings
-) -> Batches:
-    """Whatever rows were given, as epochs of batches."""
-    if isinstance(rows, Shuffled | InOrder):
-        return rows
-    if isinstance(rows, Tensor | RowSource):
-        return Shuffled(rows, settings.batch_size, settings.seed)
-    if isinstance(rows, Batches):
-        return rows
-    return InOrder(rows)
-
-
-def begin(model: KSparseAutoencoder, batches: Batches, settings: TrainSettings) -> TrainState:
+def begin(model: KSparseAutoencoder, batches: Batches, config: TrainConfig) -> TrainState:
     """Initialise the weights from the first rows (`as_code`: from the first batch)."""
-    member = Member(model, settings)
-    begin_many([member], batches)
-    assert member.state is not None
-    return member.state
+    run = SAERun(model, config)
+    begin_many([run], batches)
+    assert run.state is not None
+    return run.state
 
 
-def train_many(members: Sequence[Member], batches: Batches) -> Iterator[tuple[int, StepState]]:
+def train_many(runs: Sequence[SAERun], batches: Batches) -> Iterator[tuple[int, StepState]]:
     """Train them all in place; gives which of them took a step, and the step.
 
     Raises:
         ValueError: no rows, rows of another width, AuxK in ``as_code``, or a loss that is not finite.
     """
-    for member in members:
-        if member.settings.auxk and member.model.mode == "as_code":
+    for run in runs:
+        if run.config.epochs is not None or run.config.samples is not None:
+            raise ValueError("epochs and samples need rows of a known number: give steps")
+        if run.config.auxk and run.model.mode == "as_code":
             raise ValueError("mode as_code has no AuxK: set auxk to 0 or choose mode fixed")
-    begin_many([member for member in members if member.state is None], batches)
-    while left := [member for member in members if not member.done]:
-        places = [(member.state.epoch, member.state.batch) for member in left if member.state]
+    begin_many([run for run in runs if run.state is None], batches)
+    while left := [run for run in runs if not run.done]:
+        places = [(run.state.epoch, run.state.batch) for run in left if run.state]
         epoch, first = min(places)
         read = first
         for batch in islice(batches.epoch(epoch), first, None):
-            for place, member in enumerate(members):
-                if member.at(epoch, read):
-                    yield place, member.step(batch)
+            for place, run in enumerate(runs):
+                if run.at(epoch, read):
+                    yield place, run.step(batch)
             read += 1
-            if all(member.done for member in left):
+            if all(run.done for run in left):
                 return
         if read == 0:
             raise ValueError("the rows ran out: give a list or a store, not an iterator")
-        for member in left:
-            if member.state is not None and member.state.epoch == epoch and not member.done:
-                member.state.epoch, member.state.batch = epoch + 1, 0
+        for run in left:
+            if run.state is not None and run.state.epoch == epoch and not run.done:
+                run.state.epoch, run.state.batch = epoch + 1, 0
 
 
-def begin_many(members: Sequence[Member], batches: Batches) -> None:
+def begin_many(runs: Sequence[SAERun], batches: Batches) -> None:
     """Initialise fresh k-SAEs from the first rows (`as_code`: from the first batch)."""
-    if not members:
+    if not runs:
         return
-    first = _first_rows(batches, whole=any(m.model.mode != "as_code" for m in members))
+    first = _first_rows(batches, whole=any(m.model.mode != "as_code" for m in runs))
     start = torch.cat(first)[:FIRST_ROWS]
-    for member in members:
-        member.model.centre(start[:1])
+    for run in runs:
+        run.model.centre(start[:1])
     variance = 1.0
-    if any(member.model.mode == "fixed" for member in members):
+    if any(run.model.mode == "fixed" for run in runs):
         variance = spread(batches.epoch(0)).variance
         if variance == 0:
             raise ValueError("all rows are the same: there is nothing to learn, give more images")
-    for member in members:
-        model, settings = member.model, member.settings
+    for run in runs:
+        model, config = run.model, run.config
         rows = first[0][:FIRST_ROWS] if model.mode == "as_code" else start
-        initialise(model, rows, generator(settings.seed, "k-sae weights"), settings.pre_bias)
+        initialise(model, rows, generator(config.seed, "k-sae weights"), config.pre_bias)
         if model.activation == "jumprelu" and model.threshold is not None:
             request = EncodeRequest(
                 model.kernel, model.centre(rows[:THRESHOLD_ROWS]), model.weights
             )
             model.threshold.fill_(first_threshold(request, model.k, model.n))
-        member.state = TrainState.start(model)
+        run.state = TrainState.start(model)
         if model.mode == "fixed":
-            member.state.variance = variance
+            run.state.variance = variance
 
 
 def _first_rows(batches: Batches, whole: bool) -> list[Tensor]:
@@ -202,10 +193,10 @@ def _sane(weight: Tensor) -> bool:
     return bool((low > -LARGEST) & (high < LARGEST))  # false for NaN, which aminmax passes on
 
 
-def _plateau(settings: TrainSettings, state: TrainState) -> bool:
+def _plateau(config: TrainConfig, state: TrainState) -> bool:
     """Whether a window of steps has ended without the loss falling enough."""
-    if not settings.early_stop or state.step % settings.early_stop_window:
+    if not config.early_stop or state.step % config.early_stop_window:
         return False
-    mean, best = float(state.window_sum) / settings.early_stop_window, state.window_best
+    mean, best = float(state.window_sum) / config.early_stop_window, state.window_best
     state.window_sum, state.window_best = 0.0, mean if best is None else min(best, mean)
-    return best is not None and mean > best * (1 - settings.early_stop)
+    return best is not None and mean > best * (1 - config.early_stop)

@@ -1,19 +1,17 @@
 """Which kernel a training uses: native code on a CPU that can build it, Triton on CUDA, else PyTorch."""
 
 from importlib.util import find_spec
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import torch
 
+from revelio.sae.config import KernelName, TrainConfig
 from revelio.sae.kernels.base import Kernel
 from revelio.sae.kernels.build import NativeUnavailable, is_whole, library, library_path
 from revelio.sae.kernels.native import NativeKernel
 from revelio.sae.kernels.sparse import SparseKernel
 from revelio.sae.model import KSparseAutoencoder
-from revelio.sae.state import TrainSettings
 from revelio.sae.step import Replay
-
-KernelName = Literal["auto", "native", "triton", "torch"]
 
 
 class ChosenKernel(NamedTuple):
@@ -67,9 +65,9 @@ def _triton(name: KernelName, device: torch.device | str) -> ChosenKernel:
     return ChosenKernel(CudaKernel(), "kernel: Triton, exact (float16 nomination, float32 scores)")
 
 
-def replayed(model: KSparseAutoencoder, kernel: Kernel, settings: TrainSettings) -> Replay | None:
+def replayed(model: KSparseAutoencoder, kernel: Kernel, config: TrainConfig) -> Replay | None:
     """A CUDA graph of a step whose shapes never change: of TopK, without AuxK and prefixes, in Triton."""
-    plain = model.activation == "topk" and not model.prefixes and not settings.auxk
+    plain = model.activation == "topk" and not model.prefixes and not config.auxk
     if not plain or not model.W_enc.is_cuda or not find_spec("triton"):
         return None
     from revelio.sae.kernels.cuda import CudaKernel
