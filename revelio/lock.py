@@ -71,6 +71,22 @@ def take_lock(folder: Path) -> Lock:
     raise ValueError(f"{printable(folder)} is being opened by other processes: try again")
 
 
+def check_free(folder: Path) -> None:
+    """See whether :func:`take_lock` would get the lock of a folder, which need not exist; takes nothing.
+
+    Raises:
+        ValueError: another process is at work there; the message names it.
+    """
+    found = _read(folder / NAME)
+    if found and not _same_process(found, _self()):
+        _check_dead(folder / NAME, found)
+
+
+def is_mine(folder: Path) -> bool:
+    """Whether this process holds the lock of a folder."""
+    return _same_process(_read(folder / NAME), _self())
+
+
 def _create(path: Path, owner: dict[str, Any]) -> bool:
     """Make the lock with its content in one step; False where there is one."""
     temporary = partial_path(path)

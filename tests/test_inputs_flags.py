@@ -82,7 +82,7 @@ def wrong_values(command: str, name: str, kind: Any, folder: Path) -> list[str]:
         found += [] if name in NEGATIVE else ["-1"]
         found += ["-2"] if name == "views" else []
     elif int in plain:  # a word or a number
-        found += ["0", "-1", "x", "nan"]
+        found += ["-1", "x", "nan"] if name in ZERO else ["0", "-1", "x", "nan"]
     elif float in plain:
         found += ["nan", "inf", "-1", ("-inf", "x", "")[len(name) % 3]]
         found += [] if name in ZERO else ["0"]

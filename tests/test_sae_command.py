@@ -178,24 +178,16 @@ def test_the_bar_and_the_report_mean_the_same_by_dead(store, tmp_path, capsys):
     assert _dead(step, 101) == {}  # type: ignore[arg-type]
 
 
-def test_a_loss_that_is_not_finite_stops_with_its_step(store, tmp_path, capsys, monkeypatch):
-    from dataclasses import replace
-
-    from revelio.pipelines import train_sae as pipeline
-
-    real = pipeline.train_many
-
-    def spoilt(members, rows):
-        for place, step in real(members, rows):
-            broken = torch.full((6,), float("nan"), dtype=torch.float64)
-            yield place, replace(step, numbers=broken) if step.step == 3 else step
-
-    monkeypatch.setattr(pipeline, "train_many", spoilt)
+def test_a_loss_that_is_not_finite_stops_with_its_step(tmp_path, capsys):
+    rows, _ = planted(40, 8, 12, 2, noise=0.1)
+    huge = tmp_path / "up_ft1-t25-empty-d0"
+    write_store(huge, rows * 1e25, [f"image{i}" for i in range(40)], settings={"timestep": 25})
     with pytest.raises(SystemExit) as stopped:
-        train_ksae(store, tmp_path / "run", "--steps", "5")
+        train_ksae(huge, tmp_path / "run", "--steps", "5", "--mode", "as_paper")
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert stopped.value.code == 2
-    assert "the loss of step 3 is nan: lower learning_rate" in said
+    assert "the loss of step 1 is not finite" in said and "lower learning_rate" in said
+    assert not (tmp_path / "run/report.json").exists()
 
 
 def test_every_config_loads():

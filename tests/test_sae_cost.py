@@ -18,6 +18,10 @@ CONFIG = RunConfig(k=4, batch_size=64, steps=10)
 JOB = Job(config=CONFIG, rows=200, d=16)
 
 
+def with_batch(job: Job, size: int) -> Job:
+    return replace(job, config=replace(job.config, batch_size=size))
+
+
 def bytes_of(*tensors: torch.Tensor) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
@@ -100,3 +104,45 @@ def test_mistakes_are_one_line_and_status_2(capsys, flags, named):
         main(["plan-ksae", *flags])
     assert stopped.value.code == 2
     assert named in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_a_device_holds_what_was_measured_on_an_h100():
+    """PyTorch's peak, as docs/gpu.json has it: the estimate is no less, and by a quarter more at most."""
+    from revelio.sae.cost import CONTEXT_BYTES, device_memory
+
+    for batch, peak in ((1024, 2.78), (4096, 2.768), (16384, 3.089)):
+        job = Job(config=RunConfig(batch_size=batch), rows=65_536, d=1280)
+        assert peak < (device_memory(job) - CONTEXT_BYTES) / 2**30 < 1.25 * peak
+
+
+@pytest.mark.parametrize("room", [10**6, 10**9, 4 * 10**9, 10**10, 10**12])
+def test_too_little_device_memory_names_what_helps(room):
+    from revelio.pipelines.plan_sae import device_shortage
+    from revelio.sae.cost import device_memory, smaller_batch
+
+    job = Job(config=RunConfig(batch_size=65_536), rows=65_536, d=1280)
+    fits, said = smaller_batch(job, room), device_shortage([job], room)
+    assert (said is None) == (fits == job.train.batch_size)
+    if said is not None:
+        assert ("take batch_size" in said) == bool(fits) and "free" in said and "--" not in said
+    if fits:
+        assert device_memory(with_batch(job, fits)) <= room
+        assert fits == job.train.batch_size or device_memory(with_batch(job, 2 * fits)) > room
+    else:
+        assert device_memory(with_batch(job, 1)) > room
+    several = device_shortage([job] * 3, room)
+    assert several is None or "smaller grid" in several
+
+
+def test_memory_that_runs_out_in_training_is_one_line(tmp_path, monkeypatch, capsys):
+    write_store(tmp_path / "store", torch.randn(64, 8), [str(i) for i in range(64)])
+
+    def runs_out(*_given):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("revelio.pipelines.train_sae._train_group", runs_out)
+    words = ["--store", str(tmp_path / "store"), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    with pytest.raises(SystemExit) as stopped:
+        main(["train-ksae", *words, "--batch-size", "32"])
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and "batch_size 16" in said and said.count("\n") == 1

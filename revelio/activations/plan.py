@@ -9,7 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from revelio.activations.filling import pass_rows
+from revelio.activations.fitting import too_large
 from revelio.activations.job import Extraction
 from revelio.activations.sources import Encoded, FreshImages
 
@@ -104,7 +107,7 @@ def plan(job: Extraction) -> Plan:
 
     Raises:
         ImageError: one of them can't be read and ``on_error`` is ``stop``.
-        ValueError: what is to be written does not fit the disk.
+        ValueError: what is to be written does not fit the disk, or a batch not the device's memory.
     """
     job.check()
     lacking = job.lacking()
@@ -122,7 +125,10 @@ def plan(job: Extraction) -> Plan:
         processes=job.processes.world,
     )
     if todo:
-        found = _measured(job, found, (fresh or todo)[0])
+        try:
+            found = _measured(job, found, (fresh or todo)[0])
+        except torch.OutOfMemoryError as error:
+            raise too_large(job, error) from error
     if found.bytes_left > found.bytes_free:
         raise ValueError(
             f"the stores take {size(found.bytes_left)}, but {size(found.bytes_free)} are "

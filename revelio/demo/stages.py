@@ -17,6 +17,7 @@ from revelio.activations.job import Extraction
 from revelio.activations.recipe import Recipe
 from revelio.activations.sources import Reading
 from revelio.activations.store import ActivationStore
+from revelio.analysis.controls import compare
 from revelio.analysis.purity import purity
 from revelio.analysis.similarity import unit_vectors
 from revelio.analysis.top_images import TopImages, top_images
@@ -149,15 +150,21 @@ def _cell(store: ActivationStore) -> dict[str, Any]:
 def purity_stage(
     stores: Sequence[ActivationStore], ksaes: Path, settings: DemoSettings
 ) -> list[dict[str, Any]]:
-    """The purity entry of every store's k-SAE."""
+    """The purity entry of every store's k-SAE, beside its controls where the images have labels."""
     entries = []
-    for store in tqdm(stores, desc="purity", unit="k-SAE"):
+    for store in tqdm(stores, desc="purity and controls", unit="k-SAE"):
         entry = purity(
             cell_top_images(store, ksaes, settings),
             images=settings.top,
             seed=settings.seed,
             embeddings=unit_vectors(store, store.ids, centre=True),
         )
+        if store.labels is not None and entry["latents"]:
+            found = compare(
+                load_ksae(ksaes / store.path.name), store, images=settings.top, seed=settings.seed
+            )
+            entry |= {name: found[name] for name in ("controls", "verdict")}
+            entry["controls_method"] = found["interval_method"]
         entries.append(_report_row(entry) | _cell(store))
     return entries
 

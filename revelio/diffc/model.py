@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
+from revelio.hub import save_whole
 from revelio.seeds import generator
 from revelio.trust import printable, read_object, read_tensors, tensor_headers
 
@@ -110,6 +111,15 @@ class DiffC(
     def _load_as_pickle(cls, model: "DiffC", *_: Any, **__: Any) -> "DiffC":
         """A Diff-C is never a pickle."""
         raise ValueError("there is no model.safetensors")
+
+    def save_pretrained(self, save_directory: Any, **keywords: Any) -> str | None:
+        """Write ``config.json``, ``model.safetensors`` and a model card; see the hub mixin.
+
+        Raises:
+            ValueError: a file stands in the way.
+            OSError: it can't be written.
+        """
+        return save_whole(super().save_pretrained, save_directory, keywords)
 
     def parameter_count(self) -> int:
         """How many numbers are trained (running means and variances are not)."""

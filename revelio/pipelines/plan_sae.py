@@ -12,7 +12,17 @@ from revelio.activations.store import ActivationStore
 from revelio.machine import available_memory, free_disk
 from revelio.pipelines import Progress, Report, silent
 from revelio.sae.config import RunConfig
-from revelio.sae.cost import Job, Speed, disk, given_speed, measured_speed, memory
+from revelio.sae.cost import (
+    CONTEXT_BYTES,
+    Job,
+    Speed,
+    device_memory,
+    disk,
+    given_speed,
+    measured_speed,
+    memory,
+    smaller_batch,
+)
 from revelio.sae.kernels.select import COMPILING, choose_kernel, must_compile
 
 
@@ -36,6 +46,10 @@ def refuse_shortage(
         ValueError: it does not; the plans were reported before.
     """
     reason = shortage(jobs, out, in_memory=device.type == "cpu")
+    if device.type == "cuda" and reason is None:
+        lacks = device_shortage(jobs, torch.cuda.mem_get_info(device)[0])
+        if lacks is not None:
+            raise ValueError(lacks)
     if reason is not None:
         progress(Progress("\n".join(line(job, None) for job in jobs)))
         raise ValueError(f"{reason}: lower expansion, batch_size or memory_gib")
@@ -104,6 +118,20 @@ def shortage(jobs: Sequence[Job], out: Path, *, in_memory: bool) -> str | None:
     if free is not None and written > free:
         parts.append(f"{size(written)} of disk, of which {size(free)} are free")
     return f"this does not fit: it takes {' and '.join(parts)}" if parts else None
+
+
+def device_shortage(jobs: Sequence[Job], room: int) -> str | None:
+    """What a CUDA device of ``room`` free bytes lacks for k-SAEs that train together, and what would help."""
+    need = sum(device_memory(job) - CONTEXT_BYTES for job in jobs) + CONTEXT_BYTES
+    if need <= room:
+        return None
+    said = f"this does not fit: it takes {size(need)} of the device's memory, of which {size(room)} are free"
+    fits = smaller_batch(jobs[0], room)
+    if len(jobs) > 1:
+        return f"{said}: train fewer k-SAEs together (a smaller grid)"
+    if fits:
+        return f"{said}: take batch_size {fits}"
+    return f"{said}: take a smaller expansion, or share the latents among several devices"
 
 
 def figures(job: Job, speed: Speed | None) -> dict[str, Any]:

@@ -10,14 +10,15 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
-from math import isfinite
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from revelio.activations.store import ActivationStore
 from revelio.analysis.top_images import pooled
 from revelio.bounds import check_fields
-from revelio.config import to_yaml
+from revelio.config import completed, to_yaml
 from revelio.files import check_folder
 from revelio.pipelines import Progress, Report, silent
 from revelio.pipelines.plan_sae import announce, job_of, refuse_shortage, shortage
@@ -79,7 +80,7 @@ def train_sae(config: TrainSAEConfig, progress: Report = silent) -> list[Trained
     check_folder(config.out)
     with DistContext.gather(config.device, config.sharing) as context:
         report = progress if context.main else silent
-        return [made for group in expand(config) for made in _train_group(group, context, report)]
+        return [made for group in expand(config) for made in _trained(group, context, report)]
 
 
 def plan_sae(config: TrainSAEConfig, progress: Report = silent) -> list[Job]:
@@ -167,6 +168,25 @@ class _Training:
     rows: int
 
 
+def _trained(
+    configs: list[TrainSAEConfig], context: DistContext, progress: Report
+) -> list[TrainedSAE]:
+    """Train them together.
+
+    Raises:
+        ValueError: the device's memory ran out; the message names a batch size to go on with.
+    """
+    try:
+        return list(_train_group(configs, context, progress))
+    except torch.OutOfMemoryError as error:
+        size = configs[0].batch_size
+        raise ValueError(
+            f"the memory of {context.device} ran out at batch_size {size}: train with batch_size "
+            f"{max(1, size // 2)} in another folder, or free memory that other programs hold and go on from "
+            "the last checkpoint (resume)"
+        ) from error
+
+
 def _train_group(
     configs: list[TrainSAEConfig], context: DistContext, progress: Report
 ) -> Iterator[TrainedSAE]:
@@ -208,14 +228,23 @@ def _open(
     """The k-SAE and its run folder; None if that is finished."""
     about = describe(store)
     model = context.model(config, store.row_shape[0], about)
-    text = to_yaml(config)
+    text, complete = to_yaml(config), completed(config)
     if context.main:
-        record = Run.open(config.out, "train-ksae", text, resume=config.resume, results=RESULTS)
+        record = Run.open(
+            config.out,
+            "train-ksae",
+            text,
+            resume=config.resume,
+            results=RESULTS,
+            complete=complete,
+        )
         if not record.finished:
             record.add_input("store", about)
     context.wait()
     if not context.main:
-        record = Run.open(config.out, "train-ksae", text, resume=True, writes=False)
+        record = Run.open(
+            config.out, "train-ksae", text, resume=True, writes=False, complete=complete
+        )
     if record.finished:
         progress(Progress(f"{config.out} is finished already: see {config.out / 'report.json'}"))
         return None
@@ -263,16 +292,12 @@ def _follow(trainings: list[_Training], batches: Batches, progress: Report) -> N
 def _record(training: _Training, step: StepState) -> dict[str, str]:
     """Log a step and save a checkpoint, each at its time; what was logged, for people."""
     config, record, context = training.config, training.record, training.context
-    if not isfinite(step.loss):
-        raise ValueError(
-            f"{config.out}: the loss of step {step.step:,} is {step.loss}: lower learning_rate or "
-            "lengthen warmup_steps; checkpoints up to the step before are whole"
-        )
     model, steps, shown = training.run.model, training.run.config.steps, {}
     if context.main and (step.step % config.log_every == 0 or step.step in (1, steps)):
         record.log(**_line(step))
         shown = {"loss": f"{step.loss:.4f}", **_dead(step, training.rows)}
     if config.checkpoint_every and step.step % config.checkpoint_every == 0:
+        step.state.check(training.run.config)
         files = context.files(model.n)
         if context.main:
             record.save_checkpoint(

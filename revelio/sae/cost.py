@@ -10,7 +10,7 @@ latents, the update between what the first batches touch and every row moving at
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import median
 from typing import Literal
@@ -24,13 +24,15 @@ from revelio.sae.kernels.sparse import BUFFER, SparseKernel
 from revelio.sae.model import KSparseAutoencoder
 from revelio.sae.optim import AdamStep
 from revelio.sae.step import train_step
-from revelio.sae.train import begin
+from revelio.sae.train import FIRST_ROWS, begin
 from revelio.seeds import generator
 
 # Python, PyTorch and the allocator's own, before the first tensor.
 PROCESS_BYTES = 3 * 10**8
 # Multiplications a measured encoding may have: half a second at 50 GFLOP/s.
 MEASURED = 1.25e10
+# Numbers of one of its matrices.
+MATRIX = 1 << 24
 # Checkpoints on disk at once: the two that are kept and the one being written.
 CHECKPOINTS = 3
 
@@ -106,6 +108,34 @@ class Memory:
     def total(self) -> int:
         """All of them."""
         return self.weights + self.moments + self.buffers + self.rows + self.process
+
+
+# The CUDA kernel's approximate scores, and what CUDA's libraries take for themselves.
+SCORE_BYTES = 96 * 2**20
+CONTEXT_BYTES = 600 * 2**20
+
+
+def device_memory(job: Job) -> int:
+    """What one process takes of its CUDA device, in bytes.
+
+    Weights, moments, a float16 copy of ``W_enc`` with its bounds, approximate scores, a latent's counters,
+    and the larger of the batch with its copies and of the first rows, twice, that training starts from; other
+    rows stay on the host.
+    """
+    held, size = memory(job), job.train.batch_size
+    copy = 2 * job.local_latents * (job.d + 1)
+    batch = 6 * 4 * size * job.d + 64 * size * job.config.k
+    first = 2 * 4 * min(FIRST_ROWS, job.rows) * job.d
+    rest = SCORE_BYTES + 16 * job.n + max(batch, first) + CONTEXT_BYTES
+    return held.weights + held.moments + copy + rest
+
+
+def smaller_batch(job: Job, room: int) -> int:
+    """The largest half, quarter, ... of the batch that a CUDA device of so much memory takes; 0: none."""
+    size = job.train.batch_size
+    while size and device_memory(replace(job, config=replace(job.config, batch_size=size))) > room:
+        size //= 2
+    return size
 
 
 @dataclass(frozen=True)
@@ -184,9 +214,11 @@ def measured_speed(job: Job, kernel: Kernel | None = None, seconds: float = 1.0)
     """
     kernel = kernel or SparseKernel()
     b, d = job.local_rows, job.d
-    n = min(job.local_latents, max(2 * job.config.k, 256, int(MEASURED / (b * d))))
+    # Neither the product nor the matrices may take long.
+    most = min(MEASURED / (b * d), MATRIX / d)
+    n = min(job.local_latents, max(2 * job.config.k, 256, int(most)))
     rows = torch.randn(b, d, generator=generator("plan-ksae"))
-    model = KSparseAutoencoder(d, n, min(job.config.k, n))
+    model = KSparseAutoencoder(d, n, min(job.config.k, n), seed=None)
     config = TrainConfig(steps=1, batch_size=b)
     state = begin(model, _Same(rows), config)
     centred = model.centre(rows)

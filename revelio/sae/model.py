@@ -30,6 +30,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from revelio.hub import save_whole
 from revelio.sae.activations import (
     Activation,
     BatchTopK,
@@ -236,7 +237,8 @@ class KSparseAutoencoder(
         ``trained_on`` may have grown since the model was made: what it holds now is written.
 
         Raises:
-            ValueError: ``trained_on`` holds what JSON cannot, such as NaN.
+            ValueError: ``trained_on`` holds what JSON cannot, such as NaN; or a file stands in the way.
+            OSError: it can't be written.
         """
         if keywords.get("config") is None:
             keywords["config"] = self.settings()
@@ -244,7 +246,7 @@ class KSparseAutoencoder(
             json.dumps(keywords["config"], allow_nan=False)
         except (TypeError, ValueError) as error:
             raise ValueError(f"trained_on must hold plain, finite values: {error}") from error
-        return super().save_pretrained(save_directory, **keywords)
+        return save_whole(super().save_pretrained, save_directory, keywords)
 
     def forward(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
         """The reconstruction of activations; training goes through :mod:`revelio.sae.train`."""

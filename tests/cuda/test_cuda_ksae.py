@@ -93,6 +93,57 @@ def test_rows_of_zeros_and_huge_or_tiny_ones() -> None:
     assert best.values.isfinite().all()
 
 
+def test_encoder_rows_that_float16_does_not_hold() -> None:
+    w = weights(3000, 32)
+    w.W_enc[7] *= 1e6
+    w.W_enc[9] = 1e8
+    x = torch.randn(5, 32).cuda()
+    x[0] = 0
+    for k in (1, 8):
+        best, _ = kernel().encode(x, w, k)
+        scores = x.double() @ w.W_enc.double().T + w.b_enc.double()
+        assert torch.equal(best.indices, scores.topk(k).indices)
+
+
+def test_no_rows_and_settings_that_would_round_the_sums() -> None:
+    matmul = torch.backends.cuda.matmul
+    matmul.allow_tf32 = matmul.allow_fp16_reduced_precision_reduction = True
+    check_search(torch.randn(3, 1280).cuda(), weights(5000, 1280), 300)  # whole products
+    check_search(torch.randn(3, 1280).cuda(), weights(5000, 1280), 32)
+    assert matmul.allow_tf32 and matmul.allow_fp16_reduced_precision_reduction
+    best, _ = kernel().encode(torch.randn(0, 16).cuda(), weights(40, 16), 4)
+    assert best.values.shape == (0, 4)
+
+
+def test_a_model_that_moves_in_training_is_recorded_anew() -> None:
+    x, _ = planted(512, 32, 60, 4, noise=0.1)
+    settings, models, blocks = TrainSettings(steps=30, batch_size=128), [], []
+    for moves in (False, True):
+        model = KSparseAutoencoder(32, 2048, 8).cuda()
+        for step in train(model, x.cuda(), settings, kernel=kernel()):
+            if moves and step.step == 15:
+                model.cpu()
+                torch.cuda.empty_cache()
+                blocks = [torch.ones(2048, 32, device="cuda") for _ in range(8)]
+                model.cuda()
+        models.append(model)
+    assert all(bool((block == 1).all()) for block in blocks)  # what now lies at the old addresses
+    assert all(torch.equal(a, b) for a, b in zip(*(m.parameters() for m in models), strict=True))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")
+def test_a_device_that_is_not_the_current_one() -> None:
+    x, _ = planted(256, 32, 60, 4, noise=0.1)
+    models = []
+    for device in ("cuda:0", "cuda:1"):
+        model = KSparseAutoencoder(32, 512, 8).to(device)
+        for _step in train(model, x.to(device), TrainSettings(steps=20, batch_size=64)):
+            pass
+        models.append(model.cpu())
+    for a, b in zip(*(m.parameters() for m in models), strict=True):
+        assert float((a - b).detach().abs().max()) < 1e-5
+
+
 @pytest.mark.parametrize(
     "changes",
     [

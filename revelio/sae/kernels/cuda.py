@@ -23,6 +23,8 @@ the row's float16 copy. It leaves rows alone that cannot change (:mod:`revelio.s
 added atomically, so the same inputs give the same bits.
 """
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -40,6 +42,10 @@ BUFFER = 48 << 20
 LARGEST = 2.0**14
 # The most latents an image that are chosen by candidates; more (AuxK) take whole products.
 MOST = 256
+# A row that all latents are scored for keeps at least so many at a time: one by one would take ages.
+RESCUED = 32
+# PyTorch's settings that let a product on CUDA add with less than float32.
+ROUNDING = ("allow_fp16_reduced_precision_reduction", "allow_fp16_accumulation", "allow_tf32")
 
 
 def clock(step: AdamStep, device: torch.device, samples: int = 0) -> Float64[Tensor, "5"]:
@@ -50,6 +56,26 @@ def clock(step: AdamStep, device: torch.device, samples: int = 0) -> Float64[Ten
     told = torch.tensor([step.t, rate, root, looking, samples], dtype=torch.float64)
     # From pinned memory, so that the host does not wait.
     return told.pin_memory().to(device, non_blocking=True)
+
+
+def on_device_of(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Triton launches on the current device, which need not be the tensor's (`cuda:1`)."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+@contextmanager
+def _float32_sums() -> Iterator[None]:
+    """What the bound presumes of products: otherwise cuBLAS may add parts in float16, or round to TF32."""
+    matmul = torch.backends.cuda.matmul
+    # What an older PyTorch has no name for it does not do.
+    before = {name: getattr(matmul, name) for name in ROUNDING if hasattr(matmul, name)}
+    try:
+        for name in before:
+            setattr(matmul, name, False)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(matmul, name, value)
 
 
 class _Copy(NamedTuple):
@@ -84,19 +110,21 @@ class CudaKernel:
         k_among: int = 0,
     ) -> tuple[Codes, Codes | None]:
         """See :class:`~revelio.sae.kernels.base.Kernel`; larger first, ties to the lower index."""
-        search = _Search(
-            self._copied(weights.W_enc), centred.contiguous(), weights.b_enc, self.buffer
-        )
         best, mask = _empty(centred, min(k, len(weights.W_enc))), None
         others = None
         if among is not None:
             mask = among.to(torch.uint8)
             others = _empty(centred, min(k_among, len(weights.W_enc)))
-        for rows in search.chunks():
-            scores = search.scores(rows)
-            search.keep(best, scores, rows, None)
-            if others is not None:
-                search.keep(others, scores, rows, mask)
+        if not len(centred):
+            return best, others
+        with on_device_of(centred), _float32_sums():
+            copy, x = self._copied(weights.W_enc), centred.contiguous()
+            search = _Search(copy, x, weights.b_enc, self.buffer)
+            for rows in search.chunks():
+                scores = search.scores(rows)
+                search.keep(best, scores, rows, None)
+                if others is not None:
+                    search.keep(others, scores, rows, mask)
         return best, others
 
     @torch.no_grad()
@@ -106,7 +134,8 @@ class CudaKernel:
         out = torch.empty(b, d, device=rows.device)
         values, indices = codes.values.contiguous(), codes.indices.contiguous()
         if b:
-            programs.decode[(b,)](values, indices, rows, out, d, k, **_tile(d, k))
+            with on_device_of(out):
+                programs.decode[(b,)](values, indices, rows, out, d, k, **_tile(d, k))
         return out
 
     @torch.no_grad()
@@ -117,21 +146,29 @@ class CudaKernel:
         (b, k), d = codes.values.shape, rows.shape[1]
         out = torch.empty(b, k, device=rows.device)
         if b:
-            indices = codes.indices.contiguous()
-            programs.products[(b,)](outputs.contiguous(), indices, rows, out, d, k, **_tile(d, k))
+            outputs, indices = outputs.contiguous(), codes.indices.contiguous()
+            with on_device_of(out):
+                programs.products[(b,)](outputs, indices, rows, out, d, k, **_tile(d, k))
         return out
 
     @torch.no_grad()
     def unit_norm(self, weights: Weights, moments: AdamRows) -> None:
         """See :class:`~revelio.sae.kernels.base.Kernel`."""
         n, d = weights.W_dec.shape
-        programs.unit_norm[(n,)](weights.W_dec, moments.last, d, **_row(d))
+        with on_device_of(weights.W_dec):
+            programs.unit_norm[(n,)](weights.W_dec, moments.last, d, **_row(d))
 
     @torch.no_grad()
     def update(
         self, weights: Weights, moments: AdamRows, gradient: Gradient, step: AdamStep
     ) -> None:
         """See :class:`~revelio.sae.kernels.base.Kernel`."""
+        with on_device_of(weights.W_enc):
+            self._update(weights, moments, gradient, step)
+
+    def _update(
+        self, weights: Weights, moments: AdamRows, gradient: Gradient, step: AdamStep
+    ) -> None:
         n, d = weights.W_enc.shape
         copy = self._copied(weights.W_enc)
         latents, order = gradient.latents.to(torch.int32).sort(stable=True)
@@ -161,6 +198,11 @@ class CudaKernel:
                 BLOCK=1024,
             )
 
+    @property
+    def holds(self) -> object | None:
+        """The copy: another object once it was made anew, whose address a recorded graph does not know."""
+        return self._copy
+
     def _copied(self, W_enc: Float[Tensor, "n d"]) -> _Copy:
         """The copy of these weights, made at their first use."""
         held = self._copy
@@ -185,7 +227,8 @@ class _Search:
         tiny = torch.finfo(torch.float32).tiny
         bias = b_enc.abs().max()
         x_norms = torch.linalg.vector_norm(x, dim=1)
-        largest = x_norms.max() * copy.bounds.max().float().clamp(min=1) + bias
+        bound = copy.bounds.max().float()
+        largest = x_norms.max() * bound.clamp(min=1) + bias
         # A power of two, so that scaling rounds nothing.
         scale = torch.exp2(
             torch.floor(torch.log2(LARGEST / largest.clamp(min=tiny))).clamp(-60, 60)
@@ -193,9 +236,10 @@ class _Search:
         self.scale = scale.reshape(1)
         self.half = torch.empty(b, d, dtype=torch.float16, device=x.device)
         norms, errors = torch.empty(b, device=x.device), torch.empty(b, device=x.device)
-        if b:
-            programs.halve[(b,)](x, self.scale, self.half, norms, errors, d, **_row(d))
-        self.eps = (errors + 2.0**-12 * (norms + errors) + d * 2.0**-22 * norms) * 1.001
+        programs.halve[(b,)](x, self.scale, self.half, norms, errors, d, **_row(d))
+        eps = (errors + 2.0**-12 * (norms + errors) + d * 2.0**-22 * norms) * 1.001
+        # A row of W_enc that float16 does not hold has no score: nothing is certain then.
+        self.eps = torch.where(bound.isfinite(), eps, float("inf"))
         # The bias is rounded to float16, too.
         self.slack = (2.0**-11 * bias * scale + 1e-6).reshape(1)
         self.bias = (b_enc * scale).half()
@@ -241,7 +285,7 @@ class _Search:
             *(x, weight, self.b_enc, mask, found, values, indices, self.n, d, k),
             MASKED=among is not None,
             WIDE=wide,
-            KEPT=triton.next_power_of_2(k),
+            KEPT=triton.next_power_of_2(max(k, RESCUED)),
             BLOCK=64,
             num_warps=4,
         )

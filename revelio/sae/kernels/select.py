@@ -73,7 +73,7 @@ def replayed(model: KSparseAutoencoder, kernel: Kernel, config: TrainConfig) -> 
     from revelio.sae.kernels.cuda import CudaKernel
     from revelio.sae.kernels.cuda_graph import RecordedStep
 
-    return RecordedStep() if isinstance(kernel, CudaKernel) else None
+    return RecordedStep(model, kernel) if isinstance(kernel, CudaKernel) else None
 
 
 def fastest_kernel(model: KSparseAutoencoder) -> Kernel:
