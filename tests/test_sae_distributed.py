@@ -28,7 +28,10 @@ def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
         "--nproc-per-node",
         "2",
     ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+    # The workers run this checkout, whichever one is installed.
+    tests = Path(__file__).parent
+    paths = os.pathsep.join([str(tests), str(tests.parent)])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     done = subprocess.run(
         [*command, *arguments],
         capture_output=True,

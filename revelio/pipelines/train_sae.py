@@ -228,7 +228,8 @@ def _open(
     """The k-SAE and its run folder; None if that is finished."""
     about = describe(store)
     model = context.model(config, store.row_shape[0], about)
-    text, complete = to_yaml(config), completed(config)
+    complete = completed(config)
+    text = complete(to_yaml(config))  # numbers as YAML has them: 2 epochs are 2.0
     if context.main:
         record = Run.open(
             config.out,
