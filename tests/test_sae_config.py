@@ -31,10 +31,12 @@ ROOT = Path(__file__).parent.parent
 HOME = ROOT / "revelio/sae/config.py"
 # How a run folder of the first version has its settings: in that version's order, plan and grid included.
 FIRST_ORDER = (
-    "store", "out", "mode", "k", "expansion", "activation", "prefixes", "steps", "epochs", "samples",
-    "batch_size", "learning_rate", "warmup_steps", "seed", "order_seed", "pre_bias", "auxk",
-    "auxk_coefficient", "dead_after", "bandwidth", "sparsity", "early_stop", "early_stop_window",
-    "memory_gib", "workers", "log_every", "checkpoint_every", "device", "kernel", "sharing", "grid", "plan", "resume",
+    "store", "out", "mode", "k", "expansion", "activation",
+    "prefixes", "steps", "epochs", "samples", "batch_size", "learning_rate",
+    "warmup_steps", "seed", "order_seed", "pre_bias", "auxk", "auxk_coefficient",
+    "dead_after", "bandwidth", "sparsity", "early_stop", "early_stop_window", "memory_gib",
+    "workers", "log_every", "checkpoint_every", "device", "kernel", "sharing",
+    "grid", "plan", "resume",
 )  # fmt: skip
 
 

@@ -165,6 +165,11 @@ def _from_sparsify(folder: Path, config: dict[str, Any], k: int | None) -> KSpar
 
 def _from_saelens(folder: Path, config: dict[str, Any], k: int | None) -> KSparseAutoencoder:
     architecture = config.get("architecture")
+    if architecture is None:
+        raise ValueError(
+            f"{folder}/{CONFIG} names no architecture, as those of SAELens's first versions: load the folder "
+            "with a newer SAELens and save it again"
+        )
     if architecture not in ("topk", "jumprelu"):
         raise ValueError(f"{folder} has architecture {architecture!r}: topk and jumprelu are read")
     for name in ("normalize_activations", "reshape_activations"):

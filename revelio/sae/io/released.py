@@ -48,6 +48,15 @@ def import_ksae(path: Path, k: int | None = None) -> KSparseAutoencoder:
     """
     if is_peer(path):
         return import_peer(path, k)
+    if (path / "ae.pt").is_file():
+        raise ValueError(
+            f"{path} is a folder of dictionary_learning (ae.pt), which is not read: load it with that "
+            "library and save W_enc (d n), b_enc, W_dec (n d), b_dec and k as {'cfg': ..., 'state_dict': ...}"
+        )
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise ValueError(
+            f"{path} holds no config.json or cfg.json: it is no folder of a known k-SAE"
+        )
     return _import_steerers(path, k) if path.is_dir() else _import_released(path, k)
 
 
