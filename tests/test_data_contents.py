@@ -24,13 +24,13 @@ from PIL import Image, ImageOps
 from revelio import cli
 from revelio.activations.extract import extract
 from revelio.activations.store import ActivationStore, write_store
-from revelio.commands.ksae_inputs import describe
 from revelio.commands.options import read_contents
 from revelio.data.contents import UNREADABLE, digest_of
 from revelio.data.dataset import ImageError
 from revelio.data.open import open_dataset
 from revelio.diffc.cache import CacheSettings, fill_cache
 from revelio.diffc.sources import LiveGrids
+from revelio.pipelines.train_sae import describe
 from revelio.runs import Run
 
 RUN = SETTINGS | {"timesteps": (25,), "draws": 1}

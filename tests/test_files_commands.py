@@ -30,7 +30,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("revelio.sae.plan.measured_speed", lambda job, kernel: None)
+    monkeypatch.setattr("revelio.sae.cost.measured_speed", lambda job, kernel: None)
 
 
 def call(made: Path, name: str, out: Path, *more: str) -> int:

@@ -46,7 +46,7 @@ WRITTEN_FILES = {
     ("judge", "cache"),
     ("answer", "out"),
 }
-EITHER = {"root", "pretrained"}  # a file or a folder
+EITHER = {"root", "pretrained", "source"}  # a file or a folder
 LLAVA = {
     "pretrain": PretrainConfig,
     "finetune": FinetuneConfig,
@@ -93,6 +93,8 @@ def wrong_values(command: str, name: str, kind: Any, folder: Path) -> list[str]:
             found += [str(folder / "missing")]
             if name not in EITHER:
                 found += [str(folder if name in READ_FILES else folder / "file")]
+        elif (command, name) == ("convert-ksae", "out"):  # a file or a folder
+            found += [str(folder / "file" / "x")]
         elif (command, name) in WRITTEN_FILES:
             found += [str(folder), str(folder / "file" / "x")]
         elif (command, name) not in {(script, "json") for script in LLAVA}:

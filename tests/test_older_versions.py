@@ -156,7 +156,7 @@ def without(values: Mapping[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
 
 
 CONFIGS = [
-    train_ksae.Config(Path("store"), Path("run")),
+    train_ksae.Config(store=Path("store"), out=Path("run")),
     train_diffc.Config(),
     demo.Config(),
     PretrainConfig(),

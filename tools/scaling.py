@@ -2,7 +2,7 @@
 
     python -m tools.scaling [--check]
 
-Rates come from docs/gpu.json (one H100), sizes from the planner (:mod:`revelio.sae.plan`). Every number says
+Rates come from docs/gpu.json (one H100), sizes from the planner (:mod:`revelio.sae.cost`). Every number says
 whether it is measured, extrapolated (a measured rate times a count, or to another card or more of them), or
 assumed (from published figures, nothing measured). Checks hold the same formulas against measurements.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from revelio.runs import read_json, write_json, write_whole
-from revelio.sae.plan import CONTEXT_BYTES, Job, device_memory, disk, given_speed
+from revelio.sae.cost import CONTEXT_BYTES, Job, device_memory, disk, given_speed
 from tools.scaling_page import page
 
 # A100 SXM against H100 SXM by their data sheets: dense bfloat16 TFLOP/s and memory TB/s. What a job is bound

@@ -184,7 +184,7 @@ def compare(
     Raises:
         ValueError: the store has no labels, or its width is not the k-SAE's.
     """
-    from revelio.sae.kernel_choice import fastest_kernel
+    from revelio.sae.kernels.select import fastest_kernel
 
     rows = torch.cat([pooled(batch) for _, batch in store.batches(1024)])
     subsets = image_subsets(len(store), seed)

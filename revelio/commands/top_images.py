@@ -124,7 +124,7 @@ def load_ksae(path: str, device: str) -> "KSparseAutoencoder":
     """
     import torch
 
-    from revelio.sae.kernel_choice import COMPILING, fastest_kernel, must_compile
+    from revelio.sae.kernels.select import COMPILING, fastest_kernel, must_compile
     from revelio.sae.model import KSparseAutoencoder
 
     if Path(path).is_dir() and not (Path(path) / "model.safetensors").is_file():

@@ -25,10 +25,10 @@ from revelio.analysis.top_images_files import with_source
 from revelio.backbones.base import Backbone
 from revelio.data.dataset import ImageDataset
 from revelio.runs import write_folder
-from revelio.sae.kernel_choice import fastest_kernel
+from revelio.sae.config import Mode, TrainConfig
+from revelio.sae.kernels.select import fastest_kernel
 from revelio.sae.metrics import evaluate
-from revelio.sae.model import KSparseAutoencoder, Mode
-from revelio.sae.state import TrainSettings
+from revelio.sae.model import KSparseAutoencoder
 from revelio.sae.train import train
 
 
@@ -107,7 +107,7 @@ def train_ksae(store: ActivationStore, folder: Path, settings: DemoSettings) -> 
     source = {key: store.manifest.get(key) for key in ("model", "dataset", "layer", "timestep")}
     n = d * settings.expansion
     model = KSparseAutoencoder(d, n, min(settings.k, n), settings.mode, trained_on=source)
-    how = TrainSettings(
+    how = TrainConfig(
         steps=settings.steps,
         batch_size=settings.ksae_batch,
         learning_rate=settings.learning_rate,

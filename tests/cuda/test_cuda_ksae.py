@@ -7,15 +7,16 @@ from dataclasses import fields
 import pytest
 import torch
 from sae_helpers import planted
-from test_sae_adam import D, Dense, gradient
+from sae_reference_kernel import ReferenceKernel
+from test_sae_optim import D, Dense, gradient
 
-from revelio.sae.adam import AdamRows, AdamStep
 from revelio.sae.checkpoint import load_checkpoint, save_checkpoint
-from revelio.sae.kernel import Gradient, SparseKernel, Weights
-from revelio.sae.kernel_choice import choose_kernel
-from revelio.sae.kernel_reference import ReferenceKernel
+from revelio.sae.config import TrainConfig
+from revelio.sae.kernels.base import Gradient, Weights
+from revelio.sae.kernels.select import choose_kernel
+from revelio.sae.kernels.sparse import SparseKernel
 from revelio.sae.model import KSparseAutoencoder
-from revelio.sae.state import TrainSettings
+from revelio.sae.optim import AdamRows, AdamStep
 from revelio.sae.train import train
 
 
@@ -116,7 +117,7 @@ def test_no_rows_and_settings_that_would_round_the_sums() -> None:
 
 def test_a_model_that_moves_in_training_is_recorded_anew() -> None:
     x, _ = planted(512, 32, 60, 4, noise=0.1)
-    settings, models, blocks = TrainSettings(steps=30, batch_size=128), [], []
+    settings, models, blocks = TrainConfig(steps=30, batch_size=128), [], []
     for moves in (False, True):
         model = KSparseAutoencoder(32, 2048, 8).cuda()
         for step in train(model, x.cuda(), settings, kernel=kernel()):
@@ -136,7 +137,7 @@ def test_a_device_that_is_not_the_current_one() -> None:
     models = []
     for device in ("cuda:0", "cuda:1"):
         model = KSparseAutoencoder(32, 512, 8).to(device)
-        for _step in train(model, x.to(device), TrainSettings(steps=20, batch_size=64)):
+        for _step in train(model, x.to(device), TrainConfig(steps=20, batch_size=64)):
             pass
         models.append(model.cpu())
     for a, b in zip(*(m.parameters() for m in models), strict=True):
@@ -160,7 +161,7 @@ def test_training_equals_the_dense_kernels_on_the_cpu(changes) -> None:
     x, _ = planted(256, 24, 40, 4, noise=0.05)
     own = {name: changes[name] for name in ("auxk", "dead_after") if name in changes}
     made = {name: value for name, value in changes.items() if name not in own}
-    settings = TrainSettings(steps=60, batch_size=64, learning_rate=1e-3, warmup_steps=10, **own)
+    settings = TrainConfig(steps=60, batch_size=64, learning_rate=1e-3, warmup_steps=10, **own)
     losses, models = [], []
     for device, used in (("cpu", ReferenceKernel()), ("cuda", kernel())):
         model = KSparseAutoencoder(24, 128, 4, **made).to(device)
@@ -178,9 +179,7 @@ def test_the_same_seed_gives_the_same_bits() -> None:
     runs = []
     for _ in range(2):
         model = KSparseAutoencoder(32, 2048, 8).cuda()
-        for _step in train(
-            model, x.cuda(), TrainSettings(steps=50, batch_size=128), kernel=kernel()
-        ):
+        for _step in train(model, x.cuda(), TrainConfig(steps=50, batch_size=128), kernel=kernel()):
             pass
         runs.append(model)
     assert all(torch.equal(a, b) for a, b in zip(*(run.parameters() for run in runs), strict=True))
@@ -189,7 +188,7 @@ def test_the_same_seed_gives_the_same_bits() -> None:
 def test_a_step_does_not_wait_for_the_device() -> None:
     x, _ = planted(512, 32, 60, 4, noise=0.1)
     steps = train(
-        KSparseAutoencoder(32, 2048, 8).cuda(), x.cuda(), TrainSettings(steps=50, batch_size=128)
+        KSparseAutoencoder(32, 2048, 8).cuda(), x.cuda(), TrainConfig(steps=50, batch_size=128)
     )
     for _ in range(5):
         next(steps)
@@ -214,7 +213,7 @@ def test_a_loss_that_is_not_finite_changes_no_weight_and_is_said() -> None:
             yield from [x.cuda()] * 5 if index == 0 else [damaged.cuda(), x.cuda(), x.cuda()]
 
     model = KSparseAutoencoder(16, 64, 4).cuda()
-    steps = train(model, Batches(), TrainSettings(steps=9, batch_size=64), kernel=kernel())
+    steps = train(model, Batches(), TrainConfig(steps=9, batch_size=64), kernel=kernel())
     for _ in range(5):
         next(steps)
     before = deepcopy(model)
@@ -229,7 +228,7 @@ def test_a_loss_that_is_not_finite_changes_no_weight_and_is_said() -> None:
 
 def test_a_checkpoint_goes_on_with_the_same_bits_and_on_the_cpu(tmp_path) -> None:
     x, _ = planted(256, 16, 30, 4, noise=0.05)
-    settings = TrainSettings(steps=40, batch_size=64, warmup_steps=5)
+    settings = TrainConfig(steps=40, batch_size=64, warmup_steps=5)
     whole = KSparseAutoencoder(16, 256, 4).cuda()
     for step in train(whole, x.cuda(), settings, kernel=kernel()):
         if step.step == 17:

@@ -243,7 +243,7 @@ def hostile_pt(rng: Random, world: World, path: Path, honest: bytes) -> None:
 
 
 def foreign_ksaes(rng: Random, world: World, folder: Path) -> Case:
-    """k-SAEs of other projects, for :func:`revelio.sae.convert.import_ksae`."""
+    """k-SAEs of other projects, for :func:`revelio.sae.io.released.import_ksae`."""
     kind = rng.choice(("released.pt", "saelens", "sparsify"))
     place = copied(world.made / kind, folder / kind)
     if kind == "released.pt":
@@ -257,7 +257,7 @@ def foreign_ksaes(rng: Random, world: World, folder: Path) -> Case:
 
     def action() -> None:
         from revelio.door import one_line_errors
-        from revelio.sae.convert import import_ksae
+        from revelio.sae.io.released import import_ksae
 
         with one_line_errors("import_ksae"):
             import_ksae(place)

@@ -26,8 +26,8 @@ from llava_ext.language import assemble, load_language_model, load_tokenizer
 from llava_ext.model import TowerShape
 from revelio.activations.store import write_store
 from revelio.cli import main
-from revelio.sae.convert import export_released
-from revelio.sae.convert_peers import export_saelens, export_sparsify
+from revelio.sae.io.peers import export_saelens, export_sparsify
+from revelio.sae.io.released import export_released
 
 # A module that nobody may import: it would leave this file.
 SENTINEL = """import os, pathlib
