@@ -24,7 +24,7 @@ demo: .venv/core
 
 demo-llava: .venv/llava
 	$(BIN)/revelio models prepare
-	$(BIN)/python scripts/llava_mini.py --caltech101 "$(CALTECH101)" $(if $(BENCH),--bench "$(BENCH)")
+	$(BIN)/python -m tools.llava_mini --caltech101 "$(CALTECH101)" $(if $(BENCH),--bench "$(BENCH)")
 
 test: .venv/dev
 	$(BIN)/python -m pytest

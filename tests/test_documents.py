@@ -11,6 +11,7 @@ from llava_ext.command import read_section
 from llava_ext.options import FinetuneConfig, PretrainConfig
 from revelio.cli import COMMANDS
 from revelio.config import load_config
+from tools.mini.train import read_config
 
 ROOT = Path(__file__).parent.parent
 # The folder of a config says which command takes it; under analysis/ its name begins with the command's.
@@ -42,11 +43,6 @@ def test_every_config_loads(path: Path) -> None:
         assert second.model == first.model
         assert second.pretrained == first.out
         return
-    if kind == "mini":
-        from revelio.mini.train import read_config
-
-        assert read_config(path).name == path.stem
-        return
     command = COMMAND_OF.get(kind) or next(name for name in COMMANDS if path.stem.startswith(name))
     module = import_module(f"revelio.commands.{command.replace('-', '_')}")
     given = re.findall(r"^(\w+):", path.read_text(encoding="utf-8"), re.MULTILINE)
@@ -54,6 +50,11 @@ def test_every_config_loads(path: Path) -> None:
     places = {"out": "x", "store": "x", "ksae": "x", "top": ["x"]}
     lacking = [f.name for f in fields(module.Config) if f.default is f.default_factory is MISSING]
     load_config(module.Config, path, {key: places[key] for key in lacking if key not in given})
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tools" / "configs").rglob("*.yaml")), ids=str)
+def test_every_config_of_a_shipped_model_loads(path: Path) -> None:
+    assert read_config(path).name == path.stem
 
 
 def test_readme_lists_every_command_and_names_files_that_exist() -> None:
@@ -64,6 +65,6 @@ def test_readme_lists_every_command_and_names_files_that_exist() -> None:
     for name in ("README.md", "CONTRIBUTING.md"):
         text = (ROOT / name).read_text(encoding="utf-8")
         for path in re.findall(
-            r"\b(?:docs|configs|revelio|benchmarks|scripts)/[\w./-]+\.\w+", text
+            r"\b(?:docs|configs|revelio|benchmarks|scripts|tools)/[\w./-]+\.\w+", text
         ):
             assert (ROOT / path).exists(), f"{name} names {path}"
