@@ -1,8 +1,6 @@
-"""A conversation in the terminal, as ``scripts/chat.py`` holds it: pictures are looked at once."""
+"""A conversation in the terminal, as ``revelio llava chat`` holds it: pictures are looked at once."""
 
 import sys
-from argparse import Namespace
-from pathlib import Path
 from typing import TextIO
 
 from torch import Tensor
@@ -11,6 +9,7 @@ from llava_ext.config import IMAGE_TOKEN
 from llava_ext.conversation import Turn
 from llava_ext.generate import Assistant
 from llava_ext.images import open_picture
+from llava_ext.options import ChatConfig
 
 PROMPT = "> "
 
@@ -53,29 +52,29 @@ class Talk:
         self.out.flush()
 
 
-def chat(flags: Namespace) -> None:
-    """Answer ``flags.question``, or every line of the terminal until it ends.
+def chat(config: ChatConfig) -> None:
+    """Answer ``config.question``, or every line of the terminal until it ends.
 
     Raises:
         KeyError: a tower's backbone is unknown here.
         ValueError: a picture or the model can't be read, or a question can't be answered.
     """
-    pictures = [open_picture(Path(name)) for name in flags.image]
+    pictures = [open_picture(path) for path in config.image]
     assistant = Assistant.load(
-        flags.model,
-        device=flags.device,
-        dtype=flags.dtype,
+        config.model,
+        device=config.device,
+        dtype=config.dtype,
         towers=bool(pictures),
-        allow=flags.allow,
+        allow=config.allow,
     )
     talk = Talk(assistant, len(pictures), assistant.see(pictures), sys.stdout)
     settings = {
-        "max_new_tokens": flags.max_new_tokens,
-        "temperature": flags.temperature,
-        "seed": flags.seed,
+        "max_new_tokens": config.max_new_tokens,
+        "temperature": config.temperature,
+        "seed": config.seed,
     }
-    if flags.question is not None:
-        talk.ask(flags.question, **settings)
+    if config.question is not None:
+        talk.ask(config.question, **settings)
         return
     while (line := _line()) not in (None, "exit"):
         if line == "new":

@@ -1,6 +1,6 @@
 """Have a finished LLaVA model answer the bench's questions about the bench's images.
 
-    python eval/llava_bench.py answer --bench llava_bench_in_the_wild --model runs/llava/final \\
+    revelio llava-bench answer --bench llava_bench_in_the_wild --model runs/llava/final \\
         --out runs/bench/answers.jsonl
 
 Writes LLaVA's answers.jsonl form: question_id, prompt, answer_id, model_id, text, metadata. The file is

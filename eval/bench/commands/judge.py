@@ -4,9 +4,9 @@ The judge is any OpenAI-compatible endpoint: a hosted model (its key in OPENAI_A
 own (--base-url). It reads the image's description, the question and both answers, and gives each a score
 of 1 to 10.
 
-    python eval/llava_bench.py judge --bench llava_bench_in_the_wild --answers runs/bench/answers.jsonl \\
+    revelio llava-bench judge --bench llava_bench_in_the_wild --answers runs/bench/answers.jsonl \\
         --judge gpt-4o --estimate
-    python eval/llava_bench.py judge --bench llava_bench_in_the_wild --answers runs/bench/answers.jsonl \\
+    revelio llava-bench judge --bench llava_bench_in_the_wild --answers runs/bench/answers.jsonl \\
         --judge my-model --base-url http://localhost:8000/v1 --out runs/bench/reviews.jsonl
 
 Both answer orders are asked by default, because a judge favours a seat; --mode as_paper asks the reference

@@ -2,9 +2,9 @@
 
     relative = 100 * mean(model) / mean(reference)      reference, model: mean scores times ten
 
-    python eval/llava_bench.py score --reviews runs/bench/reviews.jsonl
-    python eval/llava_bench.py score --reviews a.jsonl --compare b.jsonl --json runs/bench/scores.json
-    python eval/llava_bench.py score --reviews run0.jsonl run1.jsonl run2.jsonl
+    revelio llava-bench score --reviews runs/bench/reviews.jsonl
+    revelio llava-bench score --reviews a.jsonl --compare b.jsonl --json runs/bench/scores.json
+    revelio llava-bench score --reviews run0.jsonl run1.jsonl run2.jsonl
 
 Each question counts once (both answer orders are averaged first). Intervals are paired bootstraps by
 question. --compare gives the difference of two models' relative scores with a permutation p-value. Several
