@@ -22,6 +22,7 @@ COMMANDS = {
     "pca-maps": "grids -> the top three principal components as RGB pictures",
     "train-diffc": "images or stored grids -> Diff-C classifier",
     "eval-diffc": "Diff-C classifier -> accuracy, confusion",
+    "configs": "list the experiments' YAML files that come with Revelio; copy one",
     "demo": "all of it on the shipped model and real images",
 }
 
@@ -35,7 +36,7 @@ SUMMARIES = {
 }
 SUMMARY = """See inside diffusion models.
 
-`revelio --version` prints the version; `revelio --print-completion bash` (zsh, tcsh) a shell's completion."""
+`revelio --version` prints the version; `revelio --print-completion bash` (or zsh) completion."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -46,11 +47,27 @@ def main(arguments: list[str] | None = None) -> None:
 
         print(f"revelio {__version__}")
         return
+    if words and words[0].partition("=")[0] == "--print-completion":
+        with door.one_line_errors("revelio"):
+            print(_completion(words), end="")
+        return
     name = door.choose(words, COMMANDS | SUMMARIES, "revelio", SUMMARY)
     if name in GROUPS:
         import_module(GROUPS[name]).main(words[1:], f"revelio {name}")
     elif name:
         run_module(find_module(name), words[1:], name)
+
+
+def _completion(words: list[str]) -> str:
+    from revelio.completion import completion
+
+    shell, _ = door.take(words, "--print-completion", "a shell: bash or zsh")
+    groups = {name: import_module(module) for name, module in GROUPS.items()}
+    inside = {
+        name: {one: group.find_module(one) for one in group.COMMANDS}
+        for name, group in groups.items()
+    }
+    return completion(str(shell), {name: find_module(name) for name in COMMANDS} | inside)
 
 
 def find_module(name: str) -> ModuleType:
