@@ -8,6 +8,8 @@
 A section's keys win over the same keys outside sections.
 """
 
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import Any, TypeVar
 from revelio import door
 from revelio.config import named, read_yaml, structure
 from revelio.door import own_words, parse_flags, take
+from revelio.following import following
 
 T = TypeVar("T")
 
@@ -59,7 +62,9 @@ def _known_keys() -> set[str]:
 
 
 def run_module(module: ModuleType, words: Sequence[str], *, name: str, prog: str) -> None:
-    """Parse ``words`` for a command and run it; exit 2 with one line on a user's mistake, 130 on Ctrl-C.
+    """Parse ``words`` for a command, run it and name the next.
+
+    A user's mistake ends with one line and status 2, Ctrl-C with 130.
 
     Args:
         module: a command: its docstring is the help page, its ``Config`` the flags. A command that reads
@@ -72,7 +77,13 @@ def run_module(module: ModuleType, words: Sequence[str], *, name: str, prog: str
         door.run_module(module, words, name=name, prog=prog)
         return
     with door.one_line_errors(name, f"{name}: {door.stopped_line(module.Config)}"):
-        module.run(parse(module.Config, words, module.__doc__ or "", module.SECTION, prog))
+        config = parse(module.Config, words, module.__doc__ or "", module.SECTION, prog)
+        module.run(config)
+        # Launchers start several processes; one of them speaks.
+        if os.environ.get("RANK", "0") == "0":
+            path, _ = take(words, "--config")
+            given = ["--config", path] if path else []
+            sys.stdout.write(f"{following(*module.following(config, given))}\n")
 
 
 def parse(

@@ -43,3 +43,10 @@ def run(config: Config) -> None:
         if processes.main:
             print(f"{len(job.targets)} stores in {duration(time.monotonic() - started)}")
     processes.close()
+
+
+def following(config: Config, given: list[str]) -> list[object]:
+    """The next command, on the same config file."""
+    if config.plan:
+        return ["llava", "cache", *given, "--cache", config.cache or "FOLDER"]
+    return ["llava", "pretrain", *given, "--cache", config.cache]

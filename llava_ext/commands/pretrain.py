@@ -19,3 +19,8 @@ def run(config: Config) -> None:
     from llava_ext.job import run as train
 
     train(config)
+
+
+def following(config: Config, given: list[str]) -> list[object]:
+    """The next command, on the same config file."""
+    return ["llava", "finetune", *given, "--pretrained", config.out]

@@ -14,3 +14,8 @@ def run(config: Config) -> None:
     from llava_ext.show import show
 
     print(show(config))
+
+
+def following(config: Config, given: list[str]) -> list[object]:
+    """The next command, on the same config file."""
+    return ["llava", "pretrain", *given]

@@ -62,7 +62,7 @@ def extract(
     a caller that wants a plan first makes an :class:`Extraction` and loops over :func:`run`.
 
     With ``resume`` stores that are there, of the same settings, are gone on with, and finished ones taken as
-    they are: the same call may be repeated. ``progress`` is called after each batch with where the run stands.
+    they are: the same call may be repeated. ``progress`` is called after each batch with where it stands.
 
     Returns:
         The folders of the stores: for each timestep, prompt and draw those of all layers.

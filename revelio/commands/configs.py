@@ -16,6 +16,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional
 
 from revelio.bounds import OutFolder
+from revelio.following import following
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,25 @@ def run(config: Config) -> None:
             raise ValueError(f"list takes no name: leave out {config.name}")
         width = max(map(len, found), default=0)
         print("\n".join(f"{name:<{width}}  {about(path)}" for name, path in found.items()))
-        print("\nnext: revelio configs copy NAME")
+        print(f"\n{following('configs', 'copy', next(iter(found)))}")
     else:
-        print(f"wrote {copy(config.name, found, config.out)}")
+        copied = copy(config.name, found, config.out)
+        print(f"wrote {copied}\n{following(*_command(str(config.name)), '--config', copied)}")
+
+
+def _command(name: str) -> list[str]:
+    """The command that takes a config: its folder, or the beginning of its name, says which."""
+    kind, _, rest = name.partition("/")
+    if kind == "analysis":
+        return [
+            next(
+                one
+                for one in ("top-images", "pca-maps", "purity", "gallery")
+                if rest.startswith(one)
+            )
+        ]
+    known = {"ksae": ["train-ksae"], "diffc": ["train-diffc"], "llava": ["llava", "pretrain"]}
+    return known.get(kind, [kind])
 
 
 def shipped_configs() -> dict[str, Path]:

@@ -161,8 +161,18 @@ def run(config: Config) -> None:
                 _announce(together, team)
             else:
                 train_together(together, team, lambda left: _announce(left, team))
+        if team.main and not config.plan:
+            print(_next(expand(config)[0][0]))
     finally:
         team.close()
+
+
+def _next(config: Config) -> str:
+    from revelio.following import beside, following
+
+    top = beside(config.out, "top-images")
+    final = config.out / "final"
+    return following("top-images", "--store", config.store, "--ksae", final, "--out", top)
 
 
 def _check_room(configs: list[Config], team: "Team") -> None:

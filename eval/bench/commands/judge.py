@@ -121,6 +121,7 @@ def run(config: Config) -> None:
     from eval.bench.estimate import Rates, estimate_text, spent_text
     from eval.bench.judge import cache_entries, missing
     from eval.bench.prompts import read_requests
+    from revelio.following import following
     from revelio.outputs import check_file
 
     if not config.estimate:
@@ -145,6 +146,7 @@ def run(config: Config) -> None:
     if spent := spent_text([replies[index] for index in to_send], rates):
         print(spent)
     _stop_if_unanswered(outcome, requests, config.out)
+    print(following("llava-bench", "score", "--reviews", config.out, "--mode", config.mode))
 
 
 def _are_reviews(path: Path) -> bool:
