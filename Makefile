@@ -25,7 +25,7 @@ demo: .venv/core
 
 demo-llava: .venv/llava
 	$(BIN)/revelio models prepare
-	$(BIN)/python scripts/llava_mini.py --caltech101 "$(CALTECH101)" $(if $(BENCH),--bench "$(BENCH)")
+	$(BIN)/python -m tools.llava_mini --caltech101 "$(CALTECH101)" $(if $(BENCH),--bench "$(BENCH)")
 
 # On a machine with a CUDA torch: installs nothing and takes the python that PYTHON names.
 gpu-check:

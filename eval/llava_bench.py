@@ -1,39 +1,36 @@
-"""`python eval/llava_bench.py answer | judge | score`: LLaVA-Bench (in the wild)."""
+"""`revelio llava-bench answer | judge | score`: LLaVA-Bench (in the wild).
+
+`python eval/llava_bench.py` is the same.
+"""
 
 import sys
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
-# So that it runs from any folder, installed or not.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if __name__ == "__main__":  # so that it runs from any folder, installed or not
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from revelio.door import fail, run_module
+from revelio.door import choose, run_module
 
+SUMMARY = "LLaVA-Bench (in the wild): answer, judge, score."
 COMMANDS = {
     "answer": "a finished LLaVA model + the bench's images and questions -> answers.jsonl",
     "judge": "answers + the reference's answers -> reviews.jsonl, by an OpenAI-compatible judge",
     "score": "reviews -> the table of the paper's Table 10, with intervals, comparison, drift",
 }
-USAGE = "usage: python eval/llava_bench.py <command> [--config FILE] [flags]\n\n{doc}\n\ncommands:\n{rows}\n"
 
 
-def main(arguments: list[str] | None = None) -> None:
+def find_module(name: str) -> ModuleType:
+    """The module of a command: its docstring is the help page, its ``Config`` the flags."""
+    return import_module(f"eval.bench.commands.{name}")
+
+
+def main(arguments: list[str] | None = None, prog: str = "llava_bench") -> None:
     """Run one command; exit 2 with one line on a user's mistake, 130 on Ctrl-C."""
     words = sys.argv[1:] if arguments is None else arguments
-    if not words or words[0] in ("-h", "--help", "help"):
-        rows = "\n".join(f"  {name:<7} {summary}" for name, summary in COMMANDS.items())
-        print(USAGE.format(doc="LLaVA-Bench (in the wild): answer, judge, score.", rows=rows))
-        return
-    name = words[0]
-    if name not in COMMANDS:
-        fail("llava_bench", f"unknown command {name!r}: choose from {', '.join(COMMANDS)}")
-    run_module(
-        import_module(f"eval.bench.commands.{name}"),
-        words[1:],
-        name="llava_bench",
-        prog=f"llava_bench.py {name}",
-        stopped="stopped; nothing is lost, a re-run continues",
-    )
+    if name := choose(words, COMMANDS, prog, SUMMARY):
+        run_module(find_module(name), words[1:], name=prog.split()[0], prog=f"{prog} {name}")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ DTYPE = "float16"
 IN_MEMORY = 2 * 10**9
 # How a tower was called doesn't matter: its weights are hashed.
 FREE = {"backbone", "revision"}
-MAKE = "make it with scripts/cache_towers.py"
+MAKE = "make it with `revelio llava cache`"
 
 
 def store_name(config: TowerConfig) -> str:
@@ -88,7 +88,7 @@ class CachedGrids:
         """Open the cache of these towers and see that it holds these images.
 
         Args:
-            cache: the folder that scripts/cache_towers.py made.
+            cache: the folder that `revelio llava cache` made.
             towers: compared by identity; none is run.
             folder: of the images.
             names: the images that will be asked for.

@@ -1,4 +1,4 @@
-"""A conversation in the terminal, as ``scripts/chat.py`` holds it: pictures are looked at once."""
+"""A conversation in the terminal, as ``revelio llava chat`` holds it: pictures are looked at once."""
 
 import sys
 from typing import TextIO
@@ -52,29 +52,29 @@ class Talk:
         self.out.flush()
 
 
-def chat(flags: ChatConfig) -> None:
-    """Answer ``flags.question``, or every line of the terminal until it ends.
+def chat(config: ChatConfig) -> None:
+    """Answer ``config.question``, or every line of the terminal until it ends.
 
     Raises:
         KeyError: a tower's backbone is unknown here.
         ValueError: a picture or the model can't be read, or a question can't be answered.
     """
-    pictures = [open_picture(name) for name in flags.image]
+    pictures = [open_picture(path) for path in config.image]
     assistant = Assistant.load(
-        flags.model,
-        device=flags.device,
-        dtype=flags.dtype,
+        config.model,
+        device=config.device,
+        dtype=config.dtype,
         towers=bool(pictures),
-        allow=flags.allow,
+        allow=config.allow,
     )
     talk = Talk(assistant, len(pictures), assistant.see(pictures), sys.stdout)
     settings = {
-        "max_new_tokens": flags.max_new_tokens,
-        "temperature": flags.temperature,
-        "seed": flags.seed,
+        "max_new_tokens": config.max_new_tokens,
+        "temperature": config.temperature,
+        "seed": config.seed,
     }
-    if flags.question is not None:
-        talk.ask(flags.question, **settings)
+    if config.question is not None:
+        talk.ask(config.question, **settings)
         return
     while (line := _line()) not in (None, "exit"):
         if line == "new":

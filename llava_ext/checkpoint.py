@@ -309,5 +309,5 @@ def _card(model: LlavaModel) -> str:
         f"fusion `{model.settings.fusion}`, template `{model.settings.template}`.\n\n"
         f"Towers (not in this folder):\n\n{towers}\n\n"
         "Load it with `llava_ext.generate.Assistant.load(folder)`, or talk to it with\n"
-        "`python scripts/chat.py --model FOLDER --image FILE`.\n"
+        "`revelio llava chat --model FOLDER --image FILE`.\n"
     )

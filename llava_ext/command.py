@@ -1,21 +1,25 @@
-"""The scripts' command line: one YAML for both stages, flags on top, errors as one line.
+"""The command lines of ``llava_ext``: one YAML for both stages, flags on top, errors as one line.
 
-    model: {...}           for every script
+    model: {...}           for every command
     cache: ...
-    pretrain: {data: {...}, out: ..., stage: {...}}      on top of the above for scripts/pretrain.py
-    finetune: {...}                                      and for scripts/finetune.py
+    pretrain: {data: {...}, out: ..., stage: {...}}      on top of the above for `revelio llava pretrain`
+    finetune: {...}                                      and for `revelio llava finetune`
 
 A section's keys win over the same keys outside sections.
 """
 
+import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
+from revelio import door
 from revelio.config import named, read_yaml, structure
-from revelio.door import one_line_errors, own_words, parse_flags, take
+from revelio.door import own_words, parse_flags, take
+from revelio.following import following
 
 T = TypeVar("T")
 
@@ -57,20 +61,34 @@ def _known_keys() -> set[str]:
     return {field.name for some in known for field in some}
 
 
-def main(cls: type[T], run: Callable[[T], None], page: str, section: str = "") -> None:
-    """A script: parse ``sys.argv``, run; exit 2 with one line on a user's mistake, 130 on Ctrl-C.
+def run_module(module: ModuleType, words: Sequence[str], *, name: str, prog: str) -> None:
+    """Parse ``words`` for a command, run it and name the next.
+
+    A user's mistake ends with one line and status 2, Ctrl-C with 130.
 
     Args:
-        cls: the script's config.
-        run: what the script does.
-        page: the script's docstring, its help page.
-        section: of the config file; "" for a script that takes `--section NAME`.
+        module: a command: its docstring is the help page, its ``Config`` the flags. A command that reads
+            files for several commands has ``SECTION``: the section it takes, "" to have `--section NAME`.
+        words: the flags.
+        name: what errors begin with.
+        prog: how the command is called, for its help.
     """
-    with one_line_errors(Path(sys.argv[0]).name):
-        run(parse(cls, sys.argv[1:], page, section))
+    if not hasattr(module, "SECTION"):
+        door.run_module(module, words, name=name, prog=prog)
+        return
+    with door.one_line_errors(name, f"{name}: {door.stopped_line(module.Config)}"):
+        config = parse(module.Config, words, module.__doc__ or "", module.SECTION, prog)
+        module.run(config)
+        # Launchers start several processes; one of them speaks.
+        if os.environ.get("RANK", "0") == "0":
+            path, _ = take(words, "--config")
+            given = ["--config", path] if path else []
+            sys.stdout.write(f"{following(*module.following(config, given))}\n")
 
 
-def parse(cls: type[T], words: Sequence[str], page: str, section: str = "") -> T:
+def parse(
+    cls: type[T], words: Sequence[str], page: str, section: str = "", prog: str | None = None
+) -> T:
     """Defaults, then the file of ``--config``, then flags.
 
     Raises:
@@ -86,4 +104,4 @@ def parse(cls: type[T], words: Sequence[str], page: str, section: str = "") -> T
         default = read_section(Path(path), name or SECTIONS[0], cls)
     more = "" if section else "\n--section says whose data of the file (default: pretrain)."
     page = f"{page}\n--config FILE fills any of these from a YAML file first.{more}"
-    return parse_flags(cls, words, default, page)
+    return parse_flags(cls, words, default, page, prog)

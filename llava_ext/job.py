@@ -37,6 +37,7 @@ from llava_ext.training import (
 )
 from revelio.activations.plan import duration, size
 from revelio.config import completed, structure, to_plain, to_yaml
+from revelio.door import require
 from revelio.files import check_folder
 from revelio.runs import Run, read_json, write_json
 
@@ -67,6 +68,10 @@ def run(config: PretrainConfig | FinetuneConfig) -> None:
     if config.resume and (config.out / "report.json").is_file():
         _finish_again(config, stage)
         return
+    if config.stage.zero:
+        require("deepspeed", "ZeRO")
+    if isinstance(config, FinetuneConfig) and config.lora.rank:
+        require("peft", "an adapter")
     check_folder(config.out)
     accumulation(config.stage.effective_batch, config.stage.batch_size, world_size())
     job = open_job(config, stage)

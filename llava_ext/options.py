@@ -1,4 +1,4 @@
-"""What each script takes: frozen dataclasses of plain values, whose field docstrings are the help pages."""
+"""What each command takes: frozen dataclasses of plain values, whose field docstrings are the help pages."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,7 +43,7 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Settings of `scripts/pretrain.py`."""
+    """Settings of `revelio llava pretrain`."""
 
     out: OutFolder = Path("runs/llava/pretrain")
     """The run directory to create; `final/` in it is what stage 2 and chatting take."""
@@ -55,7 +55,7 @@ class PretrainConfig:
     """Towers, fusion, language model, template."""
 
     cache: OutFolder | None = None
-    """The towers' grids as scripts/cache_towers.py keeps them; none: the towers run in every step."""
+    """The towers' grids as `revelio llava cache` keeps them; none: the towers run in every step."""
 
     stage: Pretrain = field(default_factory=Pretrain)
     """How it is trained."""
@@ -72,7 +72,7 @@ class PretrainConfig:
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """Settings of `scripts/finetune.py`."""
+    """Settings of `revelio llava finetune`."""
 
     pretrained: Existing | None = None
     """Projectors to begin with: the run directory or `final/` of stage 1, or a file or folder with
@@ -88,7 +88,7 @@ class FinetuneConfig:
     """Towers, fusion, language model, template."""
 
     cache: OutFolder | None = None
-    """The towers' grids as scripts/cache_towers.py keeps them; none: the towers run in every step."""
+    """The towers' grids as `revelio llava cache` keeps them; none: the towers run in every step."""
 
     stage: Finetune = field(default_factory=Finetune)
     """How it is trained."""
@@ -108,7 +108,7 @@ class FinetuneConfig:
 
 @dataclass(frozen=True)
 class CacheConfig:
-    """Settings of `scripts/cache_towers.py`."""
+    """Settings of `revelio llava cache`."""
 
     cache: OutFolder | None = None
     """The folder that gets one store a tower."""
@@ -131,7 +131,7 @@ class CacheConfig:
 
 @dataclass(frozen=True)
 class ShowConfig:
-    """Settings of `scripts/show_sample.py`."""
+    """Settings of `revelio llava show`."""
 
     data: DataOptions = field(default_factory=DataOptions)
     """The conversations."""
@@ -148,10 +148,10 @@ class ShowConfig:
 
 @dataclass(frozen=True)
 class ChatConfig:
-    """Settings of `scripts/chat.py`."""
+    """Which model, about which pictures."""
 
     model: str
-    """The folder of a finished run, or a hub id."""
+    """A finished model: the `final` folder of a run, or a hub id."""
 
     image: UseAppendAction[tuple[File, ...]] = ()
     """A picture; may be repeated."""
@@ -160,10 +160,10 @@ class ChatConfig:
     """Answer this one and end; none: a conversation."""
 
     max_new_tokens: Count = 256
-    """The longest answer."""
+    """Longest answer."""
 
     temperature: NotNegative = 0.0
-    """0: always the likeliest token."""
+    """0: the likeliest token."""
 
     seed: Seed = 0
     """Of draws at a temperature above 0."""
@@ -172,8 +172,8 @@ class ChatConfig:
     """`auto`, `cpu`, `cuda`, `cuda:1` or `mps`."""
 
     dtype: Dtype | None = None
-    """`float32`, `bfloat16` or `float16`; none: as it was saved."""
+    """The number format the model runs in; none: as it was saved."""
 
     allow: UseAppendAction[tuple[str, ...]] = ()
-    """MODULE:FUNCTION: a tower's code in the saved model's config that may be imported and run; may be
+    """A tower named MODULE:FUNCTION in the saved model's config that may be imported and run; may be
     repeated."""

@@ -23,37 +23,57 @@ COMMANDS = {
     "pca-maps": "grids -> the top three principal components as RGB pictures",
     "train-diffc": "images or stored grids -> Diff-C classifier",
     "eval-diffc": "Diff-C classifier -> accuracy, confusion",
+    "configs": "list the experiments' YAML files that come with Revelio; copy one",
     "demo": "all of it on the shipped model and real images",
 }
 
 
-def usage() -> str:
-    """The help page of ``revelio`` itself."""
-    width = max(map(len, COMMANDS))
-    rows = "\n".join(f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items())
-    return (
-        "usage: revelio <command> [--config FILE] [flags]\n\n"
-        f"See inside diffusion models.\n\ncommands:\n{rows}\n\n"
-        "`revelio <command> --help` explains a command; flags override the config file.\n"
-        "`revelio --version` prints the version.\n"
-    )
+# Commands of the other packages of the wheel, each a module with COMMANDS, find_module and main. This package
+# never imports them: they stand here as text.
+GROUPS = {"llava": "llava_ext.cli", "llava-bench": "eval.llava_bench"}
+SUMMARIES = {
+    "llava": "a language model that sees through a backbone's layers: cache, pretrain, finetune, chat",
+    "llava-bench": "LLaVA-Bench (in the wild): answer, judge, score",
+}
+SUMMARY = """See inside diffusion models.
+
+`revelio --version` prints the version; `revelio --print-completion bash` (or zsh) completion."""
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command; exit 2 with one line on a user's mistake, 130 on Ctrl-C."""
     words = sys.argv[1:] if arguments is None else arguments
-    if not words or words[0] in ("-h", "--help", "help"):
-        print(usage(), end="")
-        return
-    if words[0] in ("-V", "--version"):
+    if words and words[0] in ("-V", "--version"):
         from revelio import __version__
 
         print(f"revelio {__version__}")
         return
-    name, rest = words[0], words[1:]
-    if name not in COMMANDS:
-        door.fail("revelio", f"unknown command {name!r}: choose from {', '.join(COMMANDS)}")
-    run_module(import_module(f"revelio.commands.{name.replace('-', '_')}"), rest, name)
+    if words and words[0].partition("=")[0] == "--print-completion":
+        with door.one_line_errors("revelio"):
+            print(_completion(words), end="")
+        return
+    name = door.choose(words, COMMANDS | SUMMARIES, "revelio", SUMMARY)
+    if name in GROUPS:
+        import_module(GROUPS[name]).main(words[1:], f"revelio {name}")
+    elif name:
+        run_module(find_module(name), words[1:], name)
+
+
+def _completion(words: list[str]) -> str:
+    from revelio.completion import completion
+
+    shell, _ = door.take(words, "--print-completion", "a shell: bash or zsh")
+    groups = {name: import_module(module) for name, module in GROUPS.items()}
+    inside = {
+        name: {one: group.find_module(one) for one in group.COMMANDS}
+        for name, group in groups.items()
+    }
+    return completion(str(shell), {name: find_module(name) for name in COMMANDS} | inside)
+
+
+def find_module(name: str) -> ModuleType:
+    """The module of a command."""
+    return import_module(f"revelio.commands.{name.replace('-', '_')}")
 
 
 def run_module(module: ModuleType, arguments: list[str], name: str) -> None:

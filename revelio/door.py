@@ -1,13 +1,15 @@
 """What every command line shares: words to a config, errors to one line.
 
-``revelio``, the scripts of ``llava_ext`` and ``eval/llava_bench.py`` all come in here.
+``revelio``, ``llava_ext`` and ``eval/llava_bench.py`` all come in here.
 """
 
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
+from dataclasses import fields
+from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 from types import ModuleType
@@ -18,13 +20,16 @@ from revelio.trust import printable
 T = TypeVar("T")
 
 STOPPED = "stopped; what was written is whole, --resume continues"
+AGAIN = "stopped; what was written is whole, run the same command again"
+# Packages that Revelio does without until a command needs them, and the extra that brings each.
+EXTRAS = {"deepspeed": "llava", "peft": "llava", "gguf": "demo", "openai": "eval"}
 # What launchers put in front of a script's own words.
 LAUNCHERS = ("--local_rank=", "--local-rank=")
 LONGEST = 2000  # characters of the line that an error becomes
 
 
 def run_module(
-    module: ModuleType, arguments: Sequence[str], *, name: str, prog: str, stopped: str = STOPPED
+    module: ModuleType, arguments: Sequence[str], *, name: str, prog: str, stopped: str = ""
 ) -> None:
     """Parse ``arguments`` into ``module.Config`` and give it to ``module.run``, with errors as one line.
 
@@ -33,13 +38,57 @@ def run_module(
         arguments: without the program's and the command's name.
         name: what errors begin with.
         prog: how the command is called, for its help.
-        stopped: what Ctrl-C says.
+        stopped: what Ctrl-C says; "": how this command goes on.
 
     Raises:
         SystemExit: see :func:`one_line_errors`; after help.
     """
-    with one_line_errors(name, f"{name}: {stopped}"):
+    with one_line_errors(name, f"{name}: {stopped or stopped_line(module.Config)}"):
         module.run(parse(module, arguments, prog))
+
+
+def stopped_line(config: type) -> str:
+    """What Ctrl-C says of a command with this config: how it goes on."""
+    return STOPPED if any(field.name == "resume" for field in fields(config)) else AGAIN
+
+
+def choose(words: Sequence[str], commands: Mapping[str, str], prog: str, summary: str) -> str:
+    """The command that ``words`` begin with; "" once the page that lists all of them is printed.
+
+    Raises:
+        SystemExit: there is no such command.
+    """
+    if not words or words[0] in ("-h", "--help", "help"):
+        sys.stdout.write(usage(commands, prog, summary))
+        return ""
+    if words[0] not in commands:
+        fail(prog, f"unknown command {words[0]!r}: choose from {', '.join(commands)}")
+    return words[0]
+
+
+def usage(commands: Mapping[str, str], prog: str, summary: str) -> str:
+    """The page that lists a program's commands, a line each."""
+    width = max(map(len, commands))
+    rows = "\n".join(f"  {name:<{width}}  {about}" for name, about in commands.items())
+    return (
+        f"usage: {prog} <command> [--config FILE] [flags]\n\n{summary}\n\ncommands:\n{rows}\n\n"
+        f"`{prog} <command> --help` explains a command; flags override the config file.\n"
+    )
+
+
+def require(package: str, purpose: str) -> None:
+    """Refuse to begin what needs a package that is not installed.
+
+    Raises:
+        ValueError: one line that names the package and what to install.
+    """
+    if find_spec(package) is None:
+        raise ValueError(f"{purpose} needs {lacking(package)}")
+
+
+def lacking(package: str) -> str:
+    """The package, and what to install to have it."""
+    return f"{package}, which is not installed: pip install {package}, or the extra `{EXTRAS[package]}`"
 
 
 @contextmanager
@@ -61,6 +110,11 @@ def one_line_errors(name: str, stopped: str = STOPPED) -> Iterator[None]:
     except BrokenPipeError:
         # The reader (`| head`) has gone; python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if os.environ.get("REVELIO_DEBUG") or package not in EXTRAS:
+            raise
+        fail(name, f"this needs {lacking(package)}")
     except (ValueError, KeyError, OSError) as error:
         if os.environ.get("REVELIO_DEBUG"):
             raise

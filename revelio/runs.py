@@ -131,7 +131,7 @@ class Run:
         manifest_path = path / "manifest.json"
         if manifest_path.exists() and not resume:
             raise ValueError(
-                f"{path} already holds a run: continue it with --resume, or choose another --out"
+                f"{path} already holds a run: continue it with resume, or choose another folder"
             )
         if manifest_path.exists():
             manifest = _read_manifest(manifest_path, command)

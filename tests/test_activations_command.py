@@ -75,7 +75,7 @@ def test_mistakes_are_one_line(model, photos, tmp_path, capsys):
     main(arguments(model, photos, tmp_path / "run"))
     before = tree(tmp_path / "run")
     for more, message in (
-        ((), "already holds a store: go on with --resume"),
+        ((), "already holds a store: go on with resume, or choose another folder"),
         (("--resume", "--seed", "1"), "was made with `seed` 0, not 1"),
         (("--layers", "up_ft9"), "up_ft9"),
         (("--timesteps", "1000"), "timestep 1000 is outside"),

@@ -103,7 +103,9 @@ def test_resume_with_other_images_or_model_is_refused(tmp_path):
 def test_a_store_is_not_overwritten(tmp_path):
     extract(memory_dataset(5), FakeBackbone(), tmp_path, **SETTINGS)
     before = tree(tmp_path)
-    with pytest.raises(ValueError, match="already holds a store: go on with --resume"):
+    with pytest.raises(
+        ValueError, match="already holds a store: go on with resume, or choose another folder"
+    ):
         extract(memory_dataset(5), FakeBackbone(), tmp_path, **SETTINGS)
     idle = FakeBackbone()
     extract(memory_dataset(5), idle, tmp_path, resume=True, **SETTINGS)
@@ -131,9 +133,22 @@ def test_a_full_disk_is_one_line_and_resume_continues(tmp_path, monkeypatch):
         return write_shard(folder, *rest)
 
     monkeypatch.setattr(filling, "write_shard", full)
-    with pytest.raises(OSError, match=r"shard-00001.*No space left on device.*--resume"):
+    with pytest.raises(OSError, match=r"shard-00001.*No space left on device.*go on with resume"):
         extract(memory_dataset(11), FakeBackbone(), tmp_path / "a", **SETTINGS)
     monkeypatch.undo()
     extract(memory_dataset(11), FakeBackbone(), tmp_path / "a", resume=True, **SETTINGS)
     extract(memory_dataset(11), FakeBackbone(), tmp_path / "b", **SETTINGS)
     assert tree(tmp_path / "a") == tree(tmp_path / "b")
+
+
+def test_a_finished_extraction_is_taken_as_it_is_and_tells_where_it_stands(tmp_path):
+    steps = []
+    first = FakeBackbone()
+    paths = extract(memory_dataset(11), first, tmp_path, progress=steps.append, **SETTINGS)
+    assert [step.images for step in steps] == [2, 4, 6, 8, 10, 11]
+    assert {(step.total, step.skipped) for step in steps} == {(11, 0)}
+    before, again = tree(tmp_path), FakeBackbone()
+    settings = SETTINGS | {"resume": True}
+    assert extract(memory_dataset(11), again, tmp_path, progress=steps.append, **settings) == paths
+    assert tree(tmp_path) == before
+    assert (first.encoded, again.encoded, len(steps)) == (11, 0, 6)

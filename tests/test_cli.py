@@ -1,13 +1,27 @@
+import re
 import subprocess
 import sys
+import tomllib
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
-from revelio.cli import COMMANDS, main, run_module
-from revelio.door import fail
+from revelio import door
+from revelio.cli import COMMANDS, GROUPS, SUMMARIES, find_module, main, run_module
+
+ROOT = Path(__file__).parents[1]
+ALL = [("", name) for name in COMMANDS] + [
+    (group, name) for group, module in GROUPS.items() for name in import_module(module).COMMANDS
+]
+
+
+def find(group: str, name: str) -> ModuleType:
+    """The module of a command, of a group or of none."""
+    return import_module(GROUPS[group]).find_module(name) if group else find_module(name)
 
 
 def revelio(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -28,29 +42,35 @@ def module(run) -> SimpleNamespace:
 def test_usage_lists_every_command() -> None:
     page = revelio("--help")
     assert page.returncode == 0
-    for name, summary in COMMANDS.items():
+    for name, summary in (COMMANDS | SUMMARIES).items():
         assert f"  {name} " in page.stdout and summary in page.stdout
 
 
 def test_import_and_help_pages_need_no_torch() -> None:
     code = (
         "import sys, revelio, importlib\n"
-        "from revelio.cli import COMMANDS\n"
-        "for name in COMMANDS: importlib.import_module('revelio.commands.' + name.replace('-', '_'))\n"
-        "heavy = {'torch', 'diffusers', 'transformers', 'datasets', 'sklearn'} & set(sys.modules)\n"
+        "from revelio.cli import COMMANDS, GROUPS, find_module\n"
+        "assert not {'llava_ext', 'eval'} & set(sys.modules)\n"
+        "for name in COMMANDS: find_module(name)\n"
+        "for group in map(importlib.import_module, GROUPS.values()):\n"
+        "    for name in group.COMMANDS: group.find_module(name)\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'datasets', 'sklearn', 'openai'}\n"
+        "heavy &= set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("group", "name"), ALL)
+def test_every_command_explains_itself(
+    group: str, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as stopped:
-        main([name, "--help"])
+        main([*group.split(), name, "--help"])
     page = capsys.readouterr().out
     assert stopped.value.code == 0
-    assert f"usage: revelio {name}" in page and "--config FILE" in page
+    assert f"usage: revelio {group} {name}".replace("  ", " ") in page and "--config FILE" in page
 
 
 def test_unknown_command_is_one_line() -> None:
@@ -58,6 +78,55 @@ def test_unknown_command_is_one_line() -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("revelio: unknown command 'extrct': choose from backbones")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_group_lists_its_commands(group: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main([group])
+    page = capsys.readouterr().out
+    for name, summary in import_module(GROUPS[group]).COMMANDS.items():
+        assert f"  {name} " in page and summary in page
+    with pytest.raises(SystemExit) as stopped:
+        main([group, "tain"])
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and said.count("\n") == 1
+    assert said.startswith(f"revelio {group}: unknown command 'tain': choose from ")
+
+
+@pytest.mark.parametrize(("package", "extra"), door.EXTRAS.items())
+def test_a_missing_extra_is_one_line(package: str, extra: str, monkeypatch, capsys) -> None:
+    def needs(_: Any) -> None:
+        import_module(f"{package}.inner")
+
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(SystemExit) as stopped:
+        run_module(module(needs), ["--out", "x"], "try")  # type: ignore[arg-type]
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and said.count("\n") == 1
+    assert f"needs {package}, which is not installed" in said and f"`{extra}`" in said
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    assert any(re.match(r"[\w-]+", one)[0] == package for one in extras[extra])  # type: ignore[index]
+
+
+def test_another_missing_module_is_no_extra() -> None:
+    def needs(_: Any) -> None:
+        import_module("no_such_module")
+
+    with pytest.raises(ModuleNotFoundError):
+        run_module(module(needs), ["--out", "x"], "try")  # type: ignore[arg-type]
+
+
+def test_what_needs_a_package_is_refused_before_it_begins() -> None:
+    door.require("tyro", "parsing")
+    with pytest.raises(ValueError, match="ZeRO needs deepspeed, which is not installed"):
+        mock = pytest.MonkeyPatch()
+        mock.setattr(door, "find_spec", lambda _: None)
+        try:
+            door.require("deepspeed", "ZeRO")
+        finally:
+            mock.undo()
 
 
 def test_config_file_then_flags(tmp_path: Path) -> None:
@@ -90,20 +159,29 @@ def test_a_mistake_ends_with_one_line_and_status_2(error, line, capsys) -> None:
 
 def test_a_line_is_never_of_a_foreign_values_length(capsys) -> None:
     with pytest.raises(SystemExit):
-        fail("revelio", f"x.json has rows {'1' * 10**6}: extract it again")
+        door.fail("revelio", f"x.json has rows {'1' * 10**6}: extract it again")
     line = capsys.readouterr().err
     assert line.startswith("revelio: x.json has rows 1") and line.endswith(": extract it again\n")
     assert line.count("\n") == 1 and len(line) < 2100
 
 
-def test_ctrl_c_ends_with_130(capsys) -> None:
-    def interrupt(_):
+@pytest.mark.parametrize(("group", "name"), ALL)
+def test_ctrl_c_ends_with_130_and_says_how_the_command_goes_on(
+    group: str, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
+    found = find(group, name)
+    monkeypatch.setattr(found, "run", interrupt)
+    monkeypatch.setattr("revelio.door.parse_flags", lambda *_, **__: None)
     with pytest.raises(SystemExit) as stopped:
-        run_module(module(interrupt), ["--out", "x"], "try")  # type: ignore[arg-type]
+        main([*group.split(), name])
     assert stopped.value.code == 130
-    assert "--resume continues" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    resumable = "resume" in found.Config.__dataclass_fields__
+    assert ("--resume continues" in said) == resumable
+    assert ("run the same command again" in said) == (not resumable)
 
 
 def test_a_closed_pipe_is_no_mistake() -> None:

@@ -142,7 +142,7 @@ def test_help_reads_like_a_page_and_needs_nothing_heavy(tmp_path: Path, command:
         [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert f"python eval/llava_bench.py {command}" in done.stdout and "--config FILE" in done.stdout
+    assert f"revelio llava-bench {command}" in done.stdout and "--config FILE" in done.stdout
     assert done.stdout.endswith("heavy: []\n")
 
 

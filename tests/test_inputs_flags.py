@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, fields, is_dataclass
-from functools import partial
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
@@ -11,8 +10,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import pytest
 
 from eval import llava_bench
-from llava_ext.command import main as llava_main
-from llava_ext.options import CacheConfig, FinetuneConfig, PretrainConfig, ShowConfig
+from llava_ext import cli as llava_cli
 from revelio import cli
 
 # What the tests know by themselves of the settings: where 0, a negative number or nothing has a meaning.
@@ -36,9 +34,9 @@ EMPTY = {"system", "prompt"}
 # Folders and files that are read; data.source, backbone.name and the like may also be hub ids.
 READ = {
     "store", "top", "embeddings", "stores", "test_store", "images", "bench", "answers", "reference",
-    "reviews", "compare", "root", "pretrained",
+    "reviews", "compare", "root", "pretrained", "image",
 }  # fmt: skip
-READ_FILES = {"answers", "reference", "reviews", "compare"}
+READ_FILES = {"answers", "reference", "reviews", "compare", "image"}
 WRITTEN_FILES = {
     ("purity", "out"),
     ("score", "json"),
@@ -47,12 +45,7 @@ WRITTEN_FILES = {
     ("answer", "out"),
 }
 EITHER = {"root", "pretrained", "source"}  # a file or a folder
-LLAVA = {
-    "pretrain": PretrainConfig,
-    "finetune": FinetuneConfig,
-    "cache": CacheConfig,
-    "show": ShowConfig,
-}
+LLAVA = tuple(llava_cli.COMMANDS)
 BENCH = ("answer", "judge", "score")
 
 
@@ -135,14 +128,11 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> dict[str, Case]:
         module = import_module(f"eval.bench.commands.{name}")
         monkeypatch.setattr(module, "run", refuse_to_begin)
         found[name] = module.Config, lambda words, name=name: llava_bench.main([name, *words])
-    for name, cls in LLAVA.items():
-        found[name] = cls, partial(run_script, monkeypatch, cls, name)
+    for name in LLAVA:
+        module = llava_cli.find_module(name)
+        monkeypatch.setattr(module, "run", refuse_to_begin)
+        found[name] = module.Config, lambda words, name=name: cli.main(["llava", name, *words])
     return found
-
-
-def run_script(monkeypatch: pytest.MonkeyPatch, cls: Any, name: str, words: list[str]) -> None:
-    monkeypatch.setattr("sys.argv", [name, *words])
-    llava_main(cls, refuse_to_begin, "Page.", "pretrain")
 
 
 def refusal(call: Callable[[], None], capsys: pytest.CaptureFixture[str]) -> str:

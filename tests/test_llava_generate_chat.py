@@ -1,14 +1,13 @@
 """The conversation in the terminal: streaming, memory of turns, one line for a mistake."""
 
-import importlib.util
 import io
 import sys
-from pathlib import Path
 
 import pytest
 from llava_helpers import model_config, picture, tiny_llama, tower_configs
 
 from llava_ext.chat import Talk
+from llava_ext.cli import run_script
 from llava_ext.conversation import Turn
 from llava_ext.generate import Assistant
 from llava_ext.language import build_model
@@ -33,16 +32,6 @@ def assistant(saved):
     return Assistant.load(saved / "final", device="cpu")
 
 
-def script():
-    path = Path(__file__).parents[1] / "scripts" / "chat.py"
-    spec = importlib.util.spec_from_file_location("chat_script", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["chat_script"] = module
-    spec.loader.exec_module(module)
-    return module.main
-
-
 def test_a_talk_remembers_its_turns(assistant):
     grids, out = assistant.see([picture(1)]), io.StringIO()
     talk = Talk(assistant, 1, grids, out)
@@ -63,7 +52,7 @@ def test_a_talk_remembers_its_turns(assistant):
 def run(monkeypatch, *words: str, lines: str = "") -> None:
     monkeypatch.setattr(sys, "argv", ["chat.py", "--device", "cpu", "--max-new-tokens=6", *words])
     monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
-    script()()
+    run_script("chat")
 
 
 def test_one_question_and_a_conversation(saved, assistant, monkeypatch, capsys):

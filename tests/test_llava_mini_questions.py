@@ -5,7 +5,8 @@ from collections import Counter
 import pytest
 from PIL import Image
 
-from llava_ext.mini.questions import (
+from revelio.data.dataset import ImageDataset
+from tools.llava_proof.questions import (
     CAPTIONS,
     KINDS,
     Photos,
@@ -18,7 +19,6 @@ from llava_ext.mini.questions import (
     record,
     with_article,
 )
-from revelio.data.dataset import ImageDataset
 
 NOUNS = ("ant", "crab", "ibis", "pair of scissors", "watch")
 PHOTOS = Photos(

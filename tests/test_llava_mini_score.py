@@ -11,13 +11,13 @@ from llava_helpers import model_config, picture, tiny_llama, tower_configs
 from llava_ext.collate import Collator
 from llava_ext.dataset import ConversationDataset
 from llava_ext.language import build_model
-from llava_ext.mini.proof import Places, Settings
-from llava_ext.mini.questions import Question
-from llava_ext.mini.report import bench_figures, bench_part, render
-from llava_ext.mini.score import accuracies, gain, interval, right_answers, wrong_tokens
 from llava_ext.records import Record
 from llava_ext.templates import Turn
 from llava_ext.towers import load_towers
+from tools.llava_proof.proof import Places, Settings
+from tools.llava_proof.questions import Question
+from tools.llava_proof.report import bench_figures, bench_part, render
+from tools.llava_proof.score import accuracies, gain, interval, right_answers, wrong_tokens
 
 ANSWERS = ["a cat", "it is a dog", "green", "no"]
 

@@ -124,7 +124,7 @@ def test_resume_equals_uninterrupted(project, tmp_path, monkeypatch) -> None:
         run(cut)
     assert len(losses(tmp_path / "cut")) == 3 and not (tmp_path / "cut" / "final").exists()
     monkeypatch.setattr(LlavaTrainer, "training_step", step)
-    with pytest.raises(ValueError, match="--resume"):
+    with pytest.raises(ValueError, match="continue it with resume"):
         run(cut)
     run(replace(cut, resume=True))
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")

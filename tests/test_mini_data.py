@@ -11,16 +11,16 @@ from PIL import Image
 
 from revelio.data.idx import read_idx
 from revelio.data.recipe_table import FASHION_CLASSES
-from revelio.mini.captions import captions, corpus, noun
-from revelio.mini.data import (
+from tools.mini.captions import captions, corpus, noun
+from tools.mini.data import (
     PictureSet,
     load_caltech101,
     load_fashion_mnist,
     square,
     to_pixels,
 )
-from revelio.mini.samples import balanced_rows
-from revelio.mini.tokenizer import build_tokenizer
+from tools.mini.samples import balanced_rows
+from tools.mini.tokenizer import build_tokenizer
 
 SAMPLES = Path(__file__).parents[1] / "revelio" / "samples" / "fashion-mnist.parquet"
 

@@ -11,18 +11,18 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from hypothesis import given
 from hypothesis import strategies as st
 
-from revelio.mini.captions import captions, nouns
-from revelio.mini.cards import last_step
-from revelio.mini.clip import class_contrastive, encode_text
-from revelio.mini.clip_images import Nouns, build, contrastive, draw_batch, train_images
-from revelio.mini.configs import ClipConfig, Schedule, UnetShape, VaeConfig, Views
-from revelio.mini.data import PictureSet, random_view, to_pixels
-from revelio.mini.denoisers import TextDenoiser, build_unet, padded
-from revelio.mini.diffusion import build_scheduler, noise_loss
-from revelio.mini.latents import view_latents
-from revelio.mini.loop import Trainer
-from revelio.mini.train import device_for, read_config
-from revelio.mini.vae import build_vae, encode
+from tools.mini.captions import captions, nouns
+from tools.mini.cards import last_step
+from tools.mini.clip import class_contrastive, encode_text
+from tools.mini.clip_images import Nouns, build, contrastive, draw_batch, train_images
+from tools.mini.configs import ClipConfig, Schedule, UnetShape, VaeConfig, Views
+from tools.mini.data import PictureSet, random_view, to_pixels
+from tools.mini.denoisers import TextDenoiser, build_unet, padded
+from tools.mini.diffusion import build_scheduler, noise_loss
+from tools.mini.latents import view_latents
+from tools.mini.loop import Trainer
+from tools.mini.train import device_for, read_config
+from tools.mini.vae import build_vae, encode
 
 ROOT = Path(__file__).parents[1]
 
@@ -89,7 +89,7 @@ def test_the_first_view_is_the_picture_itself() -> None:
 
 
 def vae_config() -> VaeConfig:
-    config = read_config(ROOT / "configs" / "mini" / "mini-vae.yaml")
+    config = read_config(ROOT / "tools" / "configs" / "mini-vae.yaml")
     assert isinstance(config, VaeConfig)
     return replace(config, channels=(8, 8))
 
@@ -108,7 +108,7 @@ def test_the_loss_is_mini_clips_on_the_columns_that_have_pictures() -> None:
 
 
 def clip_config() -> ClipConfig:
-    config = read_config(ROOT / "configs" / "mini" / "gpu" / "mini-clip.yaml", minutes=1e-4)
+    config = read_config(ROOT / "tools" / "configs" / "gpu" / "mini-clip.yaml", minutes=1e-4)
     assert isinstance(config, ClipConfig)
     schedule = replace(config.schedule, batch=16, precision="float32")
     return replace(
@@ -230,7 +230,7 @@ def test_a_recorded_step_gives_the_gradients_of_an_unrecorded_one() -> None:
 
 
 def test_a_device_that_is_not_there_is_refused() -> None:
-    diffusion = read_config(ROOT / "configs" / "mini" / "gpu" / "mini-sd-photo.yaml")
+    diffusion = read_config(ROOT / "tools" / "configs" / "gpu" / "mini-sd-photo.yaml")
     if not torch.cuda.is_available():
         assert device_for(diffusion, "auto").type == "cpu"
         with pytest.raises(ValueError, match="sees no GPU"):

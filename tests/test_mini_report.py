@@ -6,10 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
-from revelio.mini.evaluate import SECTIONS, evaluate
-from revelio.mini.page import PARTS, by_name_part, curve_part
-from revelio.mini.report import Inputs
-from revelio.mini.sections_photo import photographs, snapshots
+from tools.mini.evaluate import SECTIONS, evaluate
+from tools.mini.page import PARTS, by_name_part, curve_part
+from tools.mini.report import Inputs
+from tools.mini.sections_photo import photographs, snapshots
 
 
 def inputs(folder: Path, caltech: Path | None = None) -> Inputs:

@@ -7,17 +7,17 @@ import pytest
 import torch
 from torch import nn
 
-from revelio.mini.clip import class_contrastive
-from revelio.mini.configs import DitShape, Schedule, UnetShape
-from revelio.mini.denoisers import DIT_CLASSES, ClassDenoiser, build_dit, build_unet
-from revelio.mini.diffusion import build_scheduler, noise_loss, stratified_timesteps
-from revelio.mini.diffusion_classifier import class_errors, classify, even_timesteps, staged_errors
-from revelio.mini.intervals import proportion, repeated
-from revelio.mini.loop import Trainer, learning_rate
-from revelio.mini.probe import STRENGTHS, ProbeData, best_strength, draw, held_out_accuracy, probe
-from revelio.mini.train import read_config
+from tools.mini.clip import class_contrastive
+from tools.mini.configs import DitShape, Schedule, UnetShape
+from tools.mini.denoisers import DIT_CLASSES, ClassDenoiser, build_dit, build_unet
+from tools.mini.diffusion import build_scheduler, noise_loss, stratified_timesteps
+from tools.mini.diffusion_classifier import class_errors, classify, even_timesteps, staged_errors
+from tools.mini.intervals import proportion, repeated
+from tools.mini.loop import Trainer, learning_rate
+from tools.mini.probe import STRENGTHS, ProbeData, best_strength, draw, held_out_accuracy, probe
+from tools.mini.train import read_config
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs" / "mini").rglob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[1] / "tools" / "configs").rglob("*.yaml"))
 
 
 def small_trainer() -> Trainer:

@@ -53,7 +53,7 @@ def test_a_run_is_made_logged_and_finished(tmp_path: Path) -> None:
 def test_a_second_run_needs_resume_and_the_same_settings(tmp_path: Path) -> None:
     path = tmp_path / "run"
     Run.open(path, "train-ksae", "k: 32\ndevice: cpu\nresume: false\n")
-    with pytest.raises(ValueError, match="already holds a run: continue it with --resume"):
+    with pytest.raises(ValueError, match="already holds a run: continue it with resume"):
         Run.open(path, "train-ksae", "k: 32\n")
     with pytest.raises(ValueError, match="started with `k: 32`, not `k: 16`"):
         Run.open(path, "train-ksae", "k: 16\ndevice: cpu\nresume: true\n", resume=True)

@@ -17,7 +17,7 @@ from transformers import CLIPModel, CLIPTokenizer
 
 from revelio.backbones.registry import load_backbone
 from revelio.data.open import open_dataset
-from revelio.mini.captions import PROMPT, noun
+from tools.mini.captions import PROMPT, noun
 
 ROOT = Path(__file__).resolve().parents[1] / "models"
 NAMES = ("mini-clip", "mini-sd", "mini-sd-photo", "mini-dit")

@@ -5,7 +5,7 @@ layers. An interrupted run continues to the same bytes; process r of W takes sha
 (the paper's Sec. 3.1; what the released code does instead: SPEC 1.1, 1.2, K4, K14-K17).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -57,11 +57,15 @@ def extract(
     latents: Path | None = None,
     provenance: Mapping[str, Any] | None = None,
     resume: bool = False,
+    progress: Callable[[Progress], Any] | None = None,
 ) -> list[Path]:
     """Run a whole extraction in this process.
 
-    The arguments are those of :class:`Recipe`, :class:`Reading` and :class:`Extraction`, which see;
-    a caller that wants a plan first, or to watch, makes an :class:`Extraction` and loops over :func:`run`.
+    The other arguments are those of :class:`Recipe`, :class:`Reading` and :class:`Extraction`, which see;
+    a caller that wants a plan first makes an :class:`Extraction` and loops over :func:`run`.
+
+    With ``resume`` stores that are there, of the same settings, are gone on with, and finished ones taken as
+    they are: the same call may be repeated. ``progress`` is called after each batch with where it stands.
 
     Returns:
         The folders of the stores: for each timestep, prompt and draw those of all layers.
@@ -87,8 +91,9 @@ def extract(
         provenance=provenance or {},
         resume=resume,
     )
-    for _ in run(job):
-        pass
+    for step in run(job):
+        if progress is not None:
+            progress(step)
     return job.stores
 
 

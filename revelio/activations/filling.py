@@ -70,7 +70,7 @@ class OpenShard:
         except OSError as error:
             raise OSError(
                 f"can't write {folder / shard_name(self._number)}: {error.strerror or error}; "
-                "whole shards stay: make room and go on with --resume"
+                "whole shards stay: make room and go on with resume"
             ) from error
 
 

@@ -82,7 +82,7 @@ class Target:
             return
         if not resume:
             raise ValueError(
-                f"{self.path} already holds a store: go on with --resume or choose another {flag}"
+                f"{self.path} already holds a store: go on with resume, or choose another folder"
             )
         free = {"made_with", CONTENTS, SHARD_CONTENTS}
         if (self.path / MANIFEST).exists():

@@ -11,9 +11,12 @@ Diffusion 1.x and 2.x, DiT) or with a CLIP or DINOv2 config is taken like a know
 
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
+
+from revelio.following import following
 
 if TYPE_CHECKING:
     from revelio.backbones.source import Description
@@ -40,8 +43,24 @@ def run(config: Config) -> None:
         print(
             "\nAny of these, a folder, or a hub id is a --backbone.name. `revelio backbones NAME`: more."
         )
+        print(following("backbones", "mini-sd"))
     else:
-        print(details(describe_one(config.name, config.revision)))
+        about = describe_one(config.name, config.revision)
+        print(details(about))
+        print(f"\n{_next(config, about)}")
+
+
+def _next(config: Config, about: "Description") -> str:
+    """The extraction of its middle layer."""
+    name = ["--backbone.name", config.name]
+    name += ["--backbone.revision", config.revision] if config.revision else []
+    layers = list(about.layers) or ["LAYER"]
+    # A vision transformer sees pictures without noise.
+    timesteps = ["--timesteps"] if about.kind == "ViT" else []
+    out = Path("runs") / Path(about.name).name
+    return following(
+        "extract", *name, "--layers", layers[len(layers) // 2], *timesteps, "--out", out
+    )
 
 
 def table(rows: list[tuple[str, ...]]) -> str:

@@ -13,7 +13,7 @@ CPU cores.
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from revelio.bounds import Count, Existing, Folder, Index, LearningRate, OutFolder, Seed
 from revelio.commands.options import BackboneOptions, build_backbone
@@ -119,6 +119,23 @@ def run(config: Config) -> None:
         print(f"  {row['value']:>16}  {printable(row['text'])}")
     print(f"\nReport   {config.out / 'report.html'}  (numbers: report.json)")
     print(f"Gallery  {config.out / 'gallery' / 'index.html'}")
+    print(_next(config, report))
+
+
+def _next(config: Config, report: dict[str, Any]) -> str:
+    """After the shipped pictures, the user's own; after those, a larger k-SAE of the best layer."""
+    from revelio.following import beside, flags, following
+
+    if config.images is None and config.dataset is None:
+        photos = ["--images", "FOLDER", "--backbone.name", "mini-sd-photo"]
+        return following("demo", *photos, "--out", config.out.with_name("own"))
+    root = ["--data.root", config.root] if config.root else []
+    data = ["--data.source", config.images or config.dataset, *root]
+    where = report["purity"][0]
+    layer = ["--layers", where["layer"], "--timesteps"]
+    layer += [] if where["timestep"] is None else [where["timestep"]]
+    out = beside(config.out, "activations")
+    return following("extract", *data, *flags(config.backbone, "backbone"), *layer, "--out", out)
 
 
 def _job(config: Config, open_run: "Callable[[], Run]") -> "DemoJob":

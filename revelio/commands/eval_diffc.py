@@ -110,6 +110,20 @@ def _test(config: Config) -> None:
     head = {"model": portable(config.model), "grids": made, "skipped": skipped}
     report = _write(config.out, model, source.ids, labels, logits, head, trained)
     _summary(config.out, report)
+    print(_next(config, made))
+
+
+def _next(config: Config, made: dict[str, Any]) -> str:
+    """The classified layer as pictures."""
+    from revelio.following import beside, flags, following
+
+    data = [*flags(config.data, "data", "root"), "--data.source"]
+    data += ["FOLDER" if config.store is not None else config.data.source]
+    backbone = ["--backbone.name", made.get("backbone") or "BACKBONE"]
+    timestep = made.get("timestep")
+    layer = ["--layers", made.get("layer") or "LAYER", "--timesteps"]
+    layer += [] if timestep is None else [timestep]
+    return following("pca-maps", *data, *backbone, *layer, "--out", beside(config.out, "pca-maps"))
 
 
 def _open(

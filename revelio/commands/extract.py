@@ -131,6 +131,7 @@ def run(config: Config) -> None:
         _follow(extraction(job), show=processes.main)
         if processes.main:
             _summarise(job, duration(time.monotonic() - started))
+            print(_next(config, job))
     processes.close()
 
 
@@ -264,6 +265,22 @@ def _follow(steps: Any, *, show: bool) -> None:
             if step.skipped:
                 bar.set_postfix(skipped=step.skipped, refresh=False)
             bar.update(step.images - bar.n)
+
+
+# A store of fewer rows than this is trained on in small batches: full ones would be a day's work for a CPU.
+SMALL_STORE = 32_768
+
+
+def _next(config: Config, job: "Extraction") -> str:
+    """A k-SAE of pooled activations, or Diff-C of grids."""
+    from revelio.following import beside, following
+
+    store = job.stores[0]
+    if config.pool != "mean":
+        out = beside(config.out, "diffc")
+        return following("train-diffc", "--stores", store, "--test-store", "STORE", "--out", out)
+    more = ["--batch-size", 256, "--epochs", 50] if len(job.dataset) < SMALL_STORE else []
+    return following("train-ksae", "--store", store, "--out", beside(config.out, "ksae"), *more)
 
 
 def _summarise(job: "Extraction", took: str) -> None:

@@ -114,6 +114,19 @@ def _write(config: Config) -> None:
             progress=partial(_advance, bar),
         )
     _report(config.out, summary)
+    print(_next(config, store))
+
+
+def _next(config: Config, store: "ActivationStore") -> str:
+    """The classifier on the layer that the gallery shows."""
+    from revelio.following import beside, flags, following
+
+    made = store.manifest
+    source = made.get("dataset") if config.data.source == FROM_STORE else config.data.source
+    data = [*flags(config.data, "data", "root"), "--data.source", source or "FOLDER"]
+    backbone = ["--backbone.name", made.get("model") or "BACKBONE"]
+    layer = ["--layer", made["layer"], "--timestep", made.get("timestep")]
+    return following("train-diffc", *data, *backbone, *layer, "--out", beside(config.out, "diffc"))
 
 
 def _advance(bar: Any, count: int) -> None:

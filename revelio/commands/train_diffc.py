@@ -193,6 +193,19 @@ def run(config: Config) -> None:
     if config.cache_dir is None:
         drop_cache(config.out / "cache")
     _summary(config.out, report)
+    print(_next(config))
+
+
+def _next(config: Config) -> str:
+    from revelio.following import beside, flags, following
+
+    if config.stores:
+        images = ["--store", config.test_store or "STORE"]
+    else:
+        images = [*flags(config.data, "data", "root", "image_column", "label_column")]
+        images += ["--data.source", config.data.source, "--data.split", config.test.split]
+    final, out = config.out / "final", beside(config.out, "eval")
+    return following("eval-diffc", "--model", final, *images, "--out", out)
 
 
 def _finish_again(config: Config) -> None:
@@ -217,6 +230,7 @@ def _finish_again(config: Config) -> None:
     if config.cache_dir is None:
         drop_cache(config.out / "cache")
     print(f"this run is finished: see {config.out / 'report.json'}")
+    print(_next(config))
 
 
 def _open(config: Config) -> Inputs:

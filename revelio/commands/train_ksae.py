@@ -13,6 +13,7 @@ With a grid, every combination of the values listed is a k-SAE with a run folder
 store is read and shuffled once for all that share it. Several processes share every batch, or the latents.
 """
 
+import os
 from dataclasses import dataclass
 
 from revelio.sae.config import TrainSAEConfig
@@ -29,7 +30,16 @@ class Config(TrainSAEConfig):
 def run(config: Config) -> None:
     """Train, save, measure, and name what was written."""
     from revelio.commands.bar import Bar
+    from revelio.following import beside, following
     from revelio.pipelines.train_sae import plan_sae, train_sae
 
     with Bar("k-SAE") as bar:
-        (plan_sae if config.plan else train_sae)(config, bar)
+        if config.plan:
+            plan_sae(config, bar)
+            return
+        made = train_sae(config, bar)
+    if int(os.environ.get("RANK", "0")) == 0:
+        first = made[0].path
+        top = beside(first, "top-images")
+        store, final = config.store, first / "final"
+        print(following("top-images", "--store", store, "--ksae", final, "--out", top))

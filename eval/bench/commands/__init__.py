@@ -1,1 +1,1 @@
-"""The subcommands of `eval/llava_bench.py`: each a ``Config`` and ``run(config)``."""
+"""The subcommands of `revelio llava-bench`: each a ``Config`` and ``run(config)``."""

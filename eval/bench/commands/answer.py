@@ -1,6 +1,6 @@
 """Have a finished LLaVA model answer the bench's questions about the bench's images.
 
-    python eval/llava_bench.py answer --bench llava_bench_in_the_wild --model runs/llava/final \\
+    revelio llava-bench answer --bench llava_bench_in_the_wild --model runs/llava/final \\
         --out runs/bench/answers.jsonl
 
 Writes LLaVA's answers.jsonl form: question_id, prompt, answer_id, model_id, text, metadata. The file is
@@ -56,6 +56,7 @@ def run(config: Config) -> None:
     from eval.bench.answers import Asking, answer_all, check_images, read_finished
     from eval.bench.files import read_questions
     from revelio.files import check_folder, check_place
+    from revelio.following import following
 
     check_place(config.out)
     check_folder(config.out.parent)
@@ -80,3 +81,5 @@ def run(config: Config) -> None:
             for count in steps:
                 bar.update(count)
     print(f"wrote {config.out}: {len(questions)} answers, {left} of them new")
+    judge = ["--bench", config.bench, "--answers", config.out, "--judge", "JUDGE", "--estimate"]
+    print(following("llava-bench", "judge", *judge))

@@ -4,9 +4,9 @@ The judge is any OpenAI-compatible endpoint: a hosted model (its key in OPENAI_A
 own (--base-url). It reads the image's description, the question and both answers, and gives each a score
 of 1 to 10.
 
-    python eval/llava_bench.py judge --bench llava_bench_in_the_wild --answers runs/bench/answers.jsonl \\
+    revelio llava-bench judge --bench llava_bench_in_the_wild --answers runs/bench/answers.jsonl \\
         --judge gpt-4o --estimate
-    python eval/llava_bench.py judge --bench llava_bench_in_the_wild --answers runs/bench/answers.jsonl \\
+    revelio llava-bench judge --bench llava_bench_in_the_wild --answers runs/bench/answers.jsonl \\
         --judge my-model --base-url http://localhost:8000/v1 --out runs/bench/reviews.jsonl
 
 Both answer orders are asked by default, because a judge favours a seat; --mode as_paper asks the reference
@@ -121,6 +121,7 @@ def run(config: Config) -> None:
     from eval.bench.estimate import Rates, estimate_text, spent_text
     from eval.bench.judge import cache_entries, missing
     from eval.bench.prompts import read_requests
+    from revelio.following import following
     from revelio.outputs import check_file
 
     if not config.estimate:
@@ -145,6 +146,7 @@ def run(config: Config) -> None:
     if spent := spent_text([replies[index] for index in to_send], rates):
         print(spent)
     _stop_if_unanswered(outcome, requests, config.out)
+    print(following("llava-bench", "score", "--reviews", config.out, "--mode", config.mode))
 
 
 def _are_reviews(path: Path) -> bool:

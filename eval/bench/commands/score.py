@@ -2,9 +2,9 @@
 
     relative = 100 * mean(model) / mean(reference)      reference, model: mean scores times ten
 
-    python eval/llava_bench.py score --reviews runs/bench/reviews.jsonl
-    python eval/llava_bench.py score --reviews a.jsonl --compare b.jsonl --json runs/bench/scores.json
-    python eval/llava_bench.py score --reviews run0.jsonl run1.jsonl run2.jsonl
+    revelio llava-bench score --reviews runs/bench/reviews.jsonl
+    revelio llava-bench score --reviews a.jsonl --compare b.jsonl --json runs/bench/scores.json
+    revelio llava-bench score --reviews run0.jsonl run1.jsonl run2.jsonl
 
 Each question counts once (both answer orders are averaged first). Intervals are paired bootstraps by
 question. --compare gives the difference of two models' relative scores with a permutation p-value. Several
@@ -55,6 +55,7 @@ def run(config: Config) -> None:
     """Read, score, print, write the JSON."""
     from eval.bench.reviews import read_scores
     from eval.bench.table import llava_summary
+    from revelio.following import following
     from revelio.outputs import check_file, has_keys
     from revelio.runs import write_json
 
@@ -71,6 +72,9 @@ def run(config: Config) -> None:
         write_json(config.json, report)
         if config.format == "table":
             print(f"\nwrote {config.json}")
+    if config.format == "table" and config.compare is None:
+        compare = ["--reviews", *config.reviews, "--compare", "REVIEWS", "--json", "scores.json"]
+        print(f"\n{following('llava-bench', 'score', *compare)}")
 
 
 def make_report(config: Config, files: "list[Scores]") -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""The subcommands of `revelio llava`: each a ``Config`` and ``run(config)``."""

@@ -1,0 +1,168 @@
+"""Every command ends with the next one, and that one can be run as it stands."""
+
+import shlex
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llava_ext import cli as llava_cli
+from revelio import cli, door
+from revelio.commands.configs import shipped_configs
+from revelio.following import beside, flags, following
+
+# What makes each step small.
+SMALL = {
+    "train-ksae": "--steps 3 --expansion 2 --k 2",
+    "top-images": "--m 3",
+    "purity": "--images 3 --draws 100 --permutations 5 --bootstrap 10",
+    "gallery": "--latents 4 --map-method pca",
+    "train-diffc": "--epochs 1 --width 4 --views 0 --data.per-class 6 --test.limit 20 --workers 0",
+    "eval-diffc": "--data.per-class 2 --workers 0",
+    "pca-maps": "--data.limit 3",
+}
+
+
+def next_words(text: str) -> list[list[str]]:
+    """The commands that an output names, as words."""
+    lines = [line for line in text.splitlines() if line.startswith("next: revelio ")]
+    return [shlex.split(line.removeprefix("next: revelio ")) for line in lines]
+
+
+def parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The config that the command would get; what only a user can name need not be there."""
+    monkeypatch.setattr("revelio.bounds.check", lambda _: None)
+    got: list[Any] = []
+    module: Any = None
+    if words[0] in cli.GROUPS:
+        module, start = import_module(cli.GROUPS[words[0]]).find_module(words[1]), words[2:]
+    else:
+        module, start = cli.find_module(words[0]), words[1:]
+    if hasattr(module, "SECTION"):
+        from llava_ext.command import parse as parse_section
+
+        got.append(parse_section(module.Config, start, "", module.SECTION))
+    else:
+        got.append(door.parse(module, start, "x"))
+    monkeypatch.undo()
+    return got[0]
+
+
+def test_each_command_leads_to_the_next_to_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = shlex.split(
+        "extract --out 'my runs/a' --data.per-class 3 --layers bottleneck --batch-size 10"
+    )
+    done = []
+    while words[0] not in done:
+        done.append(words[0])
+        cli.main([*words, *shlex.split(SMALL.get(words[0], ""))])
+        found = next_words(capsys.readouterr().out)
+        assert found, f"{done[-1]} names no next command"
+        for other in found[:-1]:
+            cli.main([*other, *shlex.split(SMALL[other[0]])])
+            done.append(other[0])
+            assert next_words(capsys.readouterr().out)[0][0] == "gallery"
+        words = found[-1]
+    wanted = ["extract", "train-ksae", "top-images", "purity", "gallery", "train-diffc"]
+    assert done == [*wanted, "eval-diffc", "pca-maps"] and words[0] == "extract"
+    assert parse(words, monkeypatch).layers == ("bottleneck",)
+
+
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [
+        ("backbones", "backbones"),
+        ("backbones mini-sd", "extract"),
+        ("backbones mini-clip", "extract"),
+        ("backbones sd-1.5", "extract"),
+        ("configs", "configs"),
+        ("plan-ksae --rows 100 --d 8 --flops 1e12", "train-ksae"),
+    ],
+)
+def test_lists_and_plans_name_a_command_that_parses(
+    words: str, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli.main(words.split())
+    (found,) = next_words(capsys.readouterr().out)
+    assert found[0] == command
+    parse(found, monkeypatch)
+
+
+def test_models_lead_to_preparing_or_to_the_demo(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli.main(["models"])
+    (found,) = next_words(capsys.readouterr().out)
+    assert found in (["demo"], ["models", "prepare", found[-1]])
+    parse(found, monkeypatch)
+
+
+@pytest.mark.parametrize("name", shipped_configs())
+def test_a_copied_config_names_the_command_that_reads_it(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli.main(["configs", "copy", name, "--out", str(tmp_path)])
+    (found,) = next_words(capsys.readouterr().out)
+    lacking = {
+        "top-images": "--store S --ksae K",
+        "purity": "--top T",
+        "gallery": "--store S --ksae K",
+    }
+    more = lacking.get(found[0], "--out O --store S" if found[0] == "train-ksae" else "").split()
+    more = [word for word in more if found[0] != "extract"]
+    parse([*found, *more], monkeypatch)
+
+
+@pytest.mark.parametrize("name", [name for name in llava_cli.COMMANDS if name != "chat"])
+def test_llava_commands_go_on_with_the_same_config(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(shipped_configs()["llava/mini/clip"])
+    module = llava_cli.find_module(name)
+    monkeypatch.setattr(module, "run", lambda _: None)
+    monkeypatch.setattr("revelio.bounds.check", lambda _: None)
+    more = ["--cache", "caches/a"] if name == "cache" else []
+    cli.main(["llava", name, "--config", path, *more])
+    (found,) = next_words(capsys.readouterr().out)
+    assert ("--config" in found and path in found) == (name != "finetune")
+    monkeypatch.setenv("RANK", "1")
+    cli.main(["llava", name, "--config", path])
+    assert capsys.readouterr().out == "", "one process of several speaks"
+    config = parse(found, monkeypatch)
+    if name == "cache":
+        assert str(config.cache) == "caches/a"
+
+
+def test_words_are_quoted_for_a_shell() -> None:
+    for path in ("a b", "it's", "$HOME", "-x", "ä"):
+        (words,) = next_words(following("demo", "--images", Path(path)))
+        assert words == ["demo", "--images", path]
+    assert following("demo", "a\nb").count("\n") == 0
+    assert beside(Path("runs/a"), "ksae") == Path("runs/a-ksae")
+    assert beside(Path("."), "ksae") == Path("ksae")
+
+
+@dataclass(frozen=True)
+class Options:
+    name: str = "x"
+    side_px: int | None = None
+    layers: tuple[str, ...] = field(default_factory=lambda: ("a",))
+
+
+def test_flags_are_those_that_differ() -> None:
+    assert list(flags(Options(), "data")) == []
+    found = list(flags(Options("y", 3, ("b", "c")), "data"))
+    assert found == ["--data.name", "y", "--data.side-px", "3", "--data.layers", "b", "c"]
+    assert list(flags(Options("y", 3), "data", "name")) == ["--data.name", "y"]
+
+
+def test_every_options_field_has_a_default() -> None:
+    for name in cli.COMMANDS:
+        for one in fields(cli.find_module(name).Config):
+            if one.default_factory is not MISSING and is_dataclass(made := one.default_factory()):
+                list(flags(made, one.name))

@@ -1,0 +1,93 @@
+"""README's measured part is what the JSON says."""
+
+from pathlib import Path
+
+from tools.tables import (
+    demo_tables,
+    fvu_line,
+    ksae_lines,
+    llava_fusion_line,
+    llava_mini_line,
+    llava_train_line,
+    measured,
+    top_images_line,
+)
+
+ROOT = Path(__file__).parent.parent
+
+
+def report() -> dict:
+    cell = {
+        "layer": "up_ft1",
+        "timestep": 25,
+        "majority_share": 0.6789,
+        "majority_share_chance": 0.25,
+        "interval": {"majority_share": [0.61, 0.72]},
+    }
+    row = {"layer": "up_ft1", "timestep": 25, "top1": 81.25, "interval": [80.0, 82.5]}
+    row |= {"random_weights_top1": 70.0, "random_weights_interval": [69.0, 71.0]}
+    row |= {"pixels_top1": 60.0, "pixels_interval": [59.0, 61.0]}
+    about = {"model": "m", "dataset": "d", "images": 2000, "test_images": 500, "mode": "fixed"}
+    return about | {"purity": [cell], "diffc": [row], "seconds": {"a": 60.0, "b": 30.0}}
+
+
+def test_tables_hold_the_numbers_of_the_report() -> None:
+    text = demo_tables(report())
+    assert "| up_ft1 | 0.679 (0.610 to 0.720) |" in text
+    assert (
+        "| up_ft1, 25 | 81.2 (80.0 to 82.5) | 70.0 (69.0 to 71.0) | 60.0 (59.0 to 61.0) |" in text
+    )
+    assert "1.5 minutes" in text and "chance 0.250" in text
+
+
+def test_readme_is_up_to_date() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    part = readme.split("<!-- measured:", 1)[1].split("\n", 1)[1].split("<!-- /measured -->")[0]
+    assert part == measured(ROOT / "docs")
+
+
+def test_the_k_sae_benchmarks_are_read_as_they_are_written() -> None:
+    own = {"seconds": 2.0, "peak_gib": 2.84}
+    dense = {"processor_seconds": 30.0, "native_is_times_faster": 15.04, "peak_gib": 4.95}
+    batch = {"batch": 256, "threads": 2, "dense": dense, "native": own}
+    batch |= {"native, all rows moving": {"processor_seconds": 2.5}}
+    batch |= {"torch": {"processor_seconds": 4.0}}
+    batch |= {"float32 product alone": {"seconds": 3.0}}
+    peer = batch | {"sparsify": {"native_is_times_faster": 4.26}}
+    peer |= {"float32 product alone": {"seconds": 3.0, "native_is_times_faster": 1.74}}
+    machines = {"avx2": {"batches": [batch]}, "amx": {"batches": [peer]}}
+    lines = ksae_lines({"d": 1280, "n": 81920, "k": 32, "machines": machines})
+    assert "| avx2 | 256 | 15.0x | 12.0x |  | 1.5x | 2.84 and 4.95 | 7.5x |" in lines
+    assert "| amx | 256 | 15.0x | 12.0x | 4.3x | 1.7x | 2.84 and 4.95 | 7.5x |" in lines
+    memory = {"sparse": 0.1, "dense codes": 5.2, "streamed": 0.4, "dense": 7.2}
+    ways = {way: {"gib_above_inputs": gib} for way, gib in memory.items()}
+    times = {"sparse, times": 3.21, "streamed, times": 2.15, "m": 10, "rows": 7349, "n": 81920}
+    line = top_images_line(ways | times)
+    assert "TopK codes 3.2 times" in line and "(0.10 GiB above the inputs against 5.20)" in line
+    assert "2.1 times" in line and "(0.40 GiB above the inputs against 7.20)" in line
+    race = {"fvu": 0.4, "d": 384, "expansion": 64, "batch": 256, "times": 9.04}
+    line = fvu_line(race | {"own": {"seconds": 11.0}, "dense": {"seconds": 99.5}})
+    assert "n = 24,576" in line and "9.0 times as fast" in line and "(0.400)" in line
+
+
+def test_the_llava_benchmarks_are_read_as_they_are_written() -> None:
+    step = {"batch": 8, "seconds": {"towers run": 4.0, "cached": 1.6}, "speedup": 2.51}
+    memory = {"peak_bytes": {"1": 3 * 2**30, "2": 2 * 2**30}, "two_to_one": 0.667}
+    train = {"threads": 2, "stage-1 step": {"clip": step}, "ZeRO-3 memory": memory}
+    line = llava_train_line(train)
+    assert "clip, batch 8, 4.00 s and 1.60 s (2.51x)" in line
+    assert "2.00 GiB in each of two processes, 3.00 GiB in one" in line
+    sizes = {"tokens": 256, "batch": 16, "new_tokens": 24}
+    ratios = {"fusion": {"loop / gather": 2.94}, "generation": {"no cache / cache": 3.42}}
+    line = llava_fusion_line({"threads": 2, "sizes": sizes} | ratios)
+    assert "into 16 texts" in line and "2.9 times" in line and "24 tokens" in line
+    assert "3.4 times" in line
+
+
+def test_the_proof_is_read_as_it_is_written() -> None:
+    accuracy = {"all": {"value": 0.481, "low": 0.429, "high": 0.532, "chance": 0.278}}
+    blind = {"all": {"value": 0.256, "low": 0.214, "high": 0.303}}
+    rows = {"clip": {"accuracy": accuracy, "blind": blind}}
+    line = llava_mini_line({"data": {"classes": ["a"] * 12}, "rows": rows})
+    assert "clip 48.1 (42.9 to 53.2), blind 25.6 (21.4 to 30.3)" in line
+    assert "chance 27.8" in line and "12 classes" in line

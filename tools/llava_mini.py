@@ -1,0 +1,33 @@
+"""The LLaVA extension proved on two processor cores: train the four rows small, ask held-out questions.
+
+Needs Caltech-101 (`images/`, `train.txt`, `test.txt`), the shipped mini models and `revelio models prepare`.
+Everything lands in --out; a second call goes on where the first one stopped.
+"""
+
+from pathlib import Path
+
+from revelio.door import one_line_errors
+
+
+def main() -> None:
+    """Train, score, report; a user's mistake ends with one line and status 2."""
+    import tyro
+
+    from tools.llava_proof.proof import Places, Settings, prove
+
+    settings = tyro.cli(Settings, description=__doc__)
+    page, figures = settings.docs / "llava_mini.md", settings.docs / "llava_mini.json"
+    with one_line_errors("llava_mini", "stopped; what is finished is kept, the same call goes on"):
+        places = Places(settings, Path(__file__).resolve().parents[1])
+        prove(places)
+        from revelio.runs import write_json, write_whole
+        from tools.llava_proof.report import measure, render
+
+        measured = measure(places)
+        write_json(figures, measured)
+        write_whole(page, render(measured))
+        print(f"wrote {figures} and {page}")
+
+
+if __name__ == "__main__":
+    main()
