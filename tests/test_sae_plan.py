@@ -97,3 +97,19 @@ def test_mistakes_are_one_line_and_status_2(capsys, flags, named):
         main(["plan-ksae", *flags])
     assert stopped.value.code == 2
     assert named in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_what_is_measured_fits_however_small_a_batch_is(monkeypatch):
+    made = []
+
+    def build(d, n, k):
+        made.append(n)
+        raise LookupError
+
+    monkeypatch.setattr("revelio.sae.plan.KSparseAutoencoder", build)
+    for batch_size in (1, 20, 1024):
+        job = Job(rows=2000, d=4, n=4 * 10**8, k=4, batch_size=batch_size, steps=1)
+        with pytest.raises(LookupError):
+            measured_speed(job)
+    # Weights, gradients and moments of the last: some 400 MB.
+    assert made == [3_051_757] * 3

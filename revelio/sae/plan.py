@@ -30,6 +30,7 @@ Sharing = Literal["data", "latents"]
 PROCESS_BYTES = 3 * 10**8
 # Multiplications a measured encoding may have: half a second at 50 GFLOP/s.
 MEASURED = 1.25e10
+FULL_BATCH = 1024  # rows from which on encoding is most of a step
 # Checkpoints on disk at once: the two that are kept and the one being written.
 CHECKPOINTS = 3
 
@@ -177,7 +178,8 @@ def measured_speed(job: Job, kernel: Kernel | None = None, seconds: float = 1.0)
     """
     kernel = kernel or SparseKernel()
     b, d = job.local_rows, job.d
-    n = min(job.local_latents, max(2 * job.k, 256, int(MEASURED / (b * d))))
+    # A small batch makes a step cheap, not its latents small.
+    n = min(job.local_latents, max(2 * job.k, 256, int(MEASURED / (max(b, FULL_BATCH) * d))))
     rows = torch.randn(b, d, generator=generator("plan-ksae"))
     model = KSparseAutoencoder(d, n, min(job.k, n))
     settings = TrainSettings(steps=1, batch_size=b)
