@@ -23,7 +23,7 @@ def test_the_quick_campaign_finds_nothing(tmp_path: Path) -> None:
     assert status == 0, found
     assert sum(kind["inputs"] for kind in found["inputs"]["found"].values()) >= 15
     assert sum(kind["refused"] for kind in found["inputs"]["found"].values()) >= 5
-    assert found["crash_points"]["found"]["top-images"]["stops"] >= 2
+    assert found["crash_points"]["found"]["top-images"]["stops"] >= 1
     assert "hostile inputs" in (tmp_path / "reliability.md").read_text()
 
 
@@ -49,7 +49,7 @@ def test_the_document_shows_the_last_numbers() -> None:
         ("__import__('socket').getaddrinfo('localhost', 1)", "asked"),
         ("1 / 0", "traceback"),
         ("__import__('time').sleep(60)", "hang"),
-        ("os.kill(os.getpid(), 6)", "signal"),
+        ("os.kill(os.getpid(), 15)", "signal"),
         ("bytearray(200 << 20).find(b'x')", "memory"),
         ("sys.exit(3)", "status"),
     ],
@@ -70,7 +70,7 @@ def test_the_sandbox_sees(tmp_path: Path, code: str, fault: str) -> None:
         "asked": bool(found.asked),
         "traceback": found.status == TRACEBACK,
         "hang": found.signal == 9,
-        "signal": found.signal == 6,
+        "signal": found.signal == 15,
         "memory": found.memory > 100 << 20,
         "status": found.status == 3,
     }

@@ -32,8 +32,8 @@ sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "tests"), str(ROOT)]
 DOCS = ROOT / "docs"
 # Of each part in the long form and in the quick one.
 INPUTS = (1100, 15)
-KILLS = ({"extract": 12, "train-ksae": 12, "train-diffc": 12, "demo": 2}, {"train-diffc": 2})
-DISKS = (5, 2)
+KILLS = ({"extract": 12, "train-ksae": 12, "train-diffc": 12, "demo": 2}, {"train-diffc": 1})
+DISKS = (5, 1)
 TWINS = (3, 1)
 # Every so many file operations. tests/test_files_kills.py does all of the two trainings'; a gallery's are
 # mostly one thumbnail after another.
@@ -42,7 +42,7 @@ CRASHES = (
         **{"extract": 1, "top-images": 1, "eval-diffc": 1, "purity": 1, "score": 1},
         **{"train-ksae": 2, "train-diffc": 2, "pca-maps": 2, "gallery": 15},
     },
-    {"top-images": 5, "eval-diffc": 11},
+    {"top-images": 7},
 )
 PARTS = ("inputs", "kills", "crash_points", "full_disks", "twins")
 LEFT_OUT = "left out: mounting is not allowed here"
