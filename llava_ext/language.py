@@ -26,6 +26,7 @@ from revelio.backbones.weights import (
     transformers_part,
 )
 from revelio.trust import tensor_headers
+from revelio.unpickle import read_tensors
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -141,6 +142,8 @@ def load_language_model(
             output_loading_info=True,
         )
     check_report(file, report)
+    # What a pass gives back is asked for where it is run, whatever a config says.
+    model.config.output_hidden_states = model.config.output_attentions = False
     for key, tensor in model.state_dict().items():
         check_finite(file, key, tensor)
     return model
@@ -213,6 +216,9 @@ def _check_files(source: Source) -> str:
         raise ValueError(f"{GENERATION} of {source.name} is empty, or no such config")
     for file in sorted(folder.glob("*.safetensors")):
         tensor_headers(file)
+    # PyTorch's own reader runs nothing either, but inflates and allocates whatever the file says.
+    for file in sorted(folder.glob("pytorch_model*.bin")):
+        read_tensors(file)
     names = (name for name in WEIGHTS if (folder / name).is_file())
     return f"{next(names, 'the weights')} of {source.name}"
 

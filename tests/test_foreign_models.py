@@ -6,6 +6,7 @@ Whatever is done to a folder, loading it is one line that names what is wrong, o
 import json
 import re
 import shutil
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -376,3 +377,26 @@ def test_an_adapter_with_other_settings_is_refused(folders, place, changes, name
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     assert named in str(refusal(FAMILIES["llava-lora"], folder))
     assert not (place / "ran.txt").exists()
+
+
+def test_a_language_models_pickle_is_bounded_and_its_flags_are_not_its_own(folders, place):
+    folder, family = copy_of(folders["llama"], place), FAMILIES["llama"]
+    before = family.outputs(folder)
+    config = json.loads((folder / "config.json").read_text())
+    for value in (True, 0.5, "x", [1]):
+        odd = {"output_hidden_states": value, "output_attentions": value}
+        (folder / "config.json").write_text(json.dumps(config | odd))
+        assert refusal(family, folder) or torch.equal(family.outputs(folder), before), value
+    (folder / "config.json").write_text(json.dumps(config))
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    file.unlink()
+    torch.save(tensors, folder / "pytorch_model.bin")
+    assert torch.equal(family.outputs(folder), before)
+    torch.save({"a": Path}, folder / "pytorch_model.bin", pickle_protocol=3)
+    assert refusal(family, folder)
+    # A megabyte of it inflates to a gigabyte.
+    with zipfile.ZipFile(folder / "pytorch_model.bin", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x/data.pkl", b"N.")
+        archive.writestr("x/data/0", bytes(1 << 24))
+    assert "compressed or overlap" in str(refusal(family, folder))

@@ -146,3 +146,21 @@ def test_memory_that_runs_out_in_training_is_one_line(tmp_path, monkeypatch, cap
         main(["train-ksae", *words, "--batch-size", "32"])
     said = capsys.readouterr().err
     assert stopped.value.code == 2 and "batch_size 16" in said and said.count("\n") == 1
+
+
+def test_what_is_measured_fits_however_small_a_batch_is(monkeypatch):
+    made = []
+
+    def build(d, n, k, seed):
+        made.append(d * n)
+        raise LookupError
+
+    monkeypatch.setattr("revelio.sae.cost.KSparseAutoencoder", build)
+    for batch_size in (1, 20, 1024):
+        job = Job(
+            config=RunConfig(batch_size=batch_size, k=4, steps=1), rows=2000, d=4, latents=4 * 10**8
+        )
+        with pytest.raises(LookupError):
+            measured_speed(job)
+    # Weights, gradients and moments of the last: some 400 MB.
+    assert max(made) <= 1 << 24

@@ -1,5 +1,6 @@
 """What every loader does with the settings: device, number format, attention kernel, silence."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -146,7 +147,8 @@ def reading(what: str) -> Iterator[None]:
         ValueError: anything was raised inside.
     """
     try:
-        with quiet():
+        with quiet(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # advice on the libraries' own calls
             yield
     except Exception as error:
         # Of any kind: a library's type checks, tokenizers' own Exception, a size that memory can't hold.

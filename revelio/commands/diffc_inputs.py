@@ -159,19 +159,22 @@ def keep_views(inputs: Inputs, views: int, cache: CacheSettings) -> tuple[GridSo
 
 def _cost(source: GridSource, cache: CacheSettings, total: int) -> str:
     """Shape, size, place and time, the last from one pass; refuses what the disk can't hold."""
+    from revelio.activations.plan import size as printed
+
     size, shape = cache.gigabytes(source), "x".join(map(str, source.shape))
     where, memory = "in memory", available_memory()
     if memory is not None and memory / 1e9 < size <= cache.memory_gb:
         raise ValueError(
-            f"the views need {size:.1f} GB of memory, of which {memory / 1e9:.1f} GB are available: "
+            f"the views need {printed(int(size * 1e9))} of memory, of which {printed(memory)} are available: "
             "take fewer --views, or a smaller --cache-gb, which keeps them in files"
         )
     if size > cache.memory_gb:
         where = f"in {cache.folder}"
-        free = shutil.disk_usage(_existing(cache.folder)).free / 1e9
-        if size > free:
+        free = shutil.disk_usage(_existing(cache.folder)).free
+        if size * 1e9 > free:
             raise ValueError(
-                f"the views need {size:.1f} GB in {cache.folder}, where {free:.1f} GB are free: "
+                f"the views need {printed(int(size * 1e9))} in {cache.folder}, "
+                f"where {printed(free)} are free: "
                 "take fewer --views, another --cache-dir, or --views -1 (on-line)"
             )
     batch = range(min(cache.batch_size, len(source.ids)))

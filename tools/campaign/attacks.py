@@ -145,11 +145,7 @@ def judged(
 def one_line(err: str) -> bool:
     """Whether stderr holds one printable line, progress bars aside."""
     lines = [line.rpartition("\r")[2] for line in err.rstrip("\n").split("\n")]
-    said = [
-        line
-        for line in lines
-        if line.strip() and not re.search(r"\d+%\||\d+/\d+ \[|\?it/s|it \[", line)
-    ]
+    said = [line for line in lines if line.strip() and not re.search(r"\d+%\||\[\d\d:\d\d", line)]
     return len(said) == 1 and said[0].isprintable() and len(said[0]) < 3000
 
 

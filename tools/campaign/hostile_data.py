@@ -148,12 +148,13 @@ def write_parquet(rng: Random, world: World, path: Path) -> None:
 
 def datasets_on_disk(rng: Random, world: World, folder: Path) -> Case:
     """A folder as ``Dataset.save_to_disk`` leaves it, edited; scripts lie beside it."""
-    from datasets import Dataset, Features, Image, Value
+    from datasets import Dataset, Features, Image, Value, disable_progress_bars
 
     plant(folder)
     place = folder / "set"
     rows = {"image": [{"bytes": png(8, 8), "path": None}] * 3, "label": [0, 1, 0]}
     features = Features({"image": Image(), "label": Value("int64")})
+    disable_progress_bars()
     Dataset.from_dict(rows, features=features).save_to_disk(str(place))
     (place / "set.py").write_text((folder / "helpers.py").read_text())
     path = rng.choice(sorted(path for path in place.iterdir() if path.is_file()))

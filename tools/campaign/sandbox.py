@@ -165,8 +165,8 @@ def _child(
             handle = os.open(log / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
             os.dup2(handle, number)
         # What pytest or a notebook may have put in their place goes nowhere.
-        sys.stdout = os.fdopen(1, "w", closefd=False)
-        sys.stderr = os.fdopen(2, "w", closefd=False)
+        sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
+        sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False)
         events = os.open(log / "events", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
         os.chdir(folder)
         os.write(events, f"base {_resident()}\n".encode())

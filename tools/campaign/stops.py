@@ -110,7 +110,7 @@ def comparable(out: Path) -> dict[str, Any]:
 
 def kills(world: World, name: str, count: int, rng: Random) -> Stops:
     """SIGKILL at random moments, one to three in a row, then --resume."""
-    more = {"train-ksae": ("--steps", 40), "train-diffc": ("--epochs", 4)}.get(name, ())
+    more = {"train-ksae": ("--steps", 20), "train-diffc": ("--epochs", 3)}.get(name, ())
     bench = Bench(world, name, "kill", *more)
     found = Stops(seconds=bench.seconds)
     for number in range(count):
@@ -198,7 +198,7 @@ def mount(place: Path, size: int, how: str = "rw") -> int:
 
 def twins(world: World, name: str, count: int, rng: Random) -> Stops:
     """Two processes in one folder, one a moment after the other; then the command once more."""
-    more = {"train-ksae": ("--steps", 40), "train-diffc": ("--epochs", 4)}.get(name, ())
+    more = {"train-ksae": ("--steps", 20), "train-diffc": ("--epochs", 3)}.get(name, ())
     bench = Bench(world, name, "twins", *more)
     found = Stops(seconds=bench.seconds)
     other = bench.root.with_name(f"{bench.root.name}-other")
