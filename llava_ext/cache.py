@@ -1,9 +1,10 @@
 """Frozen-tower grids of a data set, computed once: training then runs no vision tower.
 
 One activation store (``revelio/activations/FORMAT.md``) a tower in ``<cache>/<backbone>-<layer>...``; a row
-is an image's grid in float16, averaged to the tower's budget where its tokens are ``pool``. A row's id names the
-image and what it holds (:mod:`llava_ext.pictures`). The manifest's ``tower`` holds the tower's identity (settings, processor,
-aspect, hash of its weights); a cache of another identity, or that lacks an image, is an error.
+is an image's grid in float16, averaged to the tower's budget where its tokens are ``pool``. A row's id names
+the image and what it holds (:mod:`llava_ext.pictures`). The manifest's ``tower`` holds the tower's identity
+(settings, processor, aspect, hash of its weights); a cache of another identity, or that lacks an image, is an
+error.
 """
 
 import warnings

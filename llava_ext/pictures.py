@@ -20,7 +20,7 @@ STAMPS = "pictures.json"
 
 
 def plain_ids(folder: Path, names: Sequence[str]) -> list[str]:
-    """Ids as the first version made them, of name and size only: they tell no edited picture of equal size."""
+    """Ids as the first version made them, of name and size only: an edit of equal size is not seen."""
     return [f"{name}|{(folder / name).stat().st_size}" for name in names]
 
 
