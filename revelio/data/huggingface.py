@@ -260,12 +260,13 @@ def _decoded_bytes(batch: "RecordBatch") -> int:
     import pyarrow
     import pyarrow.compute
 
+    compute: Any = pyarrow.compute  # its functions are made at run time
     total = batch.nbytes
     for column in batch.columns:
         if isinstance(column, pyarrow.DictionaryArray):
             with suppress(pyarrow.ArrowNotImplementedError):  # numbers, which take no room
-                lengths = pyarrow.compute.binary_length(column.dictionary).take(column.indices)
-                total += pyarrow.compute.sum(lengths).as_py() or 0
+                lengths = compute.binary_length(column.dictionary).take(column.indices)
+                total += compute.sum(lengths).as_py() or 0
     return total
 
 
