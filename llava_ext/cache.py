@@ -1,11 +1,13 @@
 """Frozen-tower grids of a data set, computed once: training then runs no vision tower.
 
 One activation store (``revelio/activations/FORMAT.md``) a tower in ``<cache>/<backbone>-<layer>...``; a row
-is an image's grid in float16, averaged to the tower's budget where its tokens are ``pool``. A row's id is the
-image's file name and size in bytes. The manifest's ``tower`` holds the tower's identity (settings, processor,
-aspect, hash of its weights); a cache of another identity, or that lacks an image, is an error.
+is an image's grid in float16, averaged to the tower's budget where its tokens are ``pool``. A row's id names
+the image and what it holds (:mod:`llava_ext.pictures`). The manifest's ``tower`` holds the tower's identity
+(settings, processor, aspect, hash of its weights); a cache of another identity, or that lacks an image, is an
+error.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from math import isqrt
 from pathlib import Path
@@ -17,9 +19,11 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from llava_ext.config import TowerConfig
+from llava_ext.pictures import picture_ids, plain_ids
 from revelio.activations.manifest import MANIFEST
 from revelio.activations.store import ActivationStore
 from revelio.activations.target import check_same
+from revelio.trust import printable
 
 if TYPE_CHECKING:
     from llava_ext.towers import Tower
@@ -67,11 +71,6 @@ def to_row(tower: "Tower", grids: Float[Tensor, "i c h w"]) -> Float[Tensor, "i 
     return rows.cpu()
 
 
-def row_ids(folder: Path, names: Sequence[str]) -> list[str]:
-    """Ids of rows: the file's name and size in bytes, so that a changed picture is noticed."""
-    return [f"{name}|{(folder / name).stat().st_size}" for name in names]
-
-
 class CachedGrids:
     """The cached grids of all towers, as the data set's ``Sight``; make one with :meth:`open`."""
 
@@ -96,20 +95,9 @@ class CachedGrids:
         Raises:
             ValueError: a store is missing or unfinished, is of another tower, or lacks an image.
         """
-        ids = row_ids(folder, names)
-        stores, rows = [], []
-        for tower in towers:
-            store = open_store(cache, tower)
-            found = {identity: number for number, identity in enumerate(store.ids)}
-            for name, identity in zip(names, ids, strict=True):
-                if identity not in found:
-                    raise ValueError(
-                        f"{store.path} lacks image {name}, or holds it as it was before it "
-                        f"changed: {MAKE} in another folder"
-                    )
-            stores.append(store)
-            rows.append({name: found[identity] for name, identity in zip(names, ids, strict=True)})
-        return cls(stores, rows)
+        stores = [open_store(cache, tower) for tower in towers]
+        ids, plain = picture_ids(folder, names, cache), plain_ids(folder, names)
+        return cls(stores, [_rows(store, names, ids, plain) for store in stores])
 
     def get(self, name: str) -> tuple[Tensor, ...]:
         """One grid (c h w) a tower."""
@@ -125,6 +113,33 @@ class CachedGrids:
             empty = (torch.empty(0, *store.row_shape) for store in self.stores)
             return {"grids": tuple(empty)}
         return {"grids": tuple(torch.stack(column) for column in zip(*images, strict=True))}
+
+
+def _rows(
+    store: ActivationStore, names: Sequence[str], ids: Sequence[str], plain: Sequence[str]
+) -> dict[str, int]:
+    """The row of each image by name.
+
+    Raises:
+        ValueError: the store lacks one, or holds it as it was before it changed.
+    """
+    found = {identity: number for number, identity in enumerate(store.ids)}
+    rows: dict[str, int] = {}
+    for name, identity, old in zip(names, ids, plain, strict=True):
+        row = found.get(identity, found.get(old))
+        if row is None:
+            raise ValueError(
+                f"{store.path} lacks image {printable(name)}, or holds it as it was before it "
+                f"changed: {MAKE} in another folder"
+            )
+        rows[name] = row
+    if any(identity not in found for identity in ids):
+        warnings.warn(
+            f"{store.path} is of a version that knew pictures by name and size only: if one was edited "
+            f"since, {MAKE} in another folder",
+            stacklevel=3,
+        )
+    return rows
 
 
 def open_store(cache: Path, tower: "Tower") -> ActivationStore:

@@ -13,15 +13,17 @@ from pathlib import Path
 
 import torch
 
-from llava_ext.cache import DTYPE, FREE, row_ids, row_shape, store_name, to_row
+from llava_ext.cache import DTYPE, FREE, row_shape, store_name, to_row
 from llava_ext.images import image_id, open_picture
 from llava_ext.options import CacheConfig
+from llava_ext.pictures import picture_ids, plain_ids
 from llava_ext.records import image_names, read_records
 from llava_ext.towers import Tower, load_towers
 from revelio.activations.plan import duration, size
 from revelio.activations.processes import Processes
 from revelio.activations.shard import write_shard
-from revelio.activations.target import Target, check_same
+from revelio.activations.target import CONTENTS, SHARD_CONTENTS, Target, check_same
+from revelio.data.contents import combined
 from revelio.runs import versions
 
 # What the rows of an open shard may take in memory, all towers together.
@@ -68,7 +70,6 @@ class CacheJob:
 
     def _settings(self, tower: Tower) -> dict[str, object]:
         pooled = tower.config.tokens == "pool"
-        ids = row_ids(self.folder, self.names)
         return {
             "kind": "activations",
             "layer": tower.config.layer,
@@ -77,9 +78,32 @@ class CacheJob:
             "dtype": DTYPE,
             "tower": tower.identity(),
             "images": len(self.names),
-            "dataset_sha256": hashlib.sha256("\n".join(ids).encode()).hexdigest(),
+            "dataset_sha256": self._names_sha256,
+            **self._contents,
             "shard_images": self.shard_images,
             "made_with": versions(),
+        }
+
+    @cached_property
+    def _names_sha256(self) -> str:
+        """Of names and sizes, as the first version had it."""
+        return hashlib.sha256("\n".join(plain_ids(self.folder, self.names)).encode()).hexdigest()
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """The id of each image; its contents are read for it, once."""
+        return picture_ids(self.folder, self.names, self.cache)
+
+    @cached_property
+    def _contents(self) -> dict[str, object]:
+        """Hashes of the pictures, of all and of each shard; only the main process compares."""
+        if not self.processes.main:
+            return {}
+        step = self.shard_images
+        parts = [self.ids[start : start + step] for start in range(0, len(self.ids), step)]
+        return {
+            CONTENTS: combined(self.ids),
+            SHARD_CONTENTS: [combined(part)[:16] for part in parts],
         }
 
     @cached_property
@@ -135,7 +159,8 @@ def open_cache_job(config: CacheConfig, processes: Processes) -> CacheJob:
         raise ValueError("no folder for the cache: choose one with --cache")
     if config.batch_size < 1:
         raise ValueError(f"batch_size is {config.batch_size}: it must be at least 1")
-    records = read_records(config.data.json, config.data.images, limit=config.limit)
+    data = config.data
+    records = read_records(data.json, data.images, limit=config.limit, bad=config.bad_records)
     names = image_names(records)
     if config.data.images is None or not names:
         raise ValueError(f"{config.data.json} has no images, so there is nothing to cache")
@@ -191,6 +216,7 @@ def fill(job: CacheJob) -> Iterator[int]:
         return
     job.check()
     locks = [target.begin() for _, target in job.targets]
+    picture_ids(job.folder, job.names, job.cache, keep=True)
     try:
         yield from _fill(job)
         for _, target in job.targets:
@@ -215,7 +241,8 @@ def _fill(job: CacheJob) -> Iterator[int]:
             parts.append(_rows(job, names[start : start + job.batch_size]))
             done += len(parts[-1][0])
             yield done
-        ids = row_ids(job.folder, names)
+        start = number * job.shard_images
+        ids = job.ids[start : start + len(names)]
         columns = zip(job.targets, lacking, zip(*parts, strict=True), strict=True)
         for (_, target), missing, rows in columns:
             if number in missing:

@@ -114,7 +114,8 @@ def open_job(config: PretrainConfig | FinetuneConfig, stage: Stage) -> Job:
         ValueError: they don't; the message names the record, file or setting.
         KeyError: an unknown name.
     """
-    records = read_records(config.data.json, config.data.images, limit=config.limit)
+    data = config.data
+    records = read_records(data.json, data.images, limit=config.limit, bad=config.bad_records)
     towers = load_towers(config.model, device_name())
     sight = open_sight(config.cache, towers, config.data.images, records)
     model, tokenizer = build_model(config.model, towers, seed=config.stage.seed)

@@ -66,6 +66,9 @@ class PretrainConfig:
     too_long: Literal["stop", "drop"] = "stop"
     """What a record does that is longer than `model.max_length` with its images expanded."""
 
+    bad_records: Literal["stop", "skip"] = "stop"
+    """What a record does that can't be used (no picture, wrong turns, ...): stop, or be left out."""
+
     resume: bool = False
     """Go on with the run in `out`, from its last checkpoint."""
 
@@ -102,6 +105,9 @@ class FinetuneConfig:
     too_long: Literal["stop", "drop"] = "stop"
     """What a record does that is longer than `model.max_length` with its images expanded."""
 
+    bad_records: Literal["stop", "skip"] = "stop"
+    """What a record does that can't be used (no picture, wrong turns, ...): stop, or be left out."""
+
     resume: bool = False
     """Go on with the run in `out`, from its last checkpoint."""
 
@@ -121,6 +127,9 @@ class CacheConfig:
 
     limit: Count | None = None
     """Only the images of the first so many records."""
+
+    bad_records: Literal["stop", "skip"] = "stop"
+    """What a record does that can't be used: stop, or be left out."""
 
     batch_size: Count = 16
     """Images a pass of a tower."""

@@ -8,10 +8,11 @@ says stands for one of them, in order. Records that break this are one error
 that names them all. JSON Lines, a record a line, are read as well.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 from llava_ext.config import IMAGE_TOKEN
 from llava_ext.conversation import Turn
@@ -41,7 +42,11 @@ class Record:
 
 
 def read_records(
-    path: Path, images: Path | None = None, *, limit: int | None = None
+    path: Path,
+    images: Path | None = None,
+    *,
+    limit: int | None = None,
+    bad: Literal["stop", "skip"] = "stop",
 ) -> list[Record]:
     """Read and check a data file.
 
@@ -49,9 +54,10 @@ def read_records(
         path: the file, of JSON or of JSON Lines.
         images: the folder of the images, which must all be there; None where no record has any.
         limit: only the first so many records.
+        bad: what a wrong record does: ``stop``, or be left out, with a warning that names all such.
 
     Raises:
-        ValueError: the file or some records are wrong; the message names them all.
+        ValueError: the file or some records are wrong, or all are; the message names them all.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}: it must be at least 1, or none at all")
@@ -69,8 +75,11 @@ def read_records(
             wrong.append(str(error))
         else:
             records.append(record)
+    if wrong and (bad == "stop" or not records):
+        remedy = " (`bad_records: skip` leaves them out)" if records else ""
+        raise ValueError(f"{printable(path)}: {_report(wrong, len(entries))}{remedy}")
     if wrong:
-        raise ValueError(f"{printable(path)}: {_report(wrong, len(entries))}")
+        warnings.warn(f"{printable(path)}: left out: {_report(wrong, len(entries))}", stacklevel=2)
     return records
 
 

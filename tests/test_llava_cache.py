@@ -1,5 +1,8 @@
 """Cached tower grids: equal to the towers' own, tied to them, resumed to the same bytes, shared out."""
 
+import os
+import shutil
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from llava_ext.cache_job import CacheJob, fill, open_cache_job, plan
 from llava_ext.config import ModelConfig, TowerConfig
 from llava_ext.images import image_id
 from llava_ext.options import CacheConfig
+from llava_ext.pictures import STAMPS, picture_ids, plain_ids
 from llava_ext.towers import load_tower, load_towers
 from revelio.activations.processes import Processes
 
@@ -174,3 +178,55 @@ def test_values_beyond_float16_are_refused(project, tmp_path, monkeypatch) -> No
     monkeypatch.setattr(BackboneTower, "grids", lambda *given: grids(*given) * 1e9)
     with pytest.raises(ValueError, match="float16 can't hold"):
         finish(job(project, tmp_path / "c"))
+
+
+def edited(folder: Path, name: str) -> None:
+    """The picture with other contents, of equal size."""
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 255
+    (folder / name).write_bytes(content)
+
+
+def test_an_edited_picture_of_equal_size_is_noticed(project, tmp_path, monkeypatch) -> None:
+    folder, model = project
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folder / "images", "images")
+    here = replace(job(project, tmp_path / "c"), folder=Path("images"))
+    finish(here)
+    towers = load_towers(model, "cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        CachedGrids.open(tmp_path / "c", towers, Path("images"), NAMES)
+    edited(Path("images"), "3.png")
+    with pytest.raises(ValueError, match=r"lacks image 3\.png, or holds it as it was"):
+        CachedGrids.open(tmp_path / "c", towers, Path("images"), NAMES)
+    CachedGrids.open(tmp_path / "c", towers, Path("images"), NAMES[:3])
+    again = replace(job(project, tmp_path / "c"), folder=Path("images"))
+    with pytest.raises(ValueError, match="made of other pictures than those that now have"):
+        finish(again)
+    # Further processes of a run leave the comparison to the first.
+    replace(again, processes=Processes(1, 2)).check()
+
+
+def test_pictures_are_read_once(tmp_path, monkeypatch) -> None:
+    names = [f"{number}.png" for number in range(3)]
+    for number, name in enumerate(names):
+        picture(number).save(tmp_path / name)
+    read: list[str] = []
+
+    def digest(path: Path) -> str:
+        read.append(path.name)
+        return "0" * 32
+
+    monkeypatch.setattr("llava_ext.pictures.digest_of", digest)
+    first = picture_ids(tmp_path, names, tmp_path, keep=True)
+    assert sorted(read) == names and picture_ids(tmp_path, names, tmp_path) == first
+    assert [identity.rpartition("|")[0] for identity in first] == plain_ids(tmp_path, names)
+    assert len(read) == 3
+    os.utime(tmp_path / "1.png", (1, 1))
+    assert picture_ids(tmp_path, names, tmp_path, keep=True) == first and read[3:] == ["1.png"]
+    assert picture_ids(tmp_path, names, tmp_path) == first and len(read) == 4
+    for broken in ("", "[]", '{"pictures": {"0.png": [1, 2]}}', '{"pictures": 3}'):
+        (tmp_path / STAMPS).write_text(broken)
+        del read[:]
+        assert picture_ids(tmp_path, names, tmp_path) == first and sorted(read) == names

@@ -131,3 +131,19 @@ def test_json_lines_and_byte_order_marks(images: Path, mark: str, name: str) -> 
     (images / name).write_text(lines + "{]\n", encoding="utf-8")
     with pytest.raises(ValueError, match="record 3: it is not valid JSON"):
         read_records(images / name, images)
+
+
+BAD = [{"image": "9.png"}, {"video": "a.mp4"}, {"conversations": []}, {"image": 3}]
+
+
+@pytest.mark.parametrize("change", BAD, ids=lambda change: next(iter(change)))
+def test_bad_records_are_skipped_on_request(images: Path, change: dict) -> None:
+    path = write_data(images / "d.json", [record(0), record(1, **change), record(2)])
+    with pytest.raises(ValueError, match="`bad_records: skip` leaves them out"):
+        read_records(path, images)
+    with pytest.warns(UserWarning, match=r"left out: record 1 \(id 'r1'\)") as warned:
+        found = read_records(path, images, bad="skip")
+    assert [one.id for one in found] == ["r0", "r2"] and len(warned) == 1
+    with pytest.raises(ValueError, match="record 0") as refused:
+        read_records(write_data(path, [record(1, **change)]), images, bad="skip")
+    assert "leaves them out" not in str(refused.value)

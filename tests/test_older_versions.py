@@ -16,11 +16,13 @@ import yaml
 from backbones_helpers import tiny_clip, tiny_dinov2
 from llava_helpers import model_config, tiny_llama
 
+from llava_ext.cache import CachedGrids
 from llava_ext.cache_job import fill, open_cache_job
 from llava_ext.config import TowerConfig
 from llava_ext.job import run
 from llava_ext.options import CacheConfig, DataOptions, FinetuneConfig, PretrainConfig
 from llava_ext.stages import Pretrain
+from llava_ext.towers import load_towers
 from revelio.activations.processes import Processes
 from revelio.activations.store import ActivationStore
 from revelio.cli import main
@@ -113,6 +115,10 @@ def test_llava_runs_are_resumed_and_the_cache_is_gone_on_with(first: Path, monke
     run(replace(cut, out=Path("pre")))
     cached = CacheConfig(Path("cache"), data, model)
     assert list(fill(open_cache_job(cached, Processes()))) == []
+    names = [f"{number}.png" for number in range(8)]
+    with pytest.warns(UserWarning, match="knew pictures by name and size only"):
+        grids = CachedGrids.open(Path("cache"), load_towers(model, "cpu"), Path("images"), names)
+    assert grids.get("7.png")[0].shape == (16, 2, 2)
 
 
 @pytest.mark.parametrize("name", OUTPUTS)

@@ -5,7 +5,7 @@ file without features of its own works too: pictures are ``struct<bytes, path>``
 ``split`` in a set without splits makes splits.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +17,18 @@ from revelio.data.contents import UNREADABLE, digest_of
 from revelio.data.dataset import ImageDataset, ImageError
 from revelio.data.picture import read_picture
 from revelio.data.splits import ALL, SPLIT_NAMES, choose_split
-from revelio.trust import file_in, path_in, printable, read_object, regular_file
+from revelio.trust import MIB, file_in, path_in, printable, read_object, regular_file
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from pyarrow import RecordBatch
 
 ID_COLUMNS = ("id", "image_id")
 # Below this size parquet files are held in memory; above it, `datasets` maps its own copy from disk.
 IN_MEMORY_BYTES = 2**30
+# What rows may take, decoded: a parquet file can hold one picture and refer to it a billion times.
+GROWTH, SLACK = 32, 64 * MIB
+BATCH_ROWS = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -235,12 +239,64 @@ def _read_parquet(files: Sequence[Path]) -> "Dataset":
 
     try:
         if sum(file.stat().st_size for file in files) > IN_MEMORY_BYTES:
+            for file in files:
+                for _ in _bounded(file):
+                    pass
             return datasets.Dataset.from_parquet([str(file) for file in files])  # type: ignore[return-value]
-        tables = [pyarrow.parquet.ParquetFile(file).read() for file in files]
+        tables = [
+            pyarrow.Table.from_batches(
+                _bounded(file), schema=pyarrow.parquet.read_schema(file, memory_map=False)
+            )
+            for file in files
+        ]
         return datasets.Dataset(InMemoryTable(pyarrow.concat_tables(tables)))
     except Exception as error:
         names = ", ".join(file.name for file in files[:3])
         raise ValueError(f"{names} can't be read as parquet: {_first_line(error)}") from error
+
+
+def _decoded_bytes(batch: "RecordBatch") -> int:
+    """What a batch takes once its columns are no longer kept as dictionaries."""
+    import pyarrow
+    import pyarrow.compute
+
+    compute: Any = pyarrow.compute  # its functions are made at run time
+    total = batch.nbytes
+    for column in batch.columns:
+        if isinstance(column, pyarrow.DictionaryArray):
+            with suppress(pyarrow.ArrowNotImplementedError):  # numbers, which take no room
+                lengths = compute.binary_length(column.dictionary).take(column.indices)
+                total += compute.sum(lengths).as_py() or 0
+    return total
+
+
+def _bounded(file: Path) -> "Iterator[RecordBatch]":
+    """The rows of a parquet file, in memory that its size bounds.
+
+    Raises:
+        ValueError: decoded they take far more than the file.
+    """
+    import pyarrow.parquet
+
+    reader = pyarrow.parquet.ParquetFile(file)
+    about = reader.metadata
+    groups = [about.row_group(number).total_byte_size for number in range(about.num_row_groups)]
+    limit = SLACK + GROWTH * file.stat().st_size
+    # No value is longer than its row group unpacked, so no batch takes more than the limit.
+    rows = max(1, min(BATCH_ROWS, limit // max(1, *groups))) if groups else 1
+    held = sum(groups)
+    if held <= limit:
+        held = 0
+        for batch in reader.iter_batches(batch_size=rows):
+            held += _decoded_bytes(batch)
+            if held > limit:
+                break
+            yield batch
+    if held > limit:
+        raise ValueError(
+            f"its rows take more than {limit:,} bytes, {GROWTH} times the file: write it again without "
+            "a dictionary for the pictures, or with each of them once"
+        )
 
 
 def _split_by_column(splits: Mapping[str, "Dataset"]) -> Mapping[str, "Dataset"]:

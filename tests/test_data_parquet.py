@@ -1,0 +1,91 @@
+"""Parquet files whose rows take far more memory than the file: refused, in memory that the file bounds."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+from data_helpers import noise_picture, png
+
+from revelio.data import huggingface
+from revelio.data.open import open_dataset
+
+MIB = 1 << 20
+BLOB = np.random.default_rng(0).bytes(MIB)
+
+
+def repeated(path: Path, rows: int, kind: str) -> Path:
+    """One blob of a MiB, ``rows`` times, as struct or bytes; stored once."""
+    values = [bytes(MIB) if kind == "zstd" else BLOB] * rows
+    pictures = [{"bytes": value, "path": None} for value in values] if kind == "struct" else values
+    table = pyarrow.table({"image": pictures, "label": list(range(rows))})
+    encodings = {"image": "DELTA_BYTE_ARRAY"} if kind == "delta" else None
+    names = ["image.bytes"] if kind == "struct" else ["image"]
+    pyarrow.parquet.write_table(
+        table,
+        path,
+        compression="zstd" if kind == "zstd" else None,
+        use_dictionary=names if kind in ("struct", "bytes") else False,
+        column_encoding=encodings,
+        dictionary_pagesize_limit=64 * MIB,
+        write_batch_size=8,
+        data_page_size=1 << 30,
+    )
+    return path
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("kind", ["struct", "bytes", "delta", "zstd"])
+def test_rows_beyond_the_file_are_refused(tmp_path, monkeypatch, kind, large):
+    path = repeated(tmp_path / "a.parquet", 200, kind)
+    assert path.stat().st_size < 3 * MIB
+    monkeypatch.setattr(huggingface, "SLACK", MIB)
+    if large:  # which `datasets` would copy to its cache
+        monkeypatch.setattr(huggingface, "IN_MEMORY_BYTES", 0)
+    with pytest.raises(ValueError, match=r"a\.parquet can't be read as parquet: .*times the file"):
+        open_dataset(str(path))
+
+
+@pytest.mark.parametrize("typed", [False, True])
+def test_the_memory_taken_is_bounded(tmp_path, typed):
+    """2 GiB of rows in a file of a MiB; Arrow's own count of what it took, in a process of its own."""
+    path = repeated(tmp_path / "a.parquet", 256, "bytes")
+    table = pyarrow.parquet.read_table(path, read_dictionary=["image"])
+    many = pyarrow.concat_tables([table] * 8).unify_dictionaries()
+    pyarrow.parquet.write_table(
+        many,
+        path,
+        compression=None,
+        use_dictionary=["image"],
+        dictionary_pagesize_limit=64 * MIB,
+        store_schema=typed,
+    )
+    assert path.stat().st_size < 3 * MIB
+    program = (
+        "import sys, pyarrow\n"
+        "from revelio.data.open import open_dataset\n"
+        "try: open_dataset(sys.argv[1])\n"
+        "except ValueError as error: print(error)\n"
+        "print(pyarrow.default_memory_pool().max_memory())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(path)], capture_output=True, text=True, timeout=120
+    )
+    said, taken = done.stdout.strip().splitlines()
+    assert "times the file" in said, done.stderr
+    assert int(taken) < 512 * MIB
+
+
+def test_honest_files_are_read_whole(tmp_path):
+    pictures = [png(noise_picture(20, 20, number)) for number in range(50)]
+    table = pyarrow.table({"image": pictures, "label": [n % 3 for n in range(50)]})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet", row_group_size=7)
+    dataset = open_dataset(str(tmp_path / "a.parquet"))
+    assert len(dataset) == 50 and list(dataset.labels) == [n % 3 for n in range(50)]
+    for index in (0, 7, 49):
+        assert dataset.read(index).tobytes() == noise_picture(20, 20, index).tobytes()
+    pyarrow.parquet.write_table(table.slice(0, 0), tmp_path / "b.parquet")
+    assert huggingface._read_parquet([tmp_path / "b.parquet"]).num_rows == 0

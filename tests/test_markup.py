@@ -1,0 +1,48 @@
+"""Names from data sets (classes, files, layers) reach the pages as text, never as markup."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from revelio.demo.charts import Series, bar_chart, line_chart
+
+ROOT = Path(__file__).parents[1] / "revelio"
+NASTY = '</title></text></script><img src=x onerror="alert(1)">\'&'
+# What makes markup or code of a text in a browser.
+SINKS = r"(innerHTML|outerHTML|insertAdjacentHTML|document\.write|srcdoc|DOMParser|\beval\(|new Function)"
+
+
+class Tags(HTMLParser):
+    """The tags and the names of attributes of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+
+
+@pytest.mark.parametrize("chart", [line_chart, bar_chart])
+def test_charts_hold_names_as_text(chart) -> None:
+    series = [Series(NASTY, [0.1, 0.5]), Series("b", [0.2, 0.3])]
+    page = Tags()
+    page.feed(chart(NASTY, [NASTY, "t=1"], series, NASTY))
+    plain = Tags()
+    plain.feed(chart("title", ["t=0", "t=1"], [Series("a", [0.1, 0.5]), series[1]], "unit"))
+    assert page.tags == plain.tags and page.attributes == plain.attributes
+    assert "img" not in page.tags and not any(name.startswith("on") for name in page.attributes)
+
+
+def test_scripts_and_templates_make_no_markup_of_text() -> None:
+    sources = [*ROOT.rglob("*.js"), *ROOT.rglob("*.html"), *ROOT.rglob("*.j2")]
+    assert len(sources) > 8
+    for path in sources:
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(SINKS, text), path
+        # Charts alone are markup of our own; the test above is theirs.
+        assert {use.strip() for use in re.findall(r"{{([^}]*\|\s*safe)", text)} <= {"chart | safe"}
