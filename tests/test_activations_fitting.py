@@ -32,11 +32,11 @@ class SmallBackbone(FakeBackbone):
         super().__init__()
         self.limit, self.after = limit, after
 
-    def grids(self, encoded, ids, *rest, **settings):
+    def activations(self, encoded, ids, *rest, **settings):
         self.after -= 1
         if self.after < 0 and len(ids) > self.limit:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
-        return super().grids(encoded, ids, *rest, **settings)
+        return super().activations(encoded, ids, *rest, **settings)
 
 
 def job_of(backbone, out, batch_size=16, images=40, **more) -> Extraction:
@@ -182,7 +182,7 @@ def test_a_compiled_backbone_gives_the_same_grids(tmp_path, monkeypatch, family)
         return lambda *given, **named: (ran.append(function), function(*given, **named))[1]
 
     def grids():
-        return backbone.grids(backbone.encode(pixels), ["a", "b"], layers, timestep=timestep)
+        return backbone.activations(backbone.encode(pixels), ["a", "b"], layers, timestep=timestep)
 
     wanted = grids()
     monkeypatch.setattr(torch, "compile", compiled)

@@ -90,7 +90,7 @@ def test_a_compiled_backbone_is_near_the_plain_one() -> None:
             compile_backbone(backbone)
         pixels = torch.stack([backbone.transform(picture(i)) for i in range(4)])
         settings = {"layers": ["up_ft1"], "timestep": 25}
-        found += [backbone.grids(backbone.encode(pixels), list("abcd"), **settings)["up_ft1"]]
+        found += [backbone.activations(backbone.encode(pixels), list("abcd"), **settings)["up_ft1"]]
     assert (found[0] - found[1]).norm() / found[0].norm() < BOUNDS["float32"]
 
 
