@@ -11,12 +11,18 @@ from diffusers.pipelines.dit.pipeline_dit import DiTPipeline
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from revelio.activations.extract import extract
+from revelio.activations.store import ActivationStore
 from revelio.backbones.base import Backbone, DiffusionModel, check_request, schedule_of
 from revelio.backbones.diffusion.base import register_family
 from revelio.backbones.diffusion.scheduler import load_schedule
 from revelio.backbones.hooks import capture, edit, hooked
+from revelio.backbones.layers import LayerSpec
 from revelio.backbones.registry import load_backbone
 from revelio.backbones.source import Source
+from revelio.data.dataset import ImageDataset
+from revelio.data.transforms import SquareTransform
+from revelio.diffc.sources import LiveGrids
 
 IDS = ["a", "b", "c"]
 PROMPTS = {"sd": ["a cat", "", "a cat"], "dit": ["3", "", "3"]}
@@ -299,3 +305,39 @@ def test_a_config_that_says_no_schedule_is_one_line(tmp_path, kind, wrong):
     with pytest.raises(ValueError, match=r"scheduler_config.json of m") as error:
         load_schedule(Source("m", str(tmp_path)))
     assert "\n" not in str(error.value)
+
+
+class TokensBackbone:
+    """A backbone of a user's own with one layer of tokens: the columns of the picture's mean over height."""
+
+    name = "tokens"
+    layers = {"columns": LayerSpec(3, 1, "tokens")}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        self.transform = SquareTransform(8)
+
+    def encode(self, pixels):
+        return pixels
+
+    def activations(self, encoded, ids, layers, **settings):
+        return {layer: self.module(layer)(encoded).squeeze(2).transpose(1, 2) for layer in layers}
+
+    def module(self, layer):
+        return torch.nn.AvgPool2d((8, 1))
+
+
+def test_tokens_are_stored_by_their_mean_and_refused_where_a_grid_is_needed(tmp_path):
+    images = ImageDataset("pictures", None, ("x",), IDS, [0, 0, 0], picture)
+    backbone = TokensBackbone()
+    pixels = torch.stack([backbone.transform(picture(i)) for i in range(3)])
+    tokens = backbone.activations(pixels, IDS, ["columns"])["columns"]
+    assert tokens.shape == (3, 8, 3)
+    [path] = extract(
+        images, backbone, tmp_path / "a", layers=["columns"], timesteps=[], batch_size=2, workers=0
+    )
+    rows = ActivationStore.open(path).rows(0, 3)
+    torch.testing.assert_close(rows, pixels.mean((2, 3)), atol=1e-6, rtol=1e-5)
+    with pytest.raises(ValueError, match="gives tokens, not a grid"):
+        extract(images, backbone, tmp_path / "b", layers=["columns"], timesteps=[], pool="none")
+    with pytest.raises(ValueError, match="a layer on a grid"):
+        LiveGrids(images, backbone, "columns", timestep=None)
