@@ -23,6 +23,7 @@ from llava_ext.config import Aspect, ModelConfig, TowerConfig
 from llava_ext.images import image_id as image_id
 from llava_ext.images import pad_to_square
 from revelio.backbones.base import Backbone, check_request
+from revelio.backbones.layers import check_grid
 from revelio.backbones.registry import load_backbone
 from revelio.backbones.weights_hash import weights_hash as weights_hash
 from revelio.config import to_plain
@@ -68,7 +69,7 @@ class BackboneTower:
     """A Revelio backbone as a tower; make one with :func:`load_tower`."""
 
     def __init__(self, config: TowerConfig, backbone: Backbone, aspect: Aspect) -> None:
-        spec = backbone.layers[config.layer]
+        spec = check_grid(backbone.layers, config.layer, backbone.name)
         height, width = backbone.transform(Image.new("RGB", (8, 8))).shape[-2:]
         self.config = config
         self.channels = spec.channels

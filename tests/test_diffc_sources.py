@@ -57,7 +57,7 @@ def test_prompts_go_with_their_images() -> None:
 
 def test_what_live_grids_refuse() -> None:
     data, backbone = toy_dataset(), FormulaBackbone()
-    with pytest.raises(KeyError, match="no layer 'up_ft9': mix"):
+    with pytest.raises(KeyError, match="unknown layer 'up_ft9' of formula: choose from mix"):
         LiveGrids(data, backbone, "up_ft9", timestep=25)
     with pytest.raises(ValueError, match="no labels"):
         LiveGrids(replace(data, labels=None), backbone, "mix", timestep=25)

@@ -18,7 +18,7 @@ from tools.mini.clip_images import Nouns, build, contrastive, draw_batch, train_
 from tools.mini.configs import ClipConfig, Schedule, UnetShape, VaeConfig, Views
 from tools.mini.data import PictureSet, random_view, to_pixels
 from tools.mini.denoisers import TextDenoiser, build_unet, padded
-from tools.mini.diffusion import build_scheduler, noise_loss
+from tools.mini.diffusion import noise_loss, noise_schedule
 from tools.mini.latents import view_latents
 from tools.mini.loop import Trainer
 from tools.mini.train import device_for, read_config
@@ -216,11 +216,11 @@ def test_a_recorded_step_gives_the_gradients_of_an_unrecorded_one() -> None:
     recorded.record(clean, "float32")
     assert recorded.recorded is not None
     rows = torch.arange(6, device="cuda") % 3
-    alphas = build_scheduler().alphas_cumprod.cuda()
+    schedule = noise_schedule()
     for seed in (0, 1):
         for denoiser in (plain, recorded):
             generator = torch.Generator("cuda").manual_seed(seed)
-            noise_loss(denoiser, clean, rows, alphas, 5.0, generator).backward()
+            noise_loss(denoiser, clean, rows, schedule, 5.0, generator).backward()
             torch.optim.SGD(denoiser.model.parameters(), lr=0.1).step()
         for a, b in zip(plain.model.parameters(), recorded.model.parameters(), strict=True):
             assert a.grad is not None and b.grad is not None

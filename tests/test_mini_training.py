@@ -10,7 +10,12 @@ from torch import nn
 from tools.mini.clip import class_contrastive
 from tools.mini.configs import DitShape, Schedule, UnetShape
 from tools.mini.denoisers import DIT_CLASSES, ClassDenoiser, build_dit, build_unet
-from tools.mini.diffusion import build_scheduler, noise_loss, stratified_timesteps
+from tools.mini.diffusion import (
+    build_scheduler,
+    noise_loss,
+    noise_schedule,
+    stratified_timesteps,
+)
 from tools.mini.diffusion_classifier import class_errors, classify, even_timesteps, staged_errors
 from tools.mini.intervals import proportion, repeated
 from tools.mini.loop import Trainer, learning_rate
@@ -130,7 +135,7 @@ def test_the_diffusion_classifier_of_a_perfect_model() -> None:
     means = torch.randn(3, 4, 2, 2, generator=torch.Generator().manual_seed(0))
     oracle = Oracle(means, alphas)
     times = torch.tensor([100, 500])
-    found = class_errors(oracle, means, alphas, times, torch.Generator().manual_seed(1))
+    found = class_errors(oracle, means, noise_schedule(), times, torch.Generator().manual_seed(1))
     assert found.shape == (3, 2, 3)
     assert classify(found).tolist() == [0, 1, 2]
     # Off by the difference of latents, scaled by sqrt(a / (1 - a)).
@@ -144,9 +149,9 @@ def test_stages_spare_work_and_agree_where_both_looked() -> None:
     means = torch.randn(5, 4, 2, 2, generator=torch.Generator().manual_seed(0))
     oracle = Oracle(means, alphas)
     times = even_timesteps(8)
-    whole = class_errors(oracle, means, alphas, times, torch.Generator().manual_seed(1))
+    whole = class_errors(oracle, means, noise_schedule(), times, torch.Generator().manual_seed(1))
     staged = staged_errors(
-        oracle, means, alphas, times, torch.Generator().manual_seed(1), every=4, keep=2
+        oracle, means, noise_schedule(), times, torch.Generator().manual_seed(1), every=4, keep=2
     )
     looked = ~staged.isnan()
     assert int(looked.sum()) == 5 * (2 * 5 + 6 * 2)
@@ -165,7 +170,9 @@ def test_the_noise_loss_weighs_by_min_snr() -> None:
             return torch.zeros_like(noisy)
 
     silent = Silent(clean, alphas)
-    loss = noise_loss(silent, clean, torch.zeros(64).long(), alphas, 5.0, torch.Generator())
+    loss = noise_loss(
+        silent, clean, torch.zeros(64).long(), noise_schedule(), 5.0, torch.Generator()
+    )
     ratio = (alphas / (1 - alphas))[silent.times]
     weight = torch.minimum(ratio, torch.tensor(5.0)) / ratio
     wanted = (weight * silent.noise.pow(2).mean((1, 2, 3))).mean()

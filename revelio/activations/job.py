@@ -98,6 +98,11 @@ class Extraction:
             if layer not in self.backbone.layers:
                 known = ", ".join(self.backbone.layers)
                 raise KeyError(f"unknown layer {layer!r} of {self.backbone.name}: it has {known}")
+            if self.recipe.pool != "mean" and self.backbone.layers[layer].kind == "tokens":
+                raise ValueError(
+                    f"layer {layer} of {self.backbone.name} gives tokens, not a grid: pool is "
+                    f"{self.recipe.pool!r}, tokens take mean"
+                )
         if not len(self.dataset):
             raise ValueError(f"{self.dataset.name} has no images: choose another source or split")
         if self.reading.batch_size < 1 or (self.shard_rows is not None and self.shard_rows < 1):

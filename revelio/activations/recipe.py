@@ -105,9 +105,11 @@ class Recipe:
         kept = side if self.pool == "none" else min(int(self.pool), side)
         return (channels, kept, kept)
 
-    def pooled(self, grid: Float[Tensor, "b c h w"]) -> Shaped[Tensor, "b ..."]:
-        """Grids as rows, in float32."""
+    def pooled(self, grid: Float[Tensor, "b ..."]) -> Shaped[Tensor, "b ..."]:
+        """Grids (b c h w), or tokens (b t d) where the pool is ``mean``, as rows, in float32."""
         whole = grid.float()
+        if whole.ndim == 3:
+            return whole.mean(dim=1)
         if self.pool == "mean":
             return whole.mean(dim=(2, 3))
         if self.pool == "none":

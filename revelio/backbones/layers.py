@@ -102,6 +102,21 @@ def check_layers(known: Mapping[str, LayerSpec], wanted: Iterable[str], name: st
             raise KeyError(f"unknown layer {layer!r} of {name}: {hint}choose from {listed(known)}")
 
 
+def check_grid(known: Mapping[str, LayerSpec], layer: str, name: str) -> LayerSpec:
+    """The layer's shape, if its activations are on a grid.
+
+    Raises:
+        KeyError: an unknown layer; the message lists the known ones.
+        ValueError: its activations are tokens.
+    """
+    check_layers(known, [layer], name)
+    if known[layer].kind != "grid":
+        raise ValueError(
+            f"layer {layer} of {name} gives tokens: a layer on a grid (c h w) is needed"
+        )
+    return known[layer]
+
+
 def listed(names: Iterable[str]) -> str:
     """Names for a message; a long run of blocks as ``block0 ... block27``."""
     words = list(names)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from revelio.activations.store import ActivationStore
 from revelio.backbones.base import Backbone
+from revelio.backbones.layers import check_grid
 from revelio.data.contents import combined
 from revelio.data.dataset import ImageDataset
 from revelio.data.transforms import RandomCropTransform, SquareTransform
@@ -152,8 +153,7 @@ class LiveGrids:
         seed: int = 0,
         workers: int = 0,
     ) -> None:
-        if layer not in backbone.layers:
-            raise KeyError(f"{backbone.name} has no layer {layer!r}: {', '.join(backbone.layers)}")
+        check_grid(backbone.layers, layer, backbone.name)
         if dataset.labels is None:
             raise ValueError(f"{dataset.name} has no labels, which a classifier needs")
         check_labels(dataset.labels, len(dataset))

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
+from revelio.backbones.diffusion.schedule import Schedule
 from tools.mini.configs import DiffusionConfig, Views
 from tools.mini.data import PictureSet, held_out_part
 from tools.mini.denoisers import (
@@ -45,6 +46,11 @@ def build_scheduler() -> DDIMScheduler:
     )
 
 
+def noise_schedule() -> Schedule:
+    """The forward process of SD-1.5, which the models are trained on."""
+    return Schedule.ddpm(build_scheduler().alphas_cumprod)
+
+
 def stratified_timesteps(size: int, generator: torch.Generator) -> torch.Tensor:
     """`(size,)` timesteps in [0, 1000), one uniform offset shared by equal strata, in random order."""
     device = generator.device
@@ -58,7 +64,7 @@ def noise_loss(
     denoiser: Denoiser,
     clean: torch.Tensor,
     rows: torch.Tensor,
-    alphas: torch.Tensor,
+    schedule: Schedule,
     gamma: float,
     generator: torch.Generator,
 ) -> torch.Tensor:
@@ -66,12 +72,11 @@ def noise_loss(
     timesteps = stratified_timesteps(len(clean), generator).to(clean.device)
     noise = torch.randn(clean.shape, generator=generator, device=generator.device)
     noise = noise.to(clean.device)
-    level = alphas[timesteps].view(-1, 1, 1, 1)
-    noisy = level.sqrt() * clean + (1 - level).sqrt() * noise
+    noisy = schedule.add_noise(clean, noise, timesteps)
     predicted = denoiser.predict(
         noisy.contiguous(memory_format=torch.channels_last), timesteps, rows
     )
-    ratio = alphas[timesteps] / (1 - alphas[timesteps])
+    ratio = schedule.snr(timesteps).float()
     weight = ratio.clamp(max=gamma) / ratio if gamma > 0 else torch.ones_like(ratio)
     return (weight * (predicted - noise).pow(2).mean((1, 2, 3))).mean()
 
@@ -137,7 +142,7 @@ def train_diffusion(
     held_latents, held_labels = load_latents(config, held_out_part(held_out), out, "test", device)
     denoiser = build_denoiser(config, sets, out, device)
     trainer = Trainer(denoiser.model, config.schedule)
-    alphas = build_scheduler().alphas_cumprod.to(device)
+    noising = noise_schedule()
 
     size = config.schedule.share
 
@@ -145,10 +150,10 @@ def train_diffusion(
         chosen = torch.randint(len(latents), (size,), generator=generator, device=device)
         rows = denoiser.draw_rows(labels[chosen], config.empty_share, generator)
         clean = latents[chosen].float()
-        return noise_loss(denoiser, clean, rows, alphas, config.min_snr, generator)
+        return noise_loss(denoiser, clean, rows, noising, config.min_snr, generator)
 
     def check() -> dict[str, float]:
-        return measure(denoiser, held_latents.float(), held_labels, alphas, config.min_snr)
+        return measure(denoiser, held_latents.float(), held_labels, noising, config.min_snr)
 
     denoiser.model.eval()
     if (
@@ -168,17 +173,17 @@ def measure(
     denoiser: Denoiser,
     latents: torch.Tensor,
     labels: torch.Tensor,
-    alphas: torch.Tensor,
+    schedule: Schedule,
     gamma: float,
 ) -> dict[str, float]:
     """Held-out loss and a cheap Diffusion Classifier accuracy, on the same noise every time."""
     generator = torch.Generator().manual_seed(1)
     rows = denoiser.draw_rows(labels[:LOSS_IMAGES], 0.0, generator)
-    loss = noise_loss(denoiser, latents[:LOSS_IMAGES], rows, alphas, gamma, generator)
+    loss = noise_loss(denoiser, latents[:LOSS_IMAGES], rows, schedule, gamma, generator)
     found = {"held_out_loss": round(float(loss), 5)}
     if len(denoiser.prompt_rows()) <= 10:
         times = even_timesteps(CHECK_DRAWS, 100, 700)
-        errors = class_errors(denoiser, latents[:CHECK_IMAGES], alphas, times, generator)
+        errors = class_errors(denoiser, latents[:CHECK_IMAGES], schedule, times, generator)
         right = classify(errors) == labels[:CHECK_IMAGES]
         found["diffusion_classifier"] = round(float(right.float().mean()), 4)
     return found

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import torch
 
+from revelio.backbones.diffusion.schedule import Schedule
 from tools.mini.denoisers import Denoiser
 
 BATCH = 40
@@ -25,7 +26,7 @@ def even_timesteps(draws: int, low: int = 0, high: int = 1000) -> torch.Tensor:
 def image_errors(
     denoiser: Denoiser,
     clean: torch.Tensor,
-    alphas: torch.Tensor,
+    schedule: Schedule,
     timesteps: torch.Tensor,
     noise: torch.Tensor,
     prompts: torch.Tensor,
@@ -35,14 +36,13 @@ def image_errors(
     Args:
         denoiser: The model.
         clean: The latents.
-        alphas: Cumulative products of the noise schedule, `(1000,)`.
+        schedule: Of the noise.
         timesteps: `(draws,)`.
         noise: `(draws, 4, h, w)`, shared by all classes.
         prompts: Condition rows of the classes to compare, `(classes,)`.
     """
     classes = len(prompts)
-    scale = alphas[timesteps].view(-1, 1, 1, 1)
-    noisy = scale.sqrt() * clean + (1 - scale).sqrt() * noise
+    noisy = schedule.add_noise(clean.expand_as(noise), noise, timesteps)
     chunk = max(1, BATCH // classes)
     errors = []
     for some, times, wanted in zip(
@@ -61,7 +61,7 @@ def image_errors(
 def class_errors(
     denoiser: Denoiser,
     latents: torch.Tensor,
-    alphas: torch.Tensor,
+    schedule: Schedule,
     timesteps: torch.Tensor,
     generator: torch.Generator,
 ) -> torch.Tensor:
@@ -74,14 +74,14 @@ def class_errors(
     rows = []
     for clean in latents:
         noise = torch.randn((len(timesteps), *clean.shape), generator=generator).to(clean.device)
-        rows.append(image_errors(denoiser, clean, alphas, timesteps, noise, prompts))
+        rows.append(image_errors(denoiser, clean, schedule, timesteps, noise, prompts))
     return torch.stack(rows)
 
 
 def staged_errors(
     denoiser: Denoiser,
     latents: torch.Tensor,
-    alphas: torch.Tensor,
+    schedule: Schedule,
     timesteps: torch.Tensor,
     generator: torch.Generator,
     *,
@@ -99,10 +99,10 @@ def staged_errors(
     errors = torch.full((len(latents), len(timesteps), len(prompts)), torch.nan)
     for i, clean in enumerate(latents):
         noise = torch.randn((len(timesteps), *clean.shape), generator=generator)
-        first = image_errors(denoiser, clean, alphas, timesteps[early], noise[early], prompts)
+        first = image_errors(denoiser, clean, schedule, timesteps[early], noise[early], prompts)
         errors[i, early] = first
         best = first.mean(0).topk(keep, largest=False).indices
-        rest = image_errors(denoiser, clean, alphas, timesteps[late], noise[late], prompts[best])
+        rest = image_errors(denoiser, clean, schedule, timesteps[late], noise[late], prompts[best])
         errors[i, late[:, None], best] = rest
     return errors
 

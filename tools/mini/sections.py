@@ -12,9 +12,8 @@ from PIL import Image
 from transformers import CLIPModel, CLIPTokenizer
 
 from tools.mini.captions import PROMPT, nouns
-from tools.mini.clip import closest_caption
 from tools.mini.data import PictureSet, load_caltech101, load_fashion_mnist
-from tools.mini.diffusion import build_scheduler
+from tools.mini.diffusion import noise_schedule
 from tools.mini.diffusion_classifier import classify, even_timesteps, staged_errors
 from tools.mini.intervals import proportion
 from tools.mini.judge import judge, train_judge
@@ -154,7 +153,7 @@ def resumable_errors(denoiser: Any, latents: torch.Tensor, cache: Path, seed: in
     """Errors `(n, draws, classes)` ten images at a time, each ten kept in a file of `cache`."""
     from tools.mini.loop import save_whole
 
-    alphas, times = build_scheduler().alphas_cumprod, even_timesteps(DRAWS)
+    schedule, times = noise_schedule(), even_timesteps(DRAWS)
     parts = []
     for start in range(0, len(latents), 10):
         file = cache / f"errors_{start:04d}.pt"
@@ -163,7 +162,7 @@ def resumable_errors(denoiser: Any, latents: torch.Tensor, cache: Path, seed: in
             found = staged_errors(
                 denoiser,
                 latents[start : start + 10],
-                alphas,
+                schedule,
                 times,
                 generator,
                 every=EVERY,

@@ -121,7 +121,8 @@ class Schedule:
 
     def snr(self, t: Steps) -> Tensor:
         """Signal-to-noise ratio in double precision, of one timestep or of several."""
-        return self._log_snr[t.cpu() if isinstance(t, Tensor) else t].exp()
+        table = self._log_snr.to(t.device) if isinstance(t, Tensor) else self._log_snr
+        return table[t].exp()
 
     def match(self, other: "Schedule", t: int) -> int:
         """This schedule's timestep whose signal-to-noise ratio is nearest to ``other``'s at ``t``.

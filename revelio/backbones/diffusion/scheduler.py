@@ -67,10 +67,9 @@ def _ddpm(config: Mapping[str, Any], where: str) -> Schedule:
     steps = len(scheduler.alphas_cumprod)
     if steps != config["num_train_timesteps"]:
         raise ValueError(f"{where} has {steps} betas for {config['num_train_timesteps']} timesteps")
-    try:
-        return Schedule.ddpm(scheduler.alphas_cumprod, prediction)
-    except ValueError as error:
-        raise ValueError(f"{where} has betas that are no noise schedule: {error}") from error
+    if not bool(((scheduler.betas >= 0) & (scheduler.betas <= 1)).all()):
+        raise ValueError(f"{where} has betas that are no noise schedule: they must be from 0 to 1")
+    return Schedule.ddpm(scheduler.alphas_cumprod, prediction)
 
 
 def load_scheduler(source: Source) -> Any:
