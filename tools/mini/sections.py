@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import CLIPModel, CLIPTokenizer
 
 from tools.mini.captions import PROMPT, nouns
+from tools.mini.clip import closest_caption
 from tools.mini.data import PictureSet, load_caltech101, load_fashion_mnist
 from tools.mini.diffusion import noise_schedule
 from tools.mini.diffusion_classifier import classify, even_timesteps, staged_errors
