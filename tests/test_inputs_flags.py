@@ -36,7 +36,7 @@ EMPTY = {"system", "prompt"}
 # Folders and files that are read; data.source, backbone.name and the like may also be hub ids.
 READ = {
     "store", "top", "embeddings", "stores", "test_store", "images", "bench", "answers", "reference",
-    "reviews", "compare", "root", "pretrained",
+    "reviews", "compare", "root", "pretrained", "source",
 }  # fmt: skip
 READ_FILES = {"answers", "reference", "reviews", "compare"}
 WRITTEN_FILES = {
