@@ -33,10 +33,11 @@ from revelio.activations.filling import pass_rows
 from revelio.activations.job import Extraction
 from revelio.activations.recipe import Recipe
 from revelio.activations.sources import FreshImages, Reading
-from revelio.backbones.latents import LatentSpace
+from revelio.backbones.diffusion.schedule import Schedule, reference_schedule
+from revelio.backbones.diffusion.sd import StableDiffusionBackbone, cut
+from revelio.backbones.diffusion.vae import LatentSpace
+from revelio.backbones.layers import cut_after, unet_layers
 from revelio.backbones.loading import frozen
-from revelio.backbones.specs import cut_after, unet_layers
-from revelio.backbones.stable_diffusion import StableDiffusionBackbone, cut
 from revelio.data.dataset import ImageDataset
 from revelio.runs import versions, write_json
 
@@ -89,6 +90,10 @@ class FixedText:
         """The same embedding for every text."""
         return self.empty.expand(len(texts), -1, -1)
 
+    def distinct(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """The one embedding, and that every text has it."""
+        return self.empty, torch.zeros(len(texts), dtype=torch.long)
+
 
 class PlainLoop:
     """What anyone would write: transform, VAE, noise, whole U-Net, a hook on the decoder block."""
@@ -117,14 +122,20 @@ class PlainLoop:
 
 
 def backbone_of(
-    unet: Any, latents: LatentSpace, text: FixedText, layers: Sequence[str], side: int
+    unet: Any,
+    latents: LatentSpace,
+    text: FixedText,
+    schedule: Schedule,
+    layers: Sequence[str],
+    side: int,
 ) -> Any:
     """A backbone cut after the deepest of ``layers``; it shares ``unet``'s weights."""
     kept = cut_after(unet_layers(dict(unet.config), VAE | {"latent_channels": 4}), layers, "sd-1.5")
     part = copy(unet)
     part._modules = dict(unet._modules)
     cut(part, kept)
-    return StableDiffusionBackbone("sd-1.5", kept, side, part, latents, text)  # type: ignore[arg-type]
+    made: Any = StableDiffusionBackbone
+    return made(part, latents, text, name="sd-1.5", layers=kept, image_size=side, schedule=schedule)
 
 
 def pictures(count: int) -> ImageDataset:
@@ -209,10 +220,9 @@ def main() -> None:
     copied = (lambda model: model) if options.channels_last else deepcopy
     own_unet = frozen(copied(unet), device, convolutional=True)
     own_vae = frozen(copied(vae), device, convolutional=True)
-    loop_schedule = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-    latents = LatentSpace(own_vae, loop_schedule.alphas_cumprod, "sd-1.5", 64)
-    shallow = backbone_of(own_unet, latents, text, ["up_ft1"], options.side)
-    deep = backbone_of(own_unet, latents, text, FOUR, options.side)
+    latents, schedule = LatentSpace(own_vae, "sd-1.5", 64), reference_schedule("scaled_linear")
+    shallow = backbone_of(own_unet, latents, text, schedule, ["up_ft1"], options.side)
+    deep = backbone_of(own_unet, latents, text, schedule, FOUR, options.side)
     loop = PlainLoop(unet, vae, text, shallow.transform, last=options.channels_last)
     with tempfile.TemporaryDirectory() as folder:
         work, reading = Path(folder), Reading(options.batch)

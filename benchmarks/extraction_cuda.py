@@ -28,7 +28,8 @@ from extraction import FOUR, UNET, VAE, FixedText, backbone_of, pictures, random
 from torch import Tensor
 
 from revelio.activations.extract import extract
-from revelio.backbones.latents import LatentSpace
+from revelio.backbones.diffusion.schedule import reference_schedule
+from revelio.backbones.diffusion.vae import LatentSpace
 from revelio.backbones.loading import frozen
 from revelio.data.dataset import ImageDataset
 from revelio.data.loading import batches
@@ -116,11 +117,10 @@ def main() -> None:
     unet = random_model(lambda: UNet2DConditionModel(**UNET), dtype, device)
     vae = random_model(lambda: AutoencoderKL(**VAE), dtype, device)
     text, dataset = FixedText(dtype, device), pictures(options.images)
-    schedule = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     own_unet, own_vae = (frozen(deepcopy(m), device, convolutional=True) for m in (unet, vae))
-    latents = LatentSpace(own_vae, schedule.alphas_cumprod, "sd-1.5", 64)
-    shallow = backbone_of(own_unet, latents, text, ["up_ft1"], options.side)
-    deep = backbone_of(own_unet, latents, text, FOUR, options.side)
+    latents, schedule = LatentSpace(own_vae, "sd-1.5", 64), reference_schedule("scaled_linear")
+    shallow = backbone_of(own_unet, latents, text, schedule, ["up_ft1"], options.side)
+    deep = backbone_of(own_unet, latents, text, schedule, FOUR, options.side)
     loop = PlainLoop(unet, vae, text, shallow.transform)
     with tempfile.TemporaryDirectory() as folder:
         work, number = Path(folder), iter(range(10**6))

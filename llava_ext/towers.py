@@ -11,22 +11,20 @@ A backbone of your own (:mod:`revelio.backbones.registry`) is a tower already; a
 grids is one file and one :func:`register`.
 """
 
-import hashlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from llava_ext.config import Aspect, ModelConfig, TowerConfig
 from llava_ext.images import image_id as image_id
 from llava_ext.images import pad_to_square
-from revelio.backbones.base import Backbone
-from revelio.backbones.noise import check_timestep
+from revelio.backbones.base import Backbone, check_request
 from revelio.backbones.registry import load_backbone
-from revelio.backbones.vit import VitBackbone
+from revelio.backbones.weights_hash import weights_hash as weights_hash
 from revelio.config import to_plain
 from revelio.data.transforms import SquareTransform
 
@@ -93,7 +91,7 @@ class BackboneTower:
         if not len(pixels):
             return torch.empty(0, self.channels, *self.grid)
         layer, prompt = self.config.layer, self.config.prompt
-        return self.backbone.grids(
+        return self.backbone.activations(
             self.backbone.encode(pixels),
             ids,
             [layer],
@@ -148,7 +146,7 @@ def load_tower(
         device=device,
         imports=imports,
     )
-    _check_settings(config, backbone)
+    check_request(backbone, config.timestep, [config.prompt] if config.prompt else [])
     return BackboneTower(config, backbone, aspect)
 
 
@@ -187,51 +185,6 @@ def register(name: str, factory: Factory) -> None:
     if name in _registered:
         raise ValueError(f"a tower {name!r} is registered already: choose another name")
     _registered[name] = factory
-
-
-def weights_hash(backbone: Backbone) -> str:
-    """A hash of every weight the backbone holds, by name, in its number format."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, module in _modules(backbone, set()):
-        for key, tensor in sorted(module.state_dict().items()):
-            digest.update(f"{name}.{key}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-            flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-            digest.update(flat.numpy())
-    return digest.hexdigest()
-
-
-def _modules(holder: object, seen: set[int]) -> Iterator[tuple[str, nn.Module]]:
-    """The models among a backbone's attributes and, of its own parts, among theirs."""
-    seen.add(id(holder))
-    for name, value in sorted(getattr(holder, "__dict__", {}).items()):
-        if id(value) in seen:
-            continue
-        if isinstance(value, nn.Module):
-            seen.add(id(value))
-            yield name, value
-        elif type(value).__module__ == type(holder).__module__ or _is_ours(value):
-            yield from ((f"{name}.{inner}", module) for inner, module in _modules(value, seen))
-
-
-def _is_ours(value: object) -> bool:
-    return type(value).__module__.startswith("revelio.backbones.")
-
-
-def _check_settings(config: TowerConfig, backbone: Backbone) -> None:
-    """Raise at loading what would otherwise be raised at the first picture."""
-    if isinstance(backbone, VitBackbone):
-        if config.timestep is not None:
-            raise ValueError(
-                f"{config.backbone} works without noise: leave `timestep: {config.timestep}` out"
-            )
-        if config.prompt:
-            raise ValueError(f"{config.backbone} takes no prompt: leave {config.prompt!r} out")
-        return
-    from revelio.backbones.dit import DiTBackbone
-    from revelio.backbones.stable_diffusion import StableDiffusionBackbone
-
-    if isinstance(backbone, StableDiffusionBackbone | DiTBackbone):
-        check_timestep(config.timestep, len(backbone.alphas_cumprod), config.backbone)
 
 
 def _mean_colour(transform: object) -> tuple[float, float, float]:

@@ -24,7 +24,7 @@ from revelio.files import (
     write_whole,
 )
 from revelio.lock import is_mine, take_lock
-from revelio.trust import path_in, printable, read_object
+from revelio.trust import file_in, path_in, printable, read_object
 
 RECORD = ".revelio-files.json"
 
@@ -142,11 +142,12 @@ def read_record(path: Path) -> dict[str, list[str]]:
     """The names of the files in an output folder that Revelio wrote, by the command that did.
 
     Raises:
-        ValueError: there is such a file and it is no record, or a name in it leads out of the folder.
+        ValueError: there is such a file and it is no record, it is a link, or a name in it leads out of the
+            folder.
     """
     if not os.path.lexists(path / RECORD):
         return {}
-    made = read_object(path / RECORD).get("files")
+    made = read_object(file_in(path, RECORD, what="the record of its files")).get("files")
     if not isinstance(made, dict) or not all(isinstance(names, list) for names in made.values()):
         raise ValueError(f"{printable(path / RECORD)} is no record of files: choose another folder")
     for names in made.values():

@@ -49,7 +49,7 @@ class FakeBackbone:
         self.encoded += len(pixels)
         return (self.encoder * torch.nn.functional.avg_pool2d(pixels, 2)).half()
 
-    def grids(
+    def activations(
         self,
         encoded: Tensor,
         ids: Sequence[str],

@@ -69,7 +69,7 @@ class FormulaBackbone:
         self.images += len(pixels)
         return pixels
 
-    def grids(
+    def activations(
         self,
         encoded: Tensor,
         ids: Sequence[str],

@@ -56,7 +56,9 @@ def test_rows_equal_the_backbones_own_grids(model, photos, tmp_path, capsys):
     for row, name in enumerate(store.ids):
         index = int(Path(name).stem)
         pixels = backbone.transform(picture(index).resize((40, 36)))[None]
-        grid = backbone.grids(backbone.encode(pixels), [name], ["up_ft1"], timestep=25)["up_ft1"]
+        grid = backbone.activations(backbone.encode(pixels), [name], ["up_ft1"], timestep=25)[
+            "up_ft1"
+        ]
         wanted = grid.float().mean(dim=(2, 3))[0]
         assert torch.allclose(store.tensor()[row], wanted, atol=1e-5)
         assert store.labels[row] == index % 2
@@ -122,7 +124,7 @@ def test_a_model_without_noise(photos, tmp_path, capsys):
     store = ActivationStore.open(tmp_path / "run" / "block1")
     index = int(Path(store.ids[3]).stem)
     pixels = backbone.transform(picture(index).resize((40, 36)))[None]
-    grid = backbone.grids(backbone.encode(pixels), store.ids[3:4], ["block1"])["block1"]
+    grid = backbone.activations(backbone.encode(pixels), store.ids[3:4], ["block1"])["block1"]
     assert torch.allclose(store.tensor()[3], grid.mean(dim=(2, 3))[0], atol=1e-5)
 
 

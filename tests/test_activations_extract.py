@@ -25,7 +25,9 @@ def alone(dataset, index, layer, timestep, draw=0, seed=3):
     fake = FakeBackbone()
     encoded = fake.encode(fake.transform(dataset.read(index))[None])
     names = [dataset.ids[index]]
-    return fake.grids(encoded, names, [layer], timestep=timestep, seed=seed, draw=draw)[layer][0]
+    return fake.activations(encoded, names, [layer], timestep=timestep, seed=seed, draw=draw)[
+        layer
+    ][0]
 
 
 def test_rows_are_those_of_a_plain_loop(tmp_path):

@@ -12,7 +12,7 @@ from revelio.activations import fitting
 from revelio.activations.extract import extract
 from revelio.activations.fitting import SIZES, Fit, fitted, largest_batch, smaller_sizes
 from revelio.activations.job import Extraction
-from revelio.activations.plan import plan
+from revelio.activations.plan import plan, seconds_per_image
 from revelio.activations.processes import Processes
 from revelio.activations.recipe import Recipe
 from revelio.activations.sources import Reading
@@ -218,3 +218,19 @@ def test_a_store_says_that_it_was_compiled(tmp_path, monkeypatch):
     replace(command.build(plain, Processes()), resume=True).check()
     with pytest.raises(ValueError, match="`compile` None, not True"):
         replace(job, resume=True).check()
+
+
+@pytest.mark.parametrize(("compiled", "cuda"), [(False, False), (True, False), (False, True)])
+def test_the_plan_does_not_count_compiling_or_loading(monkeypatch, compiled, cuda):
+    """A clock that the calls move: the first of each size takes 100 s more where sizes are compiled."""
+    now, seen = [0.0], set()
+
+    def call(images):
+        first = images not in seen if compiled else not seen
+        now[0] += 0.1 * images + (100 if first else 0)
+        seen.add(images)
+
+    monkeypatch.setattr("revelio.activations.plan.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    found = seconds_per_image(call, 8, compiled=compiled)
+    assert found == pytest.approx(0.1 if compiled or cuda else 100.1)

@@ -8,10 +8,10 @@ from backbones_helpers import picture, tiny_dit
 from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
-from revelio.backbones.capture import tokens_to_grid
-from revelio.backbones.noise import keyed_noise
+from revelio.backbones.diffusion.schedule import keyed_noise
+from revelio.backbones.hooks import tokens_to_grid
+from revelio.backbones.layers import LayerSpec, dit_layers
 from revelio.backbones.registry import load_backbone
-from revelio.backbones.specs import LayerSpec, dit_layers
 
 IDS = ["a", "b"]
 LAYERS = ["block0", "block1", "block2", "block3"]
@@ -52,7 +52,7 @@ def reference_tokens(folder, latents, timestep, classes):
 )
 def test_grids_equal_hooks_on_the_whole_transformer(folder, backbone, encoded, prompts, classes):
     expected = reference_tokens(folder, encoded, 25, classes)
-    ours = backbone.grids(encoded, IDS, LAYERS, timestep=25, prompts=prompts)
+    ours = backbone.activations(encoded, IDS, LAYERS, timestep=25, prompts=prompts)
     for layer in LAYERS:
         assert ours[layer].shape == (2, 16, 8, 8)
         for row in range(8):
@@ -75,15 +75,15 @@ def test_tokens_stand_where_their_patches_were():
 def test_a_change_in_one_corner_shows_in_that_corner(backbone, encoded):
     changed = encoded.clone()
     changed[:, :, :2, 14:] += 4
-    before = backbone.grids(encoded, IDS, ["block0"], timestep=0)["block0"]
-    after = backbone.grids(changed, IDS, ["block0"], timestep=0)["block0"]
+    before = backbone.activations(encoded, IDS, ["block0"], timestep=0)["block0"]
+    after = backbone.activations(changed, IDS, ["block0"], timestep=0)["block0"]
     moved = (after - before).norm(dim=1)[0]
     assert divmod(int(moved.argmax()), 8) == (0, 7)
 
 
 def test_noise_is_added_at_the_timestep(backbone, encoded):
-    first = backbone.grids(encoded, IDS, ["block0"], timestep=500, draw=0)["block0"]
-    second = backbone.grids(encoded, IDS, ["block0"], timestep=500, draw=1)["block0"]
+    first = backbone.activations(encoded, IDS, ["block0"], timestep=500, draw=0)["block0"]
+    second = backbone.activations(encoded, IDS, ["block0"], timestep=500, draw=1)["block0"]
     assert (first - second).abs().max() > 1e-2
 
 
@@ -94,35 +94,35 @@ def test_a_cut_model_gives_the_same_with_fewer_parameters(folder, backbone, enco
     gone = sum(p.numel() for block in whole.transformer_blocks[2:] for p in block.parameters())
     assert gone > 0
     assert small.transformer.num_parameters() == whole.num_parameters() - gone
-    expected = backbone.grids(encoded, IDS, ["block1"], timestep=25)["block1"]
-    assert torch.equal(small.grids(encoded, IDS, ["block1"], timestep=25)["block1"], expected)
+    expected = backbone.activations(encoded, IDS, ["block1"], timestep=25)["block1"]
+    assert torch.equal(small.activations(encoded, IDS, ["block1"], timestep=25)["block1"], expected)
 
 
 def test_grids_do_not_change_with_batch_size(backbone, encoded):
-    together = backbone.grids(encoded, IDS, ["block3"], timestep=25)["block3"]
+    together = backbone.activations(encoded, IDS, ["block3"], timestep=25)["block3"]
     for i, name in enumerate(IDS):
-        alone = backbone.grids(encoded[i : i + 1], [name], ["block3"], timestep=25)["block3"]
+        alone = backbone.activations(encoded[i : i + 1], [name], ["block3"], timestep=25)["block3"]
         torch.testing.assert_close(alone[0], together[i], atol=1e-6, rtol=1e-5)
 
 
 def test_eager_attention_agrees(folder, backbone, encoded):
     eager = load_backbone(str(folder), attention="eager", device="cpu")
-    ours = eager.grids(encoded, IDS, ["block3"], timestep=25)["block3"]
-    expected = backbone.grids(encoded, IDS, ["block3"], timestep=25)["block3"]
+    ours = eager.activations(encoded, IDS, ["block3"], timestep=25)["block3"]
+    expected = backbone.activations(encoded, IDS, ["block3"], timestep=25)["block3"]
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_bfloat16_is_near(folder, backbone, encoded):
     low = load_backbone(str(folder), dtype="bfloat16", device="cpu")
-    ours = low.grids(encoded, IDS, ["block3"], timestep=25)["block3"]
-    expected = backbone.grids(encoded, IDS, ["block3"], timestep=25)["block3"]
+    ours = low.activations(encoded, IDS, ["block3"], timestep=25)["block3"]
+    expected = backbone.activations(encoded, IDS, ["block3"], timestep=25)["block3"]
     assert 0 < (ours - expected).norm() / expected.norm() < 0.05
 
 
 def test_other_image_sizes_move_the_positions(folder):
     backbone = load_backbone(str(folder), image_size=48, device="cpu")
     encoded = backbone.encode(backbone.transform(picture(0))[None])
-    grid = backbone.grids(encoded, ["a"], ["block0"], timestep=0)["block0"]
+    grid = backbone.activations(encoded, ["a"], ["block0"], timestep=0)["block0"]
     assert grid.shape == (1, 16, 12, 12)
     with pytest.raises(ValueError, match="multiples of 4"):
         load_backbone(str(folder), image_size=50)
@@ -144,9 +144,9 @@ def test_classes_by_name(tmp_path):
 
 def test_mistakes_are_named(backbone, encoded):
     with pytest.raises(ValueError, match="give a timestep"):
-        backbone.grids(encoded, IDS, ["block0"])
+        backbone.activations(encoded, IDS, ["block0"])
     with pytest.raises(KeyError, match="unknown layer 'block4'"):
-        backbone.grids(encoded, IDS, ["block4"], timestep=0)
+        backbone.activations(encoded, IDS, ["block4"], timestep=0)
 
 
 def test_the_full_size_dit_has_1152_channels():

@@ -72,7 +72,7 @@ def test_prepared_vit_loads_as_a_backbone(package: Path) -> None:
     packaged.prepare(packaged.VIT)
     backbone = load_backbone(packaged.VIT, layers=["block0"], image_size=28, device="cpu")
     pixels = torch.stack([backbone.transform(Image.new("RGB", (40, 30), (200, 30, 90)))])
-    grid = backbone.grids(backbone.encode(pixels), ["a"], ["block0"])["block0"]
+    grid = backbone.activations(backbone.encode(pixels), ["a"], ["block0"])["block0"]
     with torch.no_grad():
         hidden = made.tiny_dinov2_model()(pixels, output_hidden_states=True).hidden_states[1]
     expected = hidden[:, 1:].transpose(1, 2).reshape(1, made.WIDTH, 4, 4)

@@ -2,9 +2,9 @@ import pytest
 import torch
 from backbones_helpers import tiny_sd
 
+from revelio.backbones.diffusion.sd import StableDiffusionBackbone
 from revelio.backbones.random_weights import load_random_backbone, untrained
 from revelio.backbones.registry import load_backbone
-from revelio.backbones.stable_diffusion import StableDiffusionBackbone
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from backbones_helpers import SD_LAYERS, tiny_clip, tiny_dinov2, tiny_dit, tiny_
 from transformers import CLIPVisionConfig, Dinov2Config
 
 from revelio.backbones import catalogue, registry
+from revelio.backbones.layers import LayerSpec, cut_after, listed, unet_layers
 from revelio.backbones.registry import (
     describe,
     describe_one,
@@ -18,7 +19,6 @@ from revelio.backbones.registry import (
     shipped_path,
 )
 from revelio.backbones.source import CLIP_DEFAULTS, DINOV2_DEFAULTS, Description, Source
-from revelio.backbones.specs import LayerSpec, cut_after, listed, unet_layers
 from revelio.cli import main
 
 

@@ -13,10 +13,10 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from torch import nn
 
-from revelio.backbones.noise import keyed_noise
+from revelio.backbones.diffusion.schedule import keyed_noise
+from revelio.backbones.diffusion.sd import cut, layer_module
+from revelio.backbones.layers import LayerSpec, unet_layers
 from revelio.backbones.registry import load_backbone
-from revelio.backbones.specs import LayerSpec, unet_layers
-from revelio.backbones.stable_diffusion import cut, layer_module
 
 IDS = ["a", "b", "c"]
 VAE_15 = {"block_out_channels": (128, 256, 512, 512)}
@@ -61,7 +61,7 @@ def test_grids_equal_hooks_on_the_whole_pipeline(folder, backbone, pixels, times
     prompts = ["", "a photo of a cat", "a dog"]
     encoded = backbone.encode(pixels)
     expected = reference_grids(folder, encoded, IDS, timestep, prompts)
-    ours = backbone.grids(encoded, IDS, SD_LAYERS, timestep=timestep, prompts=prompts)
+    ours = backbone.activations(encoded, IDS, SD_LAYERS, timestep=timestep, prompts=prompts)
     assert tuple(ours) == SD_LAYERS
     for layer in SD_LAYERS:
         torch.testing.assert_close(ours[layer], expected[layer], atol=1e-5, rtol=1e-4)
@@ -73,7 +73,7 @@ def test_a_velocity_model_with_another_text_width_takes_the_same_path(tmp_path, 
     ours = load_backbone(str(folder), device="cpu")
     encoded, texts = ours.encode(pixels), ["x", "y", ""]
     expected = reference_grids(folder, encoded, IDS, 200, texts)
-    found = ours.grids(encoded, IDS, SD_LAYERS, timestep=200, prompts=texts)
+    found = ours.activations(encoded, IDS, SD_LAYERS, timestep=200, prompts=texts)
     for layer in SD_LAYERS:
         torch.testing.assert_close(found[layer], expected[layer], atol=1e-5, rtol=1e-4)
 
@@ -98,8 +98,8 @@ def test_a_cut_model_gives_the_same_with_fewer_parameters(folder, backbone, pixe
     gone = sum(p.numel() for module in dropped for p in module.parameters())
     assert small.unet.num_parameters() == whole.num_parameters() - gone
     encoded = backbone.encode(pixels)
-    expected = backbone.grids(encoded, IDS, layers, timestep=25)[layers[0]]
-    assert torch.equal(small.grids(encoded, IDS, layers, timestep=25)[layers[0]], expected)
+    expected = backbone.activations(encoded, IDS, layers, timestep=25)[layers[0]]
+    assert torch.equal(small.activations(encoded, IDS, layers, timestep=25)[layers[0]], expected)
 
 
 def test_what_is_cut_off_is_freed(folder):
@@ -111,17 +111,19 @@ def test_what_is_cut_off_is_freed(folder):
     assert [ref() for ref in dropped] == [None, None]
 
 
-def test_the_vae_has_no_decoder(backbone):
+def test_a_cut_model_has_no_decoder(folder):
+    backbone = load_backbone(str(folder), layers=["up_ft3"], device="cpu")
     assert isinstance(backbone.latents.vae.decoder, nn.Identity)
+    assert isinstance(backbone.unet.conv_out, nn.Identity)
 
 
 def test_grids_do_not_change_with_batch_size_or_order(backbone, pixels):
     encoded = backbone.encode(pixels)
-    together = backbone.grids(encoded, IDS, ["up_ft1"], timestep=25)["up_ft1"]
+    together = backbone.activations(encoded, IDS, ["up_ft1"], timestep=25)["up_ft1"]
     for i, name in enumerate(IDS):
-        alone = backbone.grids(encoded[i : i + 1], [name], ["up_ft1"], timestep=25)["up_ft1"]
+        alone = backbone.activations(encoded[i : i + 1], [name], ["up_ft1"], timestep=25)["up_ft1"]
         torch.testing.assert_close(alone[0], together[i], atol=1e-6, rtol=1e-5)
-    turned = backbone.grids(encoded.flip(0), IDS[::-1], ["up_ft1"], timestep=25)["up_ft1"]
+    turned = backbone.activations(encoded.flip(0), IDS[::-1], ["up_ft1"], timestep=25)["up_ft1"]
     torch.testing.assert_close(turned.flip(0), together, atol=1e-6, rtol=1e-5)
 
 
@@ -129,7 +131,9 @@ def test_grids_are_repeatable_and_keyed(backbone, pixels):
     encoded = backbone.encode(pixels)
 
     def grid(**changes):
-        return backbone.grids(encoded, IDS, ["up_ft0"], **({"timestep": 25} | changes))["up_ft0"]
+        return backbone.activations(encoded, IDS, ["up_ft0"], **({"timestep": 25} | changes))[
+            "up_ft0"
+        ]
 
     state = torch.random.get_rng_state()
     assert torch.equal(grid(), grid())
@@ -142,8 +146,8 @@ def test_each_text_is_encoded_once(folder, pixels):
     backbone = load_backbone(str(folder), layers=["bottleneck"], device="cpu")
     encoded = backbone.encode(pixels)
     for timestep in (0, 25):
-        backbone.grids(encoded, IDS, ["bottleneck"], timestep=timestep)
-        backbone.grids(
+        backbone.activations(encoded, IDS, ["bottleneck"], timestep=timestep)
+        backbone.activations(
             encoded, IDS, ["bottleneck"], timestep=timestep, prompts=["cat", "dog", "cat"]
         )
     assert backbone.text.encoded == 3
@@ -155,7 +159,7 @@ def test_long_prompts_are_cut_to_the_models_length(backbone):
 
 
 def test_backbone_grids_can_train_a_head(backbone, pixels):
-    grid = backbone.grids(backbone.encode(pixels), IDS, ["up_ft0"], timestep=25)["up_ft0"]
+    grid = backbone.activations(backbone.encode(pixels), IDS, ["up_ft0"], timestep=25)["up_ft0"]
     head = nn.Conv2d(16, 2, 1)
     head(grid).sum().backward()
     assert head.weight.grad is not None and not grid.requires_grad
@@ -167,8 +171,8 @@ def test_half_precision_is_near(folder, backbone, pixels, dtype):
     low = load_backbone(str(folder), dtype=dtype, device="cpu")
     assert low.unet.dtype == getattr(torch, dtype)
     encoded = backbone.encode(pixels)
-    ours = low.grids(encoded, IDS, ["up_ft1"], timestep=25)["up_ft1"]
-    expected = backbone.grids(encoded, IDS, ["up_ft1"], timestep=25)["up_ft1"]
+    ours = low.activations(encoded, IDS, ["up_ft1"], timestep=25)["up_ft1"]
+    expected = backbone.activations(encoded, IDS, ["up_ft1"], timestep=25)["up_ft1"]
     error = (ours - expected).norm() / expected.norm()
     assert 0 < error < 0.05
 
@@ -178,8 +182,8 @@ def test_eager_attention_agrees(folder, backbone, pixels):
     names = {type(p).__name__ for p in eager.unet.attn_processors.values()}
     assert names == {"AttnProcessor"}
     encoded = backbone.encode(pixels)
-    ours = eager.grids(encoded, IDS, SD_LAYERS, timestep=25)
-    expected = backbone.grids(encoded, IDS, SD_LAYERS, timestep=25)
+    ours = eager.activations(encoded, IDS, SD_LAYERS, timestep=25)
+    expected = backbone.activations(encoded, IDS, SD_LAYERS, timestep=25)
     for layer in SD_LAYERS:
         torch.testing.assert_close(ours[layer], expected[layer], atol=1e-5, rtol=1e-4)
 
@@ -187,7 +191,12 @@ def test_eager_attention_agrees(folder, backbone, pixels):
 def test_other_image_sizes(folder):
     backbone = load_backbone(str(folder), image_size=48, device="cpu")
     encoded = backbone.encode(backbone.transform(picture(0))[None])
-    assert backbone.grids(encoded, ["a"], ["up_ft0"], timestep=0)["up_ft0"].shape == (1, 16, 6, 6)
+    assert backbone.activations(encoded, ["a"], ["up_ft0"], timestep=0)["up_ft0"].shape == (
+        1,
+        16,
+        6,
+        6,
+    )
     with pytest.raises(
         ValueError, match=r"image_size 40 doesn't fit .* multiples of 16.* 32 or 48"
     ):
@@ -212,15 +221,15 @@ def test_mistakes_are_named(folder, backbone, pixels):
         load_backbone(str(folder), layers=["up_ft9"])
     cut_off = load_backbone(str(folder), layers=["bottleneck"], device="cpu")
     with pytest.raises(KeyError, match="choose from bottleneck"):
-        cut_off.grids(encoded, IDS, ["up_ft1"], timestep=0)
+        cut_off.activations(encoded, IDS, ["up_ft1"], timestep=0)
     with pytest.raises(ValueError, match="give a timestep"):
-        backbone.grids(encoded, IDS, ["up_ft1"])
+        backbone.activations(encoded, IDS, ["up_ft1"])
     with pytest.raises(ValueError, match="1000 is outside"):
-        backbone.grids(encoded, IDS, ["up_ft1"], timestep=1000)
+        backbone.activations(encoded, IDS, ["up_ft1"], timestep=1000)
     with pytest.raises(ValueError, match="3 images but 2 ids"):
-        backbone.grids(encoded, IDS[:2], ["up_ft1"], timestep=0)
+        backbone.activations(encoded, IDS[:2], ["up_ft1"], timestep=0)
     with pytest.raises(ValueError, match="3 images but one text"):
-        backbone.grids(encoded, IDS, ["up_ft1"], timestep=0, prompts="a cat")
+        backbone.activations(encoded, IDS, ["up_ft1"], timestep=0, prompts="a cat")
 
 
 def test_the_full_size_unet_has_the_papers_shapes():

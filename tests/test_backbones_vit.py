@@ -45,7 +45,7 @@ def test_clip_blocks_are_its_hidden_states(clip_folder, size):
         states = model(
             pixels, output_hidden_states=True, interpolate_pos_encoding=size != 32
         ).hidden_states
-    grids = backbone.grids(pixels, IDS, BLOCKS)
+    grids = backbone.activations(pixels, IDS, BLOCKS)
     assert len(states) == 4
     for i, layer in enumerate(BLOCKS):
         assert_patches(grids[layer], states[i + 1][:, 1:], size // 8)
@@ -76,7 +76,7 @@ def test_dinov2_blocks_are_its_hidden_states(dino_folder, size):
     pixels = pictures(backbone)
     with torch.no_grad():
         output = Dinov2Model.from_pretrained(dino_folder).eval()(pixels, output_hidden_states=True)
-    grids = backbone.grids(pixels, IDS, [*BLOCKS, "norm"])
+    grids = backbone.activations(pixels, IDS, [*BLOCKS, "norm"])
     for i, layer in enumerate(BLOCKS):
         assert_patches(grids[layer], output.hidden_states[i + 1][:, 1:], size // 7)
     assert_patches(grids["norm"], output.last_hidden_state[:, 1:], size // 7)
@@ -96,7 +96,7 @@ def test_register_tokens_are_dropped(tmp_path):
         model = Dinov2WithRegistersModel.from_pretrained(folder).eval()
         tokens = model(pixels).last_hidden_state
     assert tokens.shape[1] == 1 + 3 + 16
-    assert_patches(backbone.grids(pixels, IDS, ["norm"])["norm"], tokens[:, 4:], 4)
+    assert_patches(backbone.activations(pixels, IDS, ["norm"])["norm"], tokens[:, 4:], 4)
 
 
 @pytest.mark.parametrize("kind", ["clip", "dinov2"])
@@ -110,8 +110,8 @@ def test_a_cut_model_gives_the_same_with_fewer_parameters(clip_folder, dino_fold
     norm = 0 if kind == "clip" else 32
     assert count == sum(p.numel() for p in whole.model.parameters()) - gone - norm
     pixels = pictures(whole)
-    expected = whole.grids(pixels, IDS, ["block1"])["block1"]
-    assert torch.equal(small.grids(pixels, IDS, ["block1"])["block1"], expected)
+    expected = whole.activations(pixels, IDS, ["block1"])["block1"]
+    assert torch.equal(small.activations(pixels, IDS, ["block1"])["block1"], expected)
 
 
 @pytest.mark.parametrize("settings", [{"attention": "eager"}, {"dtype": "bfloat16"}])
@@ -119,11 +119,14 @@ def test_settings_change_little(clip_folder, settings):
     plain = load_backbone(str(clip_folder), device="cpu")
     other = load_backbone(str(clip_folder), device="cpu", **settings)
     pixels = pictures(plain)
-    expected = plain.grids(pixels, IDS, ["block2"])["block2"]
-    ours = other.grids(pixels, IDS, ["block2"])["block2"]
+    expected = plain.activations(pixels, IDS, ["block2"])["block2"]
+    ours = other.activations(pixels, IDS, ["block2"])["block2"]
     assert (ours - expected).norm() / expected.norm() < 0.05
     torch.testing.assert_close(
-        plain.grids(pixels[:1], IDS[:1], ["block2"])["block2"], expected[:1], atol=1e-6, rtol=1e-5
+        plain.activations(pixels[:1], IDS[:1], ["block2"])["block2"],
+        expected[:1],
+        atol=1e-6,
+        rtol=1e-5,
     )
 
 
@@ -131,11 +134,11 @@ def test_mistakes_are_named(clip_folder):
     backbone = load_backbone(str(clip_folder), device="cpu")
     pixels = pictures(backbone)
     with pytest.raises(ValueError, match="works without noise: leave the timestep 25 out"):
-        backbone.grids(pixels, IDS, ["block0"], timestep=25)
+        backbone.activations(pixels, IDS, ["block0"], timestep=25)
     with pytest.raises(ValueError, match="takes no prompts"):
-        backbone.grids(pixels, IDS, ["block0"], prompts=["a", ""])
-    assert backbone.grids(pixels, IDS, ["block0"], prompts=["", ""])["block0"].shape[0] == 2
+        backbone.activations(pixels, IDS, ["block0"], prompts=["a", ""])
+    assert backbone.activations(pixels, IDS, ["block0"], prompts=["", ""])["block0"].shape[0] == 2
     with pytest.raises(KeyError, match=r"unknown layer 'block3' .* block0, block1, block2"):
-        backbone.grids(pixels, IDS, ["block3"])
+        backbone.activations(pixels, IDS, ["block3"])
     with pytest.raises(ValueError, match=r"image_size 30 doesn't fit .* multiples of 8"):
         load_backbone(str(clip_folder), image_size=30)

@@ -144,13 +144,13 @@ def test_stores_are_views(tmp_path: Path, memory_gb: float) -> None:
 def test_pixels_are_block_means() -> None:
     backbone, image = PixelsBackbone(16, 4), toy_dataset().read(0)
     pixels = backbone.transform(image)[None]
-    grid = backbone.grids(backbone.encode(pixels), ["a"], ["pixels"])["pixels"]
+    grid = backbone.activations(backbone.encode(pixels), ["a"], ["pixels"])["pixels"]
     expected = pixels.numpy().reshape(1, 3, 4, 4, 4, 4).mean(axis=(3, 5))
     torch.testing.assert_close(grid, torch.tensor(expected))
     with pytest.raises(ValueError, match="no timestep"):
-        backbone.grids(pixels, ["a"], ["pixels"], timestep=25)
+        backbone.activations(pixels, ["a"], ["pixels"], timestep=25)
     with pytest.raises(KeyError, match="no layer"):
-        backbone.grids(pixels, ["a"], ["up_ft1"])
+        backbone.activations(pixels, ["a"], ["up_ft1"])
 
 
 def test_data_sets_for_train_and_test() -> None:

@@ -41,7 +41,9 @@ def of_backbone(layer: str, timestep: int | None, prompt: str = "") -> Callable[
         pixels = torch.stack([backbone.transform(picture(0))])
         prompts = [prompt] if prompt else None
         encoded = backbone.encode(pixels)
-        return backbone.grids(encoded, ["a"], [layer], timestep=timestep, prompts=prompts)[layer]
+        return backbone.activations(encoded, ["a"], [layer], timestep=timestep, prompts=prompts)[
+            layer
+        ]
 
     return outputs
 

@@ -84,7 +84,7 @@ def pass_rows(job: Extraction, batch: Encoded, one: Pass) -> dict[str, Shaped[Te
     assert batch.encoded is not None
     sums: dict[str, Tensor] = {}
     for draw in one.draws:
-        grids = job.backbone.grids(
+        grids = job.backbone.activations(
             batch.encoded,
             [job.dataset.ids[index] for index in batch.indices],
             job.recipe.layers,

@@ -85,21 +85,30 @@ def size(count: int) -> str:
     return f"{count / 1e3:.1f} kB"
 
 
-def seconds_per_image(call: Callable[[int], Any], images: int) -> float:
+def seconds_per_image(call: Callable[[int], Any], images: int, *, compiled: bool = False) -> float:
     """How long ``call(n)`` takes an image, after a first call that warms up.
 
     Args:
         call: does the work for ``n`` images and waits for the device to be done.
         images: the batch size to measure at.
+        compiled: whether the first call of each size compiles for it, which is not to be counted.
     """
-    started = time.perf_counter()
-    call(1)
-    first = time.perf_counter() - started
+    if compiled:
+        call(images)
+        return _seconds(call, images) / images
+    first = _seconds(call, 1)
+    if first > SLOW_SECONDS and torch.cuda.is_available():
+        # A first call on a GPU loads its libraries.
+        first = _seconds(call, 1)
     if images == 1 or first > SLOW_SECONDS:
         return first
+    return _seconds(call, images) / images
+
+
+def _seconds(call: Callable[[int], Any], images: int) -> float:
     started = time.perf_counter()
     call(images)
-    return (time.perf_counter() - started) / images
+    return time.perf_counter() - started
 
 
 def plan(job: Extraction) -> Plan:
@@ -157,8 +166,11 @@ def _measured(job: Extraction, found: Plan, number: int) -> Plan:
 
     one = job.recipe.passes()[0]
     count = min(job.reading.batch_size, len(span))
+    compiled = bool(job.provenance.get("compile"))
     if found.encoded:
-        found = replace(found, encode_seconds=seconds_per_image(encode_some, count))
+        found = replace(
+            found, encode_seconds=seconds_per_image(encode_some, count, compiled=compiled)
+        )
     elif job.cache is not None:
         held[:] = [next(job.cache.shard(number, span, job.reading.batch_size))]
     if not held or held[0].encoded is None:
@@ -167,6 +179,6 @@ def _measured(job: Extraction, found: Plan, number: int) -> Plan:
     count = min(count, len(held[0].indices))
     return replace(
         found,
-        pass_seconds=seconds_per_image(pass_some, count),
+        pass_seconds=seconds_per_image(pass_some, count, compiled=compiled),
         bytes_left=found.bytes_left + latents * found.encoded,
     )

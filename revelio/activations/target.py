@@ -24,6 +24,7 @@ from revelio.activations.manifest import (
     write_manifest,
 )
 from revelio.activations.shard import check_names, read_header, shard_name
+from revelio.files import sweep
 from revelio.lock import NAME as LOCK
 from revelio.lock import Lock, check_free, take_lock
 from revelio.runs import write_json
@@ -34,7 +35,7 @@ CONTENTS = "contents_sha256"
 SHARD_CONTENTS = "shard_contents"
 # The temporary names of what a store writes; other hidden files are somebody else's.
 _PARTIAL = re.compile(
-    r"\.(manifest\.json|unfinished\.json|shard-\d{5,}\.safetensors)\.\d+(-[0-9a-f]{8})?\.partial"
+    r"\.(manifest\.json|unfinished\.json|shard-\d{5,}\.safetensors)\.\d+(-[0-9a-f]{8,24})?\.partial"
 )
 
 
@@ -136,6 +137,7 @@ class Target:
             ValueError: another process is filling the store; the message names it.
             OSError: the folder can't be written.
         """
+        sweep(self.path, dead=True)
         if self.finished:
             if (self.path / LOCK).exists():
                 with suppress(ValueError, OSError):

@@ -12,9 +12,9 @@ beside, or fewer latents where there are no more directions:
 
 Intervals are of the *difference* between the k-SAE and a control. Latents share images, so they are not
 independent: the delete-d jackknife (Shao and Wu, 1989) leaves out a quarter of the images at random,
-many times, and each latent's next images move up. Simulated with random and with informative latents (50
-subsets), its 95 % intervals cover the truth in 93 to 97 % of the cases where labels matter and in 97 to
-99 % where they do not. They hold jointly for all controls (Bonferroni).
+many times, and each latent's next images move up. Over 400 simulated sets of pictures its 95 % intervals
+cover the truth in 94 to 95 % where labels matter and in 97 % and more where they do not. They hold
+jointly for all controls (Bonferroni).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -184,7 +184,7 @@ def compare(
     Raises:
         ValueError: the store has no labels, or its width is not the k-SAE's.
     """
-    from revelio.sae.kernel_choice import fastest_kernel
+    from revelio.sae.kernels.select import fastest_kernel
 
     rows = torch.cat([pooled(batch) for _, batch in store.batches(1024)])
     subsets = image_subsets(len(store), seed)

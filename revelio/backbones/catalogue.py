@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from revelio.backbones.families import describe_source
+from revelio.backbones.layers import Layers, dit_layers, unet_layers, vit_layers
 from revelio.backbones.source import Description, Source
-from revelio.backbones.specs import Layers, dit_layers, unet_layers, vit_layers
 
 VAE = {"block_out_channels": (128, 256, 512, 512)}
 UNET = {"block_out_channels": (320, 640, 1280, 1280)}
@@ -69,7 +70,7 @@ def shipped_models() -> Iterator[Description]:
             layers: Layers = {}
             yield Description(name, "-", 0, layers, "not in this copy", summary)
         else:
-            found = Source(name, str(path)).describe()
+            found = describe_source(Source(name, str(path)))
             yield Description(name, found.kind, found.image_size, found.layers, "shipped", summary)
 
 

@@ -5,9 +5,9 @@ Other image sizes than the model's own interpolate its position embeddings.
 
 from transformers import CLIPConfig, CLIPVisionConfig, CLIPVisionModel
 
+from revelio.backbones.layers import cut_after, vit_layers
 from revelio.backbones.loading import LoadSettings, frozen, reading
 from revelio.backbones.source import Source
-from revelio.backbones.specs import cut_after, vit_layers
 from revelio.backbones.vit import VitBackbone, cut_blocks, transform_of
 from revelio.backbones.weights import TRANSFORMERS, read_weights, transformers_part
 
@@ -24,7 +24,7 @@ def load(source: Source, settings: LoadSettings) -> VitBackbone:
     """
     vision = source.vision_config()
     kept = cut_after(vit_layers(vision), settings.layers, source.name)
-    size = settings.side(source, vision["patch_size"])
+    size = settings.side(source.crop_size(vision["image_size"]), vision["patch_size"], source.name)
     model = transformers_part(
         CLIPVisionModel,
         image_config(source),

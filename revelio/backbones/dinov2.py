@@ -10,9 +10,9 @@ from typing import Any
 from torch import nn
 from transformers import Dinov2Model, Dinov2WithRegistersModel
 
+from revelio.backbones.layers import cut_after, vit_layers
 from revelio.backbones.loading import LoadSettings, frozen, reading
 from revelio.backbones.source import Source
-from revelio.backbones.specs import cut_after, vit_layers
 from revelio.backbones.vit import VitBackbone, cut_blocks, transform_of
 from revelio.backbones.weights import TRANSFORMERS, read_weights, transformers_part
 
@@ -30,7 +30,7 @@ def load(source: Source, settings: LoadSettings) -> VitBackbone:
     """
     config = source.vision_config()
     kept = cut_after(vit_layers(config, norm=True), settings.layers, source.name)
-    size = settings.side(source, config["patch_size"])
+    size = settings.side(source.crop_size(config["image_size"]), config["patch_size"], source.name)
     with_registers = config["model_type"] == "dinov2_with_registers"
     kind: Any = Dinov2WithRegistersModel if with_registers else Dinov2Model
     with reading(f"config.json of {source.name}"):

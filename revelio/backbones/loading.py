@@ -3,15 +3,12 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import nn
 
 from revelio.trust import printable
-
-if TYPE_CHECKING:
-    from revelio.backbones.source import Source
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ATTENTION = ("sdpa", "eager")
@@ -48,14 +45,13 @@ class LoadSettings:
         """``device`` as torch's."""
         return device_of(self.device)
 
-    def side(self, source: "Source", multiple: int) -> int:
-        """The side of the square pictures in pixels, the model's own unless one was asked for.
+    def side(self, own: int, multiple: int, name: str) -> int:
+        """The side of the square pictures in pixels: ``own``, the model's, unless one was asked for.
 
         Raises:
             ValueError: it is no positive multiple of ``multiple``.
         """
-        wanted = self.image_size or source.describe().image_size
-        return check_image_size(wanted, multiple, source.name)
+        return check_image_size(self.image_size or own, multiple, name)
 
 
 def dtype_of(name: str) -> torch.dtype:

@@ -19,8 +19,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+from revelio.backbones.layers import vit_layers
 from revelio.backbones.source import Description
-from revelio.backbones.specs import vit_layers
 from revelio.files import user_cache, write_folder, write_whole
 from revelio.runs import read_json, sha256, versions, write_json
 from revelio.trust import file_in, read_object

@@ -102,9 +102,9 @@ class ZeroShot:
     def __init__(self, clip: str, texts: Sequence[str], device: str = "auto") -> None:
         from transformers import CLIPConfig, CLIPModel
 
+        from revelio.backbones.diffusion.text_encoder import load_clip_tokenizer
         from revelio.backbones.loading import device_of, frozen, reading
         from revelio.backbones.registry import find_source
-        from revelio.backbones.text import load_clip_tokenizer
         from revelio.backbones.vit import transform_of
         from revelio.backbones.weights import TRANSFORMERS, read_weights, transformers_part
 

@@ -10,10 +10,7 @@ import torch
 from torch import nn
 
 from revelio.backbones.base import Backbone
-from revelio.backbones.dit import DiTBackbone
 from revelio.backbones.registry import load_backbone
-from revelio.backbones.stable_diffusion import StableDiffusionBackbone
-from revelio.backbones.vit import VitBackbone
 from revelio.seeds import key_seed
 
 SCALE = 0.02  # of parameters that belong to no standard layer, such as position embeddings
@@ -23,21 +20,23 @@ def untrained(backbone: Backbone, seed: int) -> Backbone:
     """Draw the weights of the backbone's model anew, in place; the name says so.
 
     Raises:
-        ValueError: the backbone is of a kind whose model is not known.
+        ValueError: a backbone of a user's own that has no ``network``.
     """
-    match backbone:
-        case StableDiffusionBackbone():
-            _redraw(backbone.unet, seed)
-        case DiTBackbone():
-            _redraw(backbone.transformer, seed)
-        case VitBackbone():
-            _redraw(backbone.model, seed)
-        case _:
-            raise ValueError(
-                f"{backbone.name} can't be given random weights: leave --random-weights out"
-            )
+    _redraw(network_of(backbone), seed)
     backbone.name = f"{backbone.name} (random weights {seed})"
     return backbone
+
+
+def network_of(backbone: Backbone) -> nn.Module:
+    """The denoiser or the ViT of a backbone.
+
+    Raises:
+        ValueError: a backbone of a user's own that has no ``network``.
+    """
+    network = getattr(backbone, "network", None)
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"{backbone.name} can't be given random weights: its network is not known")
+    return network
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from revelio.backbones.catalogue import MINIS, find_shipped, hub_models, shipped_models
+from revelio.backbones.families import VIT_LOADERS, describe_source, family_of
 from revelio.backbones.packaged import VIT, packaged_backbones, packaged_path
 from revelio.backbones.source import CONFIG_LIMIT, HUB_ID, Description, Source
 from revelio.trust import printable, read_object
@@ -25,13 +26,6 @@ if TYPE_CHECKING:
     from revelio.backbones.base import Backbone
 
 Factory = Callable[..., "Backbone"]
-
-LOADERS = {
-    "stable-diffusion": "revelio.backbones.stable_diffusion:load",
-    "dit": "revelio.backbones.dit:load",
-    "clip": "revelio.backbones.clip:load",
-    "dinov2": "revelio.backbones.dinov2:load",
-}
 
 UNET = "UNet2DConditionModel"
 WEIGHTS = (".safetensors", ".ckpt", ".pt", ".bin")
@@ -50,13 +44,14 @@ def load_backbone(
     device: str = "auto",
     imports: bool = True,
 ) -> Backbone:
-    """Load a backbone, cut after the deepest of ``layers``.
+    """Load a backbone, whole or cut after the deepest of ``layers``.
 
     Args:
         name: a name that :func:`describe` lists, a folder, a hub id, or ``module:function`` of a factory. A
             U-Net's folder or file stands for the pipeline it lies in; ``sd-1.5+path/to/unet`` puts it in the
             place of another pipeline's.
-        layers: the layers that will be asked for; None keeps all.
+        layers: the layers that will be asked for: what comes after the deepest is not kept. None keeps the
+            whole model, which a diffusion model's ``predict``, ``decode`` and ``pipeline`` need.
         revision: of a hub id.
         image_size: the side of the square images are brought to, in pixels; None is the model's own.
         dtype: ``float32``, ``bfloat16`` or ``float16``.
@@ -89,10 +84,14 @@ def load_backbone(
                 "by naming this backbone yourself"
             )
         return _imported(name)(revision=revision, **asked)
+    from revelio.backbones.diffusion.base import load_family
     from revelio.backbones.loading import LoadSettings
 
     source = find_source(name, revision)
-    return _imported(LOADERS[source.family()])(source, LoadSettings(**asked))
+    family, settings = family_of(source), LoadSettings(**asked)
+    if isinstance(family, str):
+        return _imported(VIT_LOADERS[family])(source, settings)
+    return load_family(family, source, settings)
 
 
 def register(name: str, factory: str | Factory, description: Description | None = None) -> None:
@@ -130,7 +129,7 @@ def describe_one(name: str, revision: str | None = None) -> Description:
     known = {about.name: about for about in describe()}
     if name in known:
         return known[name]
-    return find_source(name, revision).describe()
+    return describe_source(find_source(name, revision))
 
 
 def shipped_path(name: str) -> Path:
@@ -212,7 +211,8 @@ def _with_unet(base: Source, unet: Path) -> Source:
     """
     if not unet.is_file() and not (unet / "config.json").is_file():
         raise ValueError(f"no U-Net at {unet}: give its folder or a {' or '.join(WEIGHTS)} file")
-    if base.family() != "stable-diffusion":
+    family = family_of(base)
+    if isinstance(family, str) or family.parts.get("unet") != UNET:
         raise ValueError(f"{base.name} has no U-Net that {unet} could replace")
     return replace(base, name=f"{base.name}+{unet.resolve().name}", unet=unet)
 

@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from revelio.backbones.capture import as_grid, captured, tokens_to_grid
+from revelio.backbones.hooks import as_activation, block_list, read_layers, tokens_to_grid
+from revelio.backbones.layers import Layers, LayerSpec, check_layers
 from revelio.backbones.loading import check_batch
 from revelio.backbones.source import Source
-from revelio.backbones.specs import Layers, check_layers
 from revelio.data.transforms import Interpolation, SquareTransform
 
 # PIL's numbers of resampling filters, as preprocessor_config.json stores them.
@@ -43,7 +43,7 @@ class VitBackbone:
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.name = name
-        self.layers = layers
+        self.layers: Mapping[str, LayerSpec] = layers
         self.transform = transform
         self.model = model
         self.modules = modules
@@ -55,7 +55,7 @@ class VitBackbone:
         return pixels.to(next(self.model.parameters()).device)
 
     @torch.no_grad()
-    def grids(
+    def activations(
         self,
         encoded: Float[Tensor, "b 3 h w"],
         ids: Sequence[str],
@@ -66,37 +66,45 @@ class VitBackbone:
         seed: int = 0,
         draw: int = 0,
     ) -> dict[str, Tensor]:
-        """See :meth:`Backbone.grids`; seed and draw change nothing.
+        """See :meth:`Backbone.activations`; seed and draw change nothing.
 
         Raises:
             ValueError: a timestep, or a prompt that isn't empty: a ViT knows neither.
         """
         check_layers(self.layers, layers, self.name)
         check_batch(len(encoded), ids, prompts)
-        if timestep is not None:
-            raise ValueError(f"{self.name} works without noise: leave the timestep {timestep} out")
-        if any(prompts or ()):
-            raise ValueError(f"{self.name} takes no prompts: use the prompt policy `empty`")
+        self.check(timestep, prompts or ())
         parameter = next(self.model.parameters())
         pixels = encoded.to(parameter.device, parameter.dtype)
         patch = next(iter(self.layers.values())).stride
         height, width = (side // patch for side in pixels.shape[-2:])
-        with captured({layer: self.modules[layer] for layer in layers}) as kept:
-            self.model(pixels, **self._settings)
+        found = read_layers(self, layers, lambda: self.model(pixels, **self._settings))
         return {
-            layer: as_grid(tokens_to_grid(kept[layer][:, self._other_tokens :], height, width))
-            for layer in layers
+            layer: as_activation(tokens_to_grid(tokens[:, self._other_tokens :], height, width))
+            for layer, tokens in found.items()
         }
+
+    def module(self, layer: str) -> nn.Module:
+        """See :meth:`Backbone.module`; the output are tokens (b t c), the class token first."""
+        check_layers(self.layers, [layer], self.name)
+        return self.modules[layer]
+
+    @property
+    def network(self) -> nn.Module:
+        """The transformers model."""
+        return self.model
+
+    def check(self, timestep: int | None, prompts: Sequence[str]) -> None:
+        """Raise a ValueError for a timestep, or a prompt that isn't empty: a ViT knows neither."""
+        if timestep is not None:
+            raise ValueError(f"{self.name} works without noise: leave the timestep {timestep} out")
+        if any(prompts):
+            raise ValueError(f"{self.name} takes no prompts: use the prompt policy `empty`")
 
 
 def cut_blocks(model: nn.Module, layers: Layers) -> dict[str, nn.Module]:
     """Drop the blocks after the last of ``layers``, and give the modules of the others."""
-    # The list of blocks has stood at different depths in different versions of transformers.
-    blocks = next(
-        module
-        for path, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and path.split(".")[-1] in ("layer", "layers")
-    )
+    blocks = block_list(model)
     depth = sum(layer.startswith("block") for layer in layers)
     del blocks[depth:]
     return {f"block{i}": block for i, block in enumerate(blocks)}

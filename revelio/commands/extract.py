@@ -16,7 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from revelio.bounds import Count, Index, NotEmpty, OutFolder, Seed, Workers
-from revelio.commands.options import BackboneOptions, DataOptions, build_backbone, build_dataset
+from revelio.commands.options import (
+    BackboneOptions,
+    DataOptions,
+    build_backbone,
+    build_dataset,
+    read_contents,
+)
 from revelio.trust import printable
 
 if TYPE_CHECKING:
@@ -171,6 +177,8 @@ def build(config: Config, processes: "Processes") -> "Extraction":
     backbone = build_backbone(options, config.layers)
     if config.match_snr is not None:
         recipe = replace(recipe, timesteps=_matched(config.timesteps, config.match_snr, backbone))
+    if processes.main:
+        dataset = read_contents(dataset)
     accelerated = device_of(options.device).type == "cuda"
     workers = _workers(accelerated) if config.workers == "auto" else config.workers
     job = Extraction(
@@ -223,13 +231,14 @@ def _provenance(config: Config) -> dict[str, Any]:
 
 
 def _matched(timesteps: tuple[int, ...], schedule: str, backbone: "Backbone") -> tuple[int, ...]:
-    from revelio.backbones.noise import match_timestep, reference_schedule
+    from revelio.backbones.base import schedule_of
+    from revelio.backbones.diffusion.schedule import reference_schedule
 
-    own = getattr(backbone, "alphas_cumprod", None)
+    own = schedule_of(backbone)
     if own is None:
         raise ValueError(f"{backbone.name} has no noise schedule: leave --match-snr out")
     reference = reference_schedule(schedule)
-    return tuple(match_timestep(timestep, reference, own) for timestep in timesteps)
+    return tuple(own.match(reference, timestep) for timestep in timesteps)
 
 
 def _texts(config: Config, dataset: "ImageDataset", device: str) -> "dict[str, Texts]":

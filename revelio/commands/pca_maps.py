@@ -135,7 +135,7 @@ def collect(
             encoded = backbone.encode(batch.pixels)
         for timestep in config.timesteps or (None,):
             with torch.no_grad():
-                grids = backbone.grids(
+                grids = backbone.activations(
                     encoded, batch.ids, config.layers, timestep=timestep, seed=config.seed
                 )
             for layer in config.layers:

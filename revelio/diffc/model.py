@@ -207,5 +207,10 @@ def _check(
             raise ValueError(f"Diff-C can't have {name} = {value}: give at least 1")
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout is {dropout}: give a share from 0 up to, but not, 1")
-    if class_names is not None and len(class_names) != classes:
+    if class_names is None:
+        return
+    texts = isinstance(class_names, list | tuple)
+    if not texts or not all(isinstance(name, str) for name in class_names):
+        raise ValueError(f"class names must be a list of texts, not {printable(class_names)[:200]}")
+    if len(class_names) != classes:
         raise ValueError(f"{len(class_names)} class names for {classes} classes: give one each")

@@ -2,9 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from revelio.backbones.base import LayerSpec
 from revelio.data.transforms import SquareTransform
@@ -32,12 +31,13 @@ class PixelsBackbone:
         self.stride = size // side
         self.layers: Mapping[str, LayerSpec] = {"pixels": LayerSpec(CHANNELS, self.stride)}
         self.transform = SquareTransform(size)
+        self._pool = nn.AvgPool2d(self.stride)
 
     def encode(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         """The pixels as they are."""
         return pixels
 
-    def grids(
+    def activations(
         self,
         encoded: Float[Tensor, "b 3 h w"],
         ids: Sequence[str],
@@ -56,7 +56,14 @@ class PixelsBackbone:
         """
         if timestep is not None:
             raise ValueError("pixels have no timestep: leave it out (--timestep None)")
-        for layer in layers:
-            if layer not in self.layers:
-                raise KeyError(f"pixels have no layer {layer!r}: it is called `pixels`")
-        return {layer: F.avg_pool2d(encoded, self.stride) for layer in layers}
+        return {layer: self.module(layer)(encoded) for layer in layers}
+
+    def module(self, layer: str) -> nn.Module:
+        """The pooling whose output the layer is.
+
+        Raises:
+            KeyError: a layer that isn't ``pixels``.
+        """
+        if layer not in self.layers:
+            raise KeyError(f"pixels have no layer {layer!r}: it is called `pixels`")
+        return self._pool

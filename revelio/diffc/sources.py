@@ -176,7 +176,7 @@ class LiveGrids:
         read = self._pool.map if self._pool else map
         pixels = torch.stack(list(read(lambda index: self._pixels(index, view), indices)))
         prompts = self._prompts
-        found = self._backbone.grids(
+        found = self._backbone.activations(
             self._backbone.encode(pixels),
             [self.ids[index] for index in indices],
             [self._layer],

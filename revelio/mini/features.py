@@ -57,7 +57,7 @@ def activations(
     for start in range(0, len(pixels), BATCH):
         part = slice(start, start + BATCH)
         encoded = backbone.encode(pixels[part])
-        grids = backbone.grids(encoded, ids[part], layers, timestep=timestep, seed=seed)
+        grids = backbone.activations(encoded, ids[part], layers, timestep=timestep, seed=seed)
         for layer, grid in grids.items():
             side = min(CELLS, grid.shape[-1])
             cells[layer].append(F.adaptive_avg_pool2d(grid, side).flatten(1))

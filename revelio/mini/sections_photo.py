@@ -7,9 +7,8 @@ from pathlib import Path
 
 import torch
 
-from revelio.backbones.random_weights import load_random_backbone
+from revelio.backbones.random_weights import load_random_backbone, network_of
 from revelio.backbones.registry import load_backbone
-from revelio.backbones.stable_diffusion import StableDiffusionBackbone
 from revelio.mini.data import PictureSet, load_caltech101
 from revelio.mini.report import Figures, Inputs
 from revelio.mini.sections_features import measure_backbone, pixel_baseline, some
@@ -91,7 +90,7 @@ def mini_sd_photo_curve(inputs: Inputs) -> Figures:
     pool, test, labelled = photographs(inputs, 64)
     folder = str(inputs.models / "mini-sd-photo")
     backbone = load_random_backbone(folder, inputs.seed)
-    assert isinstance(backbone, StableDiffusionBackbone)
+    network = network_of(backbone)
 
     def point(step: int, minutes: float) -> Figures:
         entries = measure_backbone(
@@ -101,10 +100,9 @@ def mini_sd_photo_curve(inputs: Inputs) -> Figures:
         return {"step": step, "minutes": round(minutes, 1), "probe": probes}
 
     curve = [point(0, 0.0)]
-    wanted = backbone.unet.state_dict()
+    wanted = network.state_dict()
     for step, minutes, weights in snapshots(inputs.runs / "mini-sd-photo"):
-        # The backbone's U-Net ends at its last decoder block: what comes after has no place in it.
-        backbone.unet.load_state_dict({name: weights[name].float() for name in wanted})
+        network.load_state_dict({name: weights[name].float() for name in wanted})
         curve.append(point(step, minutes))
     return {
         "model": "mini-sd-photo",

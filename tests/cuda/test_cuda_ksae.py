@@ -117,7 +117,7 @@ def test_no_rows_and_settings_that_would_round_the_sums() -> None:
 
 def test_a_model_that_moves_in_training_is_recorded_anew() -> None:
     x, _ = planted(512, 32, 60, 4, noise=0.1)
-    settings, models, blocks = TrainSettings(steps=30, batch_size=128), [], []
+    settings, models, blocks = TrainConfig(steps=30, batch_size=128), [], []
     for moves in (False, True):
         model = KSparseAutoencoder(32, 2048, 8).cuda()
         for step in train(model, x.cuda(), settings, kernel=kernel()):
@@ -137,7 +137,7 @@ def test_a_device_that_is_not_the_current_one() -> None:
     models = []
     for device in ("cuda:0", "cuda:1"):
         model = KSparseAutoencoder(32, 512, 8).to(device)
-        for _step in train(model, x.to(device), TrainSettings(steps=20, batch_size=64)):
+        for _step in train(model, x.to(device), TrainConfig(steps=20, batch_size=64)):
             pass
         models.append(model.cpu())
     for a, b in zip(*(m.parameters() for m in models), strict=True):

@@ -8,15 +8,22 @@ decoder block i *after* its upsampler, so that the last two have the same stride
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """A layer's width and its stride (input pixels a grid cell spans, along one side)."""
+    """A layer's shape.
+
+    Attributes:
+        channels: c of a grid (b c h w), or d of tokens (b t d).
+        stride: input pixels that a grid cell spans along one side; of tokens, 1.
+        kind: whether its activations are on a grid, or a sequence of tokens as in a text encoder.
+    """
 
     channels: int
     stride: int
+    kind: Literal["grid", "tokens"] = "grid"
 
 
 Layers = dict[str, LayerSpec]
@@ -27,13 +34,14 @@ def vae_stride(vae: Mapping[str, Any]) -> int:
     return 2 ** (len(vae["block_out_channels"]) - 1)
 
 
-def unet_multiple(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> int:
+def unet_multiple(unet: Mapping[str, Any], vae: Mapping[str, Any] | None) -> int:
     """What the image's side must be a multiple of, in pixels: the bottleneck's stride."""
-    return vae_stride(vae) * 2 ** (len(unet["block_out_channels"]) - 1)
+    pixels = 1 if vae is None else vae_stride(vae)
+    return pixels * 2 ** (len(unet["block_out_channels"]) - 1)
 
 
-def unet_layers(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> Layers:
-    """The layers of a ``UNet2DConditionModel`` behind a VAE, from their two configs."""
+def unet_layers(unet: Mapping[str, Any], vae: Mapping[str, Any] | None) -> Layers:
+    """The layers of a U-Net from its config, behind a VAE of the other config or on pixels."""
     channels = list(unet["block_out_channels"])
     stride = unet_multiple(unet, vae)
     layers: Layers = {}
@@ -59,6 +67,12 @@ def vit_layers(vision: Mapping[str, Any], *, norm: bool = False) -> Layers:
     spec = LayerSpec(vision["hidden_size"], vision["patch_size"])
     layers = {f"block{i}": spec for i in range(vision["num_hidden_layers"])}
     return layers | {"norm": spec} if norm else layers
+
+
+def text_layers(text: Mapping[str, Any]) -> Layers:
+    """The blocks of a CLIP text encoder."""
+    spec = LayerSpec(text["hidden_size"], 1, "tokens")
+    return {f"block{i}": spec for i in range(text["num_hidden_layers"])}
 
 
 def cut_after(known: Mapping[str, LayerSpec], wanted: Iterable[str] | None, name: str) -> Layers:

@@ -1,0 +1,1 @@
+"""Diffusion models as backbones: what they share, and one file a family."""
