@@ -17,7 +17,7 @@ from backbones_helpers import tiny_clip, tiny_dinov2
 from commands_helpers import commands, write_inputs
 from eval_helpers import make_bench
 from llava_helpers import model_config, tiny_llama
-from revelio.sae.io.released_peers import export_saelens, export_sparsify
+from revelio.sae.io.peers import export_saelens, export_sparsify
 from sae_helpers import random_model
 
 from eval.llava_bench import main as bench
