@@ -17,7 +17,6 @@ from backbones_helpers import tiny_clip, tiny_dinov2
 from commands_helpers import commands, write_inputs
 from eval_helpers import make_bench
 from llava_helpers import model_config, tiny_llama
-from revelio.sae.io.peers import export_saelens, export_sparsify
 from sae_helpers import random_model
 
 from eval.llava_bench import main as bench
@@ -27,6 +26,7 @@ from llava_ext.language import assemble, load_language_model, load_tokenizer
 from llava_ext.model import TowerShape
 from revelio.activations.store import write_store
 from revelio.cli import main
+from revelio.sae.io.peers import export_saelens, export_sparsify
 from revelio.sae.io.released import export_released
 
 # A module that nobody may import: it would leave this file.
