@@ -185,6 +185,28 @@ def test_a_run_folder_in_the_first_version_s_order_resumes(store, tmp_path):
         train_sae(replace(config, resume=True, k=4))
 
 
+@pytest.mark.parametrize("grids", [False, True])
+@pytest.mark.parametrize(("auxk", "dead_after"), [(0, 10), (4, 90), (4, 91)])
+def test_the_plan_says_that_grids_are_averaged_and_that_auxk_cannot_act(
+    grids, auxk, dead_after, tmp_path
+):
+    rows = planted(90, 8, 12, 2)[0]
+    write_store(
+        tmp_path / "s", rows[:, :, None, None].repeat(1, 1, 2, 2) if grids else rows,
+        [str(i) for i in range(90)],
+    )  # fmt: skip
+    config = TrainSAEConfig(
+        store=tmp_path / "s", out=tmp_path / "out", k=3, expansion=4, epochs=2, kernel="torch",
+        auxk=auxk, dead_after=dead_after,
+    )  # fmt: skip
+    said: list[Progress] = []
+    plan_sae(config, said.append)
+    notes = [one.message for one in said if one.message.startswith("note: ")]
+    assert any("grids" in note for note in notes) == grids
+    # Two steps of 90 rows: a latent that never fires is dead in the second one if 90 rows suffice.
+    assert any("auxk cannot act" in note for note in notes) == (auxk > 0 and dead_after > 90)
+
+
 def test_public_names():
     assert revelio.TrainConfig is TrainConfig and revelio.train is train
     assert {"KSparseAutoencoder", "TrainConfig", "train"} <= set(revelio.__all__)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from revelio.runs import read_json, write_json, write_whole
+from revelio.sae.config import RunConfig
 from revelio.sae.cost import CONTEXT_BYTES, Job, device_memory, disk, given_speed
 from tools.scaling_page import page
 
@@ -130,7 +131,8 @@ def _grid(rates: Rates) -> list[dict[str, Any]]:
     for name in KSAE_SETS:
         for width in WIDTHS.values():
             batch = min(BATCH, IMAGES[name])
-            job = Job(IMAGES[name], width, 64 * width, 32, batch, STEPS, checkpoints=False)
+            config = RunConfig(batch_size=batch, steps=STEPS, checkpoint_every=0)
+            job = Job(config=config, rows=IMAGES[name], d=width)
             # Rates were measured at d = 1280: an upper bound for the narrower layer.
             training += len(TIMESTEPS) * STEPS * rates.step(batch)
             files += len(TIMESTEPS) * disk(job).written
@@ -158,7 +160,7 @@ def _grid(rates: Rates) -> list[dict[str, Any]]:
 
 def _many(rates: Rates) -> list[dict[str, Any]]:
     images = 10_000_000
-    job = Job(images, 1280, 81_920, 32, BATCH, STEPS, held=False)
+    job = Job(config=RunConfig(batch_size=BATCH, steps=STEPS), rows=images, d=1280)
     return [
         _job(
             "10 M images: extraction",
@@ -265,7 +267,8 @@ def checks(
         )
     ]
     for one in ksae["runs"][-1]["batches"]:
-        job = Job(65_536, ksae["d"], ksae["n"], ksae["k"], one["batch"], 1)
+        config = RunConfig(k=ksae["k"], batch_size=one["batch"], steps=1)
+        job = Job(config=config, rows=65_536, d=ksae["d"], latents=ksae["n"])
         held = (device_memory(job) - CONTEXT_BYTES) / 2**30
         where = f"k-SAE at batch {one['batch']:,}"
         results.append(_check(f"{where}, GPU memory, GiB", held, one["revelio"]["peak_gib"]))

@@ -79,6 +79,21 @@ def announce(jobs: Sequence[Job], device: torch.device, progress: Report) -> Non
         )
 
 
+def remarks(job: Job, store: ActivationStore) -> list[str]:
+    """What the settings do to these rows that one may not expect."""
+    found, seen = [], (job.train.steps - 1) * job.train.batch_size
+    if len(store.row_shape) > 1:
+        found.append(
+            f"the store holds grids {store.row_shape}: a row is the mean over the places of one"
+        )
+    if job.config.auxk and seen < job.config.dead_after:
+        found.append(
+            f"auxk cannot act: {seen:,} rows are seen before the last step, and a latent counts as dead after "
+            f"{job.config.dead_after:,} (dead_after)"
+        )
+    return found
+
+
 def speed_of(job: Job, flops: float | None = None) -> Speed | None:
     """The time of a step, by a device's FLOP/s or measured here; None where a batch does not fit.
 

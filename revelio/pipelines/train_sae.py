@@ -21,7 +21,7 @@ from revelio.bounds import check_fields
 from revelio.config import completed, to_yaml
 from revelio.files import check_folder
 from revelio.pipelines import Progress, Report, silent
-from revelio.pipelines.plan_sae import announce, job_of, refuse_shortage, shortage
+from revelio.pipelines.plan_sae import announce, job_of, refuse_shortage, remarks, shortage
 from revelio.pipelines.sae_processes import DistContext
 from revelio.runs import KEEP, Run, write_folder, write_json
 from revelio.sae.checkpoint import checkpoint_bytes, load_checkpoint, save_checkpoint
@@ -101,8 +101,14 @@ def plan_sae(config: TrainSAEConfig, progress: Report = silent) -> list[Job]:
                 progress(Progress(f"warning: {reason}"))
             if context.main:
                 announce(jobs, context.device, progress)
+                _remark(jobs, store, progress)
             found += jobs
     return found
+
+
+def _remark(jobs: list[Job], store: ActivationStore, progress: Report) -> None:
+    for text in dict.fromkeys(text for job in jobs for text in remarks(job, store)):
+        progress(Progress(f"note: {text}"))
 
 
 def expand(config: TrainSAEConfig) -> list[list[TrainSAEConfig]]:
@@ -200,6 +206,7 @@ def _train_group(
     if trainings and context.main:
         held = [job_of(training.config, store, context.world) for training in trainings]
         announce(held, context.device, progress)
+        _remark(held, store, progress)
     for training in trainings:
         _resume(training, progress)
     _follow(trainings, batches, progress)
