@@ -88,10 +88,14 @@ def test_a_finished_demo_is_shown_again_and_a_cut_one_goes_on(tmp_path: Path, mo
     assert [row["top1"] for row in after["diffc"]] == [row["top1"] for row in before["diffc"]]
 
 
-def test_pictures_without_labels(tmp_path: Path, model: Path) -> None:
+def test_pictures_without_labels(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     images, out = make_pictures(tmp_path / "images", 20, labelled=False), tmp_path / "run"
     flags = ["--images", str(images), "--backbone.name", str(model), "--out", str(out), *SMALL]
     main(["demo", *flags])
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said.startswith(f"next: revelio extract --data.source {images} --backbone.name {model}")
     report = json.loads((out / "report.json").read_text())
     assert report["labelled"] is False and report["diffc"] == []
     assert all(row["majority_share"] is None for row in report["purity"])
