@@ -88,8 +88,8 @@ def remarks(job: Job, store: ActivationStore) -> list[str]:
         )
     if job.config.auxk and seen < job.config.dead_after:
         found.append(
-            f"auxk cannot act: {seen:,} rows are seen before the last step, and a latent counts as dead "
-            f"after {job.config.dead_after:,} (dead_after)"
+            f"auxk cannot act: {seen:,} rows are seen before the last step, and a latent is dead after "
+            f"{job.config.dead_after:,} (dead_after)"
         )
     return found
 
