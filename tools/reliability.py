@@ -61,7 +61,8 @@ WRITERS = (
 INPUTS_TEXT = """\
 Each was given to the command line in a process of its own. Code run: a module, pickle or program that came
 with the input ran. Outside: a file outside the output was opened for writing, or somebody else's was read.
-Different: it ended well with other tensors than the honest input gives. Exit: a status other than 0 and 2.
+Different: it ended well with other tensors than the honest input gives (compared for stores and runs, where
+damage can be told from an edit). Exit: a status other than 0 and 2.
 Hang: 30 s. Memory: 1 GiB more than at the start. Lines: the refusal was not one printable line.
 """
 STOPS_TEXT = """\
@@ -223,7 +224,7 @@ def render(found: dict[str, Any]) -> str:
         "",
         f"`make reliability` (`python tools/reliability.py`) on {found['machine']}:",
         f"{sum(found[part]['seconds'] for part in PARTS if part in found)} s. All numbers, and the cases "
-        "that were not as they should be, are in `reliability.json`.",
+        f"that were not as they should be, are in `reliability.json`. {found.get('note', '')}".rstrip(),
         "",
         f"## {count:,} hostile inputs",
         INPUTS_TEXT,
@@ -267,7 +268,7 @@ def cell(row: dict[str, Any] | None) -> str:
     if row is None:
         return ""
     every = row.get("every", 1)
-    return f"{row['same']} / {row['stops']}" + (f" (every {every}th)" if every > 1 else "")
+    return f"{row['same']} / {row['stops']}" + (f" (one in {every})" if every > 1 else "")
 
 
 if __name__ == "__main__":
