@@ -1,5 +1,6 @@
 # Two commands: `make demo` (the main job on real images) and `make test`.
 # Each creates .venv, installs what it needs with the versions pinned in constraints.txt, and runs.
+# `make gpu-check PYTHON=...` runs the CUDA tests and short benchmarks with a python that has torch for CUDA.
 PYTHON ?= python3
 # The index of PyTorch's CPU (or another CUDA) wheels; empty: whatever your package index gives.
 TORCH_INDEX ?=
@@ -17,7 +18,7 @@ ifeq ($(filter demo-llava,$(MAKECMDGOALS))$(CALTECH101),demo-llava)
 $(error give the folder of Caltech-101: make demo-llava CALTECH101=FOLDER)
 endif
 
-.PHONY: demo demo-llava test check format clean
+.PHONY: demo demo-llava test gpu-check reliability check format clean
 
 demo: .venv/core
 	$(BIN)/revelio demo --out $(OUT) --resume
@@ -26,8 +27,15 @@ demo-llava: .venv/llava
 	$(BIN)/revelio models prepare
 	$(BIN)/python scripts/llava_mini.py --caltech101 "$(CALTECH101)" $(if $(BENCH),--bench "$(BENCH)")
 
+# On a machine with a CUDA torch: installs nothing and takes the python that PYTHON names.
+gpu-check:
+	$(PYTHON) tools/gpu_check.py
+
 test: .venv/dev
 	$(BIN)/python -m pytest
+
+reliability: .venv/dev
+	OMP_NUM_THREADS=1 $(BIN)/python tools/reliability.py
 
 check: .venv/dev
 	$(BIN)/ruff format --check .

@@ -24,9 +24,10 @@ import torch
 from ksae_dense import DenseStep, structured
 from torch import Tensor
 
-from revelio.sae.kernel import Kernel, SparseKernel
+from revelio.sae.config import TrainConfig
+from revelio.sae.kernels.base import Kernel
+from revelio.sae.kernels.sparse import SparseKernel
 from revelio.sae.model import KSparseAutoencoder
-from revelio.sae.state import TrainSettings
 from revelio.sae.train import train
 
 GIB = 2**30
@@ -36,7 +37,7 @@ Step = Callable[[], Any]
 def own_step(arguments: argparse.Namespace, rows: Tensor, batch: int, kernel: Kernel) -> Step:
     """A k-SAE of ours in mode ``as_code``, the released step's mathematics."""
     model = KSparseAutoencoder(arguments.d, arguments.n, arguments.k, "as_code").to(rows.device)
-    settings = TrainSettings(steps=10**9, batch_size=batch)
+    settings = TrainConfig(steps=10**9, batch_size=batch)
     loop = train(model, Endless(rows, batch), settings, kernel=kernel)
     return lambda: next(loop)
 
@@ -99,7 +100,7 @@ def sparsify_step(arguments: argparse.Namespace, rows: Tensor, batch: int, how: 
 
 def variants(arguments: argparse.Namespace, rows: Tensor, batch: int) -> dict[str, Any]:
     """How to make each variant's step; ours first."""
-    from revelio.sae.kernel_cuda import CudaKernel
+    from revelio.sae.kernels.cuda import CudaKernel
 
     made: dict[str, Any] = {
         "revelio": lambda: own_step(arguments, rows, batch, CudaKernel()),

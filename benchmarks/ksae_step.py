@@ -30,10 +30,10 @@ import torch
 from ksae_dense import DenseStep, structured
 from torch import Tensor
 
-from revelio.sae.kernel_choice import choose_kernel
-from revelio.sae.kernel_native_build import instruction_set
+from revelio.sae.config import TrainConfig
+from revelio.sae.kernels.build import instruction_set
+from revelio.sae.kernels.select import choose_kernel
 from revelio.sae.model import KSparseAutoencoder
-from revelio.sae.state import TrainSettings
 from revelio.sae.train import train
 
 GIB = 2**30
@@ -65,7 +65,7 @@ class OwnStep:
     def __init__(self, arguments: argparse.Namespace, rows: Tensor, batch: int, name: Any) -> None:
         self.kernel = TimedKernel(choose_kernel(name).kernel)
         model = KSparseAutoencoder(arguments.d, arguments.n, arguments.k, "as_code")
-        settings = TrainSettings(steps=10**9, batch_size=batch)
+        settings = TrainConfig(steps=10**9, batch_size=batch)
         whole = rows[: len(rows) // batch * batch]  # no smaller batch at an epoch's end
         self.loop: Any = train(model, whole, settings, kernel=self.kernel)  # pyright: ignore
         self.state = next(self.loop).state

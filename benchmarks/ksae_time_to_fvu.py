@@ -21,10 +21,10 @@ from torch import Tensor
 
 from revelio.activations.store import ActivationStore
 from revelio.analysis.top_images import pooled
-from revelio.sae.kernel_choice import choose_kernel
+from revelio.sae.config import TrainConfig
+from revelio.sae.dataloader import Shuffled
+from revelio.sae.kernels.select import choose_kernel
 from revelio.sae.model import KSparseAutoencoder
-from revelio.sae.rows import Shuffled
-from revelio.sae.state import TrainSettings
 from revelio.sae.train import begin, train
 
 
@@ -36,7 +36,7 @@ def read(path: Path) -> Tensor:
 def race(arguments: argparse.Namespace, rows: Tensor) -> dict[str, Any]:
     """Both learn on the same batches; gives losses and seconds of every step."""
     d, n = rows.shape[1], rows.shape[1] * arguments.expansion
-    settings = TrainSettings(
+    settings = TrainConfig(
         steps=arguments.steps,
         batch_size=arguments.batch,
         learning_rate=arguments.learning_rate,

@@ -24,7 +24,7 @@ from ksae_dense import structured
 from torch import Tensor
 
 from revelio.analysis.top_images import top_images
-from revelio.sae.kernel_choice import fastest_kernel
+from revelio.sae.kernels.select import fastest_kernel
 from revelio.sae.model import KSparseAutoencoder
 
 GIB = 2**30

@@ -182,14 +182,27 @@ def fill(job: CacheJob) -> Iterator[int]:
         How many images this process has done, after each batch.
 
     Raises:
-        ValueError: as :meth:`CacheJob.check`; a picture can't be read; a grid doesn't fit float16.
+        ValueError: as :meth:`CacheJob.check`; another process is filling it; a picture can't be
+            read; a grid doesn't fit float16.
         OSError: a shard can't be written.
     """
-    processes = job.processes
-    if processes.main:
-        job.check()
+    if not job.processes.main:
+        yield from _fill(job)
+        return
+    job.check()
+    locks = [target.begin() for _, target in job.targets]
+    try:
+        yield from _fill(job)
         for _, target in job.targets:
-            target.begin()
+            target.finish(len(job.shards))
+    finally:
+        for lock in filter(None, locks):
+            lock.release()
+
+
+def _fill(job: CacheJob) -> Iterator[int]:
+    """Compute this process's share of the shards."""
+    processes = job.processes
     processes.wait()
     done = 0
     lacking = job.lacking()
@@ -208,9 +221,6 @@ def fill(job: CacheJob) -> Iterator[int]:
             if number in missing:
                 write_shard(target.path, number, torch.cat(rows), ids)
     processes.wait()
-    if processes.main:
-        for _, target in job.targets:
-            target.finish(len(job.shards))
 
 
 def _rows(job: CacheJob, names: Sequence[str]) -> list[torch.Tensor]:

@@ -1,8 +1,6 @@
 """A conversation in the terminal, as ``scripts/chat.py`` holds it: pictures are looked at once."""
 
 import sys
-from argparse import Namespace
-from pathlib import Path
 from typing import TextIO
 
 from torch import Tensor
@@ -11,6 +9,7 @@ from llava_ext.config import IMAGE_TOKEN
 from llava_ext.conversation import Turn
 from llava_ext.generate import Assistant
 from llava_ext.images import open_picture
+from llava_ext.options import ChatConfig
 
 PROMPT = "> "
 
@@ -53,14 +52,14 @@ class Talk:
         self.out.flush()
 
 
-def chat(flags: Namespace) -> None:
+def chat(flags: ChatConfig) -> None:
     """Answer ``flags.question``, or every line of the terminal until it ends.
 
     Raises:
         KeyError: a tower's backbone is unknown here.
         ValueError: a picture or the model can't be read, or a question can't be answered.
     """
-    pictures = [open_picture(Path(name)) for name in flags.image]
+    pictures = [open_picture(name) for name in flags.image]
     assistant = Assistant.load(
         flags.model,
         device=flags.device,

@@ -36,7 +36,7 @@ from llava_ext.training import (
     world_size,
 )
 from revelio.activations.plan import duration, size
-from revelio.config import structure, to_plain, to_yaml
+from revelio.config import completed, structure, to_plain, to_yaml
 from revelio.files import check_folder
 from revelio.runs import Run, read_json, write_json
 
@@ -70,9 +70,7 @@ def run(config: PretrainConfig | FinetuneConfig) -> None:
     check_folder(config.out)
     accumulation(config.stage.effective_batch, config.stage.batch_size, world_size())
     job = open_job(config, stage)
-    run_dir = (
-        Run.open(config.out, stage, to_yaml(config), resume=config.resume) if is_main() else None
-    )
+    run_dir = _open_run(config, stage, resume=config.resume) if is_main() else None
     checkpoint = last_checkpoint(config.out) if config.resume else None
     if run_dir is not None:
         run_dir.truncate_metrics(checkpoint_step(checkpoint) if checkpoint else 0)
@@ -90,10 +88,14 @@ def run(config: PretrainConfig | FinetuneConfig) -> None:
     trainer.end()
 
 
+def _open_run(config: PretrainConfig | FinetuneConfig, stage: Stage, *, resume: bool) -> Run:
+    return Run.open(config.out, stage, to_yaml(config), resume=resume, complete=completed(config))
+
+
 def _finish_again(config: PretrainConfig | FinetuneConfig, stage: Stage) -> None:
     """Finish a run whose report is there: it was stopped at the very end, or not at all."""
     if is_main():
-        run_dir = Run.open(config.out, stage, to_yaml(config), resume=True)
+        run_dir = _open_run(config, stage, resume=True)
         if not run_dir.finished:
             run_dir.finish()
         run_dir.close()

@@ -16,7 +16,15 @@ from llava_ext.towers import Tower
 from revelio.backbones.loading import dtype_of, reading
 from revelio.backbones.packaged import PACKAGED, packaged_path
 from revelio.backbones.source import HUB_ID, Source
-from revelio.backbones.weights import check_finite, check_report
+from revelio.backbones.weights import (
+    TRANSFORMERS,
+    check_count,
+    check_finite,
+    check_report,
+    held_numbers,
+    read_weights,
+    transformers_part,
+)
 from revelio.trust import tensor_headers
 
 if TYPE_CHECKING:
@@ -43,6 +51,7 @@ WORDS = (
     "sentencepiece.bpe.model",
     "tekken.json",
 )
+PACKED = 16  # the most weights that one number of a quantised file holds
 FILLED = 0.9  # the least share of the embedding's rows that a tokenizer fills (Phi-2: 0.98)
 
 
@@ -113,7 +122,14 @@ def load_language_model(
     from transformers import AutoModelForCausalLM
 
     where = find_language_model(name)
-    file = _check_files(Source(name, where, revision))
+    source = Source(name, where, revision)
+    file = _check_files(source)
+    config, kind, wanted = _described(source)
+    held = held_numbers(source, "", TRANSFORMERS[0])
+    if held is None:
+        return _of_pickles(source, config, kind, dtype)
+    packed = getattr(config, "quantization_config", None) is not None
+    check_count(file, wanted, held * (PACKED if packed else 1))
     loader: Any = AutoModelForCausalLM
     with reading(f"{name} as a causal language model"):
         model, report = loader.from_pretrained(
@@ -127,6 +143,50 @@ def load_language_model(
     check_report(file, report)
     for key, tensor in model.state_dict().items():
         check_finite(file, key, tensor)
+    return model
+
+
+def _described(source: Source) -> tuple["PretrainedConfig", type["PreTrainedModel"], int]:
+    """The config, the class of the model, and how many parameters it has; nothing is allocated.
+
+    Raises:
+        ValueError: it is no causal language model.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with reading(f"{source.name} as a causal language model"):
+        config = AutoConfig.from_pretrained(
+            source.location, revision=source.revision or "main", trust_remote_code=False
+        )
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    return config, type(model), sum(parameter.numel() for parameter in model.parameters())
+
+
+def _of_pickles(
+    source: Source, config: "PretrainedConfig", kind: type["PreTrainedModel"], dtype: str
+) -> "PreTrainedModel":
+    """The model of ``pytorch_model*.bin`` files, read without running anything in them.
+
+    Raises:
+        ValueError: there are none, or they are damaged or another model's.
+    """
+    from transformers import GenerationConfig
+
+    try:
+        weights = read_weights(source, "", TRANSFORMERS)
+    except ValueError as error:
+        raise ValueError(
+            f"{error} (where these files are good, save the model again as safetensors: "
+            "`model.save_pretrained(FOLDER)` in transformers)"
+        ) from error
+    model = transformers_part(kind, config, weights, dtype=dtype_of(dtype))
+    if source.file(GENERATION) is not None:
+        with reading(f"{GENERATION} of {source.name}"):
+            model.generation_config = GenerationConfig.from_pretrained(
+                source.location, revision=source.revision or "main"
+            )
     return model
 
 

@@ -4,9 +4,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from tyro.conf import UseAppendAction
+
 from llava_ext.config import ModelConfig, TowerConfig
 from llava_ext.stages import Finetune, LoraOptions, Pretrain
-from revelio.bounds import Count, Existing, Folder, Index, OutFolder
+from revelio.bounds import (
+    Count,
+    Device,
+    Dtype,
+    Existing,
+    File,
+    Folder,
+    Index,
+    NotNegative,
+    OutFolder,
+    Seed,
+)
 
 # The first row of Table 4; the others are in configs/llava.
 PAPER_MODEL = ModelConfig(
@@ -131,3 +144,36 @@ class ShowConfig:
 
     colour: bool = True
     """Colours on a terminal; brackets mark what is learnt in any case."""
+
+
+@dataclass(frozen=True)
+class ChatConfig:
+    """Settings of `scripts/chat.py`."""
+
+    model: str
+    """The folder of a finished run, or a hub id."""
+
+    image: UseAppendAction[tuple[File, ...]] = ()
+    """A picture; may be repeated."""
+
+    question: str | None = None
+    """Answer this one and end; none: a conversation."""
+
+    max_new_tokens: Count = 256
+    """The longest answer."""
+
+    temperature: NotNegative = 0.0
+    """0: always the likeliest token."""
+
+    seed: Seed = 0
+    """Of draws at a temperature above 0."""
+
+    device: Device = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1` or `mps`."""
+
+    dtype: Dtype | None = None
+    """`float32`, `bfloat16` or `float16`; none: as it was saved."""
+
+    allow: UseAppendAction[tuple[str, ...]] = ()
+    """MODULE:FUNCTION: a tower's code in the saved model's config that may be imported and run; may be
+    repeated."""

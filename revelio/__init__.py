@@ -16,18 +16,22 @@ if TYPE_CHECKING:
     from revelio.backbones.registry import load_backbone
     from revelio.data.open import open_dataset
     from revelio.diffc.model import DiffC
+    from revelio.sae.config import TrainConfig
     from revelio.sae.model import KSparseAutoencoder
+    from revelio.sae.train import train
 
 _HOMES = {
     "ActivationStore": "revelio.activations.store",
     "DiffC": "revelio.diffc.model",
     "KSparseAutoencoder": "revelio.sae.model",
     "TopImages": "revelio.analysis.top_images",
+    "TrainConfig": "revelio.sae.config",
     "extract": "revelio.activations.extract",
     "load_backbone": "revelio.backbones.registry",
     "open_dataset": "revelio.data.open",
     "purity": "revelio.analysis.purity",
     "top_images": "revelio.analysis.top_images",
+    "train": "revelio.sae.train",
 }
 
 __all__ = [
@@ -35,11 +39,13 @@ __all__ = [
     "DiffC",
     "KSparseAutoencoder",
     "TopImages",
+    "TrainConfig",
     "extract",
     "load_backbone",
     "open_dataset",
     "purity",
     "top_images",
+    "train",
 ]
 
 

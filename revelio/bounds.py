@@ -147,12 +147,27 @@ def check(config: Any) -> None:
     Raises:
         ValueError: one line on the first such value, under its flag.
     """
+    for setting, value, reason in _all_refused(config):
+        raise ValueError(f"{setting.flag} is {value}: {reason}")
+
+
+def check_fields(config: Any) -> None:
+    """What :func:`check` does, with a value named as the field that it is, for library calls.
+
+    Raises:
+        ValueError: one line on the first value outside its bounds.
+    """
+    for setting, value, reason in _all_refused(config):
+        raise ValueError(f"{'.'.join(setting.path)}={value}: {reason}")
+
+
+def _all_refused(config: Any) -> Iterator[tuple[Setting, str, str]]:
+    """The settings outside their bounds, with the value as it is shown and what is allowed."""
     for setting in settings(config):
         found = _refused(setting.kind, setting.value)
         if found is not None:
             value, reason = found
-            shown = str(value) if isinstance(value, Path) else repr(value)
-            raise ValueError(f"{setting.flag} is {printable(shown)}: {reason}")
+            yield setting, printable(str(value) if isinstance(value, Path) else repr(value)), reason
 
 
 def settings(config: Any, above: tuple[str, ...] = ()) -> Iterator[Setting]:

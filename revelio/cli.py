@@ -16,6 +16,7 @@ COMMANDS = {
     "extract": "images -> activation stores (several layers, timesteps, prompts in one run)",
     "plan-ksae": "what training a k-SAE would cost: memory, time, disk",
     "train-ksae": "store -> k-sparse autoencoder",
+    "convert-ksae": "k-SAEs of the released form, steerers, SAELens, sparsify -> ours, and back",
     "top-images": "k-SAE + store -> the top images of every latent",
     "purity": "top images + labels -> label purity, with chance and intervals",
     "gallery": "k-SAE + store -> a folder of pages to browse the latents",

@@ -4,7 +4,7 @@ Strict: an unknown key is an error that names it and what is allowed. Configs ho
 the door: commands turn them into arguments.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -150,3 +150,23 @@ def to_yaml(config: Any) -> str:
     import yaml
 
     return yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True)
+
+
+def completed(config: Any) -> Callable[[str], str]:
+    """How the YAML text of an older version's config of the same kind looks today.
+
+    Settings that it lacks, because they were added since, get their defaults: a default must therefore be
+    what the program did before it had the setting.
+
+    Returns:
+        A function of the text; a ValueError says that it holds what is unknown now, or lacks what is
+        required.
+    """
+
+    def fill_up(text: str) -> str:
+        values = parse_yaml(text, "config.yaml")
+        if not isinstance(values, Mapping):
+            raise ValueError(f"config.yaml holds a {kind_of(values)}")
+        return to_yaml(structure(type(config), values))
+
+    return fill_up

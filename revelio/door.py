@@ -20,6 +20,7 @@ T = TypeVar("T")
 STOPPED = "stopped; what was written is whole, --resume continues"
 # What launchers put in front of a script's own words.
 LAUNCHERS = ("--local_rank=", "--local-rank=")
+LONGEST = 2000  # characters of the line that an error becomes
 
 
 def run_module(
@@ -87,7 +88,11 @@ def fail(name: str, message: str) -> None:
     Raises:
         SystemExit: always.
     """
-    sys.stderr.write(f"{name}: {printable(' '.join(message.split()))}\n")
+    line = printable(" ".join(message.split()))
+    if len(line) > LONGEST:
+        # A foreign file's value may be of any length; what to do stands at the end.
+        line = f"{line[: LONGEST * 2 // 3]} [...] {line[-LONGEST // 3 :]}"
+    sys.stderr.write(f"{name}: {line}\n")
     sys.exit(2)
 
 
@@ -163,8 +168,9 @@ def _wide_terminal(as_it_is: bool) -> Iterator[None]:
 
 def _one_line(box: str) -> str:
     """What tyro's box of several lines says, as one."""
-    # Where the terminal is not UTF-8 the box is of | and -.
     lines = [line.strip("│| ") for line in box.splitlines() if line and line[0] in "│|"]
+    if not lines:  # where the output is not UTF-8: a title, a rule, then what the box would hold
+        lines = [line.strip() for line in box.splitlines()[2:] if line.strip()]
     rules = [number for number, line in enumerate(lines) if line.startswith(("──", "---"))]
     said = lines[: rules[0]] if rules else lines
     if not said:

@@ -7,6 +7,7 @@ line names the file, what it needs, and what is free.
 """
 
 import errno
+import hashlib
 import os
 import re
 import secrets
@@ -14,12 +15,14 @@ import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from revelio.process import machine, runs
 from revelio.trust import path_in, printable
 
-_PARTIAL = re.compile(r"\..+\.\d+(-[0-9a-f]{8})?\.partial")
+_PARTIAL = re.compile(r"\..+\.(\d+)(-[0-9a-f]{8,24})?\.partial")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -127,6 +130,8 @@ def write_folder(
 def check_folder(path: Path) -> None:
     """See whether a folder can be made and written at ``path``, by trying where it would be.
 
+    What writers that were killed left half-written there is removed.
+
     Raises:
         ValueError: a file stands there or above it, or it can't be written.
     """
@@ -141,6 +146,9 @@ def check_folder(path: Path) -> None:
         if error.errno in _FULL:
             raise DiskFull(path, None) from error
         raise ValueError(f"{printable(path)} can't be written: {error.strerror}") from error
+    for folder in (path, path.parent):
+        with suppress(OSError):  # one that this user may not list, or another process that sweeps
+            sweep(folder, dead=True)
 
 
 def remove_files(folder: Path, names: Callable[[str], object]) -> None:
@@ -158,17 +166,34 @@ def remove_files(folder: Path, names: Callable[[str], object]) -> None:
         sync_folder(folder.parent)
 
 
-def sweep(folder: Path) -> None:
-    """Remove what writers that were killed left half-written in ``folder``; no other may be at work there."""
+def sweep(folder: Path, *, dead: bool = False) -> None:
+    """Remove what writers that were killed left half-written in ``folder``.
+
+    Args:
+        folder: of a run that this process has locked.
+        dead: others may be at work there: only what a process of this machine left that has ended.
+    """
     if not folder.is_dir():
         return
     for path in folder.iterdir():
-        if not is_partial(path.name):
+        if not is_partial(path.name) or (dead and not _is_dead(path.name)):
             continue
         if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=dead)
         else:
             path.unlink(missing_ok=True)
+
+
+def _is_dead(name: str) -> bool:
+    found = _PARTIAL.fullmatch(name)
+    if found is None or not (found[2] or "").startswith(f"-{_machine_id()}"):
+        return False
+    return not runs(int(found[1]))
+
+
+@cache
+def _machine_id() -> str:
+    return hashlib.sha256(machine().encode()).hexdigest()[:8]
 
 
 def reserve(path: Path, size: int) -> None:
@@ -233,8 +258,9 @@ def full_disk_named(path: Path, needed: int | None = None) -> Iterator[None]:
 
 
 def partial_path(path: Path) -> Path:
-    """A name beside ``path`` for what is not whole yet; :func:`sweep` knows it."""
-    return path.with_name(f".{path.name[:200]}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+    """A name beside ``path`` for what is not whole yet, which says whose it is; :func:`sweep` knows it."""
+    token = f"{_machine_id()}{secrets.token_hex(4)}"
+    return path.with_name(f".{path.name[:200]}.{os.getpid()}-{token}.partial")
 
 
 def is_partial(name: str) -> bool:

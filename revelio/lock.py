@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from revelio.files import full_disk_named, partial_path, write_whole
+from revelio.process import alive, machine, start_of
 from revelio.trust import printable, read_object
 
 NAME = ".lock"
@@ -71,6 +72,22 @@ def take_lock(folder: Path) -> Lock:
     raise ValueError(f"{printable(folder)} is being opened by other processes: try again")
 
 
+def check_free(folder: Path) -> None:
+    """See whether :func:`take_lock` would get the lock of a folder, which need not exist; takes nothing.
+
+    Raises:
+        ValueError: another process is at work there; the message names it.
+    """
+    found = _read(folder / NAME)
+    if found and not _same_process(found, _self()):
+        _check_dead(folder / NAME, found)
+
+
+def is_mine(folder: Path) -> bool:
+    """Whether this process holds the lock of a folder."""
+    return _same_process(_read(folder / NAME), _self())
+
+
 def _create(path: Path, owner: dict[str, Any]) -> bool:
     """Make the lock with its content in one step; False where there is one."""
     temporary = partial_path(path)
@@ -108,8 +125,8 @@ def _check_dead(path: Path, found: dict[str, Any]) -> None:
     """Raise ValueError where the holder lives, or may live."""
     if not found and path.is_file() and path.stat().st_size:
         raise ValueError(f"{printable(path)} is not Revelio's: choose another folder")
-    here = found.get("machine") == _machine()
-    if here and not _alive(found.get("pid"), found.get("started")):
+    here = found.get("machine") == machine()
+    if here and not alive(found.get("pid"), found.get("started")):
         return
     quiet = _quiet(path)
     if not here and quiet > STALE:
@@ -147,9 +164,9 @@ def _self() -> dict[str, Any]:
     pid = os.getpid()
     return {
         "pid": pid,
-        "started": _start_of(pid),
+        "started": start_of(pid),
         "host": socket.gethostname(),
-        "machine": _machine(),
+        "machine": machine(),
         "token": secrets.token_hex(8),
         "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
@@ -158,39 +175,3 @@ def _self() -> dict[str, Any]:
 def _same_process(found: dict[str, Any], owner: dict[str, Any]) -> bool:
     names = ("pid", "started", "machine")
     return "token" in found and all(found.get(name) == owner[name] for name in names)
-
-
-def _machine() -> str:
-    """Where process ids mean the same: the host, its last boot, and the container's own ids."""
-    parts = [socket.gethostname()]
-    with suppress(OSError):
-        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
-    with suppress(OSError):
-        parts.append(os.readlink("/proc/self/ns/pid"))
-    return " ".join(parts)
-
-
-def _alive(pid: Any, started: Any) -> bool:
-    if type(pid) is not int or pid < 1:
-        return False
-    now = _start_of(pid)
-    if now is not None or Path("/proc/self/stat").exists():
-        return now is not None and now == started
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
-def _start_of(pid: int) -> int | None:
-    """When a process began, in clock ticks since the machine's boot; None: it is not running, or unknown."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    # The command's name, in brackets, may hold anything; the state and the rest stand behind it.
-    fields = stat.rpartition(")")[2].split()
-    return None if fields[0] in "ZX" else int(fields[19])

@@ -1,23 +1,88 @@
 """Where commands put their results: checked before the work, and never over what something else wrote.
 
 A folder of results holds a record (``.revelio-files.json``) of the files that each command wrote there. Only
-these are replaced or removed when the command is run again.
+these are replaced or removed when the command is run again. The first version kept no record: its outputs are
+known by the JSON file that describes them (:class:`Older`). One process at a time writes to a folder
+(:func:`claimed`).
 """
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from revelio.files import check_folder, check_place, check_ways, names_in, write_folder, write_whole
-from revelio.trust import path_in, printable, read_object
+from revelio.files import (
+    check_folder,
+    check_place,
+    check_ways,
+    make_folder,
+    names_in,
+    write_folder,
+    write_whole,
+)
+from revelio.lock import is_mine, take_lock
+from revelio.trust import file_in, path_in, printable, read_object
 
 RECORD = ".revelio-files.json"
 
 
+@dataclass(frozen=True)
+class Older:
+    """How an output of the first version, which kept no record, is known.
+
+    Attributes:
+        description: its JSON file.
+        ours: whether the object in that file is such a description.
+        names: the files of the output, given that object.
+    """
+
+    description: str
+    ours: Callable[[dict[str, Any]], bool]
+    names: Callable[[dict[str, Any]], Collection[str]]
+
+    def files(self, path: Path) -> list[str]:
+        """The files in ``path`` that the first version wrote; none where the description is no such."""
+        try:
+            found = read_object(path / self.description)
+            if (path / "manifest.json").exists() or not self.ours(found):
+                return []
+        except (ValueError, KeyError, TypeError):
+            return []
+        return [name for name in self.names(found) if (path / name).is_file()]
+
+
+@contextmanager
+def claimed(path: Path) -> Iterator[None]:
+    """Have the output folder ``path`` to oneself; it is made, and gone again where nothing was written.
+
+    Raises:
+        ValueError: another process writes there (the message names it), or it can't be written.
+    """
+    check_folder(path)
+    if path.is_dir() and is_mine(path):
+        yield
+        return
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    make_folder(path)
+    lock = take_lock(path)
+    try:
+        yield
+    finally:
+        lock.release()
+        with suppress(OSError):  # a folder that is not empty stays
+            for folder in made:
+                folder.rmdir()
+
+
 def replace_files(
-    path: Path, maker: str, write: Callable[[Path], Any], needed: int | None = None
+    path: Path,
+    maker: str,
+    write: Callable[[Path], Any],
+    needed: int | None = None,
+    older: Older | None = None,
 ) -> None:
     """Write an output folder; of an earlier one, only the files that its record lists are replaced.
 
@@ -26,47 +91,63 @@ def replace_files(
         maker: which command's output it is: a folder may hold those of several.
         write: gets an empty folder.
         needed: bytes that it takes, where that is known.
+        older: how an output of the first version is known.
 
     Raises:
-        ValueError: a file that no record lists is in the way of a name.
+        ValueError: a file that no record lists is in the way of a name, or another process writes there.
         OSError: it can't be written.
     """
+    with claimed(path):
+        _replace_files(path, maker, write, needed, older)
+
+
+def _replace_files(
+    path: Path, maker: str, write: Callable[[Path], Any], needed: int | None, older: Older | None
+) -> None:
     record = read_record(path)
-    earlier = record.get(maker, [])
+    earlier = _earlier(path, maker, older)
 
     def fill(folder: Path) -> None:
         write(folder)
         names = names_in(folder)
         check_ways(path, names, earlier)
         # First, so that a stop in the middle leaves no file that nobody owns.
-        if path.exists():
-            _write_record(path, record | {maker: sorted({*earlier, *names})})
-        else:
-            _write_record(folder, {maker: names})
+        _write_record(path, record | {maker: sorted({*earlier, *names})})
 
     names = write_folder(path, fill, owned=earlier, needed=needed)
-    _write_record(path, record | {maker: sorted(set(names) - {RECORD})})
+    _write_record(path, record | {maker: sorted(names)})
 
 
-def check_replaceable(path: Path, maker: str, names: Sequence[str]) -> None:
+def _earlier(path: Path, maker: str, older: Older | None) -> list[str]:
+    """The files of the maker's earlier output in ``path``."""
+    record = read_record(path)
+    if maker in record or older is None:
+        return record.get(maker, [])
+    return older.files(path)
+
+
+def check_replaceable(
+    path: Path, maker: str, names: Sequence[str], older: Older | None = None
+) -> None:
     """See before the work whether :func:`replace_files` may write ``names`` into ``path``.
 
     Raises:
         ValueError: a file stands at ``path``, it can't be written, or one of the names is taken.
     """
     check_folder(path)
-    check_ways(path, names, read_record(path).get(maker, []))
+    check_ways(path, names, _earlier(path, maker, older))
 
 
 def read_record(path: Path) -> dict[str, list[str]]:
     """The names of the files in an output folder that Revelio wrote, by the command that did.
 
     Raises:
-        ValueError: there is such a file and it is no record, or a name in it leads out of the folder.
+        ValueError: there is such a file and it is no record, it is a link, or a name in it leads out of the
+            folder.
     """
     if not os.path.lexists(path / RECORD):
         return {}
-    made = read_object(path / RECORD).get("files")
+    made = read_object(file_in(path, RECORD, what="the record of its files")).get("files")
     if not isinstance(made, dict) or not all(isinstance(names, list) for names in made.values()):
         raise ValueError(f"{printable(path / RECORD)} is no record of files: choose another folder")
     for names in made.values():

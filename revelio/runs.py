@@ -15,6 +15,7 @@ import platform
 import re
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -39,6 +40,9 @@ from revelio.trust import printable, read_json, read_json_lines, read_object, re
 __all__ = [
     "Run", "read_json", "sha256", "versions", "write_folder", "write_json", "write_whole", "write_whole_by",
 ]  # fmt: skip
+
+# Turns the text of an older config into this version's.
+Complete = Callable[[str], str]
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate")
 
@@ -105,6 +109,7 @@ class Run:
         resume: bool = False,
         results: Sequence[str] = (),
         writes: bool = True,
+        complete: Complete = str,
     ) -> "Run":
         """Create the run directory, or go on with the one that is there.
 
@@ -116,6 +121,8 @@ class Run:
             results: what a finished run has, and is not locked for; it is unfinished again where one of
                 these is missing.
             writes: False for further processes of a run that another has opened: they only read.
+            complete: gives the settings of an older version's run as this version writes them
+                (:func:`revelio.config.completed`); by default they are taken as they stand.
 
         Raises:
             ValueError: there is a run already and ``resume`` is off, it is another command's or its config
@@ -131,12 +138,12 @@ class Run:
             whole = all((path / name).exists() for name in results)
             done = bool(results) and whole and manifest["status"] == "finished"
             if done or not writes:
-                _check_config(path, config_yaml)
+                _check_config(path, config_yaml, complete)
                 if writes and (path / LOCK).exists():
                     take_lock(path).release()  # a killed process's
                 return cls(path, manifest)
         else:
-            _check_beginning(path, config_yaml, resume)
+            _check_beginning(path, config_yaml, resume, complete)
         make_folder(path)
         lock = take_lock(path)
         for name in ("", "checkpoints", "final", "gallery", "ksae", "seeds", "stages"):
@@ -144,7 +151,7 @@ class Run:
         if manifest_path.exists():
             # Read again: until now another process may have written it.
             run = cls(path, _read_manifest(manifest_path, command), lock)
-            _check_config(path, config_yaml)
+            _check_config(path, config_yaml, complete)
             if run.finished and not all((path / name).exists() for name in results):
                 run.manifest["status"] = "running"
             run.truncate_metrics(math.inf)
@@ -308,7 +315,7 @@ def _read_manifest(path: Path, command: str) -> dict[str, Any]:
     return manifest
 
 
-def _check_beginning(path: Path, config_yaml: str, resume: bool) -> None:
+def _check_beginning(path: Path, config_yaml: str, resume: bool, complete: Complete) -> None:
     """See whether a run may begin in ``path``: where it is empty, began here, or is full of other names.
 
     Raises:
@@ -318,7 +325,7 @@ def _check_beginning(path: Path, config_yaml: str, resume: bool) -> None:
     entries = path.iterdir() if path.is_dir() else ()
     inside = {entry.name for entry in entries if not is_partial(entry.name)}
     taken = sorted(inside & set(NAMES))
-    began = taken == ["config.yaml"] and _is_begun(path / "config.yaml", config_yaml)
+    began = taken == ["config.yaml"] and _is_begun(path / "config.yaml", config_yaml, complete)
     if taken and not began:
         raise ValueError(
             f"{path} holds {taken[0]}, which is of no run of this command: choose another --out"
@@ -327,24 +334,27 @@ def _check_beginning(path: Path, config_yaml: str, resume: bool) -> None:
         raise ValueError(f"{path} holds files but no run to resume: choose another --out")
 
 
-def _is_begun(path: Path, config_yaml: str) -> bool:
+def _is_begun(path: Path, config_yaml: str, complete: Complete) -> bool:
     """Whether a run with these settings was stopped right after writing them down."""
     try:
         old = read_text(path)
         if old.strip("\0 \n"):
-            _check_same_config(old, config_yaml, path.parent)
+            _check_same_config(old, config_yaml, path.parent, complete)
     except ValueError:
         return False
     return True
 
 
-def _check_config(path: Path, config_yaml: str) -> None:
-    _check_same_config(read_text(path / "config.yaml"), config_yaml, path)
+def _check_config(path: Path, config_yaml: str, complete: Complete) -> None:
+    _check_same_config(read_text(path / "config.yaml"), config_yaml, path, complete)
 
 
-def _check_same_config(old: str, new: str, path: Path) -> None:
+def _check_same_config(old: str, new: str, path: Path, complete: Complete) -> None:
+    # A setting that the run's version did not know had the value that is the default now.
+    with suppress(ValueError):
+        old = complete(old)
     # What only says how to run, not what to make, may change between a run and its continuation.
-    free = ("resume:", "plan:", "device:", "workers:", "sharing:")
+    free = ("resume:", "plan:", "device:", "workers:", "sharing:", "cache_gb:")
     before = [line for line in old.splitlines() if not line.strip().startswith(free)]
     after = [line for line in new.splitlines() if not line.strip().startswith(free)]
     for was, now in zip(before, after, strict=False):

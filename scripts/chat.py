@@ -1,44 +1,30 @@
 """Talk with a LLaVA-style model about a picture; answers appear as they are made.
 
     python scripts/chat.py --model runs/final --image cat.jpg
-    python scripts/chat.py --model runs/final --image cat.jpg --question "What is this?"
+    python scripts/chat.py --model runs/final --image before.jpg --image after.jpg --question "What is new?"
 
 Without --question it asks on, and remembers the turns; `exit` or Ctrl-D ends, `new` begins anew.
 """
 
-import argparse
+import sys
 
-from revelio.door import one_line_errors
+from llava_ext.options import ChatConfig as Config
+from revelio.door import run_module
+
+
+def run(config: Config) -> None:
+    """Answer; Ctrl-C ends the conversation."""
+    from llava_ext.chat import chat
+
+    try:
+        chat(config)
+    except KeyboardInterrupt:
+        print()
 
 
 def main() -> None:
     """Parse the flags, then answer; a user's mistake is one line and status 2."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", required=True, help="folder of a finished run, or a hub id")
-    parser.add_argument("--image", action="append", default=[], help="a picture; may be repeated")
-    parser.add_argument("--question", help="answer this one and end")
-    parser.add_argument("--max-new-tokens", type=int, default=256)
-    parser.add_argument("--temperature", type=float, default=0.0, help="0: the likeliest token")
-    parser.add_argument("--seed", type=int, default=0, help="of draws at a temperature above 0")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps")
-    parser.add_argument("--dtype", help="float32, bfloat16, float16; default: as it was saved")
-    parser.add_argument(
-        "--allow",
-        action="append",
-        default=[],
-        metavar="MODULE:FUNCTION",
-        help="a tower's code in the saved model's config that may be imported and run",
-    )
-    flags = parser.parse_args()
-    with one_line_errors("chat"):
-        from llava_ext.chat import chat
-
-        try:
-            chat(flags)
-        except KeyboardInterrupt:
-            print()
+    run_module(sys.modules[__name__], sys.argv[1:], name="chat.py", prog="chat.py")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,20 @@ def killed_at(number: int, action: Callable[[], object], monkeypatch: pytest.Mon
         if done >= number:
             raise Killed
 
+    with monkeypatch.context() as patch:
+        before_operations(stop, patch)
+        # A process that is killed gives no lock back.
+        patch.setattr("revelio.lock._release", lambda path, owner, ended: ended.set())
+        try:
+            action()
+        except Killed:
+            return True
+    return False
+
+
+def before_operations(stop: Callable[[], None], patch: pytest.MonkeyPatch) -> None:
+    """Let ``stop`` be called before every operation that changes a folder or opens a file to write."""
+
     def changed(real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **named: Any) -> Any:
             stop()
@@ -43,18 +57,10 @@ def killed_at(number: int, action: Callable[[], object], monkeypatch: pytest.Mon
 
         return call
 
-    with monkeypatch.context() as patch:
-        for name in OPERATIONS:
-            patch.setattr(os, name, changed(getattr(os, name)))
-        patch.setattr(builtins, "open", opened(builtins.open))
-        patch.setattr(io, "open", opened(io.open))
-        # A process that is killed gives no lock back.
-        patch.setattr("revelio.lock._release", lambda path, owner, ended: ended.set())
-        try:
-            action()
-        except Killed:
-            return True
-    return False
+    for name in OPERATIONS:
+        patch.setattr(os, name, changed(getattr(os, name)))
+    patch.setattr(builtins, "open", opened(builtins.open))
+    patch.setattr(io, "open", opened(io.open))
 
 
 def bury(lock: Path) -> None:

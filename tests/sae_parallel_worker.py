@@ -1,4 +1,4 @@
-"""What each of several processes does in tests/test_sae_parallel.py: python -m torch.distributed.run it."""
+"""What each of several processes does in tests/test_sae_distributed.py: torch.distributed.run runs it."""
 
 import json
 import sys
@@ -9,13 +9,19 @@ import torch.distributed as dist
 from sae_helpers import planted
 
 from revelio.sae.checkpoint import save_checkpoint
-from revelio.sae.kernel import SparseKernel
+from revelio.sae.config import TrainConfig
+from revelio.sae.dataloader import Shuffled
+from revelio.sae.distributed import (
+    DataParallelKernel,
+    Group,
+    ShardedFiles,
+    SharedRows,
+    save_sharded,
+    sharded_model,
+)
+from revelio.sae.kernels.sparse import SparseKernel
 from revelio.sae.metrics import evaluate
 from revelio.sae.model import KSparseAutoencoder
-from revelio.sae.parallel import DataParallelKernel, Group, SharedRows
-from revelio.sae.rows import Shuffled
-from revelio.sae.sharded import ShardedFiles, save_sharded, sharded_model
-from revelio.sae.state import TrainSettings
 from revelio.sae.train import train
 
 # Odd everywhere, so that no share is like another.
@@ -57,10 +63,8 @@ def batches(rows) -> Shuffled:
     return Shuffled(rows, 33, 0, block=10, window=4)
 
 
-def settings_of(mode: str) -> TrainSettings:
-    return TrainSettings(
-        steps=40, batch_size=33, warmup_steps=10, learning_rate=1e-3, **CASES[mode]
-    )
+def settings_of(mode: str) -> TrainConfig:
+    return TrainConfig(steps=40, batch_size=33, warmup_steps=10, learning_rate=1e-3, **CASES[mode])
 
 
 def in_parts(group: Group, mode: str, out: Path) -> list[float]:

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from revelio.sae.adam import AdamRows, AdamStep, update_vector
-from revelio.sae.kernel import Codes, Gradient, Weights
+from revelio.sae.kernels.base import Codes, Gradient, Weights
+from revelio.sae.optim import AdamRows, AdamStep, update_vector
 
 F = np.float32
 

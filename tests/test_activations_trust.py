@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import struct
+import subprocess
+import sys
 from hashlib import sha256
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from revelio.activations.store import ActivationStore, write_store
 from revelio.activations.target import Target
 from revelio.commands.gallery import FROM_STORE, open_pictures
 from revelio.commands.options import DataOptions
+from revelio.files import partial_path
 
 # Every type JSON knows, and what an attacker or an accident would put in its place.
 JUNK = [
@@ -307,7 +310,7 @@ def test_an_edited_manifest_deletes_nothing_on_resume(tmp_path):
         (folder / "manifest.json").write_text(whole)
 
 
-def test_only_our_own_temporary_files_are_swept(tmp_path):
+def test_only_our_own_temporary_files_are_swept(tmp_path, monkeypatch):
     dataset, run = memory_dataset(5), SETTINGS | {"timesteps": (25,), "draws": 1}
     extract(dataset, FakeBackbone(), tmp_path, **run)
     folder = tmp_path / "deep-t25-empty-d0"
@@ -318,6 +321,15 @@ def test_only_our_own_temporary_files_are_swept(tmp_path):
     extract(dataset, FakeBackbone(), tmp_path, resume=True, **run)
     assert (folder / ".thesis.partial").read_text() == "mine"
     assert not (folder / ".shard-00001.safetensors.7.partial").exists()
+    # Left by a kill after the manifest was written: the store is finished.
+    child = subprocess.Popen([sys.executable, "-c", "pass"])
+    child.wait()
+    monkeypatch.setattr(os, "getpid", lambda: child.pid)
+    left = partial_path(folder / "manifest.json")
+    monkeypatch.undo()
+    left.write_text("half")
+    extract(dataset, FakeBackbone(), tmp_path, resume=True, **run)
+    assert not left.exists()
 
 
 @pytest.mark.parametrize(

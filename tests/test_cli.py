@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from revelio.cli import COMMANDS, main, run_module
+from revelio.door import fail
 
 
 def revelio(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -85,6 +86,14 @@ def test_a_mistake_ends_with_one_line_and_status_2(error, line, capsys) -> None:
         run_module(module(fail), ["--out", "x"], "try")  # type: ignore[arg-type]
     assert stopped.value.code == 2
     assert capsys.readouterr().err == f"revelio: {line}\n"
+
+
+def test_a_line_is_never_of_a_foreign_values_length(capsys) -> None:
+    with pytest.raises(SystemExit):
+        fail("revelio", f"x.json has rows {'1' * 10**6}: extract it again")
+    line = capsys.readouterr().err
+    assert line.startswith("revelio: x.json has rows 1") and line.endswith(": extract it again\n")
+    assert line.count("\n") == 1 and len(line) < 2100
 
 
 def test_ctrl_c_ends_with_130(capsys) -> None:

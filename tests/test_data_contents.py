@@ -5,6 +5,7 @@ import json
 import pickle
 import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from activations_helpers import SETTINGS, FakeBackbone, memory_dataset, tree
+from backbones_helpers import tiny_dinov2
 from data_helpers import noise_picture, png
 from diffc_helpers import FormulaBackbone
 from hypothesis import given, settings
@@ -22,12 +24,13 @@ from PIL import Image, ImageOps
 from revelio import cli
 from revelio.activations.extract import extract
 from revelio.activations.store import ActivationStore, write_store
-from revelio.commands.ksae_inputs import describe
+from revelio.commands.options import read_contents
 from revelio.data.contents import UNREADABLE, digest_of
 from revelio.data.dataset import ImageError
 from revelio.data.open import open_dataset
 from revelio.diffc.cache import CacheSettings, fill_cache
 from revelio.diffc.sources import LiveGrids
+from revelio.pipelines.train_sae import describe
 from revelio.runs import Run
 
 RUN = SETTINGS | {"timesteps": (25,), "draws": 1}
@@ -275,3 +278,44 @@ def test_train_diffc_does_not_resume_on_other_pictures(tmp_path, capsys, views):
     invert(changed)
     cli.main([*words, "--resume"])
     assert (tmp_path / "run" / "report.json").exists()
+
+
+def test_pictures_are_read_once_under_a_bar_that_begins_at_once(tmp_path, capsys, monkeypatch):
+    """Hundreds of thousands of pictures take minutes: the line stands before the first is read."""
+    folder = folder_of(tmp_path)
+    dataset = open_dataset(str(folder))
+    read: list[int] = []
+
+    def digest(index: int) -> str:
+        if not read:
+            assert "reading 9 pictures:   0%" in capsys.readouterr().err
+        read.append(index)
+        return dataset.digest(index)
+
+    watched = replace(dataset, digest=digest)
+    hashed = read_contents(watched)
+    assert "9/9" in capsys.readouterr().err
+    assert hashed.digests() == hashed.digests() == dataset.digests() and sorted(read) == list(
+        range(9)
+    )
+    assert hashed.subset([7, 1]).digests() == [dataset.digest(7), dataset.digest(1)]
+    assert read_contents(memory_dataset(3)).digests() is None
+
+
+@pytest.mark.parametrize("command", ["extract", "train-diffc"])
+def test_commands_say_that_pictures_are_read(tmp_path, capsys, command):
+    source = ["--data.source", str(folder_of(tmp_path)), "--out", str(tmp_path / "out")]
+    if command == "extract":
+        backbone = [
+            "--backbone.name",
+            str(tiny_dinov2(tmp_path / "dino")),
+            "--backbone.device",
+            "cpu",
+        ]
+        words = [*backbone, "--layers", "block1", "--timesteps", "--plan"]
+    else:
+        words = ["--backbone.name", "pixels", "--layer", "pixels", "--timestep", "None"]
+        words += ["--test.split", "None", "--epochs", "1", "--width", "2"]
+    cli.main([command, *source, *words])
+    said = capsys.readouterr().err
+    assert "reading 9 pictures" in said or "reading 6 pictures" in said

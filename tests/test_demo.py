@@ -125,19 +125,35 @@ def test_best_cell_is_by_majority_share_and_without_labels_by_similarity_over_ch
     assert best_cell([c, d])["layer"] == "d"
 
 
-def test_findings_name_the_best_of_each() -> None:
-    best = {
-        "layer": "up_ft1",
-        "timestep": 25,
-        "majority_share": 0.75,
-        "majority_share_chance": 0.25,
+def test_findings_name_a_winner_only_where_intervals_support_one() -> None:
+    share = {"majority_share": 0.75, "majority_share_chance": 0.25, "timestep": 25}
+    best = {"layer": "up_ft1", **share, "interval": {"majority_share": [0.70, 0.80]}}
+    near = {"layer": "up_ft0", "majority_share": 0.72, "interval": {"majority_share": [0.6, 0.71]}}
+    far = {"layer": "up_ft3", "majority_share": 0.5, "interval": {"majority_share": [0.4, 0.6]}}
+    best |= {
+        "controls": {
+            "data rows": {"majority": {"value": 0.83}},
+            "channels": {"majority": {"value": 0.4}},
+        },
+        "verdict": {"majority": "beaten by data rows"},
     }
     rows = [
-        {"layer": "up_ft0", "top1": 60.0, "pixels_top1": 70.0},
-        {"layer": "up_ft1", "top1": 80.0, "pixels_top1": 70.0},
+        {"layer": "up_ft0", "top1": 60.0, "interval": [55.0, 65.0]},
+        {"layer": "up_ft1", "top1": 80.0, "interval": [76.0, 84.0]},
     ]
-    values = [card["value"] for card in findings(best, rows, 90.0)]
-    assert values == ["up_ft1, t = 25", "75%", "80.0 %", "1.5 min"]
+    for pixels, words in (
+        ([65.0, 75.0], "above"),
+        ([70.0, 77.0], "not told apart"),
+        ([85.0, 90.0], "below"),
+    ):
+        diffc = [row | {"pixels_top1": 70.0, "pixels_interval": pixels} for row in rows]
+        cards = findings(best, diffc, 90.0, [best, near, far])
+        assert [card["value"] for card in cards] == ["up_ft1, t = 25", "75%", "80.0 %", "1.5 min"]
+        assert "1 of the other 2 cells are not told apart" in cards[0]["text"]
+        assert "data rows, which learned nothing, reach 83%" in cards[1]["text"]
+        assert "is beaten by data rows" in cards[1]["text"] and words in cards[2]["text"]
+    unlabelled = findings(best | {"majority_share": None}, [], 90.0, [best])
+    assert "nothing ranks layers" in unlabelled[0]["text"]
 
 
 def test_charts_place_values_in_proportion() -> None:

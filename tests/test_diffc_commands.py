@@ -329,3 +329,30 @@ def test_no_escape_sequence_of_a_name_reaches_the_terminal(
     assert "\x1b" not in captured.out and "\x07" not in captured.out
     line = fails(["train-diffc", *flags[:2], *flags[4:], "--out", str(tmp_path / "r")], capsys)
     assert "broken\\x1b[2J.png" in line and line.isprintable()
+
+
+@pytest.mark.parametrize("free", [10**5, 10**9])
+def test_views_that_memory_cannot_hold_are_refused_before_they_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], free: int
+) -> None:
+    """36 and 12 pictures of 3 x 32 x 32 numbers in float16, plain and in one view: 0.44 MB for train."""
+    flags = train_flags(write_folders(tmp_path / "data", 16), tmp_path / "run")
+    monkeypatch.setattr("revelio.commands.diffc_inputs.available_memory", lambda: free)
+    if free < 4e5:
+        line = fails(flags, capsys)
+        assert "the views need 0.0 GB of memory, of which 0.0 GB are available" in line
+        assert "smaller --cache-gb, which keeps them in files" in line
+        assert not list((tmp_path / "run").rglob("*.bin"))
+        # What the line advises works: files take no memory.
+        cli.main([*flags, "--cache-gb", "0", "--resume"])
+    else:
+        cli.main(flags)
+    assert report_of(tmp_path / "run")["images"]["test"] == 9
+
+
+def test_no_word_on_memory_where_the_system_does_not_tell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("revelio.commands.diffc_inputs.available_memory", lambda: None)
+    cli.main(train_flags(write_folders(tmp_path / "data", 4), tmp_path / "run"))
+    assert report_of(tmp_path / "run")["images"]["test"] == 3

@@ -20,8 +20,16 @@ from safetensors.torch import save_file
 from revelio import files, lock
 from revelio.diffc.cache import CacheSettings, drop_cache, fill_cache
 from revelio.diffc.sources import TensorGrids
-from revelio.files import DiskFull, write_folder, write_whole, write_whole_by
+from revelio.files import (
+    DiskFull,
+    check_folder,
+    partial_path,
+    write_folder,
+    write_whole,
+    write_whole_by,
+)
 from revelio.outputs import RECORD, check_file, has_keys, replace_files
+from revelio.process import start_of
 from revelio.runs import Run
 
 
@@ -221,7 +229,7 @@ def test_a_live_holder_is_named_and_a_dead_one_is_not_waited_for(tmp_path: Path)
     Run.open(path, "t", "a: 1\n").close()
     other = other_process()
     try:
-        held = owner(pid=other.pid, started=lock._start_of(other.pid))
+        held = owner(pid=other.pid, started=start_of(other.pid))
         (path / ".lock").write_text(json.dumps(held))
         before = contents(path)
         with pytest.raises(ValueError, match=rf"in use by process {other.pid} on ") as caught:
@@ -359,6 +367,37 @@ def test_half_written_checkpoints_are_swept_and_others_stay(tmp_path: Path) -> N
     assert run.latest_checkpoint() == (40, folder / "step_00000040")
     run.drop_checkpoints(keep=0)
     assert sorted(contents(folder)) == [".notes.partial", "step_00000010/notes", "step_best/mine"]
+
+
+def test_only_dead_writers_leftovers_are_swept_before_a_command(tmp_path: Path) -> None:
+    """The next command's check takes away what a kill left, in the folder and beside it."""
+    out = tmp_path / "out"
+    out.mkdir()
+    child = subprocess.Popen([sys.executable, "-c", "pass"])
+    child.wait()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: child.pid)
+        dead = [partial_path(out), partial_path(out / "new")]
+    alive = [partial_path(out), partial_path(out / "new")]
+    # Of another machine, of an older version, and a user's own.
+    names = (f".new.{child.pid}-{'0' * 16}.partial", f".new.{child.pid}-0123abcd.partial")
+    others = [out / name for name in (*names, f".new.{child.pid}.partial", ".notes.partial")]
+    for path in (*dead, *alive, *others):
+        path.mkdir()
+        (path / "half").write_text("half")
+    check_folder(out)
+    left = {path for path in (*tmp_path.glob(".*"), *out.glob(".*"))}
+    assert left == {*alive, *others}
+
+
+def test_a_record_that_is_a_link_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "theirs.json").write_text('{"files": {"t": ["a"]}}')
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a").write_text("mine")
+    (tmp_path / "out" / RECORD).symlink_to(tmp_path / "theirs.json")
+    with pytest.raises(ValueError, match="is a link"):
+        replace_files(tmp_path / "out", "t", lambda folder: (folder / "a").write_text("new"))
+    assert (tmp_path / "out" / "a").read_text() == "mine"
 
 
 def test_a_finished_run_that_lost_a_result_is_unfinished(tmp_path: Path) -> None:

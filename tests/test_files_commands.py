@@ -1,25 +1,16 @@
 """Every command's output beside a user's files and another run's: all found again byte for byte."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from analysis_helpers import gallery_parts, toy_picture
-from backbones_helpers import tiny_sd
-from diffc_helpers import separable, write_folders
-from eval_helpers import review_row, write_jsonl
+from commands_helpers import FILES, WRITERS, commands, write_inputs
 from files_helpers import contents
-from sae_helpers import planted
 
 from eval.llava_bench import main as bench
-from revelio.activations.store import write_store
 from revelio.cli import COMMANDS as NAMES
 from revelio.cli import main
-from revelio.diffc.model import DiffC
 from revelio.outputs import RECORD
-
-Words = Callable[[Path], list[object]]
 
 # Names of what commands write, of what a user may have, and of another run's.
 FOREIGN = (
@@ -34,76 +25,12 @@ FOREIGN = (
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store, a k-SAE, pictures, grids, a classifier and reviews."""
-    root = tmp_path_factory.mktemp("made")
-    model, *_ = gallery_parts(root / "store")
-    model.save_pretrained(root / "ksae")
-    for number in range(60):
-        path = root / "images" / "pictures" / f"{number:02d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        toy_picture(number).save(path)
-    rows, _ = planted(20, 4, 6, 2)
-    write_store(root / "rows", rows, [str(i) for i in range(20)])
-    grids, labels = separable(3)
-    settings = {"pool": "none", "layer": "mix", "classes": ["a", "b", "c"]}
-    write_store(root / "grids", grids, [str(i) for i in range(9)], labels, settings=settings)
-    DiffC(6, 3, width=2, class_names=["a", "b", "c"], seed=0).save_pretrained(root / "diffc")
-    write_folders(root / "folders", 2)
-    tiny_sd(root / "sd")
-    write_jsonl(root / "reviews.jsonl", [review_row(i, "conv", (8.0, 6.0)) for i in range(3)])
-    main(["top-images", "--store", str(root / "store"), "--ksae", str(root / "ksae"),
-          "--out", str(root / "top")])  # fmt: skip
-    return root
-
-
-def commands(made: Path) -> dict[str, Words]:
-    """A short call of every command that writes, for a place to write to."""
-    backbone = ["--backbone.name", made / "sd", "--backbone.image-size", 32]
-    ksae = ["--store", made / "store", "--ksae", made / "ksae"]
-    return {
-        "extract": lambda out: [
-            *("extract", *backbone, "--data.limit", 3, "--data.source", made / "images"),
-            *("--layers", "bottleneck", "--out", out),
-        ],
-        "train-ksae": lambda out: [
-            *("train-ksae", "--store", made / "rows", "--steps", 2, "--expansion", 2, "--k", 2),
-            *("--kernel", "torch", "--checkpoint-every", 1, "--out", out),
-        ],
-        "train-diffc": lambda out: [
-            *("train-diffc", "--stores", made / "grids", "--test-store", made / "grids"),
-            *("--epochs", 1, "--width", 2, "--out", out),
-        ],
-        "eval-diffc": lambda out: [
-            *("eval-diffc", "--model", made / "diffc", "--store", made / "grids", "--out", out),
-        ],
-        "top-images": lambda out: ["top-images", *ksae, "--out", out],
-        "gallery": lambda out: [
-            *("gallery", *ksae, "--top", made / "top", "--data.source", made / "images"),
-            *("--latents", 5, "--map-method", "pca", "--out", out),
-        ],
-        "pca-maps": lambda out: [
-            *("pca-maps", *backbone, "--data.limit", 3, "--data.source", made / "images"),
-            *("--layers", "bottleneck", "--out", out),
-        ],
-        "purity": lambda out: ["purity", "--top", made / "top", "--draws", 9, "--out", out],
-        "demo": lambda out: [
-            *("demo", "--images", made / "folders", *backbone, "--layers", "bottleneck"),
-            *("--timesteps", "25", "--steps", 1, "--out", out),
-        ],
-        "score": lambda out: [
-            *("score", "--reviews", made / "reviews.jsonl", "--resamples", 9, "--json", out),
-        ],
-    }
-
-
-FILES = ("purity", "score")  # what writes one file
-WRITERS = (*FILES, "extract", "train-ksae", "train-diffc", "eval-diffc", "top-images", "gallery")
-WRITERS += ("pca-maps", "demo")
+    return write_inputs(tmp_path_factory.mktemp("made"))
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("revelio.sae.plan.measured_speed", lambda job, kernel: None)
+    monkeypatch.setattr("revelio.sae.cost.measured_speed", lambda job, kernel: None)
 
 
 def call(made: Path, name: str, out: Path, *more: str) -> int:

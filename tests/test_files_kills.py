@@ -41,7 +41,7 @@ def every_kill(whole: Path, out: Path, words: list[str], monkeypatch: pytest.Mon
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No second is measured for the plan; nothing is flushed, which no kill can see."""
-    monkeypatch.setattr("revelio.sae.plan.measured_speed", lambda job, kernel: None)
+    monkeypatch.setattr("revelio.sae.cost.measured_speed", lambda job, kernel: None)
     monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 

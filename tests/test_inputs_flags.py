@@ -46,7 +46,7 @@ WRITTEN_FILES = {
     ("judge", "cache"),
     ("answer", "out"),
 }
-EITHER = {"root", "pretrained"}  # a file or a folder
+EITHER = {"root", "pretrained", "source"}  # a file or a folder
 LLAVA = {
     "pretrain": PretrainConfig,
     "finetune": FinetuneConfig,
@@ -82,7 +82,7 @@ def wrong_values(command: str, name: str, kind: Any, folder: Path) -> list[str]:
         found += [] if name in NEGATIVE else ["-1"]
         found += ["-2"] if name == "views" else []
     elif int in plain:  # a word or a number
-        found += ["0", "-1", "x", "nan"]
+        found += ["-1", "x", "nan"] if name in ZERO else ["0", "-1", "x", "nan"]
     elif float in plain:
         found += ["nan", "inf", "-1", ("-inf", "x", "")[len(name) % 3]]
         found += [] if name in ZERO else ["0"]
@@ -93,6 +93,8 @@ def wrong_values(command: str, name: str, kind: Any, folder: Path) -> list[str]:
             found += [str(folder / "missing")]
             if name not in EITHER:
                 found += [str(folder if name in READ_FILES else folder / "file")]
+        elif (command, name) == ("convert-ksae", "out"):  # a file or a folder
+            found += [str(folder / "file" / "x")]
         elif (command, name) in WRITTEN_FILES:
             found += [str(folder), str(folder / "file" / "x")]
         elif (command, name) not in {(script, "json") for script in LLAVA}:

@@ -122,7 +122,7 @@ def test_a_mistake_is_one_line_and_status_2(project, tmp_path) -> None:
     folder, config = project
     bad = write_data(tmp_path / "bad.json", [record(0), record(1, image="99.png")])
     for words, message in [
-        (("--data.json", bad), "record 'r1': no image 99.png"),
+        (("--data.json", bad), "record 1 (id 'r1'): no image 99.png"),
         (("--stage.batch-size", 3), "effective_batch 4 is not a multiple"),
         (("--out", folder / "pre"), "already holds a run"),
         (("--cache", tmp_path), "no finished cache"),

@@ -38,6 +38,7 @@ def script():
     spec = importlib.util.spec_from_file_location("chat_script", path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
+    sys.modules["chat_script"] = module
     spec.loader.exec_module(module)
     return module.main
 
@@ -74,12 +75,42 @@ def test_one_question_and_a_conversation(saved, assistant, monkeypatch, capsys):
     assert capsys.readouterr().out == f"{wanted}\n" * 2
 
 
-def test_a_mistake_is_one_line_and_status_two(saved, monkeypatch, capsys):
-    for words, message in [
-        (["--model", str(saved / "final"), "--image", "none.png"], "no image at none.png"),
-        (["--model", str(saved / "nowhere")], "no model at"),
-    ]:
-        with pytest.raises(SystemExit) as stop:
-            run(monkeypatch, *words)
-        error = capsys.readouterr().err.strip()
-        assert stop.value.code == 2 and message in error and "\n" not in error
+def test_pictures_may_be_several(saved, assistant, monkeypatch, capsys):
+    picture(2).save(saved / "dog.png")
+    files = [f"--image={saved / name}" for name in ("cat.png", "dog.png")]
+    run(monkeypatch, "--model", str(saved / "final"), *files, "--question", "what is new?")
+    (wanted,) = assistant.answer(["what is new?"], [[picture(1), picture(2)]], max_new_tokens=6)
+    assert capsys.readouterr().out == f"{wanted}\n"
+
+
+MISTAKES = [
+    (["--image", "none.png"], "none.png"),
+    (["--model", "nowhere"], "no model at"),
+    (["--modell", "x"], "--modell"),
+    (["--max-new-tokens", "0"], "max-new-tokens is 0: give 1 or more"),
+    (["--max-new-tokens", "many"], "--max-new-tokens is 'many'"),
+    (["--temperature", "-1"], "temperature is -1.0: give 0 or more"),
+    (["--temperature", "nan"], "temperature is nan"),
+    (["--device", "gpu 1"], "give auto, cpu, cuda, cuda:1 or mps"),
+    (["--dtype", "int4"], "give float32, bfloat16 or float16"),
+    (["--seed", "1.5"], "--seed is '1.5'"),
+    (["--question", ""], "question"),
+    (["more"], "more"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), MISTAKES, ids=lambda value: str(value)[:30])
+def test_a_mistake_is_one_line_and_status_two(saved, monkeypatch, capsys, words, message):
+    given = [] if "--model" in words else ["--model", str(saved / "final")]
+    with pytest.raises(SystemExit) as stop:
+        run(monkeypatch, *given, *words)
+    error = capsys.readouterr().err.strip()
+    assert stop.value.code == 2 and message in error and "\n" not in error
+    assert error.startswith("chat.py: ")
+
+
+def test_a_model_must_be_named(monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(monkeypatch)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.strip() == "chat.py: needs --model STR"

@@ -10,8 +10,8 @@ from sae_helpers import planted
 from safetensors.torch import load_file, save_file
 
 from revelio.sae.checkpoint import load_checkpoint, save_checkpoint
+from revelio.sae.config import TrainConfig
 from revelio.sae.model import KSparseAutoencoder
-from revelio.sae.state import TrainSettings
 from revelio.sae.train import train
 
 
@@ -19,7 +19,7 @@ from revelio.sae.train import train
 def test_a_resumed_run_is_bit_equal_to_an_uninterrupted_one(mode, tmp_path):
     x, _ = planted(150, 12, 20, 3, noise=0.1)
     # 5 batches an epoch, the last smaller; the stop is in the middle of the eighth.
-    options = TrainSettings(
+    options = TrainConfig(
         steps=60,
         batch_size=32,
         warmup_steps=10,
@@ -44,14 +44,14 @@ def test_a_resumed_run_is_bit_equal_to_an_uninterrupted_one(mode, tmp_path):
 
 def test_nothing_in_a_checkpoint_is_pickled(tmp_path):
     model = KSparseAutoencoder(4, 8, 2)
-    for step in train(model, planted(20, 4, 6, 2)[0], TrainSettings(steps=1)):
+    for step in train(model, planted(20, 4, 6, 2)[0], TrainConfig(steps=1)):
         save_checkpoint(tmp_path, model, step.state)
     assert {path.suffix for path in tmp_path.iterdir()} == {".safetensors", ".json"}
 
 
 def test_a_checkpoint_of_another_model_or_damaged_is_refused(tmp_path):
     model = KSparseAutoencoder(4, 8, 2)
-    for step in train(model, planted(20, 4, 6, 2)[0], TrainSettings(steps=1)):
+    for step in train(model, planted(20, 4, 6, 2)[0], TrainConfig(steps=1)):
         save_checkpoint(tmp_path, model, step.state)
     with pytest.raises(ValueError, match="has k 2, not 3"):
         load_checkpoint(tmp_path, KSparseAutoencoder(4, 8, 3))
@@ -75,7 +75,7 @@ def fresh() -> KSparseAutoencoder:
 def saved(tmp_path_factory) -> Path:
     """A checkpoint after five steps."""
     folder, model = tmp_path_factory.mktemp("saved"), fresh()
-    for step in train(model, planted(20, 4, 6, 2)[0], TrainSettings(steps=5, batch_size=10)):
+    for step in train(model, planted(20, 4, 6, 2)[0], TrainConfig(steps=5, batch_size=10)):
         if step.step == 5:
             save_checkpoint(folder, model, step.state)
     return folder

@@ -61,7 +61,7 @@ def test_other_activations_are_a_flag_away(store, tmp_path, flags):
 
 def test_resume_after_a_stop_is_bit_equal(store, tmp_path, monkeypatch):
     train_ksae(store, tmp_path / "whole", "--steps", "10")
-    from revelio.sae import many as module
+    from revelio.sae import train as module
 
     real, calls = module.train_step, []
 
@@ -140,25 +140,27 @@ def test_a_plan_beyond_the_machine_warns_and_a_training_is_refused_with_its_plan
     assert stopped.value.code == 2
     captured = capsys.readouterr()
     assert captured.out.startswith("plan: ")
-    assert captured.err.count("\n") == 1 and "lower --expansion" in captured.err
+    assert captured.err.count("\n") == 1 and "lower expansion" in captured.err
     assert not (tmp_path / "run").exists()
 
 
 def test_together_the_members_of_a_grid_must_fit(store, tmp_path, capsys, monkeypatch):
-    from revelio.commands import plan_ksae
-    from revelio.commands.plan_ksae import shortage
-    from revelio.sae.plan import Job, memory
+    from revelio.pipelines import plan_sae
+    from revelio.pipelines.plan_sae import shortage
+    from revelio.sae.config import RunConfig
+    from revelio.sae.cost import Job, memory
 
-    job = Job(rows=100, d=16, n=4096, k=4, batch_size=50, steps=5, held=True)
+    config = RunConfig(k=4, expansion=256, batch_size=50, steps=5)
+    job = Job(config=config, rows=100, d=16)
     alone = memory(job).total - memory(job).process
     several = 3 * (alone - memory(job).rows) + memory(job).rows
     for available, jobs, fits in (
         (alone, 1, True), (alone - 1, 1, False), (several, 3, True), (several - 1, 3, False),
     ):  # fmt: skip
-        monkeypatch.setattr(plan_ksae, "available_memory", lambda available=available: available)
+        monkeypatch.setattr(plan_sae, "available_memory", lambda available=available: available)
         assert (shortage([job] * jobs, tmp_path, in_memory=True) is None) == fits
         assert shortage([job] * jobs, tmp_path, in_memory=False) is None
-    monkeypatch.setattr(plan_ksae, "free_disk", lambda path: 1)
+    monkeypatch.setattr(plan_sae, "free_disk", lambda path: 1)
     assert "disk" in (shortage([job], tmp_path, in_memory=False) or "")
 
 
@@ -166,7 +168,7 @@ def test_the_bar_and_the_report_mean_the_same_by_dead(store, tmp_path, capsys):
     """Active on no row of the store: what the bar shows at the end of a pass is counted by hand."""
     from types import SimpleNamespace
 
-    from revelio.commands.ksae_runs import _dead
+    from revelio.pipelines.train_sae import _dead
 
     fired = torch.tensor([0, 10, 11, 100, 90])
     step = SimpleNamespace(samples=100, state=SimpleNamespace(fired_at=fired))
@@ -176,23 +178,16 @@ def test_the_bar_and_the_report_mean_the_same_by_dead(store, tmp_path, capsys):
     assert _dead(step, 101) == {}  # type: ignore[arg-type]
 
 
-def test_a_loss_that_is_not_finite_stops_with_its_step(store, tmp_path, capsys, monkeypatch):
-    from dataclasses import replace
-
-    from revelio.sae import many
-
-    real = many.train_many
-
-    def spoilt(members, rows):
-        for place, step in real(members, rows):
-            yield place, replace(step, loss=float("nan")) if step.step == 3 else step
-
-    monkeypatch.setattr(many, "train_many", spoilt)
+def test_a_loss_that_is_not_finite_stops_with_its_step(tmp_path, capsys):
+    rows, _ = planted(40, 8, 12, 2, noise=0.1)
+    huge = tmp_path / "up_ft1-t25-empty-d0"
+    write_store(huge, rows * 1e25, [f"image{i}" for i in range(40)], settings={"timestep": 25})
     with pytest.raises(SystemExit) as stopped:
-        train_ksae(store, tmp_path / "run", "--steps", "5")
+        train_ksae(huge, tmp_path / "run", "--steps", "5", "--mode", "as_paper")
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert stopped.value.code == 2
-    assert "the loss of step 3 is nan: lower --learning-rate" in said
+    assert "the loss of step 1 is not finite" in said and "lower learning_rate" in said
+    assert not (tmp_path / "run/report.json").exists()
 
 
 def test_every_config_loads():

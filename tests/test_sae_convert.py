@@ -8,10 +8,10 @@ import torch
 from sae_helpers import planted, random_model
 from safetensors.torch import load_file, save_file
 
-from revelio.sae.convert import check_reconstruction, export_released, import_ksae
-from revelio.sae.convert_peers import export_saelens, export_sparsify
+from revelio.sae.config import TrainConfig
+from revelio.sae.io.peers import export_saelens, export_sparsify
+from revelio.sae.io.released import check_reconstruction, export_released, import_ksae
 from revelio.sae.model import KSparseAutoencoder
-from revelio.sae.state import TrainSettings
 from revelio.sae.train import train
 from revelio.unpickle import read_tensors
 
@@ -140,7 +140,7 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
 def test_an_import_is_checked_on_activations(tmp_path):
     x, _ = planted(300, 12, 10, 2)
     model = KSparseAutoencoder(12, 48, 4, "as_code")
-    for _ in train(model, x, TrainSettings(steps=150, learning_rate=1e-2, warmup_steps=1)):
+    for _ in train(model, x, TrainConfig(steps=150, learning_rate=1e-2, warmup_steps=1)):
         pass
     released(tmp_path / "sae.pt", model, {"k": 4})
     found = import_ksae(tmp_path / "sae.pt")

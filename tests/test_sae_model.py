@@ -6,9 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sae_helpers import loop_decode, loop_encode, random_model
+from sae_reference_kernel import ReferenceKernel
 
-from revelio.sae.kernel import Codes, SparseKernel
-from revelio.sae.kernel_reference import ReferenceKernel
+from revelio.sae.kernels.base import Codes
+from revelio.sae.kernels.sparse import SparseKernel
 from revelio.sae.model import KSparseAutoencoder
 
 MODES = ["fixed", "as_paper", "as_code"]

@@ -3,16 +3,16 @@
 import pytest
 import torch
 from sae_helpers import DenseKSAE, planted
+from sae_reference_kernel import ReferenceKernel
 from sae_same_order import SameOrderKernel
 
 from revelio.sae.checkpoint import load_checkpoint, save_checkpoint
-from revelio.sae.kernel import SparseKernel
-from revelio.sae.kernel_native import NativeKernel
-from revelio.sae.kernel_native_build import INSTRUCTION_SETS
-from revelio.sae.kernel_reference import ReferenceKernel
+from revelio.sae.config import TrainConfig
+from revelio.sae.dataloader import Shuffled
+from revelio.sae.kernels.build import INSTRUCTION_SETS
+from revelio.sae.kernels.native import NativeKernel
+from revelio.sae.kernels.sparse import SparseKernel
 from revelio.sae.model import KSparseAutoencoder
-from revelio.sae.rows import Shuffled
-from revelio.sae.state import TrainSettings
 from revelio.sae.train import begin, train
 
 MODES = ["fixed", "as_paper", "as_code"]
@@ -22,7 +22,7 @@ def rows(d: int = 20) -> torch.Tensor:
     return planted(300, d, 24, 3, noise=0.05)[0] + 2
 
 
-def trained(kernel, mode: str, settings: TrainSettings, x: torch.Tensor, n: int = 96, k: int = 4):
+def trained(kernel, mode: str, settings: TrainConfig, x: torch.Tensor, n: int = 96, k: int = 4):
     model = KSparseAutoencoder(x.shape[1], n, k, mode)
     return model, list(train(model, x, settings, kernel=kernel))
 
@@ -33,7 +33,7 @@ def same(a: KSparseAutoencoder, b: KSparseAutoencoder) -> bool:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_two_hundred_steps_equal_the_dense_same_order_step_bit_for_bit(mode):
-    settings = TrainSettings(steps=200, batch_size=12, warmup_steps=20, learning_rate=1e-3)
+    settings = TrainConfig(steps=200, batch_size=12, warmup_steps=20, learning_rate=1e-3)
     native, steps = trained(NativeKernel(1), mode, settings, rows())
     plain, wanted = trained(SameOrderKernel(), mode, settings, rows())
     assert [step.loss for step in steps] == [step.loss for step in wanted]
@@ -41,7 +41,7 @@ def test_two_hundred_steps_equal_the_dense_same_order_step_bit_for_bit(mode):
 
 
 def test_auxk_equals_the_dense_same_order_step_bit_for_bit():
-    settings = TrainSettings(steps=40, batch_size=20, warmup_steps=5, auxk=8, dead_after=60)
+    settings = TrainConfig(steps=40, batch_size=20, warmup_steps=5, auxk=8, dead_after=60)
     native, steps = trained(NativeKernel(2), "fixed", settings, rows())
     plain, _ = trained(SameOrderKernel(), "fixed", settings, rows())
     assert steps[-1].auxk_loss > 0
@@ -55,7 +55,7 @@ def test_rows_that_rest_and_wake_equal_the_dense_step_bit_for_bit():
     x[:8, :4] += 6
     x[8:, 4:] += 6
     order = [x] * 5 + [x[:8]] * 330 + [x[8:]] * 15 + [x] * 15
-    settings = TrainSettings(steps=365, warmup_steps=10, learning_rate=1e-3)
+    settings = TrainConfig(steps=365, warmup_steps=10, learning_rate=1e-3)
     models, rested, woken = [], False, False
     for kernel in (NativeKernel(1), SameOrderKernel()):
         model, before = KSparseAutoencoder(8, 32, 2, "fixed"), None
@@ -72,7 +72,7 @@ def test_rows_that_rest_and_wake_equal_the_dense_step_bit_for_bit():
 @pytest.mark.parametrize("mode", MODES)
 def test_the_number_of_threads_changes_no_bit(mode):
     x = rows(33)
-    settings = TrainSettings(steps=40, batch_size=50, warmup_steps=5, auxk=0)
+    settings = TrainConfig(steps=40, batch_size=50, warmup_steps=5, auxk=0)
     one, _ = trained(NativeKernel(1), mode, settings, x, n=700)
     for threads in (2, 5):
         assert same(one, trained(NativeKernel(threads), mode, settings, x, n=700)[0])
@@ -82,7 +82,7 @@ def test_the_number_of_threads_changes_no_bit(mode):
 def test_the_instruction_set_changes_no_bit(mode, monkeypatch):
     x, models, used = rows(33), [], set()
     auxk = 0 if mode == "as_code" else 8
-    settings = TrainSettings(steps=40, batch_size=50, warmup_steps=5, auxk=auxk, dead_after=200)
+    settings = TrainConfig(steps=40, batch_size=50, warmup_steps=5, auxk=auxk, dead_after=200)
     for name in INSTRUCTION_SETS:
         monkeypatch.setenv("REVELIO_NATIVE", name)
         kernel = NativeKernel(2)
@@ -96,7 +96,7 @@ def test_the_instruction_set_changes_no_bit(mode, monkeypatch):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("other", [ReferenceKernel, SparseKernel])
 def test_the_model_is_that_of_the_other_kernels(mode, other):
-    settings = TrainSettings(steps=40, batch_size=32, warmup_steps=10, learning_rate=1e-3)
+    settings = TrainConfig(steps=40, batch_size=32, warmup_steps=10, learning_rate=1e-3)
     native, _ = trained(NativeKernel(), mode, settings, rows())
     plain, _ = trained(other(), mode, settings, rows())
     for a, b in zip(native.parameters(), plain.parameters(), strict=True):
@@ -106,7 +106,7 @@ def test_the_model_is_that_of_the_other_kernels(mode, other):
 def test_as_code_loss_curve_equals_the_dense_released_step_to_six_decimals():
     # Few choices, so that none is so near a tie (1e-7) that another order of sums would choose otherwise.
     x = planted(48, 32, 40, 4, noise=0.1)[0]
-    settings = TrainSettings(steps=200, batch_size=48, warmup_steps=500)
+    settings = TrainConfig(steps=200, batch_size=48, warmup_steps=500)
     model = KSparseAutoencoder(32, 128, 4, "as_code")
     begin(model, Shuffled(x, 48, 0), settings)
     dense = DenseKSAE(model, 1.0)
@@ -120,7 +120,7 @@ def test_as_code_loss_curve_equals_the_dense_released_step_to_six_decimals():
 
 def test_a_resumed_run_is_bit_equal(tmp_path):
     x = rows()
-    settings = TrainSettings(steps=60, batch_size=32, warmup_steps=10, auxk=4, dead_after=200)
+    settings = TrainConfig(steps=60, batch_size=32, warmup_steps=10, auxk=4, dead_after=200)
     whole, _ = trained(NativeKernel(), "fixed", settings, x)
     model = KSparseAutoencoder(20, 96, 4, "fixed")
     for step in train(model, x, settings, kernel=NativeKernel()):
@@ -138,6 +138,6 @@ def test_training_is_native_by_default_and_encoding_stays_plain(monkeypatch):
     start = NativeKernel.__init__
     monkeypatch.setattr(NativeKernel, "__init__", lambda self: made.append(self) or start(self))
     model = KSparseAutoencoder(20, 96, 4)
-    list(train(model, rows(), TrainSettings(steps=2, batch_size=32)))
+    list(train(model, rows(), TrainConfig(steps=2, batch_size=32)))
     assert len(made) == 1
     assert isinstance(model.kernel, SparseKernel)

@@ -8,10 +8,10 @@ import tempfile
 
 import pytest
 
-from revelio.sae import kernel_native_build as build
-from revelio.sae.kernel import SparseKernel
-from revelio.sae.kernel_choice import choose_kernel, fastest_kernel, must_compile
-from revelio.sae.kernel_native import NativeKernel
+from revelio.sae.kernels import build
+from revelio.sae.kernels.native import NativeKernel
+from revelio.sae.kernels.select import choose_kernel, fastest_kernel, must_compile
+from revelio.sae.kernels.sparse import SparseKernel
 from revelio.sae.model import KSparseAutoencoder
 
 

@@ -7,9 +7,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sae_same_order import dots
 
-from revelio.sae.kernel import Codes, Weights
-from revelio.sae.kernel_native import NativeKernel
-from revelio.sae.kernel_native_build import INSTRUCTION_SETS, instruction_set
+from revelio.sae.kernels.base import Codes, Weights
+from revelio.sae.kernels.build import INSTRUCTION_SETS, instruction_set
+from revelio.sae.kernels.native import NativeKernel
 
 # The environment stays for all examples of a test, as it should.
 many = settings(

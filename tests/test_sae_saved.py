@@ -11,9 +11,10 @@ from sae_helpers import planted, random_model
 from safetensors.torch import load_file, save_file
 
 from revelio.sae import model as model_module
-from revelio.sae.kernel import SparseKernel
+from revelio.sae.config import TrainConfig
+from revelio.sae.kernels.sparse import SparseKernel
 from revelio.sae.model import KSparseAutoencoder
-from revelio.sae.state import TrainSettings, TrainState
+from revelio.sae.state import TrainState
 from revelio.sae.step import train_step
 
 NAMES = ["W_enc", "W_dec", "b_enc", "b_dec", "threshold"]
@@ -158,7 +159,7 @@ def test_what_json_cannot_hold_is_not_saved(tmp_path):
 @pytest.mark.parametrize("mode", ["fixed", "as_paper", "as_code"])
 def test_a_fresh_one_learns_in_a_loop_of_ones_own(mode):
     x, _ = planted(400, 12, 20, 3)
-    model, options = KSparseAutoencoder(12, 48, 4, mode), TrainSettings(warmup_steps=1)
+    model, options = KSparseAutoencoder(12, 48, 4, mode), TrainConfig(warmup_steps=1)
     kernel, state = SparseKernel(), TrainState.start(model)
     losses = []
     for _ in range(60):

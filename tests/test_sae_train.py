@@ -5,16 +5,16 @@ from itertools import pairwise
 import pytest
 import torch
 from sae_helpers import DenseKSAE, differences, planted
+from sae_reference_kernel import ReferenceKernel
 
-from revelio.sae import adam
-from revelio.sae.initialise import best_scale, geometric_median, initialise
-from revelio.sae.kernel import Codes, SparseKernel
-from revelio.sae.kernel_native import NativeKernel
-from revelio.sae.kernel_reference import ReferenceKernel
+from revelio.sae import optim
+from revelio.sae.config import RunConfig, TrainConfig
+from revelio.sae.dataloader import Shuffled
+from revelio.sae.kernels.base import Codes
+from revelio.sae.kernels.native import NativeKernel
+from revelio.sae.kernels.sparse import SparseKernel
 from revelio.sae.metrics import evaluate
-from revelio.sae.model import KSparseAutoencoder
-from revelio.sae.rows import Shuffled
-from revelio.sae.state import TrainSettings
+from revelio.sae.model import KSparseAutoencoder, best_scale, geometric_median, initialise
 from revelio.sae.train import begin, train
 
 MODES = ["fixed", "as_paper", "as_code"]
@@ -24,12 +24,12 @@ def rows() -> torch.Tensor:
     return planted(300, 16, 24, 3, noise=0.05)[0] + 2
 
 
-def trained(mode: str, x: torch.Tensor, settings: TrainSettings, kernel=None, n: int = 128):
+def trained(mode: str, x: torch.Tensor, settings: TrainConfig, kernel=None, n: int = 128):
     model = KSparseAutoencoder(x.shape[1], n, 4, mode)
     return model, list(train(model, x, settings, kernel=kernel))
 
 
-def batches_of(x: torch.Tensor, settings: TrainSettings) -> list[torch.Tensor]:
+def batches_of(x: torch.Tensor, settings: TrainConfig) -> list[torch.Tensor]:
     source, found, epoch = Shuffled(x, settings.batch_size, settings.seed), [], 0
     while len(found) < settings.steps:
         found += list(source.epoch(epoch))
@@ -37,7 +37,7 @@ def batches_of(x: torch.Tensor, settings: TrainSettings) -> list[torch.Tensor]:
     return found[: settings.steps]
 
 
-def started(mode: str, x: torch.Tensor, settings: TrainSettings, n: int = 128):
+def started(mode: str, x: torch.Tensor, settings: TrainConfig, n: int = 128):
     """The same start as a model about to be trained, by training it for no step."""
     model = KSparseAutoencoder(x.shape[1], n, 4, mode)
     begin(model, Shuffled(x, settings.batch_size, settings.seed), settings)
@@ -47,7 +47,7 @@ def started(mode: str, x: torch.Tensor, settings: TrainSettings, n: int = 128):
 @pytest.mark.parametrize("mode", MODES)
 def test_parameters_and_losses_equal_dense_autograd_with_torch_adam(mode):
     x = rows()
-    settings = TrainSettings(steps=60, batch_size=32, warmup_steps=20, learning_rate=1e-3)
+    settings = TrainConfig(steps=60, batch_size=32, warmup_steps=20, learning_rate=1e-3)
     variance = float((x - x.mean(0)).square().mean())
     dense = DenseKSAE(started(mode, x, settings), variance)
     wanted = list(dense.train_on(batches_of(x, settings), 1e-3, 20))
@@ -58,7 +58,7 @@ def test_parameters_and_losses_equal_dense_autograd_with_torch_adam(mode):
 
 def test_as_code_loss_curve_equals_the_dense_released_step_to_six_decimals():
     x = planted(256, 32, 40, 4, noise=0.1)[0]
-    settings = TrainSettings(steps=200, batch_size=256, warmup_steps=500)
+    settings = TrainConfig(steps=200, batch_size=256, warmup_steps=500)
     dense = DenseKSAE(started("as_code", x, settings, n=512), 1.0)
     wanted = list(dense.train_on(batches_of(x, settings), 4e-4, 500))
     _, steps = trained("as_code", x, settings, kernel=SparseKernel(), n=512)
@@ -67,7 +67,7 @@ def test_as_code_loss_curve_equals_the_dense_released_step_to_six_decimals():
 
 
 def test_the_dense_reference_kernel_gives_the_same_model():
-    x, settings = rows(), TrainSettings(steps=40, batch_size=32, warmup_steps=10, auxk=8)
+    x, settings = rows(), TrainConfig(steps=40, batch_size=32, warmup_steps=10, auxk=8)
     fast, _ = trained("fixed", x, settings)
     plain, _ = trained("fixed", x, settings, kernel=ReferenceKernel())
     for (name, a), (_, b) in zip(fast.named_parameters(), plain.named_parameters(), strict=True):
@@ -77,7 +77,7 @@ def test_the_dense_reference_kernel_gives_the_same_model():
 @pytest.mark.parametrize("mode", ["fixed", "as_paper"])
 def test_auxk_equals_autograd_of_its_formula(mode):
     x, rectify = rows(), torch.relu if mode == "fixed" else torch.Tensor.clone
-    settings = TrainSettings(
+    settings = TrainConfig(
         steps=12, batch_size=32, warmup_steps=5, auxk=6, auxk_coefficient=0.5, dead_after=64
     )
     variance = float((x - x.mean(0)).square().mean())
@@ -113,7 +113,7 @@ def test_auxk_equals_autograd_of_its_formula(mode):
 def test_rows_never_active_are_untouched_and_rows_at_rest_stay_put():
     x = rows()
     model = KSparseAutoencoder(16, 2048, 2, "fixed")
-    loop = train(model, x, TrainSettings(steps=450, batch_size=300, warmup_steps=10))
+    loop = train(model, x, TrainConfig(steps=450, batch_size=300, warmup_steps=10))
     state = next(loop).state
     before = model.W_enc.detach().clone(), model.W_dec.detach().clone()
     for step in loop:
@@ -138,7 +138,7 @@ def test_resting_and_waking_rows_follow_the_dense_update():
     x[:32, :4] += 6
     x[32:, 4:] += 6
     order = [x[:32]] * 330 + [x[32:]] * 30 + [x] * 30
-    settings = TrainSettings(steps=390, warmup_steps=10, learning_rate=1e-3)
+    settings = TrainConfig(steps=390, warmup_steps=10, learning_rate=1e-3)
     results = []
     for kernel in (SparseKernel(block=8), ReferenceKernel()):
         model = KSparseAutoencoder(8, 64, 2, "fixed")
@@ -154,9 +154,9 @@ def test_resting_and_waking_rows_follow_the_dense_update():
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_rows_in_place_and_rows_picked_are_updated_alike(share, monkeypatch):
-    x, settings = rows(), TrainSettings(steps=30, batch_size=32, warmup_steps=10)
+    x, settings = rows(), TrainConfig(steps=30, batch_size=32, warmup_steps=10)
     usual, _ = trained("fixed", x, settings, kernel=SparseKernel())
-    monkeypatch.setattr(adam, "IN_PLACE_SHARE", share)
+    monkeypatch.setattr(optim, "IN_PLACE_SHARE", share)
     other, _ = trained("fixed", x, settings, kernel=SparseKernel(block=16))
     for a, b in zip(usual.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -164,19 +164,19 @@ def test_rows_in_place_and_rows_picked_are_updated_alike(share, monkeypatch):
 
 @pytest.mark.parametrize("mode", ["fixed", "as_paper"])
 def test_decoder_rows_have_unit_length_after_every_step(mode):
-    x, settings = rows(), TrainSettings(steps=5, batch_size=64)
+    x, settings = rows(), TrainConfig(steps=5, batch_size=64)
     model = KSparseAutoencoder(16, 128, 4, mode)
     for _ in train(model, x, settings):
         torch.testing.assert_close(model.W_dec.detach().norm(dim=1), torch.ones(128))
 
 
 def test_as_code_does_not_normalise_after_the_last_update():
-    model, _ = trained("as_code", rows(), TrainSettings(steps=5, batch_size=64, warmup_steps=0))
+    model, _ = trained("as_code", rows(), TrainConfig(steps=5, batch_size=64, warmup_steps=0))
     assert float((model.W_dec.detach().norm(dim=1) - 1).abs().max()) > 1e-7
 
 
 def test_learning_rates_warm_up_as_each_mode_says():
-    settings = TrainSettings(steps=3, batch_size=64)
+    settings = TrainConfig(steps=3, batch_size=64)
     for mode, first in {"fixed": 1, "as_paper": 1, "as_code": 2}.items():
         _, steps = trained(mode, rows(), settings)
         wanted = [4e-4 * (first + t) / 500 for t in range(3)]
@@ -186,7 +186,7 @@ def test_learning_rates_warm_up_as_each_mode_says():
 def test_a_planted_dictionary_is_found_again():
     x, dictionary = planted(4000, 24, 32, 3)
     model = KSparseAutoencoder(24, 64, 3, "fixed")
-    settings = TrainSettings(steps=800, batch_size=256, learning_rate=5e-3, warmup_steps=50)
+    settings = TrainConfig(steps=800, batch_size=256, learning_rate=5e-3, warmup_steps=50)
     last = list(train(model, x, settings))[-1]
     similar = (dictionary @ model.W_dec.detach().T).max(dim=1).values
     assert float((similar > 0.95).float().mean()) > 0.9
@@ -232,7 +232,7 @@ def test_the_geometric_median_has_the_least_sum_of_distances():
 
 
 def test_early_stopping_stops_on_a_plateau():
-    settings = TrainSettings(
+    settings = TrainConfig(
         steps=5000, batch_size=300, early_stop=0.05, early_stop_window=20, warmup_steps=0
     )
     _, steps = trained("fixed", rows(), settings)
@@ -246,7 +246,7 @@ def test_early_stopping_stops_on_a_plateau():
 def test_a_loss_that_is_not_finite_stops_before_anything_changes():
     x = rows()
     model = KSparseAutoencoder(16, 128, 4, "as_code")
-    loop = train(model, [x[:100], x[100:200] * float("nan")], TrainSettings(steps=5))
+    loop = train(model, [x[:100], x[100:200] * float("nan")], TrainConfig(steps=5))
     next(loop)
     before = model.W_enc.detach().clone()
     with pytest.raises(ValueError, match=r"(?i)nan"):
@@ -269,7 +269,8 @@ def test_a_learning_rate_that_is_too_large_ends_in_its_step_and_remedy_or_in_fin
         ("as_code", "topk", 0),
     ]:
         model = KSparseAutoencoder(16, 64, 4, mode, activation=activation)
-        settings = TrainSettings(
+        # Of a kind that takes any rate: the loop itself is to notice.
+        settings = RunConfig(
             steps=steps, batch_size=32, learning_rate=rate, warmup_steps=0, auxk=auxk, dead_after=32
         )
         try:
@@ -287,7 +288,7 @@ def test_a_learning_rate_that_is_too_large_ends_in_its_step_and_remedy_or_in_fin
 def test_as_code_takes_a_batch_without_variance_as_no_loss():
     same = torch.ones(4, 16)
     model = KSparseAutoencoder(16, 128, 4, "as_code")
-    assert next(train(model, same, TrainSettings(batch_size=4))).loss == 0
+    assert next(train(model, same, TrainConfig(batch_size=4))).loss == 0
 
 
 @pytest.mark.parametrize(
@@ -301,14 +302,14 @@ def test_as_code_takes_a_batch_without_variance_as_no_loss():
 )
 def test_impossible_settings_are_refused(bad, named):
     with pytest.raises(ValueError, match=named):
-        TrainSettings(**bad)
+        TrainConfig(**bad)
 
 
 def test_auxk_as_code_and_rows_that_run_out_are_refused():
     model = KSparseAutoencoder(16, 128, 4, "as_code")
     with pytest.raises(ValueError, match="no AuxK"):
-        next(train(model, rows(), TrainSettings(auxk=2)))
+        next(train(model, rows(), TrainConfig(auxk=2)))
     with pytest.raises(ValueError, match="no rows"):
-        next(train(model, [], TrainSettings()))
+        next(train(model, [], TrainConfig()))
     with pytest.raises(ValueError, match="same"):
-        next(train(KSparseAutoencoder(16, 32, 4), torch.ones(8, 16), TrainSettings()))
+        next(train(KSparseAutoencoder(16, 32, 4), torch.ones(8, 16), TrainConfig()))

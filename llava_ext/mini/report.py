@@ -156,6 +156,7 @@ def render(figures: Figures) -> str:
     """The page."""
     data = figures["data"]
     lines = [HEAD.format(classes=len(data["classes"]))]
+    lines += [f"{figures['note']}\n"] if "note" in figures else []
     records = data["records"]
     lines += [
         f"{records['pretrain']:,} captions train stage 1, {records['finetune']:,} question-answer "

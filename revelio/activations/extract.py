@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from revelio.activations.filling import OpenShard
+from revelio.activations.fitting import too_large
 from revelio.activations.job import Extraction, Texts
 from revelio.activations.recipe import Pool, Recipe
 from revelio.activations.sources import Encoded, FreshImages, Reading
@@ -97,30 +100,44 @@ def run(job: Extraction) -> Iterator[Progress]:
 
     Raises:
         ImageError: an image can't be read and ``on_error`` is ``stop``; the shards before it stay.
-        ValueError: see :meth:`Extraction.check`; or activations don't fit the stored dtype.
+        ValueError: see :meth:`Extraction.check`; activations don't fit the stored dtype; or a batch doesn't
+            fit the device's memory: the message names a size that does.
         OSError: a shard can't be written; the shards before it stay.
     """
+    if not job.processes.main:
+        yield from _fill(job)
+        return
+    job.check()
+    locks = job.begin()
+    try:
+        yield from _fill(job)
+        job.finish()
+    finally:
+        for lock in locks:
+            lock.release()
+
+
+def _fill(job: Extraction) -> Iterator[Progress]:
+    """Make this process's share of the shards."""
     processes, cache = job.processes, job.cache
-    if processes.main:
-        job.check()
-        job.begin()
     processes.wait()
     lacking = job.lacking()
     mine = [n for n in lacking.shards if n % processes.world == processes.rank]
     uncached = [n for n in mine if cache is None or n in lacking.cache]
     fresh = FreshImages(job.dataset, job.backbone, [job.spans[n] for n in uncached], job.reading)
     total, images, skipped = sum(len(job.spans[n]) for n in mine), 0, 0
-    for number in mine:
-        shard = OpenShard(job, lacking, number)
-        for batch in _encoded(job, fresh if number in uncached else None, number):
-            shard.add(batch)
-            images += len(batch.indices) + len(batch.skipped)
-            skipped += len(batch.skipped)
-            yield Progress(images, total, skipped)
-        shard.write()
+    try:
+        for number in mine:
+            shard = OpenShard(job, lacking, number)
+            for batch in _encoded(job, fresh if number in uncached else None, number):
+                shard.add(batch)
+                images += len(batch.indices) + len(batch.skipped)
+                skipped += len(batch.skipped)
+                yield Progress(images, total, skipped)
+            shard.write()
+    except torch.OutOfMemoryError as error:
+        raise too_large(job, error) from error
     processes.wait()
-    if processes.main:
-        job.finish()
 
 
 def _encoded(job: Extraction, fresh: FreshImages | None, number: int) -> Iterator[Encoded]:

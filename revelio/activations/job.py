@@ -24,6 +24,7 @@ from revelio.activations.target import CONTENTS, SHARD_CONTENTS, Target
 from revelio.backbones.base import Backbone
 from revelio.data.contents import combined
 from revelio.data.dataset import ImageDataset
+from revelio.lock import Lock
 from revelio.runs import versions
 
 # What the open shards of all stores may take in memory together.
@@ -232,12 +233,11 @@ class Extraction:
         stores = {key: target.missing(shards) for key, target in self.targets.items()}
         return Lacking(stores, self.cache.target.missing(shards) if self.cache else set())
 
-    def begin(self) -> None:
-        """Make the folders and write the settings down."""
-        if self.cache is not None:
-            self.cache.begin(self.backbone)
-        for target in self.targets.values():
-            target.begin()
+    def begin(self) -> list[Lock]:
+        """Make the folders and write the settings down; gives the locks, to be held to the end."""
+        locks = [self.cache.begin(self.backbone)] if self.cache is not None else []
+        locks += [target.begin() for target in self.targets.values()]
+        return [lock for lock in locks if lock is not None]
 
     def finish(self) -> None:
         """Write the manifests over the shards, which must all be there."""

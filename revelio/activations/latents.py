@@ -23,6 +23,7 @@ from revelio.activations.store import ActivationStore
 from revelio.activations.target import CONTENTS, Target
 from revelio.backbones.base import Backbone
 from revelio.data.dataset import ImageDataset
+from revelio.lock import Lock
 from revelio.seeds import generator
 from revelio.trust import printable
 
@@ -61,14 +62,14 @@ class LatentCache:
         """The folder of the cache."""
         return self.target.path
 
-    def begin(self, backbone: Backbone) -> None:
-        """Tie the cache to the encoder, or see that it is tied to the same.
+    def begin(self, backbone: Backbone) -> Lock | None:
+        """Tie the cache to the encoder, or see that it is tied to the same; gives its lock, as a store's.
 
         Raises:
             ValueError: it was made with other settings or by another encoder.
         """
         probe = probe_encoder(backbone)
-        Target(self.path, {**self.target.settings, PROBE: probe}).begin()
+        lock = Target(self.path, {**self.target.settings, PROBE: probe}).begin()
         was = self.target.written_settings().get(PROBE, [])
         scale = max(1.0, *map(abs, probe))
         off = [abs(a - b) / scale for a, b in zip(was, probe, strict=False)]
@@ -77,6 +78,7 @@ class LatentCache:
                 f"{self.path} holds latents of another encoder (VAE) or transform than "
                 f"{backbone.name}'s: choose another {FLAG}"
             )
+        return lock
 
     def shard(self, number: int, span: range, batch_size: int) -> Iterator[Encoded]:
         """The cached batches of the shard that covers ``span``.

@@ -9,7 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from revelio.activations.filling import pass_rows
+from revelio.activations.fitting import too_large
 from revelio.activations.job import Extraction
 from revelio.activations.sources import Encoded, FreshImages
 
@@ -82,21 +85,30 @@ def size(count: int) -> str:
     return f"{count / 1e3:.1f} kB"
 
 
-def seconds_per_image(call: Callable[[int], Any], images: int) -> float:
+def seconds_per_image(call: Callable[[int], Any], images: int, *, compiled: bool = False) -> float:
     """How long ``call(n)`` takes an image, after a first call that warms up.
 
     Args:
         call: does the work for ``n`` images and waits for the device to be done.
         images: the batch size to measure at.
+        compiled: whether the first call of each size compiles for it, which is not to be counted.
     """
-    started = time.perf_counter()
-    call(1)
-    first = time.perf_counter() - started
+    if compiled:
+        call(images)
+        return _seconds(call, images) / images
+    first = _seconds(call, 1)
+    if first > SLOW_SECONDS and torch.cuda.is_available():
+        # A first call on a GPU loads its libraries.
+        first = _seconds(call, 1)
     if images == 1 or first > SLOW_SECONDS:
         return first
+    return _seconds(call, images) / images
+
+
+def _seconds(call: Callable[[int], Any], images: int) -> float:
     started = time.perf_counter()
     call(images)
-    return (time.perf_counter() - started) / images
+    return time.perf_counter() - started
 
 
 def plan(job: Extraction) -> Plan:
@@ -104,7 +116,7 @@ def plan(job: Extraction) -> Plan:
 
     Raises:
         ImageError: one of them can't be read and ``on_error`` is ``stop``.
-        ValueError: what is to be written does not fit the disk.
+        ValueError: what is to be written does not fit the disk, or a batch not the device's memory.
     """
     job.check()
     lacking = job.lacking()
@@ -122,7 +134,10 @@ def plan(job: Extraction) -> Plan:
         processes=job.processes.world,
     )
     if todo:
-        found = _measured(job, found, (fresh or todo)[0])
+        try:
+            found = _measured(job, found, (fresh or todo)[0])
+        except torch.OutOfMemoryError as error:
+            raise too_large(job, error) from error
     if found.bytes_left > found.bytes_free:
         raise ValueError(
             f"the stores take {size(found.bytes_left)}, but {size(found.bytes_free)} are "
@@ -151,8 +166,11 @@ def _measured(job: Extraction, found: Plan, number: int) -> Plan:
 
     one = job.recipe.passes()[0]
     count = min(job.reading.batch_size, len(span))
+    compiled = bool(job.provenance.get("compile"))
     if found.encoded:
-        found = replace(found, encode_seconds=seconds_per_image(encode_some, count))
+        found = replace(
+            found, encode_seconds=seconds_per_image(encode_some, count, compiled=compiled)
+        )
     elif job.cache is not None:
         held[:] = [next(job.cache.shard(number, span, job.reading.batch_size))]
     if not held or held[0].encoded is None:
@@ -161,6 +179,6 @@ def _measured(job: Extraction, found: Plan, number: int) -> Plan:
     count = min(count, len(held[0].indices))
     return replace(
         found,
-        pass_seconds=seconds_per_image(pass_some, count),
+        pass_seconds=seconds_per_image(pass_some, count, compiled=compiled),
         bytes_left=found.bytes_left + latents * found.encoded,
     )

@@ -17,6 +17,7 @@ class Processes:
         rank: this one, counted from 0; 0 prepares the stores and closes them.
         world: how many there are.
         wait: returns once all have called it.
+        agree: gives all the main process's number.
         device: the device that is this process's share.
         close: leaves the group, at the end.
     """
@@ -24,6 +25,7 @@ class Processes:
     rank: int = 0
     world: int = 1
     wait: Callable[[], None] = _alone
+    agree: Callable[[int], int] = int
     device: str = "auto"
     close: Callable[[], None] = _alone
 
@@ -34,7 +36,10 @@ class Processes:
 
 
 def launched(device: str = "auto") -> Processes:
-    """The processes that ``accelerate launch`` or ``torchrun`` started; else this one alone.
+    """The processes that ``torchrun`` started, or ``accelerate launch`` on GPUs; else this one alone.
+
+    On CPUs ``accelerate launch`` starts one process, whatever ``--num_processes`` says: it leaves starting
+    the others to MPI.
 
     Args:
         device: what the user asked for; ``auto`` is each process's own accelerator, or the CPU.
@@ -52,6 +57,13 @@ def launched(device: str = "auto") -> Processes:
         state.process_index,
         state.num_processes,
         state.wait_for_everyone,
+        _main_number,
         str(state.device),
         state.destroy_process_group,
     )
+
+
+def _main_number(number: int) -> int:
+    from accelerate.utils import broadcast_object_list
+
+    return broadcast_object_list([number])[0]

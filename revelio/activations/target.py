@@ -1,6 +1,6 @@
 """A store in the making: begun, filled shard by shard in any order, then closed by its manifest.
 
-begin    unfinished.json holds the settings; a resumed run must have the same
+begin    unfinished.json holds the settings; a resumed run must have the same; one process has the lock
 fill     shard-00000.safetensors ... each whole or absent
 finish   manifest.json, then unfinished.json goes
 """
@@ -8,6 +8,7 @@ finish   manifest.json, then unfinished.json goes
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ from revelio.activations.manifest import (
     write_manifest,
 )
 from revelio.activations.shard import check_names, read_header, shard_name
+from revelio.files import sweep
+from revelio.lock import NAME as LOCK
+from revelio.lock import Lock, check_free, take_lock
 from revelio.runs import write_json
 from revelio.trust import file_in, read_object, regular_file
 
@@ -31,7 +35,7 @@ CONTENTS = "contents_sha256"
 SHARD_CONTENTS = "shard_contents"
 # The temporary names of what a store writes; other hidden files are somebody else's.
 _PARTIAL = re.compile(
-    r"\.(manifest\.json|unfinished\.json|shard-\d{5,}\.safetensors)\.\d+(-[0-9a-f]{8})?\.partial"
+    r"\.(manifest\.json|unfinished\.json|shard-\d{5,}\.safetensors)\.\d+(-[0-9a-f]{8,24})?\.partial"
 )
 
 
@@ -67,10 +71,13 @@ class Target:
             resume: whether shards that are there already may be kept.
 
         Raises:
-            ValueError: the store is there and ``resume`` is off, or it has other settings.
+            ValueError: the store is there and ``resume`` is off, it has other settings, or another process
+                is filling it.
         """
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"{self.path} is a file: choose a folder with {flag}")
+        if not self.finished:
+            check_free(self.path)
         if not self.started:
             return
         if not resume:
@@ -84,12 +91,22 @@ class Target:
         elif not (self.path / UNFINISHED).exists():
             raise ValueError(f"{self.path} holds shards of unknown making: choose another {flag}")
         was = self.written_settings()
+        if not (self.path / MANIFEST).exists() and self._smaller_batches(was):
+            free |= {"batch_size"}
         check_same(self.path, was, self.settings, free=free, flag=flag)
         if self._other_contents(was):
             raise ValueError(
                 f"{self.path} was made of other pictures than those that now have the same names: "
                 f"put the old ones back or choose another {flag}"
             )
+
+    def _smaller_batches(self, was: Mapping[str, Any]) -> bool:
+        """Whether batches are now an even part of what they were, as after running out of memory.
+
+        The rows differ at most as much as a device's rounding depends on the size of a batch.
+        """
+        before, now = was.get("batch_size"), self.settings.get("batch_size")
+        return isinstance(before, int) and isinstance(now, int) and now > 0 and before % now == 0
 
     def _other_contents(self, was: Mapping[str, Any]) -> bool:
         """Whether rows that are there were made of pictures that have changed since.
@@ -109,15 +126,25 @@ class Target:
             for number, (old, new) in enumerate(zip(before, now, strict=True))
         )
 
-    def begin(self) -> None:
-        """Write the settings down and clear away what a killed run left half-written.
+    def begin(self) -> Lock | None:
+        """Take the store's lock, write the settings down, clear away what a killed run left half-written.
+
+        Returns:
+            The lock, to be held until the store is finished; None of a store that is finished, which needs
+            none.
 
         Raises:
+            ValueError: another process is filling the store; the message names it.
             OSError: the folder can't be written.
         """
+        sweep(self.path, dead=True)
         if self.finished:
-            return
+            if (self.path / LOCK).exists():
+                with suppress(ValueError, OSError):
+                    take_lock(self.path).release()  # a killed process's
+            return None
         self.path.mkdir(parents=True, exist_ok=True)
+        lock = take_lock(self.path)
         for partial in self.path.iterdir():
             if _PARTIAL.fullmatch(partial.name) and not partial.is_dir():
                 partial.unlink(missing_ok=True)
@@ -130,6 +157,7 @@ class Target:
             now = {key: self.settings.get(key) for key in (CONTENTS, SHARD_CONTENTS) if key in was}
             if any(was[key] != value for key, value in now.items()):
                 write_json(self.path / UNFINISHED, was | now)
+        return lock
 
     def _reopen(self) -> None:
         """Turn a finished store that lost part of a shard into an unfinished one."""

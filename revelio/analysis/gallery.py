@@ -27,7 +27,8 @@ from revelio.analysis.pca_maps import square
 from revelio.analysis.purity import eligible
 from revelio.analysis.top_images import TopImages, check_width
 from revelio.data.dataset import ImageDataset, ImageError
-from revelio.outputs import check_replaceable, read_record, replace_files
+from revelio.lock import NAME as LOCK
+from revelio.outputs import Older, check_replaceable, read_record, replace_files
 from revelio.runs import write_json
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def write_gallery(
         data["images"] = {"ids": list(store.ids), "labels": labels, "missing": missing}
         _write_pages(folder, data, images)
 
-    replace_files(out, MAKER, fill)
+    replace_files(out, MAKER, fill, older=OLDER)
     missing = data["images"]["missing"]
     return {"latents": len(chosen), "images": len(images), "missing": missing}
 
@@ -116,8 +117,10 @@ def check_place(out: Path) -> None:
     Raises:
         ValueError: it can't be written, or holds something else than a gallery.
     """
-    check_replaceable(out, MAKER, ("index.html", "gallery.json", "data/gallery.js"))
-    if out.is_dir() and any(out.iterdir()) and MAKER not in read_record(out):
+    check_replaceable(out, MAKER, ("index.html", "gallery.json", "data/gallery.js"), OLDER)
+    if not out.is_dir() or MAKER in read_record(out) or OLDER.files(out):
+        return
+    if any(path.name != LOCK for path in out.iterdir()):
         raise ValueError(f"{out} holds something else than a gallery: choose another --out")
 
 
@@ -165,6 +168,26 @@ def _write_thumbnails(
 
 def _thumbnail(image: "Image.Image", side: int) -> "Image.Image":
     return square(image, min(side, *image.size))
+
+
+def _names(data: dict[str, Any]) -> list[str]:
+    """The files of a gallery whose `gallery.json` holds ``data``."""
+    rows = range(len(data["images"]["ids"]))
+    parts = range(-(-len(rows) // IMAGES_A_FILE))
+    return [
+        *("index.html", "gallery.json", "data/gallery.js"),
+        *(f"data/images-{number:04d}.js" for number in parts),
+        *(f"assets/{name}" for name in ("gallery.css", *SCRIPTS)),
+        *map(thumbnail_path, rows),
+    ]
+
+
+def _is_gallery(data: dict[str, Any]) -> bool:
+    keys = {"format", "title", "meta", "labelled", "classes", "class_sizes", "purity", "latents"}
+    return keys <= set(data) and isinstance(data["images"]["ids"], list)
+
+
+OLDER = Older("gallery.json", _is_gallery, _names)
 
 
 def thumbnail_path(row: int) -> str:

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from revelio.analysis.top_images import TopImages
-from revelio.outputs import replace_files
+from revelio.outputs import Older, replace_files
 from revelio.runs import read_json, sha256, write_json
 
 if TYPE_CHECKING:
@@ -25,6 +25,11 @@ MANIFEST_KEYS = ("model", "revision", "dataset", "split", "layer", "timestep", "
 MANIFEST_KEYS += ("pool", "image_size", "seed", "draw")
 TENSORS, DESCRIPTION = "top_images.safetensors", "top_images.json"
 MAKER = "top-images"
+OLDER = Older(
+    DESCRIPTION,
+    lambda found: {"latents", "labelled", "source", "sha256"} <= set(found),
+    lambda found: (TENSORS, DESCRIPTION),
+)
 
 
 def save_top_images(top: TopImages, folder: Path) -> None:
@@ -56,7 +61,7 @@ def save_top_images(top: TopImages, folder: Path) -> None:
         write_json(made / DESCRIPTION, description | digest)
 
     needed = sum(tensor.nbytes for tensor in contiguous.values())
-    replace_files(folder, MAKER, fill, needed)
+    replace_files(folder, MAKER, fill, needed, OLDER)
 
 
 def load_top_images(folder: Path) -> TopImages:

@@ -188,9 +188,15 @@ class Source:
                     "of at least 1"
                 )
         for name, value in config.items():
-            most = MOST_LAYERS if "layers" in name else MOST
+            if isinstance(value, Mapping):
+                self.check(path, value, {})
+                continue
+            most = MOST_LAYERS if "layers" in name or "experts" in name else MOST
             for number in value if isinstance(value, list) else [value]:
-                if isinstance(number, int | float) and not abs(number) <= most:
+                # The base of rotary embeddings sizes nothing, and goes beyond 10^9.
+                if "theta" in name or not isinstance(number, int | float):
+                    continue
+                if not abs(number) <= most:
                     raise ValueError(
                         f"{path} of {self.name} has {name} = {number}: no model is so large"
                     )

@@ -9,6 +9,7 @@ NaN. Read are whole files, shards with an index, and half-precision variants, sa
 the latter by :mod:`revelio.unpickle`, which runs nothing.
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -73,6 +74,26 @@ def read_weights(source: Source, part: str, stems: tuple[str, str]) -> Weights:
     )
 
 
+def held_numbers(source: Source, part: str, stem: str) -> int | None:
+    """How many numbers a part's safetensors files hold by their headers; None where it has no such files.
+
+    Raises:
+        ValueError: a file or the index of its shards is damaged, or lacks a shard.
+    """
+    folder = f"{part}/" if part else ""
+    whole = source.file(f"{folder}{stem}.safetensors")
+    if whole is not None:
+        files = [whole]
+    else:
+        index = source.file(f"{folder}{stem}.safetensors.index.json")
+        if index is None:
+            return None
+        path = f"{folder}{stem}.safetensors.index.json"
+        files = [file for _, file, _ in _shards(source, path, index)]
+    headers = (header for file in files for header in tensor_headers(file)[0].values())
+    return sum(math.prod(header.shape) for header in headers)
+
+
 def read_file(path: Path) -> Weights:
     """All weights of one ``.safetensors``, ``.bin``, ``.pt`` or ``.ckpt`` file.
 
@@ -112,22 +133,27 @@ def _one_file(file: Path) -> dict[str, Tensor]:
 
 def _sharded(source: Source, path: str, index: Path) -> dict[str, Tensor]:
     """The tensors of all shards that an index lists; each must be in the shard it is said to be in."""
+    tensors: dict[str, Tensor] = {}
+    for name, file, listed in _shards(source, path, index):
+        found = _one_file(file)
+        _raise_if_odd(f"{name} of {source.name}", listed - found.keys(), found.keys() - listed)
+        tensors |= found
+    return tensors
+
+
+def _shards(source: Source, path: str, index: Path) -> Iterator[tuple[str, Path, set[str]]]:
+    """The shards that an index lists: their names, their files, and the tensors each is said to hold."""
     shards = read_object(index).get("weight_map")
     if not isinstance(shards, dict) or not all(isinstance(each, str) for each in shards.values()):
         raise ValueError(f"{path} of {source.name} has no `weight_map` from names to files")
     folder = path.rpartition("/")[0]
-    tensors: dict[str, Tensor] = {}
     for name in dict.fromkeys(shards.values()):
         if not re.fullmatch(r"[\w-][\w.-]*\.(safetensors|bin)", name):
             raise ValueError(f"{path} of {source.name} names {printable(repr(name))} as a shard")
         file = source.file(f"{folder}/{name}" if folder else name)
         if file is None:
             raise ValueError(f"{source.name} lacks {name}, which {path} lists")
-        found = _one_file(file)
-        listed = {key for key, shard in shards.items() if shard == name}
-        _raise_if_odd(f"{name} of {source.name}", listed - found.keys(), found.keys() - listed)
-        tensors |= found
-    return tensors
+        yield name, file, {key for key, shard in shards.items() if shard == name}
 
 
 def _plain_names(tensors: dict[str, Tensor], where: str) -> dict[str, Tensor]:
@@ -223,15 +249,10 @@ def transformers_part(
         ValueError: the config makes no model, or the weights are not exactly the model's.
     """
     built: Any = kind
-    with reading(weights.where), init_empty_weights():
+    # Not accelerate's way, which makes each weight before it drops it.
+    with reading(weights.where), torch.device("meta"):
         wanted = sum(parameter.numel() for parameter in built(config).parameters())
-    held = sum(tensor.numel() for tensor in weights.tensors.values())
-    # What is missing would be allocated before it is reported.
-    if wanted > 2 * held + 10**8:
-        raise ValueError(
-            f"{weights.where} holds {held:,} numbers, the config beside it wants {wanted:,}: they belong "
-            "to different models"
-        )
+    check_count(weights.where, wanted, sum(t.numel() for t in weights.tensors.values()))
     with reading(weights.where):
         model, report = built.from_pretrained(
             None,
@@ -243,6 +264,21 @@ def transformers_part(
         )
     check_report(weights.where, report, unused)
     return model
+
+
+def check_count(where: str, wanted: int, held: int) -> None:
+    """Raise unless a model has about as many parameters as its files hold numbers.
+
+    What is missing would be allocated before it is reported.
+
+    Raises:
+        ValueError: it wants far more.
+    """
+    if wanted > 2 * held + 10**8:
+        raise ValueError(
+            f"{where} holds {held:,} numbers, the config beside it wants {wanted:,}: they belong "
+            "to different models"
+        )
 
 
 def check_report(where: str, report: Mapping[str, Any], unused: str = "") -> None:

@@ -104,14 +104,15 @@ class Config:
 
 def run(config: Config) -> None:
     """Run the demo and say what it wrote."""
-    from revelio.config import to_yaml
+    from revelio.config import completed, to_yaml
     from revelio.files import check_folder
     from revelio.runs import Run
 
     if config.images is not None and config.dataset is not None:
         raise ValueError("--images and --dataset are both given: choose one")
     check_folder(config.out)
-    job = _job(config, lambda: Run.open(config.out, "demo", to_yaml(config), resume=config.resume))
+    settings = {"resume": config.resume, "complete": completed(config)}
+    job = _job(config, lambda: Run.open(config.out, "demo", to_yaml(config), **settings))
     report = job.execute()
     job.run.finish(files=["report.html", "report.json", "gallery/index.html"])
     for row in report["findings"]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from revelio.bounds import Count, OpenShare
-from revelio.commands.options import DataOptions, build_dataset
+from revelio.commands.options import DataOptions, build_dataset, read_contents
 from revelio.machine import available_memory
 from revelio.trust import printable
 
@@ -75,6 +75,7 @@ def open_images(
     classes = check_classes(train, tested)
     backbone = open_backbone(made, device, imports=True)
     made = made | {"dataset": train.name, "split": train.split}
+    train, tested = read_contents(train), read_contents(tested)
     sources = [live_grids(each, backbone, made, device, workers) for each in (train, tested)]
     made |= {"backbone": portable(made["backbone"]), "clip": portable(made["clip"])}
     return Inputs(sources[0], sources[1], classes, made, skipped)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from revelio.data.dataset import ImageDataset
     from revelio.diffc.model import DiffC
     from revelio.diffc.sources import GridSource
+    from revelio.outputs import Older
 
 FILES = ("report.json", "predictions.jsonl", "confusion.png")
 
@@ -70,13 +71,31 @@ def run(config: Config) -> None:
     Raises:
         ValueError: no such classifier, or images or grids that it can't take.
     """
+    from revelio.outputs import check_replaceable, claimed
+
+    check_replaceable(config.out, "eval-diffc", FILES, _older())
+    with claimed(config.out):
+        _test(config)
+
+
+def _older() -> "Older":
+    from revelio.outputs import Older
+
+    return Older("report.json", _is_report, lambda found: FILES)
+
+
+def _is_report(found: dict[str, Any]) -> bool:
+    # A training's report counts its images by part.
+    keys = {"model", "grids", "skipped", "images", "classes"}
+    return keys <= set(found) and type(found["images"]) is int
+
+
+def _test(config: Config) -> None:
     from revelio.backbones.loading import device_of
     from revelio.diffc.inputs import portable
     from revelio.diffc.model import load_diffc
     from revelio.diffc.trained_on import load_trained_on
-    from revelio.outputs import check_replaceable
 
-    check_replaceable(config.out, "eval-diffc", FILES)
     model = load_diffc(config.model).to(device_of(config.device))
     print(f"Diff-C: {model.parameter_count():,} parameters, {model.classes} classes, all frozen")
     source, labels, made, skipped = _open(config, model)
@@ -238,7 +257,7 @@ def _write(
             (folder / "confusion.png").write_bytes(picture)
         write_json(folder / "report.json", report)
 
-    replace_files(out, "eval-diffc", fill)
+    replace_files(out, "eval-diffc", fill, older=_older())
     return report
 
 

@@ -16,7 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from revelio.bounds import Count, Index, NotEmpty, OutFolder, Seed, Workers
-from revelio.commands.options import BackboneOptions, DataOptions, build_backbone, build_dataset
+from revelio.commands.options import (
+    BackboneOptions,
+    DataOptions,
+    build_backbone,
+    build_dataset,
+    read_contents,
+)
 from revelio.trust import printable
 
 if TYPE_CHECKING:
@@ -27,6 +33,10 @@ if TYPE_CHECKING:
 
 # SPEC 1.1: the released extraction brings images to 256 px whatever its config says.
 AS_CODE_SIZE = 256
+# Images a batch where nothing is said, and for `auto` without a GPU.
+DEFAULT_BATCH = 16
+# More readers than this a GPU cannot keep up with.
+MOST_WORKERS = 16
 
 
 @dataclass(frozen=True)
@@ -65,11 +75,15 @@ class Config:
     seed: Seed = 0
     """Seed of the noise; an image's noise depends on it, its id, the timestep and the draw only."""
 
-    batch_size: Count = 16
-    """Images a batch."""
+    batch_size: Literal["auto"] | Count = DEFAULT_BATCH
+    """Images a batch; `auto`: on CUDA as many as fit its memory, found by trying; elsewhere 16."""
 
-    workers: Workers = 0
-    """Processes that read images ahead."""
+    workers: Literal["auto"] | Workers = "auto"
+    """Processes that read images ahead; `auto`: on CUDA a core each, 16 at most; elsewhere 0."""
+
+    compile: bool = False
+    """Compile the VAE's encoder and the model's blocks with `torch.compile`, which takes up to a minute and
+    pays on a GPU for some thousand images or more. Stores record it: rows differ by rounding."""
 
     shard_rows: Count | None = None
     """Images a shard, rounded down to whole batches; none: 1024, or fewer where whole grids are kept."""
@@ -136,9 +150,12 @@ def build(config: Config, processes: "Processes") -> "Extraction":
         KeyError: an unknown backbone or layer.
         ValueError: a setting can't be.
     """
+    from revelio.activations.fitting import fitted
     from revelio.activations.job import Extraction
     from revelio.activations.recipe import Recipe
     from revelio.activations.sources import Reading
+    from revelio.backbones.compiled import compile_backbone
+    from revelio.backbones.loading import device_of
 
     dataset = build_dataset(config.data)
     options = config.backbone
@@ -160,19 +177,44 @@ def build(config: Config, processes: "Processes") -> "Extraction":
     backbone = build_backbone(options, config.layers)
     if config.match_snr is not None:
         recipe = replace(recipe, timesteps=_matched(config.timesteps, config.match_snr, backbone))
-    return Extraction(
+    if processes.main:
+        dataset = read_contents(dataset)
+    accelerated = device_of(options.device).type == "cuda"
+    workers = _workers(accelerated) if config.workers == "auto" else config.workers
+    job = Extraction(
         dataset,
         backbone,
         config.out,
         recipe,
         texts=_texts(config, dataset, options.device),
-        reading=Reading(config.batch_size, config.workers, config.data.on_error),
+        reading=Reading(DEFAULT_BATCH, workers, config.data.on_error),
         shard_rows=config.shard_rows,
         latents=config.latents,
         provenance=_provenance(config),
         resume=config.resume,
         processes=processes,
     )
+    if config.batch_size != "auto":
+        job = replace(job, reading=replace(job.reading, batch_size=config.batch_size))
+    elif accelerated:
+        job = fitted(job)
+        if processes.main:
+            print(f"batch size: {job.reading.batch_size}, which fits the device", flush=True)
+    if config.compile:
+        compile_backbone(backbone)
+    return job
+
+
+def _workers(accelerated: bool) -> int:
+    """Processes that read ahead, a share of the machine's cores for each of its processes."""
+    import os
+
+    if not accelerated:
+        return 0
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    affinity = getattr(os, "sched_getaffinity", None)  # not on every system
+    cores = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+    return max(1, min(MOST_WORKERS, cores // beside))
 
 
 def _provenance(config: Config) -> dict[str, Any]:
@@ -183,6 +225,8 @@ def _provenance(config: Config) -> dict[str, Any]:
         "attention": config.backbone.attention,
         "mode": config.mode,
         "match_snr": config.match_snr,
+        # Stores of before have no such field.
+        "compile": config.compile or None,
     }
 
 

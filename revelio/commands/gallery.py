@@ -72,17 +72,25 @@ class Config:
 
 def run(config: Config) -> None:
     """Write the gallery."""
+    from revelio.analysis.gallery import check_place
+    from revelio.outputs import claimed
+
+    check_place(config.out)
+    with claimed(config.out):
+        _write(config)
+
+
+def _write(config: Config) -> None:
     from functools import partial
 
     from tqdm import tqdm
 
     from revelio.activations.store import ActivationStore
-    from revelio.analysis.gallery import check_place, write_gallery
+    from revelio.analysis.gallery import write_gallery
     from revelio.analysis.gallery_data import GallerySettings
     from revelio.analysis.purity import purity
     from revelio.commands.top_images import load_ksae
 
-    check_place(config.out)
     store = ActivationStore.open(config.store)
     dataset = open_pictures(config.data, store)
     model = load_ksae(config.ksae, config.device)

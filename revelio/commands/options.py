@@ -87,6 +87,17 @@ def build_dataset(options: DataOptions) -> "ImageDataset":
     )
 
 
+def read_contents(dataset: "ImageDataset") -> "ImageDataset":
+    """The data set with the hashes of its pictures, which are read now, under a bar that begins at once."""
+    if dataset.digest is None:
+        return dataset
+    from tqdm import tqdm
+
+    count = len(dataset)
+    with tqdm(total=count, desc=f"reading {count:,} pictures", unit="image") as bar:
+        return dataset.hashed(bar.update)
+
+
 def build_backbone(options: BackboneOptions, layers: "Sequence[str] | None") -> "Backbone":
     """Load the backbone, cut after the last of ``layers``."""
     from revelio.backbones.registry import load_backbone

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
     from revelio.backbones.base import Backbone
     from revelio.data.loading import Batch
+    from revelio.outputs import Older
+
+FILES = ("sheet.png", "maps.safetensors", "maps.json")
 
 
 @dataclass(frozen=True)
@@ -55,15 +58,29 @@ class Config:
 
 def run(config: Config) -> None:
     """Take the grids, fit the components, write the sheet and the tensors."""
+    from revelio.outputs import check_replaceable, claimed
+
+    check_replaceable(config.out, "pca-maps", FILES, _older())
+    with claimed(config.out):
+        _write(config)
+
+
+def _older() -> "Older":
+    from revelio.outputs import Older
+
+    keys = {"model", "dataset", "ids", "skipped", "explained", "versions"}
+    return Older("maps.json", lambda found: keys <= set(found), lambda found: FILES)
+
+
+def _write(config: Config) -> None:
     from safetensors.torch import save_file
 
     from revelio.analysis.pca_maps import pca_maps, sheet
     from revelio.commands.options import build_backbone, build_dataset
     from revelio.data.loading import batches
-    from revelio.outputs import check_replaceable, replace_files
+    from revelio.outputs import replace_files
     from revelio.runs import versions, write_json
 
-    check_replaceable(config.out, "pca-maps", ("sheet.png", "maps.safetensors", "maps.json"))
     dataset = build_dataset(config.data)
     backbone = build_backbone(config.backbone, config.layers)
     loaded = batches(dataset, backbone.transform, config.batch_size, on_error=config.data.on_error)
@@ -89,7 +106,7 @@ def run(config: Config) -> None:
         save_file(tensors, folder / "maps.safetensors")
         write_json(folder / "maps.json", description)
 
-    replace_files(config.out, "pca-maps", fill)
+    replace_files(config.out, "pca-maps", fill, older=_older())
     for name, found in maps.items():
         print(f"{name}: three components hold {float(found.explained.sum()):.1%} of the variance")
     print(f"wrote {config.out}/sheet.png, maps.safetensors, maps.json ({len(kept)} images)")

@@ -57,14 +57,21 @@ class Config:
 def run(config: Config) -> None:
     """Make the top images and write them."""
     from revelio.activations.store import ActivationStore
-    from revelio.analysis.top_images_files import DESCRIPTION, MAKER, TENSORS, save_top_images
-    from revelio.outputs import check_replaceable
+    from revelio.analysis.top_images_files import (
+        DESCRIPTION,
+        MAKER,
+        OLDER,
+        TENSORS,
+        save_top_images,
+    )
+    from revelio.outputs import check_replaceable, claimed
 
-    check_replaceable(config.out, MAKER, (TENSORS, DESCRIPTION))
-    store = ActivationStore.open(config.store)
-    model = load_ksae(config.ksae, config.device)
-    top = compute(config, store, model)
-    save_top_images(top, config.out)
+    check_replaceable(config.out, MAKER, (TENSORS, DESCRIPTION), OLDER)
+    with claimed(config.out):
+        store = ActivationStore.open(config.store)
+        model = load_ksae(config.ksae, config.device)
+        top = compute(config, store, model)
+        save_top_images(top, config.out)
     active = int((top.counts > 0).sum())
     strong = int((top.strength > 0).sum())
     print(
@@ -117,7 +124,7 @@ def load_ksae(path: str, device: str) -> "KSparseAutoencoder":
     """
     import torch
 
-    from revelio.sae.kernel_choice import COMPILING, fastest_kernel, must_compile
+    from revelio.sae.kernels.select import COMPILING, fastest_kernel, must_compile
     from revelio.sae.model import KSparseAutoencoder
 
     if Path(path).is_dir() and not (Path(path) / "model.safetensors").is_file():

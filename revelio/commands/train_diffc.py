@@ -153,7 +153,7 @@ def run(config: Config) -> None:
         ValueError: the settings, the images or the stores don't fit together.
         KeyError: an unknown backbone or layer.
     """
-    from revelio.config import to_yaml
+    from revelio.config import completed, to_yaml
     from revelio.diffc.cache import drop_cache
     from revelio.diffc.experiment import write_report
     from revelio.diffc.fit import check_pair
@@ -175,6 +175,7 @@ def run(config: Config) -> None:
         to_yaml(config),
         resume=config.resume,
         results=RESULTS,
+        complete=completed(config),
     )
     opened = time.monotonic()
     source, test = _sources(config, inputs, views)
@@ -196,12 +197,19 @@ def run(config: Config) -> None:
 
 def _finish_again(config: Config) -> None:
     """Finish a run whose results are all there: it was stopped at the very end, or not at all."""
-    from revelio.config import to_yaml
+    from revelio.config import completed, to_yaml
     from revelio.diffc.cache import drop_cache
     from revelio.diffc.experiment import finish
     from revelio.runs import Run, read_json
 
-    run_dir = Run.open(config.out, "train-diffc", to_yaml(config), resume=True, results=RESULTS)
+    run_dir = Run.open(
+        config.out,
+        "train-diffc",
+        to_yaml(config),
+        resume=True,
+        results=RESULTS,
+        complete=completed(config),
+    )
     if run_dir.finished:
         run_dir.drop_checkpoints(keep=0)
     else:

@@ -31,10 +31,23 @@ def digest_of(source: bytes | Path) -> str:
         return UNREADABLE
 
 
-def digests(digest: Callable[[int], str], count: int) -> list[str]:
-    """The digests of images ``0..count-1``; files are read by several threads."""
+def digests(
+    digest: Callable[[int], str], count: int, progress: Callable[[int], object] | None = None
+) -> list[str]:
+    """The digests of images ``0..count-1``; files are read by several threads.
+
+    Args:
+        digest: gives one.
+        count: how many.
+        progress: told 1 after each.
+    """
+    found: list[str] = []
     with ThreadPoolExecutor(min(16, 4 * (os.cpu_count() or 1))) as pool:
-        return list(pool.map(digest, range(count), chunksize=64))
+        for one in pool.map(digest, range(count), chunksize=64):
+            found.append(one)
+            if progress is not None:
+                progress(1)
+    return found
 
 
 def combined(parts: Iterable[str]) -> str:

@@ -68,6 +68,13 @@ class ImageDataset:
         """A hash of each picture's stored bytes, in order; None where they are stored nowhere."""
         return None if self.digest is None else digests(self.digest, len(self))
 
+    def hashed(self, progress: Callable[[int], object] | None = None) -> "ImageDataset":
+        """The same images with their digests read now, for good; ``progress`` is told 1 after each."""
+        if self.digest is None:
+            return self
+        known = digests(self.digest, len(self), progress)
+        return replace(self, digest=known.__getitem__)
+
     def spread(self, limit: int) -> "ImageDataset":
         """At most ``limit`` images, spread evenly over the set."""
         if limit >= len(self):

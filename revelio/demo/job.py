@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from revelio.activations.recipe import Recipe
 from revelio.activations.store import ActivationStore
+from revelio.analysis.controls import strongest
 from revelio.backbones.base import Backbone
 from revelio.data.dataset import ImageDataset
 from revelio.demo.report import write_report
@@ -165,7 +166,9 @@ class DemoJob:
             "test_images": len(self.test) if self.test is not None else 0,
             "classes": list(self.train.classes),
             "labelled": self.labelled,
-            "findings": findings(best, diffc, sum(self.seconds.values())),
+            # The shipped pictures are of the set that the shipped models were trained on.
+            "shipped": self.train.name == "samples" and self.model.startswith("mini-"),
+            "findings": findings(best, diffc, sum(self.seconds.values()), entries),
             "best": {"layer": best["layer"], "timestep": best["timestep"]},
             "examples": shown,
             "purity": entries,
@@ -181,25 +184,53 @@ class DemoJob:
 
 
 def findings(
-    best: dict[str, Any], diffc: Sequence[dict[str, Any]], seconds: float
+    best: dict[str, Any],
+    diffc: Sequence[dict[str, Any]],
+    seconds: float,
+    entries: Sequence[dict[str, Any]] = (),
 ) -> list[dict[str, str]]:
-    """The few numbers that the report opens with."""
-    at = "" if best["timestep"] is None else f", t = {best['timestep']}"
-    cards = [{"value": f"{best['layer']}{at}", "text": "knows most about these pictures"}]
-    if best["majority_share"] is not None:
+    """The few numbers that the report opens with; a winner is named only where intervals support one."""
+    at = f"{best['layer']}" + ("" if best["timestep"] is None else f", t = {best['timestep']}")
+    cards = []
+    if best["majority_share"] is None:
         cards.append(
-            {
-                "value": f"{best['majority_share']:.0%}",
-                "text": f"of a latent's top images share a label there; "
-                f"chance is {best['majority_share_chance']:.0%}",
-            }
+            {"value": at, "text": "is shown in the gallery: without labels nothing ranks layers"}
         )
+    else:
+        near = [one for one in entries if one is not best and not _below(one, best)]
+        text = "has the purest latents"
+        if near:
+            text += (
+                f"; {len(near)} of the other {len(entries) - 1} cells are not told apart from it"
+            )
+        cards.append({"value": at, "text": text})
+        text = "of a latent's top images share a label there; "
+        text += f"chance is {best['majority_share_chance']:.0%}"
+        if best.get("controls"):
+            name, value = strongest(best)
+            text += f", {name}, which learned nothing, reach {value:.0%}: the k-SAE "
+            said = best["verdict"]["majority"]
+            text += said if said.startswith("beats") else f"is {said}"
+        cards.append({"value": f"{best['majority_share']:.0%}", "text": text})
     if diffc:
         top = max(diffc, key=lambda row: row["top1"])
+        low, high = top["interval"]
+        pixels = top["pixels_interval"]
+        told = (
+            "above" if low > pixels[1] else "below" if high < pixels[0] else "not told apart from"
+        )
         cards.append(
             {
                 "value": f"{top['top1']:.1f} %",
-                "text": f"Diff-C top-1 on {top['layer']}; raw pixels {top['pixels_top1']:.1f} %",
+                "text": f"Diff-C top-1 on {top['layer']}, one training; {told} raw pixels "
+                f"({top['pixels_top1']:.1f} %)",
             }
         )
     return [*cards, {"value": f"{seconds / 60:.1f} min", "text": "from images to this page"}]
+
+
+def _below(one: dict[str, Any], best: dict[str, Any]) -> bool:
+    """Whether a cell's interval lies below the best cell's."""
+    if one["majority_share"] is None:
+        return True
+    return one["interval"]["majority_share"][1] < best["interval"]["majority_share"][0]

@@ -25,6 +25,7 @@ def write_report(report: Mapping[str, Any], path: Path) -> None:
         cell={(row["layer"], row["timestep"]): row for row in report["purity"]},
         shade=_shades(report["purity"]),
         charts=charts(report),
+        controls=[row for row in report["purity"] if row.get("controls")],
     )
     write_whole(path, page)
 

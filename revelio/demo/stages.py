@@ -17,6 +17,7 @@ from revelio.activations.job import Extraction
 from revelio.activations.recipe import Recipe
 from revelio.activations.sources import Reading
 from revelio.activations.store import ActivationStore
+from revelio.analysis.controls import compare
 from revelio.analysis.purity import purity
 from revelio.analysis.similarity import unit_vectors
 from revelio.analysis.top_images import TopImages, top_images
@@ -24,10 +25,10 @@ from revelio.analysis.top_images_files import with_source
 from revelio.backbones.base import Backbone
 from revelio.data.dataset import ImageDataset
 from revelio.runs import write_folder
-from revelio.sae.kernel_choice import fastest_kernel
+from revelio.sae.config import Mode, TrainConfig
+from revelio.sae.kernels.select import fastest_kernel
 from revelio.sae.metrics import evaluate
-from revelio.sae.model import KSparseAutoencoder, Mode
-from revelio.sae.state import TrainSettings
+from revelio.sae.model import KSparseAutoencoder
 from revelio.sae.train import train
 
 
@@ -106,7 +107,7 @@ def train_ksae(store: ActivationStore, folder: Path, settings: DemoSettings) -> 
     source = {key: store.manifest.get(key) for key in ("model", "dataset", "layer", "timestep")}
     n = d * settings.expansion
     model = KSparseAutoencoder(d, n, min(settings.k, n), settings.mode, trained_on=source)
-    how = TrainSettings(
+    how = TrainConfig(
         steps=settings.steps,
         batch_size=settings.ksae_batch,
         learning_rate=settings.learning_rate,
@@ -149,15 +150,21 @@ def _cell(store: ActivationStore) -> dict[str, Any]:
 def purity_stage(
     stores: Sequence[ActivationStore], ksaes: Path, settings: DemoSettings
 ) -> list[dict[str, Any]]:
-    """The purity entry of every store's k-SAE."""
+    """The purity entry of every store's k-SAE, beside its controls where the images have labels."""
     entries = []
-    for store in tqdm(stores, desc="purity", unit="k-SAE"):
+    for store in tqdm(stores, desc="purity and controls", unit="k-SAE"):
         entry = purity(
             cell_top_images(store, ksaes, settings),
             images=settings.top,
             seed=settings.seed,
             embeddings=unit_vectors(store, store.ids, centre=True),
         )
+        if store.labels is not None and entry["latents"]:
+            found = compare(
+                load_ksae(ksaes / store.path.name), store, images=settings.top, seed=settings.seed
+            )
+            entry |= {name: found[name] for name in ("controls", "verdict")}
+            entry["controls_method"] = found["interval_method"]
         entries.append(_report_row(entry) | _cell(store))
     return entries
 

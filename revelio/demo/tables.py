@@ -138,11 +138,12 @@ def llava_mini_line(result: dict[str, Any]) -> str:
         for row, one in result["rows"].items()
     )
     some = next(iter(result["rows"].values()))["accuracy"]["all"]
+    note = f" {result['note']}" if "note" in result else ""
     return (
         f"`make demo-llava` (SmolLM2-135M, {len(result['data']['classes'])} classes of Caltech-101; "
         f"`docs/llava_mini.md`): held-out questions answered rightly, in percent (95 % interval), by the "
         f"paper's four rows small, and by the same models shown another picture: {rows}; chance "
-        f"{100 * some['chance']:.1f}.\n"
+        f"{100 * some['chance']:.1f}.{note}\n"
     )
 
 

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
+from revelio.hub import save_whole
 from revelio.seeds import generator
 from revelio.trust import printable, read_object, read_tensors, tensor_headers
 
@@ -111,6 +112,15 @@ class DiffC(
         """A Diff-C is never a pickle."""
         raise ValueError("there is no model.safetensors")
 
+    def save_pretrained(self, save_directory: Any, **keywords: Any) -> str | None:
+        """Write ``config.json``, ``model.safetensors`` and a model card; see the hub mixin.
+
+        Raises:
+            ValueError: a file stands in the way.
+            OSError: it can't be written.
+        """
+        return save_whole(super().save_pretrained, save_directory, keywords)
+
     def parameter_count(self) -> int:
         """How many numbers are trained (running means and variances are not)."""
         return sum(parameter.numel() for parameter in self.parameters())
@@ -197,5 +207,10 @@ def _check(
             raise ValueError(f"Diff-C can't have {name} = {value}: give at least 1")
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout is {dropout}: give a share from 0 up to, but not, 1")
-    if class_names is not None and len(class_names) != classes:
+    if class_names is None:
+        return
+    texts = isinstance(class_names, list | tuple)
+    if not texts or not all(isinstance(name, str) for name in class_names):
+        raise ValueError(f"class names must be a list of texts, not {printable(class_names)[:200]}")
+    if len(class_names) != classes:
         raise ValueError(f"{len(class_names)} class names for {classes} classes: give one each")

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from revelio.mini.page import render
 from revelio.mini.report import Inputs, Section, read_report, write_section
-from revelio.mini.sections import clip_zero_shot, diffusion_classifier, dit_samples, samples
+from revelio.mini.sections import clip_by_name, diffusion_classifier, dit_samples, samples
 from revelio.mini.sections_features import mini_dit, mini_sd
 from revelio.mini.sections_photo import mini_sd_photo, mini_sd_photo_curve, vit_photo, vit_random
 from revelio.runs import write_whole
 
 SECTIONS: dict[str, Section] = {
-    "mini-clip": clip_zero_shot,
+    "mini-clip": clip_by_name,
     "samples": samples,
     "diffusion-classifier": diffusion_classifier,
     "mini-sd": mini_sd,

@@ -9,8 +9,8 @@ import torch
 from revelio.analysis.purity import purity
 from revelio.analysis.top_images import top_images
 from revelio.mini.features import PooledRows
+from revelio.sae.config import TrainConfig
 from revelio.sae.model import KSparseAutoencoder
-from revelio.sae.state import TrainSettings
 from revelio.sae.train import train
 
 EXPANSION, ACTIVE, STEPS, TOP = 8, 8, 600, 10
@@ -27,7 +27,7 @@ def ksae_purity(
     rows = rows / rows.std()
     store = PooledRows(rows, labels, classes)
     model = KSparseAutoencoder(d=rows.shape[1], n=EXPANSION * rows.shape[1], k=ACTIVE)
-    settings = TrainSettings(
+    settings = TrainConfig(
         steps=STEPS, batch_size=512, learning_rate=1e-3, warmup_steps=50, seed=seed, auxk=0
     )
     for _ in train(model, store.table, settings):

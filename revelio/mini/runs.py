@@ -103,7 +103,7 @@ def _log_check(trainer: Trainer, folder: Path, check: Check) -> None:
 def snapshot(trainer: Trainer, folder: Path) -> Path:
     """Keep the moving average of now as a half-precision state dict."""
     trainer.swap()
-    weights = {name: value.half() for name, value in trainer.model.state_dict().items()}
+    weights = {name: value.half().cpu() for name, value in trainer.model.state_dict().items()}
     trainer.swap()
     path = folder / "snapshots" / f"step_{trainer.step:07d}.pt"
     save_whole({"weights": weights, "step": trainer.step, "seconds": trainer.seconds}, path)

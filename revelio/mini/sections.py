@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import CLIPModel, CLIPTokenizer
 
 from revelio.mini.captions import PROMPT, nouns
-from revelio.mini.clip import zero_shot
+from revelio.mini.clip import closest_caption
 from revelio.mini.data import PictureSet, load_caltech101, load_fashion_mnist
 from revelio.mini.diffusion import noise_schedule
 from revelio.mini.diffusion_classifier import classify, even_timesteps, staged_errors
@@ -40,8 +40,8 @@ def held_out(inputs: Inputs, count: int) -> PictureSet:
     return load_fashion_mnist(inputs.fashion(), "test").subset(torch.arange(count))
 
 
-def clip_zero_shot(inputs: Inputs) -> Figures:
-    """mini-clip's zero-shot top-1 on the whole held-out splits."""
+def clip_by_name(inputs: Inputs) -> Figures:
+    """mini-clip's top-1 by class names it was trained on, on the whole held-out splits."""
     folder = inputs.models / "mini-clip"
     model = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = CLIPTokenizer.from_pretrained(folder)
@@ -51,7 +51,7 @@ def clip_zero_shot(inputs: Inputs) -> Figures:
         load_fashion_mnist(inputs.fashion(), "test"),
         load_caltech101(inputs.caltech(), "test", side),
     ):
-        entry = right(zero_shot(model, tokenizer, pictures), pictures.labels)
+        entry = right(closest_caption(model, tokenizer, pictures), pictures.labels)
         chance = round(1 / len(pictures.class_names), 4)
         found[pictures.name] = {**entry, "images": len(pictures), "chance": chance}
     return found

@@ -81,7 +81,7 @@ def snapshots(run: Path) -> Iterator[tuple[int, float, dict[str, torch.Tensor]]]
         raise ValueError(f"{run} holds no snapshots: train with snapshot_minutes, or give --runs")
     chosen = {round(i * (len(files) - 1) / (CURVE_POINTS - 1)) for i in range(CURVE_POINTS)}
     for file in [files[i] for i in sorted(chosen)]:
-        kept = torch.load(file, weights_only=True)
+        kept = torch.load(file, map_location="cpu", weights_only=True)
         yield kept["step"], kept["seconds"] / 60, kept["weights"]
 
 

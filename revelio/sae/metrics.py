@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from revelio.sae.kernel import Codes
+from revelio.sae.kernels.base import Codes
 from revelio.sae.model import KSparseAutoencoder
 
 # Edges of the density histogram, in log10: from one row in a hundred million to every row.

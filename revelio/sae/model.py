@@ -6,26 +6,45 @@ with n = expansion * d latents of which k stay active. ``b_dec`` is the paper's 
 stored a latent a row, ``W_enc`` (n d) and ``W_dec`` (n d), so that a latent's direction is
 ``W_dec[latent]``. In mode ``fixed`` the kept values pass a ReLU; ``as_paper`` and ``as_code`` keep negative
 values, as Eq. 3 and the released code do.
+
+How the weights begin, by mode:
+
+| mode             | W_dec                                    | W_enc                            |
+|------------------|------------------------------------------|----------------------------------|
+| fixed, as_paper  | random directions of unit length         | W_dec, in `fixed` scaled         |
+| as_code          | kaiming-uniform, fan d, then unit length | kaiming-uniform, fan n, its own  |
+
+The tied start is Gao et al.'s (2024), whom the paper follows; `fixed` scales it by the one factor that
+reconstructs the first activations best. b_enc is zero; b_dec is the mean or the geometric median of
+the first activations. A k-SAE that was just made has seen none: its scale is 1 and its b_dec zero.
 """
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from revelio.sae.activation import Activation, ActivationName, Asked, BatchTopK, JumpReLU, TopK
-from revelio.sae.adam import Moments
-from revelio.sae.initialise import draw_weights
-from revelio.sae.kernel import Codes, Kernel, SparseKernel, Weights
-from revelio.sae.saved import fill, saved_files, saved_settings
+from revelio.hub import save_whole
+from revelio.sae.activations import (
+    Activation,
+    BatchTopK,
+    EncodeRequest,
+    JumpReLU,
+    TopK,
+)
+from revelio.sae.config import ActivationName, Mode, PreBias
+from revelio.sae.io.saved import fill, saved_files, saved_settings
+from revelio.sae.kernels.base import Codes, Kernel, Weights
+from revelio.sae.kernels.sparse import SparseKernel
+from revelio.sae.optim import Moments
 from revelio.seeds import generator
 
-Mode = Literal["fixed", "as_paper", "as_code"]
 # Files of a TopK k-SAE without prefixes stay of format 1; the rest needs a reader that knows of it.
 FORMAT = 2
 PAPER_K = 32  # Sec. 4.1
@@ -69,7 +88,7 @@ class KSparseAutoencoder(
         format: version of the saved form.
         activation: which latents are active: ``topk``, ``batch-topk`` or ``jumprelu``.
         prefixes: Matryoshka: the first so many latents alone reconstruct too, for each number given.
-        seed: of the weights (:mod:`revelio.sae.initialise`); None: zeros, for weights that come from
+        seed: of the weights; None: zeros, for weights that come from
             elsewhere. On the ``meta`` device nothing is drawn.
 
     Raises:
@@ -105,7 +124,7 @@ class KSparseAutoencoder(
         self.activation, self.prefixes = activation, tuple(prefixes)
         self.format = 1 if activation == "topk" and not prefixes else FORMAT
         # Which latents the rows of W_enc and W_dec are, and what computes with them: all of them, and
-        # plain PyTorch, unless several processes share the latents (revelio.sae.sharded).
+        # plain PyTorch, unless several processes share the latents (revelio.sae.distributed).
         self.threshold: Tensor | None
         self.held = range(n)
         self.kernel: Kernel = SparseKernel()
@@ -165,7 +184,7 @@ class KSparseAutoencoder(
         Raises:
             ValueError: ``x`` is not (b d).
         """
-        return self.rule().encode(Asked(self.kernel, self.centre(x), self.weights))
+        return self.rule().encode(EncodeRequest(self.kernel, self.centre(x), self.weights))
 
     def rule(
         self, moments: Moments | None = None, bandwidth: float = 0.0, sparsity: float = 0.0
@@ -218,7 +237,8 @@ class KSparseAutoencoder(
         ``trained_on`` may have grown since the model was made: what it holds now is written.
 
         Raises:
-            ValueError: ``trained_on`` holds what JSON cannot, such as NaN.
+            ValueError: ``trained_on`` holds what JSON cannot, such as NaN; or a file stands in the way.
+            OSError: it can't be written.
         """
         if keywords.get("config") is None:
             keywords["config"] = self.settings()
@@ -226,7 +246,7 @@ class KSparseAutoencoder(
             json.dumps(keywords["config"], allow_nan=False)
         except (TypeError, ValueError) as error:
             raise ValueError(f"trained_on must hold plain, finite values: {error}") from error
-        return super().save_pretrained(save_directory, **keywords)
+        return save_whole(super().save_pretrained, save_directory, keywords)
 
     def forward(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
         """The reconstruction of activations; training goes through :mod:`revelio.sae.train`."""
@@ -244,3 +264,76 @@ def _check_activation(activation: str, mode: str, prefixes: Sequence[int], n: in
         )
     if list(prefixes) != sorted({p for p in prefixes if 1 <= p < n}):
         raise ValueError(f"prefixes={tuple(prefixes)}: give ascending numbers from 1 to {n - 1}")
+
+
+@torch.no_grad()
+def initialise(
+    model: KSparseAutoencoder,
+    activations: Float[Tensor, "b d"],
+    generator: torch.Generator,
+    pre_bias: PreBias = "mean",
+) -> None:
+    """Fill all weights in place, from the generator and from a first set of activations."""
+    x = activations.to(model.b_dec.device, torch.float32)
+    median = pre_bias == "geometric_median" and model.mode != "as_code"
+    draw_weights(model, generator)
+    model.b_dec.copy_(geometric_median(x) if median else x.mean(0))
+    if model.mode == "fixed":
+        model.W_enc.data.mul_(best_scale(model, x))
+
+
+@torch.no_grad()
+def draw_weights(model: KSparseAutoencoder, generator: torch.Generator) -> None:
+    """Fill both matrices as the table says, of scale 1, and set both biases to zero; in place."""
+    model.b_dec.zero_()
+    model.b_enc.zero_()
+    # The decoder's fan is d, so its bound is that of `kaiming_uniform_` with gain sqrt(2).
+    _uniform(model, model.W_dec.data, math.sqrt(6 / model.d), generator)
+    model.W_dec /= torch.linalg.vector_norm(model.W_dec, dim=1, keepdim=True)
+    if model.mode == "as_code":
+        _uniform(model, model.W_enc.data, math.sqrt(6 / model.n), generator)
+    else:
+        model.W_enc.copy_(model.W_dec)
+
+
+@torch.no_grad()
+def best_scale(model: KSparseAutoencoder, x: Float[Tensor, "b d"]) -> float:
+    """The factor on the codes that makes the squared error of ``x`` least; 1 if there is none."""
+    centred = model.centre(x)
+    # TopK whatever the activation is: thresholds are yet to be found.
+    codes, _ = model.kernel.encode(centred, model.weights, model.k)
+    kept = codes.values.clamp(min=0) if model.rectifies else codes.values
+    guess = model.decode(Codes(kept, codes.indices)) - model.b_dec
+    power = float((guess * guess).sum())
+    scale = float((guess * centred).sum()) / power if power > 0 else 1.0
+    return scale if math.isfinite(scale) and scale > 0 else 1.0
+
+
+def geometric_median(
+    x: Float[Tensor, "b d"], steps: int = 100, tolerance: float = 1e-6
+) -> Float[Tensor, " d"]:
+    """The point with the least sum of distances to the rows, by Weiszfeld's iteration."""
+    middle = x.mean(0)
+    for _ in range(steps):
+        near = (x - middle).norm(dim=1).clamp_(min=1e-12)
+        weights = (1 / near) / (1 / near).sum()
+        moved = weights @ x
+        change = (moved - middle).norm() / middle.norm().clamp(min=1e-12)
+        middle = moved
+        if change < tolerance:
+            break
+    return middle
+
+
+def _uniform(
+    model: KSparseAutoencoder, matrix: Tensor, bound: float, generator: torch.Generator
+) -> None:
+    # Drawn on the CPU, some rows at a time, so that every device starts alike without a second matrix;
+    # a process that holds some of the latents draws them all and keeps its own.
+    held, step = model.held, 4096
+    for first in range(0, model.n, step):
+        drawn = torch.empty(min(step, model.n - first), model.d, device="cpu")
+        drawn.uniform_(-bound, bound, generator=generator)
+        start, stop = max(first, held.start), min(first + step, held.stop)
+        if start < stop:
+            matrix[start - held.start : stop - held.start] = drawn[start - first : stop - first]

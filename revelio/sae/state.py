@@ -1,4 +1,4 @@
-"""What training is told (settings), what it must remember (state), what it reports (a step)."""
+"""What training must remember (state), and what it reports (a step)."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -7,64 +7,9 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from revelio.sae.adam import AdamRows, Moments
-from revelio.sae.initialise import PreBias
+from revelio.sae.config import TrainConfig
 from revelio.sae.model import KSparseAutoencoder
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """How to train; the defaults are the paper's.
-
-    Attributes:
-        steps: updates; 10,240 is what the paper's budget amounts to.
-        batch_size: rows a step, for rows that are not batched already.
-        learning_rate: Adam's, after warm-up.
-        warmup_steps: of the linear warm-up; 0: none.
-        seed: of the weights and of the rows' order.
-        pre_bias: b_pre starts as the mean or the geometric median of the first rows.
-        auxk: dead latents that learn the residual, an image (Gao et al., 2024); 0: none.
-        auxk_coefficient: weight of their loss, which is normalised as the main loss is, not by the residual's
-            variance as in Gao et al. (:mod:`revelio.sae.step`).
-        dead_after: a latent is dead when this many rows went by without it.
-        bandwidth: JumpReLU's, in standard deviations of the activations.
-        sparsity: weight of JumpReLU's penalty ``(L0 / k - 1)^2``.
-        early_stop: stop when a window's mean loss is not lower by this share than the best one; 0: never.
-        early_stop_window: steps a window.
-    """
-
-    steps: int = 10_240
-    batch_size: int = 8_192
-    learning_rate: float = 4e-4
-    warmup_steps: int = 500
-    seed: int = 0
-    pre_bias: PreBias = "mean"
-    auxk: int = 0
-    auxk_coefficient: float = 1 / 32
-    dead_after: int = 100_000
-    bandwidth: float = 0.1
-    sparsity: float = 1.0
-    early_stop: float = 0.0
-    early_stop_window: int = 500
-
-    def __post_init__(self) -> None:
-        small = {"steps": self.steps, "batch_size": self.batch_size, "dead_after": self.dead_after}
-        small["early_stop_window"] = self.early_stop_window
-        for name, value in small.items():
-            if value < 1:
-                raise ValueError(f"{name}={value}: give at least 1")
-        if not self.bandwidth > 0 or not self.sparsity >= 0:
-            raise ValueError(
-                f"bandwidth={self.bandwidth}, sparsity={self.sparsity}: give a positive bandwidth and a "
-                "sparsity of at least 0"
-            )
-        if not 0 < self.learning_rate < float("inf"):
-            raise ValueError(f"learning_rate={self.learning_rate}: give a positive number")
-        if self.warmup_steps < 0 or self.auxk < 0 or not 0 <= self.early_stop < 1:
-            raise ValueError(
-                f"warmup_steps={self.warmup_steps}, auxk={self.auxk}, early_stop="
-                f"{self.early_stop}: they must not be negative, and early_stop below 1"
-            )
+from revelio.sae.optim import AdamRows, Moments
 
 
 @dataclass
@@ -99,14 +44,14 @@ class TrainState:
     threshold: Moments | None = None
     broken: Int64[Tensor, ""] | None = None
 
-    def check(self, settings: TrainSettings) -> None:
+    def check(self, config: TrainConfig) -> None:
         """Wait for the device and see whether training still makes sense.
 
         Raises:
             ValueError: a loss was not finite; the weights are those before that step.
         """
         if self.broken is not None and (step := int(self.broken)):
-            raise ValueError(not_finite(step, settings, "no weight was updated from then on"))
+            raise ValueError(not_finite(step, config, "no weight was updated from then on"))
 
     @classmethod
     def start(cls, model: KSparseAutoencoder) -> "TrainState":
@@ -134,7 +79,7 @@ class StepState:
         learning_rate: of this update.
         state: the training state, to be saved with the model.
         numbers: the properties below, in order, in float64.
-        settings: of the training.
+        config: of the training.
     """
 
     step: int
@@ -143,11 +88,11 @@ class StepState:
     learning_rate: float
     state: TrainState = field(repr=False)
     numbers: Float64[Tensor, "6"] = field(repr=False)
-    settings: TrainSettings = field(repr=False)
+    config: TrainConfig = field(repr=False)
 
     @cached_property
     def _read(self) -> list[float]:
-        self.state.check(self.settings)
+        self.state.check(self.config)
         return self.numbers.tolist()
 
     @property
@@ -181,9 +126,9 @@ class StepState:
         return self._read[5]
 
 
-def not_finite(step: int, settings: TrainSettings, why: str) -> str:
+def not_finite(step: int, config: TrainConfig, why: str) -> str:
     """What is said of a loss that is not finite."""
     return (
         f"the loss of step {step} is not finite ({why}): look for NaN or equal rows in the activations, or "
-        f"lower learning_rate (it is {settings.learning_rate:g})"
+        f"lower learning_rate (it is {config.learning_rate:g})"
     )

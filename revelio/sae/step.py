@@ -27,12 +27,13 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from revelio.sae.activation import Asked
-from revelio.sae.adam import AdamStep
-from revelio.sae.kernel import Codes, Gradient, Kernel
+from revelio.sae.activations import EncodeRequest
+from revelio.sae.config import TrainConfig
+from revelio.sae.kernels.base import Codes, Gradient, Kernel
+from revelio.sae.matryoshka import Nested
 from revelio.sae.model import KSparseAutoencoder
-from revelio.sae.prefixes import Nested
-from revelio.sae.state import StepState, TrainSettings, TrainState, not_finite
+from revelio.sae.optim import AdamStep
+from revelio.sae.state import StepState, TrainState, not_finite
 
 Take = Callable[[Tensor, AdamStep, "int | Tensor"], Tensor]
 
@@ -45,12 +46,12 @@ class Replay(Protocol):
         ...
 
 
-def learning_rate(model: KSparseAutoencoder, settings: TrainSettings, t: int) -> float:
+def learning_rate(model: KSparseAutoencoder, config: TrainConfig, t: int) -> float:
     """Update t's learning rate (t from 1). The released code's scheduler is one step ahead."""
-    if settings.warmup_steps == 0:
-        return settings.learning_rate
+    if config.warmup_steps == 0:
+        return config.learning_rate
     ahead = 1 if model.mode == "as_code" else 0
-    return settings.learning_rate * min(1.0, (t + ahead) / settings.warmup_steps)
+    return config.learning_rate * min(1.0, (t + ahead) / config.warmup_steps)
 
 
 class _Loss(NamedTuple):
@@ -80,7 +81,7 @@ def _loss(model: KSparseAutoencoder, x: Tensor, error: Tensor, state: TrainState
 def train_step(
     model: KSparseAutoencoder,
     batch: Float[Tensor, "b d"],
-    settings: TrainSettings,
+    config: TrainConfig,
     state: TrainState,
     kernel: Kernel,
     replay: Replay | None = None,
@@ -90,7 +91,7 @@ def train_step(
     Args:
         model: what is trained.
         batch: rows, on any device.
-        settings: of the training.
+        config: of the training.
         state: where it stands; changed in place.
         kernel: how the heavy parts are computed.
         replay: takes the step in place of a plain call, such as a recorded CUDA graph.
@@ -100,12 +101,12 @@ def train_step(
             CUDA device the latter is raised when the step's numbers are read.
     """
     t = state.step + 1
-    rate = learning_rate(model, settings, t)
+    rate = learning_rate(model, config, t)
     adam = AdamStep(t, rate, unit_norm=model.mode != "as_code")
     x = batch.to(model.b_dec.device, torch.float32, non_blocking=True)
 
     def take(x: Tensor, adam: AdamStep, samples: int | Tensor) -> Tensor:
-        return _take(model, x, settings, state, kernel, adam, samples)
+        return _take(model, x, config, state, kernel, adam, samples)
 
     samples = state.samples + len(x)
     numbers = (take if replay is None else replay.bound(take))(x, adam, samples)
@@ -118,14 +119,14 @@ def train_step(
         learning_rate=rate,
         state=state,
         numbers=numbers,
-        settings=settings,
+        config=config,
     )
 
 
 def _take(
     model: KSparseAutoencoder,
     x: Float[Tensor, "b d"],
-    settings: TrainSettings,
+    config: TrainConfig,
     state: TrainState,
     kernel: Kernel,
     adam: AdamStep,
@@ -136,12 +137,12 @@ def _take(
     if model.mode == "as_code":
         kernel.unit_norm(weights, state.moments)
     centred = model.centre(x)
-    rule = model.rule(state.threshold, settings.bandwidth * sqrt(state.variance), settings.sparsity)
+    rule = model.rule(state.threshold, config.bandwidth * sqrt(state.variance), config.sparsity)
     try:
-        kept = rule.keep(_asked(model, centred, settings, state, kernel))
+        output = rule.keep(_request(model, centred, config, state, kernel))
     except ValueError as error:
-        raise ValueError(not_finite(adam.t, settings, str(error))) from error
-    codes, dead, _ = kept
+        raise ValueError(not_finite(adam.t, config, str(error))) from error
+    codes, dead, _ = output
     nested = Nested.of(codes, model.prefixes)
     errors = [part + weights.b_dec - x for part in nested.decoded(kernel, weights.W_dec)]
     losses = [_loss(model, x, error, state) for error in errors]
@@ -150,35 +151,33 @@ def _take(
     share = 1 / len(losses)
     scaled = [e * (at.scale * share) for e, at in zip(errors, losses, strict=True)]
     outputs = nested.outputs(scaled)
-    pulls = [
-        _pull(model, *part, kernel, model.rectifies)
+    grads = [
+        _grads(model, *part, kernel, model.rectifies)
         for part in zip(nested.parts, outputs, strict=True)
     ]
-    parts = list(pulls)
+    parts = list(grads)
     auxk_loss = torch.zeros_like(loss)
     if dead is not None:
-        auxk_loss, pull = _auxk(model, dead, error, settings.auxk_coefficient * scale, kernel)
-        parts.append(pull)
-    adam = replace(adam, go=_finite(loss + auxk_loss, adam, settings, state))
+        auxk_loss, of_dead = _auxk(model, dead, error, config.auxk_coefficient * scale, kernel)
+        parts.append(of_dead)
+    adam = replace(adam, go=_finite(loss + auxk_loss, adam, config, state))
     gradient = _gradient(model, centred, parts, kernel)
     kernel.update(weights, state.moments, gradient, adam)
-    rule.learn(kept, nested.joined([pull.raw for pull in pulls]), adam)
+    rule.learn(output, nested.joined([part.raw for part in grads]), adam)
     active = codes.values != 0
     seen = torch.where(active, samples, 0)
     state.fired_at.scatter_reduce_(0, codes.indices.flatten(), seen.flatten(), "amax")
     idle = samples - state.fired_at
-    dead_share = (idle >= settings.dead_after).double().mean()
+    dead_share = (idle >= config.dead_after).double().mean()
     numbers = [loss, auxk_loss, fvu, active.sum() / len(x), (idle == 0).sum(), dead_share]
     return torch.stack([number.double() for number in numbers])
 
 
-def _finite(
-    loss: Tensor, adam: AdamStep, settings: TrainSettings, state: TrainState
-) -> Tensor | None:
+def _finite(loss: Tensor, adam: AdamStep, config: TrainConfig, state: TrainState) -> Tensor | None:
     """Refuse a loss that is not finite: at once on a CPU; on CUDA by a flag that leaves updates out."""
     if not loss.is_cuda:
         if not bool(loss.isfinite()):
-            raise ValueError(not_finite(adam.t, settings, f"it is {loss.item()}"))
+            raise ValueError(not_finite(adam.t, config, f"it is {loss.item()}"))
         return None
     if state.broken is None:
         state.broken = torch.zeros((), dtype=torch.int64, device=loss.device)
@@ -190,30 +189,30 @@ def _finite(
 
 def _auxk(
     model: KSparseAutoencoder, dead: Codes, error: Tensor, factor: Tensor, kernel: Kernel
-) -> "tuple[Tensor, _Pull]":
+) -> "tuple[Tensor, _Grads]":
     """The loss of dead latents that reconstruct the residual, and their share of the gradient."""
     left = kernel.decode(dead, model.weights.W_dec) + error
-    pull = _pull(model, dead, left * factor, kernel, rectified=True)
-    return left.square().sum().double() * factor / 2, pull
+    grads = _grads(model, dead, left * factor, kernel, rectified=True)
+    return left.square().sum().double() * factor / 2, grads
 
 
-def _dead(state: TrainState, settings: TrainSettings) -> Tensor:
-    return state.samples - state.fired_at >= settings.dead_after
+def _dead(state: TrainState, config: TrainConfig) -> Tensor:
+    return state.samples - state.fired_at >= config.dead_after
 
 
-def _asked(
+def _request(
     model: KSparseAutoencoder,
     centred: Tensor,
-    settings: TrainSettings,
+    config: TrainConfig,
     state: TrainState,
     kernel: Kernel,
-) -> Asked:
-    among = _dead(state, settings) if settings.auxk else None
-    k_dead = min(settings.auxk, int(among.sum())) if among is not None else 0
-    return Asked(kernel, centred, model.weights, among if k_dead else None, k_dead)
+) -> EncodeRequest:
+    among = _dead(state, config) if config.auxk else None
+    k_dead = min(config.auxk, int(among.sum())) if among is not None else 0
+    return EncodeRequest(kernel, centred, model.weights, among if k_dead else None, k_dead)
 
 
-class _Pull(NamedTuple):
+class _Grads(NamedTuple):
     """Codes with the gradients of their values and of what they decode to.
 
     ``raw`` gradients are of values as if every code given were active.
@@ -225,16 +224,16 @@ class _Pull(NamedTuple):
     raw: Float[Tensor, "b k"]
 
 
-def _pull(
+def _grads(
     model: KSparseAutoencoder, codes: Codes, outputs: Tensor, kernel: Kernel, rectified: bool
-) -> _Pull:
+) -> _Grads:
     raw = kernel.code_gradients(codes, outputs, model.weights.W_dec)
     gradients = raw * (codes.values > 0) if rectified else raw
-    return _Pull(codes, gradients, outputs, raw)
+    return _Grads(codes, gradients, outputs, raw)
 
 
 def _gradient(
-    model: KSparseAutoencoder, centred: Tensor, parts: list[_Pull], kernel: Kernel
+    model: KSparseAutoencoder, centred: Tensor, parts: list[_Grads], kernel: Kernel
 ) -> Gradient:
     """All terms of the gradient; AuxK's outputs stand below the reconstruction's.
 

@@ -7,15 +7,16 @@ from dataclasses import fields
 import pytest
 import torch
 from sae_helpers import planted
-from test_sae_adam import D, Dense, gradient
+from sae_reference_kernel import ReferenceKernel
+from test_sae_optim import D, Dense, gradient
 
-from revelio.sae.adam import AdamRows, AdamStep
 from revelio.sae.checkpoint import load_checkpoint, save_checkpoint
-from revelio.sae.kernel import Gradient, SparseKernel, Weights
-from revelio.sae.kernel_choice import choose_kernel
-from revelio.sae.kernel_reference import ReferenceKernel
+from revelio.sae.config import TrainConfig
+from revelio.sae.kernels.base import Gradient, Weights
+from revelio.sae.kernels.select import choose_kernel
+from revelio.sae.kernels.sparse import SparseKernel
 from revelio.sae.model import KSparseAutoencoder
-from revelio.sae.state import TrainSettings
+from revelio.sae.optim import AdamRows, AdamStep
 from revelio.sae.train import train
 
 
@@ -92,6 +93,57 @@ def test_rows_of_zeros_and_huge_or_tiny_ones() -> None:
     assert best.values.isfinite().all()
 
 
+def test_encoder_rows_that_float16_does_not_hold() -> None:
+    w = weights(3000, 32)
+    w.W_enc[7] *= 1e6
+    w.W_enc[9] = 1e8
+    x = torch.randn(5, 32).cuda()
+    x[0] = 0
+    for k in (1, 8):
+        best, _ = kernel().encode(x, w, k)
+        scores = x.double() @ w.W_enc.double().T + w.b_enc.double()
+        assert torch.equal(best.indices, scores.topk(k).indices)
+
+
+def test_no_rows_and_settings_that_would_round_the_sums() -> None:
+    matmul = torch.backends.cuda.matmul
+    matmul.allow_tf32 = matmul.allow_fp16_reduced_precision_reduction = True
+    check_search(torch.randn(3, 1280).cuda(), weights(5000, 1280), 300)  # whole products
+    check_search(torch.randn(3, 1280).cuda(), weights(5000, 1280), 32)
+    assert matmul.allow_tf32 and matmul.allow_fp16_reduced_precision_reduction
+    best, _ = kernel().encode(torch.randn(0, 16).cuda(), weights(40, 16), 4)
+    assert best.values.shape == (0, 4)
+
+
+def test_a_model_that_moves_in_training_is_recorded_anew() -> None:
+    x, _ = planted(512, 32, 60, 4, noise=0.1)
+    settings, models, blocks = TrainConfig(steps=30, batch_size=128), [], []
+    for moves in (False, True):
+        model = KSparseAutoencoder(32, 2048, 8).cuda()
+        for step in train(model, x.cuda(), settings, kernel=kernel()):
+            if moves and step.step == 15:
+                model.cpu()
+                torch.cuda.empty_cache()
+                blocks = [torch.ones(2048, 32, device="cuda") for _ in range(8)]
+                model.cuda()
+        models.append(model)
+    assert all(bool((block == 1).all()) for block in blocks)  # what now lies at the old addresses
+    assert all(torch.equal(a, b) for a, b in zip(*(m.parameters() for m in models), strict=True))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")
+def test_a_device_that_is_not_the_current_one() -> None:
+    x, _ = planted(256, 32, 60, 4, noise=0.1)
+    models = []
+    for device in ("cuda:0", "cuda:1"):
+        model = KSparseAutoencoder(32, 512, 8).to(device)
+        for _step in train(model, x.to(device), TrainConfig(steps=20, batch_size=64)):
+            pass
+        models.append(model.cpu())
+    for a, b in zip(*(m.parameters() for m in models), strict=True):
+        assert float((a - b).detach().abs().max()) < 1e-5
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -109,7 +161,7 @@ def test_training_equals_the_dense_kernels_on_the_cpu(changes) -> None:
     x, _ = planted(256, 24, 40, 4, noise=0.05)
     own = {name: changes[name] for name in ("auxk", "dead_after") if name in changes}
     made = {name: value for name, value in changes.items() if name not in own}
-    settings = TrainSettings(steps=60, batch_size=64, learning_rate=1e-3, warmup_steps=10, **own)
+    settings = TrainConfig(steps=60, batch_size=64, learning_rate=1e-3, warmup_steps=10, **own)
     losses, models = [], []
     for device, used in (("cpu", ReferenceKernel()), ("cuda", kernel())):
         model = KSparseAutoencoder(24, 128, 4, **made).to(device)
@@ -127,9 +179,7 @@ def test_the_same_seed_gives_the_same_bits() -> None:
     runs = []
     for _ in range(2):
         model = KSparseAutoencoder(32, 2048, 8).cuda()
-        for _step in train(
-            model, x.cuda(), TrainSettings(steps=50, batch_size=128), kernel=kernel()
-        ):
+        for _step in train(model, x.cuda(), TrainConfig(steps=50, batch_size=128), kernel=kernel()):
             pass
         runs.append(model)
     assert all(torch.equal(a, b) for a, b in zip(*(run.parameters() for run in runs), strict=True))
@@ -138,7 +188,7 @@ def test_the_same_seed_gives_the_same_bits() -> None:
 def test_a_step_does_not_wait_for_the_device() -> None:
     x, _ = planted(512, 32, 60, 4, noise=0.1)
     steps = train(
-        KSparseAutoencoder(32, 2048, 8).cuda(), x.cuda(), TrainSettings(steps=50, batch_size=128)
+        KSparseAutoencoder(32, 2048, 8).cuda(), x.cuda(), TrainConfig(steps=50, batch_size=128)
     )
     for _ in range(5):
         next(steps)
@@ -163,7 +213,7 @@ def test_a_loss_that_is_not_finite_changes_no_weight_and_is_said() -> None:
             yield from [x.cuda()] * 5 if index == 0 else [damaged.cuda(), x.cuda(), x.cuda()]
 
     model = KSparseAutoencoder(16, 64, 4).cuda()
-    steps = train(model, Batches(), TrainSettings(steps=9, batch_size=64), kernel=kernel())
+    steps = train(model, Batches(), TrainConfig(steps=9, batch_size=64), kernel=kernel())
     for _ in range(5):
         next(steps)
     before = deepcopy(model)
@@ -178,7 +228,7 @@ def test_a_loss_that_is_not_finite_changes_no_weight_and_is_said() -> None:
 
 def test_a_checkpoint_goes_on_with_the_same_bits_and_on_the_cpu(tmp_path) -> None:
     x, _ = planted(256, 16, 30, 4, noise=0.05)
-    settings = TrainSettings(steps=40, batch_size=64, warmup_steps=5)
+    settings = TrainConfig(steps=40, batch_size=64, warmup_steps=5)
     whole = KSparseAutoencoder(16, 256, 4).cuda()
     for step in train(whole, x.cuda(), settings, kernel=kernel()):
         if step.step == 17:

@@ -1,5 +1,6 @@
 """Backbones, extraction, Diff-C and LLaVA on CUDA against the CPU, within stated bounds."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,12 @@ from backbones_helpers import picture, tiny_clip, tiny_dinov2, tiny_dit, tiny_sd
 from diffc_helpers import separable
 
 from revelio import ActivationStore, extract, load_backbone, open_dataset
+from revelio.activations.extract import run
+from revelio.activations.fitting import largest_batch
+from revelio.activations.job import Extraction
+from revelio.activations.recipe import Recipe
+from revelio.activations.sources import Reading
+from revelio.backbones.compiled import compile_backbone
 from revelio.diffc.model import DiffC
 from revelio.diffc.sources import TensorGrids
 from revelio.diffc.train import Training, TrainSettings, train
@@ -73,6 +80,40 @@ def test_a_store_made_on_cuda_holds_the_cpus_rows(tmp_path: Path) -> None:
         assert list(cpu.ids) == list(cuda.ids)
         error = (cpu.tensor() - cuda.tensor()).norm() / cpu.tensor().norm()
         assert error < BOUNDS["float32"]
+
+
+def test_a_compiled_backbone_is_near_the_plain_one() -> None:
+    found = []
+    for compiles in (False, True):
+        backbone = load_backbone("mini-sd", layers=["up_ft1"], device="cuda")
+        if compiles:
+            compile_backbone(backbone)
+        pixels = torch.stack([backbone.transform(picture(i)) for i in range(4)])
+        settings = {"layers": ["up_ft1"], "timestep": 25}
+        found += [backbone.activations(backbone.encode(pixels), list("abcd"), **settings)["up_ft1"]]
+    assert (found[0] - found[1]).norm() / found[0].norm() < BOUNDS["float32"]
+
+
+def test_the_batch_that_fits_is_found_and_named(tmp_path: Path) -> None:
+    backbone = load_backbone("mini-sd", layers=["up_ft1"], device="cuda")
+    recipe, images = Recipe(("up_ft1",), (25,)), open_dataset("samples", limit=600)
+    job = Extraction(images, backbone, tmp_path, recipe, reading=Reading(512), shard_rows=512)
+    whole = largest_batch(job)
+    assert whole.size == 256 and whole.image_bytes > 0
+    torch.cuda.empty_cache()
+    room = torch.cuda.memory_reserved() + 40 * whole.image_bytes
+    torch.cuda.set_per_process_memory_fraction(room / torch.cuda.mem_get_info()[1])
+    try:
+        with pytest.raises(
+            ValueError, match=r"batch_size 512 goes beyond .*resume with batch_size"
+        ):
+            for _ in run(job):
+                pass
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    for _ in run(replace(job, resume=True, reading=Reading(16))):
+        pass
+    assert len(ActivationStore.open(job.stores[0])) == 600
 
 
 def test_diff_c_learns_as_on_the_cpu() -> None:

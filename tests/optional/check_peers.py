@@ -16,10 +16,10 @@ from sae_lens import SAE, TopKSAE, TopKSAEConfig
 from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
 from sparsify import SparseCoder, SparseCoderConfig
 
-from revelio.sae.convert import import_ksae
-from revelio.sae.convert_peers import export_saelens, export_sparsify
+from revelio.sae.config import TrainConfig
+from revelio.sae.io.peers import export_saelens, export_sparsify
+from revelio.sae.io.released import import_ksae
 from revelio.sae.model import KSparseAutoencoder
-from revelio.sae.state import TrainSettings
 from revelio.sae.train import train
 
 D, N, K = 12, 48, 4
@@ -32,7 +32,7 @@ def rows() -> torch.Tensor:
 
 def trained(**options) -> KSparseAutoencoder:
     model = KSparseAutoencoder(D, N, K, **options)
-    settings = TrainSettings(steps=60, batch_size=64, learning_rate=5e-3, warmup_steps=5)
+    settings = TrainConfig(steps=60, batch_size=64, learning_rate=5e-3, warmup_steps=5)
     list(train(model, rows(), settings))
     return model
 

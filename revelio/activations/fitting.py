@@ -1,0 +1,165 @@
+"""The batch size that fits a device's memory: found by trying, from small to large.
+
+What a batch takes grows at most in proportion to its size (weights and workspaces do not grow), so a size is
+tried where twice what half of it took still fits with room to spare.
+"""
+
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from revelio.activations.filling import pass_rows
+from revelio.activations.job import Extraction
+from revelio.activations.sources import Encoded, encode
+from revelio.data.loading import batches
+
+# The sizes that `auto` chooses from: beyond the last a GPU gains nothing more.
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+# The share of free memory that is used: the allocator's blocks have gaps.
+USED = 0.9
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What was found by trying.
+
+    Attributes:
+        size: the largest batch that fits; 0: not even one image does.
+        image_bytes: what one image of it took, beside the model; 0 where nothing counts memory.
+        room: bytes that the device had for a batch; 0 likewise.
+    """
+
+    size: int
+    image_bytes: int
+    room: int
+
+
+def largest_batch(job: Extraction, sizes: Sequence[int] = SIZES) -> Fit:
+    """The largest of the ascending ``sizes`` whose batch fits; no batch is larger than the data set.
+
+    Where memory is not counted (on a CPU) it is the largest that raises no error.
+
+    Raises:
+        ImageError: no image can be read.
+    """
+    index, pixels = _first_picture(job)
+    first = encode(job.backbone, pixels)
+    assert first is not None
+    device, found = first.device, Fit(0, 0, _room(first.device))
+    del first
+    for size in sizes:
+        # A size that covers the data set is the last of use.
+        covered = found.size >= len(job.dataset)
+        if covered or found.image_bytes * size > USED * found.room:
+            break
+        try:
+            peak, room = _peak(job, index, pixels, size, device)
+        except torch.OutOfMemoryError as error:
+            release(error)
+            break
+        found = Fit(size, peak // size, room)
+    return found
+
+
+def fitted(job: Extraction) -> Extraction:
+    """The job at the largest batch size that fits, the same in all its processes.
+
+    A store that was begun goes on at an even part of its own size, so that its shards stay as they are.
+
+    Raises:
+        ValueError: not even one image fits.
+    """
+    was = _begun(job) if job.resume else None
+    sizes = SIZES if was is None else [*smaller_sizes(was[0]), was[0]]
+    size = largest_batch(job, sizes).size if job.processes.main else 0
+    size = job.processes.agree(size)
+    if not size:
+        raise too_large(job, None)
+    reading = replace(job.reading, batch_size=size)
+    return replace(job, reading=reading, shard_rows=job.shard_rows if was is None else was[1])
+
+
+def _begun(job: Extraction) -> tuple[int, int] | None:
+    """The batch size and the images a shard of a store that was begun."""
+    for target in job.targets.values():
+        if target.started:
+            was = target.written_settings()
+            sizes = was.get("batch_size"), was.get("shard_images")
+            if all(isinstance(size, int) and size > 0 for size in sizes):
+                return sizes  # type: ignore[return-value]
+    return None
+
+
+def smaller_sizes(batch_size: int) -> list[int]:
+    """Smaller batches that a begun store can be gone on with, ascending: its halves, and one image."""
+    found, size = set[int](), batch_size
+    while size > 1 and size % 2 == 0:
+        size //= 2
+        found.add(size)
+    return sorted(found | {1} - {batch_size})
+
+
+def too_large(job: Extraction, error: torch.OutOfMemoryError | None) -> ValueError:
+    """What to say when a batch of ``job`` went beyond the device's memory: which size fits instead."""
+    from revelio.activations.plan import size
+
+    if error is not None:
+        release(error)
+    batch = job.reading.batch_size
+    fit = largest_batch(job, smaller_sizes(batch))
+    if not fit.size:
+        left = f" ({size(fit.room)} free)" if fit.room else ""
+        return ValueError(
+            f"not even one image fits the device's memory beside the model{left}: take bfloat16 as the "
+            "backbone's dtype, a smaller image_size, or another device"
+        )
+    takes = f" (about {size(fit.image_bytes * batch)}; {size(fit.room)} free)" if fit.room else ""
+    settings = f"batch_size {fit.size}"
+    smaller = replace(job, reading=replace(job.reading, batch_size=fit.size))
+    if smaller.shard_images != job.shard_images:
+        settings += f" and shard_rows {job.shard_images}"
+    return ValueError(
+        f"batch_size {batch} goes beyond the device's memory{takes}: {fit.size} fits; whole shards stay: "
+        f"resume with {settings}"
+    )
+
+
+def release(error: BaseException) -> None:
+    """Let go of the tensors that an error's frames hold."""
+    traceback.clear_frames(error.__traceback__)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _first_picture(job: Extraction) -> tuple[int, Tensor]:
+    for batch in batches(job.dataset, job.backbone.transform, 1, on_error=job.reading.on_error):
+        if len(batch):
+            return batch.indices[0], batch.pixels
+    raise ValueError(f"not one image of {job.dataset.name} can be read")
+
+
+@torch.no_grad()
+def _peak(
+    job: Extraction, index: int, pixels: Tensor, size: int, device: torch.device
+) -> tuple[int, int]:
+    """Bytes that a batch of ``size`` takes beside the model, and those there are for it."""
+    counted, before, room = device.type == "cuda", 0, _room(device)
+    if counted:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+    encoded = encode(job.backbone, pixels.expand(size, -1, -1, -1).contiguous())
+    one = job.recipe.passes()[0]
+    pass_rows(job, Encoded([index] * size, encoded, []), replace(one, draws=one.draws[:1]))
+    return (torch.cuda.max_memory_allocated(device) - before if counted else 0), room
+
+
+def _room(device: torch.device) -> int:
+    """Bytes that PyTorch can still take: what the device has free, and what its allocator keeps."""
+    if device.type != "cuda":
+        return 0
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + kept

@@ -1,0 +1,45 @@
+"""Models in the form of the Hugging Face hub, written as all other files are.
+
+The hub's own ``save_pretrained`` writes in place, first removes ``config.json``, and makes files that only
+their owner can read.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from revelio.files import write_folder
+
+CARD = "README.md"
+
+
+def save_whole(
+    save: Callable[..., str | None], folder: Any, keywords: dict[str, Any]
+) -> str | None:
+    """Call the hub's ``save_pretrained`` so that each file is whole or not there, with the umask's mode.
+
+    Args:
+        save: the hub's method, of one model.
+        folder: where the model is to be.
+        keywords: as ``save`` takes them; a push goes to the repository called like the folder, unless
+            ``repo_id`` names one.
+
+    Returns:
+        What ``save`` gives: the commit's address after a push, else None.
+
+    Raises:
+        ValueError: a file stands at ``folder``, or a folder in place of one of the files.
+        OSError: it can't be written.
+    """
+    path = Path(folder)
+    if keywords.get("push_to_hub") and keywords.get("repo_id") is None:
+        keywords = keywords | {"repo_id": path.name}
+    answers: list[str | None] = []
+
+    def fill(made: Path) -> None:
+        answers.append(save(made, **keywords))
+        if (path / CARD).exists():  # which the user may have written
+            (made / CARD).unlink(missing_ok=True)
+
+    write_folder(path, fill)
+    return answers[0]

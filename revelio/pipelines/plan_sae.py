@@ -1,0 +1,228 @@
+"""What training a k-SAE would cost, in figures and in words; see :mod:`revelio.sae.cost`."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from revelio.activations.plan import duration, size
+from revelio.activations.store import ActivationStore
+from revelio.machine import available_memory, free_disk
+from revelio.pipelines import Progress, Report, silent
+from revelio.sae.config import RunConfig
+from revelio.sae.cost import (
+    CONTEXT_BYTES,
+    Job,
+    Speed,
+    device_memory,
+    disk,
+    given_speed,
+    measured_speed,
+    memory,
+    smaller_batch,
+)
+from revelio.sae.kernels.select import COMPILING, choose_kernel, must_compile
+
+
+def job_of(config: RunConfig, store: ActivationStore, devices: int = 1, **sizes: Any) -> Job:
+    """What is to be trained on a store's rows.
+
+    Raises:
+        ValueError: the sizes make no sense.
+    """
+    row_bytes = 4 if store.manifest["dtype"] == "float32" else 2
+    d = store.row_shape[0]
+    return Job(config=config, rows=len(store), d=d, devices=devices, row_bytes=row_bytes, **sizes)
+
+
+def refuse_shortage(
+    jobs: Sequence[Job], out: Path, device: torch.device, progress: Report = silent
+) -> None:
+    """Say before anything is allocated that it does not fit.
+
+    Raises:
+        ValueError: it does not; the plans were reported before.
+    """
+    reason = shortage(jobs, out, in_memory=device.type == "cpu")
+    if device.type == "cuda" and reason is None:
+        lacks = device_shortage(jobs, torch.cuda.mem_get_info(device)[0])
+        if lacks is not None:
+            raise ValueError(lacks)
+    if reason is not None:
+        progress(Progress("\n".join(line(job, None) for job in jobs)))
+        raise ValueError(f"{reason}: lower expansion, batch_size or memory_gib")
+
+
+def announce(jobs: Sequence[Job], device: torch.device, progress: Report) -> None:
+    """Report which kernel trains, what trains, and what it costs by the second that is measured for it."""
+    name = jobs[0].config.kernel
+    if must_compile(name, device):
+        progress(Progress(COMPILING))
+    chosen = choose_kernel(name, device)
+    progress(Progress(chosen.reason))
+    for job in jobs:
+        learnt = job.config.activation == "jumprelu"
+        thresholds = ", threshold" if learnt else ""
+        count = 2 * job.n * job.d + job.n * (1 + learnt) + job.d
+        # Elsewhere than on a CPU the second would be another device's: the first steps tell.
+        measured = device.type == "cpu" and can_measure(job)
+        speed = measured_speed(job, chosen.kernel) if measured else None
+        progress(
+            Progress(
+                f"k-SAE ({job.config.mode}, {job.config.activation}): d {job.d}, n {job.n:,}, "
+                f"k {job.config.k}, {job.rows:,} rows\n"
+                f"trains: W_enc, b_enc, W_dec, b_dec{thresholds}, {count:,} parameters; frozen: none\n"
+                f"{line(job, speed)}"
+            )
+        )
+
+
+def speed_of(job: Job, flops: float | None = None) -> Speed | None:
+    """The time of a step, by a device's FLOP/s or measured here; None where a batch does not fit.
+
+    Raises:
+        ValueError: ``flops`` is not positive.
+    """
+    if flops is not None:
+        return given_speed(job, flops)
+    return (
+        measured_speed(job, choose_kernel(job.config.kernel).kernel) if can_measure(job) else None
+    )
+
+
+def can_measure(job: Job) -> bool:
+    """Whether some batches of the job's, which a measured step takes, fit the memory that is left."""
+    available = available_memory()
+    return available is None or 16 * 4 * job.local_rows * job.d < available
+
+
+def shortage(jobs: Sequence[Job], out: Path, *, in_memory: bool) -> str | None:
+    """What does not fit this machine when the jobs run together in each process; None where all fits.
+
+    Args:
+        jobs: k-SAEs of the same store.
+        out: where they are written.
+        in_memory: whether they train in this machine's own memory, not in an accelerator's.
+    """
+    held = [memory(job) for job in jobs]
+    shared = max(part.rows for part in held)
+    # What Python itself takes is taken already.
+    need = shared + sum(part.total - part.rows - part.process for part in held)
+    written = sum(disk(job).written for job in jobs)
+    available, free = available_memory() if in_memory else None, free_disk(out)
+    parts = []
+    if available is not None and need > available:
+        parts.append(f"{size(need)} of memory, of which {size(available)} are available")
+    if free is not None and written > free:
+        parts.append(f"{size(written)} of disk, of which {size(free)} are free")
+    return f"this does not fit: it takes {' and '.join(parts)}" if parts else None
+
+
+def device_shortage(jobs: Sequence[Job], room: int) -> str | None:
+    """What a CUDA device of ``room`` free bytes lacks for k-SAEs that train together, and what would help."""
+    need = sum(device_memory(job) - CONTEXT_BYTES for job in jobs) + CONTEXT_BYTES
+    if need <= room:
+        return None
+    said = f"this does not fit: it takes {size(need)} of the device's memory, of which {size(room)} are free"
+    fits = smaller_batch(jobs[0], room)
+    if len(jobs) > 1:
+        return f"{said}: train fewer k-SAEs together (a smaller grid)"
+    if fits:
+        return f"{said}: take batch_size {fits}"
+    return f"{said}: take a smaller expansion, or share the latents among several devices"
+
+
+def figures(job: Job, speed: Speed | None) -> dict[str, Any]:
+    """The plan as plain values: bytes and seconds."""
+    held, files = memory(job), disk(job)
+    return {
+        "job": {
+            "rows": job.rows,
+            "d": job.d,
+            "n": job.n,
+            "k": job.config.k,
+            "batch_size": job.train.batch_size,
+            "steps": job.train.steps,
+            "devices": job.devices,
+            "sharing": job.config.sharing,
+            "held": job.held,
+            "row_bytes": job.row_bytes,
+            "checkpoints": job.config.checkpoint_every > 0,
+            "local_latents": job.local_latents,
+            "local_rows": job.local_rows,
+        },
+        "memory_of_a_process": asdict(held) | {"total": held.total},
+        "seconds": None if speed is None else _seconds(job, speed),
+        "disk": asdict(files) | {"written": files.written},
+    }
+
+
+def _seconds(job: Job, speed: Speed) -> dict[str, Any]:
+    return {
+        "step": speed.step,
+        "step_slowest": speed.slowest,
+        "total": job.train.steps * speed.step,
+        "total_slowest": job.train.steps * speed.slowest,
+        "rows_per_second": job.train.batch_size / speed.step,
+        "how": speed.how,
+    }
+
+
+def line(job: Job, speed: Speed | None) -> str:
+    """The plan in one line; without a speed it says nothing of time."""
+    shared = f"{job.devices} processes share the {'batches' if job.config.sharing == 'data' else 'latents'}"
+    where = f" a process ({shared})" if job.devices > 1 else ""
+    time = ""
+    if speed is not None:
+        fast, slow = (duration(job.train.steps * each) for each in (speed.step, speed.slowest))
+        time = f", {fast} to {slow} ({speed.how})" if fast != slow else f", {fast} ({speed.how})"
+    return (
+        f"plan: {job.train.steps:,} steps of {job.train.batch_size:,} rows{time}; "
+        f"memory {size(memory(job).total)}{where}{_there(available_memory(), 'available')}; "
+        f"disk {size(disk(job).written)}"
+    )
+
+
+def _there(count: int | None, word: str) -> str:
+
+    return "" if count is None else f" ({size(count)} {word})"
+
+
+def table(job: Job, speed: Speed | None) -> str:
+    """The plan as a table for people."""
+    held, files = memory(job), disk(job)
+    shared = "" if job.devices == 1 else f", {job.devices} devices share the {job.config.sharing}"
+    entries = [
+        ("k-SAE", f"d {job.d:,}, n {job.n:,}, k {job.config.k}{shared}"),
+        ("data", f"{job.rows:,} rows, {job.train.steps:,} steps of {job.train.batch_size:,}"),
+        ("memory of a process", size(held.total) + _there(available_memory(), "available here")),
+        ("  weights", size(held.weights)),
+        ("  Adam's moments", size(held.moments)),
+        ("  buffers", size(held.buffers)),
+        ("  rows" + ("" if job.held else ", streamed"), size(held.rows)),
+        ("  Python and PyTorch", size(held.process)),
+        *_times(job, speed),
+        ("disk to write", size(files.written) + _there(free_disk(Path()), "free here")),
+        ("  model", size(files.model)),
+        ("  checkpoints", f"{files.checkpoints} of {size(files.checkpoint)}"),
+        ("disk of the store", size(files.store)),
+    ]  # fmt: skip
+    width = max(len(name) for name, _ in entries)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in entries)
+
+
+def _times(job: Job, speed: Speed | None) -> list[tuple[str, str]]:
+
+    if speed is None:
+        return [("time", "not measured: a batch does not fit this machine")]
+    fast, slow = speed.step, speed.slowest
+    return [
+        ("time of a step", f"{fast:.3g} to {slow:.3g} s ({speed.how})"),
+        (
+            "rows a second",
+            f"{job.train.batch_size / slow:,.0f} to {job.train.batch_size / fast:,.0f}",
+        ),
+        ("time", f"{duration(job.train.steps * fast)} to {duration(job.train.steps * slow)}"),
+    ]

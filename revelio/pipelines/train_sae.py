@@ -1,0 +1,382 @@
+"""Store -> k-SAEs in run folders: trained, saved, measured, with a report each.
+
+from revelio.pipelines.train_sae import TrainSAEConfig, train_sae
+
+[made] = train_sae(TrainSAEConfig(store=Path("runs/x/up_ft1-t25"), out=Path("runs/ksae"), epochs=50))
+made.report["fvu"], made.model()
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from revelio.activations.store import ActivationStore
+from revelio.analysis.top_images import pooled
+from revelio.bounds import check_fields
+from revelio.config import completed, to_yaml
+from revelio.files import check_folder
+from revelio.pipelines import Progress, Report, silent
+from revelio.pipelines.plan_sae import announce, job_of, refuse_shortage, shortage
+from revelio.pipelines.sae_processes import DistContext
+from revelio.runs import KEEP, Run, write_folder, write_json
+from revelio.sae.checkpoint import checkpoint_bytes, load_checkpoint, save_checkpoint
+from revelio.sae.config import SweepConfig, TrainSAEConfig
+from revelio.sae.cost import Job
+from revelio.sae.dataloader import Batches, RowSource, batches_of
+from revelio.sae.distributed import save_sharded
+from revelio.sae.metrics import evaluate
+from revelio.sae.model import KSparseAutoencoder
+from revelio.sae.state import StepState
+from revelio.sae.train import SAERun, train_many
+from revelio.trust import read_object
+
+__all__ = ["TrainSAEConfig", "TrainedSAE", "plan_sae", "train_sae"]
+
+# What a finished run has.
+RESULTS = ("report.json", "final/config.json", "final/model.safetensors")
+
+
+@dataclass(frozen=True)
+class TrainedSAE:
+    """A finished run.
+
+    Attributes:
+        path: its folder.
+        report: what `report.json` holds: sizes, fraction of variance unexplained, L0, dead latents, ...
+    """
+
+    path: Path
+    report: dict[str, Any]
+
+    def model(self) -> KSparseAutoencoder:
+        """The k-SAE, read from the folder."""
+        return KSparseAutoencoder.from_pretrained(self.path / "final")
+
+
+def train_sae(config: TrainSAEConfig, progress: Report = silent) -> list[TrainedSAE]:
+    """Train the k-SAE of a config, or all of its grid; each store is read and shuffled once for all.
+
+    Under ``torchrun`` every process calls this; they share the work as ``config.sharing`` says, and only the
+    first one writes and reports.
+
+    Args:
+        config: what to train, on what, and where to.
+        progress: told what trains and what it costs, then every step.
+
+    Returns:
+        The run of each k-SAE, those included that were finished before (with ``config.resume``).
+
+    Raises:
+        ValueError: a value is outside its bounds, a run folder is taken, something does not fit together or
+            into memory, or a loss is not finite.
+    """
+    check_fields(config)
+    config.check_budget()
+    check_folder(config.out)
+    with DistContext.gather(config.device, config.sharing) as context:
+        report = progress if context.main else silent
+        return [made for group in expand(config) for made in _trained(group, context, report)]
+
+
+def plan_sae(config: TrainSAEConfig, progress: Report = silent) -> list[Job]:
+    """Report what :func:`train_sae` would train and what it would cost; writes nothing.
+
+    Raises:
+        ValueError: a value is outside its bounds, or something does not fit together.
+    """
+    check_fields(config)
+    config.check_budget()
+    found: list[Job] = []
+    with DistContext.gather(config.device, config.sharing) as context:
+        for group in expand(config):
+            store = ActivationStore.open(group[0].store)
+            jobs = [job_of(one, store, context.world) for one in group]
+            reason = shortage(jobs, config.out, in_memory=context.device.type == "cpu")
+            if context.main and reason is not None:
+                progress(Progress(f"warning: {reason}"))
+            if context.main:
+                announce(jobs, context.device, progress)
+            found += jobs
+    return found
+
+
+def expand(config: TrainSAEConfig) -> list[list[TrainSAEConfig]]:
+    """One config for each k-SAE of a grid, in groups that share store and order of rows.
+
+    Raises:
+        ValueError: a value stands twice, or two stores have the same name.
+    """
+    varied = {f.name: getattr(config.grid, f.name) for f in fields(SweepConfig)}
+    varied = {name: values for name, values in varied.items() if values}
+    if not varied:
+        return [[config]]
+    groups: dict[Path, list[TrainSAEConfig]] = {}
+    taken: set[str] = set()
+    for values in product(*varied.values()):
+        chosen = dict(zip(varied, values, strict=True))
+        name = "-".join(_label(key, value) for key, value in chosen.items())
+        if name in taken:
+            raise ValueError(f"the grid gives {name} twice: list each value once")
+        taken.add(name)
+        chosen |= {"out": config.out / name, "order_seed": config.rows_seed, "grid": SweepConfig()}
+        one = replace(config, **chosen)
+        groups.setdefault(one.store, []).append(one)
+    return list(groups.values())
+
+
+def _label(name: str, value: Any) -> str:
+    if isinstance(value, Path):
+        return value.resolve().name
+    short = {"expansion": "x", "learning_rate": "lr", "activation": ""}
+    return f"{short.get(name, name)}{value}"
+
+
+def describe(store: ActivationStore) -> dict[str, Any]:
+    """The store's manifest without its lists, under the folder's name (no absolute path), and its hash."""
+    long = (list, tuple)
+    kept = {key: value for key, value in store.manifest.items() if not isinstance(value, long)}
+    return {"store": store.path.resolve().name, **kept, "sha256": store.sha256}
+
+
+class _Pooled:
+    """A store's rows as vectors in float32; whole grids are averaged over height and width."""
+
+    def __init__(self, store: ActivationStore) -> None:
+        self.store = store
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def rows(self, start: int, stop: int):
+        """Rows ``start`` to ``stop`` (b d)."""
+        return pooled(self.store.rows(start, stop))
+
+
+@dataclass(frozen=True)
+class _Training:
+    """A k-SAE that trains, with its run folder; only the main process writes there."""
+
+    config: TrainSAEConfig
+    record: Run
+    run: SAERun
+    context: DistContext
+    rows: int
+
+
+def _trained(
+    configs: list[TrainSAEConfig], context: DistContext, progress: Report
+) -> list[TrainedSAE]:
+    """Train them together.
+
+    Raises:
+        ValueError: the device's memory ran out; the message names a batch size to go on with.
+    """
+    try:
+        return list(_train_group(configs, context, progress))
+    except torch.OutOfMemoryError as error:
+        size = configs[0].batch_size
+        raise ValueError(
+            f"the memory of {context.device} ran out at batch_size {size}: train with batch_size "
+            f"{max(1, size // 2)} in another folder, or free memory that other programs hold and go on from "
+            "the last checkpoint (resume)"
+        ) from error
+
+
+def _train_group(
+    configs: list[TrainSAEConfig], context: DistContext, progress: Report
+) -> Iterator[TrainedSAE]:
+    """Train the k-SAEs of configs with the same store and order of rows, in one pass over them."""
+    store = ActivationStore.open(configs[0].store)
+    jobs = [job_of(config, store, context.world) for config in configs]
+    refuse_shortage(jobs, configs[0].out, context.device, progress)
+    batches = _batches(store, configs[0], context)
+    opened = [_open(config, store, context, progress) for config in configs]
+    trainings = [training for training in opened if training is not None]
+    if trainings and context.main:
+        held = [job_of(training.config, store, context.world) for training in trainings]
+        announce(held, context.device, progress)
+    for training in trainings:
+        _resume(training, progress)
+    _follow(trainings, batches, progress)
+    for training in trainings:
+        _finish(training, batches, progress)
+    for config in configs:
+        context.wait()
+        yield TrainedSAE(config.out, read_object(config.out / "report.json"))
+
+
+def _batches(store: ActivationStore, config: TrainSAEConfig, context: DistContext) -> Batches:
+    """The store's rows in shuffled batches, from memory or streamed."""
+    source: RowSource = _Pooled(store)
+    if context.group is not None:
+        # Processes exchange what they read, in the one order that a single reader keeps.
+        source, config = (
+            context.share_reading(source),
+            replace(config, workers=min(config.workers, 1)),
+        )
+    return batches_of(source, config.for_rows(len(store)), store.row_shape[0])
+
+
+def _open(
+    config: TrainSAEConfig, store: ActivationStore, context: DistContext, progress: Report
+) -> _Training | None:
+    """The k-SAE and its run folder; None if that is finished."""
+    about = describe(store)
+    model = context.model(config, store.row_shape[0], about)
+    complete = completed(config)
+    text = complete(to_yaml(config))  # numbers as YAML has them: 2 epochs are 2.0
+    if context.main:
+        record = Run.open(
+            config.out,
+            "train-ksae",
+            text,
+            resume=config.resume,
+            results=RESULTS,
+            complete=complete,
+        )
+        if not record.finished:
+            record.add_input("store", about)
+    context.wait()
+    if not context.main:
+        record = Run.open(
+            config.out, "train-ksae", text, resume=True, writes=False, complete=complete
+        )
+    if record.finished:
+        progress(Progress(f"{config.out} is finished already: see {config.out / 'report.json'}"))
+        return None
+    run = SAERun(model, config.for_rows(len(store)), kernel=context.kernel(model, config.kernel))
+    return _Training(config, record, run, context, len(store))
+
+
+def _resume(training: _Training, progress: Report) -> None:
+    """Go on from the last checkpoint, where there is one."""
+    record, run, context = training.record, training.run, training.context
+    step, folder = record.latest_checkpoint() or (0, None)
+    if context.main:
+        record.truncate_metrics(step)
+        record.drop_checkpoints(keep=KEEP)
+    if folder is None:
+        return
+    progress(Progress(f"{record.path}: resuming after step {step:,}"))
+    run.state = load_checkpoint(folder, run.model, context.files(run.model.n))
+    if run.state.step != step:
+        raise ValueError(
+            f"{folder} is of step {run.state.step}: it was renamed or edited, remove it"
+        )
+
+
+def _follow(trainings: list[_Training], batches: Batches, progress: Report) -> None:
+    """Train to the end: log, save, report; the first steps give the time it will take."""
+    runs = [training.run for training in trainings]
+    total = sum(run.config.steps for run in runs)
+    done = sum(run.state.step for run in runs if run.state)
+    taken, began = 0, 0.0
+    for place, step in train_many(runs, batches):
+        taken, message = taken + 1, ""
+        # The first steps pay for one-time work, so the clock starts after them.
+        if taken == len(runs):
+            began = time.monotonic()
+        elif taken == 6 * len(runs):
+            each = (time.monotonic() - began) / (5 * len(runs))
+            minutes = each * (total - done - taken) / 60
+            rate = runs[place].config.batch_size / each
+            message = f"{rate:,.0f} rows/s: about {minutes:.1f} minutes"
+        numbers = _record(trainings[place], step)
+        progress(Progress(message, done + taken, total, "step", tuple(numbers.items())))
+
+
+def _record(training: _Training, step: StepState) -> dict[str, str]:
+    """Log a step and save a checkpoint, each at its time; what was logged, for people."""
+    config, record, context = training.config, training.record, training.context
+    model, steps, shown = training.run.model, training.run.config.steps, {}
+    if context.main and (step.step % config.log_every == 0 or step.step in (1, steps)):
+        record.log(**_line(step))
+        shown = {"loss": f"{step.loss:.4f}", **_dead(step, training.rows)}
+    if config.checkpoint_every and step.step % config.checkpoint_every == 0:
+        step.state.check(training.run.config)
+        files = context.files(model.n)
+        if context.main:
+            record.save_checkpoint(
+                step.step,
+                lambda folder: save_checkpoint(folder, model, step.state, files),
+                needed=checkpoint_bytes(model, step.state),
+            )
+        else:
+            save_checkpoint(None, model, step.state, files)
+    return shown
+
+
+def _dead(step: StepState, rows: int) -> dict[str, str]:
+    """The share of latents active on no row of one pass over the store, as the report has it.
+
+    Nothing before the first pass is over: latents that are yet to see their rows are not dead.
+    """
+    if step.samples < rows:
+        return {}
+    unseen = step.samples - step.state.fired_at >= rows
+    return {"dead": f"{float(unseen.double().mean()):.1%}"}
+
+
+def _line(step: StepState) -> dict[str, Any]:
+    names = ("step", "epoch", "samples", "loss", "auxk_loss", "fvu", "l0", "active", "dead_share")
+    line = {name: getattr(step, name) for name in (*names, "learning_rate")}
+    # A batch of one row has no variance to explain.
+    return {name: value if abs(value) < float("inf") else None for name, value in line.items()}
+
+
+def _finish(training: _Training, batches: Batches, progress: Report) -> None:
+    """Measure the k-SAE, and write it with its report."""
+    config, record, run = training.config, training.record, training.run
+    model, state = run.model, run.state
+    assert state is not None
+    # Encoding is most of what measuring takes: by the kernel that trained.
+    model.kernel = run.kernel or model.kernel
+    found = evaluate(model, batches.epoch(0))
+    model.trained_on.update(steps=state.step, samples=state.samples, fvu=found.fvu)
+    _save(training)
+    if not training.context.main:
+        return
+    report = {
+        "mode": model.mode,
+        "activation": model.activation,
+        "prefixes": list(model.prefixes),
+        "trained_on": model.trained_on,
+        "d": model.d,
+        "n": model.n,
+        "k": model.k,
+        "seed": config.seed,
+        "steps": state.step,
+        "samples": state.samples,
+        "epochs": round(state.samples / training.rows, 3),
+        "stopped_early": state.stopped,
+        "variance": state.variance if model.mode == "fixed" else None,
+        **asdict(found),
+        "seconds": record.seconds,
+    }
+    write_json(config.out / "report.json", report)
+    record.finish(steps=state.step, samples=state.samples)
+    progress(
+        Progress(
+            f"fraction of variance unexplained {found.fvu:.4f}, L0 {found.l0:.1f}, "
+            f"dead (active on no row) {found.dead_share:.1%} of {model.n:,} latents on {found.rows:,} rows\n"
+            f"wrote {config.out / 'final'}, {config.out / 'report.json'}, {record.metrics_path}"
+        )
+    )
+
+
+def _save(training: _Training) -> None:
+    model, context, final = training.run.model, training.context, training.config.out / "final"
+    if context.group is None or context.sharing == "data":
+        if context.main:
+            write_folder(final, model.save_pretrained)
+        return
+    group = context.group
+    if context.main:
+        write_folder(final, lambda folder: save_sharded(folder, model, group))
+    else:
+        save_sharded(None, model, group)

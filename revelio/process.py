@@ -1,0 +1,49 @@
+"""Which process wrote something, and whether it still runs."""
+
+import os
+import socket
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+
+def machine() -> str:
+    """Where process ids mean the same: the host, its last boot, and the container's own ids."""
+    parts = [socket.gethostname()]
+    with suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+    with suppress(OSError):
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return " ".join(parts)
+
+
+def alive(pid: Any, started: Any) -> bool:
+    """Whether the process that had this id, and began then, still runs."""
+    if type(pid) is not int or pid < 1:
+        return False
+    now = start_of(pid)
+    return runs(pid) if now is None else now == started
+
+
+def runs(pid: int) -> bool:
+    """Whether a process of this machine has this id now."""
+    if Path("/proc/self/stat").exists():
+        return start_of(pid) is not None
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def start_of(pid: int) -> int | None:
+    """When a process began, in clock ticks since the machine's boot; None: it is not running, or unknown."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    # The command's name, in brackets, may hold anything; the state and the rest stand behind it.
+    fields = stat.rpartition(")")[2].split()
+    return None if fields[0] in "ZX" else int(fields[19])

@@ -1,0 +1,217 @@
+"""Every setting of a k-SAE and of its training, declared once; command lines inherit it. Imports no torch."""
+
+from dataclasses import dataclass, field, replace
+from math import ceil
+from typing import Any, Literal, Self
+
+from revelio.bounds import (
+    Count,
+    Device,
+    Folder,
+    Index,
+    LearningRate,
+    NotNegative,
+    OutFolder,
+    Positive,
+    Seed,
+    Share,
+    Workers,
+    check_fields,
+)
+
+Mode = Literal["fixed", "as_paper", "as_code"]
+ActivationName = Literal["topk", "batch-topk", "jumprelu"]
+PreBias = Literal["mean", "geometric_median"]
+Sharing = Literal["data", "latents"]
+KernelName = Literal["auto", "native", "triton", "torch"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SAEConfig:
+    """What a k-SAE is (Sec. 3.2); the defaults are the paper's.
+
+    Raises:
+        ValueError: a value is outside its bounds.
+    """
+
+    k: Count = 32
+    """Latents that stay active, an image (32 in Sec. 4.1)."""
+
+    expansion: Count = 64
+    """Latents a dimension of the activations: n = expansion * d (64 in Sec. 4.1)."""
+
+    mode: Mode = "fixed"
+    """`as_code` follows the released training step, `as_paper` the text, `fixed` what it meant."""
+
+    activation: ActivationName = "topk"
+    """Which latents are active: the k largest of a row; the b k largest of a batch, later all above a
+    threshold; all above a threshold that each latent learns, k on average."""
+
+    prefixes: tuple[Count, ...] = ()
+    """Matryoshka: the first so many latents alone are to reconstruct too."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def sizes(self, d: int) -> dict[str, Any]:
+        """The arguments of the k-SAE (`KSparseAutoencoder`) for activations of width d."""
+        named = ("k", "mode", "activation", "prefixes")
+        return {"d": d, "n": self.expansion * d} | {name: getattr(self, name) for name in named}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How to train (Sec. 4.1); the defaults are the paper's.
+
+    Raises:
+        ValueError: a value is outside its bounds, or `epochs` and `samples` are both given.
+    """
+
+    steps: Count = 10_240
+    """Updates. 10,240 full batches are the paper's budget."""
+
+    epochs: Positive | None = None
+    """Passes over the rows, instead of `steps`."""
+
+    samples: Count | None = None
+    """Rows to train on, instead of `steps`."""
+
+    batch_size: Count = 8192
+    """Rows a step, all devices together; fewer rows than that are one full batch."""
+
+    learning_rate: LearningRate = 4e-4
+    """Adam's, after warm-up."""
+
+    warmup_steps: Index = 500
+    """Steps of linear warm-up; 0: none."""
+
+    seed: Seed = 0
+    """Of the first weights and of the rows' order."""
+
+    order_seed: Seed | None = None
+    """Of the rows' order alone; none: `seed`."""
+
+    pre_bias: PreBias = "mean"
+    """What b_pre starts as: of the first 32,768 rows. `as_code` always takes the first batch's mean."""
+
+    auxk: Index = 0
+    """Dead latents that learn the residual, an image (Gao et al., 2024); 0: none."""
+
+    auxk_coefficient: NotNegative = 1 / 32
+    """The weight of their loss, which is normalised as the main loss is, not by the residual's variance."""
+
+    dead_after: Count = 100_000
+    """Rows without a latent after which it counts as dead."""
+
+    bandwidth: Positive = 0.1
+    """JumpReLU's kernel width, in standard deviations of the activations."""
+
+    sparsity: NotNegative = 1.0
+    """The weight of JumpReLU's penalty (L0 / k - 1)^2."""
+
+    early_stop: Share = 0.0
+    """Stop when the mean loss of a window is not lower by this share than the best one before; 0: never."""
+
+    early_stop_window: Count = 500
+    """Steps of a window, over which the loss is averaged for that."""
+
+    memory_gib: NotNegative = 4.0
+    """A store up to this size is held in memory and shuffled as a whole; a larger one is streamed, and
+    shuffled in windows of 65,536 rows."""
+
+    workers: Workers = 0
+    """Threads that read a streamed store ahead; the result is the same."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        self.check_budget()
+
+    def check_budget(self) -> None:
+        """See that the length of the training is given once.
+
+        Raises:
+            ValueError: `epochs` and `samples` are both given.
+        """
+        if self.epochs is not None and self.samples is not None:
+            raise ValueError("give epochs or samples, not both")
+
+    @property
+    def rows_seed(self) -> int:
+        """The seed of the rows' order."""
+        return self.seed if self.order_seed is None else self.order_seed
+
+    def for_rows(self, rows: int) -> Self:
+        """The same for a known number of rows: `epochs` or `samples` as `steps`, no larger a batch."""
+        if rows < 1:
+            return self
+        size = min(self.batch_size, rows)
+        steps = self.steps
+        if self.epochs is not None:
+            steps = ceil(self.epochs * ceil(rows / size))
+        elif self.samples is not None:
+            steps = ceil(self.samples / rows * ceil(rows / size))
+        return replace(self, steps=steps, batch_size=size, epochs=None, samples=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(SAEConfig, TrainConfig):
+    """A k-SAE, its training, and how it runs, flat as command lines and YAML files have them."""
+
+    kernel: KernelName = "auto"
+    """`native` is compiled once, needs a C++ compiler and AVX2, and is several times faster on a CPU;
+    `triton` is for CUDA; `auto` takes the device's own where it can be used, else `torch`."""
+
+    sharing: Sharing = "data"
+    """What several processes share: every batch, or the latents (for a k-SAE that fits none of them)."""
+
+    checkpoint_every: Index = 1000
+    """Steps between checkpoints; 0: none."""
+
+    log_every: Count = 10
+    """Steps between lines of `metrics.jsonl`."""
+
+    def __post_init__(self) -> None:
+        """Nothing: command lines check values under their flags' names, and pipelines when they begin."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """Values to combine; a setting without values keeps the config's own."""
+
+    store: tuple[Folder, ...] = ()
+    """Activation stores: layers, timesteps."""
+
+    k: tuple[Count, ...] = ()
+    """Latents that stay active."""
+
+    expansion: tuple[Count, ...] = ()
+    """Latents a dimension of the activations."""
+
+    activation: tuple[ActivationName, ...] = ()
+    """Which latents are active."""
+
+    learning_rate: tuple[LearningRate, ...] = ()
+    """Adam's."""
+
+    seed: tuple[Seed, ...] = ()
+    """Of the first weights; the rows keep the order of the config's own `order_seed` or `seed`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSAEConfig(RunConfig):
+    """One k-SAE, or a grid of them, trained on the rows of a store into run folders."""
+
+    store: Folder
+    """The activation store, a folder that `revelio extract` wrote; grids are averaged over their places."""
+
+    out: OutFolder
+    """The run directory; with a grid, the folder of the run directories."""
+
+    device: Device = "auto"
+    """`auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`."""
+
+    grid: SweepConfig = field(default_factory=SweepConfig)
+    """Values to combine, each combination a k-SAE."""
+
+    resume: bool = False
+    """Go on from the last checkpoint; on a CPU the result is bit-equal to an uninterrupted run."""

@@ -1,0 +1,264 @@
+"""What training a k-SAE costs: memory of a process, time, disk; from sizes, and one measured second.
+
+    weights = 4 (2 n d + n + d) bytes, Adam's moments twice that; a process that shares the latents holds
+    n / devices of them, one that shares the batches holds them all
+    time = steps * (encode + rest): encoding is b n d multiplications, split over the devices either way
+
+The measurement takes real steps of a smaller k-SAE on this machine and scales: encoding grows with the
+latents, the update between what the first batches touch and every row moving at each step.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from statistics import median
+from typing import Literal
+
+import torch
+
+from revelio.bounds import check_fields
+from revelio.sae.config import RunConfig, TrainConfig
+from revelio.sae.kernels.base import Gradient, Kernel
+from revelio.sae.kernels.sparse import BUFFER, SparseKernel
+from revelio.sae.model import KSparseAutoencoder
+from revelio.sae.optim import AdamStep
+from revelio.sae.step import train_step
+from revelio.sae.train import FIRST_ROWS, begin
+from revelio.seeds import generator
+
+# Python, PyTorch and the allocator's own, before the first tensor.
+PROCESS_BYTES = 3 * 10**8
+# Multiplications a measured encoding may have: half a second at 50 GFLOP/s.
+MEASURED = 1.25e10
+# Numbers of one of its matrices.
+MATRIX = 1 << 24
+# Checkpoints on disk at once: the two that are kept and the one being written.
+CHECKPOINTS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is to be trained.
+
+    Attributes:
+        config: what is trained, and how.
+        rows: activations in the store.
+        d: their width.
+        latents: n; None: ``config.expansion * d``.
+        devices: processes, each with its own device.
+        row_bytes: bytes of a stored number.
+    """
+
+    config: RunConfig
+    rows: int
+    d: int
+    latents: int | None = None
+    devices: int = 1
+    row_bytes: int = 4
+
+    def __post_init__(self) -> None:
+        check_fields(self.config)
+        for name in ("rows", "d", "n", "devices"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: give at least 1")
+        if self.config.k > self.n:
+            raise ValueError(f"k={self.config.k} of n={self.n} latents: lower k")
+        if self.config.sharing == "latents" and self.devices > self.n:
+            raise ValueError(f"{self.n} latents for {self.devices} devices: give fewer devices")
+
+    @property
+    def n(self) -> int:
+        """Latents."""
+        return self.config.expansion * self.d if self.latents is None else self.latents
+
+    @cached_property
+    def train(self) -> RunConfig:
+        """The config as it is for so many rows: the steps and the size of a batch."""
+        return self.config.for_rows(self.rows)
+
+    @property
+    def held(self) -> bool:
+        """Whether the rows are held in memory."""
+        return 4 * self.rows * self.d <= self.config.memory_gib * 2**30
+
+    @property
+    def local_latents(self) -> int:
+        """Latents that a process holds, at most."""
+        return -(-self.n // self.devices) if self.config.sharing == "latents" else self.n
+
+    @property
+    def local_rows(self) -> int:
+        """Rows of a batch that a process encodes, at most."""
+        size = self.train.batch_size
+        return size if self.config.sharing == "latents" else -(-size // self.devices)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one process."""
+
+    weights: int
+    moments: int
+    buffers: int
+    rows: int
+    process: int = PROCESS_BYTES
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.weights + self.moments + self.buffers + self.rows + self.process
+
+
+# The CUDA kernel's approximate scores, and what CUDA's libraries take for themselves.
+SCORE_BYTES = 96 * 2**20
+CONTEXT_BYTES = 600 * 2**20
+
+
+def device_memory(job: Job) -> int:
+    """What one process takes of its CUDA device, in bytes.
+
+    Weights, moments, a float16 copy of ``W_enc`` with its bounds, approximate scores, a latent's counters,
+    and the larger of the batch with its copies and of the first rows, twice, that training starts from; other
+    rows stay on the host.
+    """
+    held, size = memory(job), job.train.batch_size
+    copy = 2 * job.local_latents * (job.d + 1)
+    batch = 6 * 4 * size * job.d + 64 * size * job.config.k
+    first = 2 * 4 * min(FIRST_ROWS, job.rows) * job.d
+    rest = SCORE_BYTES + 16 * job.n + max(batch, first) + CONTEXT_BYTES
+    return held.weights + held.moments + copy + rest
+
+
+def smaller_batch(job: Job, room: int) -> int:
+    """The largest half, quarter, ... of the batch that a CUDA device of so much memory takes; 0: none."""
+    size = job.train.batch_size
+    while size and device_memory(replace(job, config=replace(job.config, batch_size=size))) > room:
+        size //= 2
+    return size
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Bytes on disk: what is there already (the store) and what training writes."""
+
+    store: int
+    model: int
+    checkpoint: int
+    checkpoints: int
+
+    @property
+    def written(self) -> int:
+        """The most that training has on disk at once."""
+        return self.model + self.checkpoint * self.checkpoints
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds of a step in one process, as the job's sizes make it.
+
+    Attributes:
+        step: as the first steps are: few rows move.
+        slowest: with every row moving.
+        how: where the figures are from.
+    """
+
+    step: float
+    slowest: float
+    how: Literal["measured", "given"]
+
+
+def memory(job: Job) -> Memory:
+    """What one process holds at the most, in bytes."""
+    n, b, d = job.local_latents, job.local_rows, job.d
+    weights = 4 * (2 * n * d + n + d)
+    # PyTorch's product of some latents at a time, or the native kernel's 16-bit copy of W_enc.
+    product = max(4 * b * min(n, max(job.config.k, 256, BUFFER // b)), 2 * n * d + 12 * n)
+    # The batch, centred, reconstructed, its error and their gathered copies; a latent's two counters;
+    # the terms of the gradient, sorted and not; blocks of rows with moments and gradients.
+    whole = job.train.batch_size
+    batch = 6 * 4 * whole * d
+    terms = 2 * 32 * whole * job.config.k
+    buffers = product + batch + terms + 16 * job.n + 8 * 4 * 512 * d
+    rows = 4 * job.rows * d if job.held else 4 * d * 2 * min(job.rows, 16 * 4096)
+    return Memory(weights, 2 * weights, buffers, rows)
+
+
+def disk(job: Job) -> Disk:
+    """What lies on disk, in bytes."""
+    weights = 4 * (2 * job.n * job.d + job.n + job.d)
+    checkpoint = 3 * weights + 16 * job.n
+    store = job.row_bytes * job.rows * job.d
+    return Disk(store, weights, checkpoint, CHECKPOINTS if job.config.checkpoint_every else 0)
+
+
+def given_speed(job: Job, flops: float) -> Speed:
+    """The time of a step from a device's FLOP/s: products only, so a lower bound.
+
+    Raises:
+        ValueError: ``flops`` is not positive.
+    """
+    if not flops > 0:
+        raise ValueError(f"flops={flops}: give a device's floating-point operations a second")
+    encode = 2 * job.local_rows * job.local_latents * job.d
+    # Decoding, the codes' gradients, and the rows' gradients: four products of the kept codes.
+    sparse = 8 * job.train.batch_size * job.config.k * job.d
+    update = 40 * job.local_latents * job.d
+    return Speed((encode + sparse) / flops, (encode + sparse + update) / flops, "given")
+
+
+def measured_speed(job: Job, kernel: Kernel | None = None, seconds: float = 1.0) -> Speed:
+    """The time of a step from real steps of a smaller k-SAE, for about ``seconds``.
+
+    The first batches of random rows stand for the store's; neither files nor random state are touched.
+    """
+    kernel = kernel or SparseKernel()
+    b, d = job.local_rows, job.d
+    # Neither the product nor the matrices may take long.
+    most = min(MEASURED / (b * d), MATRIX / d)
+    n = min(job.local_latents, max(2 * job.config.k, 256, int(most)))
+    rows = torch.randn(b, d, generator=generator("plan-ksae"))
+    model = KSparseAutoencoder(d, n, min(job.config.k, n), seed=None)
+    config = TrainConfig(steps=1, batch_size=b)
+    state = begin(model, _Same(rows), config)
+    centred = model.centre(rows)
+    share = seconds / 3
+    encode = _seconds(lambda: kernel.encode(centred, model.weights, model.k), share)
+    step = _seconds(lambda: train_step(model, rows, config, state, kernel), share)
+
+    everything = _one_term(centred)
+
+    def moving() -> None:
+        state.moments.last.clamp_(min=1)
+        kernel.update(model.weights, state.moments, everything, AdamStep(2, 0.0))
+
+    row = _seconds(moving, share) / n
+    grown = encode * job.local_latents / n + max(step - encode, 0.0) * (job.train.batch_size / b)
+    return Speed(grown, grown + row * job.local_latents, "measured")
+
+
+def _one_term(centred: torch.Tensor) -> Gradient:
+    """A gradient that reaches one latent: an update with it is the cost of the rows that move."""
+    zero, none = torch.zeros(1, dtype=torch.int64), torch.zeros(1)
+    return Gradient(zero, zero, zero, none, none, centred, centred, torch.zeros(centred.shape[1]))
+
+
+def _seconds(call: Callable[[], object], budget: float) -> float:
+    """The median time of a call, after one that warms up."""
+    call()
+    times: list[float] = []
+    while len(times) < 2 or (sum(times) < budget and len(times) < 20):
+        began = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - began)
+    return median(times)
+
+
+class _Same:
+    """One batch, epoch after epoch."""
+
+    def __init__(self, rows: torch.Tensor) -> None:
+        self.rows = rows
+
+    def epoch(self, index: int):
+        yield self.rows

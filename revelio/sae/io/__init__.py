@@ -1,0 +1,1 @@
+"""k-SAEs read and written: our own files, and the forms of others."""

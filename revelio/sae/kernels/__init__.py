@@ -1,0 +1,1 @@
+"""The heavy parts of a k-SAE: one interface (`base`), in PyTorch, C++ and Triton."""

@@ -1,0 +1,90 @@
+"""A training step recorded once as a CUDA graph: some hundred launches become one.
+
+At small batches a step on a fast GPU is shorter than the time in which Python can launch its kernels. A
+graph is replayed with the same addresses, so the batch and what changes from step to step (the number t,
+the learning rate) are copied to fixed places first. A batch of another size, such as an epoch's last
+one, is taken plainly. Where the weights have moved to other addresses (``model.to``) a step is recorded
+anew.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from revelio.sae.kernels.cuda import CudaKernel, clock, on_device_of
+from revelio.sae.model import KSparseAutoencoder
+from revelio.sae.optim import AdamStep
+from revelio.sae.step import Take
+
+# Plain steps before recording: kernels are compiled and copies of weights made in them.
+PLAIN_STEPS = 3
+
+
+class RecordedStep:
+    """See :class:`revelio.sae.step.Replay`.
+
+    Args:
+        model: what is trained.
+        kernel: with what; its copy of the weights is among what a graph has the addresses of.
+    """
+
+    def __init__(self, model: KSparseAutoencoder, kernel: CudaKernel) -> None:
+        self._model, self._kernel = model, kernel
+        self._plain = 0
+        self._recorded: _Recorded | None = None
+
+    def bound(self, take: Take) -> Take:
+        """``take``, recorded when it has run a few times at one batch size."""
+
+        def step(x: Tensor, adam: AdamStep, samples: int | Tensor) -> Tensor:
+            if self._recorded is not None and self._recorded.places != self._places():
+                # Whatever lies at the old addresses now is not to be written to.
+                self._recorded, self._plain = None, 0
+            held = self._recorded
+            if (held is not None and x.shape != held.x.shape) or self._plain < PLAIN_STEPS:
+                self._plain += 1
+                return take(x, adam, samples)
+            with on_device_of(x):
+                now = clock(adam, x.device, int(samples))
+                held = self._recorded = held or self._record(take, x, adam, now)
+                held.x.copy_(x)
+                held.clock.copy_(now)
+                held.graph.replay()
+                return held.numbers.clone()
+
+        return step
+
+    def _places(self) -> tuple[int, ...]:
+        weights = (weight.data_ptr() for weight in self._model.parameters())
+        return (*weights, id(self._kernel.holds))
+
+    def _record(self, take: Take, x: Tensor, adam: AdamStep, now: Tensor) -> "_Recorded":
+        batch, told = x.clone(), now.clone()
+        recorded = AdamStep(
+            adam.t, adam.learning_rate, adam.unit_norm, adam.beta1, adam.beta2, adam.eps, clock=told
+        )
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            numbers = take(batch, recorded, told[4].to(torch.int64))
+        return _Recorded(graph, batch, told, numbers, self._places(), self._kernel.holds)
+
+
+class _Recorded(NamedTuple):
+    """A graph, the places that it reads and writes, and what it must not outlive.
+
+    Attributes:
+        graph: the recorded step.
+        x: the batch.
+        clock: what changes from step to step.
+        numbers: what the step gives.
+        places: the addresses of what it changes.
+        copy: the kernel's copy of the weights, held so that its identity stays its own.
+    """
+
+    graph: torch.cuda.CUDAGraph
+    x: Tensor
+    clock: Tensor
+    numbers: Tensor
+    places: tuple[int, ...]
+    copy: object

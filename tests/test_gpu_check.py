@@ -1,0 +1,178 @@
+"""`make gpu-check` with its parts replaced: what it writes, that it goes on, what it says without a GPU."""
+
+import json
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+
+from tools import gpu_check
+from tools.gpu_check import PARTS, Outcome, Part, check, judged, main, run
+
+ROOT = Path(__file__).parent.parent
+JUNIT = (
+    '<testsuites><testsuite><testcase name="a"/><testcase name="b[1]"><failure/></testcase>'
+    '<testcase name="c"><skipped/></testcase><testcase name="d"><error/></testcase></testsuite></testsuites>'
+)
+GOOD = '<testsuites><testsuite><testcase name="a"/><testcase name="b"/></testsuite></testsuites>'
+
+
+class Texts(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag, attrs) -> None:
+        self.tags.append(tag)
+
+    def handle_data(self, data) -> None:
+        self.text += data
+
+
+@pytest.fixture
+def card(monkeypatch) -> None:
+    """A machine with a GPU, as far as the check looks before its parts are run."""
+    monkeypatch.setattr(gpu_check, "unfit", lambda: None)
+    monkeypatch.setattr(gpu_check, "missing", lambda: ["peft", "gguf"])
+    monkeypatch.setattr(
+        gpu_check, "machine", lambda: {"device": "Card", "versions": {"torch": "2.11.0"}}
+    )
+
+
+def outcome(part: Part, limit: float) -> Outcome:
+    assert 0 < limit <= part.limit
+    if part.tests:
+        return Outcome(0, "", GOOD, 1.25)
+    return Outcome(0, "", json.dumps({"device": "Card", "seconds": {"loop": 2.0}}))
+
+
+def test_everything_passes_but_what_lacks_a_package(card, tmp_path, capsys) -> None:
+    assert main(["--out", str(tmp_path)], outcome) == 1
+    report = json.loads((tmp_path / "gpu_report.json").read_text())
+    states = {part["name"]: part["state"] for part in report["parts"]}
+    assert list(states) == [part.name for part in PARTS]
+    lacking = [name for name, state in states.items() if state == "not run"]
+    assert lacking == [part.name for part in PARTS if "peft" in part.needs] and len(lacking) == 1
+    assert set(states.values()) == {"passed", "not run"}
+    said = capsys.readouterr().out.splitlines()
+    assert sum("missing: peft, gguf" in each for each in said) == 1
+    assert any("needs peft" in each for each in said)
+    assert report["missing"] == ["peft", "gguf"] and report["versions"] == {"torch": "2.11.0"}
+    assert report["parts"][0]["tests"] == {"passed": 2, "failed": 0, "skipped": 0}
+    assert report["parts"][0]["peak_gib"] == 1.25
+    assert report["parts"][-1]["result"]["seconds"] == {"loop": 2.0}
+
+
+def test_all_passed_is_status_0(card, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(gpu_check, "missing", list)
+    assert main(["--out", str(tmp_path)], outcome) == 0
+    assert json.loads((tmp_path / "gpu_report.json").read_text())["passed"] is True
+
+
+@pytest.mark.parametrize("bad", range(len(PARTS)))
+@pytest.mark.parametrize("how", ["failed", "stopped", "no start", "garbage"])
+def test_it_goes_on_after_a_part_that_fails(card, tmp_path, monkeypatch, bad, how) -> None:
+    monkeypatch.setattr(gpu_check, "missing", list)
+
+    def runner(part: Part, limit: float) -> Outcome:
+        if part is not PARTS[bad]:
+            return outcome(part, limit)
+        if how == "no start":
+            raise OSError("python could not be started")
+        if how == "garbage":
+            return Outcome(1, "x", "{<")
+        return Outcome(
+            1 if how == "failed" else None, "<b>boom</b>\n" * 100, JUNIT if part.tests else ""
+        )
+
+    assert main(["--out", str(tmp_path)], runner) == 1
+    report = json.loads((tmp_path / "gpu_report.json").read_text())
+    states = [part["state"] for part in report["parts"]]
+    assert states[bad] == ("stopped" if how == "stopped" else "failed")
+    assert states[:bad] + states[bad + 1 :] == ["passed"] * (len(PARTS) - 1)
+    found = report["parts"][bad]
+    assert len(found["output"]) <= gpu_check.TAIL
+    texts = Texts()
+    texts.feed((tmp_path / "gpu_report.html").read_text())
+    assert "b" not in texts.tags and "not everything passed" in texts.text
+    if how in ("failed", "stopped"):
+        assert "<b>boom</b>" in texts.text
+        if PARTS[bad].tests:
+            assert found["tests"] == {"passed": 1, "failed": 2, "skipped": 1}
+            assert found["failures"] == ["b[1]", "d"]
+
+
+def test_parts_share_the_time_there_is() -> None:
+    clock, limits = [0.0], []
+
+    def runner(part: Part, limit: float) -> Outcome:
+        limits.append(limit)
+        clock[0] += limit
+        return Outcome(0, "", GOOD if part.tests else "{}")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpu_check.time, "monotonic", lambda: clock[0])
+        found = list(check(PARTS, runner, [], budget=300))
+    assert sum(limits) <= 300 and clock[0] <= 300
+    assert found[-1]["state"] == "not run" and found[-1]["why"] == "no time was left"
+    assert sum(part.limit for part in PARTS) <= gpu_check.BUDGET < 600
+
+
+def test_a_benchmark_that_names_a_failure_and_tests_that_were_not_run_have_not_passed() -> None:
+    inner = {"batches": [{"sparsify tf32": {"failed": "RuntimeError: x"}}]}
+    found = judged(PARTS[-1], Outcome(0, "", json.dumps(inner)))
+    assert found["state"] == "failed" and found["failures"] == ["RuntimeError: x"]
+    skipped = '<testsuite><testcase name="a"><skipped/></testcase></testsuite>'
+    assert judged(PARTS[0], Outcome(0, "", skipped))["why"] == "no test was run"
+
+
+def test_a_part_is_run_and_stopped_at_its_limit() -> None:
+    program = "import sys; print('hello'); open(sys.argv[1], 'w').write('{}'); sys.exit(3)"
+    done = run(Part("x", ("-c", program, "{report}"), 60), 60)
+    assert (done.status, done.output, done.report) == (3, "hello\n", "{}")
+    program = "import time; print('begun', flush=True); time.sleep(60)"
+    slow = run(Part("x", ("-c", program), 60), 3)
+    assert slow.status is None and slow.output == "begun\n"
+
+
+def test_what_the_parts_run_is_there() -> None:
+    for part in PARTS:
+        script = next(word for word in part.words if word.endswith(".py"))
+        assert (ROOT / script).exists()
+        flags = [word for word in part.words if word.startswith("--") and "junit" not in word]
+        if not part.tests:
+            text = (ROOT / script).read_text()
+            assert all(f'"{flag}"' in text for flag in flags)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
+def test_without_a_gpu_it_is_one_line_and_status_2(tmp_path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools/gpu_check.py"), "--out", str(tmp_path)],
+        capture_output=True, text=True, check=False, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("gpu-check: ")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("version", "cuda", "visible", "says"),
+    [
+        ("2.5.1+cu124", "12.4", True, "too old"),
+        ("2.6.0+cpu", None, False, "without CUDA"),
+        ("2.11.0+cu130", "13.0", False, "no CUDA device is visible"),
+        ("2.6.0", "12.4", True, None),
+        ("3.0.0a0+git1", "14.0", True, None),
+    ],
+)
+def test_what_torch_must_be(monkeypatch, version, cuda, visible, says) -> None:
+    monkeypatch.setattr(torch, "__version__", version)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: visible)
+    found = gpu_check.unfit()
+    assert (found is None) if says is None else (says in str(found))

@@ -1,0 +1,123 @@
+"""docs/gpu.md and docs/scaling.md are what their JSON says; the cluster's scripts use flags that exist."""
+
+import json
+import re
+import subprocess
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import get_type_hints
+
+import pytest
+
+from llava_ext.options import CacheConfig, FinetuneConfig, PretrainConfig
+from revelio.commands import extract, train_ksae
+from tools import gpu_page, scaling
+from tools.scaling import Rates
+
+ROOT = Path(__file__).parent.parent
+GPU = json.loads((ROOT / "docs/gpu.json").read_text())
+FIGURES = json.loads((ROOT / "docs/scaling.json").read_text())
+SCRIPTS = sorted((ROOT / "configs/cluster").glob("*.sbatch"))
+TAKES = {
+    "-m revelio extract": extract.Config,
+    "-m revelio train-ksae": train_ksae.Config,
+    "scripts/cache_towers.py": CacheConfig,
+    "scripts/pretrain.py": PretrainConfig,
+    "scripts/finetune.py": FinetuneConfig,
+}
+
+
+@pytest.mark.parametrize("tool", [gpu_page, scaling])
+def test_pages_are_what_the_json_says(tool, tmp_path, capsys) -> None:
+    assert tool.main(["--docs", str(ROOT / "docs"), "--check"]) == 0
+    for name in ("gpu.json", "gpu.md", "scaling.json", "scaling.md"):
+        (tmp_path / name).write_text((ROOT / "docs" / name).read_text())
+    (tmp_path / "benchmarks").mkdir()
+    name = "benchmarks/extraction_processes.json"
+    (tmp_path / name).write_text((ROOT / "docs" / name).read_text())
+    changed = json.loads((tmp_path / "gpu.json").read_text())
+    changed["extraction"]["seconds"]["one timestep from scratch"] *= 2
+    changed["extraction"]["images_per_second"]["one timestep from scratch"] /= 2
+    (tmp_path / "gpu.json").write_text(json.dumps(changed))
+    assert tool.main(["--docs", str(tmp_path), "--check"]) == 1
+    assert "is not what gpu.json says" in capsys.readouterr().out
+
+
+def test_what_is_absent_is_said() -> None:
+    text = (ROOT / "docs/gpu.md").read_text()
+    last = {one["batch"] for one in GPU["ksae"]["runs"][-1]["batches"]}
+    assert 16_384 not in last and re.search(r"\| 16,384 \| not measured", text)
+    for what in GPU["not_run"]:
+        assert f"- {what}" in text
+    assert GPU["card"] in text and text.count("nan") == 0
+
+
+def test_times_on_more_gpus_and_the_other_card() -> None:
+    """By hand from the raw seconds: 10 M images, the two data sheets' ratios, eight and 32 GPUs."""
+    seconds, images = GPU["extraction"]["seconds"], GPU["extraction"]["settings"]["images"]
+    job = next(job for job in FIGURES["jobs"] if job["name"] == "10 M images: extraction")
+    one = 1e7 / images * seconds["one timestep from scratch"] / 3600
+    for place, count in (("one", 1), ("eight", 8), ("four nodes of eight", 32)):
+        hours = job["hours"][place]
+        assert hours["H100"] == pytest.approx(one / count, rel=6e-3)
+        assert hours["A100"] == pytest.approx(
+            [one / count * 3.35 / 2, one / count * 989 / 312], rel=6e-3
+        )
+    assert job["disk_gb"] == pytest.approx(10_000_000 * 1280 * 2 / 1e9, rel=6e-3)
+    for each in FIGURES["jobs"]:
+        assert each["basis"] in ("extrapolated", "assumed")
+        assert ("LLaVA" in each["name"]) == (each["basis"] == "assumed")
+
+
+def test_a_step_lies_between_the_measured_ones() -> None:
+    rates = Rates.of(GPU)
+    for batch, seconds in rates.steps.items():
+        assert rates.step(batch) == seconds
+    sizes = [256, 1024, 2000, 4096, 8192, 16_384, 32_768]
+    times = [rates.step(size) for size in sizes]
+    assert times == sorted(times)
+    assert rates.step(8192) == pytest.approx((2 * 7.355 + 17.408) / 3000, rel=1e-6)
+    assert rates.step(32_768) == 2 * rates.step(16_384)
+
+
+def test_the_formulas_are_near_what_was_measured() -> None:
+    for check in FIGURES["checks"]:
+        low = 0.01 if "lower bound" in check["what"] else 0.85
+        assert low < check["ratio"] < 1.15, check
+
+
+def flags_of(cls, above="") -> set[str]:
+    hints, found = get_type_hints(cls), set()
+    for field in fields(cls):
+        name = f"{above}{field.name}".replace("_", "-")
+        inner = hints[field.name]
+        found |= flags_of(inner, f"{name}.") if is_dataclass(inner) else {f"--{name}"}
+    return found
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_cluster_scripts_are_bash_with_flags_that_exist(path: Path) -> None:
+    subprocess.run(["bash", "-n", str(path)], check=True)
+    text = path.read_text().replace("\\\n", " ")
+    found = 0
+    for line in text.splitlines():
+        for call, cls in TAKES.items():
+            if call in line and not line.startswith("#"):
+                own = re.findall(r"(--[a-z][\w.-]*)", line.split(call)[1])
+                assert set(own) <= flags_of(cls) | {"--config"}, line
+                found += 1
+    assert found == (2 if "extract" in path.name else 3)
+    for named in re.findall(r"(configs/[\w./-]+\.yaml|scripts/\w+\.py)", text):
+        assert (ROOT / named).exists()
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 4])
+def test_the_effective_batch_stays_128(nodes: int) -> None:
+    text = next(path for path in SCRIPTS if path.name == "llava.sbatch").read_text()
+    lines = [line for line in text.splitlines() if re.match(r"(gpus|batch)=", line)]
+    sizes = (
+        f"SLURM_JOB_NUM_NODES={nodes}; SLURM_GPUS_ON_NODE=8; {'; '.join(lines)}; echo $gpus $batch"
+    )
+    said = subprocess.run(["bash", "-c", sizes], capture_output=True, text=True, check=True).stdout
+    gpus, batch = map(int, said.split())
+    assert gpus == 8 * nodes and 128 % (gpus * batch) == 0 and 1 <= batch <= 16

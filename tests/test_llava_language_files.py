@@ -1,0 +1,132 @@
+"""A language model's files: pickles run nothing, and no config makes more than its weights fill."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from llava_helpers import tiny_llama, tiny_mpt
+from safetensors.torch import load_file
+
+from llava_ext.language import load_language_model
+
+IDS = torch.tensor([[5, 6, 7, 8]])
+GIB = 1 << 30
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("language")
+    return {"llama": tiny_llama(root / "llama"), "mpt": tiny_mpt(root / "mpt")}
+
+
+def copy(folder: Path, to: Path) -> Path:
+    return Path(shutil.copytree(folder, to / "copy"))
+
+
+def pickled(folder: Path, shards: int) -> None:
+    """The weights as ``torch.save`` writes them, in one file or several with an index."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    if shards == 1:
+        torch.save(tensors, folder / "pytorch_model.bin")
+        return
+    names = {key: f"pytorch_model-{i % shards}.bin" for i, key in enumerate(sorted(tensors))}
+    for name in set(names.values()):
+        torch.save({key: tensors[key] for key in tensors if names[key] == name}, folder / name)
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": names}))
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+@pytest.mark.parametrize("name", ["llama", "mpt"])
+def test_pickled_weights_give_the_same_model(folders, tmp_path, name, shards):
+    wanted = load_language_model(str(folders[name]))
+    folder = copy(folders[name], tmp_path)
+    pickled(folder, shards)
+    found = load_language_model(str(folder))
+    with torch.no_grad():
+        assert torch.equal(found(input_ids=IDS).logits, wanted(input_ids=IDS).logits)
+    assert found.generation_config.to_dict() == wanted.generation_config.to_dict()
+    assert type(found) is type(wanted) and not found.training
+    half = load_language_model(str(folder), dtype="bfloat16")
+    assert {value.dtype for value in half.parameters()} == {torch.bfloat16}
+
+
+class Runs:
+    """What a hostile pickle has called."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_pickle_that_runs_something_is_refused_with_a_remedy(folders, tmp_path):
+    folder = copy(folders["llama"], tmp_path)
+    (folder / "model.safetensors").unlink()
+    torch.save({"lm_head.weight": Runs(tmp_path / "ran")}, folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="save the model again as safetensors") as refused:
+        load_language_model(str(folder))
+    assert "pytorch_model.bin" in str(refused.value) and "\n" not in str(refused.value)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_pickle_of_a_tensor_beyond_its_file_is_refused(folders, tmp_path):
+    folder = copy(folders["llama"], tmp_path)
+    (folder / "model.safetensors").unlink()
+    endless = torch.zeros(1).expand(GIB, 8)
+    torch.save({"model.embed_tokens.weight": endless}, folder / "pytorch_model.bin")
+    assert (folder / "pytorch_model.bin").stat().st_size < 10_000
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin cannot be read safely"):
+        load_language_model(str(folder))
+
+
+SIZES = {
+    "llama": ("hidden_size", "intermediate_size", "vocab_size", "num_hidden_layers", "head_dim"),
+    "mpt": ("d_model", "vocab_size", "n_layers"),
+}
+
+
+@pytest.mark.parametrize("weights", ["safetensors", "bin"])
+@pytest.mark.parametrize("name", ["llama", "mpt"])
+def test_a_config_of_other_sizes_allocates_nothing(folders, tmp_path, name, weights, monkeypatch):
+    """Every size of the config, far beyond the file: refused before transformers loads a thing."""
+    folder = copy(folders[name], tmp_path)
+    if weights == "bin":
+        pickled(folder, 1)
+    config = json.loads((folder / "config.json").read_text())
+
+    def loads(*arguments, **settings):
+        pytest.fail("transformers began to load")
+
+    monkeypatch.setattr("transformers.PreTrainedModel._load_pretrained_model", loads)
+    for key in SIZES[name]:
+        large = 60 if "layers" in key else 2**26
+        changes = {"hidden_size": 2**22, "intermediate_size": 2**26, "d_model": 2**22}
+        edited = config | {key: changes.get(key, large)}
+        if (
+            "layers" in key
+        ):  # as long as the file holds so little, they must be wide to take anything
+            edited |= {"hidden_size": 2**14, "d_model": 2**14}
+        (folder / "config.json").write_text(json.dumps(edited))
+        with pytest.raises(ValueError, match=r"different models|no model is so large") as refused:
+            load_language_model(str(folder))
+        assert "\n" not in str(refused.value), key
+    for key in (*SIZES[name], "num_experts"):
+        (folder / "config.json").write_text(json.dumps(config | {key: 10**10}))
+        with pytest.raises(ValueError, match=f"has {key} = 10000000000: no model is so large"):
+            load_language_model(str(folder))
+    nested = config | {"text_config": {"num_local_experts": 10**8}}
+    (folder / "config.json").write_text(json.dumps(nested))
+    with pytest.raises(ValueError, match="num_local_experts = 100000000: no model is so large"):
+        load_language_model(str(folder))
+
+
+def test_a_long_rotary_base_is_no_size(folders, tmp_path):
+    folder = copy(folders["llama"], tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"rope_theta": 3.58e9}))
+    assert load_language_model(str(folder)).config.vocab_size == config["vocab_size"]

@@ -1,0 +1,92 @@
+"""`revelio convert-ksae`: every form in, every form out, the same codes; nothing is written over."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from sae_helpers import planted, random_model
+
+from revelio.activations.store import write_store
+from revelio.cli import main
+from revelio.pipelines.convert_sae import convert_sae, read_sae
+from revelio.sae.config import TrainConfig
+from revelio.sae.model import KSparseAutoencoder
+from revelio.sae.train import train
+
+FORMS = ("revelio", "saelens", "sparsify", "released")
+
+
+def place(folder: Path, form: str) -> Path:
+    return folder / (f"{form}.pt" if form == "released" else form)
+
+
+@pytest.mark.parametrize("first", FORMS)
+def test_every_form_goes_to_every_other_with_its_codes(first, tmp_path, capsys):
+    model, x = random_model(mode="as_code" if first == "released" else "fixed"), torch.randn(9, 6)
+    model.save_pretrained(tmp_path / "ours")
+    source = place(tmp_path, first)
+    main(["convert-ksae", "--source", str(tmp_path / "ours"), "--to", first, "--out", str(source)])
+    # Negative values, which the released form keeps, have no place in the folders of others.
+    for form in ("revelio", "released") if first == "released" else FORMS[:3]:
+        (tmp_path / "to").mkdir(exist_ok=True)
+        out = place(tmp_path / "to", form)
+        main(["convert-ksae", "--source", str(source), "--to", form, "--out", str(out)])
+        assert f"wrote {out}" in capsys.readouterr().out
+        again = read_sae(out)
+        assert (again.d, again.n, again.k, again.mode) == (6, 20, 3, model.mode)
+        for mine, theirs in zip(again.encode(x), model.encode(x), strict=True):
+            assert torch.equal(mine, theirs)
+
+
+def refused(words: list[str], capsys) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        main(["convert-ksae", *words])
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and said.count("\n") == 1
+    return said
+
+
+def test_mistakes_are_one_line_and_nothing_is_written_over(tmp_path, capsys):
+    ours, out = tmp_path / "ours", tmp_path / "out"
+    random_model().save_pretrained(ours)
+    words = ["--source", str(ours), "--out"]
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept/mine.txt").write_text("mine")
+    (tmp_path / "file.pt").write_text("mine")
+    assert "is there already" in refused([*words, str(tmp_path / "kept")], capsys)
+    assert "is there already" in refused(
+        [*words, str(tmp_path / "file.pt"), "--to", "released"], capsys
+    )
+    assert "leave k out" in refused([*words, str(out), "--k", "3"], capsys)
+    (tmp_path / "dictionary").mkdir()
+    for name in ("ae.pt", "config.json"):
+        (tmp_path / "dictionary" / name).write_text("{}")
+    assert "dictionary_learning" in refused(
+        ["--source", str(tmp_path / "dictionary"), "--out", str(out)], capsys
+    )
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old/cfg.json").write_text('{"d_in": 4, "d_sae": 8}')
+    assert "SAELens's first versions" in refused(
+        ["--source", str(tmp_path / "old"), "--out", str(out)], capsys
+    )
+    assert "no folder of a known k-SAE" in refused(
+        ["--source", str(tmp_path / "kept"), "--out", str(out)], capsys
+    )
+    assert not out.exists() and (tmp_path / "file.pt").read_text() == "mine"
+
+
+def test_a_store_shows_whether_the_k_sae_is_of_this_layer(tmp_path):
+    rows, _ = planted(400, 8, 12, 2)
+    model = KSparseAutoencoder(8, 64, 4)
+    for _ in train(model, rows, TrainConfig(steps=150, learning_rate=1e-2, warmup_steps=1)):
+        pass
+    model.save_pretrained(tmp_path / "ours")
+    for name, held in (("known", rows), ("foreign", 30 + 9 * torch.randn(100, 8))):
+        write_store(tmp_path / name, held, [str(i) for i in range(len(held))])
+    made = convert_sae(tmp_path / "ours", tmp_path / "theirs", "saelens", store=tmp_path / "known")
+    assert made.metrics is not None and made.metrics.rows == 400
+    error = (model(rows) - rows).square().sum() / (rows - rows.mean(0)).square().sum()
+    assert made.metrics.fvu == pytest.approx(float(error), rel=1e-3)
+    with pytest.raises(ValueError, match="of the variance unexplained"):
+        convert_sae(tmp_path / "ours", tmp_path / "no", "saelens", store=tmp_path / "foreign")
+    assert not (tmp_path / "no").exists()

@@ -1,0 +1,148 @@
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+from sae_helpers import planted
+
+from revelio.activations.store import write_store
+from revelio.cli import main
+from revelio.sae.checkpoint import save_checkpoint
+from revelio.sae.config import RunConfig, TrainConfig
+from revelio.sae.cost import Job, disk, given_speed, measured_speed, memory
+from revelio.sae.model import KSparseAutoencoder
+from revelio.sae.train import train
+
+CONFIG = RunConfig(k=4, batch_size=64, steps=10)
+JOB = Job(config=CONFIG, rows=200, d=16)
+
+
+def with_batch(job: Job, size: int) -> Job:
+    return replace(job, config=replace(job.config, batch_size=size))
+
+
+def bytes_of(*tensors: torch.Tensor) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def test_weights_moments_and_files_are_what_training_makes(tmp_path):
+    model = KSparseAutoencoder(16, 1024, 4)
+    state = next(train(model, planted(200, 16, 20, 3)[0], TrainConfig(batch_size=64))).state
+    found = memory(JOB)
+    assert found.weights == bytes_of(*model.parameters())
+    moments = (state.moments.W_enc, state.moments.W_dec, state.moments.b_enc, state.moments.b_dec)
+    assert found.moments == bytes_of(*(part for of in moments for part in (of.mean, of.square)))
+    assert found.total == sum(asdict(found).values())
+    (tmp_path / "checkpoint").mkdir()
+    save_checkpoint(tmp_path / "checkpoint", model, state)
+    model.save_pretrained(tmp_path / "final")
+    size = sum(path.stat().st_size for path in (tmp_path / "checkpoint").iterdir())
+    assert disk(JOB).checkpoint == pytest.approx(size, rel=0.02)
+    size = (tmp_path / "final/model.safetensors").stat().st_size
+    assert disk(JOB).model == pytest.approx(size, rel=0.02)
+    assert disk(JOB).written == disk(JOB).model + 3 * disk(JOB).checkpoint
+    assert disk(JOB).store == 4 * 200 * 16
+
+
+def test_sharing_splits_what_it_says():
+    data, latents = (
+        replace(JOB, devices=4, config=replace(CONFIG, sharing=how)) for how in ("data", "latents")
+    )
+    assert memory(data).weights == memory(JOB).weights
+    assert data.local_rows == 16 and latents.local_rows == 64
+    assert memory(latents).weights == 4 * (2 * 256 * 16 + 256 + 16)
+    one, four = given_speed(JOB, 1e9), given_speed(data, 1e9)
+    encode = 2 * 64 * 1024 * 16 / 1e9
+    assert one.step - four.step == pytest.approx(encode * 3 / 4)
+
+
+def test_a_measured_second_is_near_the_real_step():
+    """Within a factor: the machine may be busy, but a wrong unit or scale would show."""
+    import time
+
+    job = Job(config=RunConfig(k=16, expansion=128, batch_size=256, steps=10), rows=512, d=64)
+    x, _ = planted(512, 64, 80, 4)
+    model = KSparseAutoencoder(64, 8192, 16)
+    loop = train(model, x, TrainConfig(batch_size=256, steps=12))
+    next(loop)
+    times = []
+    for _ in range(8):
+        began = time.perf_counter()
+        next(loop)
+        times.append(time.perf_counter() - began)
+    real = sorted(times)[4]
+    found = measured_speed(job, seconds=0.3)
+    assert real / 8 < found.step < real * 8
+    assert found.slowest >= found.step
+
+
+def test_the_command_takes_sizes_or_a_store(tmp_path: Path, capsys):
+    main(["plan-ksae", "--rows", "1000", "--d", "8", "--k", "4", "--flops", "1e12", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["job"]["n"] == 512
+    assert found["seconds"]["total"] == pytest.approx(10240 * found["seconds"]["step"])
+    write_store(tmp_path / "s", torch.randn(30, 8).half(), [str(i) for i in range(30)])
+    main(["plan-ksae", "--store", str(tmp_path / "s"), "--expansion", "4", "--k", "4"])
+    page = capsys.readouterr().out
+    assert "d 8, n 32, k 4" in page and "measured" in page
+    assert "30 rows, 10,240 steps of 30" in page
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--rows", "5"], "--rows and --d"),
+        (["--rows", "5", "--d", "4", "--store", "."], "not both"),
+        (["--rows", "5", "--d", "4", "--k", "999"], "k=999"),
+        (["--rows", "5", "--d", "0"], "--d is 0"),
+        (["--rows", "5", "--d", "2", "--k", "2", "--flops", "0"], "--flops is 0.0"),
+    ],
+)
+def test_mistakes_are_one_line_and_status_2(capsys, flags, named):
+    with pytest.raises(SystemExit) as stopped:
+        main(["plan-ksae", *flags])
+    assert stopped.value.code == 2
+    assert named in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_a_device_holds_what_was_measured_on_an_h100():
+    """PyTorch's peak, as docs/gpu.json has it: the estimate is no less, and by a quarter more at most."""
+    from revelio.sae.cost import CONTEXT_BYTES, device_memory
+
+    for batch, peak in ((1024, 2.78), (4096, 2.768), (16384, 3.089)):
+        job = Job(config=RunConfig(batch_size=batch), rows=65_536, d=1280)
+        assert peak < (device_memory(job) - CONTEXT_BYTES) / 2**30 < 1.25 * peak
+
+
+@pytest.mark.parametrize("room", [10**6, 10**9, 4 * 10**9, 10**10, 10**12])
+def test_too_little_device_memory_names_what_helps(room):
+    from revelio.pipelines.plan_sae import device_shortage
+    from revelio.sae.cost import device_memory, smaller_batch
+
+    job = Job(config=RunConfig(batch_size=65_536), rows=65_536, d=1280)
+    fits, said = smaller_batch(job, room), device_shortage([job], room)
+    assert (said is None) == (fits == job.train.batch_size)
+    if said is not None:
+        assert ("take batch_size" in said) == bool(fits) and "free" in said and "--" not in said
+    if fits:
+        assert device_memory(with_batch(job, fits)) <= room
+        assert fits == job.train.batch_size or device_memory(with_batch(job, 2 * fits)) > room
+    else:
+        assert device_memory(with_batch(job, 1)) > room
+    several = device_shortage([job] * 3, room)
+    assert several is None or "smaller grid" in several
+
+
+def test_memory_that_runs_out_in_training_is_one_line(tmp_path, monkeypatch, capsys):
+    write_store(tmp_path / "store", torch.randn(64, 8), [str(i) for i in range(64)])
+
+    def runs_out(*_given):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("revelio.pipelines.train_sae._train_group", runs_out)
+    words = ["--store", str(tmp_path / "store"), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    with pytest.raises(SystemExit) as stopped:
+        main(["train-ksae", *words, "--batch-size", "32"])
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and "batch_size 16" in said and said.count("\n") == 1

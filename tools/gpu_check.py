@@ -1,0 +1,329 @@
+"""Run what is claimed for CUDA on this machine's GPU, in under ten minutes: `make gpu-check PYTHON=python3`.
+
+The tests of tests/cuda (CUDA against the CPU within stated bounds), then the two benchmarks in a short form,
+part by part, each in a process of its own: after one that fails the others go on. Nothing is installed and
+no hub is asked. Writes gpu_report.json and gpu_report.html. Status 0: all passed; 1: something did not; 2:
+nothing could be run.
+"""
+
+import argparse
+import html
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+ROOT = Path(__file__).resolve().parent.parent
+# Seconds for all parts together; starting and writing the report come on top.
+BUDGET = 570.0
+OLDEST_TORCH = (2, 6)
+PACKAGES = (
+    "torch", "triton", "diffusers", "transformers", "accelerate", "datasets", "safetensors", "tyro", "cattrs",
+    "jaxtyping", "sklearn", "jinja2", "pytest", "hypothesis", "beartype", "peft", "gguf", "deepspeed",
+)  # fmt: skip
+# Compared with where they are installed; nothing is missing without them.
+PEERS = ("sparsify",)
+# Lines of a failed part's output that are kept.
+TAIL = 40
+
+
+@dataclass(frozen=True)
+class Part:
+    """One piece of the check.
+
+    Attributes:
+        name: what the report calls it.
+        words: what python is called with; ``{report}`` stands for the file it is to write.
+        limit: seconds it may take.
+        needs: packages without which it is not run.
+    """
+
+    name: str
+    words: tuple[str, ...]
+    limit: float
+    needs: tuple[str, ...] = ()
+
+    @property
+    def tests(self) -> bool:
+        """Whether it runs tests; else it is a benchmark."""
+        return "pytest" in self.words
+
+
+def _tests(name: str, file: str, limit: float, *needs: str) -> Part:
+    words = ("-m", "pytest", f"tests/cuda/{file}", "-p", "no:cacheprovider", "--junitxml={report}")
+    return Part(name, words, limit, ("pytest", "hypothesis", *needs))
+
+
+PARTS = (
+    _tests("k-SAE", "test_cuda_ksae.py", 140, "triton"),
+    _tests("backbones, extraction, Diff-C", "test_cuda_models.py", 120),
+    _tests("LLaVA: both stages and an answer", "test_cuda_llava.py", 90, "peft"),
+    Part(
+        "benchmark: k-SAE step",
+        (
+            "benchmarks/ksae_cuda.py", "--batches", "1024", "4096", "--rounds", "3", "--warmup", "100",
+            "--variants", "dense tf32", "sparsify tf32", "--json", "{report}",
+        ),
+        100, ("triton",),
+    ),
+    Part(
+        "benchmark: extraction",
+        ("benchmarks/extraction_cuda.py", "--images", "128", "--rounds", "1", "--json", "{report}"),
+        120,
+    ),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a process ended.
+
+    Attributes:
+        status: its exit status; None: it was stopped at its limit.
+        output: what it said.
+        report: the text of the file it wrote; empty: none.
+        peak_gib: the most GPU memory PyTorch held in it; None: it did not say.
+    """
+
+    status: int | None
+    output: str
+    report: str = ""
+    peak_gib: float | None = None
+
+
+Runner = Callable[[Part, float], Outcome]
+
+
+@dataclass
+class Report:
+    """What is written down.
+
+    Attributes:
+        machine: the GPU and versions.
+        missing: packages that are not installed.
+        parts: how each part went.
+    """
+
+    machine: Mapping[str, Any]
+    missing: Sequence[str]
+    parts: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every part did."""
+        return all(part["state"] == "passed" for part in self.parts)
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON."""
+        machine, missing = dict(self.machine), list(self.missing)
+        return {"passed": self.passed, **machine, "missing": missing, "parts": self.parts}
+
+
+def main(arguments: Sequence[str] | None = None, runner: Runner | None = None) -> int:
+    """Check, write the report, and say in a line a part how it went."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=Path(), help="the folder of the report")
+    flags = parser.parse_args(arguments)
+    why = unfit()
+    if why is not None:
+        print(f"gpu-check: {why}", file=sys.stderr)
+        return 2
+    absent = missing()
+    if absent:
+        hint = f"{sys.executable} -m pip install '.[dev]' keeps the torch that is there"
+        print(f"gpu-check: packages that are missing: {', '.join(absent)} ({hint})", flush=True)
+    report = Report(machine(), absent)
+    flags.out.mkdir(parents=True, exist_ok=True)
+    for part in check(PARTS, runner or run, absent):
+        report.parts.append(part)
+        print(line(part), flush=True)
+        # After each part, so that a run that is cut short leaves what it found.
+        (flags.out / "gpu_report.json").write_text(json.dumps(report.plain(), indent=2) + "\n")
+        (flags.out / "gpu_report.html").write_text(page(report), encoding="utf-8")
+    print(f"gpu-check: {flags.out / 'gpu_report.json'}, {flags.out / 'gpu_report.html'}")
+    return 0 if report.passed else 1
+
+
+def unfit() -> str | None:
+    """Why nothing can be run here; None where it can."""
+    if not find_spec("torch"):
+        return (
+            f"{sys.executable} has no torch: name another with PYTHON=, or install torch for CUDA"
+        )
+    import torch
+
+    found = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    if found < OLDEST_TORCH:
+        return f"torch {torch.__version__} is too old: 2.6 or newer is needed"
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA: install a build for CUDA"
+    if not torch.cuda.is_available():
+        return f"no CUDA device is visible (torch {torch.__version__}, CUDA {torch.version.cuda})"
+    return None
+
+
+def missing() -> list[str]:
+    """Packages that are not installed."""
+    return [name for name in PACKAGES if not find_spec(name)]
+
+
+def machine() -> dict[str, Any]:
+    """The GPU and versions."""
+    import torch
+
+    card = torch.cuda.get_device_properties(0)
+    found = {}
+    for name in (*PACKAGES, *PEERS):
+        try:
+            found[name] = version({"sklearn": "scikit-learn"}.get(name, name))
+        except PackageNotFoundError:
+            continue
+    return {
+        "device": card.name,
+        "memory_gib": round(card.total_memory / 2**30, 1),
+        "capability": f"{card.major}.{card.minor}",
+        "cuda": torch.version.cuda,
+        "python": sys.version.split()[0],
+        "versions": found,
+    }
+
+
+def check(parts: Sequence[Part], runner: Runner, absent: Sequence[str], budget: float = BUDGET):
+    """Run the parts one after another, whatever becomes of each.
+
+    Yields:
+        How a part went: name, state (``passed``, ``failed``, ``stopped``, ``not run``), seconds, and what
+        tests or benchmark found.
+    """
+    began = time.monotonic()
+    for part in parts:
+        lacking = [name for name in part.needs if name in absent]
+        left = budget - (time.monotonic() - began)
+        if lacking or left <= 0:
+            why = f"needs {', '.join(lacking)}" if lacking else "no time was left"
+            yield {"name": part.name, "state": "not run", "why": why}
+            continue
+        started = time.monotonic()
+        try:
+            outcome = runner(part, min(part.limit, left))
+        except OSError as error:  # python itself could not be started
+            outcome = Outcome(1, str(error))
+        yield {**judged(part, outcome), "seconds": round(time.monotonic() - started, 1)}
+
+
+def run(part: Part, limit: float) -> Outcome:
+    """A part in a process of its own, which is stopped after ``limit`` seconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        report, peak = Path(folder, "report"), Path(folder, "peak")
+        words = [word.replace("{report}", str(report)) for word in part.words]
+        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+        environment = os.environ | {
+            "PYTHONPATH": path, "REVELIO_GPU_PEAK": str(peak), "HF_HUB_OFFLINE": "1",
+        }  # fmt: skip
+        status: int | None = None
+        try:
+            done = subprocess.run(
+                [sys.executable, *words], cwd=ROOT, env=environment, timeout=limit, check=False,
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+            status, said = done.returncode, done.stdout
+        except subprocess.TimeoutExpired as stopped:
+            said = stopped.stdout or b""
+        written = report.read_text(encoding="utf-8") if report.exists() else ""
+        held = float(peak.read_text()) if peak.exists() else None
+        return Outcome(status, said.decode("utf-8", "replace"), written, held)
+
+
+def judged(part: Part, outcome: Outcome) -> dict[str, Any]:
+    """What an outcome comes to."""
+    state = {0: "passed", None: "stopped"}.get(outcome.status, "failed")
+    found: dict[str, Any] = {"name": part.name, "state": state, "status": outcome.status}
+    if outcome.peak_gib is not None:
+        found["peak_gib"] = outcome.peak_gib
+    try:
+        if outcome.report and part.tests:
+            found |= counted(outcome.report)
+        elif outcome.report:
+            found["result"] = json.loads(outcome.report)
+    except (ValueError, ElementTree.ParseError):
+        found |= {"why": "what it wrote can't be read"}
+    if part.tests and state == "passed" and not found.get("tests", {}).get("passed"):
+        found |= {"state": "failed", "why": "no test was run"}
+    if not part.tests and _failures(found.get("result")):
+        found |= {"state": "failed", "failures": _failures(found.get("result"))}
+    if found["state"] != "passed":
+        found["output"] = outcome.output.splitlines()[-TAIL:]
+    return found
+
+
+def counted(xml: str) -> dict[str, Any]:
+    """Tests passed, failed and skipped, and the names of those that failed, out of a JUnit report."""
+    cases = list(ElementTree.fromstring(xml).iter("testcase"))
+    bad = [c for c in cases if c.find("failure") is not None or c.find("error") is not None]
+    skipped = sum(case.find("skipped") is not None for case in cases)
+    tests = {"passed": len(cases) - len(bad) - skipped, "failed": len(bad), "skipped": skipped}
+    return {"tests": tests, "failures": [case.get("name", "") for case in bad]}
+
+
+def _failures(result: Any) -> list[str]:
+    """What a benchmark names as failed, at any depth."""
+    if isinstance(result, list):
+        return [found for each in result for found in _failures(each)]
+    if not isinstance(result, dict):
+        return []
+    own = [str(result["failed"])] if "failed" in result else []
+    return own + [found for each in result.values() for found in _failures(each)]
+
+
+def line(part: Mapping[str, Any]) -> str:
+    """How a part went, for people."""
+    said = [f"{part['name']}: {part['state']}"]
+    if "tests" in part:
+        said.append(", ".join(f"{count} {what}" for what, count in part["tests"].items()))
+    said += [part["why"]] if "why" in part else []
+    said += [f"{part['seconds']:.0f} s"] if "seconds" in part else []
+    said += [f"peak {part['peak_gib']:.2f} GiB"] if "peak_gib" in part else []
+    return "; ".join([*said, *part.get("failures", [])[:5]])
+
+
+def page(report: Report) -> str:
+    """The report as a page that needs nothing else."""
+    about = {key: value for key, value in report.machine.items() if key != "versions"}
+    about["versions"] = ", ".join(f"{n} {v}" for n, v in report.machine["versions"].items())
+    about["missing packages"] = ", ".join(report.missing) or "none"
+    rows = "".join(f"<tr><th>{_text(key)}<td>{_text(value)}" for key, value in about.items())
+    parts = "".join(_section(part) for part in report.parts)
+    verdict = "everything passed" if report.passed else "not everything passed"
+    return (
+        "<!doctype html><meta charset=utf-8><title>GPU check</title><style>body{font:16px sans-serif;"
+        "max-width:60em;margin:2em auto}th{text-align:left;padding-right:1em;vertical-align:top}"
+        "pre{overflow:auto;background:#f4f4f4;padding:1em}</style>"
+        f"<h1>GPU check: {verdict}</h1><table>{rows}</table>{parts}\n"
+    )
+
+
+def _section(part: Mapping[str, Any]) -> str:
+    shown = json.dumps(part["result"], indent=2) if "result" in part else ""
+    shown = "\n".join([shown, *part.get("output", [])]).strip()
+    return f"<h2>{_text(part['name'])}</h2><p>{_text(line(part))}</p>" + (
+        f"<pre>{_text(shown)}</pre>" if shown else ""
+    )
+
+
+def _text(value: Any) -> str:
+    return html.escape(str(value))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
