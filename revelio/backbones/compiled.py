@@ -14,9 +14,6 @@ from torch import nn
 
 from revelio.backbones.base import Backbone
 
-# Where backbones keep their network.
-NETWORKS = ("unet", "transformer", "model")
-
 
 def compile_backbone(backbone: Backbone) -> None:
     """Have the backbone's parts compiled at their first batch, in place.
@@ -35,10 +32,9 @@ def _parts(backbone: Any) -> Iterator[nn.Module]:
     encoder = getattr(getattr(getattr(backbone, "latents", None), "vae", None), "encoder", None)
     if isinstance(encoder, nn.Module):
         yield encoder
-    for name in NETWORKS:
-        network = getattr(backbone, name, None)
-        if isinstance(network, nn.Module):
-            yield from _blocks(network)
+    network = getattr(backbone, "network", None)
+    if isinstance(network, nn.Module):
+        yield from _blocks(network)
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:
