@@ -76,7 +76,7 @@ once in one folder.
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the campaign; gives 0 where nothing was found."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, default=DOCS, help="where reliability.json and .md go")
     parser.add_argument("--inputs", type=int, help=f"hostile inputs (default {INPUTS[0]})")
     parser.add_argument("--seed", type=int, default=0, help="of the inputs and the kills")

@@ -171,7 +171,7 @@ def _child(
         os.chdir(folder)
         os.write(events, f"base {_resident()}\n".encode())
         size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (size + 6 * GIB,) * 2)
+        resource.setrlimit(resource.RLIMIT_AS, (size + 6 * GIB, size + 6 * GIB))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         if watch:
             sys.addaudithook(_hook(events, writable, outside))
