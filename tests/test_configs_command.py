@@ -16,6 +16,8 @@ ROOT = Path(__file__).parents[1] / "configs"
 def test_every_config_is_listed_with_a_line_of_its_own(capsys) -> None:
     main(["configs"])
     lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].startswith("next: revelio configs copy ")
+    lines = lines[:-1]
     listed = {
         line.split()[0]: line.split(maxsplit=1)[1] for line in lines if "/" in line.split("  ")[0]
     }

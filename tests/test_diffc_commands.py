@@ -177,7 +177,7 @@ def test_stores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["--layer", "up_ft1"], "no layer 'up_ft1'"),
+        (["--layer", "up_ft1"], "unknown layer 'up_ft1' of pixels"),
         (["--timestep", "25"], "no timestep"),
         (["--data.source", "nowhere/at/all"], "nowhere/at/all"),
         (["--test.split", "train"], "--test.split"),
@@ -340,7 +340,7 @@ def test_views_that_memory_cannot_hold_are_refused_before_they_are_made(
     monkeypatch.setattr("revelio.commands.diffc_inputs.available_memory", lambda: free)
     if free < 4e5:
         line = fails(flags, capsys)
-        assert "the views need 0.0 GB of memory, of which 0.0 GB are available" in line
+        assert "the views need 119.8 kB of memory, of which 100.0 kB are available" in line
         assert "smaller --cache-gb, which keeps them in files" in line
         assert not list((tmp_path / "run").rglob("*.bin"))
         # What the line advises works: files take no memory.
