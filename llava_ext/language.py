@@ -26,7 +26,6 @@ from revelio.backbones.weights import (
     transformers_part,
 )
 from revelio.trust import tensor_headers
-from revelio.unpickle import read_tensors
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -216,9 +215,6 @@ def _check_files(source: Source) -> str:
         raise ValueError(f"{GENERATION} of {source.name} is empty, or no such config")
     for file in sorted(folder.glob("*.safetensors")):
         tensor_headers(file)
-    # PyTorch's own reader runs nothing either, but inflates and allocates whatever the file says.
-    for file in sorted(folder.glob("pytorch_model*.bin")):
-        read_tensors(file)
     names = (name for name in WEIGHTS if (folder / name).is_file())
     return f"{next(names, 'the weights')} of {source.name}"
 
