@@ -1,5 +1,6 @@
 """Results as Markdown tables, rendered from their JSON."""
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ def demo_tables(report: dict[str, Any]) -> str:
     ]
     for layer in layers:
         lines.append(f"| {layer} | " + " | ".join(_share(cell[layer, t]) for t in timesteps) + " |")
+    if all(row.get("controls") for row in report["purity"]):
+        lines += _controls(report["purity"])
     lines += [
         "",
         f"Diff-C, top-1 in percent on {report['test_images']:,} held-out pictures (95 % interval):",
@@ -44,6 +47,32 @@ def demo_tables(report: dict[str, Any]) -> str:
         found = (_top1(row, prefix) for prefix in ("", "random_weights_", "pixels_"))
         lines.append(f"| {row['layer']}, {row['timestep']} | " + " | ".join(found) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _controls(rows: list[dict[str, Any]]) -> list[str]:
+    """The same measure for autoencoders that learned nothing, and what the intervals support."""
+    names = list(rows[0]["controls"])
+    verdicts = Counter(row["verdict"]["majority"] for row in rows)
+    said = "; ".join(f"{words} in {count}" for words, count in verdicts.most_common())
+    lines = [
+        "",
+        "The same for autoencoders of the same size that learned nothing; in brackets the k-SAE minus the "
+        f"control ({rows[0]['controls_method']}). What the intervals say of the k-SAE, by cell: {said}. The "
+        "pictures are those that the k-SAEs, and the model, were trained on.",
+        "",
+        "| layer, t | k-SAE | " + " | ".join(names) + " |",
+        "|---|---|" + "---|" * len(names),
+    ]
+    for row in rows:
+        cells = [_control(row["controls"][name]["majority"]) for name in names]
+        share = f"{row['majority_share']:.3f}"
+        lines.append(f"| {row['layer']}, {row['timestep']} | {share} | {' | '.join(cells)} |")
+    return lines
+
+
+def _control(entry: dict[str, Any]) -> str:
+    low, high = entry["difference"]["interval"]
+    return f"{entry['value']:.3f} ({low:+.3f} to {high:+.3f})"
 
 
 def _share(row: dict[str, Any]) -> str:
