@@ -138,9 +138,13 @@ class CacheJob:
     def check(self) -> None:
         """See whether the stores may be made or gone on with; writes nothing.
 
+        Only the main process looks: to the others its lock would be another run's.
+
         Raises:
             ValueError: one was made with other settings, or for other images.
         """
+        if not self.processes.main:
+            return
         for tower, target in self.targets:
             if target.started:
                 was = target.written_settings().get("tower") or {}
