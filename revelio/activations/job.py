@@ -219,13 +219,9 @@ class Extraction:
     def check(self) -> None:
         """See whether the stores may be made; writes nothing.
 
-        Only the main process looks: to the others its lock would be another run's.
-
         Raises:
             ValueError: a store is there and ``resume`` is off, or it was made with other settings.
         """
-        if not self.processes.main:
-            return
         for target in self.targets.values():
             target.check("--out", resume=self.resume)
         if self.cache is not None:
