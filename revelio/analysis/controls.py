@@ -199,9 +199,14 @@ def compare(
         # With few images a control may have no latent that is active on enough of them.
         if len(strong):
             judged[name] = judge(top, strong, images, subsets)
-    if "" not in judged or len(judged) == 1:
+    ours = judged.pop("", None)
+    if ours is None or not judged:
         return {"latents": 0, "values": {}, "controls": {}, "verdict": {}, "interval_method": ""}
-    ours = judged.pop("")
+    return _entry(ours, judged, confidence)
+
+
+def _entry(ours: Judged, judged: Mapping[str, Judged], confidence: float) -> dict[str, Any]:
+    """What :func:`compare` gives; each control's interval is wide enough for all to hold together."""
     each = 1 - (1 - confidence) / len(judged)
     controls = {
         name: {"latents": other.latents}

@@ -40,6 +40,7 @@ class Config:
 def run(config: Config) -> None:
     """Convert, and name what was written."""
     from revelio.commands.bar import Bar
+    from revelio.following import following
     from revelio.pipelines.convert_sae import convert_sae
 
     with Bar("k-SAE") as bar:
@@ -53,4 +54,4 @@ def run(config: Config) -> None:
         )
     print(f"wrote {made.path}")
     if config.to == "revelio":
-        print(f"next: revelio top-images --ksae {made.path} --store STORE --out FOLDER")
+        print(following("top-images", "--ksae", made.path, "--store", "STORE", "--out", "FOLDER"))
