@@ -3,7 +3,14 @@
 from typing import Any
 
 import torch
-from backbones_helpers import TEXT_LENGTH, _scheduler, _text_config, seeded, tiny_tokenizer, tiny_vae
+from backbones_helpers import (
+    TEXT_LENGTH,
+    _scheduler,
+    _text_config,
+    seeded,
+    tiny_tokenizer,
+    tiny_vae,
+)
 from diffusers import (
     AutoencoderKL,
     DiTPipeline,

@@ -260,7 +260,7 @@ def combined(concepts: Sequence[Concept], weights: Sequence[float] | None = None
 
 
 def decoded(ksae: KSparseAutoencoder | None, codes: Float[Tensor, "t n"]) -> Float[Tensor, "t d"]:
-    """z W_dec, without the decoder's bias; without a k-SAE the rows as they are."""
+    """Z W_dec, without the decoder's bias; without a k-SAE the rows as they are."""
     if ksae is None:
         return codes.cpu()
     return (codes.to(ksae.W_dec) @ ksae.W_dec.detach()).cpu()

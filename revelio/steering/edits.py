@@ -37,8 +37,8 @@ class Edit:
         width: the channels that it is for.
         strength: what the change is multiplied by.
         branch: of classifier-free guidance. `opposed`: the unconditional call gets the negative, so that
-            guidance amplifies the change; `conditional`: it gets nothing; `both`: the same. None: `both` in the
-            denoiser; in a text encoder `opposed` for a direction, `conditional` for latents.
+            guidance amplifies the change; `conditional`: it gets nothing; `both`: the same. None: `both` in
+            the denoiser; in a text encoder `opposed` for a direction, `conditional` for latents.
         timesteps: the first and the last training timestep at which it is made (0 is no noise); None: all.
             Of the denoiser only.
         mask: how much of it each cell of the layer's grid gets, 0 to 1; None: all. Of the denoiser only.
@@ -126,7 +126,7 @@ class LatentChange:
         return delta.view(*read.shape[:2], -1).to(x)
 
     def _moved(self, z: Float[Tensor, "r l"], c: Float[Tensor, " l"]) -> Float[Tensor, "r l"]:
-        """z' - z."""
+        """Z' - z."""
         moved = {"scale": (c - 1) * z, "clamp": c - z, "ablate": -z, "add": c.expand_as(z)}
         change = moved[self.operation]
         return change * (z != 0) if self.where == "fires" else change

@@ -47,7 +47,9 @@ def steered(
         pipeline: a diffusers pipeline, or its :class:`PipelineLayers`.
         concept: what to steer by; it names the layer.
         strength: what its vector is multiplied by.
-        branch, timesteps, mask: see :class:`Edit`.
+        branch: see :class:`Edit`, also of the next two.
+        timesteps: at which steps of the denoiser.
+        mask: at which cells of the denoiser's layer.
 
     Raises:
         KeyError: the pipeline has no such layer.
@@ -274,7 +276,9 @@ def _mask(one: Edit, output: Tensor) -> Float[Tensor, " s"]:
     mask = one.mask
     assert mask is not None
     cells = output.shape[2] * output.shape[3] if output.ndim == 4 else output.shape[1]
-    fits = tuple(mask.shape) == tuple(output.shape[2:]) if output.ndim == 4 else mask.numel() == cells
+    fits = (
+        tuple(mask.shape) == tuple(output.shape[2:]) if output.ndim == 4 else mask.numel() == cells
+    )
     if not fits:
         size = "x".join(map(str, output.shape[2:])) if output.ndim == 4 else f"{cells} tokens"
         raise ValueError(

@@ -132,7 +132,9 @@ class PipelineLayers:
         names = layer.split(JOIN)
         check_layers(self.layers, names, self.name)
         if len(names) > 1 and not all(self.is_text(name) for name in names):
-            raise ValueError(f"{layer} joins layers of the denoiser: only text encoders' are joined")
+            raise ValueError(
+                f"{layer} joins layers of the denoiser: only text encoders' are joined"
+            )
         return {name: self.layers[name].channels for name in names}
 
     def is_text(self, layer: str) -> bool:
