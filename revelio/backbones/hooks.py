@@ -133,7 +133,7 @@ def _before_others(module: nn.Module) -> None:
     """Call our hooks before anybody else's: transformers collects `hidden_states` by hooks of its own."""
     for key, hook in list(module._forward_hooks.items()):
         if getattr(hook, "__module__", None) != __name__:
-            module._forward_hooks.move_to_end(key)
+            module._forward_hooks[key] = module._forward_hooks.pop(key)
 
 
 def _forward_hook(function: Hook) -> Callable[..., Any]:

@@ -166,7 +166,7 @@ def _guided(layers: PipelineLayers, given: Mapping[str, Any]) -> Tensor | None:
     """Which rows of the denoiser's batch are conditional; None: all."""
     kind, denoiser = layers.kind, layers.denoiser
     if kind.batch == "null class":
-        return given["class_labels"] != denoiser.config.num_embeds_ada_norm  # type: ignore[union-attr]
+        return given["class_labels"] != denoiser.config.num_embeds_ada_norm
     if kind.batch == "first half" and layers.pipeline.do_classifier_free_guidance:
         rows = len(next(iter(given.values())))
         return torch.arange(rows) >= rows // 2

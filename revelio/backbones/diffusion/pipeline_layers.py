@@ -95,12 +95,13 @@ class PipelineLayers:
         self.pipeline, self.name = pipeline, name
         self.kind = _kind_of(pipeline)
         components = pipeline.components
-        self.encoders: dict[str, nn.Module] = {
+        # Of transformers' and diffusers' own classes, each with a `config`.
+        self.encoders: dict[str, Any] = {
             part: components[part]
             for part in self.kind.tokenizers
             if components.get(part) is not None
         }
-        self.denoiser: nn.Module = components[self.kind.denoiser]
+        self.denoiser: Any = components[self.kind.denoiser]
         self.layers: Layers = {
             f"{part}.block{index}": LayerSpec(encoder.config.hidden_size, 1, "tokens")
             for part, encoder in self.encoders.items()
@@ -119,8 +120,8 @@ class PipelineLayers:
         if block:
             return _blocks(self.encoders[part])[int(block.removeprefix("block"))]
         if self.kind.denoiser == "unet":
-            return layer_module(self.denoiser, layer)  # type: ignore[arg-type]
-        return self.denoiser.transformer_blocks[int(layer.removeprefix("block"))]  # type: ignore[index]
+            return layer_module(self.denoiser, layer)
+        return self.denoiser.transformer_blocks[int(layer.removeprefix("block"))]
 
     def parts(self, layer: str) -> dict[str, int]:
         """The layers that a name joins, with the width of each.
@@ -198,7 +199,7 @@ class PipelineLayers:
         return (ended - (ids[part] == end).to(ended)) == 0
 
     def _denoiser_layers(self) -> Layers:
-        config = self.denoiser.config  # type: ignore[union-attr]
+        config = self.denoiser.config
         if self.kind.denoiser == "unet":
             return unet_layers(config, None)
         if self.kind.denoiser_class == "DiTTransformer2DModel":
@@ -219,8 +220,8 @@ def _kind_of(pipeline: Any) -> PipelineKind:
     )
 
 
-def _blocks(encoder: nn.Module) -> nn.ModuleList:
-    count: int = encoder.config.num_hidden_layers  # type: ignore[union-attr]
+def _blocks(encoder: Any) -> nn.ModuleList:
+    count = encoder.config.num_hidden_layers
     return next(
         module
         for module in encoder.modules()
