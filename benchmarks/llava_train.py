@@ -31,7 +31,7 @@ from llava_ext.job import Job, open_job
 from llava_ext.options import CacheConfig, DataOptions, PretrainConfig
 from llava_ext.training import build_trainer
 from revelio.activations.processes import Processes
-from revelio.runs import read_json, write_json
+from revelio.run_dir import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs" / "llava" / "mini"

@@ -15,8 +15,8 @@ from revelio.activations.processes import Processes
 from revelio.activations.store import ActivationStore
 from revelio.backbones.registry import load_backbone
 from revelio.cli import main
-from revelio.commands.extract import Config, build
-from revelio.commands.options import BackboneOptions, DataOptions
+from revelio.cli.extract import Config, build
+from revelio.cli.options import BackboneOptions, DataOptions
 from revelio.config import load_config
 
 ROOT = Path(__file__).parent.parent
@@ -97,7 +97,7 @@ def test_two_processes_give_the_bytes_of_one(model, photos, tmp_path):
     (photos / "cat" / "broken.png").write_bytes(b"no picture")
     more = ("--data.on-error", "skip", "--latents", str(tmp_path / "z0"))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    launcher += ["--nproc-per-node", "2", "-m", "revelio.cli"]
+    launcher += ["--nproc-per-node", "2", "-m", "revelio"]
     try:
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         done = subprocess.run(

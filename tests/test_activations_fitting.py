@@ -19,8 +19,8 @@ from revelio.activations.sources import Reading
 from revelio.activations.store import ActivationStore
 from revelio.backbones.compiled import compile_backbone
 from revelio.backbones.registry import load_backbone
-from revelio.commands import extract as command
-from revelio.commands.options import BackboneOptions
+from revelio.cli import extract as command
+from revelio.cli.options import BackboneOptions
 
 GIB = 2**30
 

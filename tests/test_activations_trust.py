@@ -20,8 +20,8 @@ from revelio.activations.extract import extract
 from revelio.activations.shard import encode_ids
 from revelio.activations.store import ActivationStore, write_store
 from revelio.activations.target import Target
-from revelio.commands.gallery import FROM_STORE, open_pictures
-from revelio.commands.options import DataOptions
+from revelio.cli.gallery import FROM_STORE, open_pictures
+from revelio.cli.options import DataOptions
 from revelio.files import partial_path
 
 # Every type JSON knows, and what an attacker or an accident would put in its place.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from revelio.bounds import Count, OpenShare
-from revelio.commands.options import DataOptions, build_dataset, read_contents
+from revelio.cli.options import DataOptions, build_dataset, read_contents
 from revelio.machine import available_memory
 from revelio.trust import printable
 

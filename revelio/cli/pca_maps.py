@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from revelio.bounds import Count, Index, NotEmpty, OutFolder, Pixels, Seed
-from revelio.commands.options import BackboneOptions, DataOptions
+from revelio.cli.options import BackboneOptions, DataOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,11 +76,11 @@ def _write(config: Config) -> None:
     from safetensors.torch import save_file
 
     from revelio.analysis.pca_maps import pca_maps, sheet
-    from revelio.commands.options import build_backbone, build_dataset
+    from revelio.cli.options import build_backbone, build_dataset
     from revelio.data.loading import batches
     from revelio.following import beside, flags, following
     from revelio.outputs import replace_files
-    from revelio.runs import versions, write_json
+    from revelio.run_dir import versions, write_json
 
     dataset = build_dataset(config.data)
     backbone = build_backbone(config.backbone, config.layers)

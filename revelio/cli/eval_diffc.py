@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from revelio.bounds import Count, Device, Folder, OutFolder, Workers
-from revelio.commands.diffc_inputs import open_readable
-from revelio.commands.options import DataOptions
+from revelio.cli.diffc_inputs import open_readable
+from revelio.cli.options import DataOptions
 from revelio.trust import printable
 
 if TYPE_CHECKING:
@@ -239,7 +239,7 @@ def _write(
     from revelio.diffc.measures import confusion, measure
     from revelio.diffc.picture import confusion_png
     from revelio.outputs import replace_files
-    from revelio.runs import write_json
+    from revelio.run_dir import write_json
 
     shares, found = logits.softmax(dim=1).max(dim=1)
     names = model.class_names

@@ -8,7 +8,7 @@ is written. A store is a folder `<out>/<layer>-t<timestep>-<prompt policy>-d<dra
     revelio extract --config configs/extract/sd15-pets.yaml --plan
     revelio extract --config configs/extract/sd15-pets.yaml --resume
     revelio extract --out runs/dino --backbone.name dinov2-vit-b-14 --layers block11 --timesteps
-    torchrun --nproc-per-node 4 -m revelio.cli extract --config configs/extract/sd15-pets.yaml
+    torchrun --nproc-per-node 4 -m revelio extract --config configs/extract/sd15-pets.yaml
 """
 
 from dataclasses import dataclass, field, replace
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from revelio.bounds import Count, Index, NotEmpty, OutFolder, Seed, Workers
-from revelio.commands.options import (
+from revelio.cli.options import (
     BackboneOptions,
     DataOptions,
     build_backbone,
@@ -116,7 +116,7 @@ def run(config: Config) -> None:
     from revelio.activations.processes import launched
     from revelio.config import to_yaml
     from revelio.outputs import check_file
-    from revelio.runs import write_whole
+    from revelio.run_dir import write_whole
 
     processes = launched(config.backbone.device)
     if processes.main and not config.plan:
