@@ -13,11 +13,12 @@ from backbones_helpers import tiny_dinov2, tiny_sd
 
 from revelio.activations.processes import Processes
 from revelio.activations.store import ActivationStore
+from revelio.backbones.config import BackboneConfig
 from revelio.backbones.registry import load_backbone
 from revelio.cli import main
 from revelio.cli.extract import Config, build
-from revelio.cli.options import BackboneOptions, DataOptions
 from revelio.config import load_config
+from revelio.data.config import DataConfig
 
 ROOT = Path(__file__).parent.parent
 
@@ -135,8 +136,8 @@ def test_matched_timesteps_texts_and_mode(model, photos, tmp_path):
         match_snr="linear",
         prompts=("empty", "fixed:A dog", "generic"),
         mode="as_code",
-        data=DataOptions(source=str(photos)),
-        backbone=BackboneOptions(name=str(model), device="cpu"),
+        data=DataConfig(source=str(photos)),
+        backbone=BackboneConfig(name=str(model), device="cpu"),
     )
     job = build(config, Processes())
     # SPEC 2.8: the linear schedule's 43 has the noise of Stable Diffusion's 25.
@@ -145,7 +146,7 @@ def test_matched_timesteps_texts_and_mode(model, photos, tmp_path):
     assert set(job.texts) == {"fixed:A dog", "generic"}
     assert job.image_size == [256, 256]
     with pytest.raises(ValueError, match=r"has no noise schedule: leave --match-snr out"):
-        dino = BackboneOptions(name=str(tiny_dinov2(tmp_path / "dino")), device="cpu")
+        dino = BackboneConfig(name=str(tiny_dinov2(tmp_path / "dino")), device="cpu")
         build(replace(config, backbone=dino, layers=("block1",), mode="fixed"), Processes())
 
 

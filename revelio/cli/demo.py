@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from revelio.backbones.config import BackboneConfig
 from revelio.bounds import Count, Existing, Folder, Index, LearningRate, OutFolder, Seed
-from revelio.cli.options import BackboneOptions, build_backbone
+from revelio.cli.options import build_backbone
 from revelio.trust import printable
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class Config:
     root: Existing | None = None
     """A local copy of the recipe's data."""
 
-    backbone: BackboneOptions = field(default_factory=BackboneOptions)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
 
     layers: tuple[str, ...] = ()
     """The layers; none: all of the model's."""

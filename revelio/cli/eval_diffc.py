@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from revelio.bounds import Count, Device, Folder, OutFolder, Workers
 from revelio.cli.diffc_inputs import open_readable
-from revelio.cli.options import DataOptions
+from revelio.data.config import DataConfig
 from revelio.trust import printable
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Config:
     model: str = "runs/diffc/final"
     """The classifier: the `final` folder of a run, or a hub id."""
 
-    data: DataOptions = field(default_factory=lambda: DataOptions(split=TEST))
+    data: DataConfig = field(default_factory=lambda: DataConfig(split=TEST))
     """The images."""
 
     store: Folder | None = None
@@ -171,7 +171,7 @@ def _open(
     return source, labels, shown, skipped
 
 
-def _open_images(data: DataOptions) -> tuple[ImageDataset, list[str]]:
+def _open_images(data: DataConfig) -> tuple[ImageDataset, list[str]]:
     """The images; all of them where there are no splits to choose from."""
     from revelio.data.splits import NoSplits
 

@@ -15,14 +15,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from revelio.backbones.config import BackboneConfig
 from revelio.bounds import Count, Index, NotEmpty, OutFolder, Seed, Workers
-from revelio.cli.options import (
-    BackboneOptions,
-    DataOptions,
-    build_backbone,
-    build_dataset,
-    read_contents,
-)
+from revelio.cli.options import build_backbone, build_dataset, read_contents
+from revelio.data.config import DataConfig
 from revelio.trust import printable
 
 if TYPE_CHECKING:
@@ -94,10 +90,10 @@ class Config:
     mode: Literal["fixed", "as_paper", "as_code"] = "fixed"
     """`as_code` brings images to 256 px, as the released extraction does, unless a size is given."""
 
-    data: DataOptions = field(default_factory=DataOptions)
+    data: DataConfig = field(default_factory=DataConfig)
     """The images."""
 
-    backbone: BackboneOptions = field(default_factory=BackboneOptions)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
     """The model."""
 
     plan: bool = False

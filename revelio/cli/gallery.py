@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from revelio.bounds import Count, Device, Folder, OutFolder, Pixels, Seed
-from revelio.cli.options import DataOptions
+from revelio.data.config import DataConfig
 from revelio.trust import printable
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Config:
     top: Folder | None = None
     """Top images that `revelio top-images` made of this store and k-SAE; none: they are made now."""
 
-    data: DataOptions = field(default_factory=lambda: DataOptions(source=FROM_STORE))
+    data: DataConfig = field(default_factory=lambda: DataConfig(source=FROM_STORE))
     """The pictures; from-store: the recipe that the store's manifest names. Matched by id."""
 
     latents: Count = 1000
@@ -158,7 +158,7 @@ def _top(config: Config, store: "ActivationStore", model: "KSparseAutoencoder") 
     return top_images.compute(settings, store, model)
 
 
-def open_pictures(options: DataOptions, store: "ActivationStore") -> "ImageDataset":
+def open_pictures(options: DataConfig, store: "ActivationStore") -> "ImageDataset":
     """The data set that the options name, or the one that the store was made from.
 
     Raises:

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from revelio.backbones.config import BackboneConfig
 from revelio.bounds import Count, Index, NotEmpty, OutFolder, Pixels, Seed
-from revelio.cli.options import BackboneOptions, DataOptions
+from revelio.data.config import DataConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,10 +35,10 @@ class Config:
     out: OutFolder = Path("runs/pca-maps")
     """The folder to write."""
 
-    data: DataOptions = field(default_factory=lambda: DataOptions(limit=8))
+    data: DataConfig = field(default_factory=lambda: DataConfig(limit=8))
     """The images; all of them are on the sheet."""
 
-    backbone: BackboneOptions = field(default_factory=BackboneOptions)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
     """The model."""
 
     layers: Annotated[tuple[str, ...], NotEmpty()] = ("bottleneck", "up_ft0", "up_ft1", "up_ft2")

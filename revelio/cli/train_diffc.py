@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from revelio.backbones.config import BackboneConfig
 from revelio.bounds import (
     Count,
     Device,
@@ -33,7 +34,7 @@ from revelio.bounds import (
     Workers,
 )
 from revelio.cli.diffc_inputs import TestOptions, keep_views, open_images, open_stored
-from revelio.cli.options import BackboneOptions, DataOptions
+from revelio.data.config import DataConfig
 from revelio.trust import printable
 
 if TYPE_CHECKING:
@@ -57,13 +58,13 @@ class Config:
     out: OutFolder = Path("runs/diffc")
     """The run directory to create."""
 
-    data: DataOptions = field(default_factory=DataOptions)
+    data: DataConfig = field(default_factory=DataConfig)
     """The training images."""
 
     test: TestOptions = field(default_factory=TestOptions)
     """The test images."""
 
-    backbone: BackboneOptions = field(default_factory=BackboneOptions)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
     """The model that makes the grids; `pixels` is the picture itself."""
 
     random_weights: Seed | None = None
