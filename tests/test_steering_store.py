@@ -65,13 +65,12 @@ def test_an_interrupted_extraction_goes_on_to_the_same_bytes_and_others_are_refu
 def test_two_processes_share_the_shards(tmp_path: Path):
     barrier = threading.Barrier(2, timeout=60)
 
-    def work(rank: int) -> None:
-        one = Processes(rank, 2, wait=lambda: barrier.wait() and None)
-        list(extraction(tmp_path / "two", processes=one).run())
-
-    helper = threading.Thread(target=work, args=(1,))
+    ranks = [Processes(rank, 2, wait=lambda: barrier.wait() and None) for rank in range(2)]
+    # Made before the threads start: random models are seeded through the global state.
+    first, second = (extraction(tmp_path / "two", processes=one) for one in ranks)
+    helper = threading.Thread(target=lambda: list(second.run()))
     helper.start()
-    work(0)
+    list(first.run())
     helper.join()
     store = ActivationStore.open(tmp_path / "two" / "text_encoder.block1")
     assert store.sha256 == finish(extraction(tmp_path / "one")).sha256

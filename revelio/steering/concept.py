@@ -22,7 +22,7 @@ from torch import Tensor
 
 from revelio.backbones.diffusion.pipeline_layers import PipelineLayers
 from revelio.files import write_folder
-from revelio.runs import write_json
+from revelio.run_dir import write_json
 from revelio.sae.model import KSparseAutoencoder
 from revelio.steering.edits import Branch, Direction, Edit, check_number, check_word
 from revelio.trust import printable, read_object, read_tensors

@@ -19,7 +19,7 @@ from revelio.activations.processes import Processes
 from revelio.activations.shard import DTYPES, write_shard
 from revelio.activations.target import Target
 from revelio.backbones.diffusion.pipeline_layers import PipelineLayers, Tokens
-from revelio.runs import versions
+from revelio.run_dir import versions
 from revelio.steering.prompts import Prompt
 
 Padding = Literal["drop", "keep"]
