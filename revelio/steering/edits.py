@@ -17,9 +17,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from revelio.sae.model import KSparseAutoencoder
+from revelio.steering.config import Operation
 
 Branch = Literal["opposed", "conditional", "both"]
-Operation = Literal["scale", "clamp", "ablate", "add"]
 Read = Literal["cells", "pooled"]
 Where = Literal["everywhere", "fires"]
 
