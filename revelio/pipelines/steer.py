@@ -70,7 +70,7 @@ def steer(config: SteerConfig, progress: Report = silent) -> Steered:
             seconds[f"{strength:g}"] = (time.monotonic() - began) / count
     report = {
         "model": layers.name,
-        "config": _plain(asdict(config)),
+        "config": plain_values(asdict(config)),
         "prompts": [asdict(one) for one in prompts],
         "seconds_a_picture": seconds,
         "made_with": versions(),
@@ -118,10 +118,10 @@ def contact_sheet(
     return sheet
 
 
-def _plain(value: Any) -> Any:
+def plain_values(value: Any) -> Any:
     """Paths as texts, for JSON."""
     if isinstance(value, dict):
-        return {name: _plain(inner) for name, inner in value.items()}
+        return {name: plain_values(inner) for name, inner in value.items()}
     if isinstance(value, tuple):
-        return [_plain(inner) for inner in value]
+        return [plain_values(inner) for inner in value]
     return str(value) if isinstance(value, Path) else value

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -85,40 +86,53 @@ def build_edits(layers: PipelineLayers, config: EditConfig) -> list[Edit]:
         KeyError: an unknown layer.
         ValueError: nothing to edit, or something that does not fit the model.
     """
-    latents = config.layer is not None or config.ksae is not None or bool(config.latents)
-    if not config.concept and not latents:
-        raise ValueError("nothing to steer by: give a concept, or layer, ksae and latents")
-    mask = None if config.mask is None else read_mask(config.mask)
-    places = {"branch": config.branch, "timesteps": config.timesteps, "mask": mask}
+    if not config.concept and not (config.layer and config.ksae and config.latents):
+        raise ValueError("nothing to steer by: give a concept, or all of layer, ksae and latents")
     edits: list[Edit] = []
     for folder in config.concept:
         concept = Concept.load(folder)
         concept.check(layers.name, config.layer)
-        edits.append(concept.edit(1.0, **places))
-    if latents and (config.ksae is not None or config.latents):
-        edits.append(_of_latents(layers, config, **places))
+        if config.ksae is None:
+            edits.append(concept.edit(1.0, **_places(config)))
+        elif concept.latents is None:
+            raise ValueError(
+                f"the concept {printable(folder)} has no latents to edit: leave ksae out"
+            )
+        else:
+            values = dict.fromkeys(concept.latents, 0.0)
+            edits.append(_of_latents(layers, config, concept.layer, values))
+    if config.latents:
+        if config.layer is None:
+            raise ValueError("whose latents? give their layer")
+        edits.append(_of_latents(layers, config, config.layer, parse_latents(config.latents, 0.0)))
     return edits
 
 
-def _of_latents(layers: PipelineLayers, config: EditConfig, **places: object) -> Edit:
-    if config.layer is None or config.ksae is None or not config.latents:
-        raise ValueError("latents are edited with all of layer, ksae and latents")
-    width = sum(layers.parts(config.layer).values())
+def _places(config: EditConfig) -> dict[str, Any]:
+    mask = None if config.mask is None else read_mask(config.mask)
+    return {"branch": config.branch, "timesteps": config.timesteps, "mask": mask}
+
+
+def _of_latents(
+    layers: PipelineLayers, config: EditConfig, layer: str, values: dict[int, float]
+) -> Edit:
+    if config.ksae is None:
+        raise ValueError("latents are a k-SAE's: give ksae")
+    width = sum(layers.parts(layer).values())
     ksae = open_ksae(config.ksae, layers.denoiser.device)
     if ksae.d != width:
         raise ValueError(
-            f"the k-SAE is {ksae.d} wide, layer {config.layer} of {layers.name} {width}: it was trained on "
+            f"the k-SAE is {ksae.d} wide, layer {layer} of {layers.name} {width}: it was trained on "
             "another layer or model"
         )
-    made_of = ksae.trained_on
-    for name, wanted in (("model", layers.name), ("layer", config.layer)):
-        if made_of.get(name) not in (None, wanted):
+    for name, wanted in (("model", layers.name), ("layer", layer)):
+        if ksae.trained_on.get(name) not in (None, wanted):
             raise ValueError(
-                f"the k-SAE was trained on {name} {printable(made_of[name])}, not {wanted}: choose another"
+                f"the k-SAE was trained on {name} {printable(ksae.trained_on[name])}, not {wanted}: "
+                "choose another"
             )
-    values = parse_latents(config.latents, 0.0)
     change = LatentChange(ksae, values, config.operation, config.read, config.where)
-    return Edit(config.layer, change, width, 1.0, **places)  # type: ignore[arg-type]
+    return Edit(layer, change, width, 1.0, **_places(config))
 
 
 def read_mask(path: Path) -> Tensor:

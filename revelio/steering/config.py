@@ -109,10 +109,10 @@ class ConceptConfig:
     """Their weights; none: 1 each."""
 
     find: Index = 0
-    """Keep only so many latents that fire for the concept and not for the rest, found on one half of the texts
-    or pictures and judged on the other; 0: the whole contrast."""
+    """Keep only so many latents that fire for the concept and not for the rest, found on one half of the
+    texts or pictures and judged on the other; 0: the whole contrast."""
 
-    specificity: Share = 0.8
+    specificity: Share = 0.9
     """The least share of a found latent's firing that must be the concept's."""
 
     codes: Literal["dense", "sparse"] = "dense"
@@ -136,7 +136,8 @@ class EditConfig:
     """What is changed while a model draws: concepts, or latents of one layer."""
 
     concept: tuple[Folder, ...] = ()
-    """Concepts that `revelio concept` made; several are added, each times the strength."""
+    """Concepts that `revelio concept` made; several are added, each times the strength. With `ksae`, the
+    latents of a concept that has some are edited instead: `operation` ablate takes them out."""
 
     layer: str | None = None
     """The layer whose latents are edited, with `latents`."""
@@ -148,18 +149,20 @@ class EditConfig:
     """Latents with values, as `13:2.0 487:0`; without a value it is 0."""
 
     operation: Operation = "scale"
-    """What a value does at strength 1: `scale` multiplies the latent's code, `clamp` sets it, `add` adds to it,
-    `ablate` sets it to 0. What the k-SAE does not explain stays."""
+    """What a value does at strength 1: `scale` multiplies the latent's code, `clamp` sets it, `add` adds to
+    it, `ablate` sets it to 0. What the k-SAE does not explain stays."""
 
     read: Literal["cells", "pooled"] = "cells"
-    """Encode every cell or token by itself, or the mean of all cells, as a k-SAE of pooled activations wants."""
+    """Encode every cell or token by itself, or the mean of all cells, as a k-SAE of pooled activations
+    wants."""
 
     where: Literal["everywhere", "fires"] = "everywhere"
     """`add` and `clamp` everywhere, or only where the latent fires."""
 
     branch: Literal["opposed", "conditional", "both"] | None = None
-    """Of classifier-free guidance: `opposed` subtracts from the unconditional call what the conditional one
-    gets; none: `both` in the denoiser; in a text encoder `opposed` for concepts, `conditional` for latents."""
+    """Of classifier-free guidance: `opposed` subtracts from the unconditional call what the conditional
+    one gets; none: `both` in the denoiser; in a text encoder `opposed` for concepts, `conditional` for
+    latents."""
 
     timesteps: tuple[Index, Index] | None = None
     """The first and the last training timestep at which a denoiser's layer is edited (0 is no noise)."""
@@ -223,8 +226,8 @@ class SteerEvalConfig(PromptsConfig, EditConfig, DrawConfig):
     """The column of the prompts' table with the class that each prompt names."""
 
     judge: str = "clip-vit-b-32"
-    """Who says what a picture shows: a CLIP model by name or folder, that chooses among the classes zero-shot, or
-    `module:function` of a classifier of yours (pictures -> class names)."""
+    """Who says what a picture shows: a CLIP model by name or folder, that chooses among the classes
+    zero-shot, or `module:function` of a classifier of yours (pictures -> class names)."""
 
     template: str = "a photo of a {}"
     """The text of a class for a zero-shot judge."""

@@ -60,6 +60,26 @@ def read_prompts(source: str, column: str = COLUMN, split: str | None = None) ->
     return found
 
 
+def read_table(source: str, column: str, class_column: str) -> tuple[list[Prompt], list[str]]:
+    """Prompts with the class that each names, from a table.
+
+    Raises:
+        ValueError: see :func:`read_prompts`; or the source is no table.
+    """
+    path = Path(source)
+    if not path.is_file() or path.suffix.lower() not in (".csv", ".tsv"):
+        raise ValueError(f"{printable(source)} is no .csv or .tsv table with a column of classes")
+    rows = [row for row in _csv_rows(path) if str(row.get(column) or "").strip()]
+    prompts = _of_table(rows, column, source)
+    classes = [one.text for one in _of_table(rows, class_column, source)]
+    if not prompts or len(classes) != len(prompts):
+        raise ValueError(
+            f"{printable(source)}: each prompt needs a class in column {class_column!r}, and at least one "
+            "prompt must be there"
+        )
+    return prompts, classes
+
+
 def prompts_of(texts: Iterable[str]) -> list[Prompt]:
     """Prompts given as texts."""
     return [Prompt(f"{index:06d}", text) for index, text in enumerate(texts)]
