@@ -56,8 +56,7 @@ def test_ratios_and_differences_are_paired():
     half = plain * (np.arange(10) < 5)[:, None]
     found = difference_interval([half], [plain], draws=500)
     assert found["high"] < 0
-    with pytest.raises(ValueError, match="sees none"):
-        ratio_interval([half], [plain * 0], draws=10)
+    assert ratio_interval([half], [plain * 0], draws=10) is None
 
 
 def see(pictures: list[Image.Image]) -> list[str]:
