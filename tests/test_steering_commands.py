@@ -143,7 +143,8 @@ def test_tokens_to_a_k_sae_to_a_found_concept(model: Path, tmp_path: Path, capsy
     prompts = tmp_path / "p.txt"
     prompts.write_text("cat a\n")
     run("steer", *where, *FEW, "--concept", tmp_path / "cat", "--ksae", tmp_path / "ksae",
-        "--operation", "ablate", "--prompts", prompts, "--strength", 0, 8, "--out", tmp_path / "d")  # fmt: skip
+        "--operation", "ablate", "--prompts", prompts, "--strength", 0, 8,
+        "--out", tmp_path / "d")  # fmt: skip
     drawn = [pixels(tmp_path / "d", f"000000-0-{s}.png") for s in ("+0", "+8")]
     assert not np.array_equal(*drawn)
 
