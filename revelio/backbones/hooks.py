@@ -155,5 +155,5 @@ def block_list(model: nn.Module) -> nn.ModuleList:
     return next(
         module
         for path, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and path.split(".")[-1] in ("layer", "layers")
+        if isinstance(module, nn.ModuleList) and path.split(".")[-1] in ("block", "layer", "layers")
     )
