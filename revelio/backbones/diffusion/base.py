@@ -91,16 +91,20 @@ class DiffusionBackbone(ABC):
         kind: what ``revelio backbones`` says it is.
         title: how messages name the models of the family.
         parts: the class of each part that model_index.json must list.
+        optional: parts that it may list, and their classes.
         without: parts that it must not list.
         pipelines: names of diffusers' pipelines of the family, to say what a broken folder lacks.
+        output_position: of the layer's tensor where its module gives several; see :func:`hooked`.
     """
 
     family: ClassVar[str]
     kind: ClassVar[str]
     title: ClassVar[str]
     parts: ClassVar[Mapping[str, str]]
+    optional: ClassVar[Mapping[str, str]] = {}
     without: ClassVar[tuple[str, ...]] = ()
     pipelines: ClassVar[tuple[str, ...]] = ()
+    output_position: ClassVar[int] = 0
 
     latents: LatentSpace | PixelSpace
 

@@ -1,8 +1,10 @@
 """A VAE: pixels to latents and back; or pixels as they are, of a model without one.
 
-    z_0 = mode of the posterior * scaling_factor,   pixels = decoder(z_0 / scaling_factor)    (SPEC 1.1)
+    z_0 = (mode of the posterior - shift_factor) * scaling_factor                             (SPEC 1.1)
+    pixels = decoder(z_0 / scaling_factor + shift_factor)
 
-z_0 is rounded to float16 once, so that cached and fresh latents give the same activations.
+Only newer VAEs (SD3, Flux) have a shift. z_0 is rounded to float16 once, so that cached and fresh latents
+give the same activations.
 """
 
 import torch
@@ -60,6 +62,7 @@ class LatentSpace:
         self.vae = vae
         self._name = name
         self._multiple = multiple
+        self._shift: float = vae.config.get("shift_factor") or 0.0
 
     @torch.no_grad()
     def encode(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c zh zw"]:
@@ -74,7 +77,7 @@ class LatentSpace:
             ready = ready.contiguous(memory_format=torch.channels_last)
         with full_precision():
             posterior = self.vae.encode(ready).latent_dist  # type: ignore[union-attr]
-        latents = posterior.mode().float() * self.vae.config["scaling_factor"]
+        latents = (posterior.mode().float() - self._shift) * self.vae.config["scaling_factor"]
         # Also catches NaN: a VAE may overflow inside when it runs in float16. On CUDA the look would wait for
         # the device: there the activations are looked at when they are written.
         if not latents.is_cuda and not bool((latents.abs() <= HALF_MAX).all()):
@@ -94,7 +97,7 @@ class LatentSpace:
             raise ValueError(
                 f"the VAE of {self._name} was loaded without its decoder: name no layers"
             )
-        scaled = z.to(self.vae.device).float() / self.vae.config["scaling_factor"]
+        scaled = z.to(self.vae.device).float() / self.vae.config["scaling_factor"] + self._shift
         with full_precision():
             return self.vae.decode(scaled.to(self.vae.dtype)).sample  # type: ignore[union-attr]
 
