@@ -4,6 +4,8 @@ Every builder is seeded and leaves the global random state alone; each writes un
 
     tiny_sd      32 px, latents 4x16x16, U-Net with SD-1.5's block types
                  bottleneck 16x2x2, up_ft0 16x4x4, up_ft1 16x8x8, up_ft2 12x16x16, up_ft3 8x16x16
+    tiny_sdxl    32 px, latents 4x16x16, three levels, two text encoders of 16 and 20 channels
+                 bottleneck 16x4x4, up_ft0 16x8x8, up_ft1 12x16x16, up_ft2 8x16x16
     tiny_dit     32 px, latents 4x16x16, 4 blocks of 64 tokens x 16, 10 classes (null class 10)
     tiny_clip    32 px, patches of 8, 3 blocks of 16 tokens x 16 (image and text encoder, tokenizer)
     tiny_dinov2  28 px, patches of 7, 3 blocks of 16 tokens x 16 (``registers`` for the variant)
@@ -21,6 +23,7 @@ from diffusers import (
     DiTPipeline,
     DiTTransformer2DModel,
     StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
 from PIL import Image
@@ -31,6 +34,7 @@ from transformers import (
     CLIPModel,
     CLIPTextConfig,
     CLIPTextModel,
+    CLIPTextModelWithProjection,
     CLIPTokenizer,
     CLIPVisionConfig,
     Dinov2Config,
@@ -130,6 +134,42 @@ def tiny_sd(
         safety_checker=None,  # type: ignore[arg-type]
         feature_extractor=None,  # type: ignore[arg-type]
         requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def tiny_sdxl(folder: Path, *, seed: int = 0) -> Path:
+    """A whole ``StableDiffusionXLPipeline`` folder."""
+    unet = seeded(
+        lambda: UNet2DConditionModel(
+            sample_size=16,
+            block_out_channels=(8, 12, 16),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            layers_per_block=1,
+            norm_num_groups=4,
+            attention_head_dim=[2, 3, 4],
+            transformer_layers_per_block=[1, 1, 2],
+            cross_attention_dim=36,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=16 + 6 * 8,
+        ),
+        seed,
+    )
+    text, text_2 = _text_config(), _text_config(20)
+    text_2.hidden_act = "gelu"
+    pipeline = StableDiffusionXLPipeline(
+        vae=tiny_vae(seed),
+        text_encoder=seeded(lambda: CLIPTextModel(text), seed),
+        text_encoder_2=seeded(lambda: CLIPTextModelWithProjection(text_2), seed + 1),
+        tokenizer=tiny_tokenizer(),
+        tokenizer_2=tiny_tokenizer(),
+        unet=unet,
+        scheduler=_scheduler("scaled_linear", "epsilon"),
+        add_watermarker=False,
     )
     pipeline.save_pretrained(folder)
     return folder

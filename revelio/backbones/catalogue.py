@@ -17,18 +17,26 @@ DIT_XL_2 = {
     "patch_size": 2,
 }
 
-# name: (hub id, image size, summary). SD-2.1 comes in two: trained at 768 px to predict velocity, and
-# -base, at 512 px to predict noise. The paper doesn't say which (SPEC 2.8).
+SDXL = {"block_out_channels": (320, 640, 1280)}
+
+# name: (hub id, image size, U-Net, summary). SD-2.1 comes in two: trained at 768 px to predict velocity,
+# and -base, at 512 px to predict noise. The paper doesn't say which (SPEC 2.8).
 UNETS = {
-    "sd-1.5": ("stable-diffusion-v1-5/stable-diffusion-v1-5", 512, "the paper's main model"),
-    "sd-1.4": ("CompVis/stable-diffusion-v1-4", 512, "the version before"),
-    "sd-2.1": ("stabilityai/stable-diffusion-2-1", 768, "predicts velocity"),
-    "sd-2.1-base": ("stabilityai/stable-diffusion-2-1-base", 512, "predicts noise"),
+    "sd-1.5": ("stable-diffusion-v1-5/stable-diffusion-v1-5", 512, UNET, "the paper's main model"),
+    "sd-1.4": ("CompVis/stable-diffusion-v1-4", 512, UNET, "the version before"),
+    "sd-2.1": ("stabilityai/stable-diffusion-2-1", 768, UNET, "predicts velocity"),
+    "sd-2.1-base": ("stabilityai/stable-diffusion-2-1-base", 512, UNET, "predicts noise"),
+    "sdxl": ("stabilityai/stable-diffusion-xl-base-1.0", 1024, SDXL, "two text encoders"),
+    "sdxl-turbo": ("stabilityai/sdxl-turbo", 512, SDXL, "SDXL distilled to few steps"),
 }
 DITS = {
     "dit-xl-2-256": ("facebook/DiT-XL-2-256", 256, "ImageNet classes"),
     "dit-xl-2-512": ("facebook/DiT-XL-2-512", 512, "ImageNet classes"),
 }
+# What `revelio backbones NAME` says beside the layers.
+WITHDRAWN = "its owner withdrew it from the hub: get the folder from where a copy is kept, and give its path"
+HALF = "its VAE overflows in float16: load it in bfloat16 or float32"
+NOTES = {"sd-2.1": WITHDRAWN, "sd-2.1-base": WITHDRAWN, "sdxl": HALF, "sdxl-turbo": HALF}
 # name: (hub id, image size, width, blocks, patch)
 CLIPS = {
     "clip-vit-b-32": ("openai/clip-vit-base-patch32", 224, 768, 12, 32),
@@ -52,8 +60,9 @@ MINIS = {
 
 def hub_models() -> Iterator[Description]:
     """The models that come from the hub."""
-    for name, (hub_id, size, summary) in UNETS.items():
-        yield Description(name, "U-Net", size, unet_layers(UNET, VAE), hub_id, summary)
+    for name, (hub_id, size, unet, summary) in UNETS.items():
+        layers, note = unet_layers(unet, VAE), NOTES.get(name, "")
+        yield Description(name, "U-Net", size, layers, hub_id, summary, note)
     for name, (hub_id, size, summary) in DITS.items():
         yield Description(name, "DiT", size, dit_layers(DIT_XL_2, VAE), hub_id, summary)
     for name, row in CLIPS.items():
