@@ -6,6 +6,8 @@ Every builder is seeded and leaves the global random state alone; each writes un
                  bottleneck 16x2x2, up_ft0 16x4x4, up_ft1 16x8x8, up_ft2 12x16x16, up_ft3 8x16x16
     tiny_sdxl    32 px, latents 4x16x16, three levels, two text encoders of 16 and 20 channels
                  bottleneck 16x4x4, up_ft0 16x8x8, up_ft1 12x16x16, up_ft2 8x16x16
+    tiny_if      16 px, U-Net with DeepFloyd-IF's block types, learned variance
+                 bottleneck 16x4x4, up_ft0 16x8x8, up_ft1 16x16x16, up_ft2 8x16x16
     tiny_dit     32 px, latents 4x16x16, 4 blocks of 64 tokens x 16, 10 classes (null class 10)
     tiny_clip    32 px, patches of 8, 3 blocks of 16 tokens x 16 (image and text encoder, tokenizer)
     tiny_dinov2  28 px, patches of 7, 3 blocks of 16 tokens x 16 (``registers`` for the variant)
@@ -21,8 +23,10 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    DDPMScheduler,
     DiTPipeline,
     DiTTransformer2DModel,
+    IFPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -96,10 +100,10 @@ def tiny_t5_tokenizer() -> T5Tokenizer:
     return T5Tokenizer(vocab=[*special, *letters], extra_ids=0, model_max_length=32)
 
 
-def tiny_t5(width: int = 16, seed: int = 0) -> T5EncoderModel:
+def tiny_t5(width: int = 16, words: int = 40, seed: int = 0) -> T5EncoderModel:
     """A T5 encoder; its embedding has a few rows more than its tokenizer has words, as T5's own."""
     config = T5Config(
-        vocab_size=40,
+        vocab_size=words,
         d_model=width,
         d_kv=8,
         d_ff=2 * width,
@@ -201,6 +205,46 @@ def tiny_sdxl(folder: Path, *, seed: int = 0) -> Path:
         unet=unet,
         scheduler=_scheduler("scaled_linear", "epsilon"),
         add_watermarker=False,
+    )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def tiny_if(folder: Path, *, seed: int = 0) -> Path:
+    """A whole ``IFPipeline`` folder, stage I."""
+    unet = seeded(
+        lambda: UNet2DConditionModel(
+            sample_size=16,
+            in_channels=3,
+            out_channels=6,
+            block_out_channels=(8, 16, 16),
+            down_block_types=("ResnetDownsampleBlock2D", *["SimpleCrossAttnDownBlock2D"] * 2),
+            mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+            up_block_types=(*["SimpleCrossAttnUpBlock2D"] * 2, "ResnetUpsampleBlock2D"),
+            layers_per_block=1,
+            norm_num_groups=4,
+            attention_head_dim=4,
+            cross_attention_dim=32,
+            cross_attention_norm="group_norm",
+            encoder_hid_dim=16,
+            addition_embed_type="text",
+            addition_embed_type_num_heads=2,
+            act_fn="gelu",
+            resnet_time_scale_shift="scale_shift",
+        ),
+        seed,
+    )
+    pipeline = IFPipeline(
+        tokenizer=tiny_t5_tokenizer(),
+        text_encoder=tiny_t5(seed=seed),
+        unet=unet,
+        scheduler=DDPMScheduler(
+            beta_schedule="squaredcos_cap_v2", variance_type="learned_range", thresholding=True
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        watermarker=None,
+        requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder)
     return folder

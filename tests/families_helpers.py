@@ -107,9 +107,3 @@ def check_generation(ours: Any, theirs: Any, **settings: Any) -> None:
         given = {"num_inference_steps": 2, "guidance_scale": 2.0, "output_type": "np"} | settings
         pictures.append(torch.as_tensor(pipeline("a cat", generator=drawn, **given).images))
     torch.testing.assert_close(pictures[0], pictures[1], atol=1e-4, rtol=1e-3)
-
-
-def as_variant(folder: Path, variant: str = "fp16") -> None:
-    """Rename all weights of a folder as a half-precision variant's, with nothing else left."""
-    for file in folder.rglob("*.safetensors"):
-        file.rename(file.with_name(file.name.replace(".safetensors", f".{variant}.safetensors")))

@@ -1,12 +1,16 @@
-"""T5's tokenizer out of sentencepiece's own file, against sentencepiece."""
+"""T5's encoder, and its tokenizer out of sentencepiece's own file, against transformers and sentencepiece."""
 
 import io
 
 import pytest
 import sentencepiece
+import torch
+from backbones_helpers import tiny_t5
 from transformers import T5Tokenizer
 
-from revelio.backbones.diffusion.t5 import read_sentencepiece
+from revelio.backbones.diffusion.t5 import load_t5, read_sentencepiece
+from revelio.backbones.loading import LoadSettings
+from revelio.backbones.source import Source
 
 TEXTS = ["", "a photo of a cat", "Two  dogs, on grass!", "ﬁne ① naïve ünïcödé", "zebra ☃ 42"]
 CORPUS = ["a photo of a cat and two dogs on grass, fine and naive"] * 20 + ["zebra no. 42!"] * 9
@@ -42,6 +46,35 @@ def test_words_scores_and_tokens_are_sentencepieces_own(tmp_path):
         assert tokenizer(text).input_ids == [*own.Encode(text), 1], text
     plain = T5Tokenizer(vocab=words)
     assert plain(TEXTS[3]).input_ids != [*own.Encode(TEXTS[3]), 1]  # so the table matters
+
+
+@torch.no_grad()
+def test_a_folder_with_sentencepieces_file_alone(tmp_path):
+    """As most folders on the hub have it: the encoder runs on sentencepiece's own tokens, padded with 0."""
+    whole = tiny_t5(words=256)
+    whole.save_pretrained(tmp_path / "text_encoder")
+    (tmp_path / "tokenizer").mkdir()
+    file = tmp_path / "tokenizer" / "spiece.model"
+    file.write_bytes(trained())
+    own = sentencepiece.SentencePieceProcessor(model_file=str(file))
+    settings = LoadSettings(device="cpu")
+    text = load_t5(Source("m", str(tmp_path)), settings, length=20, masked=True)
+    tables, rows = text.tables([TEXTS[1], TEXTS[0]])
+    for row, words in zip(rows.tolist(), (TEXTS[1], TEXTS[0]), strict=True):
+        ids = [*own.Encode(words), 1]
+        padded = torch.tensor([ids + [0] * (20 - len(ids))])
+        mask = (torch.arange(20) < len(ids)).long()[None]
+        output = whole(padded, attention_mask=mask, output_hidden_states=True)
+        torch.testing.assert_close(tables["states"][row : row + 1], output.last_hidden_state)
+        assert torch.equal(tables["mask"][row], mask[0])
+        found = text.activations([words], ["block0"])["block0"]
+        torch.testing.assert_close(found, output.hidden_states[1])
+    tiny_t5().save_pretrained(tmp_path / "text_encoder")
+    with pytest.raises(ValueError, match="words, its text encoder 40"):
+        load_t5(Source("m", str(tmp_path)), settings, length=20)
+    file.write_bytes(b"\x0a\xff")
+    with pytest.raises(ValueError, match=r"tokenizer/spiece.model of m can't be loaded"):
+        load_t5(Source("m", str(tmp_path)), settings, length=20)
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,9 @@ UNETS = {
     "sdxl": ("stabilityai/stable-diffusion-xl-base-1.0", 1024, SDXL, "two text encoders"),
     "sdxl-turbo": ("stabilityai/sdxl-turbo", 512, SDXL, "SDXL distilled to few steps"),
 }
+# On pixels, without a VAE.
+IF_UNET = {"block_out_channels": (704, 1408, 2112, 2816)}
+IFS = {"deepfloyd-if-xl": ("DeepFloyd/IF-I-XL-v1.0", 64, IF_UNET, "on pixels; T5 text encoder")}
 DITS = {
     "dit-xl-2-256": ("facebook/DiT-XL-2-256", 256, "ImageNet classes"),
     "dit-xl-2-512": ("facebook/DiT-XL-2-512", 512, "ImageNet classes"),
@@ -36,7 +39,14 @@ DITS = {
 # What `revelio backbones NAME` says beside the layers.
 WITHDRAWN = "its owner withdrew it from the hub: get the folder from where a copy is kept, and give its path"
 HALF = "its VAE overflows in float16: load it in bfloat16 or float32"
-NOTES = {"sd-2.1": WITHDRAWN, "sd-2.1-base": WITHDRAWN, "sdxl": HALF, "sdxl-turbo": HALF}
+GATED = "gated: accept its license on the hub and log in with `hf auth login`, or give a folder"
+NOTES = {
+    "sd-2.1": WITHDRAWN,
+    "sd-2.1-base": WITHDRAWN,
+    "sdxl": HALF,
+    "sdxl-turbo": HALF,
+    "deepfloyd-if-xl": GATED,
+}
 # name: (hub id, image size, width, blocks, patch)
 CLIPS = {
     "clip-vit-b-32": ("openai/clip-vit-base-patch32", 224, 768, 12, 32),
@@ -60,8 +70,9 @@ MINIS = {
 
 def hub_models() -> Iterator[Description]:
     """The models that come from the hub."""
-    for name, (hub_id, size, unet, summary) in UNETS.items():
-        layers, note = unet_layers(unet, VAE), NOTES.get(name, "")
+    for name, (hub_id, size, unet, summary) in (UNETS | IFS).items():
+        layers = unet_layers(unet, VAE if name in UNETS else None)
+        note = NOTES.get(name, "")
         yield Description(name, "U-Net", size, layers, hub_id, summary, note)
     for name, (hub_id, size, summary) in DITS.items():
         yield Description(name, "DiT", size, dit_layers(DIT_XL_2, VAE), hub_id, summary)

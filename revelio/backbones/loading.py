@@ -94,11 +94,18 @@ def check_attention(name: str) -> str:
 
 def use_eager_attention(model: nn.Module) -> None:
     """Make diffusers' attention modules compute softmax(q k) v step by step."""
-    from diffusers.models.attention_processor import Attention, AttnProcessor
+    from diffusers.models.attention_processor import (
+        Attention,
+        AttnAddedKVProcessor,
+        AttnProcessor,
+    )
 
     for module in model.modules():
         if isinstance(module, Attention):
-            module.set_processor(AttnProcessor())
+            joint = (
+                module.added_kv_proj_dim is not None
+            )  # text joins the picture's keys: DeepFloyd-IF
+            module.set_processor(AttnAddedKVProcessor() if joint else AttnProcessor())
 
 
 def frozen(model: M, device: torch.device, *, convolutional: bool = False) -> M:
