@@ -69,10 +69,9 @@ def vit_layers(vision: Mapping[str, Any], *, norm: bool = False) -> Layers:
     return layers | {"norm": spec} if norm else layers
 
 
-def text_layers(text: Mapping[str, Any]) -> Layers:
-    """The blocks of a CLIP text encoder."""
-    spec = LayerSpec(text["hidden_size"], 1, "tokens")
-    return {f"block{i}": spec for i in range(text["num_hidden_layers"])}
+def text_layers(width: int, blocks: int) -> Layers:
+    """The blocks of a text encoder."""
+    return {f"block{i}": LayerSpec(width, 1, "tokens") for i in range(blocks)}
 
 
 def cut_after(known: Mapping[str, LayerSpec], wanted: Iterable[str] | None, name: str) -> Layers:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from revelio.backbones.diffusion.conditioning import Conditioning
     from revelio.backbones.diffusion.schedule import Schedule
-    from revelio.backbones.diffusion.vae import LatentSpace
+    from revelio.backbones.diffusion.vae import LatentSpace, PixelSpace
     from revelio.backbones.loading import LoadSettings
 
 
@@ -106,7 +106,7 @@ class DiffusionBackbone(ABC):
     pipelines: ClassVar[tuple[str, ...]] = ()
     output_position: ClassVar[int] = 0
 
-    latents: LatentSpace  # of a latent model; one on pixels overrides `encode` and `decode`
+    latents: LatentSpace | PixelSpace
 
     def __init__(
         self,
@@ -181,7 +181,7 @@ class DiffusionBackbone(ABC):
         return output
 
     def encode(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c zh zw"]:
-        """VAE latents z_0 in float16; see :meth:`LatentSpace.encode`."""
+        """VAE latents z_0 in float16, or pixels; see :meth:`LatentSpace.encode`."""
         return self.latents.encode(pixels)
 
     def decode(self, z: Float[Tensor, "b c zh zw"]) -> Float[Tensor, "b 3 h w"]:

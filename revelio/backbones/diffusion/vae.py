@@ -1,4 +1,4 @@
-"""A VAE: pixels to latents and back.
+"""A VAE: pixels to latents and back; or pixels as they are, of a model without one.
 
     z_0 = (mode of the posterior - shift_factor) * scaling_factor                             (SPEC 1.1)
     pixels = decoder(z_0 / scaling_factor + shift_factor)
@@ -18,6 +18,37 @@ from revelio.backbones.source import Source
 from revelio.backbones.weights import DIFFUSERS, diffusers_part, read_weights
 
 HALF_MAX = torch.finfo(torch.float16).max
+
+
+def check_sides(pixels: Tensor, multiple: int, name: str) -> None:
+    """Raise a ValueError unless both sides of the pixels are multiples of ``multiple``."""
+    height, width = pixels.shape[-2:]
+    if height % multiple or width % multiple:
+        raise ValueError(
+            f"pixels of {height}x{width} don't fit {name}: both sides must be multiples of {multiple}"
+        )
+
+
+class PixelSpace:
+    """What stands in a VAE's place before a model on pixels: they stay as they are."""
+
+    def __init__(self, name: str, multiple: int, device: torch.device) -> None:
+        self._name = name
+        self._multiple = multiple
+        self._device = device
+
+    def encode(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """The pixels, moved to the model's device: there is nothing to share between passes.
+
+        Raises:
+            ValueError: the pixels' sides don't fit.
+        """
+        check_sides(pixels, self._multiple, self._name)
+        return pixels.to(self._device)
+
+    def decode(self, z: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """The pixels."""
+        return z.to(self._device)
 
 
 class LatentSpace:
@@ -40,12 +71,7 @@ class LatentSpace:
         Raises:
             ValueError: the pixels' sides don't fit, or the VAE's numbers don't fit in float16.
         """
-        height, width = pixels.shape[-2:]
-        if height % self._multiple or width % self._multiple:
-            raise ValueError(
-                f"pixels of {height}x{width} don't fit {self._name}: "
-                f"both sides must be multiples of {self._multiple}"
-            )
+        check_sides(pixels, self._multiple, self._name)
         ready = pixels.to(self.vae.device, non_blocking=True).to(self.vae.dtype)
         if self.vae.device.type == "cpu":
             ready = ready.contiguous(memory_format=torch.channels_last)
