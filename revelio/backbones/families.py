@@ -17,7 +17,7 @@ from revelio.backbones.source import Description, Source
 from revelio.trust import printable
 
 # Modules of the package that are no family's.
-SHARED = {"base", "conditioning", "schedule", "scheduler", "text_encoder", "unet", "vae"}
+SHARED = {"base", "conditioning", "schedule", "scheduler", "t5", "text_encoder", "unet", "vae"}
 # Parts that steer the denoiser: only a family that lists them computes what they do (SDXL, SD3, unCLIP).
 STRANGE_PARTS = ("text_encoder_2", "text_encoder_3", "prior", "image_encoder", "image_normalizer")
 VITS = {

@@ -182,28 +182,48 @@ def load_clip_tokenizer(source: Source, part: str, words: int) -> CLIPTokenizer:
     Raises:
         ValueError: files are missing or broken, or it has another number of words.
     """
+    tokenizer = load_tokenizer(CLIPTokenizer, source, part, ("vocab.json", "merges.txt"))
+    check_words(source, tokenizer, words, len(tokenizer) == words)
+    return tokenizer
+
+
+def load_tokenizer(kind: Any, source: Source, part: str, words: tuple[str, ...]) -> Any:
+    """A tokenizer of transformers.
+
+    Args:
+        kind: its class.
+        source: the model.
+        part: the subfolder; "" for the model's own.
+        words: the files that can stand for its tokenizer.json.
+
+    Raises:
+        ValueError: files are missing or broken.
+    """
     prefix = f"{part}/" if part else ""
-    names = {name: source.file(prefix + name) for name in TOKENIZER_FILES}
-    whole = names["tokenizer.json"] or (names["vocab.json"] and names["merges.txt"])
+    names = {name: source.file(prefix + name) for name in (*TOKENIZER_FILES, *words)}
+    whole = names["tokenizer.json"] or all(names[name] for name in words)
     config = names["tokenizer_config.json"]
     # transformers makes an empty tokenizer where the words are missing, and takes other special tokens
     # where the config is.
     if not whole or not config:
         raise ValueError(
             f"{source.name} has no whole tokenizer{f' in {part}' if part else ''}: it needs "
-            f"tokenizer_config.json, and tokenizer.json or vocab.json with merges.txt"
+            f"tokenizer_config.json, and tokenizer.json or {' with '.join(words)}"
         )
     for name, file in names.items():
         if file is not None and name.endswith(".json"):
             read_object(file)
     with reading(f"the tokenizer of {source.name} ({config.parent.name})"):
-        tokenizer = CLIPTokenizer.from_pretrained(str(config.parent))
-    if len(tokenizer) != words:
+        return kind.from_pretrained(str(config.parent))
+
+
+def check_words(source: Source, tokenizer: Any, words: int, fits: bool) -> None:
+    """Raise a ValueError unless the tokenizer's words fit the text encoder's embedding."""
+    if not fits:
         raise ValueError(
             f"the tokenizer of {source.name} has {len(tokenizer)} words, its text encoder {words}: they "
             "belong to different models"
         )
-    return tokenizer
 
 
 def load_text_encoder(
