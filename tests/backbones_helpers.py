@@ -10,6 +10,7 @@ Every builder is seeded and leaves the global random state alone; each writes un
 """
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
     CLIPConfig,
@@ -31,12 +33,16 @@ from transformers import (
     CLIPModel,
     CLIPTextConfig,
     CLIPTextModel,
+    CLIPTextModelWithProjection,
     CLIPTokenizer,
     CLIPVisionConfig,
     Dinov2Config,
     Dinov2Model,
     Dinov2WithRegistersConfig,
     Dinov2WithRegistersModel,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
 )
 
 TEXT_LENGTH = 16
@@ -59,7 +65,7 @@ def tiny_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=TEXT_LENGTH)
 
 
-def _text_config(width: int = 16) -> CLIPTextConfig:
+def tiny_text_config(width: int = 16) -> CLIPTextConfig:
     tokenizer = tiny_tokenizer()
     return CLIPTextConfig(
         vocab_size=len(tokenizer),
@@ -75,18 +81,44 @@ def _text_config(width: int = 16) -> CLIPTextConfig:
     )
 
 
-def tiny_vae(seed: int = 0) -> AutoencoderKL:
-    """A VAE that halves 32 px to 16."""
+def tiny_projected_clip(width: int = 16, seed: int = 0) -> CLIPTextModelWithProjection:
+    """A CLIP text encoder with its projection, to 16 channels."""
+    return seeded(lambda: CLIPTextModelWithProjection(tiny_text_config(width)), seed)
+
+
+def tiny_t5_tokenizer() -> T5Tokenizer:
+    """A T5 tokenizer whose words are single letters."""
+    letters = [(letter, -2.0) for letter in "abcdefghijklmnopqrstuvwxyz ,."]
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
+    return T5Tokenizer(vocab=[*special, *letters], extra_ids=0, model_max_length=32)
+
+
+def tiny_t5(width: int = 16, seed: int = 0) -> T5EncoderModel:
+    """A T5 encoder; its embedding has a few rows more than its tokenizer has words, as T5's own."""
+    config = T5Config(
+        vocab_size=40,
+        d_model=width,
+        d_kv=8,
+        d_ff=2 * width,
+        num_layers=2,
+        num_heads=2,
+        feed_forward_proj="gated-gelu",
+    )
+    return seeded(lambda: T5EncoderModel(config), seed)
+
+
+def tiny_vae(seed: int = 0, **changes: Any) -> AutoencoderKL:
+    """A VAE that halves 32 px to 16; ``changes`` to its config."""
+    config = {"latent_channels": 4, "scaling_factor": 0.5} | changes
     return seeded(
         lambda: AutoencoderKL(
             block_out_channels=(8, 8),
             down_block_types=("DownEncoderBlock2D",) * 2,
             up_block_types=("UpDecoderBlock2D",) * 2,
-            latent_channels=4,
             layers_per_block=1,
             norm_num_groups=4,
             sample_size=32,
-            scaling_factor=0.5,
+            **config,
         ),
         seed,
     )
@@ -123,7 +155,7 @@ def tiny_sd(
     )
     pipeline = StableDiffusionPipeline(
         vae=tiny_vae(seed),
-        text_encoder=seeded(lambda: CLIPTextModel(_text_config(text_width)), seed),
+        text_encoder=seeded(lambda: CLIPTextModel(tiny_text_config(text_width)), seed),
         tokenizer=tiny_tokenizer(),
         unet=unet,
         scheduler=_scheduler("scaled_linear", prediction_type),
@@ -160,7 +192,7 @@ def tiny_dit(folder: Path, *, classes: int = 10, seed: int = 0) -> Path:
 def tiny_clip(folder: Path, *, seed: int = 0) -> Path:
     """A ``CLIPModel`` folder with its tokenizer and image processor."""
     config = CLIPConfig(
-        text_config=_text_config().to_dict(),
+        text_config=tiny_text_config().to_dict(),
         vision_config=CLIPVisionConfig(
             hidden_size=16,
             intermediate_size=32,
@@ -197,6 +229,16 @@ def tiny_dinov2(folder: Path, *, registers: int = 0, seed: int = 0) -> Path:
     processor = {"crop_size": {"height": 28, "width": 28}, "image_mean": mean, "image_std": std}
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     return folder
+
+
+def fp16_only(folder: Path, copy: Path) -> Path:
+    """A copy of a pipeline's folder whose safetensors are float16 and called ``.fp16`` only."""
+    shutil.copytree(folder, copy)
+    for file in copy.glob("*/*.safetensors"):
+        halves = {name: tensor.half() for name, tensor in load_file(file).items()}
+        save_file(halves, file.with_name(f"{file.stem}.fp16.safetensors"), {"format": "pt"})
+        file.unlink()
+    return copy
 
 
 def picture(index: int, size: tuple[int, int] = (48, 40)) -> Image.Image:

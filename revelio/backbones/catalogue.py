@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from revelio.backbones.families import describe_source
-from revelio.backbones.layers import Layers, dit_layers, unet_layers, vit_layers
+from revelio.backbones.layers import Layers, dit_layers, flux_layers, unet_layers, vit_layers
 from revelio.backbones.source import Description, Source
 
 VAE = {"block_out_channels": (128, 256, 512, 512)}
@@ -28,6 +28,27 @@ UNETS = {
 DITS = {
     "dit-xl-2-256": ("facebook/DiT-XL-2-256", 256, "ImageNet classes"),
     "dit-xl-2-512": ("facebook/DiT-XL-2-512", 512, "ImageNet classes"),
+}
+GATED = "gated: accept its license on the hub first"
+SD3_MEDIUM = {
+    "num_attention_heads": 24,
+    "attention_head_dim": 64,
+    "num_layers": 24,
+    "patch_size": 2,
+}
+SD3S = {
+    "sd3-medium": ("stabilityai/stable-diffusion-3-medium-diffusers", GATED),
+    "sd3.5-medium": ("stabilityai/stable-diffusion-3.5-medium", GATED),
+}
+FLUX_1 = {
+    "num_attention_heads": 24,
+    "attention_head_dim": 128,
+    "num_layers": 19,
+    "num_single_layers": 38,
+}
+FLUXES = {
+    "flux-1-dev": ("black-forest-labs/FLUX.1-dev", f"guidance-distilled; {GATED}"),
+    "flux-1-schnell": ("black-forest-labs/FLUX.1-schnell", "few-step"),
 }
 # name: (hub id, image size, width, blocks, patch)
 CLIPS = {
@@ -56,6 +77,10 @@ def hub_models() -> Iterator[Description]:
         yield Description(name, "U-Net", size, unet_layers(UNET, VAE), hub_id, summary)
     for name, (hub_id, size, summary) in DITS.items():
         yield Description(name, "DiT", size, dit_layers(DIT_XL_2, VAE), hub_id, summary)
+    for name, (hub_id, summary) in SD3S.items():
+        yield Description(name, "MMDiT", 1024, dit_layers(SD3_MEDIUM, VAE), hub_id, summary)
+    for name, (hub_id, summary) in FLUXES.items():
+        yield Description(name, "MMDiT", 1024, flux_layers(FLUX_1, 16), hub_id, summary)
     for name, row in CLIPS.items():
         yield _vit(name, row, "image encoder", norm=False)
     for name, row in DINOS.items():
