@@ -112,8 +112,7 @@ def reference(folder, z0, index):
     return kept, x_t, output, text
 
 
-@pytest.mark.parametrize("name", ["sd3", "sd3.5", "no-t5"])
-@pytest.mark.parametrize("index", [0, 500, 999])
+@pytest.mark.parametrize(("name", "index"), [("sd3", 0), ("sd3.5", 500), ("no-t5", 999)])
 def test_activations_and_predictions_are_the_pipelines_own(folders, pixels, name, index):
     whole = load_backbone(str(folders[name]), device="cpu")
     assert isinstance(whole, DiffusionModel) and dict(whole.layers) == LAYERS
@@ -132,6 +131,7 @@ def test_activations_and_predictions_are_the_pipelines_own(folders, pixels, name
         assert found[layer].shape == (2, 16, 8, 8)
         tokens = found[layer].flatten(2).transpose(1, 2)
         torch.testing.assert_close(tokens, kept[layer], **NEARLY)
+    for layer in ("block0", "block2"):
         cut = load_backbone(str(folders[name]), layers=[layer], device="cpu")
         assert list(cut.layers)[-1] == layer
         alone = cut.activations(encoded, IDS, [layer], timestep=index, prompts=PROMPTS)
