@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from typing import Any
 
 import pytest
 import torch
@@ -73,7 +74,7 @@ def pixels():
     return torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
-def load(folder, **settings):
+def load(folder, **settings) -> Any:
     return load_backbone(str(folder), image_size=SIZE, device="cpu", **settings)
 
 

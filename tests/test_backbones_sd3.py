@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from typing import Any
 
 import pytest
 import torch
@@ -82,6 +83,10 @@ def pixels():
     return torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
+def load(folder, **settings) -> Any:
+    return load_backbone(str(folder), device="cpu", **settings)
+
+
 def uncut(folder):
     """Diffusers' pipeline; it has to be told of a T5 that isn't there."""
     without = (
@@ -114,7 +119,7 @@ def reference(folder, z0, index):
 
 @pytest.mark.parametrize(("name", "index"), [("sd3", 0), ("sd3.5", 500), ("no-t5", 999)])
 def test_activations_and_predictions_are_the_pipelines_own(folders, pixels, name, index):
-    whole = load_backbone(str(folders[name]), device="cpu")
+    whole = load(folders[name])
     assert isinstance(whole, DiffusionModel) and dict(whole.layers) == LAYERS
     encoded = whole.encode(pixels)
     kept, x_t, output, text = reference(folders[name], encoded.float(), index)
@@ -132,14 +137,14 @@ def test_activations_and_predictions_are_the_pipelines_own(folders, pixels, name
         tokens = found[layer].flatten(2).transpose(1, 2)
         torch.testing.assert_close(tokens, kept[layer], **NEARLY)
     for layer in ("block0", "block2"):
-        cut = load_backbone(str(folders[name]), layers=[layer], device="cpu")
+        cut = load(folders[name], layers=[layer])
         assert list(cut.layers)[-1] == layer
         alone = cut.activations(encoded, IDS, [layer], timestep=index, prompts=PROMPTS)
         assert torch.equal(alone[layer], found[layer])
 
 
 def test_an_edit_changes_the_image_tokens_only(folders, pixels):
-    model = load_backbone(str(folders["sd3"]), device="cpu")
+    model = load(folders["sd3"])
     x_t = model.encode(pixels).float()
     text, image = [], {}
 
@@ -158,7 +163,7 @@ def test_an_edit_changes_the_image_tokens_only(folders, pixels):
 
 
 def test_latents_come_back_as_the_pipelines_pixels(folders, pixels):
-    model = load_backbone(str(folders["sd3"]), device="cpu")
+    model = load(folders["sd3"])
     vae = uncut(folders["sd3"]).vae
     z, (scale, shift) = model.encode(pixels), (vae.config.scaling_factor, vae.config.shift_factor)
     with torch.no_grad():
@@ -171,7 +176,7 @@ def test_latents_come_back_as_the_pipelines_pixels(folders, pixels):
 
 @pytest.mark.parametrize("name", ["sd3", "no-t5"])
 def test_the_pipeline_generates_what_diffusers_does(folders, name):
-    model, images = load_backbone(str(folders[name]), device="cpu"), []
+    model, images = load(folders[name]), []
     for pipeline in (model.pipeline(), uncut(folders[name])):
         pipeline.set_progress_bar_config(disable=True)
         drawn = torch.Generator().manual_seed(1)
@@ -181,21 +186,21 @@ def test_the_pipeline_generates_what_diffusers_does(folders, name):
 
 
 def test_half_precision_variants_and_eager_attention(folders, pixels, tmp_path):
-    model = load_backbone(str(folders["sd3"]), device="cpu")
+    model = load(folders["sd3"])
     encoded = model.encode(pixels)
     wanted = {"timestep": 300, "prompts": PROMPTS}
     expected = model.activations(encoded, IDS, ["block2"], **wanted)["block2"]
-    eager = load_backbone(str(folders["sd3"]), device="cpu", attention="eager")
+    eager = load(folders["sd3"], attention="eager")
     found = eager.activations(encoded, IDS, ["block2"], **wanted)["block2"]
     torch.testing.assert_close(found, expected, **NEARLY)
     folder = fp16_only(folders["sd3"], tmp_path / "fp16")
-    small = load_backbone(str(folder), device="cpu")
+    small = load(folder)
     found = small.activations(encoded, IDS, ["block2"], **wanted)["block2"]
     assert 0 < (found - expected).norm() / expected.norm() < 0.05
 
 
 def test_timesteps_match_ddpms_by_signal_to_noise_ratio(folders):
-    flow = load_backbone(str(folders["sd3"]), device="cpu").schedule
+    flow = load(folders["sd3"]).schedule
     fraction = torch.arange(1, 1001, dtype=torch.float64) / 1000
     sigma = 3 * fraction / (1 + 2 * fraction)
     noise = 2 * ((1 - sigma) / sigma).log()  # of the flow, from its definition
@@ -226,7 +231,7 @@ def test_parts_that_do_not_fit_are_one_line(folders, tmp_path, part, changes, wo
     path = folder / part / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(ValueError, match=words) as error:
-        load_backbone(str(folder), device="cpu")
+        load(folder)
     assert "\n" not in str(error.value)
 
 
@@ -236,7 +241,7 @@ def test_another_schedule_is_refused(folders, tmp_path):
     betas = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
     (folder / "scheduler/scheduler_config.json").write_text(json.dumps(config | betas))
     with pytest.raises(ValueError, match="not of a rectified flow"):
-        load_backbone(str(folder), device="cpu")
+        load(folder)
 
 
 MEDIUM = {
