@@ -40,7 +40,7 @@ from revelio.backbones.diffusion.vae import LatentSpace
 from revelio.backbones.layers import cut_after, unet_layers
 from revelio.backbones.loading import frozen
 from revelio.data.dataset import ImageDataset
-from revelio.runs import versions, write_json
+from revelio.run_dir import versions, write_json
 
 # The configs of stable-diffusion-v1-5's unet and vae; everything else is diffusers' default.
 UNET: dict[str, Any] = {"cross_attention_dim": 768, "sample_size": 64}

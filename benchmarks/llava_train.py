@@ -28,17 +28,17 @@ from llava_ext.command import read_section
 from llava_ext.deepspeed import free_port
 from llava_ext.images import smooth_picture
 from llava_ext.job import Job, open_job
-from llava_ext.options import CacheConfig, DataOptions, PretrainConfig
+from llava_ext.options import CacheConfig, DataConfig, PretrainConfig
 from llava_ext.training import build_trainer
 from revelio.activations.processes import Processes
-from revelio.runs import read_json, write_json
+from revelio.run_dir import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs" / "llava" / "mini"
 MEMORY_SAMPLES = 8
 
 
-def made_up_data(folder: Path, records: int) -> DataOptions:
+def made_up_data(folder: Path, records: int) -> DataConfig:
     """Pictures of different sizes with captions, in LLaVA's form."""
     (folder / "images").mkdir()
     entries = []
@@ -51,7 +51,7 @@ def made_up_data(folder: Path, records: int) -> DataOptions:
         ]
         entries.append({"id": name, "image": name, "conversations": turns})
     write_json(folder / "data.json", entries)
-    return DataOptions(folder / "data.json", folder / "images")
+    return DataConfig(folder / "data.json", folder / "images")
 
 
 def one_step(job: Job, trainer: Any, samples: range) -> float:
@@ -96,7 +96,7 @@ def row_config(row: str, sd15: Path | None) -> PretrainConfig:
 
 
 def steps(
-    config: PretrainConfig, data: DataOptions, folder: Path, batch: int, rounds: int
+    config: PretrainConfig, data: DataConfig, folder: Path, batch: int, rounds: int
 ) -> dict[str, Any]:
     """Steps in turn, towers run or grids cached."""
     stage = replace(config.stage, effective_batch=batch, batch_size=batch, zero=0)
@@ -127,7 +127,7 @@ def steps(
     }
 
 
-def memory(path: Path, data: DataOptions, folder: Path) -> dict[str, Any]:
+def memory(path: Path, data: DataConfig, folder: Path) -> dict[str, Any]:
     """Peak resident bytes of the first of one and of two processes of stage 2 with ZeRO-3."""
     peaks = {}
     for processes in (1, 2):

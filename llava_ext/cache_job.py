@@ -24,7 +24,7 @@ from revelio.activations.processes import Processes
 from revelio.activations.shard import write_shard
 from revelio.activations.target import CONTENTS, SHARD_CONTENTS, Target, check_same
 from revelio.data.contents import combined
-from revelio.runs import versions
+from revelio.run_dir import versions
 
 # What the rows of an open shard may take in memory, all towers together.
 SHARD_BYTES = 64 * 2**20

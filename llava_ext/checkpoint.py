@@ -24,7 +24,7 @@ from revelio.backbones.source import HUB_ID
 from revelio.backbones.weights import check_fit, shapes_of
 from revelio.config import structure, to_plain
 from revelio.files import names_in, write_folder, write_whole
-from revelio.runs import write_json
+from revelio.run_dir import write_json
 from revelio.trust import printable, read_object, read_tensors, tensor_headers
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import ModuleType
 
 from llava_ext.command import run_module
-from revelio.door import choose
+from revelio.command_line import choose
 
 SUMMARY = "a language model that sees through a backbone's layers: cache, train, chat"
 COMMANDS = {

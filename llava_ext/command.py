@@ -16,9 +16,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from revelio import door
+from revelio import command_line
+from revelio.command_line import own_words, parse_flags, take
 from revelio.config import named, read_yaml, structure
-from revelio.door import own_words, parse_flags, take
 from revelio.following import following
 
 T = TypeVar("T")
@@ -74,9 +74,9 @@ def run_module(module: ModuleType, words: Sequence[str], *, name: str, prog: str
         prog: how the command is called, for its help.
     """
     if not hasattr(module, "SECTION"):
-        door.run_module(module, words, name=name, prog=prog)
+        command_line.run_module(module, words, name=name, prog=prog)
         return
-    with door.one_line_errors(name, f"{name}: {door.stopped_line(module.Config)}"):
+    with command_line.one_line_errors(name, f"{name}: {command_line.stopped_line(module.Config)}"):
         config = parse(module.Config, words, module.__doc__ or "", module.SECTION, prog)
         module.run(config)
         # Launchers start several processes; one of them speaks.

@@ -36,10 +36,10 @@ from llava_ext.training import (
     world_size,
 )
 from revelio.activations.plan import duration, size
+from revelio.command_line import require
 from revelio.config import completed, structure, to_plain, to_yaml
-from revelio.door import require
 from revelio.files import check_folder
-from revelio.runs import Run, read_json, write_json
+from revelio.run_dir import Run, read_json, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

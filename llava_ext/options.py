@@ -31,7 +31,7 @@ PAPER_MODEL = ModelConfig(
 
 
 @dataclass(frozen=True)
-class DataOptions:
+class DataConfig:
     """LLaVA's data: a JSON file of conversations and the folder of their images."""
 
     json: Path = Path("data/chat.json")
@@ -48,7 +48,7 @@ class PretrainConfig:
     out: OutFolder = Path("runs/llava/pretrain")
     """The run directory to create; `final/` in it is what stage 2 and chatting take."""
 
-    data: DataOptions = field(default_factory=DataOptions)
+    data: DataConfig = field(default_factory=DataConfig)
     """The conversations: LLaVA's CC595k `chat.json`, for the paper's stage 1."""
 
     model: ModelConfig = PAPER_MODEL
@@ -84,7 +84,7 @@ class FinetuneConfig:
     out: OutFolder = Path("runs/llava/finetune")
     """The run directory to create; `final/` in it is the finished model."""
 
-    data: DataOptions = field(default_factory=DataOptions)
+    data: DataConfig = field(default_factory=DataConfig)
     """The conversations: LLaVA-Instruct-80K, for the paper's stage 2."""
 
     model: ModelConfig = PAPER_MODEL
@@ -119,7 +119,7 @@ class CacheConfig:
     cache: OutFolder | None = None
     """The folder that gets one store a tower."""
 
-    data: DataOptions = field(default_factory=DataOptions)
+    data: DataConfig = field(default_factory=DataConfig)
     """Whose images."""
 
     model: ModelConfig = PAPER_MODEL
@@ -142,7 +142,7 @@ class CacheConfig:
 class ShowConfig:
     """Settings of `revelio llava show`."""
 
-    data: DataOptions = field(default_factory=DataOptions)
+    data: DataConfig = field(default_factory=DataConfig)
     """The conversations."""
 
     model: ModelConfig = PAPER_MODEL

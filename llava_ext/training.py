@@ -25,7 +25,7 @@ from llava_ext.order import Order
 from llava_ext.stages import StageOptions, accumulation
 from llava_ext.towers import Tower
 from revelio.files import write_whole_by
-from revelio.runs import Run
+from revelio.run_dir import Run
 
 TRAINED = "trained.safetensors"
 STATE = "trainer_state.json"

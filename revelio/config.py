@@ -1,7 +1,7 @@
 """Configs: frozen dataclasses filled from a YAML file, then overridden by flags.
 
 Strict: an unknown key is an error that names it and what is allowed. Configs hold plain values and stop at
-the door: commands turn them into arguments.
+the command line: commands turn them into arguments.
 """
 
 from collections.abc import Callable, Mapping, Sequence

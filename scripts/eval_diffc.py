@@ -2,8 +2,7 @@
 
 import sys
 
-from revelio.cli import run_module
-from revelio.commands import eval_diffc
+from revelio.cli import eval_diffc, run_module
 
 if __name__ == "__main__":
     run_module(eval_diffc, sys.argv[1:], "eval-diffc")

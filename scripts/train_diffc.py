@@ -2,8 +2,7 @@
 
 import sys
 
-from revelio.cli import run_module
-from revelio.commands import train_diffc
+from revelio.cli import run_module, train_diffc
 
 if __name__ == "__main__":
     run_module(train_diffc, sys.argv[1:], "train-diffc")

@@ -13,11 +13,12 @@ from backbones_helpers import tiny_dinov2, tiny_sd
 
 from revelio.activations.processes import Processes
 from revelio.activations.store import ActivationStore
+from revelio.backbones.config import BackboneConfig
 from revelio.backbones.registry import load_backbone
 from revelio.cli import main
-from revelio.commands.extract import Config, build
-from revelio.commands.options import BackboneOptions, DataOptions
+from revelio.cli.extract import Config, build
 from revelio.config import load_config
+from revelio.data.config import DataConfig
 
 ROOT = Path(__file__).parent.parent
 
@@ -97,7 +98,7 @@ def test_two_processes_give_the_bytes_of_one(model, photos, tmp_path):
     (photos / "cat" / "broken.png").write_bytes(b"no picture")
     more = ("--data.on-error", "skip", "--latents", str(tmp_path / "z0"))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    launcher += ["--nproc-per-node", "2", "-m", "revelio.cli"]
+    launcher += ["--nproc-per-node", "2", "-m", "revelio"]
     try:
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         done = subprocess.run(
@@ -135,8 +136,8 @@ def test_matched_timesteps_texts_and_mode(model, photos, tmp_path):
         match_snr="linear",
         prompts=("empty", "fixed:A dog", "generic"),
         mode="as_code",
-        data=DataOptions(source=str(photos)),
-        backbone=BackboneOptions(name=str(model), device="cpu"),
+        data=DataConfig(source=str(photos)),
+        backbone=BackboneConfig(name=str(model), device="cpu"),
     )
     job = build(config, Processes())
     # SPEC 2.8: the linear schedule's 43 has the noise of Stable Diffusion's 25.
@@ -145,7 +146,7 @@ def test_matched_timesteps_texts_and_mode(model, photos, tmp_path):
     assert set(job.texts) == {"fixed:A dog", "generic"}
     assert job.image_size == [256, 256]
     with pytest.raises(ValueError, match=r"has no noise schedule: leave --match-snr out"):
-        dino = BackboneOptions(name=str(tiny_dinov2(tmp_path / "dino")), device="cpu")
+        dino = BackboneConfig(name=str(tiny_dinov2(tmp_path / "dino")), device="cpu")
         build(replace(config, backbone=dino, layers=("block1",), mode="fixed"), Processes())
 
 

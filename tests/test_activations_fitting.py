@@ -18,9 +18,9 @@ from revelio.activations.recipe import Recipe
 from revelio.activations.sources import Reading
 from revelio.activations.store import ActivationStore
 from revelio.backbones.compiled import compile_backbone
+from revelio.backbones.config import BackboneConfig
 from revelio.backbones.registry import load_backbone
-from revelio.commands import extract as command
-from revelio.commands.options import BackboneOptions
+from revelio.cli import extract as command
 
 GIB = 2**30
 
@@ -154,7 +154,7 @@ def test_auto_on_a_cpu_is_sixteen_and_reads_in_its_own_process(tmp_path):
     model = tiny_dinov2(tmp_path / "model")
     config = command.Config(
         out=tmp_path, layers=("block1",), timesteps=(), batch_size="auto",
-        backbone=BackboneOptions(name=str(model), device="cpu"),
+        backbone=BackboneConfig(name=str(model), device="cpu"),
     )  # fmt: skip
     job = command.build(config, Processes())
     assert (job.reading.batch_size, job.reading.workers) == (16, 0)
@@ -201,7 +201,7 @@ def test_what_cannot_be_compiled_is_said():
 def test_a_store_says_that_it_was_compiled(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr("revelio.backbones.compiled.compile_backbone", calls.append)
-    options = BackboneOptions(name=str(tiny_sd(tmp_path / "model")), device="cpu")
+    options = BackboneConfig(name=str(tiny_sd(tmp_path / "model")), device="cpu")
     plain = command.Config(out=tmp_path / "out", backbone=options)
     for compile in (False, True):
         job = command.build(replace(plain, compile=compile), Processes())

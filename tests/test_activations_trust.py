@@ -20,8 +20,8 @@ from revelio.activations.extract import extract
 from revelio.activations.shard import encode_ids
 from revelio.activations.store import ActivationStore, write_store
 from revelio.activations.target import Target
-from revelio.commands.gallery import FROM_STORE, open_pictures
-from revelio.commands.options import DataOptions
+from revelio.cli.gallery import FROM_STORE, open_pictures
+from revelio.data.config import DataConfig
 from revelio.files import partial_path
 
 # Every type JSON knows, and what an attacker or an accident would put in its place.
@@ -342,4 +342,4 @@ def test_a_store_does_not_choose_which_files_a_gallery_reads(place, tmp_path, na
     with pytest.raises(
         ValueError, match=r"does not say where its images .* are: give --data\.source"
     ):
-        open_pictures(DataOptions(source=FROM_STORE), store)
+        open_pictures(DataConfig(source=FROM_STORE), store)

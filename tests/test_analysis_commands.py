@@ -8,8 +8,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from revelio.analysis.top_images_files import load_top_images
-from revelio.cli import main
-from revelio.commands import gallery, pca_maps, purity, top_images
+from revelio.cli import gallery, main, pca_maps, purity, top_images
 from revelio.config import load_config
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "analysis"

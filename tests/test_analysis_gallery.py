@@ -9,9 +9,9 @@ from analysis_helpers import gallery_parts
 from PIL import Image
 from sae_helpers import random_model
 
-from revelio.analysis.directions import directions, label_profiles, layout, neighbours
 from revelio.analysis.gallery import script_json, thumbnail_path, write_gallery
 from revelio.analysis.gallery_data import GallerySettings, image_records
+from revelio.analysis.latent_map import directions, label_profiles, layout, neighbours
 from revelio.data.dataset import ImageDataset, ImageError
 
 NASTY = '</script><img src=x onerror="document.title=1">'

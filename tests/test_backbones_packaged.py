@@ -13,8 +13,8 @@ from PIL import Image
 from revelio import cli
 from revelio.backbones import packaged
 from revelio.backbones.registry import describe, load_backbone
-from revelio.commands.models import count_parameters
-from revelio.runs import sha256
+from revelio.cli.models import count_parameters
+from revelio.run_dir import sha256
 
 
 def convert_badly(source: Path, folder: Path) -> None:

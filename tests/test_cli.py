@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from revelio import door
+from revelio import command_line
 from revelio.cli import COMMANDS, GROUPS, SUMMARIES, find_module, main, run_module
 
 ROOT = Path(__file__).parents[1]
@@ -25,7 +25,7 @@ def find(group: str, name: str) -> ModuleType:
 
 
 def revelio(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "revelio.cli", *arguments]
+    command = [sys.executable, "-m", "revelio", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -93,7 +93,7 @@ def test_a_group_lists_its_commands(group: str, capsys: pytest.CaptureFixture[st
     assert said.startswith(f"revelio {group}: unknown command 'tain': choose from ")
 
 
-@pytest.mark.parametrize(("package", "extra"), door.EXTRAS.items())
+@pytest.mark.parametrize(("package", "extra"), command_line.EXTRAS.items())
 def test_a_missing_extra_is_one_line(package: str, extra: str, monkeypatch, capsys) -> None:
     def needs(_: Any) -> None:
         import_module(f"{package}.inner")
@@ -119,12 +119,12 @@ def test_another_missing_module_is_no_extra() -> None:
 
 
 def test_what_needs_a_package_is_refused_before_it_begins() -> None:
-    door.require("tyro", "parsing")
+    command_line.require("tyro", "parsing")
     with pytest.raises(ValueError, match="ZeRO needs deepspeed, which is not installed"):
         mock = pytest.MonkeyPatch()
-        mock.setattr(door, "find_spec", lambda _: None)
+        mock.setattr(command_line, "find_spec", lambda _: None)
         try:
-            door.require("deepspeed", "ZeRO")
+            command_line.require("deepspeed", "ZeRO")
         finally:
             mock.undo()
 
@@ -159,7 +159,7 @@ def test_a_mistake_ends_with_one_line_and_status_2(error, line, capsys) -> None:
 
 def test_a_line_is_never_of_a_foreign_values_length(capsys) -> None:
     with pytest.raises(SystemExit):
-        door.fail("revelio", f"x.json has rows {'1' * 10**6}: extract it again")
+        command_line.fail("revelio", f"x.json has rows {'1' * 10**6}: extract it again")
     line = capsys.readouterr().err
     assert line.startswith("revelio: x.json has rows 1") and line.endswith(": extract it again\n")
     assert line.count("\n") == 1 and len(line) < 2100
@@ -174,7 +174,7 @@ def test_ctrl_c_ends_with_130_and_says_how_the_command_goes_on(
 
     found = find(group, name)
     monkeypatch.setattr(found, "run", interrupt)
-    monkeypatch.setattr("revelio.door.parse_flags", lambda *_, **__: None)
+    monkeypatch.setattr("revelio.command_line.parse_flags", lambda *_, **__: None)
     with pytest.raises(SystemExit) as stopped:
         main([*group.split(), name])
     assert stopped.value.code == 130
@@ -185,7 +185,7 @@ def test_ctrl_c_ends_with_130_and_says_how_the_command_goes_on(
 
 
 def test_a_closed_pipe_is_no_mistake() -> None:
-    line = f"{sys.executable} -m revelio.cli extract --help | head -1"
+    line = f"{sys.executable} -m revelio extract --help | head -1"
     done = subprocess.run(line, shell=True, capture_output=True, text=True, check=False)
     assert done.stdout.startswith("usage: revelio extract") and done.stderr == ""
 

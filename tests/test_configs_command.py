@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from revelio.cli import COMMANDS, GROUPS, main
-from revelio.commands.configs import about, shipped_configs
+from revelio.cli.configs import about, shipped_configs
 
 ROOT = Path(__file__).parents[1] / "configs"
 

@@ -24,14 +24,14 @@ from PIL import Image, ImageOps
 from revelio import cli
 from revelio.activations.extract import extract
 from revelio.activations.store import ActivationStore, write_store
-from revelio.commands.options import read_contents
+from revelio.cli.options import read_contents
 from revelio.data.contents import UNREADABLE, digest_of
 from revelio.data.dataset import ImageError
 from revelio.data.open import open_dataset
 from revelio.diffc.cache import CacheSettings, fill_cache
 from revelio.diffc.sources import LiveGrids
 from revelio.pipelines.train_sae import describe
-from revelio.runs import Run
+from revelio.run_dir import Run
 
 RUN = SETTINGS | {"timesteps": (25,), "draws": 1}
 KIB = 1024

@@ -10,10 +10,10 @@ import scipy.io
 from data_helpers import png, write_class_folders
 from PIL import Image
 
-from revelio.data import recipes
+from revelio.data import registry
+from revelio.data.builtin import RECIPES
 from revelio.data.open import open_dataset
-from revelio.data.recipe_table import RECIPES
-from revelio.data.recipes import (
+from revelio.data.registry import (
     Recipe,
     class_prompts,
     generic_prompt,
@@ -109,7 +109,7 @@ def test_prompts_say_the_class_in_the_recipes_words() -> None:
 
 
 def test_a_recipe_of_ones_own(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(recipes, "_recipes", {})
+    monkeypatch.setattr(registry, "_recipes", {})
     write_class_folders(tmp_path, {"oak": 1, "fir": 2})
     register_recipe(Recipe("trees", "Trees", None, "A photo of a {} tree.", "A photo of a tree"))
     dataset = open_dataset("trees", root=tmp_path)

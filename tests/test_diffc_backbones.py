@@ -8,7 +8,7 @@ from backbones_helpers import tiny_dit, tiny_sd
 from diffc_helpers import FormulaBackbone, toy_dataset
 
 from revelio.activations.extract import extract
-from revelio.backbones.random_weights import untrained
+from revelio.backbones.random_init import untrained
 from revelio.backbones.registry import load_backbone
 from revelio.diffc.inputs import can_be_made_again, live_grids, open_backbone, open_stores
 

@@ -8,7 +8,7 @@ from diffc_helpers import write_folders
 from PIL import Image
 
 from revelio import cli
-from revelio.commands import eval_diffc, train_diffc
+from revelio.cli import eval_diffc, train_diffc
 from revelio.config import load_config
 
 ROOT = Path(__file__).parents[1]
@@ -337,7 +337,7 @@ def test_views_that_memory_cannot_hold_are_refused_before_they_are_made(
 ) -> None:
     """36 and 12 pictures of 3 x 32 x 32 numbers in float16, plain and in one view: 0.44 MB for train."""
     flags = train_flags(write_folders(tmp_path / "data", 16), tmp_path / "run")
-    monkeypatch.setattr("revelio.commands.diffc_inputs.available_memory", lambda: free)
+    monkeypatch.setattr("revelio.cli.diffc_inputs.available_memory", lambda: free)
     if free < 4e5:
         line = fails(flags, capsys)
         assert "the views need 119.8 kB of memory, of which 100.0 kB are available" in line
@@ -353,6 +353,6 @@ def test_views_that_memory_cannot_hold_are_refused_before_they_are_made(
 def test_no_word_on_memory_where_the_system_does_not_tell(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("revelio.commands.diffc_inputs.available_memory", lambda: None)
+    monkeypatch.setattr("revelio.cli.diffc_inputs.available_memory", lambda: None)
     cli.main(train_flags(write_folders(tmp_path / "data", 4), tmp_path / "run"))
     assert report_of(tmp_path / "run")["images"]["test"] == 3

@@ -10,7 +10,7 @@ from sklearn.metrics import balanced_accuracy_score, confusion_matrix
 
 from revelio.diffc.measures import confusion, measure, over_seeds, t95, t_quantile
 from revelio.diffc.picture import DARK, confusion_png
-from revelio.intervals import wilson95
+from revelio.stats import wilson95
 
 
 @pytest.mark.parametrize(("correct", "images"), [(0, 10), (10, 10), (3, 10), (887, 1000)])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import revelio
 from revelio.backbones.packaged import PACKAGED
-from revelio.runs import versions
+from revelio.run_dir import versions
 
 ROOT = Path(__file__).parents[1]
 NAME = "revelio-diffusion"

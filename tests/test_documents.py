@@ -48,7 +48,7 @@ def test_every_config_loads(path: Path) -> None:
         assert second.pretrained == first.out
         return
     command = COMMAND_OF.get(kind) or next(name for name in COMMANDS if path.stem.startswith(name))
-    module = import_module(f"revelio.commands.{command.replace('-', '_')}")
+    module = import_module(f"revelio.cli.{command.replace('-', '_')}")
     given = re.findall(r"^(\w+):", path.read_text(encoding="utf-8"), re.MULTILINE)
     # What a config leaves to the flags: places, of which some commands take several.
     places = {"out": "x", "store": "x", "ksae": "x", "top": ["x"]}

@@ -1,4 +1,4 @@
-"""A model's answers: their form, going on after a stop, and the door of the script."""
+"""A model's answers: their form, going on after a stop, and the command line of the script."""
 
 import subprocess
 import sys

@@ -30,7 +30,7 @@ from revelio.files import (
 )
 from revelio.outputs import RECORD, check_file, has_keys, replace_files
 from revelio.process import start_of
-from revelio.runs import Run
+from revelio.run_dir import Run
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from commands_helpers import FILES, WRITERS, commands, write_inputs
+from cli_helpers import FILES, WRITERS, commands, write_inputs
 from files_helpers import contents
 
 from eval.llava_bench import main as bench

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from llava_ext import cli as llava_cli
-from revelio import cli, door
-from revelio.commands.configs import shipped_configs
+from revelio import cli, command_line
+from revelio.cli.configs import shipped_configs
 from revelio.following import beside, flags, following
 
 # What makes each step small.
@@ -45,7 +45,7 @@ def parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
 
         got.append(parse_section(module.Config, start, "", module.SECTION))
     else:
-        got.append(door.parse(module, start, "x"))
+        got.append(command_line.parse(module, start, "x"))
     monkeypatch.undo()
     return got[0]
 

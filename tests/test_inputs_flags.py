@@ -121,7 +121,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> dict[str, Case]:
     """Config and entry point of each command, none of which begins its work."""
     found: dict[str, Case] = {}
     for name in cli.COMMANDS:
-        module = import_module(f"revelio.commands.{name.replace('-', '_')}")
+        module = import_module(f"revelio.cli.{name.replace('-', '_')}")
         monkeypatch.setattr(module, "run", refuse_to_begin)
         found[name] = module.Config, lambda words, name=name: cli.main([name, *words])
     for name in BENCH:

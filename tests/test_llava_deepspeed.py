@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 
 from llava_ext.deepspeed import zero_config
 from llava_ext.model import LlavaModel
-from revelio.runs import read_json
+from revelio.run_dir import read_json
 
 
 @pytest.fixture(scope="module")

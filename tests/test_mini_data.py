@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+from revelio.data.builtin import FASHION_CLASSES
 from revelio.data.idx import read_idx
-from revelio.data.recipe_table import FASHION_CLASSES
 from tools.mini.captions import captions, corpus, noun
 from tools.mini.data import (
     PictureSet,

@@ -20,15 +20,14 @@ from llava_ext.cache import CachedGrids
 from llava_ext.cache_job import fill, open_cache_job
 from llava_ext.config import TowerConfig
 from llava_ext.job import run
-from llava_ext.options import CacheConfig, DataOptions, FinetuneConfig, PretrainConfig
+from llava_ext.options import CacheConfig, DataConfig, FinetuneConfig, PretrainConfig
 from llava_ext.stages import Pretrain
 from llava_ext.towers import load_towers
 from revelio.activations.processes import Processes
 from revelio.activations.store import ActivationStore
-from revelio.cli import main
-from revelio.commands import demo, train_diffc, train_ksae
+from revelio.cli import demo, main, train_diffc, train_ksae
 from revelio.config import completed, to_plain, to_yaml
-from revelio.runs import Run, read_json
+from revelio.run_dir import Run, read_json
 
 ARCHIVE = Path(__file__).parent / "data" / "first_version.tar.xz"
 EXTRACT = [
@@ -107,7 +106,7 @@ def test_llava_runs_are_resumed_and_the_cache_is_gone_on_with(first: Path, monke
     model = model_config(tiny_llama(Path("lm")), tower, template="tokenizer", system="")
     small: dict[str, Any] = {"effective_batch": 4, "batch_size": 2, "zero": 0, "threads": 1}
     stage = Pretrain(**small, save_steps=1, epochs=2.0)
-    data = DataOptions(Path("data.json"), Path("images"))
+    data = DataConfig(Path("data.json"), Path("images"))
     cut = PretrainConfig(Path("cut"), data, model, stage=stage, resume=True)
     run(cut)
     whole = [line["loss"] for line in lines(Path("pre"))]

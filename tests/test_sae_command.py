@@ -7,7 +7,7 @@ from sae_helpers import planted
 
 from revelio.activations.store import write_store
 from revelio.cli import main
-from revelio.commands.train_ksae import Config
+from revelio.cli.train_ksae import Config
 from revelio.config import load_config
 from revelio.sae.model import KSparseAutoencoder
 

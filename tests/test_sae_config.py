@@ -17,7 +17,7 @@ from sae_helpers import planted
 
 import revelio
 from revelio.activations.store import write_store
-from revelio.commands import plan_ksae, train_ksae
+from revelio.cli import plan_ksae, train_ksae
 from revelio.config import load_config, to_plain, to_yaml
 from revelio.pipelines import Progress
 from revelio.pipelines.train_sae import plan_sae, train_sae

@@ -9,7 +9,7 @@ from test_sae_distributed import stopped_after
 
 from revelio.activations.store import ActivationStore, write_store
 from revelio.cli import main
-from revelio.commands.train_ksae import Config
+from revelio.cli.train_ksae import Config
 from revelio.pipelines.train_sae import expand
 from revelio.sae.config import SweepConfig, TrainConfig
 from revelio.sae.dataloader import Shuffled

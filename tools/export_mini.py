@@ -6,8 +6,8 @@ import argparse
 import logging
 from pathlib import Path
 
-from revelio.data.recipe_table import FASHION_CLASSES
-from revelio.runs import write_whole
+from revelio.data.builtin import FASHION_CLASSES
+from revelio.run_dir import write_whole
 from tools.mini.captions import noun
 from tools.mini.cards import SECTIONS, card
 from tools.mini.export import export

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from revelio.runs import read_json, write_whole
+from revelio.run_dir import read_json, write_whole
 
 ABSENT = "not measured"
 PEERS = (

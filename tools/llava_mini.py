@@ -6,7 +6,7 @@ Everything lands in --out; a second call goes on where the first one stopped.
 
 from pathlib import Path
 
-from revelio.door import one_line_errors
+from revelio.command_line import one_line_errors
 
 
 def main() -> None:
@@ -20,7 +20,7 @@ def main() -> None:
     with one_line_errors("llava_mini", "stopped; what is finished is kept, the same call goes on"):
         places = Places(settings, Path(__file__).resolve().parents[1])
         prove(places)
-        from revelio.runs import write_json, write_whole
+        from revelio.run_dir import write_json, write_whole
         from tools.llava_proof.report import measure, render
 
         measured = measure(places)

@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from revelio.runs import write_whole
+from revelio.run_dir import write_whole
 from tools.tables import measured
 
 OPENING, CLOSING = "<!-- measured:", "<!-- /measured -->"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from revelio.runs import read_json, write_json, write_whole
+from revelio.run_dir import read_json, write_json, write_whole
 from revelio.sae.config import RunConfig
 from revelio.sae.cost import CONTEXT_BYTES, Job, device_memory, disk, given_speed
 from tools.scaling_page import page

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from revelio.runs import read_json
+from revelio.run_dir import read_json
 
 
 def measured(docs: Path) -> str:

@@ -15,7 +15,7 @@ from eval.bench.endpoint import Outcome, Settings, ask_all
 from eval.bench.files import CATEGORY_PREFIX
 from eval.bench.parse import parse_scores
 from eval.bench.prompts import Mode, Request, put_back
-from revelio.runs import write_whole
+from revelio.run_dir import write_whole
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from revelio.backbones.base import Backbone
 from revelio.data.contents import combined
 from revelio.data.dataset import ImageDataset
 from revelio.lock import Lock
-from revelio.runs import versions
+from revelio.run_dir import versions
 
 # What the open shards of all stores may take in memory together.
 OPEN_BYTES = 512 * 2**20

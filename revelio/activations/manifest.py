@@ -18,7 +18,7 @@ from revelio.activations.shard import (
     read_header,
     shard_name,
 )
-from revelio.runs import sha256, write_json
+from revelio.run_dir import sha256, write_json
 from revelio.trust import file_in, printable, read_object, regular_file
 
 MANIFEST = "manifest.json"

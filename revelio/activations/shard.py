@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from revelio.runs import write_whole
+from revelio.run_dir import write_whole
 from revelio.trust import parse_json, regular_file, tensor_headers
 
 FORMAT = 1

@@ -35,7 +35,7 @@ from revelio.activations.shard import (
     read_labels,
     write_shard,
 )
-from revelio.runs import sha256
+from revelio.run_dir import sha256
 
 __all__ = ["ActivationStore", "write_manifest", "write_shard", "write_store"]
 

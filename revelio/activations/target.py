@@ -27,7 +27,7 @@ from revelio.activations.shard import check_names, read_header, shard_name
 from revelio.files import sweep
 from revelio.lock import NAME as LOCK
 from revelio.lock import Lock, check_free, take_lock
-from revelio.runs import write_json
+from revelio.run_dir import write_json
 from revelio.trust import file_in, read_object, regular_file
 
 # Hashes of the pictures' stored bytes: of all, and (while the store is unfinished) of each shard.

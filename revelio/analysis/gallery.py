@@ -29,7 +29,7 @@ from revelio.analysis.top_images import TopImages, check_width
 from revelio.data.dataset import ImageDataset, ImageError
 from revelio.lock import NAME as LOCK
 from revelio.outputs import Older, check_replaceable, read_record, replace_files
-from revelio.runs import write_json
+from revelio.run_dir import write_json
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from revelio.analysis.directions import (
+from revelio.analysis.label_measures import class_counts
+from revelio.analysis.latent_map import (
     MapKind,
     MapMethod,
     directions,
@@ -16,7 +17,6 @@ from revelio.analysis.directions import (
     layout,
     neighbours,
 )
-from revelio.analysis.label_measures import class_counts
 from revelio.analysis.purity import latent_measures
 from revelio.analysis.top_images import TopImages, pooled
 

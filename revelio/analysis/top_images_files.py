@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from revelio.analysis.top_images import TopImages
 from revelio.outputs import Older, replace_files
-from revelio.runs import read_json, sha256, write_json
+from revelio.run_dir import read_json, sha256, write_json
 
 if TYPE_CHECKING:
     from revelio.activations.store import ActivationStore

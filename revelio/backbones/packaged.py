@@ -22,7 +22,7 @@ from typing import Any, Literal
 from revelio.backbones.layers import vit_layers
 from revelio.backbones.source import Description
 from revelio.files import user_cache, write_folder, write_whole
-from revelio.runs import read_json, sha256, versions, write_json
+from revelio.run_dir import read_json, sha256, versions, write_json
 from revelio.trust import file_in, read_object
 
 FORMAT = 1

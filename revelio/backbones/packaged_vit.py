@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from revelio.backbones.packaged_onnx import OnnxGraph, read_onnx
-from revelio.runs import write_json
+from revelio.run_dir import write_json
 
 if TYPE_CHECKING:
     from transformers import Dinov2Model

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from revelio.data.dataset import ImageDataset, ImageError
-from revelio.data.recipes import class_prompts, generic_prompt, spoken_name
+from revelio.data.registry import class_prompts, generic_prompt, spoken_name
 
 POLICIES = ("empty", "generic", "from_clip")
 FIXED = "fixed:"

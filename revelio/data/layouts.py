@@ -13,7 +13,7 @@ from revelio.data.listing import Listing
 from revelio.trust import printable, read_text
 
 if TYPE_CHECKING:
-    from revelio.data.recipes import Recipe
+    from revelio.data.registry import Recipe
 
 _Line = Callable[[str], tuple[str, int]]
 

@@ -1,4 +1,4 @@
-"""One door to every source of images: recipes, folders, parquet files, Hugging Face data sets."""
+"""One entrance to every source of images: recipes, folders, parquet files, Hugging Face data sets."""
 
 import re
 import warnings
@@ -20,7 +20,7 @@ from revelio.data.huggingface import (
 )
 from revelio.data.idx import has_idx, open_idx
 from revelio.data.listing import find_pictures, listed_dataset
-from revelio.data.recipes import Recipe, get_recipe, is_recipe, recipe_names
+from revelio.data.registry import Recipe, get_recipe, is_recipe, recipe_names
 from revelio.trust import printable
 
 SAMPLES = "samples"

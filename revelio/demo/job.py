@@ -22,7 +22,7 @@ from revelio.demo.stages import (
 from revelio.demo.stages_diffc import diffc_stage
 from revelio.demo.stages_gallery import gallery_stage
 from revelio.diffc.pixels import PixelsBackbone
-from revelio.runs import Run, read_json, versions, write_json
+from revelio.run_dir import Run, read_json, versions, write_json
 
 FORMAT = 1
 

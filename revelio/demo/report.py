@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, select_autoescape
 
 from revelio.demo.charts import Series, bar_chart, line_chart
-from revelio.runs import write_whole
+from revelio.run_dir import write_whole
 
 
 def write_report(report: Mapping[str, Any], path: Path) -> None:

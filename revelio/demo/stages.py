@@ -24,7 +24,7 @@ from revelio.analysis.top_images import TopImages, top_images
 from revelio.analysis.top_images_files import with_source
 from revelio.backbones.base import Backbone
 from revelio.data.dataset import ImageDataset
-from revelio.runs import write_folder
+from revelio.run_dir import write_folder
 from revelio.sae.config import Mode, TrainConfig
 from revelio.sae.kernels.select import fastest_kernel
 from revelio.sae.metrics import evaluate

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from revelio.diffc.sources import GridSource, TensorGrids, chunks
 from revelio.files import remove_files, reserve
-from revelio.runs import sha256, write_json
+from revelio.run_dir import sha256, write_json
 from revelio.trust import read_object
 
 GB = 1e9

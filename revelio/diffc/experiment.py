@@ -20,7 +20,7 @@ from revelio.diffc.sources import GridSource
 from revelio.diffc.state import load_training, save_training
 from revelio.diffc.train import StepState
 from revelio.diffc.trained_on import TrainedOn
-from revelio.runs import Run, read_json, write_folder, write_json, write_whole
+from revelio.run_dir import Run, read_json, write_folder, write_json, write_whole
 
 FINAL = "final"
 

@@ -53,7 +53,7 @@ def open_backbone(made: dict[str, Any], device: str, *, imports: bool = False) -
     )
     if made.get("random_weights") is None:
         return backbone
-    from revelio.backbones.random_weights import untrained
+    from revelio.backbones.random_init import untrained
 
     return untrained(backbone, made["random_weights"])
 

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from revelio.intervals import wilson95
+from revelio.stats import wilson95
 
 
 def t95(values: Sequence[float]) -> list[float] | None:

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from revelio.diffc.train import EpochEnd, Training
-from revelio.runs import read_json, write_json
+from revelio.run_dir import read_json, write_json
 
 WEIGHTS, BEST, MOMENTS, REST = "model", "best", "optimizer", "training.json"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from revelio.diffc.sources import GridSource, LiveGrids, short_hash
-from revelio.runs import write_json
+from revelio.run_dir import write_json
 from revelio.trust import printable, read_object
 
 FILE = "trained_on.json"

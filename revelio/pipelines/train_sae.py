@@ -23,7 +23,7 @@ from revelio.files import check_folder
 from revelio.pipelines import Progress, Report, silent
 from revelio.pipelines.plan_sae import announce, job_of, refuse_shortage, remarks, shortage
 from revelio.pipelines.sae_processes import DistContext
-from revelio.runs import KEEP, Run, write_folder, write_json
+from revelio.run_dir import KEEP, Run, write_folder, write_json
 from revelio.sae.checkpoint import checkpoint_bytes, load_checkpoint, save_checkpoint
 from revelio.sae.config import SweepConfig, TrainSAEConfig
 from revelio.sae.cost import Job

@@ -256,7 +256,7 @@ def foreign_ksaes(rng: Random, world: World, folder: Path) -> Case:
             path.write_bytes(tensors_file(rng, path.read_bytes(), world.outside))
 
     def action() -> None:
-        from revelio.door import one_line_errors
+        from revelio.command_line import one_line_errors
         from revelio.sae.io.released import import_ksae
 
         with one_line_errors("import_ksae"):

@@ -252,7 +252,7 @@ def flags(rng: Random, world: World, folder: Path) -> Case:
     """One to three wrong values for flags of a command, or flags that it has not."""
     plant(folder)
     name, words = base_words(rng, world, folder)
-    known = flags_of(import_module(f"revelio.commands.{name.replace('-', '_')}").Config)
+    known = flags_of(import_module(f"revelio.cli.{name.replace('-', '_')}").Config)
     # Where it writes stays inside the case; what an honest large number asks for is done.
     known = [flag for flag in known if flag not in ("--out", "--latents", "--device")] or ["--x"]
     for _ in range(rng.choice((1, 1, 2, 3))):

@@ -14,7 +14,7 @@ import torch
 sys.path[:0] = [str(Path(__file__).parents[2] / "tests"), str(Path(__file__).parents[2])]
 
 from backbones_helpers import tiny_clip, tiny_dinov2
-from commands_helpers import commands, write_inputs
+from cli_helpers import commands, write_inputs
 from eval_helpers import make_bench
 from llava_helpers import model_config, tiny_llama
 from sae_helpers import random_model
@@ -107,7 +107,7 @@ def _write(world: World) -> None:
 
 
 def _stop_after_checkpoint(words: list[str]) -> None:
-    from revelio.runs import Run
+    from revelio.run_dir import Run
 
     real = Run.save_checkpoint
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from revelio.data.open import open_dataset
-from revelio.runs import read_json, write_json
+from revelio.run_dir import read_json, write_json
 from tools.llava_proof.questions import (
     Photos,
     blind_images,

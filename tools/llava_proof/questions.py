@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 
 from revelio.data.dataset import ImageDataset
-from revelio.data.recipes import spoken_name
+from revelio.data.registry import spoken_name
 from revelio.seeds import generator
 
 Kind = Literal["open", "yes-no", "choice"]

@@ -12,8 +12,8 @@ from llava_ext.dataset import ConversationDataset
 from llava_ext.records import image_names, read_records
 from llava_ext.towers import load_towers
 from llava_ext.training import TRAINED, checkpoint_step
-from revelio.intervals import percent
-from revelio.runs import read_json, sha256, versions, write_json
+from revelio.run_dir import read_json, sha256, versions, write_json
+from revelio.stats import percent
 from tools.llava_proof.proof import CLASSES, Places, photos
 from tools.llava_proof.questions import KINDS, Question, held_out_questions
 from tools.llava_proof.score import accuracies, gain, right_answers

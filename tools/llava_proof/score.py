@@ -16,7 +16,7 @@ from llava_ext.collate import Collator
 from llava_ext.config import IGNORE_INDEX
 from llava_ext.dataset import ConversationDataset
 from llava_ext.model import LlavaModel
-from revelio.intervals import Z95, wilson95
+from revelio.stats import Z95, wilson95
 from tools.llava_proof.questions import KINDS, Question
 
 BATCH = 16

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from revelio.data.builtin import FASHION_CLASSES
 from revelio.data.idx import read_idx
-from revelio.data.recipe_table import FASHION_CLASSES
 
 BACKGROUND = "BACKGROUND_Google"
 FASHION_FILES = {"train": "train", "test": "t10k"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from revelio.runs import write_whole
+from revelio.run_dir import write_whole
 from tools.mini.page import render
 from tools.mini.report import Inputs, Section, read_report, write_section
 from tools.mini.sections import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import sqrt
 
-from revelio.intervals import Z95, wilson95
+from revelio.stats import Z95, wilson95
 
 
 def proportion(right: int, of: int) -> dict[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from revelio.intervals import percent
+from revelio.stats import percent
 from tools.mini.report import Figures
 
 HEAD = """# The mini models, measured

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from revelio.runs import write_json
+from revelio.run_dir import write_json
 
 Figures = dict[str, Any]
 Section = Callable[["Inputs"], Figures]

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from revelio.backbones.base import Backbone
-from revelio.backbones.random_weights import load_random_backbone
+from revelio.backbones.random_init import load_random_backbone
 from revelio.backbones.registry import load_backbone
 from tools.mini.data import PictureSet, load_fashion_mnist
 from tools.mini.features import activations, ids_of, pixel_rows

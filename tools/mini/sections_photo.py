@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from revelio.backbones.random_weights import load_random_backbone, network_of
+from revelio.backbones.random_init import load_random_backbone, network_of
 from revelio.backbones.registry import load_backbone
 from tools.mini.data import PictureSet, load_caltech101
 from tools.mini.report import Figures, Inputs

@@ -57,7 +57,7 @@ def run(config: Config) -> None:
     from eval.bench.table import llava_summary
     from revelio.following import following
     from revelio.outputs import check_file, has_keys
-    from revelio.runs import write_json
+    from revelio.run_dir import write_json
 
     if config.json is not None:
         check_file(config.json, has_keys("format", "mode", "files"), "a table of scores")
@@ -81,7 +81,7 @@ def make_report(config: Config, files: "list[Scores]") -> dict[str, Any]:
     """Everything `score` knows, as plain values, with what made it."""
     from eval.bench.reviews import read_scores
     from eval.bench.score import compare, drift, positions, table
-    from revelio.runs import sha256
+    from revelio.run_dir import sha256
 
     other = read_scores(config.compare, config.mode) if config.compare else None
     chosen = {

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from revelio.backbones.config import BackboneConfig
 from revelio.bounds import Count, Existing, Folder, Index, LearningRate, OutFolder, Seed
-from revelio.commands.options import BackboneOptions, build_backbone
+from revelio.cli.options import build_backbone
 from revelio.trust import printable
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from revelio.data.dataset import ImageDataset
     from revelio.demo.job import DemoJob
     from revelio.demo.stages import DemoSettings
-    from revelio.runs import Run
+    from revelio.run_dir import Run
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Config:
     root: Existing | None = None
     """A local copy of the recipe's data."""
 
-    backbone: BackboneOptions = field(default_factory=BackboneOptions)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
 
     layers: tuple[str, ...] = ()
     """The layers; none: all of the model's."""
@@ -106,7 +107,7 @@ def run(config: Config) -> None:
     """Run the demo and say what it wrote."""
     from revelio.config import completed, to_yaml
     from revelio.files import check_folder
-    from revelio.runs import Run
+    from revelio.run_dir import Run
 
     if config.images is not None and config.dataset is not None:
         raise ValueError("--images and --dataset are both given: choose one")
@@ -139,7 +140,7 @@ def _next(config: Config, report: dict[str, Any]) -> str:
 
 
 def _job(config: Config, open_run: "Callable[[], Run]") -> "DemoJob":
-    from revelio.backbones.random_weights import load_random_backbone
+    from revelio.backbones.random_init import load_random_backbone
     from revelio.backbones.registry import describe_one
     from revelio.demo.job import DemoJob
     from revelio.demo.sources import demo_images

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from revelio.runs import Run, read_json, sha256, write_json, write_whole, write_whole_by
+from revelio.run_dir import Run, read_json, sha256, write_json, write_whole, write_whole_by
 
 
 def test_write_whole_leaves_the_old_file_when_writing_fails(tmp_path: Path) -> None:

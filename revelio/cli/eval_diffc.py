@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from revelio.bounds import Count, Device, Folder, OutFolder, Workers
-from revelio.commands.diffc_inputs import open_readable
-from revelio.commands.options import DataOptions
+from revelio.cli.diffc_inputs import open_readable
+from revelio.data.config import DataConfig
 from revelio.trust import printable
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Config:
     model: str = "runs/diffc/final"
     """The classifier: the `final` folder of a run, or a hub id."""
 
-    data: DataOptions = field(default_factory=lambda: DataOptions(split=TEST))
+    data: DataConfig = field(default_factory=lambda: DataConfig(split=TEST))
     """The images."""
 
     store: Folder | None = None
@@ -171,7 +171,7 @@ def _open(
     return source, labels, shown, skipped
 
 
-def _open_images(data: DataOptions) -> tuple[ImageDataset, list[str]]:
+def _open_images(data: DataConfig) -> tuple[ImageDataset, list[str]]:
     """The images; all of them where there are no splits to choose from."""
     from revelio.data.splits import NoSplits
 
@@ -239,7 +239,7 @@ def _write(
     from revelio.diffc.measures import confusion, measure
     from revelio.diffc.picture import confusion_png
     from revelio.outputs import replace_files
-    from revelio.runs import write_json
+    from revelio.run_dir import write_json
 
     shares, found = logits.softmax(dim=1).max(dim=1)
     names = model.class_names

@@ -1,6 +1,6 @@
 """``revelio <command>``: the table of subcommands. Nothing heavy is imported before one is chosen.
 
-A command is one module of :mod:`revelio.commands` with a frozen dataclass ``Config``, whose field
+A command is one module of :mod:`revelio.cli` with a frozen dataclass ``Config``, whose field
 docstrings are the help page, and ``run(config)``.
 """
 
@@ -8,7 +8,7 @@ import sys
 from importlib import import_module
 from types import ModuleType
 
-from revelio import door
+from revelio import command_line
 
 COMMANDS = {
     "backbones": "list the known models and their layers (channels, stride)",
@@ -49,10 +49,10 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"revelio {__version__}")
         return
     if words and words[0].partition("=")[0] == "--print-completion":
-        with door.one_line_errors("revelio"):
+        with command_line.one_line_errors("revelio"):
             print(_completion(words), end="")
         return
-    name = door.choose(words, COMMANDS | SUMMARIES, "revelio", SUMMARY)
+    name = command_line.choose(words, COMMANDS | SUMMARIES, "revelio", SUMMARY)
     if name in GROUPS:
         import_module(GROUPS[name]).main(words[1:], f"revelio {name}")
     elif name:
@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _completion(words: list[str]) -> str:
     from revelio.completion import completion
 
-    shell, _ = door.take(words, "--print-completion", "a shell: bash or zsh")
+    shell, _ = command_line.take(words, "--print-completion", "a shell: bash or zsh")
     groups = {name: import_module(module) for name, module in GROUPS.items()}
     inside = {
         name: {one: group.find_module(one) for one in group.COMMANDS}
@@ -73,13 +73,9 @@ def _completion(words: list[str]) -> str:
 
 def find_module(name: str) -> ModuleType:
     """The module of a command."""
-    return import_module(f"revelio.commands.{name.replace('-', '_')}")
+    return import_module(f"revelio.cli.{name.replace('-', '_')}")
 
 
 def run_module(module: ModuleType, arguments: list[str], name: str) -> None:
-    """Run the command ``name``; see :func:`revelio.door.run_module`."""
-    door.run_module(module, arguments, name="revelio", prog=f"revelio {name}")
-
-
-if __name__ == "__main__":
-    main()
+    """Run the command ``name``; see :func:`revelio.command_line.run_module`."""
+    command_line.run_module(module, arguments, name="revelio", prog=f"revelio {name}")

@@ -3,7 +3,7 @@ import torch
 from backbones_helpers import tiny_sd
 
 from revelio.backbones.diffusion.sd import StableDiffusionBackbone
-from revelio.backbones.random_weights import load_random_backbone, untrained
+from revelio.backbones.random_init import load_random_backbone, untrained
 from revelio.backbones.registry import load_backbone
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from revelio.bounds import Count, OpenShare
-from revelio.commands.options import DataOptions, build_dataset, read_contents
+from revelio.cli.options import build_dataset, read_contents
+from revelio.data.config import DataConfig
 from revelio.machine import available_memory
 from revelio.trust import printable
 
@@ -61,7 +62,7 @@ class Inputs:
 
 
 def open_images(
-    data: DataOptions, test: TestOptions, made: dict[str, Any], *, device: str, workers: int
+    data: DataConfig, test: TestOptions, made: dict[str, Any], *, device: str, workers: int
 ) -> Inputs:
     """Grids that a backbone makes of two data sets.
 
@@ -82,7 +83,7 @@ def open_images(
 
 
 def _train_and_test(
-    data: DataOptions, test: TestOptions, seed: int
+    data: DataConfig, test: TestOptions, seed: int
 ) -> tuple[ImageDataset, ImageDataset, list[str]]:
     from revelio.data.splits import NoSplits
     from revelio.diffc.inputs import cut_test
@@ -108,7 +109,7 @@ def _train_and_test(
     return train, tested, skipped + more
 
 
-def open_readable(data: DataOptions) -> tuple[ImageDataset, list[str]]:
+def open_readable(data: DataConfig) -> tuple[ImageDataset, list[str]]:
     """The data set; with `--data.on-error skip` without its unreadable images, which are named."""
     from revelio.diffc.inputs import readable
 

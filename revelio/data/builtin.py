@@ -7,7 +7,7 @@ rest, and a folder's is what its list files say.
 """
 
 from revelio.data import layouts
-from revelio.data.recipes import Recipe
+from revelio.data.registry import Recipe
 
 FASHION_CLASSES = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),

@@ -8,21 +8,17 @@ is written. A store is a folder `<out>/<layer>-t<timestep>-<prompt policy>-d<dra
     revelio extract --config configs/extract/sd15-pets.yaml --plan
     revelio extract --config configs/extract/sd15-pets.yaml --resume
     revelio extract --out runs/dino --backbone.name dinov2-vit-b-14 --layers block11 --timesteps
-    torchrun --nproc-per-node 4 -m revelio.cli extract --config configs/extract/sd15-pets.yaml
+    torchrun --nproc-per-node 4 -m revelio extract --config configs/extract/sd15-pets.yaml
 """
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from revelio.backbones.config import BackboneConfig
 from revelio.bounds import Count, Index, NotEmpty, OutFolder, Seed, Workers
-from revelio.commands.options import (
-    BackboneOptions,
-    DataOptions,
-    build_backbone,
-    build_dataset,
-    read_contents,
-)
+from revelio.cli.options import build_backbone, build_dataset, read_contents
+from revelio.data.config import DataConfig
 from revelio.trust import printable
 
 if TYPE_CHECKING:
@@ -94,10 +90,10 @@ class Config:
     mode: Literal["fixed", "as_paper", "as_code"] = "fixed"
     """`as_code` brings images to 256 px, as the released extraction does, unless a size is given."""
 
-    data: DataOptions = field(default_factory=DataOptions)
+    data: DataConfig = field(default_factory=DataConfig)
     """The images."""
 
-    backbone: BackboneOptions = field(default_factory=BackboneOptions)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
     """The model."""
 
     plan: bool = False
@@ -116,7 +112,7 @@ def run(config: Config) -> None:
     from revelio.activations.processes import launched
     from revelio.config import to_yaml
     from revelio.outputs import check_file
-    from revelio.runs import write_whole
+    from revelio.run_dir import write_whole
 
     processes = launched(config.backbone.device)
     if processes.main and not config.plan:

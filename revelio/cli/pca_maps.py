@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from revelio.backbones.config import BackboneConfig
 from revelio.bounds import Count, Index, NotEmpty, OutFolder, Pixels, Seed
-from revelio.commands.options import BackboneOptions, DataOptions
+from revelio.data.config import DataConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,10 +35,10 @@ class Config:
     out: OutFolder = Path("runs/pca-maps")
     """The folder to write."""
 
-    data: DataOptions = field(default_factory=lambda: DataOptions(limit=8))
+    data: DataConfig = field(default_factory=lambda: DataConfig(limit=8))
     """The images; all of them are on the sheet."""
 
-    backbone: BackboneOptions = field(default_factory=BackboneOptions)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
     """The model."""
 
     layers: Annotated[tuple[str, ...], NotEmpty()] = ("bottleneck", "up_ft0", "up_ft1", "up_ft2")
@@ -76,11 +77,11 @@ def _write(config: Config) -> None:
     from safetensors.torch import save_file
 
     from revelio.analysis.pca_maps import pca_maps, sheet
-    from revelio.commands.options import build_backbone, build_dataset
+    from revelio.cli.options import build_backbone, build_dataset
     from revelio.data.loading import batches
     from revelio.following import beside, flags, following
     from revelio.outputs import replace_files
-    from revelio.runs import versions, write_json
+    from revelio.run_dir import versions, write_json
 
     dataset = build_dataset(config.data)
     backbone = build_backbone(config.backbone, config.layers)

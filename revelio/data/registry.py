@@ -1,7 +1,7 @@
 """Recipes: where the known data sets are, which column labels them, and how prompts name their classes.
 
 A recipe is data; :mod:`revelio.data.open` opens it from the hub or from a local copy, and
-:mod:`revelio.data.recipe_table` holds those that come with Revelio. Add one of your own with
+:mod:`revelio.data.builtin` holds those that come with Revelio. Add one of your own with
 :func:`register_recipe`. Prompts are those of the paper's classifier (SPEC: Diff-C, prompt modes).
 """
 
@@ -116,7 +116,7 @@ def spoken_name(dataset_name: str, class_name: str) -> str:
 
 def _known() -> dict[str, Recipe]:
     if not _recipes:
-        from revelio.data.recipe_table import RECIPES
+        from revelio.data.builtin import RECIPES
 
         _recipes.update({recipe.name: recipe for recipe in RECIPES})
     return _recipes

@@ -70,7 +70,7 @@ def run(config: Config) -> None:
     from revelio.analysis.top_images_files import load_top_images
     from revelio.following import beside, following
     from revelio.outputs import check_file, has_keys
-    from revelio.runs import versions, write_json
+    from revelio.run_dir import versions, write_json
 
     check_file(config.out, has_keys("entries", "made_from"), "a result of purity")
     if config.similarity and len(config.store) != len(config.top):

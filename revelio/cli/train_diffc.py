@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from revelio.backbones.config import BackboneConfig
 from revelio.bounds import (
     Count,
     Device,
@@ -32,18 +33,18 @@ from revelio.bounds import (
     Share,
     Workers,
 )
-from revelio.commands.diffc_inputs import TestOptions, keep_views, open_images, open_stored
-from revelio.commands.options import BackboneOptions, DataOptions
+from revelio.cli.diffc_inputs import TestOptions, keep_views, open_images, open_stored
+from revelio.data.config import DataConfig
 from revelio.trust import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from revelio.commands.diffc_inputs import Inputs
+    from revelio.cli.diffc_inputs import Inputs
     from revelio.diffc.fit import FitSettings
     from revelio.diffc.sources import GridSource
     from revelio.diffc.trained_on import TrainedOn
-    from revelio.runs import Run
+    from revelio.run_dir import Run
 
 ON_LINE, FIXED_VIEWS = -1, 4
 # What a finished run has.
@@ -57,13 +58,13 @@ class Config:
     out: OutFolder = Path("runs/diffc")
     """The run directory to create."""
 
-    data: DataOptions = field(default_factory=DataOptions)
+    data: DataConfig = field(default_factory=DataConfig)
     """The training images."""
 
     test: TestOptions = field(default_factory=TestOptions)
     """The test images."""
 
-    backbone: BackboneOptions = field(default_factory=BackboneOptions)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
     """The model that makes the grids; `pixels` is the picture itself."""
 
     random_weights: Seed | None = None
@@ -159,7 +160,7 @@ def run(config: Config) -> None:
     from revelio.diffc.fit import check_pair
     from revelio.diffc.trained_on import trained_on
     from revelio.files import check_folder
-    from revelio.runs import Run
+    from revelio.run_dir import Run
 
     if config.resume and all((config.out / name).is_file() for name in RESULTS):
         _finish_again(config)
@@ -213,7 +214,7 @@ def _finish_again(config: Config) -> None:
     from revelio.config import completed, to_yaml
     from revelio.diffc.cache import drop_cache
     from revelio.diffc.experiment import finish
-    from revelio.runs import Run, read_json
+    from revelio.run_dir import Run, read_json
 
     run_dir = Run.open(
         config.out,

@@ -29,7 +29,7 @@ class Config(TrainSAEConfig):
 
 def run(config: Config) -> None:
     """Train, save, measure, and name what was written."""
-    from revelio.commands.bar import Bar
+    from revelio.cli.bar import Bar
     from revelio.following import beside, following
     from revelio.pipelines.train_sae import plan_sae, train_sae
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from revelio.bounds import Count, Device, Folder, OutFolder, Pixels, Seed
-from revelio.commands.options import DataOptions
+from revelio.data.config import DataConfig
 from revelio.trust import printable
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Config:
     top: Folder | None = None
     """Top images that `revelio top-images` made of this store and k-SAE; none: they are made now."""
 
-    data: DataOptions = field(default_factory=lambda: DataOptions(source=FROM_STORE))
+    data: DataConfig = field(default_factory=lambda: DataConfig(source=FROM_STORE))
     """The pictures; from-store: the recipe that the store's manifest names. Matched by id."""
 
     latents: Count = 1000
@@ -89,7 +89,7 @@ def _write(config: Config) -> None:
     from revelio.analysis.gallery import write_gallery
     from revelio.analysis.gallery_data import GallerySettings
     from revelio.analysis.purity import purity
-    from revelio.commands.top_images import load_ksae
+    from revelio.cli.top_images import load_ksae
 
     store = ActivationStore.open(config.store)
     dataset = open_pictures(config.data, store)
@@ -147,7 +147,7 @@ def _report(out: Path, summary: dict[str, Any]) -> None:
 
 def _top(config: Config, store: "ActivationStore", model: "KSparseAutoencoder") -> "TopImages":
     from revelio.analysis.top_images_files import check_ksae, check_store, load_top_images
-    from revelio.commands import top_images
+    from revelio.cli import top_images
 
     if config.top is not None:
         top = load_top_images(config.top)
@@ -158,7 +158,7 @@ def _top(config: Config, store: "ActivationStore", model: "KSparseAutoencoder") 
     return top_images.compute(settings, store, model)
 
 
-def open_pictures(options: DataOptions, store: "ActivationStore") -> "ImageDataset":
+def open_pictures(options: DataConfig, store: "ActivationStore") -> "ImageDataset":
     """The data set that the options name, or the one that the store was made from.
 
     Raises:
@@ -166,8 +166,8 @@ def open_pictures(options: DataOptions, store: "ActivationStore") -> "ImageDatas
     """
     from dataclasses import replace
 
-    from revelio.commands.options import build_dataset
-    from revelio.data.recipes import is_recipe
+    from revelio.cli.options import build_dataset
+    from revelio.data.registry import is_recipe
 
     if options.source != FROM_STORE:
         return build_dataset(options)

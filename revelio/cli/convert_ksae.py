@@ -39,7 +39,7 @@ class Config:
 
 def run(config: Config) -> None:
     """Convert, and name what was written."""
-    from revelio.commands.bar import Bar
+    from revelio.cli.bar import Bar
     from revelio.following import following
     from revelio.pipelines.convert_sae import convert_sae
 

@@ -1,0 +1,39 @@
+"""The settings of a data set: the one declaration that commands inherit and :func:`open_dataset` takes."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from revelio.bounds import Count, Existing
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the images come from."""
+
+    source: str = "samples"
+    """A folder of images (class folders give labels), a recipe (samples, caltech101, oxford-iiit-pet,
+    fgvc-aircraft, ...), a parquet file, or a Hugging Face dataset (folder on disk or hub id)."""
+
+    split: str | None = None
+    """The split to take; none: the source's own default (train where there are splits)."""
+
+    root: Existing | None = None
+    """A local copy of a recipe's data; none: the recipe's hub id."""
+
+    revision: str | None = None
+    """The revision of a hub id: a branch, tag or commit."""
+
+    image_column: str = "image"
+    """The column of a Hugging Face dataset that holds the pictures."""
+
+    label_column: str | None = None
+    """The column with class ids; none: the recipe's own, or `label` where there is one."""
+
+    limit: Count | None = None
+    """Take only this many images, spread evenly over the data set."""
+
+    per_class: Count | None = None
+    """Take only the first so many images of each class."""
+
+    on_error: Literal["stop", "skip"] = "stop"
+    """What an unreadable image does: stop the run, or be recorded as skipped."""
