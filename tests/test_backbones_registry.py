@@ -133,7 +133,11 @@ def test_an_unknown_folder_is_named(tmp_path):
             '{"_class_name": "StableCascadePriorPipeline"}',
             "is a StableCascadePriorPipeline: supported are",
         ),
-        ("model_index.json", '{"_class_name": "FluxPipeline"}', "is a FluxPipeline: supported are"),
+        (
+            "model_index.json",
+            '{"_class_name": "KandinskyPipeline"}',
+            "is a KandinskyPipeline: supported are",
+        ),
         ("config.json", '{"model_type": "siglip"}', "is a siglip: supported are"),
         ("config.json", '{"_class_name": "UNet2DConditionModel"}', "is a UNet2DConditionModel"),
         ("model_index.json", "{", "model_index.json of .* is not valid JSON"),

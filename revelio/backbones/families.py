@@ -18,7 +18,7 @@ from revelio.trust import printable
 
 # Modules of the package that are no family's.
 SHARED = {"base", "conditioning", "schedule", "scheduler", "t5", "text_encoder", "unet", "vae"}
-# Parts that steer the denoiser, for which a family must say that it computes them.
+# Parts that steer the denoiser: only a family that lists them computes what they do (SDXL, SD3, unCLIP).
 STRANGE_PARTS = ("text_encoder_2", "text_encoder_3", "prior", "image_encoder", "image_normalizer")
 VITS = {
     "clip": "clip",
@@ -84,8 +84,7 @@ def _unsupported(source: Source, found: object) -> ValueError:
 
 def _takes(family: type[DiffusionBackbone], index: Mapping[str, Any]) -> bool:
     """Whether model_index.json lists the family's parts, and none that it does not compute."""
-    known = {**family.optional, **family.parts}
-    unused = (part for part in (*STRANGE_PARTS, *family.without) if part not in known)
+    unused = {*STRANGE_PARTS, *family.without} - {*family.parts, *family.optional}
     strange = any(index.get(part) not in (None, [None, None]) for part in unused)
     fits = all(_class_of(index, part) == kind for part, kind in family.parts.items())
     may = all(_class_of(index, part) in (None, kind) for part, kind in family.optional.items())

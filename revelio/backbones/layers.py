@@ -8,6 +8,7 @@ decoder block i *after* its upsampler, so that the last two have the same stride
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import groupby
 from typing import Any, Literal
 
 
@@ -60,6 +61,13 @@ def dit_layers(transformer: Mapping[str, Any], vae: Mapping[str, Any]) -> Layers
     width = transformer["num_attention_heads"] * transformer["attention_head_dim"]
     stride = vae_stride(vae) * transformer["patch_size"]
     return {f"block{i}": LayerSpec(width, stride) for i in range(transformer["num_layers"])}
+
+
+def flux_layers(transformer: Mapping[str, Any], stride: int) -> Layers:
+    """The joint (``double``) and single blocks of a ``FluxTransformer2DModel``, from its config."""
+    spec = LayerSpec(transformer["num_attention_heads"] * transformer["attention_head_dim"], stride)
+    counts = {"double": transformer["num_layers"], "single": transformer["num_single_layers"]}
+    return {f"{kind}{i}": spec for kind, count in counts.items() for i in range(count)}
 
 
 def vit_layers(vision: Mapping[str, Any], *, norm: bool = False) -> Layers:
@@ -118,9 +126,8 @@ def check_grid(known: Mapping[str, LayerSpec], layer: str, name: str) -> LayerSp
 
 def listed(names: Iterable[str]) -> str:
     """Names for a message; a long run of blocks as ``block0 ... block27``."""
-    words = list(names)
-    blocks = [word for word in words if word.startswith("block")]
-    if len(blocks) <= 6:
-        return ", ".join(words)
-    rest = [word for word in words if word not in blocks]
-    return ", ".join([f"{blocks[0]} ... {blocks[-1]}", *rest])
+    runs: list[str] = []
+    for _, run in groupby(names, key=lambda name: name.rstrip("0123456789")):
+        words = list(run)
+        runs.append(", ".join(words) if len(words) <= 6 else f"{words[0]} ... {words[-1]}")
+    return ", ".join(runs)

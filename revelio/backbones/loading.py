@@ -2,12 +2,13 @@
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from revelio.trust import printable
 
@@ -106,6 +107,11 @@ def use_eager_attention(model: nn.Module) -> None:
                 module.added_kv_proj_dim is not None
             )  # text joins the picture's keys: DeepFloyd-IF
             module.set_processor(AttnAddedKVProcessor() if joint else AttnProcessor())
+
+
+def attention_kernel(name: str) -> AbstractContextManager[None]:
+    """Inside, torch's own attention is computed step by step if ``name`` is ``eager``."""
+    return sdpa_kernel(SDPBackend.MATH) if name == "eager" else nullcontext()
 
 
 def frozen(model: M, device: torch.device, *, convolutional: bool = False) -> M:

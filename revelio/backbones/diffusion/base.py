@@ -82,6 +82,20 @@ class Request:
             "source": self.source,
         }
 
+    def flow(self) -> dict[str, Any]:
+        """As :meth:`common`, of a model that was trained on a rectified flow.
+
+        Raises:
+            ValueError: its scheduler's config is of another schedule.
+        """
+        common = self.common()
+        if common["schedule"].prediction != "flow":
+            raise ValueError(
+                f"the scheduler of {self.source.name} is of a diffusion, not of a rectified flow: it belongs "
+                "to another model"
+            )
+        return common
+
 
 class DiffusionBackbone(ABC):
     """A frozen denoiser with its noise schedule: see :class:`revelio.backbones.base.DiffusionModel`.
