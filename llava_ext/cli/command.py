@@ -55,7 +55,7 @@ def read_section(path: Path, section: str, cls: type[T]) -> T:
 
 
 def _known_keys() -> set[str]:
-    from llava_ext.options import CacheConfig, FinetuneConfig, PretrainConfig
+    from llava_ext.config import CacheConfig, FinetuneConfig, PretrainConfig
 
     known = (fields(cls) for cls in (PretrainConfig, FinetuneConfig, CacheConfig))
     return {field.name for some in known for field in some}
