@@ -20,10 +20,10 @@ from llava_ext.pictures import picture_ids, plain_ids
 from llava_ext.records import image_names, read_records
 from llava_ext.towers import Tower, load_towers
 from revelio.activations.plan import duration, size
-from revelio.activations.processes import Processes
 from revelio.activations.shard import write_shard
 from revelio.activations.target import CONTENTS, SHARD_CONTENTS, Target, check_same
 from revelio.data.contents import combined
+from revelio.distributed import Processes
 from revelio.run_dir import versions
 
 # What the rows of an open shard may take in memory, all towers together.

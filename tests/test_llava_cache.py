@@ -19,7 +19,7 @@ from llava_ext.images import image_id
 from llava_ext.options import CacheConfig
 from llava_ext.pictures import STAMPS, picture_ids, plain_ids
 from llava_ext.towers import load_tower, load_towers
-from revelio.activations.processes import Processes
+from revelio.distributed import Processes
 
 NAMES = [f"{number}.png" for number in range(10)]
 

@@ -20,7 +20,7 @@ from llava_ext.order import Order
 from llava_ext.stages import Finetune, LoraOptions, Pretrain, accumulation
 from llava_ext.towers import BackboneTower, load_towers
 from llava_ext.training import LlavaTrainer
-from revelio.activations.processes import Processes
+from revelio.distributed import Processes
 from revelio.run_dir import read_json
 
 SMALL = {"effective_batch": 4, "batch_size": 2, "zero": 0, "threads": 1, "save_steps": 2}

@@ -23,10 +23,10 @@ from llava_ext.job import run
 from llava_ext.options import CacheConfig, DataConfig, FinetuneConfig, PretrainConfig
 from llava_ext.stages import Pretrain
 from llava_ext.towers import load_towers
-from revelio.activations.processes import Processes
 from revelio.activations.store import ActivationStore
 from revelio.cli import demo, main, train_diffc, train_ksae
 from revelio.config import completed, to_plain, to_yaml
+from revelio.distributed import Processes
 from revelio.run_dir import Run, read_json
 
 ARCHIVE = Path(__file__).parent / "data" / "first_version.tar.xz"
