@@ -29,11 +29,11 @@ from llava_ext.llava_json import image_names, read_records
 from llava_ext.towers import Tower, load_towers
 from revelio.activations.manifest import MANIFEST
 from revelio.activations.plan import duration, size
-from revelio.activations.processes import Processes
 from revelio.activations.shard import write_shard
 from revelio.activations.store import ActivationStore
 from revelio.activations.target import CONTENTS, SHARD_CONTENTS, Target, check_same
 from revelio.data.contents import combined
+from revelio.distributed import Processes
 from revelio.machine import free_disk
 from revelio.run_dir import versions
 from revelio.trust import printable

@@ -26,7 +26,7 @@ from llava_ext.sampler import Order
 from llava_ext.tower_cache import fill, open_cache_job
 from llava_ext.towers import BackboneTower, load_towers
 from llava_ext.training import LlavaTrainer, accumulation
-from revelio.activations.processes import Processes
+from revelio.distributed import Processes
 from revelio.run_dir import read_json
 
 SMALL = {"effective_batch": 4, "batch_size": 2, "zero": 0, "threads": 1, "save_steps": 2}
