@@ -22,7 +22,7 @@ from llava_ext.config import TowerConfig
 from llava_ext.pictures import picture_ids, plain_ids
 from revelio.activations.manifest import MANIFEST
 from revelio.activations.store import ActivationStore
-from revelio.activations.target import check_same
+from revelio.activations.writer import check_same
 from revelio.trust import printable
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def open_store(cache: Path, tower: "Tower") -> ActivationStore:
     was = store.manifest.get("tower")
     if not isinstance(was, Mapping):
         raise ValueError(f"{path} is a store of another kind, not a tower's cache: {MAKE}")
-    check_same(path, was, tower.identity(), free=FREE, flag="--cache")
+    check_same(path, was, tower.identity(), free=FREE)
     if store.row_shape != row_shape(tower):
         raise ValueError(
             f"{path} holds grids of {store.row_shape}, the config asks for {row_shape(tower)}: {MAKE}"
