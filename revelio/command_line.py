@@ -159,9 +159,13 @@ def parse(module: ModuleType, arguments: Sequence[str], prog: str) -> Any:
     """
     import tyro
 
-    from revelio.config import named, read_yaml, structure
+    from revelio.config import named, read_yaml, renamed, structure
 
     path, rest = take(own_words(arguments), "--config", "a file")
+    given = {word.partition("=")[0].replace("_", "-") for word in rest}
+    for old, new in renamed(module.Config).items():
+        if (flag := f"--{old}".replace("_", "-")) in given:
+            raise ValueError(f"{flag} is called --{new} now".replace("_", "-"))
     default = tyro.MISSING_NONPROP
     if path is not None:
         try:

@@ -83,6 +83,8 @@ def structure(
     """
     names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
     for key in values:
+        if key in renamed(cls):
+            raise ValueError(f"`{where}{key}` is called `{where}{renamed(cls)[key]}` now")
         if key not in names:
             near = get_close_matches(str(key), names, n=1)
             hint = f"did you mean `{near[0]}`? " if near else ""
@@ -105,6 +107,11 @@ def structure(
                 raise ValueError(f"`{where}{key}` is required")
             arguments[key] = missing
     return cls(**arguments)
+
+
+def renamed(cls: type) -> Mapping[str, str]:
+    """Today's name of each setting that a config class had under another: its ``RENAMED``."""
+    return vars(cls).get("RENAMED", {})
 
 
 def _value(value: Any, kind: Any, where: str) -> Any:

@@ -160,7 +160,7 @@ def keep_views(inputs: Inputs, views: int, cache: CacheSettings) -> tuple[GridSo
 
 def _cost(source: GridSource, cache: CacheSettings, total: int) -> str:
     """Shape, size, place and time, the last from one pass; refuses what the disk can't hold."""
-    from revelio.activations.plan import size as printed
+    from revelio.machine import size as printed
 
     size, shape = cache.gigabytes(source), "x".join(map(str, source.shape))
     where, memory = "in memory", available_memory()

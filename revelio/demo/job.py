@@ -2,14 +2,15 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from revelio.activations.recipe import Recipe
+from revelio.activations.config import ExtractConfig
 from revelio.activations.store import ActivationStore
 from revelio.analysis.controls import strongest
 from revelio.backbones.base import Backbone
+from revelio.data.config import DataConfig
 from revelio.data.dataset import ImageDataset
 from revelio.demo.report import write_report
 from revelio.demo.stages import (
@@ -87,51 +88,46 @@ class DemoJob:
         return self._report(entries, ksae_rows, best, shown, diffc)
 
     def _pooled(self) -> list[Path]:
-        recipe = self._recipe("mean", self.settings.timesteps)
+        config = self._config("mean", self.settings.timesteps)
         return [
             self.run.path / "activations" / one.store_name(layer)
-            for one in recipe.passes()
-            for layer in recipe.layers
+            for one in config.passes()
+            for layer in config.layers
         ]
 
-    def _recipe(self, pool: Literal["mean", "none"], timesteps: Sequence[int]) -> Recipe:
-        return Recipe(self.settings.layers, tuple(timesteps), seed=self.settings.seed, pool=pool)
+    def _config(self, pool: Literal["mean", "none"], timesteps: Sequence[int]) -> ExtractConfig:
+        return ExtractConfig(
+            layers=self.settings.layers,
+            timesteps=tuple(timesteps),
+            seed=self.settings.seed,
+            pool=pool,
+            batch_size=self.settings.batch_size,
+            mode=self.settings.mode,
+            data=DataConfig(on_error=self.on_error),
+        )
 
     def _extract(self) -> int:
-        recipe = self._recipe("mean", self.settings.timesteps)
-        self._take("activations", self.train, self.backbone(), recipe, "activations")
-        return len(recipe.passes()) * len(recipe.layers)
-
-    def _take(
-        self, title: str, dataset: ImageDataset, backbone: Backbone, recipe: Recipe, folder: str
-    ) -> None:
+        config = self._config("mean", self.settings.timesteps)
         extract_with_bar(
-            title,
-            dataset,
-            backbone,
-            self.run.path / folder,
-            recipe,
-            self.settings.batch_size,
-            self.on_error,
-            self.settings.mode,
+            "activations", self.train, self.backbone(), self.run.path / "activations", config
         )
+        return len(config.passes()) * len(config.layers)
 
     def _diffc(self) -> list[dict[str, Any]]:
         assert self.test is not None
         at = self.settings.diffc_timestep
-        recipe = self._recipe("none", () if at is None else (at,))
+        config = self._config("none", () if at is None else (at,))
         sources = {"trained": self.backbone, "random": self.random_backbone}
         for source, load in sources.items():
             if load is not None:
                 backbone = load()
                 for part, dataset in (("train", self.train), ("test", self.test)):
-                    folder = f"grids/{source}/{part}"
-                    self._take(f"grids ({source}, {part})", dataset, backbone, recipe, folder)
-        pixels = Recipe(("pixels",), pool="none")
+                    folder = self.run.path / "grids" / source / part
+                    extract_with_bar(f"grids ({source}, {part})", dataset, backbone, folder, config)
+        pixels = replace(self._config("none", ()), layers=("pixels",))
         for part, dataset in (("train", self.train), ("test", self.test)):
-            self._take(
-                f"pixels ({part})", dataset, PixelsBackbone(), pixels, f"grids/pixels/{part}"
-            )
+            folder = self.run.path / "grids" / "pixels" / part
+            extract_with_bar(f"pixels ({part})", dataset, PixelsBackbone(), folder, pixels)
 
         def pair(source: str, name: str) -> tuple[ActivationStore, ActivationStore]:
             root = self.run.path / "grids" / source
@@ -139,7 +135,7 @@ class DemoJob:
                 root / "test" / name
             )
 
-        one = recipe.passes()[0]
+        one = config.passes()[0]
         return diffc_stage(
             lambda layer: pair("trained", one.store_name(layer)),
             None

@@ -8,14 +8,13 @@ grids -> Diff-C beside its baselines  stages_diffc.py
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tqdm import tqdm
 
+from revelio.activations.config import ExtractConfig
 from revelio.activations.extract import run as run_extraction
-from revelio.activations.job import Extraction
-from revelio.activations.recipe import Recipe
-from revelio.activations.sources import Reading
+from revelio.activations.extraction_plan import ExtractionPlan
 from revelio.activations.store import ActivationStore
 from revelio.analysis.controls import compare
 from revelio.analysis.purity import purity
@@ -70,24 +69,11 @@ class DemoSettings:
 
 
 def extract_with_bar(
-    title: str,
-    dataset: ImageDataset,
-    backbone: Backbone,
-    out: Path,
-    recipe: Recipe,
-    batch_size: int,
-    on_error: Literal["stop", "skip"],
-    mode: str,
+    title: str, dataset: ImageDataset, backbone: Backbone, out: Path, config: ExtractConfig
 ) -> list[Path]:
     """Extract into ``out``, going on where an interrupted run stopped; shows images/s and time left."""
-    job = Extraction(
-        dataset,
-        backbone,
-        out,
-        recipe,
-        reading=Reading(batch_size, 0, on_error),
-        provenance={"mode": mode},
-        resume=True,
+    job = ExtractionPlan(
+        dataset, backbone, out, config, provenance={"mode": config.mode}, resume=True
     )
     done = 0
     with tqdm(desc=title, total=len(dataset), unit="image") as bar:

@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 
-from revelio.activations.plan import duration, size
 from revelio.activations.store import ActivationStore
-from revelio.machine import available_memory, free_disk
+from revelio.machine import available_memory, duration, free_disk, size
 from revelio.pipelines import Progress, Report, silent
 from revelio.sae.config import RunConfig
 from revelio.sae.cost import (
