@@ -35,7 +35,7 @@ _registered: dict[str, tuple[str | Factory, Description]] = {}
 
 
 def load_backbone(
-    name: str | BackboneConfig,
+    model: str | BackboneConfig,
     *,
     layers: Sequence[str] | None = None,
     imports: bool = True,
@@ -44,7 +44,7 @@ def load_backbone(
     """Load a backbone, whole or cut after the deepest of ``layers``.
 
     Args:
-        name: a name that :func:`describe` lists, a folder, a hub id, or ``module:function`` of a factory. A
+        model: a name that :func:`describe` lists, a folder, a hub id, or ``module:function`` of a factory. A
             U-Net's folder or file stands for the pipeline it lies in; ``sd-1.5+path/to/unet`` puts it in the
             place of another pipeline's. Or a whole config.
         layers: the layers that will be asked for: what comes after the deepest is not kept. None keeps the
@@ -58,8 +58,8 @@ def load_backbone(
         ValueError: a setting the model can't take, a model of no supported family, or a name that would
             import code where that is not allowed.
     """
-    config = replace(name, **settings) if isinstance(name, BackboneConfig) else None
-    asked = vars(config or BackboneConfig(name=name, **settings)) | {"layers": layers}
+    config = BackboneConfig(name=model) if isinstance(model, str) else model
+    asked: dict[str, Any] = vars(replace(config, **settings)) | {"layers": layers}
     name, revision = asked.pop("name"), asked.pop("revision")
     if name in _registered:
         factory = _registered[name][0]

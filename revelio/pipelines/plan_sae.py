@@ -32,8 +32,15 @@ def job_of(config: RunConfig, store: ActivationStore, devices: int = 1, **sizes:
         ValueError: the sizes make no sense.
     """
     row_bytes = 4 if store.manifest["dtype"] == "float32" else 2
-    d = store.row_shape[0]
-    return Job(config=config, rows=len(store), d=d, devices=devices, row_bytes=row_bytes, **sizes)
+    return Job(
+        config=config,
+        rows=len(store),
+        d=store.row_shape[0],
+        devices=devices,
+        row_bytes=row_bytes,
+        store_bytes=store.bytes,
+        **sizes,
+    )
 
 
 def refuse_shortage(
