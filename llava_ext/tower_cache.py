@@ -167,7 +167,7 @@ def open_store(cache: Path, tower: Tower) -> ActivationStore:
     was = store.manifest.get("tower")
     if not isinstance(was, Mapping):
         raise ValueError(f"{path} is a store of another kind, not a tower's cache: {MAKE}")
-    check_same(path, was, tower.identity(), free=FREE, flag="--cache")
+    check_same(path, was, tower.identity(), free=FREE)
     if store.row_shape != row_shape(tower):
         raise ValueError(
             f"{path} holds grids of {store.row_shape}, the config asks for {row_shape(tower)}: {MAKE}"
