@@ -17,18 +17,9 @@ if TYPE_CHECKING:
 
 def build_dataset(options: DataConfig) -> "ImageDataset":
     """Open the data set that the options name."""
-    from revelio.data.open import open_dataset
+    from revelio.pipelines.inputs import dataset_of
 
-    return open_dataset(
-        options.source,
-        split=options.split,
-        root=options.root,
-        revision=options.revision,
-        image_column=options.image_column,
-        label_column=options.label_column,
-        limit=options.limit,
-        per_class=options.per_class,
-    )
+    return dataset_of(options)
 
 
 def read_contents(dataset: "ImageDataset") -> "ImageDataset":
@@ -44,14 +35,6 @@ def read_contents(dataset: "ImageDataset") -> "ImageDataset":
 
 def build_backbone(options: BackboneConfig, layers: "Sequence[str] | None") -> "Backbone":
     """Load the backbone, cut after the last of ``layers``."""
-    from revelio.backbones.registry import load_backbone
+    from revelio.pipelines.inputs import backbone_of
 
-    return load_backbone(
-        options.name,
-        layers=layers,
-        revision=options.revision,
-        image_size=options.image_size,
-        dtype=options.dtype,
-        attention=options.attention,
-        device=options.device,
-    )
+    return backbone_of(options, layers)
