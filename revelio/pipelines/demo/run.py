@@ -146,7 +146,7 @@ class _Stages:
     def _diffc(self) -> list[dict[str, Any]]:
         assert self.test is not None
         grids = self._recipe("none", (self.config.diffc_timestep,))
-        options = vars(self.config.backbone) | {"layers": self.config.layers}
+        options: dict[str, Any] = vars(self.config.backbone) | {"layers": self.config.layers}
         random = load_random_backbone(**options, seed=self.config.seed)
         pixels = Recipe(("pixels",), pool="none")
         for source, backbone, recipe in (
