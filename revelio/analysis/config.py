@@ -174,7 +174,7 @@ class MakeGalleryConfig(GalleryConfig, MakeTopImagesConfig):
     """Top images that `revelio top-images` made of this store and k-SAE; none: they are made now."""
 
     data: DataConfig = field(default_factory=lambda: DataConfig(source=FROM_STORE))
-    """The pictures; from-store: the recipe that the store's manifest names. Matched by id."""
+    """The pictures; from-store: the known data set that the store's manifest names. Matched by id."""
 
     controls: bool = True
     """Where there are labels, measure what autoencoders that learned nothing reach (seconds to minutes)."""

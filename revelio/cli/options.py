@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 def build_dataset(options: DataConfig) -> "ImageDataset":
     """Open the data set that the options name."""
-    from revelio.pipelines.inputs import dataset_of
+    from revelio.data.open import open_dataset
 
-    return dataset_of(options)
+    return open_dataset(options)
 
 
 def read_contents(dataset: "ImageDataset") -> "ImageDataset":

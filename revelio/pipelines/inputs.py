@@ -9,12 +9,12 @@ from revelio.activations.store import ActivationStore
 from revelio.analysis.config import FROM_STORE
 from revelio.backbones.base import Backbone
 from revelio.backbones.config import BackboneConfig
-from revelio.backbones.loading import device_of
 from revelio.backbones.registry import load_backbone
 from revelio.data.config import DataConfig
 from revelio.data.dataset import ImageDataset
 from revelio.data.open import open_dataset
-from revelio.data.registry import is_recipe
+from revelio.data.registry import is_registered
+from revelio.distributed import device_of
 from revelio.following import beside
 from revelio.pipelines import Progress, Report, silent
 from revelio.sae.io.saved import WEIGHTS
@@ -23,11 +23,6 @@ from revelio.sae.model import KSparseAutoencoder
 from revelio.trust import printable, read_object
 
 FINAL = "final"
-
-
-def dataset_of(config: DataConfig) -> ImageDataset:
-    """The data set that a config names."""
-    return open_dataset(**{k: v for k, v in vars(config).items() if k != "on_error"})
 
 
 def backbone_of(config: BackboneConfig, layers: Sequence[str] | None) -> Backbone:
@@ -42,17 +37,17 @@ def pictures_of(config: DataConfig, store: ActivationStore) -> ImageDataset:
         ValueError: the store does not say where its images are, or they are not there.
     """
     if config.source != FROM_STORE:
-        return dataset_of(config)
+        return open_dataset(config)
     recorded = store.manifest.get("dataset")
     # A folder's bare name says nothing of where it is; a path or a hub id is nothing that Revelio writes,
     # and would have a store that somebody else made pick the pictures that are read here.
-    if not recorded or not is_recipe(recorded):
+    if not recorded or not is_registered(recorded):
         raise ValueError(
             f"{store.path} does not say where its images ({recorded}) are: give their source (data.source)"
         )
     split = config.split or store.manifest.get("split")
     try:
-        return dataset_of(replace(config, source=str(recorded), split=split))
+        return open_dataset(replace(config, source=str(recorded), split=split))
     except (ValueError, OSError) as error:
         raise ValueError(
             f"the store's images ({recorded}) can't be opened: give their source (data.source) ({error})"

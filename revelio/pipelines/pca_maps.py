@@ -14,9 +14,10 @@ from revelio.analysis.pca_maps import PcaMaps, pca_maps, sheet
 from revelio.backbones.base import Backbone
 from revelio.bounds import check_fields
 from revelio.data.loading import Batch, batches
+from revelio.data.open import open_dataset
 from revelio.outputs import Older, check_replaceable, claimed, replace_files
 from revelio.pipelines import Report, counted, silent
-from revelio.pipelines.inputs import backbone_of, check_same_source, dataset_of
+from revelio.pipelines.inputs import backbone_of, check_same_source
 from revelio.run_dir import versions, write_json
 
 __all__ = ["MadePCAMaps", "MakePCAMapsConfig", "collect", "make_pca_maps"]
@@ -54,7 +55,7 @@ def make_pca_maps(config: MakePCAMapsConfig, progress: Report = silent) -> MadeP
             else: also the maps of another model or data set.
     """
     check_fields(config)
-    dataset = dataset_of(config.data)
+    dataset = open_dataset(config.data)
     out = config.out or _place(config.backbone.name, dataset.name)
     check_replaceable(out, MAKER, FILES, OLDER)
     with claimed(out):

@@ -32,8 +32,8 @@ class DemoConfig:
     """The folder to write to."""
 
     data: DataConfig = field(default_factory=DataConfig)
-    """The pictures. A recipe has a train and a test split; of anything else a fifth of every class is held
-    out. Class folders give labels; without, the measures that need labels are left out."""
+    """The pictures. A known data set has a train and a test split; of anything else a fifth of every class is
+    held out. Class folders give labels; without, the measures that need labels are left out."""
 
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     """The model."""

@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 from revelio.data.dataset import ImageDataset
-from revelio.data.registry import is_recipe
+from revelio.data.open import open_dataset
+from revelio.data.registry import is_registered
 from revelio.diffc.split import stratified_split
 from revelio.pipelines.demo.config import DemoConfig
-from revelio.pipelines.inputs import dataset_of
 
 HELD_OUT = 0.2
 
@@ -14,17 +14,17 @@ HELD_OUT = 0.2
 def demo_images(config: DemoConfig) -> tuple[ImageDataset, ImageDataset | None]:
     """Open the demo's pictures: for training, and held out.
 
-    A recipe has its own train and test split. Of anything else a fifth of every class is held out, keyed by
-    the seed. Where there are no labels nothing is held out: there is nothing to classify.
+    A known data set has its own train and test split. Of anything else a fifth of every class is held out,
+    keyed by the seed. Where there are no labels nothing is held out: there is nothing to classify.
 
     Raises:
         ValueError: the source is not there, empty or unreadable.
     """
     data = config.data
-    if is_recipe(data.source) and data.split is None:
-        train, test = (dataset_of(replace(data, split=split)) for split in ("train", "test"))
+    if is_registered(data.source) and data.split is None:
+        train, test = (open_dataset(replace(data, split=split)) for split in ("train", "test"))
         return train.spread(config.train_images), test.spread(config.test_images)
-    whole = dataset_of(data)
+    whole = open_dataset(data)
     if whole.labels is None:
         return whole.spread(config.train_images), None
     kept, held = stratified_split(whole.labels, HELD_OUT, config.seed, "demo", "held out")
