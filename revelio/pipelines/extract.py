@@ -22,13 +22,12 @@ from revelio.activations.store import ActivationStore
 from revelio.backbones.base import Backbone, schedule_of
 from revelio.backbones.compiled import compile_backbone
 from revelio.backbones.diffusion.schedule import reference_schedule
-from revelio.distributed import device_of
 from revelio.backbones.prompts import check_policy, prompt_texts
 from revelio.backbones.registry import load_backbone
 from revelio.config import to_yaml
 from revelio.data.dataset import ImageDataset
 from revelio.data.open import open_dataset
-from revelio.distributed import Processes, launched
+from revelio.distributed import Processes, device_of, launched
 from revelio.files import write_whole
 from revelio.machine import duration, size
 from revelio.outputs import check_file

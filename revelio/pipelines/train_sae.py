@@ -203,7 +203,8 @@ def _train_group(
     batches = _batches(store, configs[0], context)
     opened = [_open(config, store, context, progress) for config in configs]
     trainings = [training for training in opened if training is not None]
-    if trainings and context.main:
+    # Where nobody listens, nothing is measured for it.
+    if trainings and context.main and progress is not silent:
         held = [job_of(training.config, store, context.world) for training in trainings]
         announce(held, context.device, progress)
         _remark(held, store, progress)

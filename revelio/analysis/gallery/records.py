@@ -1,22 +1,14 @@
 """What a gallery shows, as plain values: its latents, its images and their active latents."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from revelio.analysis.config import GalleryConfig
 from revelio.analysis.label_measures import class_counts
-from revelio.analysis.latent_map import (
-    MapKind,
-    MapMethod,
-    directions,
-    label_profiles,
-    layout,
-    neighbours,
-)
+from revelio.analysis.latent_map import directions, label_profiles, layout, neighbours
 from revelio.analysis.purity import latent_measures
 from revelio.analysis.top_images import TopImages, pooled
 
@@ -28,38 +20,17 @@ JUDGED = 10
 """The number of top images that a latent's purity is read from (Sec. 4.2)."""
 
 
-@dataclass(frozen=True)
-class GallerySettings:
-    """How much a gallery shows.
-
-    Attributes:
-        latents: the strongest so many latents.
-        image_latents: active latents listed for an image.
-        neighbours: similar latents listed for a latent.
-        map_by: what the map is laid out by: decoder directions or the labels of the top images.
-        map_method: how.
-        seed: of the map.
-    """
-
-    latents: int = 1000
-    image_latents: int = 32
-    neighbours: int = 6
-    map_by: MapKind = "decoder"
-    map_method: MapMethod = "tsne"
-    seed: int = 0
-
-
 def latent_records(
     model: "KSparseAutoencoder",
     top: TopImages,
     chosen: Int64[Tensor, "l"],
-    settings: GallerySettings,
+    config: GalleryConfig,
 ) -> list[dict[str, Any]]:
     """One record a latent, strongest first; other latents are named by their place in this list."""
     units = directions(model, chosen)
-    near, cosines = neighbours(units, settings.neighbours)
-    vectors = label_profiles(top, chosen) if settings.map_by == "labels" else units
-    places = layout(vectors, method=settings.map_method, seed=settings.seed).tolist()
+    near, cosines = neighbours(units, config.neighbours)
+    vectors = label_profiles(top, chosen) if config.map_by == "labels" else units
+    places = layout(vectors, method=config.map_method, seed=config.seed).tolist()
     records = []
     for place, latent in enumerate(chosen.tolist()):
         pairs = zip(top.indices[latent].tolist(), top.values[latent].tolist(), strict=True)
@@ -127,7 +98,7 @@ def _image_record(values: list[float], places: list[int], limit: int) -> dict[st
     return {"active": shown[:limit], "more": len(active) - len(shown[:limit])}
 
 
-def describe(top: TopImages, chosen: Tensor, settings: GallerySettings) -> dict[str, Any]:
+def describe(top: TopImages, chosen: Tensor, config: GalleryConfig) -> dict[str, Any]:
     """What the gallery is of: the numbers and names at its head."""
     known = ("model", "dataset", "split", "layer", "timestep", "prompt_policy", "mode", "codes")
     meta = {key: top.source[key] for key in known if top.source.get(key) is not None}
@@ -139,8 +110,8 @@ def describe(top: TopImages, chosen: Tensor, settings: GallerySettings) -> dict[
         "k": ksae.get("k"),
         "alive": int((top.counts > 0).sum()),
         "shown": len(chosen),
-        "map_by": settings.map_by,
-        "map_method": settings.map_method,
+        "map_by": config.map_by,
+        "map_method": config.map_method,
         "m": top.m,
         "judged": min(JUDGED, top.m),
         "statistics": top.statistics,
@@ -152,13 +123,6 @@ def class_sizes(top: TopImages) -> list[int]:
     if top.labels is None:
         return []
     return torch.bincount(top.labels, minlength=len(top.classes)).tolist()
-
-
-def match_images(wanted: Sequence[str], offered: Sequence[str]) -> tuple[list[int | None], int]:
-    """For every wanted id its index among the offered ones or None, and how many are missing."""
-    index_of = {image_id: index for index, image_id in enumerate(offered)}
-    indices = [index_of.get(image_id) for image_id in wanted]
-    return indices, indices.count(None)
 
 
 def _short(value: Any) -> float:

@@ -6,14 +6,14 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 
-from revelio.demo.charts import Series, bar_chart, line_chart
+from revelio.pipelines.demo.charts import Series, bar_chart, line_chart
 from revelio.run_dir import write_whole
 
 
 def write_report(report: Mapping[str, Any], path: Path) -> None:
     """Render ``report`` (what ``report.json`` holds) as one page that needs no network."""
     environment = Environment(
-        loader=PackageLoader("revelio.demo"),
+        loader=PackageLoader("revelio.pipelines.demo"),
         autoescape=select_autoescape(default=True, default_for_string=True),
         trim_blocks=True,
         lstrip_blocks=True,

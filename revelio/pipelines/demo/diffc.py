@@ -3,46 +3,47 @@
 from collections.abc import Callable
 from typing import Any
 
-from tqdm import tqdm
-
 from revelio.activations.store import ActivationStore
-from revelio.demo.stages import DemoSettings
 from revelio.diffc.fit import fit
+from revelio.pipelines import Report, counted
+from revelio.pipelines.demo.config import DemoConfig
 
 
 def diffc_stage(
     trained: Callable[[str], tuple[ActivationStore, ActivationStore]],
-    random: Callable[[str], tuple[ActivationStore, ActivationStore]] | None,
+    random: Callable[[str], tuple[ActivationStore, ActivationStore]],
     pixels: tuple[ActivationStore, ActivationStore],
-    settings: DemoSettings,
+    config: DemoConfig,
+    progress: Report,
 ) -> list[dict[str, Any]]:
     """Diff-C on every layer's grids, on those of random weights, and on raw pixels.
 
     Args:
         trained: the (train, test) grid stores of a layer.
-        random: the same of the architecture with random weights, or None where there is none.
+        random: the same of the architecture with random weights.
         pixels: the (train, test) stores of the pictures themselves.
-        settings: of the demo.
+        config: of the demo.
+        progress: told how many layers are done.
     """
-    baseline = _accuracy(*pixels, settings)
+    told = counted(progress, "Diff-C", len(config.layers) + 1, "layer")
+    baseline = _accuracy(*pixels, config)
+    told(1)
     rows = []
-    for layer in tqdm(settings.layers, desc="Diff-C", unit="layer"):
-        found = _accuracy(*trained(layer), settings)
-        other = _accuracy(*random(layer), settings) if random is not None else None
+    for layer in config.layers:
+        found = _accuracy(*trained(layer), config)
         rows.append(
-            {"layer": layer, "timestep": settings.diffc_timestep}
+            {"layer": layer, "timestep": trained(layer)[0].manifest.get("timestep")}
             | _percent("", found)
             | _percent("pixels_", baseline)
-            | _percent("random_weights_", other)
+            | _percent("random_weights_", _accuracy(*random(layer), config))
             | {"parameters": found["parameters"], "interval_kind": found["interval_kind"]}
         )
+        told(1)
     return rows
 
 
-def _percent(prefix: str, found: dict[str, Any] | None) -> dict[str, Any]:
-    """Top-1 and its interval in percent, as the paper's tables have them; None where not measured."""
-    if found is None:
-        return {f"{prefix}top1": None, f"{prefix}interval": None}
+def _percent(prefix: str, found: dict[str, Any]) -> dict[str, Any]:
+    """Top-1 and its interval in percent, as the paper's tables have them."""
     return {
         f"{prefix}top1": 100 * found["top1"],
         f"{prefix}interval": [100 * bound for bound in found["interval"]],
@@ -50,7 +51,7 @@ def _percent(prefix: str, found: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _accuracy(
-    train_store: ActivationStore, test_store: ActivationStore, settings: DemoSettings
+    train_store: ActivationStore, test_store: ActivationStore, config: DemoConfig
 ) -> dict[str, Any]:
     assert train_store.labels is not None and test_store.labels is not None
     return fit(
@@ -59,9 +60,9 @@ def _accuracy(
         test_store.tensor(),
         test_store.labels,
         classes=train_store.classes,
-        width=settings.width,
-        epochs=settings.epochs,
+        width=config.width,
+        epochs=config.epochs,
         batch_size=32,
         learning_rate=1e-3,
-        seed=settings.seed,
+        seed=config.seed,
     )

@@ -14,18 +14,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, StrictUndefined
+from torch import Tensor
 
-from revelio.analysis.gallery_data import (
-    GallerySettings,
+from revelio.analysis.config import GalleryConfig
+from revelio.analysis.gallery.records import (
     class_sizes,
     describe,
     image_records,
     latent_records,
-    match_images,
 )
 from revelio.analysis.pca_maps import square
 from revelio.analysis.purity import eligible
 from revelio.analysis.top_images import TopImages, check_width
+from revelio.bounds import check_fields
 from revelio.data.dataset import ImageDataset, ImageError
 from revelio.lock import NAME as LOCK
 from revelio.outputs import Older, check_replaceable, read_record, replace_files
@@ -49,11 +50,9 @@ def write_gallery(
     store: "ActivationStore",
     top: TopImages,
     dataset: ImageDataset,
-    settings: GallerySettings | None = None,
+    config: GalleryConfig | None = None,
     *,
-    title: str | None = None,
     purity: dict[str, Any] | None = None,
-    thumbnail: int = 192,
     progress: Callable[[int], object] | None = None,
 ) -> dict[str, Any]:
     """Write the gallery folder ``out``; when it is whole, it replaces the files of an older one.
@@ -64,10 +63,8 @@ def write_gallery(
         store: the activations that ``top`` was made from.
         top: its top images.
         dataset: the pictures; matched to the store's rows by id.
-        settings: how much to show.
-        title: the page's heading; made of data set and layer if not given.
-        purity: an entry of `purity.json`, to show the means and their chance level.
-        thumbnail: side of the thumbnails in pixels; smaller pictures are not enlarged.
+        config: how much to show.
+        purity: an entry of `purity.json`, to show the means, their chance level and the controls.
         progress: told 1 after each image.
 
     Returns:
@@ -77,31 +74,18 @@ def write_gallery(
         ValueError: a file that no gallery wrote is in the way, the parts do not belong together, no latent
             is active, or the data set has none of the images.
     """
-    settings = settings or GallerySettings()
+    config = config or GalleryConfig()
+    check_fields(config)
     _check(out, model, store, top)
-    chosen = top.ranking(settings.latents)
+    chosen = top.ranking(config.latents)
     if not len(chosen):
         raise ValueError("no latent is active on any image: train the k-SAE on this store first")
-    indices, absent = match_images(store.ids, dataset.ids)
-    if absent == len(indices):
-        raise ValueError(
-            f"{dataset.name} has none of the store's {absent} images (first {store.ids[0]}): "
-            "give the data set that was extracted with --data.source"
-        )
-    data = {
-        "format": FORMAT,
-        "title": title or _title(top),
-        "meta": describe(top, chosen, settings) | {"eligible": len(eligible(top, 2))},
-        "labelled": top.labels is not None,
-        "classes": list(top.classes),
-        "class_sizes": class_sizes(top),
-        "purity": purity,
-        "latents": latent_records(model, top, chosen, settings),
-    }
-    images = image_records(model, store, chosen, settings.image_latents)
+    indices = _matched(store, dataset)
+    data = _shared_data(model, top, chosen, config) | {"purity": purity}
+    images = image_records(model, store, chosen, config.image_latents)
 
     def fill(folder: Path) -> None:
-        missing = _write_thumbnails(folder, store.ids, indices, dataset, thumbnail, progress)
+        missing = _write_thumbnails(folder, store.ids, indices, dataset, config.thumbnail, progress)
         labels = None if top.labels is None else top.labels.tolist()
         data["images"] = {"ids": list(store.ids), "labels": labels, "missing": missing}
         _write_pages(folder, data, images)
@@ -109,6 +93,38 @@ def write_gallery(
     replace_files(out, MAKER, fill, older=OLDER)
     missing = data["images"]["missing"]
     return {"latents": len(chosen), "images": len(images), "missing": missing}
+
+
+def _shared_data(
+    model: "KSparseAutoencoder", top: TopImages, chosen: Tensor, config: GalleryConfig
+) -> dict[str, Any]:
+    """What all pages share."""
+    return {
+        "format": FORMAT,
+        "title": config.title or _title(top),
+        "meta": describe(top, chosen, config) | {"eligible": len(eligible(top, 2))},
+        "made_from": {key: top.source[key] for key in ("ksae", "store") if key in top.source},
+        "labelled": top.labels is not None,
+        "classes": list(top.classes),
+        "class_sizes": class_sizes(top),
+        "latents": latent_records(model, top, chosen, config),
+    }
+
+
+def _matched(store: "ActivationStore", dataset: ImageDataset) -> list[int | None]:
+    """For every row of the store the index of its picture, where the data set has it.
+
+    Raises:
+        ValueError: it has none of them.
+    """
+    index_of = {image_id: index for index, image_id in enumerate(dataset.ids)}
+    indices = [index_of.get(image_id) for image_id in store.ids]
+    if indices.count(None) == len(indices):
+        raise ValueError(
+            f"{dataset.name} has none of the store's {len(indices)} images (first {store.ids[0]}): "
+            "give the data set that was extracted (data.source)"
+        )
+    return indices
 
 
 def check_place(out: Path) -> None:
@@ -121,7 +137,7 @@ def check_place(out: Path) -> None:
     if not out.is_dir() or MAKER in read_record(out) or OLDER.files(out):
         return
     if any(path.name != LOCK for path in out.iterdir()):
-        raise ValueError(f"{out} holds something else than a gallery: choose another --out")
+        raise ValueError(f"{out} holds something else than a gallery: choose another folder")
 
 
 def _check(out: Path, model: Any, store: Any, top: TopImages) -> None:
@@ -205,7 +221,7 @@ def _write_pages(folder: Path, data: dict[str, Any], images: list[dict[str, Any]
         part = script_json(images[start : start + IMAGES_A_FILE])
         path = folder / "data" / f"images-{number:04d}.js"
         _write(path, f"window.REVELIO.addImages({number}, {part});\n")
-    source = files("revelio.analysis")
+    source = files("revelio.analysis.gallery")
     for name in ("gallery.css", *SCRIPTS):
         (folder / "assets" / name).write_bytes((source / "static" / name).read_bytes())
     text = (source / "templates" / "gallery.html").read_text(encoding="utf-8")

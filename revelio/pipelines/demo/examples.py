@@ -1,43 +1,12 @@
-"""The demo's gallery of the best cell, and a few of its latents for the report."""
+"""A few strong latents of a k-SAE with their images, for the report."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
-from revelio.activations.store import ActivationStore
-from revelio.analysis.gallery import thumbnail_path, write_gallery
-from revelio.analysis.gallery_data import GallerySettings
+from revelio.analysis.gallery.write import thumbnail_path
 from revelio.analysis.purity import eligible, latent_measures
 from revelio.analysis.top_images import TopImages
-from revelio.data.dataset import ImageDataset
-from revelio.demo.stages import DemoSettings, cell_top_images, load_ksae
-
-
-def gallery_stage(
-    store: ActivationStore,
-    dataset: ImageDataset,
-    out: Path,
-    ksaes: Path,
-    entry: dict[str, Any],
-    settings: DemoSettings,
-) -> list[dict[str, Any]]:
-    """Write the gallery of one cell; give a few of its latents for the report."""
-    model = load_ksae(ksaes / store.path.name)
-    top = cell_top_images(store, ksaes, settings)
-    with tqdm(desc="gallery", total=len(store), unit="image") as bar:
-        write_gallery(
-            out / "gallery",
-            model,
-            store,
-            top,
-            dataset,
-            GallerySettings(),
-            purity=entry | {"interval": (entry["interval"] or {}).get("sigma_label")},
-            progress=bar.update,
-        )
-    return examples(top, settings.top)
 
 
 def examples(top: TopImages, images: int, count: int = 12) -> list[dict[str, Any]]:
