@@ -9,6 +9,7 @@ Every builder is seeded and leaves the global random state alone; each writes un
     tiny_if      16 px, U-Net with DeepFloyd-IF's block types, learned variance
                  bottleneck 16x4x4, up_ft0 16x8x8, up_ft1 16x16x16, up_ft2 8x16x16
     tiny_dit     32 px, latents 4x16x16, 4 blocks of 64 tokens x 16, 10 classes (null class 10)
+    tiny_pixart  32 px, latents 4x16x16, 3 blocks of 64 tokens x 24, learned variance
     tiny_clip    32 px, patches of 8, 3 blocks of 16 tokens x 16 (image and text encoder, tokenizer)
     tiny_dinov2  28 px, patches of 7, 3 blocks of 16 tokens x 16 (``registers`` for the variant)
 """
@@ -26,7 +27,11 @@ from diffusers import (
     DDPMScheduler,
     DiTPipeline,
     DiTTransformer2DModel,
+    DPMSolverMultistepScheduler,
     IFPipeline,
+    PixArtAlphaPipeline,
+    PixArtSigmaPipeline,
+    PixArtTransformer2DModel,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -267,6 +272,34 @@ def tiny_dit(folder: Path, *, classes: int = 10, seed: int = 0) -> Path:
     )
     pipeline = DiTPipeline(
         transformer=transformer, vae=tiny_vae(seed), scheduler=_scheduler("linear", "epsilon")
+    )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def tiny_pixart(folder: Path, *, sigma: bool = False, sizes: bool = False, seed: int = 0) -> Path:
+    """A whole ``PixArtAlphaPipeline`` folder, or a ``PixArtSigmaPipeline`` one; ``sizes`` as inputs."""
+    transformer = seeded(
+        lambda: PixArtTransformer2DModel(
+            num_attention_heads=3,
+            attention_head_dim=8,
+            num_layers=3,
+            sample_size=16,
+            patch_size=2,
+            in_channels=4,
+            out_channels=8,
+            cross_attention_dim=24,
+            caption_channels=16,
+            use_additional_conditions=sizes,
+        ),
+        seed,
+    )
+    pipeline: Any = (PixArtSigmaPipeline if sigma else PixArtAlphaPipeline)(
+        tokenizer=tiny_t5_tokenizer(),
+        text_encoder=tiny_t5(seed=seed),
+        vae=tiny_vae(seed),
+        transformer=transformer,
+        scheduler=DPMSolverMultistepScheduler(beta_start=0.0001, beta_end=0.02),
     )
     pipeline.save_pretrained(folder)
     return folder
