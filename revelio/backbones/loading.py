@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from revelio.distributed import device_of
 from revelio.trust import printable
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -65,25 +66,6 @@ def dtype_of(name: str) -> torch.dtype:
     if name not in DTYPES:
         raise ValueError(f"unknown dtype {name!r}: choose from {', '.join(DTYPES)}")
     return DTYPES[name]
-
-
-def device_of(name: str) -> torch.device:
-    """The device of a name; ``auto`` is CUDA where there is one.
-
-    Raises:
-        ValueError: no such device.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(
-            f"device {name!r} can't be used ({str(error).splitlines()[0]}): "
-            "choose auto, cpu, cuda, cuda:1 or mps"
-        ) from error
-    return device
 
 
 def check_attention(name: str) -> str:
