@@ -5,7 +5,7 @@ from pathlib import Path
 from revelio.data.dataset import ImageDataset
 from revelio.data.open import open_dataset
 from revelio.data.registry import is_recipe
-from revelio.diffc.split import stratified_split
+from revelio.data.splits import stratified_split
 
 HELD_OUT = 0.2
 

@@ -7,6 +7,7 @@ from tqdm import tqdm
 
 from revelio.activations.store import ActivationStore
 from revelio.demo.stages import DemoSettings
+from revelio.diffc.config import FitConfig
 from revelio.diffc.fit import fit
 
 
@@ -59,9 +60,12 @@ def _accuracy(
         test_store.tensor(),
         test_store.labels,
         classes=train_store.classes,
-        width=settings.width,
-        epochs=settings.epochs,
-        batch_size=32,
-        learning_rate=1e-3,
-        seed=settings.seed,
+        config=FitConfig(
+            width=settings.width,
+            epochs=settings.epochs,
+            batch_size=32,
+            learning_rate=1e-3,
+            seed=settings.seed,
+            device="cpu",
+        ),
     )

@@ -17,6 +17,7 @@ class Progress:
         total: units of work in all; 0: not known, or nothing is counted yet.
         unit: what they are.
         numbers: the latest measurements, as texts by name.
+        stage: what is being done, where a pipeline does several things.
     """
 
     message: str = ""
@@ -24,6 +25,7 @@ class Progress:
     total: int = 0
     unit: str = ""
     numbers: tuple[tuple[str, str], ...] = ()
+    stage: str = ""
 
 
 Report = Callable[[Progress], None]
