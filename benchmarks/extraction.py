@@ -34,7 +34,8 @@ from revelio.activations.job import Extraction
 from revelio.activations.recipe import Recipe
 from revelio.activations.sources import FreshImages, Reading
 from revelio.backbones.diffusion.schedule import Schedule, reference_schedule
-from revelio.backbones.diffusion.sd import StableDiffusionBackbone, cut
+from revelio.backbones.diffusion.sd import StableDiffusionBackbone
+from revelio.backbones.diffusion.unet import cut
 from revelio.backbones.diffusion.vae import LatentSpace
 from revelio.backbones.layers import cut_after, unet_layers
 from revelio.backbones.loading import frozen

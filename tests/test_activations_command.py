@@ -11,7 +11,6 @@ import torch
 from activations_helpers import picture, tree
 from backbones_helpers import tiny_dinov2, tiny_sd
 
-from revelio.activations.processes import Processes
 from revelio.activations.store import ActivationStore
 from revelio.backbones.config import BackboneConfig
 from revelio.backbones.registry import load_backbone
@@ -19,6 +18,7 @@ from revelio.cli import main
 from revelio.cli.extract import Config, build
 from revelio.config import load_config
 from revelio.data.config import DataConfig
+from revelio.distributed import Processes
 
 ROOT = Path(__file__).parent.parent
 

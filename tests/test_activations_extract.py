@@ -13,11 +13,11 @@ from activations_helpers import SETTINGS, FakeBackbone, memory_dataset, tree
 from revelio.activations.extract import extract, run
 from revelio.activations.job import Extraction
 from revelio.activations.plan import plan
-from revelio.activations.processes import Processes
 from revelio.activations.recipe import Recipe
 from revelio.activations.sources import Reading
 from revelio.activations.store import ActivationStore
 from revelio.data.dataset import ImageError
+from revelio.distributed import Processes
 
 
 def alone(dataset, index, layer, timestep, draw=0, seed=3):

@@ -13,7 +13,6 @@ from revelio.activations.extract import extract
 from revelio.activations.fitting import SIZES, Fit, fitted, largest_batch, smaller_sizes
 from revelio.activations.job import Extraction
 from revelio.activations.plan import plan, seconds_per_image
-from revelio.activations.processes import Processes
 from revelio.activations.recipe import Recipe
 from revelio.activations.sources import Reading
 from revelio.activations.store import ActivationStore
@@ -21,6 +20,7 @@ from revelio.backbones.compiled import compile_backbone
 from revelio.backbones.config import BackboneConfig
 from revelio.backbones.registry import load_backbone
 from revelio.cli import extract as command
+from revelio.distributed import Processes
 
 GIB = 2**30
 

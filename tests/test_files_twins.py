@@ -14,10 +14,10 @@ from sae_helpers import planted, random_model
 
 from revelio.activations.extract import extract
 from revelio.activations.job import Extraction
-from revelio.activations.processes import Processes
 from revelio.activations.recipe import Recipe
 from revelio.activations.store import write_store
 from revelio.cli import main
+from revelio.distributed import Processes
 from revelio.lock import NAME, take_lock
 from revelio.outputs import claimed, replace_files
 

@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 
 from revelio.activations.latents import LatentCache
-from revelio.activations.processes import Processes
 from revelio.activations.recipe import Pass, Recipe
 from revelio.activations.shard import DTYPES
 from revelio.activations.sources import Reading
@@ -24,6 +23,7 @@ from revelio.activations.target import CONTENTS, SHARD_CONTENTS, Target
 from revelio.backbones.base import Backbone
 from revelio.data.contents import combined
 from revelio.data.dataset import ImageDataset
+from revelio.distributed import Processes
 from revelio.lock import Lock
 from revelio.run_dir import versions
 

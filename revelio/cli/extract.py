@@ -23,9 +23,9 @@ from revelio.trust import printable
 
 if TYPE_CHECKING:
     from revelio.activations.job import Extraction, Texts
-    from revelio.activations.processes import Processes
     from revelio.backbones.base import Backbone
     from revelio.data.dataset import ImageDataset
+    from revelio.distributed import Processes
 
 # SPEC 1.1: the released extraction brings images to 256 px whatever its config says.
 AS_CODE_SIZE = 256
@@ -109,8 +109,8 @@ def run(config: Config) -> None:
 
     from revelio.activations.extract import run as extraction
     from revelio.activations.plan import duration, plan
-    from revelio.activations.processes import launched
     from revelio.config import to_yaml
+    from revelio.distributed import launched
     from revelio.outputs import check_file
     from revelio.run_dir import write_whole
 
@@ -152,7 +152,7 @@ def build(config: Config, processes: "Processes") -> "Extraction":
     from revelio.activations.recipe import Recipe
     from revelio.activations.sources import Reading
     from revelio.backbones.compiled import compile_backbone
-    from revelio.backbones.loading import device_of
+    from revelio.distributed import device_of
 
     dataset = build_dataset(config.data)
     options = config.backbone
@@ -206,12 +206,13 @@ def _workers(accelerated: bool) -> int:
     """Processes that read ahead, a share of the machine's cores for each of its processes."""
     import os
 
+    from revelio.distributed import local_world_size
+
     if not accelerated:
         return 0
-    beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     affinity = getattr(os, "sched_getaffinity", None)  # not on every system
     cores = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
-    return max(1, min(MOST_WORKERS, cores // beside))
+    return max(1, min(MOST_WORKERS, cores // local_world_size()))
 
 
 def _provenance(config: Config) -> dict[str, Any]:

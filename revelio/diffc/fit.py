@@ -15,13 +15,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from revelio.backbones.loading import device_of
 from revelio.data.splits import stratified_split
 from revelio.diffc.config import FitConfig
 from revelio.diffc.measures import confusion, measure, over_seeds
 from revelio.diffc.model import DiffC
 from revelio.diffc.sources import GridSource, TensorGrids
 from revelio.diffc.train import EpochEnd, StepState, Training, predict, train
+from revelio.distributed import device_of
 
 
 @dataclass(frozen=True)

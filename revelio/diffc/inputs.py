@@ -132,10 +132,8 @@ def check_made(train: dict[str, Any], test: dict[str, Any]) -> None:
 
 def open_images(config: DataConfig) -> tuple[ImageDataset, list[str]]:
     """The data set; where unreadable images are to be skipped without them, and one line on each."""
-    asked = asdict(config)
-    on_error = asked.pop("on_error")
-    dataset = open_dataset(**asked)
-    return readable(dataset) if on_error == "skip" else (dataset, [])
+    dataset = open_dataset(config)
+    return readable(dataset) if config.on_error == "skip" else (dataset, [])
 
 
 def readable(dataset: ImageDataset) -> tuple[ImageDataset, list[str]]:

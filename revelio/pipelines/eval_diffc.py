@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from revelio.backbones.loading import device_of
 from revelio.bounds import check_fields
 from revelio.data.config import DataConfig
 from revelio.data.dataset import ImageDataset
@@ -37,6 +36,7 @@ from revelio.diffc.measures import confusion, confusion_png, measure
 from revelio.diffc.model import DiffC, load_diffc
 from revelio.diffc.sources import PLAIN, GridSource, chunks
 from revelio.diffc.trained_on import load_trained_on
+from revelio.distributed import device_of
 from revelio.outputs import Older, check_replaceable, claimed, replace_files
 from revelio.pipelines import Progress, Report, silent
 from revelio.run_dir import write_json
