@@ -109,7 +109,7 @@ class TokenExtraction:
             yield from self._fill()
             return
         for target in self.targets.values():
-            target.check("out", resume=self.resume)
+            target.check(resume=self.resume)
         locks = [lock for target in self.targets.values() if (lock := target.begin()) is not None]
         try:
             yield from self._fill()
