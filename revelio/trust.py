@@ -63,23 +63,23 @@ def read_text(path: Path, *, limit: int = TEXT_LIMIT, errors: str = "strict") ->
         raise ValueError(f"{printable(path)} is not UTF-8 text: {error}") from error
 
 
-def read_json(path: Path, *, limit: int = TEXT_LIMIT) -> Any:
-    """A JSON file's value. NaN and infinity, which JSON lacks, are refused.
+def read_json(path: Path, *, limit: int = TEXT_LIMIT, infinite: bool = False) -> Any:
+    """A JSON file's value. NaN, which JSON lacks, is refused, and so is infinity unless ``infinite``.
 
     Raises:
         ValueError: see :func:`read_text`; or it is not JSON, or is nested deeper than 64 levels.
     """
-    return parse_json(read_text(path, limit=limit), printable(path))
+    return parse_json(read_text(path, limit=limit), printable(path), infinite=infinite)
 
 
-def parse_json(text: str, where: str) -> Any:
+def parse_json(text: str, where: str, *, infinite: bool = False) -> Any:
     """The value of JSON text that stands in ``where``.
 
     Raises:
         ValueError: it is not JSON, or is nested deeper than 64 levels; the message names ``where``.
     """
     try:
-        value = json.loads(text, parse_constant=_no_constant)
+        value = json.loads(text, parse_constant=_infinity if infinite else _no_constant)
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
         raise ValueError(f"{where} is not valid JSON: {reason}") from error
@@ -88,13 +88,13 @@ def parse_json(text: str, where: str) -> Any:
     return value
 
 
-def read_object(path: Path, *, limit: int = TEXT_LIMIT) -> dict[str, Any]:
+def read_object(path: Path, *, limit: int = TEXT_LIMIT, infinite: bool = False) -> dict[str, Any]:
     """A JSON file that holds one object.
 
     Raises:
         ValueError: see :func:`read_json`; or it holds something else.
     """
-    value = read_json(path, limit=limit)
+    value = read_json(path, limit=limit, infinite=infinite)
     if not isinstance(value, dict):
         raise ValueError(f"{printable(path)} must hold a JSON object, not a {kind_of(value)}")
     return value
@@ -373,6 +373,10 @@ def kind_of(value: object) -> str:
 
 def _no_constant(word: str) -> Any:
     raise ValueError(f"{word} is no JSON number")
+
+
+def _infinity(word: str) -> float:
+    return _no_constant(word) if word == "NaN" else float(word)
 
 
 def _depth(value: Any) -> int:

@@ -130,8 +130,8 @@ def test_an_unknown_folder_is_named(tmp_path):
     [
         (
             "model_index.json",
-            '{"_class_name": "StableDiffusionXLPipeline"}',
-            "is a StableDiffusionXL",
+            '{"_class_name": "StableCascadePriorPipeline"}',
+            "is a StableCascadePriorPipeline: supported are",
         ),
         (
             "model_index.json",
@@ -242,6 +242,8 @@ def test_the_command_prints_one_model(capsys, tmp_path):
     main(["backbones", "sd-1.5"])
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["up_ft2", "640", "8", "640x64x64"] in rows
+    main(["backbones", "sd-2.1"])
+    assert "withdrew it from the hub" in capsys.readouterr().out
     main(["backbones", str(tiny_dit(tmp_path))])
     assert "block3" in capsys.readouterr().out
     with pytest.raises(SystemExit) as error:
