@@ -5,6 +5,8 @@ a file against its own size before it allocates anything, turns every error of a
 names the file, and gives back plain values only: no class, function or import is ever taken from a file.
 """
 
+import csv
+import io
 import json
 import stat
 import struct
@@ -125,6 +127,32 @@ def read_json_lines(path: Path, *, torn: bool = False) -> list[dict[str, Any]]:
                 break
             raise
         found.append(value)
+    return found
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file with a header line, by column; empty lines are passed over.
+
+    Raises:
+        ValueError: it has no header, or a row has more or fewer cells; the message names file and line.
+    """
+    rows = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    found: list[dict[str, str]] = []
+    try:
+        header = next(rows, [])
+        for row in rows:
+            if row and len(row) != len(header):
+                raise ValueError(
+                    f"{printable(path)}, line {rows.line_num} has {len(row)} cells, its header {len(header)}"
+                )
+            if row:
+                found.append(dict(zip(header, row, strict=True)))
+    except csv.Error as error:
+        raise ValueError(
+            f"{printable(path)}, line {rows.line_num} is not valid CSV: {error}"
+        ) from error
+    if not any(header):
+        raise ValueError(f"{printable(path)} has no header line that names its columns")
     return found
 
 

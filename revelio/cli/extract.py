@@ -53,7 +53,8 @@ class Config:
     model's own timestep with the nearest signal-to-noise ratio."""
 
     prompts: Annotated[tuple[str, ...], NotEmpty()] = ("empty",)
-    """Prompt policies: `empty`, `generic`, `from_clip`, `fixed:TEXT`."""
+    """Prompt policies: `empty`, `generic`, `from_clip`, `fixed:TEXT`, `captions:FILE` (CSV or JSON Lines,
+    with an image and a caption an entry)."""
 
     draws: Count = 1
     """Noise draws of each image."""
@@ -217,6 +218,8 @@ def _workers(accelerated: bool) -> int:
 
 def _provenance(config: Config) -> dict[str, Any]:
     """Manifest fields that only the command knows."""
+    from revelio.backbones.prompts import captions_sha256
+
     return {
         "revision": config.backbone.revision,
         "compute_dtype": config.backbone.dtype,
@@ -225,6 +228,7 @@ def _provenance(config: Config) -> dict[str, Any]:
         "match_snr": config.match_snr,
         # Stores of before have no such field.
         "compile": config.compile or None,
+        "captions_sha256": captions_sha256(config.prompts),
     }
 
 
