@@ -40,10 +40,10 @@ from llava_ext.training import (
     whole_state,
     world_size,
 )
-from revelio.activations.plan import duration, size
 from revelio.command_line import require
 from revelio.config import completed, structure, to_plain, to_yaml
 from revelio.files import check_folder
+from revelio.machine import duration, size
 from revelio.run_dir import Run, read_json, write_json
 
 if TYPE_CHECKING:

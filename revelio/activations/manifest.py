@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from revelio.activations.shard import (
+from revelio.activations.format import (
     DTYPES,
     FORMAT,
     ShardHeader,
