@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from revelio.activations.processes import Processes
+from revelio.distributed import Processes
 from steering_helpers import TEXT_LAYERS, ksae_of, sd, sdxl
 
 from revelio.activations.store import ActivationStore
