@@ -85,7 +85,7 @@ def batches(
     loader: DataLoader[Any] = DataLoader(
         source,
         batch_size=None,
-        num_workers=workers,
+        num_workers=min(workers, len(chunks)),
         generator=torch.Generator(),
         pin_memory=torch.cuda.is_available(),
     )
