@@ -2,12 +2,13 @@
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from revelio.distributed import device_of
 from revelio.trust import printable
@@ -76,11 +77,23 @@ def check_attention(name: str) -> str:
 
 def use_eager_attention(model: nn.Module) -> None:
     """Make diffusers' attention modules compute softmax(q k) v step by step."""
-    from diffusers.models.attention_processor import Attention, AttnProcessor
+    from diffusers.models.attention_processor import (
+        Attention,
+        AttnAddedKVProcessor,
+        AttnProcessor,
+    )
 
     for module in model.modules():
         if isinstance(module, Attention):
-            module.set_processor(AttnProcessor())
+            joint = (
+                module.added_kv_proj_dim is not None
+            )  # text joins the picture's keys: DeepFloyd-IF
+            module.set_processor(AttnAddedKVProcessor() if joint else AttnProcessor())
+
+
+def attention_kernel(name: str) -> AbstractContextManager[object]:
+    """Inside, torch's own attention is computed step by step if ``name`` is ``eager``."""
+    return sdpa_kernel(SDPBackend.MATH) if name == "eager" else nullcontext()
 
 
 def frozen(model: M, device: torch.device, *, convolutional: bool = False) -> M:

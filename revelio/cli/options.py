@@ -37,12 +37,4 @@ def build_backbone(options: BackboneConfig, layers: "Sequence[str] | None") -> "
     """Load the backbone, cut after the last of ``layers``."""
     from revelio.backbones.registry import load_backbone
 
-    return load_backbone(
-        options.name,
-        layers=layers,
-        revision=options.revision,
-        image_size=options.image_size,
-        dtype=options.dtype,
-        attention=options.attention,
-        device=options.device,
-    )
+    return load_backbone(options, layers=layers)

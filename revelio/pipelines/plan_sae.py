@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 
-from revelio.activations.plan import duration, size
 from revelio.activations.store import ActivationStore
-from revelio.machine import available_memory, free_disk
+from revelio.machine import available_memory, duration, free_disk, size
 from revelio.pipelines import Progress, Report, silent
 from revelio.pipelines.held_out import count, said, share_of
 from revelio.sae.config import RunConfig
@@ -34,8 +33,15 @@ def job_of(config: RunConfig, store: ActivationStore, devices: int = 1, **sizes:
         ValueError: the sizes make no sense.
     """
     row_bytes = 4 if store.manifest["dtype"] == "float32" else 2
-    d, rows = store.row_shape[0], len(store) - count(share_of(config), len(store))
-    return Job(config=config, rows=rows, d=d, devices=devices, row_bytes=row_bytes, **sizes)
+    return Job(
+        config=config,
+        rows=len(store) - count(share_of(config), len(store)),
+        d=store.row_shape[0],
+        devices=devices,
+        row_bytes=row_bytes,
+        store_bytes=store.bytes,
+        **sizes,
+    )
 
 
 def refuse_shortage(

@@ -190,7 +190,8 @@ def _train_group(
     batches = _batches(kept, configs[0], context)
     opened = [_open(config, store, len(kept), context, progress) for config in configs]
     trainings = [training for training in opened if training is not None]
-    if trainings and context.main:
+    # Where nobody listens, nothing is measured for it.
+    if trainings and context.main and progress is not silent:
         left = [job_of(training.config, store, context.world) for training in trainings]
         announce(left, context.device, progress)
         _remark(left, store, progress)
