@@ -15,10 +15,10 @@ from typing import Any, Literal
 
 import torch
 
-from revelio.activations.processes import Processes
 from revelio.activations.shard import DTYPES, write_shard
 from revelio.activations.target import Target
 from revelio.backbones.diffusion.pipeline_layers import PipelineLayers, Tokens
+from revelio.distributed import Processes
 from revelio.run_dir import versions
 from revelio.steering.prompts import Prompt
 
