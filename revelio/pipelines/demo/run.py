@@ -155,8 +155,8 @@ class _Stages:
     def _diffc(self) -> list[dict[str, Any]]:
         assert self.test is not None
         grids = self._extraction("none", (self.config.diffc_timestep,))
-        options: dict[str, Any] = vars(self.config.backbone) | {"layers": self.config.layers}
-        random = load_random_backbone(**options, seed=self.config.seed)
+        config = self.config
+        random = load_random_backbone(config.backbone, config.seed, layers=config.layers)
         pixels = replace(grids, layers=("pixels",), timesteps=())
         for source, backbone, how in (
             ("trained", self._backbone, grids),
