@@ -65,6 +65,9 @@ def test_train_then_eval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert not (out / "checkpoints").exists()
     assert len((out / "metrics.jsonl").read_text().splitlines()) == 20
     assert str(tmp_path) not in (out / "report.json").read_text()
+    card = (out / "final" / "README.md").read_text()
+    assert "| grids: backbone | pixels |" in card and "| training: learning rate | 0.005 |" in card
+    assert "| last epoch, test images: top1 | 1 |" in card and "license" not in card
 
     fresh = write_folders(tmp_path / "fresh", 3, start=900)
     flags = ["--model", str(out / "final"), "--data.source", str(fresh), "--data.split", "None"]
