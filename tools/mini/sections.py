@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from transformers import CLIPModel, CLIPTokenizer
 
+from revelio.stats import proportion
 from tools.mini.captions import PROMPT, nouns
 from tools.mini.clip import closest_caption
 from tools.mini.data import PictureSet, load_caltech101, load_fashion_mnist
 from tools.mini.diffusion import noise_schedule
 from tools.mini.diffusion_classifier import classify, even_timesteps, staged_errors
-from tools.mini.intervals import proportion
 from tools.mini.judge import judge, train_judge
 from tools.mini.latents import scaled_latents
 from tools.mini.report import Figures, Inputs
