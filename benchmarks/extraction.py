@@ -33,7 +33,8 @@ from revelio.activations.encode import FreshImages
 from revelio.activations.extract import extract
 from revelio.activations.extraction_plan import ExtractionPlan
 from revelio.backbones.diffusion.schedule import Schedule, reference_schedule
-from revelio.backbones.diffusion.sd import StableDiffusionBackbone, cut
+from revelio.backbones.diffusion.sd import StableDiffusionBackbone
+from revelio.backbones.diffusion.unet import cut
 from revelio.backbones.diffusion.vae import LatentSpace
 from revelio.backbones.layers import cut_after, unet_layers
 from revelio.backbones.loading import frozen

@@ -18,17 +18,35 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from llava_ext import deepspeed
-from llava_ext.collate import Collator
-from llava_ext.dataset import ConversationDataset
+from llava_ext.config import StageOptions
+from llava_ext.dataset import Collator, ConversationDataset
 from llava_ext.model import LlavaModel
-from llava_ext.order import Order
-from llava_ext.stages import StageOptions, accumulation
+from llava_ext.sampler import Order
 from llava_ext.towers import Tower
 from revelio.files import write_whole_by
 from revelio.run_dir import Run
 
 TRAINED = "trained.safetensors"
 STATE = "trainer_state.json"
+
+
+def accumulation(effective_batch: int, batch_size: int, processes: int) -> int:
+    """Batches a process adds up before a step.
+
+    Raises:
+        ValueError: the effective batch can't be had with these.
+    """
+    if min(effective_batch, batch_size) < 1:
+        raise ValueError(
+            f"effective_batch {effective_batch} and batch_size {batch_size} must be at least 1"
+        )
+    at_once = batch_size * processes
+    if effective_batch % at_once:
+        raise ValueError(
+            f"effective_batch {effective_batch} is not a multiple of {processes} processes times "
+            f"batch_size {batch_size} = {at_once}: choose another --stage.batch-size"
+        )
+    return effective_batch // at_once
 
 
 def world_size() -> int:
@@ -89,7 +107,7 @@ def _trained(model: Any) -> dict[str, torch.nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-class Watch(TrainerCallback):
+class LoggingCallback(TrainerCallback):
     """Shows the bar and writes ``metrics.jsonl``."""
 
     def __init__(self, run: Run | None) -> None:
@@ -131,7 +149,7 @@ def build_trainer(
     out: Path,
     *,
     towers: Sequence[Tower] = (),
-    watch: Watch | None = None,
+    watch: LoggingCallback | None = None,
 ) -> LlavaTrainer:
     """The Trainer of one stage; ``model.trainable`` was called.
 
@@ -153,7 +171,7 @@ def build_trainer(
         args=arguments,
         data_collator=collator,
         train_dataset=dataset,
-        callbacks=[watch or Watch(None)],
+        callbacks=[watch or LoggingCallback(None)],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.towers = towers

@@ -12,7 +12,6 @@ from activations_helpers import FakeBackbone, memory_dataset, picture, tree
 from backbones_helpers import tiny_dinov2, tiny_sd
 
 from revelio.activations.config import ExtractRunConfig
-from revelio.activations.processes import Processes
 from revelio.activations.store import ActivationStore
 from revelio.backbones.config import BackboneConfig
 from revelio.backbones.registry import load_backbone
@@ -21,6 +20,7 @@ from revelio.cli.extract import Config
 from revelio.config import load_config
 from revelio.data.config import DataConfig
 from revelio.data.loading import batches
+from revelio.distributed import Processes
 from revelio.pipelines import Progress
 from revelio.pipelines.extract import extract_to, open_plan, plan_extraction
 

@@ -14,9 +14,9 @@ from revelio.activations.config import ExtractConfig
 from revelio.activations.cost import estimate
 from revelio.activations.extract import extract, run
 from revelio.activations.extraction_plan import ExtractionPlan
-from revelio.activations.processes import Processes
 from revelio.activations.store import ActivationStore
 from revelio.data.dataset import ImageError
+from revelio.distributed import Processes
 
 
 def alone(dataset, index, layer, timestep, draw=0, seed=3):

@@ -14,11 +14,11 @@ from revelio.activations.cost import estimate, seconds_per_image
 from revelio.activations.extract import extract
 from revelio.activations.extraction_plan import ExtractionPlan
 from revelio.activations.fitting import SIZES, Fit, fitted, largest_batch, smaller_sizes
-from revelio.activations.processes import Processes
 from revelio.activations.store import ActivationStore
 from revelio.backbones.compiled import compile_backbone
 from revelio.backbones.config import BackboneConfig
 from revelio.backbones.registry import load_backbone
+from revelio.distributed import Processes
 from revelio.pipelines import extract as command
 
 GIB = 2**30

@@ -14,7 +14,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from torch import nn
 
 from revelio.backbones.diffusion.schedule import keyed_noise
-from revelio.backbones.diffusion.sd import cut, layer_module
+from revelio.backbones.diffusion.unet import cut, layer_module
 from revelio.backbones.layers import LayerSpec, unet_layers
 from revelio.backbones.registry import load_backbone
 

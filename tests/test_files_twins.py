@@ -16,9 +16,9 @@ from sae_helpers import planted, random_model
 from revelio.activations.config import ExtractConfig
 from revelio.activations.extract import extract
 from revelio.activations.extraction_plan import ExtractionPlan
-from revelio.activations.processes import Processes
 from revelio.activations.store import write_store
 from revelio.cli import main
+from revelio.distributed import Processes
 from revelio.lock import NAME, take_lock
 from revelio.outputs import claimed, replace_files
 

@@ -41,7 +41,7 @@ def parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
     else:
         module, start = cli.find_module(words[0]), words[1:]
     if hasattr(module, "SECTION"):
-        from llava_ext.command import parse as parse_section
+        from llava_ext.cli.command import parse as parse_section
 
         got.append(parse_section(module.Config, start, "", module.SECTION))
     else:

@@ -163,8 +163,8 @@ def test_deepspeed_config(stage: int) -> None:
 
 
 def test_every_config_file_is_read_by_both_stages() -> None:
-    from llava_ext.command import read_section
-    from llava_ext.options import CacheConfig, FinetuneConfig, PretrainConfig
+    from llava_ext.cli.command import read_section
+    from llava_ext.config import CacheConfig, FinetuneConfig, PretrainConfig
 
     root = Path(__file__).resolve().parents[1] / "configs" / "llava"
     files = sorted(root.rglob("*.yaml"))
@@ -192,8 +192,8 @@ def test_every_config_file_is_read_by_both_stages() -> None:
 
 
 def test_config_keys_are_strict(tmp_path: Path) -> None:
-    from llava_ext.command import parse, read_section
-    from llava_ext.options import PretrainConfig
+    from llava_ext.cli.command import parse, read_section
+    from llava_ext.config import PretrainConfig
 
     path = tmp_path / "c.yaml"
     path.write_text("pretrain: {stage: {learning_rat: 1.0}}\nfinetune: {lora: {rank: 4}}\n")

@@ -15,7 +15,7 @@ from llava_ext.language import (
     load_tokenizer,
 )
 from llava_ext.model import LlavaModel, TowerShape
-from llava_ext.summary import frozen_and_trained
+from llava_ext.run import frozen_and_trained
 
 CLIP = TowerConfig("clip", "block1", budget=4)
 SD = TowerConfig("sd", "up_ft1", timestep=25, tokens="conv", budget=4, width=6)

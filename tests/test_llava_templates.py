@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from llava_ext.config import IGNORE_INDEX, IMAGE_INDEX
 from llava_ext.conversation import Turn, place_images
-from llava_ext.records import Record
+from llava_ext.llava_json import Record
 from llava_ext.show import describe, marked
 from llava_ext.templates import (
     TEMPLATES,

@@ -11,16 +11,22 @@ from llava_train_helpers import data_options, losses, record, tiny_project, writ
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from llava_ext.cache_job import fill, open_cache_job
-from llava_ext.config import ModelConfig
-from llava_ext.job import open_job, run
+from llava_ext.config import (
+    CacheConfig,
+    Finetune,
+    FinetuneConfig,
+    LoraOptions,
+    ModelConfig,
+    Pretrain,
+    PretrainConfig,
+)
 from llava_ext.model import LlavaModel
-from llava_ext.options import CacheConfig, FinetuneConfig, PretrainConfig
-from llava_ext.order import Order
-from llava_ext.stages import Finetune, LoraOptions, Pretrain, accumulation
+from llava_ext.run import open_job, run
+from llava_ext.sampler import Order
+from llava_ext.tower_cache import fill, open_cache_job
 from llava_ext.towers import BackboneTower, load_towers
-from llava_ext.training import LlavaTrainer
-from revelio.activations.processes import Processes
+from llava_ext.training import LlavaTrainer, accumulation
+from revelio.distributed import Processes
 from revelio.run_dir import read_json
 
 SMALL = {"effective_batch": 4, "batch_size": 2, "zero": 0, "threads": 1, "save_steps": 2}
@@ -36,7 +42,7 @@ def pretrain(project: tuple[Path, ModelConfig], out: Path, **changes: object) ->
     folder, model = project
     stage = Pretrain(**{**SMALL, **changes.pop("stage", {})})  # type: ignore[arg-type, dict-item]
     return replace(
-        PretrainConfig(out, data_options(folder), model, stage=stage),
+        PretrainConfig(out=out, data=data_options(folder), model=model, stage=stage),
         **changes,  # type: ignore[arg-type]
     )
 
@@ -64,10 +70,10 @@ def test_finetune_changes_the_language_model_and_starts_from_stage_1(project, tm
     folder, model = project
     run(pretrain(project, tmp_path / "pre"))
     config = FinetuneConfig(
-        tmp_path / "pre",
-        tmp_path / "fine",
-        data_options(folder),
-        model,
+        pretrained=tmp_path / "pre",
+        out=tmp_path / "fine",
+        data=data_options(folder),
+        model=model,
         stage=Finetune(**SMALL),  # type: ignore[arg-type]
     )
     projectors = load_file(tmp_path / "pre" / "final" / "projectors.safetensors")
@@ -86,10 +92,9 @@ def test_finetune_changes_the_language_model_and_starts_from_stage_1(project, tm
 def test_finetune_with_lora_leaves_the_base_alone(project, tmp_path) -> None:
     folder, model = project
     config = FinetuneConfig(
-        None,
-        tmp_path / "fine",
-        data_options(folder),
-        model,
+        out=tmp_path / "fine",
+        data=data_options(folder),
+        model=model,
         stage=Finetune(**SMALL, learning_rate=1e-3),  # type: ignore[arg-type]
         lora=LoraOptions(rank=2),
     )
@@ -148,7 +153,9 @@ def test_cached_training_runs_no_tower_and_gives_the_same_curve(
     project, tmp_path, monkeypatch
 ) -> None:
     folder, model = project
-    cache = CacheConfig(tmp_path / "cache", data_options(folder), model, batch_size=3)
+    cache = CacheConfig(
+        cache=tmp_path / "cache", data=data_options(folder), model=model, batch_size=3
+    )
     for _ in fill(open_cache_job(cache, Processes())):
         pass
     run(pretrain(project, tmp_path / "live"))
@@ -190,7 +197,9 @@ def test_projectors_of_other_towers_are_refused(project, tmp_path, changes, mess
     folder, model = project
     run(pretrain(project, tmp_path / "pre"))
     other = replace(model, towers=(model.towers[0], replace(model.towers[1], **changes)))
-    config = FinetuneConfig(tmp_path / "pre", tmp_path / "fine", data_options(folder), other)
+    config = FinetuneConfig(
+        pretrained=tmp_path / "pre", out=tmp_path / "fine", data=data_options(folder), model=other
+    )
     config = replace(config, stage=Finetune(**SMALL))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=message):
         run(config)

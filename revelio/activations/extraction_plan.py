@@ -20,12 +20,12 @@ from torch import Tensor
 from revelio.activations.config import DEFAULT_BATCH, ExtractConfig, ForwardPass
 from revelio.activations.encode import Encoded, pooled
 from revelio.activations.format import DTYPES
-from revelio.activations.processes import Processes
 from revelio.activations.vae_cache import VAECache
 from revelio.activations.writer import CONTENTS, SHARD_CONTENTS, StoreWriter
 from revelio.backbones.base import Backbone
 from revelio.data.contents import combined
 from revelio.data.dataset import ImageDataset
+from revelio.distributed import Processes
 from revelio.lock import Lock
 from revelio.run_dir import versions
 

@@ -103,10 +103,11 @@ class ZeroShot:
         from transformers import CLIPConfig, CLIPModel
 
         from revelio.backbones.diffusion.text_encoder import load_clip_tokenizer
-        from revelio.backbones.loading import device_of, frozen, reading
+        from revelio.backbones.loading import frozen, reading
         from revelio.backbones.registry import find_source
         from revelio.backbones.vit import transform_of
         from revelio.backbones.weights import TRANSFORMERS, read_weights, transformers_part
+        from revelio.distributed import device_of
 
         source = find_source(clip)
         entries = source.json("config.json")

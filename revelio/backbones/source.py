@@ -48,6 +48,7 @@ class Description:
         layers: its layers, in order of depth.
         source: a hub id, ``shipped``, ``folder`` or ``registered``.
         summary: one line.
+        note: what to know before it is loaded, such as that it must be asked for.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Description:
     layers: Layers
     source: str
     summary: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)

@@ -41,10 +41,10 @@ class Config:
     labels are left out."""
 
     dataset: str | None = None
-    """A recipe (samples, caltech101, oxford-iiit-pet, ...) or a hub id, instead of --images."""
+    """A known data set (samples, caltech101, oxford-iiit-pet, ...) or a hub id, instead of --images."""
 
     root: Existing | None = None
-    """A local copy of the recipe's data."""
+    """A local copy of the known data set."""
 
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
 

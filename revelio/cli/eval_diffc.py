@@ -91,10 +91,10 @@ def _is_report(found: dict[str, Any]) -> bool:
 
 
 def _test(config: Config) -> None:
-    from revelio.backbones.loading import device_of
     from revelio.diffc.inputs import portable
     from revelio.diffc.model import load_diffc
     from revelio.diffc.trained_on import load_trained_on
+    from revelio.distributed import device_of
 
     model = load_diffc(config.model).to(device_of(config.device))
     print(f"Diff-C: {model.parameter_count():,} parameters, {model.classes} classes, all frozen")

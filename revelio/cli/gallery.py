@@ -43,7 +43,7 @@ class Config:
     """Top images that `revelio top-images` made of this store and k-SAE; none: they are made now."""
 
     data: DataConfig = field(default_factory=lambda: DataConfig(source=FROM_STORE))
-    """The pictures; from-store: the recipe that the store's manifest names. Matched by id."""
+    """The pictures; from-store: the known data set that the store's manifest names. Matched by id."""
 
     latents: Count = 1000
     """The strongest so many latents."""
@@ -167,14 +167,14 @@ def open_pictures(options: DataConfig, store: "ActivationStore") -> "ImageDatase
     from dataclasses import replace
 
     from revelio.cli.options import build_dataset
-    from revelio.data.registry import is_recipe
+    from revelio.data.registry import is_registered
 
     if options.source != FROM_STORE:
         return build_dataset(options)
     recorded = store.manifest.get("dataset")
     # A folder's bare name says nothing of where it is; a path or a hub id is nothing that Revelio writes,
     # and would have a store that somebody else made pick the pictures that are read here.
-    if not recorded or not is_recipe(recorded):
+    if not recorded or not is_registered(recorded):
         raise ValueError(
             f"{store.path} does not say where its images ({recorded}) are: give --data.source"
         )

@@ -19,16 +19,7 @@ def build_dataset(options: DataConfig) -> "ImageDataset":
     """Open the data set that the options name."""
     from revelio.data.open import open_dataset
 
-    return open_dataset(
-        options.source,
-        split=options.split,
-        root=options.root,
-        revision=options.revision,
-        image_column=options.image_column,
-        label_column=options.label_column,
-        limit=options.limit,
-        per_class=options.per_class,
-    )
+    return open_dataset(options)
 
 
 def read_contents(dataset: "ImageDataset") -> "ImageDataset":

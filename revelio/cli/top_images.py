@@ -127,8 +127,7 @@ def load_ksae(path: str, device: str) -> "KSparseAutoencoder":
     Raises:
         ValueError: there is none.
     """
-    import torch
-
+    from revelio.distributed import device_of
     from revelio.sae.kernels.select import COMPILING, fastest_kernel, must_compile
     from revelio.sae.model import KSparseAutoencoder
 
@@ -136,9 +135,7 @@ def load_ksae(path: str, device: str) -> "KSparseAutoencoder":
         raise ValueError(f"{path} holds no k-SAE (model.safetensors): give a run's `final` folder")
     if not Path(path).is_dir() and (path.count("/") != 1 or path.startswith((".", "/"))):
         raise ValueError(f"no k-SAE at {path}: give a folder that `revelio train-ksae` wrote")
-    chosen = device
-    if device == "auto":
-        chosen = "cuda" if torch.cuda.is_available() else "cpu"
+    chosen = device_of(device)
     model = KSparseAutoencoder.from_pretrained(path).to(chosen)
     # Encoding is most of the work of what follows: the native kernel finds the same codes sooner.
     if must_compile("auto", chosen):

@@ -257,9 +257,9 @@ def _open(config: Config) -> Inputs:
 
 
 def _settings(config: Config, inputs: Inputs) -> FitSettings:
-    from revelio.backbones.loading import device_of
     from revelio.diffc.fit import FitSettings
     from revelio.diffc.train import TrainSettings
+    from revelio.distributed import device_of
 
     train = TrainSettings(
         mode=config.mode,

@@ -34,11 +34,11 @@ def choose_split(available: Sequence[str], wanted: str | None, where: str) -> st
             return None
         if "train" in available or len(available) == 1:
             return "train" if "train" in available else available[0]
-        raise ValueError(f"{where} has no split `train`: choose one with --data.split ({known})")
+        raise ValueError(f"{where} has no split `train`: choose a split ({known})")
     if not available:
         if wanted == ALL:
             return None
-        raise NoSplits(f"{where} has no splits, so no {wanted!r}: leave --data.split out")
+        raise NoSplits(f"{where} has no splits, so no {wanted!r}: leave split out")
     if wanted in available or wanted == ALL:
         return wanted
     if wanted in _VALIDATION:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from revelio.data.dataset import ImageDataset
 from revelio.data.open import open_dataset
-from revelio.data.registry import is_recipe
+from revelio.data.registry import is_registered
 from revelio.diffc.split import stratified_split
 
 HELD_OUT = 0.2
@@ -15,12 +15,12 @@ def demo_images(
 ) -> tuple[ImageDataset, ImageDataset | None]:
     """Open the demo's pictures.
 
-    A recipe has its own train and test split. Of anything else a fifth of every class is held out, keyed by
-    ``seed``. Where there are no labels nothing is held out: there is nothing to classify.
+    A known data set has its own train and test split. Of anything else a fifth of every class is held out,
+    keyed by ``seed``. Where there are no labels nothing is held out: there is nothing to classify.
 
     Args:
         source: what :func:`revelio.data.open.open_dataset` takes.
-        root: a local copy of a recipe's data.
+        root: a local copy of a known data set.
         train_images: at most so many, spread evenly.
         test_images: at most so many held out.
         seed: of the held-out part.
@@ -28,7 +28,7 @@ def demo_images(
     Raises:
         ValueError: the source is not there, empty or unreadable.
     """
-    if is_recipe(source):
+    if is_registered(source):
         train = open_dataset(source, split="train", root=root)
         test = open_dataset(source, split="test", root=root)
         return train.spread(train_images), test.spread(test_images)

@@ -18,17 +18,16 @@ from revelio.activations.cost import Cost, estimate
 from revelio.activations.extract import run
 from revelio.activations.extraction_plan import ExtractionPlan, Texts
 from revelio.activations.fitting import fitted
-from revelio.activations.processes import Processes, launched
 from revelio.activations.store import ActivationStore
 from revelio.backbones.base import Backbone, schedule_of
 from revelio.backbones.compiled import compile_backbone
 from revelio.backbones.diffusion.schedule import reference_schedule
-from revelio.backbones.loading import device_of
 from revelio.backbones.prompts import check_policy, prompt_texts
 from revelio.backbones.registry import load_backbone
 from revelio.config import to_yaml
 from revelio.data.dataset import ImageDataset
 from revelio.data.open import open_dataset
+from revelio.distributed import Processes, device_of, launched, local_world_size
 from revelio.files import write_whole
 from revelio.machine import duration, size
 from revelio.outputs import check_file
@@ -105,7 +104,7 @@ def open_plan(
         ValueError: a setting can't be.
     """
     config.check()
-    dataset = _open_dataset(config)
+    dataset = open_dataset(config.data)
     options = config.backbone
     if config.mode == "as_code" and options.image_size is None:
         options = replace(options, image_size=AS_CODE_SIZE)
@@ -137,12 +136,6 @@ def open_plan(
     return plan
 
 
-def _open_dataset(config: ExtractConfig) -> ImageDataset:
-    options = dict(vars(config.data))
-    del options["on_error"]
-    return open_dataset(options.pop("source"), **options)
-
-
 def _hashed(dataset: ImageDataset, progress: Report) -> ImageDataset:
     """The data set with the hashes of its pictures, which are read now."""
     if dataset.digest is None:
@@ -163,10 +156,9 @@ def _workers(accelerated: bool) -> int:
     """Processes that read ahead, a share of the machine's cores for each of its processes."""
     if not accelerated:
         return 0
-    beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     affinity = getattr(os, "sched_getaffinity", None)  # not on every system
     cores = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
-    return max(1, min(MOST_WORKERS, cores // beside))
+    return max(1, min(MOST_WORKERS, cores // local_world_size()))
 
 
 def _matched(config: ExtractConfig, backbone: Backbone) -> tuple[int, ...]:

@@ -170,7 +170,7 @@ def datasets_on_disk(rng: Random, world: World, folder: Path) -> Case:
 
 
 def lists(rng: Random, world: World, folder: Path) -> Case:
-    """A recipe's local copy: its lists damaged, or naming pictures elsewhere."""
+    """A known data set's local copy: its lists damaged, or naming pictures elsewhere."""
     root = folder / "set"
     honest = (world.made / "folders" / "red" / "0.png").read_bytes()
     lines = []

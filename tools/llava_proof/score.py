@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llava_ext.collate import Collator
 from llava_ext.config import IGNORE_INDEX
-from llava_ext.dataset import ConversationDataset
+from llava_ext.dataset import Collator, ConversationDataset
 from llava_ext.model import LlavaModel
 from revelio.stats import Z95, wilson95
 from tools.llava_proof.questions import KINDS, Question
@@ -25,7 +24,7 @@ BATCH = 16
 @torch.no_grad()
 def right_answers(model: LlavaModel, dataset: ConversationDataset) -> Iterator[dict[str, bool]]:
     """Whether the greedy answer to each sample is its reference, by the sample's id, a batch at a time."""
-    collate = Collator(model.image_tokens, pad_id=0, stack=dataset.sight.stack)
+    collate = Collator(model.image_tokens, pad_id=0, stack=dataset.images.stack)
     order = sorted(range(len(dataset)), key=lambda i: dataset.lengths[i])
     for start in range(0, len(order), BATCH):
         samples = [dataset[i] for i in order[start : start + BATCH]]

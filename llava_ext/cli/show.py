@@ -4,7 +4,7 @@ revelio llava show --config configs/llava/mini/clip.yaml --index 3
 revelio llava show --config configs/llava/clip.yaml --section finetune --model.template llama_2
 """
 
-from llava_ext.options import ShowConfig as Config
+from llava_ext.config import ShowConfig as Config
 
 SECTION = ""
 

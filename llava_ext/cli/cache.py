@@ -12,7 +12,7 @@ Then give the same --cache to `revelio llava pretrain`; other weights, settings 
 
 import time
 
-from llava_ext.options import CacheConfig as Config
+from llava_ext.config import CacheConfig as Config
 
 SECTION = ""
 
@@ -21,9 +21,9 @@ def run(config: Config) -> None:
     """Plan, fill, and name what was written."""
     from tqdm import tqdm
 
-    from llava_ext.cache_job import fill, open_cache_job, plan
-    from revelio.activations.processes import launched
+    from llava_ext.tower_cache import fill, open_cache_job, plan
     from revelio.activations.store import ActivationStore
+    from revelio.distributed import launched
     from revelio.machine import duration
 
     processes = launched()

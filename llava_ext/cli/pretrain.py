@@ -9,14 +9,14 @@ The paper's: CC595k, effective batch 128, learning rate 2e-3, cosine, 1 epoch, Z
 Precompute the towers' grids with `revelio llava cache` and give --cache: a step then runs no tower.
 """
 
-from llava_ext.options import PretrainConfig as Config
+from llava_ext.config import PretrainConfig as Config
 
 SECTION = "pretrain"
 
 
 def run(config: Config) -> None:
     """Train stage 1."""
-    from llava_ext.job import run as train
+    from llava_ext.run import run as train
 
     train(config)
 

@@ -9,14 +9,14 @@ The paper's: LLaVA-Instruct-80K, effective batch 128, learning rate 2e-5, cosine
 The finished model is `final/` in the run directory: revelio llava chat --model DIR/final --image FILE
 """
 
-from llava_ext.options import FinetuneConfig as Config
+from llava_ext.config import FinetuneConfig as Config
 
 SECTION = "finetune"
 
 
 def run(config: Config) -> None:
     """Train stage 2."""
-    from llava_ext.job import run as train
+    from llava_ext.run import run as train
 
     train(config)
 

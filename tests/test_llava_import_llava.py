@@ -7,8 +7,8 @@ import pytest
 import torch
 from llava_helpers import model_config, tiny_llama
 
-from llava_ext.compat import import_projectors, read_projectors
 from llava_ext.config import TowerConfig
+from llava_ext.import_llava import import_projectors, read_projectors
 from llava_ext.language import assemble, load_language_model, load_tokenizer
 from llava_ext.model import TowerShape
 

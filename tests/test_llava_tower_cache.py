@@ -12,14 +12,19 @@ from backbones_helpers import picture, tiny_clip
 from llava_train_helpers import data_options, tiny_project
 from torch.nn.functional import adaptive_avg_pool2d
 
-from llava_ext.cache import CachedGrids, open_store, store_name
-from llava_ext.cache_job import CacheJob, fill, open_cache_job, plan
-from llava_ext.config import ModelConfig, TowerConfig
-from llava_ext.images import image_id
-from llava_ext.options import CacheConfig
-from llava_ext.pictures import STAMPS, picture_ids, plain_ids
+from llava_ext.config import CacheConfig, ModelConfig, TowerConfig
+from llava_ext.images import STAMPS, image_id, picture_ids, plain_ids
+from llava_ext.tower_cache import (
+    CachedGrids,
+    CacheJob,
+    fill,
+    open_cache_job,
+    open_store,
+    plan,
+    store_name,
+)
 from llava_ext.towers import load_tower, load_towers
-from revelio.activations.processes import Processes
+from revelio.distributed import Processes
 
 NAMES = [f"{number}.png" for number in range(10)]
 
@@ -35,7 +40,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ModelConfig
 
 def job(project: tuple[Path, ModelConfig], out: Path, **changes: object) -> CacheJob:
     folder, model = project
-    config = CacheConfig(out, data_options(folder), model, batch_size=2)
+    config = CacheConfig(cache=out, data=data_options(folder), model=model, batch_size=2)
     return replace(open_cache_job(config, Processes()), **changes)  # type: ignore[arg-type]
 
 
@@ -72,14 +77,14 @@ def test_rows_are_read_from_disk_where_memory_is_short(project, tmp_path, monkey
     finish(job(project, tmp_path / "c"))
     towers = load_towers(model, "cpu")
     held = CachedGrids.open(tmp_path / "c", towers, folder / "images", NAMES)
-    monkeypatch.setattr("llava_ext.cache.IN_MEMORY", 0)
+    monkeypatch.setattr("llava_ext.tower_cache.IN_MEMORY", 0)
     read = CachedGrids.open(tmp_path / "c", towers, folder / "images", NAMES)
     pairs = zip(held.get("3.png"), read.get("3.png"), strict=True)
     assert all(torch.equal(one, other) for one, other in pairs)
 
 
 def test_a_stopped_run_goes_on_to_the_same_bytes(project, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("llava_ext.cache_job.SHARD_IMAGES", 4)
+    monkeypatch.setattr("llava_ext.tower_cache.SHARD_IMAGES", 4)
     finish(job(project, tmp_path / "whole"))
     steps = fill(job(project, tmp_path / "cut"))
     for _ in range(3):
@@ -96,7 +101,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(project, tmp_path, monkeypatch)
 
 
 def test_two_processes_share_the_shards(project, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("llava_ext.cache_job.SHARD_IMAGES", 4)
+    monkeypatch.setattr("llava_ext.tower_cache.SHARD_IMAGES", 4)
     finish(job(project, tmp_path / "one"))
     # Rank 1 first: nothing waits here, so the main process must come last to close the stores.
     main = job(project, tmp_path / "two", processes=Processes(0, 2))
@@ -218,7 +223,7 @@ def test_pictures_are_read_once(tmp_path, monkeypatch) -> None:
         read.append(path.name)
         return "0" * 32
 
-    monkeypatch.setattr("llava_ext.pictures.digest_of", digest)
+    monkeypatch.setattr("llava_ext.images.digest_of", digest)
     first = picture_ids(tmp_path, names, tmp_path, keep=True)
     assert sorted(read) == names and picture_ids(tmp_path, names, tmp_path) == first
     assert [identity.rpartition("|")[0] for identity in first] == plain_ids(tmp_path, names)

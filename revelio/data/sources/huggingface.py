@@ -5,7 +5,7 @@ file without features of its own works too: pictures are ``struct<bytes, path>``
 ``split`` in a set without splits makes splits.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,19 +16,29 @@ from PIL import Image
 from revelio.data.contents import UNREADABLE, digest_of
 from revelio.data.dataset import ImageDataset, ImageError
 from revelio.data.picture import read_picture
-from revelio.data.splits import ALL, SPLIT_NAMES, choose_split
-from revelio.trust import MIB, file_in, path_in, printable, read_object, regular_file
+from revelio.data.sources.parquet import first_line
+from revelio.data.splits import ALL, choose_split
+from revelio.trust import file_in, path_in, printable, read_object, regular_file
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from pyarrow import RecordBatch
 
 ID_COLUMNS = ("id", "image_id")
-# Below this size parquet files are held in memory; above it, `datasets` maps its own copy from disk.
-IN_MEMORY_BYTES = 2**30
-# What rows may take, decoded: a parquet file can hold one picture and refer to it a billion times.
-GROWTH, SLACK = 32, 64 * MIB
-BATCH_ROWS = 1 << 14
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns to read.
+
+    Attributes:
+        images: the first of these that is there holds the pictures.
+        labels: the first of these that is there holds the labels.
+        required: whether it is an error when none of ``labels`` is there.
+    """
+
+    images: Sequence[str] = ("image",)
+    labels: Sequence[str] = ("label",)
+    required: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,14 +95,6 @@ def is_saved_dataset(path: Path) -> bool:
     return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
 
 
-def parquet_files(path: Path) -> list[Path]:
-    """The parquet files that ``path`` is or holds (directly, in ``data/``, or a folder a split)."""
-    if path.is_file():
-        return [path] if path.suffix == ".parquet" else []
-    inside = [*path.glob("*.parquet"), *path.glob("*/*.parquet")]
-    return sorted(file for file in inside if not file.name.startswith("."))
-
-
 def saved_splits(path: Path) -> dict[str, "Dataset"]:
     """The splits of a folder written by ``save_to_disk``; the one key is "" where there are none.
 
@@ -105,7 +107,7 @@ def saved_splits(path: Path) -> dict[str, "Dataset"]:
     try:
         loaded = datasets.load_from_disk(str(path))
     except Exception as error:
-        raise ValueError(f"{path} is no whole saved data set: {_first_line(error)}") from error
+        raise ValueError(f"{path} is no whole saved data set: {first_line(error)}") from error
     if isinstance(loaded, datasets.DatasetDict):
         return {str(split): rows for split, rows in loaded.items()}
     return {"": loaded}
@@ -131,26 +133,6 @@ def _check_saved(path: Path) -> None:
             regular_file(file_in(part, file.get("filename"), what="a data file"))
 
 
-def parquet_splits(files: Sequence[Path]) -> dict[str, "Dataset"]:
-    """The rows of parquet files by split, told from names (``train-00000-of-00001.parquet``).
-
-    Raises:
-        ValueError: a file can't be read.
-    """
-    groups: dict[str, list[Path]] = {}
-    for file in files:
-        words = (file.stem.replace(".", "-").replace("_", "-").split("-")[0], file.parent.name)
-        groups.setdefault(next((word for word in words if word in SPLIT_NAMES), ""), []).append(
-            file
-        )
-    if "" in groups and len(groups) > 1:
-        raise ValueError(
-            f"{groups[''][0]} names no split, but others beside it do: name parquet files after "
-            f"their split ({', '.join(SPLIT_NAMES)})"
-        )
-    return {split: _read_parquet(group) for split, group in groups.items()}
-
-
 def hub_splits(hub_id: str, revision: str | None = None) -> dict[str, "Dataset"]:
     """Every split of a data set on the Hugging Face hub, downloaded once and cached by ``datasets``.
 
@@ -171,8 +153,8 @@ def hub_splits(hub_id: str, revision: str | None = None) -> dict[str, "Dataset"]
         loaded = datasets.load_dataset(hub_id, revision=revision)
     except Exception as error:
         raise ValueError(
-            f"the data set {hub_id} can't be had from the Hugging Face hub ({_first_line(error)}): "
-            "check its name and the network, or give a local copy of a recipe with --data.root"
+            f"the data set {hub_id} can't be had from the Hugging Face hub ({first_line(error)}): "
+            "check its name and the network, or give a local copy of a known data set as root"
         ) from error
     return {str(split): rows for split, rows in loaded.items()}  # type: ignore[union-attr]
 
@@ -182,9 +164,7 @@ def open_splits(
     split: str | None,
     *,
     name: str,
-    image_columns: Sequence[str] = ("image",),
-    label_columns: Sequence[str] = ("label",),
-    label_required: bool = False,
+    columns: Columns,
     folder: Path | None = None,
 ) -> ImageDataset:
     """The rows of one split as images with ids and labels, in their own order.
@@ -195,9 +175,7 @@ def open_splits(
         splits: rows by split; the one key is "" where there are none.
         split: which; ``all`` for every one, one after the other.
         name: what results call the set.
-        image_columns: the first of these that is there holds the pictures.
-        label_columns: the first of these that is there holds the labels.
-        label_required: whether it is an error when none of ``label_columns`` is there.
+        columns: which hold the pictures and the labels.
         folder: the data set's own, whose files rows may name; None: the caches of the hub's libraries.
 
     Raises:
@@ -210,10 +188,10 @@ def open_splits(
     keys = list(splits) if chosen in (None, ALL) else [chosen]
     parts = [splits[key] for key in keys]
     rows = parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
-    image_column = _pick(rows, image_columns, name, "--data.image-column")
-    label_column = next((c for c in label_columns if c in rows.column_names), None)
-    if label_column is None and label_required:
-        label_column = _pick(rows, label_columns, name, "--data.label-column")
+    image_column = _pick(rows, columns.images, name, "image_column")
+    label_column = next((c for c in columns.labels if c in rows.column_names), None)
+    if label_column is None and columns.required:
+        label_column = _pick(rows, columns.labels, name, "label_column")
     ids = _ids(rows, [(key, len(splits[key])) for key in keys])
     classes: tuple[str, ...] = ()
     labels = None
@@ -231,74 +209,6 @@ def _hub_folders() -> list[Path]:
     return [Path(HF_HUB_CACHE), Path(config.HF_DATASETS_CACHE)]
 
 
-def _read_parquet(files: Sequence[Path]) -> "Dataset":
-    import datasets
-    import pyarrow
-    import pyarrow.parquet
-    from datasets.table import InMemoryTable
-
-    try:
-        if sum(file.stat().st_size for file in files) > IN_MEMORY_BYTES:
-            for file in files:
-                for _ in _bounded(file):
-                    pass
-            return datasets.Dataset.from_parquet([str(file) for file in files])  # type: ignore[return-value]
-        tables = [
-            pyarrow.Table.from_batches(
-                _bounded(file), schema=pyarrow.parquet.read_schema(file, memory_map=False)
-            )
-            for file in files
-        ]
-        return datasets.Dataset(InMemoryTable(pyarrow.concat_tables(tables)))
-    except Exception as error:
-        names = ", ".join(file.name for file in files[:3])
-        raise ValueError(f"{names} can't be read as parquet: {_first_line(error)}") from error
-
-
-def _decoded_bytes(batch: "RecordBatch") -> int:
-    """What a batch takes once its columns are no longer kept as dictionaries."""
-    import pyarrow
-    import pyarrow.compute
-
-    compute: Any = pyarrow.compute  # its functions are made at run time
-    total = batch.nbytes
-    for column in batch.columns:
-        if isinstance(column, pyarrow.DictionaryArray):
-            with suppress(pyarrow.ArrowNotImplementedError):  # numbers, which take no room
-                lengths = compute.binary_length(column.dictionary).take(column.indices)
-                total += compute.sum(lengths).as_py() or 0
-    return total
-
-
-def _bounded(file: Path) -> "Iterator[RecordBatch]":
-    """The rows of a parquet file, in memory that its size bounds.
-
-    Raises:
-        ValueError: decoded they take far more than the file.
-    """
-    import pyarrow.parquet
-
-    reader = pyarrow.parquet.ParquetFile(file)
-    about = reader.metadata
-    groups = [about.row_group(number).total_byte_size for number in range(about.num_row_groups)]
-    limit = SLACK + GROWTH * file.stat().st_size
-    # No value is longer than its row group unpacked, so no batch takes more than the limit.
-    rows = max(1, min(BATCH_ROWS, limit // max(1, *groups))) if groups else 1
-    held = sum(groups)
-    if held <= limit:
-        held = 0
-        for batch in reader.iter_batches(batch_size=rows):
-            held += _decoded_bytes(batch)
-            if held > limit:
-                break
-            yield batch
-    if held > limit:
-        raise ValueError(
-            f"its rows take more than {limit:,} bytes, {GROWTH} times the file: write it again without "
-            "a dictionary for the pictures, or with each of them once"
-        )
-
-
 def _split_by_column(splits: Mapping[str, "Dataset"]) -> Mapping[str, "Dataset"]:
     rows = splits.get("")
     if rows is None or "split" not in rows.column_names:
@@ -313,13 +223,13 @@ def _split_by_column(splits: Mapping[str, "Dataset"]) -> Mapping[str, "Dataset"]
     return {value: rows.select(indices) for value, indices in kept.items()}
 
 
-def _pick(rows: "Dataset", wanted: Sequence[str], name: str, flag: str) -> str:
+def _pick(rows: "Dataset", wanted: Sequence[str], name: str, setting: str) -> str:
     for column in wanted:
         if column in rows.column_names:
             return column
     raise ValueError(
         f"{name} has no column {' or '.join(map(repr, wanted))}: "
-        f"choose one with {flag} ({printable(', '.join(rows.column_names))})"
+        f"choose another {setting} ({printable(', '.join(rows.column_names))})"
     )
 
 
@@ -342,7 +252,7 @@ def _labels(
     if not isinstance(feature, datasets.Value | datasets.ClassLabel):
         raise ValueError(
             f"{name}: the column {column!r} holds {_kind(values)}, no classes (names, or whole numbers "
-            f"from 0): choose one with --data.label-column ({', '.join(rows.column_names)})"
+            f"from 0): choose another label_column ({', '.join(rows.column_names)})"
         )
     missing = [index for index, value in enumerate(values) if value is None or value == -1]
     if len(missing) == len(values):
@@ -367,7 +277,7 @@ def _labels(
         return tuple(map(str, places)), [places[int(value)] for value in values]
     raise ValueError(
         f"{name}: the column {column!r} holds no classes (names, or whole numbers from 0): "
-        f"choose one with --data.label-column ({printable(', '.join(rows.column_names))})"
+        f"choose another label_column ({printable(', '.join(rows.column_names))})"
     )
 
 
@@ -394,10 +304,5 @@ def _reader(
         return RowReader(only, column, ids, folders)
     raise ValueError(
         f"{name}: the column {column!r} holds no pictures but {kind or type(feature).__name__}: "
-        f"choose one with --data.image-column ({printable(', '.join(rows.column_names))})"
+        f"choose another image_column ({printable(', '.join(rows.column_names))})"
     )
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -14,7 +14,14 @@ from itertools import pairwise
 from pathlib import Path
 
 from revelio.data.dataset import ImageDataset
-from revelio.data.listing import Listing, find_pictures, inside, is_picture, listed_dataset, overlap
+from revelio.data.sources.listing import (
+    Listing,
+    find_pictures,
+    inside,
+    is_picture,
+    listed_dataset,
+    overlap,
+)
 from revelio.data.splits import SPLIT_NAMES
 from revelio.trust import printable, read_text
 

@@ -1,4 +1,4 @@
-"""The folder layouts of data sets' own archives, read into a :class:`revelio.data.listing.Listing`.
+"""The folder layouts of data sets' own archives, read into a :class:`revelio.data.sources.listing.Listing`.
 
 Each reader gives None for a folder that is not laid out its way, and raises ValueError for one that is but
 lacks pictures. Class ids and splits are those that the archives' own lists state.
@@ -8,17 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from revelio.data.folder import read_lists
-from revelio.data.listing import Listing
+from revelio.data.sources.folder import read_lists
+from revelio.data.sources.listing import Listing
 from revelio.trust import printable, read_text
 
 if TYPE_CHECKING:
-    from revelio.data.registry import Recipe
+    from revelio.data.registry import DatasetSpec
 
 _Line = Callable[[str], tuple[str, int]]
 
 
-def oxford_pet(root: Path, _: "Recipe") -> Listing | None:
+def oxford_pet(root: Path, _: "DatasetSpec") -> Listing | None:
     """``images/Abyssinian_100.jpg`` + ``annotations/trainval.txt``: ``Abyssinian_100 1 1 1``, ids from 1."""
     lists = {"train": root / "annotations/trainval.txt", "test": root / "annotations/test.txt"}
     if not all(file.is_file() for file in lists.values()):
@@ -36,7 +36,7 @@ def oxford_pet(root: Path, _: "Recipe") -> Listing | None:
     return Listing(root / "images", tuple(names[label] for label in range(len(names))), splits)
 
 
-def fgvc_aircraft(root: Path, _: "Recipe") -> Listing | None:
+def fgvc_aircraft(root: Path, _: "DatasetSpec") -> Listing | None:
     """``data/images/1025794.jpg`` + ``data/images_variant_train.txt``: ``1025794 707-320``.
 
     Class ids are line numbers of ``variants.txt``.
@@ -58,7 +58,7 @@ def fgvc_aircraft(root: Path, _: "Recipe") -> Listing | None:
     return Listing(data / "images", classes, _read(data / "images", lists, line))
 
 
-def dtd(root: Path, _: "Recipe") -> Listing | None:
+def dtd(root: Path, _: "DatasetSpec") -> Listing | None:
     """``images/banded/banded_0002.jpg`` + ``labels/train1.txt``: the first of its ten partitions."""
     lists = {"train": "train1", "validation": "val1", "test": "test1"}
     files = {split: root / f"labels/{stem}.txt" for split, stem in lists.items()}
@@ -67,7 +67,7 @@ def dtd(root: Path, _: "Recipe") -> Listing | None:
     return read_lists(root / "images", {split: [file] for split, file in files.items()})
 
 
-def flowers(root: Path, recipe: "Recipe") -> Listing | None:
+def flowers(root: Path, spec: "DatasetSpec") -> Listing | None:
     """``jpg/image_00001.jpg`` + ``imagelabels.mat`` (class numbers from 1) + ``setid.mat`` (the splits)."""
     if not (root / "imagelabels.mat").is_file() or not (root / "setid.mat").is_file():
         return None
@@ -86,16 +86,14 @@ def flowers(root: Path, recipe: "Recipe") -> Listing | None:
     used = [n for part in numbers.values() for n in part]
     if not used or min(used) < 1 or max(used) > len(labels):
         raise ValueError(f"{root / 'setid.mat'} names images that imagelabels.mat has no label for")
-    if min(labels) < 0 or max(labels) >= len(recipe.classes):
-        raise ValueError(
-            f"{root / 'imagelabels.mat'} has classes beyond 1 to {len(recipe.classes)}"
-        )
+    if min(labels) < 0 or max(labels) >= len(spec.classes):
+        raise ValueError(f"{root / 'imagelabels.mat'} has classes beyond 1 to {len(spec.classes)}")
     splits = {
         split: [(f"image_{n:05d}.jpg", labels[n - 1]) for n in part]
         for split, part in numbers.items()
     }
     _check_there(root / "jpg", splits, root / "setid.mat")
-    return Listing(root / "jpg", recipe.classes, splits)
+    return Listing(root / "jpg", spec.classes, splits)
 
 
 def _read(

@@ -10,23 +10,28 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
-from llava_ext.cache import CachedGrids
 from llava_ext.checkpoint import CONFIG, load_projectors
-from llava_ext.collate import Collator
-from llava_ext.compat import import_projectors
-from llava_ext.config import ModelConfig, Stage
-from llava_ext.dataset import ConversationDataset, Pictures, Sight
+from llava_ext.config import (
+    FinetuneConfig,
+    LoraOptions,
+    ModelConfig,
+    PretrainConfig,
+    Stage,
+    StageOptions,
+)
+from llava_ext.dataset import Collator, ConversationDataset, ImageProvider, Pictures
+from llava_ext.import_llava import import_projectors
 from llava_ext.language import add_lora, build_model
+from llava_ext.llava_json import Record, image_names, read_records
 from llava_ext.model import LlavaModel
-from llava_ext.options import FinetuneConfig, PretrainConfig
-from llava_ext.records import Record, image_names, read_records
-from llava_ext.stages import LoraOptions, StageOptions, accumulation
-from llava_ext.summary import frozen_and_trained
+from llava_ext.tower_cache import CachedGrids
 from llava_ext.towers import Tower, load_towers
 from llava_ext.training import (
     LlavaTrainer,
-    Watch,
+    LoggingCallback,
+    accumulation,
     build_trainer,
     checkpoint_step,
     device_name,
@@ -81,7 +86,7 @@ def run(config: PretrainConfig | FinetuneConfig) -> None:
         run_dir.truncate_metrics(checkpoint_step(checkpoint) if checkpoint else 0)
     trainer = build_trainer(
         job.model, job.dataset, job.collator, config.stage, config.out,
-        towers=job.towers, watch=Watch(run_dir),
+        towers=job.towers, watch=LoggingCallback(run_dir),
     )  # fmt: skip
     _say(_plan(job, trainer, config.stage, stage))
     if checkpoint is not None:
@@ -117,28 +122,28 @@ def open_job(config: PretrainConfig | FinetuneConfig, stage: Stage) -> Job:
     data = config.data
     records = read_records(data.json, data.images, limit=config.limit, bad=config.bad_records)
     towers = load_towers(config.model, device_name())
-    sight = open_sight(config.cache, towers, config.data.images, records)
+    images = open_images(config.cache, towers, config.data.images, records)
     model, tokenizer = build_model(config.model, towers, seed=config.stage.seed)
     dataset = ConversationDataset(
-        records, tokenizer, config.model, model.image_tokens, sight, too_long=config.too_long
+        records, tokenizer, config.model, model.image_tokens, images, too_long=config.too_long
     )
     if isinstance(config, FinetuneConfig):
         _begin_finetune(model, config.pretrained, config.lora)
     model.trainable(stage)
     pad: Any = tokenizer.pad_token_id
-    collator = Collator(model.image_tokens, pad, sight.stack)
+    collator = Collator(model.image_tokens, pad, images.stack)
     return Job(model, tokenizer, () if config.cache else towers, dataset, collator)
 
 
-def open_sight(
-    cache: Path | None, towers: Sequence[Tower], images: Path | None, records: Sequence[Record]
-) -> Sight:
+def open_images(
+    cache: Path | None, towers: Sequence[Tower], folder: Path | None, records: Sequence[Record]
+) -> ImageProvider:
     """Where images come from: the cache where there is one, else the pictures.
 
     Raises:
         ValueError: the cache is of other towers or lacks an image.
     """
-    folder = images or Path()
+    folder = folder or Path()
     if cache is not None:
         return CachedGrids.open(cache, towers, folder, image_names(records))
     return Pictures(folder, towers)
@@ -261,3 +266,30 @@ def _say(text: str) -> None:
     """Tell the user once, whatever the number of processes."""
     if is_main():
         print(text, flush=True)  # noqa: T201
+
+
+def frozen_and_trained(model: LlavaModel, towers: Sequence[str] = ()) -> str:
+    """A table of what is frozen and what trains, with parameter counts, to be printed before training.
+
+    Args:
+        model: after :meth:`LlavaModel.trainable`.
+        towers: names of the frozen towers, which are no part of the model.
+    """
+    rows = [(f"tower {name}", "frozen, outside the model", "") for name in towers]
+    names = [f"projector {tower.backbone} {tower.layer}" for tower in model.settings.towers]
+    parts = [*zip(names, model.projectors, strict=True), ("language model", model.language_model)]
+    everything = trained = 0
+    for name, module in parts:
+        total, learnt = _counts(module)
+        everything, trained = everything + total, trained + learnt
+        state = "trains" if learnt == total else "frozen" if not learnt else f"{learnt:,} train"
+        rows.append((name, state, f"{total:,}"))
+    rows.append(("in all", f"{trained:,} train", f"{everything:,}"))
+    first, second = (max(len(row[column]) for row in rows) for column in (0, 1))
+    return "\n".join(f"{a:<{first}}  {b:<{second}}  {c:>15}".rstrip() for a, b, c in rows)
+
+
+def _counts(module: nn.Module) -> tuple[int, int]:
+    """Parameters of a module, and how many of them train; ZeRO-3 leaves the true size in ds_numel."""
+    sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in module.parameters()]
+    return sum(size for size, _ in sizes), sum(size for size, learnt in sizes if learnt)

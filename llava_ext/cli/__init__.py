@@ -5,7 +5,7 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-from llava_ext.command import run_module
+from llava_ext.cli.command import run_module
 from revelio.command_line import choose
 
 SUMMARY = "a language model that sees through a backbone's layers: cache, train, chat"
@@ -20,7 +20,7 @@ COMMANDS = {
 
 def find_module(name: str) -> ModuleType:
     """The module of a command: its docstring is the help page, its ``Config`` the flags."""
-    return import_module(f"llava_ext.commands.{name}")
+    return import_module(f"llava_ext.cli.{name}")
 
 
 def main(arguments: list[str] | None = None, prog: str = "revelio llava") -> None:

@@ -1,4 +1,4 @@
-"""Talk with a LLaVA-style model about a picture; answers appear as they are made.
+"""Dialogue with a LLaVA-style model about a picture; answers appear as they are made.
 
     revelio llava chat --model runs/llava/finetune/final --image cat.jpg
     revelio llava chat --model runs/llava/finetune/final --image cat.jpg --question "What is this?"
@@ -6,7 +6,7 @@
 Without --question it asks on, and remembers the turns; `exit` or Ctrl-D ends, `new` begins anew.
 """
 
-from llava_ext.options import ChatConfig as Config
+from llava_ext.config import ChatConfig as Config
 
 
 def run(config: Config) -> None:

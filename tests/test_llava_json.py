@@ -8,7 +8,7 @@ from backbones_helpers import picture
 from llava_train_helpers import record, write_data
 
 from llava_ext.conversation import Turn
-from llava_ext.records import Record, image_names, read_records
+from llava_ext.llava_json import Record, image_names, read_records
 
 
 @pytest.fixture
