@@ -44,7 +44,11 @@ def run_module(
         SystemExit: see :func:`one_line_errors`; after help.
     """
     with one_line_errors(name, f"{name}: {stopped or stopped_line(module.Config)}"):
-        module.run(parse(module, arguments, prog))
+        config = parse(module, arguments, prog)
+        if "torch" not in sys.modules:
+            # Libraries take seconds to load: say at once that the command is at work.
+            sys.stderr.write(f"{prog}: loading\n")
+        module.run(config)
 
 
 def stopped_line(config: type) -> str:
@@ -159,13 +163,9 @@ def parse(module: ModuleType, arguments: Sequence[str], prog: str) -> Any:
     """
     import tyro
 
-    from revelio.config import named, read_yaml, renamed, structure
+    from revelio.config import named, read_yaml, structure
 
     path, rest = take(own_words(arguments), "--config", "a file")
-    given = {word.partition("=")[0].replace("_", "-") for word in rest}
-    for old, new in renamed(module.Config).items():
-        if (flag := f"--{old}".replace("_", "-")) in given:
-            raise ValueError(f"{flag} is called --{new} now".replace("_", "-"))
     default = tyro.MISSING_NONPROP
     if path is not None:
         try:
@@ -196,6 +196,7 @@ def parse_flags(
 
     from revelio.bounds import check
 
+    _check_renamed(cls, words)
     said = StringIO()
     try:
         with redirect_stderr(said), _wide_terminal("--help" in words or "-h" in words):
@@ -207,6 +208,16 @@ def parse_flags(
     check(config)
     _check_no_empty_path(words, config)
     return config
+
+
+def _check_renamed(cls: type, words: Sequence[str]) -> None:
+    from revelio.config import renamed
+
+    old = renamed(cls)
+    for word in words:
+        flag = word.partition("=")[0].replace("_", "-")
+        if flag.startswith("--") and flag[2:] in old:
+            raise ValueError(f"{flag} is called --{old[flag[2:]]} now")
 
 
 @contextmanager

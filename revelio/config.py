@@ -83,9 +83,10 @@ def structure(
     """
     names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
     for key in values:
-        if key in renamed(cls):
-            raise ValueError(f"`{where}{key}` is called `{where}{renamed(cls)[key]}` now")
         if key not in names:
+            new = renamed(cls).get(str(key).replace("_", "-"), "").replace("-", "_")
+            if new:
+                raise ValueError(f"`{where}{key}` is called `{where}{new}` now")
             near = get_close_matches(str(key), names, n=1)
             hint = f"did you mean `{near[0]}`? " if near else ""
             key = printable(key)
@@ -109,9 +110,12 @@ def structure(
     return cls(**arguments)
 
 
-def renamed(cls: type) -> Mapping[str, str]:
-    """Today's name of each setting that a config class had under another: its ``RENAMED``."""
-    return vars(cls).get("RENAMED", {})
+def renamed(cls: type) -> dict[str, str]:
+    """The old names of a config's settings and what they are called now, as flags have them.
+
+    A config lists them in a class variable ``renamed``; an old name is refused by a line with the new one.
+    """
+    return {k: v for base in cls.__mro__ for k, v in vars(base).get("renamed", {}).items()}
 
 
 def _value(value: Any, kind: Any, where: str) -> Any:

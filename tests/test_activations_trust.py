@@ -20,9 +20,10 @@ from revelio.activations.extract import extract
 from revelio.activations.format import encode_ids
 from revelio.activations.store import ActivationStore, write_store
 from revelio.activations.writer import StoreWriter
-from revelio.cli.gallery import FROM_STORE, open_pictures
+from revelio.analysis.config import FROM_STORE
 from revelio.data.config import DataConfig
 from revelio.files import partial_path
+from revelio.pipelines.inputs import pictures_of
 
 # Every type JSON knows, and what an attacker or an accident would put in its place.
 JUNK = [
@@ -340,6 +341,6 @@ def test_a_store_does_not_choose_which_files_a_gallery_reads(place, tmp_path, na
     write_store(tmp_path / "s", torch.ones(1, 2), ["x"], settings={"dataset": name})
     store = ActivationStore.open(tmp_path / "s")
     with pytest.raises(
-        ValueError, match=r"does not say where its images .* are: give --data\.source"
+        ValueError, match=r"does not say where its images .* are: give their source"
     ):
-        open_pictures(DataConfig(source=FROM_STORE), store)
+        pictures_of(DataConfig(source=FROM_STORE), store)

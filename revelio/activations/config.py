@@ -50,7 +50,8 @@ class ExtractConfig:
     model's own timestep with the nearest signal-to-noise ratio."""
 
     prompts: Annotated[tuple[str, ...], NotEmpty()] = ("empty",)
-    """Prompt policies: `empty`, `generic`, `from_clip`, `fixed:TEXT`."""
+    """Prompt policies: `empty`, `generic`, `from_clip`, `fixed:TEXT`, `captions:FILE` (CSV or JSON Lines,
+    with an image and a caption an entry)."""
 
     draws: Count = 1
     """Noise draws of each image."""

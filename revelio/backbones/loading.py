@@ -91,7 +91,7 @@ def use_eager_attention(model: nn.Module) -> None:
             module.set_processor(AttnAddedKVProcessor() if joint else AttnProcessor())
 
 
-def attention_kernel(name: str) -> AbstractContextManager[None]:
+def attention_kernel(name: str) -> AbstractContextManager[object]:
     """Inside, torch's own attention is computed step by step if ``name`` is ``eager``."""
     return sdpa_kernel(SDPBackend.MATH) if name == "eager" else nullcontext()
 

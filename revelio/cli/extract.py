@@ -27,7 +27,7 @@ SMALL_STORE = 32_768
 class Config(ExtractRunConfig):
     """What to extract, from which images, with which model."""
 
-    RENAMED: ClassVar[dict[str, str]] = {"latents": "vae_cache"}
+    renamed: ClassVar[dict[str, str]] = {"latents": "vae-cache"}
 
     plan: bool = False
     """Only measure and print what it would cost."""

@@ -22,7 +22,7 @@ from revelio.activations.store import ActivationStore
 from revelio.backbones.base import Backbone, schedule_of
 from revelio.backbones.compiled import compile_backbone
 from revelio.backbones.diffusion.schedule import reference_schedule
-from revelio.backbones.prompts import check_policy, prompt_texts
+from revelio.backbones.prompts import captions_sha256, check_policy, prompt_texts
 from revelio.backbones.registry import load_backbone
 from revelio.config import to_yaml
 from revelio.data.dataset import ImageDataset
@@ -129,7 +129,7 @@ def open_plan(
             workers=_workers(accelerated) if config.workers == "auto" else config.workers,
         ),
         _texts(config, dataset, options.device),
-        config.provenance,
+        config.provenance | {"captions_sha256": captions_sha256(config.prompts)},
         config.resume,
         processes,
     )

@@ -104,7 +104,7 @@ class DiffusionBackbone(ABC):
         family: what the kind of model is called.
         kind: what ``revelio backbones`` says it is.
         title: how messages name the models of the family.
-        parts: the class of each part that model_index.json must list.
+        parts: the class of each part that model_index.json must list, or the classes that it may be of.
         optional: parts that it may list, and their classes.
         without: parts that it must not list.
         pipelines: names of diffusers' pipelines of the family, to say what a broken folder lacks.
@@ -114,7 +114,7 @@ class DiffusionBackbone(ABC):
     family: ClassVar[str]
     kind: ClassVar[str]
     title: ClassVar[str]
-    parts: ClassVar[Mapping[str, str]]
+    parts: ClassVar[Mapping[str, str | tuple[str, ...]]]
     optional: ClassVar[Mapping[str, str]] = {}
     without: ClassVar[tuple[str, ...]] = ()
     pipelines: ClassVar[tuple[str, ...]] = ()
