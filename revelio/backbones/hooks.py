@@ -25,7 +25,10 @@ class HasLayers(Protocol):
     """Any model that says where a layer's output appears."""
 
     def module(self, layer: str) -> nn.Module:
-        """The module whose output is the layer."""
+        """The module whose output is the layer.
+
+        Where it gives several tensors, the layer is the one at the model's ``output_position``, or the first.
+        """
         ...
 
 
@@ -64,7 +67,8 @@ def hooked(
     with ExitStack() as stack:
         for layer, function in functions.items():
             module = model.module(layer)
-            handle = module.register_forward_hook(_forward_hook(function))
+            hook = _forward_hook(function, getattr(model, "output_position", 0))
+            handle = module.register_forward_hook(hook)
             stack.callback(handle.remove)
             _before_others(module)
         if exact:
@@ -136,13 +140,15 @@ def _before_others(module: nn.Module) -> None:
             module._forward_hooks[key] = module._forward_hooks.pop(key)
 
 
-def _forward_hook(function: Hook) -> Callable[..., Any]:
+def _forward_hook(function: Hook, position: int) -> Callable[..., Any]:
     def hook(_module: nn.Module, _inputs: object, output: Tensor | tuple[Any, ...]) -> Any:
         if not isinstance(output, tuple):
             return function(output)
-        # Some versions of transformers' blocks give a tuple with the hidden states first.
-        changed = function(output[0])
-        return None if changed is None else (changed, *output[1:])
+        # Some versions of transformers' blocks give a tuple with the hidden states first; blocks that join
+        # text and image give both.
+        changed = function(output[position])
+        before, after = output[:position], output[position + 1 :]
+        return None if changed is None else (*before, changed, *after)
 
     return hook
 
@@ -169,5 +175,5 @@ def block_list(model: nn.Module) -> nn.ModuleList:
     return next(
         module
         for path, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and path.split(".")[-1] in ("layer", "layers")
+        if isinstance(module, nn.ModuleList) and path.split(".")[-1] in ("block", "layer", "layers")
     )
