@@ -4,7 +4,7 @@
     python -m tools.steering_proof --page          only the page, from what work/steering holds
 
 Every method chooses its strength on seeds of its own (split `choose`) and is judged on others (`judge`). All
-pictures are kept under work/, so a run that was stopped goes on. About 2,500 pictures of 32 px: ten minutes of
+pictures are kept under work/, so that a stopped run goes on. About 2,500 of 32 px: ten minutes of
 one processor core that nobody else uses.
 """
 
