@@ -118,21 +118,28 @@ class Methods:
     @cache  # noqa: B019
     def text_found(self, target: str) -> Found:
         """The target's latents, found on half of its captions."""
-        codes = {
+        return _found(self._text_codes, target)
+
+    @cached_property
+    def _text_codes(self) -> dict[str, Tensor]:
+        return {
             word: prompt_codes(self.setting.layers, TEXT_LAYER, self.text_ksae, CAPTIONS[word])
             for word in WORDS
         }
-        return _found(codes, target)
 
     @cache  # noqa: B019
     def denoiser_found(self, layer: str, target: str) -> Found:
         """The target's latents, found on half of the pictures that name it."""
+        return _found(self._denoiser_codes(layer), target)
+
+    @cache  # noqa: B019
+    def _denoiser_codes(self, layer: str) -> dict[str, Tensor]:
+        """The mean codes of each picture's cells, by class."""
         ksae, rows = self.denoiser_ksae(layer), self._generation(layer)
-        codes = {
+        return {
             word: all_codes(ksae, part.flatten(0, -2), "sparse").view(*part.shape[:2], -1).mean(1)
             for word, part in zip(WORDS, rows, strict=True)
         }
-        return _found(codes, target)
 
     @cache  # noqa: B019
     def denoiser_ksae(self, layer: str) -> KSparseAutoencoder:

@@ -48,6 +48,14 @@ Gallery.latentView = (() => {
     })));
   }
 
+  // The line that draws with more of the latent; what only the user knows is in capitals.
+  function steer(latent) {
+    if (!meta.model || !meta.layer) return null;
+    const read = meta.cells ? "" : " --read pooled"; // a k-SAE of pooled activations reads them pooled
+    const line = `revelio steer --backbone.name ${meta.model} --layer ${meta.layer} --ksae KSAE --latents ${latent.id}:2${read} --strength 0 1 --prompts PROMPTS --out OUT`;
+    return h("section", {}, h("h2", {}, "Steer by it"), h("p", { class: "command" }, h("code", {}, line)));
+  }
+
   // The one before and after, in the order and under the filters of the grid.
   function around(latent) {
     let order = filters.shown();
@@ -74,7 +82,7 @@ Gallery.latentView = (() => {
       facts(latent),
       h("div", { class: "columns" },
         h("section", { class: "wide" }, h("h2", {}, `Top ${plural(latent.top.length, "image")}, by `, term("activation")), top),
-        h("div", { class: "side" }, data.labelled ? profile(latent) : null, similar(latent))));
+        h("div", { class: "side" }, data.labelled ? profile(latent) : null, similar(latent), steer(latent))));
   }
   return { show };
 })();
