@@ -39,15 +39,15 @@ class Methods:
 
     def all(self) -> list[Method]:
         """The unsteered model first."""
-        few = (0.5, 0.75, 1.0)
+        few = (0.25, 0.5, 0.75, 1.0, 1.5)
         found = [
             Method("plain", "baseline", lambda _target, _strength: nullcontext()),
-            Method("text latents", "text", self.text_latents, (1.0, 1.5, 2.0)),
+            Method("text latents", "text", self.text_latents, (1.0, 1.5, 2.0, 3.0)),
             Method("difference of means", "baseline", self.means, few),
             Method("negative prompt", "baseline", lambda _t, _s: nullcontext(), negative=True),
             Method("text contrast", "text", self.contrast, few),
-            Method("text as published", "text", self.published, (0.25, 0.5, 1.0)),
-            Method("random direction", "baseline", self.random, few),
+            Method("text as published", "text", self.published, (0.03, 0.06, 0.12, 0.25)),
+            Method("random direction", "baseline", self.random, (1.0,)),
         ]
         for layers in (DENOISER_LAYERS, *((one,) for one in DENOISER_LAYERS)):
             found.append(
@@ -55,7 +55,7 @@ class Methods:
                     f"latents of {'+'.join(layers)}",
                     "denoiser",
                     lambda target, strength, layers=layers: self.denoiser(layers, target, strength),
-                    (1.0, 2.0, 4.0),
+                    (1.0, 2.0, 4.0, 8.0),
                 )
             )
         found.append(Method("turn into, latents", "into", self.into, (1.0,)))

@@ -51,11 +51,11 @@ def sheet(
 
 
 INTRO = """\
-`python -m tools.steering_proof` on {model}. For each of the ten classes of Fashion-MNIST: {captions} captions
-that name it with {seeds} seeds each, and {others} captions of the other classes; {steps} steps, guidance
-{guidance:g}, {numbers}. A classifier trained on real pictures only says what a picture shows. Every method
-draws the same captions with the same noise. Its strength was chosen on other seeds: where the other classes'
-rate lies highest above the target's. Intervals are 95 % bootstrap intervals over pictures."""
+`python -m tools.steering_proof` on {model}. For each of the ten classes of Fashion-MNIST: {captions}
+captions that name it with {seeds} seeds each, and {others} captions of the other classes; {steps} steps,
+guidance {guidance:g}, {numbers}. A classifier trained on real pictures only says what a picture shows.
+Every method draws the same captions with the same noise. Its strength was chosen on other seeds: where the
+other classes' rate lies highest above the target's. Intervals are 95 % bootstrap intervals over pictures."""
 
 COLUMNS = """\
 *target*: pictures of captions that name the class in which the judge sees it. *relative*: divided by the
@@ -65,25 +65,26 @@ the unsteered rate. *distance*: mean absolute difference of those pictures from 
 
 KSAES = """\
 The k-SAE of the text encoder is of its tokens, of all captions of the ten classes (80), padding included;
-those of the U-Net's layers are of single cells of the conditional half while every class is drawn, with seeds
-of their own. Expansion {expansion}, k = {k}, {ksae_steps} steps. Their directions begin as rows of the data:
-begun at random, nine tenths of the latents never fired here, because so small an encoder's tokens lie in few
-dimensions. The latents of a class are found by contrast on one half of its captions or pictures; specificity
-(the share of the mean code that is the class's) and AUC are of the other half, beside the largest AUC of
-twenty shuffles."""
+those of the U-Net's layers are of single cells of the conditional half while every class is drawn, with
+seeds of their own. Expansion {expansion}, k = {k}, {ksae_steps} steps. Their directions begin as rows of
+the data: begun at random, nine tenths of the latents never fired here, because so small an encoder's tokens
+lie in few dimensions. The latents of a class are found by contrast on one half of its captions or pictures;
+specificity (the share of the mean code that is the class's) and AUC are of the other half, beside the
+largest AUC of twenty shuffles."""
 
 METHODS = """\
-*text latents*: the class's latents are ablated in the tokens of `{text_layer}`, wherever they fire; strength
-2 subtracts their share twice. *latents of ...*: the same in the U-Net, in the conditional half, at all steps.
-*difference of means*: the mean token states of the class's captions less those of the others, position by
-position, subtracted from the prompt's call and added to the unconditional one. *text contrast*: the same
-of sparse codes, decoded. *text as published*: the dense codes of the word alone, decoded. *random direction*:
-of the norm of the difference of means."""
+*text latents*: the class's latents are ablated in the tokens of `{text_layer}`, wherever they fire;
+strength 2 subtracts their share twice. *latents of ...*: the same in the U-Net, in the conditional half, at
+all steps. *difference of means*: the mean token states of the class's captions less those of the others,
+position by position, subtracted from the prompt's call and added to the unconditional one. *text contrast*:
+the same of sparse codes, decoded. *text as published*: the dense codes of the word alone, decoded. *random
+direction*: of the norm of the difference of means."""
 
 LIMITS = """\
-One model of 32 px, and ten classes that its captions name in one or two words; more than {steps} steps; prompts
-that never name the concept; adversarial prompts; mini-dit. The text k-SAE has seen every caption that is drawn,
-though a class's latents were chosen on half of them. The classifier judges classes, not quality beyond them."""
+One model of 32 px, and ten classes that its captions name in one or two words; more than {steps} steps;
+prompts that never name the concept; adversarial prompts; mini-dit. The text k-SAE has seen every caption
+that is drawn, though a class's latents were chosen on half of them. The classifier judges classes, not
+quality beyond them."""
 
 
 def text(found: Mapping[str, Any]) -> str:
