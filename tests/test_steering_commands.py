@@ -187,7 +187,7 @@ def test_steer_eval_writes_a_table_with_baselines(model: Path, tmp_path: Path, c
             "concept", *where, "--texts", "a cat", *more, "--layer", LAYER, "--out", tmp_path / name
         )
     words = ("steer-eval", *where, *FEW, "--prompts", table, "--concept", tmp_path / "c",
-             "--judge", f"{__name__}:see", "--images", 2)  # fmt: skip
+             "--judge", f"{__name__}:see", "--images-per-prompt", 2)  # fmt: skip
     run(
         *words,
         "--means",
