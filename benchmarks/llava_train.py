@@ -23,14 +23,14 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from llava_ext.cache_job import fill, open_cache_job
-from llava_ext.command import read_section
+from llava_ext.cli.command import read_section
+from llava_ext.config import CacheConfig, ConversationData, PretrainConfig
 from llava_ext.deepspeed import free_port
 from llava_ext.images import smooth_picture
-from llava_ext.job import Job, open_job
-from llava_ext.options import CacheConfig, DataConfig, PretrainConfig
+from llava_ext.run import Job, open_job
+from llava_ext.tower_cache import fill, open_cache_job
 from llava_ext.training import build_trainer
-from revelio.activations.processes import Processes
+from revelio.distributed import Processes
 from revelio.run_dir import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,7 +38,7 @@ CONFIGS = ROOT / "configs" / "llava" / "mini"
 MEMORY_SAMPLES = 8
 
 
-def made_up_data(folder: Path, records: int) -> DataConfig:
+def made_up_data(folder: Path, records: int) -> ConversationData:
     """Pictures of different sizes with captions, in LLaVA's form."""
     (folder / "images").mkdir()
     entries = []
@@ -51,7 +51,7 @@ def made_up_data(folder: Path, records: int) -> DataConfig:
         ]
         entries.append({"id": name, "image": name, "conversations": turns})
     write_json(folder / "data.json", entries)
-    return DataConfig(folder / "data.json", folder / "images")
+    return ConversationData(folder / "data.json", folder / "images")
 
 
 def one_step(job: Job, trainer: Any, samples: range) -> float:
@@ -96,13 +96,13 @@ def row_config(row: str, sd15: Path | None) -> PretrainConfig:
 
 
 def steps(
-    config: PretrainConfig, data: DataConfig, folder: Path, batch: int, rounds: int
+    config: PretrainConfig, data: ConversationData, folder: Path, batch: int, rounds: int
 ) -> dict[str, Any]:
     """Steps in turn, towers run or grids cached."""
     stage = replace(config.stage, effective_batch=batch, batch_size=batch, zero=0)
     config = replace(config, data=data, stage=stage, cache=None)
     cached = replace(config, cache=folder / "cache")
-    options = CacheConfig(cached.cache, config.data, config.model)
+    options = CacheConfig(cache=cached.cache, data=config.data, model=config.model)
     for _ in fill(open_cache_job(options, Processes())):
         pass
     jobs = {"towers run": open_job(config, "pretrain"), "cached": open_job(cached, "pretrain")}
@@ -127,7 +127,7 @@ def steps(
     }
 
 
-def memory(path: Path, data: DataConfig, folder: Path) -> dict[str, Any]:
+def memory(path: Path, data: ConversationData, folder: Path) -> dict[str, Any]:
     """Peak resident bytes of the first of one and of two processes of stage 2 with ZeRO-3."""
     peaks = {}
     for processes in (1, 2):

@@ -1,20 +1,19 @@
 """A conversation in the terminal, as ``revelio llava chat`` holds it: pictures are looked at once."""
 
 import sys
-from typing import TextIO
+from typing import Any, TextIO
 
 from torch import Tensor
 
-from llava_ext.config import IMAGE_TOKEN
+from llava_ext.config import IMAGE_TOKEN, ChatConfig
 from llava_ext.conversation import Turn
 from llava_ext.generate import Assistant
 from llava_ext.images import open_picture
-from llava_ext.options import ChatConfig
 
 PROMPT = "> "
 
 
-class Talk:
+class Dialogue:
     """One conversation about the same pictures, with all its turns."""
 
     def __init__(
@@ -26,8 +25,12 @@ class Talk:
         self.out = out
         self.turns: list[Turn] = []
 
-    def ask(self, question: str, *, max_new_tokens: int, temperature: float, seed: int) -> str:
+    def ask(self, question: str, **settings: Any) -> str:
         """The answer, written out as it is made and remembered with its question.
+
+        Args:
+            question: of the user.
+            settings: ``max_new_tokens``, ``temperature``, ``seed``; see :meth:`Assistant.reply`.
 
         Raises:
             ValueError: the conversation no longer fits; it is as it was before the question.
@@ -38,9 +41,7 @@ class Talk:
         (answer,) = self.assistant.reply(
             [turns],
             self.grids,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            seed=seed,
+            **settings,
             on_text=self._show,
         )
         self._show(0, "\n")
@@ -67,21 +68,16 @@ def chat(config: ChatConfig) -> None:
         towers=bool(pictures),
         allow=config.allow,
     )
-    talk = Talk(assistant, len(pictures), assistant.see(pictures), sys.stdout)
-    settings = {
-        "max_new_tokens": config.max_new_tokens,
-        "temperature": config.temperature,
-        "seed": config.seed,
-    }
+    dialogue = Dialogue(assistant, len(pictures), assistant.see(pictures), sys.stdout)
     if config.question is not None:
-        talk.ask(config.question, **settings)
+        dialogue.ask(config.question, **config.decoding())
         return
     while (line := _line()) not in (None, "exit"):
         if line == "new":
-            talk.turns = []
+            dialogue.turns = []
         elif line:
             try:
-                talk.ask(line, **settings)
+                dialogue.ask(line, **config.decoding())
             except ValueError as error:
                 sys.stderr.write(f"{error}; `new` begins anew\n")
 

@@ -1,13 +1,45 @@
-"""What a model is made of, as plain values: its towers, how their tokens are joined, its language model.
+"""Every setting of ``llava_ext``, once: what a model is made of, how a stage trains it, what a command takes.
 
-The four rows of the paper's Table 4 (SPEC section 3) are four such configs, in ``configs/llava``:
-``clip``, ``clip`` + ``dinov2``, ``clip`` + ``sd`` at t = 25, the same at t = 200.
+The four rows of the paper's Table 4 (SPEC section 3) are four :class:`ModelConfig`, in ``configs/llava``:
+``clip``, ``clip`` + ``dinov2``, ``clip`` + ``sd`` at t = 25, the same at t = 200. The stages are the paper's
+Table 11 (SPEC 3.5):
+
+                    pretrain                finetune
+    trains          projectors, conv block  projectors and language model (or its LoRA adapter)
+    effective batch 128                     128
+    learning rate   2e-3, cosine, warm-up 0.03, no weight decay        2e-5, the same
+    epochs          1                       1           (the released script says 3)
+    ZeRO            2                       3
+
+effective batch = processes * batch_size * accumulation; the accumulation is computed. The library's functions
+take these objects, and the commands parse into them: no setting is declared twice. Nothing here needs torch.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from revelio.bounds import AnyText, Count, Dtype, Index, Pixels, Seed
+from tyro.conf import UseAppendAction
+
+from revelio.bounds import (
+    AnyText,
+    Count,
+    Device,
+    Dtype,
+    Existing,
+    File,
+    Folder,
+    Index,
+    LearningRate,
+    NotEmpty,
+    NotNegative,
+    OutFolder,
+    Pixels,
+    Positive,
+    Seed,
+    Share,
+    Workers,
+)
 
 Tokens = Literal["flatten", "pool", "conv"]
 Fusion = Literal["interleave", "sequence", "channels"]
@@ -72,7 +104,8 @@ class ModelConfig:
         towers: one or more, in the order in which their tokens are joined.
         fusion: ``interleave`` (a0 b0 a1 b1 ..., the paper's), ``sequence`` (all of a, then all of b), or
             ``channels`` (each tower fills its share of the language model's width).
-        template: ``plain``, ``mpt``, ``vicuna_v1``, ``llama_2``, or ``tokenizer`` (its own chat template).
+        template: ``plain``, ``mpt``, ``vicuna_v1``, ``llama_2``, ``llava_llama_2``, or
+            ``tokenizer`` (its own chat template).
         system: the system message; None is the template's own.
         max_length: tokens of a sample, its images expanded.
         aspect: ``crop`` cuts the middle square; ``pad`` fills up to a square with the tower's mean colour.
@@ -95,3 +128,263 @@ class ModelConfig:
             raise ValueError("`towers` is empty: give one or more towers")
         if self.max_length < 1:
             raise ValueError(f"`max_length` is {self.max_length}: give 1 or more tokens")
+
+
+EFFECTIVE_BATCH = 128
+PRETRAIN_RATE = 2e-3
+FINETUNE_RATE = 2e-5
+WARMUP = 0.03
+
+
+@dataclass(frozen=True)
+class LoraOptions:
+    """A low-rank adapter of the language model in place of all its weights (peft)."""
+
+    rank: Index = 0
+    """Rank of the adapter; 0 trains the whole language model."""
+
+    alpha: Count | None = None
+    """The adapter is scaled by alpha / rank; none: twice the rank, so that its strength does not depend
+    on the rank (LLaVA's own rule: rank 128, alpha 256)."""
+
+    dropout: Share = 0.0
+    """Of the adapter's input."""
+
+    targets: Annotated[tuple[str, ...], NotEmpty()] = ("all-linear",)
+    """Names of the layers that get one; `all-linear` is every linear layer but the head."""
+
+
+@dataclass(frozen=True)
+class StageOptions:
+    """How a stage is trained."""
+
+    learning_rate: LearningRate
+    """At its peak."""
+
+    zero: Literal[0, 2, 3]
+    """DeepSpeed's ZeRO stage; 0 trains without DeepSpeed."""
+
+    effective_batch: Count = EFFECTIVE_BATCH
+    """Samples an optimiser step, over all processes."""
+
+    batch_size: Count = 4
+    """Samples a process takes at once."""
+
+    epochs: Positive = 1.0
+    """Passes over the data."""
+
+    schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
+    """Of the learning rate, after the warm-up."""
+
+    warmup: Share = WARMUP
+    """Share of the steps in which the learning rate rises."""
+
+    weight_decay: NotNegative = 0.0
+    """Of AdamW."""
+
+    clip: Positive = 1.0
+    """Gradients longer than this are shortened to it."""
+
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """`auto` is bfloat16 on a GPU, float32 on a CPU."""
+
+    checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+
+    group_by_length: bool = True
+    """Batches of samples of about one length, so that little is padding."""
+
+    save_steps: Count = 1000
+    """Steps between checkpoints."""
+
+    keep: Count = 1
+    """Checkpoints kept."""
+
+    log_steps: Count = 1
+    """Steps between lines of metrics.jsonl."""
+
+    workers: Workers = 0
+    """Processes that read images ahead."""
+
+    threads: Count | None = None
+    """Threads of each process on a CPU; none: as torch has it."""
+
+    seed: Seed = 0
+    """Of new projectors and of the samples' order."""
+
+
+@dataclass(frozen=True)
+class Pretrain(StageOptions):
+    """Stage 1."""
+
+    learning_rate: LearningRate = PRETRAIN_RATE
+    zero: Literal[0, 2, 3] = 2
+
+
+@dataclass(frozen=True)
+class Finetune(StageOptions):
+    """Stage 2."""
+
+    learning_rate: LearningRate = FINETUNE_RATE
+    zero: Literal[0, 2, 3] = 3
+
+
+# The first row of Table 4; the others are in configs/llava.
+PAPER_MODEL = ModelConfig(
+    "mosaicml/mpt-7b-chat",
+    (TowerConfig("clip-vit-l-14", "block22"),),
+    template="mpt",
+    dtype="bfloat16",
+)
+
+
+@dataclass(frozen=True)
+class ConversationData:
+    """LLaVA's data: a JSON file of conversations and the folder of their images."""
+
+    json: Path = Path("data/chat.json")
+    """The records, as LLaVA ships them."""
+
+    images: Folder | None = None
+    """The folder of the images; none for text only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplesConfig:
+    """Which conversations a model sees: shared by all commands that read them."""
+
+    data: ConversationData = field(default_factory=ConversationData)
+    """The conversations: LLaVA's CC595k `chat.json` for the paper's stage 1, LLaVA-Instruct-80K for
+    stage 2."""
+
+    model: ModelConfig = PAPER_MODEL
+    """Towers, fusion, language model, template."""
+
+    limit: Count | None = None
+    """Only the first so many records."""
+
+    bad_records: Literal["stop", "skip"] = "stop"
+    """What a record does that can't be used (no picture, wrong turns, ...): stop, or be left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheConfig(SamplesConfig):
+    """Settings of `revelio llava cache`."""
+
+    cache: OutFolder | None = None
+    """The folder that gets one store a tower."""
+
+    batch_size: Count = 16
+    """Images a pass of a tower."""
+
+    plan: bool = False
+    """Only measure and print what it would cost."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(SamplesConfig):
+    """What both stages take; see :class:`PretrainConfig` and :class:`FinetuneConfig`."""
+
+    out: OutFolder
+    """The run directory to create; `final/` in it is what stage 2 and chatting take."""
+
+    cache: OutFolder | None = None
+    """The towers' grids as `revelio llava cache` keeps them; none: the towers run in every step."""
+
+    stage: StageOptions
+    """How it is trained."""
+
+    too_long: Literal["stop", "drop"] = "stop"
+    """What a record does that is longer than `model.max_length` with its images expanded."""
+
+    check_pictures: bool = True
+    """Decode every picture before anything is trained, so that a damaged one is a bad record and not a stop
+    in the middle; off: only see whether the files are there. With a cache no picture is needed."""
+
+    changed_inputs: Literal["stop", "accept"] = "stop"
+    """What a resumed run does whose records, pictures, towers or language model are no longer those that it
+    began with: stop, or go on with the new ones."""
+
+    resume: bool = False
+    """Go on with the run in `out`, from its last checkpoint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(TrainConfig):
+    """Settings of `revelio llava pretrain`."""
+
+    out: OutFolder = Path("runs/llava/pretrain")
+    stage: Pretrain = field(default_factory=Pretrain)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(TrainConfig):
+    """Settings of `revelio llava finetune`."""
+
+    pretrained: Existing | None = None
+    """Projectors to begin with: the run directory or `final/` of stage 1, or a file or folder with
+    LLaVA's `mm_projector.bin`; none: random ones."""
+
+    out: OutFolder = Path("runs/llava/finetune")
+    stage: Finetune = field(default_factory=Finetune)
+
+    lora: LoraOptions = field(default_factory=LoraOptions)
+    """An adapter in place of all of the language model's weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowConfig(SamplesConfig):
+    """Settings of `revelio llava show`; no weights are loaded."""
+
+    index: Index = 0
+    """Which record, counted from 0."""
+
+    colour: bool = True
+    """Colours on a terminal; brackets mark what is learnt in any case."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """How an answer is made."""
+
+    max_new_tokens: Count = 256
+    """Longest answer."""
+
+    temperature: NotNegative = 0.0
+    """0: the likeliest token, the same answer every time."""
+
+    seed: Seed = 0
+    """Of draws at a temperature above 0."""
+
+    def decoding(self) -> dict[str, Any]:
+        """These settings alone, by name, of a config that has more."""
+        return {each.name: getattr(self, each.name) for each in fields(Decoding)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerConfig(Decoding):
+    """Which finished model answers, and where it runs."""
+
+    model: str
+    """A finished model: the `final` folder of a run, or a hub id."""
+
+    device: Device = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1` or `mps`."""
+
+    dtype: Dtype | None = None
+    """The number format the model runs in; none: as it was saved."""
+
+    allow: UseAppendAction[tuple[str, ...]] = ()
+    """A tower named MODULE:FUNCTION in the saved model's config that may be imported and run; may be
+    repeated."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatConfig(AnswerConfig):
+    """Settings of `revelio llava chat`."""
+
+    image: UseAppendAction[tuple[File, ...]] = ()
+    """A picture; may be repeated."""
+
+    question: str | None = None
+    """Answer this one and end; none: a conversation."""

@@ -1,20 +1,23 @@
-"""Records -> samples: ids, labels, and what is to be seen, as pictures for the towers or as cached grids.
+"""Records -> samples -> batches: ids, labels, and images, as pictures for the towers or as cached grids.
 
 All conversations are encoded when the data set is made, so that a record that can't be masked, or is too
 long once its images are expanded, is named before anything is trained.
 """
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
+from jaxtyping import Int64
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from llava_ext.config import IGNORE_INDEX, ModelConfig
 from llava_ext.images import image_id, open_picture
-from llava_ext.records import Record
+from llava_ext.llava_json import Record
 from llava_ext.splice import expanded_length
 from llava_ext.templates import encode_all
 
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
     from llava_ext.towers import Tower
 
 
-class Sight(Protocol):
+class ImageProvider(Protocol):
     """Where a sample's images come from: one image for an item, many for a batch."""
 
     def get(self, name: str) -> Any:
@@ -75,24 +78,24 @@ class ConversationDataset(Dataset):
         tokenizer: "PreTrainedTokenizerBase",
         config: ModelConfig,
         image_tokens: int,
-        sight: Sight,
+        images: ImageProvider,
         *,
         too_long: Literal["stop", "drop"] = "stop",
     ) -> None:
         """Encode and check every record.
 
         Args:
-            records: from :func:`llava_ext.records.read_records`.
+            records: from :func:`llava_ext.llava_json.read_records`.
             tokenizer: of the language model.
             config: names the template, the system message and ``max_length``.
             image_tokens: tokens an image is expanded to.
-            sight: where images come from.
+            images: where images come from.
             too_long: what a record beyond ``max_length`` does.
 
         Raises:
             ValueError: a record can't be masked or is too long; the message names it.
         """
-        self.sight = sight
+        self.images = images
         self.lengths: list[int] = []
         self.dropped: list[str] = []
         self._records: list[Record] = []
@@ -128,6 +131,49 @@ class ConversationDataset(Dataset):
         return {
             "input_ids": ids,
             "labels": torch.where(learned, ids, IGNORE_INDEX),
-            "images": [self.sight.get(name) for name in record.images],
+            "images": [self.images.get(name) for name in record.images],
             "id": record.id,
         }
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Makes batches; what the images become is ``stack``'s business.
+
+    Attributes:
+        image_tokens: tokens an image is expanded to.
+        pad_id: fills up ``input_ids``; masked, so that any id will do.
+        stack: all images of a batch, in reading order -> entries of the batch (``grids``, or
+            ``pixels`` and ``image_ids``).
+        side: ``right`` for training, ``left`` for generation.
+    """
+
+    image_tokens: int
+    pad_id: int
+    stack: Callable[[Sequence[Any]], Mapping[str, Any]]
+    side: Literal["left", "right"] = "right"
+
+    def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """A batch of the model's inputs.
+
+        Args:
+            samples: what :class:`ConversationDataset` gives.
+        """
+        ids = [sample["input_ids"] for sample in samples]
+        images = [image for sample in samples for image in sample["images"]]
+        return {
+            "input_ids": self._pad(ids, self.pad_id),
+            "attention_mask": self._pad([torch.ones_like(row) for row in ids], 0),
+            "labels": self._pad([sample["labels"] for sample in samples], IGNORE_INDEX),
+            # Counted here, so that the model need not ask the device for it.
+            "length": max(expanded_length(row.tolist(), self.image_tokens) for row in ids),
+            **self.stack(images),
+        }
+
+    def _pad(self, rows: Sequence[Int64[Tensor, " l"]], value: int) -> Int64[Tensor, "b l"]:
+        length = max(len(row) for row in rows)
+        padded = torch.full((len(rows), length), value, dtype=torch.int64)
+        for number, row in enumerate(rows):
+            place = slice(length - len(row), None) if self.side == "left" else slice(len(row))
+            padded[number, place] = row
+        return padded

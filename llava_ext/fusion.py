@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from llava_ext.config import Fusion
 from llava_ext.images import smooth_picture
-from llava_ext.tokens import token_raster
+from llava_ext.projector import token_raster
 
 if TYPE_CHECKING:
     from llava_ext.towers import Tower

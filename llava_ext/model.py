@@ -24,9 +24,8 @@ from transformers.utils.generic import ModelOutput
 
 from llava_ext.config import IGNORE_INDEX, ModelConfig, Stage
 from llava_ext.fusion import fuse, fused_length, widths
-from llava_ext.projector import Projector
+from llava_ext.projector import Projector, token_raster
 from llava_ext.splice import Side, Spliced, splice
-from llava_ext.tokens import token_raster
 from revelio.backbones.loading import dtype_of
 from revelio.seeds import key_seed
 

@@ -9,10 +9,9 @@ What is it?<|im_end|><|im_start|>assistant
 import sys
 from typing import TYPE_CHECKING
 
-from llava_ext.config import IGNORE_INDEX, IMAGE_INDEX, IMAGE_TOKEN
+from llava_ext.config import IGNORE_INDEX, IMAGE_INDEX, IMAGE_TOKEN, ShowConfig
 from llava_ext.language import load_tokenizer
-from llava_ext.options import ShowConfig
-from llava_ext.records import Record, read_records
+from llava_ext.llava_json import Record, read_records
 from llava_ext.templates import Encoded, encode_all
 
 if TYPE_CHECKING:

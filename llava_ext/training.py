@@ -8,6 +8,7 @@ not cached. A checkpoint holds what trains and the optimiser; ``final/`` is what
 import os
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,35 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from llava_ext import deepspeed
-from llava_ext.collate import Collator
-from llava_ext.dataset import ConversationDataset
+from llava_ext.config import StageOptions
+from llava_ext.dataset import Collator, ConversationDataset
 from llava_ext.model import LlavaModel
-from llava_ext.order import Order
-from llava_ext.stages import StageOptions, accumulation
+from llava_ext.sampler import StepSampler
 from llava_ext.towers import Tower
 from revelio.files import write_whole_by
 from revelio.run_dir import Run
 
 TRAINED = "trained.safetensors"
 STATE = "trainer_state.json"
+
+
+def accumulation(effective_batch: int, batch_size: int, processes: int) -> int:
+    """Batches a process adds up before a step.
+
+    Raises:
+        ValueError: the effective batch can't be had with these.
+    """
+    if min(effective_batch, batch_size) < 1:
+        raise ValueError(
+            f"effective_batch {effective_batch} and batch_size {batch_size} must be at least 1"
+        )
+    at_once = batch_size * processes
+    if effective_batch % at_once:
+        raise ValueError(
+            f"effective_batch {effective_batch} is not a multiple of {processes} processes times "
+            f"batch_size {batch_size} = {at_once}: choose another --stage.batch-size"
+        )
+    return effective_batch // at_once
 
 
 def world_size() -> int:
@@ -52,20 +71,34 @@ class LlavaTrainer(Trainer):
     """The Trainer with towers in its input step, our order of samples, and small checkpoints."""
 
     towers: Sequence[Tower] = ()
-    order: Order
+    sampler: StepSampler
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
-        return self.order
+        return self.sampler
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Run the towers on what has no grids yet; the model never sees a tower."""
-        inputs = super()._prepare_inputs(inputs)
+        """Run the towers on what has no grids yet; the model never sees a tower.
+
+        Pixels and grids don't pass through the Trainer, which would round them to DeepSpeed's number format:
+        towers give the same grids here as when a cache is filled and when questions are answered.
+        """
+        inputs = dict(inputs)
         pixels, ids = inputs.pop("pixels", None), inputs.pop("image_ids", ())
-        if pixels is not None:
-            pairs = zip(self.towers, pixels, strict=True) if pixels else ()
+        grids = inputs.pop("grids", ())
+        inputs = super()._prepare_inputs(inputs)
+        if pixels:
+            pairs = zip(self.towers, pixels, strict=True)
             with torch.no_grad():
-                inputs["grids"] = tuple(tower.grids(each, ids) for tower, each in pairs)
-        return inputs
+                grids = tuple(tower.grids(each.to(self.args.device), ids) for tower, each in pairs)
+        return inputs | {"grids": tuple(each.to(self.args.device) for each in grids)}
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.is_deepspeed_enabled:
+            # What is frozen is read from where it came from: of a 7B model it is 13 GB a checkpoint.
+            engine: Any = self.model_wrapped
+            save = type(engine).save_checkpoint
+            engine.save_checkpoint = partial(save, engine, exclude_frozen_parameters=True)
+        super()._save_optimizer_and_scheduler(output_dir)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write what trains, into a checkpoint; DeepSpeed writes its own share of everything."""
@@ -89,7 +122,24 @@ def _trained(model: Any) -> dict[str, torch.nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-class Watch(TrainerCallback):
+def _pass_over_frozen(model: torch.nn.Module, keys: Any) -> None:
+    """Let a checkpoint lack what is frozen."""
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    keys.missing_keys[:] = [name for name in keys.missing_keys if name not in frozen]
+
+
+class EpochCallback(TrainerCallback):
+    """Tells the sampler its epoch, which a resumed run enters in the middle."""
+
+    def __init__(self, sampler: StepSampler) -> None:
+        self.sampler = sampler
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Count the epochs by the steps that are done: all steps of an epoch are taken."""
+        self.sampler.epoch = state.global_step // self.sampler.steps
+
+
+class LoggingCallback(TrainerCallback):
     """Shows the bar and writes ``metrics.jsonl``."""
 
     def __init__(self, run: Run | None) -> None:
@@ -131,7 +181,7 @@ def build_trainer(
     out: Path,
     *,
     towers: Sequence[Tower] = (),
-    watch: Watch | None = None,
+    watch: LoggingCallback | None = None,
 ) -> LlavaTrainer:
     """The Trainer of one stage; ``model.trainable`` was called.
 
@@ -148,24 +198,41 @@ def build_trainer(
         ValueError: the effective batch can't be had.
     """
     arguments = training_arguments(options, out)
+    set_number_formats(model, arguments)
+    model.register_load_state_dict_post_hook(_pass_over_frozen)
     trainer = LlavaTrainer(
         model=model,
         args=arguments,
         data_collator=collator,
         train_dataset=dataset,
-        callbacks=[watch or Watch(None)],
+        callbacks=[watch or LoggingCallback(None)],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.towers = towers
-    trainer.order = Order(
+    trainer.sampler = StepSampler(
         dataset.lengths,
         options.effective_batch,
         options.seed,
         by_length=options.group_by_length,
     )
+    trainer.add_callback(EpochCallback(trainer.sampler))
     # The model's loss has no label at a sample's first position, whatever stands there.
     trainer._loss_shifts_labels = True
     return trainer
+
+
+def set_number_formats(model: LlavaModel, arguments: TrainingArguments) -> None:
+    """Keep what trains in float32, and compute in the format asked for.
+
+    AdamW's steps at 2e-5 are smaller than bfloat16's spacing, so that most would be lost. DeepSpeed keeps
+    float32 copies itself where it runs in bfloat16; without it, weights stay float32 under autocast.
+    """
+    if not arguments.bf16:
+        model.float()
+    elif not arguments.deepspeed:
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
 
 
 def training_arguments(options: StageOptions, out: Path) -> TrainingArguments:
@@ -176,6 +243,12 @@ def training_arguments(options: StageOptions, out: Path) -> TrainingArguments:
     """
     steps = accumulation(options.effective_batch, options.batch_size, world_size())
     cpu = not torch.cuda.is_available()
+    if not options.zero and torch.cuda.device_count() > 1 and "RANK" not in os.environ:
+        raise ValueError(
+            f"{torch.cuda.device_count()} GPUs but one process, which would make each batch as many times "
+            "as large: start one process a GPU with `torchrun --nproc-per-node "
+            f"{torch.cuda.device_count()} -m revelio llava ...`, or choose one by CUDA_VISIBLE_DEVICES"
+        )
     bfloat16 = options.precision == "bfloat16" or (options.precision == "auto" and not cpu)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
@@ -218,6 +291,20 @@ def last_checkpoint(out: Path) -> Path | None:
     """The last whole checkpoint of a run: the Trainer's state is written last."""
     found = [path.parent for path in (out / "checkpoints").glob(f"checkpoint-*/{STATE}")]
     return max(found, key=checkpoint_step) if found else None
+
+
+def check_processes(checkpoint: Path) -> None:
+    """Refuse DeepSpeed's checkpoint of another number of processes: each wrote its own share.
+
+    Raises:
+        ValueError: it is of another number.
+    """
+    shares = len(list(checkpoint.glob("global_step*/*_optim_states.pt")))
+    if shares not in (0, world_size()):
+        raise ValueError(
+            f"{checkpoint} was written by {shares} processes under ZeRO, and there are {world_size()} "
+            "now: resume with as many as before"
+        )
 
 
 def checkpoint_step(path: Path) -> int:

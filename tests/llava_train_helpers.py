@@ -13,9 +13,8 @@ import yaml
 from backbones_helpers import picture, tiny_clip, tiny_sd
 from llava_helpers import model_config, tiny_llama
 
-from llava_ext.config import ModelConfig, TowerConfig
+from llava_ext.config import ConversationData, ModelConfig, TowerConfig
 from llava_ext.deepspeed import free_port
-from llava_ext.options import DataConfig
 from revelio.config import to_plain
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,8 +51,8 @@ def write_data(path: Path, records: list[dict[str, Any]]) -> Path:
     return path
 
 
-def data_options(folder: Path) -> DataConfig:
-    return DataConfig(folder / "data.json", folder / "images")
+def data_options(folder: Path) -> ConversationData:
+    return ConversationData(folder / "data.json", folder / "images")
 
 
 def write_config(folder: Path, model: ModelConfig, **stage: Any) -> Path:

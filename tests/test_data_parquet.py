@@ -10,8 +10,9 @@ import pyarrow.parquet
 import pytest
 from data_helpers import noise_picture, png
 
-from revelio.data import huggingface
+from revelio.data.dataset import ImageError
 from revelio.data.open import open_dataset
+from revelio.data.sources import parquet
 
 MIB = 1 << 20
 BLOB = np.random.default_rng(0).bytes(MIB)
@@ -42,9 +43,9 @@ def repeated(path: Path, rows: int, kind: str) -> Path:
 def test_rows_beyond_the_file_are_refused(tmp_path, monkeypatch, kind, large):
     path = repeated(tmp_path / "a.parquet", 200, kind)
     assert path.stat().st_size < 3 * MIB
-    monkeypatch.setattr(huggingface, "SLACK", MIB)
+    monkeypatch.setattr(parquet, "SLACK", MIB)
     if large:  # which `datasets` would copy to its cache
-        monkeypatch.setattr(huggingface, "IN_MEMORY_BYTES", 0)
+        monkeypatch.setattr(parquet, "IN_MEMORY_BYTES", 0)
     with pytest.raises(ValueError, match=r"a\.parquet can't be read as parquet: .*times the file"):
         open_dataset(str(path))
 
@@ -79,6 +80,38 @@ def test_the_memory_taken_is_bounded(tmp_path, typed):
     assert int(taken) < 512 * MIB
 
 
+@pytest.mark.parametrize("wrap", ["struct", "list"])
+def test_a_dictionary_inside_a_column_is_counted_too(tmp_path, monkeypatch, wrap):
+    """Arrow keeps what its own schema calls a dictionary as one, also within a struct or a list."""
+    column = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 200, "int32"), [BLOB])
+    if wrap == "struct":
+        column = pyarrow.StructArray.from_arrays([column], ["bytes"])
+    else:
+        column = pyarrow.ListArray.from_arrays(list(range(201)), column)
+    [batch] = pyarrow.table({"image": column}).to_batches()
+    assert batch.nbytes < 3 * MIB
+    assert parquet._decoded_bytes(batch) > 200 * MIB
+
+
+def test_pictures_named_by_a_row_are_looked_for_beside_their_file(tmp_path, monkeypatch):
+    for place, name in enumerate(("images/a.png", "b.png")):
+        (tmp_path / "set/data" / name).parent.mkdir(parents=True, exist_ok=True)
+        noise_picture(6, 5, place).save(tmp_path / "set/data" / name)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    names = ["images/a.png", "b.png", "../../secret.png", str(tmp_path / "secret.png")]
+    noise_picture(6, 5, 9).save(tmp_path / "secret.png")
+    for column in (names, [{"bytes": None, "path": name} for name in names]):
+        path = tmp_path / "set/data/train.parquet"
+        pyarrow.parquet.write_table(pyarrow.table({"image": column, "label": [0, 1, 0, 1]}), path)
+        dataset = open_dataset(path)
+        for index in (0, 1):
+            assert dataset.read(index).tobytes() == noise_picture(6, 5, index).tobytes()
+        for index in (2, 3):
+            with pytest.raises(ImageError, match="not in the data set's own folder"):
+                dataset.read(index)
+
+
 def test_honest_files_are_read_whole(tmp_path):
     pictures = [png(noise_picture(20, 20, number)) for number in range(50)]
     table = pyarrow.table({"image": pictures, "label": [n % 3 for n in range(50)]})
@@ -88,4 +121,4 @@ def test_honest_files_are_read_whole(tmp_path):
     for index in (0, 7, 49):
         assert dataset.read(index).tobytes() == noise_picture(20, 20, index).tobytes()
     pyarrow.parquet.write_table(table.slice(0, 0), tmp_path / "b.parquet")
-    assert huggingface._read_parquet([tmp_path / "b.parquet"]).num_rows == 0
+    assert parquet._read_parquet([tmp_path / "b.parquet"]).num_rows == 0

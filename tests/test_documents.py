@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from llava_ext.command import read_section
-from llava_ext.options import FinetuneConfig, PretrainConfig
+from llava_ext.cli.command import read_section
+from llava_ext.config import FinetuneConfig, PretrainConfig
 from revelio.cli import COMMANDS
 from revelio.config import load_config
 from tools.mini.train import read_config

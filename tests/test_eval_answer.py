@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from eval.bench.answers import Asking, answer_all, check_images, read_finished
 from eval.bench.files import read_answers, read_questions
 from eval.llava_bench import main
 
-ASKING = Asking("tiny", max_new_tokens=16, temperature=0.0, seed=0)
+ASKING = Asking(model_id="tiny", max_new_tokens=16, temperature=0.0, seed=0)
 
 
 class FakeAssistant:
@@ -90,11 +91,11 @@ def test_other_answers_in_the_file_are_refused(tmp_path: Path) -> None:
     bench, out = make_bench(tmp_path / "bench"), tmp_path / "a.jsonl"
     answer(bench, out, FakeAssistant())
     questions = read_questions(bench)
-    other = Asking("big", 16, 0.0, 0)
+    other = replace(ASKING, model_id="big")
     with pytest.raises(ValueError, match=r"question 0 with model_id 'tiny', not 'big'"):
         read_finished(out, questions, other)
     with pytest.raises(ValueError, match=r"question 0 with metadata .*choose another --out"):
-        read_finished(out, questions, Asking("tiny", 16, 0.2, 0))
+        read_finished(out, questions, replace(ASKING, temperature=0.2))
     with pytest.raises(ValueError, match=r"answers question 5, unknown to the bench"):
         read_finished(out, questions[:5], ASKING)
 

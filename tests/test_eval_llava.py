@@ -8,9 +8,8 @@ from eval_helpers import Response, judge_server, make_bench, read_jsonl
 from llava_train_helpers import WORDS, data_options, tiny_project
 
 from eval.llava_bench import main
-from llava_ext.job import run
-from llava_ext.options import FinetuneConfig, PretrainConfig
-from llava_ext.stages import Finetune, Pretrain
+from llava_ext.config import Finetune, FinetuneConfig, Pretrain, PretrainConfig
+from llava_ext.run import run
 
 
 @pytest.fixture(scope="module")
@@ -21,8 +20,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shared = {"effective_batch": 4, "batch_size": 4, "zero": 0, "threads": 1}
     one = Pretrain(**shared, learning_rate=1e-2, epochs=20.0)  # type: ignore[arg-type]
     two = Finetune(**shared, learning_rate=5e-3, epochs=60.0)  # type: ignore[arg-type]
-    run(PretrainConfig(folder / "pre", data, model, stage=one))
-    run(FinetuneConfig(folder / "pre", folder / "fine", data, model, stage=two))
+    run(PretrainConfig(out=folder / "pre", data=data, model=model, stage=one))
+    run(
+        FinetuneConfig(
+            pretrained=folder / "pre", out=folder / "fine", data=data, model=model, stage=two
+        )
+    )
     return folder / "fine" / "final"
 
 

@@ -9,7 +9,7 @@ from typing import get_type_hints
 
 import pytest
 
-from llava_ext.options import CacheConfig, FinetuneConfig, PretrainConfig
+from llava_ext.config import CacheConfig, FinetuneConfig, PretrainConfig
 from revelio.cli import extract, train_ksae
 from tools import gpu_page, scaling
 from tools.scaling import Rates

@@ -8,11 +8,10 @@ import torch
 from llava_helpers import tiny_language_tokenizer
 from torch.utils.data import DataLoader
 
-from llava_ext.collate import Collator
 from llava_ext.config import IGNORE_INDEX, IMAGE_INDEX, ModelConfig, TowerConfig
 from llava_ext.conversation import Turn
-from llava_ext.dataset import ConversationDataset
-from llava_ext.records import Record
+from llava_ext.dataset import Collator, ConversationDataset
+from llava_ext.llava_json import Record
 from llava_ext.templates import encode
 
 TOKENIZER = tiny_language_tokenizer()
@@ -28,7 +27,7 @@ TOKENS = 7
 
 
 class Names:
-    """A sight that shows names, so that order can be seen."""
+    """A images that shows names, so that order can be seen."""
 
     def get(self, name: str) -> str:
         return name.upper()

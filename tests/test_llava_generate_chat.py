@@ -6,7 +6,7 @@ import sys
 import pytest
 from llava_helpers import model_config, picture, tiny_llama, tower_configs
 
-from llava_ext.chat import Talk
+from llava_ext.chat import Dialogue
 from llava_ext.cli import run_script
 from llava_ext.conversation import Turn
 from llava_ext.generate import Assistant
@@ -34,7 +34,7 @@ def assistant(saved):
 
 def test_a_talk_remembers_its_turns(assistant):
     grids, out = assistant.see([picture(1)]), io.StringIO()
-    talk = Talk(assistant, 1, grids, out)
+    talk = Dialogue(assistant, 1, grids, out)
     first = talk.ask("what is it?", **SETTINGS)
     second = talk.ask("is it small?", **SETTINGS)
     turns = [

@@ -20,12 +20,10 @@ from llava_train_helpers import (
     write_config,
 )
 
-from llava_ext.config import ModelConfig
+from llava_ext.config import Finetune, FinetuneConfig, ModelConfig, Pretrain, PretrainConfig
 from llava_ext.generate import Assistant
-from llava_ext.job import run
 from llava_ext.model import LlavaModel
-from llava_ext.options import FinetuneConfig, PretrainConfig
-from llava_ext.stages import Finetune, Pretrain
+from llava_ext.run import run
 
 RECORDS = 5
 
@@ -49,8 +47,12 @@ def test_it_gives_back_what_it_was_taught(project, tmp_path) -> None:
     shared = {"effective_batch": 5, "batch_size": 5, "zero": 0, "threads": 1, "save_steps": 1000}
     one = Pretrain(**shared, learning_rate=1e-2, epochs=40.0)  # type: ignore[arg-type]
     two = Finetune(**shared, learning_rate=5e-3, epochs=120.0)  # type: ignore[arg-type]
-    run(PretrainConfig(tmp_path / "pre", data, model, stage=one))
-    run(FinetuneConfig(tmp_path / "pre", tmp_path / "fine", data, model, stage=two))
+    run(PretrainConfig(out=tmp_path / "pre", data=data, model=model, stage=one))
+    run(
+        FinetuneConfig(
+            pretrained=tmp_path / "pre", out=tmp_path / "fine", data=data, model=model, stage=two
+        )
+    )
     assistant = Assistant.load(tmp_path / "fine" / "final", device="cpu")
     taught = [" ".join(WORDS[: 1 + number % len(WORDS)]) for number in range(RECORDS)]
     pictures = [[picture(number)] for number in range(RECORDS)]
@@ -64,9 +66,13 @@ def test_two_processes_in_bfloat16_follow_one_in_float32(project, tmp_path) -> N
     data = data_options(folder)
     shared = {"effective_batch": 4, "batch_size": 4, "zero": 0, "epochs": 2.0, "threads": 1}
     one = tmp_path / "one"
-    run(PretrainConfig(one / "pre", data, model, stage=Pretrain(**shared)))  # type: ignore[arg-type]
+    run(PretrainConfig(out=one / "pre", data=data, model=model, stage=Pretrain(**shared)))  # type: ignore[arg-type]
     stage = Finetune(**shared)  # type: ignore[arg-type]
-    run(FinetuneConfig(one / "pre", one / "fine", data, model, stage=stage))
+    run(
+        FinetuneConfig(
+            pretrained=one / "pre", out=one / "fine", data=data, model=model, stage=stage
+        )
+    )
 
     two = tmp_path / "two"
     settings = {"effective_batch": 4, "batch_size": 2, "epochs": 2.0, "precision": "bfloat16"}

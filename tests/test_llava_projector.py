@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from llava_ext.config import TowerConfig
-from llava_ext.projector import Projector
-from llava_ext.tokens import build_tokens, conv_stride, token_raster
+from llava_ext.projector import Projector, build_tokens, conv_stride, token_raster
 
 CLIP = TowerConfig("clip-vit-l-14", "block22")
 SD = TowerConfig("sd-1.5", "up_ft1", timestep=25, tokens="conv")

@@ -16,17 +16,21 @@ import yaml
 from backbones_helpers import tiny_clip, tiny_dinov2
 from llava_helpers import model_config, tiny_llama
 
-from llava_ext.cache import CachedGrids
-from llava_ext.cache_job import fill, open_cache_job
-from llava_ext.config import TowerConfig
-from llava_ext.job import run
-from llava_ext.options import CacheConfig, DataConfig, FinetuneConfig, PretrainConfig
-from llava_ext.stages import Pretrain
+from llava_ext.config import (
+    CacheConfig,
+    ConversationData,
+    FinetuneConfig,
+    Pretrain,
+    PretrainConfig,
+    TowerConfig,
+)
+from llava_ext.run import run
+from llava_ext.tower_cache import CachedGrids, fill, open_cache_job
 from llava_ext.towers import load_towers
-from revelio.activations.processes import Processes
 from revelio.activations.store import ActivationStore
 from revelio.cli import demo, main, train_diffc, train_ksae
 from revelio.config import completed, to_plain, to_yaml
+from revelio.distributed import Processes
 from revelio.run_dir import Run, read_json
 
 ARCHIVE = Path(__file__).parent / "data" / "first_version.tar.xz"
@@ -106,13 +110,13 @@ def test_llava_runs_are_resumed_and_the_cache_is_gone_on_with(first: Path, monke
     model = model_config(tiny_llama(Path("lm")), tower, template="tokenizer", system="")
     small: dict[str, Any] = {"effective_batch": 4, "batch_size": 2, "zero": 0, "threads": 1}
     stage = Pretrain(**small, save_steps=1, epochs=2.0)
-    data = DataConfig(Path("data.json"), Path("images"))
-    cut = PretrainConfig(Path("cut"), data, model, stage=stage, resume=True)
+    data = ConversationData(Path("data.json"), Path("images"))
+    cut = PretrainConfig(out=Path("cut"), data=data, model=model, stage=stage, resume=True)
     run(cut)
     whole = [line["loss"] for line in lines(Path("pre"))]
     assert [line["loss"] for line in lines(Path("cut"))] == pytest.approx(whole, abs=1e-5)
     run(replace(cut, out=Path("pre")))
-    cached = CacheConfig(Path("cache"), data, model)
+    cached = CacheConfig(cache=Path("cache"), data=data, model=model)
     assert list(fill(open_cache_job(cached, Processes()))) == []
     names = [f"{number}.png" for number in range(8)]
     with pytest.warns(UserWarning, match="knew pictures by name and size only"):

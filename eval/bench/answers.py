@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from eval.bench.files import Question, name_ids, read_lines
 from eval.bench.judge import write_lines
+from llava_ext.config import Decoding
 from revelio.data.dataset import ImageError
 
 if TYPE_CHECKING:
@@ -38,22 +39,11 @@ class Answerer(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Asking:
+@dataclass(frozen=True, kw_only=True)
+class Asking(Decoding):
     """How the model is asked: recorded with each answer, and the same throughout a file."""
 
     model_id: str
-    max_new_tokens: int
-    temperature: float
-    seed: int
-
-    def metadata(self) -> dict[str, Any]:
-        """What an answer says of how it was made."""
-        return {
-            "max_new_tokens": self.max_new_tokens,
-            "temperature": self.temperature,
-            "seed": self.seed,
-        }
 
 
 def answer_id(row: Mapping[str, Any]) -> str:
@@ -81,7 +71,7 @@ def read_finished(path: Path, questions: Sequence[Question], asking: Asking) -> 
             )
         now = {
             "model_id": asking.model_id,
-            "metadata": asking.metadata(),
+            "metadata": asking.decoding(),
             "prompt": asked[key].text,
         }
         for field, value in now.items():
@@ -139,9 +129,7 @@ def _ask(answerer: Answerer, part: Sequence[Question], images: Path, asking: Ask
         return answerer.answer(
             [question.text for question in part],
             pictures,
-            max_new_tokens=asking.max_new_tokens,
-            temperature=asking.temperature,
-            seed=asking.seed,
+            **asking.decoding(),
         )
     except ValueError as error:
         # The model counts the questions of its batch; a user knows them by the bench's ids.
@@ -160,7 +148,7 @@ def _picture(question: Question, folder: Path) -> "Image":
 
 def _row(question: Question, text: str, asking: Asking) -> dict[str, Any]:
     row = {"question_id": question.id, "prompt": question.text, "model_id": asking.model_id}
-    row |= {"text": text.strip(), "metadata": asking.metadata()}
+    row |= {"text": text.strip(), "metadata": asking.decoding()}
     order = ("question_id", "prompt", "answer_id", "model_id", "text", "metadata")
     row["answer_id"] = answer_id(row)
     return {key: row[key] for key in order}

@@ -10,10 +10,9 @@ pytest.importorskip("peft")
 from backbones_helpers import picture
 from llava_train_helpers import data_options, losses, tiny_project
 
+from llava_ext.config import Finetune, FinetuneConfig, Pretrain, PretrainConfig
 from llava_ext.generate import Assistant
-from llava_ext.job import run
-from llava_ext.options import FinetuneConfig, PretrainConfig
-from llava_ext.stages import Finetune, Pretrain
+from llava_ext.run import run
 
 SMALL = {"effective_batch": 4, "batch_size": 2, "zero": 0, "threads": 1, "save_steps": 2}
 
@@ -27,9 +26,9 @@ def test_both_stages_and_an_answer(tmp_path: Path, precision: str, monkeypatch) 
             monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         out = tmp_path / f"{device}-pre"
         stage = Pretrain(**SMALL, precision=precision if device == "cuda" else "float32")  # type: ignore[arg-type]
-        run(PretrainConfig(out, data_options(tmp_path), model, stage=stage))
+        run(PretrainConfig(out=out, data=data_options(tmp_path), model=model, stage=stage))
         fine = FinetuneConfig(
-            out, tmp_path / f"{device}-fine", data_options(tmp_path), model,
+            pretrained=out, out=tmp_path / f"{device}-fine", data=data_options(tmp_path), model=model,
             stage=Finetune(**SMALL, precision=stage.precision),  # type: ignore[arg-type]
         )  # fmt: skip
         run(replace(fine))

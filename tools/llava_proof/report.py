@@ -6,10 +6,10 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from llava_ext.cache import CachedGrids
 from llava_ext.checkpoint import load_model
 from llava_ext.dataset import ConversationDataset
-from llava_ext.records import image_names, read_records
+from llava_ext.llava_json import image_names, read_records
+from llava_ext.tower_cache import CachedGrids
 from llava_ext.towers import load_towers
 from llava_ext.training import TRAINED, checkpoint_step
 from revelio.run_dir import read_json, sha256, versions, write_json
@@ -142,8 +142,8 @@ def score(places: Places, run: Path, data: str, step: int | None = None) -> dict
     model.eval()
     records = read_records(places.data(data), places.images)
     towers = load_towers(model.settings)
-    sight = CachedGrids.open(places.cache, towers, places.images, image_names(records))
-    dataset = ConversationDataset(records, tokenizer, model.settings, model.image_tokens, sight)
+    images = CachedGrids.open(places.cache, towers, places.images, image_names(records))
+    dataset = ConversationDataset(records, tokenizer, model.settings, model.image_tokens, images)
     right: dict[str, bool] = {}
     with tqdm(total=len(dataset), desc=f"{run} {data}", unit="question") as bar:
         for some in right_answers(model, dataset):

@@ -4,24 +4,23 @@
         --out runs/bench/answers.jsonl
 
 Writes LLaVA's answers.jsonl form: question_id, prompt, answer_id, model_id, text, metadata. The file is
-written after every batch: a run that was stopped goes on with the questions that are left.
+written after every batch: a run that was stopped goes on with the questions that are left. The published runs
+sampled at temperature 0.2; by default the likeliest token is taken, so that answers never change.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from revelio.bounds import Count, Device, Folder, NotNegative, OutFile, Seed
+from llava_ext.config import AnswerConfig
+from revelio.bounds import Count, Folder, OutFile
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(AnswerConfig):
     """Which model answers, and how."""
 
     bench: Folder
     """A folder of LLaVA-Bench's layout: questions.jsonl and images/."""
-
-    model: str
-    """A finished model: a folder, or a hub id."""
 
     out: OutFile = Path("runs/bench/answers.jsonl")
     """The answers file to write, or to go on with."""
@@ -33,22 +32,9 @@ class Config:
     """The folder of images; without it, images/ of the bench folder."""
 
     max_new_tokens: Count = 512
-    """Longest answer."""
-
-    temperature: NotNegative = 0.0
-    """0: greedy, the same answer every time (the published runs sampled at 0.2)."""
-
-    seed: Seed = 0
-    """Of the sampling, for a temperature above 0."""
 
     batch: Count = 1
     """Questions answered at once; the answers do not depend on it at temperature 0."""
-
-    device: Device = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
-
-    allow: tuple[str, ...] = ()
-    """Towers named MODULE:FUNCTION in the saved model's config that may be imported and run."""
 
 
 def run(config: Config) -> None:
@@ -63,19 +49,16 @@ def run(config: Config) -> None:
     questions = read_questions(config.bench)
     images = config.images or config.bench / "images"
     check_images(questions, images)
-    asking = Asking(
-        model_id=config.model_id or config.model.rstrip("/"),
-        max_new_tokens=config.max_new_tokens,
-        temperature=config.temperature,
-        seed=config.seed,
-    )
+    asking = Asking(model_id=config.model_id or config.model.rstrip("/"), **config.decoding())
     left = len(questions) - len(read_finished(config.out, questions, asking))
     if left:
         from tqdm import tqdm
 
         from llava_ext.generate import Assistant
 
-        assistant = Assistant.load(config.model, device=config.device, allow=config.allow)
+        assistant = Assistant.load(
+            config.model, device=config.device, dtype=config.dtype, allow=config.allow
+        )
         steps = answer_all(assistant, questions, images, asking, config.out, batch=config.batch)
         with tqdm(total=left, desc="answer", unit="question") as bar:
             for count in steps:

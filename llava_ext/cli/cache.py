@@ -1,0 +1,52 @@
+"""Compute the frozen towers' grids of a data set once, so that training runs no vision tower.
+
+One activation store a tower, in float16, averaged to the tower's budget where its tokens are `pool`. The cost
+is measured on the first images and printed before anything is written; a stopped run goes on where it was.
+
+    revelio llava cache --config configs/llava/mini/clip-sd-t25.yaml --cache caches/caltech
+    revelio llava cache --config configs/llava/clip-sd-t25.yaml --cache caches/cc595k --plan
+    torchrun --nproc-per-node 4 -m revelio llava cache --config configs/llava/clip.yaml --cache caches/cc
+
+Then give the same --cache to `revelio llava pretrain`; other weights, settings or images are refused there.
+"""
+
+import time
+
+from llava_ext.config import CacheConfig as Config
+
+SECTION = ""
+
+
+def run(config: Config) -> None:
+    """Plan, fill, and name what was written."""
+    from tqdm import tqdm
+
+    from llava_ext.tower_cache import fill, open_cache_job, plan
+    from revelio.activations.store import ActivationStore
+    from revelio.distributed import launched
+    from revelio.machine import duration
+
+    processes = launched()
+    job = open_cache_job(config, processes)
+    # Every process measures its own pace, so that none waits while another runs alone.
+    line = plan(job)
+    if processes.main:
+        print(line, flush=True)
+    if not config.plan:
+        started = time.monotonic()
+        with tqdm(total=job.share, unit=" images", disable=not processes.main) as bar:
+            for done in fill(job):
+                bar.update(done - bar.n)
+        for _, target in job.targets if processes.main else ():
+            store = ActivationStore.open(target.path)
+            print(f"{store.path}  {len(store):,} grids of {' x '.join(map(str, store.row_shape))}")
+        if processes.main:
+            print(f"{len(job.targets)} stores in {duration(time.monotonic() - started)}")
+    processes.close()
+
+
+def following(config: Config, given: list[str]) -> list[object]:
+    """The next command, on the same config file."""
+    if config.plan:
+        return ["llava", "cache", *given, "--cache", config.cache or "FOLDER"]
+    return ["llava", "pretrain", *given, "--cache", config.cache]

@@ -1,0 +1,19 @@
+"""Dialogue with a LLaVA-style model about a picture; answers appear as they are made.
+
+    revelio llava chat --model runs/llava/finetune/final --image cat.jpg
+    revelio llava chat --model runs/llava/finetune/final --image cat.jpg --question "What is this?"
+
+Without --question it asks on, and remembers the turns; `exit` or Ctrl-D ends, `new` begins anew.
+"""
+
+from llava_ext.config import ChatConfig as Config
+
+
+def run(config: Config) -> None:
+    """Answer until the conversation ends."""
+    from llava_ext.chat import chat
+
+    try:
+        chat(config)
+    except KeyboardInterrupt:
+        print()

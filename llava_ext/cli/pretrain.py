@@ -1,0 +1,26 @@
+"""Stage 1 of LLaVA training: the projectors (and conv block) learn, everything else is frozen.
+
+The paper's: CC595k, effective batch 128, learning rate 2e-3, cosine, 1 epoch, ZeRO-2.
+
+    revelio llava pretrain --config configs/llava/mini/clip.yaml --limit 1000 --out runs/try
+    deepspeed scripts/pretrain.py --config configs/llava/clip-sd-t25.yaml
+    torchrun --nproc-per-node 4 -m revelio llava pretrain --config configs/llava/clip.yaml --stage.zero 0
+
+Precompute the towers' grids with `revelio llava cache` and give --cache: a step then runs no tower.
+"""
+
+from llava_ext.config import PretrainConfig as Config
+
+SECTION = "pretrain"
+
+
+def run(config: Config) -> None:
+    """Train stage 1."""
+    from llava_ext.run import run as train
+
+    train(config)
+
+
+def following(config: Config, given: list[str]) -> list[object]:
+    """The next command, on the same config file."""
+    return ["llava", "finetune", *given, "--pretrained", config.out]

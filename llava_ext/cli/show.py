@@ -1,0 +1,21 @@
+"""Print one training sample as the model gets it, with the learnt tokens marked.
+
+revelio llava show --config configs/llava/mini/clip.yaml --index 3
+revelio llava show --config configs/llava/clip.yaml --section finetune --model.template llama_2
+"""
+
+from llava_ext.config import ShowConfig as Config
+
+SECTION = ""
+
+
+def run(config: Config) -> None:
+    """Read the record, encode it, print it."""
+    from llava_ext.show import show
+
+    print(show(config))
+
+
+def following(config: Config, given: list[str]) -> list[object]:
+    """The next command, on the same config file."""
+    return ["llava", "pretrain", *given]

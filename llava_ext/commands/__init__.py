@@ -1,1 +1,0 @@
-"""The subcommands of `revelio llava`: each a ``Config`` and ``run(config)``."""

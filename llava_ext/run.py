@@ -1,0 +1,341 @@
+"""A stage from config to `final/`: open, say what will train and what it costs, train, write."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from llava_ext.checkpoint import CONFIG, load_projectors
+from llava_ext.config import (
+    FinetuneConfig,
+    LoraOptions,
+    ModelConfig,
+    Stage,
+    StageOptions,
+    TrainConfig,
+)
+from llava_ext.dataset import Collator, ConversationDataset, ImageProvider, Pictures
+from llava_ext.images import picture_ids, plain_ids
+from llava_ext.import_llava import import_projectors
+from llava_ext.language import add_lora, build_model, language_identity
+from llava_ext.llava_json import Record, image_names, read_records
+from llava_ext.model import LlavaModel
+from llava_ext.tower_cache import CachedGrids
+from llava_ext.towers import Tower, load_towers
+from llava_ext.training import (
+    LlavaTrainer,
+    LoggingCallback,
+    accumulation,
+    build_trainer,
+    check_processes,
+    checkpoint_step,
+    device_name,
+    is_main,
+    last_checkpoint,
+    whole_state,
+    world_size,
+)
+from revelio.command_line import require
+from revelio.config import completed, structure, to_plain, to_yaml
+from revelio.data.contents import combined
+from revelio.files import check_folder
+from revelio.machine import duration, size
+from revelio.run_dir import Run, read_json, sha256, write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything one stage needs, loaded and checked."""
+
+    model: LlavaModel
+    tokenizer: "PreTrainedTokenizerBase"
+    towers: tuple[Tower, ...]
+    records: list[Record]
+    dataset: ConversationDataset
+    collator: Collator
+
+
+def run(config: TrainConfig) -> None:
+    """Train a stage; see the scripts.
+
+    Raises:
+        ValueError: config, data, cache or a checkpoint don't fit together.
+        KeyError: an unknown backbone, layer or packaged model.
+    """
+    started = time.monotonic()
+    stage: Stage = "finetune" if isinstance(config, FinetuneConfig) else "pretrain"
+    if config.resume and (config.out / "report.json").is_file():
+        _finish_again(config, stage)
+        return
+    if config.stage.zero:
+        require("deepspeed", "ZeRO")
+    if isinstance(config, FinetuneConfig) and config.lora.rank:
+        require("peft", "an adapter")
+    check_folder(config.out)
+    accumulation(config.stage.effective_batch, config.stage.batch_size, world_size())
+    job = open_job(config, stage)
+    run_dir = _open_run(config, stage, resume=config.resume) if is_main() else None
+    if run_dir is not None:
+        _record_inputs(run_dir, config, job)
+    checkpoint = last_checkpoint(config.out) if config.resume else None
+    if run_dir is not None:
+        run_dir.truncate_metrics(checkpoint_step(checkpoint) if checkpoint else 0)
+    trainer = build_trainer(
+        job.model, job.dataset, job.collator, config.stage, config.out,
+        towers=job.towers, watch=LoggingCallback(run_dir),
+    )  # fmt: skip
+    _say(_plan(job, trainer, config.stage, stage))
+    if checkpoint is not None:
+        check_processes(checkpoint)
+        _say(f"going on from step {checkpoint_step(checkpoint)}: {checkpoint}")
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    state = whole_state(trainer, job.model)
+    if run_dir is not None:
+        _write(run_dir, job, trainer, state, started)
+    trainer.end()
+
+
+def _open_run(config: TrainConfig, stage: Stage, *, resume: bool) -> Run:
+    return Run.open(config.out, stage, to_yaml(config), resume=resume, complete=completed(config))
+
+
+def _finish_again(config: TrainConfig, stage: Stage) -> None:
+    """Finish a run whose report is there: it was stopped at the very end, or not at all."""
+    if is_main():
+        run_dir = _open_run(config, stage, resume=True)
+        if not run_dir.finished:
+            run_dir.finish()
+        run_dir.close()
+    _say(f"this run is finished: see {config.out / 'final'}")
+
+
+def _record_inputs(run_dir: Run, config: TrainConfig, job: Job) -> None:
+    """Hash what the run reads; a resumed run compares, because other records have another order.
+
+    Raises:
+        ValueError: something has changed since the run began, and is not accepted.
+    """
+    names, folder = image_names(job.records), config.data.images or Path()
+    inputs: dict[str, dict[str, Any]] = {
+        "data": {"sha256": sha256(config.data.json), "samples": len(job.dataset)},
+        "language model": language_identity(config.model.language_model, config.model.revision),
+    }
+    if config.cache is None:
+        exact = picture_ids(folder, names, run_dir.path, keep=True) if config.check_pictures else ()
+        inputs["pictures"] = {"names and sizes": combined(plain_ids(folder, names))}
+        inputs["pictures"] |= {"contents": combined(exact)} if exact else {}
+    for number, tower in enumerate(job.towers):
+        inputs[f"tower {number}"] = {"weights": tower.identity()["weights"]}
+    for name, value in inputs.items():
+        was = run_dir.manifest["inputs"].get(name, {})
+        changed = [key for key in was.keys() & value.keys() if was[key] != value[key]]
+        if changed and config.changed_inputs == "stop":
+            raise ValueError(
+                f"{run_dir.path} was started with another {name} (its {changed[0]} has changed): put back "
+                "what was there, or set `changed_inputs: accept` to go on with what is there now"
+            )
+        if changed:
+            _say(f"{name}: {', '.join(changed)} changed since the run began, which is accepted")
+            del run_dir.manifest["inputs"][name]
+        run_dir.add_input(name, value)
+
+
+def open_job(config: TrainConfig, stage: Stage) -> Job:
+    """Load data, towers and model, and check that they fit.
+
+    Raises:
+        ValueError: they don't; the message names the record, file or setting.
+        KeyError: an unknown name.
+    """
+    data = config.data
+    records = read_records(
+        data.json,
+        data.images,
+        limit=config.limit,
+        bad=config.bad_records,
+        decode=config.check_pictures and config.cache is None,
+    )
+    towers = load_towers(config.model, device_name())
+    images = open_images(config.cache, towers, config.data.images, records)
+    model, tokenizer = build_model(config.model, towers, seed=config.stage.seed)
+    dataset = ConversationDataset(
+        records, tokenizer, config.model, model.image_tokens, images, too_long=config.too_long
+    )
+    if isinstance(config, FinetuneConfig):
+        _begin_finetune(model, config.pretrained, config.lora, config.stage.seed)
+    model.trainable(stage)
+    pad: Any = tokenizer.pad_token_id
+    collator = Collator(model.image_tokens, pad, images.stack)
+    return Job(model, tokenizer, () if config.cache else towers, records, dataset, collator)
+
+
+def open_images(
+    cache: Path | None, towers: Sequence[Tower], folder: Path | None, records: Sequence[Record]
+) -> ImageProvider:
+    """Where images come from: the cache where there is one, else the pictures.
+
+    Raises:
+        ValueError: the cache is of other towers or lacks an image.
+    """
+    folder = folder or Path()
+    if cache is not None:
+        return CachedGrids.open(cache, towers, folder, image_names(records))
+    return Pictures(folder, towers)
+
+
+def _begin_finetune(
+    model: LlavaModel, pretrained: Path | None, lora: LoraOptions, seed: int
+) -> None:
+    """Take stage 1's projectors, put the adapter in.
+
+    Raises:
+        ValueError: they are of other towers; or the adapter finds no layer.
+    """
+    if pretrained is not None:
+        inside = pretrained / "final"
+        folder = inside if (inside / CONFIG).is_file() else pretrained
+        if (folder / CONFIG).is_file():
+            _check_towers(folder, model.settings)
+            load_projectors(model, folder)
+        else:
+            import_projectors(model, pretrained)
+    if lora.rank:
+        add_lora(model, lora, seed=seed)
+
+
+def _check_towers(folder: Path, wanted: ModelConfig) -> None:
+    """Refuse projectors of other towers: those of another timestep would fit without a word."""
+    found = structure(ModelConfig, read_json(folder / CONFIG)["model"], where="model.")
+    if len(found.towers) != len(wanted.towers) or found.fusion != wanted.fusion:
+        raise ValueError(
+            f"{folder} has {len(found.towers)} towers and fusion {found.fusion}, the config "
+            f"{len(wanted.towers)} and {wanted.fusion}: choose another --pretrained"
+        )
+    for number, pair in enumerate(zip(found.towers, wanted.towers, strict=True)):
+        was, now = (to_plain(tower) for tower in pair)
+        for key in was:
+            if was[key] != now[key]:
+                raise ValueError(
+                    f"{folder} was trained with tower {number}'s `{key}` {was[key]!r}, not "
+                    f"{now[key]!r}: choose another --pretrained or the same towers"
+                )
+
+
+def _plan(job: Job, trainer: LlavaTrainer, options: StageOptions, stage: Stage) -> str:
+    """What trains, on what, and what it costs."""
+    names = [f"{tower.backbone} {tower.layer}" for tower in job.model.settings.towers]
+    world, data = world_size(), job.dataset
+    times = accumulation(options.effective_batch, options.batch_size, world)
+    steps = -(-trainer.sampler.steps * options.epochs // 1)
+    trained = sum(p.numel() for p in job.model.parameters() if p.requires_grad)
+    # Weights, and AdamW's two moments in float32.
+    held = trained * 12 * min(options.keep, max(1, int(steps) // options.save_steps))
+    lines = [
+        frozen_and_trained(job.model, names),
+        f"data: {len(data):,} samples of {min(data.lengths)} to {max(data.lengths)} tokens, median "
+        f"{median(data.lengths):.0f}, {job.model.image_tokens} an image"
+        + (f"; {len(data.dropped)} dropped as too long" if data.dropped else ""),
+        f"effective batch: {options.effective_batch} = {world} processes x {options.batch_size} "
+        f"samples x {times} accumulated; ZeRO {options.zero or 'off'}",
+        f"plan: {stage}, {steps:,.0f} steps, peak learning rate {options.learning_rate:g}; "
+        f"{_time(job, trainer, options)}; checkpoints about {size(held)}",
+    ]
+    return "\n".join(lines)
+
+
+def _time(job: Job, trainer: LlavaTrainer, options: StageOptions) -> str:
+    """How long it will take, measured on one batch of median length where that is cheap."""
+    if torch.cuda.is_available():
+        return "the bar will tell the time"
+    order = sorted(range(len(job.dataset)), key=lambda i: job.dataset.lengths[i])
+    middle = max(0, len(order) // 2 - options.batch_size // 2)
+    some = order[middle : middle + options.batch_size]
+    job.model.train()
+    started = time.perf_counter()
+    inputs = trainer._prepare_inputs(job.collator([job.dataset[index] for index in some]))
+    with trainer.compute_loss_context_manager():
+        job.model(**inputs).loss.backward()
+    seconds = (time.perf_counter() - started) / len(some)
+    job.model.zero_grad(set_to_none=True)
+    samples = len(trainer.sampler) * options.epochs
+    return f"about {duration(samples * seconds / world_size())} at {seconds:.3g} s a sample"
+
+
+def _write(
+    run_dir: Run,
+    job: Job,
+    trainer: LlavaTrainer,
+    state: dict[str, torch.Tensor] | None,
+    started: float,
+) -> None:
+    """The finished model and the report; then say where they are."""
+    final = run_dir.path / "final"
+    job.model.save_pretrained(final, job.tokenizer, state=state)
+    trained = sum(
+        getattr(p, "ds_numel", p.numel()) for p in job.model.parameters() if p.requires_grad
+    )
+    lines = run_dir.metrics_path.read_text(encoding="utf-8").splitlines()
+    losses = [json.loads(line)["loss"] for line in lines]
+    report = {
+        "steps": trainer.state.global_step,
+        "samples": trainer.state.global_step * trainer.sampler.effective_batch,
+        "first_loss": losses[0] if losses else None,
+        "last_loss": losses[-1] if losses else None,
+        "trained_parameters": trained,
+        "processes": world_size(),
+        "seconds": round(time.monotonic() - started, 1),
+        # Of this process alone; ru_maxrss counts kilobytes.
+        "peak_memory_bytes": getrusage(RUSAGE_SELF).ru_maxrss * 1024,
+    }
+    write_json(run_dir.path / "report.json", report)
+    run_dir.finish()
+    files = [path for path in final.rglob("*") if path.is_file()]
+    _say(
+        f"{report['steps']} steps, last loss {report['last_loss'] or 0:.4f}, in "
+        f"{duration(report['seconds'])}\n"
+        f"{final}  {size(sum(path.stat().st_size for path in files))}: the model\n"
+        f"{run_dir.metrics_path}: a line a step\n{run_dir.path / 'report.json'}"
+    )
+
+
+def _say(text: str) -> None:
+    """Tell the user once, whatever the number of processes."""
+    if is_main():
+        print(text, flush=True)  # noqa: T201
+
+
+def frozen_and_trained(model: LlavaModel, towers: Sequence[str] = ()) -> str:
+    """A table of what is frozen and what trains, with parameter counts, to be printed before training.
+
+    Args:
+        model: after :meth:`LlavaModel.trainable`.
+        towers: names of the frozen towers, which are no part of the model.
+    """
+    rows = [(f"tower {name}", "frozen, outside the model", "") for name in towers]
+    names = [f"projector {tower.backbone} {tower.layer}" for tower in model.settings.towers]
+    parts = [*zip(names, model.projectors, strict=True), ("language model", model.language_model)]
+    everything = trained = 0
+    for name, module in parts:
+        total, learnt = _counts(module)
+        everything, trained = everything + total, trained + learnt
+        state = "trains" if learnt == total else "frozen" if not learnt else f"{learnt:,} train"
+        rows.append((name, state, f"{total:,}"))
+    rows.append(("in all", f"{trained:,} train", f"{everything:,}"))
+    first, second = (max(len(row[column]) for row in rows) for column in (0, 1))
+    return "\n".join(f"{a:<{first}}  {b:<{second}}  {c:>15}".rstrip() for a, b, c in rows)
+
+
+def _counts(module: nn.Module) -> tuple[int, int]:
+    """Parameters of a module, and how many of them train; ZeRO-3 leaves the true size in ds_numel."""
+    sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in module.parameters()]
+    return sum(size for size, _ in sizes), sum(size for size, learnt in sizes if learnt)
