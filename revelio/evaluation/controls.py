@@ -1,6 +1,6 @@
 """Controls: autoencoders of a k-SAE's d, n and k whose latents are not what its training found.
 
-Without training ("Sanity Checks for Sparse Autoencoders", arXiv:2602.14111, asks the same of language models):
+Without training (as "Sanity Checks for Sparse Autoencoders", arXiv:2602.14111, does for language models):
 
     random directions   drawn on the unit sphere
     data rows           centered activations of random training images, at unit length
@@ -26,11 +26,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from revelio.analysis.controls import control_models, control_of, signed
 from revelio.sae.config import TrainConfig
 from revelio.sae.dataloader import batches_of
 from revelio.sae.kernels.base import Weights
 from revelio.sae.kernels.select import fastest_kernel
-from revelio.sae.model import KSparseAutoencoder, best_scale
+from revelio.sae.model import KSparseAutoencoder
 from revelio.sae.train import SAERun, begin, train_many
 from revelio.seeds import generator, key_seed
 
@@ -52,21 +53,13 @@ def untrained_controls(
         rows: activations of its training images.
         seed: of the drawn directions.
     """
-    mean = rows.mean(0)
-    centered = rows - mean
-    draw = generator(seed, "k-sae controls")
-    random = torch.randn(model.n, model.d, generator=draw)
-    picked = torch.randperm(len(rows), generator=draw)[: model.n]
-    axes = torch.linalg.svd(centered, full_matrices=False).Vh
+    centered = rows - rows.mean(0)
     found = {
-        "random directions": random,
-        "data rows": centered[picked],
         "k-means": _centroids(centered, model.n, seed),
-        "channels": _signed(torch.eye(model.d)),
-        "principal axes": _signed(axes),
-        "independent axes": _signed(_independent(centered, seed)),
+        "independent axes": signed(_independent(centered, seed)),
     }
-    return {name: _control(model, directions, rows, mean) for name, directions in found.items()}
+    more = {name: control_of(model, directions, rows) for name, directions in found.items()}
+    return control_models(model, rows, seed) | more
 
 
 def trained_control(
@@ -91,14 +84,21 @@ def trained_control(
     if name not in TRAINED:
         raise ValueError(f"unknown control {name!r}: choose from {', '.join(TRAINED)}")
     control = KSparseAutoencoder(
-        model.d, model.n, model.k, mode=model.mode, activation=model.activation, prefixes=model.prefixes
+        model.d,
+        model.n,
+        model.k,
+        mode=model.mode,
+        activation=model.activation,
+        prefixes=model.prefixes,
     )
     if name == "shuffled":
         rows = _shuffled(rows, config.seed)
     config = config.for_rows(len(rows))
     batches = batches_of(rows, config, model.d)
     run = SAERun(control, config, begin(control, batches, config))
-    start = replace(control.weights, W_enc=control.W_enc.data.clone(), W_dec=control.W_dec.data.clone())
+    start = replace(
+        control.weights, W_enc=control.W_enc.data.clone(), W_dec=control.W_dec.data.clone()
+    )
     for done, _ in enumerate(train_many([run], batches), 1):
         _hold(name, run, start)
         if progress is not None:
@@ -121,7 +121,7 @@ def _hold(name: str, run: SAERun, start: Weights) -> None:
 
 
 def _within(directions: Float[Tensor, "n d"], start: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-    """Unit vectors, those further than :data:`SOFT_COSINE` from their start brought back to the cone's edge."""
+    """Unit vectors; one beyond the cosine :data:`SOFT_COSINE` of its start goes back to the cone's edge."""
     cosine = (directions * start).sum(1, keepdim=True)
     aside = normalize(directions - cosine * start, dim=1)
     edge = SOFT_COSINE * start + (1 - SOFT_COSINE**2) ** 0.5 * aside
@@ -133,10 +133,6 @@ def _shuffled(rows: Float[Tensor, "images d"], seed: int) -> Float[Tensor, "imag
     draw = generator(seed, "shuffled activations")
     order = torch.rand(rows.shape, generator=draw).argsort(0)
     return rows.gather(0, order)
-
-
-def _signed(directions: Float[Tensor, "a d"]) -> Float[Tensor, "two_a d"]:
-    return torch.cat([directions, -directions])
 
 
 def _centroids(centered: Tensor, n: int, seed: int) -> Tensor:
@@ -160,20 +156,3 @@ def _independent(centered: Tensor, seed: int) -> Tensor:
         warnings.simplefilter("ignore", ConvergenceWarning)
         ica.fit(centered.double().numpy())
     return torch.from_numpy(ica.components_).float()
-
-
-def _control(
-    model: KSparseAutoencoder, directions: Tensor, rows: Tensor, mean: Tensor
-) -> KSparseAutoencoder:
-    """Directions as encoder and decoder, their codes scaled by the factor that reconstructs best."""
-    length = directions.norm(dim=1)
-    # A row equal to the mean has no direction.
-    unit = normalize(directions[length > 0][: model.n], dim=1)
-    made = KSparseAutoencoder(model.d, len(unit), min(model.k, len(unit)), seed=None)
-    with torch.no_grad():
-        made.W_enc.copy_(unit)
-        made.W_dec.copy_(unit)
-        made.b_dec.copy_(mean)
-        made.W_enc.mul_(best_scale(made, rows))
-    made.kernel = fastest_kernel(made)
-    return made

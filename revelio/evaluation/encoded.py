@@ -44,7 +44,10 @@ class Encoded:
         images = len(self.values)
         kept = self.values.flatten() > 0
         rows = torch.arange(images).repeat_interleave(self.values.shape[1])[kept]
-        entries = (self.values.flatten()[kept].numpy(), (rows.numpy(), self.latents.flatten()[kept].numpy()))
+        entries = (
+            self.values.flatten()[kept].numpy(),
+            (rows.numpy(), self.latents.flatten()[kept].numpy()),
+        )
         return csc_array(entries, shape=(images, self.model.n))
 
     @cached_property
@@ -73,10 +76,14 @@ def encoded(model: KSparseAutoencoder, rows: Float[Tensor, "images d"]) -> Encod
     parts = list(_batches(model, rows, rows.mean(0)))
     width = max(values.shape[1] for values, *_ in parts)
     values, latents = (
-        torch.cat([torch.nn.functional.pad(part[i], (0, width - part[i].shape[1])) for part in parts])
+        torch.cat(
+            [torch.nn.functional.pad(part[i], (0, width - part[i].shape[1])) for part in parts]
+        )
         for i in (0, 1)
     )
-    return Encoded(model, values, latents, *(torch.cat([part[i] for part in parts]) for i in (2, 3)))
+    return Encoded(
+        model, values, latents, *(torch.cat([part[i] for part in parts]) for i in (2, 3))
+    )
 
 
 def _batches(model: KSparseAutoencoder, rows: Tensor, mean: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -27,9 +27,7 @@ LEVELS = (0.7, 0.9)
 MOST = 2000
 
 
-def matched_cosines(
-    a: Float[Tensor, "m d"], b: Float[Tensor, "n d"]
-) -> Float[Tensor, " m"]:
+def matched_cosines(a: Float[Tensor, "m d"], b: Float[Tensor, "n d"]) -> Float[Tensor, " m"]:
     """The cosine of each direction of ``a`` with its partner in ``b``; -1 for one that is left without."""
     from scipy.optimize import linear_sum_assignment
 
@@ -81,8 +79,8 @@ def planted_rows(
 ) -> tuple[Float[Tensor, "rows d"], Float[Tensor, "directions d"]]:
     """Synthetic activations: sums of ``active`` of some random unit directions, and the directions.
 
-    Coefficients are uniform from 0.5 to 1.5, directions are taken with a frequency that falls as 1 / sqrt(rank),
-    and Gaussian noise is added of ``noise`` times the signal's standard deviation.
+    Coefficients are uniform from 0.5 to 1.5, a direction's frequency falls as 1 / sqrt(rank), and Gaussian
+    noise is added of ``noise`` times the signal's standard deviation.
     """
     draw = generator(seed, "planted directions")
     truth = normalize(torch.randn(directions, d, generator=draw), dim=1)

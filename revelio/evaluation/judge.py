@@ -35,8 +35,8 @@ def judge(
 
     Returns:
         ``latents``: live latents of each model; ``measures``: by name, as
-        :func:`revelio.analysis.paired.against` gives it. A control without a latent that fires on enough images
-        is left out of the measures that need one; a measure that the k-SAE itself has not is left out.
+        :func:`revelio.analysis.paired.against` gives it. A control without a latent that fires on enough
+        images is left out of the measures that need one; a measure that the k-SAE itself has not is left out.
     """
     images = held_out(rows, labels, image_subsets(len(rows), seed), seed)
     found, codes = {}, {}
@@ -79,7 +79,9 @@ def _firing(codes: Encoded) -> dict[str, Any]:
     }
 
 
-def over_trainings(entries: Sequence[Mapping[str, Any]], confidence: float = 0.95) -> dict[str, Any]:
+def over_trainings(
+    entries: Sequence[Mapping[str, Any]], confidence: float = 0.95
+) -> dict[str, Any]:
     """Several trainings of one recipe as one: the mean difference to each control, and the verdict.
 
     The interval holds both sources of chance: which images were held out (the mean of the squared standard

@@ -1,13 +1,13 @@
 """Loss recovered: how much of a layer's work for the denoiser survives when it passes through a k-SAE.
 
-At timestep t the model's own denoising loss |prediction - target|^2 is taken with the layer's activation as it
-is (L_true), with its pooled part or its cells replaced by the reconstruction (L_sae), by the mean activation
-(L_mean) and by zero (L_zero):
+At timestep t the model's own denoising loss |prediction - target|^2 is taken with the layer's activation as
+it is (L_true), with its pooled part or its cells replaced by the reconstruction (L_sae), by the mean
+activation (L_mean) and by zero (L_zero):
 
     loss recovered = (L_mean - L_sae) / (L_mean - L_true)
 
 1 for a perfect reconstruction, 0 for the mean. A k-SAE of pooled activations knows one vector an image: the
-layer's spatial mean is replaced and each cell keeps its deviation from it. A k-SAE of cells replaces each cell.
+layer's spatial mean is replaced and each cell keeps its deviation from it. One of cells replaces each cell.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,8 +19,8 @@ from torch import Tensor
 
 from revelio.analysis.paired import Measured, measured
 from revelio.backbones.base import DiffusionModel
-from revelio.backbones.hooks import edit, hooked
 from revelio.backbones.diffusion.schedule import keyed_noise
+from revelio.backbones.hooks import edit, hooked
 from revelio.sae.model import KSparseAutoencoder
 
 Replace = Callable[[Float[Tensor, "r d"]], Float[Tensor, "r d"]]

@@ -141,7 +141,7 @@ def distinct(codes: Encoded, latents: Int64[Tensor, " l"]) -> Int64[Tensor, " m"
     alike = directions @ directions.T > DUPLICATE_COSINE
     shown = torch.zeros(len(latents), len(codes.values))
     top = _top_images(codes, latents, TOP)
-    shown.scatter_(1, top.clamp(min=0), (top >= 0).float(), reduce="add")
+    shown.scatter_add_(1, top.clamp(min=0), (top >= 0).float())
     alike |= (shown @ shown.T) / TOP > DUPLICATE_IMAGES
     kept: list[int] = []
     for place in range(len(latents)):
@@ -173,7 +173,9 @@ def probe(count: int) -> Callable[[Encoded, HeldOut], Measured | None]:
     return function
 
 
-def _right(fitted: Any, judged: Any, positive: np.ndarray, truth: np.ndarray, count: int) -> np.ndarray:
+def _right(
+    fitted: Any, judged: Any, positive: np.ndarray, truth: np.ndarray, count: int
+) -> np.ndarray:
     from sklearn.linear_model import LogisticRegression
 
     if not positive.any() or positive.all():

@@ -14,8 +14,8 @@ def page(result: Mapping[str, Any]) -> str:
 def _lines(result: Mapping[str, Any]) -> Iterator[str]:
     yield "# k-SAEs beside their controls"
     yield ""
-    yield f"{result['images']:,} held-out images of {result['store']}. Intervals of differences: "
-    yield f"{result['interval_method']}."
+    yield f"{result['images']:,} held-out images of {result['store']}."
+    yield f"Intervals of differences: {result['interval_method']}."
     for name, entry in result["ksaes"].items():
         yield from ("", f"## {name}", "", *rows(entry["measures"]))
     if "over_trainings" in result:

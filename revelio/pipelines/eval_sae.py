@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from revelio.activations.store import ActivationStore
-from revelio.analysis.paired import LEFT_OUT, SUBSETS, against, image_subsets
+from revelio.analysis.paired import against, image_subsets, method
 from revelio.analysis.top_images import check_width, pooled
 from revelio.bounds import check_fields
 from revelio.config import load_config
@@ -26,9 +26,9 @@ from revelio.evaluation.page import page
 from revelio.files import write_folder
 from revelio.outputs import check_replaceable, claimed, replace_files
 from revelio.pipelines import Progress, Report, silent
+from revelio.pipelines.inputs import open_sae
 from revelio.run_dir import sha256, versions, write_json
 from revelio.sae.config import TrainSAEConfig
-from revelio.sae.kernels.select import fastest_kernel
 from revelio.sae.model import KSparseAutoencoder
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def eval_sae(config: EvalSAEConfig, progress: Report = silent) -> dict[str, Any]
     check_replaceable(config.out, MAKER, (RESULT, PAGE))
     with claimed(config.out):
         store = ActivationStore.open(config.store)
-        models = {str(path): _load(path) for path in config.ksae}
+        models = {str(path): open_sae(str(path), "cpu", progress) for path in config.ksae}
         for model in models.values():
             check_width(model, store)
         rows, source, notes = _activations(config, store)
@@ -70,8 +70,7 @@ def eval_sae(config: EvalSAEConfig, progress: Report = silent) -> dict[str, Any]
             "store": config.store.resolve().name,
             "store_sha256": store.sha256,
             "images": len(store),
-            "interval_method": f"delete-d jackknife over images ({SUBSETS} subsets without "
-            f"{LEFT_OUT:.0%}), {config.confidence:.0%} for all controls together",
+            "interval_method": method(config.confidence),
             "ksaes": entries,
             **_together(config, models, entries, rows, source),
             **_planted(config, store.row_shape[0], len(source), progress),
@@ -98,15 +97,6 @@ def _folder(path: str | Path) -> Path:
     return path if (path / "model.safetensors").exists() else path / "final"
 
 
-def _load(path: Path) -> KSparseAutoencoder:
-    folder = _folder(path)
-    if not (folder / "model.safetensors").is_file():
-        raise ValueError(f"{path} holds no k-SAE: give a folder that train-ksae wrote")
-    model = KSparseAutoencoder.from_pretrained(folder)
-    model.kernel = fastest_kernel(model)
-    return model
-
-
 def _rows(store: ActivationStore) -> Float[Tensor, "images d"]:
     return torch.cat([pooled(batch) for _, batch in store.batches(1024)])
 
@@ -121,7 +111,9 @@ def _activations(config: EvalSAEConfig, store: ActivationStore) -> tuple[Tensor,
         raise ValueError(f"{config.store} holds {len(store)} images: measures need {TOO_FEW} up")
     rows = _rows(store)
     if config.train_store is None:
-        text = "no training store was given: controls are made of the held-out activations themselves"
+        text = (
+            "no training store was given: controls are made of the held-out activations themselves"
+        )
         return rows, rows, [text]
     train = ActivationStore.open(config.train_store)
     if train.row_shape[0] != store.row_shape[0]:
@@ -133,8 +125,8 @@ def _activations(config: EvalSAEConfig, store: ActivationStore) -> tuple[Tensor,
     shared = len(set(train.ids) & set(store.ids)) if same else 0
     if shared and config.overlap == "stop":
         raise ValueError(
-            f"{shared:,} of the {len(store):,} images of {config.store} are in {config.train_store} too: hold "
-            "out other images, or set overlap to allow"
+            f"{shared:,} of the {len(store):,} images of {config.store} are in {config.train_store} too: "
+            "hold out other images, or set overlap to allow"
         )
     notes = [f"{shared:,} of {len(store):,} images are training images"] if shared else []
     return rows, _rows(train), notes
@@ -186,7 +178,7 @@ def _trained(
             )
             kept.parent.mkdir(parents=True, exist_ok=True)
             write_folder(kept, control.save_pretrained)
-        made[name] = _load(kept)
+        made[name] = open_sae(str(kept), "cpu")
     return made
 
 
@@ -210,7 +202,9 @@ def _together(
     source: Tensor,
 ) -> dict[str, Any]:
     """What several trainings of one recipe say together; nothing of a single one or of different recipes."""
-    sizes = {(one.d, one.n, one.k, one.mode, one.activation, one.prefixes) for one in models.values()}
+    sizes = {
+        (one.d, one.n, one.k, one.mode, one.activation, one.prefixes) for one in models.values()
+    }
     if len(models) < 2 or len(sizes) > 1:
         return {}
     first = next(iter(models.values()))
@@ -290,19 +284,13 @@ def _losses(
     from revelio.evaluation.loss_recovered import denoising_losses
 
     about = store.manifest
-    backbone = load_backbone(
-        config.backbone.name,
-        revision=config.backbone.revision,
-        image_size=config.backbone.image_size,
-        dtype=config.backbone.dtype,
-        device=config.backbone.device,
-    )
+    backbone = load_backbone(config.backbone)
     if not isinstance(backbone, DiffusionModel) or backbone.name != about["model"]:
         raise ValueError(
             f"{config.store} is of {about['model']}, the backbone is {backbone.name}: loss recovered needs "
             "the store's own diffusion model"
         )
-    dataset = open_dataset(config.data.source, split=config.data.split, root=config.data.root)
+    dataset = open_dataset(config.data)
     known = set(store.ids)
     places = [i for i, name in enumerate(dataset.ids) if name in known][: config.loss_images]
     if len(places) < min(config.loss_images, len(store)):
