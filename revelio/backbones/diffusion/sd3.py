@@ -14,14 +14,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from revelio.backbones.diffusion.base import DiffusionBackbone, Request, Shape, register_family
-from revelio.backbones.layers import dit_layers, vae_stride
+from revelio.backbones.diffusion.base import Request, Shape, register_family
+from revelio.backbones.diffusion.transformer import (
+    TransformerBackbone,
+    transformer_configs,
+    transformer_shape,
+)
 from revelio.backbones.source import Source
 
 if TYPE_CHECKING:
     from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from revelio.backbones.diffusion.conditioning import Conditioning
     from revelio.backbones.diffusion.text_encoder import TextEncoder
@@ -29,23 +33,10 @@ if TYPE_CHECKING:
 
 CLIP = "CLIPTextModelWithProjection"
 T5_LENGTH = 256  # tokens; the pipeline's `max_sequence_length`
-NEEDED: dict[str, type] = dict.fromkeys(
-    (
-        "num_attention_heads",
-        "attention_head_dim",
-        "num_layers",
-        "patch_size",
-        "sample_size",
-        "in_channels",
-        "joint_attention_dim",
-        "pooled_projection_dim",
-    ),
-    int,
-)
 
 
 @register_family
-class SD3Backbone(DiffusionBackbone):
+class SD3Backbone(TransformerBackbone):
     """A joint transformer with its VAE and text encoders.
 
     Attributes:
@@ -77,9 +68,7 @@ class SD3Backbone(DiffusionBackbone):
         attention: str,
         **common: Any,
     ) -> None:
-        super().__init__(**common)
-        self.transformer = transformer
-        self.latents = latents
+        super().__init__(transformer, latents, **common)
         self.clips = list(clips)
         self.t5 = t5
         self._attention = attention
@@ -125,27 +114,7 @@ class SD3Backbone(DiffusionBackbone):
     @classmethod
     def shape(cls, source: Source) -> Shape:
         """From the configs of the transformer and the VAE."""
-        config, vae = _configs(source)
-        stride = vae_stride(vae)
-        side = config["sample_size"] * stride
-        return Shape(dit_layers(config, vae), side, stride * config["patch_size"])
-
-    @property
-    def network(self) -> nn.Module:
-        """The transformer."""
-        return self.transformer
-
-    def layer_module(self, layer: str) -> nn.Module:
-        """One of the transformer's blocks."""
-        return self.transformer.transformer_blocks[int(layer.removeprefix("block"))]
-
-    def as_grid(self, output: Tensor, x_t: Tensor) -> Tensor:
-        """Image tokens on the grid of their patches."""
-        from revelio.backbones.hooks import tokens_to_grid
-
-        patch = self.transformer.config["patch_size"]
-        height, width = (side // patch for side in x_t.shape[-2:])
-        return tokens_to_grid(output, height, width)
+        return transformer_shape(*_configs(source))
 
     def conditioning(self, prompts: Sequence[str]) -> Conditioning:
         """The text states and pooled texts of any texts, each encoded once."""
@@ -194,21 +163,9 @@ class SD3Backbone(DiffusionBackbone):
 
 
 def _configs(source: Source) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The configs of the transformer and the VAE.
-
-    Raises:
-        ValueError: one is missing, of another class, says no size, or they don't fit.
-    """
-    config, vae = (
-        source.part_config("transformer", SD3Backbone.parts["transformer"], NEEDED),
-        source.vae_config(),
-    )
-    if config["in_channels"] != vae["latent_channels"]:
-        raise ValueError(
-            f"the transformer of {source.name} takes {config['in_channels']} channels, its VAE gives "
-            f"{vae['latent_channels']}: they belong to different models"
-        )
-    return config, vae
+    """The configs of the transformer and the VAE; see :func:`transformer_configs`."""
+    kind = SD3Backbone.parts["transformer"]
+    return transformer_configs(source, kind, joint_attention_dim=int, pooled_projection_dim=int)
 
 
 def _check_widths(
