@@ -211,7 +211,11 @@ class _Passes:
         noise = torch.cat(
             [
                 keyed_noise(
-                    x0.shape[1:], [self._ids[int(i)]], seed=self._config.seed, timestep=t, draw=sample
+                    x0.shape[1:],
+                    [self._ids[int(i)]],
+                    seed=self._config.seed,
+                    timestep=t,
+                    draw=sample,
                 )
                 for i, t, sample in drawn
             ]
