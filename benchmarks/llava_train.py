@@ -30,7 +30,7 @@ from llava_ext.images import smooth_picture
 from llava_ext.run import Job, open_job
 from llava_ext.tower_cache import fill, open_cache_job
 from llava_ext.training import build_trainer
-from revelio.activations.processes import Processes
+from revelio.distributed import Processes
 from revelio.run_dir import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]

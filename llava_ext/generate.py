@@ -36,7 +36,7 @@ from llava_ext.model import LlavaModel
 from llava_ext.splice import expanded_length
 from llava_ext.templates import encode_prompt, stop_strings
 from llava_ext.towers import Tower, image_id, load_towers
-from revelio.backbones.loading import device_of
+from revelio.distributed import device_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

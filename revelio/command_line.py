@@ -44,7 +44,11 @@ def run_module(
         SystemExit: see :func:`one_line_errors`; after help.
     """
     with one_line_errors(name, f"{name}: {stopped or stopped_line(module.Config)}"):
-        module.run(parse(module, arguments, prog))
+        config = parse(module, arguments, prog)
+        if "torch" not in sys.modules:
+            # Libraries take seconds to load: say at once that the command is at work.
+            sys.stderr.write(f"{prog}: loading\n")
+        module.run(config)
 
 
 def stopped_line(config: type) -> str:
@@ -192,6 +196,7 @@ def parse_flags(
 
     from revelio.bounds import check
 
+    _check_renamed(cls, words)
     said = StringIO()
     try:
         with redirect_stderr(said), _wide_terminal("--help" in words or "-h" in words):
@@ -203,6 +208,16 @@ def parse_flags(
     check(config)
     _check_no_empty_path(words, config)
     return config
+
+
+def _check_renamed(cls: type, words: Sequence[str]) -> None:
+    from revelio.config import renamed
+
+    old = renamed(cls)
+    for word in words:
+        flag = word.partition("=")[0].replace("_", "-")
+        if flag.startswith("--") and flag[2:] in old:
+            raise ValueError(f"{flag} is called --{old[flag[2:]]} now")
 
 
 @contextmanager

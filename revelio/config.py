@@ -84,6 +84,9 @@ def structure(
     names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
     for key in values:
         if key not in names:
+            new = renamed(cls).get(str(key).replace("_", "-"), "").replace("-", "_")
+            if new:
+                raise ValueError(f"`{where}{key}` is called `{where}{new}` now")
             near = get_close_matches(str(key), names, n=1)
             hint = f"did you mean `{near[0]}`? " if near else ""
             key = printable(key)
@@ -105,6 +108,14 @@ def structure(
                 raise ValueError(f"`{where}{key}` is required")
             arguments[key] = missing
     return cls(**arguments)
+
+
+def renamed(cls: type) -> dict[str, str]:
+    """The old names of a config's settings and what they are called now, as flags have them.
+
+    A config lists them in a class variable ``renamed``; an old name is refused by a line with the new one.
+    """
+    return {k: v for base in cls.__mro__ for k, v in vars(base).get("renamed", {}).items()}
 
 
 def _value(value: Any, kind: Any, where: str) -> Any:

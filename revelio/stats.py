@@ -1,7 +1,7 @@
-"""The interval of a share: how far an accuracy could be off because the test set is finite."""
+"""Intervals and tests that the measurements of this project share; the mathematics is SciPy's."""
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from statistics import mean
 from typing import Any
 
 Z95 = 1.959963984540054  # the 97.5 % quantile of the normal distribution
@@ -9,10 +9,32 @@ Z95 = 1.959963984540054  # the 97.5 % quantile of the normal distribution
 
 def wilson95(right: int, of: int) -> list[float]:
     """Wilson's 95 % score interval of the share ``right / of`` (Wilson 1927)."""
-    share, z2 = right / of, Z95**2
-    centre = (share + z2 / (2 * of)) / (1 + z2 / of)
-    half = Z95 / (1 + z2 / of) * math.sqrt(share * (1 - share) / of + z2 / (4 * of**2))
-    return [max(0.0, centre - half), min(1.0, centre + half)]
+    from scipy.stats import binomtest
+
+    found = binomtest(right, of).proportion_ci(0.95, method="wilson")
+    return [float(found.low), float(found.high)]
+
+
+def t95(values: Sequence[float]) -> list[float] | None:
+    """Student's 95 % interval of a mean share over seeds, within 0 to 1; None for fewer than two."""
+    if len(values) < 2:
+        return None
+    half = t_quantile(len(values) - 1) * error_of_mean(values)
+    return [max(0.0, mean(values) - half), min(1.0, mean(values) + half)]
+
+
+def t_quantile(freedom: float, confidence: float = 0.95) -> float:
+    """Student's t that a share ``confidence`` lies within, either side of 0."""
+    from scipy.stats import t
+
+    return float(t.ppf((1 + confidence) / 2, freedom))
+
+
+def error_of_mean(values: Sequence[float]) -> float:
+    """The standard error of a mean: the values' deviation over the root of how many there are."""
+    from scipy.stats import sem
+
+    return float(sem(values))
 
 
 def percent(entry: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from sae_helpers import random_model
 from torch import Tensor, nn
 
 from revelio.activations.store import write_store
+from revelio.analysis.config import TopImagesConfig
 from revelio.analysis.top_images import top_images
 from revelio.analysis.top_images_files import with_source
 from revelio.data.dataset import ImageDataset
@@ -94,7 +95,7 @@ def gallery_parts(
     settings["classes"] = list(classes) if labelled else []
     store = write_store(folder, rows, ids, labels.tolist() if labelled else None, settings=settings)
     model = random_model(d=12, n=48, k=6, seed=3)
-    top = with_source(top_images(model, store, m=12), model, store)
+    top = with_source(top_images(model, store, TopImagesConfig(m=12)), model, store)
     # The data set lists the pictures in another order than the store.
     order = list(reversed(range(60)))
     dataset = ImageDataset(

@@ -67,10 +67,10 @@ def commands(made: Path) -> dict[str, Words]:
             *("pca-maps", *backbone, "--data.limit", 3, "--data.source", made / "images"),
             *("--layers", "bottleneck", "--out", out),
         ],
-        "purity": lambda out: ["purity", "--top", made / "top", "--draws", 9, "--out", out],
+        "purity": lambda out: ["purity", "--top", made / "top", "--random-sets", 9, "--out", out],
         "demo": lambda out: [
-            *("demo", "--images", made / "folders", *backbone, "--layers", "bottleneck"),
-            *("--timesteps", "25", "--steps", 1, "--out", out),
+            *("demo", "--data.source", made / "folders", *backbone, "--layers", "bottleneck"),
+            *("--timesteps", "25", "--sae.steps", 1, "--out", out),
         ],
         "score": lambda out: [
             *("score", "--reviews", made / "reviews.jsonl", "--resamples", 9, "--json", out),

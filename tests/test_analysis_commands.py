@@ -99,9 +99,9 @@ def test_mistakes_are_one_line(inputs, capsys):
     assert "holds no k-SAE" in fails(capsys, "top-images", "--store", store, "--ksae", store, *out)
     assert "there is no such folder" in fails(capsys, "purity", "--top", inputs / "x")
     line = fails(capsys, "gallery", "--store", store, "--ksae", ksae, *out)
-    assert "toys" in line and "--data.source" in line
+    assert "toys" in line and "data.source" in line
     run("top-images", "--store", store, "--ksae", ksae, "--out", inputs / "top")
-    assert "one --store for each" in fails(
+    assert "give one store for each" in fails(
         capsys, "purity", "--top", inputs / "top", "--similarity"
     )
     assert not (inputs / "o").exists()

@@ -8,6 +8,7 @@ import torch
 
 from revelio.activations.store import ActivationStore, write_store
 from revelio.analysis import controls
+from revelio.analysis.config import TopImagesConfig
 from revelio.analysis.top_images import top_images
 from revelio.sae.model import KSparseAutoencoder
 
@@ -52,7 +53,7 @@ def loop_majority(top, latents, images: int, kept) -> float:
 def test_judge_equals_a_loop(tmp_path) -> None:
     store, centers = labelled_store(tmp_path / "up_ft1")
     model = knowing(centers, store.tensor())
-    top = top_images(model, store, m=30)
+    top = top_images(model, store, TopImagesConfig(m=30))
     latents = torch.arange(20)
     subsets = controls.image_subsets(len(store), 0)[:5]
     found = controls.judge(top, latents, 10, subsets)

@@ -9,8 +9,9 @@ from analysis_helpers import gallery_parts
 from PIL import Image
 from sae_helpers import random_model
 
-from revelio.analysis.gallery import script_json, thumbnail_path, write_gallery
-from revelio.analysis.gallery_data import GallerySettings, image_records
+from revelio.analysis.config import GalleryConfig
+from revelio.analysis.gallery.records import image_records
+from revelio.analysis.gallery.write import script_json, thumbnail_path, write_gallery
 from revelio.analysis.latent_map import directions, label_profiles, layout, neighbours
 from revelio.data.dataset import ImageDataset, ImageError
 
@@ -26,7 +27,7 @@ def payload(path: Path) -> str:
 def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gallery")
     parts = gallery_parts(folder / "store", classes=("cat", NASTY, "dog_house"))
-    summary = write_gallery(folder / "out", *parts, GallerySettings(latents=40), title=NASTY)
+    summary = write_gallery(folder / "out", *parts, GalleryConfig(latents=40, title=NASTY))
     return folder / "out", parts, summary
 
 
@@ -129,7 +130,7 @@ def test_missing_and_broken_pictures_are_named_and_keep_their_place(tmp_path):
     fewer = ImageDataset(
         dataset.name, None, dataset.classes, [*dataset.ids[:-1], "other"], dataset.labels, read
     )
-    summary = write_gallery(tmp_path / "out", model, store, top, fewer, GallerySettings(latents=5))
+    summary = write_gallery(tmp_path / "out", model, store, top, fewer, GalleryConfig(latents=5))
     gone = store.ids.index(dataset.ids[-1])
     broken = store.ids.index(dataset.ids[3])
     assert set(summary["missing"]) == {str(gone), str(broken)}
@@ -142,7 +143,7 @@ def test_missing_and_broken_pictures_are_named_and_keep_their_place(tmp_path):
 
 def test_without_labels_there_is_no_class_nor_purity(tmp_path):
     parts = gallery_parts(tmp_path / "store", labelled=False)
-    write_gallery(tmp_path / "out", *parts, GallerySettings(latents=9))
+    write_gallery(tmp_path / "out", *parts, GalleryConfig(latents=9))
     data = json.loads((tmp_path / "out" / "gallery.json").read_text())
     assert data["labelled"] is False
     assert data["images"]["labels"] is None
@@ -168,8 +169,8 @@ def test_wrong_parts_are_refused_and_nothing_is_overwritten(tmp_path):
 
 def test_a_gallery_is_replaced_by_a_new_one(tmp_path):
     parts = gallery_parts(tmp_path / "store")
-    write_gallery(tmp_path / "out", *parts, GallerySettings(latents=9))
-    write_gallery(tmp_path / "out", *parts, GallerySettings(latents=4))
+    write_gallery(tmp_path / "out", *parts, GalleryConfig(latents=9))
+    write_gallery(tmp_path / "out", *parts, GalleryConfig(latents=4))
     assert len(json.loads((tmp_path / "out" / "gallery.json").read_text())["latents"]) == 4
 
 

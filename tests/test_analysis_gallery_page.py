@@ -14,8 +14,8 @@ import pytest
 from analysis_helpers import gallery_parts
 from PIL import Image
 
-from revelio.analysis.gallery import write_gallery
-from revelio.analysis.gallery_data import GallerySettings
+from revelio.analysis.config import GalleryConfig
+from revelio.analysis.gallery.write import write_gallery
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 BROWSER = next((path for path in map(shutil.which, NAMES) if path), None)
@@ -33,7 +33,7 @@ needs_browser = pytest.mark.skipif(BROWSER is None, reason="there is no Chromium
 def gallery(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("page")
     parts = gallery_parts(folder / "store", classes=("tabby_cat", NASTY, "dog"))
-    write_gallery(folder / "out", *parts, GallerySettings(latents=30))
+    write_gallery(folder / "out", *parts, GalleryConfig(latents=30))
     return folder / "out"
 
 

@@ -130,10 +130,14 @@ def test_an_unknown_folder_is_named(tmp_path):
     [
         (
             "model_index.json",
-            '{"_class_name": "StableDiffusionXLPipeline"}',
-            "is a StableDiffusionXL",
+            '{"_class_name": "StableCascadePriorPipeline"}',
+            "is a StableCascadePriorPipeline: supported are",
         ),
-        ("model_index.json", '{"_class_name": "FluxPipeline"}', "is a FluxPipeline: supported are"),
+        (
+            "model_index.json",
+            '{"_class_name": "KandinskyPipeline"}',
+            "is a KandinskyPipeline: supported are",
+        ),
         ("config.json", '{"model_type": "siglip"}', "is a siglip: supported are"),
         ("config.json", '{"_class_name": "UNet2DConditionModel"}', "is a UNet2DConditionModel"),
         ("model_index.json", "{", "model_index.json of .* is not valid JSON"),
@@ -238,6 +242,8 @@ def test_the_command_prints_one_model(capsys, tmp_path):
     main(["backbones", "sd-1.5"])
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["up_ft2", "640", "8", "640x64x64"] in rows
+    main(["backbones", "sd-2.1"])
+    assert "withdrew it from the hub" in capsys.readouterr().out
     main(["backbones", str(tiny_dit(tmp_path))])
     assert "block3" in capsys.readouterr().out
     with pytest.raises(SystemExit) as error:

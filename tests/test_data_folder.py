@@ -5,7 +5,7 @@ import pytest
 from data_helpers import noise_picture, write_class_folders
 from PIL import Image
 
-from revelio.data.folder import open_folder
+from revelio.data.sources.folder import open_folder
 
 
 def colours(dataset) -> list[tuple[int, int]]:
@@ -117,7 +117,7 @@ def test_what_holds_no_images_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(ValueError, match="is a file"):
         open_folder(tmp_path / "file")
-    with pytest.raises(ValueError, match=r"no splits.*leave --data\.split out"):
+    with pytest.raises(ValueError, match=r"no splits.*leave split out"):
         open_folder(tmp_path / "cats", split="train")
 
 

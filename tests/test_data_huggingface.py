@@ -8,9 +8,9 @@ import pytest
 from data_helpers import noise_picture, png
 from PIL import Image
 
-from revelio.data import huggingface
 from revelio.data.dataset import ImageError
 from revelio.data.open import open_dataset
+from revelio.data.sources import parquet
 
 
 def painted(number: int) -> Image.Image:
@@ -105,7 +105,7 @@ def test_a_label_column_of_something_else_is_one_line(
     with pytest.raises(ValueError) as caught:
         open_dataset(path)
     said = str(caught.value)
-    assert "'label' holds" in said and what in said and "--data.label-column" in said
+    assert "'label' holds" in said and what in said and "another label_column" in said
     assert "\n" not in said
 
 
@@ -130,12 +130,12 @@ def test_columns_are_chosen_and_missing_ones_named(tmp_path: Path) -> None:
     data = rows([1, 2], label=[0, 1], family=["b", "a"]).rename_column("image", "img")
     path = save(tmp_path, {"train": data})
     with pytest.raises(
-        ValueError, match=r"no column 'image'.*--data.image-column \(img, label, fam"
+        ValueError, match=r"no column 'image'.*another image_column \(img, label, fam"
     ):
         open_dataset(path)
     dataset = open_dataset(path, image_column="img", label_column="family")
     assert (dataset.classes, dataset.labels) == (("a", "b"), [1, 0])
-    with pytest.raises(ValueError, match=r"no column 'species'.*--data.label-column"):
+    with pytest.raises(ValueError, match=r"no column 'species'.*another label_column"):
         open_dataset(path, image_column="img", label_column="species")
     with pytest.raises(ValueError, match=r"'label' holds no pictures"):
         open_dataset(path, image_column="label")
@@ -174,7 +174,7 @@ def test_a_split_column_makes_splits(tmp_path: Path) -> None:
 
 
 def test_large_parquet_is_mapped_from_disk(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(huggingface, "IN_MEMORY_BYTES", 10)
+    monkeypatch.setattr(parquet, "IN_MEMORY_BYTES", 10)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     rows([3, 4], label=[1, 0], classes=["a", "b"]).to_parquet(tmp_path / "train.parquet")
     dataset = open_dataset(tmp_path / "train.parquet")
@@ -218,7 +218,9 @@ def test_a_hub_out_of_reach_is_one_clear_line(tmp_path: Path, monkeypatch) -> No
     with pytest.raises(ValueError, match=r"someone/photos can't be had from the Hugging") as caught:
         open_dataset("someone/photos")
     assert "no folder or file at someone/photos" in str(caught.value)
-    with pytest.raises(ValueError, match=r"timm/oxford-iiit-pet can't be had.*--data\.root"):
+    with pytest.raises(
+        ValueError, match=r"timm/oxford-iiit-pet can't be had.*known data set as root"
+    ):
         open_dataset("oxford-iiit-pet")
     assert "\n" not in str(caught.value)
 

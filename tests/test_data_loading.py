@@ -5,8 +5,8 @@ import torch
 from data_helpers import write_class_folders
 
 from revelio.data.dataset import ImageDataset, ImageError
-from revelio.data.folder import open_folder
 from revelio.data.loading import Batch, batches
+from revelio.data.sources.folder import open_folder
 from revelio.data.transforms import RandomCropTransform, SquareTransform
 from revelio.seeds import generator
 

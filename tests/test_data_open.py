@@ -11,15 +11,16 @@ from data_helpers import png, write_class_folders
 from PIL import Image
 
 from revelio.data import registry
-from revelio.data.builtin import RECIPES
+from revelio.data.builtin import BUILTIN
+from revelio.data.config import DataConfig
 from revelio.data.open import open_dataset
 from revelio.data.registry import (
-    Recipe,
+    DatasetSpec,
     class_prompts,
+    dataset_names,
     generic_prompt,
-    get_recipe,
-    recipe_names,
-    register_recipe,
+    get_spec,
+    register_dataset,
 )
 
 
@@ -55,19 +56,19 @@ def test_per_class_takes_the_first_of_each(tmp_path: Path) -> None:
 
 def test_narrowing_refuses_what_it_cannot_do(tmp_path: Path) -> None:
     paint(tmp_path / "a.png", 1)
-    with pytest.raises(ValueError, match=r"--data.per-class needs labels and .* has none"):
+    with pytest.raises(ValueError, match=r"per_class needs labels and .* has none"):
         open_dataset(tmp_path, per_class=1)
-    with pytest.raises(ValueError, match=r"--data.limit is 0: give 1 or more"):
+    with pytest.raises(ValueError, match=r"limit=0: give 1 or more"):
         open_dataset(tmp_path, limit=0)
 
 
-def test_unknown_sources_list_the_recipes(tmp_path: Path) -> None:
+def test_unknown_sources_list_the_known_names(tmp_path: Path) -> None:
     for source in ("oxford-pets", str(tmp_path / "gone"), "./gone/away"):
         with pytest.raises(ValueError, match=r"no folder or file at .*oxford-iiit-pet, caltech101"):
             open_dataset(source)
-    with pytest.raises(KeyError, match=r"no recipe 'pets': choose from samples"):
-        get_recipe("pets")
-    with pytest.raises(ValueError, match="is no recipe"):
+    with pytest.raises(KeyError, match=r"no known data set 'pets': choose from samples"):
+        get_spec("pets")
+    with pytest.raises(ValueError, match=r"and .* is none"):
         open_dataset(tmp_path, root=tmp_path)
     (tmp_path / "a.zip").write_bytes(b"PK")
     with pytest.raises(ValueError, match=r"a\.zip is no parquet file"):
@@ -77,20 +78,20 @@ def test_unknown_sources_list_the_recipes(tmp_path: Path) -> None:
 
 
 def test_the_official_records() -> None:
-    assert recipe_names()[:4] == ("samples", "oxford-iiit-pet", "caltech101", "fgvc-aircraft")
-    pet, aircraft = get_recipe("oxford-iiit-pet"), get_recipe("fgvc-aircraft")
+    assert dataset_names()[:4] == ("samples", "oxford-iiit-pet", "caltech101", "fgvc-aircraft")
+    pet, aircraft = get_spec("oxford-iiit-pet"), get_spec("fgvc-aircraft")
     assert (pet.hub, pet.label_columns) == ("timm/oxford-iiit-pet", ("label",))
     assert pet.split_sizes == {"train": 3680, "test": 3669}
     assert (aircraft.hub, aircraft.label_columns) == ("dpdl-benchmark/fgvc_aircraft", ("variant",))
     assert sum(aircraft.split_sizes.values()) == 10_000
-    caltech = get_recipe("caltech101")
+    caltech = get_spec("caltech101")
     assert caltech.hub == "dpdl-benchmark/caltech101" and sum(caltech.split_sizes.values()) == 9144
     counts = {"fashion-mnist": 10, "cifar10": 10, "flowers102": 102, "samples": 10}
     for name, count in counts.items():
-        assert len(set(get_recipe(name).classes)) == count
+        assert len(set(get_spec(name).classes)) == count
 
 
-def test_prompts_say_the_class_in_the_recipes_words() -> None:
+def test_prompts_say_the_class_in_the_data_sets_words() -> None:
     assert class_prompts("oxford-iiit-pet", ["american_bulldog", "Bengal"]) == [
         "A photo of a american bulldog, a type of pet.",
         "A photo of a Bengal, a type of pet.",
@@ -104,23 +105,25 @@ def test_prompts_say_the_class_in_the_recipes_words() -> None:
     assert class_prompts("my_photos", ["sea_side"]) == ["A photo of a sea side."]
     assert generic_prompt("oxford-iiit-pet") == "A photo of a pet"
     assert generic_prompt("my_photos") == "A photo"
-    for recipe in RECIPES:
-        assert recipe.template.count("{}") == 1 and "{" not in recipe.generic
+    for spec in BUILTIN:
+        assert spec.template.count("{}") == 1 and "{" not in spec.generic
 
 
-def test_a_recipe_of_ones_own(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(registry, "_recipes", {})
+def test_a_data_set_of_ones_own(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(registry, "_specs", {})
     write_class_folders(tmp_path, {"oak": 1, "fir": 2})
-    register_recipe(Recipe("trees", "Trees", None, "A photo of a {} tree.", "A photo of a tree"))
+    register_dataset(
+        DatasetSpec("trees", "Trees", None, "A photo of a {} tree.", "A photo of a tree")
+    )
     dataset = open_dataset("trees", root=tmp_path)
     assert (dataset.name, dataset.classes) == ("trees", ("fir", "oak"))
     assert class_prompts(dataset.name, dataset.classes)[1] == "A photo of a oak tree."
-    with pytest.raises(ValueError, match=r"trees is not on the hub: .* --data\.root"):
+    with pytest.raises(ValueError, match=r"trees is not on the hub: give a local copy as root"):
         open_dataset("trees")
     with pytest.raises(ValueError, match="'trees' is registered already"):
-        register_recipe(Recipe("trees", "Trees", None))
+        register_dataset(DatasetSpec("trees", "Trees", None))
     with pytest.raises(ValueError, match=r"must hold \{\} once"):
-        register_recipe(Recipe("bushes", "Bushes", None, template="A photo"))
+        register_dataset(DatasetSpec("bushes", "Bushes", None, template="A photo"))
 
 
 def test_caltech_from_its_folder_and_lists(tmp_path: Path) -> None:
@@ -209,7 +212,7 @@ def test_fashion_mnist_from_idx_files(tmp_path: Path) -> None:
         open_dataset("fashion-mnist", root=tmp_path)
 
 
-def test_numbers_get_the_recipes_class_names(tmp_path: Path) -> None:
+def test_numbers_get_the_known_class_names(tmp_path: Path) -> None:
     images = [{"bytes": png(Image.new("RGB", (2, 2))), "path": None}] * 2
     features = datasets.Features({"img": datasets.Image(), "label": datasets.Value("int64")})
     data = datasets.Dataset.from_dict({"img": images, "label": [8, 1]}, features=features)
@@ -219,7 +222,7 @@ def test_numbers_get_the_recipes_class_names(tmp_path: Path) -> None:
     assert (dataset.name, len(dataset.classes)) == ("cifar10", 10)
 
 
-def test_a_recipe_needs_labels(tmp_path: Path) -> None:
+def test_a_known_data_set_needs_labels(tmp_path: Path) -> None:
     paint(tmp_path / "a.png", 1)
     with pytest.raises(ValueError, match=r"holds images without classes: it may be images/"):
         open_dataset("oxford-iiit-pet", root=tmp_path)
@@ -227,6 +230,21 @@ def test_a_recipe_needs_labels(tmp_path: Path) -> None:
 
 def test_the_shipped_samples_open() -> None:
     train, test = open_dataset("samples"), open_dataset("samples", split="test")
-    assert train.name == "samples" and train.classes == get_recipe("fashion-mnist").classes
+    assert train.name == "samples" and train.classes == get_spec("fashion-mnist").classes
     assert not set(train.ids) & set(test.ids)
     assert set(Counter(train.labels)) == set(range(10)) and train.read(0).size == (32, 32)
+
+
+def test_one_declaration_of_settings_opens_a_data_set(tmp_path: Path, monkeypatch) -> None:
+    config = DataConfig(source="samples", split="test", per_class=2, limit=7)
+    whole = open_dataset(config)
+    assert whole.ids == open_dataset("samples", split="test", per_class=2, limit=7).ids
+    assert len(open_dataset(config, limit=3)) == 3
+    assert len(open_dataset(limit=100)) == 100
+    with pytest.raises(TypeError, match="lable_column"):
+        open_dataset("samples", lable_column="x")
+    # A path is never a known name.
+    write_class_folders(tmp_path / "samples", {"oak": 1, "fir": 2})
+    monkeypatch.chdir(tmp_path)
+    assert open_dataset(Path("samples")).classes == ("fir", "oak")
+    assert open_dataset("samples", limit=1).classes[0] == "T-shirt/top"

@@ -10,8 +10,8 @@ import pyarrow.parquet
 import pytest
 from data_helpers import noise_picture, png
 
-from revelio.data import huggingface
 from revelio.data.open import open_dataset
+from revelio.data.sources import parquet
 
 MIB = 1 << 20
 BLOB = np.random.default_rng(0).bytes(MIB)
@@ -42,9 +42,9 @@ def repeated(path: Path, rows: int, kind: str) -> Path:
 def test_rows_beyond_the_file_are_refused(tmp_path, monkeypatch, kind, large):
     path = repeated(tmp_path / "a.parquet", 200, kind)
     assert path.stat().st_size < 3 * MIB
-    monkeypatch.setattr(huggingface, "SLACK", MIB)
+    monkeypatch.setattr(parquet, "SLACK", MIB)
     if large:  # which `datasets` would copy to its cache
-        monkeypatch.setattr(huggingface, "IN_MEMORY_BYTES", 0)
+        monkeypatch.setattr(parquet, "IN_MEMORY_BYTES", 0)
     with pytest.raises(ValueError, match=r"a\.parquet can't be read as parquet: .*times the file"):
         open_dataset(str(path))
 
@@ -88,4 +88,4 @@ def test_honest_files_are_read_whole(tmp_path):
     for index in (0, 7, 49):
         assert dataset.read(index).tobytes() == noise_picture(20, 20, index).tobytes()
     pyarrow.parquet.write_table(table.slice(0, 0), tmp_path / "b.parquet")
-    assert huggingface._read_parquet([tmp_path / "b.parquet"]).num_rows == 0
+    assert parquet._read_parquet([tmp_path / "b.parquet"]).num_rows == 0

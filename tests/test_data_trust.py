@@ -20,11 +20,11 @@ from PIL import Image
 from revelio import cli
 from revelio.activations.store import ActivationStore
 from revelio.data.dataset import ImageError
-from revelio.data.folder import open_folder
-from revelio.data.idx import read_idx
 from revelio.data.loading import batches
 from revelio.data.open import open_dataset
 from revelio.data.picture import MAX_BYTES, MAX_PIXELS, MAX_RATIO, read_picture
+from revelio.data.sources.folder import open_folder
+from revelio.data.sources.idx import read_idx
 from revelio.data.transforms import SquareTransform
 
 NASTY = [

@@ -8,9 +8,8 @@ from PIL import Image
 from scipy import stats
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix
 
-from revelio.diffc.measures import confusion, measure, over_seeds, t95, t_quantile
-from revelio.diffc.picture import DARK, confusion_png
-from revelio.stats import wilson95
+from revelio.diffc.measures import DARK, confusion, confusion_png, measure, over_seeds
+from revelio.stats import t95, t_quantile, wilson95
 
 
 @pytest.mark.parametrize(("correct", "images"), [(0, 10), (10, 10), (3, 10), (887, 1000)])

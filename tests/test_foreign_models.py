@@ -14,7 +14,14 @@ from typing import Any
 
 import pytest
 import torch
-from backbones_helpers import picture, tiny_clip, tiny_dinov2, tiny_dit, tiny_sd
+from backbones_helpers import (
+    picture,
+    tiny_clip,
+    tiny_dinov2,
+    tiny_dit,
+    tiny_pixart,
+    tiny_sd,
+)
 from llava_helpers import model_config, tiny_llama, tiny_mpt
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -106,6 +113,7 @@ class Family:
 FAMILIES = {
     "sd": Family(tiny_sd, of_backbone("up_ft1", 25, TEXT), "clip"),
     "dit": Family(tiny_dit, of_backbone("block2", 25), "sd"),
+    "pixart": Family(tiny_pixart, of_backbone("block1", 25, TEXT), "dit"),
     "clip": Family(tiny_clip, of_backbone("block1", None), "dinov2", "vision_model."),
     "zero-shot": Family(tiny_clip, of_zero_shot, "llama"),
     "dinov2": Family(tiny_dinov2, of_backbone("block1", None), "clip"),

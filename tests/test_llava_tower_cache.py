@@ -24,7 +24,7 @@ from llava_ext.tower_cache import (
     store_name,
 )
 from llava_ext.towers import load_tower, load_towers
-from revelio.activations.processes import Processes
+from revelio.distributed import Processes
 
 NAMES = [f"{number}.png" for number in range(10)]
 

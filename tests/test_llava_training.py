@@ -37,7 +37,7 @@ from llava_ext.training import (
     check_processes,
     training_arguments,
 )
-from revelio.activations.processes import Processes
+from revelio.distributed import Processes
 from revelio.run_dir import read_json
 
 SMALL = {"effective_batch": 4, "batch_size": 2, "zero": 0, "threads": 1, "save_steps": 2}

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from revelio.data.builtin import FASHION_CLASSES
-from revelio.data.idx import read_idx
+from revelio.data.sources.idx import read_idx
 from tools.mini.captions import captions, corpus, noun
 from tools.mini.data import (
     PictureSet,

@@ -27,10 +27,10 @@ from llava_ext.config import (
 from llava_ext.run import run
 from llava_ext.tower_cache import CachedGrids, fill, open_cache_job
 from llava_ext.towers import load_towers
-from revelio.activations.processes import Processes
 from revelio.activations.store import ActivationStore
 from revelio.cli import demo, main, train_diffc, train_ksae
 from revelio.config import completed, to_plain, to_yaml
+from revelio.distributed import Processes
 from revelio.run_dir import Run, read_json
 
 ARCHIVE = Path(__file__).parent / "data" / "first_version.tar.xz"

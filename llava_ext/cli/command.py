@@ -8,7 +8,6 @@
 A section's keys win over the same keys outside sections.
 """
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -19,6 +18,7 @@ from typing import Any, TypeVar
 from revelio import command_line
 from revelio.command_line import own_words, parse_flags, take
 from revelio.config import named, read_yaml, structure
+from revelio.distributed import is_main
 from revelio.following import following
 
 T = TypeVar("T")
@@ -80,7 +80,7 @@ def run_module(module: ModuleType, words: Sequence[str], *, name: str, prog: str
         config = parse(module.Config, words, module.__doc__ or "", module.SECTION, prog)
         module.run(config)
         # Launchers start several processes; one of them speaks.
-        if os.environ.get("RANK", "0") == "0":
+        if is_main():
             path, _ = take(words, "--config")
             given = ["--config", path] if path else []
             sys.stdout.write(f"{following(*module.following(config, given))}\n")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from revelio.activations.shard import (
+from revelio.activations.format import (
     DTYPES,
     FORMAT,
     ShardHeader,
@@ -263,7 +263,7 @@ _REQUIRED: _Fields = {
 MADE_BY: _Fields = {
     **dict.fromkeys(("model", "revision", "compute_dtype", "attention", "match_snr"), _TEXT),
     **dict.fromkeys(("prompt_policy", "mode", "dataset", "split", "dataset_sha256"), _TEXT),
-    "contents_sha256": _TEXT,
+    **dict.fromkeys(("contents_sha256", "captions_sha256"), _TEXT),
     **dict.fromkeys(("stride", "images", "batch_size", "shard_images"), _COUNT),
     **dict.fromkeys(("timestep", "seed"), _WHOLE),
     "draw": (

@@ -18,14 +18,7 @@ import torch
 from jaxtyping import Float32, Int64, Shaped
 from torch import Tensor
 
-from revelio.activations.manifest import (
-    LABEL_LIMIT,
-    Manifest,
-    read_manifest,
-    shard_path,
-    write_manifest,
-)
-from revelio.activations.shard import (
+from revelio.activations.format import (
     DTYPES,
     Skipped,
     check_names,
@@ -34,6 +27,13 @@ from revelio.activations.shard import (
     read_ids,
     read_labels,
     write_shard,
+)
+from revelio.activations.manifest import (
+    LABEL_LIMIT,
+    Manifest,
+    read_manifest,
+    shard_path,
+    write_manifest,
 )
 from revelio.run_dir import sha256
 
@@ -84,6 +84,11 @@ class ActivationStore:
         return hashlib.sha256(
             "\n".join(shard.sha256 for shard in self._shards).encode()
         ).hexdigest()
+
+    @property
+    def bytes(self) -> int:
+        """The size of its shards on disk."""
+        return sum(shard.bytes for shard in self._shards)
 
     def __len__(self) -> int:
         return self._stops[-1] if self._stops else 0

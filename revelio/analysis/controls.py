@@ -25,6 +25,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from revelio.analysis.config import PurityConfig, TopImagesConfig
 from revelio.analysis.label_measures import class_counts, measures
 from revelio.analysis.purity import eligible
 from revelio.analysis.top_images import TopImages, pooled, top_images
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from revelio.activations.store import ActivationStore
     from revelio.sae.model import KSparseAutoencoder
 
+# How many controls there are.
+CONTROLS = 4
 SUBSETS = 50
 LEFT_OUT = 0.25
 # A latent's images are kept this many times over, so that others move up when some are left out.
@@ -158,11 +161,10 @@ def difference(ours: Judged, other: Judged, name: str, confidence: float) -> dic
 def compare(
     model: "KSparseAutoencoder",
     store: "ActivationStore",
+    config: PurityConfig | None = None,
     *,
-    images: int = 10,
-    latents: int = 1000,
-    seed: int = 0,
     confidence: float = 0.95,
+    device: str | torch.device = "cpu",
     progress: Callable[[str], object] | None = None,
 ) -> dict[str, Any]:
     """A k-SAE's purity beside every control's: plain values, fit for JSON.
@@ -170,10 +172,10 @@ def compare(
     Args:
         model: the k-SAE.
         store: labelled activations, better of images that it was not trained on.
-        images: top images a latent is judged by.
-        latents: the strongest so many latents of each model are averaged.
-        seed: of the controls and of the subsets of images.
+        config: how many images a latent is judged by, how many of the strongest latents of each model are
+            averaged, and the seed of the controls and of the subsets of images.
         confidence: of all intervals together.
+        device: where the k-SAE and the controls run.
         progress: told the name of each model before it is judged.
 
     Returns:
@@ -186,6 +188,8 @@ def compare(
     """
     from revelio.sae.kernels.select import fastest_kernel
 
+    config = config or PurityConfig()
+    images, latents, seed = config.m, config.latents, config.seed
     rows = torch.cat([pooled(batch) for _, batch in store.batches(1024)])
     subsets = image_subsets(len(store), seed)
     judged = {}
@@ -194,7 +198,7 @@ def compare(
             progress(name or "k-SAE")
         if name:
             each.kernel = fastest_kernel(each)
-        top = top_images(each, store, m=SPARE * images)
+        top = top_images(each, store, TopImagesConfig(m=SPARE * images), device=device)
         strong = eligible(top, images)[:latents]
         # With few images a control may have no latent that is active on enough of them.
         if len(strong):
@@ -253,3 +257,11 @@ def strongest(entry: Mapping[str, Any], measure: str = "majority") -> tuple[str,
     controls = entry["controls"]
     name = max(controls, key=lambda one: BETTER[measure] * controls[one][measure]["value"])
     return name, controls[name][measure]["value"]
+
+
+def in_words(entry: Mapping[str, Any]) -> str:
+    """What a purity entry's controls say of its majority share: the strongest, and what intervals support."""
+    name, value = strongest(entry)
+    said = entry["verdict"]["majority"]
+    said = said if said.startswith("beats") else f"is {said}"
+    return f"{name}, which learned nothing, reach {value:.0%}: the k-SAE {said}"

@@ -8,19 +8,19 @@ the TopK codes (`codes="sparse"`). Larger values come first; ties go to the lowe
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from revelio.analysis.config import TopImagesConfig
+from revelio.bounds import check_fields
 from revelio.sae.metrics import density_histogram
 
 if TYPE_CHECKING:
     from revelio.activations.store import ActivationStore
     from revelio.sae.model import KSparseAutoencoder
-
-CodeKind = Literal["sparse", "dense"]
 
 MIN_IMAGES = 10
 """A latent counts as active when more images than this have a code > 0 (released code)."""
@@ -126,45 +126,35 @@ class _Running:
 def top_images(
     model: "KSparseAutoencoder",
     store: "ActivationStore",
-    m: int = 10,
-    codes: CodeKind = "sparse",
+    config: TopImagesConfig | None = None,
     *,
-    mode: str = "fixed",
-    batch_size: int = 1024,
-    latent_chunk: int = 1024,
     device: str | torch.device = "cpu",
     progress: Callable[[int], object] | None = None,
 ) -> TopImages:
-    """The top m images of every latent of ``model`` over the images of ``store``.
+    """The top images of every latent of ``model`` over the images of ``store``.
 
     Args:
         model: the k-SAE.
         store: pooled activations, or grids, which are pooled.
-        m: how many images to keep for each latent.
-        codes: `sparse`, the TopK codes; `dense`, ReLU of the pre-activations, as released.
-        mode: what results call the settings.
-        batch_size: images at a time; the result does not depend on it.
-        latent_chunk: latents at a time, for dense codes; small enough that their codes stay in the caches.
+        config: how many images are kept, by which codes.
         device: where the k-SAE runs.
         progress: told the number of images after each batch.
 
     Raises:
-        ValueError: m or a chunk is below 1, or the store's width is not the k-SAE's.
+        ValueError: a setting is outside its bounds, or the store's width is not the k-SAE's.
     """
-    if min(m, batch_size, latent_chunk) < 1:
-        raise ValueError(
-            f"m, batch_size, latent_chunk are {m}, {batch_size}, {latent_chunk}: give 1 up"
-        )
+    config = config or TopImagesConfig()
+    check_fields(config)
     check_width(model, store)
     model = model.to(device).eval()
-    running = _Running(model.n, m)
+    running = _Running(model.n, config.kept)
     with torch.inference_mode():
-        for start, rows in store.batches(batch_size):
+        for start, rows in store.batches(config.batch_size):
             activations = pooled(rows).to(device)
-            if codes == "sparse":
+            if config.kind == "sparse":
                 _add_sparse(running, model, activations, start)
             else:
-                _add_dense(running, model, activations, start, latent_chunk)
+                _add_dense(running, model, activations, start, config.latent_chunk)
             if progress is not None:
                 progress(len(rows))
     return TopImages(
@@ -175,7 +165,7 @@ def top_images(
         images=len(store),
         labels=store.labels,
         classes=tuple(store.classes),
-        source={"codes": codes, "mode": mode},
+        source={"codes": config.kind, "mode": config.mode},
     )
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from revelio.backbones.families import describe_source
-from revelio.backbones.layers import Layers, dit_layers, unet_layers, vit_layers
+from revelio.backbones.layers import Layers, dit_layers, flux_layers, unet_layers, vit_layers
 from revelio.backbones.source import Description, Source
 
 VAE = {"block_out_channels": (128, 256, 512, 512)}
@@ -17,17 +17,60 @@ DIT_XL_2 = {
     "patch_size": 2,
 }
 
-# name: (hub id, image size, summary). SD-2.1 comes in two: trained at 768 px to predict velocity, and
-# -base, at 512 px to predict noise. The paper doesn't say which (SPEC 2.8).
+SDXL = {"block_out_channels": (320, 640, 1280)}
+
+# name: (hub id, image size, U-Net, summary). SD-2.1 comes in two: trained at 768 px to predict velocity,
+# and -base, at 512 px to predict noise. The paper doesn't say which (SPEC 2.8).
 UNETS = {
-    "sd-1.5": ("stable-diffusion-v1-5/stable-diffusion-v1-5", 512, "the paper's main model"),
-    "sd-1.4": ("CompVis/stable-diffusion-v1-4", 512, "the version before"),
-    "sd-2.1": ("stabilityai/stable-diffusion-2-1", 768, "predicts velocity"),
-    "sd-2.1-base": ("stabilityai/stable-diffusion-2-1-base", 512, "predicts noise"),
+    "sd-1.5": ("stable-diffusion-v1-5/stable-diffusion-v1-5", 512, UNET, "the paper's main model"),
+    "sd-1.4": ("CompVis/stable-diffusion-v1-4", 512, UNET, "the version before"),
+    "sd-2.1": ("stabilityai/stable-diffusion-2-1", 768, UNET, "predicts velocity"),
+    "sd-2.1-base": ("stabilityai/stable-diffusion-2-1-base", 512, UNET, "predicts noise"),
+    "sdxl": ("stabilityai/stable-diffusion-xl-base-1.0", 1024, SDXL, "two text encoders"),
+    "sdxl-turbo": ("stabilityai/sdxl-turbo", 512, SDXL, "SDXL distilled to few steps"),
 }
+# On pixels, without a VAE.
+IF_UNET = {"block_out_channels": (704, 1408, 2112, 2816)}
+IFS = {"deepfloyd-if-xl": ("DeepFloyd/IF-I-XL-v1.0", 64, IF_UNET, "on pixels; T5 text encoder")}
 DITS = {
     "dit-xl-2-256": ("facebook/DiT-XL-2-256", 256, "ImageNet classes"),
     "dit-xl-2-512": ("facebook/DiT-XL-2-512", 512, "ImageNet classes"),
+}
+# The transformer is DiT-XL/2's with cross-attention.
+PIXARTS = {
+    "pixart-alpha-512": ("PixArt-alpha/PixArt-XL-2-512x512", 512, "T5 text encoder"),
+    "pixart-sigma-512": ("PixArt-alpha/PixArt-Sigma-XL-2-512-MS", 512, "T5, up to 300 tokens"),
+}
+SD3_MEDIUM = {
+    "num_attention_heads": 24,
+    "attention_head_dim": 64,
+    "num_layers": 24,
+    "patch_size": 2,
+}
+SD3S = {
+    "sd3-medium": ("stabilityai/stable-diffusion-3-medium-diffusers", "rectified flow"),
+    "sd3.5-medium": ("stabilityai/stable-diffusion-3.5-medium", "rectified flow"),
+}
+FLUX_1 = {
+    "num_attention_heads": 24,
+    "attention_head_dim": 128,
+    "num_layers": 19,
+    "num_single_layers": 38,
+}
+FLUXES = {
+    "flux-1-dev": ("black-forest-labs/FLUX.1-dev", "guidance-distilled"),
+    "flux-1-schnell": ("black-forest-labs/FLUX.1-schnell", "few-step"),
+}
+# What `revelio backbones NAME` says beside the layers.
+WITHDRAWN = "its owner withdrew it from the hub: get the folder from where a copy is kept, and give its path"
+HALF = "its VAE overflows in float16: load it in bfloat16 or float32"
+GATED = "gated: accept its license on the hub and log in with `hf auth login`, or give a folder"
+NOTES = {
+    "sd-2.1": WITHDRAWN,
+    "sd-2.1-base": WITHDRAWN,
+    "sdxl": HALF,
+    "sdxl-turbo": HALF,
+    **dict.fromkeys(("deepfloyd-if-xl", "sd3-medium", "sd3.5-medium", "flux-1-dev"), GATED),
 }
 # name: (hub id, image size, width, blocks, patch)
 CLIPS = {
@@ -52,10 +95,18 @@ MINIS = {
 
 def hub_models() -> Iterator[Description]:
     """The models that come from the hub."""
-    for name, (hub_id, size, summary) in UNETS.items():
-        yield Description(name, "U-Net", size, unet_layers(UNET, VAE), hub_id, summary)
-    for name, (hub_id, size, summary) in DITS.items():
+    for name, (hub_id, size, unet, summary) in (UNETS | IFS).items():
+        layers = unet_layers(unet, VAE if name in UNETS else None)
+        note = NOTES.get(name, "")
+        yield Description(name, "U-Net", size, layers, hub_id, summary, note)
+    for name, (hub_id, size, summary) in (DITS | PIXARTS).items():
         yield Description(name, "DiT", size, dit_layers(DIT_XL_2, VAE), hub_id, summary)
+    for name, (hub_id, summary) in SD3S.items():
+        layers, note = dit_layers(SD3_MEDIUM, VAE), NOTES.get(name, "")
+        yield Description(name, "MMDiT", 1024, layers, hub_id, summary, note)
+    for name, (hub_id, summary) in FLUXES.items():
+        layers, note = flux_layers(FLUX_1, 16), NOTES.get(name, "")
+        yield Description(name, "MMDiT", 1024, layers, hub_id, summary, note)
     for name, row in CLIPS.items():
         yield _vit(name, row, "image encoder", norm=False)
     for name, row in DINOS.items():

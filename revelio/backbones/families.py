@@ -13,12 +13,22 @@ from typing import Any
 from revelio.backbones import diffusion
 from revelio.backbones.diffusion.base import DiffusionBackbone, registered_families
 from revelio.backbones.layers import vit_layers
-from revelio.backbones.source import Description, Source
+from revelio.backbones.source import Description, Source, kinds_of
 from revelio.trust import printable
 
-# Modules of the package that are no family's; they need torch.
-SHARED = {"base", "conditioning", "schedule", "scheduler", "text_encoder", "vae"}
-# Parts that steer the denoiser in ways that no family computes yet (SDXL, SD3, unCLIP, ...).
+# Modules of the package that are no family's.
+SHARED = {
+    "base",
+    "conditioning",
+    "schedule",
+    "scheduler",
+    "t5",
+    "text_encoder",
+    "transformer",
+    "unet",
+    "vae",
+}
+# Parts that steer the denoiser: only a family that lists them computes what they do (SDXL, SD3, unCLIP).
 STRANGE_PARTS = ("text_encoder_2", "text_encoder_3", "prior", "image_encoder", "image_normalizer")
 VITS = {
     "clip": "clip",
@@ -42,9 +52,7 @@ def diffusion_families() -> list[type[DiffusionBackbone]]:
 def supported() -> str:
     """The families, for a message."""
     titles = ", ".join(family.title for family in diffusion_families())
-    return (
-        f"{titles}, CLIP and DINOv2 models; SDXL, SD3, Flux and DeepFloyd-IF are not supported yet"
-    )
+    return f"{titles}, CLIP and DINOv2 models"
 
 
 def family_of(source: Source) -> Family:
@@ -86,11 +94,11 @@ def _unsupported(source: Source, found: object) -> ValueError:
 
 def _takes(family: type[DiffusionBackbone], index: Mapping[str, Any]) -> bool:
     """Whether model_index.json lists the family's parts, and none that it does not compute."""
-    unused = (*STRANGE_PARTS, *family.without)
+    unused = {*STRANGE_PARTS, *family.without} - {*family.parts, *family.optional}
     strange = any(index.get(part) not in (None, [None, None]) for part in unused)
-    return not strange and all(
-        _class_of(index, part) == kind for part, kind in family.parts.items()
-    )
+    fits = all(_class_of(index, part) in kinds_of(kind) for part, kind in family.parts.items())
+    may = all(_class_of(index, part) in (None, kind) for part, kind in family.optional.items())
+    return fits and may and not strange
 
 
 def _lacking(index: Mapping[str, Any]) -> str:
@@ -98,9 +106,9 @@ def _lacking(index: Mapping[str, Any]) -> str:
     for family in diffusion_families():
         if index.get("_class_name") in family.pipelines:
             return ", ".join(
-                f"`{part}` of class {kind}"
+                f"`{part}` of class {' or '.join(kinds_of(kind))}"
                 for part, kind in family.parts.items()
-                if _class_of(index, part) != kind
+                if _class_of(index, part) not in kinds_of(kind)
             )
     return ""
 

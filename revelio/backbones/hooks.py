@@ -25,7 +25,10 @@ class HasLayers(Protocol):
     """Any model that says where a layer's output appears."""
 
     def module(self, layer: str) -> nn.Module:
-        """The module whose output is the layer."""
+        """The module whose output is the layer.
+
+        Where it gives several tensors, the layer is the one at the model's ``output_position``, or the first.
+        """
         ...
 
 
@@ -46,23 +49,31 @@ def full_precision() -> Iterator[None]:
 
 
 @contextmanager
-def hooked(model: HasLayers, functions: Mapping[str, Hook]) -> Iterator[None]:
+def hooked(
+    model: HasLayers, functions: Mapping[str, Hook], *, exact: bool = True
+) -> Iterator[None]:
     """Call a function on the output of each layer that the model computes while the block runs.
 
     Args:
         model: a backbone, or anything else with ``module(layer)``.
         functions: by layer; see :func:`capture` and :func:`edit`. The hooks are removed at the end, also
             after an error. Blocks may be nested: the outer block's function is called first.
+        exact: compute float32 convolutions in float32 meanwhile (:func:`full_precision`); False leaves the
+            number formats as they are, as generation wants.
 
     Raises:
         KeyError: a layer that the model does not have.
     """
     with ExitStack() as stack:
         for layer, function in functions.items():
-            handle = model.module(layer).register_forward_hook(_forward_hook(function))
+            module = model.module(layer)
+            hook = _forward_hook(function, getattr(model, "output_position", 0))
+            handle = module.register_forward_hook(hook)
             stack.callback(handle.remove)
-        with full_precision():
-            yield
+            _before_others(module)
+        if exact:
+            stack.enter_context(full_precision())
+        yield
 
 
 def capture(found: dict[str, Tensor], layer: str) -> Hook:
@@ -122,13 +133,22 @@ def _until(function: Hook, last: bool) -> Hook:
     return stop if last else function
 
 
-def _forward_hook(function: Hook) -> Callable[..., Any]:
+def _before_others(module: nn.Module) -> None:
+    """Call our hooks before anybody else's: transformers collects `hidden_states` by hooks of its own."""
+    for key, hook in list(module._forward_hooks.items()):
+        if getattr(hook, "__module__", None) != __name__:
+            module._forward_hooks[key] = module._forward_hooks.pop(key)
+
+
+def _forward_hook(function: Hook, position: int) -> Callable[..., Any]:
     def hook(_module: nn.Module, _inputs: object, output: Tensor | tuple[Any, ...]) -> Any:
         if not isinstance(output, tuple):
             return function(output)
-        # Some versions of transformers' blocks give a tuple with the hidden states first.
-        changed = function(output[0])
-        return None if changed is None else (changed, *output[1:])
+        # Some versions of transformers' blocks give a tuple with the hidden states first; blocks that join
+        # text and image give both.
+        changed = function(output[position])
+        before, after = output[:position], output[position + 1 :]
+        return None if changed is None else (*before, changed, *after)
 
     return hook
 
@@ -155,5 +175,5 @@ def block_list(model: nn.Module) -> nn.ModuleList:
     return next(
         module
         for path, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and path.split(".")[-1] in ("layer", "layers")
+        if isinstance(module, nn.ModuleList) and path.split(".")[-1] in ("block", "layer", "layers")
     )

@@ -8,6 +8,7 @@ decoder block i *after* its upsampler, so that the last two have the same stride
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import groupby
 from typing import Any, Literal
 
 
@@ -62,6 +63,13 @@ def dit_layers(transformer: Mapping[str, Any], vae: Mapping[str, Any]) -> Layers
     return {f"block{i}": LayerSpec(width, stride) for i in range(transformer["num_layers"])}
 
 
+def flux_layers(transformer: Mapping[str, Any], stride: int) -> Layers:
+    """The joint (``double``) and single blocks of a ``FluxTransformer2DModel``, from its config."""
+    spec = LayerSpec(transformer["num_attention_heads"] * transformer["attention_head_dim"], stride)
+    counts = {"double": transformer["num_layers"], "single": transformer["num_single_layers"]}
+    return {f"{kind}{i}": spec for kind, count in counts.items() for i in range(count)}
+
+
 def vit_layers(vision: Mapping[str, Any], *, norm: bool = False) -> Layers:
     """The blocks of a ViT; with ``norm`` also the last block after the model's final LayerNorm."""
     spec = LayerSpec(vision["hidden_size"], vision["patch_size"])
@@ -69,10 +77,9 @@ def vit_layers(vision: Mapping[str, Any], *, norm: bool = False) -> Layers:
     return layers | {"norm": spec} if norm else layers
 
 
-def text_layers(text: Mapping[str, Any]) -> Layers:
-    """The blocks of a CLIP text encoder."""
-    spec = LayerSpec(text["hidden_size"], 1, "tokens")
-    return {f"block{i}": spec for i in range(text["num_hidden_layers"])}
+def text_layers(width: int, blocks: int) -> Layers:
+    """The blocks of a text encoder."""
+    return {f"block{i}": LayerSpec(width, 1, "tokens") for i in range(blocks)}
 
 
 def cut_after(known: Mapping[str, LayerSpec], wanted: Iterable[str] | None, name: str) -> Layers:
@@ -119,9 +126,8 @@ def check_grid(known: Mapping[str, LayerSpec], layer: str, name: str) -> LayerSp
 
 def listed(names: Iterable[str]) -> str:
     """Names for a message; a long run of blocks as ``block0 ... block27``."""
-    words = list(names)
-    blocks = [word for word in words if word.startswith("block")]
-    if len(blocks) <= 6:
-        return ", ".join(words)
-    rest = [word for word in words if word not in blocks]
-    return ", ".join([f"{blocks[0]} ... {blocks[-1]}", *rest])
+    runs: list[str] = []
+    for _, run in groupby(names, key=lambda name: name.rstrip("0123456789")):
+        words = list(run)
+        runs.append(", ".join(words) if len(words) <= 6 else f"{words[0]} ... {words[-1]}")
+    return ", ".join(runs)

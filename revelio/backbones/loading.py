@@ -2,13 +2,15 @@
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from revelio.distributed import device_of
 from revelio.trust import printable
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -66,25 +68,6 @@ def dtype_of(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
-def device_of(name: str) -> torch.device:
-    """The device of a name; ``auto`` is CUDA where there is one.
-
-    Raises:
-        ValueError: no such device.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(
-            f"device {name!r} can't be used ({str(error).splitlines()[0]}): "
-            "choose auto, cpu, cuda, cuda:1 or mps"
-        ) from error
-    return device
-
-
 def check_attention(name: str) -> str:
     """Raise a ValueError if it is no attention kernel that Revelio offers."""
     if name not in ATTENTION:
@@ -94,11 +77,23 @@ def check_attention(name: str) -> str:
 
 def use_eager_attention(model: nn.Module) -> None:
     """Make diffusers' attention modules compute softmax(q k) v step by step."""
-    from diffusers.models.attention_processor import Attention, AttnProcessor
+    from diffusers.models.attention_processor import (
+        Attention,
+        AttnAddedKVProcessor,
+        AttnProcessor,
+    )
 
     for module in model.modules():
         if isinstance(module, Attention):
-            module.set_processor(AttnProcessor())
+            joint = (
+                module.added_kv_proj_dim is not None
+            )  # text joins the picture's keys: DeepFloyd-IF
+            module.set_processor(AttnAddedKVProcessor() if joint else AttnProcessor())
+
+
+def attention_kernel(name: str) -> AbstractContextManager[object]:
+    """Inside, torch's own attention is computed step by step if ``name`` is ``eager``."""
+    return sdpa_kernel(SDPBackend.MATH) if name == "eager" else nullcontext()
 
 
 def frozen(model: M, device: torch.device, *, convolutional: bool = False) -> M:

@@ -6,7 +6,8 @@
 
 A layer is written `name channels/stride`: the stride is how many pixels of the image a grid cell spans,
 so that a grid's side is the image's divided by it. Any folder or hub id in diffusers layout (Stable
-Diffusion 1.x and 2.x, DiT, pixel-space DDPMs) or with a CLIP or DINOv2 config is taken like a known name.
+Diffusion 1.x to 3.5, Flux, DeepFloyd-IF, DiT, PixArt, pixel-space DDPMs) or with a CLIP or DINOv2 config is
+taken like a known name.
 """
 
 from dataclasses import dataclass
@@ -78,6 +79,8 @@ def details(about: "Description") -> str:
     facts = [("name", about.name), ("kind", about.kind), ("source", about.source)]
     if about.summary:
         facts.append(("about", about.summary))
+    if about.note:
+        facts.append(("note", about.note))
     if about.image_size:
         facts.append(("image size", f"{about.image_size} px"))
     rows: list[tuple[str, ...]] = [("layer", "channels", "stride", "grid (c h w)")]

@@ -10,7 +10,7 @@ class Bar:
     """Prints what a pipeline reports; ends the bar when the work is done, before further lines.
 
     Args:
-        title: what stands in front of the bar.
+        title: what stands in front of the bar, where the pipeline does not say what it is doing.
     """
 
     def __init__(self, title: str) -> None:
@@ -32,7 +32,7 @@ class Bar:
         elif progress.message:
             print(progress.message, flush=True)
         if progress.total and progress.done >= progress.total:
-            self._close()
+            self._close()  # another count may follow
 
     def _advance(self, progress: "Progress") -> None:
         from tqdm import tqdm
@@ -40,9 +40,9 @@ class Bar:
         if self._bar is None:
             self._bar = tqdm(
                 total=progress.total,
-                initial=progress.done - 1,
+                initial=max(progress.done - 1, 0),
                 unit=progress.unit,
-                desc=self.title,
+                desc=progress.title or self.title,
                 smoothing=0.05,
             )
         self._bar.update(progress.done - self._bar.n)

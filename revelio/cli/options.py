@@ -19,16 +19,7 @@ def build_dataset(options: DataConfig) -> "ImageDataset":
     """Open the data set that the options name."""
     from revelio.data.open import open_dataset
 
-    return open_dataset(
-        options.source,
-        split=options.split,
-        root=options.root,
-        revision=options.revision,
-        image_column=options.image_column,
-        label_column=options.label_column,
-        limit=options.limit,
-        per_class=options.per_class,
-    )
+    return open_dataset(options)
 
 
 def read_contents(dataset: "ImageDataset") -> "ImageDataset":
@@ -46,12 +37,4 @@ def build_backbone(options: BackboneConfig, layers: "Sequence[str] | None") -> "
     """Load the backbone, cut after the last of ``layers``."""
     from revelio.backbones.registry import load_backbone
 
-    return load_backbone(
-        options.name,
-        layers=layers,
-        revision=options.revision,
-        image_size=options.image_size,
-        dtype=options.dtype,
-        attention=options.attention,
-        device=options.device,
-    )
+    return load_backbone(options, layers=layers)

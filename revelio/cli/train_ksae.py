@@ -13,7 +13,6 @@ With a grid, every combination of the values listed is a k-SAE with a run folder
 store is read and shuffled once for all that share it. Several processes share every batch, or the latents.
 """
 
-import os
 from dataclasses import dataclass
 
 from revelio.sae.config import TrainSAEConfig
@@ -30,7 +29,8 @@ class Config(TrainSAEConfig):
 def run(config: Config) -> None:
     """Train, save, measure, and name what was written."""
     from revelio.cli.bar import Bar
-    from revelio.following import beside, following
+    from revelio.distributed import is_main
+    from revelio.following import following
     from revelio.pipelines.train_sae import plan_sae, train_sae
 
     with Bar("k-SAE") as bar:
@@ -38,8 +38,5 @@ def run(config: Config) -> None:
             plan_sae(config, bar)
             return
         made = train_sae(config, bar)
-    if int(os.environ.get("RANK", "0")) == 0:
-        first = made[0].path
-        top = beside(first, "top-images")
-        store, final = config.store, first / "final"
-        print(following("top-images", "--store", store, "--ksae", final, "--out", top))
+    if is_main():
+        print(following("top-images", "--store", config.store, "--ksae", made[0].path))

@@ -1,1 +1,1 @@
-"""Images in: folders, Hugging Face datasets, recipes for the sets of the paper, transforms."""
+"""Images in: folders, Hugging Face datasets, the sets of the paper by name, transforms."""

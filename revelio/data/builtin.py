@@ -1,4 +1,4 @@
-"""The recipes that come with Revelio: the sets of the paper, and some that are easy to have.
+"""The data sets that are known by name: those of the paper, and some that are easy to have.
 
 Hub ids, label columns and prompts of the first four are those of the paper's classifier (SPEC: Diff-C, data
 and prompt modes); numbers of images are the sets' official ones. FGVC-Aircraft's label is ``variant``, one
@@ -6,8 +6,8 @@ of three levels. Caltech-101 has no official split: the hub's trains on 30 image
 rest, and a folder's is what its list files say.
 """
 
-from revelio.data import layouts
-from revelio.data.registry import Recipe
+from revelio.data.registry import DatasetSpec
+from revelio.data.sources import archives
 
 FASHION_CLASSES = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
@@ -58,8 +58,8 @@ _SPOKEN_CALTECH = {
     "yin_yang": "yin and yang symbol",
 }
 
-RECIPES = (
-    Recipe(
+BUILTIN = (
+    DatasetSpec(
         name="samples",
         title="the sample that comes with Revelio, from Fashion-MNIST",
         hub=None,
@@ -68,17 +68,17 @@ RECIPES = (
         classes=FASHION_CLASSES,
         spoken=_SPOKEN_CLOTHES,
     ),
-    Recipe(
+    DatasetSpec(
         name="oxford-iiit-pet",
         title="Oxford-IIIT Pet",
         hub="timm/oxford-iiit-pet",
         template="A photo of a {}, a type of pet.",
         generic="A photo of a pet",
         split_sizes={"train": 3680, "test": 3669},
-        layouts=(layouts.oxford_pet,),
+        layouts=(archives.oxford_pet,),
         expects="images/ beside annotations/, class folders, a saved data set or parquet files",
     ),
-    Recipe(
+    DatasetSpec(
         name="caltech101",
         title="Caltech-101",
         hub="dpdl-benchmark/caltech101",
@@ -89,7 +89,7 @@ RECIPES = (
         expects="images/<class>/ beside train.txt and test.txt, class folders, a saved data set or "
         "parquet files",
     ),
-    Recipe(
+    DatasetSpec(
         name="fgvc-aircraft",
         title="FGVC-Aircraft",
         hub="dpdl-benchmark/fgvc_aircraft",
@@ -97,21 +97,21 @@ RECIPES = (
         generic="A photo of an aircraft",
         split_sizes={"train": 3334, "validation": 3333, "test": 3333},
         label_columns=("variant",),
-        layouts=(layouts.fgvc_aircraft,),
+        layouts=(archives.fgvc_aircraft,),
         expects="data/ with images/ and images_variant_train.txt, class folders, a saved data set or "
         "parquet files",
     ),
-    Recipe(
+    DatasetSpec(
         name="dtd",
         title="Describable Textures",
         hub="dpdl-benchmark/dtd",
         template="A photo of a {}, a texture.",
         generic="A photo of a texture",
         split_sizes={"train": 1880, "validation": 1880, "test": 1880},
-        layouts=(layouts.dtd,),
+        layouts=(archives.dtd,),
         expects="images/<class>/ beside labels/, class folders, a saved data set or parquet files",
     ),
-    Recipe(
+    DatasetSpec(
         name="flowers102",
         title="Oxford Flowers-102",
         hub="dpdl-benchmark/oxford_flowers102",
@@ -119,11 +119,11 @@ RECIPES = (
         generic="A photo of a flower",
         split_sizes={"train": 1020, "validation": 1020, "test": 6149},
         classes=FLOWER_CLASSES,
-        layouts=(layouts.flowers,),
+        layouts=(archives.flowers,),
         expects="jpg/ beside imagelabels.mat and setid.mat, class folders, a saved data set or parquet "
         "files",
     ),
-    Recipe(
+    DatasetSpec(
         name="fashion-mnist",
         title="Fashion-MNIST",
         hub="zalando-datasets/fashion_mnist",
@@ -135,7 +135,7 @@ RECIPES = (
         expects="a folder of idx files (train-images-idx3-ubyte.gz, ...), a saved data set or parquet "
         "files",
     ),
-    Recipe(
+    DatasetSpec(
         name="cifar10",
         title="CIFAR-10",
         hub="uoft-cs/cifar10",

@@ -11,14 +11,15 @@ class DataConfig:
     """Where the images come from."""
 
     source: str = "samples"
-    """A folder of images (class folders give labels), a recipe (samples, caltech101, oxford-iiit-pet,
-    fgvc-aircraft, ...), a parquet file, or a Hugging Face dataset (folder on disk or hub id)."""
+    """A folder of images (class folders give labels), a known data set (samples, caltech101,
+    oxford-iiit-pet, fgvc-aircraft, ...), a parquet file, or a Hugging Face dataset (folder on disk or hub
+    id)."""
 
     split: str | None = None
     """The split to take; none: the source's own default (train where there are splits)."""
 
     root: Existing | None = None
-    """A local copy of a recipe's data; none: the recipe's hub id."""
+    """A local copy of a known data set; none: its hub id."""
 
     revision: str | None = None
     """The revision of a hub id: a branch, tag or commit."""
@@ -27,7 +28,7 @@ class DataConfig:
     """The column of a Hugging Face dataset that holds the pictures."""
 
     label_column: str | None = None
-    """The column with class ids; none: the recipe's own, or `label` where there is one."""
+    """The column with class ids; none: the known data set's own, or `label` where there is one."""
 
     limit: Count | None = None
     """Take only this many images, spread evenly over the data set."""

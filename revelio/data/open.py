@@ -1,91 +1,85 @@
-"""One entrance to every source of images: recipes, folders, parquet files, Hugging Face data sets."""
+"""One entrance to every source of images: known data sets, folders, parquet files, Hugging Face data sets."""
 
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
+from revelio.bounds import check_fields
+from revelio.data.config import DataConfig
 from revelio.data.dataset import ImageDataset
-from revelio.data.folder import open_folder
-from revelio.data.huggingface import (
+from revelio.data.registry import DatasetSpec, dataset_names, get_spec, is_registered
+from revelio.data.sources.folder import open_folder
+from revelio.data.sources.huggingface import (
+    Columns,
     hub_splits,
     is_saved_dataset,
     open_splits,
-    parquet_files,
-    parquet_splits,
     saved_splits,
 )
-from revelio.data.idx import has_idx, open_idx
-from revelio.data.listing import find_pictures, listed_dataset
-from revelio.data.registry import Recipe, get_recipe, is_recipe, recipe_names
+from revelio.data.sources.idx import has_idx, open_idx
+from revelio.data.sources.listing import find_pictures, listed_dataset
+from revelio.data.sources.parquet import parquet_files, parquet_splits
 from revelio.trust import printable
 
 SAMPLES = "samples"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
-def open_dataset(
-    source: str | Path,
-    *,
-    split: str | None = None,
-    root: str | Path | None = None,
-    revision: str | None = None,
-    image_column: str = "image",
-    label_column: str | None = None,
-    limit: int | None = None,
-    per_class: int | None = None,
-) -> ImageDataset:
+def open_dataset(source: DataConfig | str | Path = SAMPLES, **settings: Any) -> ImageDataset:
     """Open a data set of images.
 
+    A known name wins over a folder of the same name: write ``./name``, or a :class:`Path`, for that.
+
     Args:
-        source: a recipe's name (which wins over a folder of the same name: write ``./name`` for
-            that), a folder of images, a parquet file or folder of them, a folder written by
-            ``save_to_disk``, or the id of a data set on the Hugging Face hub.
-        split: which split; none: ``train`` where there are splits; ``all`` for every one.
-        root: a local copy of a recipe's data.
-        revision: of a hub id (a branch, tag or commit); None: the newest.
-        image_column: where a Hugging Face data set holds the pictures.
-        label_column: where it holds class names or ids; none: the recipe's, or ``label``.
-        limit: only this many images, spread evenly over the set (after ``per_class``).
-        per_class: only the first so many images of each class.
+        source: all settings in one, or the first of them.
+        settings: fields of :class:`revelio.data.config.DataConfig`, which see.
 
     Raises:
         ValueError: the source is not there, empty or unreadable, or doesn't hold what was asked for.
+        TypeError: a setting is unknown.
     """
-    columns = ((image_column,), (label_column,) if label_column else ("label",))
-    if isinstance(source, str) and is_recipe(source):
-        recipe = get_recipe(source)
-        columns = (
-            (image_column, *recipe.image_columns),
-            columns[1] if label_column else recipe.label_columns,
-        )
-        place = None if root is None else Path(root)
-        dataset = _open_recipe(recipe, place, revision, split, *columns)
-        dataset = _named(dataset, recipe)
-    elif root is not None:
+    if not isinstance(source, DataConfig):
+        local = isinstance(source, Path) and not source.is_absolute()
+        source = DataConfig(source=f"./{source}" if local else str(source))
+    config = replace(source, **settings)
+    # Of a copy that is not there, it is said below what it may be.
+    check_fields(replace(config, root=None))
+    if is_registered(config.source):
+        dataset = _open_registered(get_spec(config.source), config)
+    elif config.root is not None:
         raise ValueError(
-            f"--data.root is a local copy of a recipe's data, and {source} is no recipe: choose from "
-            f"{', '.join(recipe_names())}, or give the path as the source"
+            f"root is a local copy of a known data set, and {printable(config.source)} is none: choose from "
+            f"{', '.join(dataset_names())}, or give the path as the source"
         )
-    elif Path(source).exists():
-        path = Path(source)
-        dataset = _open_path(path, split, path.resolve().stem, *columns, label_column is not None)
     else:
-        dataset = _open_hub(str(source), revision, split, *columns, label_column is not None)
-    return _narrow(dataset, limit, per_class)
+        dataset = _open_other(config)
+    return _narrow(dataset, config)
 
 
-def _open_path(
-    path: Path,
-    split: str | None,
-    name: str,
-    images: Sequence[str],
-    labels: Sequence[str],
-    label_required: bool,
-) -> ImageDataset:
+def _open_other(config: DataConfig) -> ImageDataset:
+    """Images that no name is known for: by their path, or from the hub."""
+    labels = ("label",) if config.label_column is None else (config.label_column,)
+    columns = Columns((config.image_column,), labels, config.label_column is not None)
+    path = Path(config.source)
+    if path.exists():
+        return _open_path(path, config.split, path.resolve().stem, columns)
+    missing = f"no folder or file at {printable(config.source)}"
+    # A single word could be an old-style hub id; it is far more often a misspelt name.
+    if not _HUB_ID.fullmatch(config.source) or not path.parent.name or config.source[0] == ".":
+        known = ", ".join(dataset_names())
+        raise ValueError(f"{missing}, and no data set of this name: known ones are {known}")
+    try:
+        splits = hub_splits(config.source, config.revision)
+    except ValueError as error:
+        raise ValueError(f"{missing}, and {error}") from error
+    return open_splits(splits, config.split, name=path.name, columns=columns)
+
+
+def _open_path(path: Path, split: str | None, name: str, columns: Columns) -> ImageDataset:
     if path.is_dir() and is_saved_dataset(path):
         _check_alone(path, "a saved data set (state.json, ...)", may_name=True)
         splits = saved_splits(path)
@@ -97,15 +91,8 @@ def _open_path(
         raise ValueError(f"{path} is no parquet file: give one, or a folder of images")
     else:
         return open_folder(path, split=split, name=path.resolve().name)
-    return open_splits(
-        splits,
-        split,
-        name=name,
-        image_columns=images,
-        label_columns=labels,
-        label_required=label_required,
-        folder=path if path.is_dir() else path.parent,
-    )
+    folder = path if path.is_dir() else path.parent
+    return open_splits(splits, split, name=name, columns=columns, folder=folder)
 
 
 def _check_alone(path: Path, rows: str, *, may_name: bool = False) -> None:
@@ -125,91 +112,55 @@ def _check_alone(path: Path, rows: str, *, may_name: bool = False) -> None:
     warnings.warn(f"{both}: only pictures that its rows hold or name are taken", stacklevel=3)
 
 
-def _open_hub(
-    hub_id: str,
-    revision: str | None,
-    split: str | None,
-    images: Sequence[str],
-    labels: Sequence[str],
-    required: bool,
-) -> ImageDataset:
-    known = f"known recipes are {', '.join(recipe_names())}"
-    # A single word could be an old-style hub id; it is far more often a misspelt recipe.
-    if not _HUB_ID.fullmatch(hub_id) or "/" not in hub_id or hub_id.startswith("."):
-        raise ValueError(f"no folder or file at {hub_id}, and no recipe of this name: {known}")
-    try:
-        splits = hub_splits(hub_id, revision)
-    except ValueError as error:
-        raise ValueError(f"no folder or file at {hub_id}, and {error}") from error
-    return open_splits(
-        splits,
-        split,
-        name=hub_id.rpartition("/")[2],
-        image_columns=images,
-        label_columns=labels,
-        label_required=required,
-    )
-
-
-def _open_recipe(
-    recipe: Recipe,
-    root: Path | None,
-    revision: str | None,
-    split: str | None,
-    images: Sequence[str],
-    labels: Sequence[str],
-) -> ImageDataset:
-    if root is None and recipe.name == SAMPLES:
+def _open_registered(spec: DatasetSpec, config: DataConfig) -> ImageDataset:
+    own = spec.label_columns if config.label_column is None else (config.label_column,)
+    columns = Columns((config.image_column, *spec.image_columns), own, required=True)
+    root = None if config.root is None else Path(config.root)
+    if root is None and spec.name == SAMPLES:
         root = Path(str(files("revelio"))) / "samples" / "fashion-mnist.parquet"
-    if root is None:
-        if recipe.hub is None:
-            raise ValueError(f"{recipe.name} is not on the hub: give a local copy with --data.root")
-        splits = hub_splits(recipe.hub, revision)
-        return open_splits(
-            splits,
-            split,
-            name=recipe.name,
-            image_columns=images,
-            label_columns=labels,
-            label_required=True,
-        )
+    if root is not None:
+        return _named(_open_copy(spec, root, config.split, columns), spec)
+    if spec.hub is None:
+        raise ValueError(f"{spec.name} is not on the hub: give a local copy as root")
+    splits = hub_splits(spec.hub, config.revision)
+    return _named(open_splits(splits, config.split, name=spec.name, columns=columns), spec)
+
+
+def _open_copy(spec: DatasetSpec, root: Path, split: str | None, columns: Columns) -> ImageDataset:
     if not root.exists():
-        raise ValueError(f"no copy of {recipe.name} at {root}: it may be {recipe.expects}")
+        raise ValueError(f"no copy of {spec.name} at {printable(root)}: it may be {spec.expects}")
     if root.is_dir():
-        if has_idx(root) and recipe.classes:
-            return open_idx(root, split=split, name=recipe.name, classes=recipe.classes)
-        for layout in recipe.layouts:
-            if listing := layout(root, recipe):
-                return listed_dataset(listing, split, recipe.name)
-    dataset = _open_path(root, split, recipe.name, images, labels, True)
+        if has_idx(root) and spec.classes:
+            return open_idx(root, split=split, name=spec.name, classes=spec.classes)
+        for layout in spec.layouts:
+            if listing := layout(root, spec):
+                return listed_dataset(listing, split, spec.name)
+    dataset = _open_path(root, split, spec.name, columns)
     if dataset.labels is None:
-        raise ValueError(f"{root} holds images without classes: it may be {recipe.expects}")
+        raise ValueError(
+            f"{printable(root)} holds images without classes: it may be {spec.expects}"
+        )
     return dataset
 
 
-def _named(dataset: ImageDataset, recipe: Recipe) -> ImageDataset:
-    """Under the recipe's name, with its class names where the copy holds only numbers."""
-    known = recipe.classes
+def _named(dataset: ImageDataset, spec: DatasetSpec) -> ImageDataset:
+    """Under the known name, with its class names where the copy holds only numbers."""
+    known = spec.classes
     bare = all(name.isdecimal() and int(name) < len(known) for name in dataset.classes)
     if known and bare and dataset.labels is not None:
         # Some of the numbers may not occur at all: each keeps its own name.
         labels = [int(dataset.classes[label]) for label in dataset.labels]
-        return replace(dataset, name=recipe.name, classes=known, labels=labels)
-    return replace(dataset, name=recipe.name)
+        return replace(dataset, name=spec.name, classes=known, labels=labels)
+    return replace(dataset, name=spec.name)
 
 
-def _narrow(dataset: ImageDataset, limit: int | None, per_class: int | None) -> ImageDataset:
-    for flag, value in (("limit", limit), ("per-class", per_class)):
-        if value is not None and value < 1:
-            raise ValueError(f"--data.{flag} is {value}: give 1 or more")
-    if per_class is not None:
+def _narrow(dataset: ImageDataset, config: DataConfig) -> ImageDataset:
+    if config.per_class is not None:
         if dataset.labels is None:
-            raise ValueError(
-                f"--data.per-class needs labels and {dataset.name} has none: use --data.limit"
-            )
+            raise ValueError(f"per_class needs labels and {dataset.name} has none: use limit")
         by_class: defaultdict[int, list[int]] = defaultdict(list)
         for index, label in enumerate(dataset.labels):
             by_class[label].append(index)
-        kept = sorted(index for members in by_class.values() for index in members[:per_class])
+        kept = sorted(index for some in by_class.values() for index in some[: config.per_class])
         dataset = dataset.subset(kept)
-    return dataset if limit is None else dataset.spread(limit)
+    return dataset if config.limit is None else dataset.spread(config.limit)

@@ -1,26 +1,26 @@
-"""Recipes: where the known data sets are, which column labels them, and how prompts name their classes.
+"""Data sets known by name: where they are, which column labels them, how prompts name their classes.
 
-A recipe is data; :mod:`revelio.data.open` opens it from the hub or from a local copy, and
-:mod:`revelio.data.builtin` holds those that come with Revelio. Add one of your own with
-:func:`register_recipe`. Prompts are those of the paper's classifier (SPEC: Diff-C, prompt modes).
+:mod:`revelio.data.open` opens one from the hub or from a local copy, and :mod:`revelio.data.builtin` holds
+those that come with Revelio. Add one of your own with
+:func:`register_dataset`. Prompts are those of the paper's classifier (SPEC: Diff-C, prompt modes).
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from revelio.data.listing import Listing
+from revelio.data.sources.listing import Listing
 
 PLAIN_TEMPLATE = "A photo of a {}."
 PLAIN_GENERIC = "A photo"
 
 
 @dataclass(frozen=True)
-class Recipe:
+class DatasetSpec:
     """A data set that is known by name.
 
     Attributes:
-        name: what ``--data.source`` and results call it.
+        name: what the source and results call it.
         title: what people call it.
         hub: its id on the Hugging Face hub, or None where it is not there.
         template: the prompt of the policy ``from_clip``, with ``{}`` for the class.
@@ -45,47 +45,47 @@ class Recipe:
     label_columns: tuple[str, ...] = ("label",)
     classes: tuple[str, ...] = ()
     spoken: Mapping[str, str] = field(default_factory=dict)
-    layouts: tuple[Callable[[Path, "Recipe"], Listing | None], ...] = ()
+    layouts: tuple[Callable[[Path, "DatasetSpec"], Listing | None], ...] = ()
     expects: str = "class folders, a saved data set or parquet files"
 
 
-_recipes: dict[str, Recipe] = {}
+_specs: dict[str, DatasetSpec] = {}
 
 
-def register_recipe(recipe: Recipe) -> None:
-    """Make a recipe known by its name.
+def register_dataset(spec: DatasetSpec) -> None:
+    """Make a data set known by its name.
 
     Raises:
         ValueError: the name is taken, or the template has no place for the class.
     """
-    if recipe.name in _known():
+    if spec.name in _known():
         raise ValueError(
-            f"a recipe {recipe.name!r} is registered already: choose another name than "
-            f"{', '.join(recipe_names())}"
+            f"a data set {spec.name!r} is registered already: choose another name than "
+            f"{', '.join(dataset_names())}"
         )
-    if recipe.template.count("{}") != 1:
-        raise ValueError(f"the template {recipe.template!r} must hold {{}} once, for the class")
-    _recipes[recipe.name] = recipe
+    if spec.template.count("{}") != 1:
+        raise ValueError(f"the template {spec.template!r} must hold {{}} once, for the class")
+    _specs[spec.name] = spec
 
 
-def recipe_names() -> tuple[str, ...]:
-    """The names of all known recipes."""
+def dataset_names() -> tuple[str, ...]:
+    """The names of all known data sets."""
     return tuple(_known())
 
 
-def is_recipe(name: str) -> bool:
-    """Whether a recipe of this name is known."""
+def is_registered(name: str) -> bool:
+    """Whether a data set of this name is known."""
     return name in _known()
 
 
-def get_recipe(name: str) -> Recipe:
-    """The recipe of a name.
+def get_spec(name: str) -> DatasetSpec:
+    """What is known of the data set of a name.
 
     Raises:
         KeyError: there is none; lists the known ones.
     """
     if name not in _known():
-        raise KeyError(f"no recipe {name!r}: choose from {', '.join(recipe_names())}")
+        raise KeyError(f"no known data set {name!r}: choose from {', '.join(dataset_names())}")
     return _known()[name]
 
 
@@ -93,30 +93,30 @@ def generic_prompt(dataset_name: str) -> str:
     """The prompt of the policy ``generic``: one for all images of a data set.
 
     Args:
-        dataset_name: an :class:`revelio.data.dataset.ImageDataset`'s name; one that is no recipe's
+        dataset_name: an :class:`revelio.data.dataset.ImageDataset`'s name; one that is not known
             gets a plain prompt.
     """
-    recipe = _known().get(dataset_name)
-    return PLAIN_GENERIC if recipe is None else recipe.generic
+    spec = _known().get(dataset_name)
+    return PLAIN_GENERIC if spec is None else spec.generic
 
 
 def class_prompts(dataset_name: str, classes: Sequence[str]) -> list[str]:
     """One prompt a class, for the policy ``from_clip``, in the order of ``classes``."""
-    recipe = _known().get(dataset_name)
-    template = PLAIN_TEMPLATE if recipe is None else recipe.template
+    spec = _known().get(dataset_name)
+    template = PLAIN_TEMPLATE if spec is None else spec.template
     return [template.format(spoken_name(dataset_name, name)) for name in classes]
 
 
 def spoken_name(dataset_name: str, class_name: str) -> str:
     """A class name as a prompt says it: ``american_bulldog`` -> ``american bulldog``."""
-    recipe = _known().get(dataset_name)
-    own = {} if recipe is None else recipe.spoken
+    spec = _known().get(dataset_name)
+    own = {} if spec is None else spec.spoken
     return own.get(class_name, class_name.replace("_", " ").strip())
 
 
-def _known() -> dict[str, Recipe]:
-    if not _recipes:
-        from revelio.data.builtin import RECIPES
+def _known() -> dict[str, DatasetSpec]:
+    if not _specs:
+        from revelio.data.builtin import BUILTIN
 
-        _recipes.update({recipe.name: recipe for recipe in RECIPES})
-    return _recipes
+        _specs.update({spec.name: spec for spec in BUILTIN})
+    return _specs

@@ -1,7 +1,10 @@
-"""Which split of a source is meant."""
+"""Which split of a source is meant, and splits that keep the classes' shares."""
 
 from collections.abc import Sequence
 
+import torch
+
+from revelio.seeds import generator
 from revelio.trust import printable
 
 SPLIT_NAMES = ("train", "trainval", "validation", "valid", "val", "test")
@@ -34,11 +37,11 @@ def choose_split(available: Sequence[str], wanted: str | None, where: str) -> st
             return None
         if "train" in available or len(available) == 1:
             return "train" if "train" in available else available[0]
-        raise ValueError(f"{where} has no split `train`: choose one with --data.split ({known})")
+        raise ValueError(f"{where} has no split `train`: choose a split ({known})")
     if not available:
         if wanted == ALL:
             return None
-        raise NoSplits(f"{where} has no splits, so no {wanted!r}: leave --data.split out")
+        raise NoSplits(f"{where} has no splits, so no {wanted!r}: leave split out")
     if wanted in available or wanted == ALL:
         return wanted
     if wanted in _VALIDATION:
@@ -46,3 +49,34 @@ def choose_split(available: Sequence[str], wanted: str | None, where: str) -> st
             if other in available:
                 return other
     raise ValueError(f"{where} has no split {wanted!r}: choose from {known}")
+
+
+def stratified_split(
+    labels: Sequence[int], fraction: float, *key: str | int
+) -> tuple[list[int], list[int]]:
+    """Hold out ``fraction`` of every class, at random but fixed by ``key``.
+
+    A class with two images or more gives at least one and keeps at least one; a class with one keeps it.
+
+    Args:
+        labels: a class id an image.
+        fraction: from 0 (hold out nothing) up to, but not, 1.
+        key: of the generator, such as ``(seed, "validation")``.
+
+    Returns:
+        The indices kept and those held out, each in rising order.
+
+    Raises:
+        ValueError: ``fraction`` is outside its range.
+    """
+    if not 0 <= fraction < 1:
+        raise ValueError(f"can't hold out {fraction} of the images: give a share from 0 up to 1")
+    ids = torch.as_tensor(labels)
+    held: list[int] = []
+    for label in ids.unique().tolist() if fraction else []:
+        members = (ids == label).nonzero().flatten()
+        count = min(max(1, round(fraction * len(members))), len(members) - 1)
+        order = torch.randperm(len(members), generator=generator(*key, label))
+        held += members[order[:count]].tolist()
+    chosen = set(held)
+    return [i for i in range(len(ids)) if i not in chosen], sorted(held)

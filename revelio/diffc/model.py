@@ -20,11 +20,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
+from revelio.diffc.config import DiffCConfig
 from revelio.hub import save_whole
 from revelio.seeds import generator
 from revelio.trust import printable, read_object, read_tensors, tensor_headers
 
-WIDTH = 1024  # Sec. 4.1: "the final feature dimension is 1024"
+WIDTH = DiffCConfig.width
 STRIDES = (1, 2, 2, 2)  # Table 1
 FORMAT = 1
 # What the config of a saved classifier may hold of how its grids were made.
@@ -148,6 +149,17 @@ def load_diffc(source: str | Path) -> DiffC:
             f"{source} is no Diff-C ({str(error).splitlines()[0]}): {remedy}"
         ) from error
     return model.eval()
+
+
+def head_macs(shape: tuple[int, int, int], width: int) -> int:
+    """Multiply-adds of one image's way through Diff-C (without the last, small linear layer)."""
+    channels, height, side = shape
+    total, before = 0, channels
+    for stride in STRIDES:
+        height, side = -(-height // stride), -(-side // stride)
+        total += 9 * before * width * height * side
+        before = width
+    return total
 
 
 def _check_files(folder: Path) -> None:

@@ -16,6 +16,7 @@ class Progress:
         done: units of work done.
         total: units of work in all; 0: not known, or nothing is counted yet.
         unit: what they are.
+        title: what is counted, where a pipeline counts several things; "": the whole of it.
         numbers: the latest measurements, as texts by name.
     """
 
@@ -24,6 +25,7 @@ class Progress:
     total: int = 0
     unit: str = ""
     numbers: tuple[tuple[str, str], ...] = ()
+    title: str = ""
 
 
 Report = Callable[[Progress], None]
@@ -31,3 +33,16 @@ Report = Callable[[Progress], None]
 
 def silent(progress: Progress) -> None:
     """Tell nobody."""
+
+
+def counted(report: Report, title: str, total: int, unit: str) -> Callable[[int], None]:
+    """A callable that is told how many more units are done, and reports how far that is."""
+    done = 0
+
+    def add(count: int) -> None:
+        nonlocal done
+        done += count
+        report(Progress(done=done, total=total, unit=unit, title=title))
+
+    add(0)
+    return add

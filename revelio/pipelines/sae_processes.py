@@ -1,13 +1,12 @@
 """The processes that train a k-SAE together, as a launcher started them; or this one alone."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 
-from revelio.activations.processes import launched
+from revelio.distributed import device_of, launched, world_size
 from revelio.sae.checkpoint import Files
 from revelio.sae.config import KernelName, SAEConfig, Sharing
 from revelio.sae.dataloader import RowSource
@@ -53,11 +52,11 @@ class DistContext:
         Raises:
             ValueError: the device cannot be used.
         """
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-            return cls(_device(device))
+        if world_size() == 1:
+            return cls(device_of(device))
         processes = launched(device)
         own = processes.device if device in ("auto", "cuda") else device
-        return cls(_device(own), Group.all(), sharing, processes.wait, processes.close)
+        return cls(device_of(own), Group.all(), sharing, processes.wait, processes.close)
 
     def __enter__(self) -> Self:
         return self
@@ -108,15 +107,3 @@ class DistContext:
         if self.group is None or self.sharing == "data":
             return None
         return ShardedFiles(self.group, n)
-
-
-def _device(name: str) -> torch.device:
-    chosen = name
-    if chosen == "auto":
-        chosen = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        place = torch.device(chosen)
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r} cannot be used here: give auto or cpu") from error
-    return place

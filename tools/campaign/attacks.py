@@ -31,7 +31,7 @@ KINDS: dict[str, tuple[Callable[..., Case], int]] = {
     "folders of pictures": (hostile_data.pictures, 60),
     "parquet files": (hostile_data.parquets, 50),
     "data sets on disk": (hostile_data.datasets_on_disk, 20),
-    "lists of recipes": (hostile_data.lists, 20),
+    "lists of known data sets": (hostile_data.lists, 20),
     "config files (YAML, JSON)": (hostile_data.configs, 80),
     "flags": (hostile_data.flags, 100),
 }

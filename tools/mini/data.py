@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from revelio.data.builtin import FASHION_CLASSES
-from revelio.data.idx import read_idx
+from revelio.data.sources.idx import read_idx
 
 BACKGROUND = "BACKGROUND_Google"
 FASHION_FILES = {"train": "train", "test": "t10k"}

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from revelio.backbones.diffusion.conditioning import Conditioning
     from revelio.backbones.diffusion.schedule import Schedule
-    from revelio.backbones.diffusion.vae import LatentSpace
+    from revelio.backbones.diffusion.vae import LatentSpace, PixelSpace
     from revelio.backbones.loading import LoadSettings
 
 
@@ -82,6 +82,20 @@ class Request:
             "source": self.source,
         }
 
+    def flow(self) -> dict[str, Any]:
+        """As :meth:`common`, of a model that was trained on a rectified flow.
+
+        Raises:
+            ValueError: its scheduler's config is of another schedule.
+        """
+        common = self.common()
+        if common["schedule"].prediction != "flow":
+            raise ValueError(
+                f"the scheduler of {self.source.name} is of a diffusion, not of a rectified flow: it belongs "
+                "to another model"
+            )
+        return common
+
 
 class DiffusionBackbone(ABC):
     """A frozen denoiser with its noise schedule: see :class:`revelio.backbones.base.DiffusionModel`.
@@ -90,19 +104,23 @@ class DiffusionBackbone(ABC):
         family: what the kind of model is called.
         kind: what ``revelio backbones`` says it is.
         title: how messages name the models of the family.
-        parts: the class of each part that model_index.json must list.
+        parts: the class of each part that model_index.json must list, or the classes that it may be of.
+        optional: parts that it may list, and their classes.
         without: parts that it must not list.
         pipelines: names of diffusers' pipelines of the family, to say what a broken folder lacks.
+        output_position: of the layer's tensor where its module gives several; see :func:`hooked`.
     """
 
     family: ClassVar[str]
     kind: ClassVar[str]
     title: ClassVar[str]
-    parts: ClassVar[Mapping[str, str]]
+    parts: ClassVar[Mapping[str, str | tuple[str, ...]]]
+    optional: ClassVar[Mapping[str, str]] = {}
     without: ClassVar[tuple[str, ...]] = ()
     pipelines: ClassVar[tuple[str, ...]] = ()
+    output_position: ClassVar[int] = 0
 
-    latents: LatentSpace  # of a latent model; one on pixels overrides `encode` and `decode`
+    latents: LatentSpace | PixelSpace
 
     def __init__(
         self,
@@ -177,7 +195,7 @@ class DiffusionBackbone(ABC):
         return output
 
     def encode(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c zh zw"]:
-        """VAE latents z_0 in float16; see :meth:`LatentSpace.encode`."""
+        """VAE latents z_0 in float16, or pixels; see :meth:`LatentSpace.encode`."""
         return self.latents.encode(pixels)
 
     def decode(self, z: Float[Tensor, "b c zh zw"]) -> Float[Tensor, "b 3 h w"]:

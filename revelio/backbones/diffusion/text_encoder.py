@@ -1,18 +1,19 @@
-"""CLIP's text encoder in front of a denoiser: each distinct text is encoded once and kept.
+"""Text encoders in front of a denoiser, CLIP's or T5's: each distinct text is encoded once and kept.
 
-Its blocks are layers of kind ``tokens``: read by :meth:`TextEncoder.activations`, edited by
+Their blocks are layers of kind ``tokens``: read by :meth:`TextEncoder.activations`, edited by
 :func:`~revelio.backbones.hooks.hooked`.
 
 The released code re-encodes the prompt for every batch (SPEC K15, D14).
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, PreTrainedModel
 
 from revelio.backbones.diffusion.conditioning import distinct
 from revelio.backbones.hooks import as_activation, block_list, read_layers
@@ -22,8 +23,8 @@ from revelio.backbones.source import Source
 from revelio.backbones.weights import TRANSFORMERS, read_weights, transformers_part
 from revelio.trust import printable, read_object
 
-# 77 x 1024 values in float32 are 0.3 MB: the cache stays below 160 MB.
-CACHE_TEXTS = 512
+# The cache stays below 160 MB in float32: 512 texts of 77 x 1024 values, 32 of 300 x 4096.
+CACHE_NUMBERS = 40_000_000
 TOKENIZER_FILES = (
     "tokenizer_config.json",
     "tokenizer.json",
@@ -39,28 +40,63 @@ class TextEncoder:
 
     Attributes:
         layers: its blocks, of kind ``tokens``.
-        encoded: how many times the text encoder has run for :meth:`embed`.
+        width: channels of its states.
+        encoded: how many times the text encoder has run for :meth:`embed` and :meth:`tables`.
     """
 
-    def __init__(self, tokenizer: CLIPTokenizer, model: CLIPTextModel) -> None:
-        self.layers: Layers = text_layers(model.config.to_dict())
+    def __init__(
+        self,
+        tokenizer: Any,
+        model: PreTrainedModel,
+        *,
+        layer: str | None = None,
+        pooled: str | None = None,
+        length: int | None = None,
+        prepare: Callable[[str], str] = str,
+        masked: bool = False,
+    ) -> None:
+        """A tokenizer and a model of transformers.
+
+        Args:
+            tokenizer: its tokenizer.
+            model: the model.
+            layer: the block whose output the denoiser is told; None is the last hidden states, which are
+                normalized.
+            pooled: the field of the model's output that is kept as ``pooled`` (1 d); None is none.
+            length: to which texts are padded and cut, in tokens; None is the most that both parts take.
+            prepare: what is done to a text before it is cut into tokens.
+            masked: whether padding is hidden from the encoder; the mask is then kept as ``mask`` (1 t).
+        """
+        self.width: int = model.config.hidden_size
+        self.layers: Layers = text_layers(self.width, model.config.num_hidden_layers)
         self._tokenizer = tokenizer
         self._model = model
-        self._length = min(tokenizer.model_max_length, model.config.max_position_embeddings)
-        self._cache: OrderedDict[str, Tensor] = OrderedDict()
+        self._layer = layer
+        self._pooled = pooled
+        self._length = length or min(
+            tokenizer.model_max_length, model.config.max_position_embeddings
+        )
+        self._prepare = prepare
+        self._masked = masked
+        self._cache: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
         self.encoded = 0
 
     def embed(self, texts: Sequence[str]) -> Float[Tensor, "b t c"]:
-        """The last hidden states of ``texts``, padded and cut to the model's length (77 tokens)."""
-        rows = {text: self._one(text) for text in dict.fromkeys(texts)}
+        """The hidden states of ``texts``, padded and cut to the model's length (77 tokens of CLIP)."""
+        rows = {text: self._one(text)["states"] for text in dict.fromkeys(texts)}
         if len(rows) == 1:
             return rows[texts[0]].expand(len(texts), -1, -1)
         return torch.cat([rows[text] for text in texts])
 
-    def distinct(self, texts: Sequence[str]) -> tuple[Float[Tensor, "u t c"], Int64[Tensor, " b"]]:
-        """The embedding of each distinct text once, and which of them each text has."""
+    def tables(self, texts: Sequence[str]) -> tuple[dict[str, Tensor], Int64[Tensor, " b"]]:
+        """All that the denoiser is told of each distinct text, once, and which of them each text is.
+
+        Returns:
+            ``states`` (u t c), and what else the encoder gives: ``pooled`` (u d), ``mask`` (u t).
+        """
         once, rows = distinct(texts)
-        return self.embed(once), rows
+        found = [self._one(text) for text in once]
+        return {name: torch.cat([each[name] for each in found]) for name in found[0]}, rows
 
     def activations(
         self, texts: Sequence[str], layers: Sequence[str]
@@ -83,12 +119,12 @@ class TextEncoder:
         check_layers(self.layers, [layer], "the text encoder")
         return block_list(self._model)[int(layer.removeprefix("block"))]
 
-    def parts(self) -> tuple[CLIPTextModel, CLIPTokenizer]:
+    def parts(self) -> tuple[Any, Any]:
         """The model and its tokenizer, for a pipeline."""
         return self._model, self._tokenizer
 
-    def _one(self, text: str) -> Float[Tensor, "1 t c"]:
-        if any(block._forward_hooks for block in block_list(self._model)):
+    def _one(self, text: str) -> dict[str, Tensor]:
+        if any(_changeable(block) for block in block_list(self._model)):
             return self._run(text)
         if text in self._cache:
             self._cache.move_to_end(text)
@@ -97,28 +133,42 @@ class TextEncoder:
             self.encoded += 1
             self._cache[text] = self._run(text)
         found = self._cache[text]
-        if len(self._cache) > CACHE_TEXTS:
+        if len(self._cache) > 1 and len(self._cache) * found["states"].numel() > CACHE_NUMBERS:
             self._cache.popitem(last=False)
         return found
 
     @torch.no_grad()
-    def _run(self, text: str) -> Float[Tensor, "1 t c"]:
+    def _run(self, text: str) -> dict[str, Tensor]:
         tokens = self._tokenizer(
-            text,
+            self._prepare(text),
             padding="max_length",
             max_length=self._length,
             truncation=True,
             return_tensors="pt",
+        ).to(self._model.device)
+        # As in diffusers' pipelines: CLIP's padding is attended to, unless the checkpoint says otherwise.
+        mask = tokens.attention_mask if self._masked or self._uses_mask() else None
+        outputs: list[Any] = []
+        states = read_layers(
+            self,
+            [self._layer] if self._layer else [],
+            lambda: outputs.append(self._model(tokens.input_ids, attention_mask=mask)),
         )
-        # As in the diffusers pipeline: padding is attended to, unless the checkpoint says otherwise.
-        mask = tokens.attention_mask if self._uses_mask() else None
-        device = self._model.device
-        return self._model(
-            tokens.input_ids.to(device), attention_mask=None if mask is None else mask.to(device)
-        ).last_hidden_state
+        told = {"states": states[self._layer] if self._layer else outputs[0].last_hidden_state}
+        if self._pooled:
+            told["pooled"] = outputs[0][self._pooled]
+        return told | ({"mask": mask} if self._masked else {})
 
     def _uses_mask(self) -> bool:
         return bool(self._model.config.to_dict().get("use_attention_mask", False))
+
+
+def _changeable(block: nn.Module) -> bool:
+    """Whether a hook may change the block's output; those of transformers itself only record it."""
+    return any(
+        not str(hook.__module__).startswith("transformers.")
+        for hook in block._forward_hooks.values()
+    )
 
 
 def load_clip_tokenizer(source: Source, part: str, words: int) -> CLIPTokenizer:
@@ -132,60 +182,119 @@ def load_clip_tokenizer(source: Source, part: str, words: int) -> CLIPTokenizer:
     Raises:
         ValueError: files are missing or broken, or it has another number of words.
     """
+    tokenizer = load_tokenizer(CLIPTokenizer, source, part, ("vocab.json", "merges.txt"))
+    check_words(source, tokenizer, words, len(tokenizer) == words)
+    return tokenizer
+
+
+def load_tokenizer(kind: Any, source: Source, part: str, words: tuple[str, ...]) -> Any:
+    """A tokenizer of transformers.
+
+    Args:
+        kind: its class.
+        source: the model.
+        part: the subfolder; "" for the model's own.
+        words: the files that can stand for its tokenizer.json.
+
+    Raises:
+        ValueError: files are missing or broken.
+    """
     prefix = f"{part}/" if part else ""
-    names = {name: source.file(prefix + name) for name in TOKENIZER_FILES}
-    whole = names["tokenizer.json"] or (names["vocab.json"] and names["merges.txt"])
+    names = {name: source.file(prefix + name) for name in (*TOKENIZER_FILES, *words)}
+    whole = names["tokenizer.json"] or all(names[name] for name in words)
     config = names["tokenizer_config.json"]
     # transformers makes an empty tokenizer where the words are missing, and takes other special tokens
     # where the config is.
     if not whole or not config:
         raise ValueError(
             f"{source.name} has no whole tokenizer{f' in {part}' if part else ''}: it needs "
-            f"tokenizer_config.json, and tokenizer.json or vocab.json with merges.txt"
+            f"tokenizer_config.json, and tokenizer.json or {' with '.join(words)}"
         )
     for name, file in names.items():
         if file is not None and name.endswith(".json"):
             read_object(file)
     with reading(f"the tokenizer of {source.name} ({config.parent.name})"):
-        tokenizer = CLIPTokenizer.from_pretrained(str(config.parent))
-    if len(tokenizer) != words:
+        return kind.from_pretrained(str(config.parent))
+
+
+def check_words(source: Source, tokenizer: Any, words: int, fits: bool) -> None:
+    """Raise a ValueError unless the tokenizer's words fit the text encoder's embedding."""
+    if not fits:
         raise ValueError(
             f"the tokenizer of {source.name} has {len(tokenizer)} words, its text encoder {words}: they "
             "belong to different models"
         )
-    return tokenizer
 
 
-def load_text_encoder(source: Source, settings: LoadSettings, width: int) -> TextEncoder:
-    """The CLIP text encoder of a pipeline, with its tokenizer.
+def load_text_encoder(
+    source: Source,
+    settings: LoadSettings,
+    *,
+    suffix: str = "",
+    kind: type[PreTrainedModel] = CLIPTextModel,
+    penultimate: bool = False,
+    pooled: str | None = None,
+) -> TextEncoder:
+    """A CLIP text encoder of a pipeline, with its tokenizer.
 
     Args:
         source: the pipeline.
         settings: how to load it.
-        width: channels of the text states that the denoiser takes.
+        suffix: of its folders' names: ``_2`` of the second encoder.
+        kind: the model's class.
+        penultimate: whether the denoiser is told the output of the last block but one.
+        pooled: see :class:`TextEncoder`.
 
     Raises:
         ValueError: a part is missing, unreadable, or does not fit the others.
     """
-    path = "text_encoder/config.json"
-    entries = source.json(path)
-    if entries.get("model_type") != "clip_text_model":
-        found = printable(entries.get("model_type"))
-        raise ValueError(f"{path} of {source.name} is of a {found}, not of a clip_text_model")
-    source.check(path, entries, {})
-    with reading(f"{path} of {source.name}"):
+    part = f"text_encoder{suffix}"
+    entries = text_config(source, part, "clip_text_model")
+    with reading(f"{part}/config.json of {source.name}"):
         config = CLIPTextConfig.from_dict(entries)
-    if config.hidden_size != width:
-        raise ValueError(
-            f"the text encoder of {source.name} is {config.hidden_size} wide, its U-Net takes {width}: "
-            "they belong to different models"
-        )
+    model = load_text_model(source, settings, part, kind, config)
+    tokenizer = load_clip_tokenizer(source, f"tokenizer{suffix}", config.vocab_size)
+    layer = f"block{config.num_hidden_layers - 2}" if penultimate else None
+    return TextEncoder(tokenizer, model, layer=layer, pooled=pooled)
+
+
+def text_config(source: Source, part: str, model_type: str) -> dict[str, Any]:
+    """The config of a text encoder.
+
+    Raises:
+        ValueError: it is missing, or of a model of another type.
+    """
+    path = f"{part}/config.json"
+    entries = source.json(path)
+    if entries.get("model_type") != model_type:
+        found = printable(entries.get("model_type"))
+        raise ValueError(f"{path} of {source.name} is of a {found}, not of a {model_type}")
+    source.check(path, entries, {})
+    return entries
+
+
+def load_text_model(
+    source: Source, settings: LoadSettings, part: str, kind: type[PreTrainedModel], config: Any
+) -> PreTrainedModel:
+    """The model of a text encoder, frozen.
+
+    Raises:
+        ValueError: its weights are missing, unreadable, or not exactly the model's.
+    """
     model = transformers_part(
-        CLIPTextModel,
+        kind,
         config,
-        read_weights(source, "text_encoder", TRANSFORMERS),
+        read_weights(source, part, TRANSFORMERS),
         dtype=settings.number_format,
         attn_implementation=settings.attention,
     )
-    tokenizer = load_clip_tokenizer(source, "tokenizer", config.vocab_size)
-    return TextEncoder(tokenizer, frozen(model, settings.place))
+    return frozen(model, settings.place)
+
+
+def check_width(source: Source, text: int, denoiser: object) -> None:
+    """Raise a ValueError unless the text states are as wide as the denoiser takes them."""
+    if text != denoiser:
+        raise ValueError(
+            f"the text encoder of {source.name} is {text} wide, its denoiser takes {printable(denoiser)}: "
+            "they belong to different models"
+        )

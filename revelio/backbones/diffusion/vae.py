@@ -1,8 +1,10 @@
-"""A VAE: pixels to latents and back.
+"""A VAE: pixels to latents and back; or pixels as they are, of a model without one.
 
-    z_0 = mode of the posterior * scaling_factor,   pixels = decoder(z_0 / scaling_factor)    (SPEC 1.1)
+    z_0 = (mode of the posterior - shift_factor) * scaling_factor                             (SPEC 1.1)
+    pixels = decoder(z_0 / scaling_factor + shift_factor)
 
-z_0 is rounded to float16 once, so that cached and fresh latents give the same activations.
+Only newer VAEs (SD3, Flux) have a shift. z_0 is rounded to float16 once, so that cached and fresh latents
+give the same activations.
 """
 
 import torch
@@ -18,6 +20,37 @@ from revelio.backbones.weights import DIFFUSERS, diffusers_part, read_weights
 HALF_MAX = torch.finfo(torch.float16).max
 
 
+def check_sides(pixels: Tensor, multiple: int, name: str) -> None:
+    """Raise a ValueError unless both sides of the pixels are multiples of ``multiple``."""
+    height, width = pixels.shape[-2:]
+    if height % multiple or width % multiple:
+        raise ValueError(
+            f"pixels of {height}x{width} don't fit {name}: both sides must be multiples of {multiple}"
+        )
+
+
+class PixelSpace:
+    """What stands in a VAE's place before a model on pixels: they stay as they are."""
+
+    def __init__(self, name: str, multiple: int, device: torch.device) -> None:
+        self._name = name
+        self._multiple = multiple
+        self._device = device
+
+    def encode(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """The pixels, moved to the model's device: there is nothing to share between passes.
+
+        Raises:
+            ValueError: the pixels' sides don't fit.
+        """
+        check_sides(pixels, self._multiple, self._name)
+        return pixels.to(self._device)
+
+    def decode(self, z: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """The pixels."""
+        return z.to(self._device)
+
+
 class LatentSpace:
     """A frozen VAE; of a model that is cut only the encoder.
 
@@ -29,6 +62,7 @@ class LatentSpace:
         self.vae = vae
         self._name = name
         self._multiple = multiple
+        self._shift: float = vae.config.get("shift_factor") or 0.0
 
     @torch.no_grad()
     def encode(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c zh zw"]:
@@ -37,18 +71,13 @@ class LatentSpace:
         Raises:
             ValueError: the pixels' sides don't fit, or the VAE's numbers don't fit in float16.
         """
-        height, width = pixels.shape[-2:]
-        if height % self._multiple or width % self._multiple:
-            raise ValueError(
-                f"pixels of {height}x{width} don't fit {self._name}: "
-                f"both sides must be multiples of {self._multiple}"
-            )
+        check_sides(pixels, self._multiple, self._name)
         ready = pixels.to(self.vae.device, non_blocking=True).to(self.vae.dtype)
         if self.vae.device.type == "cpu":
             ready = ready.contiguous(memory_format=torch.channels_last)
         with full_precision():
             posterior = self.vae.encode(ready).latent_dist  # type: ignore[union-attr]
-        latents = posterior.mode().float() * self.vae.config["scaling_factor"]
+        latents = (posterior.mode().float() - self._shift) * self.vae.config["scaling_factor"]
         # Also catches NaN: a VAE may overflow inside when it runs in float16. On CUDA the look would wait for
         # the device: there the activations are looked at when they are written.
         if not latents.is_cuda and not bool((latents.abs() <= HALF_MAX).all()):
@@ -68,7 +97,7 @@ class LatentSpace:
             raise ValueError(
                 f"the VAE of {self._name} was loaded without its decoder: name no layers"
             )
-        scaled = z.to(self.vae.device).float() / self.vae.config["scaling_factor"]
+        scaled = z.to(self.vae.device).float() / self.vae.config["scaling_factor"] + self._shift
         with full_precision():
             return self.vae.decode(scaled.to(self.vae.dtype)).sample  # type: ignore[union-attr]
 

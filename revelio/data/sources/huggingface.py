@@ -1,0 +1,308 @@
+"""Hugging Face data sets: a folder on disk, parquet files, or an id on the hub.
+
+Pictures are read as the bytes they are stored as, so nothing is decoded before it is asked for. A parquet
+file without features of its own works too: pictures are ``struct<bytes, path>`` or plain bytes. A column
+``split`` in a set without splits makes splits.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from revelio.data.contents import UNREADABLE, digest_of
+from revelio.data.dataset import ImageDataset, ImageError
+from revelio.data.picture import read_picture
+from revelio.data.sources.parquet import first_line
+from revelio.data.splits import ALL, choose_split
+from revelio.trust import file_in, path_in, printable, read_object, regular_file
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+ID_COLUMNS = ("id", "image_id")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns to read.
+
+    Attributes:
+        images: the first of these that is there holds the pictures.
+        labels: the first of these that is there holds the labels.
+        required: whether it is an error when none of ``labels`` is there.
+    """
+
+    images: Sequence[str] = ("image",)
+    labels: Sequence[str] = ("label",)
+    required: bool = False
+
+
+@dataclass(frozen=True)
+class RowReader:
+    """Reads the picture of an index from a column of stored image files.
+
+    Attributes:
+        rows: what holds the column.
+        column: its name.
+        ids: one name a row.
+        folders: a row may name a file instead of holding it: only files below one of these are read.
+    """
+
+    rows: "Dataset"
+    column: str
+    ids: Sequence[str]
+    folders: Sequence[Path]
+
+    def __call__(self, index: int) -> Image.Image:
+        """The picture at ``index``; raises :class:`revelio.data.dataset.ImageError`."""
+        return read_picture(self._stored(index), self.ids[index])
+
+    def digest(self, index: int) -> str:
+        """The hash of the stored bytes at ``index``."""
+        try:
+            return digest_of(self._stored(index))
+        except ImageError:
+            return UNREADABLE
+
+    def _stored(self, index: int) -> bytes | Path:
+        value = self.rows[index][self.column]
+        if isinstance(value, Mapping):
+            stored = value.get("bytes")
+            value = value.get("path") if stored is None else stored
+        if value is None:
+            raise ImageError(self.ids[index], "the row holds no picture")
+        return value if isinstance(value, bytes) else self._named(str(value), index)
+
+    def _named(self, name: str, index: int) -> Path:
+        """The file a row names: anybody may have written the row, so it must lie with the data set."""
+        for folder in self.folders:
+            with suppress(ValueError):
+                root = folder.resolve()
+                inside = Path(name).relative_to(root) if Path(name).is_absolute() else Path(name)
+                return path_in(root, str(inside), what="a picture")
+        raise ImageError(
+            self.ids[index],
+            f"the row names the file {printable(name)}, which is not in the data set's own folder",
+        )
+
+
+def is_saved_dataset(path: Path) -> bool:
+    """Whether ``path`` is a folder written by ``datasets``' ``save_to_disk``."""
+    return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+
+
+def saved_splits(path: Path) -> dict[str, "Dataset"]:
+    """The splits of a folder written by ``save_to_disk``; the one key is "" where there are none.
+
+    Raises:
+        ValueError: the folder can't be read, or names files outside it.
+    """
+    import datasets
+
+    _check_saved(path)
+    try:
+        loaded = datasets.load_from_disk(str(path))
+    except Exception as error:
+        raise ValueError(f"{path} is no whole saved data set: {first_line(error)}") from error
+    if isinstance(loaded, datasets.DatasetDict):
+        return {str(split): rows for split, rows in loaded.items()}
+    return {"": loaded}
+
+
+def _check_saved(path: Path) -> None:
+    """See that a saved data set names only files of its own; ``load_from_disk`` would read any.
+
+    Raises:
+        ValueError: its lists are broken, or name something outside it.
+    """
+    parts = [path]
+    if (path / "dataset_dict.json").is_file():
+        splits = read_object(path / "dataset_dict.json").get("splits")
+        if not isinstance(splits, list):
+            raise ValueError(f"{path} is no whole saved data set: it lists no splits")
+        parts = [file_in(path, split, what="a split") for split in splits]
+    for part in parts:
+        files = read_object(part / "state.json").get("_data_files")
+        if not isinstance(files, list) or not all(isinstance(file, dict) for file in files):
+            raise ValueError(f"{part} is no whole saved data set: it lists no data files")
+        for file in files:
+            regular_file(file_in(part, file.get("filename"), what="a data file"))
+
+
+def hub_splits(hub_id: str, revision: str | None = None) -> dict[str, "Dataset"]:
+    """Every split of a data set on the Hugging Face hub, downloaded once and cached by ``datasets``.
+
+    Raises:
+        ValueError: the hub, or the data set on it, can't be reached and isn't in the cache.
+    """
+    import datasets
+    import huggingface_hub
+    from datasets.config import HF_DATASETS_CACHE
+
+    try:
+        try:
+            # One short question first: the download itself retries for half a minute, noisily.
+            huggingface_hub.HfApi().dataset_info(hub_id, revision=revision, timeout=10)
+        except Exception:
+            if not (Path(HF_DATASETS_CACHE) / hub_id.replace("/", "___")).is_dir():
+                raise
+        loaded = datasets.load_dataset(hub_id, revision=revision)
+    except Exception as error:
+        raise ValueError(
+            f"the data set {hub_id} can't be had from the Hugging Face hub ({first_line(error)}): "
+            "check its name and the network, or give a local copy of a known data set as root"
+        ) from error
+    return {str(split): rows for split, rows in loaded.items()}  # type: ignore[union-attr]
+
+
+def open_splits(
+    splits: Mapping[str, "Dataset"],
+    split: str | None,
+    *,
+    name: str,
+    columns: Columns,
+    folder: Path | None = None,
+) -> ImageDataset:
+    """The rows of one split as images with ids and labels, in their own order.
+
+    Ids are the column ``id`` or ``image_id`` where its values are unique, else ``<split>/<row>``.
+
+    Args:
+        splits: rows by split; the one key is "" where there are none.
+        split: which; ``all`` for every one, one after the other.
+        name: what results call the set.
+        columns: which hold the pictures and the labels.
+        folder: the data set's own, whose files rows may name; None: the caches of the hub's libraries.
+
+    Raises:
+        ValueError: no such split or column, or labels that are neither names nor whole numbers.
+    """
+    import datasets
+
+    splits = _split_by_column(splits)
+    chosen = choose_split([key for key in splits if key], split, name)
+    keys = list(splits) if chosen in (None, ALL) else [chosen]
+    parts = [splits[key] for key in keys]
+    rows = parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
+    image_column = _pick(rows, columns.images, name, "image_column")
+    label_column = next((c for c in columns.labels if c in rows.column_names), None)
+    if label_column is None and columns.required:
+        label_column = _pick(rows, columns.labels, name, "label_column")
+    ids = _ids(rows, [(key, len(splits[key])) for key in keys])
+    classes: tuple[str, ...] = ()
+    labels = None
+    if label_column is not None:
+        classes, labels = _labels(rows, label_column, list(splits.values()), name)
+    reader = _reader(rows, image_column, ids, name, [folder] if folder else _hub_folders())
+    return ImageDataset(name, chosen, classes, ids, labels, reader, reader.digest)
+
+
+def _hub_folders() -> list[Path]:
+    """Where the hub's libraries keep what they download and unpack."""
+    from datasets import config
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return [Path(HF_HUB_CACHE), Path(config.HF_DATASETS_CACHE)]
+
+
+def _split_by_column(splits: Mapping[str, "Dataset"]) -> Mapping[str, "Dataset"]:
+    rows = splits.get("")
+    if rows is None or "split" not in rows.column_names:
+        return splits
+    feature = rows.features["split"]
+    values = rows["split"][:]
+    if hasattr(feature, "int2str"):
+        values = feature.int2str(values)
+    kept: dict[str, list[int]] = {}
+    for index, value in enumerate(values):
+        kept.setdefault(str(value), []).append(index)
+    return {value: rows.select(indices) for value, indices in kept.items()}
+
+
+def _pick(rows: "Dataset", wanted: Sequence[str], name: str, setting: str) -> str:
+    for column in wanted:
+        if column in rows.column_names:
+            return column
+    raise ValueError(
+        f"{name} has no column {' or '.join(map(repr, wanted))}: "
+        f"choose another {setting} ({printable(', '.join(rows.column_names))})"
+    )
+
+
+def _ids(rows: "Dataset", counts: Sequence[tuple[str, int]]) -> list[str]:
+    for column in ID_COLUMNS:
+        if column in rows.column_names:
+            values = rows[column][:]
+            if None not in values and len({str(value) for value in values}) == len(values):
+                return [str(value) for value in values]
+    return [f"{key}/{row}" if key else str(row) for key, count in counts for row in range(count)]
+
+
+def _labels(
+    rows: "Dataset", column: str, parts: Sequence["Dataset"], name: str
+) -> tuple[tuple[str, ...], list[int] | None]:
+    """Classes and class ids; both empty where no row has a label (None, or -1 as the hub writes)."""
+    import datasets
+
+    feature, values = rows.features[column], rows[column][:]
+    if not isinstance(feature, datasets.Value | datasets.ClassLabel):
+        raise ValueError(
+            f"{name}: the column {column!r} holds {_kind(values)}, no classes (names, or whole numbers "
+            f"from 0): choose another label_column ({', '.join(rows.column_names)})"
+        )
+    missing = [index for index, value in enumerate(values) if value is None or value == -1]
+    if len(missing) == len(values):
+        return (), None
+    if missing:
+        raise ValueError(
+            f"{name}: row {missing[0]} has no {column!r} but others do: label or drop it"
+        )
+    if isinstance(feature, datasets.ClassLabel):
+        return tuple(feature.names), values
+    # Over all splits, so that a class missing from one doesn't shift the ids of others.
+    present = {v for part in parts if column in part.column_names for v in part.unique(column)}
+    present -= {None, -1}
+    kinds = {type(value) for value in present}
+    if kinds == {str}:
+        classes = sorted(present)
+        ids = {value: index for index, value in enumerate(classes)}
+        return tuple(classes), [ids[value] for value in values]
+    if kinds <= {int, bool} and min(present) >= 0:
+        # The ids that occur, not all below the largest: WordNet's and iNaturalist's go to many millions.
+        places = {value: place for place, value in enumerate(sorted(map(int, present)))}
+        return tuple(map(str, places)), [places[int(value)] for value in values]
+    raise ValueError(
+        f"{name}: the column {column!r} holds no classes (names, or whole numbers from 0): "
+        f"choose another label_column ({printable(', '.join(rows.column_names))})"
+    )
+
+
+def _kind(values: Sequence[Any]) -> str:
+    """What a column's values are, in people's words."""
+    first = next((value for value in values if value is not None), None)
+    if isinstance(first, list | tuple):
+        return "lists"
+    return "records" if isinstance(first, Mapping) else f"values of type {type(first).__name__}"
+
+
+def _reader(
+    rows: "Dataset", column: str, ids: Sequence[str], name: str, folders: Sequence[Path]
+) -> RowReader:
+    import datasets
+
+    only = rows.select_columns([column])
+    feature: Any = only.features[column]
+    if isinstance(feature, datasets.Image):
+        stored = only.cast_column(column, datasets.Image(decode=False))
+        return RowReader(stored, column, ids, folders)
+    kind = getattr(feature, "dtype", None)
+    if kind in ("binary", "large_binary") or (isinstance(feature, Mapping) and "bytes" in feature):
+        return RowReader(only, column, ids, folders)
+    raise ValueError(
+        f"{name}: the column {column!r} holds no pictures but {kind or type(feature).__name__}: "
+        f"choose another image_column ({printable(', '.join(rows.column_names))})"
+    )

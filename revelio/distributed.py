@@ -1,0 +1,129 @@
+"""Which of several processes this one is, and which device is its own: nothing else asks a launcher or CUDA.
+
+``torchrun`` tells its processes who they are by environment variables; ``accelerate launch`` does the same
+on GPUs. Process r of W takes shards r, r + W, ...
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+def rank() -> int:
+    """This process among all that a launcher started, from 0; 0 without one."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """How many processes a launcher started; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_rank() -> int:
+    """This process among those on its machine, from 0."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def local_world_size() -> int:
+    """How many of the processes are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def is_main() -> bool:
+    """Whether this process prints and writes."""
+    return rank() == 0
+
+
+def device_of(name: str) -> "torch.device":
+    """The device of a name; ``auto`` is CUDA where there is one.
+
+    Raises:
+        ValueError: no such device.
+    """
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"device {name!r} can't be used ({str(error).splitlines()[0]}): "
+            "choose auto, cpu, cuda, cuda:1 or mps"
+        ) from error
+    return device
+
+
+def own_device() -> str:
+    """The name of this process's own accelerator, or of the CPU."""
+    return f"cuda:{local_rank()}" if device_of("auto").type == "cuda" else "cpu"
+
+
+def _alone() -> None:
+    """Wait for nobody."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """One of several processes that share the work.
+
+    Attributes:
+        rank: this one, counted from 0; 0 prepares the results and closes them.
+        world: how many there are.
+        wait: returns once all have called it.
+        agree: gives all the main process's number.
+        device: the device that is this process's share.
+        close: leaves the group, at the end.
+    """
+
+    rank: int = 0
+    world: int = 1
+    wait: Callable[[], None] = _alone
+    agree: Callable[[int], int] = int
+    device: str = "auto"
+    close: Callable[[], None] = _alone
+
+    @property
+    def main(self) -> bool:
+        """Whether this one prepares, reports, and closes the results."""
+        return self.rank == 0
+
+
+def launched(device: str = "auto") -> Processes:
+    """The processes that ``torchrun`` started, or ``accelerate launch`` on GPUs; else this one alone.
+
+    On CPUs ``accelerate launch`` starts one process, whatever ``--num_processes`` says: it leaves starting
+    the others to MPI.
+
+    Args:
+        device: what the user asked for; ``auto`` is each process's own accelerator, or the CPU.
+    """
+    import torch
+    from accelerate import PartialState
+
+    # Without `cpu`, accelerate takes the processes of a machine without a GPU for strangers.
+    cpu = device == "cpu" or not torch.accelerator.is_available()
+    # Shards take unequal time, and the main process waits for the last one however long it takes.
+    state = PartialState(cpu=cpu, timeout=timedelta(days=30))
+    if state.num_processes == 1:
+        return Processes()
+    return Processes(
+        state.process_index,
+        state.num_processes,
+        state.wait_for_everyone,
+        _main_number,
+        str(state.device),
+        state.destroy_process_group,
+    )
+
+
+def _main_number(number: int) -> int:
+    from accelerate.utils import broadcast_object_list
+
+    return broadcast_object_list([number])[0]

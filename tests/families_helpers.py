@@ -1,0 +1,109 @@
+"""What the test of every family of diffusion models compares: ours with the pipeline's own parts."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from backbones_helpers import picture
+from diffusers import DDPMScheduler
+from torch import Tensor, nn
+
+from revelio.backbones.base import DiffusionModel
+from revelio.backbones.diffusion.schedule import keyed_noise
+from revelio.backbones.registry import load_backbone
+
+IDS = ["a", "b"]
+NEAR = {"atol": 1e-5, "rtol": 1e-4}
+
+
+def load_whole(folder: Path, **settings: Any) -> Any:
+    """The uncut model on the CPU."""
+    model = load_backbone(str(folder), device="cpu", **settings)
+    assert isinstance(model, DiffusionModel)
+    return model
+
+
+def pixels_for(model: Any) -> Tensor:
+    """Two pictures as the model wants them."""
+    return torch.stack([model.transform(picture(i)) for i in range(2)])
+
+
+def unet_modules(unet: Any) -> dict[str, nn.Module]:
+    """A U-Net's layers: the middle block, and the decoder's."""
+    return {"bottleneck": unet.mid_block} | {
+        f"up_ft{i}": block for i, block in enumerate(unet.up_blocks)
+    }
+
+
+@torch.no_grad()
+def captured(modules: Mapping[str, nn.Module], call: Callable[[], Tensor]) -> tuple[Any, Tensor]:
+    """What each module gives during a call, by plain forward hooks, and what the call gives."""
+    kept: dict[str, Tensor] = {}
+    handles = [
+        module.register_forward_hook(lambda _m, _i, out, name=name: kept.update({name: out}))
+        for name, module in modules.items()
+    ]
+    output = call()
+    for handle in handles:
+        handle.remove()
+    return kept, output
+
+
+def noised_by_diffusers(scheduler: Any, x0: Tensor, timestep: int) -> tuple[Tensor, Tensor]:
+    """A draw of q(x_t | x_0) by diffusers' DDPM of the same betas, and the timestep of each image."""
+    noise = keyed_noise(x0.shape[1:], IDS, seed=0, timestep=timestep, draw=0)
+    steps = torch.full((len(x0),), timestep)
+    return DDPMScheduler.from_config(scheduler.config).add_noise(x0.float(), noise, steps), steps
+
+
+def check_family(
+    folder: Path,
+    modules: Mapping[str, nn.Module],
+    scheduler: Any,
+    call: Callable[[Tensor, Tensor], Tensor],
+    prompts: Sequence[str],
+    timestep: int,
+    *,
+    grid: Callable[[Tensor], Tensor] = lambda output: output,
+) -> None:
+    """Activations and prediction are those of the pipeline's own call; a cut model's are bit-equal.
+
+    Args:
+        folder: the model.
+        modules: of the pipeline's own denoiser, by layer.
+        scheduler: the pipeline's.
+        call: the pipeline's own denoiser at x_t and timesteps, with what it says of ``prompts``.
+        prompts: two of them.
+        timestep: of both images.
+        grid: a module's output as a grid.
+    """
+    whole = load_whole(folder)
+    assert list(whole.layers) == list(modules)
+    pixels = pixels_for(whole)
+    x0 = whole.encode(pixels)
+    x_t, steps = noised_by_diffusers(scheduler, x0, timestep)
+    expected, output = captured(modules, lambda: call(x_t, steps))
+    found = whole.activations(x0, IDS, list(modules), timestep=timestep, prompts=prompts)
+    side = pixels.shape[-1]
+    for layer, spec in whole.layers.items():
+        assert found[layer].shape == (2, spec.channels, side // spec.stride, side // spec.stride)
+        torch.testing.assert_close(found[layer], grid(expected[layer]), **NEAR)
+        cut = load_whole(folder, layers=[layer])
+        assert list(cut.layers)[-1] == layer
+        alone = cut.activations(x0, IDS, [layer], timestep=timestep, prompts=prompts)[layer]
+        assert torch.equal(alone, found[layer])
+    with torch.no_grad():
+        predicted = whole.predict(x_t, steps, whole.conditioning(prompts))
+    torch.testing.assert_close(predicted, output, **NEAR)
+
+
+def check_generation(ours: Any, theirs: Any, **settings: Any) -> None:
+    """Two pipelines generate the same picture of a prompt, with guidance."""
+    pictures = []
+    for pipeline in (ours, theirs):
+        pipeline.set_progress_bar_config(disable=True)
+        drawn = torch.Generator().manual_seed(4)
+        given = {"num_inference_steps": 2, "guidance_scale": 2.0, "output_type": "np"} | settings
+        pictures.append(torch.as_tensor(pipeline("a cat", generator=drawn, **given).images))
+    torch.testing.assert_close(pictures[0], pictures[1], atol=1e-4, rtol=1e-3)
