@@ -52,6 +52,9 @@ def _next(config: Config, store: "ActivationStore") -> str:
     """A k-SAE of pooled activations, or Diff-C of grids."""
     from revelio.following import beside, following
 
+    if config.cells:
+        out = beside(config.out, "ksae")
+        return following("train-ksae", "--store", store.path, "--rows", "cells", "--out", out)
     if config.pool != "mean":
         out = beside(config.out, "diffc")
         return following(

@@ -67,14 +67,17 @@ def extract_to(config: ExtractRunConfig, progress: Report = silent) -> list[Acti
         check_file(config.out / "config.yaml", _is_extraction, "the config of an extraction")
     plan = open_plan(config, processes, report)
     if processes.main:
-        report(Progress(estimate(plan).line()))
+        cost = estimate(plan)
+        report(Progress(cost.line()))
+        if (reason := cost.shortage(config.out)) is not None:
+            raise ValueError(reason)
         write_whole(config.out / "config.yaml", to_yaml(replace(config, resume=False)))
     started = time.monotonic()
     for step in run(plan):
         skipped = (("skipped", str(step.skipped)),) if step.skipped else ()
         report(Progress("", step.images, step.total, "image", skipped))
     processes.wait()
-    stores = [ActivationStore.open(path) for path in plan.stores]
+    stores = [ActivationStore.open(path, cells=True) for path in plan.stores]
     report(Progress(_summary(plan, stores, time.monotonic() - started)))
     processes.close()
     return stores
@@ -90,6 +93,8 @@ def plan_extraction(config: ExtractRunConfig, progress: Report = silent) -> Cost
     report = progress if processes.main else silent
     cost = estimate(open_plan(config, processes, report))
     report(Progress(cost.line()))
+    if (reason := cost.shortage(config.out)) is not None:
+        report(Progress(f"warning: {reason}"))
     processes.close()
     return cost
 
@@ -180,8 +185,9 @@ def _summary(plan: ExtractionPlan, stores: list[ActivationStore], seconds: float
     lines, total = [], 0
     for store in [*stores, *([ActivationStore.open(cache)] if cache else [])]:
         shape = " x ".join(map(str, store.row_shape))
-        stored = f"{len(store):,} rows of {shape} {store.manifest['dtype']}, {size(store.bytes)}"
-        lines.append(f"{store.path}  {stored}")
+        each = f" ({store.cells} cells an image)" if store.cells else ""
+        stored = f"{len(store):,} rows{each} of {shape} {store.manifest['dtype']}"
+        lines.append(f"{store.path}  {stored}, {size(store.bytes)}")
         total += store.bytes
     skipped = stores[0].manifest["skipped"]
     lines += [f"skipped {printable(name)}: {printable(reason)}" for name, reason in skipped[:5]]

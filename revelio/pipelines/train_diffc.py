@@ -313,7 +313,7 @@ def _train_seed(
     _follow(run, one, task, before, progress)
     result = finish_seed(one, task)
     if number == 0:
-        write_folder(run.path / FINAL, partial(_save_final, one, live))
+        write_folder(run.path / FINAL, partial(_save_final, one, live, result))
     write_json(path, result)
     return result
 
@@ -345,8 +345,16 @@ def _go_on(run: Run, one: SeedRun, before: int) -> None:
     run.truncate_metrics(step)
 
 
-def _save_final(one: SeedRun, live: Task, folder: Path) -> None:
-    one.training.model.save_pretrained(folder)
+def _save_final(one: SeedRun, live: Task, result: dict[str, Any], folder: Path) -> None:
+    own = ("top1", "wilson95", "class_mean", "images")
+    tested = {
+        which: {key: result[which]["test"][key] for key in own}
+        for which in ("last", "best")
+        if result[which]
+    }
+    card = {"training": one.config.plain() | {"images": len(one.train)}}
+    card |= {f"{which} epoch, test images": found for which, found in tested.items()}
+    one.training.model.save_pretrained(folder, model_card_kwargs=card)
     trained_on(live.source, live.made.get("dataset")).save(folder)
 
 
