@@ -343,6 +343,16 @@ def tiny_clip(folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
+def seeing_clip(folder: Path) -> Path:
+    """A ``CLIPModel`` folder whose image embedding depends on the picture: random ones hardly look at it."""
+    model = CLIPModel.from_pretrained(tiny_clip(folder, seed=4))
+    for name, parameter in model.vision_model.named_parameters():
+        if name.endswith(("v_proj.weight", "out_proj.weight", "patch_embedding.weight")):
+            parameter.data.mul_(20)
+    model.save_pretrained(folder)
+    return folder
+
+
 def tiny_dinov2(folder: Path, *, registers: int = 0, seed: int = 0) -> Path:
     """A ``Dinov2Model`` folder, or with ``registers`` > 0 a ``Dinov2WithRegistersModel`` one."""
     shape: dict[str, Any] = {

@@ -6,8 +6,8 @@ import torch
 from backbones_helpers import (
     TEXT_LENGTH,
     _scheduler,
-    _text_config,
     seeded,
+    tiny_text_config,
     tiny_tokenizer,
     tiny_vae,
 )
@@ -46,7 +46,7 @@ def _t5(seed: int = 0) -> T5EncoderModel:
 
 def _clip(width: int = 16, *, projection: bool = False, seed: int = 0) -> Any:
     kind = CLIPTextModelWithProjection if projection else CLIPTextModel
-    return seeded(lambda: kind(_text_config(width)), seed)
+    return seeded(lambda: kind(tiny_text_config(width)), seed)
 
 
 def _unet(**more: Any) -> UNet2DConditionModel:

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from backbones_helpers import picture, tiny_clip, tiny_sd
+from backbones_helpers import picture, seeing_clip, tiny_sd
 from flow_helpers import tiny_flux, tiny_sd3
 from transformers import CLIPModel, CLIPTokenizer
 
@@ -34,14 +34,7 @@ def dataset(name="oxford-iiit-pet", classes=CLASSES, broken=()):
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
-    """A CLIP whose image embedding depends on the picture: random ones hardly look at it."""
-    folder = tiny_clip(tmp_path_factory.mktemp("clip"), seed=4)
-    model = CLIPModel.from_pretrained(folder)
-    for name, parameter in model.vision_model.named_parameters():
-        if name.endswith(("v_proj.weight", "out_proj.weight", "patch_embedding.weight")):
-            parameter.data.mul_(20)
-    model.save_pretrained(folder)
-    return str(folder)
+    return str(seeing_clip(tmp_path_factory.mktemp("clip")))
 
 
 def test_simple_policies_read_no_image():

@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from llava_ext.checkpoint import load_model, save_model
-from llava_ext.config import TowerConfig
+from llava_ext.config import LoraOptions, TowerConfig
 from llava_ext.language import (
     add_lora,
     assemble,
@@ -89,7 +89,7 @@ def llava(folder: Path, lora: bool) -> Path:
     tokenizer = load_tokenizer(str(language))
     model = assemble(config, load_language_model(str(language)), tokenizer, [TowerShape(8, (2, 2))])
     if lora:
-        add_lora(model, rank=2)
+        add_lora(model, LoraOptions(rank=2))
     save_model(model, tokenizer, folder, language="auto" if lora else "whole")
     return folder
 

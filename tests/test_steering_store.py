@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from revelio.activations.processes import Processes
 from steering_helpers import TEXT_LAYERS, ksae_of, sd, sdxl
 
 from revelio.activations.store import ActivationStore
 from revelio.backbones.diffusion.pipeline_layers import PipelineLayers
+from revelio.distributed import Processes
 from revelio.sae.config import TrainConfig
 from revelio.steering.prompts import prompts_of, read_prompts
 from revelio.steering.token_store import TokenExtraction

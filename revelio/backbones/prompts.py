@@ -151,20 +151,28 @@ def prompt_texts(
     texts = class_texts(dataset, template)
     classifier = ZeroShot(clip, texts, device)
     found = [""] * len(dataset)
-    for indices, pictures in _batches(dataset, batch_size, skip_unreadable):
-        for index, label in zip(indices, classifier.classify(pictures).tolist(), strict=True):
+    for indices, labels in classifier.classify_all(dataset, batch_size, skip_unreadable):
+        for index, label in zip(indices, labels, strict=True):
             found[index] = texts[label]
     return found
 
 
 class ZeroShot:
-    """CLIP's zero-shot classifier: the text whose embedding is nearest to the image's, by cosine.
+    """CLIP's zero-shot classifier: the text whose embedding is nearest to the image's, by cosine."""
 
-    Attributes:
-        texts: the candidates.
-    """
+    def __init__(
+        self, clip: str, texts: Sequence[str | Sequence[str]], device: str = "auto"
+    ) -> None:
+        """Load a CLIP and encode the candidates, each distinct text once.
 
-    def __init__(self, clip: str, texts: Sequence[str], device: str = "auto") -> None:
+        Args:
+            clip: a known name, a folder or a hub id of a ``CLIPModel``.
+            texts: the candidates; of one with several texts the mean of their embeddings is taken.
+            device: where it runs.
+
+        Raises:
+            ValueError: it is no whole CLIP, or a part is missing or unreadable.
+        """
         from transformers import CLIPConfig, CLIPModel
 
         from revelio.backbones.diffusion.text_encoder import load_clip_tokenizer
@@ -187,9 +195,11 @@ class ZeroShot:
         self._tokenizer = load_clip_tokenizer(source, "", words)
         self._model = frozen(model, device_of(device))
         self._transform = transform_of(source, source.vision_config()["image_size"])
-        self.texts = list(texts)
-        rows = {text: self._embed_text(text) for text in dict.fromkeys(self.texts)}
-        self._text_rows = torch.cat([rows[text] for text in self.texts])
+        groups = [[text] if isinstance(text, str) else list(text) for text in texts]
+        once = dict.fromkeys(text for group in groups for text in group)
+        rows = {text: self._embed_text(text) for text in once}
+        means = [torch.cat([rows[text] for text in group]).mean(0) for group in groups]
+        self._text_rows = torch.nn.functional.normalize(torch.stack(means), dim=-1)
 
     @torch.no_grad()
     def classify(self, pictures: Sequence[Image.Image]) -> Int64[Tensor, " b"]:
@@ -199,6 +209,17 @@ class ZeroShot:
         pooled = model.vision_model(pixels.to(model.device)).pooler_output
         rows = torch.nn.functional.normalize(model.visual_projection(pooled), dim=-1)
         return (rows @ self._text_rows.T).argmax(dim=-1).cpu()
+
+    def classify_all(
+        self, dataset: ImageDataset, batch_size: int = 64, skip_unreadable: bool = False
+    ) -> Iterator[tuple[list[int], list[int]]]:
+        """The nearest text of every image: indices of images, and of their texts, a batch at a time.
+
+        Raises:
+            ImageError: an image can't be read and is not to be skipped.
+        """
+        for indices, pictures in _batches(dataset, batch_size, skip_unreadable):
+            yield indices, self.classify(pictures).tolist()
 
     @torch.no_grad()
     def _embed_text(self, text: str) -> Float[Tensor, "1 c"]:

@@ -10,7 +10,6 @@ With a data set and a backbone that are open already: :func:`revelio.activations
 import os
 import time
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
 
 from revelio.activations.config import ExtractConfig, ExtractRunConfig
@@ -32,6 +31,7 @@ from revelio.files import write_whole
 from revelio.machine import duration, size
 from revelio.outputs import check_file
 from revelio.pipelines import Progress, Report, silent
+from revelio.pipelines.inputs import hashed
 from revelio.trust import parse_yaml, printable, read_text
 
 __all__ = ["ExtractRunConfig", "extract_to", "open_plan", "plan_extraction"]
@@ -117,7 +117,7 @@ def open_plan(
         options = replace(options, device=processes.device)
     backbone = load_backbone(options, layers=config.layers)
     if processes.main:
-        dataset = _hashed(dataset, progress)
+        dataset = hashed(dataset, progress)
     accelerated = device_of(options.device).type == "cuda"
     plan = ExtractionPlan(
         dataset,
@@ -139,15 +139,6 @@ def open_plan(
     if config.compile:
         compile_backbone(backbone)
     return plan
-
-
-def _hashed(dataset: ImageDataset, progress: Report) -> ImageDataset:
-    """The data set with the hashes of its pictures, which are read now."""
-    if dataset.digest is None:
-        return dataset
-    total, done = len(dataset), count(1)
-    progress(Progress(f"reading {total:,} pictures"))
-    return dataset.hashed(lambda _: progress(Progress("", next(done), total, "image")))
 
 
 def _is_extraction(path: Path) -> bool:

@@ -55,18 +55,18 @@ def steer(config: SteerConfig, progress: Report = silent) -> Steered:
         pass  # what can't be is refused before anything is drawn
     made: dict[str, Image.Image] = {}
     seconds: dict[str, float] = {}
-    total = len(config.strength) * len(prompts) * config.images
+    total = len(config.strength) * len(prompts) * config.images_per_prompt
     for strength in config.strength:
         with ExitStack() as stack:
             stack.enter_context(edited(layers, [replace(one, strength=strength) for one in edits]))
             began = time.monotonic()
-            for image in range(config.images):
+            for image in range(config.images_per_prompt):
                 for batch in batched(prompts, config):
                     pictures = draw(layers, batch, image, config)
                     for one, picture in zip(batch, pictures, strict=True):
                         made[picture_name(one, image, strength)] = picture
                     progress(Progress("", len(made), total, "picture"))
-            count = len(prompts) * config.images
+            count = len(prompts) * config.images_per_prompt
             seconds[f"{strength:g}"] = (time.monotonic() - began) / count
     report = {
         "model": layers.name,
@@ -97,7 +97,9 @@ def contact_sheet(
     made: dict[str, Image.Image], prompts: list[Prompt], config: SteerConfig, margin: int = 18
 ) -> Image.Image:
     """A row a picture of a prompt, a column a strength."""
-    rows = [(one, image) for one in prompts for image in range(config.images)][:SHEET_ROWS]
+    rows = [(one, image) for one in prompts for image in range(config.images_per_prompt)][
+        :SHEET_ROWS
+    ]
     first = next(iter(made.values()))
     zoom = max(1, 96 // first.width)
     width, height = first.width * zoom, first.height * zoom

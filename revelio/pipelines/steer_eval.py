@@ -66,11 +66,11 @@ def draw_method(
     rows: dict[str, list[Any]] = {one.id: [] for one in prompts}
     began = time.monotonic()
     with method.context(layers):
-        for image in range(config.images):
+        for image in range(config.images_per_prompt):
             for batch in batched(prompts, config):
                 for one, picture in zip(batch, draw(layers, batch, image, config), strict=True):
                     rows[one.id].append(picture)
-    seconds = (time.monotonic() - began) / (len(prompts) * config.images)
+    seconds = (time.monotonic() - began) / (len(prompts) * config.images_per_prompt)
     seen = [list(judge(rows[one.id])) for one in prompts]
     pixels = torch.tensor([as_pixels(rows[one.id]).tolist() for one in prompts]).numpy()
     return Drawn(list(wanted), seen, pixels, seconds)

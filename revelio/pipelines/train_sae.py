@@ -9,6 +9,7 @@ made.report["fvu"], made.model()
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from revelio.pipelines.sae_processes import DistContext
 from revelio.pipelines.sae_rows import JoinedRows, open_stores
 from revelio.run_dir import KEEP, Run, write_folder, write_json
 from revelio.sae.checkpoint import checkpoint_bytes, load_checkpoint, save_checkpoint
-from revelio.sae.config import SweepConfig, TrainSAEConfig
+from revelio.sae.config import SweepConfig, TrainConfig, TrainSAEConfig
 from revelio.sae.cost import Job
 from revelio.sae.dataloader import Batches, RowSource, batches_of
 from revelio.sae.distributed import save_sharded
@@ -370,7 +371,12 @@ def _finish(
     if unseen is not None:
         model.trained_on.update(held_out_rows=unseen["rows"], held_out_fvu=unseen["fvu"])
     stores = _by_store(model, kept, held_out)
-    _save(training)
+    measured = {key: value for key, value in asdict(found).items() if key != "density"}
+    settings = {one.name: getattr(run.config, one.name) for one in fields(TrainConfig)}
+    said = {"training": settings, "on the training rows": measured}
+    if unseen is not None:
+        said["on held-out rows"] = {key: value for key, value in unseen.items() if key != "density"}
+    _save(training, said)
     if not training.context.main:
         return
     report = {
@@ -436,14 +442,16 @@ def _beside(unseen: dict[str, Any] | None) -> str:
     return f" (on {unseen['rows']:,} held-out rows {unseen['fvu']:.4f})"
 
 
-def _save(training: _Training) -> None:
+def _save(training: _Training, card: dict[str, Any]) -> None:
+    """Write ``final/``; ``card`` is what its model card says beside the sizes."""
     model, context, final = training.run.model, training.context, training.config.out / "final"
     if context.group is None or context.sharing == "data":
         if context.main:
-            write_folder(final, model.save_pretrained)
+            save = partial(model.save_pretrained, model_card_kwargs=card)
+            write_folder(final, save)
         return
     group = context.group
     if context.main:
-        write_folder(final, lambda folder: save_sharded(folder, model, group))
+        write_folder(final, lambda folder: save_sharded(folder, model, group, card))
     else:
         save_sharded(None, model, group)

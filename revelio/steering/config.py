@@ -184,7 +184,7 @@ class DrawConfig:
     negative_prompt: AnyText = ""
     """What not to draw, for all prompts."""
 
-    images: Count = 1
+    images_per_prompt: Count = 1
     """Pictures a prompt, of seeds that follow each other."""
 
     seed: Seed = 0

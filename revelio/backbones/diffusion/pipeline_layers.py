@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from revelio.backbones.diffusion.sd import layer_module
+from revelio.backbones.diffusion.unet import layer_module
 from revelio.backbones.hooks import as_activation, read_layers
 from revelio.backbones.layers import Layers, LayerSpec, check_layers, dit_layers, unet_layers
 from revelio.trust import printable
