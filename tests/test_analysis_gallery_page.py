@@ -110,7 +110,7 @@ def test_the_end_key_leads_to_the_last_card_and_home_to_the_first(page, data):
     ids = [latent["id"] for latent in data["latents"]]
     assert ids[-1] not in cards(shown)
     shown.press("End")
-    shown.until(f"document.querySelector('.card[href=\"#/latent/{ids[-1]}\"]')")
+    shown.until(f"!!document.querySelector('.card[href=\"#/latent/{ids[-1]}\"]')")
     bottom = shown.run("[scrollY + innerHeight, document.documentElement.scrollHeight]")
     assert bottom[0] == pytest.approx(bottom[1], abs=2)
     last = shown.run(
@@ -118,7 +118,7 @@ def test_the_end_key_leads_to_the_last_card_and_home_to_the_first(page, data):
     )
     assert 0 < last <= 500 and ids[0] not in cards(shown)
     shown.press("Home")
-    shown.until(f"document.querySelector('.card[href=\"#/latent/{ids[0]}\"]')")
+    shown.until(f"!!document.querySelector('.card[href=\"#/latent/{ids[0]}\"]')")
 
 
 def test_going_back_returns_to_the_place(page):
