@@ -27,14 +27,13 @@ from llava_ext.config import CacheConfig, TowerConfig
 from llava_ext.images import image_id, open_picture, picture_ids, plain_ids
 from llava_ext.llava_json import image_names, read_records
 from llava_ext.towers import Tower, load_towers
+from revelio.activations.format import write_shard
 from revelio.activations.manifest import MANIFEST
-from revelio.activations.plan import duration, size
-from revelio.activations.shard import write_shard
 from revelio.activations.store import ActivationStore
-from revelio.activations.target import CONTENTS, SHARD_CONTENTS, Target, check_same
+from revelio.activations.writer import CONTENTS, SHARD_CONTENTS, StoreWriter, check_same
 from revelio.data.contents import combined
 from revelio.distributed import Processes
-from revelio.machine import free_disk
+from revelio.machine import duration, free_disk, size
 from revelio.run_dir import versions
 from revelio.trust import printable
 
@@ -168,7 +167,7 @@ def open_store(cache: Path, tower: Tower) -> ActivationStore:
     was = store.manifest.get("tower")
     if not isinstance(was, Mapping):
         raise ValueError(f"{path} is a store of another kind, not a tower's cache: {MAKE}")
-    check_same(path, was, tower.identity(), free=FREE, flag="--cache")
+    check_same(path, was, tower.identity(), free=FREE)
     if store.row_shape != row_shape(tower):
         raise ValueError(
             f"{path} holds grids of {store.row_shape}, the config asks for {row_shape(tower)}: {MAKE}"
@@ -201,16 +200,16 @@ class CacheJob:
     processes: Processes = field(default_factory=Processes)
 
     @cached_property
-    def targets(self) -> list[tuple[Tower, Target]]:
+    def targets(self) -> list[tuple[Tower, StoreWriter]]:
         """The stores to make, one a tower.
 
         Raises:
             ValueError: two different towers would have one folder.
         """
-        found: dict[str, tuple[Tower, Target]] = {}
+        found: dict[str, tuple[Tower, StoreWriter]] = {}
         for tower in self.towers:
             name = store_name(tower.config)
-            target = Target(self.cache / name, self._settings(tower))
+            target = StoreWriter(self.cache / name, self._settings(tower))
             if found.setdefault(name, (tower, target))[1].settings != target.settings:
                 raise ValueError(
                     f"two towers would share {self.cache / name}: cache them in two folders"
@@ -297,8 +296,8 @@ class CacheJob:
         for tower, target in self.targets:
             if target.started:
                 was = target.written_settings().get("tower") or {}
-                check_same(target.path, was, tower.identity(), free=FREE, flag="--cache")
-            target.check("--cache", resume=True)
+                check_same(target.path, was, tower.identity(), free=FREE)
+            target.check(resume=True)
 
 
 def open_cache_job(config: CacheConfig, processes: Processes) -> CacheJob:

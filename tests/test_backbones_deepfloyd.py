@@ -80,7 +80,7 @@ def test_pixels_stay_as_they_are(model):
         model.encode(torch.zeros(1, 3, 16, 18))
 
 
-def test_conditioning_is_the_pipelines_in_small_letters(pipeline, model):
+def test_conditioning_is_the_pipelines_in_lower_case(pipeline, model):
     conditioning = model.conditioning([*PROMPTS, PROMPTS[0]])
     text, empty = pipeline.encode_prompt(PROMPTS)
     found = conditioning.inputs["encoder_hidden_states"]

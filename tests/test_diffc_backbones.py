@@ -1,5 +1,6 @@
 """Diff-C with the project's own backbones: tiny random models of the real classes."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,10 @@ from backbones_helpers import tiny_dit, tiny_sd
 from diffc_helpers import FormulaBackbone, toy_dataset
 
 from revelio.activations.extract import extract
+from revelio.backbones.config import BackboneConfig
 from revelio.backbones.random_init import untrained
 from revelio.backbones.registry import load_backbone
+from revelio.diffc.config import GridsConfig
 from revelio.diffc.inputs import can_be_made_again, live_grids, open_backbone, open_stores
 
 
@@ -18,8 +21,9 @@ def sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_sd(tmp_path_factory.mktemp("sd") / "tiny-sd")
 
 
-def made_for(folder: Path, layer: str) -> dict:
-    return {"backbone": str(folder), "layer": layer, "timestep": 25, "prompts": "empty", "seed": 5}
+def made_for(folder: Path, layer: str) -> GridsConfig:
+    backbone = BackboneConfig(name=str(folder), device="cpu")
+    return GridsConfig(backbone=backbone, layer=layer, timestep=25, seed=5)
 
 
 def test_stored_grids_are_the_live_plain_view(sd: Path, tmp_path: Path) -> None:
@@ -28,9 +32,9 @@ def test_stored_grids_are_the_live_plain_view(sd: Path, tmp_path: Path) -> None:
         data, backbone, tmp_path, layers=["up_ft1"], timesteps=[25], seed=5, pool="none"
     )
     stored, found = open_stores(stores, memory_gb=1.0)
-    again = found | {"backbone": str(sd)}
+    again = GridsConfig.of(found | {"backbone": str(sd)}, "cpu")
     assert can_be_made_again(found)
-    live = live_grids(data, open_backbone(again, "cpu"), again)
+    live = live_grids(data, open_backbone(again), again)
     assert stored.shape == live.shape == (16, 8, 8)
     torch.testing.assert_close(stored.grids([4, 1], 0), live.grids([4, 1], 0), atol=1e-4, rtol=1e-4)
     assert stored.labels == live.labels
@@ -44,7 +48,7 @@ def test_random_weights_are_keyed_and_leave_the_vae(
     made, data = made_for(folder, layer), toy_dataset(1)
     before = torch.random.get_rng_state()
     sources = [
-        live_grids(data, open_backbone(made | {"random_weights": seed}, "cpu"), made)
+        live_grids(data, open_backbone(replace(made, random_weights=seed)), made)
         for seed in (None, 1, 1, 2)
     ]
     assert torch.equal(torch.random.get_rng_state(), before)

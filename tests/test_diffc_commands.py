@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,14 @@ from diffc_helpers import write_folders
 from PIL import Image
 
 from revelio import cli
+from revelio.backbones.config import BackboneConfig
 from revelio.cli import eval_diffc, train_diffc
 from revelio.config import load_config
+from revelio.data.config import DataConfig
+from revelio.diffc.config import EvalDiffCConfig, TrainDiffCConfig
+from revelio.pipelines import Progress
+from revelio.pipelines.eval_diffc import eval_diffc as eval_diffc_pipeline
+from revelio.pipelines.train_diffc import train_diffc as train_diffc_pipeline
 
 ROOT = Path(__file__).parents[1]
 YAMLS = sorted((ROOT / "configs" / "diffc").glob("*.yaml"))
@@ -65,6 +72,9 @@ def test_train_then_eval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert not (out / "checkpoints").exists()
     assert len((out / "metrics.jsonl").read_text().splitlines()) == 20
     assert str(tmp_path) not in (out / "report.json").read_text()
+    card = (out / "final" / "README.md").read_text()
+    assert "| grids: backbone | pixels |" in card and "| training: learning rate | 0.005 |" in card
+    assert "| last epoch, test images: top1 | 1 |" in card and "license" not in card
 
     fresh = write_folders(tmp_path / "fresh", 3, start=900)
     flags = ["--model", str(out / "final"), "--data.source", str(fresh), "--data.split", "None"]
@@ -103,7 +113,7 @@ def test_killed_run_goes_on_to_the_same_bytes(
     whole = [*train_flags(data, tmp_path / "whole"), "--seeds", "2"]
     cli.main(whole)
 
-    from revelio.diffc import experiment
+    from revelio.pipelines import train_diffc as pipeline
 
     saved = 0
 
@@ -114,13 +124,13 @@ def test_killed_run_goes_on_to_the_same_bytes(
             raise KeyboardInterrupt
         real(training, folder)
 
-    real = experiment.save_training
-    monkeypatch.setattr(experiment, "save_training", save_then_die)
+    real = pipeline.save_training
+    monkeypatch.setattr(pipeline, "save_training", save_then_die)
     cut = [*train_flags(data, tmp_path / "cut"), "--seeds", "2"]
     with pytest.raises(SystemExit) as stopped:
         cli.main(cut)
     assert stopped.value.code == 130
-    monkeypatch.setattr(experiment, "save_training", real)
+    monkeypatch.setattr(pipeline, "save_training", real)
     assert "already holds a run" in fails(cut, capsys)
     cli.main([*cut, "--resume"])
     for name in ("final/model.safetensors", "confusion.png"):
@@ -161,7 +171,7 @@ def test_stores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         write_store(tmp_path / name, grids, [f"i{n}" for n in range(24)], labels, settings=made)
     out = tmp_path / "run"
     flags = ["train-diffc", "--stores", str(tmp_path / "d0"), str(tmp_path / "d1"), *BRIEF]
-    assert "--test-store" in fails(flags, capsys)
+    assert "test_store" in fails(flags, capsys)
     cli.main([*flags, "--test-store", str(tmp_path / "test"), "--out", str(out)])
     assert report_of(out)["views"] == 2
     flags = ["eval-diffc", "--model", str(out / "final"), "--out", str(tmp_path / "eval")]
@@ -180,7 +190,7 @@ def test_stores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["--layer", "up_ft1"], "unknown layer 'up_ft1' of pixels"),
         (["--timestep", "25"], "no timestep"),
         (["--data.source", "nowhere/at/all"], "nowhere/at/all"),
-        (["--test.split", "train"], "--test.split"),
+        (["--test.split", "train"], "test.split None cuts some off"),
         (["--random-weights", "0"], "no weights"),
         (["--views", "-2"], "--views is -2"),
         (["--seeds", "0"], "--seeds is 0"),
@@ -337,11 +347,11 @@ def test_views_that_memory_cannot_hold_are_refused_before_they_are_made(
 ) -> None:
     """36 and 12 pictures of 3 x 32 x 32 numbers in float16, plain and in one view: 0.44 MB for train."""
     flags = train_flags(write_folders(tmp_path / "data", 16), tmp_path / "run")
-    monkeypatch.setattr("revelio.cli.diffc_inputs.available_memory", lambda: free)
+    monkeypatch.setattr("revelio.pipelines.train_diffc.available_memory", lambda: free)
     if free < 4e5:
         line = fails(flags, capsys)
         assert "the views need 119.8 kB of memory, of which 100.0 kB are available" in line
-        assert "smaller --cache-gb, which keeps them in files" in line
+        assert "smaller cache_gb, which keeps them in files" in line
         assert not list((tmp_path / "run").rglob("*.bin"))
         # What the line advises works: files take no memory.
         cli.main([*flags, "--cache-gb", "0", "--resume"])
@@ -353,6 +363,38 @@ def test_views_that_memory_cannot_hold_are_refused_before_they_are_made(
 def test_no_word_on_memory_where_the_system_does_not_tell(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("revelio.cli.diffc_inputs.available_memory", lambda: None)
+    monkeypatch.setattr("revelio.pipelines.train_diffc.available_memory", lambda: None)
     cli.main(train_flags(write_folders(tmp_path / "data", 4), tmp_path / "run"))
     assert report_of(tmp_path / "run")["images"]["test"] == 3
+
+
+def test_from_python_it_returns_what_it_made_and_prints_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pixels = {"backbone": BackboneConfig(name="pixels"), "layer": "pixels", "timestep": None}
+    data = DataConfig(source=str(write_folders(tmp_path / "data", 8)))
+    config = TrainDiffCConfig(
+        out=tmp_path / "run", data=data, width=8, epochs=2, views=0, seeds=2, **pixels
+    )
+    told: list[Progress] = []
+    made = train_diffc_pipeline(config, told.append)
+    assert made.report == report_of(tmp_path / "run")
+    stages = {one.stage: (one.done, one.total) for one in told if one.total}
+    images = made.report["images"]["train"]
+    assert stages == {
+        "reading 18 pictures": (18, 18),
+        "reading 6 pictures": (6, 6),
+        "train grids": (18, 18),
+        "test grids": (6, 6),
+        "training, seed 0": (2 * images, 2 * images),
+        "training, seed 1": (2 * images, 2 * images),
+    }
+    model = made.model()
+    again = EvalDiffCConfig(
+        model=str(made.path / "final"), data=replace(data, split="test"), out=tmp_path / "eval"
+    )
+    found = eval_diffc_pipeline(again)
+    assert found == report_of(tmp_path / "eval") and found["classes"] == list(model.class_names)
+    with pytest.raises(ValueError, match="seeds=0: give 1 or more"):
+        train_diffc_pipeline(replace(config, seeds=0))
+    assert capfd.readouterr() == ("", "")

@@ -4,8 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from revelio.diffc.experiment import head_macs
-from revelio.diffc.model import DiffC, load_diffc
+from revelio.diffc.model import DiffC, head_macs, load_diffc
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from revelio.diffc.split import stratified_split
+from revelio.data.splits import stratified_split
 
 
 @settings(max_examples=60, deadline=None)

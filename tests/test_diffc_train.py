@@ -7,11 +7,18 @@ import pytest
 import torch
 from diffc_helpers import separable
 
+from revelio.diffc.config import FitConfig
 from revelio.diffc.fit import fit
 from revelio.diffc.model import DiffC
 from revelio.diffc.sources import TensorGrids
-from revelio.diffc.state import load_training, save_training
-from revelio.diffc.train import Training, TrainSettings, epoch_batches, predict, train
+from revelio.diffc.train import (
+    Training,
+    epoch_batches,
+    load_training,
+    predict,
+    save_training,
+    train,
+)
 
 
 @pytest.mark.parametrize(
@@ -20,7 +27,7 @@ from revelio.diffc.train import Training, TrainSettings, epoch_batches, predict,
 def test_rates_are_torchs_cosine(mode, period: int, end: float) -> None:
     optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=1e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, period, end)
-    settings = TrainSettings(mode)
+    settings = FitConfig(mode=mode)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the schedule is stepped without the optimizer
         for epoch in range(30):
@@ -29,11 +36,12 @@ def test_rates_are_torchs_cosine(mode, period: int, end: float) -> None:
 
 
 def test_rates_at_the_ends() -> None:
-    assert TrainSettings().rate(0) == 1e-4
-    assert TrainSettings().rate(15) == pytest.approx(7.5e-5)
-    assert TrainSettings().rate(30) == pytest.approx(5e-5)
-    assert TrainSettings("as_code").rate(29) == pytest.approx(7.645e-5, rel=1e-3)  # SPEC 2.4
-    assert TrainSettings(epochs=10).rate(10) == pytest.approx(5e-5)
+    assert FitConfig().rate(0) == 1e-4
+    assert FitConfig().rate(15) == pytest.approx(7.5e-5)
+    assert FitConfig().rate(30) == pytest.approx(5e-5)
+    assert FitConfig(mode="as_code").rate(29) == pytest.approx(7.645e-5, rel=1e-3)  # SPEC 2.4
+    assert FitConfig(epochs=10).rate(10) == pytest.approx(5e-5)
+    assert FitConfig(learning_rate=1e-5).rate(30) == pytest.approx(5e-6)  # it never rises
 
 
 def test_an_epoch_sees_every_image_once() -> None:
@@ -45,14 +53,14 @@ def test_an_epoch_sees_every_image_once() -> None:
     assert batches != epoch_batches(indices, 16, seed=0, epoch=2)
 
 
-def settings_for(epochs: int) -> TrainSettings:
-    return TrainSettings(epochs=epochs, batch_size=8, learning_rate=1e-3, end_rate=1e-4)
+def settings_for(epochs: int) -> FitConfig:
+    return FitConfig(epochs=epochs, batch_size=8, learning_rate=1e-3, device="cpu")
 
 
-def run_plain(model: DiffC, grids, labels, settings: TrainSettings) -> None:
+def run_plain(model: DiffC, grids, labels, settings: FitConfig) -> None:
     """The same training in plain PyTorch."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs, 1e-4)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs, 5e-5)
     model.train()
     for epoch in range(1, settings.epochs + 1):
         for batch in epoch_batches(range(len(labels)), 8, settings.seed, epoch):
@@ -134,8 +142,9 @@ def test_separable_grids_are_learnt() -> None:
     test, truth = separable(20, seed=1)
     seen = []
     result = fit(
-        grids, labels, test, truth, classes=("a", "b", "c"), width=16, epochs=6,
-        learning_rate=2e-3, on_epoch=lambda seed, end: seen.append((seed, end.epoch)),
+        grids, labels, test, truth, classes=("a", "b", "c"),
+        config=FitConfig(width=16, epochs=6, learning_rate=2e-3),
+        on_epoch=lambda seed, end: seen.append((seed, end.epoch)),
     )  # fmt: skip
     assert result["top1"] == 1.0
     assert result["selected"] == "best"
@@ -150,14 +159,21 @@ def test_random_labels_stay_near_chance() -> None:
     grids = torch.randn(200, 6, 4, 4, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(200) % 4
     test = torch.randn(400, 6, 4, 4, generator=torch.Generator().manual_seed(1))
-    result = fit(grids, labels, test, torch.arange(400) % 4, classes=4, width=16, epochs=6)
+    result = fit(
+        grids, labels, test, torch.arange(400) % 4, classes=4, config=FitConfig(width=16, epochs=6)
+    )
     assert abs(result["top1"] - 0.25) < 0.08  # 3.7 standard deviations
 
 
 def test_several_seeds_and_last_epoch() -> None:
     grids, labels = separable(12)
     result = fit(
-        grids, labels, grids, labels, classes=3, width=8, epochs=2, seeds=3, mode="as_paper"
+        grids,
+        labels,
+        grids,
+        labels,
+        classes=3,
+        config=FitConfig(width=8, epochs=2, seeds=3, mode="as_paper"),
     )
     tops = [seed["last"]["test"]["top1"] for seed in result["seeds"]]
     assert result["selected"] == "last"
@@ -173,7 +189,8 @@ def test_several_seeds_and_last_epoch() -> None:
 def test_fit_is_repeatable() -> None:
     grids, labels = separable(12)
     one, two = (
-        fit(grids, labels, grids, labels, classes=3, width=8, epochs=2, seed=4) for _ in range(2)
+        fit(grids, labels, grids, labels, classes=3, config=FitConfig(width=8, epochs=2, seed=4))
+        for _ in range(2)
     )
     assert (
         one["seeds"][0]["history"][0]["train_loss"] == two["seeds"][0]["history"][0]["train_loss"]
@@ -184,9 +201,12 @@ def bad_fit(**change: object) -> None:
     grids, labels = separable(4)
     given = {
         "train_grids": grids, "train_labels": labels, "test_grids": grids, "test_labels": labels,
-        "classes": 3, "width": 8, "epochs": 1,
+        "classes": 3,
     }  # fmt: skip
-    fit(**(given | change))  # type: ignore[arg-type]
+    settings = {"width": 8, "epochs": 1} | {
+        name: change.pop(name) for name in ("epochs", "batch_size", "seeds") if name in change
+    }
+    fit(**(given | change), config=FitConfig(**settings))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -197,9 +217,9 @@ def bad_fit(**change: object) -> None:
         ({"classes": 2}, "train has label 2, but there are 2 classes"),
         ({"test_grids": torch.randn(12, 5, 4, 4)}, "6 channels, test grids 5"),
         ({"train_grids": torch.randn(12, 6, 4)}, r"shape \(12, 6, 4\)"),
-        ({"epochs": 0}, "--epochs is 0"),
-        ({"batch_size": 1}, "--batch-size is 1"),
-        ({"seeds": 0}, "--seeds is 0"),
+        ({"epochs": 0}, "epochs=0: give 1 or more"),
+        ({"batch_size": 1}, "batch_size=1: give 2 or more"),
+        ({"seeds": 0}, "seeds=0"),
         ({"train_grids": torch.full((12, 6, 4, 4), torch.nan)}, "the loss became nan"),
     ],
 )

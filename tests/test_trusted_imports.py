@@ -16,6 +16,7 @@ from llava_ext.language import build_model, load_language_model, load_tokenizer
 from llava_ext.towers import load_towers
 from revelio.backbones.registry import load_backbone
 from revelio.cli import main
+from revelio.diffc.config import GridsConfig
 from revelio.diffc.inputs import open_backbone
 from revelio.diffc.model import DiffC, load_diffc
 
@@ -50,7 +51,7 @@ def saved_diffc(folder: Path, backbone: str) -> Path:
 def test_a_saved_diffc_never_imports(workplace, name):
     model = load_diffc(saved_diffc(workplace / "model", name))
     with pytest.raises(ValueError, match=r"would import and run the module '(foreign_code|os)'"):
-        open_backbone(model.grids, "cpu")
+        open_backbone(GridsConfig.of(model.grids, "cpu"))
     assert not (workplace / "ran.txt").exists()
 
 
@@ -63,7 +64,7 @@ def test_eval_diffc_imports_only_what_the_user_names(workplace, capsys):
         main(words)
     said = capsys.readouterr().err
     assert stop.value.code == 2 and said.count("\n") == 1 and "Traceback" not in said
-    assert "'foreign_code:load'" in said and "--backbone" in said
+    assert "'foreign_code:load'" in said and "`backbone` says where it lies" in said
     assert not (workplace / "ran.txt").exists()
     main([*words, "--backbone", "foreign_code:load"])
     assert (workplace / "ran.txt").exists()

@@ -36,6 +36,11 @@ DITS = {
     "dit-xl-2-256": ("facebook/DiT-XL-2-256", 256, "ImageNet classes"),
     "dit-xl-2-512": ("facebook/DiT-XL-2-512", 512, "ImageNet classes"),
 }
+# The transformer is DiT-XL/2's with cross-attention.
+PIXARTS = {
+    "pixart-alpha-512": ("PixArt-alpha/PixArt-XL-2-512x512", 512, "T5 text encoder"),
+    "pixart-sigma-512": ("PixArt-alpha/PixArt-Sigma-XL-2-512-MS", 512, "T5, up to 300 tokens"),
+}
 SD3_MEDIUM = {
     "num_attention_heads": 24,
     "attention_head_dim": 64,
@@ -94,7 +99,7 @@ def hub_models() -> Iterator[Description]:
         layers = unet_layers(unet, VAE if name in UNETS else None)
         note = NOTES.get(name, "")
         yield Description(name, "U-Net", size, layers, hub_id, summary, note)
-    for name, (hub_id, size, summary) in DITS.items():
+    for name, (hub_id, size, summary) in (DITS | PIXARTS).items():
         yield Description(name, "DiT", size, dit_layers(DIT_XL_2, VAE), hub_id, summary)
     for name, (hub_id, summary) in SD3S.items():
         layers, note = dit_layers(SD3_MEDIUM, VAE), NOTES.get(name, "")

@@ -3,7 +3,7 @@
     backbone = load_backbone("sd-1.5", layers=["up_ft1"], dtype="bfloat16")
     register("my-model", "my_package.my_module:load")       # or a function
 
-A factory takes the keyword arguments of :func:`load_backbone` and gives a
+A factory takes ``layers`` and the fields of :class:`BackboneConfig` but the name, and gives a
 :class:`~revelio.backbones.base.Backbone`. Nothing heavy is imported before a model is loaded.
 """
 
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from revelio.backbones.catalogue import MINIS, find_shipped, hub_models, shipped_models
+from revelio.backbones.config import BackboneConfig
 from revelio.backbones.families import VIT_LOADERS, describe_source, family_of
 from revelio.backbones.packaged import VIT, packaged_backbones, packaged_path
 from revelio.backbones.source import CONFIG_LIMIT, HUB_ID, Description, Source
@@ -34,44 +35,32 @@ _registered: dict[str, tuple[str | Factory, Description]] = {}
 
 
 def load_backbone(
-    name: str,
+    model: str | BackboneConfig,
     *,
     layers: Sequence[str] | None = None,
-    revision: str | None = None,
-    image_size: int | None = None,
-    dtype: str = "float32",
-    attention: str = "sdpa",
-    device: str = "auto",
     imports: bool = True,
+    **settings: Any,
 ) -> Backbone:
     """Load a backbone, whole or cut after the deepest of ``layers``.
 
     Args:
-        name: a name that :func:`describe` lists, a folder, a hub id, or ``module:function`` of a factory. A
+        model: a name that :func:`describe` lists, a folder, a hub id, or ``module:function`` of a factory. A
             U-Net's folder or file stands for the pipeline it lies in; ``sd-1.5+path/to/unet`` puts it in the
-            place of another pipeline's.
+            place of another pipeline's. Or a whole config.
         layers: the layers that will be asked for: what comes after the deepest is not kept. None keeps the
             whole model, which a diffusion model's ``predict``, ``decode`` and ``pipeline`` need.
-        revision: of a hub id.
-        image_size: the side of the square images are brought to, in pixels; None is the model's own.
-        dtype: ``float32``, ``bfloat16`` or ``float16``.
-        attention: ``sdpa`` or ``eager``.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         imports: whether ``module:function`` may be imported. Must be False for a name out of a file that came
             with weights: whoever made the file would choose which code runs here.
+        settings: fields of :class:`BackboneConfig`: revision, image_size, dtype, attention, device.
 
     Raises:
         KeyError: an unknown name or layer; the message lists the known ones.
         ValueError: a setting the model can't take, a model of no supported family, or a name that would
             import code where that is not allowed.
     """
-    asked: dict[str, Any] = {
-        "layers": layers,
-        "image_size": image_size,
-        "dtype": dtype,
-        "attention": attention,
-        "device": device,
-    }
+    config = BackboneConfig(name=model) if isinstance(model, str) else model
+    asked: dict[str, Any] = vars(replace(config, **settings)) | {"layers": layers}
+    name, revision = asked.pop("name"), asked.pop("revision")
     if name in _registered:
         factory = _registered[name][0]
         found = _imported(factory) if isinstance(factory, str) else factory
@@ -88,10 +77,10 @@ def load_backbone(
     from revelio.backbones.loading import LoadSettings
 
     source = find_source(name, revision)
-    family, settings = family_of(source), LoadSettings(**asked)
+    family, loading = family_of(source), LoadSettings(**asked)
     if isinstance(family, str):
-        return _imported(VIT_LOADERS[family])(source, settings)
-    return load_family(family, source, settings)
+        return _imported(VIT_LOADERS[family])(source, loading)
+    return load_family(family, source, loading)
 
 
 def register(name: str, factory: str | Factory, description: Description | None = None) -> None:
@@ -99,8 +88,8 @@ def register(name: str, factory: str | Factory, description: Description | None 
 
     Args:
         name: what it is called from now on.
-        factory: a function that takes the keyword arguments of :func:`load_backbone`, or where to import
-            one from, as ``package.module:function``.
+        factory: a function that takes ``layers`` and the fields of :class:`BackboneConfig` but the name, or
+            where to import one from, as ``package.module:function``.
         description: what :func:`describe` says about it.
 
     Raises:

@@ -125,6 +125,7 @@ def transform_of(source: Source, size: int) -> SquareTransform:
         _triple(source, "image_mean", processor["image_mean"]),
         _triple(source, "image_std", processor["image_std"], least=1e-6),
         RESAMPLING[resample],
+        offset="down",
     )
 
 

@@ -10,7 +10,7 @@ class Bar:
     """Prints what a pipeline reports; ends the bar when the work is done, before further lines.
 
     Args:
-        title: what stands in front of the bar.
+        title: what stands in front of the bar, where the pipeline does not say what it is doing.
     """
 
     def __init__(self, title: str) -> None:

@@ -116,7 +116,7 @@ def _cast(grids: Tensor, dtype: torch.dtype) -> Tensor:
         name = str(dtype).removeprefix("torch.")
         raise ValueError(
             f"{name} can't hold these grids (largest value {grids.abs().max():.3g}, error "
-            f"{error:.3g} of it): take --cache-dtype float32 or bfloat16"
+            f"{error:.3g} of it): keep them as float32 or bfloat16 (cache_dtype)"
         )
     return cast
 

@@ -15,89 +15,51 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from revelio.data.splits import stratified_split
+from revelio.diffc.config import FitConfig
 from revelio.diffc.measures import confusion, measure, over_seeds
-from revelio.diffc.model import WIDTH, DiffC
+from revelio.diffc.model import DiffC
 from revelio.diffc.sources import GridSource, TensorGrids
-from revelio.diffc.split import stratified_split
-from revelio.diffc.train import (
-    END_RATES,
-    PERIODS,
-    EpochEnd,
-    Mode,
-    StepState,
-    Training,
-    TrainSettings,
-    predict,
-    train,
-)
-
-VALIDATION = 0.1
+from revelio.diffc.train import EpochEnd, StepState, Training, predict, train
+from revelio.distributed import device_of
 
 
 @dataclass(frozen=True)
-class FitSettings:
-    """One experiment: what is trained how, and how often.
+class Task:
+    """What is to be told apart.
 
     Attributes:
-        train: settings of a training; its seed is the first of the seeds.
+        source: grids of the training images, validation included.
+        test: grids of the test images.
         classes: class names by class id.
-        width: of the classifier.
-        dropout: of the classifier.
-        validation: share of train held out; None is the mode's (0.1 in `fixed`, none in the others).
-        seeds: how many trainings; seed, seed + 1, ... draw weights, order and validation set.
-        device: where the classifier is.
-        grids: how the grids were made, kept with the weights.
+        made: how the grids were made (:meth:`revelio.diffc.config.GridsConfig.made`), kept with the weights.
+        skipped: one line on each image that could not be read.
+
+    Raises:
+        ValueError: the channels of train and test differ, or a label is beyond the classes.
     """
 
-    train: TrainSettings
+    source: GridSource
+    test: GridSource
     classes: tuple[str, ...]
-    width: int = WIDTH
-    dropout: float = 0.0
-    validation: float | None = None
-    seeds: int = 1
-    device: str = "cpu"
-    grids: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def held_out(self) -> float:
-        """The share of train that validation gets."""
-        if self.validation is not None:
-            return self.validation
-        return VALIDATION if self.train.mode == "fixed" else 0.0
+    made: dict[str, Any] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Refuse what can't be done.
+        if self.source.shape[0] != self.test.shape[0]:
+            raise ValueError(
+                f"train grids have {self.source.shape[0]} channels, test grids {self.test.shape[0]}: "
+                "take both from the same layer"
+            )
+        for name, labels in (("train", self.source.labels), ("test", self.test.labels)):
+            if max(labels) >= len(self.classes):
+                raise ValueError(
+                    f"{name} has label {max(labels)}, but there are {len(self.classes)} classes"
+                )
 
-        Raises:
-            ValueError: no training at all, or a share that is none.
-        """
-        if self.seeds < 1:
-            raise ValueError(f"--seeds is {self.seeds}: give at least 1")
-        if self.validation is not None and not 0 <= self.validation < 1:
-            raise ValueError(f"--validation is {self.validation}: give a share from 0 up to 1")
-
-    def seed_list(self) -> list[int]:
-        """The seed of each training."""
-        return [self.train.seed + number for number in range(self.seeds)]
-
-    def split(self, source: GridSource, seed: int) -> tuple[list[int], list[int]]:
-        """A seed's training and validation images."""
-        return stratified_split(source.labels, self.held_out, seed, "diffc validation")
-
-    def trained_on(self, source: GridSource) -> int:
-        """How many images are left to train on, which is the same for all seeds."""
-        return len(self.split(source, self.train.seed)[0])
-
-    def plain(self) -> dict[str, Any]:
-        """The settings as they took effect, for reports."""
-        train = asdict(self.train) | {
-            "end_rate": END_RATES[self.train.mode]
-            if self.train.end_rate is None
-            else self.train.end_rate,
-            "period": self.train.period or PERIODS[self.train.mode] or self.train.epochs,
-        }
-        own = {"width": self.width, "dropout": self.dropout, "validation": self.held_out}
-        return train | own | {"seeds": self.seeds}
+    def split(self, config: FitConfig, seed: int) -> tuple[list[int], list[int]]:
+        """A seed's training and validation images; how many they are is the same for all seeds."""
+        return stratified_split(self.source.labels, config.held_out, seed, "diffc validation")
 
 
 @dataclass
@@ -108,30 +70,24 @@ class SeedRun:
     training: Training
     train: list[int]
     validation: list[int]
-    settings: TrainSettings
+    config: FitConfig
 
     def steps(self, source: GridSource) -> Iterator[StepState]:
         """The training loop, from where the training stands."""
-        return train(self.training, source, self.train, self.settings, validation=self.validation)
+        return train(self.training, source, self.train, self.config, validation=self.validation)
 
 
-def start_seed(source: GridSource, settings: FitSettings, seed: int) -> SeedRun:
+def start_seed(task: Task, config: FitConfig, seed: int) -> SeedRun:
     """Split off validation and make a new model for one seed."""
-    kept, held = settings.split(source, seed)
-    model = DiffC(
-        source.shape[0],
-        len(settings.classes),
-        width=settings.width,
-        dropout=settings.dropout,
-        class_names=list(settings.classes),
-        grids=settings.grids,
-        seed=seed,
-    )
-    own = replace(settings.train, seed=seed)
-    return SeedRun(seed, Training.start(model.to(settings.device), own), kept, held, own)
+    kept, held = task.split(config, seed)
+    sizes = config.sizes(task.source.shape[0], len(task.classes))
+    model = DiffC(**sizes, class_names=list(task.classes), grids=task.made, seed=seed)
+    own = replace(config, seed=seed)
+    training = Training.start(model.to(device_of(config.device)), own)
+    return SeedRun(seed, training, kept, held, own)
 
 
-def finish_seed(run: SeedRun, test: GridSource, settings: FitSettings) -> dict[str, Any]:
+def finish_seed(run: SeedRun, task: Task) -> dict[str, Any]:
     """Test the last and the best epoch of a training that is done.
 
     Returns:
@@ -140,16 +96,16 @@ def finish_seed(run: SeedRun, test: GridSource, settings: FitSettings) -> dict[s
         selected. The model is left with the weights of the one selected.
     """
     history = run.training.history
-    everyone = range(len(test.ids))
-    labels = torch.tensor(test.labels)
-    names = settings.classes
+    everyone = range(len(task.test.ids))
+    labels = torch.tensor(task.test.labels)
+    names = task.classes
     parameters = run.training.model.parameter_count()
     result: dict[str, Any] = {"seed": run.seed, "parameters": parameters, "best": None}
     epochs = {"last": len(history)} | ({"best": run.training.best_epoch} if run.validation else {})
     for which, epoch in epochs.items():
         if which == "best":
             run.training.model.load_state_dict(run.training.best)
-        logits = predict(run.training.model, test, everyone, 2 * run.settings.batch_size)
+        logits = predict(run.training.model, task.test, everyone, 2 * run.config.batch_size)
         predicted = logits.argmax(dim=1)
         result[which] = {
             "epoch": epoch,
@@ -160,9 +116,7 @@ def finish_seed(run: SeedRun, test: GridSource, settings: FitSettings) -> dict[s
     return result | {"history": [asdict(end) for end in history]}
 
 
-def summarise(
-    results: Sequence[dict[str, Any]], settings: FitSettings, source: GridSource, test: GridSource
-) -> dict[str, Any]:
+def summarise(results: Sequence[dict[str, Any]], task: Task, config: FitConfig) -> dict[str, Any]:
     """All seeds' results as one, with the headline ``top1`` and its ``interval``.
 
     ``interval`` is ``t95`` over seeds where there are several, and ``wilson95`` of the one seed's test
@@ -177,10 +131,10 @@ def summarise(
     }
     headline = found[selected] or {}
     single = results[0][selected]["test"]["wilson95"]
-    counts = torch.bincount(torch.tensor(test.labels))
-    kept, held = settings.split(source, settings.train.seed)
+    counts = torch.bincount(torch.tensor(task.test.labels))
+    kept, held = task.split(config, config.seed)
     return {
-        "mode": settings.train.mode,
+        "mode": config.mode,
         "top1": headline["mean"],
         "interval": headline["t95"] or single,
         "interval_kind": "t95 over seeds" if headline["t95"] else "wilson95 over test images",
@@ -188,30 +142,14 @@ def summarise(
         "last": found["last"],
         "best": found["best"],
         "majority_share": int(counts.max()) / int(counts.sum()),
-        "images": {"train": len(kept), "validation": len(held), "test": len(test.ids)},
-        "grid": list(source.shape),
-        "views": source.views,
+        "images": {"train": len(kept), "validation": len(held), "test": len(task.test.ids)},
+        "grid": list(task.source.shape),
+        "views": task.source.views,
         "parameters": results[0]["parameters"],
-        "classes": list(settings.classes),
-        "settings": settings.plain(),
+        "classes": list(task.classes),
+        "settings": config.plain(),
         "seeds": list(results),
     }
-
-
-def check_pair(source: GridSource, test: GridSource, classes: int) -> None:
-    """Refuse train and test grids that one classifier can't take.
-
-    Raises:
-        ValueError: their channels differ, or a label is beyond the classes.
-    """
-    if source.shape[0] != test.shape[0]:
-        raise ValueError(
-            f"train grids have {source.shape[0]} channels, test grids {test.shape[0]}: "
-            "take both from the same layer"
-        )
-    for name, labels in (("train", source.labels), ("test", test.labels)):
-        if max(labels) >= classes:
-            raise ValueError(f"{name} has label {max(labels)}, but there are {classes} classes")
 
 
 def fit(
@@ -221,15 +159,7 @@ def fit(
     test_labels: Sequence[int] | Tensor,
     *,
     classes: Sequence[str] | int,
-    width: int = WIDTH,
-    epochs: int = 30,
-    batch_size: int = 16,
-    learning_rate: float = 1e-4,
-    mode: Mode = "fixed",
-    validation: float | None = None,
-    seed: int = 0,
-    seeds: int = 1,
-    device: str = "cpu",
+    config: FitConfig | None = None,
     on_epoch: Callable[[int, EpochEnd], None] | None = None,
 ) -> dict[str, Any]:
     """Train and test Diff-C on grids at hand; the whole of the paper's Sec. 3.3 in one call.
@@ -240,15 +170,7 @@ def fit(
         test_grids: plain views of the test images.
         test_labels: a class id a test image.
         classes: class names by class id, or how many there are.
-        width: of the four convolutions; 64 to 128 is quick and enough for small backbones.
-        epochs: how often each training image is seen.
-        batch_size: images a step.
-        learning_rate: at the start; it ends at 5e-5 or, if smaller, half of it.
-        mode: see :mod:`revelio.diffc.train` and the module's head.
-        validation: share of train held out to choose the epoch; None: the mode's.
-        seed: of weights, order and validation set.
-        seeds: how many trainings, with seed, seed + 1, ...
-        device: where the classifier is.
+        config: the network, how it is trained, how often; none: the paper's.
         on_epoch: is told (seed, measures) after every epoch.
 
     Returns:
@@ -257,25 +179,17 @@ def fit(
     Raises:
         ValueError: shapes, labels and classes don't fit together.
     """
-    started = time.monotonic()
+    started, config = time.monotonic(), config or FitConfig()
     views = [train_grids] if isinstance(train_grids, Tensor) else list(train_grids)
     source = TensorGrids(views, torch.as_tensor(train_labels).tolist())
     test = TensorGrids([test_grids], torch.as_tensor(test_labels).tolist())
     names = tuple(map(str, range(classes))) if isinstance(classes, int) else tuple(classes)
-    check_pair(source, test, len(names))
-    rates = TrainSettings(
-        mode, epochs, batch_size, learning_rate, min(END_RATES[mode], learning_rate / 2), seed=seed
-    )
-    settings = FitSettings(rates, names, width, 0.0, validation, seeds, device)
+    task = Task(source, test, names)
     results = []
-    for one in settings.seed_list():
-        run = start_seed(source, settings, one)
+    for seed in config.seed_list():
+        run = start_seed(task, config, seed)
         for state in run.steps(source):
-            _tell(state, one, on_epoch)
-        results.append(finish_seed(run, test, settings))
-    return summarise(results, settings, source, test) | {"seconds": time.monotonic() - started}
-
-
-def _tell(state: StepState, seed: int, on_epoch: Callable[[int, EpochEnd], None] | None) -> None:
-    if state.end is not None and on_epoch is not None:
-        on_epoch(seed, state.end)
+            if state.end is not None and on_epoch is not None:
+                on_epoch(seed, state.end)
+        results.append(finish_seed(run, task))
+    return summarise(results, task, config) | {"seconds": time.monotonic() - started}

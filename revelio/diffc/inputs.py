@@ -1,8 +1,7 @@
 """From data sets, backbones and stores to the grid sources of train and test.
 
-``made`` is how grids are made, as plain values: ``backbone``, ``revision``, ``image_size``, ``dtype``,
-``attention``, ``random_weights``, ``layer``, ``timestep``, ``prompts``, ``seed``. It is saved with the
-classifier, so that testing it later makes the same grids without being told.
+``made`` is how grids are made, as plain values (:meth:`revelio.diffc.config.GridsConfig.made`). It is saved
+with the classifier, so that testing it later makes the same grids without being told.
 """
 
 from collections.abc import Sequence
@@ -11,21 +10,23 @@ from typing import Any
 
 from revelio.activations.store import ActivationStore
 from revelio.backbones.base import Backbone
+from revelio.data.config import DataConfig
 from revelio.data.dataset import ImageDataset, ImageError
+from revelio.data.open import open_dataset
+from revelio.data.splits import stratified_split
+from revelio.diffc.config import GridsConfig
 from revelio.diffc.pixels import PixelsBackbone
 from revelio.diffc.sources import LiveGrids, TensorGrids, stored_grids
-from revelio.diffc.split import stratified_split
 
 # What stores that one classifier takes must agree in.
 STORE_KEYS = ("backbone", "layer", "timestep", "prompts", "pool")
 
 
-def open_backbone(made: dict[str, Any], device: str, *, imports: bool = False) -> Backbone:
-    """Load the backbone that ``made`` names, cut after its layer.
+def open_backbone(config: GridsConfig, *, imports: bool = False) -> Backbone:
+    """Load the backbone, cut after the layer.
 
     Args:
-        made: how the grids are made.
-        device: where the backbone runs.
+        config: how the grids are made.
         imports: whether a backbone named ``module:function`` may be imported; only where the user named it,
             not the config of a saved classifier.
 
@@ -33,62 +34,45 @@ def open_backbone(made: dict[str, Any], device: str, *, imports: bool = False) -
         KeyError: an unknown backbone or layer.
         ValueError: the settings don't fit the backbone.
     """
-    if made["backbone"] == PixelsBackbone.name:
-        if made.get("random_weights") is not None:
-            raise ValueError("pixels have no weights: leave --random-weights out")
-        return PixelsBackbone(**_given(size=made.get("image_size")))
+    if config.backbone.name == PixelsBackbone.name:
+        if config.random_weights is not None:
+            raise ValueError("pixels have no weights: leave random_weights out")
+        size = config.backbone.image_size
+        return PixelsBackbone() if size is None else PixelsBackbone(size)
     from revelio.backbones.registry import load_backbone
 
-    backbone = load_backbone(
-        made["backbone"],
-        layers=[made["layer"]],
-        device=device,
-        imports=imports,
-        **_given(
-            revision=made.get("revision"),
-            image_size=made.get("image_size"),
-            dtype=made.get("dtype"),
-            attention=made.get("attention"),
-        ),
-    )
-    if made.get("random_weights") is None:
+    backbone = load_backbone(config.backbone, layers=[config.layer], imports=imports)
+    if config.random_weights is None:
         return backbone
     from revelio.backbones.random_init import untrained
 
-    return untrained(backbone, made["random_weights"])
+    return untrained(backbone, config.random_weights)
 
 
 def live_grids(
-    dataset: ImageDataset,
-    backbone: Backbone,
-    made: dict[str, Any],
-    device: str = "auto",
-    workers: int = 0,
+    dataset: ImageDataset, backbone: Backbone, config: GridsConfig, workers: int = 0
 ) -> LiveGrids:
-    """The grids of a data set, made as ``made`` says.
+    """The grids of a data set, made as the config says.
 
     Raises:
         KeyError: the backbone doesn't have the layer.
         ValueError: no labels, no images, a wrong timestep, prompts for a backbone without text.
     """
+    prompts = None  # for the policy `empty`, which backbones without text know too
+    if config.prompts != "empty":
+        from revelio.backbones.prompts import prompt_texts
+
+        device = config.backbone.device
+        prompts = prompt_texts(config.prompts, dataset, device=device, clip=config.clip)
     return LiveGrids(
         dataset,
         backbone,
-        made["layer"],
-        timestep=made["timestep"],
-        prompts=_prompts(made, dataset, device),
-        seed=made["seed"],
+        config.layer,
+        timestep=config.timestep,
+        prompts=prompts,
+        seed=config.seed,
         workers=workers,
     )
-
-
-def _prompts(made: dict[str, Any], dataset: ImageDataset, device: str) -> list[str] | None:
-    """A text an image; None for the policy `empty`, which backbones without text know too."""
-    if made["prompts"] == "empty":
-        return None
-    from revelio.backbones.prompts import prompt_texts
-
-    return prompt_texts(made["prompts"], dataset, device=device, **_given(clip=made.get("clip")))
 
 
 def portable(name: str) -> str:
@@ -127,7 +111,8 @@ def _made_of(manifest: dict[str, Any]) -> dict[str, Any]:
 
 def can_be_made_again(made: dict[str, Any]) -> bool:
     """Whether a backbone can make these grids of new images: they were neither pooled nor anonymous."""
-    return made.get("backbone") is not None and made.get("pool", "none") == "none"
+    named = made.get("backbone") is not None and made.get("layer") is not None
+    return named and made.get("pool", "none") == "none"
 
 
 def check_made(train: dict[str, Any], test: dict[str, Any]) -> None:
@@ -142,6 +127,12 @@ def check_made(train: dict[str, Any], test: dict[str, Any]) -> None:
                 f"the {key} of the train and the test store differ ({train.get(key)} and "
                 f"{test.get(key)}): take stores of one extraction"
             )
+
+
+def open_images(config: DataConfig) -> tuple[ImageDataset, list[str]]:
+    """The data set; where unreadable images are to be skipped without them, and one line on each."""
+    dataset = open_dataset(config)
+    return readable(dataset) if config.on_error == "skip" else (dataset, [])
 
 
 def readable(dataset: ImageDataset) -> tuple[ImageDataset, list[str]]:
@@ -167,7 +158,9 @@ def cut_test(
     """
     kept, held = stratified_split(labels_of(dataset), fraction, seed, "diffc test")
     if not held:
-        raise ValueError(f"--test.fraction {fraction} leaves no test images: give a larger share")
+        raise ValueError(
+            f"a share of {fraction} leaves no test images: give a larger one (test.fraction)"
+        )
     return dataset.subset(kept), dataset.subset(held)
 
 
@@ -179,8 +172,8 @@ def labels_of(dataset: ImageDataset) -> Sequence[int]:
     """
     if dataset.labels is None:
         raise ValueError(
-            f"{dataset.name} has no labels, which a classifier needs: give class folders or "
-            "--data.label-column"
+            f"{dataset.name} has no labels, which a classifier needs: give class folders or the column "
+            "that holds them (data.label_column)"
         )
     return dataset.labels
 
@@ -198,8 +191,3 @@ def check_classes(train: ImageDataset, test: ImageDataset) -> tuple[str, ...]:
         shown = ", ".join(sorted(only)[:5]) or "the same names in another order"
         raise ValueError(f"train and test have different classes ({shown}): name splits of one set")
     return train.classes
-
-
-def _given(**arguments: Any) -> dict[str, Any]:
-    """The arguments that are not None."""
-    return {name: value for name, value in arguments.items() if value is not None}

@@ -20,11 +20,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from revelio.hub import save_whole
+from revelio.diffc.config import DiffCConfig
+from revelio.hub import CARD_TEMPLATE, card_facts, save_whole
 from revelio.seeds import generator
 from revelio.trust import printable, read_object, read_tensors, tensor_headers
 
-WIDTH = 1024  # Sec. 4.1: "the final feature dimension is 1024"
+WIDTH = DiffCConfig.width
 STRIDES = (1, 2, 2, 2)  # Table 1
 FORMAT = 1
 # What the config of a saved classifier may hold of how its grids were made.
@@ -33,13 +34,19 @@ GRID_VALUES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("timestep", "image_size", "seed", "random_weights"), (int,)),
 }
 
+_ABOUT = """The light classifier of Revelio: four convolutions on what one layer of a frozen model makes of
+a picture. Its accuracy says more beside that on raw pixels and on random weights."""
+_USAGE = """from revelio.diffc.model import load_diffc
+
+logits = load_diffc("path or hub id")(grids)  # (b channels h w) -> (b classes)"""
+
 
 class DiffC(
     nn.Module,
     PyTorchModelHubMixin,
     library_name="revelio",
-    license="apache-2.0",
     tags=["image-classification", "diffusion-models", "interpretability"],
+    model_card_template=CARD_TEMPLATE,
 ):
     """The classifier for grids (b c h w) of any backbone and of any size down to 1x1.
 
@@ -112,6 +119,14 @@ class DiffC(
         """A Diff-C is never a pickle."""
         raise ValueError("there is no model.safetensors")
 
+    def generate_model_card(self, **found: Any) -> Any:
+        """The card: sizes, how the grids were made, and further numbers, ``found``, by name."""
+        own = {"channels": self.channels, "width": self.width, "classes": self.classes}
+        own |= {"parameters": self.parameter_count(), "class names": ", ".join(self.class_names)}
+        named = {"title": "Diff-C", "about": _ABOUT, "usage": _USAGE}
+        facts = card_facts(own | {"grids": self.grids} | found)
+        return super().generate_model_card(facts=facts, **named)
+
     def save_pretrained(self, save_directory: Any, **keywords: Any) -> str | None:
         """Write ``config.json``, ``model.safetensors`` and a model card; see the hub mixin.
 
@@ -148,6 +163,17 @@ def load_diffc(source: str | Path) -> DiffC:
             f"{source} is no Diff-C ({str(error).splitlines()[0]}): {remedy}"
         ) from error
     return model.eval()
+
+
+def head_macs(shape: tuple[int, int, int], width: int) -> int:
+    """Multiply-adds of one image's way through Diff-C (without the last, small linear layer)."""
+    channels, height, side = shape
+    total, before = 0, channels
+    for stride in STRIDES:
+        height, side = -(-height // stride), -(-side // stride)
+        total += 9 * before * width * height * side
+        before = width
+    return total
 
 
 def _check_files(folder: Path) -> None:

@@ -55,7 +55,7 @@ class PixelsBackbone:
             ValueError: a timestep, of which pixels have none.
         """
         if timestep is not None:
-            raise ValueError("pixels have no timestep: leave it out (--timestep None)")
+            raise ValueError("pixels have no timestep: give none (None)")
         return {layer: self.module(layer)(encoded) for layer in layers}
 
     def module(self, layer: str) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Training Diff-C: AdamW at 1e-4 with a cosine by epoch, cross-entropy, batches of 16, 30 epochs.
+"""Training Diff-C: AdamW at 1e-4 with a cosine by epoch, cross-entropy, batches of 16; its checkpoints.
 
     lr(e) = end + (start - end) (1 + cos(pi e / period)) / 2        for epoch e = 0, 1, ...
 
@@ -6,56 +6,26 @@ Source: Sec. 4.1. The paper's end is 5e-5 over 30 epochs (modes `fixed`, `as_pap
 anneals to 0 over 90 and stops at 30, which ends near 7.6e-5 (mode `as_code`).
 """
 
-import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from revelio.diffc.config import FitConfig
 from revelio.diffc.model import DiffC
 from revelio.diffc.sources import PLAIN, GridSource, chunks, training_view
+from revelio.run_dir import read_json, write_json
 from revelio.seeds import generator, key_seed
 
-Mode = Literal["fixed", "as_paper", "as_code"]
-PERIODS = {"fixed": None, "as_paper": None, "as_code": 90}  # None: as long as the training
-END_RATES = {"fixed": 5e-5, "as_paper": 5e-5, "as_code": 0.0}
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """How a Diff-C is trained; ``period`` and ``end_rate`` None are the mode's."""
-
-    mode: Mode = "fixed"
-    epochs: int = 30
-    batch_size: int = 16
-    learning_rate: float = 1e-4
-    end_rate: float | None = None
-    period: int | None = None
-    weight_decay: float = 0.01
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse what can't be done.
-
-        Raises:
-            ValueError: no epoch, or batches that batch norm can't take.
-        """
-        if self.epochs < 1:
-            raise ValueError(f"--epochs is {self.epochs}: give at least 1")
-        if self.batch_size < 2:
-            raise ValueError(f"--batch-size is {self.batch_size}: batch norm needs at least 2")
-
-    def rate(self, epoch: int) -> float:
-        """The learning rate of epoch 0, 1, ..."""
-        period = self.period or PERIODS[self.mode] or self.epochs
-        end = END_RATES[self.mode] if self.end_rate is None else self.end_rate
-        return end + (self.learning_rate - end) * (1 + math.cos(math.pi * epoch / period)) / 2
+WEIGHTS, BEST, MOMENTS, REST = "model", "best", "optimizer", "training.json"
 
 
 @dataclass
@@ -104,10 +74,10 @@ class Training:
     best_epoch: int = 0
 
     @classmethod
-    def start(cls, model: DiffC, settings: TrainSettings) -> "Training":
+    def start(cls, model: DiffC, config: FitConfig) -> "Training":
         """A training at its beginning."""
         optimizer = torch.optim.AdamW(
-            model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+            model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
         return cls(model, optimizer)
 
@@ -120,11 +90,11 @@ def train(
     training: Training,
     source: GridSource,
     indices: Sequence[int],
-    settings: TrainSettings,
+    config: FitConfig,
     *,
     validation: Sequence[int] = (),
 ) -> Iterator[StepState]:
-    """Train until ``settings.epochs`` are done; yields after every batch.
+    """Train until ``config.epochs`` are done; yields after every batch.
 
     An epoch's order is keyed by (seed, epoch) and its view by the epoch, so that a training that goes on
     from a checkpoint does what an uninterrupted one would have done.
@@ -132,7 +102,7 @@ def train(
     Args:
         training: where it stands; a new one from :meth:`Training.start`.
         source: grids and labels of train and validation.
-        settings: rates, batches, how long.
+        config: rates, batches, how long, and the seed.
         indices: images trained on, at least two (batch norm needs them).
         validation: images of the same source, seen plain, that pick the best epoch.
 
@@ -142,21 +112,21 @@ def train(
     """
     model, labels = training.model, torch.tensor(source.labels)
     _check(model, labels, indices)
-    for epoch in range(len(training.history) + 1, settings.epochs + 1):
-        started, rate = time.monotonic(), settings.rate(epoch - 1)
+    for epoch in range(len(training.history) + 1, config.epochs + 1):
+        started, rate = time.monotonic(), config.rate(epoch - 1)
         for group in training.optimizer.param_groups:
             group["lr"] = rate
         total = hits = 0.0
-        batches = epoch_batches(indices, settings.batch_size, settings.seed, epoch)
+        batches = epoch_batches(indices, config.batch_size, config.seed, epoch)
         for number, batch in enumerate(batches, 1):
             grids = source.grids(batch, training_view(epoch, source.views))
-            with _dropout_stream(model, settings.seed, epoch, number):
+            with _dropout_stream(model, config.seed, epoch, number):
                 loss, right = _step(training, grids, labels[batch])
             total, hits = total + loss * len(batch), hits + right
             state = StepState(len(batch), loss)
             if number == len(batches):
                 state.end = EpochEnd(epoch, rate, total / len(indices), hits / len(indices))
-                _end_epoch(training, source, labels, validation, settings, state.end)
+                _end_epoch(training, source, labels, validation, config, state.end)
                 state.end.seconds = time.monotonic() - started
             yield state
 
@@ -166,12 +136,12 @@ def _end_epoch(
     source: GridSource,
     labels: Int64[Tensor, " n"],
     validation: Sequence[int],
-    settings: TrainSettings,
+    config: FitConfig,
     end: EpochEnd,
 ) -> None:
     if validation:
         truth = labels[list(validation)]
-        logits = predict(training.model, source, validation, settings.batch_size)
+        logits = predict(training.model, source, validation, config.batch_size)
         end.validation_top1 = (logits.argmax(dim=1) == truth).float().mean().item()
         end.validation_loss = F.cross_entropy(logits, truth).item()
         if all(end.rank > past.rank for past in training.history):
@@ -189,7 +159,9 @@ def _step(training: Training, grids: Tensor, labels: Int64[Tensor, " b"]) -> tup
     logits = model(grids.to(device))
     loss = F.cross_entropy(logits, labels)
     if not torch.isfinite(loss):
-        raise ValueError(f"the loss became {loss.item()}: lower --learning-rate or check the grids")
+        raise ValueError(
+            f"the loss became {loss.item()}: lower the learning rate or check the grids"
+        )
     training.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     training.optimizer.step()
@@ -242,3 +214,48 @@ def _check(model: DiffC, labels: Int64[Tensor, " n"], indices: Sequence[int]) ->
             f"a label is {int(labels.max())}, but the model has {model.classes} classes "
             f"(0 to {model.classes - 1}): give as many classes as the labels have"
         )
+
+
+def save_training(training: Training, folder: Path) -> None:
+    """Write everything that :func:`load_training` needs into a folder that exists."""
+    _save(training.model.state_dict(), folder / f"{WEIGHTS}.safetensors")
+    if training.best:
+        _save(training.best, folder / f"{BEST}.safetensors")
+    moments = {
+        f"{number}.{name}": value
+        for number, entries in training.optimizer.state_dict()["state"].items()
+        for name, value in entries.items()
+    }
+    _save(moments, folder / f"{MOMENTS}.safetensors")
+    write_json(folder / REST, training.plain())
+
+
+def load_training(training: Training, folder: Path) -> None:
+    """Bring a new training to where the saved one stood.
+
+    Raises:
+        ValueError: the folder's files are missing, broken or of another model.
+    """
+    try:
+        training.model.load_state_dict(load_file(folder / f"{WEIGHTS}.safetensors"))
+        moments = load_file(folder / f"{MOMENTS}.safetensors")
+        best = folder / f"{BEST}.safetensors"
+        training.best = load_file(best) if best.exists() else {}
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"can't go on from {folder}: {reason}; start another run") from error
+    device = next(training.model.parameters()).device
+    training.best = {name: value.to(device) for name, value in training.best.items()}
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in moments.items():
+        number, name = key.split(".", 1)
+        state.setdefault(int(number), {})[name] = value
+    groups = training.optimizer.state_dict()["param_groups"]
+    training.optimizer.load_state_dict({"state": state, "param_groups": groups})
+    rest: dict[str, Any] = read_json(folder / REST)
+    training.best_epoch = rest["best_epoch"]
+    training.history = [EpochEnd(**entry) for entry in rest["history"]]
+
+
+def _save(tensors: dict[str, Any], path: Path) -> None:
+    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)

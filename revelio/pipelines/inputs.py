@@ -27,7 +27,7 @@ FINAL = "final"
 
 def backbone_of(config: BackboneConfig, layers: Sequence[str] | None) -> Backbone:
     """The backbone that a config names, cut after the deepest of ``layers``."""
-    return load_backbone(**vars(config), layers=layers)
+    return load_backbone(config, layers=layers)
 
 
 def pictures_of(config: DataConfig, store: ActivationStore) -> ImageDataset:
@@ -52,6 +52,21 @@ def pictures_of(config: DataConfig, store: ActivationStore) -> ImageDataset:
         raise ValueError(
             f"the store's images ({recorded}) can't be opened: give their source (data.source) ({error})"
         ) from error
+
+
+def hashed(dataset: ImageDataset, progress: Report) -> ImageDataset:
+    """The data set with the hashes of its pictures, which are read now."""
+    if dataset.digest is None:
+        return dataset
+    count, done = len(dataset), 0
+
+    def tell(images: int = 1) -> None:
+        nonlocal done
+        done += images
+        progress(Progress("", done, count, "image", title=f"reading {count:,} pictures"))
+
+    tell(0)
+    return dataset.hashed(tell)
 
 
 def open_sae(path: str, device: str = "auto", progress: Report = silent) -> KSparseAutoencoder:

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from revelio.activations.plan import duration, size
 from revelio.activations.store import ActivationStore
-from revelio.machine import available_memory, free_disk
+from revelio.machine import available_memory, duration, free_disk, size
 from revelio.pipelines import Progress, Report, silent
+from revelio.pipelines.held_out import count, said, share_of
 from revelio.sae.config import RunConfig
 from revelio.sae.cost import (
     CONTEXT_BYTES,
@@ -33,8 +33,15 @@ def job_of(config: RunConfig, store: ActivationStore, devices: int = 1, **sizes:
         ValueError: the sizes make no sense.
     """
     row_bytes = 4 if store.manifest["dtype"] == "float32" else 2
-    d = store.row_shape[0]
-    return Job(config=config, rows=len(store), d=d, devices=devices, row_bytes=row_bytes, **sizes)
+    return Job(
+        config=config,
+        rows=len(store) - count(share_of(config), len(store)),
+        d=store.row_shape[0],
+        devices=devices,
+        row_bytes=row_bytes,
+        store_bytes=store.bytes,
+        **sizes,
+    )
 
 
 def refuse_shortage(
@@ -86,6 +93,8 @@ def remarks(job: Job, store: ActivationStore) -> list[str]:
         found.append(
             f"the store holds grids {store.row_shape}: a row is the mean over the places of one"
         )
+    if (held_out := said(share_of(job.config), len(store))) is not None:
+        found.append(held_out)
     if job.config.auxk and seen < job.config.dead_after:
         found.append(
             f"auxk cannot act: {seen:,} rows are seen before the last step, and a latent is dead after "

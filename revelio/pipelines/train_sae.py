@@ -9,6 +9,7 @@ made.report["fvu"], made.model()
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,16 @@ from typing import Any
 import torch
 
 from revelio.activations.store import ActivationStore
-from revelio.analysis.top_images import pooled
 from revelio.bounds import check_fields
 from revelio.config import completed, to_yaml
 from revelio.files import check_folder
 from revelio.pipelines import Progress, Report, silent
+from revelio.pipelines.held_out import StoreRows, divide, with_share
 from revelio.pipelines.plan_sae import announce, job_of, refuse_shortage, remarks, shortage
 from revelio.pipelines.sae_processes import DistContext
 from revelio.run_dir import KEEP, Run, write_folder, write_json
 from revelio.sae.checkpoint import checkpoint_bytes, load_checkpoint, save_checkpoint
-from revelio.sae.config import SweepConfig, TrainSAEConfig
+from revelio.sae.config import SweepConfig, TrainConfig, TrainSAEConfig
 from revelio.sae.cost import Job
 from revelio.sae.dataloader import Batches, RowSource, batches_of
 from revelio.sae.distributed import save_sharded
@@ -112,7 +113,7 @@ def _remark(jobs: list[Job], store: ActivationStore, progress: Report) -> None:
 
 
 def expand(config: TrainSAEConfig) -> list[list[TrainSAEConfig]]:
-    """One config for each k-SAE of a grid, in groups that share store and order of rows.
+    """One config for each k-SAE of a grid, in groups that share the rows and their order.
 
     Raises:
         ValueError: a value stands twice, or two stores have the same name.
@@ -120,8 +121,8 @@ def expand(config: TrainSAEConfig) -> list[list[TrainSAEConfig]]:
     varied = {f.name: getattr(config.grid, f.name) for f in fields(SweepConfig)}
     varied = {name: values for name, values in varied.items() if values}
     if not varied:
-        return [[config]]
-    groups: dict[Path, list[TrainSAEConfig]] = {}
+        return [[with_share(config)]]
+    groups: dict[tuple[Path, float | None], list[TrainSAEConfig]] = {}
     taken: set[str] = set()
     for values in product(*varied.values()):
         chosen = dict(zip(varied, values, strict=True))
@@ -130,8 +131,8 @@ def expand(config: TrainSAEConfig) -> list[list[TrainSAEConfig]]:
             raise ValueError(f"the grid gives {name} twice: list each value once")
         taken.add(name)
         chosen |= {"out": config.out / name, "order_seed": config.rows_seed, "grid": SweepConfig()}
-        one = replace(config, **chosen)
-        groups.setdefault(one.store, []).append(one)
+        one = with_share(replace(config, **chosen))
+        groups.setdefault((one.store, one.held_out), []).append(one)
     return list(groups.values())
 
 
@@ -149,23 +150,9 @@ def describe(store: ActivationStore) -> dict[str, Any]:
     return {"store": store.path.resolve().name, **kept, "sha256": store.sha256}
 
 
-class _Pooled:
-    """A store's rows as vectors in float32; whole grids are averaged over height and width."""
-
-    def __init__(self, store: ActivationStore) -> None:
-        self.store = store
-
-    def __len__(self) -> int:
-        return len(self.store)
-
-    def rows(self, start: int, stop: int):
-        """Rows ``start`` to ``stop`` (b d)."""
-        return pooled(self.store.rows(start, stop))
-
-
 @dataclass(frozen=True)
 class _Training:
-    """A k-SAE that trains, with its run folder; only the main process writes there."""
+    """A k-SAE that trains on ``rows`` rows, with its run folder; only the main process writes there."""
 
     config: TrainSAEConfig
     record: Run
@@ -200,38 +187,43 @@ def _train_group(
     store = ActivationStore.open(configs[0].store)
     jobs = [job_of(config, store, context.world) for config in configs]
     refuse_shortage(jobs, configs[0].out, context.device, progress)
-    batches = _batches(store, configs[0], context)
-    opened = [_open(config, store, context, progress) for config in configs]
+    kept, held_out = divide(store, configs[0].held_out)
+    batches = _batches(kept, configs[0], context)
+    opened = [_open(config, store, len(kept), context, progress) for config in configs]
     trainings = [training for training in opened if training is not None]
     # Where nobody listens, nothing is measured for it.
     if trainings and context.main and progress is not silent:
-        held = [job_of(training.config, store, context.world) for training in trainings]
-        announce(held, context.device, progress)
-        _remark(held, store, progress)
+        left = [job_of(training.config, store, context.world) for training in trainings]
+        announce(left, context.device, progress)
+        _remark(left, store, progress)
     for training in trainings:
         _resume(training, progress)
     _follow(trainings, batches, progress)
     for training in trainings:
-        _finish(training, batches, progress)
+        _finish(training, batches, held_out, progress)
     for config in configs:
         context.wait()
         yield TrainedSAE(config.out, read_object(config.out / "report.json"))
 
 
-def _batches(store: ActivationStore, config: TrainSAEConfig, context: DistContext) -> Batches:
-    """The store's rows in shuffled batches, from memory or streamed."""
-    source: RowSource = _Pooled(store)
+def _batches(rows: StoreRows, config: TrainSAEConfig, context: DistContext) -> Batches:
+    """The rows in shuffled batches, from memory or streamed."""
+    source: RowSource = rows
     if context.group is not None:
         # Processes exchange what they read, in the one order that a single reader keeps.
         source, config = (
             context.share_reading(source),
             replace(config, workers=min(config.workers, 1)),
         )
-    return batches_of(source, config.for_rows(len(store)), store.row_shape[0])
+    return batches_of(source, config.for_rows(len(rows)), rows.store.row_shape[0])
 
 
 def _open(
-    config: TrainSAEConfig, store: ActivationStore, context: DistContext, progress: Report
+    config: TrainSAEConfig,
+    store: ActivationStore,
+    rows: int,
+    context: DistContext,
+    progress: Report,
 ) -> _Training | None:
     """The k-SAE and its run folder; None if that is finished."""
     about = describe(store)
@@ -257,8 +249,8 @@ def _open(
     if record.finished:
         progress(Progress(f"{config.out} is finished already: see {config.out / 'report.json'}"))
         return None
-    run = SAERun(model, config.for_rows(len(store)), kernel=context.kernel(model, config.kernel))
-    return _Training(config, record, run, context, len(store))
+    run = SAERun(model, config.for_rows(rows), kernel=context.kernel(model, config.kernel))
+    return _Training(config, record, run, context, rows)
 
 
 def _resume(training: _Training, progress: Report) -> None:
@@ -320,7 +312,7 @@ def _record(training: _Training, step: StepState) -> dict[str, str]:
 
 
 def _dead(step: StepState, rows: int) -> dict[str, str]:
-    """The share of latents active on no row of one pass over the store, as the report has it.
+    """The share of latents active on no row of one pass over the training rows, as the report has it.
 
     Nothing before the first pass is over: latents that are yet to see their rows are not dead.
     """
@@ -337,8 +329,8 @@ def _line(step: StepState) -> dict[str, Any]:
     return {name: value if abs(value) < float("inf") else None for name, value in line.items()}
 
 
-def _finish(training: _Training, batches: Batches, progress: Report) -> None:
-    """Measure the k-SAE, and write it with its report."""
+def _finish(training: _Training, batches: Batches, held_out: StoreRows, progress: Report) -> None:
+    """Measure the k-SAE on the rows it was trained on and on those kept out; write it with its report."""
     config, record, run = training.config, training.record, training.run
     model, state = run.model, run.state
     assert state is not None
@@ -346,7 +338,15 @@ def _finish(training: _Training, batches: Batches, progress: Report) -> None:
     model.kernel = run.kernel or model.kernel
     found = evaluate(model, batches.epoch(0))
     model.trained_on.update(steps=state.step, samples=state.samples, fvu=found.fvu)
-    _save(training)
+    unseen = _unseen(model, held_out)
+    if unseen is not None:
+        model.trained_on.update(held_out_rows=unseen["rows"], held_out_fvu=unseen["fvu"])
+    measured = {key: value for key, value in asdict(found).items() if key != "density"}
+    settings = {one.name: getattr(run.config, one.name) for one in fields(TrainConfig)}
+    said = {"training": settings, "on the training rows": measured}
+    if unseen is not None:
+        said["on held-out rows"] = {key: value for key, value in unseen.items() if key != "density"}
+    _save(training, said)
     if not training.context.main:
         return
     report = {
@@ -364,27 +364,46 @@ def _finish(training: _Training, batches: Batches, progress: Report) -> None:
         "stopped_early": state.stopped,
         "variance": state.variance if model.mode == "fixed" else None,
         **asdict(found),
+        "held_out": unseen,
         "seconds": record.seconds,
     }
     write_json(config.out / "report.json", report)
     record.finish(steps=state.step, samples=state.samples)
     progress(
         Progress(
-            f"fraction of variance unexplained {found.fvu:.4f}, L0 {found.l0:.1f}, "
+            f"fraction of variance unexplained {found.fvu:.4f}{_beside(unseen)}, L0 {found.l0:.1f}, "
             f"dead (active on no row) {found.dead_share:.1%} of {model.n:,} latents on {found.rows:,} rows\n"
             f"wrote {config.out / 'final'}, {config.out / 'report.json'}, {record.metrics_path}"
         )
     )
 
 
-def _save(training: _Training) -> None:
+def _unseen(model: KSparseAutoencoder, rows: StoreRows) -> dict[str, Any] | None:
+    """The k-SAE measured on rows it has not seen; None where there are none."""
+    if not len(rows):
+        return None
+    try:
+        return asdict(evaluate(model, rows.batches()))
+    except ValueError as error:  # all the same, say: no reason to lose what was trained
+        return {"rows": len(rows), "fvu": None, "reason": str(error)}
+
+
+def _beside(unseen: dict[str, Any] | None) -> str:
+    if unseen is None or unseen["fvu"] is None:
+        return ""
+    return f" (on {unseen['rows']:,} held-out rows {unseen['fvu']:.4f})"
+
+
+def _save(training: _Training, card: dict[str, Any]) -> None:
+    """Write ``final/``; ``card`` is what its model card says beside the sizes."""
     model, context, final = training.run.model, training.context, training.config.out / "final"
     if context.group is None or context.sharing == "data":
         if context.main:
-            write_folder(final, model.save_pretrained)
+            save = partial(model.save_pretrained, model_card_kwargs=card)
+            write_folder(final, save)
         return
     group = context.group
     if context.main:
-        write_folder(final, lambda folder: save_sharded(folder, model, group))
+        write_folder(final, lambda folder: save_sharded(folder, model, group, card))
     else:
         save_sharded(None, model, group)

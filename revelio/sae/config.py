@@ -164,6 +164,10 @@ class RunConfig(SAEConfig, TrainConfig):
     sharing: Sharing = "data"
     """What several processes share: every batch, or the latents (for a k-SAE that fits none of them)."""
 
+    held_out: Share | None = None
+    """The share of the rows that is kept out of training and measured on too; none: a tenth in mode `fixed`,
+    nothing in the others and in a resumed run of before. Fewer than 50 rows are not kept out."""
+
     checkpoint_every: Index = 1000
     """Steps between checkpoints; 0: none."""
 

@@ -307,14 +307,19 @@ def sharded_model(
     return model
 
 
-def save_sharded(folder: Path | None, model: KSparseAutoencoder, group: Group) -> None:
+def save_sharded(
+    folder: Path | None,
+    model: KSparseAutoencoder,
+    group: Group,
+    card: Mapping[str, Any] | None = None,
+) -> None:
     """Write what ``save_pretrained`` would of the whole model; process 0 alone has a ``folder``."""
     tensors = {name: value.data for name, value in sorted(model.state_dict().items())}
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         settings = json.dumps(model.settings(), sort_keys=True, indent=2, allow_nan=False)
         (folder / "config.json").write_text(settings)
-        model.generate_model_card().save(folder / "README.md")
+        model.generate_model_card(**(card or {})).save(folder / "README.md")
     ShardedFiles(group, model.n).save(folder and folder / "model.safetensors", tensors)
 
 

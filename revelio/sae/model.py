@@ -30,7 +30,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from revelio.hub import save_whole
+from revelio.hub import CARD_TEMPLATE, card_facts, save_whole
 from revelio.sae.activations import (
     Activation,
     BatchTopK,
@@ -50,23 +50,13 @@ FORMAT = 2
 PAPER_K = 32  # Sec. 4.1
 PAPER_EXPANSION = 64  # Sec. 4.1: n = 64 d
 
-_CARD = """---
-{{ card_data }}
----
-
-# A k-sparse autoencoder
-
-Trained by Revelio on activations of a vision model: `config.json` holds
-the width d, the number of latents n, the number k that stay active, the mode, and what it was trained on.
-
-```python
-from revelio.sae.model import KSparseAutoencoder
+_ABOUT = """Trained by Revelio on activations of a vision model. How pure its latents are says little without
+the controls that `revelio purity` measures beside it: directions that learned nothing can be as pure."""
+_USAGE = """from revelio.sae.model import KSparseAutoencoder
 
 model = KSparseAutoencoder.from_pretrained("path or hub id")
 codes = model.encode(activations)  # (b d) -> values (b k), indices (b k)
-reconstruction = model.decode(codes)
-```
-"""
+reconstruction = model.decode(codes)"""
 
 
 class KSparseAutoencoder(
@@ -74,8 +64,7 @@ class KSparseAutoencoder(
     PyTorchModelHubMixin,
     library_name="revelio",
     tags=["sparse-autoencoder", "interpretability"],
-    license="apache-2.0",
-    model_card_template=_CARD,
+    model_card_template=CARD_TEMPLATE,
 ):
     """A k-SAE. A fresh one has random weights; :mod:`revelio.sae.train` starts anew from the first rows.
 
@@ -230,6 +219,12 @@ class KSparseAutoencoder(
         if self.format > 1:
             settings |= {"activation": self.activation, "prefixes": list(self.prefixes)}
         return settings
+
+    def generate_model_card(self, **found: Any) -> Any:
+        """The card: sizes, what it was trained on, and further numbers, ``found``, by name."""
+        facts = card_facts(self.settings() | found)
+        named = {"title": "A k-sparse autoencoder", "about": _ABOUT, "usage": _USAGE}
+        return super().generate_model_card(facts=facts, **named)
 
     def save_pretrained(self, save_directory: Any, **keywords: Any) -> str | None:
         """Write ``config.json``, ``model.safetensors`` and a model card; see the hub mixin.

@@ -9,11 +9,13 @@ labelled nor tested, the same way for every kind of activation.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from statistics import mean
 
 import numpy as np
 import torch
 
-from tools.mini.intervals import repeated
+from revelio.probes.split import draw
+from revelio.stats import rounded, trainings95
 
 STRENGTHS = (1e-2, 1e-1, 1.0, 10.0, 100.0)
 SEEDS = 10
@@ -27,24 +29,6 @@ class ProbeData:
     pool_labels: np.ndarray
     test: np.ndarray
     test_labels: np.ndarray
-
-
-def draw(labels: np.ndarray, per_class: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of `per_class` images of every class, and all the other rows.
-
-    Raises:
-        ValueError: A class has fewer than `per_class` + 1 rows.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(labels), generator=generator).numpy()
-    chosen = []
-    for label in np.unique(labels):
-        rows = order[labels[order] == label]
-        if len(rows) <= per_class:
-            raise ValueError(f"class {label} has {len(rows)} rows, {per_class + 1} are needed")
-        chosen.append(rows[:per_class])
-    labelled = np.concatenate(chosen)
-    return labelled, np.setdiff1d(order, labelled)
 
 
 @dataclass(frozen=True)
@@ -115,7 +99,7 @@ def probe(data: ProbeData, per_class: int, seeds: int = SEEDS) -> dict[str, obje
     draws = [draw(data.pool_labels, per_class, seed)[0] for seed in range(seeds)]
     found = [held_out_accuracy(data, labelled, strength) for labelled in draws]
     return {
-        **repeated(found, len(data.test_labels)),
+        **rounded(mean(found), trainings95(found, len(data.test_labels))),
         "per_class": per_class,
         "strength": strength,
         "by_seed": [round(value, 4) for value in found],

@@ -168,6 +168,13 @@ class Schedule:
             alpha * b - sigma * a, t
         )
 
+    def target(
+        self, x0: Float[Tensor, "b ..."], noise: Float[Tensor, "b ..."], t: Steps
+    ) -> Float[Tensor, "b ..."]:
+        """What the denoiser is trained to say of :meth:`add_noise`'s draw, in float32 on x0's device."""
+        a, b = self._combination(*self._at(t, x0))
+        return a * x0.float() + b * noise.to(x0.device)
+
     def check(self, t: int | None, name: str) -> int:
         """The timestep, if it is one of the schedule's; see :func:`check_timestep`."""
         return check_timestep(t, len(self), name)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from revelio.activations.store import ActivationStore
+from revelio.diffc.config import FitConfig
 from revelio.diffc.fit import fit
 from revelio.pipelines import Report, counted
 from revelio.pipelines.demo.config import DemoConfig
@@ -60,9 +61,12 @@ def _accuracy(
         test_store.tensor(),
         test_store.labels,
         classes=train_store.classes,
-        width=config.width,
-        epochs=config.epochs,
-        batch_size=32,
-        learning_rate=1e-3,
-        seed=config.seed,
+        config=FitConfig(
+            width=config.width,
+            epochs=config.epochs,
+            batch_size=32,
+            learning_rate=1e-3,
+            seed=config.seed,
+            device="cpu",
+        ),
     )

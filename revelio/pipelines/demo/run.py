@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from revelio.activations.recipe import Recipe
+from revelio.activations.config import ExtractConfig
 from revelio.activations.store import ActivationStore
 from revelio.analysis.controls import in_words
 from revelio.backbones.base import Backbone
@@ -24,7 +24,7 @@ from revelio.pipelines.demo.diffc import diffc_stage
 from revelio.pipelines.demo.report import write_report
 from revelio.pipelines.demo.sources import demo_images
 from revelio.pipelines.demo.stages import extract, measure, show, shown_cell, train_saes
-from revelio.pipelines.inputs import backbone_of
+from revelio.pipelines.inputs import backbone_of, hashed
 from revelio.run_dir import Run, read_json, versions, write_json
 
 __all__ = ["Demo", "DemoConfig", "findings", "run_demo"]
@@ -58,6 +58,8 @@ def run_demo(config: DemoConfig, progress: Report = silent) -> Demo:
     config = replace(config, layers=config.layers or tuple(known.layers))
     noisy = known.kind != "ViT"
     train, test = demo_images(config)
+    train = hashed(train, progress)
+    test = None if test is None else hashed(test, progress)
     held = f", {len(test):,} held out" if test is not None else ""
     without = "" if train.labels else "\nLabels   none: measures that need labels are left out"
     said = f"Model    {known.name}\nImages   {len(train):,} of {train.name}{held}{without}"
@@ -109,13 +111,13 @@ class _Stages:
     def execute(self) -> dict[str, Any]:
         """Run what is not done yet and write ``report.json`` and ``report.html``."""
         config, told, saes = self.config, self.progress, self.run.path / "ksae"
-        recipe = self._recipe("mean", config.timesteps)
+        pooled = self._extraction("mean", config.timesteps)
         stores = [
             self.run.path / "activations" / one.store_name(layer)
-            for one in recipe.passes()
-            for layer in recipe.layers
+            for one in pooled.passes()
+            for layer in pooled.layers
         ]
-        self.stage("extraction", lambda: self._extract(recipe, len(stores)))
+        self.stage("extraction", lambda: self._extract(pooled, len(stores)))
         trained = self.stage("k-SAEs", lambda: train_saes(config, stores, saes, told))
         entries = self.stage("purity", lambda: measure(config, stores, saes, told))
         shown = shown_cell(entries)
@@ -125,38 +127,45 @@ class _Stages:
         diffc = self.stage("Diff-C", self._diffc) if self.test is not None else []
         return self._report(entries, trained, shown, examples, diffc)
 
-    def _recipe(self, pool: Literal["mean", "none"], timesteps: Sequence[int]) -> Recipe:
-        chosen = tuple(timesteps) if self.noisy else ()
-        return Recipe(self.config.layers, chosen, seed=self.config.seed, pool=pool)
+    def _extraction(self, pool: Literal["mean", "none"], timesteps: Sequence[int]) -> ExtractConfig:
+        config = self.config
+        return ExtractConfig(
+            layers=config.layers,
+            timesteps=tuple(timesteps) if self.noisy else (),
+            seed=config.seed,
+            pool=pool,
+            batch_size=config.batch_size,
+            mode=config.sae.mode,
+            data=config.data,
+        )
 
     @cached_property
     def _backbone(self) -> Backbone:
         return backbone_of(self.config.backbone, self.config.layers)
 
-    def _extract(self, recipe: Recipe, stores: int) -> int:
-        self._take("activations", self.train, self._backbone, recipe, "activations")
+    def _extract(self, pooled: ExtractConfig, stores: int) -> int:
+        self._take("activations", self.train, self._backbone, pooled, "activations")
         return stores
 
     def _take(
-        self, title: str, dataset: ImageDataset, backbone: Backbone, recipe: Recipe, folder: str
+        self, title: str, dataset: ImageDataset, backbone: Backbone, how: ExtractConfig, folder: str
     ) -> None:
-        out = self.run.path / folder
-        extract(self.config, title, dataset, backbone, out, recipe, self.progress)
+        extract(title, dataset, backbone, self.run.path / folder, how, self.progress)
 
     def _diffc(self) -> list[dict[str, Any]]:
         assert self.test is not None
-        grids = self._recipe("none", (self.config.diffc_timestep,))
-        options: dict[str, Any] = vars(self.config.backbone) | {"layers": self.config.layers}
-        random = load_random_backbone(**options, seed=self.config.seed)
-        pixels = Recipe(("pixels",), pool="none")
-        for source, backbone, recipe in (
+        grids = self._extraction("none", (self.config.diffc_timestep,))
+        config = self.config
+        random = load_random_backbone(config.backbone, config.seed, layers=config.layers)
+        pixels = replace(grids, layers=("pixels",), timesteps=())
+        for source, backbone, how in (
             ("trained", self._backbone, grids),
             ("random", random, grids),
             ("pixels", PixelsBackbone(), pixels),
         ):
             for part, dataset in (("train", self.train), ("test", self.test)):
                 title, folder = f"grids ({source}, {part})", f"grids/{source}/{part}"
-                self._take(title, dataset, backbone, recipe, folder)
+                self._take(title, dataset, backbone, how, folder)
 
         def pair(source: str, name: str) -> tuple[ActivationStore, ActivationStore]:
             root = self.run.path / "grids" / source

@@ -5,7 +5,7 @@ from dataclasses import replace
 from revelio.data.dataset import ImageDataset
 from revelio.data.open import open_dataset
 from revelio.data.registry import is_registered
-from revelio.diffc.split import stratified_split
+from revelio.data.splits import stratified_split
 from revelio.pipelines.demo.config import DemoConfig
 
 HELD_OUT = 0.2

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from revelio.activations.config import ExtractConfig
 from revelio.activations.extract import run as run_extraction
-from revelio.activations.job import Extraction
-from revelio.activations.recipe import Recipe
-from revelio.activations.sources import Reading
+from revelio.activations.extraction_plan import ExtractionPlan
 from revelio.activations.store import ActivationStore
 from revelio.analysis.config import (
     MakeGalleryConfig,
@@ -34,26 +33,19 @@ TRAINED = ("d", "n", "k", "fvu", "l0", "dead_share")
 
 
 def extract(
-    config: DemoConfig,
     title: str,
     dataset: ImageDataset,
     backbone: Backbone,
     out: Path,
-    recipe: Recipe,
+    config: ExtractConfig,
     progress: Report,
 ) -> None:
     """Extract into ``out``, going on where an interrupted run stopped."""
-    job = Extraction(
-        dataset,
-        backbone,
-        out,
-        recipe,
-        reading=Reading(config.batch_size, 0, config.data.on_error),
-        provenance={"mode": config.sae.mode},
-        resume=True,
+    plan = ExtractionPlan(
+        dataset, backbone, out, config, provenance={"mode": config.mode}, resume=True
     )
     told, done = counted(progress, title, len(dataset), "image"), 0
-    for step in run_extraction(job):
+    for step in run_extraction(plan):
         told(step.images - done)
         done = step.images
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from revelio.activations.format import check_names, read_header, shard_name
 from revelio.activations.manifest import (
     LABEL_LIMIT,
     MADE_BY,
@@ -23,7 +24,6 @@ from revelio.activations.manifest import (
     read_manifest,
     write_manifest,
 )
-from revelio.activations.shard import check_names, read_header, shard_name
 from revelio.files import sweep
 from revelio.lock import NAME as LOCK
 from revelio.lock import Lock, check_free, take_lock
@@ -40,7 +40,7 @@ _PARTIAL = re.compile(
 
 
 @dataclass(frozen=True)
-class Target:
+class StoreWriter:
     """A store that an extraction is to make.
 
     Attributes:
@@ -63,11 +63,10 @@ class Target:
         """Whether anything but settings is there."""
         return (self.path / MANIFEST).exists() or any(self.path.glob(shard_name(0)[:6] + "*"))
 
-    def check(self, flag: str, *, resume: bool) -> None:
+    def check(self, *, resume: bool) -> None:
         """See whether this run may fill the store; writes nothing.
 
         Args:
-            flag: the flag that chose the folder, for messages.
             resume: whether shards that are there already may be kept.
 
         Raises:
@@ -75,7 +74,7 @@ class Target:
                 is filling it.
         """
         if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"{self.path} is a file: choose a folder with {flag}")
+            raise ValueError(f"{self.path} is a file: choose a folder")
         if not self.finished:
             check_free(self.path)
         if not self.started:
@@ -89,15 +88,15 @@ class Target:
             # The rows of a finished store are what they are, however they were cut into shards.
             free |= {"shard_images"}
         elif not (self.path / UNFINISHED).exists():
-            raise ValueError(f"{self.path} holds shards of unknown making: choose another {flag}")
+            raise ValueError(f"{self.path} holds shards of unknown making: choose another folder")
         was = self.written_settings()
         if not (self.path / MANIFEST).exists() and self._smaller_batches(was):
             free |= {"batch_size"}
-        check_same(self.path, was, self.settings, free=free, flag=flag)
+        check_same(self.path, was, self.settings, free=free)
         if self._other_contents(was):
             raise ValueError(
                 f"{self.path} was made of other pictures than those that now have the same names: "
-                f"put the old ones back or choose another {flag}"
+                f"put the old ones back or choose another folder"
             )
 
     def _smaller_batches(self, was: Mapping[str, Any]) -> bool:
@@ -213,7 +212,7 @@ class Target:
 
 
 def check_same(
-    path: Path, was: Mapping[str, Any], now: Mapping[str, Any], *, free: set[str], flag: str
+    path: Path, was: Mapping[str, Any], now: Mapping[str, Any], *, free: set[str]
 ) -> None:
     """Compare settings as JSON sees them.
 
@@ -225,7 +224,7 @@ def check_same(
         if key not in free and was.get(key) != value:
             raise ValueError(
                 f"{path} was made with `{key}` {was.get(key)!r}, not {value!r}: "
-                f"go on with the same settings or choose another {flag}"
+                f"go on with the same settings or choose another folder"
             )
 
 
@@ -250,4 +249,4 @@ def _is_whole(folder: Path, number: int, images: int | None) -> bool:
         check_names(path, header, 0, LABEL_LIMIT)
     except ValueError:
         return False
-    return images is None or header.rows + len(header.skipped) == images
+    return images is None or header.images + len(header.skipped) == images

@@ -16,18 +16,17 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
+from revelio.activations.encode import Encoded, encode
+from revelio.activations.format import read_activations, read_header, read_ids, shard_name
 from revelio.activations.manifest import read_manifest
-from revelio.activations.shard import read_activations, read_header, read_ids, shard_name
-from revelio.activations.sources import Encoded, encode
 from revelio.activations.store import ActivationStore
-from revelio.activations.target import CONTENTS, Target
+from revelio.activations.writer import CONTENTS, StoreWriter
 from revelio.backbones.base import Backbone
 from revelio.data.dataset import ImageDataset
 from revelio.lock import Lock
 from revelio.seeds import generator
 from revelio.trust import printable
 
-FLAG = "--latents"
 # A probe in bfloat16 or on another device is off by less; another encoder's by far more.
 PROBE_TOLERANCE = 0.02
 PROBE = "probe"
@@ -43,16 +42,16 @@ def probe_encoder(backbone: Backbone) -> list[float]:
     assert encoded is not None
     if encoded.dtype != torch.float16:
         raise ValueError(
-            f"{backbone.name} has no half-precision latents worth caching: leave {FLAG} out"
+            f"{backbone.name} has no half-precision latents worth caching: leave vae_cache out"
         )
     return [round(x, 4) for x in adaptive_avg_pool2d(encoded.float().cpu(), 2).flatten().tolist()]
 
 
-class LatentCache:
+class VAECache:
     """The latents of a data set; shards that are missing are written as they are made."""
 
     def __init__(self, path: Path, settings: Mapping[str, Any], dataset: ImageDataset) -> None:
-        self.target = Target(path, settings)
+        self.target = StoreWriter(path, settings)
         self._dataset = dataset
         self._store: ActivationStore | None = None
         self._row: dict[str, int] = {}
@@ -69,14 +68,14 @@ class LatentCache:
             ValueError: it was made with other settings or by another encoder.
         """
         probe = probe_encoder(backbone)
-        lock = Target(self.path, {**self.target.settings, PROBE: probe}).begin()
+        lock = StoreWriter(self.path, {**self.target.settings, PROBE: probe}).begin()
         was = self.target.written_settings().get(PROBE, [])
         scale = max(1.0, *map(abs, probe))
         off = [abs(a - b) / scale for a, b in zip(was, probe, strict=False)]
         if len(was) != len(probe) or max(off) > PROBE_TOLERANCE:
             raise ValueError(
                 f"{self.path} holds latents of another encoder (VAE) or transform than "
-                f"{backbone.name}'s: choose another {FLAG}"
+                f"{backbone.name}'s: choose another folder"
             )
         return lock
 
@@ -106,7 +105,7 @@ class LatentCache:
             if unknown:
                 raise ValueError(
                     f"{self.path} holds neither image {printable(unknown[0])} nor why it was "
-                    f"skipped: choose another {FLAG}"
+                    f"skipped: choose another folder"
                 )
             encoded = [rows[self._dataset.ids[index]] for index in kept]
             yield Encoded(
@@ -122,7 +121,7 @@ class LatentCache:
             return {}
         first = self._row[found[0]]
         if [self._row[name] for name in found] != list(range(first, first + len(found))):
-            raise ValueError(f"{self.path} holds images in another order: choose another {FLAG}")
+            raise ValueError(f"{self.path} holds images in another order: choose another folder")
         return dict(zip(found, store.rows(first, first + len(found)), strict=True))
 
     def check(self, on_error: str) -> None:
@@ -131,7 +130,7 @@ class LatentCache:
         Raises:
             ValueError: it was made with other settings, or lacks an image; the message names it.
         """
-        self.target.check(FLAG, resume=True)
+        self.target.check(resume=True)
         if self.target.started and CONTENTS not in self.target.written_settings():
             warnings.warn(
                 f"{self.path} was made before the contents of pictures were recorded: only their "
@@ -142,7 +141,7 @@ class LatentCache:
         if skipped:
             raise ValueError(
                 f"{self.path} was made without image {skipped[0][0]} ({skipped[0][1]}): "
-                "use --data.on-error skip, or mend the image and make the cache again"
+                "skip unreadable images (on_error), or mend the image and make the cache again"
             )
 
     def _skipped(self) -> list[tuple[str, str]]:

@@ -7,19 +7,21 @@ before and however many processes share the work.
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Shaped
 from PIL import Image
+from torch import Tensor
 
-from revelio.activations.latents import LatentCache
-from revelio.activations.recipe import Pass, Recipe
-from revelio.activations.shard import DTYPES
-from revelio.activations.sources import Reading
-from revelio.activations.target import CONTENTS, SHARD_CONTENTS, Target
+from revelio.activations.config import DEFAULT_BATCH, ExtractConfig, ForwardPass
+from revelio.activations.encode import Encoded, cells_of, pooled, random_cells
+from revelio.activations.format import DTYPES, Cells
+from revelio.activations.vae_cache import VAECache
+from revelio.activations.writer import CONTENTS, SHARD_CONTENTS, StoreWriter
 from revelio.backbones.base import Backbone
 from revelio.data.contents import combined
 from revelio.data.dataset import ImageDataset
@@ -40,6 +42,19 @@ Texts = Callable[[Sequence[int]], Sequence[str]]
 
 
 @dataclass(frozen=True)
+class Rows:
+    """What one layer gives of a batch.
+
+    Attributes:
+        values: one row an image, or as many as it has cells.
+        cells: where the rows lie, if they are cells.
+    """
+
+    values: Shaped[Tensor, "b ..."]
+    cells: Cells | None
+
+
+@dataclass(frozen=True)
 class Lacking:
     """The shards that stores and cache lack.
 
@@ -48,7 +63,7 @@ class Lacking:
         cache: the numbers the cache of latents lacks; empty where none is used.
     """
 
-    stores: Mapping[tuple[Pass, str], set[int]]
+    stores: Mapping[tuple[ForwardPass, str], set[int]]
     cache: set[int]
 
     @property
@@ -56,20 +71,24 @@ class Lacking:
         """The shards that have something left to be made."""
         return sorted(set().union(self.cache, *self.stores.values()))
 
+    def passes(self) -> dict[ForwardPass, set[int]]:
+        """The shards that a pass has to be made for, whichever layers lack it."""
+        found: dict[ForwardPass, set[int]] = {}
+        for (one, _), missing in self.stores.items():
+            found.setdefault(one, set()).update(missing)
+        return found
+
 
 @dataclass(frozen=True)
-class Extraction:
+class ExtractionPlan:
     """One extraction: what to take of which images, and where to put it.
 
     Attributes:
         dataset: the images.
         backbone: the model.
         out: the folder that gets a store for each layer and pass.
-        recipe: layers, timesteps, prompts, draws, pooling.
+        config: what to take, how; its `data` and `backbone` are open already, its timesteps the model's.
         texts: for each prompt policy but ``empty``, the texts of the images at given indices.
-        reading: batch size, workers, what an unreadable image does.
-        shard_rows: images a shard (rounded down to whole batches); None: as many as fit memory.
-        latents: the folder of a cache of encoded images, or None.
         provenance: further manifest fields (revision, compute_dtype, mode, ...).
         resume: go on with stores that are there.
         processes: this process and its like.
@@ -78,11 +97,8 @@ class Extraction:
     dataset: ImageDataset
     backbone: Backbone
     out: Path
-    recipe: Recipe
+    config: ExtractConfig
     texts: Mapping[str, Texts] = field(default_factory=dict)
-    reading: Reading = field(default_factory=Reading)
-    shard_rows: int | None = None
-    latents: Path | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     resume: bool = False
     processes: Processes = field(default_factory=Processes)
@@ -92,26 +108,37 @@ class Extraction:
 
         Raises:
             KeyError: an unknown layer.
-            ValueError: no images, a prompt policy without texts, latents of a model without noise.
+            ValueError: a setting can't be, no images, a prompt policy without texts.
         """
-        for layer in self.recipe.layers:
+        self.config.check()
+        for layer in self.config.layers:
             if layer not in self.backbone.layers:
                 known = ", ".join(self.backbone.layers)
                 raise KeyError(f"unknown layer {layer!r} of {self.backbone.name}: it has {known}")
-            if self.recipe.pool != "mean" and self.backbone.layers[layer].kind == "tokens":
+            if self.config.grid_pool != "mean" and self.backbone.layers[layer].kind == "tokens":
                 raise ValueError(
                     f"layer {layer} of {self.backbone.name} gives tokens, not a grid: pool is "
-                    f"{self.recipe.pool!r}, tokens take mean"
+                    f"{self.config.grid_pool!r}, tokens take mean"
                 )
         if not len(self.dataset):
             raise ValueError(f"{self.dataset.name} has no images: choose another source or split")
-        if self.reading.batch_size < 1 or (self.shard_rows is not None and self.shard_rows < 1):
-            raise ValueError("batch_size and shard_rows must be at least 1")
-        for prompt in self.recipe.prompts:
+        for prompt in self.config.prompts:
             if prompt != "empty" and prompt not in self.texts:
                 raise ValueError(f"prompt policy {prompt!r} comes without its texts")
-        if self.latents is not None and not self.recipe.timesteps:
-            raise ValueError("latents need timesteps: a model without noise has none to cache")
+
+    def with_settings(self, **changes: Any) -> "ExtractionPlan":
+        """The same with some of the config's fields changed."""
+        return replace(self, config=replace(self.config, **changes))
+
+    @property
+    def batch_size(self) -> int:
+        """Images a batch; where `auto` was not resolved, the default."""
+        return DEFAULT_BATCH if self.config.batch_size == "auto" else self.config.batch_size
+
+    @property
+    def workers(self) -> int:
+        """Processes that read ahead; where `auto` was not resolved, none."""
+        return 0 if self.config.workers == "auto" else self.config.workers
 
     @cached_property
     def image_size(self) -> list[int]:
@@ -121,23 +148,19 @@ class Extraction:
     @cached_property
     def shard_images(self) -> int:
         """Images a shard: whole batches, so that no batch lies in two shards."""
-        batch = self.reading.batch_size
-        wanted = self.shard_rows
+        batch = self.batch_size
+        wanted = self.config.shard_rows
         if wanted is None:
-            wanted = min(SHARD_IMAGES, OPEN_BYTES // self.row_bytes)
+            image = sum(map(self.row_bytes, self.config.layers)) * len(self.config.passes())
+            wanted = min(SHARD_IMAGES, OPEN_BYTES // image)
         return max(1, wanted // batch) * batch
 
-    @cached_property
-    def row_bytes(self) -> int:
-        """Bytes that one image adds to all stores."""
-        size = torch.empty(0, dtype=DTYPES[self.recipe.dtype]).element_size()
-        numbers = 0
-        for layer in self.recipe.layers:
-            spec = self.backbone.layers[layer]
-            side = max(1, self.image_size[0] // spec.stride)
-            shape = self.recipe.row_shape(spec.channels, side)
-            numbers += torch.Size(shape).numel()
-        return numbers * size * len(self.recipe.passes())
+    def row_bytes(self, layer: str) -> int:
+        """Bytes of one image's row in a store of the layer."""
+        spec = self.backbone.layers[layer]
+        shape = self.config.row_shape(spec.channels, max(1, self.image_size[0] // spec.stride))
+        names = 4 * shape[0] if self.config.cells else 0
+        return torch.Size(shape).numel() * DTYPES[self.config.dtype].itemsize + names
 
     @cached_property
     def spans(self) -> list[range]:
@@ -146,14 +169,15 @@ class Extraction:
         return [range(start, min(start + size, total)) for start in range(0, total, size)]
 
     @cached_property
-    def targets(self) -> dict[tuple[Pass, str], Target]:
+    def targets(self) -> dict[tuple[ForwardPass, str], StoreWriter]:
         """The stores to make, by pass and layer."""
         return {
-            (one, layer): Target(
-                self.out / one.store_name(layer), self._common | self._settings(one, layer)
+            (one, layer): StoreWriter(
+                self.out / self.config.store_name(one, layer),
+                self._common | self._settings(one, layer),
             )
-            for one in self.recipe.passes()
-            for layer in self.recipe.layers
+            for one in self.config.passes()
+            for layer in self.config.layers
         }
 
     @property
@@ -191,7 +215,7 @@ class Extraction:
         parts = [combined(found[span.start : span.stop])[:16] for span in self.spans]
         return {CONTENTS: combined(found), SHARD_CONTENTS: parts}
 
-    def _settings(self, one: Pass, layer: str) -> dict[str, Any]:
+    def _settings(self, one: ForwardPass, layer: str) -> dict[str, Any]:
         noised = one.timestep is not None
         draws = one.draws[0] if len(one.draws) == 1 else list(one.draws)
         return {
@@ -200,21 +224,22 @@ class Extraction:
             "stride": self.backbone.layers[layer].stride,
             "timestep": one.timestep,
             "prompt_policy": one.prompt if noised else None,
-            "pool": self.recipe.pool,
-            "dtype": self.recipe.dtype,
-            "seed": self.recipe.seed if noised else None,
+            "pool": self.config.grid_pool,
+            **({"cells_asked": self.config.cells} if self.config.cells else {}),
+            "dtype": self.config.dtype,
+            "seed": self.config.seed if noised or self.config.cells else None,
             "draw": draws if noised else None,
-            "batch_size": self.reading.batch_size,
+            "batch_size": self.batch_size,
         }
 
     @cached_property
-    def cache(self) -> LatentCache | None:
+    def cache(self) -> VAECache | None:
         """The cache of encoded images, if one is used."""
-        if self.latents is None:
+        if self.config.vae_cache is None:
             return None
         settings = {key: self._common[key] for key in CACHED}
         settings |= {"kind": "latents", "layer": "z0", "pool": "none", "dtype": "float16"}
-        return LatentCache(self.latents, settings, self.dataset)
+        return VAECache(self.config.vae_cache, settings, self.dataset)
 
     def check(self) -> None:
         """See whether the stores may be made; writes nothing.
@@ -223,9 +248,9 @@ class Extraction:
             ValueError: a store is there and ``resume`` is off, or it was made with other settings.
         """
         for target in self.targets.values():
-            target.check("--out", resume=self.resume)
+            target.check(resume=self.resume)
         if self.cache is not None:
-            self.cache.check(self.reading.on_error)
+            self.cache.check(self.config.data.on_error)
 
     def lacking(self) -> "Lacking":
         """What is left to do, by all processes."""
@@ -245,3 +270,38 @@ class Extraction:
             target.finish(len(self.spans))
         if self.cache is not None:
             self.cache.target.finish(len(self.spans))
+
+    @torch.no_grad()
+    def rows(self, batch: Encoded, one: ForwardPass) -> dict[str, Rows]:
+        """The rows of one batch at one (timestep, prompt, draws), by layer.
+
+        Pooled rows stay where they were computed until the shard is written, so that a CUDA device is not
+        waited for; whole grids are moved to the CPU.
+        """
+        assert batch.encoded is not None
+        texts, config = self.texts.get(one.prompt), self.config
+        ids = [self.dataset.ids[index] for index in batch.indices]
+        sums: dict[str, Tensor] = {}
+        for draw in one.draws:
+            grids = self.backbone.activations(
+                batch.encoded,
+                ids,
+                config.layers,
+                timestep=one.timestep,
+                prompts=None if texts is None else texts(batch.indices),
+                seed=config.seed,
+                draw=draw,
+            )
+            for layer, grid in grids.items():
+                rows = pooled(grid, config.grid_pool)
+                sums[layer] = sums[layer] + rows if layer in sums else rows
+        stored = {}
+        for layer, rows in sums.items():
+            mean, cells = (rows / len(one.draws)).to(DTYPES[config.dtype]), None
+            if config.cells:
+                grid = (mean.shape[2], mean.shape[3])
+                places = random_cells(ids, grid, config.cells, config.seed)
+                mean = cells_of(mean, places).flatten(0, 1).cpu()
+                cells = Cells(places.flatten(0, 1).to(torch.int16), grid)
+            stored[layer] = Rows(mean if mean.ndim == 2 else mean.cpu(), cells)
+        return stored

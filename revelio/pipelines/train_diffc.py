@@ -1,0 +1,379 @@
+"""Images or stored grids -> Diff-C, trained and tested over several seeds in a run folder.
+
+from revelio.pipelines.train_diffc import TrainDiffCConfig, train_diffc
+
+made = train_diffc(TrainDiffCConfig(out=Path("runs/diffc"), layer="up_ft1", width=64, epochs=15))
+made.report["top1"], made.model()
+
+seeds/seed-0.json  one finished training: history, last and best epoch's measures, confusion
+final/             the first seed's classifier, the epoch that was selected
+report.json        all seeds together        confusion.png    the first seed's
+"""
+
+import shutil
+import time
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from revelio.backbones.loading import dtype_of
+from revelio.bounds import check_fields
+from revelio.config import completed, to_yaml
+from revelio.data.config import DataConfig
+from revelio.data.dataset import ImageDataset
+from revelio.data.splits import NoSplits
+from revelio.diffc.cache import CacheSettings, drop_cache, fill_cache
+from revelio.diffc.config import ON_LINE, TestConfig, TrainDiffCConfig
+from revelio.diffc.fit import SeedRun, Task, finish_seed, start_seed, summarise
+from revelio.diffc.inputs import (
+    check_classes,
+    check_made,
+    cut_test,
+    live_grids,
+    open_backbone,
+    open_images,
+    open_stores,
+    portable,
+)
+from revelio.diffc.measures import confusion_png
+from revelio.diffc.model import DiffC, head_macs, load_diffc
+from revelio.diffc.sources import GridSource
+from revelio.diffc.train import load_training, save_training
+from revelio.diffc.trained_on import trained_on
+from revelio.files import check_folder
+from revelio.machine import available_memory
+from revelio.machine import size as printed
+from revelio.pipelines import Progress, Report, silent
+from revelio.pipelines.inputs import hashed
+from revelio.run_dir import Run, write_folder, write_json, write_whole
+from revelio.trust import printable, read_object
+
+__all__ = ["TrainDiffCConfig", "TrainedDiffC", "train_diffc"]
+
+FINAL = "final"
+WEIGHTS = (f"{FINAL}/config.json", f"{FINAL}/model.safetensors")
+# What a finished run has.
+RESULTS = ("report.json", "confusion.png", *WEIGHTS)
+
+
+@dataclass(frozen=True)
+class TrainedDiffC:
+    """A finished run.
+
+    Attributes:
+        path: its folder.
+        report: what `report.json` holds: top-1 with its interval, each seed's measures, settings, ...
+    """
+
+    path: Path
+    report: dict[str, Any]
+
+    def model(self) -> DiffC:
+        """The first seed's classifier, read from the folder."""
+        return load_diffc(self.path / FINAL)
+
+
+def train_diffc(config: TrainDiffCConfig, progress: Report = silent) -> TrainedDiffC:
+    """Train and test Diff-C with every seed; the test images are seen once, at the end of each training.
+
+    Args:
+        config: what to train, on what, and where to.
+        progress: told what is opened and what it costs, then every step.
+
+    Returns:
+        The run, also where it was finished before (with ``config.resume``).
+
+    Raises:
+        ValueError: a value is outside its bounds, the run folder is taken, or the images or stores don't fit
+            together, or it was started on other pictures.
+        KeyError: an unknown backbone or layer.
+    """
+    check_fields(config)
+    if config.resume and all((config.out / name).is_file() for name in RESULTS):
+        return _finish_again(config, progress)
+    check_folder(config.out)
+    started = time.monotonic()
+    live = _open_stored(config) if config.stores else _open_images(config, progress)
+    run = _open_run(config)
+    opened = time.monotonic()
+    task = _keep_views(live, config, progress)
+    viewed = time.monotonic()
+    contents = {"train": task.source.contents, "test": task.test.contents}
+    run.add_input("set of pictures", contents)
+    _announce(task, config, progress)
+    results = [
+        _train_seed(run, live, task, config, number, progress) for number in range(config.seeds)
+    ]
+    seconds = {
+        "opening": round(opened - started, 2),
+        "views": round(viewed - opened, 2),
+        "training": round(time.monotonic() - viewed, 2),
+    }
+    report = {"grids": task.made, "skipped": task.skipped, "seconds": seconds}
+    report |= summarise(results, task, config)
+    counts = torch.tensor(results[0]["confusion"])
+    write_whole(run.path / "confusion.png", confusion_png(counts, task.classes))
+    write_json(run.path / "report.json", report)
+    _finish(run, config, report)
+    progress(Progress(_summary(config.out, report)))
+    return TrainedDiffC(config.out, report)
+
+
+def _open_run(config: TrainDiffCConfig) -> Run:
+    return Run.open(
+        config.out,
+        "train-diffc",
+        to_yaml(config),
+        resume=config.resume,
+        results=RESULTS,
+        complete=completed(config),
+    )
+
+
+def _finish_again(config: TrainDiffCConfig, progress: Report) -> TrainedDiffC:
+    """Finish a run whose results are all there: it was stopped at the very end, or not at all."""
+    run, report = _open_run(config), read_object(config.out / "report.json")
+    _finish(run, config, report)
+    progress(Progress(f"this run is finished: see {config.out / 'report.json'}"))
+    return TrainedDiffC(config.out, report)
+
+
+def _finish(run: Run, config: TrainDiffCConfig, report: dict[str, Any]) -> None:
+    """Mark a run whose report is written as finished, then drop checkpoints and kept views."""
+    if not run.finished:
+        run.finish(top1=report["top1"])
+    run.drop_checkpoints(keep=0)
+    if config.cache_dir is None:
+        drop_cache(config.out / "cache")
+
+
+def _open_images(config: TrainDiffCConfig, progress: Report) -> Task:
+    """Grids that a backbone makes of two data sets.
+
+    Raises:
+        ValueError: no test split, no labels, different classes.
+        KeyError: an unknown backbone or layer.
+    """
+    train, tested, skipped = _train_and_test(config, progress)
+    classes = check_classes(train, tested)
+    backbone = open_backbone(config, imports=True)
+    train, tested = hashed(train, progress), hashed(tested, progress)
+    source, test = (live_grids(each, backbone, config, config.workers) for each in (train, tested))
+    made = config.made() | {"dataset": train.name, "split": train.split}
+    made |= {"backbone": portable(made["backbone"]), "clip": portable(made["clip"])}
+    return Task(source, test, classes, made, skipped)
+
+
+def _train_and_test(
+    config: TrainDiffCConfig, progress: Report
+) -> tuple[ImageDataset, ImageDataset, list[str]]:
+    data, test = config.data, config.test
+    train, skipped = open_images(data)
+    if test.split is None:
+        return *cut_test(train, test.fraction, config.seed), skipped
+    try:
+        tested, more = open_images(_test_data(data, test))
+    except NoSplits as error:
+        if test.split != TestConfig.split:
+            raise ValueError(f"{error} (the test set; test.split None cuts some off)") from error
+        kept, held = cut_test(train, test.fraction, config.seed)
+        said = (
+            f"{printable(train.name)} has no splits: {len(held):,} of {len(train):,} images "
+            f"({test.fraction:.0%} of every class) are held out as the test set"
+        )
+        progress(Progress(said))
+        return kept, held, skipped
+    except ValueError as error:
+        remedy = f"test.split None cuts {test.fraction:.0%} off as a test set"
+        raise ValueError(f"{error} (the test set; {remedy})") from error
+    return train, tested, skipped + more
+
+
+def _test_data(data: DataConfig, test: TestConfig) -> DataConfig:
+    own = asdict(test)
+    del own["fraction"]
+    return replace(data, **own)
+
+
+def _open_stored(config: TrainDiffCConfig) -> Task:
+    """Grids out of activation stores.
+
+    Raises:
+        ValueError: a store is missing or broken, or train and test were made differently.
+    """
+    if config.test_store is None:
+        raise ValueError("stores need test_store, the grids of the test images")
+    source, made = open_stores(config.stores, config.cache_gb)
+    test, other = open_stores([config.test_store], config.cache_gb)
+    check_made(made, other)
+    return Task(source, test, tuple(made.pop("classes")), made)
+
+
+def _keep_views(task: Task, config: TrainDiffCConfig, progress: Report) -> Task:
+    """The task with augmented views of train and the plain one of test, computed once.
+
+    Stored grids stay as they are, and so do live ones where every epoch is to make a fresh view.
+    """
+    if config.stores or config.kept_views == ON_LINE:
+        return task
+    cache = CacheSettings(
+        views=config.kept_views,
+        dtype=dtype_of(config.cache_dtype),
+        memory_gb=config.cache_gb,
+        batch_size=config.pass_size,
+        folder=config.cache_dir or config.out / "cache",
+        key=task.made,
+    )
+    source = _kept("train grids", task.source, cache, progress)
+    test = _kept("test grids", task.test, replace(cache, views=0), progress)
+    return replace(task, source=source, test=test)
+
+
+def _kept(name: str, source: GridSource, cache: CacheSettings, progress: Report) -> GridSource:
+    total, done = len(source.ids) * (1 + cache.views), 0
+    progress(Progress(f"{name}: {total:,} of {_views_cost(source, cache, total)}"))
+    kept = source
+    for state in fill_cache(source, cache):
+        done += state.images
+        kept = state.grids or kept
+        progress(Progress("", done, total, "image", title=name))
+    return kept
+
+
+def _views_cost(source: GridSource, cache: CacheSettings, total: int) -> str:
+    """Shape, size, place and time, the last from one pass; refuses what memory or disk can't hold."""
+    gigabytes, shape = cache.gigabytes(source), "x".join(map(str, source.shape))
+    needed = printed(int(gigabytes * 1e9))
+    where, memory = "in memory", available_memory()
+    if memory is not None and memory / 1e9 < gigabytes <= cache.memory_gb:
+        raise ValueError(
+            f"the views need {needed} of memory, of which {printed(memory)} are available: "
+            "take fewer views, or a smaller cache_gb, which keeps them in files"
+        )
+    if gigabytes > cache.memory_gb:
+        where = f"in {cache.folder}"
+        free = shutil.disk_usage(_existing(cache.folder)).free
+        if gigabytes * 1e9 > free:
+            raise ValueError(
+                f"the views need {needed} in {cache.folder}, where {printed(free)} are free: "
+                "take fewer views, another cache_dir, or views -1 (on-line)"
+            )
+    batch = range(min(cache.batch_size, len(source.ids)))
+    started = time.monotonic()
+    source.grids(batch, 0)
+    seconds = total * (time.monotonic() - started) / len(batch)
+    return (
+        f"{shape}, {gigabytes:.2f} GB {where}, {total / max(seconds, 1e-9):.3g} images/s, about "
+        + (f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min")
+    )
+
+
+def _existing(folder: Path) -> Path:
+    return folder if folder.exists() else _existing(folder.absolute().parent)
+
+
+def _announce(task: Task, config: TrainDiffCConfig, progress: Report) -> None:
+    """What is frozen, what trains, how many parameters, how much work."""
+    source, made = task.source, task.made
+    model = DiffC(**config.sizes(source.shape[0], len(task.classes)))
+    images = len(task.split(config, config.seed)[0])
+    macs = head_macs(source.shape, config.width)
+    work = 3 * 2 * macs * images * config.epochs * config.seeds
+    views = "views kept" if source.views is not None else "on-line: a backbone pass each time"
+    progress(
+        Progress(
+            f"frozen: {printable(made.get('backbone'))} at {printable(made.get('layer'))}, "
+            f"timestep {made.get('timestep')}; "
+            f"trained: Diff-C, {model.parameter_count():,} parameters\n"
+            f"training: {images:,} images x {config.epochs} epochs x {config.seeds} seeds, "
+            f"{macs / 1e9:.3g} GMAC an image forward, {work / 1e12:.3g} TFLOP in all; {views}"
+        )
+    )
+
+
+def _train_seed(
+    run: Run, live: Task, task: Task, config: TrainDiffCConfig, number: int, progress: Report
+) -> dict[str, Any]:
+    """Train and test one seed, unless that is done; what was measured.
+
+    Raises:
+        ValueError: a checkpoint is broken.
+    """
+    seed = config.seed + number
+    path = run.path / "seeds" / f"seed-{seed}.json"
+    left = all((run.path / name).is_file() for name in WEIGHTS)
+    if path.is_file() and (number > 0 or left):
+        return read_object(path)
+    one = start_seed(task, config, seed)
+    before = number * config.epochs
+    _go_on(run, one, before)
+    _follow(run, one, task, before, progress)
+    result = finish_seed(one, task)
+    if number == 0:
+        write_folder(run.path / FINAL, partial(_save_final, one, live, result))
+    write_json(path, result)
+    return result
+
+
+def _follow(run: Run, one: SeedRun, task: Task, before: int, progress: Report) -> None:
+    """Train to the end; log, save and report each epoch."""
+    images, epochs = len(one.train), one.config.epochs
+    total, done = images * epochs, images * len(one.training.history)
+    stage, numbers = f"training, seed {one.seed}", ()
+    for state in one.steps(task.source):
+        done += state.images
+        if (end := state.end) is not None:
+            step = before + end.epoch
+            run.log(step=step, seed=one.seed, **asdict(end))
+            run.save_checkpoint(step, partial(save_training, one.training), keep=1)
+            numbers = (("epoch", str(end.epoch)), ("loss", f"{end.train_loss:.3f}"))
+            if end.validation_top1 is not None:
+                numbers += (("validation", f"{end.validation_top1:.1%}"),)
+        progress(Progress("", done, total, "image", numbers, stage))
+
+
+def _go_on(run: Run, one: SeedRun, before: int) -> None:
+    """Take up the seed's last whole epoch, if there is one."""
+    found = run.latest_checkpoint()
+    step = before
+    if found is not None and found[0] > before:
+        step, folder = found
+        load_training(one.training, folder)
+    run.truncate_metrics(step)
+
+
+def _save_final(one: SeedRun, live: Task, result: dict[str, Any], folder: Path) -> None:
+    own = ("top1", "wilson95", "class_mean", "images")
+    tested = {
+        which: {key: result[which]["test"][key] for key in own}
+        for which in ("last", "best")
+        if result[which]
+    }
+    card = {"training": one.config.plain() | {"images": len(one.train)}}
+    card |= {f"{which} epoch, test images": found for which, found in tested.items()}
+    one.training.model.save_pretrained(folder, model_card_kwargs=card)
+    trained_on(live.source, live.made.get("dataset")).save(folder)
+
+
+def _summary(out: Path, report: dict[str, Any]) -> str:
+    low, high = report["interval"]
+    lines = [
+        f"top-1 on {report['images']['test']:,} test images: {report['top1']:.2%} "
+        f"[{low:.2%}, {high:.2%}] ({report['interval_kind']}), "
+        f"{report['selected']} epoch, mode {report['mode']}"
+    ]
+    for which in ("last", "best"):
+        if found := report[which]:
+            lines.append(f"  {which} epoch: {found['mean']:.2%} (mean of {found['seeds']})")
+    lines.append(f"  largest class: {report['majority_share']:.2%} of the test images")
+    if report["skipped"]:
+        lines.append(
+            f"  {len(report['skipped'])} unreadable images left out (named in report.json)"
+        )
+    lines.append(
+        f"written: {out / 'report.json'}, {out / 'confusion.png'}, {out / FINAL} (classifier)"
+    )
+    return "\n".join(lines)
