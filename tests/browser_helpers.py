@@ -92,7 +92,10 @@ class Page:
     def open(self, url: str) -> None:
         self.send("Page.navigate", url=url)
         self.until(f"location.href === {json.dumps(url)} && document.readyState === 'complete'")
-        # Keys reach what is painted.
+        self.painted()  # keys reach what is on the screen
+
+    def painted(self) -> None:
+        """Wait until what was done can be seen."""
         self.run("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
     def screen(self, width: int, height: int, *, touch: bool = False) -> None:
@@ -107,6 +110,7 @@ class Page:
         down = "keyDown" if text else "rawKeyDown"
         self.send("Input.dispatchKeyEvent", type=down, **named, **text)
         self.send("Input.dispatchKeyEvent", type="keyUp", **named)
+        self.painted()
 
     def type(self, text: str) -> None:
         self.send("Input.insertText", text=text)

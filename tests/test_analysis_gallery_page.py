@@ -147,7 +147,7 @@ def test_search_finds_numbers_classes_and_images(page, data):
     shown.until(f"location.hash === '#/latent/{wanted}'")
     for words, href in (
         ("onerr", "#/latents?class=1"),
-        ("pictures/17", "#/image/17"),
+        ("two/17", "#/image/17"),
         ("18", "#/image/17"),
     ):
         shown.press("/")
