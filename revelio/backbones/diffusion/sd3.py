@@ -12,11 +12,13 @@ zeros stand in its place, as in diffusers' pipeline. Some blocks of SD3.5 attend
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from revelio.backbones.diffusion.base import Request, Shape, register_family
 from revelio.backbones.diffusion.transformer import (
     TransformerBackbone,
+    load_transformer,
     transformer_configs,
     transformer_shape,
 )
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 CLIP = "CLIPTextModelWithProjection"
 T5_LENGTH = 256  # tokens; the pipeline's `max_sequence_length`
+NEEDED: dict[str, type] = {"joint_attention_dim": int, "pooled_projection_dim": int}
 
 
 @register_family
@@ -82,11 +85,9 @@ class SD3Backbone(TransformerBackbone):
         from revelio.backbones.diffusion.t5 import load_t5
         from revelio.backbones.diffusion.text_encoder import load_text_encoder
         from revelio.backbones.diffusion.vae import load_latent_space
-        from revelio.backbones.loading import frozen
-        from revelio.backbones.weights import DIFFUSERS, diffusers_part, read_weights
 
         source, settings = request.source, request.settings
-        config = _configs(source)[0]
+        config, _ = _configs(source)
         common = request.flow()
         clips = [
             load_text_encoder(
@@ -104,11 +105,9 @@ class SD3Backbone(TransformerBackbone):
             t5 = load_t5(source, settings, suffix="_3", length=T5_LENGTH)
         _check_widths(source, config, clips, t5)
         latents = load_latent_space(source, settings, request.multiple)
-        weights = read_weights(source, "transformer", DIFFUSERS)
-        transformer = diffusers_part(SD3Transformer2DModel, config, weights, settings.number_format)
-        # As in DiT, the head behind the last block stays.
-        transformer.transformer_blocks = transformer.transformer_blocks[: len(request.layers)]
-        transformer = frozen(transformer, settings.place)
+        # Its attention joins text and image, which no step-by-step module of diffusers does: see `denoise`.
+        fused = replace(request, settings=replace(settings, attention="sdpa"))
+        transformer = load_transformer(SD3Transformer2DModel, fused, config)
         return cls(transformer, latents, clips, t5, settings.attention, **common)
 
     @classmethod
@@ -139,7 +138,7 @@ class SD3Backbone(TransformerBackbone):
         from revelio.backbones.loading import attention_kernel
 
         with attention_kernel(self._attention):
-            return self.transformer(x_t, timestep=times, **conditioning.arguments()).sample
+            return super().denoise(x_t, times, conditioning)
 
     def build_pipeline(self, scheduler: Any) -> DiffusionPipeline:
         """A ``StableDiffusion3Pipeline``."""
@@ -163,9 +162,12 @@ class SD3Backbone(TransformerBackbone):
 
 
 def _configs(source: Source) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The configs of the transformer and the VAE; see :func:`transformer_configs`."""
-    kind = SD3Backbone.parts["transformer"]
-    return transformer_configs(source, kind, joint_attention_dim=int, pooled_projection_dim=int)
+    """The configs of the transformer and the VAE.
+
+    Raises:
+        ValueError: one is missing, of another class, says no size, or they don't fit.
+    """
+    return transformer_configs(source, SD3Backbone.parts["transformer"], **NEEDED)
 
 
 def _check_widths(
