@@ -6,9 +6,11 @@
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import fields
+from functools import partial
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
@@ -106,6 +108,8 @@ def one_line_errors(name: str, stopped: str = STOPPED) -> Iterator[None]:
     """
     # Advice that transformers gives about packages Revelio does without.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    shown = warnings.formatwarning
+    warnings.formatwarning = partial(_warning_line, name, shown)
     try:
         yield
     except KeyboardInterrupt:
@@ -130,6 +134,15 @@ def one_line_errors(name: str, stopped: str = STOPPED) -> Iterator[None]:
             raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         fail(name, f"this does not fit: {reason}; choose smaller sizes or batches")
+    finally:
+        warnings.formatwarning = shown
+
+
+def _warning_line(name: str, other: Callable[..., str], message: Any, *about: Any) -> str:
+    """A warning of the library as one line, as an error is; that of another library as Python has it."""
+    if about[0] is not UserWarning:
+        return other(message, *about)
+    return f"{name}: warning: {printable(' '.join(str(message).split()))}\n"
 
 
 def _too_large(error: BaseException) -> bool:

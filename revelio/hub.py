@@ -4,13 +4,52 @@ The hub's own ``save_pretrained`` writes in place, first removes ``config.json``
 their owner can read.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from revelio.files import write_folder
+from revelio.trust import printable
 
 CARD = "README.md"
+CARD_TEMPLATE = """---
+{{ card_data }}
+---
+
+# {{ title }}
+
+{{ about }}
+
+| | |
+|---|---|
+{{ facts }}
+
+```python
+{{ usage }}
+```
+"""
+LONGEST = 300  # characters of a value
+
+
+def card_facts(values: Mapping[str, Any], above: str = "") -> str:
+    """A model's numbers and settings as rows of a Markdown table; what is None or empty is left out."""
+    return "\n".join(f"| {name} | {value} |" for name, value in _facts(values, above))
+
+
+def _facts(values: Mapping[str, Any], above: str) -> Iterator[tuple[str, str]]:
+    for key, value in values.items():
+        name = f"{above}{key}".replace("_", " ")
+        if isinstance(value, Mapping):
+            yield from _facts(value, f"{name}: ")
+        elif value is not None and value != [] and value != "":
+            shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+            yield _cell(name), _cell(shown)
+
+
+def _cell(text: str) -> str:
+    text = printable(text)
+    text = text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
+    return text.replace("|", "\\|").replace("<", "&lt;")
 
 
 def save_whole(

@@ -24,12 +24,14 @@ from PIL import Image, ImageOps
 from revelio import cli
 from revelio.activations.extract import extract
 from revelio.activations.store import ActivationStore, write_store
-from revelio.cli.options import read_contents
+from revelio.cli.bar import Bar
 from revelio.data.contents import UNREADABLE, digest_of
 from revelio.data.dataset import ImageError
 from revelio.data.open import open_dataset
 from revelio.diffc.cache import CacheSettings, fill_cache
 from revelio.diffc.sources import LiveGrids
+from revelio.pipelines import silent
+from revelio.pipelines.inputs import hashed
 from revelio.pipelines.train_sae import describe
 from revelio.run_dir import Run
 
@@ -293,13 +295,14 @@ def test_pictures_are_read_once_under_a_bar_that_begins_at_once(tmp_path, capsys
         return dataset.digest(index)
 
     watched = replace(dataset, digest=digest)
-    hashed = read_contents(watched)
+    with Bar("extraction") as bar:
+        found = hashed(watched, bar)
     assert "9/9" in capsys.readouterr().err
-    assert hashed.digests() == hashed.digests() == dataset.digests() and sorted(read) == list(
+    assert found.digests() == found.digests() == dataset.digests() and sorted(read) == list(
         range(9)
     )
-    assert hashed.subset([7, 1]).digests() == [dataset.digest(7), dataset.digest(1)]
-    assert read_contents(memory_dataset(3)).digests() is None
+    assert found.subset([7, 1]).digests() == [dataset.digest(7), dataset.digest(1)]
+    assert hashed(memory_dataset(3), silent).digests() is None
 
 
 @pytest.mark.parametrize("command", ["extract", "train-diffc"])

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,14 @@ from diffc_helpers import write_folders
 from PIL import Image
 
 from revelio import cli
+from revelio.backbones.config import BackboneConfig
 from revelio.cli import eval_diffc, train_diffc
 from revelio.config import load_config
+from revelio.data.config import DataConfig
+from revelio.diffc.config import EvalDiffCConfig, TrainDiffCConfig
+from revelio.pipelines import Progress
+from revelio.pipelines.eval_diffc import eval_diffc as eval_diffc_pipeline
+from revelio.pipelines.train_diffc import train_diffc as train_diffc_pipeline
 
 ROOT = Path(__file__).parents[1]
 YAMLS = sorted((ROOT / "configs" / "diffc").glob("*.yaml"))
@@ -65,6 +72,9 @@ def test_train_then_eval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert not (out / "checkpoints").exists()
     assert len((out / "metrics.jsonl").read_text().splitlines()) == 20
     assert str(tmp_path) not in (out / "report.json").read_text()
+    card = (out / "final" / "README.md").read_text()
+    assert "| grids: backbone | pixels |" in card and "| training: learning rate | 0.005 |" in card
+    assert "| last epoch, test images: top1 | 1 |" in card and "license" not in card
 
     fresh = write_folders(tmp_path / "fresh", 3, start=900)
     flags = ["--model", str(out / "final"), "--data.source", str(fresh), "--data.split", "None"]
@@ -356,3 +366,35 @@ def test_no_word_on_memory_where_the_system_does_not_tell(
     monkeypatch.setattr("revelio.pipelines.train_diffc.available_memory", lambda: None)
     cli.main(train_flags(write_folders(tmp_path / "data", 4), tmp_path / "run"))
     assert report_of(tmp_path / "run")["images"]["test"] == 3
+
+
+def test_from_python_it_returns_what_it_made_and_prints_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pixels = {"backbone": BackboneConfig(name="pixels"), "layer": "pixels", "timestep": None}
+    data = DataConfig(source=str(write_folders(tmp_path / "data", 8)))
+    config = TrainDiffCConfig(
+        out=tmp_path / "run", data=data, width=8, epochs=2, views=0, seeds=2, **pixels
+    )
+    told: list[Progress] = []
+    made = train_diffc_pipeline(config, told.append)
+    assert made.report == report_of(tmp_path / "run")
+    stages = {one.stage: (one.done, one.total) for one in told if one.total}
+    images = made.report["images"]["train"]
+    assert stages == {
+        "reading 18 pictures": (18, 18),
+        "reading 6 pictures": (6, 6),
+        "train grids": (18, 18),
+        "test grids": (6, 6),
+        "training, seed 0": (2 * images, 2 * images),
+        "training, seed 1": (2 * images, 2 * images),
+    }
+    model = made.model()
+    again = EvalDiffCConfig(
+        model=str(made.path / "final"), data=replace(data, split="test"), out=tmp_path / "eval"
+    )
+    found = eval_diffc_pipeline(again)
+    assert found == report_of(tmp_path / "eval") and found["classes"] == list(model.class_names)
+    with pytest.raises(ValueError, match="seeds=0: give 1 or more"):
+        train_diffc_pipeline(replace(config, seeds=0))
+    assert capfd.readouterr() == ("", "")

@@ -1,31 +1,12 @@
 import io
-import statistics
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scipy import stats
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix
 
-from revelio.diffc.measures import DARK, confusion, confusion_png, measure, over_seeds
-from revelio.stats import t95, t_quantile, wilson95
-
-
-@pytest.mark.parametrize(("correct", "images"), [(0, 10), (10, 10), (3, 10), (887, 1000)])
-def test_wilson_is_scipys(correct: int, images: int) -> None:
-    theirs = stats.binomtest(correct, images).proportion_ci(0.95, method="wilson")
-    assert wilson95(correct, images) == pytest.approx([theirs.low, theirs.high], abs=1e-9)
-
-
-def test_t_interval_is_scipys() -> None:
-    values = [0.81, 0.84, 0.79, 0.83]
-    theirs = stats.t.interval(0.95, 3, loc=np.mean(values), scale=stats.sem(values))
-    assert t95(values) == pytest.approx(list(theirs))
-    assert t95([0.8]) is None
-    for freedom in (1, 2, 9, 40):
-        assert t_quantile(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-7)
-    assert over_seeds(values)["mean"] == pytest.approx(statistics.mean(values))
+from revelio.diffc.measures import DARK, confusion, confusion_png, measure
 
 
 def test_measures_are_scikit_learns() -> None:

@@ -1,5 +1,6 @@
 """``save_pretrained`` as a library user calls it: modes by the umask, files whole or as they were."""
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -88,3 +89,18 @@ def test_a_file_in_the_way_is_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="file is a file, not a folder"):
         MODELS[name]().save_pretrained(tmp_path / "file")
     assert (tmp_path / "file").read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_card_has_the_models_numbers_and_no_license(tmp_path: Path, name: str) -> None:
+    found = {"measured": {"top-1": 0.98765, "unknown": None}, "class|name": "<b>\x1b[31m"}
+    MODELS[name]().save_pretrained(tmp_path / "model", model_card_kwargs=found)
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "license" not in card and "More Information" not in card and "{{" not in card
+    table = [line.strip("| ") for line in card.splitlines() if line.startswith("| ")]
+    rows = dict(line.rsplit(" | ", 1) for line in table if " | " in line)
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    for key in ("d", "n", "k") if name == "k-sae" else ("channels", "classes", "width"):
+        assert rows[key] == str(config[key])
+    assert rows["measured: top-1"] == "0.9877" and "unknown" not in card
+    assert "class\\|name" in card and "\x1b" not in card and "<b>" not in card

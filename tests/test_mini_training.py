@@ -18,7 +18,6 @@ from tools.mini.diffusion import (
     noise_schedule,
     stratified_timesteps,
 )
-from tools.mini.intervals import proportion, repeated
 from tools.mini.loop import Trainer, learning_rate
 from tools.mini.probe import STRENGTHS, ProbeData, best_strength, held_out_accuracy, probe
 from tools.mini.train import read_config
@@ -174,14 +173,6 @@ def test_the_dit_has_a_null_class_where_its_pipeline_looks() -> None:
     assert denoiser.model(
         torch.zeros(1, 4, 16, 16), torch.tensor([1]), torch.tensor([1000])
     ).sample.shape
-
-
-def test_intervals_are_wilsons_and_grow_with_the_spread() -> None:
-    # Newcombe (1998), table I: 81 of 263.
-    found = proportion(81, 263)
-    assert (found["low"], found["high"]) == (0.2553, 0.3662)
-    narrow, wide = repeated([0.8, 0.8], 2000), repeated([0.7, 0.9], 2000)
-    assert wide["high"] - wide["low"] > 3 * (narrow["high"] - narrow["low"])
 
 
 def test_the_probe_is_scikit_learns_ridge() -> None:

@@ -63,6 +63,10 @@ class ExtractConfig:
     """`mean` over height and width: one vector an image; `none`: the whole grid; a number: the grid
     average-pooled to that side."""
 
+    cells: Count | None = None
+    """So many random cells of each grid, a row each with its place, instead of one row an image; an image's
+    cells depend on `seed` and its id only. With `pool` a number: cells of the grid pooled to that side."""
+
     dtype: StoredDtype = "float32"
     """The number format of the stored activations; pooling and averaging are done in float32."""
 
@@ -110,6 +114,15 @@ class ExtractConfig:
         if not self.timesteps and self.vae_cache is not None:
             raise ValueError("vae_cache needs timesteps: a model without noise has no VAE")
 
+    @property
+    def grid_pool(self) -> Pool:
+        """How a grid is pooled; where its cells are stored, a mean over it is not meant."""
+        return "none" if self.cells and self.pool == "mean" else self.pool
+
+    def store_name(self, one: ForwardPass, layer: str) -> str:
+        """The folder of a store: ``up_ft1-t25-empty-d0``; of cells, ``up_ft1-t25-empty-d0-c64``."""
+        return one.store_name(layer) + (f"-c{self.cells}" if self.cells else "")
+
     def passes(self) -> list[ForwardPass]:
         """The passes in the order they are run."""
         draws = [(draw,) for draw in range(self.draws)]
@@ -128,11 +141,12 @@ class ExtractConfig:
         return len(self.timesteps or (None,)) * len(self.prompts) * self.draws
 
     def row_shape(self, channels: int, side: int) -> tuple[int, ...]:
-        """The shape of a row of a layer whose grid is ``channels x side x side``."""
-        if self.pool == "mean":
+        """The shape of an image's row, or of its cells', of a layer of ``channels x side x side``."""
+        pool = self.grid_pool
+        if pool == "mean":
             return (channels,)
-        kept = side if self.pool == "none" else min(int(self.pool), side)
-        return (channels, kept, kept)
+        kept = side if pool == "none" else min(int(pool), side)
+        return (min(self.cells, kept * kept), channels) if self.cells else (channels, kept, kept)
 
     @property
     def provenance(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ seconds = (images to encode * encoding + passes that stores lack * pass) / proce
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,6 +58,15 @@ class Cost:
         """Images a second that come out with every store's row, all processes together."""
         return self.images / self.seconds if self.seconds else 0.0
 
+    def shortage(self, out: Path) -> str | None:
+        """What the disk of ``out`` lacks; None where everything fits."""
+        if self.bytes_free is None or self.bytes_left <= self.bytes_free:
+            return None
+        return (
+            f"the stores take {size(self.bytes_left)}, but {size(self.bytes_free)} are free at {out}: "
+            "choose another folder, or a smaller pool, fewer cells or a shorter dtype"
+        )
+
     def line(self) -> str:
         """The plan as one line for people."""
         if not self.images:
@@ -102,7 +112,7 @@ def estimate(job: ExtractionPlan) -> Cost:
 
     Raises:
         ImageError: one of them can't be read and ``on_error`` is ``stop``.
-        ValueError: what is to be written does not fit the disk, or a batch not the device's memory.
+        ValueError: a batch does not fit the device's memory.
     """
     job.check()
     lacking = job.lacking()
@@ -128,11 +138,6 @@ def estimate(job: ExtractionPlan) -> Cost:
             found = _measured(job, found, (fresh or todo)[0])
         except torch.OutOfMemoryError as error:
             raise too_large(job, error) from error
-    if found.bytes_free is not None and found.bytes_left > found.bytes_free:
-        raise ValueError(
-            f"the stores take {size(found.bytes_left)}, but {size(found.bytes_free)} are "
-            f"free at {job.out}: choose another folder, or a smaller pool or dtype"
-        )
     return found
 
 

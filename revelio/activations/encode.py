@@ -11,7 +11,7 @@ from math import ceil
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
@@ -19,6 +19,7 @@ from revelio.activations.config import Pool
 from revelio.backbones.base import Backbone
 from revelio.data.dataset import ImageDataset
 from revelio.data.loading import batches
+from revelio.seeds import generator
 
 
 @dataclass(frozen=True)
@@ -90,3 +91,27 @@ def pooled(grid: Float[Tensor, "b ..."], pool: Pool) -> Shaped[Tensor, "b ..."]:
         return whole
     height, width = whole.shape[2:]
     return adaptive_avg_pool2d(whole, (min(pool, height), min(pool, width)))
+
+
+def random_cells(
+    ids: Sequence[str], grid: tuple[int, int], count: int, seed: int
+) -> Int64[Tensor, "b c 2"]:
+    """Distinct random cells (y, x) of each image's grid, in the order of reading; all of a small grid's.
+
+    An image's cells depend on ``seed`` and its id alone, so that they are the same in every batch, process,
+    layer of the same grid, timestep and draw.
+    """
+    height, width = grid
+    kept = min(count, height * width)
+    drawn = [torch.randperm(height * width, generator=generator(seed, "cells", x)) for x in ids]
+    chosen = torch.stack([one[:kept].sort().values for one in drawn])
+    return torch.stack([chosen // width, chosen % width], dim=2)
+
+
+def cells_of(
+    grids: Shaped[Tensor, "b d h w"], places: Int64[Tensor, "b c 2"]
+) -> Shaped[Tensor, "b c d"]:
+    """The vectors of grids at places (y, x)."""
+    flat = (places[..., 0] * grids.shape[3] + places[..., 1]).to(grids.device)
+    index = flat[:, None].expand(-1, grids.shape[1], -1)
+    return grids.flatten(2).gather(2, index).transpose(1, 2)

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from revelio.activations.config import ExtractConfig, ForwardPass
 from revelio.activations.encode import Encoded, FreshImages
-from revelio.activations.extraction_plan import ExtractionPlan, Lacking, Texts
+from revelio.activations.extraction_plan import ExtractionPlan, Lacking, Rows, Texts
 from revelio.activations.fitting import too_large
-from revelio.activations.format import shard_name, write_shard
+from revelio.activations.format import Cells, shard_name, write_shard
 from revelio.backbones.base import Backbone
 from revelio.data.config import DataConfig
 from revelio.data.dataset import ImageDataset
@@ -169,8 +168,8 @@ class _OpenShard:
         self._number = number
         self._keys = [key for key, missing in lacking.stores.items() if number in missing]
         self._passes = list(dict.fromkeys(one for one, _ in self._keys))
-        self._rows: dict[tuple[ForwardPass, str], list[Tensor]] = {key: [] for key in self._keys}
-        self._latents: list[Tensor] = []
+        self._rows: dict[tuple[ForwardPass, str], list[Rows]] = {key: [] for key in self._keys}
+        self._latents: list[Rows] = []
         self._indices: list[int] = []
         self._skipped: list[tuple[str, str]] = []
         self._caches = number in lacking.cache
@@ -182,7 +181,7 @@ class _OpenShard:
         if batch.encoded is None:
             return
         if self._caches:
-            self._latents.append(batch.encoded.cpu())
+            self._latents.append(Rows(batch.encoded.cpu(), None))
         for one in self._passes:
             for layer, rows in self._job.rows(batch, one).items():
                 if (one, layer) in self._rows:
@@ -195,9 +194,11 @@ class _OpenShard:
         for key in self._keys:
             self._write(self._job.targets[key].path, self._rows[key])
 
-    def _write(self, folder: Path, parts: list[Tensor]) -> None:
+    def _write(self, folder: Path, parts: list[Rows]) -> None:
         dataset = self._job.dataset
-        rows = torch.cat(parts).cpu() if parts else torch.empty(0)
+        rows = torch.cat([part.values for part in parts]).cpu() if parts else torch.empty(0)
+        found = [part.cells for part in parts if part.cells is not None]
+        places = torch.cat([one.places for one in found]) if found else None
         if not rows.isfinite().all():
             raise ValueError(
                 f"activations of {folder.name} are not finite in {str(rows.dtype)[6:]}: "
@@ -212,6 +213,7 @@ class _OpenShard:
                 [dataset.ids[i] for i in self._indices],
                 None if labels is None else [labels[i] for i in self._indices],
                 self._skipped,
+                None if places is None else Cells(places, found[0].grid),
             )
         except DiskFull:
             raise

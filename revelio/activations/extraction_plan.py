@@ -18,8 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 from revelio.activations.config import DEFAULT_BATCH, ExtractConfig, ForwardPass
-from revelio.activations.encode import Encoded, pooled
-from revelio.activations.format import DTYPES
+from revelio.activations.encode import Encoded, cells_of, pooled, random_cells
+from revelio.activations.format import DTYPES, Cells
 from revelio.activations.vae_cache import VAECache
 from revelio.activations.writer import CONTENTS, SHARD_CONTENTS, StoreWriter
 from revelio.backbones.base import Backbone
@@ -39,6 +39,19 @@ CACHED = (
 )  # fmt: skip
 
 Texts = Callable[[Sequence[int]], Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What one layer gives of a batch.
+
+    Attributes:
+        values: one row an image, or as many as it has cells.
+        cells: where the rows lie, if they are cells.
+    """
+
+    values: Shaped[Tensor, "b ..."]
+    cells: Cells | None
 
 
 @dataclass(frozen=True)
@@ -102,10 +115,10 @@ class ExtractionPlan:
             if layer not in self.backbone.layers:
                 known = ", ".join(self.backbone.layers)
                 raise KeyError(f"unknown layer {layer!r} of {self.backbone.name}: it has {known}")
-            if self.config.pool != "mean" and self.backbone.layers[layer].kind == "tokens":
+            if self.config.grid_pool != "mean" and self.backbone.layers[layer].kind == "tokens":
                 raise ValueError(
                     f"layer {layer} of {self.backbone.name} gives tokens, not a grid: pool is "
-                    f"{self.config.pool!r}, tokens take mean"
+                    f"{self.config.grid_pool!r}, tokens take mean"
                 )
         if not len(self.dataset):
             raise ValueError(f"{self.dataset.name} has no images: choose another source or split")
@@ -146,7 +159,8 @@ class ExtractionPlan:
         """Bytes of one image's row in a store of the layer."""
         spec = self.backbone.layers[layer]
         shape = self.config.row_shape(spec.channels, max(1, self.image_size[0] // spec.stride))
-        return torch.Size(shape).numel() * DTYPES[self.config.dtype].itemsize
+        names = 4 * shape[0] if self.config.cells else 0
+        return torch.Size(shape).numel() * DTYPES[self.config.dtype].itemsize + names
 
     @cached_property
     def spans(self) -> list[range]:
@@ -159,7 +173,8 @@ class ExtractionPlan:
         """The stores to make, by pass and layer."""
         return {
             (one, layer): StoreWriter(
-                self.out / one.store_name(layer), self._common | self._settings(one, layer)
+                self.out / self.config.store_name(one, layer),
+                self._common | self._settings(one, layer),
             )
             for one in self.config.passes()
             for layer in self.config.layers
@@ -209,9 +224,10 @@ class ExtractionPlan:
             "stride": self.backbone.layers[layer].stride,
             "timestep": one.timestep,
             "prompt_policy": one.prompt if noised else None,
-            "pool": self.config.pool,
+            "pool": self.config.grid_pool,
+            **({"cells_asked": self.config.cells} if self.config.cells else {}),
             "dtype": self.config.dtype,
-            "seed": self.config.seed if noised else None,
+            "seed": self.config.seed if noised or self.config.cells else None,
             "draw": draws if noised else None,
             "batch_size": self.batch_size,
         }
@@ -256,30 +272,36 @@ class ExtractionPlan:
             self.cache.target.finish(len(self.spans))
 
     @torch.no_grad()
-    def rows(self, batch: Encoded, one: ForwardPass) -> dict[str, Shaped[Tensor, "b ..."]]:
+    def rows(self, batch: Encoded, one: ForwardPass) -> dict[str, Rows]:
         """The rows of one batch at one (timestep, prompt, draws), by layer.
 
         Pooled rows stay where they were computed until the shard is written, so that a CUDA device is not
         waited for; whole grids are moved to the CPU.
         """
         assert batch.encoded is not None
-        texts = self.texts.get(one.prompt)
+        texts, config = self.texts.get(one.prompt), self.config
+        ids = [self.dataset.ids[index] for index in batch.indices]
         sums: dict[str, Tensor] = {}
         for draw in one.draws:
             grids = self.backbone.activations(
                 batch.encoded,
-                [self.dataset.ids[index] for index in batch.indices],
-                self.config.layers,
+                ids,
+                config.layers,
                 timestep=one.timestep,
                 prompts=None if texts is None else texts(batch.indices),
-                seed=self.config.seed,
+                seed=config.seed,
                 draw=draw,
             )
             for layer, grid in grids.items():
-                rows = pooled(grid, self.config.pool)
+                rows = pooled(grid, config.grid_pool)
                 sums[layer] = sums[layer] + rows if layer in sums else rows
         stored = {}
         for layer, rows in sums.items():
-            mean = (rows / len(one.draws)).to(DTYPES[self.config.dtype])
-            stored[layer] = mean if mean.ndim == 2 else mean.cpu()
+            mean, cells = (rows / len(one.draws)).to(DTYPES[config.dtype]), None
+            if config.cells:
+                grid = (mean.shape[2], mean.shape[3])
+                places = random_cells(ids, grid, config.cells, config.seed)
+                mean = cells_of(mean, places).flatten(0, 1).cpu()
+                cells = Cells(places.flatten(0, 1).to(torch.int16), grid)
+            stored[layer] = Rows(mean if mean.ndim == 2 else mean.cpu(), cells)
         return stored

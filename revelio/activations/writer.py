@@ -249,4 +249,4 @@ def _is_whole(folder: Path, number: int, images: int | None) -> bool:
         check_names(path, header, 0, LABEL_LIMIT)
     except ValueError:
         return False
-    return images is None or header.rows + len(header.skipped) == images
+    return images is None or header.images + len(header.skipped) == images

@@ -20,6 +20,7 @@ from revelio.trust import printable
 SHARED = {
     "base",
     "conditioning",
+    "pipeline_layers",
     "schedule",
     "scheduler",
     "t5",

@@ -133,6 +133,7 @@ def square_transform(source: Source, size: int, processor: Mapping[str, Any]) ->
         _triple(source, "image_mean", processor["image_mean"]),
         _triple(source, "image_std", processor["image_std"], least=1e-6),
         RESAMPLING[resample],
+        offset="down",
     )
 
 

@@ -11,7 +11,6 @@ is written. A store is a folder `<out>/<layer>-t<timestep>-<prompt policy>-d<dra
     torchrun --nproc-per-node 4 -m revelio extract --config configs/extract/sd15-pets.yaml
 """
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -37,6 +36,7 @@ class Config(ExtractRunConfig):
 def run(config: Config) -> None:
     """Plan, extract, and name what was written."""
     from revelio.cli.bar import Bar
+    from revelio.distributed import is_main
     from revelio.pipelines.extract import extract_to, plan_extraction
 
     with Bar("extraction") as bar:
@@ -44,7 +44,7 @@ def run(config: Config) -> None:
             plan_extraction(config, bar)
             return
         stores = extract_to(config, bar)
-    if int(os.environ.get("RANK", "0")) == 0:
+    if is_main():
         print(_next(config, stores[0]))
 
 
@@ -52,6 +52,9 @@ def _next(config: Config, store: "ActivationStore") -> str:
     """A k-SAE of pooled activations, or Diff-C of grids."""
     from revelio.following import beside, following
 
+    if config.cells:
+        out = beside(config.out, "ksae")
+        return following("train-ksae", "--store", store.path, "--rows", "cells", "--out", out)
     if config.pool != "mean":
         out = beside(config.out, "diffc")
         return following(

@@ -6,7 +6,7 @@ Augmentation as in the paper's classifier: scale 0.8 to 1, ratio 3/4 to 4/3, fli
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -29,12 +29,16 @@ class SquareTransform:
         mean: subtracted from red, green and blue, on the scale 0 to 1.
         std: what the difference is divided by.
         interpolation: how pixels between pixels are found; wide enough not to alias when shrinking.
+        offset: how half a pixel of the crop's offset is rounded: ``even`` is torchvision's rule, ``down``
+            that of transformers' image processors.
     """
 
     size: int
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     interpolation: Interpolation = "bilinear"
+    # Not shown: what was made with this transform names it by its repr.
+    offset: Literal["even", "down"] = field(default="even", repr=False)
 
     def __post_init__(self) -> None:
         _check(self.size, self.mean, self.std)
@@ -43,9 +47,10 @@ class SquareTransform:
         """The pixels of an RGB picture."""
         width, height = image.size
         short = min(width, height)
-        # The longer side is cut down to whole pixels, the crop's offset rounded half to even.
+        # The longer side is cut down to whole pixels.
         width, height = (int(self.size * side / short) for side in (width, height))
-        left, top = (round((side - self.size) / 2.0) for side in (width, height))
+        whole = round if self.offset == "even" else int
+        left, top = (whole((side - self.size) / 2.0) for side in (width, height))
         resized = image.resize((width, height), _filter(self.interpolation))
         square = resized.crop((left, top, left + self.size, top + self.size))
         return _pixels(square, self.mean, self.std)

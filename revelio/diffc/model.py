@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from revelio.diffc.config import DiffCConfig
-from revelio.hub import save_whole
+from revelio.hub import CARD_TEMPLATE, card_facts, save_whole
 from revelio.seeds import generator
 from revelio.trust import printable, read_object, read_tensors, tensor_headers
 
@@ -34,13 +34,19 @@ GRID_VALUES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("timestep", "image_size", "seed", "random_weights"), (int,)),
 }
 
+_ABOUT = """The light classifier of Revelio: four convolutions on what one layer of a frozen model makes of
+a picture. Its accuracy says more beside that on raw pixels and on random weights."""
+_USAGE = """from revelio.diffc.model import load_diffc
+
+logits = load_diffc("path or hub id")(grids)  # (b channels h w) -> (b classes)"""
+
 
 class DiffC(
     nn.Module,
     PyTorchModelHubMixin,
     library_name="revelio",
-    license="apache-2.0",
     tags=["image-classification", "diffusion-models", "interpretability"],
+    model_card_template=CARD_TEMPLATE,
 ):
     """The classifier for grids (b c h w) of any backbone and of any size down to 1x1.
 
@@ -112,6 +118,14 @@ class DiffC(
     def _load_as_pickle(cls, model: "DiffC", *_: Any, **__: Any) -> "DiffC":
         """A Diff-C is never a pickle."""
         raise ValueError("there is no model.safetensors")
+
+    def generate_model_card(self, **found: Any) -> Any:
+        """The card: sizes, how the grids were made, and further numbers, ``found``, by name."""
+        own = {"channels": self.channels, "width": self.width, "classes": self.classes}
+        own |= {"parameters": self.parameter_count(), "class names": ", ".join(self.class_names)}
+        named = {"title": "Diff-C", "about": _ABOUT, "usage": _USAGE}
+        facts = card_facts(own | {"grids": self.grids} | found)
+        return super().generate_model_card(facts=facts, **named)
 
     def save_pretrained(self, save_directory: Any, **keywords: Any) -> str | None:
         """Write ``config.json``, ``model.safetensors`` and a model card; see the hub mixin.

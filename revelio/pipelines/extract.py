@@ -10,7 +10,6 @@ With a data set and a backbone that are open already: :func:`revelio.activations
 import os
 import time
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
 
 from revelio.activations.config import ExtractConfig, ExtractRunConfig
@@ -27,11 +26,12 @@ from revelio.backbones.registry import load_backbone
 from revelio.config import to_yaml
 from revelio.data.dataset import ImageDataset
 from revelio.data.open import open_dataset
-from revelio.distributed import Processes, device_of, launched
+from revelio.distributed import Processes, device_of, launched, local_world_size
 from revelio.files import write_whole
 from revelio.machine import duration, size
 from revelio.outputs import check_file
 from revelio.pipelines import Progress, Report, silent
+from revelio.pipelines.inputs import hashed
 from revelio.trust import parse_yaml, printable, read_text
 
 __all__ = ["ExtractRunConfig", "extract_to", "open_plan", "plan_extraction"]
@@ -67,14 +67,17 @@ def extract_to(config: ExtractRunConfig, progress: Report = silent) -> list[Acti
         check_file(config.out / "config.yaml", _is_extraction, "the config of an extraction")
     plan = open_plan(config, processes, report)
     if processes.main:
-        report(Progress(estimate(plan).line()))
+        cost = estimate(plan)
+        report(Progress(cost.line()))
+        if (reason := cost.shortage(config.out)) is not None:
+            raise ValueError(reason)
         write_whole(config.out / "config.yaml", to_yaml(replace(config, resume=False)))
     started = time.monotonic()
     for step in run(plan):
         skipped = (("skipped", str(step.skipped)),) if step.skipped else ()
         report(Progress("", step.images, step.total, "image", skipped))
     processes.wait()
-    stores = [ActivationStore.open(path) for path in plan.stores]
+    stores = [ActivationStore.open(path, cells=True) for path in plan.stores]
     report(Progress(_summary(plan, stores, time.monotonic() - started)))
     processes.close()
     return stores
@@ -90,6 +93,8 @@ def plan_extraction(config: ExtractRunConfig, progress: Report = silent) -> Cost
     report = progress if processes.main else silent
     cost = estimate(open_plan(config, processes, report))
     report(Progress(cost.line()))
+    if (reason := cost.shortage(config.out)) is not None:
+        report(Progress(f"warning: {reason}"))
     processes.close()
     return cost
 
@@ -104,7 +109,7 @@ def open_plan(
         ValueError: a setting can't be.
     """
     config.check()
-    dataset = _open_dataset(config)
+    dataset = open_dataset(config.data)
     options = config.backbone
     if config.mode == "as_code" and options.image_size is None:
         options = replace(options, image_size=AS_CODE_SIZE)
@@ -112,7 +117,7 @@ def open_plan(
         options = replace(options, device=processes.device)
     backbone = load_backbone(options, layers=config.layers)
     if processes.main:
-        dataset = _hashed(dataset, progress)
+        dataset = hashed(dataset, progress)
     accelerated = device_of(options.device).type == "cuda"
     plan = ExtractionPlan(
         dataset,
@@ -136,21 +141,6 @@ def open_plan(
     return plan
 
 
-def _open_dataset(config: ExtractConfig) -> ImageDataset:
-    options = dict(vars(config.data))
-    del options["on_error"]
-    return open_dataset(options.pop("source"), **options)
-
-
-def _hashed(dataset: ImageDataset, progress: Report) -> ImageDataset:
-    """The data set with the hashes of its pictures, which are read now."""
-    if dataset.digest is None:
-        return dataset
-    total, done = len(dataset), count(1)
-    progress(Progress(f"reading {total:,} pictures"))
-    return dataset.hashed(lambda _: progress(Progress("", next(done), total, "image")))
-
-
 def _is_extraction(path: Path) -> bool:
     """Whether a `config.yaml` is of an earlier extraction, and not of a run in the same folder."""
     entries = parse_yaml(read_text(path), str(path))
@@ -162,10 +152,9 @@ def _workers(accelerated: bool) -> int:
     """Processes that read ahead, a share of the machine's cores for each of its processes."""
     if not accelerated:
         return 0
-    beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     affinity = getattr(os, "sched_getaffinity", None)  # not on every system
     cores = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
-    return max(1, min(MOST_WORKERS, cores // beside))
+    return max(1, min(MOST_WORKERS, cores // local_world_size()))
 
 
 def _matched(config: ExtractConfig, backbone: Backbone) -> tuple[int, ...]:
@@ -196,8 +185,9 @@ def _summary(plan: ExtractionPlan, stores: list[ActivationStore], seconds: float
     lines, total = [], 0
     for store in [*stores, *([ActivationStore.open(cache)] if cache else [])]:
         shape = " x ".join(map(str, store.row_shape))
-        stored = f"{len(store):,} rows of {shape} {store.manifest['dtype']}, {size(store.bytes)}"
-        lines.append(f"{store.path}  {stored}")
+        each = f" ({store.cells} cells an image)" if store.cells else ""
+        stored = f"{len(store):,} rows{each} of {shape} {store.manifest['dtype']}"
+        lines.append(f"{store.path}  {stored}, {size(store.bytes)}")
         total += store.bytes
     skipped = stores[0].manifest["skipped"]
     lines += [f"skipped {printable(name)}: {printable(reason)}" for name, reason in skipped[:5]]

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from revelio.activations.processes import launched
 from revelio.activations.store import ActivationStore
+from revelio.distributed import launched
 from revelio.pipelines import Progress, Report, silent
 from revelio.pipelines.steer_parts import open_pipeline, the_prompts
 from revelio.steering.config import ExtractTextConfig

@@ -54,6 +54,21 @@ def pictures_of(config: DataConfig, store: ActivationStore) -> ImageDataset:
         ) from error
 
 
+def hashed(dataset: ImageDataset, progress: Report) -> ImageDataset:
+    """The data set with the hashes of its pictures, which are read now."""
+    if dataset.digest is None:
+        return dataset
+    count, done = len(dataset), 0
+
+    def tell(images: int = 1) -> None:
+        nonlocal done
+        done += images
+        progress(Progress("", done, count, "image", title=f"reading {count:,} pictures"))
+
+    tell(0)
+    return dataset.hashed(tell)
+
+
 def open_sae(path: str, device: str = "auto", progress: Report = silent) -> KSparseAutoencoder:
     """The k-SAE of a run folder, of its `final` folder, or of a hub id, on the device.
 

@@ -47,6 +47,7 @@ from revelio.files import check_folder
 from revelio.machine import available_memory
 from revelio.machine import size as printed
 from revelio.pipelines import Progress, Report, silent
+from revelio.pipelines.inputs import hashed
 from revelio.run_dir import Run, write_folder, write_json, write_whole
 from revelio.trust import printable, read_object
 
@@ -159,7 +160,7 @@ def _open_images(config: TrainDiffCConfig, progress: Report) -> Task:
     train, tested, skipped = _train_and_test(config, progress)
     classes = check_classes(train, tested)
     backbone = open_backbone(config, imports=True)
-    train, tested = _hashed(train, progress), _hashed(tested, progress)
+    train, tested = hashed(train, progress), hashed(tested, progress)
     source, test = (live_grids(each, backbone, config, config.workers) for each in (train, tested))
     made = config.made() | {"dataset": train.name, "split": train.split}
     made |= {"backbone": portable(made["backbone"]), "clip": portable(made["clip"])}
@@ -195,21 +196,6 @@ def _test_data(data: DataConfig, test: TestConfig) -> DataConfig:
     own = asdict(test)
     del own["fraction"]
     return replace(data, **own)
-
-
-def _hashed(dataset: ImageDataset, progress: Report) -> ImageDataset:
-    """The data set with the hashes of its pictures, which are read now."""
-    if dataset.digest is None:
-        return dataset
-    count, done = len(dataset), 0
-
-    def tell(images: int = 1) -> None:
-        nonlocal done
-        done += images
-        progress(Progress("", done, count, "image", title=f"reading {count:,} pictures"))
-
-    tell(0)
-    return dataset.hashed(tell)
 
 
 def _open_stored(config: TrainDiffCConfig) -> Task:
@@ -327,7 +313,7 @@ def _train_seed(
     _follow(run, one, task, before, progress)
     result = finish_seed(one, task)
     if number == 0:
-        write_folder(run.path / FINAL, partial(_save_final, one, live))
+        write_folder(run.path / FINAL, partial(_save_final, one, live, result))
     write_json(path, result)
     return result
 
@@ -359,8 +345,16 @@ def _go_on(run: Run, one: SeedRun, before: int) -> None:
     run.truncate_metrics(step)
 
 
-def _save_final(one: SeedRun, live: Task, folder: Path) -> None:
-    one.training.model.save_pretrained(folder)
+def _save_final(one: SeedRun, live: Task, result: dict[str, Any], folder: Path) -> None:
+    own = ("top1", "wilson95", "class_mean", "images")
+    tested = {
+        which: {key: result[which]["test"][key] for key in own}
+        for which in ("last", "best")
+        if result[which]
+    }
+    card = {"training": one.config.plain() | {"images": len(one.train)}}
+    card |= {f"{which} epoch, test images": found for which, found in tested.items()}
+    one.training.model.save_pretrained(folder, model_card_kwargs=card)
     trained_on(live.source, live.made.get("dataset")).save(folder)
 
 

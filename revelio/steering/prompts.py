@@ -99,7 +99,7 @@ def _csv_rows(path: Path) -> list[Mapping[str, Any]]:
 
 
 def _dataset_rows(source: str, split: str | None) -> Iterable[Mapping[str, Any]]:
-    from revelio.data.huggingface import hub_splits, is_saved_dataset, saved_splits
+    from revelio.data.sources.huggingface import hub_splits, is_saved_dataset, saved_splits
 
     path = Path(source)
     if path.exists() and not is_saved_dataset(path):

@@ -15,10 +15,10 @@ from typing import Any, Literal
 
 import torch
 
-from revelio.activations.processes import Processes
-from revelio.activations.shard import DTYPES, write_shard
-from revelio.activations.target import Target
+from revelio.activations.format import DTYPES, write_shard
+from revelio.activations.writer import StoreWriter
 from revelio.backbones.diffusion.pipeline_layers import PipelineLayers, Tokens
+from revelio.distributed import Processes
 from revelio.run_dir import versions
 from revelio.steering.prompts import Prompt
 
@@ -76,7 +76,7 @@ class TokenExtraction:
         return [range(first, min(first + size, total)) for first in range(0, total, size)]
 
     @cached_property
-    def targets(self) -> dict[str, Target]:
+    def targets(self) -> dict[str, StoreWriter]:
         """The stores to make, by layer."""
         identity = json.dumps([[one.id, one.text] for one in self.prompts])
         common = {
@@ -90,7 +90,9 @@ class TokenExtraction:
             "dtype": self.dtype,
             "made_with": versions(),
         }
-        return {layer: Target(self.out / layer, common | {"layer": layer}) for layer in self.layers}
+        return {
+            layer: StoreWriter(self.out / layer, common | {"layer": layer}) for layer in self.layers
+        }
 
     def run(self) -> Iterator[tuple[int, int]]:
         """Make the stores; the manifests come last.
@@ -107,7 +109,7 @@ class TokenExtraction:
             yield from self._fill()
             return
         for target in self.targets.values():
-            target.check("out", resume=self.resume)
+            target.check(resume=self.resume)
         locks = [lock for target in self.targets.values() if (lock := target.begin()) is not None]
         try:
             yield from self._fill()

@@ -6,7 +6,7 @@ question and answer tells it, without generating.
 """
 
 from collections.abc import Iterator, Sequence
-from math import sqrt
+from statistics import mean
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from llava_ext.config import IGNORE_INDEX
 from llava_ext.dataset import Collator, ConversationDataset
 from llava_ext.model import LlavaModel
-from revelio.stats import Z95, wilson95
+from revelio.stats import mean95, proportion, rounded
 from tools.llava_proof.questions import KINDS, Question
 
 BATCH = 16
@@ -73,11 +73,8 @@ def interval(right: int, of: int) -> dict[str, float | int]:
         right: how many were right.
         of: out of how many.
     """
-    low, high = wilson95(right, of)
     return {
-        "value": round(right / of, 4),
-        "low": round(low, 4),
-        "high": round(high, 4),
+        **proportion(right, of),
         "of": of,
     }
 
@@ -93,7 +90,4 @@ def gain(first: dict[str, bool], second: dict[str, bool]) -> dict[str, float]:
     if set(first) != set(second):
         raise ValueError("the two models were asked different questions: score them anew")
     gains = [float(first[name]) - float(second[name]) for name in first]
-    mean = sum(gains) / len(gains)
-    spread = sqrt(sum((g - mean) ** 2 for g in gains) / (len(gains) - 1) / len(gains))
-    half = Z95 * spread
-    return {"value": round(mean, 4), "low": round(mean - half, 4), "high": round(mean + half, 4)}
+    return rounded(mean(gains), mean95(gains))

@@ -9,12 +9,13 @@ labelled nor tested, the same way for every kind of activation.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from statistics import mean
 
 import numpy as np
 import torch
 
 from revelio.probes.split import draw
-from tools.mini.intervals import repeated
+from revelio.stats import rounded, trainings95
 
 STRENGTHS = (1e-2, 1e-1, 1.0, 10.0, 100.0)
 SEEDS = 10
@@ -98,7 +99,7 @@ def probe(data: ProbeData, per_class: int, seeds: int = SEEDS) -> dict[str, obje
     draws = [draw(data.pool_labels, per_class, seed)[0] for seed in range(seeds)]
     found = [held_out_accuracy(data, labelled, strength) for labelled in draws]
     return {
-        **repeated(found, len(data.test_labels)),
+        **rounded(mean(found), trainings95(found, len(data.test_labels))),
         "per_class": per_class,
         "strength": strength,
         "by_seed": [round(value, 4) for value in found],

@@ -18,12 +18,12 @@ from revelio.backbones.registry import load_backbone
 from revelio.data.dataset import ImageDataset
 from revelio.probes.config import DiffusionClassifierConfig
 from revelio.probes.diffusion_classifier import diffusion_classifier as classify_images
+from revelio.stats import proportion
 from revelio.trust import read_json_lines
 from tools.mini.captions import PROMPT, nouns
 from tools.mini.clip import closest_caption
 from tools.mini.data import PictureSet, load_caltech101, load_fashion_mnist
 from tools.mini.features import as_picture, ids_of
-from tools.mini.intervals import proportion
 from tools.mini.judge import judge, train_judge
 from tools.mini.report import Figures, Inputs
 from tools.mini.shipped import sample, sample_classes

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from revelio.backbones.diffusion.conditioning import Conditioning
     from revelio.backbones.diffusion.schedule import Schedule
-    from revelio.backbones.diffusion.vae import LatentSpace, PixelSpace
+    from revelio.backbones.diffusion.vae import LatentSpace
     from revelio.backbones.loading import LoadSettings
 
 
@@ -120,7 +120,7 @@ class DiffusionBackbone(ABC):
     pipelines: ClassVar[tuple[str, ...]] = ()
     output_position: ClassVar[int] = 0
 
-    latents: LatentSpace | PixelSpace
+    latents: LatentSpace  # of a model on pixels a PixelSpace
 
     def __init__(
         self,

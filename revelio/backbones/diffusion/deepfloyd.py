@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from revelio.backbones.diffusion.base import Request, Shape, register_family
-from revelio.backbones.diffusion.unet import UNetBackbone, load_unet, unet_config, unet_shape
+from revelio.backbones.diffusion.unet import PixelUNetBackbone, load_unet, unet_config, unet_shape
 from revelio.backbones.source import Source
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ TEXT_INPUTS = {"addition_embed_type": "text", "encoder_hid_dim_type": "text_proj
 
 
 @register_family
-class DeepFloydBackbone(UNetBackbone):
+class DeepFloydBackbone(PixelUNetBackbone):
     """A U-Net on pixels with its text encoder.
 
     Attributes:
@@ -46,10 +46,7 @@ class DeepFloydBackbone(UNetBackbone):
     def __init__(
         self, unet: UNet2DConditionModel, multiple: int, text: TextEncoder, **common: Any
     ) -> None:
-        from revelio.backbones.diffusion.vae import PixelSpace
-
-        super().__init__(unet, **common)
-        self.latents = PixelSpace(self.name, multiple, self._device)
+        super().__init__(unet, multiple, **common)
         self.text = text
 
     @classmethod

@@ -24,7 +24,7 @@ from revelio.pipelines.demo.diffc import diffc_stage
 from revelio.pipelines.demo.report import write_report
 from revelio.pipelines.demo.sources import demo_images
 from revelio.pipelines.demo.stages import extract, measure, show, shown_cell, train_saes
-from revelio.pipelines.inputs import backbone_of
+from revelio.pipelines.inputs import backbone_of, hashed
 from revelio.run_dir import Run, read_json, versions, write_json
 
 __all__ = ["Demo", "DemoConfig", "findings", "run_demo"]
@@ -58,6 +58,8 @@ def run_demo(config: DemoConfig, progress: Report = silent) -> Demo:
     config = replace(config, layers=config.layers or tuple(known.layers))
     noisy = known.kind != "ViT"
     train, test = demo_images(config)
+    train = hashed(train, progress)
+    test = None if test is None else hashed(test, progress)
     held = f", {len(test):,} held out" if test is not None else ""
     without = "" if train.labels else "\nLabels   none: measures that need labels are left out"
     said = f"Model    {known.name}\nImages   {len(train):,} of {train.name}{held}{without}"
