@@ -239,7 +239,7 @@ def _whole_clip(source: "Source") -> "tuple[CLIPModel, SquareTransform]":
     if source.find_json("config.json") is None and source.find_json(CONFIG) is not None:
         found = read_open_clip(source)
         model = transformers_part(CLIPModel, found.config, found.weights, dtype="auto")
-        size = found.config.vision_config.image_size  # pyright: ignore
+        size: Any = found.config.vision_config.image_size  # pyright: ignore
         return model, square_transform(source, size, found.processor)
     entries = source.json("config.json")
     kind = entries.get("model_type")
