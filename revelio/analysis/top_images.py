@@ -93,7 +93,7 @@ class TopImages:
         return order[self.counts[order] > 0][:latents]
 
 
-class _Running:
+class RunningTop:
     """Running top-m, counts and sums; its size is n x m, whatever the number of images."""
 
     def __init__(self, n: int, m: int) -> None:
@@ -147,7 +147,7 @@ def top_images(
     check_fields(config)
     check_width(model, store)
     model = model.to(device).eval()
-    running = _Running(model.n, config.kept)
+    running = RunningTop(model.n, config.kept)
     with torch.inference_mode():
         for start, rows in store.batches(config.batch_size):
             activations = pooled(rows).to(device)
@@ -185,7 +185,7 @@ def check_width(model: "KSparseAutoencoder", store: "ActivationStore") -> None:
         )
 
 
-def _add_sparse(running: _Running, model: Any, activations: Tensor, start: int) -> None:
+def _add_sparse(running: RunningTop, model: Any, activations: Tensor, start: int) -> None:
     codes = model.encode(activations)
     values, latents = codes.values.float().cpu(), codes.indices.cpu()
     rows = torch.arange(start, start + len(values))[:, None].expand_as(latents)
@@ -196,7 +196,9 @@ def _add_sparse(running: _Running, model: Any, activations: Tensor, start: int) 
     running.add(latents, values, rows)
 
 
-def _add_dense(running: _Running, model: Any, activations: Tensor, start: int, chunk: int) -> None:
+def _add_dense(
+    running: RunningTop, model: Any, activations: Tensor, start: int, chunk: int
+) -> None:
     m = running.values.shape[1]
     for first in range(0, model.n, chunk):
         part = slice(first, min(first + chunk, model.n))
