@@ -84,7 +84,7 @@ def image_records(
     records = []
     with torch.inference_mode():
         for _, rows in store.batches(batch_size):
-            codes = model.encode(pooled(rows).to(device))
+            codes = model.encode(pooled(rows).to(device), store.manifest)
             order = codes.values.float().cpu().sort(dim=1, descending=True, stable=True)
             places = place_of[codes.indices.cpu().gather(1, order.indices)]
             for values, found in zip(order.values.tolist(), places.tolist(), strict=True):
