@@ -20,7 +20,7 @@ from revelio.analysis.top_images_files import (
 from revelio.bounds import check_fields
 from revelio.outputs import check_replaceable, claimed
 from revelio.pipelines import Report, counted, silent
-from revelio.pipelines.inputs import check_same_source, made_from, open_sae, place_of
+from revelio.pipelines.inputs import check_same_source, made_from, open_rows, open_sae, place_of
 from revelio.sae.model import KSparseAutoencoder
 
 __all__ = ["MadeTopImages", "MakeTopImagesConfig", "compute", "make_top_images", "read_top_images"]
@@ -49,7 +49,7 @@ def make_top_images(config: MakeTopImagesConfig, progress: Report = silent) -> M
     out = config.out or place_of(config.ksae, "top-images")
     check_replaceable(out, MAKER, (TENSORS, DESCRIPTION), OLDER)
     with claimed(out):
-        store = ActivationStore.open(config.store)
+        store = open_rows(config.store)
         model = open_sae(config.ksae, config.device, progress)
         top = compute(config, store, model, progress)
         earlier = out / DESCRIPTION
