@@ -45,6 +45,10 @@ class SquareTransform:
 
     def __call__(self, image: Image.Image) -> Float[Tensor, "3 h w"]:
         """The pixels of an RGB picture."""
+        return _pixels(self.square(image), self.mean, self.std)
+
+    def square(self, image: Image.Image) -> Image.Image:
+        """The picture resized and cut, before normalisation."""
         width, height = image.size
         short = min(width, height)
         # The longer side is cut down to whole pixels.
@@ -52,8 +56,7 @@ class SquareTransform:
         whole = round if self.offset == "even" else int
         left, top = (whole((side - self.size) / 2.0) for side in (width, height))
         resized = image.resize((width, height), _filter(self.interpolation))
-        square = resized.crop((left, top, left + self.size, top + self.size))
-        return _pixels(square, self.mean, self.std)
+        return resized.crop((left, top, left + self.size, top + self.size))
 
 
 @dataclass(frozen=True)
