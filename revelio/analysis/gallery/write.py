@@ -230,7 +230,7 @@ def _write_thumbnails(
 
 
 def _thumbnail(image: "Image.Image", side: int) -> "Image.Image":
-    return center_square(image, min(side, *image.size), "bicubic")
+    return center_square(image.convert("RGB"), min(side, *image.size), "bicubic")
 
 
 def _names(data: dict[str, Any]) -> list[str]:
