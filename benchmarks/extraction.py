@@ -28,11 +28,10 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from PIL import Image
 from torch import Tensor, nn
 
+from revelio.activations.config import ExtractConfig
+from revelio.activations.encode import FreshImages
 from revelio.activations.extract import extract
-from revelio.activations.filling import pass_rows
-from revelio.activations.job import Extraction
-from revelio.activations.recipe import Recipe
-from revelio.activations.sources import FreshImages, Reading
+from revelio.activations.extraction_plan import ExtractionPlan
 from revelio.backbones.diffusion.schedule import Schedule, reference_schedule
 from revelio.backbones.diffusion.sd import StableDiffusionBackbone
 from revelio.backbones.diffusion.unet import cut
@@ -148,17 +147,17 @@ def pictures(count: int) -> ImageDataset:
     return ImageDataset("noise", None, (), ids, None, lambda i: Image.fromarray(images[i]))
 
 
-def ours(job: Extraction, *, cached: bool = False) -> Callable[[], Any]:
+def ours(job: ExtractionPlan, *, cached: bool = False) -> Callable[[], Any]:
     """One batch through the extraction's own steps, as ``run`` takes them."""
     span = range(len(job.dataset))
 
     def batches() -> Any:
         if cached and job.cache is not None:
             return job.cache.shard(0, span, len(span))
-        return FreshImages(job.dataset, job.backbone, [span], job.reading).shard(span)
+        return FreshImages(job.dataset, job.backbone, [span], batch_size=job.batch_size).shard(span)
 
     def once() -> list[dict[str, Tensor]]:
-        return [pass_rows(job, batch, one) for batch in batches() for one in job.recipe.passes()]
+        return [job.rows(batch, one) for batch in batches() for one in job.config.passes()]
 
     return once
 
@@ -226,17 +225,17 @@ def main() -> None:
     deep = backbone_of(own_unet, latents, text, schedule, FOUR, options.side)
     loop = PlainLoop(unet, vae, text, shallow.transform, last=options.channels_last)
     with tempfile.TemporaryDirectory() as folder:
-        work, reading = Path(folder), Reading(options.batch)
+        work = Path(folder)
         extract(
             dataset, deep, work / "fill", layers=FOUR, timesteps=(25,),
-            batch_size=options.batch, latents=work / "z0",
+            batch_size=options.batch, vae_cache=work / "z0",
         )  # fmt: skip
 
-        def job(backbone: Any, layers: tuple[str, ...], *timesteps: int) -> Extraction:
-            return Extraction(
-                dataset, backbone, work, Recipe(layers, timesteps), reading=reading,
-                latents=work / "z0",
-            )  # fmt: skip
+        def job(backbone: Any, layers: tuple[str, ...], *timesteps: int) -> ExtractionPlan:
+            config = ExtractConfig(
+                layers=layers, timesteps=timesteps, batch_size=options.batch, vae_cache=work / "z0"
+            )
+            return ExtractionPlan(dataset, backbone, work, config)
 
         times = timed(
             {

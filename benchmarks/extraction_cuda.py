@@ -129,7 +129,7 @@ def main() -> None:
             return lambda: extract(
                 dataset, backbone, work / str(next(number)), layers=layers, timesteps=timesteps,
                 batch_size=options.batch, workers=options.workers,
-                latents=work / "z0" if cached else None,
+                vae_cache=work / "z0" if cached else None,
             )  # fmt: skip
 
         def plain() -> Tensor:

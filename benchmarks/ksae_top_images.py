@@ -23,6 +23,7 @@ import torch
 from ksae_dense import structured
 from torch import Tensor
 
+from revelio.analysis.config import TopImagesConfig
 from revelio.analysis.top_images import top_images
 from revelio.sae.kernels.select import fastest_kernel
 from revelio.sae.model import KSparseAutoencoder
@@ -72,7 +73,7 @@ def dense_codes(model: KSparseAutoencoder, rows: Tensor, m: int) -> tuple[Tensor
 
 def sparse(model: KSparseAutoencoder, rows: Tensor, m: int) -> tuple[Tensor, Tensor]:
     store: Any = Rows(rows)
-    found = top_images(model, store, m, "sparse")
+    found = top_images(model, store, TopImagesConfig(m=m))
     return found.values, found.indices
 
 
@@ -85,7 +86,7 @@ def product(model: KSparseAutoencoder, rows: Tensor, m: int) -> tuple[Tensor, Te
 
 def streamed(model: KSparseAutoencoder, rows: Tensor, m: int) -> tuple[Tensor, Tensor]:
     store: Any = Rows(rows)
-    found = top_images(model, store, m, "dense")
+    found = top_images(model, store, TopImagesConfig(m=m, codes="dense"))
     return found.values, found.indices
 
 

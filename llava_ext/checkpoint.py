@@ -17,9 +17,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from llava_ext.config import ModelConfig
-from llava_ext.language import assemble, load_language_model, load_tokenizer
+from llava_ext.conversation import FORMAT_1_SYSTEM
+from llava_ext.language import adapted, assemble, load_language_model, load_tokenizer
 from llava_ext.model import LlavaModel, TowerShape
-from revelio.backbones.loading import reading
+from revelio.backbones.loading import dtype_of, reading
 from revelio.backbones.source import HUB_ID
 from revelio.backbones.weights import check_fit, shapes_of
 from revelio.config import structure, to_plain
@@ -30,7 +31,8 @@ from revelio.trust import printable, read_object, read_tensors, tensor_headers
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, 2)
 CONFIG = "config.json"
 PROJECTORS = "projectors.safetensors"
 LANGUAGE, ADAPTER, TOKENIZER = "language_model", "adapter", "tokenizer"
@@ -78,7 +80,12 @@ def save_model(
             "the language model was trained, so its name alone would lose that: save it `whole`"
         )
     whole = model.language_changed if language == "auto" else language == "whole"
-    weights = dict(model.state_dict() if state is None else state)
+    # What trained is float32 until here; adapters stay so.
+    dtype = dtype_of(model.settings.dtype)
+    weights = {
+        name: tensor.to(dtype) if tensor.is_floating_point() and "lora_" not in name else tensor
+        for name, tensor in (model.state_dict() if state is None else state).items()
+    }
 
     def fill(folder: Path) -> None:
         _write(model, tokenizer, folder, weights, whole)
@@ -116,6 +123,8 @@ def _write(
     inner: Any = model.language_model
     language = _below(weights, "language_model.")
     if adapter:
+        # What the user called it, not the folder where it lay on this machine.
+        inner.peft_config["default"].base_model_name_or_path = model.settings.language_model
         inner.save_pretrained(folder / ADAPTER, state_dict=language)
         # The base model's own weights, out of the wrapper's names.
         below = _below(language, "base_model.model.")
@@ -167,10 +176,14 @@ def _entries(folder: Path) -> dict[str, Any]:
     """
     entries = read_object(folder / CONFIG)
     kinds = {"model": dict, "shapes": list, "language": str, "adapter": bool}
-    if entries.get("format") != FORMAT or not all(
+    if entries.get("format") not in READABLE or not all(
         isinstance(entries.get(name), kind) for name, kind in kinds.items()
     ):
         raise ValueError(f"{folder / CONFIG} is of no model that llava_ext {FORMAT} can read")
+    model = entries["model"]
+    if entries["format"] == 1 and model.get("system") is None:
+        # The template's own system message was another one then, and the model learnt from it.
+        entries["model"] = model | {"system": FORMAT_1_SYSTEM.get(model.get("template"))}
     return entries
 
 
@@ -202,7 +215,7 @@ def _adapted(language_model: Any, folder: Path) -> Any:
     Raises:
         ValueError: it is no adapter that :func:`llava_ext.language.add_lora` makes, or doesn't fit.
     """
-    from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+    from peft import LoraConfig, get_peft_model_state_dict
     from peft import set_peft_model_state_dict as set_state
 
     settings = _check_adapter(folder / "adapter_config.json")
@@ -210,11 +223,11 @@ def _adapted(language_model: Any, folder: Path) -> Any:
     state = _read(file)
     with reading(str(folder)):
         chosen = {name: settings[name] for name in LORA_SETTINGS if name in settings}
-        adapted = get_peft_model(language_model, LoraConfig(**chosen, task_type="CAUSAL_LM"))
-        wanted: dict[str, Tensor] = get_peft_model_state_dict(adapted)
+        model = adapted(language_model, LoraConfig(**chosen))
+        wanted: dict[str, Tensor] = get_peft_model_state_dict(model)
     check_fit(str(file), shapes_of(wanted), shapes_of(state))
-    set_state(adapted, state)
-    return adapted
+    set_state(model, state)
+    return model
 
 
 def _check_adapter(path: Path) -> dict[str, Any]:

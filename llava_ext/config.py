@@ -104,7 +104,8 @@ class ModelConfig:
         towers: one or more, in the order in which their tokens are joined.
         fusion: ``interleave`` (a0 b0 a1 b1 ..., the paper's), ``sequence`` (all of a, then all of b), or
             ``channels`` (each tower fills its share of the language model's width).
-        template: ``plain``, ``mpt``, ``vicuna_v1``, ``llama_2``, or ``tokenizer`` (its own chat template).
+        template: ``plain``, ``mpt``, ``vicuna_v1``, ``llama_2``, ``llava_llama_2``, or
+            ``tokenizer`` (its own chat template).
         system: the system message; None is the template's own.
         max_length: tokens of a sample, its images expanded.
         aspect: ``crop`` cuts the middle square; ``pad`` fills up to a square with the tower's mean colour.
@@ -142,8 +143,9 @@ class LoraOptions:
     rank: Index = 0
     """Rank of the adapter; 0 trains the whole language model."""
 
-    alpha: Count = 16
-    """Scale of the adapter, divided by the rank."""
+    alpha: Count | None = None
+    """The adapter is scaled by alpha / rank; none: twice the rank, so that its strength does not depend
+    on the rank (LLaVA's own rule: rank 128, alpha 256)."""
 
     dropout: Share = 0.0
     """Of the adapter's input."""
@@ -275,6 +277,9 @@ class CacheConfig(SamplesConfig):
     batch_size: Count = 16
     """Images a pass of a tower."""
 
+    workers: Workers = 0
+    """Processes that read and resize pictures while the towers run."""
+
     plan: bool = False
     """Only measure and print what it would cost."""
 
@@ -294,6 +299,14 @@ class TrainConfig(SamplesConfig):
 
     too_long: Literal["stop", "drop"] = "stop"
     """What a record does that is longer than `model.max_length` with its images expanded."""
+
+    check_pictures: bool = True
+    """Decode every picture before anything is trained, so that a damaged one is a bad record and not a stop
+    in the middle; off: only see whether the files are there. With a cache no picture is needed."""
+
+    changed_inputs: Literal["stop", "accept"] = "stop"
+    """What a resumed run does whose records, pictures, towers or language model are no longer those that it
+    began with: stop, or go on with the new ones."""
 
     resume: bool = False
     """Go on with the run in `out`, from its last checkpoint."""

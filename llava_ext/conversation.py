@@ -7,7 +7,8 @@
     plain      {images} [{text}\\n]
 
 What stands in square brackets is learned: the assistant's text and its closing tag. (The `mpt` form is
-that of the paper's code, SPEC 3.4; the others are LLaVA's, so that its checkpoints can be used.)
+that of the paper's code, SPEC 3.4; all are LLaVA's, with its system messages, so that its checkpoints can be
+used; `llava_llama_2` is `llama_2` with another system message.)
 """
 
 from collections.abc import Callable, Sequence
@@ -123,7 +124,8 @@ STYLES = {
         _mpt,
         "<|im_end|>",
         ("<|im_start|>", "<|im_end|>"),
-        "A conversation between a user and an AI assistant that gives helpful and honest answers.",
+        "A conversation between a user and an LLM-based AI assistant. "
+        "The assistant gives helpful and honest answers.",
     ),
     "vicuna_v1": Style(
         _vicuna,
@@ -136,8 +138,26 @@ STYLES = {
         _llama,
         "</s>",
         ("<s>", "</s>", "[INST]", "[/INST]"),
-        "You are an assistant that sees the user's images and helps with them in plain language.",
+        # Two spaces after "safe." as there.
+        "You are a helpful, respectful and honest assistant. Always answer as helpfully as possible, while "
+        "being safe.  Your answers should not include any harmful, unethical, racist, sexist, toxic, "
+        "dangerous, or illegal content. Please ensure that your responses are socially unbiased and positive "
+        "in nature.\n\nIf a question does not make any sense, or is not factually coherent, explain why "
+        "instead of answering something not correct. If you don't know the answer to a question, please "
+        "don't share false information.",
     ),
+    "llava_llama_2": Style(
+        _llama,
+        "</s>",
+        ("<s>", "</s>", "[INST]", "[/INST]"),
+        "You are a helpful language and vision assistant. You are able to understand the visual content that "
+        "the user provides, and assist the user with a variety of tasks using natural language.",
+    ),
+}
+# The system messages of models saved in format 1, which had others where they named none.
+FORMAT_1_SYSTEM = {
+    "mpt": "A conversation between a user and an AI assistant that gives helpful and honest answers.",
+    "llama_2": "You are an assistant that sees the user's images and helps with them in plain language.",
 }
 
 

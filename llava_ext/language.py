@@ -5,11 +5,12 @@ and its relatives, ... Padding is the tokenizer's own pad token, else its unknow
 code, SPEC 3.4), else the end-of-text token; padding is masked, so the choice changes no result.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava_ext.config import ModelConfig
+from llava_ext.config import LoraOptions, ModelConfig
 from llava_ext.model import LlavaModel, TowerShape
 from llava_ext.templates import check_template
 from llava_ext.towers import Tower
@@ -25,9 +26,12 @@ from revelio.backbones.weights import (
     read_weights,
     transformers_part,
 )
+from revelio.data.contents import combined, digest_of
+from revelio.seeds import key_seed
 from revelio.trust import tensor_headers
 
 if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 # Where the configs of transformers' models say how long a text may be.
@@ -51,6 +55,11 @@ WORDS = (
     "sentencepiece.bpe.model",
     "tekken.json",
 )
+# Hub ids that configs and papers name and whose owners have withdrawn them.
+WITHDRAWN = {
+    "mosaicml/mpt-7b-chat": "give the folder of a copy that you have, or another language model "
+    "(`lmsys/vicuna-7b-v1.5` with template vicuna_v1, `Qwen/Qwen2.5-7B-Instruct` with template tokenizer)"
+}
 PACKED = 16  # the most weights that one number of a quantised file holds
 FILLED = 0.9  # the least share of the embedding's rows that a tokenizer fills (Phi-2: 0.98)
 
@@ -157,13 +166,24 @@ def _described(source: Source) -> tuple["PretrainedConfig", type["PreTrainedMode
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    with reading(f"{source.name} as a causal language model"):
+    with _withdrawn_said(source.name), reading(f"{source.name} as a causal language model"):
         config = AutoConfig.from_pretrained(
             source.location, revision=source.revision or "main", trust_remote_code=False
         )
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     return config, type(model), sum(parameter.numel() for parameter in model.parameters())
+
+
+@contextmanager
+def _withdrawn_said(name: str) -> Iterator[None]:
+    """Say of a model that can't be had that its owner has withdrawn it."""
+    try:
+        yield
+    except ValueError as error:
+        if name not in WITHDRAWN:
+            raise
+        raise ValueError(f"{name} was withdrawn from the hub: {WITHDRAWN[name]}") from error
 
 
 def _of_pickles(
@@ -298,6 +318,22 @@ def find_language_model(name: str) -> str:
     return name
 
 
+def language_identity(name: str, revision: str | None = None) -> dict[str, str]:
+    """What tells a language model's weights from others: a hub's commit, or a hash of the files' contents."""
+    from transformers import AutoConfig
+
+    where = find_language_model(name)
+    if not Path(where).is_dir():
+        config = AutoConfig.from_pretrained(
+            where, revision=revision or "main", trust_remote_code=False
+        )
+        return {"commit": str(config._commit_hash)}
+    files = sorted(
+        file for end in ("*.safetensors", "*.bin", "*.gguf") for file in Path(where).glob(end)
+    )
+    return {"weights": combined(f"{file.name} {digest_of(file)}" for file in files)}
+
+
 def context_length(config: "PretrainedConfig") -> int | None:
     """Tokens that a language model takes at most, or None where it doesn't say.
 
@@ -307,33 +343,38 @@ def context_length(config: "PretrainedConfig") -> int | None:
     return next((int(known[key]) for key in LENGTH_KEYS if known.get(key)), None)
 
 
-def add_lora(
-    model: LlavaModel,
-    *,
-    rank: int = 64,
-    alpha: int = 128,
-    dropout: float = 0.0,
-    targets: str | list[str] = LORA_TARGETS,
-) -> None:
+def add_lora(model: LlavaModel, options: LoraOptions, *, seed: int = 0) -> None:
     """Put low-rank adapters (peft) into the language model; then only these and the projectors train.
 
     Args:
         model: changed in place.
-        rank: of the adapters.
-        alpha: their scale is alpha / rank.
-        dropout: in front of them.
-        targets: names of the linear layers, or ``all-linear``.
+        options: of the adapters.
+        seed: of their first weights.
 
     Raises:
         ValueError: no layer has such a name.
     """
-    from peft import LoraConfig, get_peft_model
+    import torch
+    from peft import LoraConfig
 
+    targets = list(options.targets)
     settings = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        lora_dropout=dropout,
-        target_modules=targets,
-        task_type="CAUSAL_LM",
+        r=options.rank,
+        lora_alpha=2 * options.rank if options.alpha is None else options.alpha,
+        lora_dropout=options.dropout,
+        target_modules=targets[0] if targets == [LORA_TARGETS] else targets,
     )
-    model.set_language_model(get_peft_model(model.language_model, settings))
+    # peft draws from the global state: put aside, keyed, put back.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(key_seed(seed, "adapter"))
+        model.set_language_model(adapted(model.language_model, settings))
+
+
+def adapted(language_model: Any, settings: "LoraConfig") -> "PeftModel":
+    """A language model with new adapters in it."""
+    from peft import get_peft_model
+
+    # Without a task: peft's wrapper of causal language models takes no embeddings for MPT.
+    model = get_peft_model(language_model, settings)
+    settings.task_type = "CAUSAL_LM"  # for others that load the adapter
+    return model

@@ -8,20 +8,24 @@ says stands for one of them, in order. Records that break this are one error
 that names them all. JSON Lines, a record a line, are read as well.
 """
 
+import os
 import warnings
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from llava_ext.config import IMAGE_TOKEN
 from llava_ext.conversation import Turn
+from llava_ext.images import open_picture
 from revelio.trust import parse_json, printable, read_text
 
 # LLaVA's largest file, of 665,000 conversations, has 1 GB.
 DATA_LIMIT = 1 << 33
 # Wrong records that a message gives the reasons of, and those it only numbers.
 SHOWN, NAMED = 5, 40
+MANY = 1000  # pictures whose decoding takes long enough for a bar
 
 ROLES = {"human": "user", "gpt": "assistant"}
 
@@ -47,6 +51,8 @@ def read_records(
     *,
     limit: int | None = None,
     bad: Literal["stop", "skip"] = "stop",
+    decode: bool = False,
+    files: bool = True,
 ) -> list[Record]:
     """Read and check a data file.
 
@@ -55,6 +61,8 @@ def read_records(
         images: the folder of the images, which must all be there; None where no record has any.
         limit: only the first so many records.
         bad: what a wrong record does: ``stop``, or be left out, with a warning that names all such.
+        decode: whether every picture is decoded, so that a damaged one is found here.
+        files: whether the pictures must be there; a cache of the towers' grids stands for them.
 
     Raises:
         ValueError: the file or some records are wrong, or all are; the message names them all.
@@ -62,15 +70,17 @@ def read_records(
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}: it must be at least 1, or none at all")
     entries = _entries(path)[:limit]
-    if images is not None and not images.is_dir():
-        raise ValueError(f"no image folder at {images}: choose it with --data.images")
+    if files and images is not None and not images.is_dir():
+        raise ValueError(f"no image folder at {images}: choose it by `data.images`")
     records: list[Record] = []
     wrong: list[str] = []
-    found: dict[str, bool] = {}
+    # What is wrong with each image, None where nothing is.
+    found = _damaged(entries, images) if decode and images is not None else {}
     for number, entry in enumerate(entries):
         try:
             record = _record(entry, f"record {number}")
-            _check_images(record, number, images, found)
+            if files:
+                _check_images(record, number, images, found)
         except ValueError as error:
             wrong.append(str(error))
         else:
@@ -179,18 +189,49 @@ def _images(value: Any, where: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _check_images(record: Record, number: int, folder: Path | None, found: dict[str, bool]) -> None:
+def _damaged(entries: Sequence[Any], folder: Path) -> dict[str, str | None]:
+    """Decode every picture of the records, in several threads, under a bar."""
+    from tqdm import tqdm
+
+    values = [entry.get("image") for entry in entries if isinstance(entry, Mapping)]
+    several = [value if isinstance(value, list) else [value] for value in values]
+    names = list(dict.fromkeys(str(name) for some in several for name in some if _inside(name)))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        looked = pool.map(lambda name: _reason(folder, name), names)
+        bar = tqdm(looked, "pictures", len(names), disable=len(names) < MANY, leave=False)
+        return dict(zip(names, bar, strict=True))
+
+
+def _reason(folder: Path, name: str) -> str | None:
+    """Why a picture can't be used."""
+    if not (folder / name).is_file():
+        return f"no image {name} in {folder}"
+    try:
+        open_picture(folder / name)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _inside(name: Any) -> bool:
+    """Whether an image's name leads to a file inside the folder."""
+    if not isinstance(name, str) or not name or "\0" in name:
+        return False
+    return ".." not in PurePosixPath(name).parts and not PurePosixPath(name).is_absolute()
+
+
+def _check_images(
+    record: Record, number: int, folder: Path | None, found: dict[str, str | None]
+) -> None:
     """Refuse images that are not in the folder; ``found`` remembers what was looked for."""
     where = f"record {number} (id {record.id!r})"
     for name in record.images:
         if folder is None:
-            raise ValueError(
-                f"{where} has an image: give the folder of the images with --data.images"
-            )
-        parts = PurePosixPath(name).parts
-        if ".." in parts or PurePosixPath(name).is_absolute() or "\0" in name:
+            raise ValueError(f"{where} has an image: give the folder of the images (`data.images`)")
+        if not _inside(name):
             raise ValueError(f"{where}: {name!r} is no image inside {folder}")
         if name not in found:
-            found[name] = (folder / name).is_file()
-        if not found[name]:
-            raise ValueError(f"{where}: no image {name} in {folder}")
+            here = (folder / name).is_file()
+            found[name] = None if here else f"no image {name} in {folder}"
+        if reason := found[name]:
+            raise ValueError(f"{where}: {reason}")

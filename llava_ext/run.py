@@ -17,13 +17,14 @@ from llava_ext.config import (
     FinetuneConfig,
     LoraOptions,
     ModelConfig,
-    PretrainConfig,
     Stage,
     StageOptions,
+    TrainConfig,
 )
 from llava_ext.dataset import Collator, ConversationDataset, ImageProvider, Pictures
+from llava_ext.images import picture_ids, plain_ids
 from llava_ext.import_llava import import_projectors
-from llava_ext.language import add_lora, build_model
+from llava_ext.language import add_lora, build_model, language_identity
 from llava_ext.llava_json import Record, image_names, read_records
 from llava_ext.model import LlavaModel
 from llava_ext.tower_cache import CachedGrids
@@ -33,18 +34,18 @@ from llava_ext.training import (
     LoggingCallback,
     accumulation,
     build_trainer,
+    check_processes,
     checkpoint_step,
-    device_name,
-    is_main,
     last_checkpoint,
     whole_state,
-    world_size,
 )
-from revelio.activations.plan import duration, size
 from revelio.command_line import require
 from revelio.config import completed, structure, to_plain, to_yaml
+from revelio.data.contents import combined
+from revelio.distributed import is_main, own_device, world_size
 from revelio.files import check_folder
-from revelio.run_dir import Run, read_json, write_json
+from revelio.machine import duration, size
+from revelio.run_dir import Run, read_json, sha256, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -57,11 +58,12 @@ class Job:
     model: LlavaModel
     tokenizer: "PreTrainedTokenizerBase"
     towers: tuple[Tower, ...]
+    records: list[Record]
     dataset: ConversationDataset
     collator: Collator
 
 
-def run(config: PretrainConfig | FinetuneConfig) -> None:
+def run(config: TrainConfig) -> None:
     """Train a stage; see the scripts.
 
     Raises:
@@ -78,9 +80,15 @@ def run(config: PretrainConfig | FinetuneConfig) -> None:
     if isinstance(config, FinetuneConfig) and config.lora.rank:
         require("peft", "an adapter")
     check_folder(config.out)
+    if not config.resume and (config.out / "manifest.json").exists():
+        raise ValueError(
+            f"{config.out} already holds a run: continue it with resume, or choose another folder"
+        )
     accumulation(config.stage.effective_batch, config.stage.batch_size, world_size())
     job = open_job(config, stage)
     run_dir = _open_run(config, stage, resume=config.resume) if is_main() else None
+    if run_dir is not None:
+        _record_inputs(run_dir, config, job)
     checkpoint = last_checkpoint(config.out) if config.resume else None
     if run_dir is not None:
         run_dir.truncate_metrics(checkpoint_step(checkpoint) if checkpoint else 0)
@@ -90,6 +98,7 @@ def run(config: PretrainConfig | FinetuneConfig) -> None:
     )  # fmt: skip
     _say(_plan(job, trainer, config.stage, stage))
     if checkpoint is not None:
+        check_processes(checkpoint)
         _say(f"going on from step {checkpoint_step(checkpoint)}: {checkpoint}")
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     state = whole_state(trainer, job.model)
@@ -98,11 +107,11 @@ def run(config: PretrainConfig | FinetuneConfig) -> None:
     trainer.end()
 
 
-def _open_run(config: PretrainConfig | FinetuneConfig, stage: Stage, *, resume: bool) -> Run:
+def _open_run(config: TrainConfig, stage: Stage, *, resume: bool) -> Run:
     return Run.open(config.out, stage, to_yaml(config), resume=resume, complete=completed(config))
 
 
-def _finish_again(config: PretrainConfig | FinetuneConfig, stage: Stage) -> None:
+def _finish_again(config: TrainConfig, stage: Stage) -> None:
     """Finish a run whose report is there: it was stopped at the very end, or not at all."""
     if is_main():
         run_dir = _open_run(config, stage, resume=True)
@@ -112,7 +121,38 @@ def _finish_again(config: PretrainConfig | FinetuneConfig, stage: Stage) -> None
     _say(f"this run is finished: see {config.out / 'final'}")
 
 
-def open_job(config: PretrainConfig | FinetuneConfig, stage: Stage) -> Job:
+def _record_inputs(run_dir: Run, config: TrainConfig, job: Job) -> None:
+    """Hash what the run reads; a resumed run compares, because other records have another order.
+
+    Raises:
+        ValueError: something has changed since the run began, and is not accepted.
+    """
+    names, folder = image_names(job.records), config.data.images or Path()
+    inputs: dict[str, dict[str, Any]] = {
+        "data": {"sha256": sha256(config.data.json), "samples": len(job.dataset)},
+        "language model": language_identity(config.model.language_model, config.model.revision),
+    }
+    if config.cache is None:
+        exact = picture_ids(folder, names, run_dir.path, keep=True) if config.check_pictures else ()
+        inputs["pictures"] = {"names and sizes": combined(plain_ids(folder, names))}
+        inputs["pictures"] |= {"contents": combined(exact)} if exact else {}
+    for number, tower in enumerate(job.towers):
+        inputs[f"tower {number}"] = {"weights": tower.identity()["weights"]}
+    for name, value in inputs.items():
+        was = run_dir.manifest["inputs"].get(name, {})
+        changed = [key for key in was.keys() & value.keys() if was[key] != value[key]]
+        if changed and config.changed_inputs == "stop":
+            raise ValueError(
+                f"{run_dir.path} was started with another {name} (its {changed[0]} has changed): put back "
+                "what was there, or set `changed_inputs: accept` to go on with what is there now"
+            )
+        if changed:
+            _say(f"{name}: {', '.join(changed)} changed since the run began, which is accepted")
+            del run_dir.manifest["inputs"][name]
+        run_dir.add_input(name, value)
+
+
+def open_job(config: TrainConfig, stage: Stage) -> Job:
     """Load data, towers and model, and check that they fit.
 
     Raises:
@@ -120,19 +160,27 @@ def open_job(config: PretrainConfig | FinetuneConfig, stage: Stage) -> Job:
         KeyError: an unknown name.
     """
     data = config.data
-    records = read_records(data.json, data.images, limit=config.limit, bad=config.bad_records)
-    towers = load_towers(config.model, device_name())
-    images = open_images(config.cache, towers, config.data.images, records)
+    pictures_here = data.images is not None and data.images.is_dir()
+    records = read_records(
+        data.json,
+        data.images,
+        limit=config.limit,
+        bad=config.bad_records,
+        decode=config.check_pictures and config.cache is None,
+        files=config.cache is None or pictures_here,
+    )
+    towers = load_towers(config.model, own_device())
+    images = open_images(config.cache, towers, data.images if pictures_here else None, records)
     model, tokenizer = build_model(config.model, towers, seed=config.stage.seed)
     dataset = ConversationDataset(
         records, tokenizer, config.model, model.image_tokens, images, too_long=config.too_long
     )
     if isinstance(config, FinetuneConfig):
-        _begin_finetune(model, config.pretrained, config.lora)
+        _begin_finetune(model, config.pretrained, config.lora, config.stage.seed)
     model.trainable(stage)
     pad: Any = tokenizer.pad_token_id
     collator = Collator(model.image_tokens, pad, images.stack)
-    return Job(model, tokenizer, () if config.cache else towers, dataset, collator)
+    return Job(model, tokenizer, () if config.cache else towers, records, dataset, collator)
 
 
 def open_images(
@@ -143,13 +191,14 @@ def open_images(
     Raises:
         ValueError: the cache is of other towers or lacks an image.
     """
-    folder = folder or Path()
     if cache is not None:
         return CachedGrids.open(cache, towers, folder, image_names(records))
-    return Pictures(folder, towers)
+    return Pictures(folder or Path(), towers)
 
 
-def _begin_finetune(model: LlavaModel, pretrained: Path | None, lora: LoraOptions) -> None:
+def _begin_finetune(
+    model: LlavaModel, pretrained: Path | None, lora: LoraOptions, seed: int
+) -> None:
     """Take stage 1's projectors, put the adapter in.
 
     Raises:
@@ -164,8 +213,7 @@ def _begin_finetune(model: LlavaModel, pretrained: Path | None, lora: LoraOption
         else:
             import_projectors(model, pretrained)
     if lora.rank:
-        targets = lora.targets[0] if lora.targets == ("all-linear",) else list(lora.targets)
-        add_lora(model, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=targets)
+        add_lora(model, lora, seed=seed)
 
 
 def _check_towers(folder: Path, wanted: ModelConfig) -> None:
@@ -191,7 +239,7 @@ def _plan(job: Job, trainer: LlavaTrainer, options: StageOptions, stage: Stage) 
     names = [f"{tower.backbone} {tower.layer}" for tower in job.model.settings.towers]
     world, data = world_size(), job.dataset
     times = accumulation(options.effective_batch, options.batch_size, world)
-    steps = -(-trainer.order.steps * options.epochs // 1)
+    steps = -(-trainer.sampler.steps * options.epochs // 1)
     trained = sum(p.numel() for p in job.model.parameters() if p.requires_grad)
     # Weights, and AdamW's two moments in float32.
     held = trained * 12 * min(options.keep, max(1, int(steps) // options.save_steps))
@@ -218,10 +266,11 @@ def _time(job: Job, trainer: LlavaTrainer, options: StageOptions) -> str:
     job.model.train()
     started = time.perf_counter()
     inputs = trainer._prepare_inputs(job.collator([job.dataset[index] for index in some]))
-    job.model(**inputs).loss.backward()
+    with trainer.compute_loss_context_manager():
+        job.model(**inputs).loss.backward()
     seconds = (time.perf_counter() - started) / len(some)
     job.model.zero_grad(set_to_none=True)
-    samples = len(trainer.order) * options.epochs
+    samples = len(trainer.sampler) * options.epochs
     return f"about {duration(samples * seconds / world_size())} at {seconds:.3g} s a sample"
 
 
@@ -242,7 +291,7 @@ def _write(
     losses = [json.loads(line)["loss"] for line in lines]
     report = {
         "steps": trainer.state.global_step,
-        "samples": trainer.state.global_step * trainer.order.effective_batch,
+        "samples": trainer.state.global_step * trainer.sampler.effective_batch,
         "first_loss": losses[0] if losses else None,
         "last_loss": losses[-1] if losses else None,
         "trained_parameters": trained,

@@ -16,8 +16,14 @@ from revelio.seeds import generator
 STRETCH = 50
 
 
-class Order(Sampler[int]):
-    """Sample indices of one epoch after another; a ``DataLoader``'s sampler."""
+class StepSampler(Sampler[int]):
+    """Sample indices of one epoch after another; a ``DataLoader``'s sampler.
+
+    Attributes:
+        epoch: whose order comes next. There is no ``set_epoch`` on purpose: data loaders call it through as
+            many levels of samplers as they know of, which are fewer with several processes or after a
+            resume, and then the order of another epoch comes. The Trainer's loop sets this instead.
+    """
 
     def __init__(
         self, lengths: Sequence[int], effective_batch: int, seed: int, *, by_length: bool = True
@@ -27,10 +33,6 @@ class Order(Sampler[int]):
         self.seed = seed
         self.by_length = by_length
         self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order comes next; called by the data loader."""
-        self.epoch = epoch
 
     def __len__(self) -> int:
         return self.steps * self.effective_batch

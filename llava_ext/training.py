@@ -8,6 +8,7 @@ not cached. A checkpoint holds what trains and the optimiser; ``final/`` is what
 import os
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from llava_ext import deepspeed
 from llava_ext.config import StageOptions
 from llava_ext.dataset import Collator, ConversationDataset
 from llava_ext.model import LlavaModel
-from llava_ext.sampler import Order
+from llava_ext.sampler import StepSampler
 from llava_ext.towers import Tower
+from revelio.distributed import world_size
 from revelio.files import write_whole_by
 from revelio.run_dir import Run
 
@@ -49,41 +51,38 @@ def accumulation(effective_batch: int, batch_size: int, processes: int) -> int:
     return effective_batch // at_once
 
 
-def world_size() -> int:
-    """Processes that a launcher started; 1 without one."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def is_main() -> bool:
-    """Whether this process prints and writes."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
-def device_name() -> str:
-    """This process's own accelerator, or the CPU."""
-    if not torch.cuda.is_available():
-        return "cpu"
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-
-
 class LlavaTrainer(Trainer):
     """The Trainer with towers in its input step, our order of samples, and small checkpoints."""
 
     towers: Sequence[Tower] = ()
-    order: Order
+    sampler: StepSampler
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
-        return self.order
+        return self.sampler
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Run the towers on what has no grids yet; the model never sees a tower."""
-        inputs = super()._prepare_inputs(inputs)
+        """Run the towers on what has no grids yet; the model never sees a tower.
+
+        Pixels and grids don't pass through the Trainer, which would round them to DeepSpeed's number format:
+        towers give the same grids here as when a cache is filled and when questions are answered.
+        """
+        inputs = dict(inputs)
         pixels, ids = inputs.pop("pixels", None), inputs.pop("image_ids", ())
-        if pixels is not None:
-            pairs = zip(self.towers, pixels, strict=True) if pixels else ()
+        grids = inputs.pop("grids", ())
+        inputs = super()._prepare_inputs(inputs)
+        if pixels:
+            pairs = zip(self.towers, pixels, strict=True)
             with torch.no_grad():
-                inputs["grids"] = tuple(tower.grids(each, ids) for tower, each in pairs)
-        return inputs
+                grids = tuple(tower.grids(each.to(self.args.device), ids) for tower, each in pairs)
+        return inputs | {"grids": tuple(each.to(self.args.device) for each in grids)}
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.is_deepspeed_enabled:
+            # What is frozen is read from where it came from: of a 7B model it is 13 GB a checkpoint.
+            engine: Any = self.model_wrapped
+            save = type(engine).save_checkpoint
+            engine.save_checkpoint = partial(save, engine, exclude_frozen_parameters=True)
+        super()._save_optimizer_and_scheduler(output_dir)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write what trains, into a checkpoint; DeepSpeed writes its own share of everything."""
@@ -105,6 +104,23 @@ class LlavaTrainer(Trainer):
 
 def _trained(model: Any) -> dict[str, torch.nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _pass_over_frozen(model: torch.nn.Module, keys: Any) -> None:
+    """Let a checkpoint lack what is frozen."""
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    keys.missing_keys[:] = [name for name in keys.missing_keys if name not in frozen]
+
+
+class EpochCallback(TrainerCallback):
+    """Tells the sampler its epoch, which a resumed run enters in the middle."""
+
+    def __init__(self, sampler: StepSampler) -> None:
+        self.sampler = sampler
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Count the epochs by the steps that are done: all steps of an epoch are taken."""
+        self.sampler.epoch = state.global_step // self.sampler.steps
 
 
 class LoggingCallback(TrainerCallback):
@@ -166,6 +182,8 @@ def build_trainer(
         ValueError: the effective batch can't be had.
     """
     arguments = training_arguments(options, out)
+    set_number_formats(model, arguments)
+    model.register_load_state_dict_post_hook(_pass_over_frozen)
     trainer = LlavaTrainer(
         model=model,
         args=arguments,
@@ -175,15 +193,30 @@ def build_trainer(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.towers = towers
-    trainer.order = Order(
+    trainer.sampler = StepSampler(
         dataset.lengths,
         options.effective_batch,
         options.seed,
         by_length=options.group_by_length,
     )
+    trainer.add_callback(EpochCallback(trainer.sampler))
     # The model's loss has no label at a sample's first position, whatever stands there.
     trainer._loss_shifts_labels = True
     return trainer
+
+
+def set_number_formats(model: LlavaModel, arguments: TrainingArguments) -> None:
+    """Keep what trains in float32, and compute in the format asked for.
+
+    AdamW's steps at 2e-5 are smaller than bfloat16's spacing, so that most would be lost. DeepSpeed keeps
+    float32 copies itself where it runs in bfloat16; without it, weights stay float32 under autocast.
+    """
+    if not arguments.bf16:
+        model.float()
+    elif not arguments.deepspeed:
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
 
 
 def training_arguments(options: StageOptions, out: Path) -> TrainingArguments:
@@ -194,6 +227,12 @@ def training_arguments(options: StageOptions, out: Path) -> TrainingArguments:
     """
     steps = accumulation(options.effective_batch, options.batch_size, world_size())
     cpu = not torch.cuda.is_available()
+    if not options.zero and torch.cuda.device_count() > 1 and "RANK" not in os.environ:
+        raise ValueError(
+            f"{torch.cuda.device_count()} GPUs but one process, which would make each batch as many times "
+            "as large: start one process a GPU with `torchrun --nproc-per-node "
+            f"{torch.cuda.device_count()} -m revelio llava ...`, or choose one by CUDA_VISIBLE_DEVICES"
+        )
     bfloat16 = options.precision == "bfloat16" or (options.precision == "auto" and not cpu)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
@@ -236,6 +275,20 @@ def last_checkpoint(out: Path) -> Path | None:
     """The last whole checkpoint of a run: the Trainer's state is written last."""
     found = [path.parent for path in (out / "checkpoints").glob(f"checkpoint-*/{STATE}")]
     return max(found, key=checkpoint_step) if found else None
+
+
+def check_processes(checkpoint: Path) -> None:
+    """Refuse DeepSpeed's checkpoint of another number of processes: each wrote its own share.
+
+    Raises:
+        ValueError: it is of another number.
+    """
+    shares = len(list(checkpoint.glob("global_step*/*_optim_states.pt")))
+    if shares not in (0, world_size()):
+        raise ValueError(
+            f"{checkpoint} was written by {shares} processes under ZeRO, and there are {world_size()} "
+            "now: resume with as many as before"
+        )
 
 
 def checkpoint_step(path: Path) -> int:

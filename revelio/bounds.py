@@ -194,8 +194,11 @@ def _refused(kind: Any, value: Any) -> tuple[Any, str] | None:
         found = None if empty else _refused(arguments[0], value)
         return found or next(((value, why) for b in bounds if (why := b.refuses(value))), None)
     if origin in (Union, UnionType):
-        chosen = next((one for one in arguments if _belongs(value, one)), NoneType)
-        return _refused(chosen, value)
+        chosen = next((one for one in arguments if _belongs(value, one)), None)
+        literals = [one for one in arguments if get_origin(one) is Literal]
+        return _refused(chosen or (literals[0] if literals else NoneType), value)
+    if origin is Literal and value not in arguments:
+        return value, f"choose from {', '.join(map(str, arguments))}"
     if origin is tuple and isinstance(value, tuple):
         return next((found for one in value if (found := _refused(arguments[0], one))), None)
     reason = _plain_refusal(value)
@@ -207,6 +210,8 @@ def _belongs(value: Any, kind: Any) -> bool:
     plain = get_args(kind)[0] if get_origin(kind) is Annotated else kind
     if get_origin(plain) is Literal:
         return value in get_args(plain)
+    if plain is int and isinstance(value, bool):
+        return False
     return isinstance(value, get_origin(plain) or plain)
 
 

@@ -6,9 +6,11 @@
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import fields
+from functools import partial
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
@@ -44,7 +46,11 @@ def run_module(
         SystemExit: see :func:`one_line_errors`; after help.
     """
     with one_line_errors(name, f"{name}: {stopped or stopped_line(module.Config)}"):
-        module.run(parse(module, arguments, prog))
+        config = parse(module, arguments, prog)
+        if "torch" not in sys.modules:
+            # Libraries take seconds to load: say at once that the command is at work.
+            sys.stderr.write(f"{prog}: loading\n")
+        module.run(config)
 
 
 def stopped_line(config: type) -> str:
@@ -102,6 +108,8 @@ def one_line_errors(name: str, stopped: str = STOPPED) -> Iterator[None]:
     """
     # Advice that transformers gives about packages Revelio does without.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    shown = warnings.formatwarning
+    warnings.formatwarning = partial(_warning_line, name, shown)
     try:
         yield
     except KeyboardInterrupt:
@@ -126,6 +134,15 @@ def one_line_errors(name: str, stopped: str = STOPPED) -> Iterator[None]:
             raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         fail(name, f"this does not fit: {reason}; choose smaller sizes or batches")
+    finally:
+        warnings.formatwarning = shown
+
+
+def _warning_line(name: str, other: Callable[..., str], message: Any, *about: Any) -> str:
+    """A warning of the library as one line, as an error is; that of another library as Python has it."""
+    if about[0] is not UserWarning:
+        return other(message, *about)
+    return f"{name}: warning: {printable(' '.join(str(message).split()))}\n"
 
 
 def _too_large(error: BaseException) -> bool:
@@ -192,6 +209,7 @@ def parse_flags(
 
     from revelio.bounds import check
 
+    _check_renamed(cls, words)
     said = StringIO()
     try:
         with redirect_stderr(said), _wide_terminal("--help" in words or "-h" in words):
@@ -203,6 +221,16 @@ def parse_flags(
     check(config)
     _check_no_empty_path(words, config)
     return config
+
+
+def _check_renamed(cls: type, words: Sequence[str]) -> None:
+    from revelio.config import renamed
+
+    old = renamed(cls)
+    for word in words:
+        flag = word.partition("=")[0].replace("_", "-")
+        if flag.startswith("--") and flag[2:] in old:
+            raise ValueError(f"{flag} is called --{old[flag[2:]]} now")
 
 
 @contextmanager

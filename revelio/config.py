@@ -84,6 +84,9 @@ def structure(
     names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
     for key in values:
         if key not in names:
+            new = renamed(cls).get(str(key).replace("_", "-"), "").replace("-", "_")
+            if new:
+                raise ValueError(f"`{where}{key}` is called `{where}{new}` now")
             near = get_close_matches(str(key), names, n=1)
             hint = f"did you mean `{near[0]}`? " if near else ""
             key = printable(key)
@@ -107,8 +110,18 @@ def structure(
     return cls(**arguments)
 
 
+def renamed(cls: type) -> dict[str, str]:
+    """The old names of a config's settings and what they are called now, as flags have them.
+
+    A config lists them in a class variable ``renamed``; an old name is refused by a line with the new one.
+    """
+    return {k: v for base in cls.__mro__ for k, v in vars(base).get("renamed", {}).items()}
+
+
 def _value(value: Any, kind: Any, where: str) -> Any:
     try:
+        if isinstance(value, str) and kind == tuple[Path, ...]:
+            value = [value]  # before there could be several
         if isinstance(value, str | Mapping) and get_origin(kind) in (tuple, list):
             raise ValueError("a text or a mapping is no list, though it can be iterated")
         return _converter.structure(value, kind)

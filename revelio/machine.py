@@ -1,4 +1,4 @@
-"""What this machine has: memory that can still be taken, and room on a disk."""
+"""What this machine has: memory that can still be taken, and room on a disk; sizes and times for people."""
 
 import os
 import shutil
@@ -51,3 +51,18 @@ def free_disk(path: Path) -> int | None:
         return shutil.disk_usage(place).free
     except OSError:
         return None
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours, as people say them."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def size(count: int) -> str:
+    """Bytes as people say them."""
+    for unit, scale in (("PB", 1e15), ("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if count >= scale:
+            return f"{count / scale:,.3g} {unit}"
+    return f"{count / 1e3:.1f} kB"

@@ -5,6 +5,8 @@ a file against its own size before it allocates anything, turns every error of a
 names the file, and gives back plain values only: no class, function or import is ever taken from a file.
 """
 
+import csv
+import io
 import json
 import stat
 import struct
@@ -61,23 +63,23 @@ def read_text(path: Path, *, limit: int = TEXT_LIMIT, errors: str = "strict") ->
         raise ValueError(f"{printable(path)} is not UTF-8 text: {error}") from error
 
 
-def read_json(path: Path, *, limit: int = TEXT_LIMIT) -> Any:
-    """A JSON file's value. NaN and infinity, which JSON lacks, are refused.
+def read_json(path: Path, *, limit: int = TEXT_LIMIT, infinite: bool = False) -> Any:
+    """A JSON file's value. NaN, which JSON lacks, is refused, and so is infinity unless ``infinite``.
 
     Raises:
         ValueError: see :func:`read_text`; or it is not JSON, or is nested deeper than 64 levels.
     """
-    return parse_json(read_text(path, limit=limit), printable(path))
+    return parse_json(read_text(path, limit=limit), printable(path), infinite=infinite)
 
 
-def parse_json(text: str, where: str) -> Any:
+def parse_json(text: str, where: str, *, infinite: bool = False) -> Any:
     """The value of JSON text that stands in ``where``.
 
     Raises:
         ValueError: it is not JSON, or is nested deeper than 64 levels; the message names ``where``.
     """
     try:
-        value = json.loads(text, parse_constant=_no_constant)
+        value = json.loads(text, parse_constant=_infinity if infinite else _no_constant)
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
         raise ValueError(f"{where} is not valid JSON: {reason}") from error
@@ -86,13 +88,13 @@ def parse_json(text: str, where: str) -> Any:
     return value
 
 
-def read_object(path: Path, *, limit: int = TEXT_LIMIT) -> dict[str, Any]:
+def read_object(path: Path, *, limit: int = TEXT_LIMIT, infinite: bool = False) -> dict[str, Any]:
     """A JSON file that holds one object.
 
     Raises:
         ValueError: see :func:`read_json`; or it holds something else.
     """
-    value = read_json(path, limit=limit)
+    value = read_json(path, limit=limit, infinite=infinite)
     if not isinstance(value, dict):
         raise ValueError(f"{printable(path)} must hold a JSON object, not a {kind_of(value)}")
     return value
@@ -125,6 +127,32 @@ def read_json_lines(path: Path, *, torn: bool = False) -> list[dict[str, Any]]:
                 break
             raise
         found.append(value)
+    return found
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file with a header line, by column; empty lines are passed over.
+
+    Raises:
+        ValueError: it has no header, or a row has more or fewer cells; the message names file and line.
+    """
+    rows = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    found: list[dict[str, str]] = []
+    try:
+        header = next(rows, [])
+        for row in rows:
+            if row and len(row) != len(header):
+                raise ValueError(
+                    f"{printable(path)}, line {rows.line_num} has {len(row)} cells, its header {len(header)}"
+                )
+            if row:
+                found.append(dict(zip(header, row, strict=True)))
+    except csv.Error as error:
+        raise ValueError(
+            f"{printable(path)}, line {rows.line_num} is not valid CSV: {error}"
+        ) from error
+    if not any(header):
+        raise ValueError(f"{printable(path)} has no header line that names its columns")
     return found
 
 
@@ -345,6 +373,10 @@ def kind_of(value: object) -> str:
 
 def _no_constant(word: str) -> Any:
     raise ValueError(f"{word} is no JSON number")
+
+
+def _infinity(word: str) -> float:
+    return _no_constant(word) if word == "NaN" else float(word)
 
 
 def _depth(value: Any) -> int:

@@ -9,6 +9,7 @@ Every builder is seeded and leaves the global random state alone; each writes un
     tiny_if      16 px, U-Net with DeepFloyd-IF's block types, learned variance
                  bottleneck 16x4x4, up_ft0 16x8x8, up_ft1 16x16x16, up_ft2 8x16x16
     tiny_dit     32 px, latents 4x16x16, 4 blocks of 64 tokens x 16, 10 classes (null class 10)
+    tiny_pixart  32 px, latents 4x16x16, 3 blocks of 64 tokens x 24, learned variance
     tiny_clip    32 px, patches of 8, 3 blocks of 16 tokens x 16 (image and text encoder, tokenizer)
     tiny_dinov2  28 px, patches of 7, 3 blocks of 16 tokens x 16 (``registers`` for the variant)
 """
@@ -26,7 +27,11 @@ from diffusers import (
     DDPMScheduler,
     DiTPipeline,
     DiTTransformer2DModel,
+    DPMSolverMultistepScheduler,
     IFPipeline,
+    PixArtAlphaPipeline,
+    PixArtSigmaPipeline,
+    PixArtTransformer2DModel,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -72,19 +77,18 @@ def tiny_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=TEXT_LENGTH)
 
 
-def tiny_text_config(width: int = 16) -> CLIPTextConfig:
+def tiny_text_config(width: int = 16, **changes: Any) -> CLIPTextConfig:
     tokenizer = tiny_tokenizer()
+    config = {"num_hidden_layers": 2, "num_attention_heads": 2, "projection_dim": 16} | changes
     return CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
         intermediate_size=2 * width,
-        num_hidden_layers=2,
-        num_attention_heads=2,
         max_position_embeddings=TEXT_LENGTH,
-        projection_dim=16,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
+        **config,
     )
 
 
@@ -131,7 +135,7 @@ def tiny_vae(seed: int = 0, **changes: Any) -> AutoencoderKL:
     )
 
 
-def _scheduler(schedule: str, prediction_type: str) -> DDIMScheduler:
+def _scheduler(schedule: str, prediction_type: str, **changes: Any) -> DDIMScheduler:
     first, last = (0.0001, 0.02) if schedule == "linear" else (0.00085, 0.012)
     return DDIMScheduler(
         beta_start=first,
@@ -141,13 +145,29 @@ def _scheduler(schedule: str, prediction_type: str) -> DDIMScheduler:
         clip_sample=False,
         set_alpha_to_one=False,
         steps_offset=1,
+        **changes,
     )
 
 
 def tiny_sd(
-    folder: Path, *, prediction_type: str = "epsilon", text_width: int = 16, seed: int = 0
+    folder: Path,
+    *,
+    prediction_type: str = "epsilon",
+    text_width: int = 16,
+    text: dict[str, Any] | None = None,
+    zero_snr: bool = False,
+    seed: int = 0,
 ) -> Path:
-    """A whole ``StableDiffusionPipeline`` folder; ``v_prediction`` for the shape of SD-2.1."""
+    """A whole ``StableDiffusionPipeline`` folder; ``v_prediction`` for the shape of SD-2.1.
+
+    Args:
+        folder: where.
+        prediction_type: of the U-Net.
+        text_width: channels of the text encoder.
+        text: what else its config says.
+        zero_snr: whether nothing of the image is left at the last timestep.
+        seed: of the weights.
+    """
     unet = seeded(
         lambda: UNet2DConditionModel(
             sample_size=16,
@@ -162,10 +182,12 @@ def tiny_sd(
     )
     pipeline = StableDiffusionPipeline(
         vae=tiny_vae(seed),
-        text_encoder=seeded(lambda: CLIPTextModel(tiny_text_config(text_width)), seed),
+        text_encoder=seeded(
+            lambda: CLIPTextModel(tiny_text_config(text_width, **(text or {}))), seed
+        ),
         tokenizer=tiny_tokenizer(),
         unet=unet,
-        scheduler=_scheduler("scaled_linear", prediction_type),
+        scheduler=_scheduler("scaled_linear", prediction_type, rescale_betas_zero_snr=zero_snr),
         safety_checker=None,  # type: ignore[arg-type]
         feature_extractor=None,  # type: ignore[arg-type]
         requires_safety_checker=False,
@@ -194,14 +216,15 @@ def tiny_sdxl(folder: Path, *, seed: int = 0) -> Path:
         ),
         seed,
     )
-    text, text_2 = tiny_text_config(), tiny_text_config(20)
-    text_2.hidden_act = "gelu"
+    text, text_2 = tiny_text_config(), tiny_text_config(20, hidden_act="gelu")
+    tokenizer_2 = tiny_tokenizer()
+    tokenizer_2.pad_token = "!"  # as OpenCLIP's
     pipeline = StableDiffusionXLPipeline(
         vae=tiny_vae(seed),
         text_encoder=seeded(lambda: CLIPTextModel(text), seed),
         text_encoder_2=seeded(lambda: CLIPTextModelWithProjection(text_2), seed + 1),
         tokenizer=tiny_tokenizer(),
-        tokenizer_2=tiny_tokenizer(),
+        tokenizer_2=tokenizer_2,
         unet=unet,
         scheduler=_scheduler("scaled_linear", "epsilon"),
         add_watermarker=False,
@@ -272,6 +295,34 @@ def tiny_dit(folder: Path, *, classes: int = 10, seed: int = 0) -> Path:
     return folder
 
 
+def tiny_pixart(folder: Path, *, sigma: bool = False, sizes: bool = False, seed: int = 0) -> Path:
+    """A whole ``PixArtAlphaPipeline`` folder, or a ``PixArtSigmaPipeline`` one; ``sizes`` as inputs."""
+    transformer = seeded(
+        lambda: PixArtTransformer2DModel(
+            num_attention_heads=3,
+            attention_head_dim=8,
+            num_layers=3,
+            sample_size=16,
+            patch_size=2,
+            in_channels=4,
+            out_channels=8,
+            cross_attention_dim=24,
+            caption_channels=16,
+            use_additional_conditions=sizes,
+        ),
+        seed,
+    )
+    pipeline: Any = (PixArtSigmaPipeline if sigma else PixArtAlphaPipeline)(
+        tokenizer=tiny_t5_tokenizer(),
+        text_encoder=tiny_t5(seed=seed),
+        vae=tiny_vae(seed),
+        transformer=transformer,
+        scheduler=DPMSolverMultistepScheduler(beta_start=0.0001, beta_end=0.02),
+    )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
 def tiny_clip(folder: Path, *, seed: int = 0) -> Path:
     """A ``CLIPModel`` folder with its tokenizer and image processor."""
     config = CLIPConfig(
@@ -291,6 +342,16 @@ def tiny_clip(folder: Path, *, seed: int = 0) -> Path:
     tiny_tokenizer().save_pretrained(folder)
     size = {"height": 32, "width": 32}
     CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=size).save_pretrained(folder)
+    return folder
+
+
+def seeing_clip(folder: Path) -> Path:
+    """A ``CLIPModel`` folder whose image embedding depends on the picture: random ones hardly look at it."""
+    model = CLIPModel.from_pretrained(tiny_clip(folder, seed=4))
+    for name, parameter in model.vision_model.named_parameters():
+        if name.endswith(("v_proj.weight", "out_proj.weight", "patch_embedding.weight")):
+            parameter.data.mul_(20)
+    model.save_pretrained(folder)
     return folder
 
 

@@ -8,17 +8,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from activations_helpers import picture, tree
+from activations_helpers import FakeBackbone, memory_dataset, picture, tree
 from backbones_helpers import tiny_dinov2, tiny_sd
 
+from revelio.activations.config import ExtractRunConfig
 from revelio.activations.store import ActivationStore
 from revelio.backbones.config import BackboneConfig
 from revelio.backbones.registry import load_backbone
 from revelio.cli import main
-from revelio.cli.extract import Config, build
+from revelio.cli.extract import Config
 from revelio.config import load_config
 from revelio.data.config import DataConfig
+from revelio.data.loading import batches
 from revelio.distributed import Processes
+from revelio.pipelines import Progress
+from revelio.pipelines.extract import extract_to, open_plan, plan_extraction
 
 ROOT = Path(__file__).parent.parent
 
@@ -47,8 +51,9 @@ def arguments(model, photos, out, *more):
 
 
 def test_rows_equal_the_backbones_own_grids(model, photos, tmp_path, capsys):
-    main(arguments(model, photos, tmp_path / "run", "--latents", str(tmp_path / "z0")))
-    said = capsys.readouterr().out
+    main(arguments(model, photos, tmp_path / "run", "--vae-cache", str(tmp_path / "z0")))
+    said, bars = capsys.readouterr()
+    assert "reading 10 pictures: 100%" in bars
     assert said.startswith("plan: 10 images (10 to encode), 1 passes each, at ")
     assert "up_ft1-t25-empty-d0  10 rows of 16 float32" in said and "3 stores in" in said
     backbone = load_backbone(str(model), layers=["up_ft1"], device="cpu")
@@ -64,6 +69,57 @@ def test_rows_equal_the_backbones_own_grids(model, photos, tmp_path, capsys):
         assert torch.allclose(store.tensor()[row], wanted, atol=1e-5)
         assert store.labels[row] == index % 2
     assert load_config(Config, tmp_path / "run" / "config.yaml").layers == ("bottleneck", "up_ft1")
+
+
+def test_the_pipeline_returns_the_stores_and_prints_nothing(model, photos, tmp_path, capsys):
+    config = ExtractRunConfig(
+        out=tmp_path / "run", layers=("up_ft1",), timesteps=(25, 200), batch_size=4, workers=0,
+        data=DataConfig(source=str(photos)), backbone=BackboneConfig(name=str(model), device="cpu"),
+    )  # fmt: skip
+    said: list[Progress] = []
+    assert plan_extraction(config, said.append).stores == 2 and not config.out.exists()
+    stores = extract_to(config, said.append)
+    assert [store.path.name for store in stores] == ["up_ft1-t25-empty-d0", "up_ft1-t200-empty-d0"]
+    assert [len(store) for store in stores] == [10, 10]
+    batches = [step for step in said if step.numbers == () and step.unit == "image" and step.total]
+    assert batches[-1].done == batches[-1].total == 10
+    assert any(step.message.startswith("plan: 10 images") for step in said)
+    captured = capsys.readouterr()
+    assert captured.out == "" and "images" not in captured.err
+    # What is there is taken; a further timestep alone is left to make.
+    more = replace(config, timesteps=(25, 200, 300), resume=True)
+    left = plan_extraction(more)
+    assert (left.stores, left.passes, left.bytes_left) == (3, 10, 10 * 16 * 4)
+
+
+def test_the_cache_of_latents_has_its_new_name(model, photos, tmp_path, capsys):
+    (tmp_path / "old.yaml").write_text(f"out: {tmp_path / 'run'}\nlatents: z0\n")
+    for words, line in (
+        (("--latents", "z0"), "--latents is called --vae-cache now"),
+        (("--latents=z0",), "--latents is called --vae-cache now"),
+        (("--config", str(tmp_path / "old.yaml")), "`latents` is called `vae_cache` now"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments(model, photos, tmp_path / "run", *words))
+        assert stopped.value.code == 2 and line in capsys.readouterr().err
+
+
+def test_no_more_readers_than_batches(monkeypatch):
+    asked = []
+
+    class Loader:
+        def __init__(self, source, num_workers, **_):
+            asked.append(num_workers)
+            self.source = source
+
+        def __iter__(self):
+            return (self.source[number] for number in range(len(self.source)))
+
+    monkeypatch.setattr("revelio.data.loading.DataLoader", Loader)
+    for images, size in ((7, 16), (33, 16), (160, 1)):
+        read = batches(memory_dataset(images), FakeBackbone().transform, size, workers=100)
+        assert sum(map(len, read)) == images
+    assert asked == [1, 3, 100]
 
 
 def test_plan_writes_nothing(model, photos, tmp_path, capsys):
@@ -96,7 +152,7 @@ def test_mistakes_are_one_line(model, photos, tmp_path, capsys):
 
 def test_two_processes_give_the_bytes_of_one(model, photos, tmp_path):
     (photos / "cat" / "broken.png").write_bytes(b"no picture")
-    more = ("--data.on-error", "skip", "--latents", str(tmp_path / "z0"))
+    more = ("--data.on-error", "skip", "--vae-cache", str(tmp_path / "z0"))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     launcher += ["--nproc-per-node", "2", "-m", "revelio"]
     try:
@@ -139,15 +195,15 @@ def test_matched_timesteps_texts_and_mode(model, photos, tmp_path):
         data=DataConfig(source=str(photos)),
         backbone=BackboneConfig(name=str(model), device="cpu"),
     )
-    job = build(config, Processes())
+    job = open_plan(config, Processes())
     # SPEC 2.8: the linear schedule's 43 has the noise of Stable Diffusion's 25.
-    assert job.recipe.timesteps == (25,)
+    assert job.config.timesteps == (25,)
     assert job.texts["fixed:A dog"]([3, 1]) == ["A dog", "A dog"]
     assert set(job.texts) == {"fixed:A dog", "generic"}
     assert job.image_size == [256, 256]
-    with pytest.raises(ValueError, match=r"has no noise schedule: leave --match-snr out"):
+    with pytest.raises(ValueError, match=r"has no noise schedule: leave match_snr out"):
         dino = BackboneConfig(name=str(tiny_dinov2(tmp_path / "dino")), device="cpu")
-        build(replace(config, backbone=dino, layers=("block1",), mode="fixed"), Processes())
+        open_plan(replace(config, backbone=dino, layers=("block1",), mode="fixed"), Processes())
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/extract").glob("*.yaml")), ids=str)

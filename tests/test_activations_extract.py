@@ -10,11 +10,10 @@ import pytest
 import torch
 from activations_helpers import SETTINGS, FakeBackbone, memory_dataset, tree
 
+from revelio.activations.config import ExtractConfig
+from revelio.activations.cost import estimate
 from revelio.activations.extract import extract, run
-from revelio.activations.job import Extraction
-from revelio.activations.plan import plan
-from revelio.activations.recipe import Recipe
-from revelio.activations.sources import Reading
+from revelio.activations.extraction_plan import ExtractionPlan
 from revelio.activations.store import ActivationStore
 from revelio.data.dataset import ImageError
 from revelio.distributed import Processes
@@ -176,7 +175,7 @@ def test_an_unreadable_image_stops_by_name_and_whole_shards_stay(tmp_path):
 
 def test_cached_latents_need_no_image_and_give_the_same_bytes(tmp_path):
     dataset, cache = memory_dataset(11), tmp_path / "z0"
-    extract(dataset, FakeBackbone(), tmp_path / "a", latents=cache, **SETTINGS)
+    extract(dataset, FakeBackbone(), tmp_path / "a", vae_cache=cache, **SETTINGS)
     extract(dataset, FakeBackbone(), tmp_path / "b", **SETTINGS)
     assert tree(tmp_path / "a") == tree(tmp_path / "b")
     store = ActivationStore.open(cache)
@@ -186,7 +185,7 @@ def test_cached_latents_need_no_image_and_give_the_same_bytes(tmp_path):
     later = SETTINGS | {"timesteps": (500,)}
     cached = FakeBackbone()
     # Other shards than the cache's.
-    extract(unreadable, cached, tmp_path / "c", latents=cache, **later | {"shard_rows": 6})
+    extract(unreadable, cached, tmp_path / "c", vae_cache=cache, **later | {"shard_rows": 6})
     extract(dataset, FakeBackbone(), tmp_path / "d", **later | {"shard_rows": 6})
     assert cached.encoded == 1  # the probe
     assert tree(tmp_path / "c") == tree(tmp_path / "d")
@@ -195,25 +194,29 @@ def test_cached_latents_need_no_image_and_give_the_same_bytes(tmp_path):
 def test_cached_latents_of_skipped_images(tmp_path):
     dataset, cache = memory_dataset(11, broken=(2, 4, 5)), tmp_path / "z0"
     settings = SETTINGS | {"on_error": "skip"}
-    extract(dataset, FakeBackbone(), tmp_path / "a", latents=cache, **settings)
-    extract(dataset, FakeBackbone(), tmp_path / "b", latents=cache, **settings)
+    extract(dataset, FakeBackbone(), tmp_path / "a", vae_cache=cache, **settings)
+    extract(dataset, FakeBackbone(), tmp_path / "b", vae_cache=cache, **settings)
     assert tree(tmp_path / "a") == tree(tmp_path / "b")
     with pytest.raises(ValueError, match=r"made without image class 2/002.png"):
-        extract(dataset, FakeBackbone(), tmp_path / "c", latents=cache, **SETTINGS)
+        extract(dataset, FakeBackbone(), tmp_path / "c", vae_cache=cache, **SETTINGS)
 
 
 def test_latents_of_another_encoder_or_other_images_are_refused(tmp_path):
     cache = tmp_path / "z0"
-    extract(memory_dataset(5), FakeBackbone(), tmp_path / "a", latents=cache, **SETTINGS)
-    with pytest.raises(ValueError, match=r"another encoder .* choose another --latents"):
+    extract(memory_dataset(5), FakeBackbone(), tmp_path / "a", vae_cache=cache, **SETTINGS)
+    with pytest.raises(ValueError, match=r"another encoder .* choose another folder"):
         extract(
-            memory_dataset(5), FakeBackbone(encoder=1.5), tmp_path / "b", latents=cache, **SETTINGS
+            memory_dataset(5),
+            FakeBackbone(encoder=1.5),
+            tmp_path / "b",
+            vae_cache=cache,
+            **SETTINGS,
         )
-    with pytest.raises(ValueError, match=r"`images` 5, not 6: .* choose another --latents"):
-        extract(memory_dataset(6), FakeBackbone(), tmp_path / "b", latents=cache, **SETTINGS)
+    with pytest.raises(ValueError, match=r"`images` 5, not 6: .* choose another folder"):
+        extract(memory_dataset(6), FakeBackbone(), tmp_path / "b", vae_cache=cache, **SETTINGS)
     with pytest.raises(ValueError, match="`compute_dtype`"):
         extract(
-            memory_dataset(5), FakeBackbone(), tmp_path / "b", latents=cache,
+            memory_dataset(5), FakeBackbone(), tmp_path / "b", vae_cache=cache,
             provenance={"compute_dtype": "bfloat16"}, **SETTINGS,
         )  # fmt: skip
     assert not (tmp_path / "b").exists()
@@ -223,11 +226,13 @@ def test_latents_of_another_encoder_or_other_images_are_refused(tmp_path):
 def test_processes_share_the_shards(tmp_path, world):
     """Each process by itself, the main one last: what torchrun does, without its clock."""
     dataset = memory_dataset(11)
-    recipe = Recipe(("deep", "wide"), (25,), seed=3)
+    config = ExtractConfig(
+        layers=("deep", "wide"), timesteps=(25,), seed=3, batch_size=2, shard_rows=2
+    )
 
     def job(rank, out):
-        return Extraction(
-            dataset, FakeBackbone(), out, recipe, reading=Reading(2), shard_rows=2,
+        return ExtractionPlan(
+            dataset, FakeBackbone(), out, config,
             processes=Processes(rank, world if out.name == "many" else 1),
         )  # fmt: skip
 
@@ -245,18 +250,18 @@ def test_processes_share_the_shards(tmp_path, world):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"layers": ()}, "at least one"),
+        ({"layers": ()}, "layers=.*: give one or more"),
         ({"layers": ("deep", "deep")}, "layers has an entry twice: deep, deep"),
-        ({"draws": 0}, "draws is 0"),
-        ({"pool": "max"}, "pool is 'max'"),
-        ({"pool": 0}, "pool is 0"),
-        ({"pool": True}, "pool is True"),
-        ({"dtype": "int8"}, "dtype is 'int8'"),
+        ({"draws": 0}, "draws=0: give 1 or more"),
+        ({"pool": "max"}, "pool='max': choose from mean, none"),
+        ({"pool": 0}, "pool=0: give 1 or more"),
+        ({"pool": True}, "pool=True: choose from mean, none"),
+        ({"dtype": "int8"}, "dtype='int8': choose from float32, float16, bfloat16"),
         ({"timesteps": ()}, "draws and prompts need timesteps"),
         ({"timesteps": (1000,)}, "timestep 1000 is outside"),
         ({"prompts": ("generic",)}, "without its texts"),
-        ({"batch_size": 0}, "must be at least 1"),
-        ({"timesteps": (), "draws": 1, "latents": Path("z0")}, "latents need timesteps"),
+        ({"batch_size": 0}, "batch_size=0: give 1 or more"),
+        ({"timesteps": (), "draws": 1, "vae_cache": Path("z0")}, "vae_cache needs timesteps"),
     ],
 )
 def test_wrong_settings_are_refused(tmp_path, change, message):
@@ -274,15 +279,16 @@ def test_unknown_layers_and_no_images_are_refused(tmp_path):
 
 
 def test_plan_counts_what_is_left_and_writes_nothing(tmp_path):
-    def job(out, latents=None, resume=False, timesteps=(25, 200)):
-        return Extraction(
-            memory_dataset(11), FakeBackbone(), out, Recipe(("deep", "wide"), timesteps, draws=2),
-            reading=Reading(2), shard_rows=4, latents=latents, resume=resume,
+    def job(out, vae_cache=None, resume=False, timesteps=(25, 200)):
+        config = ExtractConfig(
+            layers=("deep", "wide"), timesteps=timesteps, draws=2, batch_size=2, shard_rows=4,
+            vae_cache=vae_cache,
         )  # fmt: skip
+        return ExtractionPlan(memory_dataset(11), FakeBackbone(), out, config, resume=resume)
 
-    first = plan(job(tmp_path / "a", tmp_path / "z0"))
+    first = estimate(job(tmp_path / "a", tmp_path / "z0"))
     assert not list(tmp_path.iterdir())
-    assert (first.images, first.encoded, first.passes, first.stores) == (11, 11, 4, 8)
+    assert (first.images, first.encoded, first.passes, first.stores) == (11, 11, 44, 8)
     rows = 11 * 4 * (6 + 4) * 4
     assert first.bytes_left == rows + 11 * 3 * 8 * 8 * 2
     assert first.seconds == pytest.approx(11 * first.encode_seconds + 44 * first.pass_seconds)
@@ -290,26 +296,24 @@ def test_plan_counts_what_is_left_and_writes_nothing(tmp_path):
     assert "11 images (11 to encode), 4 passes each" in first.line()
     for _ in run(job(tmp_path / "a", tmp_path / "z0")):
         pass
-    after = plan(job(tmp_path / "a", tmp_path / "z0", resume=True))
+    after = estimate(job(tmp_path / "a", tmp_path / "z0", resume=True))
     assert after.line() == "plan: nothing left to do for 8 stores"
-    cached = plan(job(tmp_path / "b", tmp_path / "z0"))
+    cached = estimate(job(tmp_path / "b", tmp_path / "z0"))
     assert (cached.images, cached.encoded, cached.encode_seconds) == (11, 0, 0.0)
     assert cached.pass_seconds > 0
 
 
 def test_plan_says_that_the_disk_is_too_small(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=71))
-    job = Extraction(memory_dataset(3), FakeBackbone(), tmp_path, Recipe(("deep",), (25,)))
-    with pytest.raises(ValueError, match=r"take 0.1 kB, but 0.1 kB are free at"):
-        plan(job)
+    config = ExtractConfig(layers=("deep",))
+    job = ExtractionPlan(memory_dataset(3), FakeBackbone(), tmp_path, config)
+    assert "take 0.1 kB, but 0.1 kB are free at" in (estimate(job).shortage(tmp_path) or "")
 
 
 def test_shards_are_small_enough_for_memory(tmp_path):
     def images(pool, layers=("deep", "wide"), batch_size=16):
-        return Extraction(
-            memory_dataset(3), FakeBackbone(), tmp_path, Recipe(layers, (25, 200), pool=pool),
-            reading=Reading(batch_size),
-        ).shard_images  # fmt: skip
+        config = ExtractConfig(layers=layers, timesteps=(25, 200), pool=pool, batch_size=batch_size)
+        return ExtractionPlan(memory_dataset(3), FakeBackbone(), tmp_path, config).shard_images
 
     assert images("mean") == 1024
     assert images("mean", batch_size=24) == 1008

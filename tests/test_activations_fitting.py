@@ -9,18 +9,17 @@ from activations_helpers import SETTINGS, FakeBackbone, memory_dataset
 from backbones_helpers import picture, tiny_dinov2, tiny_dit, tiny_sd
 
 from revelio.activations import fitting
+from revelio.activations.config import ExtractConfig, ExtractRunConfig
+from revelio.activations.cost import estimate, seconds_per_image
 from revelio.activations.extract import extract
+from revelio.activations.extraction_plan import ExtractionPlan
 from revelio.activations.fitting import SIZES, Fit, fitted, largest_batch, smaller_sizes
-from revelio.activations.job import Extraction
-from revelio.activations.plan import plan, seconds_per_image
-from revelio.activations.recipe import Recipe
-from revelio.activations.sources import Reading
 from revelio.activations.store import ActivationStore
 from revelio.backbones.compiled import compile_backbone
 from revelio.backbones.config import BackboneConfig
 from revelio.backbones.registry import load_backbone
-from revelio.cli import extract as command
 from revelio.distributed import Processes
+from revelio.pipelines import extract as command
 
 GIB = 2**30
 
@@ -39,10 +38,9 @@ class SmallBackbone(FakeBackbone):
         return super().activations(encoded, ids, *rest, **settings)
 
 
-def job_of(backbone, out, batch_size=16, images=40, **more) -> Extraction:
-    recipe = Recipe(("deep", "wide"), (25,))
-    reading = Reading(batch_size)
-    return Extraction(memory_dataset(images), backbone, out, recipe, reading=reading, **more)
+def job_of(backbone, out, batch_size=16, images=40, shard_rows=None, **more) -> ExtractionPlan:
+    config = ExtractConfig(layers=("deep", "wide"), batch_size=batch_size, shard_rows=shard_rows)
+    return ExtractionPlan(memory_dataset(images), backbone, out, config, **more)
 
 
 @pytest.mark.parametrize("limit", [0, 1, 3, 4, 17, 100, 10**6])
@@ -113,13 +111,13 @@ def test_only_an_unfinished_store_goes_on_in_smaller_batches_and_never_in_larger
 
 
 def test_the_message_says_which_shards_to_keep(tmp_path, monkeypatch):
-    monkeypatch.setattr("revelio.activations.job.SHARD_IMAGES", 100)
+    monkeypatch.setattr("revelio.activations.extraction_plan.SHARD_IMAGES", 100)
     backbone = SmallBackbone(25)
     with pytest.raises(ValueError, match="resume with batch_size 20 and shard_rows 80") as said:
-        plan(job_of(backbone, tmp_path, batch_size=40, images=200))
+        estimate(job_of(backbone, tmp_path, batch_size=40, images=200))
     assert "40 goes beyond" in str(said.value)
     with pytest.raises(ValueError, match="not even one image fits"):
-        plan(job_of(SmallBackbone(0), tmp_path))
+        estimate(job_of(SmallBackbone(0), tmp_path))
 
 
 def test_memory_is_named_where_it_is_counted(tmp_path, monkeypatch):
@@ -139,27 +137,27 @@ def test_auto_goes_on_with_even_parts_of_a_begun_store(tmp_path):
     (begun.stores[0] / "shard-00009.safetensors").touch()  # something was written
     for limit, size in ((100, 12), (7, 6), (5, 3), (2, 1)):
         job = fitted(job_of(SmallBackbone(limit), tmp_path, resume=True))
-        assert (job.reading.batch_size, job.shard_images) == (size, 24)
+        assert (job.batch_size, job.shard_images) == (size, 24)
     fresh = fitted(job_of(SmallBackbone(7), tmp_path / "new"))
-    assert fresh.reading.batch_size == 4
+    assert fresh.batch_size == 4
 
 
 def test_every_process_takes_the_main_ones_size(tmp_path):
     second = Processes(rank=1, world=2, agree=lambda number: 4 if number == 0 else 99)
     job = job_of(SmallBackbone(100), tmp_path, processes=second)
-    assert fitted(job).reading.batch_size == 4
+    assert fitted(job).batch_size == 4
 
 
 def test_auto_on_a_cpu_is_sixteen_and_reads_in_its_own_process(tmp_path):
     model = tiny_dinov2(tmp_path / "model")
-    config = command.Config(
+    config = ExtractRunConfig(
         out=tmp_path, layers=("block1",), timesteps=(), batch_size="auto",
         backbone=BackboneConfig(name=str(model), device="cpu"),
     )  # fmt: skip
-    job = command.build(config, Processes())
-    assert (job.reading.batch_size, job.reading.workers) == (16, 0)
+    job = command.open_plan(config, Processes())
+    assert (job.batch_size, job.workers) == (16, 0)
     assert 1 <= command._workers(True) <= 16 and command._workers(False) == 0
-    assert command.build(replace(config, workers=3), Processes()).reading.workers == 3
+    assert command.open_plan(replace(config, workers=3), Processes()).workers == 3
 
 
 FAMILIES = {
@@ -200,11 +198,11 @@ def test_what_cannot_be_compiled_is_said():
 
 def test_a_store_says_that_it_was_compiled(tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr("revelio.backbones.compiled.compile_backbone", calls.append)
+    monkeypatch.setattr("revelio.pipelines.extract.compile_backbone", calls.append)
     options = BackboneConfig(name=str(tiny_sd(tmp_path / "model")), device="cpu")
-    plain = command.Config(out=tmp_path / "out", backbone=options)
+    plain = ExtractRunConfig(out=tmp_path / "out", backbone=options)
     for compile in (False, True):
-        job = command.build(replace(plain, compile=compile), Processes())
+        job = command.open_plan(replace(plain, compile=compile), Processes())
         settings = next(iter(job.targets.values())).settings
         assert settings["compile"] == (True if compile else None)
     assert len(calls) == 1
@@ -215,7 +213,7 @@ def test_a_store_says_that_it_was_compiled(tmp_path, monkeypatch):
         was = json.loads(path.read_text())
         path.write_text(json.dumps({key: was[key] for key in was if key != "compile"}))
         (store / "shard-00000.safetensors").touch()
-    replace(command.build(plain, Processes()), resume=True).check()
+    replace(command.open_plan(plain, Processes()), resume=True).check()
     with pytest.raises(ValueError, match="`compile` None, not True"):
         replace(job, resume=True).check()
 
@@ -230,7 +228,7 @@ def test_the_plan_does_not_count_compiling_or_loading(monkeypatch, compiled, cud
         now[0] += 0.1 * images + (100 if first else 0)
         seen.add(images)
 
-    monkeypatch.setattr("revelio.activations.plan.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("revelio.activations.cost.time.perf_counter", lambda: now[0])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     found = seconds_per_image(call, 8, compiled=compiled)
     assert found == pytest.approx(0.1 if compiled or cuda else 100.1)

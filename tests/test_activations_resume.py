@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 from activations_helpers import SETTINGS, FakeBackbone, memory_dataset, tree
 
-from revelio.activations import filling
 from revelio.activations.extract import extract
-from revelio.activations.shard import write_shard
+from revelio.activations.format import write_shard
 
 
 class Killed(BaseException):
@@ -24,7 +23,7 @@ def test_resume_after_a_kill_at_any_write_gives_the_same_bytes(tmp_path, monkeyp
     dataset = memory_dataset(11, broken=(5,))
     settings = SETTINGS | {"timesteps": (25,), "on_error": "skip"}
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    extract(dataset, FakeBackbone(), whole, latents=whole / "z0", **settings)
+    extract(dataset, FakeBackbone(), whole, vae_cache=whole / "z0", **settings)
     replaced, calls = os.replace, 0
 
     def dying(source, target):
@@ -39,9 +38,9 @@ def test_resume_after_a_kill_at_any_write_gives_the_same_bytes(tmp_path, monkeyp
 
     monkeypatch.setattr(os, "replace", dying)
     with pytest.raises(Killed):
-        extract(dataset, FakeBackbone(), cut, latents=cut / "z0", **settings)
+        extract(dataset, FakeBackbone(), cut, vae_cache=cut / "z0", **settings)
     monkeypatch.undo()
-    extract(dataset, FakeBackbone(), cut, latents=cut / "z0", resume=True, **settings)
+    extract(dataset, FakeBackbone(), cut, vae_cache=cut / "z0", resume=True, **settings)
     assert tree(cut) == tree(whole)
 
 
@@ -132,7 +131,7 @@ def test_a_full_disk_is_one_line_and_resume_continues(tmp_path, monkeypatch):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return write_shard(folder, *rest)
 
-    monkeypatch.setattr(filling, "write_shard", full)
+    monkeypatch.setattr("revelio.activations.extract.write_shard", full)
     with pytest.raises(OSError, match=r"shard-00001.*No space left on device.*go on with resume"):
         extract(memory_dataset(11), FakeBackbone(), tmp_path / "a", **SETTINGS)
     monkeypatch.undo()

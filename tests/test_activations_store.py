@@ -144,7 +144,7 @@ def test_an_edited_shard_is_named_when_its_rows_are_read(folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 2}, "format 2; this version of Revelio reads format 1"),
+        ({"format": 3}, "format 3; this version of Revelio reads formats 1 and 2"),
         ({"rows": 7}, "row counts don't add up"),
         ({"shards": None}, "no usable `shards`"),
         ({"dtype": "float16"}, "disagrees with the store's manifest"),

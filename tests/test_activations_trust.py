@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from revelio.activations.extract import extract
-from revelio.activations.shard import encode_ids
+from revelio.activations.format import encode_ids
 from revelio.activations.store import ActivationStore, write_store
-from revelio.activations.target import Target
-from revelio.cli.gallery import FROM_STORE, open_pictures
+from revelio.activations.writer import StoreWriter
+from revelio.analysis.config import FROM_STORE
 from revelio.data.config import DataConfig
 from revelio.files import partial_path
+from revelio.pipelines.inputs import pictures_of
 
 # Every type JSON knows, and what an attacker or an accident would put in its place.
 JUNK = [
@@ -58,8 +59,8 @@ def place(tmp_path_factory):
 
 def resume(folder: Path) -> None:
     """What an extraction does to a store that is there: check, mend, fill, close."""
-    target = Target(folder, {"layer": "x", "kind": "activations", "model": "m", "seed": 0})
-    target.check("--out", resume=True)
+    target = StoreWriter(folder, {"layer": "x", "kind": "activations", "model": "m", "seed": 0})
+    target.check(resume=True)
     target.begin()
     target.missing(3)
     target.finish(3)
@@ -292,7 +293,7 @@ def test_what_is_no_file_of_the_store_is_left_alone(tmp_path, kind):
 def test_an_edited_manifest_deletes_nothing_on_resume(tmp_path):
     """The case that was found, through the extraction itself and through a shared latent cache."""
     dataset, run = memory_dataset(11), SETTINGS | {"timesteps": (25,), "draws": 1}
-    extract(dataset, FakeBackbone(), tmp_path / "out", latents=tmp_path / "z0", **run)
+    extract(dataset, FakeBackbone(), tmp_path / "out", vae_cache=tmp_path / "z0", **run)
     precious = tmp_path / "precious.txt"
     for folder in (tmp_path / "out" / "deep-t25-empty-d0", tmp_path / "z0"):
         whole = (folder / "manifest.json").read_text()
@@ -303,7 +304,7 @@ def test_an_edited_manifest_deletes_nothing_on_resume(tmp_path):
             (folder / "manifest.json").write_text(json.dumps(manifest))
             with pytest.raises(ValueError, match=r"manifest\.json has no usable `file`"):
                 extract(
-                    dataset, FakeBackbone(), tmp_path / "out", latents=tmp_path / "z0", resume=True,
+                    dataset, FakeBackbone(), tmp_path / "out", vae_cache=tmp_path / "z0", resume=True,
                     **run,
                 )  # fmt: skip
             assert precious.read_text() == "mine"
@@ -340,6 +341,6 @@ def test_a_store_does_not_choose_which_files_a_gallery_reads(place, tmp_path, na
     write_store(tmp_path / "s", torch.ones(1, 2), ["x"], settings={"dataset": name})
     store = ActivationStore.open(tmp_path / "s")
     with pytest.raises(
-        ValueError, match=r"does not say where its images .* are: give --data\.source"
+        ValueError, match=r"does not say where its images .* are: give their source"
     ):
-        open_pictures(DataConfig(source=FROM_STORE), store)
+        pictures_of(DataConfig(source=FROM_STORE), store)

@@ -1,12 +1,14 @@
 import json
 import math
 import statistics
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from analysis_helpers import FakeKSAE, FakeStore
 
+from revelio.analysis.config import PurityConfig, TopImagesConfig
 from revelio.analysis.label_measures import (
     bootstrap_intervals,
     chance,
@@ -18,6 +20,8 @@ from revelio.analysis.purity import latent_measures, purity, table
 from revelio.analysis.similarity import chance_similarity, pair_similarity, unit_vectors
 from revelio.analysis.top_images import top_images
 
+FEW = PurityConfig(random_sets=50, permutations=5, bootstrap=5)
+
 
 @pytest.fixture(scope="module")
 def top():
@@ -28,7 +32,7 @@ def top():
         labels[:, None] == torch.arange(24) % 6
     )
     store = FakeStore(rows, labels, tuple("abcdef"))
-    return top_images(FakeKSAE(24, 5), store, 12)
+    return top_images(FakeKSAE(24, 5), store, TopImagesConfig(m=12))
 
 
 def test_measures_equal_plain_loops():
@@ -45,7 +49,7 @@ def test_measures_equal_plain_loops():
 
 
 def test_sigma_label_equals_a_loop_over_the_strongest(top):
-    entry = purity(top, images=10, latents=7, draws=100, permutations=20, bootstrap=20)
+    entry = purity(top, PurityConfig(latents=7, random_sets=100, permutations=20, bootstrap=20))
     strength = [float(m) * (int(c) > 10) for m, c in zip(top.means, top.counts, strict=True)]
     order = sorted(range(24), key=lambda j: -strength[j])[:7]
     sigmas = [statistics.stdev(top.labels[top.indices[j, :10]].tolist()) for j in order]
@@ -56,10 +60,10 @@ def test_sigma_label_equals_a_loop_over_the_strongest(top):
 
 def test_series_is_the_mean_of_the_first_hundreds():
     store = FakeStore(torch.rand(60, 250), torch.arange(60) % 5, tuple("abcde"))
-    found = top_images(FakeKSAE(250, 120), store, 10)
-    entry = purity(found, latents=230, draws=50, permutations=5, bootstrap=5)
+    found = top_images(FakeKSAE(250, 120), store)
+    entry = purity(found, replace(FEW, latents=230))
     assert list(entry["series"]) == ["100", "200"]
-    shorter = purity(found, latents=200, draws=50, permutations=5, bootstrap=5)
+    shorter = purity(found, replace(FEW, latents=200))
     assert entry["series"]["200"] == pytest.approx(shorter["sigma_label"])
 
 
@@ -86,11 +90,9 @@ def test_chance_equals_simulation_on_skewed_labels():
 
 
 def test_order_free_measures_survive_renumbering_and_sigma_does_not(top):
-    from dataclasses import replace
-
     renumbered = replace(top, labels=torch.tensor([3, 0, 5, 1, 4, 2])[top.labels])
-    few = {"draws": 200, "permutations": 30, "bootstrap": 30}
-    before, after = purity(top, **few), purity(renumbered, **few)
+    few = PurityConfig(random_sets=200, permutations=30, bootstrap=30)
+    before, after = purity(top, few), purity(renumbered, few)
     for name in ("majority_share", "entropy", "same_class_pairs", "null_z", "null_p"):
         assert before[name] == pytest.approx(after[name])
     assert abs(before["sigma_label"] - after["sigma_label"]) > 0.01
@@ -118,16 +120,14 @@ def test_bootstrap_interval_matches_the_normal_one_and_covers():
 
 
 def test_no_labels_leave_out_label_measures_and_say_so(top):
-    from dataclasses import replace
-
-    entry = purity(replace(top, labels=None, classes=()), latents=5)
+    entry = purity(replace(top, labels=None, classes=()), PurityConfig(latents=5))
     assert entry["sigma_label"] is None
     assert "majority_share" not in entry
     assert any("no labels" in note for note in entry["notes"])
 
 
 def test_fewer_latents_than_wanted_are_counted(top):
-    entry = purity(top, draws=50, permutations=5, bootstrap=5)
+    entry = purity(top, FEW)
     assert entry["latents"] == entry["eligible"] == 24
     assert any("only 24 latents" in note for note in entry["notes"])
 
@@ -143,11 +143,11 @@ def test_too_few_images_give_no_number_but_a_note():
 
 def test_images_beyond_m_are_refused(top):
     with pytest.raises(ValueError, match=r"give 2\.\.12"):
-        purity(top, images=20)
+        purity(top, PurityConfig(m=20))
 
 
 def test_entries_are_json_and_the_table_shows_them(top):
-    entry = purity(top, draws=50, permutations=5, bootstrap=5)
+    entry = purity(top, FEW)
     assert json.loads(json.dumps(entry, allow_nan=False)) == entry
     lines = table([entry]).splitlines()
     assert lines[0].split()[:3] == ["latents", "sigma_label", "chance"]

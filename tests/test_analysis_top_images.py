@@ -7,6 +7,7 @@ from analysis_helpers import FakeKSAE, FakeStore, brute_force_top
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from revelio.analysis.config import TopImagesConfig
 from revelio.analysis.top_images import TopImages, top_images
 from revelio.analysis.top_images_files import load_top_images, save_top_images
 
@@ -32,7 +33,11 @@ def cases(draw):
 def test_equals_brute_force_with_ties_for_any_batching(case, kind, batch, chunk):
     rows, k, m = case
     model = FakeKSAE(rows.shape[1], k)
-    top = top_images(model, FakeStore(rows), m, kind, batch_size=batch, latent_chunk=chunk)
+    top = top_images(
+        model,
+        FakeStore(rows),
+        TopImagesConfig(m=m, codes=kind, batch_size=batch, latent_chunk=chunk),
+    )
     codes = dense_codes(model, rows, kind)
     values, indices = brute_force_top(codes, m)
     assert top.values.tolist() == values
@@ -65,22 +70,26 @@ def test_density_strength_and_ranking():
 def test_grids_are_pooled():
     grids = torch.randn(12, 4, 3, 3)
     model = FakeKSAE(4, 2)
-    from_grids = top_images(model, FakeStore(grids), 3)
-    from_means = top_images(model, FakeStore(grids.mean((2, 3))), 3)
+    from_grids = top_images(model, FakeStore(grids), TopImagesConfig(m=3))
+    from_means = top_images(model, FakeStore(grids.mean((2, 3))), TopImagesConfig(m=3))
     assert torch.equal(from_grids.values, from_means.values)
 
 
 def test_memory_is_the_state_not_the_images():
     seen = []
     store = FakeStore(torch.randn(64, 5))
-    top = top_images(FakeKSAE(5, 2), store, 2, batch_size=10, progress=seen.append)
+    top = top_images(
+        FakeKSAE(5, 2), store, TopImagesConfig(m=2, batch_size=10), progress=seen.append
+    )
     assert seen == [10] * 6 + [4]
     assert top.values.shape == (5, 2)
 
 
 def test_round_trip_and_what_is_wrong_is_named(tmp_path):
     labels = torch.arange(20) % 3
-    top = top_images(FakeKSAE(6, 3), FakeStore(torch.randn(20, 6), labels, ("a", "b", "c")), 4)
+    top = top_images(
+        FakeKSAE(6, 3), FakeStore(torch.randn(20, 6), labels, ("a", "b", "c")), TopImagesConfig(m=4)
+    )
     save_top_images(top, tmp_path)
     again = load_top_images(tmp_path)
     for name in ("values", "indices", "counts", "means", "labels"):
@@ -96,15 +105,17 @@ def test_round_trip_and_what_is_wrong_is_named(tmp_path):
 
 def test_wrong_width_and_sizes_are_one_line():
     with pytest.raises(ValueError, match="5 channels and the k-SAE takes 4"):
-        top_images(FakeKSAE(4, 1), FakeStore(torch.randn(3, 5)), 2)
-    with pytest.raises(ValueError, match="give 1 up"):
-        top_images(FakeKSAE(4, 1), FakeStore(torch.randn(3, 4)), 0)
+        top_images(FakeKSAE(4, 1), FakeStore(torch.randn(3, 5)), TopImagesConfig(m=2))
+    with pytest.raises(ValueError, match="m=0: give 1 or more"):
+        top_images(FakeKSAE(4, 1), FakeStore(torch.randn(3, 4)), TopImagesConfig(m=0))
 
 
 def test_statistics_equal_numpy_on_dense_codes(tmp_path):
     rows = torch.randn(300, 50, generator=torch.Generator().manual_seed(0))
     rows[:, :40] -= torch.linspace(0, 4, 40)
-    top = top_images(FakeKSAE(50, 5), FakeStore(rows), 3, "dense", batch_size=70)
+    top = top_images(
+        FakeKSAE(50, 5), FakeStore(rows), TopImagesConfig(m=3, codes="dense", batch_size=70)
+    )
     codes = rows.relu().numpy()
     found = top.statistics
     density = (codes > 0).mean(0)
@@ -121,7 +132,7 @@ def test_statistics_equal_numpy_on_dense_codes(tmp_path):
 
 
 def test_statistics_of_latents_that_are_all_dead():
-    top = top_images(FakeKSAE(4, 2), FakeStore(-torch.ones(6, 4)), 2)
+    top = top_images(FakeKSAE(4, 2), FakeStore(-torch.ones(6, 4)), TopImagesConfig(m=2))
     assert top.statistics["dead_share"] == 1
     assert top.statistics["means"] == []
     assert sum(top.statistics["density"]["latents"]) == 0

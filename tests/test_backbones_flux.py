@@ -6,21 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from backbones_helpers import (
-    fp16_only,
-    seeded,
-    tiny_t5,
-    tiny_t5_tokenizer,
-    tiny_text_config,
-    tiny_tokenizer,
-    tiny_vae,
-)
+from backbones_helpers import fp16_only
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
-from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
-    FlowMatchEulerDiscreteScheduler,
-)
-from transformers import CLIPTextModel
+from flow_helpers import tiny_flux
 
 from revelio.backbones.base import DiffusionModel
 from revelio.backbones.diffusion.schedule import keyed_noise
@@ -30,37 +19,8 @@ from revelio.backbones.registry import describe_one, load_backbone
 IDS = ["a", "b"]
 PROMPTS = ["a cat", ""]
 LAYERS = dict.fromkeys(["double0", "double1", "single0", "single1", "single2"], LayerSpec(16, 4))
-NEARLY = {"atol": 1e-5, "rtol": 1e-4}
+NEARLY: dict[str, Any] = {"atol": 1e-5, "rtol": 1e-4}
 SIZE = 32
-
-
-def tiny_flux(folder, *, dev=True):
-    """A ``FluxPipeline`` folder; of dev's kind, or of schnell's without guidance and shift."""
-    transformer = seeded(
-        lambda: FluxTransformer2DModel(
-            in_channels=16,
-            num_layers=2,
-            num_single_layers=3,
-            attention_head_dim=8,
-            num_attention_heads=2,
-            joint_attention_dim=24,
-            pooled_projection_dim=16,
-            guidance_embeds=dev,
-            axes_dims_rope=(2, 2, 4),
-        ),
-        1,
-    )
-    shifting = {"shift": 3.0, "use_dynamic_shifting": True} if dev else {"shift": 1.0}
-    FluxPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(**shifting),
-        vae=tiny_vae(shift_factor=0.25, use_quant_conv=False, use_post_quant_conv=False),
-        text_encoder=seeded(lambda: CLIPTextModel(tiny_text_config(16)), 1),
-        tokenizer=tiny_tokenizer(),
-        text_encoder_2=tiny_t5(24),
-        tokenizer_2=tiny_t5_tokenizer(),
-        transformer=transformer,
-    ).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +38,7 @@ def load(folder, **settings) -> Any:
     return load_backbone(str(folder), image_size=SIZE, device="cpu", **settings)
 
 
-def uncut(folder):
+def uncut(folder) -> Any:
     pipeline = FluxPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -196,7 +156,7 @@ def test_the_pipeline_generates_what_diffusers_does(folders, name):
     images = []
     for pipeline in (load(folders[name]).pipeline(), uncut(folders[name])):
         pipeline.set_progress_bar_config(disable=True)
-        made = pipeline(
+        made: Any = pipeline(
             "a cat",
             height=SIZE,
             width=SIZE,
@@ -212,7 +172,7 @@ def test_half_precision_variants_and_eager_attention(folders, pixels, tmp_path):
     model = load(folders["dev"])
     encoded = model.encode(pixels)
     # A time that bfloat16 holds: like the pipeline, the transformer rounds it to its own format.
-    wanted = {"timestep": 255, "prompts": PROMPTS}
+    wanted: Any = {"timestep": 255, "prompts": PROMPTS}
     expected = model.activations(encoded, IDS, ["single2"], **wanted)["single2"]
     eager = load(folders["dev"], attention="eager")
     found = eager.activations(encoded, IDS, ["single2"], **wanted)["single2"]
@@ -247,7 +207,7 @@ def test_parts_that_do_not_fit_are_one_line(folders, tmp_path, part, changes, wo
     assert "\n" not in str(error.value)
 
 
-FULL = {
+FULL: dict[str, Any] = {
     "in_channels": 64,
     "num_layers": 19,
     "num_single_layers": 38,

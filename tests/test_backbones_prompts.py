@@ -1,11 +1,21 @@
 """Prompt policies, and zero-shot classes against CLIPModel's own logits."""
 
+import csv
+import json
+
 import pytest
 import torch
-from backbones_helpers import picture, tiny_clip
+from backbones_helpers import picture, seeing_clip, tiny_if, tiny_pixart, tiny_sd, tiny_sdxl
+from flow_helpers import tiny_flux, tiny_sd3
 from transformers import CLIPModel, CLIPTokenizer
 
-from revelio.backbones.prompts import ZeroShot, check_policy, class_texts, prompt_texts
+from revelio.backbones.prompts import (
+    ZeroShot,
+    captions_sha256,
+    check_policy,
+    class_texts,
+    prompt_texts,
+)
 from revelio.backbones.registry import load_backbone
 from revelio.data.dataset import ImageDataset, ImageError
 
@@ -24,14 +34,7 @@ def dataset(name="oxford-iiit-pet", classes=CLASSES, broken=()):
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
-    """A CLIP whose image embedding depends on the picture: random ones hardly look at it."""
-    folder = tiny_clip(tmp_path_factory.mktemp("clip"), seed=4)
-    model = CLIPModel.from_pretrained(folder)
-    for name, parameter in model.vision_model.named_parameters():
-        if name.endswith(("v_proj.weight", "out_proj.weight", "patch_embedding.weight")):
-            parameter.data.mul_(20)
-    model.save_pretrained(folder)
-    return str(folder)
+    return str(seeing_clip(tmp_path_factory.mktemp("clip")))
 
 
 def test_simple_policies_read_no_image():
@@ -103,3 +106,106 @@ def test_zero_shot_needs_a_whole_clip(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "dinov2"}')
     with pytest.raises(ValueError, match="is a dinov2: zero-shot prompts need a whole CLIPModel"):
         ZeroShot(str(tmp_path), ["a"])
+
+
+def caption_files(folder, entries):
+    """The same captions as CSV and as JSON Lines."""
+    with (folder / "captions.csv").open("w", newline="") as file:
+        rows = csv.DictWriter(file, ["image", "caption"])
+        rows.writeheader()
+        rows.writerows({"image": image, "caption": text} for image, text in entries)
+    lines = [json.dumps({"file_name": image, "text": text, "score": 1}) for image, text in entries]
+    (folder / "captions.jsonl").write_text("\n".join(lines) + "\n")
+    return folder / "captions.csv", folder / "captions.jsonl"
+
+
+def test_captions_come_from_a_file_by_image_id(tmp_path):
+    texts = ["a cat", "", 'two, "quoted"', "über\nzwei Zeilen", "a", "b", "c", "of no image"]
+    entries = [*zip(dataset().ids, texts, strict=False), ("other.jpg", "of no image")]
+    for path in caption_files(tmp_path, entries[::-1]):
+        found = prompt_texts(f"captions:{path}", dataset(broken=range(7)))
+        assert found == texts[:7]
+        some = dataset().subset([4, 0])
+        assert prompt_texts(f"captions:{path}", some) == ["a", "a cat"]
+
+
+def test_a_changed_file_of_captions_has_another_hash(tmp_path):
+    path, lines = caption_files(tmp_path, [("a.jpg", "a cat")])
+    assert captions_sha256(["empty", "fixed:captions:"]) is None
+    before = captions_sha256(["empty", f"captions:{path}"])
+    assert before != captions_sha256([f"captions:{lines}"])
+    path.write_text(path.read_text().replace("cat", "dog"))
+    assert captions_sha256([f"captions:{path}"]) not in (before, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("a.csv", "image,caption\n0.jpg,a cat\n", "no caption for 6 of 7 images, such as 1.jpg"),
+        ("a.csv", "image,caption\n0.jpg,a,cat\n", "a.csv, line 2 has 3 cells, its header 2"),
+        ("a.csv", 'image,caption\n0.jpg,"a\n', "is not valid CSV"),
+        ("a.csv", "", "has no header line"),
+        ("a.csv", "picture,caption\n0.jpg,a\n", "entry 1 of .* no text in any of the fields image"),
+        ("a.jsonl", '{"image": "0.jpg"}', "entry 1 of .* no text in any of the fields caption"),
+        (
+            "a.jsonl",
+            '{"image": 3, "caption": "a"}',
+            "entry 1 of .* no text in any of the fields image",
+        ),
+        (
+            "a.jsonl",
+            '{"id": "x", "text": "a"}\n{"id": "x", "text": "b"}',
+            "a second, other caption",
+        ),
+        ("a.jsonl", "[]", "line 1 holds no object"),
+        ("a.txt", "", "give a .csv or .jsonl file"),
+        ("b/a.csv", None, "no file at"),
+    ],
+)
+def test_a_file_that_lacks_captions_is_one_line(tmp_path, name, text, words):
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=words) as error:
+        prompt_texts(f"captions:{tmp_path / name}", dataset())
+    assert "\n" not in str(error.value)
+
+
+def test_each_distinct_class_text_is_encoded_once(clip, monkeypatch):
+    seen = []
+    embed = ZeroShot._embed_text
+    monkeypatch.setattr(
+        ZeroShot, "_embed_text", lambda self, text: seen.append(text) or embed(self, text)
+    )
+    zero_shot = ZeroShot(clip, ["a cat", "a dog", "a cat"], "cpu")
+    assert seen == ["a cat", "a dog"]
+    assert torch.equal(zero_shot._text_rows[0], zero_shot._text_rows[2])
+
+
+# Each family's builder, and how many folders its text encoders and tokenizers fill.
+FAMILIES = {
+    "sd": (tiny_sd, 2),
+    "sdxl": (tiny_sdxl, 4),
+    "deepfloyd": (tiny_if, 2),
+    "pixart": (tiny_pixart, 2),
+    "sd3": (tiny_sd3, 6),
+    "flux": (tiny_flux, 4),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_missing_or_empty_text_folder_is_an_error(family, tmp_path):
+    build, count = FAMILIES[family]
+    folder = build(tmp_path / "m")
+    parts = [p for p in folder.iterdir() if p.name.startswith(("text_encoder", "tokenizer"))]
+    assert len(parts) == count
+    for part in parts:
+        for empty in (False, True):
+            part.rename(tmp_path / "away")
+            if empty:
+                part.mkdir()
+            with pytest.raises(ValueError, match=part.name) as error:
+                load_backbone(str(folder), image_size=32, device="cpu")
+            assert "\n" not in str(error.value)
+            if empty:
+                part.rmdir()
+            (tmp_path / "away").rename(part)

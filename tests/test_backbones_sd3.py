@@ -6,22 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from backbones_helpers import (
-    fp16_only,
-    seeded,
-    tiny_projected_clip,
-    tiny_t5,
-    tiny_t5_tokenizer,
-    tiny_tokenizer,
-    tiny_vae,
-)
+from backbones_helpers import fp16_only
 from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import (
     StableDiffusion3Pipeline,
 )
-from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
-    FlowMatchEulerDiscreteScheduler,
-)
+from flow_helpers import tiny_sd3
 
 from revelio.backbones.base import DiffusionModel
 from revelio.backbones.diffusion.schedule import keyed_noise, reference_schedule
@@ -32,40 +22,7 @@ from revelio.backbones.registry import describe_one, load_backbone
 IDS = ["a", "b"]
 PROMPTS = ["a cat", ""]
 LAYERS = {f"block{i}": LayerSpec(16, 4) for i in range(3)}
-NEARLY = {"atol": 1e-5, "rtol": 1e-4}
-
-
-def tiny_sd3(folder, *, t5=True, dual=()):
-    """A ``StableDiffusion3Pipeline`` folder at 32 px."""
-    transformer = seeded(
-        lambda: SD3Transformer2DModel(
-            sample_size=16,
-            in_channels=4,
-            out_channels=4,
-            num_layers=3,
-            attention_head_dim=8,
-            num_attention_heads=2,
-            joint_attention_dim=48,
-            caption_projection_dim=16,
-            pooled_projection_dim=32,
-            pos_embed_max_size=24,
-            dual_attention_layers=dual,
-            qk_norm="rms_norm" if dual else None,
-        ),
-        1,
-    )
-    StableDiffusion3Pipeline(
-        transformer=transformer,
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=tiny_vae(shift_factor=0.25, use_quant_conv=False, use_post_quant_conv=False),
-        text_encoder=tiny_projected_clip(16, seed=1),
-        tokenizer=tiny_tokenizer(),
-        text_encoder_2=tiny_projected_clip(24, seed=2),
-        tokenizer_2=tiny_tokenizer(),
-        text_encoder_3=tiny_t5(48) if t5 else None,
-        tokenizer_3=tiny_t5_tokenizer() if t5 else None,
-    ).save_pretrained(folder)
-    return folder
+NEARLY: dict[str, Any] = {"atol": 1e-5, "rtol": 1e-4}
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +44,7 @@ def load(folder, **settings) -> Any:
     return load_backbone(str(folder), device="cpu", **settings)
 
 
-def uncut(folder):
+def uncut(folder) -> Any:
     """Diffusers' pipeline; it has to be told of a T5 that isn't there."""
     without = (
         {}
@@ -180,7 +137,7 @@ def test_the_pipeline_generates_what_diffusers_does(folders, name):
     for pipeline in (model.pipeline(), uncut(folders[name])):
         pipeline.set_progress_bar_config(disable=True)
         drawn = torch.Generator().manual_seed(1)
-        made = pipeline("a cat", generator=drawn, num_inference_steps=2, output_type="np")
+        made: Any = pipeline("a cat", generator=drawn, num_inference_steps=2, output_type="np")
         images.append(torch.as_tensor(made.images))
     torch.testing.assert_close(images[0], images[1], atol=1e-4, rtol=1e-3)
 
@@ -188,7 +145,7 @@ def test_the_pipeline_generates_what_diffusers_does(folders, name):
 def test_half_precision_variants_and_eager_attention(folders, pixels, tmp_path):
     model = load(folders["sd3"])
     encoded = model.encode(pixels)
-    wanted = {"timestep": 300, "prompts": PROMPTS}
+    wanted: Any = {"timestep": 300, "prompts": PROMPTS}
     expected = model.activations(encoded, IDS, ["block2"], **wanted)["block2"]
     eager = load(folders["sd3"], attention="eager")
     found = eager.activations(encoded, IDS, ["block2"], **wanted)["block2"]

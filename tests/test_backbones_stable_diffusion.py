@@ -11,15 +11,15 @@ from backbones_helpers import SD_LAYERS, picture, tiny_sd
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from families_helpers import NEAR, captured, check_family, load_whole, unet_modules
 from torch import nn
 
 from revelio.backbones.diffusion.schedule import keyed_noise
 from revelio.backbones.diffusion.unet import cut, layer_module
 from revelio.backbones.layers import LayerSpec, unet_layers
-from revelio.backbones.registry import load_backbone
+from revelio.backbones.registry import describe_one, load_backbone
 
 IDS = ["a", "b", "c"]
-VAE_15 = {"block_out_channels": (128, 256, 512, 512)}
 
 
 @pytest.fixture(scope="module")
@@ -68,14 +68,44 @@ def test_grids_equal_hooks_on_the_whole_pipeline(folder, backbone, pixels, times
         assert ours[layer].is_contiguous() and ours[layer].dtype == torch.float32
 
 
-def test_a_velocity_model_with_another_text_width_takes_the_same_path(tmp_path, pixels):
-    folder = tiny_sd(tmp_path, prediction_type="v_prediction", text_width=20, seed=1)
-    ours = load_backbone(str(folder), device="cpu")
-    encoded, texts = ours.encode(pixels), ["x", "y", ""]
-    expected = reference_grids(folder, encoded, IDS, 200, texts)
-    found = ours.activations(encoded, IDS, SD_LAYERS, timestep=200, prompts=texts)
-    for layer in SD_LAYERS:
-        torch.testing.assert_close(found[layer], expected[layer], atol=1e-5, rtol=1e-4)
+# text_encoder/config.json of SD-2.1, OpenCLIP's ViT-H without its last block, but for its width.
+OPEN_CLIP = {"hidden_act": "gelu", "num_hidden_layers": 23, "projection_dim": 512}
+
+
+@pytest.mark.parametrize("zero_snr", [False, True])
+def test_sd_2_1_velocity_open_clip_and_zero_terminal_snr(tmp_path, zero_snr):
+    folder = tiny_sd(
+        tmp_path / "sd-2.1",
+        prediction_type="v_prediction",
+        text_width=20,
+        text=OPEN_CLIP,
+        zero_snr=zero_snr,
+    )
+    model, pipeline = load_whole(folder), StableDiffusionPipeline.from_pretrained(folder)
+    assert len(model.text.layers) == 23
+    text, _ = pipeline.encode_prompt(["a cat", ""], "cpu", 1, False)
+    check_family(
+        folder,
+        unet_modules(pipeline.unet),
+        pipeline.scheduler,
+        lambda x_t, steps: pipeline.unet(x_t, steps, text).sample,
+        ["a cat", ""],
+        999 if zero_snr else 200,
+        cuts=False,
+    )
+    # What the velocity says of the image and of the noise, by the scheduler's own step.
+    schedule, ddim = model.schedule, pipeline.scheduler
+    x_t, velocity = torch.randn(2, 2, 4, 16, 16)
+    ddim.set_timesteps(1000)
+    for timestep in (200, 998):
+        clean = ddim.step(velocity, timestep, x_t).pred_original_sample
+        torch.testing.assert_close(schedule.x0(velocity, x_t, timestep), clean, **NEAR)
+        noised = schedule.add_noise(clean, schedule.epsilon(velocity, x_t, timestep), timestep)
+        torch.testing.assert_close(noised, x_t, **NEAR)
+    assert (float(schedule.alphas[999]) == 0) == zero_snr
+    if zero_snr:
+        torch.testing.assert_close(schedule.x0(velocity, x_t, 999), -velocity)
+        torch.testing.assert_close(schedule.epsilon(velocity, x_t, 999), x_t)
 
 
 def test_latents_are_the_posterior_mode_scaled_in_half_precision(folder, backbone, pixels):
@@ -232,26 +262,36 @@ def test_mistakes_are_named(folder, backbone, pixels):
         backbone.activations(encoded, IDS, ["up_ft1"], timestep=0, prompts="a cat")
 
 
-def test_the_full_size_unet_has_the_papers_shapes():
-    """SD-1.5 at 512 px, on the meta device: shapes without 3.4 GB of weights."""
+SD_2_1 = {
+    "attention_head_dim": [5, 10, 20, 20],
+    "cross_attention_dim": 1024,
+    "use_linear_projection": True,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "parameters", "sides"),
+    [
+        ("sd-1.5", {"cross_attention_dim": 768}, 859_520_964, (8, 16, 32, 64, 64)),
+        ("sd-2.1", SD_2_1, 865_910_724, (12, 24, 48, 96, 96)),
+    ],
+)
+def test_the_full_size_unet_has_the_papers_shapes(name, config, parameters, sides):
+    """On the meta device: shapes without 3.4 GB of weights."""
+    about = describe_one(name)
+    latents = about.image_size // 8
     with torch.device("meta"):
-        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
-        assert unet.num_parameters() == 859_520_964
-        layers = unet_layers(unet.config, VAE_15)
-        cut(unet, layers)
-        shapes = {}
-        for layer in layers:
-            layer_module(unet, layer).register_forward_hook(
-                lambda _m, _i, out, layer=layer: shapes.update({layer: tuple(out.shape[1:])})
-            )
-        with torch.no_grad():
-            unet(torch.empty(1, 4, 64, 64), 25, torch.empty(1, 77, 768))
+        unet = UNet2DConditionModel(sample_size=latents, **config)
+        assert unet.num_parameters() == parameters
+        cut(unet, about.layers)
+        modules = {layer: layer_module(unet, layer) for layer in about.layers}
+        text = torch.empty(1, 77, config["cross_attention_dim"])
+        kept, _ = captured(modules, lambda: unet(torch.empty(1, 4, latents, latents), 25, text)[0])
+    channels = (1280, 1280, 1280, 640, 320)
+    shapes = {layer: tuple(output.shape[1:]) for layer, output in kept.items()}
     assert shapes == {
-        "bottleneck": (1280, 8, 8),
-        "up_ft0": (1280, 16, 16),
-        "up_ft1": (1280, 32, 32),
-        "up_ft2": (640, 64, 64),
-        "up_ft3": (320, 64, 64),
+        layer: (width, side, side)
+        for layer, width, side in zip(SD_LAYERS, channels, sides, strict=True)
     }
-    for layer, (channels, side, _) in shapes.items():
-        assert layers[layer] == LayerSpec(channels, 512 // side)
+    for layer, (width, side, _) in shapes.items():
+        assert about.layers[layer] == LayerSpec(width, about.image_size // side)

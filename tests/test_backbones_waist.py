@@ -1,6 +1,7 @@
 """What a diffusion model offers beside activations: hooks, predictions, decoding, pipelines, text tokens."""
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -265,6 +266,7 @@ BETAS = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}
         ("EulerDiscreteScheduler", BETAS, 0.0001**0.5),
         ("DDIMScheduler", BETAS | {"rescale_betas_zero_snr": True}, 0.0001**0.5),
         ("PNDMScheduler", {"trained_betas": [0.04] * 10}, 0.2),
+        ("DPMSolverMultistepScheduler", BETAS | {"lambda_min_clipped": -math.inf}, 0.0001**0.5),
         ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}, 0.003 / 1.002),
         ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0, "use_dynamic_shifting": True}, 0.001),
     ],
@@ -292,6 +294,8 @@ def test_a_schedulers_config_is_read(tmp_path, kind, config, sigma):
         ("DDIMScheduler", BETAS | {"prediction_type": "score"}),
         ("DDIMScheduler", BETAS | {"prediction_type": ["epsilon"]}),
         ("DDIMScheduler", BETAS | {"beta_end": 3.0}),
+        ("DDIMScheduler", BETAS | {"beta_end": math.inf}),
+        ("DDIMScheduler", BETAS | {"beta_end": math.nan}),
         ("DDIMScheduler", {"trained_betas": [0.1, 0.2]}),
         ("DDIMScheduler", {"trained_betas": "all"}),
         ("FlowMatchEulerDiscreteScheduler", {"shift": 0}),

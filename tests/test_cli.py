@@ -9,6 +9,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from revelio import command_line
 from revelio.cli import COMMANDS, GROUPS, SUMMARIES, find_module, main, run_module
@@ -197,3 +198,24 @@ def test_misspelt_key_in_a_config_file(tmp_path: Path, capsys) -> None:
         run_module(module(print), ["--config", str(path)], "try")  # type: ignore[arg-type]
     assert stopped.value.code == 2
     assert "unknown key `stps`: did you mean `steps`" in capsys.readouterr().err
+
+
+def test_a_warning_of_the_library_is_one_line(tmp_path):
+    folder = tmp_path / "pets"
+    for name in ("cats", "dogs"):
+        (folder / name).mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(folder / name / "a.png")
+    (folder / "cats" / "b.heic").write_bytes(b"not read here")
+    program = (
+        "from revelio.command_line import one_line_errors\n"
+        "from revelio.data.open import open_dataset\n"
+        "import sys\n"
+        "with one_line_errors('revelio extract'): open_dataset(sys.argv[1])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(folder)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0
+    [line] = done.stderr.splitlines()
+    assert line.startswith(f"revelio extract: warning: {folder}: 1 file left out")
+    assert line.endswith("1 .heic (cats/b.heic)")

@@ -24,12 +24,14 @@ from PIL import Image, ImageOps
 from revelio import cli
 from revelio.activations.extract import extract
 from revelio.activations.store import ActivationStore, write_store
-from revelio.cli.options import read_contents
+from revelio.cli.bar import Bar
 from revelio.data.contents import UNREADABLE, digest_of
 from revelio.data.dataset import ImageError
 from revelio.data.open import open_dataset
 from revelio.diffc.cache import CacheSettings, fill_cache
 from revelio.diffc.sources import LiveGrids
+from revelio.pipelines import silent
+from revelio.pipelines.inputs import hashed
 from revelio.pipelines.train_sae import describe
 from revelio.run_dir import Run
 
@@ -109,10 +111,10 @@ def test_a_latent_cache_of_the_same_names_does_not_serve_other_pictures(tmp_path
     for path in two.rglob("*.png"):
         invert(path)
     cache = tmp_path / "z0"
-    extract(open_dataset(one), FakeBackbone(), tmp_path / "a", latents=cache, **RUN)
+    extract(open_dataset(one), FakeBackbone(), tmp_path / "a", vae_cache=cache, **RUN)
     before = tree(cache)
-    with pytest.raises(ValueError, match=r"z0 was made of other pictures .* another --latents"):
-        extract(open_dataset(two), FakeBackbone(), tmp_path / "b", latents=cache, **RUN)
+    with pytest.raises(ValueError, match=r"z0 was made of other pictures .* another folder"):
+        extract(open_dataset(two), FakeBackbone(), tmp_path / "b", vae_cache=cache, **RUN)
     assert tree(cache) == before and not (tmp_path / "b").exists()
     # In an unfinished cache as well: its first shard is there.
     manifest = json.loads((cache / "manifest.json").read_text())
@@ -121,12 +123,12 @@ def test_a_latent_cache_of_the_same_names_does_not_serve_other_pictures(tmp_path
     whole = (one / broken).read_bytes()
     (one / broken).write_bytes(b"no picture")
     with pytest.raises(ImageError):
-        extract(open_dataset(one), FakeBackbone(), tmp_path / "c", latents=cache, **RUN)
+        extract(open_dataset(one), FakeBackbone(), tmp_path / "c", vae_cache=cache, **RUN)
     (one / broken).write_bytes(whole)
     with pytest.raises(ValueError, match=r"z0 was made of other pictures"):
-        extract(open_dataset(two), FakeBackbone(), tmp_path / "d", latents=cache, **RUN)
+        extract(open_dataset(two), FakeBackbone(), tmp_path / "d", vae_cache=cache, **RUN)
     # A mended picture changes no row that is there: the same run goes on, to the same bytes.
-    extract(open_dataset(one), FakeBackbone(), tmp_path / "c", latents=cache, resume=True, **RUN)
+    extract(open_dataset(one), FakeBackbone(), tmp_path / "c", vae_cache=cache, resume=True, **RUN)
     assert json.loads((cache / "manifest.json").read_text()) == manifest
     assert tree(cache) == before
     assert tree(tmp_path / "c") == tree(tmp_path / "a")
@@ -137,10 +139,10 @@ def test_resume_does_not_mix_pictures(tmp_path):
     extract(open_dataset(folder), FakeBackbone(), tmp_path / "a", **RUN)
     before = tree(tmp_path / "a")
     invert(folder / open_dataset(folder).ids[7])
-    with pytest.raises(ValueError, match=r"was made of other pictures .* another --out"):
+    with pytest.raises(ValueError, match=r"was made of other pictures .* another folder"):
         extract(open_dataset(folder), FakeBackbone(), tmp_path / "a", resume=True, **RUN)
     (tmp_path / "a/deep-t25-empty-d0/shard-00001.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"was made of other pictures .* another --out"):
+    with pytest.raises(ValueError, match=r"was made of other pictures .* another folder"):
         extract(open_dataset(folder), FakeBackbone(), tmp_path / "a", resume=True, **RUN)
     invert(folder / open_dataset(folder).ids[7])
     extract(open_dataset(folder), FakeBackbone(), tmp_path / "a", resume=True, **RUN)
@@ -149,7 +151,7 @@ def test_resume_does_not_mix_pictures(tmp_path):
 
 def test_stores_from_before_contents_were_recorded_go_on_as_they_were(tmp_path):
     folder = folder_of(tmp_path / "1")
-    extract(open_dataset(folder), FakeBackbone(), tmp_path / "a", latents=tmp_path / "z0", **RUN)
+    extract(open_dataset(folder), FakeBackbone(), tmp_path / "a", vae_cache=tmp_path / "z0", **RUN)
     for path in [*(tmp_path / "a").rglob("manifest.json"), tmp_path / "z0/manifest.json"]:
         manifest = json.loads(path.read_text())
         del manifest["contents_sha256"]
@@ -160,7 +162,7 @@ def test_stores_from_before_contents_were_recorded_go_on_as_they_were(tmp_path):
     assert tree(tmp_path / "a") == before
     with pytest.warns(UserWarning, match=r"z0 was made before the contents of pictures"):
         extract(
-            open_dataset(folder), FakeBackbone(), tmp_path / "b", latents=tmp_path / "z0", **RUN
+            open_dataset(folder), FakeBackbone(), tmp_path / "b", vae_cache=tmp_path / "z0", **RUN
         )
 
 
@@ -293,13 +295,14 @@ def test_pictures_are_read_once_under_a_bar_that_begins_at_once(tmp_path, capsys
         return dataset.digest(index)
 
     watched = replace(dataset, digest=digest)
-    hashed = read_contents(watched)
+    with Bar("extraction") as bar:
+        found = hashed(watched, bar)
     assert "9/9" in capsys.readouterr().err
-    assert hashed.digests() == hashed.digests() == dataset.digests() and sorted(read) == list(
+    assert found.digests() == found.digests() == dataset.digests() and sorted(read) == list(
         range(9)
     )
-    assert hashed.subset([7, 1]).digests() == [dataset.digest(7), dataset.digest(1)]
-    assert read_contents(memory_dataset(3)).digests() is None
+    assert found.subset([7, 1]).digests() == [dataset.digest(7), dataset.digest(1)]
+    assert hashed(memory_dataset(3), silent).digests() is None
 
 
 @pytest.mark.parametrize("command", ["extract", "train-diffc"])
@@ -317,5 +320,5 @@ def test_commands_say_that_pictures_are_read(tmp_path, capsys, command):
         words = ["--backbone.name", "pixels", "--layer", "pixels", "--timestep", "None"]
         words += ["--test.split", "None", "--epochs", "1", "--width", "2"]
     cli.main([command, *source, *words])
-    said = capsys.readouterr().err
+    said = "".join(capsys.readouterr())
     assert "reading 9 pictures" in said or "reading 6 pictures" in said

@@ -10,6 +10,7 @@ import pyarrow.parquet
 import pytest
 from data_helpers import noise_picture, png
 
+from revelio.data.dataset import ImageError
 from revelio.data.open import open_dataset
 from revelio.data.sources import parquet
 
@@ -77,6 +78,38 @@ def test_the_memory_taken_is_bounded(tmp_path, typed):
     said, taken = done.stdout.strip().splitlines()
     assert "times the file" in said, done.stderr
     assert int(taken) < 512 * MIB
+
+
+@pytest.mark.parametrize("wrap", ["struct", "list"])
+def test_a_dictionary_inside_a_column_is_counted_too(tmp_path, monkeypatch, wrap):
+    """Arrow keeps what its own schema calls a dictionary as one, also within a struct or a list."""
+    column = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 200, "int32"), [BLOB])
+    if wrap == "struct":
+        column = pyarrow.StructArray.from_arrays([column], ["bytes"])
+    else:
+        column = pyarrow.ListArray.from_arrays(list(range(201)), column)
+    [batch] = pyarrow.table({"image": column}).to_batches()
+    assert batch.nbytes < 3 * MIB
+    assert parquet._decoded_bytes(batch) > 200 * MIB
+
+
+def test_pictures_named_by_a_row_are_looked_for_beside_their_file(tmp_path, monkeypatch):
+    for place, name in enumerate(("images/a.png", "b.png")):
+        (tmp_path / "set/data" / name).parent.mkdir(parents=True, exist_ok=True)
+        noise_picture(6, 5, place).save(tmp_path / "set/data" / name)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    names = ["images/a.png", "b.png", "../../secret.png", str(tmp_path / "secret.png")]
+    noise_picture(6, 5, 9).save(tmp_path / "secret.png")
+    for column in (names, [{"bytes": None, "path": name} for name in names]):
+        path = tmp_path / "set/data/train.parquet"
+        pyarrow.parquet.write_table(pyarrow.table({"image": column, "label": [0, 1, 0, 1]}), path)
+        dataset = open_dataset(path)
+        for index in (0, 1):
+            assert dataset.read(index).tobytes() == noise_picture(6, 5, index).tobytes()
+        for index in (2, 3):
+            with pytest.raises(ImageError, match="not in the data set's own folder"):
+                dataset.read(index)
 
 
 def test_honest_files_are_read_whole(tmp_path):

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from revelio.data.config import Limits
 from revelio.data.dataset import ImageError
 from revelio.data.picture import read_picture
 
@@ -154,8 +155,30 @@ def test_what_is_no_picture_says_why(tmp_path: Path) -> None:
         read_picture(tmp_path / "gone.jpg", "x")
     with pytest.raises(ImageError, match="32-bit fractions"):
         read_picture(saved(Image.new("F", (2, 2)), "TIFF"), "x")
-    with pytest.raises(ImageError, match="beyond 16 bits"):
-        read_picture(saved(Image.new("I", (2, 2), 70000), "TIFF"), "x")
+    # Whatever the values: 200 of 2^32 would come out black, 200 of 255 not.
+    for value in (200, 60_000, 70_000):
+        with pytest.raises(ImageError, match="32-bit integers without a defined white"):
+            read_picture(saved(Image.new("I", (2, 2), value), "TIFF"), "x")
+
+
+@pytest.mark.parametrize("kind", ["DIB", "ICO", "PCX", "SGI", "QOI", "AVIF", "JPEG2000"])
+def test_what_pillow_opens_is_read(kind: str) -> None:
+    image = Image.new("RGB", (16, 16), (200, 100, 50))
+    # As two of Pillow's writers have it: formats without one of their own are left out.
+    if kind not in Image.SAVE:
+        pytest.skip(f"this Pillow writes no {kind}")
+    read = read_picture(saved(image, kind), "x")
+    assert read.mode == "RGB" and np.abs(np.asarray(read, int) - np.asarray(image, int)).max() <= 8
+
+
+def test_limits_are_settings() -> None:
+    content = png(Image.new("RGB", (40, 3)))
+    assert read_picture(content, "x").size == (40, 3)
+    with pytest.raises(ImageError, match=r"40 x 3 pixels, more than 119 \(max_pixels\)"):
+        read_picture(content, "x", Limits(max_pixels=119))
+    with pytest.raises(ImageError, match=r"sides beyond 13 to 1 \(max_ratio\)"):
+        read_picture(content, "x", Limits(max_ratio=13))
+    assert read_picture(content, "x", Limits(max_pixels=120, max_ratio=14)).size == (40, 3)
 
 
 @given(st.integers(0, 2**32), st.sampled_from(["JPEG", "PNG", "GIF", "WEBP", "TIFF"]))

@@ -22,7 +22,7 @@ from revelio.activations.store import ActivationStore
 from revelio.data.dataset import ImageError
 from revelio.data.loading import batches
 from revelio.data.open import open_dataset
-from revelio.data.picture import MAX_BYTES, MAX_PIXELS, MAX_RATIO, read_picture
+from revelio.data.picture import BYTES_A_PIXEL, LIMITS, read_picture
 from revelio.data.sources.folder import open_folder
 from revelio.data.sources.idx import read_idx
 from revelio.data.transforms import SquareTransform
@@ -32,6 +32,8 @@ NASTY = [
     "schön 🐈.png".encode(), b" space .png", b"'quote\".png", b"%s{}<b>&amp;.png", b"-rf.png", b"a\\b.png",
     b"\xe2\x80\xae.png", b"\xed\xb3\xbf.png", b"n" * 240 + b".png",
 ]  # fmt: skip
+
+MOST_BYTES = BYTES_A_PIXEL * LIMITS.max_pixels
 
 
 def blank_png(width: int, height: int) -> bytes:
@@ -55,7 +57,7 @@ def blank_png(width: int, height: int) -> bytes:
     [
         (1, 2_000_000, "sides beyond"),
         (2_000_000, 1, "sides beyond"),
-        (7, 7 * MAX_RATIO + 1, "sides beyond"),
+        (7, 7 * LIMITS.max_ratio + 1, "sides beyond"),
         (12_000, 12_000, "pixels, more than"),
         (20_000, 20_000, "pixels"),
     ],
@@ -68,8 +70,8 @@ def test_pictures_out_of_proportion_are_refused_before_they_are_decoded(width, h
 
 
 def test_pictures_at_the_limits_are_read():
-    assert MAX_PIXELS >= 8192 * 8192
-    assert read_picture(blank_png(7, 7 * MAX_RATIO), "x").size == (7, 700)
+    assert LIMITS.max_pixels >= 8192 * 8192
+    assert read_picture(blank_png(7, 7 * LIMITS.max_ratio), "x").size == (7, 700)
     pixels = SquareTransform(16)(read_picture(blank_png(700, 7), "x"))
     assert pixels.shape == (3, 16, 16)
 
@@ -80,14 +82,14 @@ def test_only_regular_files_are_opened(tmp_path):
     (tmp_path / "set" / "b" / "zero.png").symlink_to("/dev/zero")
     (tmp_path / "set" / "b" / "gone.png").symlink_to(tmp_path / "gone")
     with (tmp_path / "set" / "b" / "huge.png").open("wb") as file:
-        file.truncate(MAX_BYTES + 1)
+        file.truncate(MOST_BYTES + 1)
     dataset = open_folder(tmp_path / "set")
     (batch,) = batches(dataset, SquareTransform(4), 9, on_error="skip")
     assert batch.ids == ["a/0.png", "a/1.png", "b/0.png"]
     assert dict(batch.skipped) == {
         "a/pipe.png": "it is not a regular file",
         "b/gone.png": "no such file or directory",
-        "b/huge.png": f"its file has {MAX_BYTES + 1} bytes, more than {MAX_BYTES}",
+        "b/huge.png": f"its file has {MOST_BYTES + 1} bytes, more than {MOST_BYTES}",
         "b/zero.png": "it is not a regular file",
     }
     assert len(dataset.digests() or []) == 7
@@ -328,5 +330,5 @@ def test_the_line_that_names_a_file_is_safe_for_a_terminal(tmp_path, capsys):
 
 def test_batches_of_long_pictures_stay_small():
     """The shorter side is brought to the model's size; the longer may grow to so many times that."""
-    image = Image.new("RGB", (MAX_RATIO * 3, 3), (9, 8, 7))
+    image = Image.new("RGB", (LIMITS.max_ratio * 3, 3), (9, 8, 7))
     assert torch.equal(SquareTransform(8)(image), SquareTransform(8)(image.crop((0, 0, 3, 3))))

@@ -10,15 +10,28 @@ from backbones_helpers import tiny_sd
 from PIL import Image
 
 from revelio.cli import main
-from revelio.demo.charts import Series, bar_chart, line_chart
-from revelio.demo.job import findings
-from revelio.demo.sources import demo_images
-from revelio.demo.stages import best_cell
+from revelio.data.config import DataConfig
+from revelio.pipelines.demo.charts import Series, bar_chart, line_chart
+from revelio.pipelines.demo.config import DemoConfig
+from revelio.pipelines.demo.run import findings
+from revelio.pipelines.demo.sources import demo_images
+from revelio.pipelines.demo.stages import shown_cell
 
 CLASSES = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
 SMALL = [
-    *("--layers", "up_ft1", "up_ft3", "--timesteps", "25", "200", "--k", "4", "--expansion", "1"),
-    *("--steps", "20", "--ksae-batch", "32", "--top", "4", "--width", "8", "--epochs", "2"),
+    *(
+        "--layers",
+        "up_ft1",
+        "up_ft3",
+        "--timesteps",
+        "25",
+        "200",
+        "--sae.k",
+        "4",
+        "--sae.expansion",
+        "1",
+    ),
+    *("--sae.steps", "20", "--sae.batch-size", "32", "--m", "4", "--width", "8", "--epochs", "2"),
     *("--batch-size", "16"),
 ]
 
@@ -45,7 +58,7 @@ def test_the_whole_job_on_labelled_pictures(
     tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images, out = make_pictures(tmp_path / "images", 20), tmp_path / "run"
-    flags = ["--images", str(images), "--backbone.name", str(model), "--out", str(out), *SMALL]
+    flags = ["--data.source", str(images), "--backbone.name", str(model), "--out", str(out), *SMALL]
     main(["demo", *flags])
     assert str(out / "report.html") in capsys.readouterr().out
     report = json.loads((out / "report.json").read_text())
@@ -72,7 +85,7 @@ def test_the_whole_job_on_labelled_pictures(
 
 def test_a_finished_demo_is_shown_again_and_a_cut_one_goes_on(tmp_path: Path, model: Path) -> None:
     images, out = make_pictures(tmp_path / "images", 8), tmp_path / "run"
-    flags = ["--images", str(images), "--backbone.name", str(model), "--out", str(out), *SMALL]
+    flags = ["--data.source", str(images), "--backbone.name", str(model), "--out", str(out), *SMALL]
     main(["demo", *flags])
     before = json.loads((out / "report.json").read_text())
     with pytest.raises(SystemExit):
@@ -92,41 +105,43 @@ def test_pictures_without_labels(
     tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images, out = make_pictures(tmp_path / "images", 20, labelled=False), tmp_path / "run"
-    flags = ["--images", str(images), "--backbone.name", str(model), "--out", str(out), *SMALL]
+    flags = ["--data.source", str(images), "--backbone.name", str(model), "--out", str(out), *SMALL]
     main(["demo", *flags])
     said = capsys.readouterr().out.splitlines()[-1]
     assert said.startswith(f"next: revelio extract --data.source {images} --backbone.name {model}")
     report = json.loads((out / "report.json").read_text())
     assert report["labelled"] is False and report["diffc"] == []
+    # Similarities of layers of different widths rank nothing: not in words, nor by a mark in the table.
+    assert report["best"] is None and "nothing ranks layers" in report["findings"][0]["text"]
+    page = (out / "report.html").read_text()
+    assert 'class="best"' not in page and "do not rank layers" in page
     assert all(row["majority_share"] is None for row in report["purity"])
     assert all(row["similarity"] is not None for row in report["purity"])
     assert "have no labels" in (out / "report.html").read_text()
 
 
-def test_images_and_dataset_together_are_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main(["demo", "--images", str(Path(__file__).parent), "--dataset", "samples"])
-    assert stopped.value.code == 2
-    assert capsys.readouterr().err.startswith("revelio: --images and --dataset are both given")
+def config(images: Path, train: int, test: int) -> DemoConfig:
+    data = DataConfig(source=str(images))
+    return DemoConfig(data=data, train_images=train, test_images=test)
 
 
 def test_a_fifth_of_every_class_is_held_out(tmp_path: Path) -> None:
     images = make_pictures(tmp_path / "images", 10)
-    train, test = demo_images(str(images), None, 100, 100, seed=0)
+    train, test = demo_images(config(images, 100, 100))
     assert test is not None and train.labels is not None and test.labels is not None
     assert sorted(test.labels) == [0, 0, 1, 1, 2, 2] and len(train) == 24
     assert not set(train.ids) & set(test.ids)
-    few, fewer = demo_images(str(images), None, 12, 3, seed=0)
+    few, fewer = demo_images(config(images, 12, 3))
     assert fewer is not None and (len(few), len(fewer)) == (12, 3)
 
 
-def test_best_cell_is_by_majority_share_and_without_labels_by_similarity_over_chance() -> None:
+def test_the_shown_cell_is_the_purest_and_without_labels_nothing_is_ranked() -> None:
     a = {"layer": "a", "majority_share": 0.5, "similarity": 0.9}
     b = {"layer": "b", "majority_share": 0.6, "similarity": 0.1}
-    assert best_cell([a, b])["layer"] == "b"
-    c = {"layer": "c", "majority_share": None, "similarity": 0.9, "similarity_chance": 0.8}
-    d = {"layer": "d", "majority_share": None, "similarity": 0.5, "similarity_chance": 0.0}
-    assert best_cell([c, d])["layer"] == "d"
+    assert shown_cell([a, b])["layer"] == "b"
+    c = {"layer": "c", "majority_share": None, "similarity": 0.2, "similarity_chance": 0.0}
+    d = {"layer": "d", "majority_share": None, "similarity": 0.9, "similarity_chance": 0.0}
+    assert shown_cell([c, d])["layer"] == "c"
 
 
 def test_findings_name_a_winner_only_where_intervals_support_one() -> None:

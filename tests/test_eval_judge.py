@@ -6,7 +6,15 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from eval_helpers import Response, answer_rows, judge_server, make_bench, read_jsonl, write_jsonl
+from eval_helpers import (
+    Response,
+    answer_rows,
+    completion,
+    judge_server,
+    make_bench,
+    read_jsonl,
+    write_jsonl,
+)
 
 from eval.bench.cache import Reply, open_cache
 from eval.bench.commands import judge as command
@@ -316,3 +324,57 @@ def test_the_cache_keeps_replies_over_a_reopening_and_refuses_another_file(tmp_p
         open_cache(tmp_path / "text"),
     ):
         pass
+
+
+@pytest.mark.parametrize("status", [400, 500])
+def test_records_that_cannot_be_answered_do_not_keep_the_others_from_it(
+    bench: Path, status: int
+) -> None:
+    """Whether they are the server's to refuse or bring it to its knees: the others get their review."""
+
+    def some(body: dict, number: int) -> Response:
+        text = body["messages"][1]["content"]
+        if any(f"picture {n}?" in text for n in (0, 1, 2)):
+            return Response(raw=b'{"error": {"message": "no"}}', status=status)
+        return gold_gets_nine(body, number)
+
+    with judge_server(some) as server:
+        for _ in range(2):
+            with pytest.raises(ValueError, match="again"):
+                run_judge(bench, server.base_url, concurrency=1)
+        rows = read_jsonl(bench.parent / "reviews.jsonl")
+        assert [bool(row["tuple"]) for row in rows] == [False] * 6 + [True] * 6
+        answered = len(server.bodies)
+        with pytest.raises(ValueError, match="6 of 12 reviews"):
+            run_judge(bench, server.base_url, concurrency=1)
+        assert len(server.bodies) == answered + 6
+
+
+def test_equal_requests_are_sent_once(bench: Path) -> None:
+    gold = read_jsonl(bench / "answers_gpt4.jsonl")
+    write_jsonl(bench / "tiny.jsonl", [row | {"model_id": "tiny"} for row in gold])
+    with judge_server(lambda body, number: Response("5 5")) as server:
+        rows = read_jsonl(run_judge(bench, server.base_url))
+    assert len(server.bodies) == 6 and all(row["tuple"] for row in rows)
+
+
+def test_a_judge_that_never_gives_scores_is_stopped_early(bench: Path) -> None:
+    make_bench(bench.parent / "b", 12)
+    with (
+        judge_server(lambda body, number: Response("as I said, both are fine")) as server,
+        pytest.raises(ValueError, match="not one of the first 8 replies holds two scores"),
+    ):
+        run_judge(bench.parent / "b", server.base_url, concurrency=1)
+    assert len(server.bodies) == 8
+
+
+def test_a_reply_that_was_cut_off_says_so(bench: Path) -> None:
+    def cut(body: dict, number: int) -> Response:
+        if "picture 4?" not in body["messages"][1]["content"]:
+            return gold_gets_nine(body, number)
+        whole = completion("Let me look at both answers")
+        return Response(raw=whole.replace(b'"stop"', b'"length"'))
+
+    with judge_server(cut) as server:
+        rows = read_jsonl(run_judge(bench, server.base_url))
+    assert "cut off before its scores: raise max_tokens" in rows[8]["failure"]

@@ -113,7 +113,7 @@ def test_a_long_line_is_named_short() -> None:
 
 
 def test_a_reply_cut_within_its_thinking_says_so() -> None:
-    with pytest.raises(ValueError, match="--max-tokens"):
+    with pytest.raises(ValueError, match="raise max_tokens"):
         parse_scores("<think>\n8 7 would be")
 
 

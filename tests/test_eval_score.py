@@ -165,9 +165,11 @@ def test_both_orders_count_as_one_question_and_show_the_seat(tmp_path: Path) -> 
         rows.append(review_row(number, "conv", first, order="reference_first"))
         rows.append(review_row(number, "conv", second, order="model_first"))
     scores = read_scores(write_jsonl(tmp_path / "r.jsonl", rows), "fixed")
-    assert scores.reference.tolist() == [8, 8, 6] and scores.model.tolist() == [5, 3.5, 3]
+    assert scores.reference.tolist() == [8, 8] and scores.model.tolist() == [5, 3.5]
+    assert scores.half == ("2",)
     entry = table(scores, **HOW)["all"]
-    assert (entry["questions"], entry["reviews"], entry["failures"]) == (3, 6, 1)
+    assert (entry["questions"], entry["reviews"], entry["failures"]) == (2, 6, 1)
+    assert entry["half_answered"] == 1
     assert positions(scores) == {
         "reference_first": {"reference": 85, "model": 30},
         "model_first": {"reference": 75, "model": 55},

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,9 @@ from activations_helpers import SETTINGS, FakeBackbone, memory_dataset, tree
 from files_helpers import contents
 from sae_helpers import planted, random_model
 
+from revelio.activations.config import ExtractConfig
 from revelio.activations.extract import extract
-from revelio.activations.job import Extraction
-from revelio.activations.recipe import Recipe
+from revelio.activations.extraction_plan import ExtractionPlan
 from revelio.activations.store import write_store
 from revelio.cli import main
 from revelio.distributed import Processes
@@ -80,7 +81,7 @@ def test_a_second_process_is_refused_before_the_work(
 def test_a_second_extraction_of_a_store_is_refused(tmp_path: Path, other: int) -> None:
     dataset, settings = memory_dataset(11), SETTINGS | {"timesteps": (25,)}
     stores = extract(
-        dataset, FakeBackbone(), tmp_path / "whole", latents=tmp_path / "z0", **settings
+        dataset, FakeBackbone(), tmp_path / "whole", vae_cache=tmp_path / "z0", **settings
     )
     assert not list(tmp_path.rglob(NAME))
     for name in (stores[0].name, "z0"):
@@ -90,10 +91,10 @@ def test_a_second_extraction_of_a_store_is_refused(tmp_path: Path, other: int) -
         hold(held, other)
         for resume in (False, True):
             with pytest.raises(ValueError, match=f"{held} is in use by process {other}"):
-                extract(dataset, FakeBackbone(), cut, latents=cache, resume=resume, **settings)
+                extract(dataset, FakeBackbone(), cut, vae_cache=cache, resume=resume, **settings)
         assert [path.name for path in held.iterdir()] == [NAME]
         (held / NAME).unlink()
-        extract(dataset, FakeBackbone(), cut, latents=cache, resume=True, **settings)
+        extract(dataset, FakeBackbone(), cut, vae_cache=cache, resume=True, **settings)
         assert tree(cut) == tree(tmp_path / "whole")
 
 
@@ -116,18 +117,17 @@ def test_the_store_is_held_while_it_is_filled_and_read_without(tmp_path: Path, o
 def test_other_processes_of_the_same_run_take_no_lock(tmp_path: Path) -> None:
     from revelio.activations.extract import run
 
-    recipe = Recipe(("deep",), (25,))
-    job = Extraction(memory_dataset(4), FakeBackbone(), tmp_path / "run", recipe, shard_rows=2)
+    config = ExtractConfig(layers=("deep",), batch_size=2, shard_rows=2)
+    job = ExtractionPlan(memory_dataset(4), FakeBackbone(), tmp_path / "run", config)
     with claimed_store(job):
-        for _ in run(Extraction(job.dataset, job.backbone, job.out, recipe, shard_rows=2,
-                                processes=Processes(1, 2))):  # fmt: skip
+        for _ in run(replace(job, processes=Processes(1, 2))):
             pass
 
 
 class claimed_store:
     """The first process of a run, between begin and finish."""
 
-    def __init__(self, job: Extraction) -> None:
+    def __init__(self, job: ExtractionPlan) -> None:
         self.job = job
 
     def __enter__(self) -> None:

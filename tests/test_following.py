@@ -17,7 +17,7 @@ from revelio.following import beside, flags, following
 SMALL = {
     "train-ksae": "--steps 3 --expansion 2 --k 2",
     "top-images": "--m 3",
-    "purity": "--images 3 --draws 100 --permutations 5 --bootstrap 10",
+    "purity": "--m 3 --random-sets 100 --permutations 5 --bootstrap 10",
     "gallery": "--latents 4 --map-method pca",
     "train-diffc": "--epochs 1 --width 4 --views 0 --data.per-class 6 --test.limit 20 --workers 0",
     "eval-diffc": "--data.per-class 2 --workers 0",
@@ -140,8 +140,8 @@ def test_llava_commands_go_on_with_the_same_config(
 
 def test_words_are_quoted_for_a_shell() -> None:
     for path in ("a b", "it's", "$HOME", "-x", "ä"):
-        (words,) = next_words(following("demo", "--images", Path(path)))
-        assert words == ["demo", "--images", path]
+        (words,) = next_words(following("demo", "--data.source", Path(path)))
+        assert words == ["demo", "--data.source", path]
     assert following("demo", "a\nb").count("\n") == 0
     assert beside(Path("runs/a"), "ksae") == Path("runs/a-ksae")
     assert beside(Path("."), "ksae") == Path("ksae")

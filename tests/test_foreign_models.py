@@ -14,13 +14,20 @@ from typing import Any
 
 import pytest
 import torch
-from backbones_helpers import picture, tiny_clip, tiny_dinov2, tiny_dit, tiny_sd
+from backbones_helpers import (
+    picture,
+    tiny_clip,
+    tiny_dinov2,
+    tiny_dit,
+    tiny_pixart,
+    tiny_sd,
+)
 from llava_helpers import model_config, tiny_llama, tiny_mpt
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from llava_ext.checkpoint import load_model, save_model
-from llava_ext.config import TowerConfig
+from llava_ext.config import LoraOptions, TowerConfig
 from llava_ext.language import (
     add_lora,
     assemble,
@@ -82,7 +89,7 @@ def llava(folder: Path, lora: bool) -> Path:
     tokenizer = load_tokenizer(str(language))
     model = assemble(config, load_language_model(str(language)), tokenizer, [TowerShape(8, (2, 2))])
     if lora:
-        add_lora(model, rank=2)
+        add_lora(model, LoraOptions(rank=2))
     save_model(model, tokenizer, folder, language="auto" if lora else "whole")
     return folder
 
@@ -106,6 +113,7 @@ class Family:
 FAMILIES = {
     "sd": Family(tiny_sd, of_backbone("up_ft1", 25, TEXT), "clip"),
     "dit": Family(tiny_dit, of_backbone("block2", 25), "sd"),
+    "pixart": Family(tiny_pixart, of_backbone("block1", 25, TEXT), "dit"),
     "clip": Family(tiny_clip, of_backbone("block1", None), "dinov2", "vision_model."),
     "zero-shot": Family(tiny_clip, of_zero_shot, "llama"),
     "dinov2": Family(tiny_dinov2, of_backbone("block1", None), "clip"),
@@ -326,7 +334,7 @@ def test_the_same_unet_under_another_pipelines_name(folders, place, class_name):
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": class_name}))
     assert torch.equal(FAMILIES["sd"].outputs(folder), before)
-    more = {"text_encoder_2": ["transformers", "CLIPTextModelWithProjection"]}
+    more = {"text_encoder_3": ["transformers", "T5EncoderModel"]}
     (folder / "model_index.json").write_text(json.dumps(index | more))
     assert "supported are" in str(refusal(FAMILIES["sd"], folder))
 
@@ -346,8 +354,8 @@ def test_a_unet_alone(folders, place):
     save_file(original, place / "odd.safetensors")
     for name, message in [
         (f"{folder}+{place / 'odd.safetensors'}", "odd.safetensors"),
-        (f"{folder}+nowhere", "no U-Net at nowhere"),
-        (f"{folders['clip']}+{alone}", "has no U-Net"),
+        (f"{folder}+nowhere", "no denoiser at nowhere"),
+        (f"{folders['clip']}+{alone}", "has no denoiser"),
         (f"{folder}+{folder / 'vae'}", "is of a AutoencoderKL"),
         (f"{folder}+{next((folder / 'vae').glob('*.safetensors'))}", "lacks conv_in|lacks down_"),
     ]:

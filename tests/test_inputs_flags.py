@@ -18,7 +18,7 @@ ZERO = {
     "timesteps", "timestep", "diffc_timestep", "seed", "order_seed", "random_weights", "workers", "views",
     "warmup_steps", "auxk", "auxk_coefficient", "sparsity", "early_stop", "checkpoint_every", "memory_gib",
     "weight_decay", "dropout", "validation", "cache_gb", "run", "temperature", "price_in", "price_out",
-    "index", "draw", "rank", "warmup",
+    "index", "draw", "rank", "warmup", "held_out",
 }  # fmt: skip
 NEGATIVE = {"seed", "order_seed", "random_weights", "run", "views"}
 AT_MOST_ONE = {
@@ -28,6 +28,7 @@ AT_MOST_ONE = {
     "validation",
     "dropout",
     "confidence",
+    "held_out",
     "warmup",
 }
 EMPTY = {"system", "prompt"}

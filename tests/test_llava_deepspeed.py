@@ -32,7 +32,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The folder and its config, with stage 1 and stage 2 done by one process without DeepSpeed."""
     folder = tmp_path_factory.mktemp("deepspeed")
     config = write_config(
-        folder, tiny_project(folder, records=8), save_steps=1, keep=9, batch_size=2
+        folder, tiny_project(folder, records=8), save_steps=1, keep=9, batch_size=2, epochs=2.0
     )
     for script in ("pretrain.py", "finetune.py"):
         more = ("--pretrained", folder / "pre") if script == "finetune.py" else ()
@@ -59,23 +59,37 @@ def test_zero_2_in_two_processes_is_one_process(project, tmp_path) -> None:
     same_weights(tmp_path / "pre", folder / "pre", 1e-3)
     final = tmp_path / "pre" / "final"
     assert not (final / "language_model").exists()
-    # Back to after the first step, as a kill would leave it.
+    # The frozen language model is in no checkpoint.
+    states = list((tmp_path / "pre" / "checkpoints").glob("*/*/*model_states.pt"))
+    assert states and all(path.stat().st_size < 200_000 for path in states)
+    # Back to the middle of the second epoch, as a kill would leave it.
     resume(tmp_path / "pre", words)
     assert losses(tmp_path / "pre") == pytest.approx(losses(folder / "pre"), rel=1e-3)
 
 
-def resume(out: Path, words: tuple[object, ...]) -> None:
+def resume(out: Path, words: tuple[object, ...], launcher: tuple[str, ...] = ()) -> None:
     """Cut off the end of a run and go on: the projectors must come out bit for bit as before."""
     kept = load_file(out / "final" / "projectors.safetensors")
     assert read_json(out / "manifest.json")["status"] == "finished"
     (out / "report.json").unlink()
     shutil.rmtree(out / "final")
-    shutil.rmtree(out / "checkpoints" / "checkpoint-2")
-    done = run_script("pretrain.py", *words, "--resume", launcher=deepspeed_launcher())
+    shutil.rmtree(out / "checkpoints" / "checkpoint-4")
+    done = run_script("pretrain.py", *words, "--resume", launcher=launcher or deepspeed_launcher())
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "going on from step 1" in done.stdout
+    assert "going on from step 3" in done.stdout
     again = load_file(out / "final" / "projectors.safetensors")
     assert all(torch.equal(kept[name], again[name]) for name in kept)
+
+
+def test_torchrun_resumes_in_the_second_epoch(project, tmp_path) -> None:
+    folder, config = project
+    words = ("--config", config, "--out", tmp_path / "pre")
+    done = run_script("pretrain.py", *words, launcher=torchrun())
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert losses(tmp_path / "pre") == pytest.approx(losses(folder / "pre"), rel=1e-3)
+    same_weights(tmp_path / "pre", folder / "pre", 1e-3)
+    resume(tmp_path / "pre", words, torchrun())
+    assert losses(tmp_path / "pre") == pytest.approx(losses(folder / "pre"), rel=1e-3)
 
 
 def test_zero_3_in_two_processes_is_one_process(project, tmp_path) -> None:
@@ -86,15 +100,6 @@ def test_zero_3_in_two_processes_is_one_process(project, tmp_path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     assert losses(tmp_path / "fine") == pytest.approx(losses(folder / "fine"), rel=1e-3)
     same_weights(tmp_path / "fine", folder / "fine", 1e-3)
-
-
-def test_torchrun_without_deepspeed_is_one_process(project, tmp_path) -> None:
-    folder, config = project
-    words = ("--config", config, "--out", tmp_path / "pre")
-    done = run_script("pretrain.py", *words, launcher=torchrun())
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert losses(tmp_path / "pre") == pytest.approx(losses(folder / "pre"), rel=1e-3)
-    same_weights(tmp_path / "pre", folder / "pre", 1e-3)
 
 
 def test_a_cache_filled_by_two_processes_is_that_of_one(project, tmp_path) -> None:

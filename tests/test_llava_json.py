@@ -92,7 +92,7 @@ def test_what_is_not_there(images: Path) -> None:
     with pytest.raises(ValueError, match="no file at"):
         read_records(images / "none.json", images)
     path = write_data(images / "d.json", [record(0)])
-    with pytest.raises(ValueError, match=r"--data\.images"):
+    with pytest.raises(ValueError, match=r"`data\.images`"):
         read_records(path, images / "none")
     with pytest.raises(ValueError, match=r"'r0'\) has an image"):
         read_records(path)

@@ -6,7 +6,7 @@ from files_helpers import contents
 from llava_helpers import model_config, tiny_llama, tiny_mpt
 
 from llava_ext.checkpoint import load_model, load_projectors
-from llava_ext.config import IGNORE_INDEX, IMAGE_INDEX, ModelConfig, TowerConfig
+from llava_ext.config import IGNORE_INDEX, IMAGE_INDEX, LoraOptions, ModelConfig, TowerConfig
 from llava_ext.language import (
     add_lora,
     assemble,
@@ -201,7 +201,7 @@ def test_saved_with_an_adapter(folders, tmp_path):
             model.trainable("finetune")
             with torch.no_grad():
                 model.language_model.get_input_embeddings().weight.mul_(1.5)
-        add_lora(model, rank=2, alpha=4)
+        add_lora(model, LoraOptions(rank=2, alpha=4))
         model.trainable("finetune")
         assert "lora" not in str(model.settings) and model.language_changed == base_changed
         learnt = [n for n, p in model.language_model.named_parameters() if p.requires_grad]

@@ -113,8 +113,8 @@ def test_masking_is_the_concatenation_of_answers(
         turns[0] = Turn("user", f"<image>{turns[0].text}")
     sample = encode(TOKENIZER, template, turns, "")
     stop = stop_strings(template, TOKENIZER)[0]
-    lead = " " if template in ("vicuna_v1", "llama_2") else ""
-    tail = " " if template == "llama_2" else ""
+    lead = " " if template == "vicuna_v1" or template.endswith("llama_2") else ""
+    tail = " " if template.endswith("llama_2") else ""
     answers = [f"{lead}{line}{tail}{stop}" for line in lines[1::2]]
     assert [TOKENIZER.decode(run) for run in learnt_runs(sample)] == answers
     whole = "".join(part.text for part in render(template, turns, "", TOKENIZER)).rstrip("\n")
@@ -151,7 +151,7 @@ def test_a_token_across_the_boundary_is_an_error_with_the_id() -> None:
 @pytest.mark.parametrize(
     ("turns", "template", "message"),
     [
-        (CHAT, "chatml", "choose from plain, mpt, vicuna_v1, llama_2, tokenizer"),
+        (CHAT, "chatml", "choose from plain, mpt, vicuna_v1, llama_2, llava_llama_2, tokenizer"),
         ([], "mpt", "by turns"),
         (CHAT[1:], "mpt", "by turns"),
         ([Turn("user", "a<|im_end|>b"), CHAT[1]], "mpt", "own tag '<|im_end|>'"),
@@ -222,3 +222,30 @@ def test_show_marks_what_is_learnt() -> None:
     assert any(f"{IMAGE_INDEX}" in row and "<image>" in row for row in rows)
     positions = [int(row.split()[0]) for row in rows if row.strip()[:1].isdigit()]
     assert all(b == a + 1 for a, b in pairwise(positions))
+
+
+# From LLaVA's conversation.py, byte for byte: whole prompts with the templates' own system messages.
+LLAVA_PROMPTS = {
+    "mpt": "<|im_start|>system\nA conversation between a user and an LLM-based AI assistant. The "
+    "assistant gives helpful and honest answers.<|im_end|><|im_start|>user\nhi<|im_end|>"
+    "<|im_start|>assistant\nyes<|im_end|><|im_start|>user\nwhy?<|im_end|><|im_start|>assistant\n",
+    "vicuna_v1": "A chat between a curious user and an artificial intelligence assistant. The assistant "
+    "gives helpful, detailed, and polite answers to the user's questions. USER: hi ASSISTANT: yes</s>"
+    "USER: why? ASSISTANT:",
+    "llama_2": "[INST] <<SYS>>\nYou are a helpful, respectful and honest assistant. Always answer as "
+    "helpfully as possible, while being safe.  Your answers should not include any harmful, unethical, "
+    "racist, sexist, toxic, dangerous, or illegal content. Please ensure that your responses are socially "
+    "unbiased and positive in nature.\n\nIf a question does not make any sense, or is not factually "
+    "coherent, explain why instead of answering something not correct. If you don't know the answer to a "
+    "question, please don't share false information.\n<</SYS>>\n\nhi [/INST] yes </s>"
+    "<s>[INST] why? [/INST]",
+    "llava_llama_2": "[INST] <<SYS>>\nYou are a helpful language and vision assistant. You are able to "
+    "understand the visual content that the user provides, and assist the user with a variety of tasks "
+    "using natural language.\n<</SYS>>\n\nhi [/INST] yes </s><s>[INST] why? [/INST]",
+}
+
+
+@pytest.mark.parametrize("template", LLAVA_PROMPTS)
+def test_whole_prompts_are_llavas(template: str) -> None:
+    turns = [Turn("user", "hi"), Turn("assistant", "yes"), Turn("user", "why?")]
+    assert "".join(part.text for part in render(template, turns)) == LLAVA_PROMPTS[template]

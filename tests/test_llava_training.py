@@ -1,18 +1,22 @@
 """A stage in this process: what changes, what is printed, resume, the cache, bad settings."""
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from backbones_helpers import picture
+from llava_helpers import tiny_llama, tiny_mpt
 from llava_train_helpers import data_options, losses, record, tiny_project, write_data
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from llava_ext.config import (
     CacheConfig,
+    ConversationData,
     Finetune,
     FinetuneConfig,
     LoraOptions,
@@ -22,10 +26,17 @@ from llava_ext.config import (
 )
 from llava_ext.model import LlavaModel
 from llava_ext.run import open_job, run
-from llava_ext.sampler import Order
+from llava_ext.sampler import StepSampler
 from llava_ext.tower_cache import fill, open_cache_job
 from llava_ext.towers import BackboneTower, load_towers
-from llava_ext.training import LlavaTrainer, accumulation
+from llava_ext.training import (
+    EpochCallback,
+    LlavaTrainer,
+    accumulation,
+    build_trainer,
+    check_processes,
+    training_arguments,
+)
 from revelio.distributed import Processes
 from revelio.run_dir import read_json
 
@@ -112,15 +123,166 @@ def test_finetune_with_lora_leaves_the_base_alone(project, tmp_path) -> None:
     assert lora and all(value.abs().max() > 0 for value in lora)
 
 
+@pytest.mark.parametrize(("processes", "done"), [(1, 1), (1, 5), (2, 1), (2, 5), (2, 7)])
+def test_every_process_takes_the_order_of_the_epoch_it_resumes_in(
+    processes: int, done: int
+) -> None:
+    """What accelerate makes of the data loader may call no ``set_epoch``, or that of another epoch."""
+    from accelerate import skip_first_batches
+    from accelerate.data_loader import prepare_data_loader
+    from torch.utils.data import DataLoader
+
+    wanted = StepSampler([1] * 16, 4, 0)
+    wanted.epoch = done // 4
+    sampler = StepSampler([1] * 16, 4, 0)
+    EpochCallback(sampler).on_epoch_begin(None, SimpleNamespace(global_step=done), None)
+    found = []
+    for rank in range(processes):
+        loader = DataLoader(range(16), batch_size=4 // processes, sampler=sampler)  # type: ignore[arg-type]
+        mine = prepare_data_loader(
+            loader, torch.device("cpu"), processes, rank, put_on_device=False
+        )
+        mine.set_epoch(7)
+        mine = skip_first_batches(mine, done % 4)
+        mine.set_epoch(0)
+        found.append([batch.tolist() for batch in mine])
+    together = [index for step in zip(*found, strict=True) for some in step for index in some]
+    assert together == list(wanted)[4 * (done % 4) :]
+
+
+@pytest.mark.parametrize("language_model", [tiny_llama, tiny_mpt])
+def test_lora_trains_on_every_language_model_keyed_by_the_seed(
+    project, tmp_path, language_model
+) -> None:
+    folder, model = project
+    model = replace(model, language_model=str(language_model(tmp_path / "lm")), template="mpt")
+    found = []
+    for number, seed in enumerate((3, 3, 4)):
+        torch.manual_seed(number)  # no global state enters
+        config = FinetuneConfig(
+            out=tmp_path / f"fine{number}",
+            data=data_options(folder),
+            model=model,
+            stage=Finetune(**SMALL, seed=seed, learning_rate=1e-3, warmup=0.0),  # type: ignore[arg-type]
+            lora=LoraOptions(rank=2),
+            limit=4,
+        )
+        run(config)
+        file = config.out / "final" / "adapter" / "adapter_model.safetensors"
+        found.append(load_file(file))
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+    assert not all(torch.equal(value, found[2][name]) for name, value in found[0].items())
+    assert all(value.abs().max() > 0 for name, value in found[0].items() if "lora_B" in name)
+    adapter = read_json(tmp_path / "fine0" / "final" / "adapter" / "adapter_config.json")
+    assert (adapter["r"], adapter["lora_alpha"]) == (2, 4)  # twice the rank
+    final, _ = LlavaModel.from_pretrained(tmp_path / "fine0" / "final")
+    loaded = {name: value for name, value in final.state_dict().items() if "lora_" in name}
+    assert len(loaded) == len(found[0])
+
+
+def test_without_deepspeed_weights_are_float32_and_saved_in_their_own_format(
+    project, tmp_path
+) -> None:
+    """At 2e-5 a step is smaller than bfloat16's spacing: nearly nothing would change."""
+    folder, model = project
+    model = replace(model, dtype="bfloat16")
+    stage = Finetune(**SMALL, precision="bfloat16", epochs=2.0)  # type: ignore[arg-type]
+    config = FinetuneConfig(
+        out=tmp_path / "fine", data=data_options(folder), model=model, stage=stage
+    )
+    before = open_job(config, "finetune").model.state_dict()
+    run(config)
+    trained = load_file(tmp_path / "fine" / "checkpoints" / "checkpoint-8" / "trained.safetensors")
+    assert all(value.dtype == torch.float32 for value in trained.values())
+    changed = sum(int((before[name].float() != value).sum()) for name, value in trained.items())
+    assert changed > 0.9 * sum(value.numel() for value in trained.values())
+    final, _ = LlavaModel.from_pretrained(tmp_path / "fine" / "final")
+    assert all(value.dtype == torch.bfloat16 for value in final.state_dict().values())
+
+
+def test_changed_inputs_are_one_line_or_accepted(project, tmp_path) -> None:
+    folder, _ = project
+    out = tmp_path / "run"
+    records = json.loads((folder / "data.json").read_text())
+    data = write_data(tmp_path / "data.json", records)
+    config = pretrain(project, out)
+    config = replace(config, data=replace(config.data, json=data))
+    run(config)
+    (out / "report.json").unlink()  # as a kill at the end leaves it
+    manifest = read_json(out / "manifest.json")
+    assert set(manifest["inputs"]) == {"data", "language model", "pictures", "tower 0", "tower 1"}
+    write_data(data, records[1:])
+    again = replace(config, resume=True)
+    with pytest.raises(ValueError, match=r"another data \(its (sha256|samples) has changed\)"):
+        run(again)
+    run(replace(again, changed_inputs="accept"))
+    assert read_json(out / "manifest.json")["inputs"]["data"]["samples"] == len(records) - 1
+
+
+def test_damaged_pictures_are_bad_records(project, tmp_path) -> None:
+    (tmp_path / "images").mkdir()
+    for number in range(4):
+        picture(number).save(tmp_path / "images" / f"{number}.png")
+    broken = (tmp_path / "images" / "2.png").read_bytes()[:200]
+    (tmp_path / "images" / "2.png").write_bytes(broken)
+    data = ConversationData(
+        write_data(tmp_path / "d.json", [record(n) for n in range(4)]), tmp_path / "images"
+    )
+    config = replace(pretrain(project, tmp_path / "run"), data=data)
+    with pytest.raises(ValueError, match=r"record 2 \(id 'r2'\).*2\.png") as caught:
+        run(config)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+    with pytest.warns(UserWarning, match="left out"):
+        job = open_job(replace(config, bad_records="skip"), "pretrain")
+    assert len(job.dataset) == 3
+
+
+def test_deepspeed_does_not_round_what_towers_see(project) -> None:
+    config = pretrain(project, project[0] / "unused")
+    job = open_job(config, "pretrain")
+    trainer = build_trainer(
+        job.model, job.dataset, job.collator, config.stage, config.out, towers=job.towers
+    )
+    batch = job.collator([job.dataset[0], job.dataset[1]])
+    wanted = [
+        tower.grids(each, batch["image_ids"])
+        for tower, each in zip(job.towers, batch["pixels"], strict=True)
+    ]
+    # As with DeepSpeed in bfloat16.
+    trainer.is_deepspeed_enabled = True
+    dtypes = SimpleNamespace(hf_ds_config=SimpleNamespace(dtype=lambda: torch.bfloat16))
+    trainer.accelerator = SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=dtypes))  # type: ignore[assignment]
+    found = trainer._prepare_inputs(batch)["grids"]
+    assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+
+
+def test_several_gpus_without_a_launcher_are_refused(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    with pytest.raises(ValueError, match=r"4 GPUs but one process.*torchrun --nproc-per-node 4"):
+        training_arguments(Pretrain(zero=0), tmp_path)
+
+
+def test_a_resume_on_another_number_of_processes_is_one_line(tmp_path) -> None:
+    inside = tmp_path / "checkpoint-2" / "global_step2"
+    inside.mkdir(parents=True)
+    for rank in range(2):
+        (inside / f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").touch()
+    with pytest.raises(ValueError, match="written by 2 processes under ZeRO, and there are 1 now"):
+        check_processes(tmp_path / "checkpoint-2")
+
+
 def test_resume_equals_uninterrupted(project, tmp_path, monkeypatch) -> None:
-    whole, cut = pretrain(project, tmp_path / "whole"), pretrain(project, tmp_path / "cut")
+    twice = {"epochs": 2.0}
+    whole = pretrain(project, tmp_path / "whole", stage=twice)
+    cut = pretrain(project, tmp_path / "cut", stage=twice)
     run(whole)
     step = LlavaTrainer.training_step
     calls = []
 
     def stop(self, *arguments, **settings):
         calls.append(1)
-        if len(calls) > 6:  # in the middle of the fourth step, after the checkpoint of step 2
+        if len(calls) > 6:  # in the middle of a fourth step, after a checkpoint
             raise KeyboardInterrupt
         return step(self, *arguments, **settings)
 
@@ -128,6 +290,13 @@ def test_resume_equals_uninterrupted(project, tmp_path, monkeypatch) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(cut)
     assert len(losses(tmp_path / "cut")) == 3 and not (tmp_path / "cut" / "final").exists()
+    calls.clear()
+    with pytest.raises(KeyboardInterrupt):
+        run(replace(cut, resume=True))
+    calls.clear()
+    with pytest.raises(KeyboardInterrupt):  # now in the second epoch
+        run(replace(cut, resume=True))
+    assert 5 <= len(losses(tmp_path / "cut")) < 8
     monkeypatch.setattr(LlavaTrainer, "training_step", step)
     with pytest.raises(ValueError, match="continue it with resume"):
         run(cut)
@@ -255,11 +424,11 @@ def test_learning_rate_follows_warmup_and_cosine(project, tmp_path) -> None:
 @pytest.mark.parametrize("by_length", [True, False])
 def test_order_visits_everything_and_groups_lengths(by_length: bool) -> None:
     lengths = [1 + (7 * number) % 50 for number in range(203)]
-    order = Order(lengths, 8, 0, by_length=by_length)
+    order = StepSampler(lengths, 8, 0, by_length=by_length)
     first = list(order)
     assert len(first) == len(order) == 208 and set(first) == set(range(203))
     assert first == list(order)
-    order.set_epoch(1)
+    order.epoch = 1
     assert first != list(order)
     padding = sum(
         max(lengths[i] for i in first[start : start + 8]) * 8
@@ -270,7 +439,7 @@ def test_order_visits_everything_and_groups_lengths(by_length: bool) -> None:
 
 
 def test_order_of_less_than_a_batch() -> None:
-    assert sorted(Order([5, 6, 7], 8, 0)) == [0, 0, 0, 1, 1, 1, 2, 2]
+    assert sorted(StepSampler([5, 6, 7], 8, 0)) == [0, 0, 0, 1, 1, 1, 2, 2]
 
 
 def test_launcher_environment_is_not_left_behind() -> None:

@@ -7,18 +7,19 @@ import pytest
 import torch
 from torch import nn
 
+from revelio.probes.split import draw
 from tools.mini.clip import class_contrastive
 from tools.mini.configs import DitShape, Schedule, UnetShape
 from tools.mini.denoisers import DIT_CLASSES, ClassDenoiser, build_dit, build_unet
 from tools.mini.diffusion import (
     build_scheduler,
+    measure,
     noise_loss,
     noise_schedule,
     stratified_timesteps,
 )
-from tools.mini.diffusion_classifier import class_errors, classify, even_timesteps, staged_errors
 from tools.mini.loop import Trainer, learning_rate
-from tools.mini.probe import STRENGTHS, ProbeData, best_strength, draw, held_out_accuracy, probe
+from tools.mini.probe import STRENGTHS, ProbeData, best_strength, held_out_accuracy, probe
 from tools.mini.train import read_config
 
 CONFIGS = sorted((Path(__file__).parents[1] / "tools" / "configs").rglob("*.yaml"))
@@ -105,7 +106,6 @@ def test_the_contrastive_loss_with_shared_captions() -> None:
 def test_timesteps_are_stratified() -> None:
     times = stratified_timesteps(50, torch.Generator().manual_seed(3))
     assert sorted((times // 20).tolist()) == list(range(50))
-    assert even_timesteps(4).tolist() == [125, 375, 625, 875]
 
 
 class Oracle:
@@ -129,33 +129,13 @@ class Oracle:
         return torch.arange(len(self.means))
 
 
-def test_the_diffusion_classifier_of_a_perfect_model() -> None:
+def test_training_is_checked_by_the_diffusion_classifier() -> None:
     alphas = build_scheduler().alphas_cumprod
     means = torch.randn(3, 4, 2, 2, generator=torch.Generator().manual_seed(0))
-    oracle = Oracle(means, alphas)
-    times = torch.tensor([100, 500])
-    found = class_errors(oracle, means, noise_schedule(), times, torch.Generator().manual_seed(1))
-    assert found.shape == (3, 2, 3)
-    assert classify(found).tolist() == [0, 1, 2]
-    # Off by the difference of latents, scaled by sqrt(a / (1 - a)).
-    gap = (means[0] - means[1]).pow(2).mean()
-    ratio = alphas[500] / (1 - alphas[500])
-    assert float(found[0, 1, 1]) == pytest.approx(float(gap * ratio), rel=1e-3)
-
-
-def test_stages_spare_work_and_agree_where_both_looked() -> None:
-    alphas = build_scheduler().alphas_cumprod
-    means = torch.randn(5, 4, 2, 2, generator=torch.Generator().manual_seed(0))
-    oracle = Oracle(means, alphas)
-    times = even_timesteps(8)
-    whole = class_errors(oracle, means, noise_schedule(), times, torch.Generator().manual_seed(1))
-    staged = staged_errors(
-        oracle, means, noise_schedule(), times, torch.Generator().manual_seed(1), every=4, keep=2
-    )
-    looked = ~staged.isnan()
-    assert int(looked.sum()) == 5 * (2 * 5 + 6 * 2)
-    assert torch.allclose(staged[looked], whole[looked], rtol=1e-4, atol=1e-6)
-    assert torch.equal(classify(staged), torch.arange(5))
+    oracle, labels = Oracle(means, alphas), torch.arange(60) % 3
+    for wrong, accuracy in ((0, 1.0), (1, 0.0)):
+        found = measure(oracle, means[labels], (labels + wrong) % 3, noise_schedule(), 5.0)
+        assert found["diffusion_classifier"] == accuracy
 
 
 def test_the_noise_loss_weighs_by_min_snr() -> None:

@@ -164,3 +164,18 @@ def test_what_is_measured_fits_however_small_a_batch_is(monkeypatch):
             measured_speed(job)
     # Weights, gradients and moments of the last: some 400 MB.
     assert max(made) <= 1 << 24
+
+
+@pytest.mark.parametrize("shape", [(6,), (6, 5, 5)])
+def test_the_planners_agree_on_a_stores_rows_and_bytes(tmp_path, capsys, shape):
+    write_store(tmp_path / "store", torch.randn(40, *shape), [str(i) for i in range(40)])
+    on_disk = sum(path.stat().st_size for path in (tmp_path / "store").glob("shard-*"))
+    words = ["--store", str(tmp_path / "store"), "--epochs", "3", "--batch-size", "16"]
+    main(["plan-ksae", *words, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["disk"]["store"] == on_disk and found["job"]["rows"] == 40
+    main(["plan-ksae", *words])
+    assert capsys.readouterr().out.rstrip().endswith("--epochs 3.0 --out runs/ksae")
+    main(["train-ksae", *words, "--plan", "--device", "cpu", "--out", str(tmp_path / "out")])
+    said = capsys.readouterr().out
+    assert f"plan: {found['job']['steps']} steps of 16 rows" in said and "40 rows" in said

@@ -1,4 +1,6 @@
-"""Fill README's measured part from the JSON under docs/: `python -m tools.render_docs [--check]`.
+"""Fill README's measured part from the JSON under docs/, and write docs/flags.md from the commands.
+
+    python -m tools.render_docs [--check]
 
 Numbers in documents are never typed: what is not in the JSON is not in the page.
 """
@@ -8,6 +10,7 @@ import sys
 from pathlib import Path
 
 from revelio.run_dir import write_whole
+from tools.flags_page import flags_page
 from tools.tables import measured
 
 OPENING, CLOSING = "<!-- measured:", "<!-- /measured -->"
@@ -24,12 +27,15 @@ def main() -> int:
     head, rest = text.split(OPENING, 1)
     note, tail = rest.split("\n", 1)
     new = f"{head}{OPENING}{note}\n{measured(flags.docs)}{CLOSING}{tail.split(CLOSING, 1)[1]}"
-    if flags.check and new != text:
-        print(f"{flags.readme} is not what {flags.docs} says: run tools/render_docs.py")
-        return 1
-    if not flags.check:
-        write_whole(flags.readme, new)
-    return 0
+    page, status = flags.docs / "flags.md", 0
+    for path, wanted in ((flags.readme, new), (page, flags_page())):
+        there = path.read_text(encoding="utf-8") if path.exists() else ""
+        if flags.check and there != wanted:
+            print(f"{path} is out of date: run python -m tools.render_docs")
+            status = 1
+        elif there != wanted:
+            write_whole(path, wanted)
+    return status
 
 
 if __name__ == "__main__":

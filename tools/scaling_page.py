@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from revelio.activations.plan import duration
+from revelio.machine import duration
 
 LAUNCHERS = """
 ## Starting several processes

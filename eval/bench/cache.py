@@ -16,16 +16,18 @@ from typing import Any
 _TABLE = """CREATE TABLE IF NOT EXISTS replies (
     key TEXT PRIMARY KEY, request TEXT NOT NULL, text TEXT NOT NULL,
     prompt_tokens INTEGER, reply_tokens INTEGER)"""
+_FAILURES = "CREATE TABLE IF NOT EXISTS failures (key TEXT PRIMARY KEY)"
 _WAIT = 60.0  # seconds to wait for another process that writes the same cache
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What a judge wrote, and the tokens it counted (None: it did not say)."""
+    """What a judge wrote, the tokens it counted (None: it did not say), and whether it was cut off."""
 
     text: str
     prompt_tokens: int | None = None
     reply_tokens: int | None = None
+    cut_off: bool = False
 
 
 def request_key(request: Mapping[str, Any]) -> str:
@@ -45,18 +47,30 @@ class ReplyCache:
 
     def get(self, request: Mapping[str, Any]) -> Reply | None:
         """The reply that ``request`` got before, or None."""
-        query = "SELECT text, prompt_tokens, reply_tokens FROM replies WHERE key = ?"
+        query = "SELECT text, prompt_tokens, reply_tokens, cut_off FROM replies WHERE key = ?"
         row = self._connection.execute(query, (request_key(request),)).fetchone()
-        return Reply(*row) if row else None
+        return Reply(*row[:3], cut_off=bool(row[3])) if row else None
 
     def put(self, request: Mapping[str, Any], reply: Reply) -> None:
         """Keep ``reply``, instead of one that is there; it is on disk when this returns."""
-        values = (reply.text, reply.prompt_tokens, reply.reply_tokens)
+        values = (reply.text, reply.prompt_tokens, reply.reply_tokens, int(reply.cut_off))
         with self._connection:
             self._connection.execute(
-                "INSERT OR REPLACE INTO replies VALUES (?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO replies (key, request, text, prompt_tokens, reply_tokens, cut_off) "
+                "VALUES (?, ?, ?, ?, ?, ?)",
                 (request_key(request), _canonical(request), *values),
             )
+
+    def note_failure(self, request: Mapping[str, Any]) -> None:
+        """Remember that ``request`` got no reply: it is asked last the next time."""
+        with self._connection:
+            key = (request_key(request),)
+            self._connection.execute("INSERT OR IGNORE INTO failures VALUES (?)", key)
+
+    def failed(self, request: Mapping[str, Any]) -> bool:
+        """Whether ``request`` got no reply before."""
+        query = "SELECT 1 FROM failures WHERE key = ?"
+        return self._connection.execute(query, (request_key(request),)).fetchone() is not None
 
 
 @contextmanager
@@ -72,6 +86,10 @@ def open_cache(path: Path, *, write: bool = True) -> Iterator[ReplyCache]:
     try:
         with closing(sqlite3.connect(place, timeout=_WAIT)) as connection:
             connection.execute(_TABLE)
+            connection.execute(_FAILURES)
+            columns = [row[1] for row in connection.execute("PRAGMA table_info(replies)")]
+            if "cut_off" not in columns:  # a cache of the first version
+                connection.execute("ALTER TABLE replies ADD COLUMN cut_off INTEGER DEFAULT 0")
             connection.execute(
                 "SELECT key, request, text, prompt_tokens, reply_tokens FROM replies"
             )

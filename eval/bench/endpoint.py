@@ -7,7 +7,7 @@ reply (the others go on), or the endpoint is no use at all (nothing more is sent
 
 import asyncio
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -63,18 +63,28 @@ def base_address(url: str | None) -> str | None:
 def ask_all(
     bodies: Sequence[Mapping[str, Any]],
     settings: Settings,
-    keep: Callable[[int, Reply], None],
+    keep: Callable[[int, Reply], str | None],
+    failed: Collection[int] = (),
 ) -> Outcome:
-    """Send every body as a chat completion; ``keep(index, reply)`` is called as replies come in.
+    """Send every body as a chat completion.
+
+    Args:
+        bodies: of the requests.
+        settings: how to reach the endpoint.
+        keep: called with each reply and its index as it comes; gives why nothing more is to be sent, or None.
+        failed: indices that got no reply in an earlier run: another failure says nothing of the endpoint.
 
     Raises:
         ValueError: there is no key for the endpoint, or its address is no address.
     """
-    return asyncio.run(_ask_all(bodies, settings, keep))
+    return asyncio.run(_ask_all(bodies, settings, keep, failed))
 
 
 async def _ask_all(
-    bodies: Sequence[Mapping[str, Any]], settings: Settings, keep: Callable[[int, Reply], None]
+    bodies: Sequence[Mapping[str, Any]],
+    settings: Settings,
+    keep: Callable[[int, Reply], str | None],
+    failed: Collection[int],
 ) -> Outcome:
     from openai import AsyncOpenAI
 
@@ -87,7 +97,9 @@ async def _ask_all(
     )
     async with client:
         workers = min(settings.concurrency, len(bodies))
-        await asyncio.gather(*(_work(client, waiting, outcome, keep) for _ in range(workers)))
+        await asyncio.gather(
+            *(_work(client, waiting, outcome, keep, failed) for _ in range(workers))
+        )
     return outcome
 
 
@@ -95,7 +107,8 @@ async def _work(
     client: "AsyncOpenAI",
     waiting: Iterator[tuple[int, Mapping[str, Any]]],
     outcome: Outcome,
-    keep: Callable[[int, Reply], None],
+    keep: Callable[[int, Reply], str | None],
+    failed: Collection[int],
 ) -> None:
     from openai import OpenAIError
 
@@ -105,17 +118,21 @@ async def _work(
             reply = _reply(await client.chat.completions.create(**body))
         # A body that claims to be JSON and isn't fails in the client with a plain ValueError.
         except (OpenAIError, ValueError) as error:
-            _note(outcome, index, error)
+            _note(outcome, index, error, index in failed)
         else:
             outcome.streak = 0
-            keep(index, reply)
+            outcome.down = keep(index, reply) or outcome.down
         if outcome.down:
             return
 
 
-def _note(outcome: Outcome, index: int, error: Exception) -> None:
+def _note(outcome: Outcome, index: int, error: Exception, failed_before: bool) -> None:
+    import openai
+
     outcome.unanswered[index] = reason = _reason(error)
-    outcome.streak += 1
+    # What the server refuses (too long, a content filter) is the record's own fault.
+    own = isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError)
+    outcome.streak += not (own or failed_before)
     if _hopeless(error) or outcome.streak >= HOPELESS:
         outcome.down = outcome.down or reason
 
@@ -150,9 +167,10 @@ def _reply(completion: Any) -> Reply:
 
     if not isinstance(completion, ChatCompletion) or not completion.choices:
         raise ValueError("the server's answer is no chat completion: is --base-url right?")
-    message, usage = completion.choices[0].message, completion.usage
+    choice, usage = completion.choices[0], completion.usage
+    message, cut_off = choice.message, choice.finish_reason == "length"
     if message is None or not isinstance(message.content, str | None):
         raise ValueError("the server's answer is a chat completion without a message")
     if usage is None:
-        return Reply(message.content or "")
-    return Reply(message.content or "", usage.prompt_tokens, usage.completion_tokens)
+        return Reply(message.content or "", cut_off=cut_off)
+    return Reply(message.content or "", usage.prompt_tokens, usage.completion_tokens, cut_off)

@@ -17,6 +17,8 @@ from eval.bench.parse import parse_scores
 from eval.bench.prompts import Mode, Request, put_back
 from revelio.run_dir import write_whole
 
+USELESS = 8  # replies without scores, and none with them, after which nothing more is sent
+
 
 @dataclass(frozen=True)
 class Judge:
@@ -49,22 +51,40 @@ def cache_entries(
     ]
 
 
+def scores_of(reply: Reply) -> tuple[float, float]:
+    """The scores of answer 1 and answer 2, as the judge saw them.
+
+    Raises:
+        ValueError: there are none; says why.
+    """
+    try:
+        return parse_scores(reply.text)
+    except ValueError as error:
+        if reply.cut_off:
+            raise ValueError("the reply was cut off before its scores: raise max_tokens") from error
+        raise
+
+
 def _has_scores(reply: Reply) -> bool:
     try:
-        parse_scores(reply.text)
+        scores_of(reply)
     except ValueError:
         return False
     return True
 
 
 def missing(cache: ReplyCache, entries: Sequence[dict[str, Any]], *, ask_again: bool) -> list[int]:
-    """The indices of entries to send; with ``ask_again`` also those whose reply held no scores."""
-    known = [cache.get(entry) for entry in entries]
-    return [
-        index
-        for index, reply in enumerate(known)
-        if reply is None or (ask_again and not _has_scores(reply))
-    ]
+    """The indices of entries to send, equal ones once, those that got no reply before last.
+
+    With ``ask_again`` also those whose reply held no scores.
+    """
+    distinct = {request_key(entry): index for index, entry in reversed(list(enumerate(entries)))}
+    found = []
+    for index in sorted(distinct.values()):
+        reply = cache.get(entries[index])
+        if reply is None or (ask_again and not _has_scores(reply)):
+            found.append(index)
+    return sorted(found, key=lambda index: cache.failed(entries[index]))
 
 
 def ask_missing(
@@ -74,14 +94,32 @@ def ask_missing(
     settings: Settings,
     seen: Callable[[], object],
 ) -> Outcome:
-    """Send what is missing and keep each reply as it comes; indices are those of ``entries``."""
+    """Send what is missing and keep each reply as it comes; indices are those of ``entries``.
 
-    def keep(index: int, reply: Reply) -> None:
+    It stops where the first few replies hold no scores: such a judge would cost its full price for nothing.
+    """
+    useless = 0
+    useful = False
+
+    def keep(index: int, reply: Reply) -> str | None:
+        nonlocal useless, useful
         cache.put(entries[to_send[index]], reply)
         seen()
+        useful = useful or _has_scores(reply)
+        useless += not useful
+        if useless < USELESS:
+            return None
+        try:
+            scores_of(reply)
+        except ValueError as error:
+            return f"not one of the first {useless} replies holds two scores: {error}"
+        return None
 
-    outcome = ask_all([entries[index]["body"] for index in to_send], settings, keep)
+    failed = {place for place, index in enumerate(to_send) if cache.failed(entries[index])}
+    outcome = ask_all([entries[index]["body"] for index in to_send], settings, keep, failed)
     outcome.unanswered = {to_send[index]: why for index, why in outcome.unanswered.items()}
+    for index in outcome.unanswered:
+        cache.note_failure(entries[index])
     return outcome
 
 
@@ -97,7 +135,7 @@ def review(
     scores, failure = None, "no reply"
     if reply is not None:
         try:
-            scores, failure = put_back(request.order, parse_scores(reply.text)), None
+            scores, failure = put_back(request.order, scores_of(reply)), None
         except ValueError as error:
             failure = str(error)
     return {

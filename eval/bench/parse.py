@@ -40,7 +40,7 @@ def parse_scores(reply: str) -> tuple[float, float]:
     """
     said = _THINKING.sub("", reply)
     if said.lstrip().lower().startswith(("<think", "<reasoning")):
-        raise ValueError("the reply ends within its thinking: raise --max-tokens")
+        raise ValueError("the reply ends within its thinking: raise max_tokens")
     lines = [plain for line in said.splitlines() if (plain := _plain(line))]
     if lines and _INTRODUCTION.fullmatch(lines[0]):
         lines = lines[1:]

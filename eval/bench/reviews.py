@@ -2,7 +2,8 @@
 
 A line needs `question_id` and `tuple` (or `score`) [reference, model]; without `category`
 (`llava_bench_conv`, ...) it counts in `all` alone, as in LLaVA's summary. Where a
-question was judged in several orders its scores are averaged first, so that each question counts once.
+question was judged in several orders its scores are averaged first, so that each question counts once; one
+that lacks the score of an order is left out and counted.
 
 Mode `fixed` leaves failures out: a null `tuple`, or LLaVA's [-1, -1]. Mode `as_paper` keeps them in the
 means as -1, as LLaVA's summary does.
@@ -37,7 +38,11 @@ class Review:
 
 @dataclass(frozen=True)
 class Scores:
-    """One file's scores by question (q questions); questions with no score at all are left out."""
+    """One file's scores by question (q questions).
+
+    Questions without a score are left out, and of a file with both orders those that lack the score of one:
+    the judge's seat bias would not cancel. ``half`` are the ids of the latter.
+    """
 
     path: Path
     ids: tuple[str, ...]
@@ -45,6 +50,7 @@ class Scores:
     reference: Float[np.ndarray, "q"]
     model: Float[np.ndarray, "q"]
     reviews: tuple[Review, ...]
+    half: tuple[str, ...] = ()
 
     def names(self) -> list[str]:
         """``all``, then the categories by name: those that have a review, scored or not."""
@@ -111,9 +117,14 @@ def read_scores(path: Path, mode: Mode) -> Scores:
             pairs[review.question_id, review.category].append(scores)
     if not pairs:
         raise ValueError(f"{path} holds no scores: all {len(reviews)} reviews are failures")
+    orders = len({review.order for review in reviews})
+    half = tuple(key[0] for key, found in pairs.items() if len(found) < orders)
+    pairs = {key: found for key, found in pairs.items() if len(found) == orders}
+    if not pairs:
+        raise ValueError(f"{path} holds no question that was scored in both orders")
     means = np.array([np.mean(found, axis=0) for found in pairs.values()])
     ids, categories = zip(*pairs, strict=True)
-    return Scores(path, ids, categories, means[:, 0], means[:, 1], reviews)
+    return Scores(path, ids, categories, means[:, 0], means[:, 1], reviews, half)
 
 
 def align(first: Scores, others: Sequence[Scores]) -> list[np.ndarray]:

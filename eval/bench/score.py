@@ -60,6 +60,7 @@ def _entry(
         "questions": len(rows),
         "reviews": len(reviews),
         "failures": sum(review.scores is None for review in reviews),
+        "half_answered": len({review.question_id for review in reviews} & set(scores.half)),
     }
     if not len(rows):
         return counts | dict.fromkeys(("relative", "relative_interval", "reference", "model"))

@@ -22,9 +22,9 @@ def run(config: Config) -> None:
     from tqdm import tqdm
 
     from llava_ext.tower_cache import fill, open_cache_job, plan
-    from revelio.activations.plan import duration
     from revelio.activations.store import ActivationStore
     from revelio.distributed import launched
+    from revelio.machine import duration
 
     processes = launched()
     job = open_cache_job(config, processes)

@@ -12,13 +12,15 @@ from typing import Any, Literal
 
 import torch
 
-from revelio.activations.filling import OpenShard
+from revelio.activations.config import ExtractConfig, ForwardPass
+from revelio.activations.encode import Encoded, FreshImages
+from revelio.activations.extraction_plan import ExtractionPlan, Lacking, Rows, Texts
 from revelio.activations.fitting import too_large
-from revelio.activations.job import Extraction, Texts
-from revelio.activations.recipe import Pool, Recipe
-from revelio.activations.sources import Encoded, FreshImages, Reading
+from revelio.activations.format import Cells, shard_name, write_shard
 from revelio.backbones.base import Backbone
+from revelio.data.config import DataConfig
 from revelio.data.dataset import ImageDataset
+from revelio.files import DiskFull
 
 
 @dataclass(frozen=True)
@@ -45,27 +47,30 @@ def extract(
     timesteps: Sequence[int] = (),
     prompts: Sequence[str] = ("empty",),
     texts: Mapping[str, Texts] | None = None,
-    draws: int = 1,
-    average_draws: bool = False,
-    seed: int = 0,
-    pool: Pool = "mean",
-    dtype: str = "float32",
-    batch_size: int = 16,
-    workers: int = 0,
     on_error: Literal["stop", "skip"] = "stop",
-    shard_rows: int | None = None,
-    latents: Path | None = None,
     provenance: Mapping[str, Any] | None = None,
     resume: bool = False,
     progress: Callable[[Progress], Any] | None = None,
+    **settings: Any,
 ) -> list[Path]:
-    """Run a whole extraction in this process.
+    """Extract from a data set and a backbone that are open, in this process.
 
-    The other arguments are those of :class:`Recipe`, :class:`Reading` and :class:`Extraction`, which see;
-    a caller that wants a plan first makes an :class:`Extraction` and loops over :func:`run`.
+    Opening them by a config, a plan beforehand and several processes: :mod:`revelio.pipelines.extract`.
 
-    With ``resume`` stores that are there, of the same settings, are gone on with, and finished ones taken as
-    they are: the same call may be repeated. ``progress`` is called after each batch with where it stands.
+    Args:
+        dataset: the images.
+        backbone: the model.
+        out: the folder that gets a store for each layer and pass.
+        layers: names out of ``backbone.layers``.
+        timesteps: the model's own training indices; none for a model without noise.
+        prompts: prompt policies.
+        texts: for each policy but ``empty``, the texts of the images at given indices.
+        on_error: ``stop`` or ``skip`` at an unreadable image.
+        provenance: further manifest fields (revision, compute_dtype, mode, ...).
+        resume: go on with stores that are there, of the same settings, and take finished ones as they are:
+            the same call may be repeated.
+        progress: called after each batch with where it stands.
+        settings: further fields of :class:`ExtractConfig` (draws, pool, dtype, seed, vae_cache, ...).
 
     Returns:
         The folders of the stores: for each timestep, prompt and draw those of all layers.
@@ -76,20 +81,15 @@ def extract(
         ImageError: an image can't be read and ``on_error`` is ``stop``.
         OSError: a shard can't be written.
     """
-    recipe = Recipe(
-        tuple(layers), tuple(timesteps), tuple(prompts), draws, average_draws, seed, pool, dtype
+    config = ExtractConfig(
+        layers=tuple(layers),
+        timesteps=tuple(timesteps),
+        prompts=tuple(prompts),
+        data=DataConfig(on_error=on_error),
+        **settings,
     )
-    job = Extraction(
-        dataset,
-        backbone,
-        out,
-        recipe,
-        texts=texts or {},
-        reading=Reading(batch_size, workers, on_error),
-        shard_rows=shard_rows,
-        latents=latents,
-        provenance=provenance or {},
-        resume=resume,
+    job = ExtractionPlan(
+        dataset, backbone, out, config, texts or {}, provenance or {}, resume=resume
     )
     for step in run(job):
         if progress is not None:
@@ -97,7 +97,7 @@ def extract(
     return job.stores
 
 
-def run(job: Extraction) -> Iterator[Progress]:
+def run(job: ExtractionPlan) -> Iterator[Progress]:
     """Make the stores of ``job``, one shard after another; the manifests come last.
 
     Yields:
@@ -105,8 +105,8 @@ def run(job: Extraction) -> Iterator[Progress]:
 
     Raises:
         ImageError: an image can't be read and ``on_error`` is ``stop``; the shards before it stay.
-        ValueError: see :meth:`Extraction.check`; activations don't fit the stored dtype; or a batch doesn't
-            fit the device's memory: the message names a size that does.
+        ValueError: see :meth:`ExtractionPlan.check`; activations don't fit the stored dtype; or a batch
+            doesn't fit the device's memory: the message names a size that does.
         OSError: a shard can't be written; the shards before it stay.
     """
     if not job.processes.main:
@@ -122,18 +122,25 @@ def run(job: Extraction) -> Iterator[Progress]:
             lock.release()
 
 
-def _fill(job: Extraction) -> Iterator[Progress]:
+def _fill(job: ExtractionPlan) -> Iterator[Progress]:
     """Make this process's share of the shards."""
     processes, cache = job.processes, job.cache
     processes.wait()
     lacking = job.lacking()
     mine = [n for n in lacking.shards if n % processes.world == processes.rank]
     uncached = [n for n in mine if cache is None or n in lacking.cache]
-    fresh = FreshImages(job.dataset, job.backbone, [job.spans[n] for n in uncached], job.reading)
+    fresh = FreshImages(
+        job.dataset,
+        job.backbone,
+        [job.spans[n] for n in uncached],
+        batch_size=job.batch_size,
+        workers=job.workers,
+        on_error=job.config.data.on_error,
+    )
     total, images, skipped = sum(len(job.spans[n]) for n in mine), 0, 0
     try:
         for number in mine:
-            shard = OpenShard(job, lacking, number)
+            shard = _OpenShard(job, lacking, number)
             for batch in _encoded(job, fresh if number in uncached else None, number):
                 shard.add(batch)
                 images += len(batch.indices) + len(batch.skipped)
@@ -145,9 +152,73 @@ def _fill(job: Extraction) -> Iterator[Progress]:
     processes.wait()
 
 
-def _encoded(job: Extraction, fresh: FreshImages | None, number: int) -> Iterator[Encoded]:
+def _encoded(job: ExtractionPlan, fresh: FreshImages | None, number: int) -> Iterator[Encoded]:
     """The batches of a shard, out of the cache where the images need not be read."""
     if fresh is not None:
         return fresh.shard(job.spans[number])
     assert job.cache is not None
-    return job.cache.shard(number, job.spans[number], job.reading.batch_size)
+    return job.cache.shard(number, job.spans[number], job.batch_size)
+
+
+class _OpenShard:
+    """One shard of every store that lacks it, while its batches come in."""
+
+    def __init__(self, job: ExtractionPlan, lacking: Lacking, number: int) -> None:
+        self._job = job
+        self._number = number
+        self._keys = [key for key, missing in lacking.stores.items() if number in missing]
+        self._passes = list(dict.fromkeys(one for one, _ in self._keys))
+        self._rows: dict[tuple[ForwardPass, str], list[Rows]] = {key: [] for key in self._keys}
+        self._latents: list[Rows] = []
+        self._indices: list[int] = []
+        self._skipped: list[tuple[str, str]] = []
+        self._caches = number in lacking.cache
+
+    def add(self, batch: Encoded) -> None:
+        """Take a batch through every pass that a store lacks."""
+        self._indices += batch.indices
+        self._skipped += batch.skipped
+        if batch.encoded is None:
+            return
+        if self._caches:
+            self._latents.append(Rows(batch.encoded.cpu(), None))
+        for one in self._passes:
+            for layer, rows in self._job.rows(batch, one).items():
+                if (one, layer) in self._rows:
+                    self._rows[one, layer].append(rows)
+
+    def write(self) -> None:
+        """Write the shard of every store; each is whole or absent."""
+        if self._caches and self._job.cache is not None:
+            self._write(self._job.cache.path, self._latents)
+        for key in self._keys:
+            self._write(self._job.targets[key].path, self._rows[key])
+
+    def _write(self, folder: Path, parts: list[Rows]) -> None:
+        dataset = self._job.dataset
+        rows = torch.cat([part.values for part in parts]).cpu() if parts else torch.empty(0)
+        found = [part.cells for part in parts if part.cells is not None]
+        places = torch.cat([one.places for one in found]) if found else None
+        if not rows.isfinite().all():
+            raise ValueError(
+                f"activations of {folder.name} are not finite in {str(rows.dtype)[6:]}: "
+                "store (and compute) in bfloat16 or float32"
+            )
+        labels = dataset.labels
+        try:
+            write_shard(
+                folder,
+                self._number,
+                rows,
+                [dataset.ids[i] for i in self._indices],
+                None if labels is None else [labels[i] for i in self._indices],
+                self._skipped,
+                None if places is None else Cells(places, found[0].grid),
+            )
+        except DiskFull:
+            raise
+        except OSError as error:
+            raise OSError(
+                f"can't write {folder / shard_name(self._number)}: {error.strerror or error}; "
+                "whole shards stay: make room and go on with resume"
+            ) from error

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from revelio.activations.filling import pass_rows
-from revelio.activations.job import Extraction
-from revelio.activations.sources import Encoded, encode
+from revelio.activations.encode import Encoded, encode
+from revelio.activations.extraction_plan import ExtractionPlan
 from revelio.data.loading import batches
+from revelio.machine import size as shown
 
 # The sizes that `auto` chooses from: beyond the last a GPU gains nothing more.
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -37,7 +37,7 @@ class Fit:
     room: int
 
 
-def largest_batch(job: Extraction, sizes: Sequence[int] = SIZES) -> Fit:
+def largest_batch(job: ExtractionPlan, sizes: Sequence[int] = SIZES) -> Fit:
     """The largest of the ascending ``sizes`` whose batch fits; no batch is larger than the data set.
 
     Where memory is not counted (on a CPU) it is the largest that raises no error.
@@ -64,7 +64,7 @@ def largest_batch(job: Extraction, sizes: Sequence[int] = SIZES) -> Fit:
     return found
 
 
-def fitted(job: Extraction) -> Extraction:
+def fitted(job: ExtractionPlan) -> ExtractionPlan:
     """The job at the largest batch size that fits, the same in all its processes.
 
     A store that was begun goes on at an even part of its own size, so that its shards stay as they are.
@@ -78,11 +78,11 @@ def fitted(job: Extraction) -> Extraction:
     size = job.processes.agree(size)
     if not size:
         raise too_large(job, None)
-    reading = replace(job.reading, batch_size=size)
-    return replace(job, reading=reading, shard_rows=job.shard_rows if was is None else was[1])
+    shard_rows = job.config.shard_rows if was is None else was[1]
+    return job.with_settings(batch_size=size, shard_rows=shard_rows)
 
 
-def _begun(job: Extraction) -> tuple[int, int] | None:
+def _begun(job: ExtractionPlan) -> tuple[int, int] | None:
     """The batch size and the images a shard of a store that was begun."""
     for target in job.targets.values():
         if target.started:
@@ -102,23 +102,21 @@ def smaller_sizes(batch_size: int) -> list[int]:
     return sorted(found | {1} - {batch_size})
 
 
-def too_large(job: Extraction, error: torch.OutOfMemoryError | None) -> ValueError:
+def too_large(job: ExtractionPlan, error: torch.OutOfMemoryError | None) -> ValueError:
     """What to say when a batch of ``job`` went beyond the device's memory: which size fits instead."""
-    from revelio.activations.plan import size
-
     if error is not None:
         release(error)
-    batch = job.reading.batch_size
+    batch = job.batch_size
     fit = largest_batch(job, smaller_sizes(batch))
     if not fit.size:
-        left = f" ({size(fit.room)} free)" if fit.room else ""
+        left = f" ({shown(fit.room)} free)" if fit.room else ""
         return ValueError(
             f"not even one image fits the device's memory beside the model{left}: take bfloat16 as the "
             "backbone's dtype, a smaller image_size, or another device"
         )
-    takes = f" (about {size(fit.image_bytes * batch)}; {size(fit.room)} free)" if fit.room else ""
+    takes = f" (about {shown(fit.image_bytes * batch)}; {shown(fit.room)} free)" if fit.room else ""
     settings = f"batch_size {fit.size}"
-    smaller = replace(job, reading=replace(job.reading, batch_size=fit.size))
+    smaller = job.with_settings(batch_size=fit.size)
     if smaller.shard_images != job.shard_images:
         settings += f" and shard_rows {job.shard_images}"
     return ValueError(
@@ -134,8 +132,8 @@ def release(error: BaseException) -> None:
         torch.cuda.empty_cache()
 
 
-def _first_picture(job: Extraction) -> tuple[int, Tensor]:
-    for batch in batches(job.dataset, job.backbone.transform, 1, on_error=job.reading.on_error):
+def _first_picture(job: ExtractionPlan) -> tuple[int, Tensor]:
+    for batch in batches(job.dataset, job.backbone.transform, 1, on_error=job.config.data.on_error):
         if len(batch):
             return batch.indices[0], batch.pixels
     raise ValueError(f"not one image of {job.dataset.name} can be read")
@@ -143,7 +141,7 @@ def _first_picture(job: Extraction) -> tuple[int, Tensor]:
 
 @torch.no_grad()
 def _peak(
-    job: Extraction, index: int, pixels: Tensor, size: int, device: torch.device
+    job: ExtractionPlan, index: int, pixels: Tensor, size: int, device: torch.device
 ) -> tuple[int, int]:
     """Bytes that a batch of ``size`` takes beside the model, and those there are for it."""
     counted, before, room = device.type == "cuda", 0, _room(device)
@@ -152,8 +150,8 @@ def _peak(
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
     encoded = encode(job.backbone, pixels.expand(size, -1, -1, -1).contiguous())
-    one = job.recipe.passes()[0]
-    pass_rows(job, Encoded([index] * size, encoded, []), replace(one, draws=one.draws[:1]))
+    one = job.config.passes()[0]
+    job.rows(Encoded([index] * size, encoded, []), replace(one, draws=one.draws[:1]))
     return (torch.cuda.max_memory_allocated(device) - before if counted else 0), room
 
 

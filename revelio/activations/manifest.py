@@ -6,13 +6,13 @@ in ``unfinished.json``; the manifest comes last, once every shard is there.
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from revelio.activations.shard import (
+from revelio.activations.format import (
     DTYPES,
-    FORMAT,
+    FORMATS,
     ShardHeader,
     check_names,
     read_header,
@@ -58,6 +58,8 @@ class Manifest:
         classes: class names by class id.
         skipped: id and reason of images without a row.
         shards: in order.
+        cells: rows an image, where they are cells of its grid; else None: one.
+        grid: height and width of the grids that the cells are of.
     """
 
     values: dict[str, Any]
@@ -68,6 +70,8 @@ class Manifest:
     classes: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...]
     shards: tuple[ShardEntry, ...]
+    cells: int | None = None
+    grid: tuple[int, int] | None = None
 
 
 def write_manifest(folder: Path, settings: Mapping[str, Any], shards: int) -> dict[str, Any]:
@@ -91,11 +95,12 @@ def write_manifest(folder: Path, settings: Mapping[str, Any], shards: int) -> di
     for path, header in zip(paths, headers, strict=True):
         if header.rows and _kind(header) != _kind(filled[0]):
             raise ValueError(f"{path} differs from the shards before it: extract it again")
-    manifest = {"format": FORMAT, "kind": "activations", "layer": folder.name, "classes": []}
+    first = filled[0]
+    manifest = {"format": 1, "kind": "activations", "layer": folder.name, "classes": []}
     manifest |= dict(settings) | {
-        "dtype": filled[0].dtype,
-        "row_shape": list(filled[0].row_shape),
-        "labelled": filled[0].labelled,
+        "dtype": first.dtype,
+        "row_shape": list(first.row_shape),
+        "labelled": first.labelled,
         "rows": sum(header.rows for header in headers),
         "skipped": [list(pair) for header in headers for pair in header.skipped],
         "shards": [
@@ -108,13 +113,15 @@ def write_manifest(folder: Path, settings: Mapping[str, Any], shards: int) -> di
             for path, header in zip(paths, headers, strict=True)
         ],
     }
+    if first.cells is not None and first.grid is not None:
+        manifest |= {"format": 2, "cells": first.cells, "grid": list(first.grid)}
     write_json(folder / MANIFEST, manifest)
     (folder / UNFINISHED).unlink(missing_ok=True)
     return manifest
 
 
 def _kind(header: ShardHeader) -> tuple[object, ...]:
-    return header.row_shape, header.dtype, header.labelled
+    return header.row_shape, header.dtype, header.labelled, header.cells, header.grid
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -131,12 +138,12 @@ def read_manifest(folder: Path) -> Manifest:
     if "format" not in values and "command" in values:
         raise ValueError(_why_no_manifest(folder))
     version = values.get("format")
-    if type(version) is not int or version != FORMAT:
+    if type(version) is not int or version not in FORMATS:
         raise ValueError(
-            f"{path} is of format {printable(version)[:40]}; this version of Revelio reads "
-            f"format {FORMAT}: extract the store again, or read it with the version that wrote it"
+            f"{path} is of format {printable(version)[:40]}; this version of Revelio reads formats "
+            "1 and 2: extract the store again, or read it with the version that wrote it"
         )
-    check_fields(path, values, _REQUIRED, required=True)
+    check_fields(path, values, _REQUIRED | (_OF_CELLS if version == 2 else {}), required=True)
     check_fields(path, values, MADE_BY, required=False)
     manifest = Manifest(
         values=values,
@@ -148,6 +155,8 @@ def read_manifest(folder: Path) -> Manifest:
         skipped=tuple((name, reason) for name, reason in values["skipped"]),
         shards=tuple(_entry(path, number, one) for number, one in enumerate(values["shards"])),
     )
+    if version == 2:
+        manifest = replace(manifest, cells=values["cells"], grid=tuple(values["grid"]))
     if sum(shard.rows for shard in manifest.shards) != manifest.rows:
         raise ValueError(f"{path}: the shards' row counts don't add up to {manifest.rows} rows")
     return manifest
@@ -248,7 +257,7 @@ _TEXT = ("text", _is_text)
 _COUNT = ("a whole number, 0 or more", _is_count)
 _WHOLE = ("a whole number", _is_whole)
 
-_REQUIRED: _Fields = {
+_REQUIRED: dict[str, Any] = {
     "kind": _TEXT,
     "layer": _TEXT,
     "dtype": (f"one of {', '.join(DTYPES)}", lambda x: isinstance(x, str) and x in DTYPES),
@@ -259,11 +268,15 @@ _REQUIRED: _Fields = {
     "skipped": ("a list of [id, reason]", _is_list(_is_pair)),
     "shards": ("a list of objects", _is_list(lambda x: isinstance(x, dict))),
 }
+_OF_CELLS: dict[str, Any] = {
+    "cells": ("how many cells an image has, 1 or more", _is_side),
+    "grid": ("two sides", lambda x: _is_list(_is_side, 2)(x) and len(x) == 2),
+}
 # What tells where the rows came from: null, absent or of these types.
 MADE_BY: _Fields = {
     **dict.fromkeys(("model", "revision", "compute_dtype", "attention", "match_snr"), _TEXT),
     **dict.fromkeys(("prompt_policy", "mode", "dataset", "split", "dataset_sha256"), _TEXT),
-    "contents_sha256": _TEXT,
+    **dict.fromkeys(("contents_sha256", "captions_sha256"), _TEXT),
     **dict.fromkeys(("stride", "images", "batch_size", "shard_images"), _COUNT),
     **dict.fromkeys(("timestep", "seed"), _WHOLE),
     "draw": (

@@ -1,5 +1,8 @@
 """Reading an activation store: rows, ids and labels in the order of the data set.
 
+A store holds one row an image, a vector or a grid; or, where it was asked for when it was opened, some cells
+of each image's grid, a row each.
+
 Rows are read from disk when they are asked for, so a store may be far larger than memory. Manifest, sizes,
 tensor headers, ids and labels are checked when the store is opened, which reads no activations; a shard's
 sha256 before the first of its rows is given out.
@@ -8,32 +11,35 @@ Writing is :func:`write_shard` for each shard, then :func:`write_manifest`; ``FO
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, overload
 
 import torch
-from jaxtyping import Float32, Int64, Shaped
+from jaxtyping import Float32, Int16, Int64, Shaped
 from torch import Tensor
 
-from revelio.activations.manifest import (
-    LABEL_LIMIT,
-    Manifest,
-    read_manifest,
-    shard_path,
-    write_manifest,
-)
-from revelio.activations.shard import (
+from revelio.activations.format import (
     DTYPES,
+    Cells,
     Skipped,
     check_names,
     read_activations,
     read_header,
     read_ids,
     read_labels,
+    read_places,
     write_shard,
+)
+from revelio.activations.manifest import (
+    LABEL_LIMIT,
+    Manifest,
+    read_manifest,
+    shard_path,
+    write_manifest,
 )
 from revelio.run_dir import sha256
 
@@ -47,7 +53,9 @@ class ActivationStore:
         path: the store's folder.
         manifest: what made it; the fields are those of ``FORMAT.md``.
         classes: class names by class id; empty where the images have no labels.
-        row_shape: ``(d,)`` for pooled activations, ``(c, h, w)`` for grids.
+        row_shape: ``(d,)`` for pooled activations and cells, ``(c, h, w)`` for grids.
+        cells: rows an image, where they are cells of its grid; else None: one.
+        grid: height and width of the grids that the cells are of.
     """
 
     def __init__(self, path: Path, manifest: Manifest, *, verify: bool = True) -> None:
@@ -55,25 +63,34 @@ class ActivationStore:
         self.manifest = manifest.values
         self.classes = manifest.classes
         self.row_shape = manifest.row_shape
+        self.cells, self.grid = manifest.cells, manifest.grid
         self._checked = manifest
         self._shards = manifest.shards
         self._stops = list(accumulate(shard.rows for shard in self._shards))
         self._unchecked = set(range(len(self._shards))) if verify else set()
 
     @classmethod
-    def open(cls, path: Path | str, *, verify: bool = True) -> "ActivationStore":
+    def open(
+        cls, path: Path | str, *, verify: bool = True, cells: bool = False
+    ) -> "ActivationStore":
         """Open the store in folder ``path``.
 
         Args:
             path: the folder with ``manifest.json``.
             verify: check each shard's sha256 before its first rows are given out.
+            cells: whether the store may hold cells, several rows an image.
 
         Raises:
-            ValueError: no finished store is there, it is of another format version, or its manifest or
-                a shard is not as ``FORMAT.md`` says; the file is named.
+            ValueError: no finished store is there, it holds cells and may not, it is of another format
+                version, or its manifest or a shard is not as ``FORMAT.md`` says; the file is named.
         """
         folder = Path(path)
         store = cls(folder, read_manifest(folder), verify=verify)
+        if store.cells is not None and not cells:
+            raise ValueError(
+                f"{folder} holds {store.cells} cells of each image's grid, and this takes one row an image: "
+                "extract the images without `cells`"
+            )
         for number in range(len(store._shards)):
             store._check(number)
         return store
@@ -85,8 +102,18 @@ class ActivationStore:
             "\n".join(shard.sha256 for shard in self._shards).encode()
         ).hexdigest()
 
+    @property
+    def bytes(self) -> int:
+        """The size of its shards on disk."""
+        return sum(shard.bytes for shard in self._shards)
+
     def __len__(self) -> int:
         return self._stops[-1] if self._stops else 0
+
+    @property
+    def images(self) -> int:
+        """How many images the rows are of."""
+        return len(self) // (self.cells or 1)
 
     def verify(self) -> None:
         """Check the sha256 of every shard now.
@@ -100,14 +127,14 @@ class ActivationStore:
 
     @cached_property
     def ids(self) -> list[str]:
-        """One id a row."""
+        """One id an image."""
         return [
             name for number in range(len(self._shards)) for name in read_ids(self._path(number))
         ]
 
     @cached_property
     def labels(self) -> Int64[Tensor, " n"] | None:
-        """One class id a row, or None where the images have no labels."""
+        """One class id an image, or None where the images have no labels."""
         if not self._checked.labelled:
             return None
         parts = [read_labels(self._path(number)) for number in range(len(self._shards))]
@@ -121,18 +148,56 @@ class ActivationStore:
         """
         if not 0 <= start <= stop <= len(self):
             raise ValueError(f"rows {start}:{stop} are outside 0:{len(self)} of {self.path}")
+        parts = self._read(start, stop, read_activations)
+        if not parts:
+            return torch.empty(0, *self.row_shape, dtype=DTYPES[self._checked.dtype])
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def places(self, start: int, stop: int) -> Int16[Tensor, "b 2"]:
+        """Where rows ``start:stop`` of a store of cells lie: y, x. Row r is of image ``r // cells``."""
+        parts = self._read(start, stop, read_places)
+        return torch.cat(parts) if parts else torch.empty(0, 2, dtype=torch.int16)
+
+    @property
+    def cells_an_image(self) -> int:
+        """How many cells it has of each image.
+
+        Raises:
+            ValueError: it holds vectors of whole images.
+        """
+        if self.cells is None and len(self.row_shape) != 3:
+            raise ValueError(
+                f"{self.path} holds one vector an image, no cells: extract whole grids (pool none) or cells"
+            )
+        return self.cells or self.row_shape[1] * self.row_shape[2]
+
+    def image_cells(self, start: int, stop: int) -> Float32[Tensor, "images c d"]:
+        """All cells of images ``start:stop``, of whole grids in the order of reading."""
+        each = self.cells_an_image
+        if self.cells is not None:
+            return self.rows(start * each, stop * each).float().unflatten(0, (-1, each))
+        return self.rows(start, stop).float().flatten(2).transpose(1, 2)
+
+    def cell_places(self, cells: Int64[Tensor, " b"]) -> Int64[Tensor, "b 2"]:
+        """Y and x of cells, counted image by image over the whole store."""
+        if self.cells is not None:
+            return self.places(0, len(self)).long()[cells]
+        cells, width = cells % self.cells_an_image, self.row_shape[2]
+        return torch.stack([cells // width, cells % width], dim=1)
+
+    def _read(
+        self, start: int, stop: int, read: Callable[[Path, int, int], Tensor]
+    ) -> list[Tensor]:
+        """What ``read`` finds in the shards that hold rows ``start:stop``."""
         parts = []
         number = bisect_right(self._stops, start)
         while start < stop:
             first = self._stops[number] - self._shards[number].rows
             until = min(stop, self._stops[number])
             if until > start:
-                path = self._path(number)
-                parts.append(read_activations(path, start - first, until - first))
+                parts.append(read(self._path(number), start - first, until - first))
             start, number = until, number + 1
-        if not parts:
-            return torch.empty(0, *self.row_shape, dtype=DTYPES[self._checked.dtype])
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return parts
 
     def tensor(self) -> Float32[Tensor, "b ..."]:
         """All rows, in float32."""
@@ -225,8 +290,8 @@ class ActivationStore:
         shard, manifest = self._shards[number], self._checked
         path = shard_path(self.path, shard)
         header = read_header(path)
-        said = (header.row_shape, header.dtype, header.labelled)
-        wanted = (manifest.row_shape, manifest.dtype, manifest.labelled)
+        said = (header.row_shape, header.dtype, header.labelled, header.cells, header.grid)
+        wanted = (manifest.row_shape, manifest.dtype, manifest.labelled, self.cells, self.grid)
         # The shape of no rows means nothing.
         if header.rows != shard.rows or (header.rows and said != wanted):
             raise ValueError(f"{path} disagrees with the store's manifest: extract the store again")
@@ -242,29 +307,33 @@ def write_store(
     settings: Mapping[str, Any] | None = None,
     shard_rows: int = 1024,
     skipped: Skipped = (),
+    cells: Cells | None = None,
 ) -> ActivationStore:
     """Write a whole store from rows in memory, and open it.
 
     Args:
         folder: where; a store that is there already is not overwritten.
-        activations: one row an image.
-        ids: one id a row.
-        labels: one class id a row, or None.
+        activations: one row an image, or the same number of cells of each.
+        ids: one id an image.
+        labels: one class id an image, or None.
         settings: manifest fields that say what made the rows (``layer``, ``classes``, ...).
-        shard_rows: rows a shard.
+        shard_rows: images a shard.
         skipped: id and reason of images that have no row.
+        cells: where the rows lie, if they are cells.
 
     Raises:
         ValueError: ``folder`` holds a manifest already, or there are no rows.
     """
     if (folder / "manifest.json").exists():
         raise ValueError(f"{folder} already holds a store: choose another folder")
-    starts = range(0, max(len(activations), 1), shard_rows)
+    starts = range(0, max(len(ids), 1), shard_rows)
+    each = len(activations) // max(len(ids), 1)
     for number, start in enumerate(starts):
         part = slice(start, start + shard_rows)
         of_part = None if labels is None else labels[part]
-        write_shard(
-            folder, number, activations[part], ids[part], of_part, () if number else skipped
-        )
+        rows = slice(start * each, (start + shard_rows) * each)
+        places = None if cells is None else replace(cells, places=cells.places[rows])
+        left_out = () if number else skipped
+        write_shard(folder, number, activations[rows], ids[part], of_part, left_out, places)
     write_manifest(folder, settings or {}, len(starts))
-    return ActivationStore.open(folder)
+    return ActivationStore.open(folder, cells=True)

@@ -1,20 +1,19 @@
 """Where latents lie: their decoder directions, nearest neighbours, and a two-dimensional map."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from revelio.analysis.config import MapMethod
 from revelio.analysis.top_images import TopImages
 from revelio.seeds import key_seed
 
 if TYPE_CHECKING:
     from revelio.sae.model import KSparseAutoencoder
 
-MapKind = Literal["decoder", "labels"]
-MapMethod = Literal["tsne", "pca"]
 TSNE_FROM = 30
 """Fewer points than this are laid out by PCA: t-SNE needs neighbours."""
 

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from revelio.analysis.config import PurityConfig
 from revelio.analysis.label_measures import (
     bootstrap_intervals,
     chance,
@@ -23,6 +24,7 @@ from revelio.analysis.label_measures import (
 )
 from revelio.analysis.similarity import chance_similarity, pair_similarity
 from revelio.analysis.top_images import MIN_IMAGES, TopImages
+from revelio.bounds import check_fields
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,62 +36,52 @@ INTERVAL = "95 % bootstrap over latents: percentiles of the mean, latents drawn 
 
 def purity(
     top: TopImages,
+    config: PurityConfig | None = None,
     *,
-    images: int = 10,
-    latents: int = 1000,
-    draws: int = 20_000,
-    permutations: int = 500,
-    bootstrap: int = 1000,
-    seed: int = 0,
     embeddings: Float[Tensor, "images d"] | None = None,
 ) -> dict[str, Any]:
     """The purity entry of one k-SAE: plain values, fit for JSON.
 
     Args:
         top: the top images of every latent.
-        images: how many top images a latent is judged by (paper: 10).
-        latents: how many of the strongest latents are averaged (paper: 1000).
-        draws: random sets of images for the chance level.
-        permutations: shuffles of the labels for ``null_z``.
-        bootstrap: resamples for the intervals.
-        seed: of the three above.
+        config: how many images and latents, and the resampling.
         embeddings: unit vectors of all images (:func:`~revelio.analysis.similarity.unit_vectors`), for
             the label-free measure.
 
     Raises:
-        ValueError: ``images`` or another count is too small, or more than ``top`` holds.
+        ValueError: a setting is outside its bounds, or ``top`` holds fewer images a latent than asked for.
     """
-    if not 2 <= images <= top.m:
+    config = config or PurityConfig()
+    check_fields(config)
+    if config.m > top.m:
         raise ValueError(
-            f"purity over {images} images, but each latent has {top.m} top images: give 2..{top.m}, "
+            f"purity over {config.m} images, but each latent has {top.m} top images: give 2..{top.m}, "
             "or make top images with a larger m"
         )
-    if min(latents, draws, permutations, bootstrap) < 2:
-        raise ValueError("latents, draws, permutations and bootstrap must each be 2 or more")
-    chosen = eligible(top, images)[:latents]
+    all_eligible = eligible(top, config.m)
+    chosen = all_eligible[: config.latents]
     entry = _context(top) | {
-        "top_images": images,
+        "top_images": config.m,
         "latents": len(chosen),
-        "latents_wanted": latents,
-        "eligible": len(eligible(top, images)),
+        "latents_wanted": config.latents,
+        "eligible": len(all_eligible),
         "alive": int((top.counts > 0).sum()),
         "n": len(top.counts),
         "sigma_label": None,
         "notes": [],
     }
-    if len(chosen) < latents:
+    if len(chosen) < config.latents:
         entry["notes"].append(
-            f"only {len(chosen)} latents are active on more than {max(MIN_IMAGES, images - 1)} images: "
-            f"means are over these, not {latents}"
+            f"only {len(chosen)} latents are active on more than {max(MIN_IMAGES, config.m - 1)} images: "
+            f"means are over these, not {config.latents}"
         )
-    rows = top.indices[chosen, :images]
+    rows = top.indices[chosen, : config.m]
     if top.labels is None:
         entry["notes"].append(NO_LABELS)
     elif len(chosen):
-        settings = {"draws": draws, "permutations": permutations, "bootstrap": bootstrap}
-        entry |= _label_measures(top.labels, len(top.classes), rows, seed=seed, **settings)
+        entry |= _label_measures(top.labels, len(top.classes), rows, config)
     if embeddings is not None and len(chosen):
-        entry |= _similarity(embeddings, rows, top.values[chosen, :images], bootstrap, seed)
+        entry |= _similarity(embeddings, rows, top.values[chosen, : config.m], config)
     return entry
 
 
@@ -138,20 +130,13 @@ def _context(top: TopImages) -> dict[str, Any]:
 
 
 def _label_measures(
-    labels: Tensor,
-    named: int,
-    rows: Tensor,
-    *,
-    draws: int,
-    permutations: int,
-    bootstrap: int,
-    seed: int,
+    labels: Tensor, named: int, rows: Tensor, config: PurityConfig
 ) -> dict[str, Any]:
-    classes = _class_number(labels, named)
+    classes, draws, seed = _class_number(labels, named), config.random_sets, config.seed
     found = measures(class_counts(labels[rows], classes))
-    random = chance(labels, classes, images=rows.shape[1], draws=draws, seed=seed)
-    z, p, _ = permutation_null(labels, rows, classes, permutations=permutations, seed=seed)
-    intervals = bootstrap_intervals(found, samples=bootstrap, seed=seed)
+    random = chance(labels, classes, images=config.m, draws=draws, seed=seed)
+    z, p, _ = permutation_null(labels, rows, classes, permutations=config.permutations, seed=seed)
+    intervals = bootstrap_intervals(found, samples=config.bootstrap, seed=seed)
     means = {name: float(value.mean()) for name, value in found.items()}
     return {
         "sigma_label": means["sigma"],
@@ -164,7 +149,7 @@ def _label_measures(
         "same_class_pairs": means["pairs"],
         "null_z": None if math.isnan(z) else z,
         "null_p": p,
-        "null_permutations": permutations,
+        "null_permutations": config.permutations,
         "intervals": _renamed(intervals),
         "interval_method": INTERVAL,
         "chance_levels": _renamed({name: value[0] for name, value in random.items()}),
@@ -184,16 +169,16 @@ def _series(sigma: Tensor) -> dict[str, float]:
     return {str(count): float(sigma[:count].mean()) for count in counts}
 
 
-def _similarity(
-    units: Tensor, rows: Tensor, codes: Tensor, bootstrap: int, seed: int
-) -> dict[str, Any]:
+def _similarity(units: Tensor, rows: Tensor, codes: Tensor, config: PurityConfig) -> dict[str, Any]:
     plain, weighted = pair_similarity(units, rows, codes)
     found = {"similarity": plain, "similarity_weighted": weighted}
     return {
         "similarity": float(plain.mean()),
         "similarity_weighted": float(weighted.mean()),
         "similarity_chance": chance_similarity(units),
-        "similarity_intervals": bootstrap_intervals(found, samples=bootstrap, seed=seed),
+        "similarity_intervals": bootstrap_intervals(
+            found, samples=config.bootstrap, seed=config.seed
+        ),
     }
 
 

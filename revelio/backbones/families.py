@@ -13,11 +13,22 @@ from typing import Any
 from revelio.backbones import diffusion
 from revelio.backbones.diffusion.base import DiffusionBackbone, registered_families
 from revelio.backbones.layers import vit_layers
-from revelio.backbones.source import Description, Source
+from revelio.backbones.source import Description, Source, kinds_of
 from revelio.trust import printable
 
 # Modules of the package that are no family's.
-SHARED = {"base", "conditioning", "schedule", "scheduler", "t5", "text_encoder", "unet", "vae"}
+SHARED = {
+    "base",
+    "conditioning",
+    "pipeline_layers",
+    "schedule",
+    "scheduler",
+    "t5",
+    "text_encoder",
+    "transformer",
+    "unet",
+    "vae",
+}
 # Parts that steer the denoiser: only a family that lists them computes what they do (SDXL, SD3, unCLIP).
 STRANGE_PARTS = ("text_encoder_2", "text_encoder_3", "prior", "image_encoder", "image_normalizer")
 VITS = {
@@ -86,7 +97,7 @@ def _takes(family: type[DiffusionBackbone], index: Mapping[str, Any]) -> bool:
     """Whether model_index.json lists the family's parts, and none that it does not compute."""
     unused = {*STRANGE_PARTS, *family.without} - {*family.parts, *family.optional}
     strange = any(index.get(part) not in (None, [None, None]) for part in unused)
-    fits = all(_class_of(index, part) == kind for part, kind in family.parts.items())
+    fits = all(_class_of(index, part) in kinds_of(kind) for part, kind in family.parts.items())
     may = all(_class_of(index, part) in (None, kind) for part, kind in family.optional.items())
     return fits and may and not strange
 
@@ -96,9 +107,9 @@ def _lacking(index: Mapping[str, Any]) -> str:
     for family in diffusion_families():
         if index.get("_class_name") in family.pipelines:
             return ", ".join(
-                f"`{part}` of class {kind}"
+                f"`{part}` of class {' or '.join(kinds_of(kind))}"
                 for part, kind in family.parts.items()
-                if _class_of(index, part) != kind
+                if _class_of(index, part) not in kinds_of(kind)
             )
     return ""
 

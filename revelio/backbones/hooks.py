@@ -49,24 +49,31 @@ def full_precision() -> Iterator[None]:
 
 
 @contextmanager
-def hooked(model: HasLayers, functions: Mapping[str, Hook]) -> Iterator[None]:
+def hooked(
+    model: HasLayers, functions: Mapping[str, Hook], *, exact: bool = True
+) -> Iterator[None]:
     """Call a function on the output of each layer that the model computes while the block runs.
 
     Args:
         model: a backbone, or anything else with ``module(layer)``.
         functions: by layer; see :func:`capture` and :func:`edit`. The hooks are removed at the end, also
             after an error. Blocks may be nested: the outer block's function is called first.
+        exact: compute float32 convolutions in float32 meanwhile (:func:`full_precision`); False leaves the
+            number formats as they are, as generation wants.
 
     Raises:
         KeyError: a layer that the model does not have.
     """
     with ExitStack() as stack:
         for layer, function in functions.items():
+            module = model.module(layer)
             hook = _forward_hook(function, getattr(model, "output_position", 0))
-            handle = model.module(layer).register_forward_hook(hook)
+            handle = module.register_forward_hook(hook)
             stack.callback(handle.remove)
-        with full_precision():
-            yield
+            _before_others(module)
+        if exact:
+            stack.enter_context(full_precision())
+        yield
 
 
 def capture(found: dict[str, Tensor], layer: str) -> Hook:
@@ -124,6 +131,13 @@ def _until(function: Hook, last: bool) -> Hook:
         raise _Done
 
     return stop if last else function
+
+
+def _before_others(module: nn.Module) -> None:
+    """Call our hooks before anybody else's: transformers collects `hidden_states` by hooks of its own."""
+    for key, hook in list(module._forward_hooks.items()):
+        if getattr(hook, "__module__", None) != __name__:
+            module._forward_hooks[key] = module._forward_hooks.pop(key)
 
 
 def _forward_hook(function: Hook, position: int) -> Callable[..., Any]:

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -85,13 +85,13 @@ def use_eager_attention(model: nn.Module) -> None:
 
     for module in model.modules():
         if isinstance(module, Attention):
-            joint = (
-                module.added_kv_proj_dim is not None
-            )  # text joins the picture's keys: DeepFloyd-IF
-            module.set_processor(AttnAddedKVProcessor() if joint else AttnProcessor())
+            # In DeepFloyd-IF the text has keys and values of its own.
+            joint = module.added_kv_proj_dim is not None
+            processor: Any = AttnAddedKVProcessor() if joint else AttnProcessor()
+            module.set_processor(processor)
 
 
-def attention_kernel(name: str) -> AbstractContextManager[None]:
+def attention_kernel(name: str) -> AbstractContextManager[object]:
     """Inside, torch's own attention is computed step by step if ``name`` is ``eager``."""
     return sdpa_kernel(SDPBackend.MATH) if name == "eager" else nullcontext()
 

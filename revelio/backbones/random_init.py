@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from revelio.backbones.base import Backbone
+from revelio.backbones.config import BackboneConfig
 from revelio.backbones.registry import load_backbone
 from revelio.seeds import key_seed
 
@@ -54,6 +55,6 @@ def _redraw(model: nn.Module, seed: int) -> None:
                     parameter.normal_(std=SCALE)
 
 
-def load_random_backbone(name: str, seed: int, **settings: Any) -> Backbone:
+def load_random_backbone(model: str | BackboneConfig, seed: int, **settings: Any) -> Backbone:
     """:func:`untrained` of what :func:`~revelio.backbones.registry.load_backbone` gives."""
-    return untrained(load_backbone(name, **settings), seed)
+    return untrained(load_backbone(model, **settings), seed)

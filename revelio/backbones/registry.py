@@ -3,7 +3,7 @@
     backbone = load_backbone("sd-1.5", layers=["up_ft1"], dtype="bfloat16")
     register("my-model", "my_package.my_module:load")       # or a function
 
-A factory takes the keyword arguments of :func:`load_backbone` and gives a
+A factory takes ``layers`` and the fields of :class:`BackboneConfig` but the name, and gives a
 :class:`~revelio.backbones.base.Backbone`. Nothing heavy is imported before a model is loaded.
 """
 
@@ -17,9 +17,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from revelio.backbones.catalogue import MINIS, find_shipped, hub_models, shipped_models
-from revelio.backbones.families import VIT_LOADERS, describe_source, family_of
+from revelio.backbones.config import BackboneConfig
+from revelio.backbones.families import (
+    VIT_LOADERS,
+    Family,
+    describe_source,
+    diffusion_families,
+    family_of,
+)
 from revelio.backbones.packaged import VIT, packaged_backbones, packaged_path
-from revelio.backbones.source import CONFIG_LIMIT, HUB_ID, Description, Source
+from revelio.backbones.source import (
+    CONFIG_LIMIT,
+    DENOISERS,
+    HUB_ID,
+    Description,
+    Source,
+    kinds_of,
+)
 from revelio.trust import printable, read_object
 
 if TYPE_CHECKING:
@@ -27,51 +41,38 @@ if TYPE_CHECKING:
 
 Factory = Callable[..., "Backbone"]
 
-UNET = "UNet2DConditionModel"
 WEIGHTS = (".safetensors", ".ckpt", ".pt", ".bin")
 
 _registered: dict[str, tuple[str | Factory, Description]] = {}
 
 
 def load_backbone(
-    name: str,
+    model: str | BackboneConfig,
     *,
     layers: Sequence[str] | None = None,
-    revision: str | None = None,
-    image_size: int | None = None,
-    dtype: str = "float32",
-    attention: str = "sdpa",
-    device: str = "auto",
     imports: bool = True,
+    **settings: Any,
 ) -> Backbone:
     """Load a backbone, whole or cut after the deepest of ``layers``.
 
     Args:
-        name: a name that :func:`describe` lists, a folder, a hub id, or ``module:function`` of a factory. A
-            U-Net's folder or file stands for the pipeline it lies in; ``sd-1.5+path/to/unet`` puts it in the
-            place of another pipeline's.
+        model: a name that :func:`describe` lists, a folder, a hub id, or ``module:function`` of a factory. A
+            denoiser's folder or file stands for the pipeline it lies in; ``sd-1.5+path/to/unet`` puts it in
+            the place of another pipeline's. Or a whole config.
         layers: the layers that will be asked for: what comes after the deepest is not kept. None keeps the
             whole model, which a diffusion model's ``predict``, ``decode`` and ``pipeline`` need.
-        revision: of a hub id.
-        image_size: the side of the square images are brought to, in pixels; None is the model's own.
-        dtype: ``float32``, ``bfloat16`` or ``float16``.
-        attention: ``sdpa`` or ``eager``.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         imports: whether ``module:function`` may be imported. Must be False for a name out of a file that came
             with weights: whoever made the file would choose which code runs here.
+        settings: fields of :class:`BackboneConfig`: revision, image_size, dtype, attention, device.
 
     Raises:
         KeyError: an unknown name or layer; the message lists the known ones.
         ValueError: a setting the model can't take, a model of no supported family, or a name that would
             import code where that is not allowed.
     """
-    asked: dict[str, Any] = {
-        "layers": layers,
-        "image_size": image_size,
-        "dtype": dtype,
-        "attention": attention,
-        "device": device,
-    }
+    config = BackboneConfig(name=model) if isinstance(model, str) else model
+    asked: dict[str, Any] = vars(replace(config, **settings)) | {"layers": layers}
+    name, revision = asked.pop("name"), asked.pop("revision")
     if name in _registered:
         factory = _registered[name][0]
         found = _imported(factory) if isinstance(factory, str) else factory
@@ -88,10 +89,10 @@ def load_backbone(
     from revelio.backbones.loading import LoadSettings
 
     source = find_source(name, revision)
-    family, settings = family_of(source), LoadSettings(**asked)
+    family, loading = _family_of(source), LoadSettings(**asked)
     if isinstance(family, str):
-        return _imported(VIT_LOADERS[family])(source, settings)
-    return load_family(family, source, settings)
+        return _imported(VIT_LOADERS[family])(source, loading)
+    return load_family(family, source, loading)
 
 
 def register(name: str, factory: str | Factory, description: Description | None = None) -> None:
@@ -99,8 +100,8 @@ def register(name: str, factory: str | Factory, description: Description | None 
 
     Args:
         name: what it is called from now on.
-        factory: a function that takes the keyword arguments of :func:`load_backbone`, or where to import
-            one from, as ``package.module:function``.
+        factory: a function that takes ``layers`` and the fields of :class:`BackboneConfig` but the name, or
+            where to import one from, as ``package.module:function``.
         description: what :func:`describe` says about it.
 
     Raises:
@@ -147,7 +148,7 @@ def shipped_path(name: str) -> Path:
 
 
 def find_source(name: str, revision: str | None = None) -> Source:
-    """The folder or hub id behind a name, with a U-Net of its own where the name says so.
+    """The folder or hub id behind a name, with a denoiser of its own where the name says so.
 
     Raises:
         KeyError: the name is unknown; the message lists the known ones.
@@ -163,10 +164,10 @@ def find_source(name: str, revision: str | None = None) -> Source:
     if Path(name).is_dir():
         return _alone(Path(name)) or Source(Path(name).resolve().name, name)
     if Path(name).is_file() and Path(name).suffix in WEIGHTS:
-        return _with_unet(_pipeline_around(Path(name)), Path(name))
+        return _with_denoiser(_pipeline_around(Path(name)), Path(name))
     if "+" in name:
-        base, _, unet = name.partition("+")
-        return _with_unet(find_source(base, revision), Path(unet))
+        base, _, denoiser = name.partition("+")
+        return _with_denoiser(find_source(base, revision), Path(denoiser))
     if Path(name).exists() or name.startswith((".", "/", "~")):
         raise ValueError(f"no model folder at {name}: give a folder, a hub id, or a known name")
     if HUB_ID.fullmatch(name):
@@ -179,42 +180,59 @@ def find_source(name: str, revision: str | None = None) -> Source:
 
 
 def _alone(folder: Path) -> Source | None:
-    """The pipeline around a folder that holds only a U-Net; None where the folder is something else."""
+    """The pipeline around a folder that holds only a denoiser; None where the folder is something else."""
     config = folder / "config.json"
     if (folder / "model_index.json").exists() or not config.is_file():
         return None
-    if read_object(config, limit=CONFIG_LIMIT).get("_class_name") != UNET:
+    found = read_object(config, limit=CONFIG_LIMIT).get("_class_name")
+    if not any(found in kinds_of(kind) for kind in map(_denoiser_of, diffusion_families())):
         return None
-    return _with_unet(_pipeline_around(folder), folder)
+    return _with_denoiser(_pipeline_around(folder), folder)
 
 
-def _pipeline_around(unet: Path) -> Source:
-    """The pipeline folder that a U-Net's folder, or a file in it, lies in.
+def _denoiser_of(family: Family) -> str | tuple[str, ...]:
+    """The classes that the denoiser of a family may be of; none for a ViT."""
+    parts = () if isinstance(family, str) else family.parts.items()
+    return next((kind for part, kind in parts if part in DENOISERS), ())
+
+
+def _pipeline_around(denoiser: Path) -> Source:
+    """The pipeline folder that a denoiser's folder, or a file in it, lies in.
 
     Raises:
         ValueError: it lies in none.
     """
-    for folder in unet.resolve().parents[:2]:
+    for folder in denoiser.resolve().parents[:2]:
         if (folder / "model_index.json").is_file():
             return Source(folder.name, str(folder))
     raise ValueError(
-        f"{unet} is a {UNET} alone, without VAE, text encoder and noise schedule: name the model it takes "
-        f"them from, such as sd-1.5+{unet}"
+        f"{denoiser} is a denoiser alone, without VAE, text encoder and noise schedule: name the model it "
+        f"takes them from, such as sd-1.5+{denoiser}"
     )
 
 
-def _with_unet(base: Source, unet: Path) -> Source:
-    """A pipeline with another U-Net.
+def _with_denoiser(base: Source, denoiser: Path) -> Source:
+    """A pipeline with another U-Net or transformer.
 
     Raises:
-        ValueError: there is no U-Net, or the pipeline has none to replace.
+        ValueError: there is none, or the pipeline has none to replace.
     """
-    if not unet.is_file() and not (unet / "config.json").is_file():
-        raise ValueError(f"no U-Net at {unet}: give its folder or a {' or '.join(WEIGHTS)} file")
-    family = family_of(base)
-    if isinstance(family, str) or family.parts.get("unet") != UNET:
-        raise ValueError(f"{base.name} has no U-Net that {unet} could replace")
-    return replace(base, name=f"{base.name}+{unet.resolve().name}", unet=unet)
+    if not denoiser.is_file() and not (denoiser / "config.json").is_file():
+        raise ValueError(
+            f"no denoiser at {denoiser}: give its folder or a {' or '.join(WEIGHTS)} file"
+        )
+    if not _denoiser_of(family_of(base)):
+        raise ValueError(f"{base.name} has no denoiser that {denoiser} could replace")
+    return replace(base, name=f"{base.name}+{denoiser.resolve().name}", denoiser=denoiser)
+
+
+def _family_of(source: Source) -> Family:
+    """:func:`family_of`; where a known model can't be had, the message says what is known of it."""
+    try:
+        return family_of(source)
+    except ValueError as error:
+        note = next((about.note for about in describe() if about.name == source.name), "")
+        raise ValueError(f"{error}; {note}" if note else str(error)) from error
 
 
 def _imported(path: str) -> Factory:

@@ -13,6 +13,8 @@ from typing import Any
 from revelio.backbones.layers import Layers
 from revelio.trust import MIB, printable, read_object
 
+# What a pipeline's denoiser is called.
+DENOISERS = ("unet", "transformer")
 # Settings of a U-Net that want inputs beside latents, timestep and text.
 MORE_INPUTS = (
     "class_embed_type",
@@ -68,13 +70,13 @@ class Source:
         name: what results call it; never an absolute path.
         location: the folder or the hub id.
         revision: of a hub id.
-        unet: a U-Net's folder or file, in place of the pipeline's own.
+        denoiser: the folder or file of a U-Net or transformer, in place of the pipeline's own.
     """
 
     name: str
     location: str
     revision: str | None = None
-    unet: Path | None = None
+    denoiser: Path | None = None
 
     @property
     def folder(self) -> Path | None:
@@ -92,8 +94,8 @@ class Source:
             raise ValueError(reason)
         return found
 
-    def json(self, path: str) -> dict[str, Any]:
-        """A JSON file of the model.
+    def json(self, path: str, *, infinite: bool = False) -> dict[str, Any]:
+        """A JSON file of the model; ``infinite`` as diffusers writes the configs of some schedulers.
 
         Raises:
             ValueError: it is missing, is no JSON object, or the hub can't be reached.
@@ -101,7 +103,7 @@ class Source:
         file = self.file(path)
         if file is None:
             raise ValueError(f"{self.name} has no {path}, which models of its family have")
-        return self.read_file(file, path)
+        return self.read_file(file, path, infinite=infinite)
 
     def find_json(self, path: str) -> dict[str, Any] | None:
         """A JSON file of the model, or None where it can't be had.
@@ -112,22 +114,23 @@ class Source:
         file, _ = self.look_up(path)
         return None if file is None else self.read_file(file, path)
 
-    def read_file(self, file: Path, path: str) -> dict[str, Any]:
+    def read_file(self, file: Path, path: str, *, infinite: bool = False) -> dict[str, Any]:
         """The JSON object of a file that :meth:`look_up` gave.
 
         Raises:
             ValueError: it is no JSON object.
         """
         try:
-            return read_object(file, limit=CONFIG_LIMIT)
+            return read_object(file, limit=CONFIG_LIMIT, infinite=infinite)
         except ValueError as error:
             reason = str(error).removeprefix(f"{printable(file)} ")
             raise ValueError(f"{path} of {self.name} {reason}") from error
 
     def look_up(self, path: str) -> tuple[Path | None, str]:
         """A file, or None and why the hub didn't give it ("" where the model has no such file)."""
-        if self.unet is not None and self.unet.is_dir() and path.startswith("unet/"):
-            file = self.unet / path.removeprefix("unet/")
+        part, _, rest = path.partition("/")
+        if part in DENOISERS and self.denoiser is not None and self.denoiser.is_dir():
+            file = self.denoiser / rest
         elif self.folder:
             file = self.folder / path
         else:
@@ -137,7 +140,7 @@ class Source:
     def part_config(
         self,
         part: str,
-        kind: str,
+        kind: str | tuple[str, ...],
         needed: Mapping[str, type],
         refused: Collection[str] = MORE_INPUTS,
     ) -> dict[str, Any]:
@@ -145,7 +148,7 @@ class Source:
 
         Args:
             part: its subfolder.
-            kind: its class.
+            kind: its class, or those that it may be of.
             needed: what it must say; see :meth:`check`.
             refused: settings that it must not have: they stand for inputs that the family does not give.
 
@@ -154,9 +157,10 @@ class Source:
         """
         path = f"{part}/config.json"
         config = self.json(path)
-        if config.get("_class_name") != kind:
+        if config.get("_class_name") not in kinds_of(kind):
             found = printable(config.get("_class_name"))
-            raise ValueError(f"{path} of {self.name} is of a {found}, not of a {kind}")
+            known = " or ".join(kinds_of(kind))
+            raise ValueError(f"{path} of {self.name} is of a {found}, not of a {known}")
         self.check(path, config, needed)
         for name in refused:
             if config.get(name) is not None:
@@ -249,6 +253,11 @@ class Source:
         if type(crop) is not int or not 1 <= crop <= MOST_SIDE:
             raise ValueError(f"the preprocessor config of {self.name} has crop_size {crop!r}")
         return crop
+
+
+def kinds_of(kind: str | tuple[str, ...]) -> tuple[str, ...]:
+    """The classes that a part may be of."""
+    return (kind,) if isinstance(kind, str) else kind
 
 
 def _download(hub_id: str, path: str, revision: str | None) -> tuple[Path | None, str]:

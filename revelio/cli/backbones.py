@@ -6,7 +6,7 @@
 
 A layer is written `name channels/stride`: the stride is how many pixels of the image a grid cell spans,
 so that a grid's side is the image's divided by it. Any folder or hub id in diffusers layout (Stable
-Diffusion 1.x, 2.x and XL, DeepFloyd-IF, DiT, PixArt, pixel-space DDPMs) or with a CLIP or DINOv2 config is
+Diffusion 1.x to 3.5, Flux, DeepFloyd-IF, DiT, PixArt, pixel-space DDPMs) or with a CLIP or DINOv2 config is
 taken like a known name.
 """
 

@@ -32,7 +32,7 @@ class Bar:
         elif progress.message:
             print(progress.message, flush=True)
         if progress.total and progress.done >= progress.total:
-            self._close()
+            self._close()  # another count may follow
 
     def _advance(self, progress: "Progress") -> None:
         from tqdm import tqdm
@@ -42,7 +42,7 @@ class Bar:
                 total=progress.total,
                 initial=max(progress.done - 1, 0),
                 unit=progress.unit,
-                desc=progress.stage or self.title,
+                desc=progress.title or self.title,
                 smoothing=0.05,
             )
         self._bar.update(progress.done - self._bar.n)

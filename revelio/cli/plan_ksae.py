@@ -66,7 +66,9 @@ def _next(config: Config) -> str:
     from revelio.following import following
 
     asked = {"expansion": config.n // config.d if config.n and config.d else config.expansion}
-    asked |= {"k": config.k, "batch-size": config.batch_size, "steps": config.steps}
+    asked |= {"k": config.k, "batch-size": config.batch_size}
+    budget = "epochs" if config.epochs else "samples" if config.samples else "steps"
+    asked[budget] = getattr(config, budget)
     words = [word for name, value in asked.items() for word in (f"--{name}", value)]
     return following("train-ksae", "--store", config.store or "STORE", *words, "--out", "runs/ksae")
 
@@ -85,8 +87,8 @@ def build(config: Config) -> "Job":
     if config.store is not None:
         if config.rows is not None or config.d is not None:
             raise ValueError("give a store, or rows and d, not both")
-        store = ActivationStore.open(config.store)
-        return job_of(config, store, config.devices, latents=config.n)
+        store = ActivationStore.open(config.store, cells=True)
+        return job_of(config, [store], config.devices, latents=config.n)
     if config.rows is None or config.d is None:
         raise ValueError("give --store, or --rows and --d")
     return Job(

@@ -30,7 +30,7 @@ def run(config: Config) -> None:
     """Train, save, measure, and name what was written."""
     from revelio.cli.bar import Bar
     from revelio.distributed import is_main
-    from revelio.following import beside, following
+    from revelio.following import following
     from revelio.pipelines.train_sae import plan_sae, train_sae
 
     with Bar("k-SAE") as bar:
@@ -39,7 +39,4 @@ def run(config: Config) -> None:
             return
         made = train_sae(config, bar)
     if is_main():
-        first = made[0].path
-        top = beside(first, "top-images")
-        store, final = config.store, first / "final"
-        print(following("top-images", "--store", store, "--ksae", final, "--out", top))
+        print(following("top-images", "--store", config.store[0], "--ksae", made[0].path))

@@ -7,7 +7,19 @@ from revelio.bounds import Count, Existing
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class Limits:
+    """How large a picture may be: a few kilobytes could ask for any amount of memory."""
+
+    max_pixels: Count = 2**27
+    """Pixels of the largest picture that is decoded; 2^27 take 0.4 GB as RGB."""
+
+    max_ratio: Count = 100
+    """Of the longer side to the shorter: the shorter is brought to the model's size, the longer grows with
+    it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(Limits):
     """Where the images come from."""
 
     source: str = "samples"

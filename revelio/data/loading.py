@@ -60,7 +60,7 @@ def batches(
         transform: a picture -> pixels; all pictures of a batch must come out in one size.
         batch_size: images a batch; the last may hold fewer, and so does one with skipped pictures.
         indices: which images, in which order; all in order if not given.
-        workers: processes that read ahead; 0 reads in this one.
+        workers: processes that read ahead, at most one a batch; 0 reads in this one.
         on_error: whether an unreadable picture stops the loop or is skipped.
         key: for a transform that draws at random: it is called with a generator keyed by
             ``(*key, image id)`` too, so that what it draws depends on nothing else.
@@ -85,7 +85,7 @@ def batches(
     loader: DataLoader[Any] = DataLoader(
         source,
         batch_size=None,
-        num_workers=workers,
+        num_workers=min(workers, len(chunks)),
         generator=torch.Generator(),
         pin_memory=torch.cuda.is_available(),
     )

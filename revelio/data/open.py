@@ -12,7 +12,7 @@ from revelio.bounds import check_fields
 from revelio.data.config import DataConfig
 from revelio.data.dataset import ImageDataset
 from revelio.data.registry import DatasetSpec, dataset_names, get_spec, is_registered
-from revelio.data.sources.folder import open_folder
+from revelio.data.sources.folder import levels, open_folder
 from revelio.data.sources.huggingface import (
     Columns,
     hub_splits,
@@ -66,7 +66,7 @@ def _open_other(config: DataConfig) -> ImageDataset:
     columns = Columns((config.image_column,), labels, config.label_column is not None)
     path = Path(config.source)
     if path.exists():
-        return _open_path(path, config.split, path.resolve().stem, columns)
+        return _open_path(path, config, path.resolve().stem, columns)
     missing = f"no folder or file at {printable(config.source)}"
     # A single word could be an old-style hub id; it is far more often a misspelt name.
     if not _HUB_ID.fullmatch(config.source) or not path.parent.name or config.source[0] == ".":
@@ -76,10 +76,11 @@ def _open_other(config: DataConfig) -> ImageDataset:
         splits = hub_splits(config.source, config.revision)
     except ValueError as error:
         raise ValueError(f"{missing}, and {error}") from error
-    return open_splits(splits, config.split, name=path.name, columns=columns)
+    return open_splits(splits, config.split, name=path.name, columns=columns, limits=config)
 
 
-def _open_path(path: Path, split: str | None, name: str, columns: Columns) -> ImageDataset:
+def _open_path(path: Path, config: DataConfig, name: str, columns: Columns) -> ImageDataset:
+    folders = [path if path.is_dir() else path.parent]
     if path.is_dir() and is_saved_dataset(path):
         _check_alone(path, "a saved data set (state.json, ...)", may_name=True)
         splits = saved_splits(path)
@@ -87,12 +88,20 @@ def _open_path(path: Path, split: str | None, name: str, columns: Columns) -> Im
         first = printable(parquet[0].relative_to(path)) if path.is_dir() else ""
         _check_alone(path, f"parquet files ({first}, ...)")
         splits = parquet_splits(parquet)
+        folders = sorted({*folders, *(file.parent for file in parquet)}, reverse=True)
     elif path.is_file():
         raise ValueError(f"{path} is no parquet file: give one, or a folder of images")
     else:
-        return open_folder(path, split=split, name=path.resolve().name)
-    folder = path if path.is_dir() else path.parent
-    return open_splits(splits, split, name=name, columns=columns, folder=folder)
+        return open_folder(
+            path,
+            split=config.split,
+            name=path.resolve().name,
+            label_column=config.label_column,
+            limits=config,
+        )
+    return open_splits(
+        splits, config.split, name=name, columns=columns, folders=folders, limits=config
+    )
 
 
 def _check_alone(path: Path, rows: str, *, may_name: bool = False) -> None:
@@ -119,23 +128,24 @@ def _open_registered(spec: DatasetSpec, config: DataConfig) -> ImageDataset:
     if root is None and spec.name == SAMPLES:
         root = Path(str(files("revelio"))) / "samples" / "fashion-mnist.parquet"
     if root is not None:
-        return _named(_open_copy(spec, root, config.split, columns), spec)
+        return _named(_open_copy(spec, root, config, columns), spec)
     if spec.hub is None:
         raise ValueError(f"{spec.name} is not on the hub: give a local copy as root")
     splits = hub_splits(spec.hub, config.revision)
-    return _named(open_splits(splits, config.split, name=spec.name, columns=columns), spec)
+    found = open_splits(splits, config.split, name=spec.name, columns=columns, limits=config)
+    return _named(found, spec)
 
 
-def _open_copy(spec: DatasetSpec, root: Path, split: str | None, columns: Columns) -> ImageDataset:
+def _open_copy(spec: DatasetSpec, root: Path, config: DataConfig, columns: Columns) -> ImageDataset:
     if not root.exists():
         raise ValueError(f"no copy of {spec.name} at {printable(root)}: it may be {spec.expects}")
-    if root.is_dir():
-        if has_idx(root) and spec.classes:
-            return open_idx(root, split=split, name=spec.name, classes=spec.classes)
+    for place in levels(root) if root.is_dir() else ():
+        if has_idx(place) and spec.classes:
+            return open_idx(place, split=config.split, name=spec.name, classes=spec.classes)
         for layout in spec.layouts:
-            if listing := layout(root, spec):
-                return listed_dataset(listing, split, spec.name)
-    dataset = _open_path(root, split, spec.name, columns)
+            if listing := layout(place, spec):
+                return listed_dataset(listing, config.split, spec.name, config)
+    dataset = _open_path(root, config, spec.name, columns)
     if dataset.labels is None:
         raise ValueError(
             f"{printable(root)} holds images without classes: it may be {spec.expects}"
@@ -155,6 +165,12 @@ def _named(dataset: ImageDataset, spec: DatasetSpec) -> ImageDataset:
 
 
 def _narrow(dataset: ImageDataset, config: DataConfig) -> ImageDataset:
+    if len(dataset.classes) == 1 and dataset.labels is not None:
+        warnings.warn(
+            f"{printable(dataset.name)}: all images are of one class ({printable(dataset.classes[0])}), so "
+            "labels tell nothing apart; is there a folder too many, or too few?",
+            stacklevel=3,
+        )
     if config.per_class is not None:
         if dataset.labels is None:
             raise ValueError(f"per_class needs labels and {dataset.name} has none: use limit")

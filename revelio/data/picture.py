@@ -6,8 +6,8 @@ Rules, where a file leaves a choice:
 - a rotation noted in EXIF is applied;
 - of an animation, the first frame counts;
 - transparent pixels are laid on white;
-- a picture of more than 2^27 pixels, of sides beyond 100 to 1, or of a file beyond 1 GiB is refused: a few
-  kilobytes could ask for any amount of memory;
+- a picture beyond the limits (:class:`revelio.data.config.Limits`), or of a file beyond 8 bytes a pixel of
+  them, is refused: a few kilobytes could ask for any amount of memory;
 - 16-bit grey is scaled (65535 -> 255), never clipped; 32-bit pixels have no defined white: refused;
 - CMYK goes to RGB by Pillow's plain formula; embedded colour profiles are not applied.
 """
@@ -20,16 +20,30 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from revelio.data.config import Limits
 from revelio.data.dataset import ImageError
 
-# Only bitmaps: Pillow would hand an EPS file to another program.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA")
+# Only bitmaps: Pillow would hand an EPS file to another program. HEIF and JXL are there where the user has
+# registered a plug-in for them.
+FORMATS = (
+    "JPEG",
+    "MPO",
+    "PNG",
+    "WEBP",
+    "GIF",
+    "BMP",
+    "DIB",
+    "TIFF",
+    "PPM",
+    "JPEG2000",
+    "AVIF",
+    "ICO",
+)
+FORMATS += ("PCX", "SGI", "QOI", "HEIF", "JXL", "TGA")
+LIMITS = Limits()
+BYTES_A_PIXEL = 8
 
-# The largest picture that is decoded, in pixels: 0.4 GB as RGB.
-MAX_PIXELS = 2**27
-# Of the longer side to the shorter; the shorter is brought to the model's size, the longer grows with it.
-MAX_RATIO = 100
-MAX_BYTES = 2**30
+NO_WHITE = "without a defined white: save it in 8 or 16 bits"
 
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
@@ -43,28 +57,31 @@ _UPRIGHT = {
 }
 
 
-def read_picture(source: bytes | Path, image_id: str) -> Image.Image:
+def read_picture(source: bytes | Path, image_id: str, limits: Limits = LIMITS) -> Image.Image:
     """Read one picture as 8-bit RGB, upright, on white.
 
     Args:
         source: the content of an image file, or where the file is.
         image_id: what a message calls the picture.
+        limits: how large it may be.
 
     Raises:
         ImageError: it can't be read whole; says why.
     """
-    content = _content(source, image_id) if isinstance(source, Path) else source
+    content = _content(source, image_id, limits) if isinstance(source, Path) else source
     if not content:
         raise ImageError(image_id, "it is empty (0 bytes)")
     try:
         with warnings.catch_warnings():
             # What Pillow only warns of (a torn EXIF block, odd TIFF tags) leaves the pixels whole.
             warnings.simplefilter("ignore")
-            with Image.open(BytesIO(content), formats=_readable()) as image:
-                _check_size(*image.size)
+            with Image.open(BytesIO(content), formats=readable()) as image:
+                _check_size(*image.size, limits)
+                if image.format == "TIFF" and image.mode == "I":
+                    raise ValueError(f"its pixels are 32-bit integers {NO_WHITE}")
                 image.load()
                 # Some formats (Windows icons of TIFFs, JPEG 2000) tell their true size only now.
-                _check_size(*image.size)
+                _check_size(*image.size, limits)
                 return _to_rgb(_upright(image))
     except UnidentifiedImageError as error:
         raise ImageError(image_id, "its content is no known picture format") from error
@@ -72,34 +89,55 @@ def read_picture(source: bytes | Path, image_id: str) -> Image.Image:
         raise ImageError(image_id, " ".join(str(error).split()) or type(error).__name__) from error
 
 
-def _content(path: Path, image_id: str) -> bytes:
+def readable() -> list[str]:
+    """The formats that are read here, as Pillow names them."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+def suffixes() -> frozenset[str]:
+    """The suffixes of files in these formats, but for that of fractions (PFM), which are refused."""
+    Image.init()
+    known = Image.registered_extensions()
+    return frozenset(suffix for suffix, name in known.items() if name in FORMATS) - {".pfm"}
+
+
+def opens(path: Path | str) -> bool:
+    """Whether a file of any name begins as a picture does; TGA files have no mark of their own."""
+    formats = [name for name in readable() if name != "TGA"]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=formats):
+                return True
+    except Exception:  # Parsers raise nearly anything on what is no picture.
+        return False
+
+
+def _content(path: Path, image_id: str, limits: Limits) -> bytes:
+    most = BYTES_A_PIXEL * limits.max_pixels
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             raise ImageError(image_id, "it is not a regular file")
-        if status.st_size > MAX_BYTES:
-            raise ImageError(
-                image_id, f"its file has {status.st_size} bytes, more than {MAX_BYTES}"
-            )
+        if status.st_size > most:
+            raise ImageError(image_id, f"its file has {status.st_size} bytes, more than {most}")
         return path.read_bytes()
     except OSError as error:
         raise ImageError(image_id, (error.strerror or str(error)).lower()) from error
 
 
-def _check_size(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
+def _check_size(width: int, height: int, limits: Limits) -> None:
+    if width * height > limits.max_pixels:
         raise ValueError(
-            f"it has {width} x {height} pixels, more than {MAX_PIXELS}: shrink or cut it first"
+            f"it has {width} x {height} pixels, more than {limits.max_pixels} (max_pixels): shrink or cut "
+            "it, or raise that"
         )
-    if max(width, height) > MAX_RATIO * min(width, height):
+    if max(width, height) > limits.max_ratio * min(width, height):
         raise ValueError(
-            f"it has {width} x {height} pixels, sides beyond {MAX_RATIO} to 1: cut it first"
+            f"it has {width} x {height} pixels, sides beyond {limits.max_ratio} to 1 (max_ratio): cut it, "
+            "or raise that"
         )
-
-
-def _readable() -> list[str]:
-    Image.init()
-    return [name for name in FORMATS if name in Image.OPEN]
 
 
 def _upright(image: ImageFile.ImageFile | Image.Image) -> Image.Image:
@@ -111,9 +149,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         return _grey_from_16_bits(image).convert("RGB")
     if image.mode == "F":
-        raise ValueError(
-            "its pixels are 32-bit fractions without a defined white: save it in 8 or 16 bits"
-        )
+        raise ValueError(f"its pixels are 32-bit fractions {NO_WHITE}")
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")

@@ -1,5 +1,6 @@
-"""Which split of a source is meant, and splits that keep the classes' shares."""
+"""Which split of a source is meant, what splits are called, and splits that keep the classes' shares."""
 
+import re
 from collections.abc import Sequence
 
 import torch
@@ -7,17 +8,27 @@ import torch
 from revelio.seeds import generator
 from revelio.trust import printable
 
-SPLIT_NAMES = ("train", "trainval", "validation", "valid", "val", "test")
 ALL = "all"
-_VALIDATION = ("validation", "valid", "val")
+_VALIDATION = ("validation", "valid", "val", "dev")
+# What folders and files of splits are called: Train, Training, seg_train, test_set, train2017.
+_NAMED = re.compile(
+    r"(?:seg[_-])?(?:(train|test)ing|(trainval|train|test|validation|valid|val|dev|evaluation|eval))"
+    r"(?:[_-]?(?:set|split|data|images|imgs|\d{4}))?"
+)
 
 
 class NoSplits(ValueError):
     """A split was asked for of images that have none."""
 
 
+def split_name(name: str) -> str | None:
+    """The split that a folder or file of this name holds, in any case; None where it names none."""
+    found = _NAMED.fullmatch(name.casefold())
+    return None if found is None else found.group(1) or found.group(2)
+
+
 def choose_split(available: Sequence[str], wanted: str | None, where: str) -> str | None:
-    """The split to take: the wanted one, else ``train``, else the only one.
+    """The split to take: the wanted one, else the training one, else the only one.
 
     Args:
         available: the source's splits; empty where it has none.
@@ -35,20 +46,27 @@ def choose_split(available: Sequence[str], wanted: str | None, where: str) -> st
     if wanted is None:
         if not available:
             return None
-        if "train" in available or len(available) == 1:
-            return "train" if "train" in available else available[0]
-        raise ValueError(f"{where} has no split `train`: choose a split ({known})")
+        found = available[0] if len(available) == 1 else _matching(available, "train")
+        if found is None:
+            raise ValueError(f"{where} has no split `train`: choose a split ({known})")
+        return found
     if not available:
         if wanted == ALL:
             return None
         raise NoSplits(f"{where} has no splits, so no {wanted!r}: leave split out")
-    if wanted in available or wanted == ALL:
+    found = wanted if wanted == ALL else _matching(available, wanted)
+    if found is None:
+        raise ValueError(f"{where} has no split {wanted!r}: choose from {known}")
+    return found
+
+
+def _matching(available: Sequence[str], wanted: str) -> str | None:
+    """The split of this name, else one whose name says the same."""
+    if wanted in available:
         return wanted
-    if wanted in _VALIDATION:
-        for other in _VALIDATION:
-            if other in available:
-                return other
-    raise ValueError(f"{where} has no split {wanted!r}: choose from {known}")
+    meant = split_name(wanted)
+    same = _VALIDATION if meant in _VALIDATION else (meant,)
+    return next((one for one in available if meant and split_name(one) in same), None)
 
 
 def stratified_split(

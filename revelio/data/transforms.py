@@ -6,7 +6,7 @@ Augmentation as in the paper's classifier: scale 0.8 to 1, ratio 3/4 to 4/3, fli
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Generator, Tensor
 
 Interpolation = Literal["bilinear", "bicubic", "lanczos", "nearest"]
+Offset = Literal["even", "down"]
 RATIO = (3 / 4, 4 / 3)
 _ATTEMPTS = 10
 
@@ -29,25 +30,23 @@ class SquareTransform:
         mean: subtracted from red, green and blue, on the scale 0 to 1.
         std: what the difference is divided by.
         interpolation: how pixels between pixels are found; wide enough not to alias when shrinking.
+        offset: how half a pixel of the crop's offset is rounded: ``even`` is torchvision's rule, ``down``
+            that of transformers' image processors.
     """
 
     size: int
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     interpolation: Interpolation = "bilinear"
+    # Not shown: what was made with this transform names it by its repr.
+    offset: Offset = field(default="even", repr=False)
 
     def __post_init__(self) -> None:
         _check(self.size, self.mean, self.std)
 
     def __call__(self, image: Image.Image) -> Float[Tensor, "3 h w"]:
         """The pixels of an RGB picture."""
-        width, height = image.size
-        short = min(width, height)
-        # The longer side is cut down to whole pixels, the crop's offset rounded half to even.
-        width, height = (int(self.size * side / short) for side in (width, height))
-        left, top = (round((side - self.size) / 2.0) for side in (width, height))
-        resized = image.resize((width, height), _filter(self.interpolation))
-        square = resized.crop((left, top, left + self.size, top + self.size))
+        square = center_square(image, self.size, self.interpolation, self.offset)
         return _pixels(square, self.mean, self.std)
 
 
@@ -98,6 +97,18 @@ class RandomCropTransform:
         high = min(height, round(width / RATIO[0]))
         left, top = (width - wide) // 2, (height - high) // 2
         return left, top, left + wide, top + high
+
+
+def center_square(
+    image: Image.Image, size: int, interpolation: Interpolation, offset: Offset = "even"
+) -> Image.Image:
+    """The middle square of a picture whose shorter side is resized to ``size`` pixels."""
+    short, whole = min(image.size), round if offset == "even" else int
+    # The longer side is cut down to whole pixels.
+    width, height = (int(size * side / short) for side in image.size)
+    left, top = (whole((side - size) / 2.0) for side in (width, height))
+    resized = image.resize((width, height), _filter(interpolation))
+    return resized.crop((left, top, left + size, top + size))
 
 
 def _uniform(low: float, high: float, generator: Generator) -> float:

@@ -146,7 +146,7 @@ class GridsConfig:
     """The noise level, an index of the backbone's own schedule; none: a backbone without noise."""
 
     prompts: str = "empty"
-    """`empty`, `generic`, `from_clip` or `fixed:TEXT`."""
+    """`empty`, `generic`, `from_clip`, `fixed:TEXT` or `captions:FILE`."""
 
     clip: str = "clip-vit-b-32"
     """The zero-shot model of `from_clip`: a known name, a folder or a hub id."""

@@ -7,7 +7,7 @@ thread; what the parts give is added in their order. The convolutions are nearly
 done by one thread.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -80,7 +80,9 @@ class _Convolution(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.stride, ctx.pool = stride, pool
-        return torch.cat(list(pool.map(lambda part: F.conv2d(part, weight, bias, stride, 1), x.chunk(PARTS))))
+        return torch.cat(
+            list(pool.map(lambda part: F.conv2d(part, weight, bias, stride, 1), x.chunk(PARTS)))
+        )
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -89,7 +91,17 @@ class _Convolution(torch.autograd.Function):
 
         def part(inputs: Tensor, outputs: Tensor) -> Sequence[Tensor]:
             return torch.ops.aten.convolution_backward(
-                outputs, inputs, weight, [len(weight)], stride, [1, 1], [1, 1], False, [0, 0], 1, wanted
+                outputs,
+                inputs,
+                weight,
+                [len(weight)],
+                stride,
+                [1, 1],
+                [1, 1],
+                False,
+                [0, 0],
+                1,
+                wanted,
             )
 
         parts = list(ctx.pool.map(part, x.chunk(PARTS), found.chunk(PARTS)))

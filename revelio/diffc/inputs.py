@@ -5,7 +5,6 @@ with the classifier, so that testing it later makes the same grids without being
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,7 @@ def open_backbone(config: GridsConfig, *, imports: bool = False) -> Backbone:
         return PixelsBackbone() if size is None else PixelsBackbone(size)
     from revelio.backbones.registry import load_backbone
 
-    backbone = load_backbone(layers=[config.layer], imports=imports, **asdict(config.backbone))
+    backbone = load_backbone(config.backbone, layers=[config.layer], imports=imports)
     if config.random_weights is None:
         return backbone
     from revelio.backbones.random_init import untrained

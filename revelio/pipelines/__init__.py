@@ -16,8 +16,8 @@ class Progress:
         done: units of work done.
         total: units of work in all; 0: not known, or nothing is counted yet.
         unit: what they are.
+        title: what is counted, where a pipeline counts several things; "": the whole of it.
         numbers: the latest measurements, as texts by name.
-        stage: what is being done, where a pipeline does several things.
     """
 
     message: str = ""
@@ -25,7 +25,7 @@ class Progress:
     total: int = 0
     unit: str = ""
     numbers: tuple[tuple[str, str], ...] = ()
-    stage: str = ""
+    title: str = ""
 
 
 Report = Callable[[Progress], None]
@@ -33,3 +33,16 @@ Report = Callable[[Progress], None]
 
 def silent(progress: Progress) -> None:
     """Tell nobody."""
+
+
+def counted(report: Report, title: str, total: int, unit: str) -> Callable[[int], None]:
+    """A callable that is told how many more units are done, and reports how far that is."""
+    done = 0
+
+    def add(count: int) -> None:
+        nonlocal done
+        done += count
+        report(Progress(done=done, total=total, unit=unit, title=title))
+
+    add(0)
+    return add

@@ -190,7 +190,7 @@ def _logits(model: DiffC, source: GridSource, batch_size: int, progress: Report)
     device, count, parts = next(model.parameters()).device, len(source.ids), []
     for batch in chunks(range(count), batch_size):
         parts.append(model(source.grids(batch, PLAIN).to(device)).cpu())
-        progress(Progress("", batch[-1] + 1, count, "image", stage="testing"))
+        progress(Progress("", batch[-1] + 1, count, "image", title="testing"))
     return torch.cat(parts)
 
 

@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 
-from revelio.activations.plan import size as printed
 from revelio.backbones.loading import dtype_of
 from revelio.bounds import check_fields
 from revelio.config import completed, to_yaml
@@ -46,7 +45,9 @@ from revelio.diffc.train import load_training, save_training
 from revelio.diffc.trained_on import trained_on
 from revelio.files import check_folder
 from revelio.machine import available_memory
+from revelio.machine import size as printed
 from revelio.pipelines import Progress, Report, silent
+from revelio.pipelines.inputs import hashed
 from revelio.run_dir import Run, write_folder, write_json, write_whole
 from revelio.trust import printable, read_object
 
@@ -159,7 +160,7 @@ def _open_images(config: TrainDiffCConfig, progress: Report) -> Task:
     train, tested, skipped = _train_and_test(config, progress)
     classes = check_classes(train, tested)
     backbone = open_backbone(config, imports=True)
-    train, tested = _hashed(train, progress), _hashed(tested, progress)
+    train, tested = hashed(train, progress), hashed(tested, progress)
     source, test = (live_grids(each, backbone, config, config.workers) for each in (train, tested))
     made = config.made() | {"dataset": train.name, "split": train.split}
     made |= {"backbone": portable(made["backbone"]), "clip": portable(made["clip"])}
@@ -195,21 +196,6 @@ def _test_data(data: DataConfig, test: TestConfig) -> DataConfig:
     own = asdict(test)
     del own["fraction"]
     return replace(data, **own)
-
-
-def _hashed(dataset: ImageDataset, progress: Report) -> ImageDataset:
-    """The data set with the hashes of its pictures, which are read now."""
-    if dataset.digest is None:
-        return dataset
-    count, done = len(dataset), 0
-
-    def tell(images: int = 1) -> None:
-        nonlocal done
-        done += images
-        progress(Progress("", done, count, "image", stage=f"reading {count:,} pictures"))
-
-    tell(0)
-    return dataset.hashed(tell)
 
 
 def _open_stored(config: TrainDiffCConfig) -> Task:
@@ -253,7 +239,7 @@ def _kept(name: str, source: GridSource, cache: CacheSettings, progress: Report)
     for state in fill_cache(source, cache):
         done += state.images
         kept = state.grids or kept
-        progress(Progress("", done, total, "image", stage=name))
+        progress(Progress("", done, total, "image", title=name))
     return kept
 
 

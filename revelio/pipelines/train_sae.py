@@ -2,7 +2,7 @@
 
 from revelio.pipelines.train_sae import TrainSAEConfig, train_sae
 
-[made] = train_sae(TrainSAEConfig(store=Path("runs/x/up_ft1-t25"), out=Path("runs/ksae"), epochs=50))
+[made] = train_sae(TrainSAEConfig(store=(Path("runs/x/up_ft1-t25"),), out=Path("runs/ksae"), epochs=50))
 made.report["fvu"], made.model()
 """
 
@@ -17,19 +17,21 @@ from typing import Any
 import torch
 
 from revelio.activations.store import ActivationStore
-from revelio.analysis.top_images import pooled
 from revelio.bounds import check_fields
 from revelio.config import completed, to_yaml
 from revelio.files import check_folder
 from revelio.pipelines import Progress, Report, silent
+from revelio.pipelines.held_out import divide, with_share
 from revelio.pipelines.plan_sae import announce, job_of, refuse_shortage, remarks, shortage
 from revelio.pipelines.sae_processes import DistContext
+from revelio.pipelines.sae_rows import JoinedRows, open_stores
 from revelio.run_dir import KEEP, Run, write_folder, write_json
 from revelio.sae.checkpoint import checkpoint_bytes, load_checkpoint, save_checkpoint
 from revelio.sae.config import SweepConfig, TrainConfig, TrainSAEConfig
 from revelio.sae.cost import Job
 from revelio.sae.dataloader import Batches, RowSource, batches_of
 from revelio.sae.distributed import save_sharded
+from revelio.sae.inputs import measure
 from revelio.sae.metrics import evaluate
 from revelio.sae.model import KSparseAutoencoder
 from revelio.sae.state import StepState
@@ -95,25 +97,41 @@ def plan_sae(config: TrainSAEConfig, progress: Report = silent) -> list[Job]:
     found: list[Job] = []
     with DistContext.gather(config.device, config.sharing) as context:
         for group in expand(config):
-            store = ActivationStore.open(group[0].store)
-            jobs = [job_of(one, store, context.world) for one in group]
+            kept, held = _rows_of(group[0])
+            jobs = _jobs(group, kept, context)
             reason = shortage(jobs, config.out, in_memory=context.device.type == "cpu")
             if context.main and reason is not None:
                 progress(Progress(f"warning: {reason}"))
             if context.main:
                 announce(jobs, context.device, progress)
-                _remark(jobs, store, progress)
+                _remark(jobs, kept, held, progress)
             found += jobs
     return found
 
 
-def _remark(jobs: list[Job], store: ActivationStore, progress: Report) -> None:
-    for text in dict.fromkeys(text for job in jobs for text in remarks(job, store)):
+def _rows_of(config: TrainSAEConfig) -> tuple[JoinedRows, JoinedRows]:
+    """The rows to train on and those kept out, with how those of each store are normalized."""
+    stores = open_stores(config.store, config.rows)
+    kept, held = divide(stores, config.held_out, config.rows)
+    if config.normalize != "none" or len(stores) > 1:
+        for part, apart in zip(kept.parts, held.parts, strict=True):
+            part.input = measure(describe(part.store), config.normalize, part.sample())
+            apart.input = part.input
+    return kept, held
+
+
+def _jobs(configs: list[TrainSAEConfig], kept: JoinedRows, context: DistContext) -> list[Job]:
+    stores = [part.store for part in kept.parts]
+    return [job_of(config, stores, context.world, rows=len(kept)) for config in configs]
+
+
+def _remark(jobs: list[Job], kept: JoinedRows, held: JoinedRows, progress: Report) -> None:
+    for text in dict.fromkeys(text for job in jobs for text in remarks(job, kept, held)):
         progress(Progress(f"note: {text}"))
 
 
 def expand(config: TrainSAEConfig) -> list[list[TrainSAEConfig]]:
-    """One config for each k-SAE of a grid, in groups that share store and order of rows.
+    """One config for each k-SAE of a grid, in groups that share the rows and their order.
 
     Raises:
         ValueError: a value stands twice, or two stores have the same name.
@@ -121,8 +139,8 @@ def expand(config: TrainSAEConfig) -> list[list[TrainSAEConfig]]:
     varied = {f.name: getattr(config.grid, f.name) for f in fields(SweepConfig)}
     varied = {name: values for name, values in varied.items() if values}
     if not varied:
-        return [[config]]
-    groups: dict[Path, list[TrainSAEConfig]] = {}
+        return [[with_share(config)]]
+    groups: dict[tuple[tuple[Path, ...], float | None], list[TrainSAEConfig]] = {}
     taken: set[str] = set()
     for values in product(*varied.values()):
         chosen = dict(zip(varied, values, strict=True))
@@ -130,9 +148,11 @@ def expand(config: TrainSAEConfig) -> list[list[TrainSAEConfig]]:
         if name in taken:
             raise ValueError(f"the grid gives {name} twice: list each value once")
         taken.add(name)
+        if "store" in chosen:
+            chosen["store"] = (chosen["store"],)
         chosen |= {"out": config.out / name, "order_seed": config.rows_seed, "grid": SweepConfig()}
-        one = replace(config, **chosen)
-        groups.setdefault(one.store, []).append(one)
+        one = with_share(replace(config, **chosen))
+        groups.setdefault((one.store, one.held_out), []).append(one)
     return list(groups.values())
 
 
@@ -150,23 +170,17 @@ def describe(store: ActivationStore) -> dict[str, Any]:
     return {"store": store.path.resolve().name, **kept, "sha256": store.sha256}
 
 
-class _Pooled:
-    """A store's rows as vectors in float32; whole grids are averaged over height and width."""
-
-    def __init__(self, store: ActivationStore) -> None:
-        self.store = store
-
-    def __len__(self) -> int:
-        return len(self.store)
-
-    def rows(self, start: int, stop: int):
-        """Rows ``start`` to ``stop`` (b d)."""
-        return pooled(self.store.rows(start, stop))
+def _describe_all(rows: JoinedRows) -> dict[str, Any]:
+    """What a k-SAE is trained on: one store's description; of several, what they share, and each."""
+    stores = [describe(part.store) for part in rows.parts]
+    shared = {k: v for k, v in stores[0].items() if all(one.get(k) == v for one in stores)}
+    found = shared | ({"stores": stores} if len(stores) > 1 else {})
+    return found | ({"rows_are": "cells"} if rows.cells else {})
 
 
 @dataclass(frozen=True)
 class _Training:
-    """A k-SAE that trains, with its run folder; only the main process writes there."""
+    """A k-SAE that trains on ``rows`` rows, with its run folder; only the main process writes there."""
 
     config: TrainSAEConfig
     record: Run
@@ -198,44 +212,44 @@ def _train_group(
     configs: list[TrainSAEConfig], context: DistContext, progress: Report
 ) -> Iterator[TrainedSAE]:
     """Train the k-SAEs of configs with the same store and order of rows, in one pass over them."""
-    store = ActivationStore.open(configs[0].store)
-    jobs = [job_of(config, store, context.world) for config in configs]
-    refuse_shortage(jobs, configs[0].out, context.device, progress)
-    batches = _batches(store, configs[0], context)
-    opened = [_open(config, store, context, progress) for config in configs]
+    kept, held_out = _rows_of(configs[0])
+    refuse_shortage(_jobs(configs, kept, context), configs[0].out, context.device, progress)
+    batches = _batches(kept, configs[0], context)
+    opened = [_open(config, kept, context, progress) for config in configs]
     trainings = [training for training in opened if training is not None]
-    if trainings and context.main:
-        held = [job_of(training.config, store, context.world) for training in trainings]
-        announce(held, context.device, progress)
-        _remark(held, store, progress)
+    # Where nobody listens, nothing is measured for it.
+    if trainings and context.main and progress is not silent:
+        left = _jobs([training.config for training in trainings], kept, context)
+        announce(left, context.device, progress)
+        _remark(left, kept, held_out, progress)
     for training in trainings:
         _resume(training, progress)
     _follow(trainings, batches, progress)
     for training in trainings:
-        _finish(training, batches, progress)
+        _finish(training, batches, kept, held_out, progress)
     for config in configs:
         context.wait()
         yield TrainedSAE(config.out, read_object(config.out / "report.json"))
 
 
-def _batches(store: ActivationStore, config: TrainSAEConfig, context: DistContext) -> Batches:
-    """The store's rows in shuffled batches, from memory or streamed."""
-    source: RowSource = _Pooled(store)
+def _batches(rows: JoinedRows, config: TrainSAEConfig, context: DistContext) -> Batches:
+    """The rows in shuffled batches, from memory or streamed."""
+    source: RowSource = rows
     if context.group is not None:
         # Processes exchange what they read, in the one order that a single reader keeps.
         source, config = (
             context.share_reading(source),
             replace(config, workers=min(config.workers, 1)),
         )
-    return batches_of(source, config.for_rows(len(store)), store.row_shape[0])
+    return batches_of(source, config.for_rows(len(rows)), rows.width)
 
 
 def _open(
-    config: TrainSAEConfig, store: ActivationStore, context: DistContext, progress: Report
+    config: TrainSAEConfig, rows: JoinedRows, context: DistContext, progress: Report
 ) -> _Training | None:
     """The k-SAE and its run folder; None if that is finished."""
-    about = describe(store)
-    model = context.model(config, store.row_shape[0], about)
+    inputs = [part.input for part in rows.parts if part.input is not None]
+    model = context.model(config, rows.width, _describe_all(rows), inputs)
     complete = completed(config)
     text = complete(to_yaml(config))  # numbers as YAML has them: 2 epochs are 2.0
     if context.main:
@@ -248,7 +262,8 @@ def _open(
             complete=complete,
         )
         if not record.finished:
-            record.add_input("store", about)
+            for number, part in enumerate(rows.parts):
+                record.add_input(f"store{number or ''}", describe(part.store))
     context.wait()
     if not context.main:
         record = Run.open(
@@ -257,8 +272,8 @@ def _open(
     if record.finished:
         progress(Progress(f"{config.out} is finished already: see {config.out / 'report.json'}"))
         return None
-    run = SAERun(model, config.for_rows(len(store)), kernel=context.kernel(model, config.kernel))
-    return _Training(config, record, run, context, len(store))
+    run = SAERun(model, config.for_rows(len(rows)), kernel=context.kernel(model, config.kernel))
+    return _Training(config, record, run, context, len(rows))
 
 
 def _resume(training: _Training, progress: Report) -> None:
@@ -320,7 +335,7 @@ def _record(training: _Training, step: StepState) -> dict[str, str]:
 
 
 def _dead(step: StepState, rows: int) -> dict[str, str]:
-    """The share of latents active on no row of one pass over the store, as the report has it.
+    """The share of latents active on no row of one pass over the training rows, as the report has it.
 
     Nothing before the first pass is over: latents that are yet to see their rows are not dead.
     """
@@ -337,18 +352,31 @@ def _line(step: StepState) -> dict[str, Any]:
     return {name: value if abs(value) < float("inf") else None for name, value in line.items()}
 
 
-def _finish(training: _Training, batches: Batches, progress: Report) -> None:
-    """Measure the k-SAE, and write it with its report."""
+def _finish(
+    training: _Training,
+    batches: Batches,
+    kept: JoinedRows,
+    held_out: JoinedRows,
+    progress: Report,
+) -> None:
+    """Measure the k-SAE on the rows it was trained on and on those kept out; write it with its report."""
     config, record, run = training.config, training.record, training.run
     model, state = run.model, run.state
     assert state is not None
     # Encoding is most of what measuring takes: by the kernel that trained.
     model.kernel = run.kernel or model.kernel
-    found = evaluate(model, batches.epoch(0))
+    found = evaluate(model, batches.epoch(0), "normalized")
     model.trained_on.update(steps=state.step, samples=state.samples, fvu=found.fvu)
+    unseen = _unseen(model, held_out)
+    if unseen is not None:
+        model.trained_on.update(held_out_rows=unseen["rows"], held_out_fvu=unseen["fvu"])
+    stores = _by_store(model, kept, held_out)
     measured = {key: value for key, value in asdict(found).items() if key != "density"}
     settings = {one.name: getattr(run.config, one.name) for one in fields(TrainConfig)}
-    _save(training, {"training": settings, "on the training rows": measured})
+    said = {"training": settings, "on the training rows": measured}
+    if unseen is not None:
+        said["on held-out rows"] = {key: value for key, value in unseen.items() if key != "density"}
+    _save(training, said)
     if not training.context.main:
         return
     report = {
@@ -366,17 +394,52 @@ def _finish(training: _Training, batches: Batches, progress: Report) -> None:
         "stopped_early": state.stopped,
         "variance": state.variance if model.mode == "fixed" else None,
         **asdict(found),
+        "held_out": unseen,
+        **({"stores": stores} if stores else {}),
         "seconds": record.seconds,
     }
     write_json(config.out / "report.json", report)
     record.finish(steps=state.step, samples=state.samples)
     progress(
         Progress(
-            f"fraction of variance unexplained {found.fvu:.4f}, L0 {found.l0:.1f}, "
+            f"fraction of variance unexplained {found.fvu:.4f}{_beside(unseen)}, L0 {found.l0:.1f}, "
             f"dead (active on no row) {found.dead_share:.1%} of {model.n:,} latents on {found.rows:,} rows\n"
             f"wrote {config.out / 'final'}, {config.out / 'report.json'}, {record.metrics_path}"
         )
     )
+
+
+def _by_store(
+    model: KSparseAutoencoder, kept: JoinedRows, held_out: JoinedRows
+) -> list[dict[str, Any]]:
+    """The k-SAE measured on each store by itself, in the units of its rows; none where it has no inputs."""
+    found = []
+    for place, input in enumerate(model.inputs):
+        about = dict(input.about) | {"normalize": input.kind}
+        for name, rows in (("trained", kept.parts[place]), ("held_out", held_out.parts[place])):
+            if len(rows):
+                measured = evaluate(model, rows.batches(raw=True), place)
+                about[name] = {
+                    key: value for key, value in asdict(measured).items() if key != "density"
+                }
+        found.append(about)
+    return found
+
+
+def _unseen(model: KSparseAutoencoder, rows: JoinedRows) -> dict[str, Any] | None:
+    """The k-SAE measured on rows it has not seen; None where there are none."""
+    if not len(rows):
+        return None
+    try:
+        return asdict(evaluate(model, rows.batches(), "normalized"))
+    except ValueError as error:  # all the same, say: no reason to lose what was trained
+        return {"rows": len(rows), "fvu": None, "reason": str(error)}
+
+
+def _beside(unseen: dict[str, Any] | None) -> str:
+    if unseen is None or unseen["fvu"] is None:
+        return ""
+    return f" (on {unseen['rows']:,} held-out rows {unseen['fvu']:.4f})"
 
 
 def _save(training: _Training, card: dict[str, Any]) -> None:

@@ -48,6 +48,7 @@ class Job:
         latents: n; None: ``config.expansion * d``.
         devices: processes, each with its own device.
         row_bytes: bytes of a stored number.
+        store_bytes: what the store takes on disk; None: rows of pooled activations, without their names.
     """
 
     config: RunConfig
@@ -56,6 +57,7 @@ class Job:
     latents: int | None = None
     devices: int = 1
     row_bytes: int = 4
+    store_bytes: int | None = None
 
     def __post_init__(self) -> None:
         check_fields(self.config)
@@ -188,7 +190,9 @@ def disk(job: Job) -> Disk:
     """What lies on disk, in bytes."""
     weights = 4 * (2 * job.n * job.d + job.n + job.d)
     checkpoint = 3 * weights + 16 * job.n
-    store = job.row_bytes * job.rows * job.d
+    store = job.store_bytes
+    if store is None:
+        store = job.row_bytes * job.rows * job.d
     return Disk(store, weights, checkpoint, CHECKPOINTS if job.config.checkpoint_every else 0)
 
 

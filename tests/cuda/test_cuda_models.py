@@ -9,15 +9,15 @@ from backbones_helpers import picture, tiny_clip, tiny_dinov2, tiny_dit, tiny_sd
 from diffc_helpers import separable
 
 from revelio import ActivationStore, extract, load_backbone, open_dataset
+from revelio.activations.config import ExtractConfig
 from revelio.activations.extract import run
+from revelio.activations.extraction_plan import ExtractionPlan
 from revelio.activations.fitting import largest_batch
-from revelio.activations.job import Extraction
-from revelio.activations.recipe import Recipe
-from revelio.activations.sources import Reading
 from revelio.backbones.compiled import compile_backbone
+from revelio.diffc.config import FitConfig
 from revelio.diffc.model import DiffC
 from revelio.diffc.sources import TensorGrids
-from revelio.diffc.train import Training, TrainSettings, train
+from revelio.diffc.train import Training, train
 
 # Relative error of grids against the CPU's float32: rounding of the format, some layers deep.
 BOUNDS = {"float32": 2e-4, "float16": 5e-3, "bfloat16": 4e-2}
@@ -96,8 +96,8 @@ def test_a_compiled_backbone_is_near_the_plain_one() -> None:
 
 def test_the_batch_that_fits_is_found_and_named(tmp_path: Path) -> None:
     backbone = load_backbone("mini-sd", layers=["up_ft1"], device="cuda")
-    recipe, images = Recipe(("up_ft1",), (25,)), open_dataset("samples", limit=600)
-    job = Extraction(images, backbone, tmp_path, recipe, reading=Reading(512), shard_rows=512)
+    config = ExtractConfig(layers=("up_ft1",), batch_size=512, shard_rows=512)
+    job = ExtractionPlan(open_dataset("samples", limit=600), backbone, tmp_path, config)
     whole = largest_batch(job)
     assert whole.size == 256 and whole.image_bytes > 0
     torch.cuda.empty_cache()
@@ -111,7 +111,7 @@ def test_the_batch_that_fits_is_found_and_named(tmp_path: Path) -> None:
                 pass
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    for _ in run(replace(job, resume=True, reading=Reading(16))):
+    for _ in run(replace(job, resume=True).with_settings(batch_size=16)):
         pass
     assert len(ActivationStore.open(job.stores[0])) == 600
 
@@ -119,7 +119,7 @@ def test_the_batch_that_fits_is_found_and_named(tmp_path: Path) -> None:
 def test_diff_c_learns_as_on_the_cpu() -> None:
     every, labels = separable(16)
     found = {}
-    settings = TrainSettings(epochs=6, batch_size=8, learning_rate=1e-3, end_rate=1e-4)
+    settings = FitConfig(epochs=6, batch_size=8, learning_rate=1e-3, validation=0.0)
     for device in ("cpu", "cuda"):
         model = DiffC(6, 3, width=16, seed=3).to(device)
         training = Training.start(model, settings)

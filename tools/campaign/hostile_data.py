@@ -254,7 +254,7 @@ def flags(rng: Random, world: World, folder: Path) -> Case:
     name, words = base_words(rng, world, folder)
     known = flags_of(import_module(f"revelio.cli.{name.replace('-', '_')}").Config)
     # Where it writes stays inside the case; what an honest large number asks for is done.
-    known = [flag for flag in known if flag not in ("--out", "--latents", "--device")] or ["--x"]
+    known = [flag for flag in known if flag not in ("--out", "--vae-cache", "--device")] or ["--x"]
     for _ in range(rng.choice((1, 1, 2, 3))):
         flag = rng.choice(known) if rng.random() < 0.93 else f"--{junk(rng, world.outside)}"
         value = rng.choice(WRONG)

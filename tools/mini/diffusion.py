@@ -8,13 +8,16 @@ each of its equal parts of [0, 1000).
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
+from revelio.backbones.diffusion.conditioning import Conditioning
 from revelio.backbones.diffusion.schedule import Schedule
+from revelio.probes.config import DiffusionClassifierConfig
+from revelio.probes.diffusion_classifier import classify
 from tools.mini.configs import DiffusionConfig, Views
 from tools.mini.data import PictureSet, held_out_part
 from tools.mini.denoisers import (
@@ -24,14 +27,14 @@ from tools.mini.denoisers import (
     build_dit,
     text_denoiser,
 )
-from tools.mini.diffusion_classifier import class_errors, classify, even_timesteps
 from tools.mini.latents import cached_latents
 from tools.mini.loop import Trainer
 from tools.mini.runs import run
 
 STEPS = 1000
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-CHECK_IMAGES, CHECK_DRAWS, LOSS_IMAGES = 60, 4, 256
+CHECK_IMAGES, LOSS_IMAGES = 60, 256
+CHECK = DiffusionClassifierConfig(samples=(4,), keep=(), timesteps=(100, 700), batch_size=40)
 
 
 def build_scheduler() -> DDIMScheduler:
@@ -182,8 +185,24 @@ def measure(
     loss = noise_loss(denoiser, latents[:LOSS_IMAGES], rows, schedule, gamma, generator)
     found = {"held_out_loss": round(float(loss), 5)}
     if len(denoiser.prompt_rows()) <= 10:
-        times = even_timesteps(CHECK_DRAWS, 100, 700)
-        errors = class_errors(denoiser, latents[:CHECK_IMAGES], schedule, times, generator)
-        right = classify(errors) == labels[:CHECK_IMAGES]
-        found["diffusion_classifier"] = round(float(right.float().mean()), 4)
+        classes = Conditioning(denoiser.prompt_rows())
+        some, wanted = latents[:CHECK_IMAGES], labels[:CHECK_IMAGES].tolist()
+        ids = [str(row) for row in range(len(some))]
+        rows = classify(Classifying(denoiser, schedule), some, ids, classes, CHECK)
+        right = sum(row.predicted == label for row, label in zip(rows, wanted, strict=True))
+        found["diffusion_classifier"] = round(right / len(rows), 4)
     return found
+
+
+@dataclass(frozen=True)
+class Classifying:
+    """A denoiser in training, for the Diffusion Classifier: its condition rows are the classes' prompts."""
+
+    denoiser: Denoiser
+    schedule: Schedule
+
+    def predict(
+        self, x_t: torch.Tensor, t: torch.Tensor, conditioning: Conditioning
+    ) -> torch.Tensor:
+        """The denoiser's noise."""
+        return self.denoiser.predict(x_t, t.to(x_t.device), conditioning.rows.to(x_t.device))

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from revelio.backbones.base import Backbone
 from tools.mini.data import PictureSet, to_pixels
@@ -65,6 +66,11 @@ def activations(
     return {
         layer: Activations(torch.cat(cells[layer]), torch.cat(pooled[layer])) for layer in layers
     }
+
+
+def as_picture(image: torch.Tensor) -> Image.Image:
+    """A uint8 picture `(1 or 3, h, w)` in RGB, for a backbone's own transform."""
+    return Image.fromarray(image.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy())
 
 
 def pixel_rows(images: torch.Tensor, side: int) -> np.ndarray:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from revelio.analysis.config import PurityConfig, TopImagesConfig
 from revelio.analysis.purity import purity
 from revelio.analysis.top_images import top_images
 from revelio.sae.config import TrainConfig
@@ -32,5 +33,8 @@ def ksae_purity(
     )
     for _ in train(model, store.table, settings):
         pass
-    top = top_images(model, store, m=TOP)  # pyright: ignore
-    return purity(top, images=TOP, draws=5000, permutations=100, bootstrap=500, seed=seed)
+    top = top_images(model, store, TopImagesConfig(m=TOP))  # pyright: ignore
+    return purity(
+        top,
+        PurityConfig(m=TOP, random_sets=5000, permutations=100, bootstrap=500, seed=seed),
+    )

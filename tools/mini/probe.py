@@ -14,6 +14,7 @@ from statistics import mean
 import numpy as np
 import torch
 
+from revelio.probes.split import draw
 from revelio.stats import rounded, trainings95
 
 STRENGTHS = (1e-2, 1e-1, 1.0, 10.0, 100.0)
@@ -28,24 +29,6 @@ class ProbeData:
     pool_labels: np.ndarray
     test: np.ndarray
     test_labels: np.ndarray
-
-
-def draw(labels: np.ndarray, per_class: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of `per_class` images of every class, and all the other rows.
-
-    Raises:
-        ValueError: A class has fewer than `per_class` + 1 rows.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(labels), generator=generator).numpy()
-    chosen = []
-    for label in np.unique(labels):
-        rows = order[labels[order] == label]
-        if len(rows) <= per_class:
-            raise ValueError(f"class {label} has {len(rows)} rows, {per_class + 1} are needed")
-        chosen.append(rows[:per_class])
-    labelled = np.concatenate(chosen)
-    return labelled, np.setdiff1d(order, labelled)
 
 
 @dataclass(frozen=True)

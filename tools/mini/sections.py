@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +13,28 @@ import torch
 from PIL import Image
 from transformers import CLIPModel, CLIPTokenizer
 
+from revelio.backbones.base import DiffusionModel
+from revelio.backbones.registry import load_backbone
+from revelio.data.dataset import ImageDataset
+from revelio.probes.config import DiffusionClassifierConfig
+from revelio.probes.diffusion_classifier import diffusion_classifier as classify_images
 from revelio.stats import proportion
+from revelio.trust import read_json_lines
 from tools.mini.captions import PROMPT, nouns
 from tools.mini.clip import closest_caption
 from tools.mini.data import PictureSet, load_caltech101, load_fashion_mnist
-from tools.mini.diffusion import noise_schedule
-from tools.mini.diffusion_classifier import classify, even_timesteps, staged_errors
+from tools.mini.features import as_picture, ids_of
 from tools.mini.judge import judge, train_judge
-from tools.mini.latents import scaled_latents
 from tools.mini.report import Figures, Inputs
-from tools.mini.shipped import sample, sample_classes, text_model
+from tools.mini.shipped import sample, sample_classes
 
 MakeSamples = Callable[[list[str], list[int]], list[Image.Image]]
 
 HOW = {"guidance": 3.0, "steps": 25}
 SAMPLES_A_CLASS, GRID_COLUMNS = 20, 8
 JUDGE_EPOCHS = 3
-CLASSIFIED, DRAWS, EVERY, KEEP = 200, 100, 4, 3
+CLASSIFIED = 200
+CLASSIFY = DiffusionClassifierConfig(samples=(25, 100), keep=(3,), batch_size=40, images_at_once=10)
 
 
 def right(predicted: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
@@ -125,50 +132,58 @@ def judged(inputs: Inputs, make: MakeSamples, sheet: str) -> Figures:
 
 
 def diffusion_classifier(inputs: Inputs) -> Figures:
-    """Zero-shot Diffusion Classifier accuracy of mini-sd, and by how many draws it gets there."""
+    """Zero-shot Diffusion Classifier accuracy of mini-sd, and by how many samples it gets there."""
     pictures = held_out(inputs, CLASSIFIED)
-    prompts = [PROMPT.format(word) for word in nouns(pictures)]
-    denoiser, vae = text_model(inputs.models / "mini-sd", prompts)
-    latents = scaled_latents(vae, pictures.images, 32)
-    cache = inputs.runs / "diffusion_classifier"
-    errors = resumable_errors(denoiser, latents, cache, inputs.seed)
-    early = torch.arange(EVERY // 2, DRAWS, EVERY)
+    config = replace(CLASSIFY, seed=inputs.seed)
+    rows = resumable_rows(inputs, pictures, config)
+    labels = pictures.labels
     curve = {
-        str(len(early)): right(classify(errors[:, early]), pictures.labels),
-        str(DRAWS): right(classify(errors), pictures.labels),
+        str(samples): right(torch.tensor([row["by_stage"][stage] for row in rows]), labels)
+        for stage, samples in enumerate(config.samples)
     }
+    first, all_samples = config.samples
     return {
-        "accuracy": curve[str(DRAWS)],
+        "accuracy": curve[str(all_samples)],
         "by_draws": curve,
         "images": CLASSIFIED,
-        "draws": DRAWS,
+        "draws": all_samples,
         "timesteps": "evenly over 0..999",
-        "stages": f"{len(early)} draws for all classes, the other {DRAWS - len(early)} for the best "
-        f"{KEEP} (computed in resumable blocks: the seconds are the last call's only)",
+        "stages": f"{first} draws for all classes, the other {all_samples - first} for the best "
+        f"{config.keep[0]} (computed in resumable blocks: the seconds are the last call's only)",
+        "seconds_an_image": round(sum(row["seconds"] for row in rows) / len(rows), 3),
         "chance": 0.1,
         "bar": 0.85,
     }
 
 
-def resumable_errors(denoiser: Any, latents: torch.Tensor, cache: Path, seed: int) -> torch.Tensor:
-    """Errors `(n, draws, classes)` ten images at a time, each ten kept in a file of `cache`."""
-    from tools.mini.loop import save_whole
-
-    schedule, times = noise_schedule(), even_timesteps(DRAWS)
-    parts = []
-    for start in range(0, len(latents), 10):
-        file = cache / f"errors_{start:04d}.pt"
-        if not file.is_file():
-            generator = torch.Generator().manual_seed(1_000_000 * seed + start)
-            found = staged_errors(
-                denoiser,
-                latents[start : start + 10],
-                schedule,
-                times,
-                generator,
-                every=EVERY,
-                keep=KEEP,
-            )
-            save_whole(found, file)
-        parts.append(torch.load(file, weights_only=True))
-    return torch.cat(parts)
+def resumable_rows(
+    inputs: Inputs, pictures: PictureSet, config: DiffusionClassifierConfig
+) -> list[dict[str, Any]]:
+    """A row a picture, in order; each is kept in a file of JSON lines as soon as it is there."""
+    model = load_backbone(str(inputs.models / "mini-sd"))
+    assert isinstance(model, DiffusionModel)
+    file = (
+        inputs.runs
+        / "diffusion_classifier"
+        / f"rows_{config.seed}_{config.samples[-1]}_{config.keep[0]}.jsonl"
+    )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    rows = read_json_lines(file, torn=True) if file.is_file() else []
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    images = ImageDataset(
+        pictures.name,
+        "test",
+        pictures.class_names,
+        ids_of(pictures, torch.arange(len(pictures)), "test"),
+        pictures.labels.tolist(),
+        lambda index: as_picture(pictures.images[index]),
+    )
+    prompts = [PROMPT.format(word) for word in nouns(pictures)]
+    done = {row["id"] for row in rows}
+    with file.open("a") as out:
+        for row in classify_images(model, images, prompts, config, done=done):
+            rows.append(asdict(row))
+            out.write(json.dumps(rows[-1]) + "\n")
+            out.flush()
+    place = {name: position for position, name in enumerate(images.ids)}
+    return sorted(rows, key=lambda row: place[row["id"]])

@@ -6,13 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from revelio.backbones.base import Backbone
 from revelio.backbones.random_init import load_random_backbone
 from revelio.backbones.registry import load_backbone
 from tools.mini.data import PictureSet, load_fashion_mnist
-from tools.mini.features import activations, ids_of, pixel_rows
+from tools.mini.features import activations, as_picture, ids_of, pixel_rows
 from tools.mini.latents_purity import ksae_purity
 from tools.mini.probe import ProbeData, probe
 from tools.mini.report import Figures, Inputs
@@ -43,8 +42,7 @@ def both(cells: torch.Tensor, pool: PictureSet, test: PictureSet) -> ProbeData:
 
 def pixels_of(backbone: Backbone, images: torch.Tensor) -> torch.Tensor:
     """uint8 pictures through the backbone's own transform."""
-    colour = images.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous().numpy()
-    return torch.stack([backbone.transform(Image.fromarray(picture)) for picture in colour])
+    return torch.stack([backbone.transform(as_picture(image)) for image in images])
 
 
 def measure_backbone(

@@ -1,4 +1,4 @@
-"""Shipped folders back into what the Diffusion Classifier and the sampler need, in float32."""
+"""Pictures sampled from shipped folders, in float32."""
 
 from __future__ import annotations
 
@@ -7,26 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.dit.pipeline_dit import DiTPipeline
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from PIL import Image
-from transformers import CLIPTextModel, CLIPTokenizer
-
-from tools.mini.denoisers import TextDenoiser, text_states
-from tools.mini.latents import load_vae
-
-
-def text_model(folder: Path, prompts: list[str]) -> tuple[TextDenoiser, AutoencoderKL]:
-    """The U-Net of a Stable Diffusion folder with one prompt a class, and its VAE."""
-    encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32).eval()
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-    unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32).eval()
-    table = text_states(encoder, tokenizer, [*prompts, ""])
-    rows = list(range(len(prompts)))
-    unet = unet.to(memory_format=torch.channels_last)  # pyright: ignore
-    return TextDenoiser(unet, table, [[row] for row in rows], rows), load_vae(folder / "vae")
 
 
 def sample(

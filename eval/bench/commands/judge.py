@@ -195,6 +195,10 @@ def _stop_if_down(
 ) -> None:
     if outcome.down is None:
         return
+    if not outcome.unanswered:
+        raise ValueError(
+            f"{outcome.down}; stopped, the replies are in {cache_path}: choose another --judge"
+        )
     index = next(iter(outcome.unanswered))
     raise ValueError(
         f"{requests[index].name}: no reply from {address or 'the endpoint'} ({outcome.down}); "

@@ -116,6 +116,8 @@ def report_text(report: dict[str, Any]) -> str:
     for entry in report["files"]:
         blocks.append(f"{entry['reviews']} (mode {report['mode']}; {percent})")
         blocks.append(score_table(entry["scores"]))
+        if half := entry["scores"]["all"]["half_answered"]:
+            blocks.append(f"{half} with a score in one order only: left out")
         if "positions" in entry:
             blocks.append(position_text(entry["positions"]))
         if "difference" in entry:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from revelio.backbones.diffusion.conditioning import Conditioning
     from revelio.backbones.diffusion.schedule import Schedule
-    from revelio.backbones.diffusion.vae import LatentSpace, PixelSpace
+    from revelio.backbones.diffusion.vae import LatentSpace
     from revelio.backbones.loading import LoadSettings
 
 
@@ -104,7 +104,7 @@ class DiffusionBackbone(ABC):
         family: what the kind of model is called.
         kind: what ``revelio backbones`` says it is.
         title: how messages name the models of the family.
-        parts: the class of each part that model_index.json must list.
+        parts: the class of each part that model_index.json must list, or the classes that it may be of.
         optional: parts that it may list, and their classes.
         without: parts that it must not list.
         pipelines: names of diffusers' pipelines of the family, to say what a broken folder lacks.
@@ -114,13 +114,13 @@ class DiffusionBackbone(ABC):
     family: ClassVar[str]
     kind: ClassVar[str]
     title: ClassVar[str]
-    parts: ClassVar[Mapping[str, str]]
+    parts: ClassVar[Mapping[str, str | tuple[str, ...]]]
     optional: ClassVar[Mapping[str, str]] = {}
     without: ClassVar[tuple[str, ...]] = ()
     pipelines: ClassVar[tuple[str, ...]] = ()
     output_position: ClassVar[int] = 0
 
-    latents: LatentSpace | PixelSpace
+    latents: LatentSpace  # of a model on pixels a PixelSpace
 
     def __init__(
         self,

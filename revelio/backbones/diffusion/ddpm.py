@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from revelio.backbones.diffusion.base import Request, Shape, register_family
-from revelio.backbones.diffusion.unet import UNetBackbone, load_unet, unet_config, unet_shape
+from revelio.backbones.diffusion.unet import PixelUNetBackbone, load_unet, unet_config, unet_shape
 from revelio.backbones.source import Source
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ CHANNELS = 3
 
 
 @register_family
-class PixelDDPM(UNetBackbone):
+class PixelDDPM(PixelUNetBackbone):
     """A U-Net on pixels.
 
     Attributes:
@@ -40,11 +40,8 @@ class PixelDDPM(UNetBackbone):
     pipelines = ("DDPMPipeline", "DDIMPipeline")
 
     def __init__(self, unet: UNet2DModel, multiple: int, **common: Any) -> None:
-        from revelio.backbones.diffusion.vae import PixelSpace
-
-        super().__init__(unet, **common)
+        super().__init__(unet, multiple, **common)
         self.classes: int | None = unet.config["num_class_embeds"]
-        self.latents = PixelSpace(self.name, multiple, self._device)
 
     @classmethod
     def load(cls, request: Request) -> PixelDDPM:

@@ -2,7 +2,7 @@
 
     pixels x0 (b 3 64 64) -> x_t -> U-Net cut after the deepest wanted layer
 
-The layers are named as Stable Diffusion's. The U-Net is told T5's states of the prompt in small letters, as
+The layers are named as Stable Diffusion's. The U-Net is told T5's states of the prompt in lower case, as
 the pipeline does it, and predicts the noise and its variance, six channels: the noise are the first three.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from revelio.backbones.diffusion.base import Request, Shape, register_family
-from revelio.backbones.diffusion.unet import UNetBackbone, load_unet, unet_config, unet_shape
+from revelio.backbones.diffusion.unet import PixelUNetBackbone, load_unet, unet_config, unet_shape
 from revelio.backbones.source import Source
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ TEXT_INPUTS = {"addition_embed_type": "text", "encoder_hid_dim_type": "text_proj
 
 
 @register_family
-class DeepFloydBackbone(UNetBackbone):
+class DeepFloydBackbone(PixelUNetBackbone):
     """A U-Net on pixels with its text encoder.
 
     Attributes:
@@ -46,10 +46,7 @@ class DeepFloydBackbone(UNetBackbone):
     def __init__(
         self, unet: UNet2DConditionModel, multiple: int, text: TextEncoder, **common: Any
     ) -> None:
-        from revelio.backbones.diffusion.vae import PixelSpace
-
-        super().__init__(unet, **common)
-        self.latents = PixelSpace(self.name, multiple, self._device)
+        super().__init__(unet, multiple, **common)
         self.text = text
 
     @classmethod
@@ -57,12 +54,12 @@ class DeepFloydBackbone(UNetBackbone):
         """Load U-Net, text encoder and tokenizer."""
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-        from revelio.backbones.diffusion.t5 import load_t5
+        from revelio.backbones.diffusion.t5 import load_t5, lowercased
         from revelio.backbones.diffusion.text_encoder import check_width
 
         source, common = request.source, request.common()
         config = _config(source)
-        text = load_t5(source, request.settings, length=TOKENS, masked=True, prepare=prepare)
+        text = load_t5(source, request.settings, length=TOKENS, masked=True, prepare=lowercased)
         width = config.get("encoder_hid_dim") or config.get("cross_attention_dim")
         check_width(source, text.width, width)
         unet = load_unet(UNet2DConditionModel, request, config)
@@ -95,11 +92,6 @@ class DeepFloydBackbone(UNetBackbone):
             watermarker=None,
             requires_safety_checker=False,
         )
-
-
-def prepare(prompt: str) -> str:
-    """A prompt as the pipelines on T5 put it: in small letters, without blanks around it."""
-    return prompt.lower().strip()
 
 
 def _config(source: Source) -> dict[str, Any]:

@@ -11,34 +11,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from revelio.backbones.diffusion.base import DiffusionBackbone, Request, Shape, register_family
-from revelio.backbones.layers import dit_layers, vae_stride
+from revelio.backbones.diffusion.base import Request, Shape, register_family
+from revelio.backbones.diffusion.transformer import (
+    TransformerBackbone,
+    load_transformer,
+    transformer_configs,
+    transformer_shape,
+)
 from revelio.backbones.source import Source
 
 if TYPE_CHECKING:
     from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
     from jaxtyping import Int64
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from revelio.backbones.diffusion.conditioning import Conditioning
     from revelio.backbones.diffusion.vae import LatentSpace
 
-NEEDED: dict[str, type] = dict.fromkeys(
-    (
-        "num_attention_heads",
-        "attention_head_dim",
-        "num_layers",
-        "patch_size",
-        "sample_size",
-        "num_embeds_ada_norm",
-    ),
-    int,
-)
-
 
 @register_family
-class DiTBackbone(DiffusionBackbone):
+class DiTBackbone(TransformerBackbone):
     """A diffusion transformer with its VAE.
 
     Attributes:
@@ -48,7 +41,6 @@ class DiTBackbone(DiffusionBackbone):
     """
 
     family = "dit"
-    kind = "DiT"
     title = "DiT"
     parts = {"transformer": "DiTTransformer2DModel", "vae": "AutoencoderKL"}  # noqa: RUF012
     pipelines = ("DiTPipeline",)
@@ -60,54 +52,29 @@ class DiTBackbone(DiffusionBackbone):
         class_names: Mapping[str, int],
         **common: Any,
     ) -> None:
-        super().__init__(**common)
-        self.transformer = transformer
-        self.latents = latents
+        super().__init__(transformer, latents, **common)
         self.null_class = int(transformer.config["num_embeds_ada_norm"])
         self._class_names = class_names
 
     @classmethod
     def load(cls, request: Request) -> DiTBackbone:
         """Load transformer and VAE."""
+        from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
+
         from revelio.backbones.diffusion.vae import load_latent_space
 
         source = request.source
-        config, vae = _configs(source)
-        if config.get("in_channels") != vae["latent_channels"]:
-            raise ValueError(
-                f"the transformer of {source.name} takes {config.get('in_channels')} channels, its VAE "
-                f"gives {vae['latent_channels']}: they belong to different models"
-            )
+        config, _ = _configs(source)
         latents = load_latent_space(source, request.settings, request.multiple)
         common = request.common()
-        transformer = _load_transformer(request, config)
+        transformer = load_transformer(DiTTransformer2DModel, request, config)
         names = _class_names(source, config["num_embeds_ada_norm"])
         return cls(transformer, latents, names, **common)
 
     @classmethod
     def shape(cls, source: Source) -> Shape:
         """From the configs of the transformer and the VAE."""
-        config, vae = _configs(source)
-        stride = vae_stride(vae)
-        multiple = stride * config["patch_size"]
-        return Shape(dit_layers(config, vae), config["sample_size"] * stride, multiple)
-
-    @property
-    def network(self) -> nn.Module:
-        """The transformer."""
-        return self.transformer
-
-    def layer_module(self, layer: str) -> nn.Module:
-        """One of the transformer's blocks; its output are tokens (b t c)."""
-        return self.transformer.transformer_blocks[int(layer.removeprefix("block"))]
-
-    def as_grid(self, output: Tensor, x_t: Tensor) -> Tensor:
-        """Tokens on the grid of their patches."""
-        from revelio.backbones.hooks import tokens_to_grid
-
-        patch = self.transformer.config["patch_size"]
-        height, width = (side // patch for side in x_t.shape[-2:])
-        return tokens_to_grid(output, height, width)
+        return transformer_shape(*_configs(source))
 
     def conditioning(self, prompts: Sequence[str]) -> Conditioning:
         """Class labels; a prompt is empty (null class), a class name or a class id.
@@ -119,11 +86,6 @@ class DiTBackbone(DiffusionBackbone):
 
         once, rows = distinct(prompts)
         return Conditioning(rows, {"class_labels": self.classes(once).to(self._device)})
-
-    def denoise(self, x_t: Tensor, times: Tensor, conditioning: Conditioning) -> Tensor:
-        """The transformer's prediction; a learned variance, the channels behind it, is left out."""
-        output = self.transformer(x_t, times, **conditioning.arguments()).sample
-        return output[:, : x_t.shape[1]]
 
     def build_pipeline(self, scheduler: Any) -> DiffusionPipeline:
         """A ``DiTPipeline``."""
@@ -164,30 +126,8 @@ class DiTBackbone(DiffusionBackbone):
 
 
 def _configs(source: Source) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The configs of the transformer and the VAE.
-
-    Raises:
-        ValueError: one is missing, of another class, or says no size.
-    """
-    config = source.part_config("transformer", "DiTTransformer2DModel", NEEDED)
-    return config, source.vae_config()
-
-
-def _load_transformer(request: Request, config: Mapping[str, Any]) -> DiTTransformer2DModel:
-    from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
-
-    from revelio.backbones.loading import frozen, use_eager_attention
-    from revelio.backbones.weights import DIFFUSERS, diffusers_part, read_weights
-
-    settings = request.settings
-    weights = read_weights(request.source, "transformer", DIFFUSERS)
-    transformer = diffusers_part(DiTTransformer2DModel, config, weights, settings.number_format)
-    # The head after the last block stays: it is a thousandth of the work, and forward() calls it.
-    blocks = transformer.transformer_blocks[: len(request.layers)]
-    transformer.transformer_blocks = blocks
-    if settings.attention == "eager":
-        use_eager_attention(transformer)
-    return frozen(transformer, settings.place)
+    """The configs of the transformer and the VAE; see :func:`transformer_configs`."""
+    return transformer_configs(source, DiTBackbone.parts["transformer"], num_embeds_ada_norm=int)
 
 
 def _class_names(source: Source, classes: int) -> dict[str, int]:

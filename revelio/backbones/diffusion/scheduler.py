@@ -30,7 +30,7 @@ def load_schedule(source: Source) -> Schedule:
     Raises:
         ValueError: the scheduler's config is missing or says no schedule.
     """
-    config = source.json(PATH)
+    config = source.json(PATH, infinite=True)  # DPM-Solver's lambda_min_clipped is -Infinity
     where = f"{PATH} of {source.name}"
     flow = str(config.get("_class_name")).startswith("FlowMatch")
     given = flow or config.get("trained_betas") is not None
@@ -78,7 +78,7 @@ def load_scheduler(source: Source) -> Any:
     Raises:
         ValueError: its class is none of diffusers' schedulers, or the config does not fit it.
     """
-    config = source.json(PATH)
+    config = source.json(PATH, infinite=True)
     name = str(config.get("_class_name"))
     kind = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
     if not isinstance(kind, type) or not issubclass(kind, SchedulerMixin):

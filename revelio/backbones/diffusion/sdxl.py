@@ -142,9 +142,10 @@ def _config(source: Source) -> dict[str, Any]:
         ValueError: it is missing, or of a U-Net with other inputs.
     """
     config = unet_config(source, refused=REFUSED)
-    needed = dict.fromkeys(
-        ("addition_time_embed_dim", "projection_class_embeddings_input_dim"), int
-    )
+    needed: dict[str, type] = {
+        "addition_time_embed_dim": int,
+        "projection_class_embeddings_input_dim": int,
+    }
     source.check("unet/config.json", config, needed)
     if config.get("addition_embed_type") != "text_time":
         raise ValueError(

@@ -23,6 +23,11 @@ from revelio.backbones.source import Source
 from revelio.trust import regular_file
 
 
+def lowercased(text: str) -> str:
+    """A prompt as the pipelines on T5 put it by default: in lower case, without blanks around it."""
+    return text.lower().strip()
+
+
 def load_t5(
     source: Source,
     settings: LoadSettings,

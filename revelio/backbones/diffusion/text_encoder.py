@@ -147,7 +147,7 @@ class TextEncoder:
             return_tensors="pt",
         ).to(self._model.device)
         # As in diffusers' pipelines: CLIP's padding is attended to, unless the checkpoint says otherwise.
-        mask = tokens.attention_mask if self._masked or self._uses_mask() else None
+        mask: Any = tokens.attention_mask if self._masked or self._uses_mask() else None
         outputs: list[Any] = []
         states = read_layers(
             self,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from revelio.backbones.diffusion.conditioning import Conditioning
+    from revelio.backbones.diffusion.vae import PixelSpace
     from revelio.backbones.weights import Weights
 
 # What the original releases put before the names of the U-Net's weights.
@@ -60,6 +61,23 @@ class UNetBackbone(DiffusionBackbone):
             x_t = x_t.contiguous(memory_format=torch.channels_last)
         output = self.unet(x_t, times, **self.inputs(x_t, conditioning)).sample
         return output[:, : x_t.shape[1]]
+
+
+class PixelUNetBackbone(UNetBackbone):
+    """A U-Net on pixels, without a VAE.
+
+    Attributes:
+        unet: the U-Net.
+        latents: the pixels as they are.
+    """
+
+    latents: PixelSpace
+
+    def __init__(self, unet: Any, multiple: int, **common: Any) -> None:
+        from revelio.backbones.diffusion.vae import PixelSpace
+
+        super().__init__(unet, **common)
+        self.latents = PixelSpace(self.name, multiple, self._device)
 
 
 def unet_config(
@@ -141,12 +159,9 @@ def load_unet(kind: type[U], request: Request, config: Mapping[str, Any]) -> U:
 def _unet_weights(source: Source, config: Mapping[str, Any]) -> Weights:
     """The U-Net's weights; out of a single file also by the names of the original releases."""
     from revelio.backbones.loading import reading
-    from revelio.backbones.weights import DIFFUSERS, read_file, read_weights
+    from revelio.backbones.weights import DIFFUSERS, read_weights
 
-    file = source.unet
-    if file is None or file.is_dir():
-        return read_weights(source, "unet", DIFFUSERS)
-    weights = read_file(file)
+    weights = read_weights(source, "unet", DIFFUSERS)
     original = {k: v for k, v in weights.tensors.items() if k.startswith(ORIGINAL)}
     if not original:
         return weights

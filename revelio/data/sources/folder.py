@@ -1,38 +1,55 @@
 """A folder of images as a data set.
 
     ROOT/<class>/*.jpg                              class folders: labels are ids of the sorted names
-    ROOT/<split>/<class>/*.jpg                      the same in splits (train, validation, test)
+    ROOT/<split>/<class>/*.jpg                      the same in splits (train, Testing, val2017, ...)
     ROOT/images/<class>/*.jpg + ROOT/<split>.txt    splits by lists of paths under images/
     ROOT/*.jpg, ROOT/**/*.jpg                       pictures directly in ROOT: no labels
+    any of these + metadata.csv or metadata.jsonl   labels by file name, as Hugging Face has them
 
-Ids are paths under ROOT (under ROOT/images for lists), with forward slashes; the order is theirs, sorted.
+A folder that holds nothing but one folder, as archives are unpacked, is stepped through. Ids are paths under
+ROOT (under ROOT/images for lists), with forward slashes; the order is theirs, sorted.
 """
 
 import os
 import warnings
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
+from revelio.data.config import Limits
 from revelio.data.dataset import ImageDataset
+from revelio.data.picture import LIMITS, suffixes
 from revelio.data.sources.listing import (
     Listing,
     find_pictures,
     inside,
     is_picture,
+    is_service,
     listed_dataset,
     overlap,
+    warn_of,
 )
-from revelio.data.splits import SPLIT_NAMES
+from revelio.data.sources.metadata import with_metadata
+from revelio.data.splits import split_name
 from revelio.trust import printable, read_text
 
 
-def open_folder(path: Path, *, split: str | None = None, name: str | None = None) -> ImageDataset:
+def open_folder(
+    path: Path,
+    *,
+    split: str | None = None,
+    name: str | None = None,
+    label_column: str | None = None,
+    limits: Limits = LIMITS,
+) -> ImageDataset:
     """Open a folder of images.
 
     Args:
         path: the folder, in one of the layouts above.
         split: which split, where the layout has splits; ``all`` for every one.
         name: what results call the set; the folder's name if not given.
+        label_column: the column of ``metadata.csv`` with the labels; none: ``label`` where there is one.
+        limits: how large a picture may be.
 
     Raises:
         ValueError: it is not there, is no folder, holds no pictures, a class folder holds none, or
@@ -42,32 +59,62 @@ def open_folder(path: Path, *, split: str | None = None, name: str | None = None
         raise ValueError(f"no folder at {printable(path)}: give a folder that holds images")
     if not path.is_dir():
         raise ValueError(f"{printable(path)} is a file: give a folder that holds images")
-    return listed_dataset(read_folder(path), split, name or path.resolve().name)
+    listing = with_metadata(read_folder(path), label_column)
+    return listed_dataset(listing, split, name or path.resolve().name, limits)
 
 
 def read_folder(path: Path) -> Listing:
-    """The files of the folder ``path``, by split and class."""
+    """The files of the folder ``path``, by split and class; says what is left out."""
+    path, left_out = unwrapped(path), []
     folders = _folders(path)
     lists = split_lists(path)
     if "images" in folders and lists:
         return read_lists(path / "images", lists)
-    stray = _direct(path)
-    if folders and all(folder in SPLIT_NAMES for folder in folders):
-        _check_no_stray(path, stray, folders)
-        return _split_folders(path, folders)
-    if stray:
-        return _plain(path, folders)
-    if not folders:
+    stray = _stray(path)
+    only_splits = bool(folders) and all(split_name(folder) is not None for folder in folders)
+    splits = _splits(path, folders) if stray is None or only_splits else {}
+    if splits:
+        _check_no_stray(path, folders)
+        listing = _split_folders(path, splits, left_out)
+    elif stray is not None:
+        listing = _plain(path, folders, left_out)
+    elif folders:
+        listing = Listing(path, tuple(folders), {"": _classes(path, "", folders, left_out)})
+    else:
+        find_pictures(path, left_out=left_out)
+        warn_of(path, left_out)
         raise ValueError(
             f"{printable(path)} holds no images: give a folder of images or of class folders"
         )
-    return Listing(path, tuple(folders), {"": _classes(path, "", folders)})
+    warn_of(path, left_out)
+    return listing
+
+
+def levels(path: Path) -> Iterator[Path]:
+    """``path``, the folder that is all it holds, the one that is all that holds, and so on."""
+    seen = set()
+    while os.path.realpath(path) not in seen:
+        seen.add(os.path.realpath(path))
+        yield path
+        folders = _folders(path)
+        if len(folders) != 1 or _stray(path) is not None or split_lists(path):
+            return
+        if split_name(folders[0]) is not None:
+            return
+        path = path / folders[0]
+
+
+def unwrapped(path: Path) -> Path:
+    """The folder that the layout begins in: an archive's own folder around everything is stepped through."""
+    *above, last = levels(path)
+    # The last one is no wrapper but the only class, where it holds pictures.
+    return above[-1] if above and _stray(last) is not None else last
 
 
 def split_lists(path: Path) -> dict[str, list[Path]]:
-    """The list files ``train.txt``, ``test.txt``, ... in ``path``, by split."""
-    found = {name: path / f"{name}.txt" for name in SPLIT_NAMES}
-    return {name: [file] for name, file in found.items() if file.is_file()}
+    """The list files ``train.txt``, ``Test.txt``, ... in ``path``, by split."""
+    files = {file: split_name(file.stem) for file in sorted(path.glob("*.[tT][xX][tT]"))}
+    return {name: [file] for file, name in files.items() if name is not None and file.is_file()}
 
 
 def read_lists(images: Path, lists: dict[str, list[Path]]) -> Listing:
@@ -79,12 +126,12 @@ def read_lists(images: Path, lists: dict[str, list[Path]]) -> Listing:
     Raises:
         ValueError: a listed picture is not there, or lies in no class folder.
     """
-    folders = _folders(images)
-    there = dict(_classes(images, "", folders))
+    folders, known = _folders(images), suffixes()
+    there = dict(_classes(images, "", folders, []))
     splits: dict[str, list[tuple[str, int | None]]] = {}
     for split, files in lists.items():
         lines = [line.strip() for file in files for line in _lines(file)]
-        paths = [line for line in lines if is_picture(line)]
+        paths = [line for line in lines if line in there or Path(line).suffix.lower() in known]
         missing = [path for path in paths if path not in there]
         if missing:
             names = " and ".join(file.name for file in files)
@@ -96,8 +143,40 @@ def read_lists(images: Path, lists: dict[str, list[Path]]) -> Listing:
     return Listing(images, tuple(folders), splits)
 
 
-def _plain(path: Path, folders: list[str]) -> Listing:
-    pictures = find_pictures(path)
+def _splits(path: Path, folders: list[str]) -> dict[str, str]:
+    """The split folders by the names of their splits; none where the folders are classes.
+
+    Raises:
+        ValueError: some are, and some hold other pictures; or two are the same split.
+    """
+    named = {folder: name for folder in folders if (name := split_name(folder)) is not None}
+    others = [folder for folder in folders if folder not in named and find_pictures(path / folder)]
+    holders = [folder for folder in named if _stray(path / folder) is None]
+    if named and others and (holders or len(set(named.values())) > 1):
+        raise ValueError(
+            f"{printable(path)} holds what look like splits ({printable(', '.join(named))}) beside other "
+            f"folders of pictures ({printable(others[0])}, ...): move either away, or give one of them"
+        )
+    if named and others:
+        warnings.warn(
+            f"{printable(path)}: the folder {printable(next(iter(named)))} is taken as a class, like "
+            f"{printable(others[0])} beside it, not as a split",
+            stacklevel=3,
+        )
+        return {}
+    found: dict[str, str] = {}
+    for folder, name in named.items():
+        if name in found:
+            raise ValueError(
+                f"{printable(path)} holds two folders for the split {name}, {printable(found[name])} and "
+                f"{printable(folder)}: put them together, or move one away"
+            )
+        found[name] = folder
+    return found
+
+
+def _plain(path: Path, folders: list[str], left_out: list[str]) -> Listing:
+    pictures = find_pictures(path, left_out=left_out)
     beside = [folder for folder in folders if any(p.startswith(f"{folder}/") for p in pictures)]
     if beside:
         # Labels that vanish because of one stray picture must not vanish silently.
@@ -110,33 +189,44 @@ def _plain(path: Path, folders: list[str]) -> Listing:
     return Listing(path, (), {"": [(picture, None) for picture in pictures]})
 
 
-def _split_folders(path: Path, splits: list[str]) -> Listing:
-    below = {split: _folders(path / split) for split in splits}
+def _split_folders(path: Path, splits: dict[str, str], left_out: list[str]) -> Listing:
+    places = {name: _inner(path, folder) for name, folder in splits.items()}
+    below = {name: _folders(path / place) for name, place in places.items()}
     # One list for all splits, so that a class missing from one doesn't shift the ids of others.
     classes = sorted({folder for folders in below.values() for folder in folders})
     ids = {name: index for index, name in enumerate(classes)}
     entries: dict[str, list[tuple[str, int | None]]] = {}
-    for split in splits:
+    for split, place in places.items():
         if below[split]:
-            _check_no_stray(path / split, _direct(path / split), below[split])
-        direct = find_pictures(path / split) if not below[split] else []
+            _check_no_stray(path / place, below[split])
+        direct = [] if below[split] else find_pictures(path / place, left_out=left_out)
         if not below[split] and (classes or not direct):
             raise ValueError(
-                f"{printable(path / split)} holds no class folders with images, as others do"
+                f"{printable(path / place)} holds no class folders with images, as others do"
             )
-        own = _classes(path, f"{split}/", below[split])
+        own = _classes(path, f"{place}/", below[split], left_out)
         entries[split] = [(file, ids[below[split][label or 0]]) for file, label in own]
-        entries[split] += [(f"{split}/{file}", None) for file in direct]
+        entries[split] += [(f"{place}/{file}", None) for file in direct]
     return Listing(path, tuple(classes), entries)
 
 
-def _classes(path: Path, prefix: str, folders: list[str]) -> list[tuple[str, int | None]]:
+def _inner(path: Path, folder: str) -> str:
+    """Where a split begins: archives wrap it in its own name once more (seg_train/seg_train/<class>)."""
+    below = _folders(path / folder)
+    doubled = len(below) == 1 and split_name(below[0]) == split_name(folder)
+    return f"{folder}/{below[0]}" if doubled else folder
+
+
+def _classes(
+    path: Path, prefix: str, folders: list[str], left_out: list[str]
+) -> list[tuple[str, int | None]]:
     entries: list[tuple[str, int | None]] = []
     places = [path / prefix / folder for folder in folders]
     _check_apart(path / prefix, places)
     for label, (folder, place) in enumerate(zip(folders, places, strict=True)):
-        pictures = find_pictures(place, [path, *places])
+        pictures = find_pictures(place, [path, *places], left_out)
         if not pictures:
+            warn_of(path, left_out)
             raise ValueError(
                 f"the class folder {printable(place)} holds no images: fill or remove it"
             )
@@ -164,23 +254,24 @@ def _check_apart(path: Path, places: list[Path]) -> None:
             )
 
 
-def _direct(path: Path) -> list[str]:
-    """The names of pictures directly in a folder."""
-    return sorted(
-        entry.name for entry in path.iterdir() if is_picture(entry.name) and entry.is_file()
-    )
+def _stray(path: Path) -> str | None:
+    """A picture directly in a folder, where there is one: the first by name."""
+    known = suffixes()
+    files = sorted(entry.name for entry in path.iterdir() if entry.is_file())
+    return next((name for name in files if is_picture(os.path.join(path, name), known)), None)
 
 
-def _check_no_stray(path: Path, stray: list[str], folders: list[str]) -> None:
-    if stray:
+def _check_no_stray(path: Path, folders: list[str]) -> None:
+    stray = _stray(path)
+    if stray is not None:
         raise ValueError(
-            f"{printable(path)} holds pictures ({printable(stray[0])}, ...) beside its folders "
+            f"{printable(path)} holds pictures ({printable(stray)}, ...) beside its folders "
             f"({printable(folders[0])}, ...): move them into a folder they belong to, or away"
         )
 
 
 def _folders(path: Path) -> list[str]:
-    return sorted(e.name for e in path.iterdir() if e.is_dir() and not e.name.startswith("."))
+    return sorted(e.name for e in path.iterdir() if e.is_dir() and not is_service(e.name))
 
 
 def _lines(file: Path) -> list[str]:

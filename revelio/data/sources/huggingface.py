@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from revelio.data.config import Limits
 from revelio.data.contents import UNREADABLE, digest_of
 from revelio.data.dataset import ImageDataset, ImageError
-from revelio.data.picture import read_picture
+from revelio.data.picture import LIMITS, read_picture
+from revelio.data.sources.labels import class_ids
 from revelio.data.sources.parquet import first_line
 from revelio.data.splits import ALL, choose_split
 from revelio.trust import file_in, path_in, printable, read_object, regular_file
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 ID_COLUMNS = ("id", "image_id")
+# What a column of pictures may hold: files, or their paths.
+STORED = ("binary", "large_binary", "string", "large_string")
 
 
 @dataclass(frozen=True)
@@ -50,16 +54,18 @@ class RowReader:
         column: its name.
         ids: one name a row.
         folders: a row may name a file instead of holding it: only files below one of these are read.
+        limits: how large a picture may be.
     """
 
     rows: "Dataset"
     column: str
     ids: Sequence[str]
     folders: Sequence[Path]
+    limits: Limits = LIMITS
 
     def __call__(self, index: int) -> Image.Image:
         """The picture at ``index``; raises :class:`revelio.data.dataset.ImageError`."""
-        return read_picture(self._stored(index), self.ids[index])
+        return read_picture(self._stored(index), self.ids[index], self.limits)
 
     def digest(self, index: int) -> str:
         """The hash of the stored bytes at ``index``."""
@@ -165,7 +171,8 @@ def open_splits(
     *,
     name: str,
     columns: Columns,
-    folder: Path | None = None,
+    folders: Sequence[Path] = (),
+    limits: Limits = LIMITS,
 ) -> ImageDataset:
     """The rows of one split as images with ids and labels, in their own order.
 
@@ -176,7 +183,8 @@ def open_splits(
         split: which; ``all`` for every one, one after the other.
         name: what results call the set.
         columns: which hold the pictures and the labels.
-        folder: the data set's own, whose files rows may name; None: the caches of the hub's libraries.
+        folders: the data set's own, whose files rows may name; none: the caches of the hub's libraries.
+        limits: how large a picture may be.
 
     Raises:
         ValueError: no such split or column, or labels that are neither names nor whole numbers.
@@ -197,7 +205,8 @@ def open_splits(
     labels = None
     if label_column is not None:
         classes, labels = _labels(rows, label_column, list(splits.values()), name)
-    reader = _reader(rows, image_column, ids, name, [folder] if folder else _hub_folders())
+    only = _stored_files(rows, image_column, name)
+    reader = RowReader(only, image_column, ids, folders or _hub_folders(), limits)
     return ImageDataset(name, chosen, classes, ids, labels, reader, reader.digest)
 
 
@@ -245,64 +254,34 @@ def _ids(rows: "Dataset", counts: Sequence[tuple[str, int]]) -> list[str]:
 def _labels(
     rows: "Dataset", column: str, parts: Sequence["Dataset"], name: str
 ) -> tuple[tuple[str, ...], list[int] | None]:
-    """Classes and class ids; both empty where no row has a label (None, or -1 as the hub writes)."""
+    """Classes and class ids of a column, over all splits; both empty where no row has a label."""
     import datasets
 
     feature, values = rows.features[column], rows[column][:]
-    if not isinstance(feature, datasets.Value | datasets.ClassLabel):
-        raise ValueError(
-            f"{name}: the column {column!r} holds {_kind(values)}, no classes (names, or whole numbers "
-            f"from 0): choose another label_column ({', '.join(rows.column_names)})"
-        )
-    missing = [index for index, value in enumerate(values) if value is None or value == -1]
-    if len(missing) == len(values):
-        return (), None
-    if missing:
-        raise ValueError(
-            f"{name}: row {missing[0]} has no {column!r} but others do: label or drop it"
-        )
+    where = f"{name}: the column {column!r}"
+    remedy = f": choose another label_column ({printable(', '.join(rows.column_names))})"
     if isinstance(feature, datasets.ClassLabel):
-        return tuple(feature.names), values
-    # Over all splits, so that a class missing from one doesn't shift the ids of others.
-    present = {v for part in parts if column in part.column_names for v in part.unique(column)}
-    present -= {None, -1}
-    kinds = {type(value) for value in present}
-    if kinds == {str}:
-        classes = sorted(present)
-        ids = {value: index for index, value in enumerate(classes)}
-        return tuple(classes), [ids[value] for value in values]
-    if kinds <= {int, bool} and min(present) >= 0:
-        # The ids that occur, not all below the largest: WordNet's and iNaturalist's go to many millions.
-        places = {value: place for place, value in enumerate(sorted(map(int, present)))}
-        return tuple(map(str, places)), [places[int(value)] for value in values]
-    raise ValueError(
-        f"{name}: the column {column!r} holds no classes (names, or whole numbers from 0): "
-        f"choose another label_column ({printable(', '.join(rows.column_names))})"
-    )
+        _, ids = class_ids(values, values, where, remedy)
+        return ((), None) if ids is None else (tuple(feature.names), values)
+    # Lists and records have no set of what occurs in them.
+    plain = isinstance(feature, datasets.Value)
+    some = [part for part in parts if column in part.column_names] if plain else []
+    present = {value for part in some for value in part.unique(column)}
+    return class_ids(values, present, where, remedy)
 
 
-def _kind(values: Sequence[Any]) -> str:
-    """What a column's values are, in people's words."""
-    first = next((value for value in values if value is not None), None)
-    if isinstance(first, list | tuple):
-        return "lists"
-    return "records" if isinstance(first, Mapping) else f"values of type {type(first).__name__}"
-
-
-def _reader(
-    rows: "Dataset", column: str, ids: Sequence[str], name: str, folders: Sequence[Path]
-) -> RowReader:
+def _stored_files(rows: "Dataset", column: str, name: str) -> "Dataset":
+    """The column of pictures alone, as the bytes or the paths that are stored."""
     import datasets
 
     only = rows.select_columns([column])
     feature: Any = only.features[column]
     if isinstance(feature, datasets.Image):
-        stored = only.cast_column(column, datasets.Image(decode=False))
-        return RowReader(stored, column, ids, folders)
-    kind = getattr(feature, "dtype", None)
-    if kind in ("binary", "large_binary") or (isinstance(feature, Mapping) and "bytes" in feature):
-        return RowReader(only, column, ids, folders)
+        return only.cast_column(column, datasets.Image(decode=False))
+    kind = feature.dtype if isinstance(feature, datasets.Value) else type(feature).__name__
+    if kind in STORED or (isinstance(feature, Mapping) and "bytes" in feature):
+        return only
     raise ValueError(
-        f"{name}: the column {column!r} holds no pictures but {kind or type(feature).__name__}: "
+        f"{name}: the column {column!r} holds no pictures but {kind}: "
         f"choose another image_column ({printable(', '.join(rows.column_names))})"
     )

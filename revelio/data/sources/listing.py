@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -9,19 +10,25 @@ from pathlib import Path
 
 from PIL import Image
 
+from revelio.data.config import Limits
 from revelio.data.contents import digest_of
 from revelio.data.dataset import ImageDataset
-from revelio.data.picture import read_picture
+from revelio.data.picture import LIMITS, opens, read_picture, suffixes
 from revelio.data.splits import ALL, choose_split
 from revelio.trust import printable
 
-# What makes a file count as a picture when a folder is searched; its content decides how it is read.
-SUFFIXES = frozenset(
-    (
-        *(".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
-        *(".ppm", ".pgm", ".pnm", ".jp2", ".avif", ".tga"),
-    )
-)
+# Folders that file servers, archivers and desktops make for themselves, with thumbnails of every picture.
+# fmt: off
+SERVICE = frozenset(
+    ("@eadir", "#recycle", "@recycle", "@__thumb", "#snapshot", "$recycle.bin", "lost+found", "__macosx")
+) | {"system volume information", "__pycache__"}
+# What lies beside pictures and is none, by its name: it is passed over without a word.
+BESIDE = frozenset(
+    (".txt", ".md", ".rst", ".html", ".htm", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml")
+) | {".toml", ".ini", ".cfg", ".log", ".py", ".ipynb", ".mat", ".npy", ".npz", ".parquet", ".arrow"}
+BESIDE |= {".db", ".lnk", ".url", ".sh", ".lock"}
+# fmt: on
+NAMED_BESIDE = frozenset(("readme", "license", "licence", "copying", "makefile", "citation"))
 
 
 @dataclass(frozen=True)
@@ -46,17 +53,20 @@ class FileReader:
 
     root: Path
     paths: Sequence[str]
+    limits: Limits = LIMITS
 
     def __call__(self, index: int) -> Image.Image:
         """The picture at ``index``; raises :class:`revelio.data.dataset.ImageError`."""
-        return read_picture(self.root / self.paths[index], self.paths[index])
+        return read_picture(self.root / self.paths[index], self.paths[index], self.limits)
 
     def digest(self, index: int) -> str:
         """The hash of the file at ``index``."""
         return digest_of(self.root / self.paths[index])
 
 
-def listed_dataset(listing: Listing, split: str | None, name: str) -> ImageDataset:
+def listed_dataset(
+    listing: Listing, split: str | None, name: str, limits: Limits = LIMITS
+) -> ImageDataset:
     """The images of one split (or ``all``) in the order of their sorted paths, which are their ids.
 
     Raises:
@@ -78,32 +88,36 @@ def listed_dataset(listing: Listing, split: str | None, name: str) -> ImageDatas
         classes=listing.classes,
         ids=paths,
         labels=labels if listing.classes else None,
-        read=(reader := FileReader(listing.root, paths)),
+        read=(reader := FileReader(listing.root, paths, limits)),
         digest=reader.digest,
     )
 
 
-def find_pictures(folder: Path, others: Sequence[Path] = ()) -> list[str]:
+def find_pictures(
+    folder: Path, others: Sequence[Path] = (), left_out: list[str] | None = None
+) -> list[str]:
     """Paths of the pictures in ``folder`` and below, relative to it, with forward slashes, sorted.
 
-    Hidden files and folders (``.DS_Store``, ``._photo.jpg``) are left out; links are followed, but for
-    those that lead to pictures which are listed elsewhere: they would be there twice, or under another
-    class. That is said by a warning, except for links back into ``folder`` itself.
+    A picture is what its suffix says, and what Pillow opens where the suffix says nothing. Hidden files and
+    service folders (``.DS_Store``, ``@eaDir``) are passed over; links are followed, but for those that lead
+    to pictures which are listed elsewhere: they would be there twice, or under another class. That is said by
+    a warning, except for links back into ``folder`` itself.
 
     Args:
         folder: where to look.
         others: folders of the same data set whose pictures are listed in their own right.
+        left_out: gets the paths of the files that are no pictures, but might be taken for some.
     """
     own = os.path.realpath(folder)
     listed = {os.path.realpath(other) for other in others}
-    found, seen = [], {own}
+    known, found, seen = suffixes(), [], {own}
     for here, folders, files in os.walk(folder, followlinks=True):
         below = []
         for name in sorted(folders):
             path = os.path.join(here, name)
             real = os.path.realpath(path)
             # A link back to a folder above would never end.
-            if name.startswith(".") or real in seen or (os.path.islink(path) and inside(real, own)):
+            if is_service(name) or real in seen or (os.path.islink(path) and inside(real, own)):
                 continue
             if os.path.islink(path) and any(overlap(real, place) for place in (own, *listed)):
                 warnings.warn(
@@ -117,8 +131,53 @@ def find_pictures(folder: Path, others: Sequence[Path] = ()) -> list[str]:
         folders[:] = below
         prefix = os.path.relpath(here, folder).replace(os.sep, "/")
         stem = "" if prefix == "." else f"{prefix}/"
-        found += [stem + name for name in files if is_picture(name)]
+        for name in files:
+            if is_picture(os.path.join(here, name), known):
+                found.append(stem + name)
+            elif left_out is not None and not is_beside(name):
+                left_out.append(os.path.join(here, name))
     return sorted(found)
+
+
+def warn_of(root: Path, left_out: Sequence[str]) -> None:
+    """Say how many files of which kind are no pictures that can be read."""
+    kinds: defaultdict[str, list[str]] = defaultdict(list)
+    for path in left_out:
+        kinds[os.path.splitext(path)[1].lower() or "without a suffix"].append(path)
+    counted = sorted(kinds.items(), key=lambda kind: (-len(kind[1]), kind[0]))
+    said = [
+        f"{len(paths):,} {kind} ({os.path.relpath(min(paths), root)}{', ...' if len(paths) > 1 else ''})"
+        for kind, paths in counted[:5]
+    ]
+    more = f" and {len(counted) - 5} more kinds" if len(counted) > 5 else ""
+    if said:
+        count = "1 file" if len(left_out) == 1 else f"{len(left_out):,} files"
+        warnings.warn(
+            f"{printable(root)}: {count} left out, as Pillow finds no picture there: "
+            f"{printable(', '.join(said))}{more}",
+            stacklevel=3,
+        )
+
+
+def is_service(name: str) -> bool:
+    """Whether a folder of this name is hidden, or a program's own."""
+    return name.startswith(".") or name.casefold() in SERVICE
+
+
+def is_beside(name: str) -> bool:
+    """Whether a file of this name is known to be no picture: hidden, a list, a description."""
+    stem, suffix = os.path.splitext(name.casefold())
+    return name.startswith(".") or suffix in BESIDE or (not suffix and stem in NAMED_BESIDE)
+
+
+def is_picture(path: str, known: frozenset[str]) -> bool:
+    """Whether the file at ``path`` counts as a picture."""
+    name = os.path.basename(path)
+    if is_beside(name):
+        return False
+    if os.path.splitext(name)[1].lower() in known:
+        return True
+    return os.path.isfile(path) and opens(path)
 
 
 def inside(path: str, folder: str) -> bool:
@@ -129,9 +188,3 @@ def inside(path: str, folder: str) -> bool:
 def overlap(one: str, other: str) -> bool:
     """Whether one of two real paths holds the other, or they are the same."""
     return inside(one, other) or inside(other, one)
-
-
-def is_picture(name: str) -> bool:
-    """Whether a file of this name counts as a picture."""
-    base = name.rpartition("/")[2]
-    return not base.startswith(".") and os.path.splitext(base)[1].lower() in SUFFIXES

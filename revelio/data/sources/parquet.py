@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from revelio.data.splits import SPLIT_NAMES
+from revelio.data.splits import split_name
 from revelio.trust import MIB
 
 if TYPE_CHECKING:
@@ -36,13 +36,12 @@ def parquet_splits(files: Sequence[Path]) -> dict[str, "Dataset"]:
     groups: dict[str, list[Path]] = {}
     for file in files:
         words = (file.stem.replace(".", "-").replace("_", "-").split("-")[0], file.parent.name)
-        groups.setdefault(next((word for word in words if word in SPLIT_NAMES), ""), []).append(
-            file
-        )
+        names = [name for word in words if (name := split_name(word)) is not None]
+        groups.setdefault(names[0] if names else "", []).append(file)
     if "" in groups and len(groups) > 1:
         raise ValueError(
             f"{groups[''][0]} names no split, but others beside it do: name parquet files after "
-            f"their split ({', '.join(SPLIT_NAMES)})"
+            "their split (train, validation, test, ...)"
         )
     return {split: _read_parquet(group) for split, group in groups.items()}
 
@@ -77,9 +76,14 @@ def _decoded_bytes(batch: "RecordBatch") -> int:
     import pyarrow.compute
 
     compute: Any = pyarrow.compute  # its functions are made at run time
-    total = batch.nbytes
-    for column in batch.columns:
-        if isinstance(column, pyarrow.DictionaryArray):
+    total, columns = batch.nbytes, list(batch.columns)
+    while columns:
+        column = columns.pop()
+        if isinstance(column, pyarrow.StructArray):
+            columns += column.flatten()
+        elif pyarrow.types.is_list(column.type) or pyarrow.types.is_large_list(column.type):
+            columns.append(column.flatten())
+        elif isinstance(column, pyarrow.DictionaryArray):
             with suppress(pyarrow.ArrowNotImplementedError):  # numbers, which take no room
                 lengths = compute.binary_length(column.dictionary).take(column.indices)
                 total += compute.sum(lengths).as_py() or 0

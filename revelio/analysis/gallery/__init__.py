@@ -1,0 +1,1 @@
+"""The gallery of latents: one static folder of pages."""

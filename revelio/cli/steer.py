@@ -1,0 +1,32 @@
+"""Draw with more or less of a concept: pictures, a sheet with strengths as columns, report.json.
+
+A concept is added to the prompt's call of the text encoder and subtracted from the unconditional one, so that
+guidance amplifies it. Latents of a denoiser's layer are edited while it samples.
+
+    revelio steer --concept runs/nudity --strength -0.5 0 0.5 --prompts prompts.txt --out runs/drawn
+    revelio steer --layer up_ft0 --ksae K --latents 13:2.0 487:0 --strength 0 1 --prompts P --out runs/drawn
+    revelio steer --concept C --prompts i2p.csv --backbone.name sd-1.4 --limit 20 --out runs/i2p
+
+A table's seed and guidance columns (of the I2P prompts) are taken as they are.
+"""
+
+from dataclasses import dataclass
+
+from revelio.steering.config import SteerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(SteerConfig):
+    """What to draw, steered how."""
+
+
+def run(config: Config) -> None:
+    """Draw, and name what was written."""
+    from revelio.cli.bar import Bar
+    from revelio.pipelines.steer import SHEET, steer
+
+    with Bar("steer") as bar:
+        made = steer(config, bar)
+    took = ", ".join(f"{s}: {t:.2f} s" for s, t in made.report["seconds_a_picture"].items())
+    print(f"time a picture, by strength: {took}")
+    print(f"wrote {made.path}: see {made.path / SHEET}")

@@ -1,0 +1,31 @@
+"""How well a concept is erased or brought in, by a judge, beside baselines on the same prompts and noise.
+
+The prompts are a table with a class for each; those of the target class name the concept, the others tell
+what survives. Baselines: the plain model, the concept as negative prompt, the difference of means without a
+k-SAE (--means), a random direction of the same norm.
+
+    revelio steer-eval --concept runs/dress --prompts prompts.csv --target dress --judge clip-vit-b-32 \\
+        --means runs/dress-means --out runs/eval
+    revelio steer-eval --layer up_ft0 --ksae K --latents 13 487 --prompts P \\
+        --target dress --judge my:see --out O
+"""
+
+from dataclasses import dataclass
+
+from revelio.steering.config import SteerEvalConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(SteerEvalConfig):
+    """What to measure, by whom."""
+
+
+def run(config: Config) -> None:
+    """Measure, print the table, and name what was written."""
+    from revelio.cli.bar import Bar
+    from revelio.pipelines.steer_eval import JSON, PAGE, page, steer_eval
+
+    with Bar("steer-eval") as bar:
+        report = steer_eval(config, bar)
+    print(page(report))
+    print(f"wrote {config.out / JSON}, {config.out / PAGE}")

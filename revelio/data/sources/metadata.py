@@ -1,0 +1,123 @@
+"""Labels by file name: the ``metadata.csv`` and ``metadata.jsonl`` of Hugging Face's image folders.
+
+    file_name,label                     {"file_name": "0001.png", "label": "cat"}
+    0001.png,cat
+
+Names are relative to the folder of the file, which may be the data set's own or a split's.
+"""
+
+import csv
+import posixpath
+import warnings
+from collections.abc import Sequence
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from revelio.data.sources.labels import class_ids
+from revelio.data.sources.listing import Listing, is_service
+from revelio.trust import printable, read_json_lines, read_text
+
+NAMES = ("metadata.csv", "metadata.jsonl")
+FILE_NAME = "file_name"
+LABEL = "label"
+
+
+def with_metadata(listing: Listing, column: str | None) -> Listing:
+    """The listing with the labels that metadata files give, where there are some with this column.
+
+    Args:
+        listing: a folder's pictures; those that no row names are left out, and counted by a warning.
+        column: the labels'; none: ``label``, where there is one.
+
+    Raises:
+        ValueError: a file is broken, a row names a picture that is not there or has no label where others
+            have one, or the column that was asked for is nowhere.
+    """
+    files = _files(listing.root)
+    labels: dict[str, Any] = {}
+    for file in files:
+        labels |= _labels(file, listing.root, column)
+    if not labels:
+        if column is not None:
+            what = (
+                "no metadata.csv or metadata.jsonl"
+                if not files
+                else "no such column in its metadata"
+            )
+            raise ValueError(
+                f"label_column is {column!r}, and {printable(listing.root)} has {what}: leave it out"
+            )
+        return listing
+    return _relabelled(listing, labels)
+
+
+def _files(root: Path) -> list[Path]:
+    """The metadata files of a folder and of the folders in it."""
+    inner = sorted(
+        entry for entry in root.iterdir() if entry.is_dir() and not is_service(entry.name)
+    )
+    return [
+        folder / name for folder in (root, *inner) for name in NAMES if (folder / name).is_file()
+    ]
+
+
+def _labels(file: Path, root: Path, column: str | None) -> dict[str, Any]:
+    """The label of each picture that a metadata file names, by its path under ``root``."""
+    rows = _rows(file)
+    columns = list(rows[0]) if rows else []
+    wanted = LABEL if column is None else column
+    if FILE_NAME not in columns or wanted not in columns:
+        missing = FILE_NAME if FILE_NAME not in columns else wanted
+        warnings.warn(
+            f"{printable(file)} has no column {missing!r} ({printable(', '.join(map(str, columns)))}): it "
+            "gives no labels",
+            stacklevel=4,
+        )
+        return {}
+    above = file.parent.relative_to(root).as_posix()
+    return {
+        posixpath.normpath(posixpath.join(above, str(row.get(FILE_NAME)))): row.get(wanted)
+        for row in rows
+    }
+
+
+def _rows(file: Path) -> Sequence[dict[str, Any]]:
+    if file.suffix == ".jsonl":
+        return read_json_lines(file)
+    try:
+        rows = list(csv.DictReader(StringIO(read_text(file), newline="")))
+    except csv.Error as error:
+        raise ValueError(f"{printable(file)} is no CSV file: {error}") from error
+    # Columns of whole numbers are read as such, so that 10 comes after 9.
+    for column in rows[0] if rows else ():
+        if all((row[column] or "").isdecimal() for row in rows):
+            for row in rows:
+                row[column] = int(row[column])  # type: ignore[assignment]
+    return rows
+
+
+def _relabelled(listing: Listing, labels: dict[str, Any]) -> Listing:
+    where, entries = printable(listing.root), listing.splits.items()
+    listed = {path for _, pictures in entries for path, _ in pictures}
+    missing = [path for path in labels if path not in listed]
+    if missing:
+        raise ValueError(
+            f"the metadata of {where} names {len(missing)} pictures that are not there, the first is "
+            f"{printable(missing[0])}: complete the folder or correct the list"
+        )
+    if unnamed := sorted(listed - set(labels)):
+        warnings.warn(
+            f"{where}: {len(unnamed):,} pictures are left out, as its metadata does not name them "
+            f"({printable(unnamed[0])}, ...)",
+            stacklevel=4,
+        )
+    classes, ids = class_ids(
+        list(labels.values()), list(labels.values()), f"the metadata of {where}"
+    )
+    known = dict.fromkeys(labels) if ids is None else dict(zip(labels, ids, strict=True))
+    splits = {
+        split: [(path, known[path]) for path, _ in pictures if path in known]
+        for split, pictures in entries
+    }
+    return Listing(listing.root, classes, {split: some for split, some in splits.items() if some})

@@ -1,1 +1,0 @@
-"""The demo: the main job in one go, on the shipped model and real images, and its report."""

@@ -1,0 +1,86 @@
+"""Every setting of the demo, declared once. Imports no torch."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+from revelio.backbones.config import BackboneConfig
+from revelio.bounds import Count, Index, OutFolder, Range, Seed
+from revelio.data.config import DataConfig
+from revelio.sae.config import RunConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """What the demo does with which pictures and model; every value is in its report."""
+
+    renamed: ClassVar[dict[str, str]] = {
+        "images": "data.source",
+        "dataset": "data.source",
+        "root": "data.root",
+        "on-error": "data.on-error",
+        "mode": "sae.mode",
+        "k": "sae.k",
+        "expansion": "sae.expansion",
+        "steps": "sae.steps",
+        "ksae-batch": "sae.batch-size",
+        "learning-rate": "sae.learning-rate",
+        "top": "m",
+    }
+
+    out: OutFolder = Path("runs/demo")
+    """The folder to write to."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    """The pictures. A known data set has a train and a test split; of anything else a fifth of every class is
+    held out. Class folders give labels; without, the measures that need labels are left out."""
+
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    """The model."""
+
+    layers: tuple[str, ...] = ()
+    """The layers; none: all of the model's."""
+
+    timesteps: tuple[Index, ...] = (25, 100, 200, 400)
+    """The timesteps of the purity table; left out for a model without noise."""
+
+    diffc_timestep: Index = 25
+    """The timestep that Diff-C takes its grids at."""
+
+    train_images: Count = 2000
+    """At most so many pictures for k-SAEs, purity and Diff-C's training."""
+
+    test_images: Count = 500
+    """At most so many held-out pictures for Diff-C."""
+
+    sae: RunConfig = field(
+        default_factory=lambda: RunConfig(
+            k=16,
+            expansion=16,
+            steps=300,
+            batch_size=512,
+            learning_rate=2e-3,
+            warmup_steps=30,
+            checkpoint_every=0,
+        )
+    )
+    """The k-SAEs, one a layer and timestep: smaller than the paper's, with a higher learning rate for so few
+    updates."""
+
+    m: Annotated[int, Range(2)] = 10
+    """Top images that a latent is judged by."""
+
+    width: Count = 64
+    """Width of Diff-C's convolutions (paper: 1024)."""
+
+    epochs: Count = 8
+    """Epochs of Diff-C."""
+
+    batch_size: Count = 50
+    """Images a pass of the model."""
+
+    seed: Seed = 0
+    """Of the held-out part, noise, resampling and Diff-C; the k-SAEs have their own (`sae.seed`)."""
+
+    resume: bool = False
+    """Go on with an interrupted demo; one that is done is only shown."""

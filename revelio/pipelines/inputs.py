@@ -1,0 +1,124 @@
+"""What configs name, opened once and passed on; and where results of a k-SAE go by default."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from revelio.activations.store import ActivationStore
+from revelio.analysis.config import FROM_STORE
+from revelio.backbones.base import Backbone
+from revelio.backbones.config import BackboneConfig
+from revelio.backbones.registry import load_backbone
+from revelio.data.config import DataConfig
+from revelio.data.dataset import ImageDataset
+from revelio.data.open import open_dataset
+from revelio.data.registry import is_registered
+from revelio.distributed import device_of
+from revelio.following import beside
+from revelio.pipelines import Progress, Report, silent
+from revelio.sae.io.saved import WEIGHTS
+from revelio.sae.kernels.select import COMPILING, fastest_kernel, must_compile
+from revelio.sae.model import KSparseAutoencoder
+from revelio.trust import printable, read_object
+
+FINAL = "final"
+
+
+def backbone_of(config: BackboneConfig, layers: Sequence[str] | None) -> Backbone:
+    """The backbone that a config names, cut after the deepest of ``layers``."""
+    return load_backbone(config, layers=layers)
+
+
+def pictures_of(config: DataConfig, store: ActivationStore) -> ImageDataset:
+    """The data set that a config names, or the one that the store was made from.
+
+    Raises:
+        ValueError: the store does not say where its images are, or they are not there.
+    """
+    if config.source != FROM_STORE:
+        return open_dataset(config)
+    recorded = store.manifest.get("dataset")
+    # A folder's bare name says nothing of where it is; a path or a hub id is nothing that Revelio writes,
+    # and would have a store that somebody else made pick the pictures that are read here.
+    if not recorded or not is_registered(recorded):
+        raise ValueError(
+            f"{store.path} does not say where its images ({recorded}) are: give their source (data.source)"
+        )
+    split = config.split or store.manifest.get("split")
+    try:
+        return open_dataset(replace(config, source=str(recorded), split=split))
+    except (ValueError, OSError) as error:
+        raise ValueError(
+            f"the store's images ({recorded}) can't be opened: give their source (data.source) ({error})"
+        ) from error
+
+
+def hashed(dataset: ImageDataset, progress: Report) -> ImageDataset:
+    """The data set with the hashes of its pictures, which are read now."""
+    if dataset.digest is None:
+        return dataset
+    count, done = len(dataset), 0
+
+    def tell(images: int = 1) -> None:
+        nonlocal done
+        done += images
+        progress(Progress("", done, count, "image", title=f"reading {count:,} pictures"))
+
+    tell(0)
+    return dataset.hashed(tell)
+
+
+def open_sae(path: str, device: str = "auto", progress: Report = silent) -> KSparseAutoencoder:
+    """The k-SAE of a run folder, of its `final` folder, or of a hub id, on the device.
+
+    Raises:
+        ValueError: there is none.
+    """
+    folder, shown = Path(path), printable(path)
+    inside = [one for one in (folder, folder / FINAL) if (one / WEIGHTS).is_file()]
+    if folder.is_dir() and not inside:
+        raise ValueError(f"{shown} holds no k-SAE ({WEIGHTS}): give a run that has finished")
+    if not inside and (path.count("/") != 1 or path.startswith((".", "/"))):
+        raise ValueError(f"no k-SAE at {shown}: give a folder that `revelio train-ksae` wrote")
+    chosen = device_of(device)
+    model = KSparseAutoencoder.from_pretrained(inside[0] if inside else path).to(chosen)
+    # Encoding is most of the work of what follows: the native kernel finds the same codes sooner.
+    if must_compile("auto", chosen):
+        progress(Progress(COMPILING))
+    model.kernel = fastest_kernel(model)
+    return model
+
+
+def place_of(ksae: str, what: str) -> Path:
+    """Where a result of a k-SAE goes by default: in its run folder, or beside a k-SAE that is in no run."""
+    path = Path(ksae)
+    if path.name == FINAL:
+        return path.parent / what
+    if (path / FINAL).is_dir():
+        return path / what
+    return beside(path if path.is_dir() else Path("runs") / path.name, what)
+
+
+def check_same_source(path: Path, sources: Callable[[dict[str, Any]], Any], ours: Any) -> None:
+    """See that an earlier result, which is about to be replaced, was made from the same.
+
+    Args:
+        path: the JSON file of the earlier result, where there is one.
+        sources: what it was made from, given that file's object; None: it does not say.
+        ours: what the new result is made from.
+
+    Raises:
+        ValueError: it was made from something else.
+    """
+    if path.is_file() and sources(read_object(path)) not in (None, ours):
+        raise ValueError(
+            f"{printable(path)} is the result of another store, model or k-SAE: give another place to write "
+            "to, or remove it first"
+        )
+
+
+def made_from(source: dict[str, Any]) -> Any:
+    """The k-SAE and the store that top images say they were made from, to be compared; None: not said."""
+    pair = [source.get(key, {}).get("sha256") for key in ("ksae", "store")]
+    return pair if all(pair) else None

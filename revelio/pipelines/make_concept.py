@@ -1,0 +1,143 @@
+"""A concept from whatever says it: texts, stores of pictures, latents, other concepts."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from revelio.activations.store import ActivationStore
+from revelio.analysis.top_images import pooled
+from revelio.files import check_folder
+from revelio.pipelines.steer_parts import open_ksae, open_pipeline, parse_latents
+from revelio.sae.model import KSparseAutoencoder
+from revelio.steering.concept import (
+    Concept,
+    all_codes,
+    combined,
+    from_latents,
+    from_rows,
+    from_texts,
+)
+from revelio.steering.config import ConceptConfig
+from revelio.steering.find import Found, find_latents, prompt_codes
+from revelio.steering.prompts import read_prompts
+from revelio.trust import printable
+
+
+def make_concept(config: ConceptConfig) -> Concept:
+    """Make a concept as a config says, and save it.
+
+    Raises:
+        KeyError: an unknown model or layer.
+        ValueError: it is said in no way or in several, or the parts don't fit; nothing is written.
+    """
+    check_folder(config.out)
+    ways = {
+        "texts": bool(config.texts or config.texts_file),
+        "store": config.store is not None,
+        "latents": bool(config.latents),
+        "concepts": bool(config.concepts),
+    }
+    chosen = [way for way, said in ways.items() if said]
+    if len(chosen) != 1:
+        raise ValueError(
+            f"a concept of {' and '.join(chosen) or 'nothing'}: give one of texts, store, latents, concepts"
+        )
+    if chosen[0] not in ("concepts", "store") and config.layer is None:
+        raise ValueError("which layer? give layer, such as text_encoder.block9")
+    if config.find and config.ksae is None:
+        raise ValueError("latents are found of a k-SAE: give ksae")
+    makers = {
+        "texts": _of_texts,
+        "store": _of_stores,
+        "latents": _of_latents,
+        "concepts": _of_concepts,
+    }
+    made = replace(makers[chosen[0]](config), strengths=config.strengths)
+    made.save(config.out)
+    return made
+
+
+def _of_texts(config: ConceptConfig) -> Concept:
+    texts, against = list(config.texts), list(config.against)
+    if config.texts_file is not None:
+        texts += [one.text for one in read_prompts(str(config.texts_file))]
+    if config.against_file is not None:
+        against += [one.text for one in read_prompts(str(config.against_file))]
+    layers = open_pipeline(config.backbone)
+    ksae = None if config.ksae is None else open_ksae(config.ksae, layers.denoiser.device)
+    assert config.layer is not None
+    if not config.find:
+        return from_texts(
+            layers, config.layer, ksae, texts, against,
+            codes=config.codes, positions=config.positions,
+        )  # fmt: skip
+    assert ksae is not None
+    sets = [prompt_codes(layers, config.layer, ksae, part) for part in (texts, against)]
+    found = _found(config, *sets)
+    made = {"texts": texts, "against": against}
+    return _of_found(layers.name, config.layer, ksae, found, made)
+
+
+def _of_stores(config: ConceptConfig) -> Concept:
+    assert config.store is not None
+    store = ActivationStore.open(config.store)
+    rows, against = _rows_of(config, store)
+    layer = config.layer or str(store.manifest["layer"])
+    model = str(store.manifest.get("model") or config.backbone.name)
+    ksae = None if config.ksae is None else open_ksae(config.ksae)
+    made = {"store": config.store.resolve().name, "class": config.class_name}
+    if not config.find:
+        return from_rows(model, layer, ksae, rows, against, codes=config.codes, made=made)
+    assert ksae is not None
+    found = _found(config, *(all_codes(ksae, part, "sparse") for part in (rows, against)))
+    return _of_found(model, layer, ksae, found, made)
+
+
+def _rows_of(config: ConceptConfig, store: ActivationStore) -> tuple[Tensor, Tensor]:
+    """The rows of the concept, and the others.
+
+    Raises:
+        ValueError: the stores don't say which are which, or are of prompts.
+    """
+    if "prompts" in store.manifest:
+        raise ValueError(
+            f"{store.path} holds tokens of prompts: give texts and a layer, or a store of pictures"
+        )
+    rows = pooled(store.tensor())
+    if config.class_name is None:
+        if config.against_store is None:
+            raise ValueError("which pictures are the concept's? give class_name or against_store")
+        return rows, pooled(ActivationStore.open(config.against_store).tensor())
+    if store.labels is None or config.class_name not in store.classes:
+        known = printable(", ".join(store.classes)) or "none"
+        raise ValueError(f"{store.path} has no class {config.class_name!r}: it has {known}")
+    inside = store.labels == store.classes.index(config.class_name)
+    return rows[inside], rows[~inside]
+
+
+def _of_latents(config: ConceptConfig) -> Concept:
+    if config.ksae is None:
+        raise ValueError("latents are a k-SAE's: give ksae")
+    assert config.layer is not None
+    ksae = open_ksae(config.ksae)
+    model = str(ksae.trained_on.get("model") or config.backbone.name)
+    return from_latents(model, config.layer, ksae, parse_latents(config.latents, 1.0))
+
+
+def _of_concepts(config: ConceptConfig) -> Concept:
+    return combined([Concept.load(folder) for folder in config.concepts], config.weights or None)
+
+
+def _found(config: ConceptConfig, inside: Tensor, outside: Tensor) -> Found:
+    return find_latents(
+        inside, outside, count=config.find, specificity=config.specificity, seed=config.seed
+    )
+
+
+def _of_found(
+    model: str, layer: str, ksae: KSparseAutoencoder, found: Found, made: dict[str, object]
+) -> Concept:
+    weights = dict(zip(found.latents, found.weights, strict=True))
+    with torch.no_grad():
+        return from_latents(model, layer, ksae, weights, made=made | {"found": found.as_dict()})

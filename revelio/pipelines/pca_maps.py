@@ -1,0 +1,129 @@
+"""PCA maps of a backbone's grids of some images: taken, fitted, drawn and written."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from revelio.analysis.config import MakePCAMapsConfig, PCAMapsConfig
+from revelio.analysis.pca_maps import PcaMaps, pca_maps, sheet
+from revelio.backbones.base import Backbone
+from revelio.bounds import check_fields
+from revelio.data.loading import Batch, batches
+from revelio.data.open import open_dataset
+from revelio.outputs import Older, check_replaceable, claimed, replace_files
+from revelio.pipelines import Report, counted, silent
+from revelio.pipelines.inputs import backbone_of, check_same_source
+from revelio.run_dir import versions, write_json
+
+__all__ = ["MadePCAMaps", "MakePCAMapsConfig", "collect", "make_pca_maps"]
+
+MAKER = "pca-maps"
+FILES = ("sheet.png", "maps.safetensors", "maps.json")
+_KEYS = {"model", "dataset", "ids", "skipped", "explained", "versions"}
+OLDER = Older("maps.json", lambda found: set(found) >= _KEYS, lambda found: FILES)
+
+
+@dataclass(frozen=True)
+class MadePCAMaps:
+    """PCA maps, and the folder with their sheet.
+
+    Attributes:
+        path: the folder.
+        maps: by `layer` or `layer t=25`.
+        ids: the images on the sheet, from the top.
+    """
+
+    path: Path
+    maps: dict[str, PcaMaps]
+    ids: list[str]
+
+
+def make_pca_maps(config: MakePCAMapsConfig, progress: Report = silent) -> MadePCAMaps:
+    """Take the grids, fit the components, and write the sheet and the tensors.
+
+    Args:
+        config: which images through which layers, and where to write.
+        progress: told how many images are done.
+
+    Raises:
+        ValueError: a setting is outside its bounds, no image could be read, or the folder holds something
+            else: also the maps of another model or data set.
+    """
+    check_fields(config)
+    dataset = open_dataset(config.data)
+    out = config.out or _place(config.backbone.name, dataset.name)
+    check_replaceable(out, MAKER, FILES, OLDER)
+    with claimed(out):
+        backbone = backbone_of(config.backbone, config.layers)
+        ours = [backbone.name, dataset.name]
+        check_same_source(out / "maps.json", lambda found: [found["model"], found["dataset"]], ours)
+        told = counted(progress, "grids", len(dataset), "image")
+        loaded = batches(
+            dataset, backbone.transform, config.batch_size, on_error=config.data.on_error
+        )
+        kept, skipped, grids = collect(config, backbone, loaded, told)
+        maps = {name: pca_maps(grid) for name, grid in grids.items()}
+        made = MadePCAMaps(out, maps, [dataset.ids[index] for index in kept])
+        columns = [(name, found.rgb) for name, found in maps.items()]
+        page = sheet([dataset.read(index) for index in kept], columns, side=config.side)
+        about = {"model": backbone.name, "dataset": dataset.name, "seed": config.seed}
+        _write(made, page, about | {"ids": made.ids, "skipped": skipped})
+    return made
+
+
+def _place(model: str, dataset: str) -> Path:
+    """A folder of its own for each model and data set."""
+    return Path("runs") / "pca-maps" / f"{Path(model).name}-{Path(dataset).name}"
+
+
+def _write(made: MadePCAMaps, page: Any, about: dict[str, Any]) -> None:
+    tensors = {
+        f"{name}/{key}": tensor
+        for name, found in made.maps.items()
+        for key, tensor in found.tensors().items()
+    }
+    explained = {name: found.explained.tolist() for name, found in made.maps.items()}
+
+    def fill(folder: Path) -> None:
+        page.save(folder / "sheet.png", format="PNG")
+        save_file(tensors, folder / "maps.safetensors")
+        write_json(folder / "maps.json", about | {"explained": explained, "versions": versions()})
+
+    replace_files(made.path, MAKER, fill, older=OLDER)
+
+
+def collect(
+    config: PCAMapsConfig, backbone: Backbone, loaded: Iterator[Batch], progress: Any
+) -> tuple[list[int], list[list[str]], dict[str, Tensor]]:
+    """The images' indices, the skipped ones, and all grids by `layer` or `layer t=25`.
+
+    Raises:
+        ValueError: no image could be read.
+    """
+    found: dict[str, list[Tensor]] = {}
+    kept: list[int] = []
+    skipped: list[list[str]] = []
+    for batch in loaded:
+        skipped += [list(pair) for pair in batch.skipped]
+        progress(len(batch.ids) + len(batch.skipped))
+        if not batch.ids:
+            continue
+        kept += batch.indices
+        with torch.no_grad():
+            encoded = backbone.encode(batch.pixels)
+        for timestep in config.timesteps or (None,):
+            with torch.no_grad():
+                grids = backbone.activations(
+                    encoded, batch.ids, config.layers, timestep=timestep, seed=config.seed
+                )
+            for layer in config.layers:
+                name = layer if timestep is None else f"{layer} t={timestep}"
+                found.setdefault(name, []).append(grids[layer].float().cpu())
+    if not kept:
+        raise ValueError("not one image could be read")
+    return kept, skipped, {name: torch.cat(parts) for name, parts in found.items()}

@@ -1,0 +1,1 @@
+"""Concept steering: what a k-SAE finds, used in generation."""

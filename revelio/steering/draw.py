@@ -1,0 +1,84 @@
+"""Pictures of prompts from a pipeline, each with a noise of its own: plain, or within a steering context."""
+
+from collections.abc import Iterator, Sequence
+from inspect import signature
+from typing import Any
+
+import torch
+from PIL import Image
+
+from revelio.backbones.diffusion.pipeline_layers import PipelineLayers
+from revelio.seeds import key_seed
+from revelio.steering.config import DrawConfig
+from revelio.steering.prompts import Prompt
+
+
+def noise_of(prompt: Prompt, image: int, config: DrawConfig) -> torch.Generator:
+    """The generator of a picture.
+
+    A prompt that names a seed gets exactly that for its first picture, as the I2P prompts mean it; another's
+    noise is keyed by the config's seed, the prompt's id and the picture's number.
+    """
+    if prompt.seed is not None:
+        return torch.Generator().manual_seed(prompt.seed + image)
+    return torch.Generator().manual_seed(key_seed(config.seed, "steer", prompt.id, image))
+
+
+def batched(prompts: Sequence[Prompt], config: DrawConfig) -> Iterator[list[Prompt]]:
+    """Prompts that can be drawn together: neighbors of the same guidance scale."""
+    batch: list[Prompt] = []
+    for one in prompts:
+        if batch and (len(batch) == config.batch_size or batch[0].guidance != one.guidance):
+            yield batch
+            batch = []
+        batch.append(one)
+    if batch:
+        yield batch
+
+
+def draw(
+    layers: PipelineLayers, batch: Sequence[Prompt], image: int, config: DrawConfig
+) -> list[Image.Image]:
+    """One picture of each prompt of a batch.
+
+    Args:
+        layers: the pipeline.
+        batch: prompts of one guidance scale; of a class-conditional model, class names or ids.
+        image: which picture of each prompt, from 0.
+        config: steps, guidance, size, negative prompt.
+    """
+    pipeline = layers.pipeline
+    takes = signature(type(pipeline).__call__).parameters
+    guidance = config.guidance if batch[0].guidance is None else batch[0].guidance
+    settings: dict[str, Any] = {
+        "num_inference_steps": config.steps,
+        "guidance_scale": guidance,
+        "generator": [noise_of(one, image, config) for one in batch],
+        "output_type": "pil",
+    }
+    if "true_cfg_scale" in takes and config.negative_prompt:
+        settings["true_cfg_scale"] = guidance
+    if "negative_prompt" in takes and config.negative_prompt:
+        settings["negative_prompt"] = [config.negative_prompt] * len(batch)
+    if config.size is not None and "height" in takes:
+        settings |= {"height": config.size, "width": config.size}
+    texts = [one.text for one in batch]
+    if "class_labels" in takes:
+        return pipeline(class_ids(layers, texts), **settings).images
+    return pipeline(texts, **settings).images
+
+
+def class_ids(layers: PipelineLayers, texts: Sequence[str]) -> list[int]:
+    """The class ids that a class-conditional pipeline takes for names or ids.
+
+    Raises:
+        ValueError: a text is neither.
+    """
+    known: dict[str, int] = layers.pipeline.labels
+    for text in texts:
+        if text not in known and not text.isdecimal():
+            raise ValueError(
+                f"{layers.name} is conditioned on classes, not on text like {text!r}: known are "
+                f"{', '.join(list(known)[:20])}, or a class id"
+            )
+    return [known[text] if text in known else int(text) for text in texts]

@@ -1,0 +1,157 @@
+"""Top images, purity, galleries and PCA maps from Python: what is made is returned, nothing is printed."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from analysis_helpers import gallery_parts, write_pictures
+from backbones_helpers import tiny_sd
+from sae_helpers import random_model
+
+from revelio.activations.store import ActivationStore, write_store
+from revelio.analysis.config import (
+    MakeGalleryConfig,
+    MakePCAMapsConfig,
+    MakeTopImagesConfig,
+    MeasurePurityConfig,
+    PurityConfig,
+)
+from revelio.analysis.controls import compare, strongest
+from revelio.backbones.config import BackboneConfig
+from revelio.cli import main
+from revelio.data.config import DataConfig
+from revelio.pipelines import Progress
+from revelio.pipelines.gallery import make_gallery
+from revelio.pipelines.inputs import open_sae, place_of
+from revelio.pipelines.pca_maps import make_pca_maps
+from revelio.pipelines.purity import measure_purity
+from revelio.pipelines.top_images import make_top_images
+from revelio.sae.model import KSparseAutoencoder
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store, a finished run with its k-SAE, and the pictures."""
+    root = tmp_path_factory.mktemp("made")
+    model, *_ = gallery_parts(root / "store")
+    model.save_pretrained(root / "run" / "final")
+    write_pictures(root / "images")
+    return root
+
+
+def top_config(made: Path) -> MakeTopImagesConfig:
+    return MakeTopImagesConfig(store=made / "store", ksae=str(made / "run"), m=12)
+
+
+FEW = PurityConfig(m=10, random_sets=50, permutations=5, bootstrap=5)
+
+
+def purity_config(made: Path, top: Path) -> MeasurePurityConfig:
+    places = {"top": (top,), "store": (made / "store",), "ksae": (str(made / "run"),)}
+    return MeasurePurityConfig(**vars(FEW), **places)
+
+
+def test_results_go_to_the_runs_own_folder_and_come_back(
+    made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told: list[Progress] = []
+    top = make_top_images(top_config(made), told.append)
+    assert top.path == made / "run" / "top-images" and top.top.m == 12
+    assert (told[0].done, told[-1].done, told[-1].total) == (0, 60, 60)
+    found = measure_purity(purity_config(made, top.path))
+    assert found.path == top.path / "purity.json"
+    assert json.loads(found.path.read_text()) == found.result
+    data = DataConfig(source=str(made / "images"))
+    shown = make_gallery(
+        MakeGalleryConfig(
+            store=made / "store", ksae=str(made / "run"), data=data, latents=9, map_method="pca"
+        )
+    )
+    assert shown.path == made / "run" / "gallery" and (shown.latents, shown.images) == (9, 60)
+    assert capsys.readouterr().out == ""
+
+
+def test_purity_stands_beside_its_controls(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    top = make_top_images(top_config(made)).path
+    (entry,) = measure_purity(purity_config(made, top)).entries
+    expected = compare(open_sae(str(made / "run")), ActivationStore.open(made / "store"), FEW)
+    assert entry["controls"] == expected["controls"] and entry["verdict"] == expected["verdict"]
+    main(["purity", "--top", str(top), "--store", str(made / "store"), "--ksae", str(made / "run"),
+          "--random-sets", "50", "--permutations", "5"])  # fmt: skip
+    name, value = strongest(entry)
+    assert f"{name}, which learned nothing, reach {value:.0%}" in capsys.readouterr().out
+    without = replace(purity_config(made, top), store=(), ksae=())
+    (entry,) = measure_purity(without).entries
+    assert "controls" not in entry and any("no controls" in note for note in entry["notes"])
+
+
+def test_a_result_of_another_store_is_not_overwritten(made: Path, tmp_path: Path) -> None:
+    first = make_top_images(top_config(made)).path
+    make_top_images(top_config(made))  # the same again
+    measure_purity(purity_config(made, first))
+    before = {path: path.read_bytes() for path in first.iterdir()}
+    write_store(tmp_path / "other", torch.randn(60, 12), [f"{i}" for i in range(60)], [0] * 60)
+    other = replace(top_config(made), store=tmp_path / "other")
+    with pytest.raises(ValueError, match="another store, model or k-SAE"):
+        make_top_images(other)
+    elsewhere = make_top_images(replace(other, out=tmp_path / "top")).path
+    with pytest.raises(ValueError, match="another store, model or k-SAE"):
+        measure_purity(
+            replace(
+                purity_config(made, elsewhere),
+                store=(tmp_path / "other",),
+                out=first / "purity.json",
+            )
+        )
+    gallery = MakeGalleryConfig(
+        store=made / "store", ksae=str(made / "run"), latents=4, map_method="pca", controls=False,
+        data=DataConfig(source=str(made / "images")), out=tmp_path / "gallery",
+    )  # fmt: skip
+    make_gallery(gallery)
+    make_gallery(replace(gallery, latents=3))
+    random_model(d=12, n=48, k=6, seed=4).save_pretrained(tmp_path / "sae")
+    with pytest.raises(ValueError, match="another store, model or k-SAE"):
+        make_gallery(replace(gallery, ksae=str(tmp_path / "sae")))
+    assert {path: path.read_bytes() for path in first.iterdir()} == before
+
+
+def test_a_run_stands_for_its_final_folder(made: Path, tmp_path: Path) -> None:
+    for place in (made / "run", made / "run" / "final"):
+        assert isinstance(open_sae(str(place)), KSparseAutoencoder)
+        assert place_of(str(place), "x") == made / "run" / "x"
+    (tmp_path / "bare").mkdir()
+    assert place_of(str(tmp_path / "bare"), "x") == tmp_path / "bare-x"
+    assert place_of("some/hub-id", "x") == Path("runs/hub-id-x")
+    with pytest.raises(ValueError, match="give a run that has finished"):
+        open_sae(str(tmp_path / "bare"))
+
+
+def test_pca_maps_go_to_a_folder_of_model_and_data(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    backbone = BackboneConfig(name=str(tiny_sd(tmp_path / "sd")), image_size=32)
+    config = MakePCAMapsConfig(
+        data=DataConfig(source=str(made / "images"), limit=3),
+        backbone=backbone,
+        layers=("bottleneck",),
+    )
+    found = make_pca_maps(config)
+    assert found.path == Path("runs/pca-maps/sd-images") and (found.path / "sheet.png").is_file()
+    assert list(found.maps) == ["bottleneck t=25"] and len(found.ids) == 3
+    other = replace(config, backbone=replace(backbone, name=str(tiny_sd(tmp_path / "two"))))
+    with pytest.raises(ValueError, match="another store, model or k-SAE"):
+        make_pca_maps(replace(other, out=found.path))
+
+
+def test_a_command_says_at_once_that_it_works(tmp_path: Path) -> None:
+    """Libraries take seconds to load; whoever runs a command sees before that what runs."""
+    words = [sys.executable, "-m", "revelio", "top-images", "--store", tmp_path, "--ksae", tmp_path]
+    done = subprocess.run(words, capture_output=True, text=True, env=os.environ)
+    first, *_, last = done.stderr.splitlines()
+    assert first == "revelio top-images: loading" and last.startswith("revelio: ")

@@ -1,0 +1,45 @@
+"""Flags: one meaning and a help text each, old names refused by a line with the new one, one page of all."""
+
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from revelio.cli import main
+from revelio.config import renamed, structure
+from tools.flags_page import all_commands, flags_of, flags_page
+
+FLAGS = [flag for name, cls in all_commands() for flag in flags_of(name, cls)]
+OLD = [
+    (name, cls, before, now) for name, cls in all_commands() for before, now in renamed(cls).items()
+]
+
+
+def test_the_page_is_what_the_commands_say() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "flags.md").read_text(encoding="utf-8")
+    assert page == flags_page(), "run: python -m tools.render_docs"
+
+
+def test_every_flag_has_a_help_text() -> None:
+    assert [flag for flag in FLAGS if not flag.help] == []
+
+
+def test_no_flag_takes_a_path_here_and_a_number_there() -> None:
+    kinds: dict[str, set[str]] = defaultdict(set)
+    for flag in FLAGS:
+        kinds[flag.name].add(flag.kind)
+    assert {name for name, found in kinds.items() if len(found) > 1} <= {"--latents", "--json"}
+
+
+@pytest.mark.parametrize(("name", "cls", "before", "now"), OLD)
+def test_an_old_name_is_refused_by_a_line_with_the_new_one(
+    name: str, cls: type, before: str, now: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert f"--{now}" in {flag.name for flag in FLAGS if flag.command == name}
+    with pytest.raises(SystemExit) as stopped:
+        main([*name.split(), f"--{before}", "3"])
+    assert stopped.value.code == 2
+    assert f"--{before} is called --{now} now" in capsys.readouterr().err
+    key = now.replace("-", "_")
+    with pytest.raises(ValueError, match=f"is called `{key}` now"):
+        structure(cls, {before.replace("-", "_"): 3})
