@@ -31,6 +31,7 @@ Two = Annotated[int, Range(2)]
 
 RELEASED_M = 20
 FROM_STORE = "from-store"
+FROM_GALLERY = "from-gallery"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,3 +225,24 @@ class MakePCAMapsConfig(PCAMapsConfig):
 
     out: OutFolder | None = None
     """The folder to write; none: `runs/pca-maps/` and the names of model and data set."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """Which gallery is shown, and what encodes a picture that is dropped in."""
+
+    gallery: Folder
+    """The folder that `revelio gallery` wrote."""
+
+    ksae: str | None = None
+    """The k-SAE of the gallery; none: that of the run folder which the gallery lies in."""
+
+    backbone: BackboneConfig = field(default_factory=lambda: BackboneConfig(name=FROM_GALLERY))
+    """The model of the gallery; from-gallery: the known model that the gallery names."""
+
+    host: str = "127.0.0.1"
+    """The address to listen at. Anything but this machine's own lets others on the network look, and drop
+    pictures in."""
+
+    port: Annotated[int, Range(0, 65_535)] = 8571
+    """The port to listen at; 0: a free one."""

@@ -51,7 +51,7 @@ def heat_maps(
                     maps = sparse_maps(model, cells, chosen[places], store.manifest)
                     for place, one in zip(places, maps, strict=True):
                         found[place][start + number] = one
-    return [_levels(maps) for maps in found]
+    return [levels(maps) for maps in found]
 
 
 def sparse_maps(
@@ -70,7 +70,7 @@ def sparse_maps(
     return [(at[places == place], codes_there[places == place]) for place in range(len(latents))]
 
 
-def _levels(maps: Mapping[int, tuple[Tensor, Tensor]]) -> Maps:
+def levels(maps: Mapping[int, tuple[Tensor, Tensor]]) -> Maps:
     """Whole numbers of a latent's maps, on one scale."""
     most = max((float(codes.max()) for _, codes in maps.values() if len(codes)), default=1.0)
     return {
