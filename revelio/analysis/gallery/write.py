@@ -30,11 +30,11 @@ from revelio.analysis.gallery.records import (
     latent_columns,
     latent_records,
 )
-from revelio.analysis.pca_maps import square
 from revelio.analysis.purity import eligible
 from revelio.analysis.top_images import TopImages, check_width
 from revelio.bounds import check_fields
 from revelio.data.dataset import ImageDataset, ImageError
+from revelio.data.transforms import center_square
 from revelio.lock import NAME as LOCK
 from revelio.outputs import Older, check_replaceable, read_record, replace_files
 
@@ -230,7 +230,7 @@ def _write_thumbnails(
 
 
 def _thumbnail(image: "Image.Image", side: int) -> "Image.Image":
-    return square(image, min(side, *image.size))
+    return center_square(image.convert("RGB"), min(side, *image.size), "bicubic")
 
 
 def _names(data: dict[str, Any]) -> list[str]:
