@@ -36,15 +36,13 @@ from llava_ext.training import (
     build_trainer,
     check_processes,
     checkpoint_step,
-    device_name,
-    is_main,
     last_checkpoint,
     whole_state,
-    world_size,
 )
 from revelio.command_line import require
 from revelio.config import completed, structure, to_plain, to_yaml
 from revelio.data.contents import combined
+from revelio.distributed import is_main, own_device, world_size
 from revelio.files import check_folder
 from revelio.machine import duration, size
 from revelio.run_dir import Run, read_json, sha256, write_json
@@ -165,7 +163,7 @@ def open_job(config: TrainConfig, stage: Stage) -> Job:
         bad=config.bad_records,
         decode=config.check_pictures and config.cache is None,
     )
-    towers = load_towers(config.model, device_name())
+    towers = load_towers(config.model, own_device())
     images = open_images(config.cache, towers, config.data.images, records)
     model, tokenizer = build_model(config.model, towers, seed=config.stage.seed)
     dataset = ConversationDataset(

@@ -97,7 +97,7 @@ def gallery_parts(
     labels = torch.arange(60) % len(classes)
     rows = torch.randn(60, 12, generator=generator) * 0.4
     rows[:, :3] += 2.0 * torch.nn.functional.one_hot(labels, 3)
-    ids = [f"pictures/{i:02d}.png" for i in range(60)]
+    ids = [picture_id(i) for i in range(60)]
     settings = {"model": "toy", "dataset": "toys", "layer": "up_ft1", "timestep": 25}
     settings["classes"] = list(classes) if labelled else []
     store = write_store(folder, rows, ids, labels.tolist() if labelled else None, settings=settings)
@@ -121,3 +121,17 @@ def toy_picture(number: int) -> Image.Image:
     colour = [40 + number, 40 + number, 40 + number]
     colour[number % 3] = 220
     return Image.new("RGB", (36, 24), tuple(colour))
+
+
+def picture_id(number: int) -> str:
+    """Where a picture lies in its folder: in one of two classes."""
+    return f"{('one', 'two')[number % 2]}/{number:02d}.png"
+
+
+def write_pictures(folder: Path) -> Path:
+    """The pictures of :func:`gallery_parts` as files."""
+    for number in range(60):
+        path = folder / picture_id(number)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        toy_picture(number).save(path)
+    return folder

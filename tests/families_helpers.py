@@ -17,7 +17,7 @@ IDS = ["a", "b"]
 NEAR = {"atol": 1e-5, "rtol": 1e-4}
 
 
-def load_whole(folder: Path, **settings: Any) -> Any:
+def load_whole(folder: Path | str, **settings: Any) -> Any:
     """The uncut model on the CPU."""
     model = load_backbone(str(folder), device="cpu", **settings)
     assert isinstance(model, DiffusionModel)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from analysis_helpers import gallery_parts, toy_picture
+from analysis_helpers import gallery_parts, write_pictures
 from backbones_helpers import tiny_sd
 from sae_helpers import random_model
 
@@ -40,10 +40,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("made")
     model, *_ = gallery_parts(root / "store")
     model.save_pretrained(root / "run" / "final")
-    for number in range(60):
-        path = root / "images" / "pictures" / f"{number:02d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        toy_picture(number).save(path)
+    write_pictures(root / "images")
     return root
 
 

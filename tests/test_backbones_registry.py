@@ -139,7 +139,7 @@ def test_an_unknown_folder_is_named(tmp_path):
             "is a KandinskyPipeline: supported are",
         ),
         ("config.json", '{"model_type": "siglip"}', "is a siglip: supported are"),
-        ("config.json", '{"_class_name": "UNet2DConditionModel"}', "is a UNet2DConditionModel"),
+        ("config.json", '{"_class_name": "UNet2DConditionModel"}', "is a denoiser alone, without"),
         ("model_index.json", "{", "model_index.json of .* is not valid JSON"),
         (
             "model_index.json",

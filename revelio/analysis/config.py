@@ -150,7 +150,11 @@ class GalleryConfig:
     """Active latents listed for an image."""
 
     neighbours: Count = 6
-    """Similar latents listed for a latent."""
+    """Similar latents listed for a latent: by direction, and as many by images."""
+
+    range_images: Count = 6
+    """Images shown of each further part of a latent's range: around the median of its activations, drawn
+    from all that it fires on, and near misses."""
 
     map_by: MapKind = "decoder"
     """What the map is laid out by: decoder directions, or the classes of the top images."""

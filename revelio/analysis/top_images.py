@@ -98,7 +98,7 @@ class TopImages:
         return order[self.counts[order] > 0][:latents]
 
 
-class _Running:
+class RunningTop:
     """Running top-m, counts and sums; its size is n x m, whatever the number of images."""
 
     def __init__(self, n: int, m: int) -> None:
@@ -157,7 +157,7 @@ def top_images(
     check_fields(config)
     check_width(model, store)
     model = model.to(device).eval()
-    running, over = _Running(model.n, config.kept), over_cells(model, config)
+    running, over = RunningTop(model.n, config.kept), over_cells(model, config)
     read = _read_pooled if over == "pooled" else _read_cells
     with torch.inference_mode():
         for images in read(running, model, store, config, device):
@@ -200,7 +200,7 @@ def over_cells(model: "KSparseAutoencoder", config: TopImagesConfig) -> OverCell
 
 
 def _read_pooled(
-    running: "_Running",
+    running: "RunningTop",
     model: "KSparseAutoencoder",
     store: "ActivationStore",
     config: TopImagesConfig,
@@ -219,7 +219,7 @@ def _read_pooled(
 
 
 def _read_cells(
-    running: "_Running",
+    running: "RunningTop",
     model: "KSparseAutoencoder",
     store: "ActivationStore",
     config: TopImagesConfig,
@@ -255,7 +255,7 @@ def check_width(model: "KSparseAutoencoder", store: "ActivationStore") -> None:
         )
 
 
-def _add_sparse(running: _Running, codes: Codes, start: int) -> None:
+def _add_sparse(running: RunningTop, codes: Codes, start: int) -> None:
     values, latents = codes.values.float().cpu(), codes.indices.cpu()
     rows = torch.arange(start, start + len(values))[:, None].expand_as(latents)
     positive = values > 0
@@ -264,7 +264,9 @@ def _add_sparse(running: _Running, codes: Codes, start: int) -> None:
     running.add(latents, values, rows)
 
 
-def _add_dense(running: _Running, model: Any, activations: Tensor, start: int, chunk: int) -> None:
+def _add_dense(
+    running: RunningTop, model: Any, activations: Tensor, start: int, chunk: int
+) -> None:
     m = running.values.shape[1]
     for first in range(0, model.n, chunk):
         part = slice(first, min(first + chunk, model.n))

@@ -36,7 +36,10 @@ LOSSES = {
 class Denoiser(Protocol):
     """What is needed of a model once the images are encoded; a :class:`DiffusionModel` has it."""
 
-    schedule: Schedule
+    @property
+    def schedule(self) -> Schedule:
+        """Of the noise, and what the output means."""
+        ...
 
     def predict(self, x_t: Tensor, t: Int64[Tensor, " b"], conditioning: Conditioning) -> Tensor:
         """The model's own output."""
@@ -208,7 +211,11 @@ class _Passes:
         noise = torch.cat(
             [
                 keyed_noise(
-                    x0.shape[1:], [self._ids[i]], seed=self._config.seed, timestep=t, draw=sample
+                    x0.shape[1:],
+                    [self._ids[int(i)]],
+                    seed=self._config.seed,
+                    timestep=t,
+                    draw=sample,
                 )
                 for i, t, sample in drawn
             ]

@@ -81,7 +81,7 @@ def edited(pipeline: Any, edits: Sequence[Edit]) -> Iterator[None]:
                 part: edit(_function(layers, calls, one, part, first, width))
                 for part, (first, width) in _spans(layers, one.layer).items()
             }
-            stack.enter_context(hooked(layers, functions, exact=False))
+            stack.enter_context(hooked(layers.owner(one.layer), functions, exact=False))
         yield
 
 
