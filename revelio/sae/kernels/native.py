@@ -146,8 +146,6 @@ class NativeKernel:
             ValueError: a weight is no longer finite.
         """
         n, d = weights.W_enc.shape
-        # Held by a name as long as the library reads it: an address keeps nothing alive.
-        centred = centred.contiguous()
         copy = self._copied(weights.W_enc)
         gradient = gradient.by_latent()
         latents = gradient.latents
