@@ -123,6 +123,8 @@ def _write(
     inner: Any = model.language_model
     language = _below(weights, "language_model.")
     if adapter:
+        # What the user called it, not the folder where it lay on this machine.
+        inner.peft_config["default"].base_model_name_or_path = model.settings.language_model
         inner.save_pretrained(folder / ADAPTER, state_dict=language)
         # The base model's own weights, out of the wrapper's names.
         below = _below(language, "base_model.model.")

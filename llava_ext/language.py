@@ -5,7 +5,8 @@ and its relatives, ... Padding is the tokenizer's own pad token, else its unknow
 code, SPEC 3.4), else the end-of-text token; padding is masked, so the choice changes no result.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,11 @@ WORDS = (
     "sentencepiece.bpe.model",
     "tekken.json",
 )
+# Hub ids that configs and papers name and whose owners have withdrawn them.
+WITHDRAWN = {
+    "mosaicml/mpt-7b-chat": "give the folder of a copy that you have, or another language model "
+    "(`lmsys/vicuna-7b-v1.5` with template vicuna_v1, `Qwen/Qwen2.5-7B-Instruct` with template tokenizer)"
+}
 PACKED = 16  # the most weights that one number of a quantised file holds
 FILLED = 0.9  # the least share of the embedding's rows that a tokenizer fills (Phi-2: 0.98)
 
@@ -160,13 +166,24 @@ def _described(source: Source) -> tuple["PretrainedConfig", type["PreTrainedMode
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    with reading(f"{source.name} as a causal language model"):
+    with _withdrawn_said(source.name), reading(f"{source.name} as a causal language model"):
         config = AutoConfig.from_pretrained(
             source.location, revision=source.revision or "main", trust_remote_code=False
         )
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     return config, type(model), sum(parameter.numel() for parameter in model.parameters())
+
+
+@contextmanager
+def _withdrawn_said(name: str) -> Iterator[None]:
+    """Say of a model that can't be had that its owner has withdrawn it."""
+    try:
+        yield
+    except ValueError as error:
+        if name not in WITHDRAWN:
+            raise
+        raise ValueError(f"{name} was withdrawn from the hub: {WITHDRAWN[name]}") from error
 
 
 def _of_pickles(

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -27,13 +27,16 @@ class FakeKSAE(nn.Module):
     def __init__(self, n: int, k: int) -> None:
         super().__init__()
         self.d = self.n = n
-        self.k, self.mode = k, "fixed"
+        self.k, self.mode, self.trained_on = k, "fixed", {}
         self.weight = nn.Parameter(torch.eye(n))
 
-    def preactivations(self, x: Tensor, latents: slice | None = None) -> Tensor:
+    def preactivations(self, x: Tensor, latents: slice | None = None, source: Any = None) -> Tensor:
         return x[:, latents or slice(None)]
 
-    def encode(self, x: Tensor) -> Codes:
+    def normalized(self, x: Tensor, source: Any = None) -> Tensor:
+        return x
+
+    def encode(self, x: Tensor, source: Any = None) -> Codes:
         found = torch.sort(x, dim=1, descending=True, stable=True)
         return Codes(found.values[:, : self.k].relu(), found.indices[:, : self.k])
 
@@ -60,6 +63,10 @@ class FakeStore:
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    @property
+    def images(self) -> int:
+        return len(self)
 
     def batches(self, batch_size: int):
         for start in range(0, len(self), batch_size):

@@ -24,6 +24,7 @@ from revelio.data.config import DataConfig
 from revelio.sae.config import Mode
 
 CodeKind = Literal["sparse", "dense"]
+OverCells = Literal["pooled", "max", "mean"]
 MapKind = Literal["decoder", "labels"]
 MapMethod = Literal["tsne", "pca"]
 Two = Annotated[int, Range(2)]
@@ -46,8 +47,12 @@ class TopImagesConfig:
     codes: CodeKind | None = None
     """sparse (TopK codes) or dense (ReLU of pre-activations), whatever the mode; none: the mode's own."""
 
+    cells: OverCells | None = None
+    """What an image's code is: of its pooled activation (`pooled`); or the maximum (`max`) or the mean
+    (`mean`) of its cells' codes, with the place; none: `max` for a k-SAE trained on cells, else `pooled`."""
+
     batch_size: Count = 1024
-    """Images at a time; the result does not depend on it."""
+    """Images (or cells) at a time; the result does not depend on it."""
 
     latent_chunk: Count = 1024
     """Latents at a time for dense codes, few enough that their codes stay in the processor's caches."""

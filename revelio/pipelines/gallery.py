@@ -16,7 +16,6 @@ from revelio.pipelines import Report, counted, silent
 from revelio.pipelines.inputs import (
     check_same_source,
     made_from,
-    open_rows,
     open_sae,
     pictures_of,
     place_of,
@@ -72,7 +71,7 @@ def make_gallery(
     out = config.out or place_of(config.ksae, "gallery")
     check_place(out)
     with claimed(out):
-        store = open_rows(config.store)
+        store = ActivationStore.open(config.store)
         pictures = dataset or pictures_of(config.data, store)
         model = open_sae(config.ksae, config.device, progress)
         if config.top is None:

@@ -12,7 +12,7 @@ import torch
 
 from revelio.activations.store import ActivationStore
 from revelio.config import read_yaml
-from revelio.pipelines.sae_rows import JoinedRows, StoreRows, cells_an_image
+from revelio.pipelines.sae_rows import JoinedRows, StoreRows
 from revelio.sae.config import Rows, RunConfig, TrainSAEConfig
 
 DEFAULT = 0.1
@@ -53,7 +53,7 @@ def divide(
 ) -> tuple[JoinedRows, JoinedRows]:
     """The rows to train on, and those kept out: of the same images in all stores."""
     cells = rows == "cells"
-    each = min(map(cells_an_image, stores)) if cells else 1
+    each = min(store.cells_an_image for store in stores) if cells else 1
     ids = {name for store in stores for name in store.ids} if share else set()
     out = set(sorted(ids, key=_key)[: count(share, len(ids), each)])
     kept, held = list[StoreRows](), list[StoreRows]()

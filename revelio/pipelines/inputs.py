@@ -69,21 +69,6 @@ def hashed(dataset: ImageDataset, progress: Report) -> ImageDataset:
     return dataset.hashed(tell)
 
 
-def open_rows(path: Path) -> ActivationStore:
-    """The store of one row an image: pooled, or whole grids.
-
-    Raises:
-        ValueError: its rows are single cells.
-    """
-    store = ActivationStore.open(path)
-    if store.cells:
-        raise ValueError(
-            f"{printable(path)} holds {store.cells} cells of each image, not one row: extract pooled rows or "
-            "whole grids of the layer"
-        )
-    return store
-
-
 def open_sae(path: str, device: str = "auto", progress: Report = silent) -> KSparseAutoencoder:
     """The k-SAE of a run folder, of its `final` folder, or of a hub id, on the device.
 

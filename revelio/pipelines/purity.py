@@ -14,7 +14,7 @@ from revelio.analysis.top_images_files import check_ksae, check_store, load_top_
 from revelio.bounds import check_fields
 from revelio.outputs import check_file, has_keys
 from revelio.pipelines import Report, counted, silent
-from revelio.pipelines.inputs import check_same_source, made_from, open_rows, open_sae
+from revelio.pipelines.inputs import check_same_source, made_from, open_sae
 from revelio.run_dir import versions, write_json
 from revelio.sae.model import KSparseAutoencoder
 
@@ -85,7 +85,7 @@ def _entry(
     if not config.store:
         entry = purity(top, config)
         return _noted(entry, NO_CONTROLS) if top.labels is not None else entry
-    store = open_rows(config.store[number])
+    store = ActivationStore.open(config.store[number])
     check_store(top, store)
     units = None
     if config.similarity:

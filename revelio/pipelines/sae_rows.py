@@ -43,7 +43,7 @@ class StoreRows:
         self.store, self.images = store, images
         self.input: Input | None = None
         self.cells = cells
-        self._whole = cells_an_image(store) if cells else 1
+        self._whole = store.cells_an_image if cells else 1
         self.group = min(each or self._whole, self._whole)
         # Whole images, so that none is read twice.
         self._step = max(1, BLOCK // self.group) * self.group
@@ -77,10 +77,7 @@ class StoreRows:
         """All rows of the images ``start`` to ``stop`` of the store."""
         if not self.cells:
             return pooled(self.store.rows(start, stop))[:, None]
-        if self.store.cells is not None:
-            rows = self.store.rows(start * self._whole, stop * self._whole).float()
-            return rows.unflatten(0, (-1, self._whole))
-        return self.store.rows(start, stop).float().flatten(2).transpose(1, 2)
+        return self.store.image_cells(start, stop)
 
     def _drawn(self, images: Int64[Tensor, " n"]) -> tuple[Tensor, Tensor] | slice:
         """The index of the cells that are taken of each of the images."""
@@ -151,22 +148,6 @@ class JoinedRows:
             yield from part.batches()
 
 
-def cells_an_image(store: ActivationStore) -> int:
-    """How many cells the store has of each image.
-
-    Raises:
-        ValueError: it holds vectors.
-    """
-    if store.cells is not None:
-        return store.cells
-    if len(store.row_shape) != 3:
-        raise ValueError(
-            f"{store.path} holds one vector an image, no cells: extract whole grids (pool none) or cells, "
-            "or train on rows that are images"
-        )
-    return store.row_shape[1] * store.row_shape[2]
-
-
 def open_stores(paths: Sequence[Path], rows: Rows) -> list[ActivationStore]:
     """The stores that a k-SAE is trained on.
 
@@ -190,5 +171,5 @@ def open_stores(paths: Sequence[Path], rows: Rows) -> list[ActivationStore]:
                 f"{first.manifest.get('model')}: one k-SAE takes stores of one model"
             )
         if rows == "cells":
-            cells_an_image(store)
+            _ = store.cells_an_image  # or it says that there are none
     return stores
