@@ -24,6 +24,7 @@ from llava_ext.dataset import Collator, ConversationDataset
 from llava_ext.model import LlavaModel
 from llava_ext.sampler import StepSampler
 from llava_ext.towers import Tower
+from revelio.distributed import world_size
 from revelio.files import write_whole_by
 from revelio.run_dir import Run
 
@@ -48,23 +49,6 @@ def accumulation(effective_batch: int, batch_size: int, processes: int) -> int:
             f"batch_size {batch_size} = {at_once}: choose another --stage.batch-size"
         )
     return effective_batch // at_once
-
-
-def world_size() -> int:
-    """Processes that a launcher started; 1 without one."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def is_main() -> bool:
-    """Whether this process prints and writes."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
-def device_name() -> str:
-    """This process's own accelerator, or the CPU."""
-    if not torch.cuda.is_available():
-        return "cpu"
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
 
 
 class LlavaTrainer(Trainer):

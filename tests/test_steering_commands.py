@@ -232,5 +232,5 @@ def test_the_presets_are_the_published_settings():
         tokens = load_config(extract_text.Config, folder / f"{name}.yaml")
         ksae: TrainSAEConfig = load_config(train_ksae.Config, folder / f"{name}-ksae.yaml")
         assert (ksae.expansion, ksae.k, ksae.samples) == (expansion, k, 400_000_000)
-        assert ksae.store == tokens.out / tokens.layers[0]
+        assert ksae.store == (tokens.out / tokens.layers[0],)
         assert tokens.padding == "keep"
