@@ -21,7 +21,7 @@ def write_page(found: Mapping[str, Any], setting: Setting, docs: Path) -> None:
     write_json(docs / "steering.json", found)
     known = {one.name: one for one in Methods(setting).all()}
     shown = [(one, known[one["method"]]) for one in found["methods"]]
-    erased = [pair for pair in shown if pair[1].route != "into"]
+    erased = [pair for pair in shown if pair[1].route in ("text", "denoiser", "baseline")]
     own = SPLITS["judge"][0] * SPLITS["judge"][1]
     sheet(setting, erased, 0).save(docs / "steering_erased.png", optimize=True)
     sheet(setting, erased, own + 2).save(docs / "steering_others.png", optimize=True)
@@ -74,11 +74,12 @@ largest AUC of twenty shuffles."""
 
 METHODS = """\
 *text latents*: the class's latents are ablated in the tokens of `{text_layer}`, wherever they fire;
-strength 2 subtracts their share twice. *latents of ...*: the same in the U-Net, in the conditional half, at
-all steps. *difference of means*: the mean token states of the class's captions less those of the others,
-position by position, subtracted from the prompt's call and added to the unconditional one. *text contrast*:
-the same of sparse codes, decoded. *text as published*: the dense codes of the word alone, decoded. *random
-direction*: of the norm of the difference of means."""
+strength 2 subtracts their share twice. *captions unseen*: a k-SAE and latents made of each class's last
+four captions only; the four that name the class here are its first. *latents of ...*: the same in the
+U-Net, in the conditional half, at all steps. *difference of means*: the mean token states of the class's
+captions less those of the others, position by position, subtracted from the prompt's call and added to the
+unconditional one. *text contrast*: the same of sparse codes, decoded. *text as published*: the dense codes
+of the word alone, decoded. *random direction*: of the norm of the difference of means."""
 
 LIMITS = """\
 One model of 32 px, and ten classes that its captions name in one or two words; more than {steps} steps;
@@ -97,7 +98,7 @@ def text(found: Mapping[str, Any]) -> str:
         "# Concept steering, measured",
         INTRO.format(**settings, **counts),
         "## Erasing a class",
-        _table(found, "into", inside=False),
+        _table(found, "text", "denoiser", "baseline"),
         COLUMNS,
         METHODS.format(**settings),
         verdict(of),
@@ -112,6 +113,9 @@ def text(found: Mapping[str, Any]) -> str:
         "## Strength curves",
         _curves(found),
         "Rates on the seeds that choose the strength.",
+        "## Layers and sizes",
+        _studies(found),
+        "Text latents at one strength: another block of the text encoder, other expansions, other k.",
         "## Class by class",
         _classes(of),
         "## The k-SAEs",
@@ -127,7 +131,7 @@ def _into(found: Mapping[str, Any]) -> list[str]:
     if not any(one["route"] == "into" for one in found["methods"]):
         return ["Not measured."]
     return [
-        _table(found, "into", inside=True),
+        _table(found, "into", into=True),
         "Captions of other classes while the class is added; *turned into it* is what the judge sees then.",
         "![other classes' captions with the class added](steering_into.png)",
     ]
@@ -168,16 +172,17 @@ def _apart(one: Mapping[str, Any], base: Mapping[str, Any]) -> bool:
     return (target or others) and not worse
 
 
-def _table(found: Mapping[str, Any], route: str, *, inside: bool) -> str:
+def _table(found: Mapping[str, Any], *routes: str, into: bool = False) -> str:
+    """The methods of some routes, a row each."""
     head = ["method", "strength", "target %", "relative %", "others %", "survival %"]
-    head += ["turned into it %"] if inside else []
+    head += ["turned into it %"] if into else []
     lines = [_row([*head, "distance", "time, s"]), _row(["---"] * (len(head) + 2))]
     for one in found["methods"]:
-        if (one["route"] == route) != inside and not (inside and one["method"] == "plain"):
+        if one["route"] not in routes and not (into and one["method"] == "plain"):
             continue
         cells = [one["method"], "" if one["method"] == "plain" else f"{one['strength']:g}"]
         names = ["target", "target_relative", "others", "survival"]
-        cells += [percents(one[name]) for name in [*names, *(["turned_into"] if inside else [])]]
+        cells += [percents(one[name]) for name in [*names, *(["turned_into"] if into else [])]]
         lines.append(_row([*cells, f"{one['distance']['value']:.3f}", f"{one['seconds']:.2f}"]))
     return "\n".join(lines)
 
@@ -208,6 +213,12 @@ def _curves(found: Mapping[str, Any]) -> str:
             ]
             lines.append(_row([one["method"], "; ".join(points)]))
     return "\n".join(lines)
+
+
+def _studies(found: Mapping[str, Any]) -> str:
+    if not any(one["route"] == "study" for one in found["methods"]):
+        return "Not measured."
+    return _table(found, "study")
 
 
 def _classes(of: Mapping[str, Any]) -> str:
