@@ -83,7 +83,12 @@ def _of_stores(config: ConceptConfig) -> Concept:
     assert config.store is not None
     store = ActivationStore.open(config.store)
     rows, against = _rows_of(config, store)
-    layer = config.layer or str(store.manifest["layer"])
+    layer = str(store.manifest["layer"])
+    if config.layer not in (None, layer):
+        raise ValueError(
+            f"{store.path} holds pictures' activations of layer {printable(layer)}, not of {config.layer}: "
+            "concepts of a text layer are made of texts"
+        )
     model = str(store.manifest.get("model") or config.backbone.name)
     ksae = None if config.ksae is None else open_ksae(config.ksae)
     made = {"store": config.store.resolve().name, "class": config.class_name}

@@ -83,9 +83,9 @@ of the word alone, decoded. *random direction*: of the norm of the difference of
 
 LIMITS = """\
 One model of 32 px, and ten classes that its captions name in one or two words; more than {steps} steps;
-prompts that never name the concept; adversarial prompts; mini-dit. The text k-SAE has seen every caption
-that is drawn, though a class's latents were chosen on half of them. The classifier judges classes, not
-quality beyond them."""
+prompts that never name the concept; adversarial prompts. The text k-SAE has seen every caption that is
+drawn, though a class's latents were chosen on half of them. The classifier judges classes, not quality
+beyond them."""
 
 
 def text(found: Mapping[str, Any]) -> str:
@@ -108,6 +108,8 @@ def text(found: Mapping[str, Any]) -> str:
         "![one picture of another class's caption, by method](steering_others.png)",
         "## Against the baselines",
         _against(found),
+        "## mini-dit",
+        *_dit(found),
         "## Turning other classes into one",
         *_into(found),
         "## Strength curves",
@@ -125,6 +127,20 @@ def text(found: Mapping[str, Any]) -> str:
         LIMITS.format(**settings),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+DIT = """\
+A diffusion transformer that is conditioned on class labels: there is no text, so only the denoiser is
+edited, as above, in the tokens of blocks {layers}. A class has one label, so seeds stand for captions. The
+means subtracted in the same blocks are the baseline."""
+
+
+def _dit(found: Mapping[str, Any]) -> list[str]:
+    dit = found.get("dit", {"methods": []})
+    if len(dit["methods"]) < 2:
+        return ["Not measured."]
+    layers = ", ".join(dit["settings"]["denoiser_layers"])
+    return [DIT.format(layers=layers), _table(dit, "denoiser", "baseline"), _curves(dit)]
 
 
 def _into(found: Mapping[str, Any]) -> list[str]:

@@ -22,6 +22,8 @@ from tools.steering.setting import GUIDANCE, JUDGE_EPOCHS, SPLITS, STEPS, WORDS,
 def report(setting: Setting, methods: Methods, *, draw: bool = True) -> dict[str, Any]:
     """Draw what is missing (where ``draw``), and measure all that is there."""
     plain, *others = methods.all()
+    if not draw and not setting.stored(plain, 1.0, "judge"):
+        return {"methods": []}
     entries: list[dict[str, Any]] = []
     judged: dict[str, dict[str, Drawn]] = {}
     for method in (plain, *others):

@@ -74,10 +74,15 @@ class Setting:
         pipeline.set_progress_bar_config(disable=True)
         return PipelineLayers(pipeline, self.model)
 
+    @property
+    def judge_path(self) -> Path:
+        """Where the judge is kept."""
+        return self.work / "judge.pt"
+
     @cached_property
     def judge(self) -> torch.nn.Sequential:
         """A classifier trained on real pictures only."""
-        path = self.work / "judge.pt"
+        path = self.judge_path
         if not path.exists():
             model = train_judge(load_fashion_mnist(self.fashion, "train"), JUDGE_EPOCHS, 0)
             write_whole_by(path, lambda to: torch.save(model.state_dict(), to))
@@ -177,6 +182,11 @@ class DiTSetting(Setting):
 
     model: str = "mini-dit"
     denoiser_layers: tuple[str, ...] = ("block2", "block4", "block6")
+
+    @property
+    def judge_path(self) -> Path:
+        """The same judge as mini-sd's, whose folder this one lies in."""
+        return self.work.parent / "judge.pt"
 
     def prompts(self, target: str, split: str) -> list[tuple[str, str, int]]:
         """As many pictures as of mini-sd: a class has one label, so seeds stand for captions."""
