@@ -1,5 +1,6 @@
 """A concept from whatever says it: texts, stores of pictures, latents, other concepts."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -141,8 +142,8 @@ def _found(config: ConceptConfig, inside: Tensor, outside: Tensor) -> Found:
 
 
 def _of_found(
-    model: str, layer: str, ksae: KSparseAutoencoder, found: Found, made: dict[str, object]
+    model: str, layer: str, ksae: KSparseAutoencoder, found: Found, made: Mapping[str, object]
 ) -> Concept:
     weights = dict(zip(found.latents, found.weights, strict=True))
     with torch.no_grad():
-        return from_latents(model, layer, ksae, weights, made=made | {"found": found.as_dict()})
+        return from_latents(model, layer, ksae, weights, made={**made, "found": found.as_dict()})

@@ -238,8 +238,7 @@ class Methods:
             return keep
 
         functions = {layer: note(layer) for layer in layers}
-        # One seed a caption, others than those that judge.
-        prompts = [(text, word, 100) for word in WORDS for text in CAPTIONS[word][:TRAIN_PICTURES]]
+        prompts = self.setting.training_prompts()
         with hooked(self.setting.layers, functions, exact=False):
             self.setting.draw(prompts, "train")
         cells = {

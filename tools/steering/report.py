@@ -31,7 +31,7 @@ def report(setting: Setting, methods: Methods, *, draw: bool = True) -> dict[str
         for strength in method.strengths if len(method.strengths) > 1 else ():
             if draw or setting.stored(method, strength, "choose"):
                 curve[strength] = _rates(setting.drawn(method, strength, "choose"))
-        best = chosen(curve) if curve else method.strengths[0]
+        best = chosen(curve) if curve else next(iter(method.strengths))
         if not draw and not setting.stored(method, best, "judge"):
             continue
         judged[method.name] = setting.drawn(method, best, "judge")
