@@ -74,12 +74,13 @@ largest AUC of twenty shuffles."""
 
 METHODS = """\
 *text latents*: the class's latents are ablated in the tokens of `{text_layer}`, wherever they fire;
-strength 2 subtracts their share twice. *captions unseen*: a k-SAE and latents made of each class's last
-four captions only; the four that name the class here are its first. *latents of ...*: the same in the
+strength 3 subtracts their share three times. *captions unseen*: a k-SAE and latents made of each class's
+last four captions only; the four that name the class here are its first. *latents of ...*: the same in the
 U-Net, in the conditional half, at all steps. *difference of means*: the mean token states of the class's
 captions less those of the others, position by position, subtracted from the prompt's call and added to the
-unconditional one. *text contrast*: the same of sparse codes, decoded. *text as published*: the dense codes
-of the word alone, decoded. *random direction*: of the norm of the difference of means."""
+unconditional one; *conditional*: from the prompt's call alone. *text contrast*: the same of sparse codes,
+decoded. *text as published*: the dense codes of the word alone, decoded. *random direction*: of the norm of
+the difference of means."""
 
 LIMITS = """\
 One model of 32 px, and ten classes that its captions name in one or two words; more than {steps} steps;
