@@ -60,8 +60,10 @@ other classes' rate lies highest above the target's. Intervals are 95 % bootstra
 COLUMNS = """\
 *target*: pictures of captions that name the class in which the judge sees it. *relative*: divided by the
 unsteered rate. *others*: pictures of other captions in which it sees what they name. *survival*: divided by
-the unsteered rate. *distance*: mean absolute difference of those pictures from the unsteered ones, of 1.
-*time*: processor seconds a picture on a shared machine; `benchmarks/steering.py` compares in turns."""
+the unsteered rate. *confidence*: how sure the judge is of whatever it sees in pictures of captions that
+name the class, a measure of their quality. *distance*: mean absolute difference of the others' pictures
+from the unsteered ones, of 1. *time*: processor seconds a picture on a shared machine;
+`benchmarks/steering.py` compares in turns."""
 
 KSAES = """\
 The k-SAE of the text encoder is of its tokens, of all captions of the ten classes (80), padding included;
@@ -193,14 +195,16 @@ def _table(found: Mapping[str, Any], *routes: str, into: bool = False) -> str:
     """The methods of some routes, a row each."""
     head = ["method", "strength", "target %", "relative %", "others %", "survival %"]
     head += ["turned into it %"] if into else []
-    lines = [_row([*head, "distance", "time, s"]), _row(["---"] * (len(head) + 2))]
+    head += ["confidence %", "distance", "time, s"]
+    lines = [_row(head), _row(["---"] * len(head))]
     for one in found["methods"]:
         if one["route"] not in routes and not (into and one["method"] == "plain"):
             continue
         cells = [one["method"], "" if one["method"] == "plain" else f"{one['strength']:g}"]
         names = ["target", "target_relative", "others", "survival"]
         cells += [percents(one[name]) for name in [*names, *(["turned_into"] if into else [])]]
-        lines.append(_row([*cells, f"{one['distance']['value']:.3f}", f"{one['seconds']:.2f}"]))
+        cells += [percents(one["confidence"]), f"{one['distance']['value']:.3f}"]
+        lines.append(_row([*cells, f"{one['seconds']:.2f}"]))
     return "\n".join(lines)
 
 

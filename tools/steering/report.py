@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from revelio.run_dir import versions
-from revelio.steering.evaluate import Drawn, difference_interval, measured
+from revelio.steering.evaluate import Drawn, difference_interval, mean_interval, measured
 from tools.steering.methods import (
     EXPANSION,
     LEARNING_RATE,
@@ -43,7 +43,9 @@ def report(setting: Setting, methods: Methods, *, draw: bool = True) -> dict[str
         if not draw and not setting.stored(method, best, "judge"):
             continue
         judged[method.name] = setting.drawn(method, best, "judge")
-        entries.append(_entry(method, best, curve, judged[method.name], judged[plain.name]))
+        entry = _entry(method, best, curve, judged[method.name], judged[plain.name])
+        entry["confidence"] = mean_interval(setting.confidence(method, best))
+        entries.append(entry)
     for entry in entries:
         entry["better_than"] = _compared(entry["method"], judged)
     return {

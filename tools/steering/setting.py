@@ -19,7 +19,7 @@ from revelio.seeds import key_seed
 from revelio.steering.evaluate import Drawn
 from tools.mini.captions import captions, noun
 from tools.mini.data import load_fashion_mnist
-from tools.mini.judge import build_judge, judge, train_judge
+from tools.mini.judge import build_judge, grey, judge, train_judge
 
 SET = "fashion-mnist"
 WORDS = [noun(name) for name in FASHION_CLASSES]
@@ -158,6 +158,15 @@ class Setting:
             print(f"{split}: {path.stem}", flush=True)
         with np.load(path) as stored:
             return stored["images"], float(stored["seconds"])
+
+    @torch.no_grad()
+    def confidence(self, method: Method, strength: float) -> list[np.ndarray]:
+        """How sure the judge is of what it sees, of captions that name each target: (pictures 1) a target."""
+        images, _ = self.pictures(method, strength, "judge")
+        own = SPLITS["judge"][0] * SPLITS["judge"][1]
+        rows = grey(torch.from_numpy(images[:, :own]).flatten(0, 1)[:, None])
+        sure = self.judge(rows).softmax(dim=1).amax(dim=1)
+        return list(sure.view(len(WORDS), own, 1).numpy())
 
     def drawn(self, method: Method, strength: float, split: str) -> dict[str, Drawn]:
         """The pictures of each target, judged; a prompt a row, one seed or several."""
