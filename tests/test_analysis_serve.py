@@ -41,7 +41,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = DataConfig(source=str(images))
     make_gallery(
         MakeGalleryConfig(
-            store=store, ksae=str(root / "run"), data=data, map_method="pca", controls=False
+            store=store, ksae=str(root / "run"), data=data, map_method="pca", beside_controls=False
         )
     )
     return root

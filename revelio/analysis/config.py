@@ -186,7 +186,7 @@ class MakeGalleryConfig(GalleryConfig, MakeTopImagesConfig):
     data: DataConfig = field(default_factory=lambda: DataConfig(source=FROM_STORE))
     """The pictures; from-store: the known data set that the store's manifest names. Matched by id."""
 
-    controls: bool = True
+    beside_controls: bool = True
     """Where there are labels, measure what autoencoders that learned nothing reach (seconds to minutes)."""
 
     out: OutFolder | None = None
