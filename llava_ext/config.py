@@ -277,6 +277,9 @@ class CacheConfig(SamplesConfig):
     batch_size: Count = 16
     """Images a pass of a tower."""
 
+    workers: Workers = 0
+    """Processes that read and resize pictures while the towers run."""
+
     plan: bool = False
     """Only measure and print what it would cost."""
 

@@ -64,6 +64,20 @@ class Pictures:
         }
 
 
+class Opened(Dataset):
+    """Pictures by name, for a ``DataLoader`` whose workers read ahead."""
+
+    def __init__(self, pictures: Pictures, names: Sequence[str]) -> None:
+        self.pictures = pictures
+        self.names = names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.pictures.get(self.names[index])
+
+
 class ConversationDataset(Dataset):
     """Encoded conversations; an item is a dict of ``input_ids``, ``labels``, ``images``, ``id``.
 

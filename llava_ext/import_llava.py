@@ -3,11 +3,12 @@
     <model or transformer>.mm_projector.{0,2}.{weight,bias}                      linear, linear
     <...>.diffusion_mm_projector.0.conv{1,2}.{weight,bias}                       conv block
     <...>.diffusion_mm_projector.1.{0,2}.{weight,bias}                           linear, linear
+    <...>.multi_modal_projector.linear_{1,2}.{weight,bias}                       as in transformers
 
 The prefix is ``model`` for Llama and ``transformer`` for MPT; the released code finds only the first, so
 that it can't load its own stage 1 (SPEC 3.6, L2). Names are matched whole: ``mm_projector`` doesn't catch
-``diffusion_mm_projector``. The files are pickles: read by :mod:`revelio.unpickle`, which makes tensors and
-containers and runs nothing.
+``diffusion_mm_projector``. ``.bin`` files are pickles: read by :mod:`revelio.unpickle`, which makes tensors
+and containers and runs nothing; ``.safetensors`` are read, too.
 """
 
 import re
@@ -19,17 +20,21 @@ from torch import Tensor
 from llava_ext.checkpoint import load_state
 from llava_ext.model import LlavaModel
 from revelio.backbones.weights import check_finite
+from revelio.trust import read_tensors as read_safetensors
+from revelio.trust import tensor_headers
 from revelio.unpickle import read_tensors
 
 KEY = re.compile(
     r"(?:.*\.)?(?P<name>\w*mm_projector)\.(?P<rest>(?:\d+\.)*(?:conv[12]\.)?(?:weight|bias))"
 )
+HUGGING_FACE = re.compile(r"(?:.*\.)?multi_modal_projector\.linear_([12])\.(weight|bias)")
+CAMBRIAN = re.compile(r"(?:.*\.)?mm_projector_aux_\d+\..*")
 PLAIN, DIFFUSION = "mm_projector", "diffusion_mm_projector"
-SUFFIX = ".bin"
+SUFFIXES = (".bin", ".safetensors")
 
 
 def read_projectors(path: Path) -> dict[str, dict[str, Tensor]]:
-    """The projectors in a ``.bin`` file, by name, with the weights' names that a ``Projector`` has.
+    """The projectors in a file, by name, with the weights' names that a ``Projector`` has.
 
     Args:
         path: the file. A full model's state dict will do: other keys are passed over.
@@ -43,11 +48,19 @@ def read_projectors(path: Path) -> dict[str, dict[str, Tensor]]:
     state = _read(path)
     found: dict[str, dict[str, Tensor]] = {}
     for key, tensor in state.items():
-        match = KEY.fullmatch(str(key))
-        if match and isinstance(tensor, Tensor):
-            name, rest = match["name"], match["rest"]
+        place = _place(str(key))
+        if place is None and CAMBRIAN.fullmatch(str(key)):
+            raise ValueError(
+                f"{path} holds {key}: projectors of Cambrian's several towers, which no tower here has"
+            )
+        if place is not None and isinstance(tensor, Tensor):
+            if not tensor.numel():
+                raise ValueError(
+                    f"{path} holds an empty {key}: it was saved under ZeRO-3 without being gathered: "
+                    "save it again with `stage3_gather_16bit_weights_on_model_save`, or by zero_to_fp32.py"
+                )
             check_finite(str(path), str(key), tensor)
-            found.setdefault(name, {})[_our_key(rest)] = tensor
+            found.setdefault(place[0], {})[place[1]] = tensor
     if not found:
         some = ", ".join(map(str, list(state)[:3])) or "nothing"
         raise ValueError(
@@ -89,10 +102,22 @@ def import_projectors(model: LlavaModel, paths: Mapping[int, Path] | Path) -> li
 def _read(path: Path) -> Mapping[str, object]:
     if not path.is_file():
         raise ValueError(f"no projector file at {path}")
+    if path.suffix == ".safetensors":
+        headers, _ = tensor_headers(path)
+        return read_safetensors(path, {key: None for key in headers if "projector" in key})
     state = read_tensors(path)
     if not isinstance(state, Mapping):
         raise ValueError(f"{path} holds a {type(state).__name__}, not weights by name")
     return state
+
+
+def _place(key: str) -> tuple[str, str] | None:
+    """The projector that a weight belongs to, and its name in a ``Projector``."""
+    if match := KEY.fullmatch(key):
+        return match["name"], _our_key(match["rest"])
+    if match := HUGGING_FACE.fullmatch(key):
+        return PLAIN, f"mlp.{2 * (int(match[1]) - 1)}.{match[2]}"
+    return None
 
 
 def _our_key(rest: str) -> str:
@@ -105,16 +130,16 @@ def _our_key(rest: str) -> str:
 def _by_name(model: LlavaModel, path: Path) -> dict[int, tuple[Path, str | None]]:
     """Which file and name each tower's projector comes from."""
     if path.is_dir():
-        files = sorted(path.glob(f"*{PLAIN}{SUFFIX}"))
+        files = sorted(file for end in SUFFIXES for file in path.glob(f"*{PLAIN}{end}"))
         if not files:
-            raise ValueError(f"{path} holds no {PLAIN}{SUFFIX}: give its folder or the file itself")
+            raise ValueError(f"{path} holds no {PLAIN}.bin: give its folder or the file itself")
     else:
         files = [path]
     # A file's own projector comes first: mm_projector.bin may hold the diffusion tower's, too.
     where: dict[str, Path] = {}
     for file in files:
         for name in read_projectors(file):
-            if name not in where or name == file.name.removesuffix(SUFFIX):
+            if name not in where or name == file.stem:
                 where[name] = file
     free = list(range(len(model.projectors)))
     chosen: dict[int, tuple[Path, str | None]] = {}

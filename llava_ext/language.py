@@ -5,14 +5,15 @@ and its relatives, ... Padding is the tokenizer's own pad token, else its unknow
 code, SPEC 3.4), else the end-of-text token; padding is masked, so the choice changes no result.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava_ext.config import LoraOptions, ModelConfig
 from llava_ext.model import LlavaModel, TowerShape
 from llava_ext.templates import check_template
-from llava_ext.towers import Tower
+from llava_ext.towers import Tower, plain_transforms
 from revelio.backbones.loading import dtype_of, reading
 from revelio.backbones.packaged import PACKAGED, packaged_path
 from revelio.backbones.source import HUB_ID, Source
@@ -54,6 +55,11 @@ WORDS = (
     "sentencepiece.bpe.model",
     "tekken.json",
 )
+# Hub ids that configs and papers name and whose owners have withdrawn them.
+WITHDRAWN = {
+    "mosaicml/mpt-7b-chat": "give the folder of a copy that you have, or another language model "
+    "(`lmsys/vicuna-7b-v1.5` with template vicuna_v1, `Qwen/Qwen2.5-7B-Instruct` with template tokenizer)"
+}
 PACKED = 16  # the most weights that one number of a quantised file holds
 FILLED = 0.9  # the least share of the embedding's rows that a tokenizer fills (Phi-2: 0.98)
 
@@ -76,7 +82,9 @@ def build_model(
     language_model = load_language_model(name, revision=revision, dtype=config.dtype)
     tokenizer = load_tokenizer(name, revision)
     shapes = [TowerShape(tower.channels, tower.grid) for tower in towers]
-    return assemble(config, language_model, tokenizer, shapes, seed=seed), tokenizer
+    model = assemble(config, language_model, tokenizer, shapes, seed=seed)
+    model.config.transforms = plain_transforms(towers)
+    return model, tokenizer
 
 
 def assemble(
@@ -101,6 +109,10 @@ def assemble(
             f"set `max_length: {limit}` or less"
         )
     model = LlavaModel(config, language_model, shapes, seed=seed)
+    # Beyond the vocabulary: no text has it, and the embedding is never asked for it.
+    model.config.image_token_id = max(
+        len(tokenizer), language_model.config.get_text_config().vocab_size
+    )
     if model.image_tokens >= config.max_length:
         raise ValueError(
             f"an image takes {model.image_tokens} tokens, which leaves none of `max_length` "
@@ -110,7 +122,7 @@ def assemble(
 
 
 def load_language_model(
-    name: str, *, revision: str | None = None, dtype: str = "float32"
+    name: str, *, revision: str | None = None, dtype: str = "float32", **settings: Any
 ) -> "PreTrainedModel":
     """A causal language model.
 
@@ -118,6 +130,8 @@ def load_language_model(
         name: a folder, a hub id, or a packaged model's name.
         revision: of a hub id.
         dtype: ``float32``, ``bfloat16`` or ``float16``.
+        settings: of transformers' ``from_pretrained``: ``device_map``, ``quantization_config``,
+            ``attn_implementation``, ...
 
     Raises:
         ValueError: there is none, it is not prepared, or it is no causal language model.
@@ -142,6 +156,7 @@ def load_language_model(
             trust_remote_code=False,  # by default it would ask, and run what came with the weights
             ignore_mismatched_sizes=True,  # to have them reported
             output_loading_info=True,
+            **settings,
         )
     check_report(file, report)
     # What a pass gives back is asked for where it is run, whatever a config says.
@@ -160,13 +175,24 @@ def _described(source: Source) -> tuple["PretrainedConfig", type["PreTrainedMode
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    with reading(f"{source.name} as a causal language model"):
+    with _withdrawn_said(source.name), reading(f"{source.name} as a causal language model"):
         config = AutoConfig.from_pretrained(
             source.location, revision=source.revision or "main", trust_remote_code=False
         )
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     return config, type(model), sum(parameter.numel() for parameter in model.parameters())
+
+
+@contextmanager
+def _withdrawn_said(name: str) -> Iterator[None]:
+    """Say of a model that can't be had that its owner has withdrawn it."""
+    try:
+        yield
+    except ValueError as error:
+        if name not in WITHDRAWN:
+            raise
+        raise ValueError(f"{name} was withdrawn from the hub: {WITHDRAWN[name]}") from error
 
 
 def _of_pickles(

@@ -52,6 +52,7 @@ def read_records(
     limit: int | None = None,
     bad: Literal["stop", "skip"] = "stop",
     decode: bool = False,
+    files: bool = True,
 ) -> list[Record]:
     """Read and check a data file.
 
@@ -61,6 +62,7 @@ def read_records(
         limit: only the first so many records.
         bad: what a wrong record does: ``stop``, or be left out, with a warning that names all such.
         decode: whether every picture is decoded, so that a damaged one is found here.
+        files: whether the pictures must be there; a cache of the towers' grids stands for them.
 
     Raises:
         ValueError: the file or some records are wrong, or all are; the message names them all.
@@ -68,7 +70,7 @@ def read_records(
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}: it must be at least 1, or none at all")
     entries = _entries(path)[:limit]
-    if images is not None and not images.is_dir():
+    if files and images is not None and not images.is_dir():
         raise ValueError(f"no image folder at {images}: choose it by `data.images`")
     records: list[Record] = []
     wrong: list[str] = []
@@ -77,7 +79,8 @@ def read_records(
     for number, entry in enumerate(entries):
         try:
             record = _record(entry, f"record {number}")
-            _check_images(record, number, images, found)
+            if files:
+                _check_images(record, number, images, found)
         except ValueError as error:
             wrong.append(str(error))
         else:

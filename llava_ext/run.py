@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from llava_ext.checkpoint import CONFIG, load_projectors
+from llava_ext.checkpoint import CONFIG, load_projectors, save_model
 from llava_ext.config import (
     FinetuneConfig,
     LoraOptions,
@@ -80,6 +80,10 @@ def run(config: TrainConfig) -> None:
     if isinstance(config, FinetuneConfig) and config.lora.rank:
         require("peft", "an adapter")
     check_folder(config.out)
+    if not config.resume and (config.out / "manifest.json").exists():
+        raise ValueError(
+            f"{config.out} already holds a run: continue it with resume, or choose another folder"
+        )
     accumulation(config.stage.effective_batch, config.stage.batch_size, world_size())
     job = open_job(config, stage)
     run_dir = _open_run(config, stage, resume=config.resume) if is_main() else None
@@ -156,15 +160,17 @@ def open_job(config: TrainConfig, stage: Stage) -> Job:
         KeyError: an unknown name.
     """
     data = config.data
+    pictures_here = data.images is not None and data.images.is_dir()
     records = read_records(
         data.json,
         data.images,
         limit=config.limit,
         bad=config.bad_records,
         decode=config.check_pictures and config.cache is None,
+        files=config.cache is None or pictures_here,
     )
     towers = load_towers(config.model, own_device())
-    images = open_images(config.cache, towers, config.data.images, records)
+    images = open_images(config.cache, towers, data.images if pictures_here else None, records)
     model, tokenizer = build_model(config.model, towers, seed=config.stage.seed)
     dataset = ConversationDataset(
         records, tokenizer, config.model, model.image_tokens, images, too_long=config.too_long
@@ -185,10 +191,9 @@ def open_images(
     Raises:
         ValueError: the cache is of other towers or lacks an image.
     """
-    folder = folder or Path()
     if cache is not None:
         return CachedGrids.open(cache, towers, folder, image_names(records))
-    return Pictures(folder, towers)
+    return Pictures(folder or Path(), towers)
 
 
 def _begin_finetune(
@@ -278,7 +283,7 @@ def _write(
 ) -> None:
     """The finished model and the report; then say where they are."""
     final = run_dir.path / "final"
-    job.model.save_pretrained(final, job.tokenizer, state=state)
+    save_model(job.model, job.tokenizer, final, state=state)
     trained = sum(
         getattr(p, "ds_numel", p.numel()) for p in job.model.parameters() if p.requires_grad
     )

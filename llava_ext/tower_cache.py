@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from math import isqrt
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
+from torch.utils.data import DataLoader
 
 from llava_ext.config import CacheConfig, TowerConfig
-from llava_ext.images import image_id, open_picture, picture_ids, plain_ids
+from llava_ext.dataset import Opened, Pictures
+from llava_ext.images import picture_ids, plain_ids
 from llava_ext.llava_json import image_names, read_records
 from llava_ext.towers import Tower, load_towers
 from revelio.activations.format import write_shard
@@ -94,20 +97,26 @@ class CachedGrids:
 
     @classmethod
     def open(
-        cls, cache: Path, towers: Sequence[Tower], folder: Path, names: Sequence[str]
+        cls, cache: Path, towers: Sequence[Tower], folder: Path | None, names: Sequence[str]
     ) -> "CachedGrids":
         """Open the cache of these towers and see that it holds these images.
 
         Args:
             cache: the folder that `revelio llava cache` made.
             towers: compared by identity; none is run.
-            folder: of the images.
+            folder: of the images; None where they are not here: then rows are found by the images' names, and
+                whether a picture has changed since can't be told.
             names: the images that will be asked for.
 
         Raises:
             ValueError: a store is missing or unfinished, is of another tower, or lacks an image.
         """
         stores = [open_store(cache, tower) for tower in towers]
+        if folder is None:
+            named = [{one.split("|")[0]: one for one in store.ids} for store in stores]
+            found = [[ids.get(name, name) for name in names] for ids in named]
+            pairs = zip(stores, found, strict=True)
+            return cls(stores, [_row_numbers(store, names, ids, ids) for store, ids in pairs])
         ids, plain = picture_ids(folder, names, cache), plain_ids(folder, names)
         return cls(stores, [_row_numbers(store, names, ids, plain) for store in stores])
 
@@ -190,6 +199,7 @@ class CacheJob:
         names: of the images, in order.
         batch_size: images a pass of a tower.
         processes: this process and its like.
+        workers: processes that read and resize pictures while the towers run.
     """
 
     cache: Path
@@ -198,6 +208,7 @@ class CacheJob:
     names: Sequence[str]
     batch_size: int = 16
     processes: Processes = field(default_factory=Processes)
+    workers: int = 0
 
     @cached_property
     def targets(self) -> list[tuple[Tower, StoreWriter]]:
@@ -317,7 +328,8 @@ def open_cache_job(config: CacheConfig, processes: Processes) -> CacheJob:
     if config.data.images is None or not names:
         raise ValueError(f"{config.data.json} has no images, so there is nothing to cache")
     towers = load_towers(config.model, processes.device)
-    return CacheJob(config.cache, towers, config.data.images, names, config.batch_size, processes)
+    folder, batch = config.data.images, config.batch_size
+    return CacheJob(config.cache, towers, folder, names, batch, processes, config.workers)
 
 
 def plan(job: CacheJob) -> str:
@@ -331,10 +343,12 @@ def plan(job: CacheJob) -> str:
     todo = [name for number in numbers for name in job.shards[number]]
     if not todo:
         return f"plan: nothing left to do for {len(job.names):,} images in {job.cache}"
-    _compute(job, todo[:1])
     some = todo[: job.batch_size]
+    for pixels, ids in _opened(job, some[:1], workers=0):
+        _compute(job, pixels, ids)
     started = time.perf_counter()
-    _compute(job, some)
+    for pixels, ids in _opened(job, some, workers=0):
+        _compute(job, pixels, ids)
     rate = len(some) / (time.perf_counter() - started) * job.processes.world
     needed = len(todo) * job.row_bytes
     free = free_disk(job.cache) or 0
@@ -383,13 +397,15 @@ def _fill(job: CacheJob) -> Iterator[int]:
     processes.wait()
     done = 0
     lacking = job.lacking()
-    for number in sorted(set().union(*lacking)):
-        if number % processes.world != processes.rank:
-            continue
+    numbers = sorted(set().union(*lacking))
+    mine = [number for number in numbers if number % processes.world == processes.rank]
+    opened = _opened(job, [name for number in mine for name in job.shards[number]])
+    for number in mine:
         names = job.shards[number]
         parts = []
-        for start in range(0, len(names), job.batch_size):
-            parts.append(_compute(job, names[start : start + job.batch_size]))
+        # Shards but the last hold whole batches.
+        for pixels, found in islice(opened, -(-len(names) // job.batch_size)):
+            parts.append(_compute(job, pixels, found))
             done += len(parts[-1][0])
             yield done
         start = number * job.shard_images
@@ -401,13 +417,22 @@ def _fill(job: CacheJob) -> Iterator[int]:
     processes.wait()
 
 
-def _compute(job: CacheJob, names: Sequence[str]) -> list[torch.Tensor]:
-    """The rows of some images, one tensor a store."""
-    images = [open_picture(job.folder / name) for name in names]
-    ids = [image_id(image) for image in images]
-    rows = []
-    for tower, _ in job.targets:
-        pixels = torch.stack([tower.pixels(image) for image in images])
-        with torch.inference_mode():
-            rows.append(to_row(tower, tower.grids(pixels, ids)))
-    return rows
+def _opened(
+    job: CacheJob, names: Sequence[str], workers: int | None = None
+) -> Iterator[tuple[tuple[Tensor, ...], list[str]]]:
+    """Pixels for each store's tower, and the pictures' ids, a batch at a time, read ahead by workers."""
+    pictures = Pictures(job.folder, [tower for tower, _ in job.targets])
+    loader = DataLoader(
+        Opened(pictures, names),
+        batch_size=job.batch_size,
+        num_workers=job.workers if workers is None else workers,
+        collate_fn=pictures.stack,
+    )
+    return ((batch["pixels"], batch["image_ids"]) for batch in loader)
+
+
+def _compute(job: CacheJob, pixels: Sequence[Tensor], ids: Sequence[str]) -> list[Tensor]:
+    """The rows of a batch, one tensor a store."""
+    with torch.inference_mode():
+        pairs = zip(job.targets, pixels, strict=True)
+        return [to_row(tower, tower.grids(each, ids)) for (tower, _), each in pairs]

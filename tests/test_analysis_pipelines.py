@@ -109,7 +109,7 @@ def test_a_result_of_another_store_is_not_overwritten(made: Path, tmp_path: Path
             )
         )
     gallery = MakeGalleryConfig(
-        store=made / "store", ksae=str(made / "run"), latents=4, map_method="pca", controls=False,
+        store=made / "store", ksae=str(made / "run"), latents=4, map_method="pca", beside_controls=False,
         data=DataConfig(source=str(made / "images")), out=tmp_path / "gallery",
     )  # fmt: skip
     make_gallery(gallery)

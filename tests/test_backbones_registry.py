@@ -171,6 +171,12 @@ def test_a_hub_id_that_cannot_be_had_is_one_line():
     assert "\n" not in str(error.value)
 
 
+def test_a_withdrawn_model_says_so_when_it_cannot_be_had():
+    with pytest.raises(ValueError, match=r"can't be had from the hub .*owner withdrew it") as error:
+        load_backbone("sd-2.1")
+    assert "\n" not in str(error.value)
+
+
 def test_a_revision_goes_to_the_hub():
     assert find_source("sd-1.5", "fp16").revision == "fp16"
     assert find_source("sd-1.5").location == "stable-diffusion-v1-5/stable-diffusion-v1-5"

@@ -1,5 +1,6 @@
 """Measures of a k-SAE and their controls: against loops, closed forms, and what is known to be so."""
 
+from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 
@@ -9,9 +10,12 @@ import torch
 from backbones_helpers import picture, tiny_sd
 from sae_helpers import loop_decode, loop_encode, planted, random_model
 
+from revelio.activations.config import ExtractRunConfig
 from revelio.activations.store import write_store
 from revelio.analysis.paired import against, image_subsets
+from revelio.backbones.config import BackboneConfig
 from revelio.backbones.registry import load_backbone
+from revelio.data.config import DataConfig
 from revelio.evaluation.config import EvalSAEConfig
 from revelio.evaluation.controls import TRAINED, trained_control, untrained_controls
 from revelio.evaluation.encoded import encoded
@@ -24,6 +28,7 @@ from revelio.evaluation.measures import (
     held_out,
 )
 from revelio.pipelines.eval_sae import eval_sae
+from revelio.pipelines.extract import extract_to
 from revelio.pipelines.train_sae import train_sae
 from revelio.sae.config import RunConfig, TrainConfig, TrainSAEConfig
 from revelio.sae.model import KSparseAutoencoder
@@ -262,7 +267,7 @@ def _trained(folder: Path, store: Path, seeds: tuple[int, ...]) -> tuple[Path, .
     return tuple(
         train_sae(
             TrainSAEConfig(
-                store=store, out=folder / f"k{s}", k=2, expansion=4, steps=40, batch_size=64, seed=s,
+                store=(store,), out=folder / f"k{s}", k=2, expansion=4, steps=40, batch_size=64, seed=s,
                 learning_rate=1e-2, warmup_steps=1, held_out=0.0,
             )
         )[0].path
@@ -317,3 +322,35 @@ def test_without_labels_and_with_too_few_images(tmp_path: Path) -> None:
     write_store(tmp_path / "few", torch.rand(20, 8), [f"f{i}" for i in range(20)])
     with pytest.raises(ValueError, match="holds 20 images: measures need 100 up"):
         eval_sae(EvalSAEConfig(store=tmp_path / "few", ksae=runs, out=tmp_path / "few-out"))
+
+
+def test_loss_recovered_of_an_extraction(tmp_path: Path) -> None:
+    model = tiny_sd(tmp_path / "sd")
+    (tmp_path / "photos").mkdir()
+    for number in range(100):
+        picture(number).save(tmp_path / "photos" / f"{number:03d}.png")
+    data = DataConfig(source=str(tmp_path / "photos"))
+    backbone = BackboneConfig(name=str(model), device="cpu")
+    [store] = extract_to(
+        ExtractRunConfig(
+            out=tmp_path / "a", layers=("up_ft0",), timesteps=(200,), data=data, backbone=backbone
+        )
+    )
+    runs = _trained(tmp_path, store.path, (0,))
+    config = EvalSAEConfig(
+        store=store.path,
+        ksae=runs,
+        out=tmp_path / "o",
+        loss_images=12,
+        data=data,
+        backbone=backbone,
+    )
+    entry = eval_sae(config)["ksaes"][str(runs[0])]
+    losses = entry["denoising_loss"]
+    whole = losses["mean"] - losses["true"]
+    assert entry["loss_recovered"]["value"] == pytest.approx(
+        (losses["mean"] - losses["k-SAE"]) / whole
+    )
+    other = BackboneConfig(name=str(tiny_sd(tmp_path / "other", seed=1)), device="cpu")
+    with pytest.raises(ValueError, match="needs the store's own diffusion model"):
+        eval_sae(replace(config, backbone=other))

@@ -148,3 +148,42 @@ def test_a_projector_without_a_tower_is_an_error(folder, tmp_path):
         import_projectors(only_clip, tmp_path)
     with pytest.raises(ValueError, match="there is no tower 3"):
         import_projectors(only_clip, {3: tmp_path / "diffusion_mm_projector.bin"})
+
+
+@pytest.mark.parametrize("ending", [".bin", ".safetensors"])
+def test_hugging_face_names_are_read(folder, tmp_path, ending):
+    from safetensors.torch import save_file
+
+    ours = mlp("mm_projector", 8)
+    theirs = {
+        key.replace("mm_projector.0", "model.multi_modal_projector.linear_1").replace(
+            "mm_projector.2", "model.multi_modal_projector.linear_2"
+        ): tensor
+        for key, tensor in ours.items()
+    }
+    path = tmp_path / f"llava{ending}"
+    (save_file if ending == ".safetensors" else torch.save)(theirs, path)  # type: ignore[operator]
+    model = build(folder, (CLIP,), SHAPES[:1])
+    import_projectors(model, path)
+    for key, value in model.projectors[0].mlp.state_dict().items():
+        assert torch.equal(value, ours[f"mm_projector.{key}"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: {key: value[:0] for key, value in state.items()}, "saved under ZeRO-3"),
+        (
+            lambda state: {key: value * float("nan") for key, value in state.items()},
+            "(?i)nan|finite",
+        ),
+        (
+            lambda state: state | {"model.mm_projector_aux_0.0.weight": torch.ones(2, 2)},
+            "Cambrian's several towers",
+        ),
+    ],
+)
+def test_a_file_that_is_no_whole_projector_is_named(tmp_path, change, message):
+    torch.save(change(mlp("model.mm_projector", 8)), tmp_path / "mm_projector.bin")
+    with pytest.raises(ValueError, match=message):
+        read_projectors(tmp_path / "mm_projector.bin")

@@ -14,6 +14,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from llava_ext.config import CacheConfig, ModelConfig, TowerConfig
 from llava_ext.images import STAMPS, image_id, picture_ids, plain_ids
+from llava_ext.llava_json import read_records
 from llava_ext.tower_cache import (
     CachedGrids,
     CacheJob,
@@ -235,3 +236,31 @@ def test_pictures_are_read_once(tmp_path, monkeypatch) -> None:
         (tmp_path / STAMPS).write_text(broken)
         del read[:]
         assert picture_ids(tmp_path, names, tmp_path) == first and sorted(read) == names
+
+
+def test_workers_read_ahead_and_change_nothing(project, tmp_path) -> None:
+    finish(job(project, tmp_path / "none"))
+    finish(job(project, tmp_path / "two", workers=2))
+    shards = [
+        {
+            name: data
+            for name, data in bytes_of(tmp_path / one).items()
+            if name.endswith("safetensors")
+        }
+        for one in ("none", "two")
+    ]
+    assert shards[0] == shards[1] and shards[0]
+
+
+def test_a_cache_needs_no_pictures(project, tmp_path) -> None:
+    folder, model = project
+    finish(job(project, tmp_path / "c"))
+    towers = load_towers(model, "cpu")
+    wanted = CachedGrids.open(tmp_path / "c", towers, folder / "images", NAMES)
+    found = CachedGrids.open(tmp_path / "c", towers, None, NAMES)
+    for name in NAMES:
+        pairs = zip(found.get(name), wanted.get(name), strict=True)
+        assert all(torch.equal(one, other) for one, other in pairs)
+    with pytest.raises(ValueError, match=r"lacks image other\.png"):
+        CachedGrids.open(tmp_path / "c", towers, None, ["other.png"])
+    assert read_records(folder / "data.json", None, files=False)

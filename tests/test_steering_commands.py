@@ -219,3 +219,18 @@ def test_steer_eval_writes_a_table_with_baselines(model: Path, tmp_path: Path, c
         capsys, "steer", "--concept", tmp_path / "c", "--prompts", table, *out
     )
     assert not (tmp_path / "no").exists()
+
+
+def test_the_presets_are_the_published_settings():
+    from revelio.cli import extract_text, train_ksae
+    from revelio.config import load_config
+    from revelio.sae.config import TrainSAEConfig
+
+    folder = Path(__file__).parent.parent / "configs" / "steering"
+    settings = {"sd14": (4, 32), "sdxl": (32, 32), "flux": (16, 64)}
+    for name, (expansion, k) in settings.items():
+        tokens = load_config(extract_text.Config, folder / f"{name}.yaml")
+        ksae: TrainSAEConfig = load_config(train_ksae.Config, folder / f"{name}-ksae.yaml")
+        assert (ksae.expansion, ksae.k, ksae.samples) == (expansion, k, 400_000_000)
+        assert ksae.store == tokens.out / tokens.layers[0]
+        assert tokens.padding == "keep"

@@ -18,7 +18,7 @@ from typing import Any
 
 from PIL import Image
 
-from revelio.run_dir import write_json
+from revelio.files import write_whole
 
 NOTEBOOK = Path(__file__).parents[1] / "docs" / "tutorial.ipynb"
 
@@ -47,10 +47,13 @@ def execute(notebook: dict[str, Any], folder: Path) -> dict[str, Any]:
 def _run(source: str, names: dict[str, Any], count: int) -> list[dict[str, Any]]:
     """A cell's outputs in the form of a notebook."""
     tree, value, printed = ast.parse(source), None, io.StringIO()
-    last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+    last = tree.body[-1] if tree.body else None
     with redirect_stdout(printed):
-        exec(compile(tree, f"<cell {count}>", "exec"), names)
-        if last is not None:
+        if not isinstance(last, ast.Expr):
+            exec(compile(tree, f"<cell {count}>", "exec"), names)
+        else:
+            tree.body.pop()
+            exec(compile(tree, f"<cell {count}>", "exec"), names)
             value = eval(compile(ast.Expression(last.value), f"<cell {count}>", "eval"), names)
     outputs: list[dict[str, Any]] = []
     if printed.getvalue():
@@ -74,7 +77,8 @@ def main() -> None:
     """Execute the notebook and write it in place."""
     notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
     with TemporaryDirectory() as folder:
-        write_json(NOTEBOOK, execute(notebook, Path(folder)))
+        found = execute(notebook, Path(folder))
+    write_whole(NOTEBOOK, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ Two = Annotated[int, Range(2)]
 
 RELEASED_M = 20
 FROM_STORE = "from-store"
+FROM_GALLERY = "from-gallery"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +186,7 @@ class MakeGalleryConfig(GalleryConfig, MakeTopImagesConfig):
     data: DataConfig = field(default_factory=lambda: DataConfig(source=FROM_STORE))
     """The pictures; from-store: the known data set that the store's manifest names. Matched by id."""
 
-    controls: bool = True
+    beside_controls: bool = True
     """Where there are labels, measure what autoencoders that learned nothing reach (seconds to minutes)."""
 
     out: OutFolder | None = None
@@ -270,3 +271,24 @@ class LocalityConfig:
 
     out: OutFile | None = None
     """The JSON file to write; none: `locality.json` in the k-SAE's run folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """Which gallery is shown, and what encodes a picture that is dropped in."""
+
+    gallery: Folder
+    """The folder that `revelio gallery` wrote."""
+
+    ksae: str | None = None
+    """The k-SAE of the gallery; none: that of the run folder which the gallery lies in."""
+
+    backbone: BackboneConfig = field(default_factory=lambda: BackboneConfig(name=FROM_GALLERY))
+    """The model of the gallery; from-gallery: the known model that the gallery names."""
+
+    host: str = "127.0.0.1"
+    """The address to listen at. Anything but this machine's own lets others on the network look, and drop
+    pictures in."""
+
+    port: Annotated[int, Range(0, 65_535)] = 8571
+    """The port to listen at; 0: a free one."""

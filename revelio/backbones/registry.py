@@ -57,8 +57,8 @@ def load_backbone(
 
     Args:
         model: a name that :func:`describe` lists, a folder, a hub id, or ``module:function`` of a factory. A
-            U-Net's folder or file stands for the pipeline it lies in; ``sd-1.5+path/to/unet`` puts it in the
-            place of another pipeline's. Or a whole config.
+            denoiser's folder or file stands for the pipeline it lies in; ``sd-1.5+path/to/unet`` puts it in
+            the place of another pipeline's. Or a whole config.
         layers: the layers that will be asked for: what comes after the deepest is not kept. None keeps the
             whole model, which a diffusion model's ``predict``, ``decode`` and ``pipeline`` need.
         imports: whether ``module:function`` may be imported. Must be False for a name out of a file that came
@@ -89,7 +89,7 @@ def load_backbone(
     from revelio.backbones.loading import LoadSettings
 
     source = find_source(name, revision)
-    family, loading = family_of(source), LoadSettings(**asked)
+    family, loading = _family_of(source), LoadSettings(**asked)
     if isinstance(family, str):
         return _imported(VIT_LOADERS[family])(source, loading)
     return load_family(family, source, loading)
@@ -224,6 +224,15 @@ def _with_denoiser(base: Source, denoiser: Path) -> Source:
     if not _denoiser_of(family_of(base)):
         raise ValueError(f"{base.name} has no denoiser that {denoiser} could replace")
     return replace(base, name=f"{base.name}+{denoiser.resolve().name}", denoiser=denoiser)
+
+
+def _family_of(source: Source) -> Family:
+    """:func:`family_of`; where a known model can't be had, the message says what is known of it."""
+    try:
+        return family_of(source)
+    except ValueError as error:
+        note = next((about.note for about in describe() if about.name == source.name), "")
+        raise ValueError(f"{error}; {note}" if note else str(error)) from error
 
 
 def _imported(path: str) -> Factory:

@@ -22,6 +22,7 @@ COMMANDS = {
     "eval-ksae": "k-SAEs + held-out store -> every measure beside its controls, with a verdict",
     "locality": "k-SAE of cells + grids -> how local, stable and distinct its latents are",
     "gallery": "k-SAE + store -> a folder of pages to browse the latents",
+    "serve": "a gallery on this machine's web server: drop a picture in, see which latents fire, and where",
     "pca-maps": "grids -> the top three principal components as RGB pictures",
     "extract-text": "prompts -> activation stores of a text encoder's tokens",
     "concept": "texts, pictures or latents -> a concept to steer by",

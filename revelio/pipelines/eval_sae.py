@@ -280,6 +280,7 @@ def _losses(
     """
     from revelio.backbones.base import DiffusionModel
     from revelio.backbones.registry import load_backbone
+    from revelio.data.loading import batches
     from revelio.data.open import open_dataset
     from revelio.evaluation.loss_recovered import denoising_losses
 
@@ -298,19 +299,16 @@ def _losses(
             f"{len(places)} of the images of {config.store} are in {config.data.source}: give the data set "
             "that it was extracted from"
         )
-    parts: list[dict[str, Tensor]] = []
-    for start in range(0, len(places), config.batch_size):
-        batch = places[start : start + config.batch_size]
-        pixels = torch.stack([backbone.transform(dataset[i].image) for i in batch])
-        parts.append(
-            denoising_losses(
-                backbone,
-                about["layer"],
-                backbone.encode(pixels),
-                [dataset.ids[i] for i in batch],
-                about["timestep"],
-                replacements,
-                seed=about["seed"],
-            )
+    parts = [
+        denoising_losses(
+            backbone,
+            about["layer"],
+            backbone.encode(batch.pixels),
+            batch.ids,
+            about["timestep"],
+            replacements,
+            seed=about["seed"],
         )
+        for batch in batches(dataset, backbone.transform, config.batch_size, indices=places)
+    ]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

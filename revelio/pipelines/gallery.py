@@ -100,6 +100,6 @@ def _purity(
         return None
     how = PurityConfig(m=min(10, top.m), seed=config.seed)
     entry = purity(top, how)
-    if config.controls and top.labels is not None and entry["latents"]:
+    if config.beside_controls and top.labels is not None and entry["latents"]:
         entry |= controls_of(model, store, how, progress)
     return entry

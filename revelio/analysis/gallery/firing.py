@@ -45,7 +45,7 @@ def firing(
     active = torch.zeros(len(store), dtype=torch.int64)
     with torch.inference_mode():
         for start, rows in store.batches(batch_size):
-            codes = model.encode(pooled(rows).to(device))
+            codes = model.encode(pooled(rows).to(device), store.manifest)
             values, places = codes.values.float().cpu(), place_of[codes.indices.cpu()]
             active[start : start + len(rows)] = (values > 0).sum(1)
             images, slots = ((values > 0) & (places >= 0)).nonzero(as_tuple=True)
@@ -101,7 +101,7 @@ def near_misses(
     with torch.inference_mode():
         for start, rows in store.batches(batch_size):
             x = pooled(rows).to(device)
-            codes = model.encode(x)
+            codes = model.encode(x, store.manifest)
             least = codes.values.float().clamp(min=0).amin(1, keepdim=True)
             fires = torch.zeros(len(x), model.n, dtype=torch.bool, device=device)
             fires.scatter_(1, codes.indices, codes.values > 0)

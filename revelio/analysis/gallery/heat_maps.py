@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from revelio.sae.inputs import Source
+
 if TYPE_CHECKING:
     from revelio.activations.store import ActivationStore
     from revelio.sae.model import KSparseAutoencoder
@@ -46,17 +48,20 @@ def heat_maps(
                 places = wanted.get(start + number)
                 if places:
                     cells = grid.float().flatten(1).T.contiguous().to(device)
-                    maps = sparse_maps(model, cells, chosen[places])
+                    maps = sparse_maps(model, cells, chosen[places], store.manifest)
                     for place, one in zip(places, maps, strict=True):
                         found[place][start + number] = one
-    return [_levels(maps) for maps in found]
+    return [levels(maps) for maps in found]
 
 
 def sparse_maps(
-    model: "KSparseAutoencoder", cells: Float[Tensor, "cells d"], latents: Int64[Tensor, "l"]
+    model: "KSparseAutoencoder",
+    cells: Float[Tensor, "cells d"],
+    latents: Int64[Tensor, "l"],
+    source: Source = None,
 ) -> list[tuple[Tensor, Tensor]]:
     """For each latent the cells that it fires on, ascending, and its codes there."""
-    codes = model.encode(cells)
+    codes = model.encode(cells, source)
     values, indices = codes.values.float().cpu(), codes.indices.cpu()
     order = latents.sort()
     slots = torch.searchsorted(order.values, indices).clamp(max=len(latents) - 1)
@@ -65,7 +70,7 @@ def sparse_maps(
     return [(at[places == place], codes_there[places == place]) for place in range(len(latents))]
 
 
-def _levels(maps: Mapping[int, tuple[Tensor, Tensor]]) -> Maps:
+def levels(maps: Mapping[int, tuple[Tensor, Tensor]]) -> Maps:
     """Whole numbers of a latent's maps, on one scale."""
     most = max((float(codes.max()) for _, codes in maps.values() if len(codes)), default=1.0)
     return {

@@ -3,7 +3,8 @@
     index.html  assets/*.js, *.css   thumbs/000/000000.jpg
     data/gallery.js                  what every page needs: names, and numbers of all latents and images
     data/cards-0000.js, latents-0000.js, images-0000.js, ...   the rest, loaded when a page shows it
-    gallery.json  latents.jsonl      the same data for programs; a latent a line
+    gallery.json                     the same data for programs
+    latents.jsonl  images.jsonl      ... a latent, an image a line
 
 Pages opened from disk may not fetch files, so data comes as scripts. All text reaches the page as text,
 never as HTML.
@@ -29,11 +30,11 @@ from revelio.analysis.gallery.records import (
     latent_columns,
     latent_records,
 )
-from revelio.analysis.pca_maps import square
 from revelio.analysis.purity import eligible
 from revelio.analysis.top_images import TopImages, check_width
 from revelio.bounds import check_fields
 from revelio.data.dataset import ImageDataset, ImageError
+from revelio.data.transforms import center_square
 from revelio.lock import NAME as LOCK
 from revelio.outputs import Older, check_replaceable, read_record, replace_files
 
@@ -229,7 +230,7 @@ def _write_thumbnails(
 
 
 def _thumbnail(image: "Image.Image", side: int) -> "Image.Image":
-    return square(image, min(side, *image.size))
+    return center_square(image.convert("RGB"), min(side, *image.size), "bicubic")
 
 
 def _names(data: dict[str, Any]) -> list[str]:
@@ -269,25 +270,35 @@ def _write_data(
     _write(folder / "gallery.json", f"{_json(shared)}\n")
     _write(data / "gallery.js", f"window.REVELIO = {script_json(shared)};\n")
     cards: list[list[int]] = []
-    with (folder / "latents.jsonl").open("w", encoding="utf-8", errors="backslashreplace") as lines:
-        for number, part in enumerate(_batched(records, CHUNKS["latents"])):
-            _write_chunk(data, "latents", number, part)
-            lines.writelines(f"{_json(record)}\n" for record in part)
-            cards += ([row for row, _ in record["top"][:TILES]] for record in part)
-    for kind, parts in (("cards", cards), ("images", images)):
-        for number, part in enumerate(_batched(parts, CHUNKS[kind])):
-            _write_chunk(data, kind, number, part)
+
+    def seen(record: dict[str, Any]) -> dict[str, Any]:
+        cards.append([row for row, _ in record["top"][:TILES]])
+        return record
+
+    for kind, items in (("latents", map(seen, records)), ("images", images)):
+        with (folder / f"{kind}.jsonl").open("w", encoding="ascii") as lines:
+            _write_chunks(data, kind, items, lambda part, to=lines: to.write(_lines(part)))
+    _write_chunks(data, "cards", cards, lambda part: None)
+
+
+def _lines(part: Iterable[Any]) -> str:
+    return "".join(f"{json.dumps(record, allow_nan=False)}\n" for record in part)
+
+
+def _write_chunks(
+    data: Path, kind: str, items: Iterable[Any], also: Callable[[list[Any]], object]
+) -> None:
+    """Write items as scripts of so many each; ``also`` gets each part, too."""
+    for number, part in enumerate(_batched(items, CHUNKS[kind])):
+        path = data / f"{kind}-{number:04d}.js"
+        _write(path, f'window.REVELIO.add("{kind}", {number}, {script_json(part)});\n')
+        also(part)
 
 
 def _batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
     left = iter(items)
     while part := list(islice(left, size)):
         yield part
-
-
-def _write_chunk(data: Path, kind: str, number: int, part: Sequence[Any]) -> None:
-    path = data / f"{kind}-{number:04d}.js"
-    _write(path, f'window.REVELIO.add("{kind}", {number}, {script_json(part)});\n')
 
 
 def _write_pages(folder: Path, shared: dict[str, Any]) -> None:

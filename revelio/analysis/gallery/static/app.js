@@ -77,7 +77,7 @@
     const [path, text] = location.hash.replace(/^#\/?/, "").split("?");
     const [view, id] = path.split("/");
     const query = new URLSearchParams(text || "");
-    place = ["latent", "map", "image", "images", "about"].includes(view) ? view : "latents";
+    place = ["latent", "map", "image", "images", "about", "picture"].includes(view) ? view : "latents";
     const filtered = place === "latents" || place === "map";
     if (filtered && (text !== undefined || place === "latents")) filters.read(query);
     document.body.dataset.view = place;
@@ -95,7 +95,8 @@
     else if (place === "latent") title = latentView.show(main, Number(id), query);
     else if (place === "image") title = imagesView.showOne(main, Number(id));
     else if (place === "images") imagesView.show(main, query);
-    else about();
+    else if (place === "about") about();
+    else { title = "A picture"; main.replaceChildren(h("p", { class: "empty" }, "Drop a picture here.")); }
     document.title = `${title} \u00b7 ${data.title} | Revelio gallery`;
     tips.hide();
     window.scrollTo(0, scrolled());

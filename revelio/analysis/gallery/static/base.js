@@ -122,8 +122,8 @@ const Gallery = (() => {
   }
 
   // The cells of a grid that a latent fires on, as a layer over a picture of the same square.
-  function heat(cells) {
-    const [height, width] = meta.grid;
+  function heat(cells, grid = meta.grid) {
+    const [height, width] = grid;
     const canvas = h("canvas", { class: "heat", width, height, role: "img", "aria-label": `fires in ${plural(cells.length / 2, "cell")} of ${width * height}` });
     const context = canvas.getContext("2d");
     const image = context.createImageData(width, height);

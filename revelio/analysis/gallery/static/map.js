@@ -37,7 +37,7 @@ Gallery.mapView = (() => {
       h("p", { class: "quiet" }, `Each dot is a latent, laid out by ${BY} (${HOW}): near dots are alike. Scroll or pinch to zoom, drag to move, click to open; the filters fade the rest.`),
       box, legend);
 
-    let size = [0, 0], colours = [], matching = [], order = [];
+    let size = [0, 0], colours = [], matching = [];
     const x = (latent) => ((latent.at[0] - view.x) * view.zoom + 0.5) * (size[0] - 48) + 24;
     const y = (latent) => ((0.5 - latent.at[1] - (0.5 - view.y)) * view.zoom + 0.5) * (size[1] - 48) + 24;
     const radius = (latent) => (2.6 + 3.4 * Math.sqrt(latent.strength / (strongest || 1))) * Math.min(2, Math.sqrt(view.zoom));
@@ -50,9 +50,6 @@ Gallery.mapView = (() => {
       const resolve = (text) => text.replace(/var\((--[\w-]+)\)/, (_, name) => css.getPropertyValue(name).trim());
       colours = latents.map((latent, i) => (values ? heat(values[i]) : resolve(colour(latent.class))));
       matching = latents.map(filters.matches);
-      // Dots of one colour one after the other: changing it takes longer than a dot.
-      order = latents.map((_, i) => i);
-      if (latents.length > 5000) order.sort((a, b) => (colours[a] < colours[b] ? -1 : colours[a] > colours[b] ? 1 : 0));
       if (by === "class") {
         const counts = new Map();
         for (const latent of latents) if (latent.class !== null) counts.set(latent.class, (counts.get(latent.class) || 0) + 1);
@@ -62,25 +59,47 @@ Gallery.mapView = (() => {
         legend.replaceChildren(h("span", {}, "low"), h("span", { class: "scale", style: { background: `linear-gradient(90deg, ${[0, 0.25, 0.5, 0.75, 1].map(heat).join(",")})` } }), h("span", {}, "high"));
       }
     }
+    // Of very many latents each is a square of a few pixels: as circles they take seconds.
+    function pixels(context, ratio) {
+      const [width, height] = [canvas.width, canvas.height];
+      const image = context.createImageData(width, height);
+      const cells = new Uint32Array(image.data.buffer);
+      const known = new Map();
+      const packed = (text) => {
+        if (!known.has(text)) { context.fillStyle = text; known.set(text, parseInt(context.fillStyle.slice(1), 16)); }
+        const rgb = known.get(text);
+        return ((rgb & 255) << 16) | (rgb & 65280) | (rgb >> 16);
+      };
+      for (const wanted of [false, true]) {
+        const alpha = (wanted ? 235 : 40) << 24;
+        latents.forEach((latent, i) => {
+          if (matching[i] !== wanted) return;
+          const half = Math.max(1, Math.round((radius(latent) * ratio) / 2));
+          const [left, top] = [Math.round(x(latent) * ratio) - half, Math.round(y(latent) * ratio) - half];
+          const value = (alpha | packed(colours[i])) >>> 0;
+          for (let py = Math.max(0, top); py < Math.min(height, top + 2 * half); py += 1) {
+            for (let px = Math.max(0, left); px < Math.min(width, left + 2 * half); px += 1) cells[py * width + px] = value;
+          }
+        });
+      }
+      context.putImageData(image, 0, 0);
+    }
     function render() {
       const context = canvas.getContext("2d");
       const ratio = window.devicePixelRatio || 1;
       context.setTransform(ratio, 0, 0, ratio, 0, 0);
       context.clearRect(0, 0, ...size);
       const css = getComputedStyle(document.documentElement);
-      for (const wanted of [false, true]) {
+      if (latents.length > 5000) pixels(context, ratio);
+      for (const wanted of latents.length > 5000 ? [] : [false, true]) {
         context.globalAlpha = wanted ? 0.88 : 0.12;
-        for (const i of order) {
-          if (matching[i] !== wanted) continue;
-          const [px, py, r] = [x(latents[i]), y(latents[i]), radius(latents[i])];
-          if (px < -r || py < -r || px > size[0] + r || py > size[1] + r) continue;
+        latents.forEach((latent, i) => {
+          if (matching[i] !== wanted) return;
           context.fillStyle = colours[i];
-          // Squares of a few pixels look like dots and are drawn many times faster.
-          if (latents.length > 5000) { context.fillRect(px - r / 2, py - r / 2, r, r); continue; }
           context.beginPath();
-          context.arc(px, py, r, 0, 7);
+          context.arc(x(latent), y(latent), radius(latent), 0, 7);
           context.fill();
-        }
+        });
       }
       context.globalAlpha = 1;
       if (chosen) {
