@@ -1,12 +1,13 @@
 """A model on disk: the projectors, the tokenizer, and of the language model no more than is needed.
 
-    config.json               format, what the model is made of, shapes of the towers' grids
+    config.json               format, what the model is made of, shapes of the towers' grids, their transforms
     projectors.safetensors    always
-    tokenizer/                always
+    tokenizer.json, ...       the tokenizer, and processor_config.json (in format 1: the folder tokenizer/)
     language_model/           whole; absent where the language model is unchanged: then by name and revision
     adapter/                  of peft, on top of either
 
-Towers are never in it: they are named in config.json.
+Towers are never in it: they are named in config.json. With ``llava_ext`` imported, ``AutoProcessor`` and
+``AutoModelForImageTextToText`` of transformers take the folder (of format 2).
 """
 
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from llava_ext.config import ModelConfig
 from llava_ext.conversation import FORMAT_1_SYSTEM
 from llava_ext.language import adapted, assemble, load_language_model, load_tokenizer
 from llava_ext.model import LlavaModel, TowerShape
+from llava_ext.processor import RevelioLlavaProcessor
 from revelio.backbones.loading import dtype_of, reading
 from revelio.backbones.source import HUB_ID
 from revelio.backbones.weights import check_fit, shapes_of
@@ -49,12 +51,21 @@ FREE_SETTINGS = (
     "revision",
 )
 
+# Settings of transformers' `from_pretrained` that are the language model's.
+PASSED_ON = (
+    "device_map",
+    "max_memory",
+    "quantization_config",
+    "attn_implementation",
+    "offload_folder",
+)
+
 Language = Literal["auto", "reference", "whole"]
 
 
 def save_model(
     model: LlavaModel,
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: "PreTrainedTokenizerBase | None",
     path: Path,
     *,
     language: Language = "auto",
@@ -64,7 +75,7 @@ def save_model(
 
     Args:
         model: what to write.
-        tokenizer: its tokenizer.
+        tokenizer: its tokenizer; None writes the model alone.
         path: a folder of its own; the files of a model of the same parts are replaced.
         language: ``reference`` writes only the language model's name, ``whole`` its weights; ``auto`` writes
             them where they were trained. Adapters are always written.
@@ -101,7 +112,7 @@ def save_model(
 
 def _write(
     model: LlavaModel,
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: "PreTrainedTokenizerBase | None",
     folder: Path,
     weights: Mapping[str, Tensor],
     whole: bool,
@@ -109,17 +120,17 @@ def _write(
     from peft import PeftModel
 
     adapter = isinstance(model.language_model, PeftModel)
-    entries = {
-        "format": FORMAT,
-        "model": to_plain(model.settings),
-        "shapes": [{"channels": s.channels, "grid": list(s.grid)} for s in model.shapes],
-        "language": "whole" if whole else "reference",
-        "adapter": adapter,
-    }
-    write_json(folder / CONFIG, entries)
+    config = model.config
+    config.format, config.adapter = FORMAT, adapter
+    config.model, config.language = to_plain(model.settings), "whole" if whole else "reference"
+    config.architectures, config.dtype = [type(model).__name__], model.settings.dtype
+    write_json(folder / CONFIG, config.to_dict())
     projectors = _below(weights, "projectors.")
     save_file({key: value.contiguous() for key, value in projectors.items()}, folder / PROJECTORS)
-    tokenizer.save_pretrained(folder / TOKENIZER)
+    if tokenizer is not None and config.transforms:
+        RevelioLlavaProcessor.of(model, tokenizer).save_pretrained(folder)
+    elif tokenizer is not None:
+        tokenizer.save_pretrained(folder)
     inner: Any = model.language_model
     language = _below(weights, "language_model.")
     if adapter:
@@ -136,36 +147,44 @@ def _write(
 
 
 def load_model(
-    path: str | Path, *, dtype: str | None = None
+    path: str | Path, *, dtype: Any = None, config: Any = None, **settings: Any
 ) -> tuple[LlavaModel, "PreTrainedTokenizerBase"]:
     """Read what :func:`save_model` wrote.
 
     Args:
         path: the folder, or a hub id.
         dtype: instead of the one it was written in.
+        config: not used: it is read from the folder.
+        settings: of transformers' ``from_pretrained``, for the language model: ``device_map``,
+            ``quantization_config``, ``attn_implementation``, ...
 
     Raises:
         ValueError: it is no such folder, of another format, or damaged; one line that says which.
     """
     folder = _folder(path)
     entries = _entries(folder)
+    dtype = None if dtype in (None, "auto") else str(dtype).removeprefix("torch.")
     values = entries["model"] | ({"dtype": dtype} if dtype else {})
-    config = structure(ModelConfig, values, where="model.")
+    model_config = structure(ModelConfig, values, where="model.")
     shapes = _tower_shapes(folder, entries["shapes"])
     whole = entries["language"] == "whole"
-    tokenizer = load_tokenizer(_part(folder, TOKENIZER))
+    old = (folder / TOKENIZER).is_dir()
+    tokenizer = load_tokenizer(_part(folder, TOKENIZER) if old else str(folder))
     projectors = _read(folder / PROJECTORS)
     language_model: Any = load_language_model(
-        _part(folder, LANGUAGE) if whole else config.language_model,
-        revision=None if whole else config.revision,
-        dtype=config.dtype,
+        _part(folder, LANGUAGE) if whole else model_config.language_model,
+        revision=None if whole else model_config.revision,
+        dtype=model_config.dtype,
+        **{name: value for name, value in settings.items() if name in PASSED_ON},
     )
-    model = assemble(config, language_model, tokenizer, shapes)
+    model = assemble(model_config, language_model, tokenizer, shapes)
+    model.config.transforms = entries.get("transforms", [])
     model.language_changed = whole
     if entries["adapter"]:
         model.set_language_model(_adapted(language_model, Path(_part(folder, ADAPTER))))
     load_state(model.projectors, projectors, str(folder / PROJECTORS))
-    return model, tokenizer
+    model.projectors.to(next(model.get_input_embeddings().parameters()).device)
+    return model.eval(), tokenizer
 
 
 def _entries(folder: Path) -> dict[str, Any]:

@@ -11,13 +11,14 @@ otherwise in another batch; in float32 that was not seen.
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from llava_ext.checkpoint import load_model
 from llava_ext.config import IMAGE_INDEX, IMAGE_TOKEN
 from llava_ext.conversation import Turn, place_images
 from llava_ext.decoding import (
@@ -89,9 +90,9 @@ class Assistant:
             ValueError: it is no such folder, or something it names can't be loaded.
         """
         place = device_of(device)
-        model, tokenizer = LlavaModel.from_pretrained(path, dtype=dtype)
+        model, tokenizer = load_model(path, dtype=dtype)
         loaded = load_towers(model.settings, device, allow) if towers else ()
-        return cls(model.to(place), tokenizer, loaded)
+        return cls(cast(Any, model).to(place), tokenizer, loaded)
 
     def answer(
         self,

@@ -10,17 +10,21 @@ file, and a file that still has both is not read again.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from jaxtyping import Float, Int64, UInt8
 from PIL import Image
+from torch import Tensor
 
 from revelio.data.contents import digest_of, digests
 from revelio.data.dataset import ImageError
 from revelio.data.picture import read_picture
+from revelio.data.transforms import SquareTransform
 from revelio.files import write_whole
 from revelio.seeds import generator
 from revelio.trust import read_object
@@ -68,8 +72,6 @@ def pad_to_square(image: Image.Image, colour: tuple[float, float, float]) -> Ima
 
 def smooth_picture(width: int, height: int) -> Image.Image:
     """A picture of smooth colours in which every place looks different; always the same."""
-    import torch
-
     coarse = torch.randint(
         0, 256, (6, 9, 3), generator=generator("smooth picture"), dtype=torch.uint8
     )
@@ -117,3 +119,33 @@ def _read_stamps(path: Path) -> dict[str, list[Any]]:
 
 def _is_stamp(value: Any) -> bool:
     return isinstance(value, list) and [type(part) for part in value] == [int, int, str]
+
+
+def transform_from(entry: Mapping[str, Any]) -> SquareTransform:
+    """A tower's transform from its plain values in a saved model's config."""
+    mean, std = (tuple(map(float, entry[name])) for name in ("mean", "std"))
+    return SquareTransform(**{**entry, "mean": mean, "std": std})
+
+
+def split_pixels(
+    pixel_values: UInt8[Tensor, "i n"], transforms: Sequence[Mapping[str, Any]]
+) -> list[Float[Tensor, "i 3 h w"]]:
+    """A processor's pictures for each tower, normalised as its own transform does it."""
+    all_of = [transform_from(entry) for entry in transforms]
+    parts = pixel_values.split([3 * each.size**2 for each in all_of], dim=1)
+    found = []
+    for part, transform in zip(parts, all_of, strict=True):
+        pixels = part.view(-1, 3, transform.size, transform.size).float().div_(255)
+        mean, std = (torch.tensor(v, device=pixels.device) for v in (transform.mean, transform.std))
+        found.append(pixels.sub_(mean[:, None, None]).div_(std[:, None, None]))
+    return found
+
+
+def id_of(name: str) -> list[int]:
+    """An :func:`image_id` as two signed numbers, which a tensor can hold."""
+    return np.frombuffer(bytes.fromhex(name), dtype="<i8").tolist()
+
+
+def names_of(ids: Int64[Tensor, "i 2"]) -> list[str]:
+    """The image ids that :func:`id_of` made numbers of."""
+    return [row.astype("<i8").tobytes().hex() for row in ids.cpu().numpy()]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from llava_ext.config import LoraOptions, ModelConfig
 from llava_ext.model import LlavaModel, TowerShape
 from llava_ext.templates import check_template
-from llava_ext.towers import Tower
+from llava_ext.towers import Tower, plain_transforms
 from revelio.backbones.loading import dtype_of, reading
 from revelio.backbones.packaged import PACKAGED, packaged_path
 from revelio.backbones.source import HUB_ID, Source
@@ -82,7 +82,9 @@ def build_model(
     language_model = load_language_model(name, revision=revision, dtype=config.dtype)
     tokenizer = load_tokenizer(name, revision)
     shapes = [TowerShape(tower.channels, tower.grid) for tower in towers]
-    return assemble(config, language_model, tokenizer, shapes, seed=seed), tokenizer
+    model = assemble(config, language_model, tokenizer, shapes, seed=seed)
+    model.config.transforms = plain_transforms(towers)
+    return model, tokenizer
 
 
 def assemble(
@@ -107,6 +109,10 @@ def assemble(
             f"set `max_length: {limit}` or less"
         )
     model = LlavaModel(config, language_model, shapes, seed=seed)
+    # Beyond the vocabulary: no text has it, and the embedding is never asked for it.
+    model.config.image_token_id = max(
+        len(tokenizer), language_model.config.get_text_config().vocab_size
+    )
     if model.image_tokens >= config.max_length:
         raise ValueError(
             f"an image takes {model.image_tokens} tokens, which leaves none of `max_length` "
@@ -116,7 +122,7 @@ def assemble(
 
 
 def load_language_model(
-    name: str, *, revision: str | None = None, dtype: str = "float32"
+    name: str, *, revision: str | None = None, dtype: str = "float32", **settings: Any
 ) -> "PreTrainedModel":
     """A causal language model.
 
@@ -124,6 +130,8 @@ def load_language_model(
         name: a folder, a hub id, or a packaged model's name.
         revision: of a hub id.
         dtype: ``float32``, ``bfloat16`` or ``float16``.
+        settings: of transformers' ``from_pretrained``: ``device_map``, ``quantization_config``,
+            ``attn_implementation``, ...
 
     Raises:
         ValueError: there is none, it is not prepared, or it is no causal language model.
@@ -148,6 +156,7 @@ def load_language_model(
             trust_remote_code=False,  # by default it would ask, and run what came with the weights
             ignore_mismatched_sizes=True,  # to have them reported
             output_loading_info=True,
+            **settings,
         )
     check_report(file, report)
     # What a pass gives back is asked for where it is run, whatever a config says.

@@ -2,31 +2,47 @@
 
     grids of each tower (i c h w) -> projector -> fuse -> (i T d) -> spliced into the text -> language model
 
+It is a model of transformers: the Auto classes, ``generate``, ``pipeline`` and the rest know it once
+``llava_ext`` is imported. Text comes in one of two forms. In training one ``IMAGE_INDEX`` stands for an image
+and is replaced by its tokens (:mod:`llava_ext.splice`). A processor's text already has as many
+``image_token_id`` as the image has tokens, and brings the pictures in ``pixel_values`` and their names in
+``image_ids`` (:mod:`llava_ext.processor`); the towers then run here.
+
 Loss: the language model's own, but logits are computed only where a label stands: with a vocabulary of
 49,152 the head is a good part of a small model's time and memory. Every submodule is called through its
 ``forward``, so that ZeRO-3's hooks gather what is partitioned, and a batch without images runs the
 projectors on none, so that all processes do the same and gradients are zeros, not missing (SPEC L10).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils.generic import ModelOutput
 
 from llava_ext.config import IGNORE_INDEX, ModelConfig, Stage
 from llava_ext.fusion import fuse, fused_length, widths
+from llava_ext.images import names_of, split_pixels
 from llava_ext.projector import Projector, token_raster
 from llava_ext.splice import Side, Spliced, splice
+from llava_ext.towers import Tower, load_towers, plain_transforms
 from revelio.backbones.loading import dtype_of
+from revelio.config import to_plain
 from revelio.seeds import key_seed
 
 
@@ -46,18 +62,64 @@ class Output(ModelOutput):
     logits: Float[Tensor, "b L v"] | None = None
 
 
-class LlavaModel(nn.Module):
+class RevelioLlavaConfig(PreTrainedConfig):
+    """What is in a saved model's ``config.json``.
+
+    Attributes:
+        format: of the folder.
+        model: the fields of a :class:`ModelConfig`.
+        shapes: of the towers' grids, ``{channels, grid}`` each.
+        transforms: how each tower's pictures are made, as :class:`SquareTransform`'s fields.
+        language: ``whole`` where the language model's weights are in the folder, ``reference`` where only its
+            name is.
+        adapter: whether there is an adapter on top.
+        image_token_id: stands for a token of an image in a processor's text.
+        text_config: the language model's own.
+    """
+
+    model_type = "revelio_llava"
+    sub_configs = {"text_config": AutoConfig}  # noqa: RUF012  # pyright: ignore[reportAssignmentType]
+
+    def __init__(
+        self,
+        model: dict[str, Any] | None = None,
+        shapes: Sequence[dict[str, Any]] = (),
+        text_config: PreTrainedConfig | dict[str, Any] | None = None,
+        *,
+        transforms: Sequence[dict[str, Any]] = (),
+        image_token_id: int | None = None,
+        language: str = "reference",
+        adapter: bool = False,
+        format: int = 2,
+        **settings: Any,
+    ) -> None:
+        self.model, self.shapes, self.transforms = model, list(shapes), list(transforms)
+        self.image_token_id, self.format = image_token_id, format
+        self.language, self.adapter = language, adapter
+        if isinstance(text_config, dict):
+            text_config = AutoConfig.for_model(**text_config)
+        self.text_config = text_config
+        super().__init__(**settings)
+
+
+class LlavaModel(PreTrainedModel, GenerationMixin):
     """Projectors and language model.
 
     Attributes:
         settings: what it was built from.
         shapes: of the towers' grids.
+        towers: the frozen towers, no part of the module; loaded when pictures first come in.
         language_model: any causal language model, or a peft model around one.
         projectors: one a tower.
         language_changed: whether the language model's own weights differ from those it was named after.
         image_tokens: tokens an image.
-        config: the language model's, for the Trainer and DeepSpeed (``hidden_size``).
     """
+
+    config_class = RevelioLlavaConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    input_modalities = ["image", "text"]  # noqa: RUF012
+    supports_gradient_checkpointing = True
 
     # The Trainer hands over the number of labels of a whole (accumulated, all processes') batch.
     accepts_loss_kwargs = True
@@ -81,9 +143,13 @@ class LlavaModel(nn.Module):
         Raises:
             ValueError: a budget or the fusion can't be met.
         """
-        super().__init__()
+        entries = [{"channels": each.channels, "grid": list(each.grid)} for each in shapes]
+        # A copy: transformers writes its choice of attention into a model's config and those inside it.
+        text_config = deepcopy(language_model.config)
+        super().__init__(RevelioLlavaConfig(to_plain(config), entries, text_config))
         self.settings = config
         self.shapes = tuple(shapes)
+        self.towers: tuple[Tower, ...] = ()
         self.language_changed = False
         self.set_language_model(language_model)
         rasters = [
@@ -97,7 +163,7 @@ class LlavaModel(nn.Module):
     def set_language_model(self, language_model: Any) -> None:
         """Take a language model: at the start, or the same one with adapters in it."""
         self.language_model = language_model
-        self.config = language_model.config
+        self.generation_config = language_model.generation_config
         accepted = signature(_innermost(language_model).forward).parameters
         self._takes_positions = "position_ids" in accepted
 
@@ -111,10 +177,43 @@ class LlavaModel(nn.Module):
                 projector = Projector(tower, shape.channels, shape.grid, shares[place])
             yield projector.to(dtype)
 
+    def get_input_embeddings(self) -> nn.Module:
+        """The language model's."""
+        return cast(nn.Module, self.language_model.get_input_embeddings())
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The language model's."""
+        return cast(nn.Module, self.language_model.get_output_embeddings())
+
     @property
     def device(self) -> torch.device:
         """Where the projectors are."""
         return next(self.projectors.parameters()).device
+
+    def load_towers(self, allow: Collection[str] = ()) -> None:
+        """Load the towers that the config names, on the model's device.
+
+        Args:
+            allow: towers named ``module:function`` that may be imported: none, for a saved model may come
+                from anywhere.
+
+        Raises:
+            KeyError: an unknown backbone or layer.
+            ValueError: one that can't be loaded here, or may not be imported.
+        """
+        self.towers = load_towers(self.settings, str(self.device), allow)
+        self.config.transforms = plain_transforms(self.towers)
+
+    def see(
+        self, pixel_values: UInt8[Tensor, "i n"], image_ids: Int64[Tensor, "i 2"]
+    ) -> list[Float[Tensor, "i c h w"]]:
+        """The towers' grids of a processor's pictures, one tensor a tower."""
+        if not self.towers:
+            self.load_towers()
+        pixels = split_pixels(pixel_values.to(self.device), self.config.transforms)
+        ids = names_of(image_ids)
+        with torch.no_grad():
+            return [tower.grids(each, ids) for tower, each in zip(self.towers, pixels, strict=True)]
 
     def image_embeddings(self, grids: Sequence[Float[Tensor, "i c h w"]]) -> Float[Tensor, "i T d"]:
         """Image tokens in the language model's width; no grids at all stand for no images.
@@ -147,17 +246,73 @@ class LlavaModel(nn.Module):
         images = self.image_embeddings(grids).to(text.dtype)
         return splice(input_ids, attention_mask, labels, text, images, padding_side, length)
 
+    def embed_expanded(
+        self,
+        input_ids: Int64[Tensor, "b L"],
+        pixel_values: UInt8[Tensor, "i n"] | None = None,
+        image_ids: Int64[Tensor, "i 2"] | None = None,
+    ) -> Float[Tensor, "b L d"]:
+        """Embeddings of a processor's text, whose images have their full length already.
+
+        Raises:
+            ValueError: there are not as many image tokens as the pictures have.
+        """
+        place = input_ids == self.config.image_token_id
+        text = self.get_input_embeddings()(input_ids.masked_fill(place, 0))
+        if pixel_values is None:
+            return text
+        assert image_ids is not None
+        images = self.image_embeddings(self.see(pixel_values, image_ids)).to(text)
+        if int(place.sum()) != images.shape[0] * images.shape[1]:
+            raise ValueError(
+                f"the text has {int(place.sum())} image tokens, the {len(images)} pictures have "
+                f"{images.shape[0] * images.shape[1]}: make both by one call of the processor"
+            )
+        return text.masked_scatter(place[..., None], images)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Int64[Tensor, "b L"] | None = None,
+        pixel_values: UInt8[Tensor, "i n"] | None = None,
+        image_ids: Int64[Tensor, "i 2"] | None = None,
+        **settings: Any,
+    ) -> Any:
+        """The language model's own ``generate``: greedy, sampled, beams, streamed, assisted, ...
+
+        Args:
+            input_ids: of a processor, with ``pixel_values`` and ``image_ids`` where it has pictures.
+            pixel_values: see :class:`llava_ext.processor.RevelioLlavaProcessor`.
+            image_ids: the pictures' names, which key the towers' noise.
+            settings: of transformers' ``generate``. With ``inputs_embeds`` alone, only new tokens come back.
+
+        Returns:
+            The prompts' tokens and the new ones, as from any model of transformers.
+        """
+        _innermost(self.language_model).generation_config = self.generation_config
+        if pixel_values is not None:
+            assert input_ids is not None
+            settings["inputs_embeds"] = self.embed_expanded(input_ids, pixel_values, image_ids)
+        language_model: Any = self.language_model
+        return language_model.generate(input_ids, **settings)
+
     def forward(
         self,
-        input_ids: Int64[Tensor, "b l"],
-        attention_mask: Int64[Tensor, "b l"],
+        input_ids: Int64[Tensor, "b l"] | None = None,
+        attention_mask: Int64[Tensor, "b l"] | None = None,
         labels: Int64[Tensor, "b l"] | None = None,
-        grids: Sequence[Float[Tensor, "i c h w"]] = (),
+        grids: Sequence[Float[Tensor, "i c h w"]] | None = None,
         *,
         length: int | None = None,
         num_items_in_batch: Tensor | int | None = None,
-    ) -> Output:
+        pixel_values: UInt8[Tensor, "i n"] | None = None,
+        image_ids: Int64[Tensor, "i 2"] | None = None,
+        inputs_embeds: Float[Tensor, "b L d"] | None = None,
+        **settings: Any,
+    ) -> Any:
         """The loss of a batch, or without labels its logits.
+
+        With ``grids`` (of no images: ``()``) the text is training's, else a processor's.
 
         Args:
             input_ids: IMAGE_INDEX stands for an image.
@@ -166,10 +321,27 @@ class LlavaModel(nn.Module):
             grids: one tensor a tower, images in the placeholders' reading order; () for none.
             length: of the longest sample with its images expanded, if the caller has counted it.
             num_items_in_batch: what to divide the summed loss by; None is the labels in this batch.
+            pixel_values: a processor's pictures.
+            image_ids: their names.
+            inputs_embeds: instead of a processor's text.
+            settings: of the language model's ``forward``: ``past_key_values``, ``use_cache``, ...
 
         Raises:
             ValueError: the number of placeholders is not the number of images.
         """
+        if grids is None:
+            if inputs_embeds is None:
+                assert input_ids is not None
+                inputs_embeds = self.embed_expanded(input_ids, pixel_values, image_ids)
+            if not self._takes_positions:
+                settings.pop("position_ids", None)
+            return self.language_model(
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                labels=labels,
+                **settings,
+            )
+        assert input_ids is not None and attention_mask is not None
         found = self.embed(input_ids, attention_mask, labels, grids, length=length)
         inputs: dict[str, Any] = {
             "inputs_embeds": found.embeddings,
@@ -203,18 +375,19 @@ class LlavaModel(nn.Module):
         for parameter in adapted:
             parameter.requires_grad_(stage == "finetune")
 
-    def save_pretrained(self, path: Path, tokenizer: Any, **settings: Any) -> None:
-        """Write the model to a folder; see :func:`llava_ext.checkpoint.save_model`."""
+    def save_pretrained(self, save_directory: str | Path, **settings: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Write the model to a folder, without its processor; see :func:`llava_ext.checkpoint.save_model`."""
         from llava_ext.checkpoint import save_model
 
-        save_model(self, tokenizer, path, **settings)
+        known = {name: settings[name] for name in ("language", "state") if name in settings}
+        save_model(self, None, Path(save_directory), **known)
 
-    @staticmethod
-    def from_pretrained(path: str | Path, **settings: Any) -> "tuple[LlavaModel, Any]":
-        """Model and tokenizer from a folder or hub id; see :func:`llava_ext.checkpoint.load_model`."""
+    @classmethod
+    def from_pretrained(cls, path: str | Path, *_: Any, **settings: Any) -> "LlavaModel":  # pyright: ignore[reportIncompatibleMethodOverride]
+        """A model from a folder or hub id; see :func:`llava_ext.checkpoint.load_model`."""
         from llava_ext.checkpoint import load_model
 
-        return load_model(path, **settings)
+        return load_model(path, **settings)[0]
 
     def activation_checkpointing_enable(self, *arguments: Any, **settings: Any) -> None:
         """Pass through to the language model, which holds nearly all activations."""
@@ -245,3 +418,7 @@ def _innermost(model: PreTrainedModel) -> nn.Module:
     from peft import PeftModel
 
     return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+AutoConfig.register(RevelioLlavaConfig.model_type, RevelioLlavaConfig, exist_ok=True)
+AutoModelForImageTextToText.register(RevelioLlavaConfig, LlavaModel, exist_ok=True)

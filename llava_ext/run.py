@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from llava_ext.checkpoint import CONFIG, load_projectors
+from llava_ext.checkpoint import CONFIG, load_projectors, save_model
 from llava_ext.config import (
     FinetuneConfig,
     LoraOptions,
@@ -283,7 +283,7 @@ def _write(
 ) -> None:
     """The finished model and the report; then say where they are."""
     final = run_dir.path / "final"
-    job.model.save_pretrained(final, job.tokenizer, state=state)
+    save_model(job.model, job.tokenizer, final, state=state)
     trained = sum(
         getattr(p, "ds_numel", p.numel()) for p in job.model.parameters() if p.requires_grad
     )

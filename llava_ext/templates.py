@@ -131,6 +131,11 @@ def encode_prompt(
     if not turns or turns[-1].role != "user":
         raise ValueError("a prompt must end with the user's turn")
     text = "".join(part.text for part in render(template, turns, system, tokenizer))
+    return prompt_ids(tokenizer, template, text)
+
+
+def prompt_ids(tokenizer: "PreTrainedTokenizerBase", template: str, text: str) -> list[int]:
+    """The ids of a rendered prompt; each ``<image>`` becomes ``IMAGE_INDEX``."""
     return _bos(tokenizer, template) + _all_ids(tokenizer, [text])[0]
 
 

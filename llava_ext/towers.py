@@ -12,6 +12,7 @@ grids is one file and one :func:`register`.
 """
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict
 from typing import Any, Protocol
 
 import torch
@@ -186,6 +187,14 @@ def register(name: str, factory: Factory) -> None:
     if name in _registered:
         raise ValueError(f"a tower {name!r} is registered already: choose another name")
     _registered[name] = factory
+
+
+def plain_transforms(towers: Sequence[Tower]) -> list[dict[str, Any]]:
+    """The towers' image processing as plain values, where all have a ``SquareTransform``; else nothing."""
+    found = [getattr(getattr(tower, "backbone", None), "transform", None) for tower in towers]
+    if not all(isinstance(each, SquareTransform) for each in found):
+        return []
+    return [asdict(each) for each in found]  # pyright: ignore[reportArgumentType]
 
 
 def _mean_colour(transform: object) -> tuple[float, float, float]:

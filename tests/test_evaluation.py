@@ -267,7 +267,7 @@ def _trained(folder: Path, store: Path, seeds: tuple[int, ...]) -> tuple[Path, .
     return tuple(
         train_sae(
             TrainSAEConfig(
-                store=store, out=folder / f"k{s}", k=2, expansion=4, steps=40, batch_size=64, seed=s,
+                store=(store,), out=folder / f"k{s}", k=2, expansion=4, steps=40, batch_size=64, seed=s,
                 learning_rate=1e-2, warmup_steps=1, held_out=0.0,
             )
         )[0].path

@@ -43,7 +43,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def same_weights(one: Path, other: Path, atol: float) -> None:
-    states = [LlavaModel.from_pretrained(path / "final")[0].state_dict() for path in (one, other)]
+    states = [LlavaModel.from_pretrained(path / "final").state_dict() for path in (one, other)]
     assert states[0].keys() == states[1].keys()
     for name, value in states[0].items():
         torch.testing.assert_close(value, states[1][name], rtol=0, atol=atol, msg=name)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from llava_helpers import model_config, picture, tiny_llama, tiny_mpt, tower_configs
 
+from llava_ext.checkpoint import save_model
 from llava_ext.config import IMAGE_INDEX
 from llava_ext.conversation import Turn
 from llava_ext.decoding import KeyedGumbel, StopTexts, answer_text
@@ -139,7 +140,7 @@ def test_turns_are_remembered(assistants):
 
 def test_a_saved_model_answers_the_same(assistants, tmp_path):
     assistant = assistants["mpt"]
-    assistant.model.save_pretrained(tmp_path / "final", assistant.tokenizer)
+    save_model(assistant.model, assistant.tokenizer, tmp_path / "final")
     loaded = Assistant.load(tmp_path / "final", device="cpu")
     answers = loaded.answer(PROMPTS, images(), max_new_tokens=8)
     assert answers == assistant.answer(PROMPTS, images(), max_new_tokens=8)

@@ -7,6 +7,7 @@ import pytest
 from llava_helpers import model_config, picture, tiny_llama, tower_configs
 
 from llava_ext.chat import Dialogue
+from llava_ext.checkpoint import save_model
 from llava_ext.cli import run_script
 from llava_ext.conversation import Turn
 from llava_ext.generate import Assistant
@@ -22,7 +23,7 @@ def saved(tmp_path_factory):
     clip = tower_configs(root)["clip"]
     config = model_config(tiny_llama(root / "llama"), clip, template="tokenizer")
     model, tokenizer = build_model(config, load_towers(config, "cpu"))
-    model.save_pretrained(root / "final", tokenizer)
+    save_model(model, tokenizer, root / "final")
     picture(1).save(root / "cat.png")
     return root
 

@@ -5,7 +5,7 @@ import torch
 from files_helpers import contents
 from llava_helpers import model_config, tiny_llama, tiny_mpt
 
-from llava_ext.checkpoint import load_model, load_projectors
+from llava_ext.checkpoint import load_model, load_projectors, save_model
 from llava_ext.config import IGNORE_INDEX, IMAGE_INDEX, LoraOptions, ModelConfig, TowerConfig
 from llava_ext.language import (
     add_lora,
@@ -174,16 +174,16 @@ def test_saved_by_reference_and_whole(folders, name, tmp_path):
     tokenizer = load_tokenizer(str(folders[name]))
     ids, mask, labels, grids = batch()
     model.trainable("pretrain")
-    model.save_pretrained(tmp_path / "stage1", tokenizer)
+    save_model(model, tokenizer, tmp_path / "stage1")
     assert not (tmp_path / "stage1/language_model").exists()
     model.trainable("finetune")
     with torch.no_grad():
         next(model.language_model.parameters()).mul_(1.5)
     with pytest.raises(ValueError, match="save it `whole`"):
-        model.save_pretrained(tmp_path / "lost", tokenizer, language="reference")
-    model.save_pretrained(tmp_path / "stage2", tokenizer)
+        save_model(model, tokenizer, tmp_path / "lost", language="reference")
+    save_model(model, tokenizer, tmp_path / "stage2")
     losses = [
-        LlavaModel.from_pretrained(tmp_path / stage)[0](ids, mask, labels, grids).loss
+        LlavaModel.from_pretrained(tmp_path / stage)(ids, mask, labels, grids).loss
         for stage in ("stage1", "stage2")
     ]
     assert torch.equal(losses[1], model(ids, mask, labels, grids).loss)
@@ -212,7 +212,7 @@ def test_saved_with_an_adapter(folders, tmp_path):
                     parameter.add_(0.1)
         ids, mask, labels, grids = batch()
         folder = tmp_path / f"adapter{base_changed}"
-        model.save_pretrained(folder, load_tokenizer(str(folders["llama"])))
+        save_model(model, load_tokenizer(str(folders["llama"])), folder)
         assert (folder / "language_model").exists() == base_changed
         again, _ = load_model(folder)
         assert torch.allclose(
@@ -225,12 +225,12 @@ def test_stage_two_begins_with_the_projectors_of_stage_one(folders, tmp_path):
     with torch.no_grad():
         next(model.projectors.parameters()).add_(1)
     tokenizer = load_tokenizer(str(folders["llama"]))
-    model.save_pretrained(tmp_path / "a", tokenizer)
+    save_model(model, tokenizer, tmp_path / "a")
     load_projectors(other, tmp_path / "a")
     mine, theirs = model.projectors.state_dict(), other.projectors.state_dict()
     assert all(torch.equal(mine[key], theirs[key]) for key in mine)
     wide = build(folders["llama"], (CLIP,), (TowerShape(9, (2, 2)),))
-    wide.save_pretrained(tmp_path / "b", tokenizer)
+    save_model(wide, tokenizer, tmp_path / "b")
     narrow = build(folders["llama"], (CLIP,), (TowerShape(8, (2, 2)),))
     with pytest.raises(ValueError, match=r"0.mlp.0.weight of shape \(32, 9\).*wants \(32, 8\)"):
         load_projectors(narrow, tmp_path / "b")
@@ -240,7 +240,7 @@ def test_stage_two_begins_with_the_projectors_of_stage_one(folders, tmp_path):
 
 def test_damaged_or_foreign_folders_are_one_line(folders, tmp_path):
     model = build(folders["llama"])
-    model.save_pretrained(tmp_path / "a", load_tokenizer(str(folders["llama"])))
+    save_model(model, load_tokenizer(str(folders["llama"])), tmp_path / "a")
     (tmp_path / "a/projectors.safetensors").write_bytes(b"12345678901")
     for path, message in [
         (tmp_path / "a", "is cut, or is no safetensors file"),
@@ -254,21 +254,21 @@ def test_damaged_or_foreign_folders_are_one_line(folders, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full/thesis.txt").write_text("mine")
     with pytest.raises(ValueError, match="holds files that are no model"):
-        model.save_pretrained(tmp_path / "full", load_tokenizer(str(folders["llama"])))
+        save_model(model, load_tokenizer(str(folders["llama"])), tmp_path / "full")
 
 
 def test_saving_over_a_model_leaves_other_files_and_refuses_stale_weights(folders, tmp_path):
     model = build(folders["llama"])
     tokenizer = load_tokenizer(str(folders["llama"]))
-    model.save_pretrained(tmp_path / "a", tokenizer, language="whole")
+    save_model(model, tokenizer, tmp_path / "a", language="whole")
     (tmp_path / "a" / "notes.txt").write_text("mine")
     before = contents(tmp_path / "a")
-    model.save_pretrained(tmp_path / "a", tokenizer, language="whole")
+    save_model(model, tokenizer, tmp_path / "a", language="whole")
     assert contents(tmp_path / "a") == before
     (tmp_path / "a" / "language_model" / "model-00001-of-00002.safetensors").write_text("stale")
     before = contents(tmp_path / "a")
     with pytest.raises(ValueError, match=r"model-00001-of-00002.*no part of this model"):
-        model.save_pretrained(tmp_path / "a", tokenizer, language="whole")
+        save_model(model, tokenizer, tmp_path / "a", language="whole")
     assert contents(tmp_path / "a") == before
 
 

@@ -88,4 +88,4 @@ def test_two_processes_in_bfloat16_follow_one_in_float32(project, tmp_path) -> N
         # bfloat16 keeps 8 bits: each of some dozens of operations rounds by up to 0.4 %.
         assert curve == pytest.approx(exact, rel=0.05)
         assert curve != pytest.approx(exact, rel=1e-6)
-    assert LlavaModel.from_pretrained(two / "fine" / "final")[0].settings == model
+    assert LlavaModel.from_pretrained(two / "fine" / "final").settings == model

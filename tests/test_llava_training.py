@@ -63,7 +63,7 @@ def test_pretrain_changes_projectors_only(project, tmp_path, capsys) -> None:
     before = open_job(config, "pretrain").model.state_dict()
     run(config)
     printed = capsys.readouterr().out
-    model, _ = LlavaModel.from_pretrained(tmp_path / "pre" / "final")
+    model = LlavaModel.from_pretrained(tmp_path / "pre" / "final")
     after = model.state_dict()
     for name, value in before.items():
         same = torch.equal(value, after[name])
@@ -92,7 +92,7 @@ def test_finetune_changes_the_language_model_and_starts_from_stage_1(project, tm
     for name, value in started.projectors.state_dict().items():
         assert torch.equal(value, projectors[name])
     run(config)
-    final, _ = LlavaModel.from_pretrained(tmp_path / "fine" / "final")
+    final = LlavaModel.from_pretrained(tmp_path / "fine" / "final")
     base = AutoModelForCausalLM.from_pretrained(model.language_model).state_dict()
     changed = final.language_model.state_dict()
     assert all(not torch.equal(base[name], changed[name]) for name in base if "weight" in name)
@@ -112,7 +112,7 @@ def test_finetune_with_lora_leaves_the_base_alone(project, tmp_path) -> None:
     run(config)
     assert (tmp_path / "fine" / "final" / "adapter").is_dir()
     assert not (tmp_path / "fine" / "final" / "language_model").exists()
-    final, _ = LlavaModel.from_pretrained(tmp_path / "fine" / "final")
+    final = LlavaModel.from_pretrained(tmp_path / "fine" / "final")
     base = AutoModelForCausalLM.from_pretrained(model.language_model).state_dict()
     inside = {
         name.replace(".base_layer.", "."): value
@@ -175,7 +175,7 @@ def test_lora_trains_on_every_language_model_keyed_by_the_seed(
     assert all(value.abs().max() > 0 for name, value in found[0].items() if "lora_B" in name)
     adapter = read_json(tmp_path / "fine0" / "final" / "adapter" / "adapter_config.json")
     assert (adapter["r"], adapter["lora_alpha"]) == (2, 4)  # twice the rank
-    final, _ = LlavaModel.from_pretrained(tmp_path / "fine0" / "final")
+    final = LlavaModel.from_pretrained(tmp_path / "fine0" / "final")
     loaded = {name: value for name, value in final.state_dict().items() if "lora_" in name}
     assert len(loaded) == len(found[0])
 
@@ -196,7 +196,7 @@ def test_without_deepspeed_weights_are_float32_and_saved_in_their_own_format(
     assert all(value.dtype == torch.float32 for value in trained.values())
     changed = sum(int((before[name].float() != value).sum()) for name, value in trained.items())
     assert changed > 0.9 * sum(value.numel() for value in trained.values())
-    final, _ = LlavaModel.from_pretrained(tmp_path / "fine" / "final")
+    final = LlavaModel.from_pretrained(tmp_path / "fine" / "final")
     assert all(value.dtype == torch.bfloat16 for value in final.state_dict().values())
 
 

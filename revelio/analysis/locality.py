@@ -326,9 +326,11 @@ def redundancy(
         "by_images": _repeats(_jaccard(mixed), SAME_IMAGES),
     }
     count = max(len(chosen), 1)
-    found = {name: proportion(int(one.sum()), count) for name, one in repeats.items()}
-    for name, one in chance.items():
-        found[name]["chance"] = proportion(int(one.sum()), count)
+    found = {
+        name: proportion(int(repeats[name].sum()), count)
+        | {"chance": proportion(int(chance[name].sum()), count)}
+        for name in repeats
+    }
     return found | {
         "redundant": proportion(int(either.sum()), count),
         "distinct": int((~either).sum()),

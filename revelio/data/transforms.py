@@ -46,8 +46,11 @@ class SquareTransform:
 
     def __call__(self, image: Image.Image) -> Float[Tensor, "3 h w"]:
         """The pixels of an RGB picture."""
-        square = center_square(image, self.size, self.interpolation, self.offset)
-        return _pixels(square, self.mean, self.std)
+        return _pixels(self.square(image), self.mean, self.std)
+
+    def square(self, image: Image.Image) -> Image.Image:
+        """The picture resized and cut, before normalization."""
+        return center_square(image, self.size, self.interpolation, self.offset)
 
 
 @dataclass(frozen=True)

@@ -60,9 +60,9 @@ class FitConfig(DiffCConfig):
     """
 
     mode: Mode = "fixed"
-    """Where paper and released code differ: `fixed` is the paper's schedule with a validation set
-    that picks the epoch; `as_paper` takes the last epoch; `as_code` anneals towards 0 over 90 epochs
-    and stops at 30."""
+    """Where paper and released code differ: `fixed` is the paper's schedule with a validation set, which
+    picks the epoch if it has 1,000 images; `as_paper` takes the last epoch; `as_code` too, and anneals
+    towards 0 over 90 epochs but stops at 30."""
 
     epochs: Count = 30
     """How often each training image is seen."""
@@ -78,7 +78,8 @@ class FitConfig(DiffCConfig):
     """Of AdamW."""
 
     validation: Share | None = None
-    """Share of every class held out to pick the epoch; none: the mode's (0.1 in fixed, else 0)."""
+    """Share of every class held out to watch the training and, from 1,000 images on, to pick the epoch;
+    none: the mode's (0.1 in fixed, else 0)."""
 
     seed: Seed = 0
     """Of weights, order and validation set of the first training."""

@@ -204,7 +204,7 @@ class _Passes:
         images: Int64[Tensor, " p"],
         samples: Int64[Tensor, " p"],
         classes: Int64[Tensor, "p k"],
-    ) -> Float[Tensor, "p*k"]:
+    ) -> Float[Tensor, " n"]:
         schedule, times = self._model.schedule, self._times[samples]
         x0 = self._x0[images.to(self._x0.device)]
         drawn = zip(images.tolist(), times.tolist(), samples.tolist(), strict=True)

@@ -1,0 +1,217 @@
+"""Pictures and text as a saved model takes them: the processor that ``AutoProcessor`` gives for it.
+
+    processor = AutoProcessor.from_pretrained(folder)          # after `import llava_ext`
+    inputs = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True,
+                                           return_dict=True, return_tensors="pt")
+    model.generate(**inputs)
+
+    input_ids      (b L)  padded on the left; each <image> has become `image_tokens` times `image_token_id`
+    attention_mask (b L)
+    pixel_values   (i n)  uint8: each picture as every tower sees it, one behind the other, not normalised
+    image_ids      (i 2)  the pictures' names by content, which key the noise of diffusion towers
+
+Pixels stay whole numbers, so that no number format on the way rounds them: the towers, which run in the
+model, see what they see in training.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+from transformers import AutoProcessor, BatchFeature, ProcessorMixin
+from transformers.image_utils import load_image
+
+from llava_ext.config import IMAGE_INDEX, IMAGE_TOKEN
+from llava_ext.conversation import Turn, place_images
+from llava_ext.images import id_of, image_id, pad_to_square, transform_from
+from llava_ext.model import LlavaModel, RevelioLlavaConfig
+from llava_ext.templates import prompt_ids, render
+
+
+class RevelioLlavaProcessor(ProcessorMixin):
+    """Tokenizer, chat template, and every tower's image processing; see the module.
+
+    Attributes:
+        template: of the conversations; see :class:`llava_ext.config.ModelConfig`.
+        system: the system message; None is the template's own.
+        aspect: ``crop`` or ``pad``.
+        image_tokens: tokens an image.
+        image_token_id: what stands for each of them.
+        transforms: each tower's, as plain values.
+    """
+
+    attributes = ["tokenizer"]  # noqa: RUF012
+    tokenizer_class = "AutoTokenizer"
+
+    def __init__(
+        self,
+        # No keyword-only settings: transformers would not give them when it loads a processor.
+        tokenizer: Any = None,
+        template: str = "tokenizer",
+        system: str | None = None,
+        aspect: str = "crop",
+        image_tokens: int = 1,
+        image_token_id: int = -1,
+        transforms: Sequence[Mapping[str, Any]] = (),
+        **settings: Any,
+    ) -> None:
+        self.template, self.system, self.aspect = template, system, aspect
+        self.image_tokens, self.image_token_id = image_tokens, image_token_id
+        self.transforms = list(transforms)
+        super().__init__(tokenizer, **settings)
+
+    @classmethod
+    def of(cls, model: LlavaModel, tokenizer: Any) -> "RevelioLlavaProcessor":
+        """The processor of a model, which is told what stands for an image in its text.
+
+        Raises:
+            ValueError: it isn't known how its towers' pictures are made.
+        """
+        if not model.config.transforms:
+            raise ValueError(
+                "how the towers' pictures are made is not known: load the towers first "
+                "(`model.load_towers()`); towers of your own need a SquareTransform"
+            )
+        settings = model.settings
+        return cls(
+            tokenizer,
+            template=settings.template,
+            system=settings.system,
+            aspect=settings.aspect,
+            image_tokens=model.image_tokens,
+            image_token_id=model.config.image_token_id,
+            transforms=model.config.transforms,
+        )
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """What a call gives."""
+        return ["input_ids", "attention_mask", "pixel_values", "image_ids"]
+
+    def __call__(
+        self,
+        images: Any = None,
+        text: str | Sequence[str] | None = None,
+        **settings: Any,
+    ) -> BatchFeature:
+        """Whole prompts and their pictures as a model's input.
+
+        Args:
+            images: pictures, paths or addresses: one, a list, or a list a prompt.
+            text: prompts with the template's tags, as :meth:`apply_chat_template` gives them, with
+                ``<image>`` for each picture in order.
+            settings: ``return_tensors`` is "pt" in any case.
+
+        Raises:
+            ValueError: there are not as many pictures as ``<image>``.
+        """
+        texts = [text] if isinstance(text, str) else list(text or ())
+        pictures = [load_image(image).convert("RGB") for image in _flat(images)]
+        rows = [prompt_ids(self.tokenizer, self.template, one) for one in texts]
+        wanted = sum(row.count(IMAGE_INDEX) for row in rows)
+        if wanted != len(pictures):
+            raise ValueError(
+                f"the text has {wanted} {IMAGE_TOKEN}, and {len(pictures)} pictures were given: "
+                f"put one {IMAGE_TOKEN} into the text for each"
+            )
+        data = dict(self._padded([self._expanded(row) for row in rows]))
+        if pictures:
+            data["pixel_values"] = torch.stack([self._pixels(picture) for picture in pictures])
+            data["image_ids"] = torch.tensor([id_of(image_id(picture)) for picture in pictures])
+        return BatchFeature(data)
+
+    def apply_chat_template(
+        self,
+        conversation: Any,
+        chat_template: str | None = None,
+        *,
+        add_generation_prompt: bool = True,
+        tokenize: bool = False,
+        return_dict: bool = True,
+        **settings: Any,
+    ) -> Any:
+        """A conversation, or several, by the model's own template.
+
+        Args:
+            conversation: messages with ``role`` and ``content``: a text, or parts of type ``text`` and
+                ``image`` (with ``image``, ``url`` or ``path``).
+            chat_template: not taken: another template is another model.
+            add_generation_prompt: the last message is the user's, always followed by the assistant's opening.
+            tokenize: give the model's input instead of the text.
+            return_dict: as of transformers.
+            settings: passed over, where they are of transformers' own templates.
+
+        Raises:
+            ValueError: the roles don't alternate, or a text holds a tag of the template.
+        """
+        if chat_template is not None:
+            raise ValueError("the template is the model's own: it takes no `chat_template`")
+        single = bool(conversation) and isinstance(conversation[0], Mapping)
+        texts, pictures = [], []
+        for messages in [conversation] if single else conversation:
+            turns, system = [], self.system
+            for message in messages:
+                said, seen = _parts(message["content"])
+                pictures += seen
+                if message["role"] == "system":
+                    system = said
+                else:
+                    turns.append(Turn(message["role"], place_images(said, len(seen))))
+            segments = render(self.template, turns, system, self.tokenizer)
+            texts.append("".join(segment.text for segment in segments))
+        if not tokenize:
+            return texts[0] if single else texts
+        found = self(images=pictures or None, text=texts)
+        return found if return_dict else found["input_ids"]
+
+    def _pixels(self, picture: Image.Image) -> UInt8[Tensor, " n"]:
+        """What every tower sees of a picture."""
+        squares = []
+        for entry in self.transforms:
+            transform = transform_from(entry)
+            whole = pad_to_square(picture, transform.mean) if self.aspect == "pad" else picture
+            squares.append(np.asarray(transform.square(whole)).transpose(2, 0, 1).ravel())
+        return torch.from_numpy(np.concatenate(squares))
+
+    def _expanded(self, row: Sequence[int]) -> list[int]:
+        found: list[int] = []
+        for token in row:
+            image = token == IMAGE_INDEX
+            found += [self.image_token_id] * self.image_tokens if image else [token]
+        return found
+
+    def _padded(self, rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+        longest, pad = max(map(len, rows)), self.tokenizer.pad_token_id
+        ids = [[pad] * (longest - len(row)) + list(row) for row in rows]
+        mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
+        return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+
+
+def _flat(images: Any) -> list[Any]:
+    """Pictures out of one, a list, or lists of them."""
+    if images is None:
+        return []
+    if isinstance(images, list | tuple):
+        return [picture for each in images for picture in _flat(each)]
+    return [images]
+
+
+def _parts(content: Any) -> tuple[str, list[Any]]:
+    """The text of a message, with ``<image>`` where a picture stands, and the pictures."""
+    if isinstance(content, str):
+        return content, []
+    texts, pictures = [], []
+    for part in content:
+        if part["type"] == "image":
+            texts.append(IMAGE_TOKEN)
+            pictures.append(next(part[key] for key in ("image", "url", "path") if key in part))
+        else:
+            texts.append(part["text"])
+    return "\n".join(texts), pictures
+
+
+AutoProcessor.register(RevelioLlavaConfig, RevelioLlavaProcessor, exist_ok=True)

@@ -1,0 +1,193 @@
+"""The model as transformers know it: the Auto classes, generate, pipeline, chat templates, beams, batches."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from backbones_helpers import picture, seeded
+from llava_helpers import (
+    WIDTH,
+    model_config,
+    tiny_language_tokenizer,
+    tiny_llama,
+    tiny_mpt,
+    tower_configs,
+)
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    pipeline,
+)
+
+import llava_ext  # noqa: F401  registers with the Auto classes
+from llava_ext.checkpoint import load_model, save_model
+from llava_ext.generate import Assistant
+from llava_ext.language import build_model
+from llava_ext.model import LlavaModel
+from llava_ext.templates import encode_prompt
+from llava_ext.towers import load_towers
+
+QUESTIONS = ["what is it?", "is it a cat or a dog? describe it in a few words."]
+
+
+def tiny_qwen2(folder: Path, *, seed: int = 0) -> Path:
+    tokenizer = tiny_language_tokenizer()
+    config = Qwen2Config(
+        vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
+        initializer_range=0.2, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    seeded(lambda: Qwen2ForCausalLM(config), seed).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+LANGUAGE = {"llama": tiny_llama, "mpt": tiny_mpt, "qwen2": tiny_qwen2}
+
+
+@pytest.fixture(scope="module", params=LANGUAGE)
+def saved(request, tmp_path_factory) -> Path:
+    """A model with a CLIP and a diffusion tower, saved."""
+    root = tmp_path_factory.mktemp(request.param)
+    towers = tower_configs(root)
+    template = "mpt" if request.param == "mpt" else "tokenizer"
+    config = model_config(
+        LANGUAGE[request.param](root / "lm"),
+        towers["clip"],
+        towers["sd"],
+        template=template,
+        system="S",
+    )
+    model, tokenizer = build_model(config, load_towers(config, "cpu"))
+    save_model(model, tokenizer, root / "model")
+    return root / "model"
+
+
+def messages(question: str, number: int) -> list[dict]:
+    content = [{"type": "image", "image": picture(number)}, {"type": "text", "text": question}]
+    return [{"role": "user", "content": content}]
+
+
+@pytest.fixture(scope="module")
+def loaded(saved):
+    return AutoModelForImageTextToText.from_pretrained(saved), AutoProcessor.from_pretrained(saved)
+
+
+def test_the_prompt_has_training_s_ids_and_the_towers_see_the_same(saved, loaded) -> None:
+    model, processor = loaded
+    assert type(model) is LlavaModel
+    inputs = processor.apply_chat_template(messages(QUESTIONS[0], 1), tokenize=True)
+    from llava_ext.conversation import Turn
+
+    turns = [Turn("user", f"<image>\n{QUESTIONS[0]}")]
+    ids = encode_prompt(processor.tokenizer, processor.template, turns, "S")
+    wanted = [
+        each
+        for token in ids
+        for each in ([processor.image_token_id] * model.image_tokens if token == -200 else [token])
+    ]
+    assert inputs["input_ids"][0].tolist() == wanted
+    assistant = Assistant.load(saved, device="cpu")
+    grids = model.see(inputs["pixel_values"], inputs["image_ids"])
+    for one, other in zip(grids, assistant.see([picture(1)]), strict=True):
+        assert torch.equal(one, other)
+    assert not any("tower" in name or "sd" in name for name in model.state_dict())
+
+
+def test_logits_are_those_of_the_spliced_text(saved, loaded) -> None:
+    model, processor = loaded
+    inputs = processor.apply_chat_template(messages(QUESTIONS[0], 2), tokenize=True)
+    with torch.no_grad():
+        found = model(**inputs).logits
+        ids = inputs["input_ids"][0]
+        first = int((ids == processor.image_token_id).nonzero()[0])
+        short = torch.cat([ids[:first], torch.tensor([-200]), ids[first + model.image_tokens :]])
+        grids = model.see(inputs["pixel_values"], inputs["image_ids"])
+        wanted = model(short[None], torch.ones_like(short[None]), None, grids).logits
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+
+
+def test_generate_is_the_greedy_answer_alone_in_a_batch_and_by_beams_of_one(saved, loaded) -> None:
+    model, processor = loaded
+    talks = [messages(question, number) for number, question in enumerate(QUESTIONS)]
+    pictures = [[picture(number)] for number in range(2)]
+    answers = Assistant.load(saved, device="cpu").answer(QUESTIONS, pictures, max_new_tokens=8)
+    settings = {
+        "max_new_tokens": 8,
+        "do_sample": False,
+        "pad_token_id": processor.tokenizer.pad_token_id,
+    }
+    together = processor.apply_chat_template(talks, tokenize=True)
+    rows = model.generate(**together, **settings)[:, together["input_ids"].shape[1] :]
+    for row, talk, answer in zip(rows, talks, answers, strict=True):
+        inputs = processor.apply_chat_template(talk, tokenize=True)
+        alone = model.generate(**inputs, **settings)
+        alone = alone[:, inputs["input_ids"].shape[1] :]
+        texts = processor.batch_decode([row, alone[0]], skip_special_tokens=True)
+        assert texts[0].strip() == texts[1].strip() == answer
+    beams = model.generate(**together, **settings, num_beams=3)
+    assert len(beams) == 2
+
+
+def test_pipeline_answers(saved, loaded) -> None:
+    model, processor = loaded
+    pipe = pipeline("image-text-to-text", model=str(saved), device="cpu")
+    (found,) = pipe(
+        text=messages(QUESTIONS[0], 1), max_new_tokens=6, return_full_text=False, do_sample=False
+    )
+    inputs = processor.apply_chat_template(messages(QUESTIONS[0], 1), tokenize=True)
+    row = model.generate(**inputs, max_new_tokens=6, do_sample=False)[
+        0, inputs["input_ids"].shape[1] :
+    ]
+    assert found["generated_text"] == processor.decode(row, skip_special_tokens=True)
+
+
+def test_round_trip_and_the_whole_language_model(saved, loaded, tmp_path) -> None:
+    model, processor = loaded
+    model.save_pretrained(tmp_path / "again", language="whole")
+    processor.save_pretrained(tmp_path / "again")
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path / "again", dtype=torch.float32)
+    assert again.state_dict().keys() == model.state_dict().keys()
+    assert all(
+        torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items()
+    )
+    inputs = AutoProcessor.from_pretrained(tmp_path / "again").apply_chat_template(
+        messages(QUESTIONS[1], 3), tokenize=True
+    )
+    with torch.no_grad():
+        assert torch.equal(again(**inputs).logits, model(**inputs).logits)
+
+
+def test_refusals(loaded) -> None:
+    _, processor = loaded
+    with pytest.raises(ValueError, match="1 <image>, and 2 pictures"):
+        processor(images=[picture(0), picture(1)], text="<image> a")
+    with pytest.raises(ValueError, match="no `chat_template`"):
+        processor.apply_chat_template(messages("a", 0), chat_template="x")
+
+
+def test_an_older_folder_loads(saved, tmp_path) -> None:
+    """Format 1: no model_type, no transforms, the tokenizer in its own folder."""
+    import json
+    import shutil
+
+    old = tmp_path / "old"
+    shutil.copytree(saved, old)
+    entries = json.loads((old / "config.json").read_text())
+    kept = {name: entries[name] for name in ("model", "shapes", "language", "adapter")}
+    (old / "config.json").write_text(json.dumps({"format": 1} | kept))
+    (old / "tokenizer").mkdir()
+    for file in (*old.glob("tokenizer*.json"), *old.glob("chat_template*"), *old.glob("special*")):
+        file.rename(old / "tokenizer" / file.name)
+    (old / "processor_config.json").unlink()
+    model, _ = load_model(old)
+    wanted = LlavaModel.from_pretrained(saved).state_dict()
+    assert all(torch.equal(value, wanted[name]) for name, value in model.state_dict().items())
+    found = Assistant.load(old, device="cpu").answer(
+        QUESTIONS[:1], [[picture(0)]], max_new_tokens=4
+    )
+    assert found == Assistant.load(saved, device="cpu").answer(
+        QUESTIONS[:1], [[picture(0)]], max_new_tokens=4
+    )
