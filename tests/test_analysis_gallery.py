@@ -331,7 +331,7 @@ def test_a_gallery_over_cells_shows_what_its_top_images_counted(tmp_path, over):
     model, store, _, dataset = gallery_parts(tmp_path / "store")
     grids = store.tensor()[:, :, None, None] + 0.5 * torch.randn(60, 12, 3, 4)
     whole = write_store(tmp_path / "grids", grids, store.ids, store.labels.tolist())
-    how = TopImagesConfig(m=8, cells=over)
+    how = TopImagesConfig(m=8, over=over)
     top = with_source(top_images(model, whole, how), model, whole)
     write_gallery(
         tmp_path / "out", model, whole, top, dataset, GalleryConfig(latents=12, map_method="pca")

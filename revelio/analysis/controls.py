@@ -174,7 +174,7 @@ def compare(
     """
     config = config or PurityConfig()
     images, latents, seed = config.m, config.latents, config.seed
-    how = TopImagesConfig(m=SPARE * images, cells=over_cells(model, TopImagesConfig()))
+    how = TopImagesConfig(m=SPARE * images, over=over_cells(model, TopImagesConfig()))
     rows = _rows(store, how, seed)
     subsets = image_subsets(store.images, seed)
     judged = {}
@@ -194,7 +194,7 @@ def compare(
 
 def _rows(store: "ActivationStore", how: TopImagesConfig, seed: int) -> Float[Tensor, "images d"]:
     """What the k-SAE reads of each image: its pooled activation, or a cell of it, drawn."""
-    if how.cells == "pooled":
+    if how.over == "pooled":
         return torch.cat([pooled(batch) for _, batch in store.batches(1024)])
     drawn = torch.randint(
         store.cells_an_image, (store.images,), generator=generator(seed, "a cell")
