@@ -59,7 +59,7 @@ def eval_sae(config: EvalSAEConfig, progress: Report = silent) -> dict[str, Any]
     check_replaceable(config.out, MAKER, (RESULT, PAGE))
     with claimed(config.out):
         store = ActivationStore.open(config.store)
-        models = {str(path): open_sae(str(path), "cpu", progress) for path in config.ksae}
+        models = {path: open_sae(path, "cpu", progress) for path in config.ksae}
         for model in models.values():
             check_width(model, store)
         rows, source, notes = _activations(config, store)
@@ -142,7 +142,7 @@ def _judged(
     progress: Report,
 ) -> dict[str, Any]:
     models = {"k-SAE": model} | untrained_controls(model, source, config.seed)
-    if config.controls == "all":
+    if config.trained_controls:
         models |= _trained(config, path, model, source, progress)
     entry = judge(
         models,
@@ -222,7 +222,7 @@ def _together(
 def _planted(config: EvalSAEConfig, d: int, rows: int, progress: Report) -> dict[str, Any]:
     if not config.planted:
         return {}
-    recipe = _recipe(str(config.ksae[0]))
+    recipe = _recipe(config.ksae[0])
     found = [
         planted_recovery(
             recipe,
