@@ -7,8 +7,8 @@ Training: a store of vectors and a store of whole grids with as many cells, both
 (any size that fits the disk: nothing is held but the shuffling buffer), the same k-SAE for the same steps.
 `reading` is the loader alone, over a whole epoch. Heat maps: `--latents` latents on `--images` images, some
 at a time; `dense` takes the pre-activations of all latents at all cells, keeps the k largest by `topk`,
-scatters them into a dense code and picks the latents out of it; `ours` is `encode_grid(...).maps(...)`. Each part runs in a
-process of its own, which gives its peak memory; results of the two ways are compared.
+scatters them into a dense code and picks the latents out of it; `ours` is `encode_grid(...).maps(...)`. Each
+part runs in a process of its own, which gives its peak memory; results of the two ways are compared.
 """
 
 import argparse
