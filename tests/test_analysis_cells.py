@@ -103,7 +103,7 @@ def test_an_images_code_is_the_maximum_or_the_mean_of_its_cells(grids, over):
 @pytest.mark.parametrize("batch_size", [1, 40, 4096])
 def test_top_images_by_cells_are_those_of_all_maps(grids, tmp_path, over, batch_size):
     model, store = random_model(), write_store(tmp_path / "s", grids, IDS, list(range(12)))
-    top = top_images(model, store, TopImagesConfig(m=4, cells=over, batch_size=batch_size))
+    top = top_images(model, store, TopImagesConfig(m=4, over=over, batch_size=batch_size))
     flat = dense_maps(model, grids).clip(min=0).reshape(12, model.n, -1)
     of_images = flat.max(2) if over == "max" else flat.mean(2)
     assert top.images == 12 and top.counts.tolist() == (of_images > 0).sum(0).tolist()
@@ -134,7 +134,7 @@ def test_planted_features_are_found_at_their_places(tmp_path):
             whole[image, feature, y, x] = 1 + image
             planted[image, feature] = (y, x)
     store = write_store(tmp_path / "s", whole, IDS)
-    top = top_images(dictionary(), store, TopImagesConfig(m=2, cells="max"))
+    top = top_images(dictionary(), store, TopImagesConfig(m=2, over="max"))
     for feature in range(6):
         images = sorted((i for i, f in planted if f == feature), reverse=True)[:2]
         assert top.indices[feature].tolist() == images
@@ -150,7 +150,7 @@ def test_stored_cells_give_their_own_places(tmp_path):
     rows[5, 0] = 9.0  # image 2, its second cell
     rows[6, 0] = 4.0  # image 3, its first
     store = write_store(tmp_path / "c", rows, IDS, cells=Cells(places, (4, 4)), shard_rows=5)
-    top = top_images(dictionary(), store, TopImagesConfig(m=2, cells="max"))
+    top = top_images(dictionary(), store, TopImagesConfig(m=2, over="max"))
     assert top.indices[0].tolist() == [2, 3] and top.places[0].tolist() == [[2, 1], [0, 3]]
     assert top.images == 12 and top.counts[0] == 2
 
@@ -158,7 +158,7 @@ def test_stored_cells_give_their_own_places(tmp_path):
 def test_what_does_not_fit_is_refused(grids, tmp_path):
     vectors = write_store(tmp_path / "v", grids.mean((2, 3)), IDS)
     with pytest.raises(ValueError, match="v holds one vector an image, no cells"):
-        top_images(random_model(), vectors, TopImagesConfig(cells="max"))
+        top_images(random_model(), vectors, TopImagesConfig(over="max"))
     with pytest.raises(ValueError, match=r"dense codes .* pooled"):
         store = write_store(tmp_path / "s", grids, IDS)
-        top_images(random_model(), store, TopImagesConfig(cells="max", codes="dense"))
+        top_images(random_model(), store, TopImagesConfig(over="max", codes="dense"))

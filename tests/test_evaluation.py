@@ -263,14 +263,14 @@ def _stores(folder: Path, *, labels: bool = True) -> tuple[Path, Path]:
     return folder / "train", folder / "test"
 
 
-def _trained(folder: Path, store: Path, seeds: tuple[int, ...]) -> tuple[Path, ...]:
+def _trained(folder: Path, store: Path, seeds: tuple[int, ...]) -> tuple[str, ...]:
     return tuple(
-        train_sae(
+        str(train_sae(
             TrainSAEConfig(
                 store=(store,), out=folder / f"k{s}", k=2, expansion=4, steps=40, batch_size=64, seed=s,
                 learning_rate=1e-2, warmup_steps=1, held_out=0.0,
             )
-        )[0].path
+        )[0].path)
         for s in seeds
     )  # fmt: skip
 
@@ -282,7 +282,7 @@ def test_an_evaluation_from_stores_to_a_page(tmp_path: Path) -> None:
         store=test, train_store=train, ksae=runs, out=tmp_path / "out", planted=1
     )
     result = eval_sae(config)
-    assert set(result["ksaes"]) == {str(path) for path in runs}
+    assert set(result["ksaes"]) == set(runs)
     assert {"over_trainings", "stability", "planted"} <= set(result) and result["notes"] == []
     page = (tmp_path / "out" / "evaluation.md").read_text()
     assert all(f"| {name} |" in page for name in ("fvu", "probe 5", "coverage 0.8"))
@@ -292,10 +292,10 @@ def test_trained_controls_are_kept_and_not_trained_again(tmp_path: Path) -> None
     train, test = _stores(tmp_path, labels=False)
     runs = _trained(tmp_path, train, (0,))
     config = EvalSAEConfig(
-        store=test, train_store=train, ksae=runs, out=tmp_path / "out", controls="all"
+        store=test, train_store=train, ksae=runs, out=tmp_path / "out", trained_controls=True
     )
     result = eval_sae(config)
-    assert set(result["ksaes"][str(runs[0])]["measures"]["fvu"]["controls"]) > set(TRAINED)
+    assert set(result["ksaes"][runs[0]]["measures"]["fvu"]["controls"]) > set(TRAINED)
     kept = sorted((tmp_path / "out" / "controls").rglob("model.safetensors"))
     times = [path.stat().st_mtime_ns for path in kept]
     assert len(kept) == len(TRAINED)
@@ -317,7 +317,7 @@ def test_without_labels_and_with_too_few_images(tmp_path: Path) -> None:
     train, test = _stores(tmp_path, labels=False)
     runs = _trained(tmp_path, train, (0,))
     result = eval_sae(EvalSAEConfig(store=test, ksae=runs, out=tmp_path / "out"))
-    assert set(result["ksaes"][str(runs[0])]["measures"]) == {"fvu", "cosine"}
+    assert set(result["ksaes"][runs[0]]["measures"]) == {"fvu", "cosine"}
     assert len(result["notes"]) == 2
     write_store(tmp_path / "few", torch.rand(20, 8), [f"f{i}" for i in range(20)])
     with pytest.raises(ValueError, match="holds 20 images: measures need 100 up"):
@@ -345,7 +345,7 @@ def test_loss_recovered_of_an_extraction(tmp_path: Path) -> None:
         data=data,
         backbone=backbone,
     )
-    entry = eval_sae(config)["ksaes"][str(runs[0])]
+    entry = eval_sae(config)["ksaes"][runs[0]]
     losses = entry["denoising_loss"]
     whole = losses["mean"] - losses["true"]
     assert entry["loss_recovered"]["value"] == pytest.approx(

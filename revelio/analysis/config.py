@@ -47,7 +47,7 @@ class TopImagesConfig:
     codes: CodeKind | None = None
     """sparse (TopK codes) or dense (ReLU of pre-activations), whatever the mode; none: the mode's own."""
 
-    cells: OverCells | None = None
+    over: OverCells | None = None
     """What an image's code is: of its pooled activation (`pooled`); or the maximum (`max`) or the mean
     (`mean`) of its cells' codes, with the place; none: `max` for a k-SAE trained on cells, else `pooled`."""
 

@@ -191,7 +191,7 @@ def over_cells(model: "KSparseAutoencoder", config: TopImagesConfig) -> OverCell
         ValueError: dense codes of cells are asked for.
     """
     of_cells = model.trained_on.get("rows_are") == "cells"
-    over = config.cells or ("max" if of_cells else "pooled")
+    over = config.over or ("max" if of_cells else "pooled")
     if over != "pooled" and config.kind == "dense":
         raise ValueError(
             "dense codes are of pooled activations: take sparse codes, or cells pooled"

@@ -2,12 +2,12 @@
 
     revelio eval-ksae --store runs/test/up_ft1-t100-empty-d0 --train-store runs/train/up_ft1-t100-empty-d0 \\
         --ksae runs/ksae-seed0 runs/ksae-seed1 runs/ksae-seed2
-    revelio eval-ksae --store S --train-store T --ksae K --controls all --planted 3
+    revelio eval-ksae --store S --train-store T --ksae K --trained-controls --planted 3
     revelio eval-ksae --store S --train-store T --ksae K --loss-images 256 --data.source D
 
 Measures: reconstruction (FVU, cosine), meaning (purity, sparse probing, class coverage, significant latents),
 identity (stability over seeds, recovery of planted directions), loss recovered. Controls: random directions,
-data rows, k-means, channels, principal and independent axes, and with --controls all trained ones.
+data rows, k-means, channels, principal and independent axes, and with --trained-controls trained ones.
 """
 
 from dataclasses import dataclass

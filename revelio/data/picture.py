@@ -26,8 +26,8 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from revelio.data.config import Limits
 from revelio.data.dataset import ImageError
 
-# Only bitmaps: Pillow would hand an EPS file to another program. HEIF is there where pillow-heif is installed,
-# JXL where the user has registered a plug-in.
+# Only bitmaps: Pillow would hand an EPS file to another program. HEIF is there where pillow-heif is
+# installed, JXL where the user has registered a plug-in.
 FORMATS = (
     "JPEG",
     "MPO",

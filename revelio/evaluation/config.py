@@ -16,8 +16,8 @@ class EvalSAEConfig:
     store: Folder
     """The activation store of held-out images: the layer and timestep of the training store, other images."""
 
-    ksae: Annotated[tuple[Folder, ...], NotEmpty()]
-    """Folders of k-SAEs (runs of `revelio train-ksae`); several seeds of one recipe give an interval over
+    ksae: Annotated[tuple[str, ...], NotEmpty()]
+    """The k-SAEs: runs of `revelio train-ksae`, or hub ids; several seeds of one recipe give an interval over
     trainings, and stability."""
 
     train_store: Folder | None = None
@@ -27,9 +27,9 @@ class EvalSAEConfig:
     out: OutFolder = Path("runs/ksae-evaluation")
     """The folder to write `evaluation.json` and `evaluation.md` to, and the controls that were trained."""
 
-    controls: Literal["untrained", "all"] = "untrained"
-    """`all` also trains frozen-decoder, frozen-encoder, soft-frozen and shuffled controls, each with the
-    budget of the k-SAE that it stands beside; they are kept in `out` and not trained twice."""
+    trained_controls: bool = False
+    """Also train frozen-decoder, frozen-encoder, soft-frozen and shuffled controls, each with the budget of
+    the k-SAE that it stands beside; they are kept in `out` and not trained twice."""
 
     overlap: Literal["stop", "allow"] = "stop"
     """What to do where held-out images are in the training store too."""

@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 from scipy.sparse import csr_matrix
 
+from revelio.analysis.cells import GridCodes, encode_grid, image_codes
 from revelio.analysis.config import FROM_GALLERY, ServeConfig
 from revelio.analysis.gallery.heat_maps import levels, sparse_maps
 from revelio.analysis.gallery.records import short
@@ -101,17 +102,13 @@ class Encoder:
         with self._one_at_a_time, torch.inference_mode():
             grid = self._grid(picture, name)
             device = next(self.model.parameters()).device
-            codes = self.model.encode(grid.mean((1, 2))[None].to(device))
-            values, latents = codes.values[0].float().cpu(), codes.indices[0].cpu()
-            fires = values > 0
-            order = values[fires].argsort(descending=True, stable=True)
-            values, latents = values[fires][order], latents[fires][order]
+            cells = encode_grid(self.model, grid[None].to(device), self.meta)
+            values, latents = self._codes(grid.to(device), cells)
             place_of = {latent: place for place, latent in enumerate(self.latents.tolist())}
             kept = torch.tensor(
                 [latent in place_of for latent in latents.tolist()], dtype=torch.bool
             )
-            cells = grid.flatten(1).T.contiguous().to(device)
-            maps = levels(dict(enumerate(sparse_maps(self.model, cells, latents))))
+            maps = levels(dict(enumerate(sparse_maps(cells, 0, latents))))
         shown = [
             [place_of[latent], short(value), maps[number]]
             for number, (latent, value) in enumerate(
@@ -127,6 +124,20 @@ class Encoder:
                 [place for place, _, _ in shown], [value for _, value, _ in shown]
             ),
         }
+
+    def _codes(self, grid: torch.Tensor, cells: GridCodes) -> tuple[torch.Tensor, torch.Tensor]:
+        """The codes above 0 of the whole picture, strongest first, and their latents."""
+        over = self.meta.get("cells", "pooled")
+        if over == "pooled":
+            codes = self.model.encode(grid.mean((1, 2))[None], self.meta)
+            values, latents = codes.values[0].float().cpu(), codes.indices[0].cpu()
+            values, latents = values[values > 0], latents[values > 0]
+        else:
+            each = (part.flatten(1, 2).cpu() for part in (cells.values, cells.indices))
+            found = image_codes(*each, self.model.n, over)
+            values, latents = found.values, found.latents
+        order = values.argsort(descending=True, stable=True)
+        return values[order], latents[order]
 
     def _grid(self, picture: Image.Image, name: str) -> torch.Tensor:
         layer = self.meta["layer"]
