@@ -12,7 +12,9 @@ variance unexplained, L0, dead share and activation densities, all on the sparse
     torchrun --nproc-per-node 2 -m revelio train-ksae --config configs/ksae/paper.yaml
 
 A row is an image, or a cell of its grid (`--rows cells`). Several stores of one width train one k-SAE, which
-is measured on each. With a grid, every combination of the values listed is a k-SAE with a run folder of its own in `out`; each
+is measured on each.
+
+With a grid, every combination of the values listed is a k-SAE with a run folder of its own in `out`; each
 store is read and shuffled once for all that share it. Several processes share every batch, or the latents.
 """
 
