@@ -123,7 +123,7 @@ class ConversationDataset(Dataset):
                     raise ValueError(
                         f"record {record.id!r} has {length} tokens with its images expanded, "
                         f"`max_length` is {config.max_length}: raise it, give the towers fewer "
-                        "tokens, or leave such records out with --too-long drop"
+                        "tokens, or leave such records out (`too_long: drop`)"
                     )
                 self.dropped.append(record.id)
                 continue

@@ -289,7 +289,7 @@ class LlavaModel(PreTrainedModel, GenerationMixin):
         Returns:
             The prompts' tokens and the new ones, as from any model of transformers.
         """
-        _innermost(self.language_model).generation_config = self.generation_config
+        cast(Any, _innermost(self.language_model)).generation_config = self.generation_config
         if pixel_values is not None:
             assert input_ids is not None
             settings["inputs_embeds"] = self.embed_expanded(input_ids, pixel_values, image_ids)

@@ -22,6 +22,7 @@ from llava_ext.config import (
     TrainConfig,
 )
 from llava_ext.dataset import Collator, ConversationDataset, ImageProvider, Pictures
+from llava_ext.deepspeed import state_bytes
 from llava_ext.images import picture_ids, plain_ids
 from llava_ext.import_llava import import_projectors
 from llava_ext.language import add_lora, build_model, language_identity
@@ -37,6 +38,8 @@ from llava_ext.training import (
     check_processes,
     checkpoint_step,
     last_checkpoint,
+    load_in_parts,
+    training_arguments,
     whole_state,
 )
 from revelio.command_line import require
@@ -85,6 +88,9 @@ def run(config: TrainConfig) -> None:
             f"{config.out} already holds a run: continue it with resume, or choose another folder"
         )
     accumulation(config.stage.effective_batch, config.stage.batch_size, world_size())
+    # Before the model: under ZeRO-3 each process then loads only its part.
+    arguments = training_arguments(config.stage, config.out)
+    load_in_parts(arguments, config.model.dtype)
     job = open_job(config, stage)
     run_dir = _open_run(config, stage, resume=config.resume) if is_main() else None
     if run_dir is not None:
@@ -93,7 +99,7 @@ def run(config: TrainConfig) -> None:
     if run_dir is not None:
         run_dir.truncate_metrics(checkpoint_step(checkpoint) if checkpoint else 0)
     trainer = build_trainer(
-        job.model, job.dataset, job.collator, config.stage, config.out,
+        job.model, job.dataset, job.collator, config.stage, arguments,
         towers=job.towers, watch=LoggingCallback(run_dir),
     )  # fmt: skip
     _say(_plan(job, trainer, config.stage, stage))
@@ -222,7 +228,7 @@ def _check_towers(folder: Path, wanted: ModelConfig) -> None:
     if len(found.towers) != len(wanted.towers) or found.fusion != wanted.fusion:
         raise ValueError(
             f"{folder} has {len(found.towers)} towers and fusion {found.fusion}, the config "
-            f"{len(wanted.towers)} and {wanted.fusion}: choose another --pretrained"
+            f"{len(wanted.towers)} and {wanted.fusion}: choose other projectors (`pretrained`)"
         )
     for number, pair in enumerate(zip(found.towers, wanted.towers, strict=True)):
         was, now = (to_plain(tower) for tower in pair)
@@ -230,7 +236,7 @@ def _check_towers(folder: Path, wanted: ModelConfig) -> None:
             if was[key] != now[key]:
                 raise ValueError(
                     f"{folder} was trained with tower {number}'s `{key}` {was[key]!r}, not "
-                    f"{now[key]!r}: choose another --pretrained or the same towers"
+                    f"{now[key]!r}: choose other projectors (`pretrained`) or the same towers"
                 )
 
 
@@ -240,7 +246,8 @@ def _plan(job: Job, trainer: LlavaTrainer, options: StageOptions, stage: Stage) 
     world, data = world_size(), job.dataset
     times = accumulation(options.effective_batch, options.batch_size, world)
     steps = -(-trainer.sampler.steps * options.epochs // 1)
-    trained = sum(p.numel() for p in job.model.parameters() if p.requires_grad)
+    everything, trained = _counts(job.model)
+    state = state_bytes(trained, everything - trained, zero=options.zero, processes=world)
     # Weights, and AdamW's two moments in float32.
     held = trained * 12 * min(options.keep, max(1, int(steps) // options.save_steps))
     lines = [
@@ -252,13 +259,14 @@ def _plan(job: Job, trainer: LlavaTrainer, options: StageOptions, stage: Stage) 
         f"samples x {times} accumulated; ZeRO {options.zero or 'off'}",
         f"plan: {stage}, {steps:,.0f} steps, peak learning rate {options.learning_rate:g}; "
         f"{_time(job, trainer, options)}; checkpoints about {size(held)}",
+        f"memory of a process: {size(state)} of weights, gradients and optimiser, and activations",
     ]
     return "\n".join(lines)
 
 
 def _time(job: Job, trainer: LlavaTrainer, options: StageOptions) -> str:
     """How long it will take, measured on one batch of median length where that is cheap."""
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() or any(hasattr(p, "ds_id") for p in job.model.parameters()):
         return "the bar will tell the time"
     order = sorted(range(len(job.dataset)), key=lambda i: job.dataset.lengths[i])
     middle = max(0, len(order) // 2 - options.batch_size // 2)

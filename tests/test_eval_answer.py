@@ -94,7 +94,7 @@ def test_other_answers_in_the_file_are_refused(tmp_path: Path) -> None:
     other = replace(ASKING, model_id="big")
     with pytest.raises(ValueError, match=r"question 0 with model_id 'tiny', not 'big'"):
         read_finished(out, questions, other)
-    with pytest.raises(ValueError, match=r"question 0 with metadata .*choose another --out"):
+    with pytest.raises(ValueError, match=r"question 0 with metadata .*choose another output file"):
         read_finished(out, questions, replace(ASKING, temperature=0.2))
     with pytest.raises(ValueError, match=r"answers question 5, unknown to the bench"):
         read_finished(out, questions[:5], ASKING)

@@ -187,7 +187,7 @@ def test_steer_eval_writes_a_table_with_baselines(model: Path, tmp_path: Path, c
             "concept", *where, "--texts", "a cat", *more, "--layer", LAYER, "--out", tmp_path / name
         )
     words = ("steer-eval", *where, *FEW, "--prompts", table, "--concept", tmp_path / "c",
-             "--judge", f"{__name__}:see", "--images", 2)  # fmt: skip
+             "--judge", f"{__name__}:see", "--images-per-prompt", 2)  # fmt: skip
     run(
         *words,
         "--means",
@@ -232,5 +232,5 @@ def test_the_presets_are_the_published_settings():
         tokens = load_config(extract_text.Config, folder / f"{name}.yaml")
         ksae: TrainSAEConfig = load_config(train_ksae.Config, folder / f"{name}-ksae.yaml")
         assert (ksae.expansion, ksae.k, ksae.samples) == (expansion, k, 400_000_000)
-        assert ksae.store == tokens.out / tokens.layers[0]
+        assert ksae.store == (tokens.out / tokens.layers[0],)
         assert tokens.padding == "keep"

@@ -8,7 +8,6 @@ import numpy as np
 from revelio.run_dir import versions
 from revelio.steering.evaluate import Drawn, difference_interval, mean_interval, measured
 from tools.steering.methods import (
-    DENOISER_LAYERS,
     EXPANSION,
     LEARNING_RATE,
     SPECIFICITY,
@@ -39,7 +38,7 @@ def report(setting: Setting, methods: Methods, *, draw: bool = True) -> dict[str
         "model": setting.model,
         "settings": {
             "steps": STEPS, "guidance": GUIDANCE, "numbers": "bfloat16 autocast", "splits": SPLITS,
-            "text_layer": TEXT_LAYER, "denoiser_layers": DENOISER_LAYERS, "expansion": EXPANSION,
+            "text_layer": TEXT_LAYER, "denoiser_layers": setting.denoiser_layers, "expansion": EXPANSION,
             "k": K, "ksae_steps": TRAIN_STEPS, "learning_rate": LEARNING_RATE,
             "specificity": SPECIFICITY, "judge_epochs": JUDGE_EPOCHS,
         },
@@ -98,11 +97,11 @@ def _entry(
 def _ksaes(setting: Setting, methods: Methods) -> dict[str, Any]:
     """What each k-SAE explains, and how specific the latents found are on the half that did not choose."""
     found: dict[str, Any] = {}
-    for layer in (TEXT_LAYER, *DENOISER_LAYERS):
-        if not (setting.work / f"ksae-{layer}").exists():
+    for layer in (TEXT_LAYER, *setting.denoiser_layers):
+        if not (setting.work / f"ksae-{layer}-x{EXPANSION}-k{K}").exists():
             continue
         text = layer == TEXT_LAYER
-        ksae = methods.text_ksae if text else methods.denoiser_ksae(layer)
+        ksae = methods.text_ksae() if text else methods.denoiser_ksae(layer)
         of = {
             name: methods.text_found(name) if text else methods.denoiser_found(layer, name)
             for name in WORDS

@@ -26,6 +26,8 @@ WORDS = [noun(name) for name in FASHION_CLASSES]
 CAPTIONS = {word: captions(SET, word) for word in WORDS}
 STEPS, GUIDANCE = 6, 3.0
 JUDGE_EPOCHS = 3
+# Pictures a class whose generation the denoiser's k-SAEs are trained on.
+TRAIN_PICTURES = 6
 # Pictures of a target: (caption, seed) of prompts that name it, and how many of the others' captions.
 SPLITS = {"choose": (2, 1, 3), "judge": (4, 2, 9)}
 
@@ -51,17 +53,19 @@ class Method:
 
 @dataclass(frozen=True)
 class Setting:
-    """Where the proof works.
+    """Where the proof works, on mini-sd.
 
     Attributes:
         work: a folder for what can be made again: pictures, k-SAEs, the judge.
         fashion: Fashion-MNIST's idx files.
         model: the model's name.
+        denoiser_layers: whose latents are edited.
     """
 
     work: Path
     fashion: Path
     model: str = "mini-sd"
+    denoiser_layers: tuple[str, ...] = ("bottleneck", "up_ft0", "up_ft1")
 
     @cached_property
     def layers(self) -> PipelineLayers:
@@ -114,6 +118,14 @@ class Setting:
         grey = images.float().mean(1).clamp(0, 1) * 255
         return grey.round().byte().numpy()
 
+    def training_prompts(self) -> list[tuple[str, str, int]]:
+        """What is drawn to train the denoiser's k-SAEs: as many of each class, with other seeds."""
+        return [(text, word, 100) for word in WORDS for text in CAPTIONS[word][:TRAIN_PICTURES]]
+
+    def conditional(self, output: torch.Tensor) -> torch.Tensor:
+        """The conditional half of a layer's output as cells (b s d)."""
+        return output[len(output) // 2 :].flatten(2).transpose(1, 2)
+
     def stored(self, method: Method, strength: float, split: str) -> bool:
         """Whether the pictures are there already."""
         return self._path(method, strength, split).exists()
@@ -157,6 +169,45 @@ class Setting:
             )
             for place, target in enumerate(WORDS)
         }
+
+
+@dataclass(frozen=True)
+class DiTSetting(Setting):
+    """The same on mini-dit, which is conditioned on class labels instead of texts."""
+
+    model: str = "mini-dit"
+    denoiser_layers: tuple[str, ...] = ("block2", "block4", "block6")
+
+    def prompts(self, target: str, split: str) -> list[tuple[str, str, int]]:
+        """As many pictures as of mini-sd: a class has one label, so seeds stand for captions."""
+        templates, seeds, others = SPLITS[split]
+        start = WORDS.index(target)
+        rest = [WORDS[(start + 1 + index) % len(WORDS)] for index in range(others)]
+        own = [(target, target, seed) for seed in range(templates * seeds)]
+        return own + [(word, word, 0) for word in rest]
+
+    def training_prompts(self) -> list[tuple[str, str, int]]:
+        """See :meth:`Setting.training_prompts`."""
+        return [(word, word, 100 + seed) for word in WORDS for seed in range(TRAIN_PICTURES)]
+
+    def draw(
+        self, prompts: Sequence[tuple[str, str, int]], key: str, negative: str | None = None
+    ) -> np.ndarray:
+        """See :meth:`Setting.draw`; a class label has no negative."""
+        noise = [
+            torch.Generator().manual_seed(key_seed("steering proof", key, text, seed))
+            for text, _, seed in prompts
+        ]
+        with torch.autocast("cpu", torch.bfloat16):
+            images = self.layers.pipeline(
+                [WORDS.index(word) for word, _, _ in prompts],
+                generator=noise, num_inference_steps=STEPS, guidance_scale=GUIDANCE, output_type="np",
+            ).images  # fmt: skip
+        return (images.mean(-1) * 255).round().astype(np.uint8)
+
+    def conditional(self, output: torch.Tensor) -> torch.Tensor:
+        """The first half of the tokens: the null class comes second."""
+        return output[: len(output) // 2]
 
 
 def _drawn(
