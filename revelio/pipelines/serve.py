@@ -214,8 +214,8 @@ def _backbone(config: ServeConfig, data: dict[str, Any]) -> BackboneConfig:
         raise ValueError(
             f"the gallery's model ({printable(name)}) is no known one: give it (backbone)"
         )
-    size = config.backbone.image_size or data["meta"].get("image_size")
-    return replace(config.backbone, name=name, image_size=size)
+    height, _ = data["meta"].get("image_size") or (None, None)
+    return replace(config.backbone, name=name, image_size=config.backbone.image_size or height)
 
 
 class _Handler(BaseHTTPRequestHandler):
