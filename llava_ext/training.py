@@ -211,8 +211,7 @@ def loaded_whole(arguments: TrainingArguments | None) -> Iterator[None]:
 
     Once the arguments are made, transformers loads every model in parts under ZeRO-3.
     """
-    config = arguments and arguments.hf_deepspeed_config
-    if config is None:
+    if arguments is None or not arguments.deepspeed:
         yield
         return
     from transformers.integrations.deepspeed import (
@@ -220,7 +219,8 @@ def loaded_whole(arguments: TrainingArguments | None) -> Iterator[None]:
         unset_hf_deepspeed_config,
     )
 
-    assert arguments is not None and arguments.device  # asking for it starts the group of processes
+    assert arguments.device  # asking for it starts the group of processes
+    config = arguments.hf_deepspeed_config
     unset_hf_deepspeed_config()
     try:
         yield
