@@ -120,6 +120,8 @@ def renamed(cls: type) -> dict[str, str]:
 
 def _value(value: Any, kind: Any, where: str) -> Any:
     try:
+        if isinstance(value, str) and kind == tuple[Path, ...]:
+            value = [value]  # before there could be several
         if isinstance(value, str | Mapping) and get_origin(kind) in (tuple, list):
             raise ValueError("a text or a mapping is no list, though it can be iterated")
         return _converter.structure(value, kind)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     import numpy as np
     from jaxtyping import Bool
 
+NOT_APART = "not told apart from"
+
 
 def wilson95(right: int, of: int) -> list[float]:
     """Wilson's 95 % score interval of the share ``right / of`` (Wilson 1927)."""
@@ -144,9 +146,7 @@ def told_apart(differences: Sequence[Difference]) -> list[str]:
     """
     adjusted = holm([one.p for one in differences])
     return [
-        "not told apart from"
-        if p >= 0.05 or one.trainings < 2
-        else ("above" if one.value > 0 else "below")
+        NOT_APART if p >= 0.05 or one.trainings < 2 else ("above" if one.value > 0 else "below")
         for one, p in zip(differences, adjusted, strict=True)
     ]
 

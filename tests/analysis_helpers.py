@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -27,13 +27,16 @@ class FakeKSAE(nn.Module):
     def __init__(self, n: int, k: int) -> None:
         super().__init__()
         self.d = self.n = n
-        self.k, self.mode = k, "fixed"
+        self.k, self.mode, self.trained_on = k, "fixed", {}
         self.weight = nn.Parameter(torch.eye(n))
 
-    def preactivations(self, x: Tensor, latents: slice | None = None) -> Tensor:
+    def preactivations(self, x: Tensor, latents: slice | None = None, source: Any = None) -> Tensor:
         return x[:, latents or slice(None)]
 
-    def encode(self, x: Tensor) -> Codes:
+    def normalized(self, x: Tensor, source: Any = None) -> Tensor:
+        return x
+
+    def encode(self, x: Tensor, source: Any = None) -> Codes:
         found = torch.sort(x, dim=1, descending=True, stable=True)
         return Codes(found.values[:, : self.k].relu(), found.indices[:, : self.k])
 
@@ -60,6 +63,10 @@ class FakeStore:
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    @property
+    def images(self) -> int:
+        return len(self)
 
     def batches(self, batch_size: int):
         for start in range(0, len(self), batch_size):
@@ -90,7 +97,7 @@ def gallery_parts(
     labels = torch.arange(60) % len(classes)
     rows = torch.randn(60, 12, generator=generator) * 0.4
     rows[:, :3] += 2.0 * torch.nn.functional.one_hot(labels, 3)
-    ids = [f"pictures/{i:02d}.png" for i in range(60)]
+    ids = [picture_id(i) for i in range(60)]
     settings = {"model": "toy", "dataset": "toys", "layer": "up_ft1", "timestep": 25}
     settings["classes"] = list(classes) if labelled else []
     store = write_store(folder, rows, ids, labels.tolist() if labelled else None, settings=settings)
@@ -114,3 +121,17 @@ def toy_picture(number: int) -> Image.Image:
     colour = [40 + number, 40 + number, 40 + number]
     colour[number % 3] = 220
     return Image.new("RGB", (36, 24), tuple(colour))
+
+
+def picture_id(number: int) -> str:
+    """Where a picture lies in its folder: in one of two classes."""
+    return f"{('one', 'two')[number % 2]}/{number:02d}.png"
+
+
+def write_pictures(folder: Path) -> Path:
+    """The pictures of :func:`gallery_parts` as files."""
+    for number in range(60):
+        path = folder / picture_id(number)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        toy_picture(number).save(path)
+    return folder

@@ -217,12 +217,14 @@ def tiny_sdxl(folder: Path, *, seed: int = 0) -> Path:
         seed,
     )
     text, text_2 = tiny_text_config(), tiny_text_config(20, hidden_act="gelu")
+    tokenizer_2 = tiny_tokenizer()
+    tokenizer_2.pad_token = "!"  # as OpenCLIP's
     pipeline = StableDiffusionXLPipeline(
         vae=tiny_vae(seed),
         text_encoder=seeded(lambda: CLIPTextModel(text), seed),
         text_encoder_2=seeded(lambda: CLIPTextModelWithProjection(text_2), seed + 1),
         tokenizer=tiny_tokenizer(),
-        tokenizer_2=tiny_tokenizer(),
+        tokenizer_2=tokenizer_2,
         unet=unet,
         scheduler=_scheduler("scaled_linear", "epsilon"),
         add_watermarker=False,

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from analysis_helpers import gallery_parts, toy_picture
+from analysis_helpers import gallery_parts, write_pictures
 from backbones_helpers import tiny_sd
 from diffc_helpers import separable, write_folders
 from eval_helpers import review_row, write_jsonl
@@ -20,10 +20,7 @@ def write_inputs(root: Path) -> Path:
     """A store, a k-SAE, pictures, grids, a classifier and reviews."""
     model, *_ = gallery_parts(root / "store")
     model.save_pretrained(root / "ksae")
-    for number in range(60):
-        path = root / "images" / "pictures" / f"{number:02d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        toy_picture(number).save(path)
+    write_pictures(root / "images")
     rows, _ = planted(20, 4, 6, 2)
     write_store(root / "rows", rows, [str(i) for i in range(20)])
     grids, labels = separable(3)

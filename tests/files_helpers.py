@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 OPERATIONS = ("replace", "rename", "link", "unlink", "mkdir", "rmdir")
+NOBODY = 2**22 + 1  # no process has so high an id
 TIMES = {"seconds", "started", "ended"}
 
 
@@ -68,6 +69,13 @@ def bury(lock: Path) -> None:
     if lock.exists():
         owner = json.loads(lock.read_text())
         lock.write_text(json.dumps(owner | {"started": -1}))
+
+
+def bury_partials(folder: Path) -> None:
+    """Let what is half-written in and beside ``folder`` be that of a process which is no more."""
+    found = [*folder.parent.glob(".*.partial"), *folder.rglob(".*.partial")]
+    for path in sorted(found, key=lambda path: -len(path.parts)):
+        path.rename(path.with_name(path.name.replace(f".{os.getpid()}-", f".{NOBODY}-")))
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -2,7 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
-from analysis_helpers import gallery_parts, toy_picture
+from analysis_helpers import gallery_parts, write_pictures
 from backbones_helpers import tiny_sd
 from PIL import Image
 from safetensors.torch import load_file
@@ -19,10 +19,7 @@ def inputs(tmp_path):
     """A store, a k-SAE and the pictures on disk, as a user has them."""
     model, *_ = gallery_parts(tmp_path / "store")
     model.save_pretrained(tmp_path / "ksae")
-    for number in range(60):
-        path = tmp_path / "images" / "pictures" / f"{number:02d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        toy_picture(number).save(path)
+    write_pictures(tmp_path / "images")
     return tmp_path
 
 
@@ -75,7 +72,7 @@ def test_from_store_to_purity_and_gallery(inputs, capsys):
     assert "index.html" in out
     assert "no picture" not in out
     data = json.loads((inputs / "g" / "gallery.json").read_text())
-    assert len(data["latents"]) == 12
+    assert len(data["latents"]["id"]) == 12
     assert data["purity"]["sigma_label"] is not None
 
 

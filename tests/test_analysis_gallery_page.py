@@ -1,123 +1,318 @@
-"""The gallery as a person sees it: opened from disk in headless Chromium, where there is one.
+"""The gallery as a person uses it: opened from disk in headless Chromium, where there is one.
 
 What a browser is not needed for is in test_analysis_gallery.py and is never skipped.
 """
 
 import json
 import re
-import shutil
-import subprocess
 from html import unescape
 from pathlib import Path
 
 import pytest
+import torch
 from analysis_helpers import gallery_parts
+from browser_helpers import Page, needs_browser
 from PIL import Image
 
-from revelio.analysis.config import GalleryConfig
+from revelio.activations.store import write_store
+from revelio.analysis.config import GalleryConfig, TopImagesConfig
 from revelio.analysis.gallery.write import write_gallery
+from revelio.analysis.top_images import top_images
+from revelio.analysis.top_images_files import with_source
+from revelio.pipelines.demo.report import write_report
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
-BROWSER = next((path for path in map(shutil.which, NAMES) if path), None)
 NASTY = "<img src=x onerror=\"document.body.id='broken'\">"
-FLAGS = [
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-    *("--hide-scrollbars", "--virtual-time-budget=5000"),
-]
+ENTRY = {
+    "majority_share": 0.7,
+    "chance_levels": {"majority_share": 0.4},
+    "controls": {
+        name: {"majority": {"value": value, "difference": {"value": gap, "interval": [gap, 0.1]}}}
+        for name, value, gap in (("channels", 0.5, 0.2), ("data rows", 0.8, -0.1))
+    },
+    "verdict": {"majority": "not told apart from data rows"},
+    "controls_method": "jackknife",
+}
 
-needs_browser = pytest.mark.skipif(BROWSER is None, reason="there is no Chromium on this machine")
+pytestmark = needs_browser
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    page = Page(tmp_path_factory.mktemp("profile"))
+    yield page
+    page.close()
 
 
 @pytest.fixture(scope="module")
 def gallery(tmp_path_factory) -> Path:
+    """A gallery of a store of whole grids, with classes of which one is markup."""
     folder = tmp_path_factory.mktemp("page")
-    parts = gallery_parts(folder / "store", classes=("tabby_cat", NASTY, "dog"))
-    write_gallery(folder / "out", *parts, GalleryConfig(latents=30))
+    model, store, _, dataset = gallery_parts(folder / "store", classes=("tabby_cat", NASTY, "dog"))
+    noise = torch.randn(60, 12, 4, 4, generator=torch.Generator().manual_seed(0))
+    grids = store.tensor()[:, :, None, None] + 0.3 * noise
+    about = {"model": "toy", "layer": "up_ft1", "classes": list(store.classes)}
+    whole = write_store(folder / "grids", grids, store.ids, store.labels.tolist(), settings=about)
+    top = with_source(top_images(model, whole, TopImagesConfig(m=12)), model, whole)
+    how = GalleryConfig(latents=30, map_method="pca")
+    write_gallery(folder / "out", model, whole, top, dataset, how, purity=ENTRY)
     return folder / "out"
 
 
 @pytest.fixture(scope="module")
 def data(gallery) -> dict:
-    return json.loads((gallery / "gallery.json").read_text())
+    """The gallery's data, a record a latent."""
+    data = json.loads((gallery / "gallery.json").read_text())
+    lines = (gallery / "latents.jsonl").read_text().splitlines()
+    columns = data["latents"]
+    records = [
+        {name: values[place] for name, values in columns.items()} | json.loads(line)
+        for place, line in enumerate(lines)
+    ]
+    return data | {"latents": records}
 
 
-def browse(gallery: Path, place: str, tmp_path: Path, *flags: str) -> str:
-    url = f"{(gallery / 'index.html').as_uri()}?theme=light#/{place}"
-    command = [str(BROWSER), *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", *flags, url]
-    done = subprocess.run(command, capture_output=True, timeout=240, check=True)
-    return done.stdout.decode()
+@pytest.fixture
+def page(browser: Page, gallery: Path):
+    """Opens a view of the gallery afresh and gives the browser."""
+
+    def open_view(place: str, width: int = 1200, height: int = 900, touch: bool = False) -> Page:
+        browser.screen(width, height, touch=touch)
+        browser.open("about:blank")
+        browser.open(f"{(gallery / 'index.html').as_uri()}?theme=light#/{place}")
+        browser.until("!document.querySelector('[aria-busy=true]')")
+        return browser
+
+    yield open_view
+    source = re.sub(r"<script.*?</script>", "", browser.run("document.body.outerHTML"), flags=re.S)
+    assert "[object" not in source and "undefined" not in source and 'id="broken"' not in source
 
 
-def dom(gallery: Path, place: str, tmp_path: Path) -> str:
-    page = browse(gallery, place, tmp_path, "--dump-dom")
-    assert "[object" not in page
-    assert "undefined" not in re.sub(r"<script.*?</script>", "", page, flags=re.S)
-    assert 'id="broken"' not in page
-    return page
+def cards(page: Page) -> list[int]:
+    hrefs = page.run("[...document.querySelectorAll('.card')].map((a) => a.getAttribute('href'))")
+    return [int(href.rpartition("/")[2]) for href in hrefs]
 
 
-def text(page: str) -> str:
-    return " ".join(unescape(re.sub(r"<[^>]*>", " ", page.split("<main", 1)[1])).split())
+def text(page: Page, selector: str = "main") -> str:
+    shown = page.run(f"document.querySelector({json.dumps(selector)}).textContent")
+    return " ".join(unescape(shown).split())
 
 
-@needs_browser
-def test_overview_shows_a_card_for_every_latent(gallery, data, tmp_path):
-    page = dom(gallery, "latents", tmp_path)
-    cards = re.findall(r'<a class="card" href="#/latent/(\d+)"', page)
-    assert [int(card) for card in cards] == [latent["id"] for latent in data["latents"]]
-    words = text(page)
-    assert f"{len(cards)} latents" in words
-    assert "tabby cat" in words
-    assert NASTY in unescape(page)
+def test_overview_shows_a_card_for_every_latent(page, data):
+    shown = page("latents", height=6000)
+    ids = [latent["id"] for latent in data["latents"]]
+    assert cards(shown) == ids
+    assert f"{len(ids)} latents" in text(shown) and "tabby cat" in text(shown)
+    assert NASTY in text(shown)
 
 
-@needs_browser
-def test_class_filter_and_sort_come_from_the_address(gallery, data, tmp_path):
-    page = dom(gallery, "latents?class=2&sort=purity", tmp_path)
-    cards = [int(card) for card in re.findall(r'<a class="card" href="#/latent/(\d+)"', page)]
+def test_the_end_key_leads_to_the_last_card_and_home_to_the_first(page, data):
+    shown = page("latents", 700, 500)
+    ids = [latent["id"] for latent in data["latents"]]
+    assert ids[-1] not in cards(shown)
+    shown.press("End")
+    shown.until(f"!!document.querySelector('.card[href=\"#/latent/{ids[-1]}\"]')")
+    shown.until("scrollY + innerHeight >= document.documentElement.scrollHeight - 2")
+    last = shown.run(
+        "[...document.querySelectorAll('.card')].at(-1).getBoundingClientRect().bottom"
+    )
+    assert 0 < last <= 500 and ids[0] not in cards(shown)
+    shown.press("Home")
+    shown.until(f"!!document.querySelector('.card[href=\"#/latent/{ids[0]}\"]')")
+
+
+def test_going_back_returns_to_the_place(page):
+    shown = page("latents?sort=id", 700, 500)
+    shown.run("scrollTo(0, 900)")
+    shown.until("history.state?.scroll === 900")
+    opened = cards(shown)[6]
+    for way in ("history.back()", "document.querySelector('.crumbs a').click()"):
+        shown.run(f"document.querySelector('.card[href=\"#/latent/{opened}\"]').click()")
+        shown.until("document.body.dataset.view === 'latent' && scrollY === 0")
+        shown.run(way)
+        shown.until("document.body.dataset.view === 'latents' && scrollY === 900")
+        focused = shown.run("document.activeElement.getAttribute('href')")
+        assert focused == f"#/latent/{opened}"
+
+
+def test_search_finds_numbers_classes_and_images(page, data):
+    shown = page("about")
+    wanted = data["latents"][3]["id"]
+    shown.press("/")
+    shown.type(f"#{wanted}")
+    found = shown.run(
+        "[...document.querySelectorAll('#found a')].map((a) => a.getAttribute('href'))"
+    )
+    assert found[0] == f"#/latent/{wanted}"
+    shown.press("Enter")
+    shown.until(f"location.hash === '#/latent/{wanted}'")
+    for words, href in (
+        ("onerr", "#/latents?class=1"),
+        ("two/17", "#/image/17"),
+        ("18", "#/image/17"),
+    ):
+        shown.press("/")
+        shown.type(words)
+        hrefs = shown.run(
+            "[...document.querySelectorAll('#found a')].map((a) => a.getAttribute('href'))"
+        )
+        assert href in hrefs
+        shown.press("Escape")
+    shown.press("/")
+    shown.type("zzz")
+    assert "Nothing of that name" in text(shown, "#found")
+    shown.press("Escape")
+
+
+def test_every_view_has_a_title_of_its_own(page, data):
+    titles = []
+    for place in (
+        "latents",
+        "map",
+        "images",
+        "about",
+        "image/4",
+        f"latent/{data['latents'][0]['id']}",
+    ):
+        titles.append(page(place).run("document.title"))
+    assert len(set(titles)) == len(titles)
+    assert f"#{data['latents'][0]['id']}" in titles[-1] and " 5 " in titles[-2]
+
+
+def test_class_filter_and_sort_come_from_the_address(page, data):
+    shown = page("latents?class=2&sort=purity", height=6000)
+    found = cards(shown)
     of_class = [latent for latent in data["latents"] if latent["class"] == 2]
-    assert sorted(cards) == sorted(latent["id"] for latent in of_class)
+    assert sorted(found) == sorted(latent["id"] for latent in of_class)
     purity = {latent["id"]: latent["majority"] for latent in of_class}
-    assert [purity[card] for card in cards] == sorted(purity.values(), reverse=True)
+    assert [purity[card] for card in found] == sorted(purity.values(), reverse=True)
 
 
-@needs_browser
-def test_a_latent_shows_its_images_numbers_and_neighbours(gallery, data, tmp_path):
+def test_a_latent_shows_its_range_classes_and_neighbours(page, data):
     latent = data["latents"][1]
-    page = dom(gallery, f"latent/{latent['id']}", tmp_path)
-    pictures = re.findall(r'<a class="picture" href="#/image/(\d+)"', page)
-    assert [int(row) for row in pictures] == [row for row, _ in latent["top"]]
-    assert page.count('class="mini"') == len(latent["near"])
-    assert f"{latent['count']} of 60 images" in text(page)
+    shown = page(f"latent/{latent['id']}")
+    parts = ("top", "middle", "random", "misses")
+    rows = [row for part in parts for row, _ in latent[part]]
+    hrefs = shown.run(
+        "[...document.querySelectorAll('.picture')].map((a) => a.getAttribute('href'))"
+    )
+    assert [int(href.rpartition("/")[2]) for href in hrefs] == rows
+    mini = shown.run("document.querySelectorAll('.mini').length")
+    assert mini == len(latent["near"]) + len(latent["alike"])
+    assert f"{latent['count']} of 60 images" in text(shown)
+    shares = shown.run(
+        "[...document.querySelectorAll('.profile li b')].map((b) => parseFloat(b.textContent))"
+    )
+    counts = [100 * count / latent["count"] for _, count in latent["classes"]]
+    assert shares == pytest.approx(counts, abs=0.51)
+    ticks = shown.run("[...document.querySelectorAll('.profile .chance')].map((t) => t.style.left)")
+    assert all(float(tick.rstrip("%")) == pytest.approx(100 / 3, abs=0.01) for tick in ticks)
+    bars = shown.run("[...document.querySelectorAll('.bars.tall i')].map((i) => parseInt(i.title))")
+    assert bars == latent["bins"]
 
 
-@needs_browser
-def test_an_image_shows_its_active_latents_from_a_file_loaded_on_demand(gallery, data, tmp_path):
-    page = dom(gallery, "image/7", tmp_path)
+def test_heat_maps_show_on_hover_as_a_toggle_and_by_address(page, data, tmp_path):
+    latent = data["latents"][0]
+    shown = page(f"latent/{latent['id']}")
+    opacity = "getComputedStyle(document.querySelector('.picture .heat')).opacity"
+    assert shown.run(opacity) == "0"
+    shown.press("h")
+    shown.until(f"{opacity} === '1'")
+    assert shown.run("location.hash") == f"#/latent/{latent['id']}?maps=1"
+    row, flat = latent["top"][0][0], latent["maps"][str(latent["top"][0][0])]
+    drawn = shown.run(
+        "(() => { const c = document.querySelector('.picture .heat'); const d = c.getContext('2d')"
+        ".getImageData(0, 0, c.width, c.height).data; "
+        "return [...d].filter((_, i) => i % 4 === 3).map((a, i) => a ? i : -1).filter((i) => i >= 0); })()"
+    )
+    assert drawn == flat[::2] and row >= 0
+    again = page(f"latent/{latent['id']}?maps=1")
+    again.until(f"{opacity} === '1'")
+    with Image.open(again.picture(tmp_path / "maps.png")) as picture:
+        vivid = sum(
+            count
+            for count, (r, g, b) in picture.convert("RGB").getcolors(1 << 20)
+            if r > 200 and g < 190 and b < 90
+        )
+    assert vivid > 2000
+
+
+def test_an_image_shows_its_active_latents_from_a_file_loaded_on_demand(page, gallery, data):
+    shown = page("image/7")
     script = (gallery / "data" / "images-0000.js").read_text()
     record = json.loads(script[script.index("[") : script.rindex("]") + 1])[7]
     ids = [data["latents"][place]["id"] for place, _ in record["active"]]
-    assert re.findall(r'class="active" href="#/latent/(\d+)"', page) == [str(i) for i in ids]
-    assert ids
-    assert data["images"]["ids"][7] in text(page)
+    hrefs = shown.run(
+        "[...document.querySelectorAll('.active')].map((a) => a.getAttribute('href'))"
+    )
+    assert hrefs == [f"#/latent/{i}" for i in ids] and ids
+    assert data["images"]["ids"][7] in text(shown)
 
 
-@needs_browser
-def test_about_explains_the_words(gallery, tmp_path):
-    words = text(dom(gallery, "about", tmp_path))
-    for word in ("latent", "activation", "density", "strength", "purity"):
-        assert f"{word} " in words
-    assert "up_ft1" in words
+def test_what_is_shown_can_be_downloaded(page, data):
+    shown = page("latents?class=2")
+    catch = (
+        "URL.createObjectURL = (blob) => "
+        "{ blob.text().then((text) => { window.got = text; }); return '#'; }"
+    )
+    shown.run(catch)
+    shown.press("d")
+    lines = shown.until("window.got").splitlines()
+    of_class = {latent["id"] for latent in data["latents"] if latent["class"] == 2}
+    assert lines[0].startswith("id,mean,count,class,majority")
+    assert {int(line.split(",")[0]) for line in lines[1:]} == of_class
+    latent = data["latents"][0]
+    shown = page(f"latent/{latent['id']}")
+    shown.run(catch)
+    shown.press("d")
+    got = json.loads(shown.until("window.got"))
+    assert got["top"] == latent["top"] and got["bins"] == latent["bins"]
+
+
+def test_about_explains_the_words_and_shows_the_controls(page):
+    words = text(page("about"))
+    for word in ("latent", "activation", "density", "strength", "purity", "chance"):
+        assert word in words
     assert "share of all images that switch the latent on" in words
+    assert "verdict: not told apart from data rows" in words
+    assert words.index("data rows80") < words.index("channels50"), "the strongest control is first"
 
 
-@needs_browser
+def test_a_phone_sees_latents_first_and_zooms_the_map_with_two_fingers(page, tmp_path):
+    shown = page("latents", 390, 844, touch=True)
+    assert shown.run("document.documentElement.scrollWidth") <= 390
+    first = shown.run("document.querySelector('.card').getBoundingClientRect().top")
+    assert first < 500, "filters are folded away"
+    shown.picture(tmp_path / "phone.png")
+    for place in ("images", "about", "image/3", "map"):
+        assert page(place, 390, 844, touch=True).run("document.documentElement.scrollWidth") <= 390
+    box = shown.run("document.querySelector('canvas').getBoundingClientRect().toJSON()")
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    shown.touch("touchStart", (x - 30, y), (x + 30, y))
+    for step in range(1, 7):
+        shown.touch("touchMove", (x - 30 - 10 * step, y), (x + 30 + 10 * step, y))
+    shown.touch("touchEnd")
+    address = shown.run("location.hash")
+    assert float(re.search(r"at=[^,]+,[^,]+,([\d.]+)", address)[1]) > 1.5
+    shown.click("[aria-label='Zoom out']")
+    shown.click("[aria-label='Zoom out']")
+    shown.click("[aria-label='Zoom out']")
+    assert "at=" not in shown.run("location.hash")
+
+
+def test_the_map_opens_where_its_address_says(page):
+    shown = page("map?by=density&at=0.3,0.6,4.000")
+    assert (
+        shown.run("document.querySelector('select[aria-label=\"Colour by\"]').value") == "density"
+    )
+    shown.click("[aria-label='Zoom in']")
+    assert float(re.search(r",([\d.]+)$", shown.run("location.hash"))[1]) == pytest.approx(6.4)
+
+
 @pytest.mark.parametrize("place", ["latents", "map"])
-def test_screenshots_show_pictures_and_dots(gallery, place, tmp_path):
-    target = tmp_path / "page.png"
-    browse(gallery, place, tmp_path, f"--screenshot={target}", "--window-size=1200,900")
-    with Image.open(target) as opened:
+def test_screenshots_show_pictures_and_dots(page, place, tmp_path):
+    shown = page(place)
+    shown.until("[...document.images].every((image) => image.complete)")
+    with Image.open(shown.picture(tmp_path / "page.png")) as opened:
         picture = opened.convert("RGB")
     assert picture.size == (1200, 900)
     main = picture.crop((300, 140, 1180, 860))
@@ -126,3 +321,27 @@ def test_screenshots_show_pictures_and_dots(gallery, place, tmp_path):
     assert len(counts) > 50
     vivid = sum(count for count, (r, g, b) in counts if max(r, g, b) - min(r, g, b) > 80)
     assert vivid > {"latents": 20_000, "map": 300}[place]
+
+
+def test_the_demos_report_fits_a_phone(browser, tmp_path):
+    cell = {"layer": "up_ft1_with_a_long_name", "timestep": 25}
+    purity = {
+        "majority_share": 0.7, "majority_share_chance": 0.3, "sigma_label": 1.0, "chance": 2.0,
+        "interval": {"majority_share": [0.6, 0.8]}, "similarity": 0.5, "latents": 9,
+    }  # fmt: skip
+    diffc = {
+        "top1": 80.0, "interval": [70.0, 90.0], "pixels_top1": 60.0, "pixels_interval": [50.0, 70.0],
+        "random_weights_top1": 40.0, "random_weights_interval": [30.0, 50.0],
+    }  # fmt: skip
+    report = {
+        "model": "mini-sd", "dataset": "samples", "images": 100, "test_images": 10, "mode": "fixed",
+        "labelled": True, "findings": [{"value": "up_ft1", "text": "words " * 20}], "best": cell,
+        "shown": cell,
+        "examples": [], "purity": [cell | purity, cell | purity | {"timestep": 200}], "diffc": [cell | diffc],
+        "ksae": [cell | {"d": 4, "n": 8, "k": 2, "fvu": 0.1, "dead_share": 0.2}], "seconds": {"a": 1.0},
+        "settings": {"a" * 60: "b" * 60}, "versions": {},
+    }  # fmt: skip
+    write_report(report, tmp_path / "report.html")
+    browser.screen(390, 844, touch=True)
+    browser.open((tmp_path / "report.html").as_uri())
+    assert browser.run("document.documentElement.scrollWidth") <= 390

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from analysis_helpers import gallery_parts, toy_picture
+from analysis_helpers import gallery_parts, write_pictures
 from backbones_helpers import tiny_sd
 from sae_helpers import random_model
 
@@ -40,10 +40,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("made")
     model, *_ = gallery_parts(root / "store")
     model.save_pretrained(root / "run" / "final")
-    for number in range(60):
-        path = root / "images" / "pictures" / f"{number:02d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        toy_picture(number).save(path)
+    write_pictures(root / "images")
     return root
 
 
@@ -112,7 +109,7 @@ def test_a_result_of_another_store_is_not_overwritten(made: Path, tmp_path: Path
             )
         )
     gallery = MakeGalleryConfig(
-        store=made / "store", ksae=str(made / "run"), latents=4, map_method="pca", controls=False,
+        store=made / "store", ksae=str(made / "run"), latents=4, map_method="pca", beside_controls=False,
         data=DataConfig(source=str(made / "images")), out=tmp_path / "gallery",
     )  # fmt: skip
     make_gallery(gallery)

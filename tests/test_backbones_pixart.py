@@ -17,6 +17,7 @@ from families_helpers import (
     load_whole,
     pixels_for,
 )
+from safetensors.torch import load_file
 
 from revelio.backbones.diffusion.schedule import reference_schedule
 from revelio.backbones.layers import LayerSpec
@@ -196,6 +197,24 @@ def test_variants_old_class_names_and_eager_attention(folders, tmp_path):
         other = load_backbone(str(folder), layers=["block1"], device="cpu", attention=attention)
         found = other.activations(x0, IDS, ["block1"], timestep=25, prompts=PROMPTS)["block1"]
         assert (found - expected).norm() <= tolerance * expected.norm()
+
+
+def test_a_transformer_alone_takes_the_rest_from_another_pipeline(folders, tmp_path):
+    """As Sigma's 512 px on the hub: its size is its own."""
+    alone = shutil.copytree(folders["sigma"] / "transformer", tmp_path / "tuned")
+    config = json.loads((alone / "config.json").read_text())
+    (alone / "config.json").write_text(json.dumps(config | {"sample_size": 8}))
+    file = alone / "diffusion_pytorch_model.safetensors"
+    for name, size in ((alone, 16), (file, 32)):
+        model = load_whole(f"{folders['alpha']}+{name}")
+        assert model.transform.size == size
+        with torch.no_grad():
+            found = model.transformer.state_dict()
+            assert all(torch.equal(found[key], tensor) for key, tensor in load_file(file).items())
+        with pytest.raises(ValueError, match="is a denoiser alone"):
+            load_whole(name)
+    inside = folders["sigma"] / "transformer"
+    assert load_whole(inside).name == "sigma+transformer"
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from backbones_helpers import picture, seeing_clip, tiny_sd
+from backbones_helpers import picture, seeing_clip, tiny_if, tiny_pixart, tiny_sd, tiny_sdxl
 from flow_helpers import tiny_flux, tiny_sd3
 from transformers import CLIPModel, CLIPTokenizer
 
@@ -181,14 +181,23 @@ def test_each_distinct_class_text_is_encoded_once(clip, monkeypatch):
     assert torch.equal(zero_shot._text_rows[0], zero_shot._text_rows[2])
 
 
-FAMILIES = {"sd": tiny_sd, "sd3": tiny_sd3, "flux": tiny_flux}
+# Each family's builder, and how many folders its text encoders and tokenizers fill.
+FAMILIES = {
+    "sd": (tiny_sd, 2),
+    "sdxl": (tiny_sdxl, 4),
+    "deepfloyd": (tiny_if, 2),
+    "pixart": (tiny_pixart, 2),
+    "sd3": (tiny_sd3, 6),
+    "flux": (tiny_flux, 4),
+}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_missing_or_empty_text_folder_is_an_error(family, tmp_path):
-    folder = FAMILIES[family](tmp_path / "m")
+    build, count = FAMILIES[family]
+    folder = build(tmp_path / "m")
     parts = [p for p in folder.iterdir() if p.name.startswith(("text_encoder", "tokenizer"))]
-    assert len(parts) == {"sd": 2, "sd3": 6, "flux": 4}[family]
+    assert len(parts) == count
     for part in parts:
         for empty in (False, True):
             part.rename(tmp_path / "away")

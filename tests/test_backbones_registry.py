@@ -139,7 +139,7 @@ def test_an_unknown_folder_is_named(tmp_path):
             "is a KandinskyPipeline: supported are",
         ),
         ("config.json", '{"model_type": "siglip"}', "is a siglip: supported are"),
-        ("config.json", '{"_class_name": "UNet2DConditionModel"}', "is a UNet2DConditionModel"),
+        ("config.json", '{"_class_name": "UNet2DConditionModel"}', "is a denoiser alone, without"),
         ("model_index.json", "{", "model_index.json of .* is not valid JSON"),
         (
             "model_index.json",
@@ -168,6 +168,12 @@ def test_a_hub_id_that_cannot_be_had_is_one_line():
         ValueError, match="nobody/nothing is no folder here and can't be had"
     ) as error:
         load_backbone("nobody/nothing")
+    assert "\n" not in str(error.value)
+
+
+def test_a_withdrawn_model_says_so_when_it_cannot_be_had():
+    with pytest.raises(ValueError, match=r"can't be had from the hub .*owner withdrew it") as error:
+        load_backbone("sd-2.1")
     assert "\n" not in str(error.value)
 
 

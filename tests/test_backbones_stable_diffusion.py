@@ -91,6 +91,7 @@ def test_sd_2_1_velocity_open_clip_and_zero_terminal_snr(tmp_path, zero_snr):
         lambda x_t, steps: pipeline.unet(x_t, steps, text).sample,
         ["a cat", ""],
         999 if zero_snr else 200,
+        cuts=False,
     )
     # What the velocity says of the image and of the noise, by the scheduler's own step.
     schedule, ddim = model.schedule, pipeline.scheduler

@@ -2,15 +2,18 @@
 
 import json
 import shutil
+import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from data_helpers import noise_picture, write_class_folders
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
+from revelio.data import picture
 from revelio.data.loading import batches
 from revelio.data.open import open_dataset
 from revelio.data.sources.folder import open_folder
@@ -122,12 +125,12 @@ def test_one_class_alone_is_warned_about(tmp_path: Path) -> None:
 
 
 def test_pictures_are_known_by_name_or_content_and_the_rest_is_counted(tmp_path: Path) -> None:
-    picture = noise_picture(6, 6)
+    shown = noise_picture(6, 6)
     for name, kind in [
         *(("a.jfif", "JPEG"), ("b.JPE", "JPEG"), ("c", "PNG"), ("d.img", "PNG")),
         *(("e.ico", "ICO"), ("f.dib", "DIB"), ("g.pcx", "PCX")),
     ]:
-        picture.save(tmp_path / name, kind)
+        shown.save(tmp_path / name, kind)
     for name in ("1.heic", "2.heic", "3.psd", "noise", "clip.mp4"):
         (tmp_path / name).write_bytes(b"not a picture at all" * 9)
     for name in ("notes.txt", "labels.csv", ".hidden.png", "README", "Thumbs.db"):
@@ -139,6 +142,20 @@ def test_pictures_are_known_by_name_or_content_and_the_rest_is_counted(tmp_path:
     [message] = [str(one.message) for one in said]
     assert "5 files left out" in message and "2 .heic (1.heic, ...), 1 .mp4 (clip.mp4)" in message
     assert "1 .psd" in message and "1 without a suffix (noise)" in message
+
+
+def test_a_plug_in_of_pillow_brings_its_format(tmp_path: Path, monkeypatch) -> None:
+    def register() -> None:
+        Image.register_open("HEIF", PngImagePlugin.PngImageFile, lambda start: start[:4] == b"heic")
+        Image.register_extension("HEIF", ".heic")
+
+    for table in ("OPEN", "EXTENSION"):
+        monkeypatch.setattr(Image, table, dict(getattr(Image, table)))
+    monkeypatch.setitem(sys.modules, "pillow_heif", SimpleNamespace(register_heif_opener=register))
+    picture._register_plugins.cache_clear()
+    noise_picture(4, 4).save(tmp_path / "a.heic", "PNG")
+    assert open_folder(tmp_path).ids == ["a.heic"]
+    picture._register_plugins.cache_clear()
 
 
 def test_service_folders_are_passed_over(tmp_path: Path) -> None:

@@ -13,9 +13,11 @@ from revelio.cli import main
 from revelio.data.config import DataConfig
 from revelio.pipelines.demo.charts import Series, bar_chart, line_chart
 from revelio.pipelines.demo.config import DemoConfig
+from revelio.pipelines.demo.diffc import headline, verdicts
 from revelio.pipelines.demo.run import findings
 from revelio.pipelines.demo.sources import demo_images
 from revelio.pipelines.demo.stages import shown_cell
+from revelio.stats import NOT_APART as APART
 
 CLASSES = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
 SMALL = [
@@ -156,23 +158,64 @@ def test_findings_name_a_winner_only_where_intervals_support_one() -> None:
         },
         "verdict": {"majority": "beaten by data rows"},
     }
-    rows = [
-        {"layer": "up_ft0", "top1": 60.0, "interval": [55.0, 65.0]},
-        {"layer": "up_ft1", "top1": 80.0, "interval": [76.0, 84.0]},
-    ]
-    for pixels, words in (
-        ([65.0, 75.0], "above"),
-        ([70.0, 77.0], "not told apart"),
-        ([85.0, 90.0], "below"),
-    ):
-        diffc = [row | {"pixels_top1": 70.0, "pixels_interval": pixels} for row in rows]
-        cards = findings(best, diffc, 90.0, [best, near, far])
-        assert [card["value"] for card in cards] == ["up_ft1, t = 25", "75%", "80.0 %", "1.5 min"]
-        assert "1 of the other 2 cells are not told apart" in cards[0]["text"]
-        assert "data rows, which learned nothing, reach 83%" in cards[1]["text"]
-        assert "is beaten by data rows" in cards[1]["text"] and words in cards[2]["text"]
+    row = {"layer": "up_ft1", "timestep": 25, "top1": 80.0, "pixels_top1": 70.0}
+    cards = findings(best, [row | {"verdict": verdict("above", "above")}], 90.0, [best, near, far])
+    assert [card["value"] for card in cards] == ["up_ft1, t = 25", "75%", "80.0 %", "1.5 min"]
+    assert "1 of the other 2 cells are not told apart" in cards[0]["text"]
+    assert "data rows, which learned nothing, reach 83%" in cards[1]["text"]
+    assert "is beaten by data rows" in cards[1]["text"]
     unlabelled = findings(best | {"majority_share": None}, [], 90.0, [best])
     assert "nothing ranks layers" in unlabelled[0]["text"]
+
+
+def verdict(pixels: str, *layers: str) -> dict[str, str]:
+    others = {f"layer{number}": word for number, word in enumerate(layers)}
+    return others | {"raw pixels": pixels, "random weights": "above"}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            verdict("above", "above", "above"),
+            "on x, more than on any other layer; above raw pixels",
+        ),
+        (verdict("below", "above", APART), "on x, not told apart from layer1; below raw pixels"),
+        (verdict(APART, APART, APART), f"not told apart from 2 other layers; {APART} raw pixels"),
+        (verdict("above"), "top-1 on x; above raw pixels (70.0 %)"),
+    ],
+)
+def test_the_headline_says_what_was_told_apart(words: dict[str, str], said: str) -> None:
+    row = {"layer": "x", "top1": 80.0, "pixels_top1": 70.0, "verdict": words}
+    assert said in headline([row, row | {"layer": "y", "top1": 60.0}])["text"]
+
+
+def found(rng: np.random.Generator, share: float, trainings: int = 3) -> dict:
+    """What Diff-C reports, as far as comparisons need it: 500 test images, right by chance."""
+    wrong = [np.flatnonzero(rng.random(500) > share).tolist() for _ in range(trainings)]
+    seeds = [{"last": {"test": {"wrong": one}}} for one in wrong]
+    return {"selected": "last", "images": {"test": 500}, "seeds": seeds}
+
+
+def test_no_layer_is_named_the_best_of_equals_nor_after_one_training() -> None:
+    rng, named = np.random.default_rng(5), 0
+    for _ in range(40):
+        layers = {name: found(rng, 0.8) for name in "abcdefg"}
+        words = verdicts(layers, layers, found(rng, 0.8))
+        named += any(word != APART for one in words.values() for word in one.values())
+    assert named <= 6  # 5 % of 40, and what chance adds, for each of two families
+    better = {"a": found(rng, 0.9), "b": found(rng, 0.7), "c": found(rng, 0.71)}
+    words = verdicts(better, {name: found(rng, 0.5) for name in better}, found(rng, 0.7))
+    assert words["a"] == {
+        "b": "above",
+        "c": "above",
+        "raw pixels": "above",
+        "random weights": "above",
+    }
+    assert words["b"]["a"] == "below" and words["b"]["c"] == APART
+    once = {name: found(rng, share, 1) for name, share in (("a", 0.9), ("b", 0.5))}
+    for one in verdicts(once, once, found(rng, 0.2, 1)).values():
+        assert set(one.values()) == {APART}
 
 
 def test_charts_place_values_in_proportion() -> None:

@@ -62,7 +62,7 @@ def test_train_then_eval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "parameters" in printed
     report = report_of(out)
     assert report["top1"] == 1.0  # three colours
-    assert report["interval_kind"] == "t95 over seeds"
+    assert report["interval_kind"] == "95 %, trainings and test images"
     assert report["images"] == {"train": 36, "validation": 3, "test": 9}
     assert report["grids"]["backbone"] == "pixels"
     assert report["mode"] == "fixed"
@@ -379,7 +379,7 @@ def test_from_python_it_returns_what_it_made_and_prints_nothing(
     told: list[Progress] = []
     made = train_diffc_pipeline(config, told.append)
     assert made.report == report_of(tmp_path / "run")
-    stages = {one.stage: (one.done, one.total) for one in told if one.total}
+    stages = {one.title: (one.done, one.total) for one in told if one.total}
     images = made.report["images"]["train"]
     assert stages == {
         "reading 18 pictures": (18, 18),

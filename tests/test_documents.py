@@ -15,7 +15,9 @@ from tools.mini.train import read_config
 
 ROOT = Path(__file__).parent.parent
 # The folder of a config says which command takes it; under analysis/ its name begins with the command's.
-COMMAND_OF = {"extract": "extract", "ksae": "train-ksae", "diffc": "train-diffc"}
+COMMAND_OF = {
+    "extract": "extract", "tokens": "extract-text", "ksae": "train-ksae", "diffc": "train-diffc",
+}  # fmt: skip
 
 
 def python_blocks(name: str) -> list[str]:
@@ -47,6 +49,8 @@ def test_every_config_loads(path: Path) -> None:
         assert second.model == first.model
         assert second.pretrained == first.out
         return
+    if kind == "steering":
+        kind = "ksae" if path.stem.endswith("-ksae") else "tokens"
     command = COMMAND_OF.get(kind) or next(name for name in COMMANDS if path.stem.startswith(name))
     module = import_module(f"revelio.cli.{command.replace('-', '_')}")
     given = re.findall(r"^(\w+):", path.read_text(encoding="utf-8"), re.MULTILINE)

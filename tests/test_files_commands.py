@@ -53,7 +53,7 @@ def put(folder: Path, names: tuple[str, ...]) -> dict[str, bytes]:
 def test_the_table_has_every_command_that_writes() -> None:
     # `configs copy` overwrites nothing: tests/test_configs_command.py
     # `convert-ksae` takes a new or empty place only: tests/test_sae_convert_command.py
-    read_only = {"backbones", "models", "plan-ksae", "configs", "convert-ksae"}
+    read_only = {"backbones", "models", "plan-ksae", "configs", "convert-ksae", "serve"}
     assert set(NAMES) - read_only == set(WRITERS) - {"score"}
 
 

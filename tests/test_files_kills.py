@@ -7,27 +7,36 @@ from pathlib import Path
 
 import pytest
 from diffc_helpers import separable
-from files_helpers import bury, killed_at, results
+from files_helpers import bury, bury_partials, killed_at, results
+from PIL import Image
 from sae_helpers import planted, random_model
 
 from revelio.activations.store import write_store
 from revelio.cli import main
 
 
-def every_kill(whole: Path, out: Path, words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
-    """Kill the command before file operation 1, 2, ... and resume it; gives how many there were."""
+def every_kill(
+    whole: Path,
+    out: Path,
+    words: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    again: str = "",
+    step: int = 1,
+) -> int:
+    """Kill the command before file operation 1, 1 + step, ... and repeat it; gives how many there were."""
     main([*words, "--out", str(whole)])
     expected = results(whole)
-    for number in range(1, 1000):
+    for number in range(1, 1000, step):
         here = out / str(number)
 
         def command(here: Path = here) -> None:
-            main([*words, "--out", str(here), "--resume"])
+            main([*words, "--out", str(here), *again.split()])
 
         killed = killed_at(number, command, monkeypatch)
         if not killed:
             return number - 1
         bury(here / ".lock")
+        bury_partials(here)
         # Half a line, as a power cut leaves it before the report is flushed.
         running = (here / "metrics.jsonl").exists() and not (here / "report.json").exists()
         if running and number % 2:
@@ -70,6 +79,25 @@ def top_words(root: Path) -> list[str]:
     return ["top-images", "--store", str(root / "store"), "--ksae", str(root / "ksae")]
 
 
+def gallery_words(root: Path) -> list[str]:
+    top_words(root)
+    (root / "pictures").mkdir()
+    names = [f"{number}.png" for number in range(3)]
+    for number, name in enumerate(names):
+        Image.new("RGB", (4, 4), (9 * number, 0, 0)).save(root / "pictures" / name)
+    write_store(root / "shown", planted(3, 6, 6, 2, noise=0.1)[0], names)
+    words = ["gallery", "--store", str(root / "shown"), "--ksae", str(root / "ksae"), "--m", "2"]
+    return [
+        *words,
+        "--data.source",
+        str(root / "pictures"),
+        "--map-method",
+        "pca",
+        "--latents",
+        "3",
+    ]
+
+
 @pytest.mark.parametrize("command", [ksae_words, diffc_words], ids=["train-ksae", "train-diffc"])
 def test_every_kill_is_resumed_to_the_same(
     tmp_path: Path,
@@ -78,7 +106,20 @@ def test_every_kill_is_resumed_to_the_same(
     quick: None,
 ) -> None:
     words = command(tmp_path)
-    assert every_kill(tmp_path / "whole", tmp_path / "cut", words, monkeypatch) > 40
+    assert every_kill(tmp_path / "whole", tmp_path / "cut", words, monkeypatch, "--resume") > 40
+
+
+@pytest.mark.parametrize("command", [top_words, gallery_words], ids=["top-images", "gallery"])
+def test_every_kill_of_what_is_written_at_once_is_repeated_to_the_same(
+    tmp_path: Path,
+    command: Callable[[Path], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    quick: None,
+) -> None:
+    words = command(tmp_path)
+    # A gallery has many files of a kind, of which every third operation is enough.
+    step = 3 if command is gallery_words else 1
+    assert every_kill(tmp_path / "whole", tmp_path / "cut", words, monkeypatch, step=step) > 10
 
 
 @pytest.mark.parametrize("command", ["train-ksae", "train-diffc", "top-images"])

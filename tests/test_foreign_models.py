@@ -334,7 +334,7 @@ def test_the_same_unet_under_another_pipelines_name(folders, place, class_name):
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": class_name}))
     assert torch.equal(FAMILIES["sd"].outputs(folder), before)
-    more = {"text_encoder_2": ["transformers", "CLIPTextModelWithProjection"]}
+    more = {"text_encoder_3": ["transformers", "T5EncoderModel"]}
     (folder / "model_index.json").write_text(json.dumps(index | more))
     assert "supported are" in str(refusal(FAMILIES["sd"], folder))
 
@@ -354,8 +354,8 @@ def test_a_unet_alone(folders, place):
     save_file(original, place / "odd.safetensors")
     for name, message in [
         (f"{folder}+{place / 'odd.safetensors'}", "odd.safetensors"),
-        (f"{folder}+nowhere", "no U-Net at nowhere"),
-        (f"{folders['clip']}+{alone}", "has no U-Net"),
+        (f"{folder}+nowhere", "no denoiser at nowhere"),
+        (f"{folders['clip']}+{alone}", "has no denoiser"),
         (f"{folder}+{folder / 'vae'}", "is of a AutoencoderKL"),
         (f"{folder}+{next((folder / 'vae').glob('*.safetensors'))}", "lacks conv_in|lacks down_"),
     ]:

@@ -168,7 +168,8 @@ def test_the_stopping_rule_is_a_paired_t_test():
     expected = []
     for one, b in zip(errors.numpy(), best.tolist(), strict=True):
         others = [one[:, c] - one[:, b] for c in range(3) if c != b]
-        worst = max(ttest_1samp(gap, 0, alternative="greater").pvalue for gap in others)
+        tests: Any = [ttest_1samp(gap, 0, alternative="greater") for gap in others]
+        worst = max(test.pvalue for test in tests)
         expected.append(worst * 2 < 0.05)
     assert 5 < sum(expected) < 35
     assert _separated(errors, active, best, 0.95).tolist() == expected

@@ -11,7 +11,8 @@ from sae_helpers import planted
 
 from revelio.activations.store import ActivationStore, write_store
 from revelio.pipelines import Progress
-from revelio.pipelines.held_out import StoreRows, divide
+from revelio.pipelines.held_out import divide
+from revelio.pipelines.sae_rows import StoreRows
 from revelio.pipelines.train_sae import TrainSAEConfig, plan_sae, train_sae
 from revelio.sae.metrics import evaluate
 from revelio.trust import read_object
@@ -66,10 +67,12 @@ def test_a_division_is_by_ids_alone(store, tmp_path):
     order = torch.randperm(600, generator=torch.Generator().manual_seed(1)).tolist()
     write_store(tmp_path / "other", torch.randn(600, 5, 2, 2), [IDS[place] for place in order])
     ours, other = (
-        divide(ActivationStore.open(path), 0.25)[1] for path in (store, tmp_path / "other")
+        divide([ActivationStore.open(path)], 0.25)[1] for path in (store, tmp_path / "other")
     )
     assert len(ours) == 150
-    assert {IDS[place] for place in ours.places} == {IDS[order[place]] for place in other.places}
+    assert {IDS[place] for place in ours.parts[0].images} == {
+        IDS[order[place]] for place in other.parts[0].images
+    }
     assert sum(map(len, other.batches())) == 150 and other.rows(3, 9).shape == (6, 5)
     assert other.rows(4, 4).shape == (0, 5)
 

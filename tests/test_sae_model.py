@@ -104,8 +104,8 @@ def test_save_and_load_keep_every_bit_and_what_it_was_trained_on(tmp_path):
 def test_a_newer_format_is_refused(tmp_path):
     random_model().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"format": 3}))
-    with pytest.raises(ValueError, match="format 3"):
+    (tmp_path / "config.json").write_text(json.dumps(config | {"format": 4}))
+    with pytest.raises(ValueError, match="format 4"):
         KSparseAutoencoder.from_pretrained(tmp_path)
 
 

@@ -233,3 +233,11 @@ def test_another_models_weights_get_a_copy_of_their_own():
     for seed in (2, 3, 2):
         weights = weights_of(draw(100, 16, seed=seed))
         assert_chosen(kernel.encode(x, weights, 4)[0], scores_of(x, weights), 4)
+
+
+@pytest.mark.parametrize("d", [12, 64, 320])
+def test_rows_of_any_memory_layout_are_read_as_they_are(d):
+    """The cells of a grid are a transposed view; the copy that is read must outlive the call."""
+    x, weights = draw(d, 96).T, weights_of(draw(200, d, seed=1))
+    assert not x.is_contiguous()
+    assert_chosen(NativeKernel().encode(x, weights, 5)[0], scores_of(x.contiguous(), weights), 5)

@@ -143,7 +143,7 @@ def test_a_grid_from_a_file_and_mistakes(stores, tmp_path, capsys):
 def test_combinations_are_grouped_by_store():
     grid = SweepConfig(store=(Path("a"), Path("b")), expansion=(4, 8), learning_rate=(1e-3,))
     groups = expand(Config(store=Path("a"), out=Path("out"), seed=5, grid=grid))
-    assert [[(c.store.name, c.expansion, c.order_seed) for c in group] for group in groups] == [
+    assert [[(c.store[0].name, c.expansion, c.order_seed) for c in group] for group in groups] == [
         [("a", 4, 5), ("a", 8, 5)],
         [("b", 4, 5), ("b", 8, 5)],
     ]

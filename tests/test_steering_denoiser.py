@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from steering_helpers import dit, draw, flux, ksae_of, sd
+from steering_helpers import dit, draw, flux, ksae_of, sd, sd3
 
 from revelio.backbones.diffusion.pipeline_layers import PipelineLayers
 from revelio.backbones.hooks import capture, hooked
@@ -128,6 +128,35 @@ def test_a_dit_tells_branches_by_the_null_class():
     assert torch.equal(draw_dit(pipeline), plain)
 
 
+@pytest.mark.parametrize(
+    ("build", "layer", "path"),
+    [
+        (sd3, "block0", "transformer_blocks.0"),
+        (flux, "double0", "transformer_blocks.0"),
+        (flux, "single0", "single_transformer_blocks.0"),
+    ],
+)
+def test_blocks_of_text_and_image_tokens_are_edited_in_the_image(build, layer, path):
+    pipeline = build()
+    vector = torch.arange(16.0) / 4
+    plain = draw(pipeline)
+    module = pipeline.transformer.get_submodule(path)
+
+    def by_hand(_module, _inputs, output):
+        return output[0], output[1] + vector
+
+    handle = module.register_forward_hook(by_hand)
+    expected = draw(pipeline)
+    handle.remove()
+    with edited(pipeline, [Edit(layer, Direction(vector[None]), 16)]):
+        found = draw(pipeline)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert not torch.equal(found, plain)
+    late = Edit(layer, Direction(vector[None]), 16, timesteps=(0, 0))
+    with edited(pipeline, [late]):
+        assert torch.equal(draw(pipeline), plain)  # no step is of so little noise
+
+
 def test_what_can_not_be_is_refused():
     pipeline = sd()
     wrong = Edit(LAYER, Direction(torch.ones(1, WIDTH)), WIDTH, mask=torch.ones(3, 3))
@@ -144,4 +173,8 @@ def test_what_can_not_be_is_refused():
     ):
         pass
     assert torch.equal(outputs(pipeline, [])[0], outputs(sd(), [])[0])
-    assert "text_encoder_2.block0" in PipelineLayers(flux()).layers
+    with (
+        pytest.raises(ValueError, match="called for each branch by itself"),
+        edited(flux(), [Edit("double0", Direction(torch.ones(1, 16)), 16, branch="opposed")]),
+    ):
+        pass

@@ -173,14 +173,15 @@ def read_header(path: Path) -> ShardHeader:
 def _with_cells(path: Path, header: ShardHeader, notes: dict[str, Any], cells: Any) -> ShardHeader:
     """What a shard of format 2 says of its cells."""
     each, grid = notes.get("cells"), notes.get("grid")
-    good = isinstance(grid, list) and len(grid) == 2
-    if not good or any(type(n) is not int or not 0 < n < 2**15 for n in (each, *grid)):
+    sizes = [each, *grid] if isinstance(grid, list) else []
+    if len(sizes) != 3 or any(type(n) is not int or not 0 < n < 2**15 for n in sizes):
         raise ValueError(f"{path}: `cells` and `grid` are no sizes of grids: extract it again")
+    each, height, width = sizes
     if cells is None or cells.dtype != "I16" or cells.shape != (header.rows, 2):
         raise ValueError(f"{path}: `cells` is not one I16 (y, x) for each of {header.rows} rows")
-    if header.rows % each or each > grid[0] * grid[1]:
+    if header.rows % each or each > height * width:
         raise ValueError(f"{path}: {header.rows} rows are not {each} cells an image")
-    return replace(header, cells=each, grid=(grid[0], grid[1]))
+    return replace(header, cells=each, grid=(height, width))
 
 
 def _skipped(notes: dict[str, Any], path: Path) -> tuple[tuple[str, str], ...]:

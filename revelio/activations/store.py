@@ -158,6 +158,33 @@ class ActivationStore:
         parts = self._read(start, stop, read_places)
         return torch.cat(parts) if parts else torch.empty(0, 2, dtype=torch.int16)
 
+    @property
+    def cells_an_image(self) -> int:
+        """How many cells it has of each image.
+
+        Raises:
+            ValueError: it holds vectors of whole images.
+        """
+        if self.cells is None and len(self.row_shape) != 3:
+            raise ValueError(
+                f"{self.path} holds one vector an image, no cells: extract whole grids (pool none) or cells"
+            )
+        return self.cells or self.row_shape[1] * self.row_shape[2]
+
+    def image_cells(self, start: int, stop: int) -> Float32[Tensor, "images c d"]:
+        """All cells of images ``start:stop``, of whole grids in the order of reading."""
+        each = self.cells_an_image
+        if self.cells is not None:
+            return self.rows(start * each, stop * each).float().unflatten(0, (-1, each))
+        return self.rows(start, stop).float().flatten(2).transpose(1, 2)
+
+    def cell_places(self, cells: Int64[Tensor, " b"]) -> Int64[Tensor, "b 2"]:
+        """Y and x of cells, counted image by image over the whole store."""
+        if self.cells is not None:
+            return self.places(0, len(self)).long()[cells]
+        cells, width = cells % self.cells_an_image, self.row_shape[2]
+        return torch.stack([cells // width, cells % width], dim=1)
+
     def _read(
         self, start: int, stop: int, read: Callable[[Path, int, int], Tensor]
     ) -> list[Tensor]:

@@ -24,12 +24,14 @@ from revelio.data.config import DataConfig
 from revelio.sae.config import Mode
 
 CodeKind = Literal["sparse", "dense"]
+OverCells = Literal["pooled", "max", "mean"]
 MapKind = Literal["decoder", "labels"]
 MapMethod = Literal["tsne", "pca"]
 Two = Annotated[int, Range(2)]
 
 RELEASED_M = 20
 FROM_STORE = "from-store"
+FROM_GALLERY = "from-gallery"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +47,12 @@ class TopImagesConfig:
     codes: CodeKind | None = None
     """sparse (TopK codes) or dense (ReLU of pre-activations), whatever the mode; none: the mode's own."""
 
+    over: OverCells | None = None
+    """What an image's code is: of its pooled activation (`pooled`); or the maximum (`max`) or the mean
+    (`mean`) of its cells' codes, with the place; none: `max` for a k-SAE trained on cells, else `pooled`."""
+
     batch_size: Count = 1024
-    """Images at a time; the result does not depend on it."""
+    """Images (or cells) at a time; the result does not depend on it."""
 
     latent_chunk: Count = 1024
     """Latents at a time for dense codes, few enough that their codes stay in the processor's caches."""
@@ -145,7 +151,11 @@ class GalleryConfig:
     """Active latents listed for an image."""
 
     neighbours: Count = 6
-    """Similar latents listed for a latent."""
+    """Similar latents listed for a latent: by direction, and as many by images."""
+
+    range_images: Count = 6
+    """Images shown of each further part of a latent's range: around the median of its activations, drawn
+    from all that it fires on, and near misses."""
 
     map_by: MapKind = "decoder"
     """What the map is laid out by: decoder directions, or the classes of the top images."""
@@ -176,7 +186,7 @@ class MakeGalleryConfig(GalleryConfig, MakeTopImagesConfig):
     data: DataConfig = field(default_factory=lambda: DataConfig(source=FROM_STORE))
     """The pictures; from-store: the known data set that the store's manifest names. Matched by id."""
 
-    controls: bool = True
+    beside_controls: bool = True
     """Where there are labels, measure what autoencoders that learned nothing reach (seconds to minutes)."""
 
     out: OutFolder | None = None
@@ -215,3 +225,70 @@ class MakePCAMapsConfig(PCAMapsConfig):
 
     out: OutFolder | None = None
     """The folder to write; none: `runs/pca-maps/` and the names of model and data set."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalityConfig:
+    """Which latents of a k-SAE of cells are measured on which images, and beside what."""
+
+    store: Annotated[tuple[Folder, ...], NotEmpty()]
+    """Stores of whole grids of the same images: the first is measured; others at other timesteps give the
+    timestep profile, at other draws the stability over noise."""
+
+    ksae: str
+    """The k-SAE: a run folder of `revelio train-ksae`, its `final` folder, or a hub id."""
+
+    latents: Two = 100
+    """The strongest so many latents, by the maximum over cells."""
+
+    images: Two = 200
+    """The first so many images."""
+
+    redundant_among: Two = 1000
+    """The strongest so many latents, among which repeated ones are counted."""
+
+    masks: Folder | None = None
+    """A folder with a picture for each image, named by its id with the suffix .png, whose grey values (or
+    palette places) are classes; 0 is the background."""
+
+    other: str | None = None
+    """A k-SAE of another run, in which partners of the latents are looked for."""
+
+    moved: bool = False
+    """Also whether a latent's map moves with the image, mirrored and shifted; runs the backbone."""
+
+    data: DataConfig = field(default_factory=lambda: DataConfig(source=FROM_STORE))
+    """The images, for `moved`; `from-store`: the data set the store names."""
+
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    """The model that the stores are of, for `moved`."""
+
+    device: Device = "auto"
+    """`auto` (CUDA where there is one), `cpu`, `cuda`, `mps`: where the k-SAE runs."""
+
+    seed: Seed = 0
+    """Of chance levels and bootstraps."""
+
+    out: OutFile | None = None
+    """The JSON file to write; none: `locality.json` in the k-SAE's run folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """Which gallery is shown, and what encodes a picture that is dropped in."""
+
+    gallery: Folder
+    """The folder that `revelio gallery` wrote."""
+
+    ksae: str | None = None
+    """The k-SAE of the gallery; none: that of the run folder which the gallery lies in."""
+
+    backbone: BackboneConfig = field(default_factory=lambda: BackboneConfig(name=FROM_GALLERY))
+    """The model of the gallery; from-gallery: the known model that the gallery names."""
+
+    host: str = "127.0.0.1"
+    """The address to listen at. Anything but this machine's own lets others on the network look, and drop
+    pictures in."""
+
+    port: Annotated[int, Range(0, 65_535)] = 8571
+    """The port to listen at; 0: a free one."""

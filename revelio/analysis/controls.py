@@ -10,14 +10,11 @@ beside, or fewer latents where there are no more directions:
     channels            each channel of the activations, with either sign
     principal axes      the principal components of the store, with either sign
 
-Intervals are of the *difference* between the k-SAE and a control. Latents share images, so they are not
-independent: the delete-d jackknife (Shao and Wu, 1989) leaves out a quarter of the images at random,
-many times, and each latent's next images move up. Over 400 simulated sets of pictures its 95 % intervals
-cover the truth in 94 to 95 % where labels matter and in 97 % and more where they do not. They hold
-jointly for all controls (Bonferroni).
+Intervals are of the *difference* between the k-SAE and a control, over images that both were judged on
+(:mod:`revelio.analysis.paired`).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +24,9 @@ from torch import Tensor
 
 from revelio.analysis.config import PurityConfig, TopImagesConfig
 from revelio.analysis.label_measures import class_counts, measures
+from revelio.analysis.paired import Measured, against, image_subsets, method
 from revelio.analysis.purity import eligible
-from revelio.analysis.top_images import TopImages, pooled, top_images
+from revelio.analysis.top_images import TopImages, over_cells, pooled, top_images
 from revelio.seeds import generator
 
 if TYPE_CHECKING:
@@ -37,8 +35,6 @@ if TYPE_CHECKING:
 
 # How many controls there are.
 CONTROLS = 4
-SUBSETS = 50
-LEFT_OUT = 0.25
 # A latent's images are kept this many times over, so that others move up when some are left out.
 SPARE = 3
 # Which way is better, by the measure's name.
@@ -51,13 +47,11 @@ class Judged:
 
     Attributes:
         latents: how many latents the means are over.
-        whole: the mean of each measure.
-        subsets: the same on each subset.
+        measures: the mean of each measure.
     """
 
     latents: int
-    whole: dict[str, float]
-    subsets: dict[str, Float[Tensor, " subsets"]]
+    measures: dict[str, Measured]
 
 
 def control_models(
@@ -70,8 +64,7 @@ def control_models(
         rows: the pooled activations of the store.
         seed: of the drawn directions.
     """
-    mean = rows.mean(0)
-    centered = rows - mean
+    centered = rows - rows.mean(0)
     draw = generator(seed, "k-sae controls")
     random = torch.randn(model.n, model.d, generator=draw)
     picked = torch.randperm(len(rows), generator=draw)[: model.n]
@@ -79,17 +72,28 @@ def control_models(
     directions = {
         "random directions": random,
         "data rows": centered[picked],
-        "channels": _signed(torch.eye(model.d)),
-        "principal axes": _signed(axes),
+        "channels": signed(torch.eye(model.d)),
+        "principal axes": signed(axes),
     }
-    return {name: _control(model, found, mean) for name, found in directions.items()}
+    return {name: control_of(model, found, rows) for name, found in directions.items()}
 
 
-def _signed(directions: Float[Tensor, "a d"]) -> Float[Tensor, "two_a d"]:
+def signed(directions: Float[Tensor, "a d"]) -> Float[Tensor, "two_a d"]:
+    """Every direction and its opposite."""
     return torch.cat([directions, -directions])
 
 
-def _control(model: "KSparseAutoencoder", directions: Tensor, mean: Tensor) -> Any:
+def control_of(
+    model: "KSparseAutoencoder", directions: Float[Tensor, "a d"], rows: Float[Tensor, "images d"]
+) -> "KSparseAutoencoder":
+    """An autoencoder of ``model``'s k with given directions, as encoder and decoder, for its latents.
+
+    Codes have the one scale that reconstructs the rows best; of more directions than the k-SAE has latents
+    the first are taken.
+    """
+    from revelio.sae.kernels.select import fastest_kernel
+    from revelio.sae.model import best_scale
+
     length = directions.norm(dim=1, keepdim=True)
     # A row equal to the mean has no direction.
     directions = directions[length[:, 0] > 0][: model.n]
@@ -98,7 +102,9 @@ def _control(model: "KSparseAutoencoder", directions: Tensor, mean: Tensor) -> A
     with torch.no_grad():
         made.W_enc.copy_(unit)
         made.W_dec.copy_(unit)
-        made.b_dec.copy_(mean)
+        made.b_dec.copy_(rows.mean(0))
+        made.W_enc.mul_(best_scale(made, rows))
+    made.kernel = fastest_kernel(made)
     return made
 
 
@@ -106,7 +112,7 @@ def judge(
     top: TopImages,
     latents: Int64[Tensor, " l"],
     images: int,
-    subsets: Sequence[Bool[Tensor, " images"]],
+    subsets: Bool[Tensor, "subsets images"],
 ) -> Judged:
     """Mean purity of some latents over their first ``images`` images, of all and of each subset.
 
@@ -133,29 +139,9 @@ def judge(
         return {name: float(value.nan_to_num(0.0).mean()) for name, value in found.items()}
 
     each = [means(there & subset[rows]) for subset in subsets]
+    whole = means(there)
     parts = {name: torch.tensor([one[name] for one in each]).double() for name in BETTER}
-    return Judged(len(latents), means(there), parts)
-
-
-def image_subsets(count: int, seed: int) -> list[Bool[Tensor, " images"]]:
-    """:data:`SUBSETS` random subsets of ``count`` images, each without a quarter of them."""
-    draw, out = generator(seed, "jackknife subsets"), round(count * LEFT_OUT)
-    kept = torch.ones(SUBSETS, count, dtype=torch.bool)
-    for subset in kept:
-        subset[torch.randperm(count, generator=draw)[:out]] = False
-    return list(kept)
-
-
-def difference(ours: Judged, other: Judged, name: str, confidence: float) -> dict[str, Any]:
-    """A measure's difference, ours minus the other's, with the jackknife's interval."""
-    from scipy import stats
-
-    value = ours.whole[name] - other.whole[name]
-    gaps = ours.subsets[name] - other.subsets[name]
-    count = len(gaps)
-    error = ((1 - LEFT_OUT) / LEFT_OUT * float(gaps.var())) ** 0.5
-    half = float(stats.t.ppf((1 + confidence) / 2, count - 1)) * error
-    return {"value": value, "interval": [value - half, value + half]}
+    return Judged(len(latents), {name: Measured(whole[name], parts[name]) for name in BETTER})
 
 
 def compare(
@@ -186,19 +172,16 @@ def compare(
     Raises:
         ValueError: the store has no labels, or its width is not the k-SAE's.
     """
-    from revelio.sae.kernels.select import fastest_kernel
-
     config = config or PurityConfig()
     images, latents, seed = config.m, config.latents, config.seed
-    rows = torch.cat([pooled(batch) for _, batch in store.batches(1024)])
-    subsets = image_subsets(len(store), seed)
+    how = TopImagesConfig(m=SPARE * images, over=over_cells(model, TopImagesConfig()))
+    rows = _rows(store, how, seed)
+    subsets = image_subsets(store.images, seed)
     judged = {}
     for name, each in {"": model, **control_models(model, rows, seed)}.items():
         if progress is not None:
             progress(name or "k-SAE")
-        if name:
-            each.kernel = fastest_kernel(each)
-        top = top_images(each, store, TopImagesConfig(m=SPARE * images), device=device)
+        top = top_images(each, store, how, device=device)
         strong = eligible(top, images)[:latents]
         # With few images a control may have no latent that is active on enough of them.
         if len(strong):
@@ -209,47 +192,42 @@ def compare(
     return _entry(ours, judged, confidence)
 
 
+def _rows(store: "ActivationStore", how: TopImagesConfig, seed: int) -> Float[Tensor, "images d"]:
+    """What the k-SAE reads of each image: its pooled activation, or a cell of it, drawn."""
+    if how.over == "pooled":
+        return torch.cat([pooled(batch) for _, batch in store.batches(1024)])
+    drawn = torch.randint(
+        store.cells_an_image, (store.images,), generator=generator(seed, "a cell")
+    )
+    parts = []
+    for start in range(0, store.images, 64):
+        cells = store.image_cells(start, min(start + 64, store.images))
+        parts.append(cells[torch.arange(len(cells)), drawn[start : start + len(cells)]])
+    return torch.cat(parts)
+
+
 def _entry(ours: Judged, judged: Mapping[str, Judged], confidence: float) -> dict[str, Any]:
     """What :func:`compare` gives; each control's interval is wide enough for all to hold together."""
-    each = 1 - (1 - confidence) / len(judged)
-    controls = {
-        name: {"latents": other.latents}
-        | {
-            measure: {
-                "value": other.whole[measure],
-                "difference": difference(ours, other, measure, each),
-            }
-            for measure in BETTER
-        }
-        for name, other in judged.items()
+    found = {
+        measure: against(
+            ours.measures[measure],
+            {name: other.measures[measure] for name, other in judged.items()},
+            BETTER[measure],
+            confidence,
+        )
+        for measure in BETTER
     }
     return {
         "latents": ours.latents,
-        "values": ours.whole,
-        "controls": controls,
-        "verdict": {measure: verdict(controls, measure) for measure in BETTER},
-        "interval_method": f"delete-d jackknife over images ({SUBSETS} subsets without {LEFT_OUT:.0%}), "
-        f"{confidence:.0%} for all controls together",
+        "values": {measure: entry["value"] for measure, entry in found.items()},
+        "controls": {
+            name: {"latents": other.latents}
+            | {measure: entry["controls"][name] for measure, entry in found.items()}
+            for name, other in judged.items()
+        },
+        "verdict": {measure: entry["verdict"] for measure, entry in found.items()},
+        "interval_method": method(confidence),
     }
-
-
-def verdict(controls: Mapping[str, Mapping[str, Any]], measure: str) -> str:
-    """What the intervals support: beats every control, not told apart from some, or beaten by some."""
-    beaten, level = [], []
-    for name, control in controls.items():
-        low, high = (BETTER[measure] * end for end in control[measure]["difference"]["interval"])
-        low, high = min(low, high), max(low, high)
-        if high < 0:
-            beaten.append(name)
-        elif not low > 0:
-            level.append(name)
-    if beaten:
-        return f"beaten by {_listed(beaten)}"
-    return f"not told apart from {_listed(level)}" if level else "beats every control"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def strongest(entry: Mapping[str, Any], measure: str = "majority") -> tuple[str, float]:

@@ -14,6 +14,8 @@ from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from revelio.data.transforms import center_square
+
 COMPONENTS = 3
 CLIP = 0.01
 """The share of cells at either end of a component that is clipped, so that outliers don't grey the rest."""
@@ -127,20 +129,12 @@ def sheet(
         draw.text((centre, head // 2 + gap // 2), title, fill="#222", font=font, anchor="mm")
     for row, image in enumerate(images):
         top = head + row * (side + gap)
-        page.paste(square(image, side), (gap, top))
+        page.paste(center_square(image.convert("RGB"), side, "bicubic"), (gap, top))
         for column, (_, maps) in enumerate(columns, start=1):
             picture = Image.fromarray(_bytes(maps[row]))
             resized = picture.resize((side, side), Image.Resampling.NEAREST)
             page.paste(resized, (gap + column * (side + gap), top))
     return page
-
-
-def square(image: Image.Image, side: int) -> Image.Image:
-    """The centre square of a picture, as backbones see it, at ``side`` pixels."""
-    short = min(image.size)
-    left, top = (image.width - short) // 2, (image.height - short) // 2
-    box = (left, top, left + short, top + short)
-    return image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC, box=box)
 
 
 def _bytes(rgb: Float[Tensor, "3 h w"]):

@@ -6,7 +6,7 @@ code took ReLU of the pre-activations before TopK (`codes="dense"`), the paper's
 the TopK codes (`codes="sparse"`). Larger values come first; ties go to the lower row.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,10 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from revelio.analysis.config import TopImagesConfig
+from revelio.analysis.cells import encode_cells, image_codes
+from revelio.analysis.config import OverCells, TopImagesConfig
 from revelio.bounds import check_fields
+from revelio.sae.kernels.base import Codes
 from revelio.sae.metrics import density_histogram
 
 if TYPE_CHECKING:
@@ -35,6 +37,8 @@ class TopImages:
         indices: their rows in the store; -1 where ``values`` is filled up.
         counts: how many images have a code > 0.
         means: the mean code over those images; 0 for a latent that no image activates.
+        places: y and x of the cell of each top image at which the latent fires most, -1 where there is no
+            image; None where codes are of pooled activations.
         images: N.
         labels: the class id of every image of the store, or None.
         classes: class names by class id.
@@ -50,6 +54,7 @@ class TopImages:
     labels: Int64[Tensor, "images"] | None
     classes: tuple[str, ...]
     source: dict[str, Any]
+    places: Int64[Tensor, "n m 2"] | None = None
 
     @property
     def m(self) -> int:
@@ -93,7 +98,7 @@ class TopImages:
         return order[self.counts[order] > 0][:latents]
 
 
-class _Running:
+class RunningTop:
     """Running top-m, counts and sums; its size is n x m, whatever the number of images."""
 
     def __init__(self, n: int, m: int) -> None:
@@ -101,6 +106,11 @@ class _Running:
         self.indices = torch.full((n, m), -1, dtype=torch.int64)
         self.counts = torch.zeros(n, dtype=torch.int64)
         self.sums = torch.zeros(n, dtype=torch.float64)
+
+    def count(self, latents: Tensor, values: Tensor) -> None:
+        """Take in which latents fire, an entry for each image that one fires in."""
+        self.counts.index_add_(0, latents, torch.ones_like(latents))
+        self.sums.index_add_(0, latents, values.double())
 
     def add(self, latents: Tensor, values: Tensor, rows: Tensor) -> None:
         """Merge entries (latent, value, row), rows ascending for each latent and new to it."""
@@ -135,7 +145,7 @@ def top_images(
 
     Args:
         model: the k-SAE.
-        store: pooled activations, or grids, which are pooled.
+        store: pooled activations; or grids, which are pooled; or, where codes are of cells, grids or cells.
         config: how many images are kept, by which codes.
         device: where the k-SAE runs.
         progress: told the number of images after each batch.
@@ -147,26 +157,86 @@ def top_images(
     check_fields(config)
     check_width(model, store)
     model = model.to(device).eval()
-    running = _Running(model.n, config.kept)
+    running, over = RunningTop(model.n, config.kept), over_cells(model, config)
+    read = _read_pooled if over == "pooled" else _read_cells
     with torch.inference_mode():
-        for start, rows in store.batches(config.batch_size):
-            activations = pooled(rows).to(device)
-            if config.kind == "sparse":
-                _add_sparse(running, model, activations, start)
-            else:
-                _add_dense(running, model, activations, start, config.latent_chunk)
+        for images in read(running, model, store, config, device):
             if progress is not None:
-                progress(len(rows))
+                progress(images)
+    places = None
+    if over != "pooled":
+        each = store.cells_an_image
+        there = running.indices >= 0
+        places = torch.full((*there.shape, 2), -1)
+        places[there] = store.cell_places(running.indices[there])
+        running.indices[there] //= each
     return TopImages(
         values=running.values,
         indices=running.indices,
         counts=running.counts,
         means=(running.sums / running.counts.clamp(min=1)).float(),
-        images=len(store),
+        images=store.images,
         labels=store.labels,
         classes=tuple(store.classes),
-        source={"codes": config.kind, "mode": config.mode},
+        source={"codes": config.kind, "mode": config.mode}
+        | ({} if over == "pooled" else {"cells": over}),
+        places=places,
     )
+
+
+def over_cells(model: "KSparseAutoencoder", config: TopImagesConfig) -> OverCells:
+    """What an image's code is of: as the config says, or as the k-SAE was trained.
+
+    Raises:
+        ValueError: dense codes of cells are asked for.
+    """
+    of_cells = model.trained_on.get("rows_are") == "cells"
+    over = config.over or ("max" if of_cells else "pooled")
+    if over != "pooled" and config.kind == "dense":
+        raise ValueError(
+            "dense codes are of pooled activations: take sparse codes, or cells pooled"
+        )
+    return over
+
+
+def _read_pooled(
+    running: "RunningTop",
+    model: "KSparseAutoencoder",
+    store: "ActivationStore",
+    config: TopImagesConfig,
+    device: str | torch.device,
+) -> Iterator[int]:
+    """Take in the codes of whole images; gives how many are done at a time."""
+    for start, rows in store.batches(config.batch_size):
+        activations = pooled(rows).to(device)
+        if config.kind == "sparse":
+            codes = model.encode(activations, store.manifest)
+            _add_sparse(running, codes, start)
+        else:
+            activations = model.normalized(activations, store.manifest)
+            _add_dense(running, model, activations, start, config.latent_chunk)
+        yield len(rows)
+
+
+def _read_cells(
+    running: "RunningTop",
+    model: "KSparseAutoencoder",
+    store: "ActivationStore",
+    config: TopImagesConfig,
+    device: str | torch.device,
+) -> Iterator[int]:
+    """Take in what the codes of cells come to for their images; entries are counted in cells of the store."""
+    over, each = over_cells(model, config), store.cells_an_image
+    assert over != "pooled"
+    step = max(1, config.batch_size // each)
+    for start in range(0, store.images, step):
+        cells = store.image_cells(start, min(start + step, store.images))
+        values, indices = encode_cells(model, cells.flatten(0, 1).to(device), store.manifest)
+        values, indices = (x.cpu().unflatten(0, (-1, each)) for x in (values, indices))
+        found = image_codes(values, indices, model.n, over)
+        running.count(found.latents, found.values)
+        running.add(found.latents, found.values, (start + found.images) * each + found.cells)
+        yield len(cells)
 
 
 def pooled(rows: Tensor) -> Float[Tensor, "b d"]:
@@ -185,22 +255,22 @@ def check_width(model: "KSparseAutoencoder", store: "ActivationStore") -> None:
         )
 
 
-def _add_sparse(running: _Running, model: Any, activations: Tensor, start: int) -> None:
-    codes = model.encode(activations)
+def _add_sparse(running: RunningTop, codes: Codes, start: int) -> None:
     values, latents = codes.values.float().cpu(), codes.indices.cpu()
     rows = torch.arange(start, start + len(values))[:, None].expand_as(latents)
     positive = values > 0
     latents, values, rows = latents[positive], values[positive], rows[positive]
-    running.counts.index_add_(0, latents, torch.ones_like(latents))
-    running.sums.index_add_(0, latents, values.double())
+    running.count(latents, values)
     running.add(latents, values, rows)
 
 
-def _add_dense(running: _Running, model: Any, activations: Tensor, start: int, chunk: int) -> None:
+def _add_dense(
+    running: RunningTop, model: Any, activations: Tensor, start: int, chunk: int
+) -> None:
     m = running.values.shape[1]
     for first in range(0, model.n, chunk):
         part = slice(first, min(first + chunk, model.n))
-        codes = model.preactivations(activations, part).float().relu()
+        codes = model.preactivations(activations, part, "normalized").float().relu()
         running.counts[part] += codes.count_nonzero(0).cpu()
         running.sums[part] += codes.sum(0, dtype=torch.float64).cpu()
         # The value to beat leaves few candidates: the m-th so far, and at first the batch's own m-th (ties

@@ -43,6 +43,8 @@ def save_top_images(top: TopImages, folder: Path) -> None:
     tensors["means"] = top.means
     if top.labels is not None:
         tensors["labels"] = top.labels
+    if top.places is not None:
+        tensors["places"] = top.places
     contiguous = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     description = {
         "format": FORMAT,
@@ -93,6 +95,7 @@ def load_top_images(folder: Path) -> TopImages:
         labels=tensors.get("labels"),
         classes=tuple(description["classes"]),
         source=description["source"],
+        places=tensors.get("places"),
     )
 
 

@@ -40,6 +40,7 @@ DITS = {
 PIXARTS = {
     "pixart-alpha-512": ("PixArt-alpha/PixArt-XL-2-512x512", 512, "T5 text encoder"),
     "pixart-sigma-512": ("PixArt-alpha/PixArt-Sigma-XL-2-512-MS", 512, "T5, up to 300 tokens"),
+    "pixart-sigma-1024": ("PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", 1024, "T5, up to 300 tokens"),
 }
 SD3_MEDIUM = {
     "num_attention_heads": 24,
@@ -65,7 +66,12 @@ FLUXES = {
 WITHDRAWN = "its owner withdrew it from the hub: get the folder from where a copy is kept, and give its path"
 HALF = "its VAE overflows in float16: load it in bfloat16 or float32"
 GATED = "gated: accept its license on the hub and log in with `hf auth login`, or give a folder"
+ALONE = (
+    "its hub id holds the transformer alone: download it, and load it with the other parts of the model at "
+    "1024 px, as pixart-sigma-1024+path/to/transformer"
+)
 NOTES = {
+    "pixart-sigma-512": ALONE,
     "sd-2.1": WITHDRAWN,
     "sd-2.1-base": WITHDRAWN,
     "sdxl": HALF,
@@ -100,7 +106,8 @@ def hub_models() -> Iterator[Description]:
         note = NOTES.get(name, "")
         yield Description(name, "U-Net", size, layers, hub_id, summary, note)
     for name, (hub_id, size, summary) in (DITS | PIXARTS).items():
-        yield Description(name, "DiT", size, dit_layers(DIT_XL_2, VAE), hub_id, summary)
+        layers, note = dit_layers(DIT_XL_2, VAE), NOTES.get(name, "")
+        yield Description(name, "DiT", size, layers, hub_id, summary, note)
     for name, (hub_id, summary) in SD3S.items():
         layers, note = dit_layers(SD3_MEDIUM, VAE), NOTES.get(name, "")
         yield Description(name, "MMDiT", 1024, layers, hub_id, summary, note)

@@ -15,7 +15,7 @@ The released code says "A photo of a pet" for every data set (D19): that is ``fi
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -25,6 +25,12 @@ from torch import Tensor
 from revelio.data.dataset import ImageDataset, ImageError
 from revelio.data.registry import class_prompts, generic_prompt, spoken_name
 from revelio.trust import printable, read_csv, read_json_lines, read_text
+
+if TYPE_CHECKING:
+    from transformers import CLIPModel
+
+    from revelio.backbones.source import Source
+    from revelio.data.transforms import SquareTransform
 
 POLICIES = ("empty", "generic", "from_clip")
 FIXED = "fixed:"
@@ -124,7 +130,7 @@ def prompt_texts(
         policy: ``empty``, ``generic``, ``from_clip``, ``fixed:TEXT``, ``captions:FILE``.
         dataset: only ``from_clip`` reads its images.
         template: replaces the data set's own generic text or class template.
-        clip: the zero-shot model: a known name, a folder or a hub id of a ``CLIPModel``.
+        clip: the zero-shot model: a known name, a folder or a hub id of a ``CLIPModel`` or an OpenCLIP.
         device: where it runs.
         batch_size: images CLIP sees at once.
         skip_unreadable: give an unreadable image the empty prompt instead of stopping.
@@ -166,35 +172,23 @@ class ZeroShot:
         """Load a CLIP and encode the candidates, each distinct text once.
 
         Args:
-            clip: a known name, a folder or a hub id of a ``CLIPModel``.
+            clip: a known name, a folder or a hub id of a ``CLIPModel`` or an OpenCLIP.
             texts: the candidates; of one with several texts the mean of their embeddings is taken.
             device: where it runs.
 
         Raises:
             ValueError: it is no whole CLIP, or a part is missing or unreadable.
         """
-        from transformers import CLIPConfig, CLIPModel
-
         from revelio.backbones.diffusion.text_encoder import load_clip_tokenizer
-        from revelio.backbones.loading import frozen, reading
+        from revelio.backbones.loading import frozen
         from revelio.backbones.registry import find_source
-        from revelio.backbones.vit import transform_of
-        from revelio.backbones.weights import TRANSFORMERS, read_weights, transformers_part
         from revelio.distributed import device_of
 
         source = find_source(clip)
-        entries = source.json("config.json")
-        kind = entries.get("model_type")
-        if kind != "clip":
-            raise ValueError(f"{clip} is a {kind}: zero-shot prompts need a whole CLIPModel")
-        with reading(f"config.json of {source.name}"):
-            config = CLIPConfig.from_dict(entries)
-        weights = read_weights(source, "", TRANSFORMERS)
-        model = transformers_part(CLIPModel, config, weights, dtype="auto")
+        model, self._transform = _whole_clip(source)
         words = model.text_model.config.vocab_size
         self._tokenizer = load_clip_tokenizer(source, "", words)
         self._model = frozen(model, device_of(device))
-        self._transform = transform_of(source, source.vision_config()["image_size"])
         groups = [[text] if isinstance(text, str) else list(text) for text in texts]
         once = dict.fromkeys(text for group in groups for text in group)
         rows = {text: self._embed_text(text) for text in once}
@@ -231,6 +225,32 @@ class ZeroShot:
         tokens = self._tokenizer(text, truncation=True, max_length=length, return_tensors="pt")
         pooled = model.text_model(tokens.input_ids.to(model.device)).pooler_output
         return torch.nn.functional.normalize(model.text_projection(pooled), dim=-1)
+
+
+def _whole_clip(source: "Source") -> "tuple[CLIPModel, SquareTransform]":
+    """A CLIP as transformers or OpenCLIP saved it, and its image processor."""
+    from transformers import CLIPConfig, CLIPModel
+
+    from revelio.backbones.loading import reading
+    from revelio.backbones.open_clip import CONFIG, read_open_clip
+    from revelio.backbones.vit import square_transform, transform_of
+    from revelio.backbones.weights import TRANSFORMERS, read_weights, transformers_part
+
+    if source.find_json("config.json") is None and source.find_json(CONFIG) is not None:
+        found = read_open_clip(source)
+        model = transformers_part(CLIPModel, found.config, found.weights, dtype="auto")
+        size: Any = found.config.vision_config.image_size  # pyright: ignore
+        return model, square_transform(source, size, found.processor)
+    entries = source.json("config.json")
+    kind = entries.get("model_type")
+    if kind != "clip":
+        raise ValueError(f"{source.name} is a {kind}: zero-shot prompts need a whole CLIPModel")
+    with reading(f"config.json of {source.name}"):
+        config = CLIPConfig.from_dict(entries)
+    model = transformers_part(
+        CLIPModel, config, read_weights(source, "", TRANSFORMERS), dtype="auto"
+    )
+    return model, transform_of(source, source.vision_config()["image_size"])
 
 
 def _batches(

@@ -18,9 +18,22 @@ from typing import TYPE_CHECKING, Any
 
 from revelio.backbones.catalogue import MINIS, find_shipped, hub_models, shipped_models
 from revelio.backbones.config import BackboneConfig
-from revelio.backbones.families import VIT_LOADERS, describe_source, family_of
+from revelio.backbones.families import (
+    VIT_LOADERS,
+    Family,
+    describe_source,
+    diffusion_families,
+    family_of,
+)
 from revelio.backbones.packaged import VIT, packaged_backbones, packaged_path
-from revelio.backbones.source import CONFIG_LIMIT, HUB_ID, Description, Source
+from revelio.backbones.source import (
+    CONFIG_LIMIT,
+    DENOISERS,
+    HUB_ID,
+    Description,
+    Source,
+    kinds_of,
+)
 from revelio.trust import printable, read_object
 
 if TYPE_CHECKING:
@@ -28,7 +41,6 @@ if TYPE_CHECKING:
 
 Factory = Callable[..., "Backbone"]
 
-UNET = "UNet2DConditionModel"
 WEIGHTS = (".safetensors", ".ckpt", ".pt", ".bin")
 
 _registered: dict[str, tuple[str | Factory, Description]] = {}
@@ -45,8 +57,8 @@ def load_backbone(
 
     Args:
         model: a name that :func:`describe` lists, a folder, a hub id, or ``module:function`` of a factory. A
-            U-Net's folder or file stands for the pipeline it lies in; ``sd-1.5+path/to/unet`` puts it in the
-            place of another pipeline's. Or a whole config.
+            denoiser's folder or file stands for the pipeline it lies in; ``sd-1.5+path/to/unet`` puts it in
+            the place of another pipeline's. Or a whole config.
         layers: the layers that will be asked for: what comes after the deepest is not kept. None keeps the
             whole model, which a diffusion model's ``predict``, ``decode`` and ``pipeline`` need.
         imports: whether ``module:function`` may be imported. Must be False for a name out of a file that came
@@ -77,7 +89,7 @@ def load_backbone(
     from revelio.backbones.loading import LoadSettings
 
     source = find_source(name, revision)
-    family, loading = family_of(source), LoadSettings(**asked)
+    family, loading = _family_of(source), LoadSettings(**asked)
     if isinstance(family, str):
         return _imported(VIT_LOADERS[family])(source, loading)
     return load_family(family, source, loading)
@@ -136,7 +148,7 @@ def shipped_path(name: str) -> Path:
 
 
 def find_source(name: str, revision: str | None = None) -> Source:
-    """The folder or hub id behind a name, with a U-Net of its own where the name says so.
+    """The folder or hub id behind a name, with a denoiser of its own where the name says so.
 
     Raises:
         KeyError: the name is unknown; the message lists the known ones.
@@ -152,10 +164,10 @@ def find_source(name: str, revision: str | None = None) -> Source:
     if Path(name).is_dir():
         return _alone(Path(name)) or Source(Path(name).resolve().name, name)
     if Path(name).is_file() and Path(name).suffix in WEIGHTS:
-        return _with_unet(_pipeline_around(Path(name)), Path(name))
+        return _with_denoiser(_pipeline_around(Path(name)), Path(name))
     if "+" in name:
-        base, _, unet = name.partition("+")
-        return _with_unet(find_source(base, revision), Path(unet))
+        base, _, denoiser = name.partition("+")
+        return _with_denoiser(find_source(base, revision), Path(denoiser))
     if Path(name).exists() or name.startswith((".", "/", "~")):
         raise ValueError(f"no model folder at {name}: give a folder, a hub id, or a known name")
     if HUB_ID.fullmatch(name):
@@ -168,42 +180,59 @@ def find_source(name: str, revision: str | None = None) -> Source:
 
 
 def _alone(folder: Path) -> Source | None:
-    """The pipeline around a folder that holds only a U-Net; None where the folder is something else."""
+    """The pipeline around a folder that holds only a denoiser; None where the folder is something else."""
     config = folder / "config.json"
     if (folder / "model_index.json").exists() or not config.is_file():
         return None
-    if read_object(config, limit=CONFIG_LIMIT).get("_class_name") != UNET:
+    found = read_object(config, limit=CONFIG_LIMIT).get("_class_name")
+    if not any(found in kinds_of(kind) for kind in map(_denoiser_of, diffusion_families())):
         return None
-    return _with_unet(_pipeline_around(folder), folder)
+    return _with_denoiser(_pipeline_around(folder), folder)
 
 
-def _pipeline_around(unet: Path) -> Source:
-    """The pipeline folder that a U-Net's folder, or a file in it, lies in.
+def _denoiser_of(family: Family) -> str | tuple[str, ...]:
+    """The classes that the denoiser of a family may be of; none for a ViT."""
+    parts = () if isinstance(family, str) else family.parts.items()
+    return next((kind for part, kind in parts if part in DENOISERS), ())
+
+
+def _pipeline_around(denoiser: Path) -> Source:
+    """The pipeline folder that a denoiser's folder, or a file in it, lies in.
 
     Raises:
         ValueError: it lies in none.
     """
-    for folder in unet.resolve().parents[:2]:
+    for folder in denoiser.resolve().parents[:2]:
         if (folder / "model_index.json").is_file():
             return Source(folder.name, str(folder))
     raise ValueError(
-        f"{unet} is a {UNET} alone, without VAE, text encoder and noise schedule: name the model it takes "
-        f"them from, such as sd-1.5+{unet}"
+        f"{denoiser} is a denoiser alone, without VAE, text encoder and noise schedule: name the model it "
+        f"takes them from, such as sd-1.5+{denoiser}"
     )
 
 
-def _with_unet(base: Source, unet: Path) -> Source:
-    """A pipeline with another U-Net.
+def _with_denoiser(base: Source, denoiser: Path) -> Source:
+    """A pipeline with another U-Net or transformer.
 
     Raises:
-        ValueError: there is no U-Net, or the pipeline has none to replace.
+        ValueError: there is none, or the pipeline has none to replace.
     """
-    if not unet.is_file() and not (unet / "config.json").is_file():
-        raise ValueError(f"no U-Net at {unet}: give its folder or a {' or '.join(WEIGHTS)} file")
-    family = family_of(base)
-    if isinstance(family, str) or family.parts.get("unet") != UNET:
-        raise ValueError(f"{base.name} has no U-Net that {unet} could replace")
-    return replace(base, name=f"{base.name}+{unet.resolve().name}", unet=unet)
+    if not denoiser.is_file() and not (denoiser / "config.json").is_file():
+        raise ValueError(
+            f"no denoiser at {denoiser}: give its folder or a {' or '.join(WEIGHTS)} file"
+        )
+    if not _denoiser_of(family_of(base)):
+        raise ValueError(f"{base.name} has no denoiser that {denoiser} could replace")
+    return replace(base, name=f"{base.name}+{denoiser.resolve().name}", denoiser=denoiser)
+
+
+def _family_of(source: Source) -> Family:
+    """:func:`family_of`; where a known model can't be had, the message says what is known of it."""
+    try:
+        return family_of(source)
+    except ValueError as error:
+        note = next((about.note for about in describe() if about.name == source.name), "")
+        raise ValueError(f"{error}; {note}" if note else str(error)) from error
 
 
 def _imported(path: str) -> Factory:

@@ -13,6 +13,8 @@ from typing import Any
 from revelio.backbones.layers import Layers
 from revelio.trust import MIB, printable, read_object
 
+# What a pipeline's denoiser is called.
+DENOISERS = ("unet", "transformer")
 # Settings of a U-Net that want inputs beside latents, timestep and text.
 MORE_INPUTS = (
     "class_embed_type",
@@ -68,13 +70,13 @@ class Source:
         name: what results call it; never an absolute path.
         location: the folder or the hub id.
         revision: of a hub id.
-        unet: a U-Net's folder or file, in place of the pipeline's own.
+        denoiser: the folder or file of a U-Net or transformer, in place of the pipeline's own.
     """
 
     name: str
     location: str
     revision: str | None = None
-    unet: Path | None = None
+    denoiser: Path | None = None
 
     @property
     def folder(self) -> Path | None:
@@ -126,8 +128,9 @@ class Source:
 
     def look_up(self, path: str) -> tuple[Path | None, str]:
         """A file, or None and why the hub didn't give it ("" where the model has no such file)."""
-        if self.unet is not None and self.unet.is_dir() and path.startswith("unet/"):
-            file = self.unet / path.removeprefix("unet/")
+        part, _, rest = path.partition("/")
+        if part in DENOISERS and self.denoiser is not None and self.denoiser.is_dir():
+            file = self.denoiser / rest
         elif self.folder:
             file = self.folder / path
         else:

@@ -116,7 +116,15 @@ def transform_of(source: Source, size: int) -> SquareTransform:
     Raises:
         ValueError: there is no such config, or it holds other values.
     """
-    processor = source.processor()
+    return square_transform(source, size, source.processor())
+
+
+def square_transform(source: Source, size: int, processor: Mapping[str, Any]) -> SquareTransform:
+    """The transform that a preprocessor's config says.
+
+    Raises:
+        ValueError: it holds other values.
+    """
     resample = processor.get("resample", 3)
     if resample not in RESAMPLING:
         raise ValueError(f"the preprocessor config of {source.name} has resample {resample!r}")

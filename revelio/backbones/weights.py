@@ -21,7 +21,7 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from revelio.backbones.loading import quiet, reading
-from revelio.backbones.source import Source
+from revelio.backbones.source import DENOISERS, Source
 from revelio.trust import printable, read_object, tensor_headers
 from revelio.unpickle import read_tensors as unpickle
 
@@ -50,7 +50,7 @@ class Weights:
 
 
 def read_weights(source: Source, part: str, stems: tuple[str, str]) -> Weights:
-    """All weights of one part.
+    """All weights of one part; of a denoiser, those of the file that the source has in its place, if any.
 
     Args:
         source: the model.
@@ -60,6 +60,8 @@ def read_weights(source: Source, part: str, stems: tuple[str, str]) -> Weights:
     Raises:
         ValueError: there is no such file, or one is damaged, lacks a shard or holds NaN.
     """
+    if part in DENOISERS and source.denoiser is not None and source.denoiser.is_file():
+        return read_file(source.denoiser)
     for name in _candidates(stems):
         path = f"{part}/{name}" if part else name
         file = source.file(path)

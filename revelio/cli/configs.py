@@ -58,6 +58,8 @@ def _command(name: str) -> list[str]:
                 if rest.startswith(one)
             )
         ]
+    if kind == "steering":
+        return ["train-ksae" if rest.endswith("-ksae") else "extract-text"]
     known = {"ksae": ["train-ksae"], "diffc": ["train-diffc"], "llava": ["llava", "pretrain"]}
     return known.get(kind, [kind])
 

@@ -87,8 +87,8 @@ def build(config: Config) -> "Job":
     if config.store is not None:
         if config.rows is not None or config.d is not None:
             raise ValueError("give a store, or rows and d, not both")
-        store = ActivationStore.open(config.store)
-        return job_of(config, store, config.devices, latents=config.n)
+        store = ActivationStore.open(config.store, cells=True)
+        return job_of(config, [store], config.devices, latents=config.n)
     if config.rows is None or config.d is None:
         raise ValueError("give --store, or --rows and --d")
     return Job(

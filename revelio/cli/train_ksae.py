@@ -39,4 +39,4 @@ def run(config: Config) -> None:
             return
         made = train_sae(config, bar)
     if is_main():
-        print(following("top-images", "--store", config.store, "--ksae", made[0].path))
+        print(following("top-images", "--store", config.store[0], "--ksae", made[0].path))

@@ -14,6 +14,9 @@ Rules, where a file leaves a choice:
 
 import stat
 import warnings
+from contextlib import suppress
+from functools import cache
+from importlib import import_module
 from io import BytesIO
 from pathlib import Path
 
@@ -23,8 +26,8 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from revelio.data.config import Limits
 from revelio.data.dataset import ImageError
 
-# Only bitmaps: Pillow would hand an EPS file to another program. HEIF and JXL are there where the user has
-# registered a plug-in for them.
+# Only bitmaps: Pillow would hand an EPS file to another program. HEIF is there where pillow-heif is
+# installed, JXL where the user has registered a plug-in.
 FORMATS = (
     "JPEG",
     "MPO",
@@ -89,15 +92,23 @@ def read_picture(source: bytes | Path, image_id: str, limits: Limits = LIMITS) -
         raise ImageError(image_id, " ".join(str(error).split()) or type(error).__name__) from error
 
 
+@cache
+def _register_plugins() -> None:
+    """Let Pillow know the formats that an installed plug-in reads: phones' HEIC files."""
+    Image.init()
+    with suppress(ImportError):
+        import_module("pillow_heif").register_heif_opener()
+
+
 def readable() -> list[str]:
     """The formats that are read here, as Pillow names them."""
-    Image.init()
+    _register_plugins()
     return [name for name in FORMATS if name in Image.OPEN]
 
 
 def suffixes() -> frozenset[str]:
     """The suffixes of files in these formats, but for that of fractions (PFM), which are refused."""
-    Image.init()
+    _register_plugins()
     known = Image.registered_extensions()
     return frozenset(suffix for suffix, name in known.items() if name in FORMATS) - {".pfm"}
 

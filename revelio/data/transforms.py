@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Generator, Tensor
 
 Interpolation = Literal["bilinear", "bicubic", "lanczos", "nearest"]
+Offset = Literal["even", "down"]
 RATIO = (3 / 4, 4 / 3)
 _ATTEMPTS = 10
 
@@ -38,7 +39,7 @@ class SquareTransform:
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     interpolation: Interpolation = "bilinear"
     # Not shown: what was made with this transform names it by its repr.
-    offset: Literal["even", "down"] = field(default="even", repr=False)
+    offset: Offset = field(default="even", repr=False)
 
     def __post_init__(self) -> None:
         _check(self.size, self.mean, self.std)
@@ -48,15 +49,8 @@ class SquareTransform:
         return _pixels(self.square(image), self.mean, self.std)
 
     def square(self, image: Image.Image) -> Image.Image:
-        """The picture resized and cut, before normalisation."""
-        width, height = image.size
-        short = min(width, height)
-        # The longer side is cut down to whole pixels.
-        width, height = (int(self.size * side / short) for side in (width, height))
-        whole = round if self.offset == "even" else int
-        left, top = (whole((side - self.size) / 2.0) for side in (width, height))
-        resized = image.resize((width, height), _filter(self.interpolation))
-        return resized.crop((left, top, left + self.size, top + self.size))
+        """The picture resized and cut, before normalization."""
+        return center_square(image, self.size, self.interpolation, self.offset)
 
 
 @dataclass(frozen=True)
@@ -106,6 +100,18 @@ class RandomCropTransform:
         high = min(height, round(width / RATIO[0]))
         left, top = (width - wide) // 2, (height - high) // 2
         return left, top, left + wide, top + high
+
+
+def center_square(
+    image: Image.Image, size: int, interpolation: Interpolation, offset: Offset = "even"
+) -> Image.Image:
+    """The middle square of a picture whose shorter side is resized to ``size`` pixels."""
+    short, whole = min(image.size), round if offset == "even" else int
+    # The longer side is cut down to whole pixels.
+    width, height = (int(size * side / short) for side in image.size)
+    left, top = (whole((side - size) / 2.0) for side in (width, height))
+    resized = image.resize((width, height), _filter(interpolation))
+    return resized.crop((left, top, left + size, top + size))
 
 
 def _uniform(low: float, high: float, generator: Generator) -> float:

@@ -60,9 +60,9 @@ class FitConfig(DiffCConfig):
     """
 
     mode: Mode = "fixed"
-    """Where paper and released code differ: `fixed` is the paper's schedule with a validation set
-    that picks the epoch; `as_paper` takes the last epoch; `as_code` anneals towards 0 over 90 epochs
-    and stops at 30."""
+    """Where paper and released code differ: `fixed` is the paper's schedule with a validation set, which
+    picks the epoch if it has 1,000 images; `as_paper` takes the last epoch; `as_code` too, and anneals
+    towards 0 over 90 epochs but stops at 30."""
 
     epochs: Count = 30
     """How often each training image is seen."""
@@ -78,7 +78,8 @@ class FitConfig(DiffCConfig):
     """Of AdamW."""
 
     validation: Share | None = None
-    """Share of every class held out to pick the epoch; none: the mode's (0.1 in fixed, else 0)."""
+    """Share of every class held out to watch the training and, from 1,000 images on, to pick the epoch;
+    none: the mode's (0.1 in fixed, else 0)."""
 
     seed: Seed = 0
     """Of weights, order and validation set of the first training."""
@@ -166,12 +167,10 @@ class GridsConfig:
         """What :meth:`made` gave, with a device; other entries are left out."""
         known = {one.name for one in fields(BackboneConfig)} - {"name", "device"}
         backbone = {name: made[name] for name in known if made.get(name) is not None}
-        own = {name: made[name] for name in _OWN if made.get(name) is not None}
-        name, timestep = made["backbone"], made.get("timestep")
-        return cls(
-            backbone=BackboneConfig(name=name, device=device, **backbone),
-            **own | {"timestep": timestep},
-        )
+        own: dict[str, Any] = {name: made[name] for name in _OWN if made.get(name) is not None}
+        own["timestep"] = made.get("timestep")
+        model = BackboneConfig(name=made["backbone"], device=device, **backbone)
+        return cls(backbone=model, **own)
 
 
 _OWN = [one.name for one in fields(GridsConfig) if one.name != "backbone"]

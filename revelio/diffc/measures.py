@@ -2,7 +2,8 @@
 
 ``wilson95`` says how far the top-1 of one trained model could be off because the test set is finite
 (Wilson's score interval of a binomial share). ``t95`` says how far the mean over several seeds could be
-off because training is random (Student's t over seeds). Neither contains the other.
+off because training is random (Student's t over seeds). Neither contains the other;
+:func:`revelio.stats.trainings95` holds both.
 """
 
 import io
@@ -36,7 +37,8 @@ def measure(
 
     Returns:
         ``top1``, ``wilson95``, ``correct``, ``images``, ``class_mean`` (the mean of the classes' own
-        accuracies) and ``per_class``, a list of ``{name, images, accuracy}`` of the classes that occur.
+        accuracies), ``per_class``, a list of ``{name, images, accuracy}`` of the classes that occur, and
+        ``wrong``, the numbers of the images that were not taken for what they are.
     """
     counts = confusion(labels, predicted, len(names))
     correct, images = int(counts.trace()), int(counts.sum())
@@ -51,6 +53,7 @@ def measure(
         "images": images,
         "class_mean": mean(row["accuracy"] for row in per_class),
         "per_class": per_class,
+        "wrong": (labels != predicted).nonzero().flatten().tolist(),
     }
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from revelio.diffc.config import DiffCConfig
+from revelio.diffc.conv import Conv2d
 from revelio.hub import CARD_TEMPLATE, card_facts, save_whole
 from revelio.seeds import generator
 from revelio.trust import printable, read_object, read_tensors, tensor_headers
@@ -200,7 +201,7 @@ def _check_files(folder: Path) -> None:
 
 def _block(before: int, after: int, stride: int, dropout: float) -> nn.Sequential:
     return nn.Sequential(
-        skip_init(nn.Conv2d, before, after, 3, stride=stride, padding=1),
+        skip_init(Conv2d, before, after, 3, stride=stride, padding=1),
         nn.BatchNorm2d(after),
         nn.ReLU(),
         nn.Dropout2d(dropout),

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from revelio.diffc.config import FitConfig
+from revelio.diffc.conv import fixed_order
 from revelio.diffc.model import DiffC
 from revelio.diffc.sources import PLAIN, GridSource, chunks, training_view
 from revelio.run_dir import read_json, write_json
@@ -156,15 +157,16 @@ def _step(training: Training, grids: Tensor, labels: Int64[Tensor, " b"]) -> tup
     model = training.model.train()
     device = next(model.parameters()).device
     labels = labels.to(device)
-    logits = model(grids.to(device))
-    loss = F.cross_entropy(logits, labels)
-    if not torch.isfinite(loss):
-        raise ValueError(
-            f"the loss became {loss.item()}: lower the learning rate or check the grids"
-        )
-    training.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    training.optimizer.step()
+    with fixed_order(device):
+        logits = model(grids.to(device))
+        loss = F.cross_entropy(logits, labels)
+        training.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if not torch.isfinite(loss):
+            raise ValueError(
+                f"the loss became {loss.item()}: lower the learning rate or check the grids"
+            )
+        training.optimizer.step()
     return loss.item(), int((logits.argmax(dim=1) == labels).sum())
 
 
@@ -175,9 +177,11 @@ def predict(
     """The logits of the images' plain views; on the CPU."""
     model.eval()
     device = next(model.parameters()).device
-    found = [
-        model(source.grids(batch, PLAIN).to(device)).cpu() for batch in chunks(indices, batch_size)
-    ]
+    found = []
+    for batch in chunks(indices, batch_size):
+        grids = source.grids(batch, PLAIN).to(device)
+        with fixed_order(device):
+            found.append(model(grids).cpu())
     return torch.cat(found)
 
 

@@ -34,11 +34,12 @@ from revelio.diffc.inputs import (
 )
 from revelio.diffc.measures import confusion, confusion_png, measure
 from revelio.diffc.model import DiffC, load_diffc
-from revelio.diffc.sources import PLAIN, GridSource, chunks
+from revelio.diffc.sources import GridSource, chunks
+from revelio.diffc.train import predict
 from revelio.diffc.trained_on import load_trained_on
 from revelio.distributed import device_of
 from revelio.outputs import Older, check_replaceable, claimed, replace_files
-from revelio.pipelines import Progress, Report, silent
+from revelio.pipelines import Progress, Report, counted, silent
 from revelio.run_dir import write_json
 from revelio.trust import printable
 
@@ -185,12 +186,12 @@ def _own_labels(model: DiffC, classes: Sequence[str], labels: Sequence[int]) -> 
     return [known[classes[label]] for label in labels]
 
 
-@torch.no_grad()
 def _logits(model: DiffC, source: GridSource, batch_size: int, progress: Report) -> Tensor:
-    device, count, parts = next(model.parameters()).device, len(source.ids), []
-    for batch in chunks(range(count), batch_size):
-        parts.append(model(source.grids(batch, PLAIN).to(device)).cpu())
-        progress(Progress("", batch[-1] + 1, count, "image", title="testing"))
+    everyone, parts = range(len(source.ids)), []
+    told = counted(progress, "testing", len(everyone), "image")
+    for batch in chunks(everyone, batch_size):
+        parts.append(predict(model, source, batch, batch_size))
+        told(len(batch))
     return torch.cat(parts)
 
 

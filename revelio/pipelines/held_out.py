@@ -4,56 +4,20 @@ The images with the smallest hashes of their ids are kept out, so that it is the
 the same images, whatever its layer or timestep, and for every seed.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import blake2b
 
 import torch
-from jaxtyping import Float, Int64
-from torch import Tensor
 
 from revelio.activations.store import ActivationStore
-from revelio.analysis.top_images import pooled
 from revelio.config import read_yaml
-from revelio.sae.config import RunConfig, TrainSAEConfig
+from revelio.pipelines.sae_rows import JoinedRows, StoreRows
+from revelio.sae.config import Rows, RunConfig, TrainSAEConfig
 
 DEFAULT = 0.1
 # A fraction of variance unexplained of fewer rows says little.
 LEAST = 50
-BLOCK = 1024
-
-
-class StoreRows:
-    """Some rows of a store as vectors in float32; whole grids are averaged over height and width.
-
-    Args:
-        store: what to read from.
-        places: which of its rows, in ascending order.
-    """
-
-    def __init__(self, store: ActivationStore, places: Int64[Tensor, " n"]) -> None:
-        self.store, self.places = store, places
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def rows(self, start: int, stop: int) -> Float[Tensor, "b d"]:
-        """Rows ``start`` to ``stop`` of those that were chosen."""
-        wanted = self.places[start:stop]
-        if not len(wanted):
-            return pooled(self.store.rows(0, 0))
-        first, last, found = int(wanted[0]), int(wanted[-1]) + 1, []
-        # In blocks: what lies between is read too, and whole grids are large.
-        for at in range(first, last, BLOCK):
-            end = min(at + BLOCK, last)
-            inside = wanted[(wanted >= at) & (wanted < end)]
-            found.append(pooled(self.store.rows(at, end))[inside - at])
-        return torch.cat(found)
-
-    def batches(self) -> Iterator[Float[Tensor, "b d"]]:
-        """All of them in order, some at a time."""
-        for start in range(0, len(self), BLOCK):
-            yield self.rows(start, min(start + BLOCK, len(self)))
 
 
 def with_share(config: TrainSAEConfig) -> TrainSAEConfig:
@@ -78,29 +42,34 @@ def share_of(config: RunConfig) -> float:
     return DEFAULT if config.mode == "fixed" else 0.0
 
 
-def count(share: float | None, rows: int) -> int:
-    """How many of ``rows`` are kept out."""
-    wanted = int((share or 0.0) * rows)
-    return wanted if wanted >= LEAST else 0
+def count(share: float | None, images: int, each: int = 1) -> int:
+    """How many of ``images``, of ``each`` rows, are kept out."""
+    wanted = int((share or 0.0) * images)
+    return wanted if wanted * each >= LEAST else 0
 
 
-def divide(store: ActivationStore, share: float | None) -> tuple[StoreRows, StoreRows]:
-    """The rows to train on, and those kept out."""
-    held = count(share, len(store))
-    kept_out = torch.zeros(len(store), dtype=torch.bool)
-    if held:
-        keys = [
-            blake2b(name.encode(errors="surrogatepass"), digest_size=8).digest()
-            for name in store.ids
-        ]
-        order = sorted(range(len(keys)), key=keys.__getitem__)
-        kept_out[torch.tensor(order[:held])] = True
-    return StoreRows(store, (~kept_out).nonzero()[:, 0]), StoreRows(store, kept_out.nonzero()[:, 0])
+def divide(
+    stores: Sequence[ActivationStore], share: float | None, rows: Rows = "images"
+) -> tuple[JoinedRows, JoinedRows]:
+    """The rows to train on, and those kept out: of the same images in all stores."""
+    cells = rows == "cells"
+    each = min(store.cells_an_image for store in stores) if cells else 1
+    ids = {name for store in stores for name in store.ids} if share else set()
+    out = set(sorted(ids, key=_key)[: count(share, len(ids), each)])
+    kept, held = list[StoreRows](), list[StoreRows]()
+    for store in stores:
+        apart = torch.tensor([name in out for name in store.ids] if out else [False] * store.images)
+        for parts, chosen in ((kept, ~apart), (held, apart)):
+            parts.append(StoreRows(store, chosen.nonzero()[:, 0], cells=cells, each=each))
+    return JoinedRows(kept), JoinedRows(held)
 
 
-def said(share: float | None, rows: int) -> str | None:
-    """What a person should know of it; None where nothing was asked for."""
-    held = count(share, rows)
+def _key(name: str) -> bytes:
+    return blake2b(name.encode(errors="surrogatepass"), digest_size=8).digest()
+
+
+def said(share: float | None, held: int, rows: int) -> str | None:
+    """What a person should know of ``held`` rows kept out of ``rows``; None where nothing was asked for."""
     if held:
         return f"held out: {held:,} of {rows:,} rows, on which the k-SAE is measured too"
     if share:

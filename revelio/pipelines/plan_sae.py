@@ -11,6 +11,7 @@ from revelio.activations.store import ActivationStore
 from revelio.machine import available_memory, duration, free_disk, size
 from revelio.pipelines import Progress, Report, silent
 from revelio.pipelines.held_out import count, said, share_of
+from revelio.pipelines.sae_rows import JoinedRows
 from revelio.sae.config import RunConfig
 from revelio.sae.cost import (
     CONTEXT_BYTES,
@@ -26,21 +27,28 @@ from revelio.sae.cost import (
 from revelio.sae.kernels.select import COMPILING, choose_kernel, must_compile
 
 
-def job_of(config: RunConfig, store: ActivationStore, devices: int = 1, **sizes: Any) -> Job:
-    """What is to be trained on a store's rows.
+def job_of(
+    config: RunConfig,
+    stores: Sequence[ActivationStore],
+    devices: int = 1,
+    *,
+    rows: int | None = None,
+    latents: int | None = None,
+) -> Job:
+    """What is to be trained on ``rows`` rows of stores; None: on one an image, but for those kept out.
 
     Raises:
         ValueError: the sizes make no sense.
     """
-    row_bytes = 4 if store.manifest["dtype"] == "float32" else 2
+    images = sum(store.images for store in stores)
     return Job(
         config=config,
-        rows=len(store) - count(share_of(config), len(store)),
-        d=store.row_shape[0],
+        rows=images - count(share_of(config), images) if rows is None else rows,
+        d=stores[0].row_shape[0],
+        latents=latents,
         devices=devices,
-        row_bytes=row_bytes,
-        store_bytes=store.bytes,
-        **sizes,
+        row_bytes=4 if stores[0].manifest["dtype"] == "float32" else 2,
+        store_bytes=sum(store.bytes for store in stores),
     )
 
 
@@ -86,14 +94,17 @@ def announce(jobs: Sequence[Job], device: torch.device, progress: Report) -> Non
         )
 
 
-def remarks(job: Job, store: ActivationStore) -> list[str]:
+def remarks(job: Job, kept: JoinedRows, held: JoinedRows) -> list[str]:
     """What the settings do to these rows that one may not expect."""
     found, seen = [], (job.train.steps - 1) * job.train.batch_size
-    if len(store.row_shape) > 1:
-        found.append(
-            f"the store holds grids {store.row_shape}: a row is the mean over the places of one"
-        )
-    if (held_out := said(share_of(job.config), len(store))) is not None:
+    shape = kept.parts[0].store.row_shape
+    if len(shape) > 1 and not kept.cells:
+        found.append(f"the store holds grids {shape}: a row is the mean over the places of one")
+    if kept.cells:
+        images = sum(len(part.images) for part in kept.parts)
+        found.append(f"a row is a cell: {kept.group} of each of {images:,} images")
+    total = len(kept) + len(held)
+    if (held_out := said(share_of(job.config), len(held), total)) is not None:
         found.append(held_out)
     if job.config.auxk and seen < job.config.dead_after:
         found.append(

@@ -1,6 +1,6 @@
 """The processes that train a k-SAE together, as a launcher started them; or this one alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -18,6 +18,7 @@ from revelio.sae.distributed import (
     SharedRows,
     sharded_model,
 )
+from revelio.sae.inputs import Input
 from revelio.sae.kernels.base import Kernel
 from revelio.sae.kernels.select import choose_kernel
 from revelio.sae.model import KSparseAutoencoder
@@ -74,13 +75,19 @@ class DistContext:
         """How many processes there are."""
         return 1 if self.group is None else self.group.world
 
-    def model(self, config: SAEConfig, d: int, trained_on: dict[str, Any]) -> KSparseAutoencoder:
+    def model(
+        self,
+        config: SAEConfig,
+        d: int,
+        trained_on: dict[str, Any],
+        inputs: Sequence[Input] = (),
+    ) -> KSparseAutoencoder:
         """A k-SAE whose weights training will draw, this process's part of it where they share the latents.
 
         Raises:
             ValueError: the sizes make no sense.
         """
-        settings = {**config.sizes(d), "trained_on": trained_on, "seed": None}
+        settings = {**config.sizes(d), "trained_on": trained_on, "inputs": inputs, "seed": None}
         if self.group is not None and self.sharing == "latents":
             return sharded_model(self.group, settings).to(self.device)
         model = KSparseAutoencoder(**settings)

@@ -183,7 +183,9 @@ def page(report: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def percents(entry: Mapping[str, float]) -> str:
+def percents(entry: Mapping[str, float] | None) -> str:
     """A share with its interval, in percent."""
+    if entry is None:
+        return "none to compare with"
     value, low, high = (100 * entry[name] for name in ("value", "low", "high"))
     return f"{value:.1f} [{low:.1f}, {high:.1f}]"

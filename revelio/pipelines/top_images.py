@@ -5,7 +5,7 @@ from pathlib import Path
 
 from revelio.activations.store import ActivationStore
 from revelio.analysis.config import MakeTopImagesConfig
-from revelio.analysis.top_images import TopImages, top_images
+from revelio.analysis.top_images import TopImages, over_cells, top_images
 from revelio.analysis.top_images_files import (
     DESCRIPTION,
     MAKER,
@@ -49,8 +49,9 @@ def make_top_images(config: MakeTopImagesConfig, progress: Report = silent) -> M
     out = config.out or place_of(config.ksae, "top-images")
     check_replaceable(out, MAKER, (TENSORS, DESCRIPTION), OLDER)
     with claimed(out):
-        store = ActivationStore.open(config.store)
         model = open_sae(config.ksae, config.device, progress)
+        of_cells = over_cells(model, config) != "pooled"
+        store = ActivationStore.open(config.store, cells=of_cells)
         top = compute(config, store, model, progress)
         earlier = out / DESCRIPTION
         check_same_source(earlier, lambda found: made_from(found["source"]), made_from(top.source))
@@ -62,7 +63,7 @@ def compute(
     config: MakeTopImagesConfig, store: ActivationStore, model: KSparseAutoencoder, progress: Report
 ) -> TopImages:
     """The top images as the config asks, with what they were made from."""
-    told = counted(progress, "top images", len(store), "image")
+    told = counted(progress, "top images", store.images, "image")
     device = next(model.parameters()).device
     return with_source(top_images(model, store, config, device=device, progress=told), model, store)
 

@@ -46,7 +46,7 @@ from revelio.diffc.trained_on import trained_on
 from revelio.files import check_folder
 from revelio.machine import available_memory
 from revelio.machine import size as printed
-from revelio.pipelines import Progress, Report, silent
+from revelio.pipelines import Progress, Report, counted, silent
 from revelio.pipelines.inputs import hashed
 from revelio.run_dir import Run, write_folder, write_json, write_whole
 from revelio.trust import printable, read_object
@@ -233,13 +233,12 @@ def _keep_views(task: Task, config: TrainDiffCConfig, progress: Report) -> Task:
 
 
 def _kept(name: str, source: GridSource, cache: CacheSettings, progress: Report) -> GridSource:
-    total, done = len(source.ids) * (1 + cache.views), 0
+    total = len(source.ids) * (1 + cache.views)
     progress(Progress(f"{name}: {total:,} of {_views_cost(source, cache, total)}"))
-    kept = source
+    told, kept = counted(progress, name, total, "image"), source
     for state in fill_cache(source, cache):
-        done += state.images
         kept = state.grids or kept
-        progress(Progress("", done, total, "image", title=name))
+        told(state.images)
     return kept
 
 

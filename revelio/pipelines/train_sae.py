@@ -2,7 +2,7 @@
 
 from revelio.pipelines.train_sae import TrainSAEConfig, train_sae
 
-[made] = train_sae(TrainSAEConfig(store=Path("runs/x/up_ft1-t25"), out=Path("runs/ksae"), epochs=50))
+[made] = train_sae(TrainSAEConfig(store=(Path("runs/x/up_ft1-t25"),), out=Path("runs/ksae"), epochs=50))
 made.report["fvu"], made.model()
 """
 
@@ -21,15 +21,17 @@ from revelio.bounds import check_fields
 from revelio.config import completed, to_yaml
 from revelio.files import check_folder
 from revelio.pipelines import Progress, Report, silent
-from revelio.pipelines.held_out import StoreRows, divide, with_share
+from revelio.pipelines.held_out import divide, with_share
 from revelio.pipelines.plan_sae import announce, job_of, refuse_shortage, remarks, shortage
 from revelio.pipelines.sae_processes import DistContext
+from revelio.pipelines.sae_rows import JoinedRows, open_stores
 from revelio.run_dir import KEEP, Run, write_folder, write_json
 from revelio.sae.checkpoint import checkpoint_bytes, load_checkpoint, save_checkpoint
 from revelio.sae.config import SweepConfig, TrainConfig, TrainSAEConfig
 from revelio.sae.cost import Job
 from revelio.sae.dataloader import Batches, RowSource, batches_of
 from revelio.sae.distributed import save_sharded
+from revelio.sae.inputs import measure
 from revelio.sae.metrics import evaluate
 from revelio.sae.model import KSparseAutoencoder
 from revelio.sae.state import StepState
@@ -95,20 +97,36 @@ def plan_sae(config: TrainSAEConfig, progress: Report = silent) -> list[Job]:
     found: list[Job] = []
     with DistContext.gather(config.device, config.sharing) as context:
         for group in expand(config):
-            store = ActivationStore.open(group[0].store)
-            jobs = [job_of(one, store, context.world) for one in group]
+            kept, held = _rows_of(group[0])
+            jobs = _jobs(group, kept, context)
             reason = shortage(jobs, config.out, in_memory=context.device.type == "cpu")
             if context.main and reason is not None:
                 progress(Progress(f"warning: {reason}"))
             if context.main:
                 announce(jobs, context.device, progress)
-                _remark(jobs, store, progress)
+                _remark(jobs, kept, held, progress)
             found += jobs
     return found
 
 
-def _remark(jobs: list[Job], store: ActivationStore, progress: Report) -> None:
-    for text in dict.fromkeys(text for job in jobs for text in remarks(job, store)):
+def _rows_of(config: TrainSAEConfig) -> tuple[JoinedRows, JoinedRows]:
+    """The rows to train on and those kept out, with how those of each store are normalized."""
+    stores = open_stores(config.store, config.rows)
+    kept, held = divide(stores, config.held_out, config.rows)
+    if config.normalize != "none" or len(stores) > 1:
+        for part, apart in zip(kept.parts, held.parts, strict=True):
+            part.input = measure(describe(part.store), config.normalize, part.sample())
+            apart.input = part.input
+    return kept, held
+
+
+def _jobs(configs: list[TrainSAEConfig], kept: JoinedRows, context: DistContext) -> list[Job]:
+    stores = [part.store for part in kept.parts]
+    return [job_of(config, stores, context.world, rows=len(kept)) for config in configs]
+
+
+def _remark(jobs: list[Job], kept: JoinedRows, held: JoinedRows, progress: Report) -> None:
+    for text in dict.fromkeys(text for job in jobs for text in remarks(job, kept, held)):
         progress(Progress(f"note: {text}"))
 
 
@@ -122,7 +140,7 @@ def expand(config: TrainSAEConfig) -> list[list[TrainSAEConfig]]:
     varied = {name: values for name, values in varied.items() if values}
     if not varied:
         return [[with_share(config)]]
-    groups: dict[tuple[Path, float | None], list[TrainSAEConfig]] = {}
+    groups: dict[tuple[tuple[Path, ...], float | None], list[TrainSAEConfig]] = {}
     taken: set[str] = set()
     for values in product(*varied.values()):
         chosen = dict(zip(varied, values, strict=True))
@@ -130,6 +148,8 @@ def expand(config: TrainSAEConfig) -> list[list[TrainSAEConfig]]:
         if name in taken:
             raise ValueError(f"the grid gives {name} twice: list each value once")
         taken.add(name)
+        if "store" in chosen:
+            chosen["store"] = (chosen["store"],)
         chosen |= {"out": config.out / name, "order_seed": config.rows_seed, "grid": SweepConfig()}
         one = with_share(replace(config, **chosen))
         groups.setdefault((one.store, one.held_out), []).append(one)
@@ -148,6 +168,14 @@ def describe(store: ActivationStore) -> dict[str, Any]:
     long = (list, tuple)
     kept = {key: value for key, value in store.manifest.items() if not isinstance(value, long)}
     return {"store": store.path.resolve().name, **kept, "sha256": store.sha256}
+
+
+def _describe_all(rows: JoinedRows) -> dict[str, Any]:
+    """What a k-SAE is trained on: one store's description; of several, what they share, and each."""
+    stores = [describe(part.store) for part in rows.parts]
+    shared = {k: v for k, v in stores[0].items() if all(one.get(k) == v for one in stores)}
+    found = shared | ({"stores": stores} if len(stores) > 1 else {})
+    return found | ({"rows_are": "cells"} if rows.cells else {})
 
 
 @dataclass(frozen=True)
@@ -184,29 +212,27 @@ def _train_group(
     configs: list[TrainSAEConfig], context: DistContext, progress: Report
 ) -> Iterator[TrainedSAE]:
     """Train the k-SAEs of configs with the same store and order of rows, in one pass over them."""
-    store = ActivationStore.open(configs[0].store)
-    jobs = [job_of(config, store, context.world) for config in configs]
-    refuse_shortage(jobs, configs[0].out, context.device, progress)
-    kept, held_out = divide(store, configs[0].held_out)
+    kept, held_out = _rows_of(configs[0])
+    refuse_shortage(_jobs(configs, kept, context), configs[0].out, context.device, progress)
     batches = _batches(kept, configs[0], context)
-    opened = [_open(config, store, len(kept), context, progress) for config in configs]
+    opened = [_open(config, kept, context, progress) for config in configs]
     trainings = [training for training in opened if training is not None]
     # Where nobody listens, nothing is measured for it.
     if trainings and context.main and progress is not silent:
-        left = [job_of(training.config, store, context.world) for training in trainings]
+        left = _jobs([training.config for training in trainings], kept, context)
         announce(left, context.device, progress)
-        _remark(left, store, progress)
+        _remark(left, kept, held_out, progress)
     for training in trainings:
         _resume(training, progress)
     _follow(trainings, batches, progress)
     for training in trainings:
-        _finish(training, batches, held_out, progress)
+        _finish(training, batches, kept, held_out, progress)
     for config in configs:
         context.wait()
         yield TrainedSAE(config.out, read_object(config.out / "report.json"))
 
 
-def _batches(rows: StoreRows, config: TrainSAEConfig, context: DistContext) -> Batches:
+def _batches(rows: JoinedRows, config: TrainSAEConfig, context: DistContext) -> Batches:
     """The rows in shuffled batches, from memory or streamed."""
     source: RowSource = rows
     if context.group is not None:
@@ -215,19 +241,15 @@ def _batches(rows: StoreRows, config: TrainSAEConfig, context: DistContext) -> B
             context.share_reading(source),
             replace(config, workers=min(config.workers, 1)),
         )
-    return batches_of(source, config.for_rows(len(rows)), rows.store.row_shape[0])
+    return batches_of(source, config.for_rows(len(rows)), rows.width)
 
 
 def _open(
-    config: TrainSAEConfig,
-    store: ActivationStore,
-    rows: int,
-    context: DistContext,
-    progress: Report,
+    config: TrainSAEConfig, rows: JoinedRows, context: DistContext, progress: Report
 ) -> _Training | None:
     """The k-SAE and its run folder; None if that is finished."""
-    about = describe(store)
-    model = context.model(config, store.row_shape[0], about)
+    inputs = [part.input for part in rows.parts if part.input is not None]
+    model = context.model(config, rows.width, _describe_all(rows), inputs)
     complete = completed(config)
     text = complete(to_yaml(config))  # numbers as YAML has them: 2 epochs are 2.0
     if context.main:
@@ -240,7 +262,8 @@ def _open(
             complete=complete,
         )
         if not record.finished:
-            record.add_input("store", about)
+            for number, part in enumerate(rows.parts):
+                record.add_input(f"store{number or ''}", describe(part.store))
     context.wait()
     if not context.main:
         record = Run.open(
@@ -249,8 +272,8 @@ def _open(
     if record.finished:
         progress(Progress(f"{config.out} is finished already: see {config.out / 'report.json'}"))
         return None
-    run = SAERun(model, config.for_rows(rows), kernel=context.kernel(model, config.kernel))
-    return _Training(config, record, run, context, rows)
+    run = SAERun(model, config.for_rows(len(rows)), kernel=context.kernel(model, config.kernel))
+    return _Training(config, record, run, context, len(rows))
 
 
 def _resume(training: _Training, progress: Report) -> None:
@@ -329,18 +352,25 @@ def _line(step: StepState) -> dict[str, Any]:
     return {name: value if abs(value) < float("inf") else None for name, value in line.items()}
 
 
-def _finish(training: _Training, batches: Batches, held_out: StoreRows, progress: Report) -> None:
+def _finish(
+    training: _Training,
+    batches: Batches,
+    kept: JoinedRows,
+    held_out: JoinedRows,
+    progress: Report,
+) -> None:
     """Measure the k-SAE on the rows it was trained on and on those kept out; write it with its report."""
     config, record, run = training.config, training.record, training.run
     model, state = run.model, run.state
     assert state is not None
     # Encoding is most of what measuring takes: by the kernel that trained.
     model.kernel = run.kernel or model.kernel
-    found = evaluate(model, batches.epoch(0))
+    found = evaluate(model, batches.epoch(0), "normalized")
     model.trained_on.update(steps=state.step, samples=state.samples, fvu=found.fvu)
     unseen = _unseen(model, held_out)
     if unseen is not None:
         model.trained_on.update(held_out_rows=unseen["rows"], held_out_fvu=unseen["fvu"])
+    stores = _by_store(model, kept, held_out)
     measured = {key: value for key, value in asdict(found).items() if key != "density"}
     settings = {one.name: getattr(run.config, one.name) for one in fields(TrainConfig)}
     said = {"training": settings, "on the training rows": measured}
@@ -365,6 +395,7 @@ def _finish(training: _Training, batches: Batches, held_out: StoreRows, progress
         "variance": state.variance if model.mode == "fixed" else None,
         **asdict(found),
         "held_out": unseen,
+        **({"stores": stores} if stores else {}),
         "seconds": record.seconds,
     }
     write_json(config.out / "report.json", report)
@@ -378,12 +409,29 @@ def _finish(training: _Training, batches: Batches, held_out: StoreRows, progress
     )
 
 
-def _unseen(model: KSparseAutoencoder, rows: StoreRows) -> dict[str, Any] | None:
+def _by_store(
+    model: KSparseAutoencoder, kept: JoinedRows, held_out: JoinedRows
+) -> list[dict[str, Any]]:
+    """The k-SAE measured on each store by itself, in the units of its rows; none where it has no inputs."""
+    found = []
+    for place, input in enumerate(model.inputs):
+        about = dict(input.about) | {"normalize": input.kind}
+        for name, rows in (("trained", kept.parts[place]), ("held_out", held_out.parts[place])):
+            if len(rows):
+                measured = evaluate(model, rows.batches(raw=True), place)
+                about[name] = {
+                    key: value for key, value in asdict(measured).items() if key != "density"
+                }
+        found.append(about)
+    return found
+
+
+def _unseen(model: KSparseAutoencoder, rows: JoinedRows) -> dict[str, Any] | None:
     """The k-SAE measured on rows it has not seen; None where there are none."""
     if not len(rows):
         return None
     try:
-        return asdict(evaluate(model, rows.batches()))
+        return asdict(evaluate(model, rows.batches(), "normalized"))
     except ValueError as error:  # all the same, say: no reason to lose what was trained
         return {"rows": len(rows), "fvu": None, "reason": str(error)}
 

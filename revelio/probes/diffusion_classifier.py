@@ -36,7 +36,10 @@ LOSSES = {
 class Denoiser(Protocol):
     """What is needed of a model once the images are encoded; a :class:`DiffusionModel` has it."""
 
-    schedule: Schedule
+    @property
+    def schedule(self) -> Schedule:
+        """Of the noise, and what the output means."""
+        ...
 
     def predict(self, x_t: Tensor, t: Int64[Tensor, " b"], conditioning: Conditioning) -> Tensor:
         """The model's own output."""
@@ -201,14 +204,18 @@ class _Passes:
         images: Int64[Tensor, " p"],
         samples: Int64[Tensor, " p"],
         classes: Int64[Tensor, "p k"],
-    ) -> Float[Tensor, "p*k"]:
+    ) -> Float[Tensor, " n"]:
         schedule, times = self._model.schedule, self._times[samples]
         x0 = self._x0[images.to(self._x0.device)]
         drawn = zip(images.tolist(), times.tolist(), samples.tolist(), strict=True)
         noise = torch.cat(
             [
                 keyed_noise(
-                    x0.shape[1:], [self._ids[i]], seed=self._config.seed, timestep=t, draw=sample
+                    x0.shape[1:],
+                    [self._ids[int(i)]],
+                    seed=self._config.seed,
+                    timestep=t,
+                    draw=sample,
                 )
                 for i, t, sample in drawn
             ]

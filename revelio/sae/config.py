@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, field, replace
 from math import ceil
-from typing import Any, Literal, Self
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
 from revelio.bounds import (
     Count,
@@ -10,6 +11,7 @@ from revelio.bounds import (
     Folder,
     Index,
     LearningRate,
+    NotEmpty,
     NotNegative,
     OutFolder,
     Positive,
@@ -23,6 +25,8 @@ Mode = Literal["fixed", "as_paper", "as_code"]
 ActivationName = Literal["topk", "batch-topk", "jumprelu"]
 PreBias = Literal["mean", "geometric_median"]
 Sharing = Literal["data", "latents"]
+Rows = Literal["images", "cells"]
+Normalize = Literal["none", "mean-norm", "per-dimension"]
 KernelName = Literal["auto", "native", "triton", "torch"]
 
 
@@ -205,8 +209,17 @@ class SweepConfig:
 class TrainSAEConfig(RunConfig):
     """One k-SAE, or a grid of them, trained on the rows of a store into run folders."""
 
-    store: Folder
-    """The activation store, a folder that `revelio extract` wrote; grids are averaged over their places."""
+    store: Annotated[tuple[Folder, ...], NotEmpty()]
+    """Activation stores, folders that `revelio extract` wrote: one, or several of the same width, such as
+    those of several timesteps, prompts or draws."""
+
+    rows: Rows = "images"
+    """What the k-SAE sees: `images`, a grid averaged over its cells; `cells`, each cell by itself, of whole
+    grids or of those that were stored. Each image gives as many."""
+
+    normalize: Normalize = "none"
+    """What is done to the rows of each store, there and when the k-SAE encodes: `mean-norm` divides them by
+    one number, `per-dimension` standardizes each dimension."""
 
     out: OutFolder
     """The run directory; with a grid, the folder of the run directories."""
@@ -219,3 +232,8 @@ class TrainSAEConfig(RunConfig):
 
     resume: bool = False
     """Go on from the last checkpoint; on a CPU the result is bit-equal to an uninterrupted run."""
+
+    def __post_init__(self) -> None:
+        """In Python a single store may be given by itself."""
+        if isinstance(self.store, Path):
+            object.__setattr__(self, "store", (self.store,))

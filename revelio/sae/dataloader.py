@@ -2,11 +2,14 @@
 
 An epoch reads every row once. A set that fits in memory is shuffled as a whole; a larger one is read in
 blocks of consecutive rows: the blocks are shuffled, a window of them is read, and its rows are shuffled
-together. Readers in the background only read ahead: the order stays the plan's, whatever their number.
+together. Where many consecutive rows are of one image (its cells), smaller blocks pass through a buffer of as
+many rows: what comes in takes the places of rows drawn at random, which go out, so that a batch is of many
+images. Readers in the background only read ahead: the order stays the plan's, whatever their number.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -15,6 +18,9 @@ from torch import Tensor
 
 from revelio.sae.config import TrainConfig
 from revelio.seeds import generator
+
+# Of rows that lie together by image, a block is this much smaller, so that the buffer holds more images.
+GROUPED = 8
 
 
 @runtime_checkable
@@ -26,6 +32,21 @@ class RowSource(Protocol):
     def rows(self, start: int, stop: int) -> Tensor:
         """Rows ``start`` to ``stop`` (b d)."""
         ...
+
+
+@runtime_checkable
+class Grouped(RowSource, Protocol):
+    """Rows of which as many as ``group`` lie together that are of one image."""
+
+    @property
+    def group(self) -> int:
+        """Rows an image."""
+        ...
+
+
+def group_of(rows: RowSource) -> int:
+    """How many rows that lie together are of one image."""
+    return rows.group if isinstance(rows, Grouped) else 1
 
 
 @runtime_checkable
@@ -56,8 +77,8 @@ def batches_of(
     if isinstance(rows, RowSource) and len(rows):
         width = width or rows.rows(0, 1).shape[1]
         if 4 * len(rows) * width <= config.memory_gib * 2**30:
-            starts = range(0, len(rows), 1024)
-            rows = torch.cat([rows.rows(at, min(at + 1024, len(rows))) for at in starts])
+            step = max(1, 1024 // group_of(rows)) * group_of(rows)
+            rows = torch.cat([_block(rows, step, at) for at in range(0, len(rows), step)])
     return Shuffled(rows, config.batch_size, config.rows_seed, workers=config.workers)
 
 
@@ -115,21 +136,45 @@ class Shuffled:
             for picked in picks.split(self.batch_size):
                 yield self.rows[picked]
             return
-        yield from _rebatch(self._windows(order), self.batch_size)
-
-    def _windows(self, order: torch.Generator) -> Iterator[Tensor]:
-        source = self.rows
-        assert not isinstance(source, Tensor)
-        starts = torch.arange(0, len(source), self.block)
+        group = group_of(self.rows)
+        size = self.block if group == 1 else max(1, self.block // GROUPED // group) * group
+        starts = torch.arange(0, len(self.rows), size)
         starts = starts[torch.randperm(len(starts), generator=order)].tolist()
+        blocks = _ahead(partial(_block, self.rows, size), starts, self.workers)
+        if group == 1:
+            windows = self._windows(blocks, len(starts), order)
+        else:
+            windows = _buffered(blocks, self.block * self.window, order)
+        yield from _rebatch(windows, self.batch_size)
 
-        def read(start: int) -> Tensor:
-            return source.rows(start, min(start + self.block, len(source)))
-
-        blocks = _ahead(read, starts, self.workers)
-        for first in range(0, len(starts), self.window):
-            held = torch.cat([next(blocks) for _ in starts[first : first + self.window]])
+    def _windows(
+        self, blocks: Iterator[Tensor], count: int, order: torch.Generator
+    ) -> Iterator[Tensor]:
+        for first in range(0, count, self.window):
+            held = torch.cat([next(blocks) for _ in range(first, min(first + self.window, count))])
             yield held[torch.randperm(len(held), generator=order)]
+
+
+def _block(source: RowSource, size: int, start: int) -> Tensor:
+    return source.rows(start, min(start + size, len(source)))
+
+
+def _buffered(blocks: Iterator[Tensor], size: int, order: torch.Generator) -> Iterator[Tensor]:
+    """Rows in random order through a buffer of about ``size`` rows, which is all that is held."""
+    first, count = [], 0
+    for block in blocks:
+        first.append(block)
+        count += len(block)
+        if count >= size:
+            break
+    held = torch.cat(first) if first else torch.empty(0)
+    first.clear()
+    for block in blocks:
+        places = torch.randperm(len(held), generator=order)[: len(block)]
+        leaving = held[places]
+        held[places] = block
+        yield leaving
+    yield held[torch.randperm(len(held), generator=order)]
 
 
 def _ahead(read: Callable[[int], Tensor], starts: list[int], workers: int) -> Iterator[Tensor]:
@@ -147,12 +192,14 @@ def _ahead(read: Callable[[int], Tensor], starts: list[int], workers: int) -> It
 
 def _rebatch(windows: Iterable[Tensor], size: int) -> Iterator[Tensor]:
     """Cut windows into batches of ``size``; what is left of one goes before the next."""
-    rest: Tensor | None = None
+    held, count = list[Tensor](), 0
     for window in windows:
-        held = window if rest is None else torch.cat([rest, window])
-        whole = len(held) - len(held) % size
-        if whole:
-            yield from held[:whole].split(size)
-        rest = held[whole:]
-    if rest is not None and len(rest):
-        yield rest
+        held.append(window)
+        count += len(window)
+        if count >= size:
+            rows = torch.cat(held)
+            whole = count - count % size
+            yield from rows[:whole].split(size)
+            held, count = [rows[whole:]], count - whole
+    if count:
+        yield torch.cat(held)

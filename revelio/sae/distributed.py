@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from revelio.sae.activations import narrowed
 from revelio.sae.checkpoint import DTYPES
-from revelio.sae.dataloader import RowSource
+from revelio.sae.dataloader import RowSource, group_of
 from revelio.sae.kernels.base import Codes, Gradient, Kernel, Weights
 from revelio.sae.kernels.sparse import SparseKernel
 from revelio.sae.model import KSparseAutoencoder, draw_weights
@@ -104,16 +104,21 @@ class SharedRows:
     """
 
     def __init__(self, source: RowSource, group: Group, device: torch.device) -> None:
-        self.source, self.group, self.device = source, group, device
+        self.source, self.processes, self.device = source, group, device
 
     def __len__(self) -> int:
         return len(self.source)
 
+    @property
+    def group(self) -> int:
+        """Rows of one image, which lie together."""
+        return group_of(self.source)
+
     def rows(self, start: int, stop: int) -> Tensor:
         """Rows ``start`` to ``stop`` (b d)."""
-        share = self.group.share(stop - start)
+        share = self.processes.share(stop - start)
         part = self.source.rows(start + share.start, start + share.stop)
-        return self.group.gather(part.to(self.device), stop - start).cpu()
+        return self.processes.gather(part.to(self.device), stop - start).cpu()
 
 
 class DataParallelKernel:

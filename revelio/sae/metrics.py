@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from revelio.sae.inputs import Source
 from revelio.sae.kernels.base import Codes
 from revelio.sae.model import KSparseAutoencoder
 
@@ -158,8 +159,15 @@ class Metrics:
 
 
 @torch.no_grad()
-def evaluate(model: KSparseAutoencoder, batches: Iterable[Float[Tensor, "b d"]]) -> Metrics:
+def evaluate(
+    model: KSparseAutoencoder, batches: Iterable[Float[Tensor, "b d"]], source: Source = None
+) -> Metrics:
     """Measure a k-SAE in one pass over the rows, in memory that does not grow with them.
+
+    Args:
+        model: the k-SAE.
+        batches: the rows.
+        source: which input of the k-SAE they are of; see :meth:`KSparseAutoencoder.encode`.
 
     Raises:
         ValueError: there are no rows, they do not vary, or NaN or infinity is in them or in what they are
@@ -167,8 +175,8 @@ def evaluate(model: KSparseAutoencoder, batches: Iterable[Float[Tensor, "b d"]])
     """
     sums, activity, error = SpreadSums(), ActivityCounts(model.n), 0.0
     for batch in batches:
-        codes = model.encode(batch)
-        difference = model.decode(codes) - batch.to(model.b_dec.device)
+        codes = model.encode(batch, source)
+        difference = model.decode(codes, source) - batch.to(model.b_dec.device)
         error += float(difference.double().square().sum())
         activity.add(codes)
         sums.add(batch)

@@ -39,6 +39,7 @@ from revelio.sae.activations import (
     TopK,
 )
 from revelio.sae.config import ActivationName, Mode, PreBias
+from revelio.sae.inputs import Source, find, read_inputs
 from revelio.sae.io.saved import fill, saved_files, saved_settings
 from revelio.sae.kernels.base import Codes, Kernel, Weights
 from revelio.sae.kernels.sparse import SparseKernel
@@ -46,7 +47,8 @@ from revelio.sae.optim import Moments
 from revelio.seeds import generator
 
 # Files of a TopK k-SAE without prefixes stay of format 1; the rest needs a reader that knows of it.
-FORMAT = 2
+# 2: other activations, prefixes; 3: inputs of their own normalization.
+FORMAT = 3
 PAPER_K = 32  # Sec. 4.1
 PAPER_EXPANSION = 64  # Sec. 4.1: n = 64 d
 
@@ -77,6 +79,7 @@ class KSparseAutoencoder(
         format: version of the saved form.
         activation: which latents are active: ``topk``, ``batch-topk`` or ``jumprelu``.
         prefixes: Matryoshka: the first so many latents alone reconstruct too, for each number given.
+        inputs: the stores whose rows are normalized, or that are several.
         seed: of the weights; None: zeros, for weights that come from
             elsewhere. On the ``meta`` device nothing is drawn.
 
@@ -94,6 +97,7 @@ class KSparseAutoencoder(
         format: int = 1,
         activation: ActivationName = "topk",
         prefixes: Sequence[int] = (),
+        inputs: Sequence[Any] = (),
         seed: int | None = 0,
     ) -> None:
         super().__init__()
@@ -111,7 +115,8 @@ class KSparseAutoencoder(
         self.d, self.n, self.k, self.mode = d, n, k, mode
         self.trained_on = dict(trained_on or {})
         self.activation, self.prefixes = activation, tuple(prefixes)
-        self.format = 1 if activation == "topk" and not prefixes else FORMAT
+        self.inputs = read_inputs(inputs, d)
+        self.format = 3 if self.inputs else 1 if activation == "topk" and not prefixes else 2
         # Which latents the rows of W_enc and W_dec are, and what computes with them: all of them, and
         # plain PyTorch, unless several processes share the latents (revelio.sae.distributed).
         self.threshold: Tensor | None
@@ -164,16 +169,31 @@ class KSparseAutoencoder(
         return Weights(self.W_enc.data, self.b_enc.data, self.W_dec.data, self.b_dec.data)
 
     @torch.no_grad()
-    def encode(self, x: Float[Tensor, "b d"]) -> Codes:
+    def encode(self, x: Float[Tensor, "b d"], source: Source = None) -> Codes:
         """The sparse codes of activations, Eq. 3; no (b n) matrix is kept.
 
         With BatchTopK and JumpReLU rows differ in their number of active latents; codes are as wide as the
         fullest row, and what fills up the others has the value 0.
 
+        Args:
+            x: the activations.
+            source: which of :attr:`inputs` they are of, for a k-SAE that normalizes by store: its place in
+                the list, or the store's manifest. A k-SAE of one input needs none.
+
         Raises:
-            ValueError: ``x`` is not (b d).
+            ValueError: ``x`` is not (b d), or of no input of the k-SAE.
         """
-        return self.rule().encode(EncodeRequest(self.kernel, self.centre(x), self.weights))
+        centred = self.centre(self.normalized(x, source))
+        return self.rule().encode(EncodeRequest(self.kernel, centred, self.weights))
+
+    def normalized(self, x: Float[Tensor, "b d"], source: Source = None) -> Float[Tensor, "b d"]:
+        """Activations as the k-SAE was trained on them.
+
+        Raises:
+            ValueError: they are of no input of the k-SAE.
+        """
+        found = find(self.inputs, source)
+        return x if found is None else found.normalized(x)
 
     def rule(
         self, moments: Moments | None = None, bandwidth: float = 0.0, sparsity: float = 0.0
@@ -187,20 +207,24 @@ class KSparseAutoencoder(
         return JumpReLU(self.k, self.n, threshold, self.held, moments, bandwidth, sparsity)
 
     @torch.no_grad()
-    def decode(self, codes: Codes) -> Float[Tensor, "b d"]:
-        """The reconstruction of sparse codes, Eq. 4."""
-        return self.kernel.decode(codes, self.W_dec.data) + self.b_dec.data
+    def decode(self, codes: Codes, source: Source = None) -> Float[Tensor, "b d"]:
+        """The reconstruction of sparse codes, Eq. 4; ``source`` as in :meth:`encode`."""
+        found = find(self.inputs, source)
+        x = self.kernel.decode(codes, self.W_dec.data) + self.b_dec.data
+        return x if found is None else found.restored(x)
 
     @torch.no_grad()
     def preactivations(
-        self, x: Float[Tensor, "b d"], latents: slice | None = None
+        self, x: Float[Tensor, "b d"], latents: slice | None = None, source: Source = None
     ) -> Float[Tensor, "b l"]:
         """``W_enc (x - b_pre) + b_enc`` before TopK, of all latents or of a slice of them."""
         part = slice(None) if latents is None else latents
-        return torch.addmm(self.b_enc[part], self.centre(x), self.W_enc[part].T)
+        return torch.addmm(
+            self.b_enc[part], self.centre(self.normalized(x, source)), self.W_enc[part].T
+        )
 
     def centre(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
-        """``x - b_pre`` in float32.
+        """``x - b_pre`` in float32, of activations that are normalized already.
 
         Raises:
             ValueError: ``x`` is not (b d).
@@ -218,6 +242,8 @@ class KSparseAutoencoder(
         settings = {name: getattr(self, name) for name in names}
         if self.format > 1:
             settings |= {"activation": self.activation, "prefixes": list(self.prefixes)}
+        if self.inputs:
+            settings["inputs"] = [one.plain() for one in self.inputs]
         return settings
 
     def generate_model_card(self, **found: Any) -> Any:
@@ -298,7 +324,7 @@ def best_scale(model: KSparseAutoencoder, x: Float[Tensor, "b d"]) -> float:
     # TopK whatever the activation is: thresholds are yet to be found.
     codes, _ = model.kernel.encode(centred, model.weights, model.k)
     kept = codes.values.clamp(min=0) if model.rectifies else codes.values
-    guess = model.decode(Codes(kept, codes.indices)) - model.b_dec
+    guess = model.decode(Codes(kept, codes.indices), "normalized") - model.b_dec
     power = float((guess * guess).sum())
     scale = float((guess * centred).sum()) / power if power > 0 else 1.0
     return scale if math.isfinite(scale) and scale > 0 else 1.0

@@ -113,7 +113,7 @@ class ConceptConfig:
     texts or pictures and judged on the other; 0: the whole contrast."""
 
     specificity: Share = 0.9
-    """The least share of a found latent's firing that must be the concept's."""
+    """The least share of a found latent's mean code that must be the concept's."""
 
     codes: Literal["dense", "sparse"] = "dense"
     """`dense`: ReLU of all pre-activations, as released; `sparse`: what TopK keeps."""

@@ -77,17 +77,15 @@ def mean_interval(rates: Sequence[Rates], seed: int = 0, draws: int = 2000) -> d
 
 def ratio_interval(
     rates: Sequence[Rates], plain: Sequence[Rates], seed: int = 0, draws: int = 2000
-) -> dict[str, float]:
+) -> dict[str, float] | None:
     """The ratio of two means on the same prompts and seeds, resampled together.
 
-    Raises:
-        ValueError: the plain rate is 0, which nothing can be relative to.
+    None where the second is 0, which nothing can be relative to: the judge sees none of what the unsteered
+    model draws.
     """
     whole = _mean(plain)
     if whole == 0:
-        raise ValueError(
-            "the judge sees none of what the unsteered model draws: another judge, or other prompts"
-        )
+        return None
     above = sum(_resampled(one, seed, i, draws)[0] for i, one in enumerate(rates))
     below = sum(_resampled(one, seed, i, draws)[0] for i, one in enumerate(plain))
     return _entry(_mean(rates) / whole, above / np.maximum(below, 1e-12))

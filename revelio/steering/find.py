@@ -1,8 +1,8 @@
 """Which latents of a k-SAE stand for a concept: a contrast, chosen on one half, judged on the other.
 
-    firing rates  r_a, r_b      share of a set's pictures or prompts on which a latent fires
-    more          mean code in the set - mean code outside
-    specificity   r_a / (r_a + r_b): 1 for a latent that never fires outside
+    m_a, m_b      the mean code of a latent inside the set and outside
+    more          m_a - m_b
+    specificity   m_a / (m_a + m_b): 1 for a latent that never fires outside
 
 Latents of enough specificity are taken in the order of `more`. How well their summed code separates the two
 sets is measured on the half that did not choose them (AUC), beside the same with shuffled membership.
@@ -68,7 +68,7 @@ def find_latents(
         inside: codes of the concept's pictures or prompts, a row each.
         outside: those of others.
         count: at most so many latents.
-        specificity: the least share of a latent's firing that must be inside.
+        specificity: the least that a latent must have.
         shuffles: of the control.
         seed: of the halves and the shuffles.
 
@@ -104,14 +104,14 @@ def find_latents(
 def prompt_codes(
     source: PipelineLayers, layer: str, ksae: KSparseAutoencoder, texts: Sequence[str]
 ) -> Float[Tensor, "p n"]:
-    """The largest code that each latent has on any position of each text, padding included.
+    """The mean code of each latent over the positions of each text, padding included.
 
     Padding is attended to by the denoisers, and after a causal encoder it says what the text said.
     """
     rows = []
     for text in texts:
         codes = all_codes(ksae, source.tokens([text], layer).states[0], "sparse")
-        rows.append(codes.amax(dim=0))
+        rows.append(codes.mean(dim=0))
     return torch.stack(rows).cpu()
 
 
@@ -126,10 +126,10 @@ def _choose(
 
 
 def _statistics(a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
-    """r_a, r_b, the mean codes, and the specificity of each latent."""
+    """The shares of rows on which each latent fires, its mean codes, and its specificity."""
     rate_a, rate_b = ((part != 0).float().mean(dim=0) for part in (a, b))
-    specific = rate_a / (rate_a + rate_b).clamp(min=1e-12)
-    return rate_a, rate_b, a.mean(dim=0), b.mean(dim=0), specific
+    mean_a, mean_b = a.mean(dim=0), b.mean(dim=0)
+    return rate_a, rate_b, mean_a, mean_b, mean_a / (mean_a + mean_b).clamp(min=1e-12)
 
 
 def _table(a: Tensor, b: Tensor, latents: Tensor) -> tuple[dict[str, float], ...]:

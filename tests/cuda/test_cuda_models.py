@@ -14,9 +14,10 @@ from revelio.activations.extract import run
 from revelio.activations.extraction_plan import ExtractionPlan
 from revelio.activations.fitting import largest_batch
 from revelio.backbones.compiled import compile_backbone
+from revelio.diffc.config import FitConfig
 from revelio.diffc.model import DiffC
 from revelio.diffc.sources import TensorGrids
-from revelio.diffc.train import Training, TrainSettings, train
+from revelio.diffc.train import Training, train
 
 # Relative error of grids against the CPU's float32: rounding of the format, some layers deep.
 BOUNDS = {"float32": 2e-4, "float16": 5e-3, "bfloat16": 4e-2}
@@ -118,7 +119,7 @@ def test_the_batch_that_fits_is_found_and_named(tmp_path: Path) -> None:
 def test_diff_c_learns_as_on_the_cpu() -> None:
     every, labels = separable(16)
     found = {}
-    settings = TrainSettings(epochs=6, batch_size=8, learning_rate=1e-3, end_rate=1e-4)
+    settings = FitConfig(epochs=6, batch_size=8, learning_rate=1e-3, validation=0.0)
     for device in ("cpu", "cuda"):
         model = DiffC(6, 3, width=16, seed=3).to(device)
         training = Training.start(model, settings)

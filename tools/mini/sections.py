@@ -162,7 +162,11 @@ def resumable_rows(
     """A row a picture, in order; each is kept in a file of JSON lines as soon as it is there."""
     model = load_backbone(str(inputs.models / "mini-sd"))
     assert isinstance(model, DiffusionModel)
-    file = inputs.runs / "diffusion_classifier" / f"rows_{config.seed}.jsonl"
+    file = (
+        inputs.runs
+        / "diffusion_classifier"
+        / f"rows_{config.seed}_{config.samples[-1]}_{config.keep[0]}.jsonl"
+    )
     file.parent.mkdir(parents=True, exist_ok=True)
     rows = read_json_lines(file, torn=True) if file.is_file() else []
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -1,16 +1,20 @@
 """What a gallery shows, as plain values: its latents, its images and their active latents."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
 from revelio.analysis.config import GalleryConfig
+from revelio.analysis.gallery.firing import Firing, near_misses, together
 from revelio.analysis.label_measures import class_counts
 from revelio.analysis.latent_map import directions, label_profiles, layout, neighbours
 from revelio.analysis.purity import latent_measures
-from revelio.analysis.top_images import TopImages, pooled
+from revelio.analysis.top_images import TopImages
+from revelio.seeds import key_seed
 
 if TYPE_CHECKING:
     from revelio.activations.store import ActivationStore
@@ -18,39 +22,32 @@ if TYPE_CHECKING:
 
 JUDGED = 10
 """The number of top images that a latent's purity is read from (Sec. 4.2)."""
+BINS = 24
+"""Of the histogram of a latent's activations."""
+CLASSES = 24
+"""The most classes that a latent's firings are counted for, the commonest first."""
+# What every latent has on every page; the rest comes in files, loaded when needed.
+COLUMNS = ("id", "mean", "count", "at", "class", "majority", "entropy", "pairs", "sigma")
 
 
-def latent_records(
-    model: "KSparseAutoencoder",
-    top: TopImages,
-    chosen: Int64[Tensor, "l"],
-    config: GalleryConfig,
-) -> list[dict[str, Any]]:
-    """One record a latent, strongest first; other latents are named by their place in this list."""
-    units = directions(model, chosen)
-    near, cosines = neighbours(units, config.neighbours)
-    vectors = label_profiles(top, chosen) if config.map_by == "labels" else units
-    places = layout(vectors, method=config.map_method, seed=config.seed).tolist()
-    records = []
-    for place, latent in enumerate(chosen.tolist()):
-        pairs = zip(top.indices[latent].tolist(), top.values[latent].tolist(), strict=True)
-        near_pairs = zip(near[place].tolist(), cosines[place].tolist(), strict=True)
-        records.append(
-            {
-                "id": latent,
-                "mean": _short(top.means[latent]),
-                "count": int(top.counts[latent]),
-                "top": [[row, _short(value)] for row, value in pairs if row >= 0],
-                "near": [[other, _short(cosine)] for other, cosine in near_pairs],
-                "at": [round(value, 4) for value in places[place]],
-            }
-        )
-    if top.labels is not None and len(chosen):
-        _add_labels(records, top, chosen)
-    return records
+def latent_columns(
+    model: "KSparseAutoencoder", top: TopImages, chosen: Int64[Tensor, "l"], config: GalleryConfig
+) -> dict[str, list[Any]]:
+    """What every page knows of every latent, strongest first: a list a property."""
+    vectors = (
+        label_profiles(top, chosen) if config.map_by == "labels" else directions(model, chosen)
+    )
+    places = layout(vectors, method=config.map_method, seed=config.seed)
+    columns: dict[str, list[Any]] = {
+        "id": chosen.tolist(),
+        "mean": [short(value) for value in top.means[chosen].tolist()],
+        "count": top.counts[chosen].tolist(),
+        "at": [[round(x, 4), round(y, 4)] for x, y in places.tolist()],
+    }
+    return columns | (_label_columns(top, chosen) if top.labels is not None else {})
 
 
-def _add_labels(records: list[dict[str, Any]], top: TopImages, chosen: Tensor) -> None:
+def _label_columns(top: TopImages, chosen: Tensor) -> dict[str, list[Any]]:
     judged = min(JUDGED, top.m)
     found = latent_measures(top, chosen, judged)
     assert top.labels is not None
@@ -60,47 +57,96 @@ def _add_labels(records: list[dict[str, Any]], top: TopImages, chosen: Tensor) -
     # Ties go to the class of the strongest image; images that all differ have no common class.
     first = counts.amax(1, keepdim=True) == counts.gather(1, labels.clamp(min=0))
     common = labels.gather(1, first.int().argmax(1, keepdim=True))[:, 0]
-    for place, record in enumerate(records):
-        for name in ("majority", "entropy", "pairs", "sigma"):
-            value = found[name][place]
-            # One image alone has no pairs and no deviation.
-            record[name] = None if value.isnan() else _short(value)
-        several = int(counts[place].max()) > 1 or len(record["top"]) == 1
-        record["class"] = int(common[place]) if several else None
+    several = (counts.amax(1) > 1) | ((rows >= 0).sum(1) == 1)
+    # One image alone has no pairs and no deviation.
+    columns = {
+        name: [None if value != value else short(value) for value in found[name].tolist()]
+        for name in ("majority", "entropy", "pairs", "sigma")
+    }
+    pairs = zip(common.tolist(), several.tolist(), strict=True)
+    return columns | {"class": [label if known else None for label, known in pairs]}
 
 
-def image_records(
+def latent_records(
     model: "KSparseAutoencoder",
     store: "ActivationStore",
+    top: TopImages,
     chosen: Int64[Tensor, "l"],
-    limit: int,
-    *,
-    batch_size: int = 1024,
-) -> list[dict[str, Any]]:
+    fired: Firing,
+    config: GalleryConfig,
+) -> Iterator[dict[str, Any]]:
+    """What the page of each latent shows, strongest first; other latents are named by their place.
+
+    Images are rows of the store with their activation: the strongest (`top`), around the median (`middle`),
+    drawn from all that it fires on (`random`), and near misses with what they lack (`misses`). `bins`: how
+    many images fire it, in equal steps up to the strongest; `classes`: of all these, [class, images] each;
+    `near` and `alike`: similar latents by direction and by images.
+    """
+    units = directions(model, chosen)
+    near, cosines = neighbours(units, config.neighbours)
+    alike = together(fired.codes, config.neighbours)
+    # Of codes of cells there are none: every image comes close somewhere.
+    counted = 0 if "cells" in top.source else config.range_images
+    missed, gaps = near_misses(model, store, chosen, counted)
+    columns = fired.codes.tocsc()
+    for place, latent in enumerate(chosen.tolist()):
+        part = slice(columns.indptr[place], columns.indptr[place + 1])
+        rows, codes = columns.indices[part], columns.data[part]
+        yield {
+            "id": latent,
+            "top": _pairs(top.indices[latent].tolist(), top.values[latent].tolist()),
+            "near": _pairs(near[place].tolist(), cosines[place].tolist()),
+            "alike": [[other, short(cosine)] for other, cosine in alike[place]],
+            "misses": _pairs(missed[place].tolist(), gaps[place].tolist()),
+        } | _range(latent, rows, codes, top, config)
+
+
+def _range(
+    latent: int, rows: np.ndarray, codes: np.ndarray, top: TopImages, config: GalleryConfig
+) -> dict[str, Any]:
+    """Images along the range of a latent, and how its activations and classes are distributed."""
+    if not len(rows):
+        return {"middle": [], "random": [], "bins": [0] * BINS, "most": 0.0, "classes": []}
+    count, most = min(config.range_images, len(rows)), float(codes.max())
+    middle = np.sort(np.argsort(np.abs(codes - np.median(codes)), kind="stable")[:count])
+    drawn = np.random.default_rng(key_seed(config.seed, "random firing", latent))
+    random = np.sort(drawn.choice(len(rows), count, replace=False))
+    shown: dict[str, Any] = {
+        "middle": _strongest_first(rows[middle], codes[middle]),
+        "random": _strongest_first(rows[random], codes[random]),
+        "bins": np.histogram(codes, BINS, (0.0, most))[0].tolist(),
+        "most": short(most),
+        "classes": [],
+    }
+    if top.labels is not None:
+        counts = np.bincount(top.labels.numpy()[rows])
+        order = np.lexsort((np.arange(len(counts)), -counts))[:CLASSES]
+        shown["classes"] = [[int(one), int(counts[one])] for one in order if counts[one]]
+    return shown
+
+
+def _strongest_first(rows: np.ndarray, codes: np.ndarray) -> list[list[float]]:
+    order = np.argsort(-codes, kind="stable")
+    return _pairs(rows[order].tolist(), codes[order].tolist())
+
+
+def _pairs(rows: list[int], values: list[float]) -> list[list[float]]:
+    return [[row, short(value)] for row, value in zip(rows, values, strict=True) if row >= 0]
+
+
+def image_records(fired: Firing, limit: int) -> Iterator[dict[str, Any]]:
     """For every image: its active latents of the gallery (place, code), and how many more it has."""
-    place_of = torch.full((model.n,), -1, dtype=torch.int64)
-    place_of[chosen] = torch.arange(len(chosen))
-    device = next(model.parameters()).device
-    records = []
-    with torch.inference_mode():
-        for _, rows in store.batches(batch_size):
-            codes = model.encode(pooled(rows).to(device))
-            order = codes.values.float().cpu().sort(dim=1, descending=True, stable=True)
-            places = place_of[codes.indices.cpu().gather(1, order.indices)]
-            for values, found in zip(order.values.tolist(), places.tolist(), strict=True):
-                records.append(_image_record(values, found, limit))
-    return records
-
-
-def _image_record(values: list[float], places: list[int], limit: int) -> dict[str, Any]:
-    active = [(p, v) for p, v in zip(places, values, strict=True) if v > 0]
-    shown = [[place, _short(value)] for place, value in active if place >= 0]
-    return {"active": shown[:limit], "more": len(active) - len(shown[:limit])}
+    codes = fired.codes
+    for row, active in enumerate(fired.active.tolist()):
+        part = slice(codes.indptr[row], codes.indptr[row + 1])
+        shown = _strongest_first(codes.indices[part], codes.data[part])[:limit]
+        yield {"active": shown, "more": active - len(shown)}
 
 
 def describe(top: TopImages, chosen: Tensor, config: GalleryConfig) -> dict[str, Any]:
     """What the gallery is of: the numbers and names at its head."""
     known = ("model", "dataset", "split", "layer", "timestep", "prompt_policy", "mode", "codes")
+    known += ("seed", "draw", "image_size", "cells")
     meta = {key: top.source[key] for key in known if top.source.get(key) is not None}
     ksae = top.source.get("ksae", {})
     return meta | {
@@ -125,6 +171,6 @@ def class_sizes(top: TopImages) -> list[int]:
     return torch.bincount(top.labels, minlength=len(top.classes)).tolist()
 
 
-def _short(value: Any) -> float:
+def short(value: float) -> float:
     """Four significant digits: what a page can show, at a third of the bytes."""
-    return float(f"{float(value):.4g}")
+    return float(f"{value:.4g}")

@@ -1,15 +1,19 @@
 """The gallery: one static folder that opens from disk, without a server or a network.
 
-    index.html  assets/*.js, *.css   data/gallery.js, data/images-0000.js, ...   thumbs/000/000000.jpg
+    index.html  assets/*.js, *.css   thumbs/000/000000.jpg
+    data/gallery.js                  what every page needs: names, and numbers of all latents and images
+    data/cards-0000.js, latents-0000.js, images-0000.js, ...   the rest, loaded when a page shows it
     gallery.json                     the same data for programs
+    latents.jsonl  images.jsonl      ... a latent, an image a line
 
 Pages opened from disk may not fetch files, so data comes as scripts. All text reaches the page as text,
 never as HTML.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.resources import files
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,20 +21,22 @@ from jinja2 import Environment, StrictUndefined
 from torch import Tensor
 
 from revelio.analysis.config import GalleryConfig
+from revelio.analysis.gallery.firing import firing
+from revelio.analysis.gallery.heat_maps import heat_maps
 from revelio.analysis.gallery.records import (
     class_sizes,
     describe,
     image_records,
+    latent_columns,
     latent_records,
 )
-from revelio.analysis.pca_maps import square
 from revelio.analysis.purity import eligible
 from revelio.analysis.top_images import TopImages, check_width
 from revelio.bounds import check_fields
 from revelio.data.dataset import ImageDataset, ImageError
+from revelio.data.transforms import center_square
 from revelio.lock import NAME as LOCK
 from revelio.outputs import Older, check_replaceable, read_record, replace_files
-from revelio.run_dir import write_json
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -38,10 +44,15 @@ if TYPE_CHECKING:
     from revelio.activations.store import ActivationStore
     from revelio.sae.model import KSparseAutoencoder
 
-FORMAT = 1
+FORMAT = 2
 MAKER = "gallery"
-IMAGES_A_FILE = 500
-SCRIPTS = ("base.js", "filters.js", "latents.js", "latent.js", "images.js", "map.js", "app.js")
+# How many of each a file of data holds: so many that few files are loaded, so few that each comes at once.
+CHUNKS = {"images": 500, "cards": 1024, "latents": 64}
+# The images on a latent's card.
+TILES = 10
+FIRST = ("base", "filters", "latents", "latent", "images", "map", "app")
+FIRST_SCRIPTS = tuple(f"{name}.js" for name in FIRST)
+SCRIPTS = (*FIRST_SCRIPTS[:1], "grid.js", *FIRST_SCRIPTS[1:-1], "search.js", "app.js")
 
 
 def write_gallery(
@@ -81,21 +92,26 @@ def write_gallery(
     if not len(chosen):
         raise ValueError("no latent is active on any image: train the k-SAE on this store first")
     indices = _matched(store, dataset)
-    data = _shared_data(model, top, chosen, config) | {"purity": purity}
-    images = image_records(model, store, chosen, config.image_latents)
+    shared = _shared(model, top, chosen, config) | {"purity": purity}
+    fired = firing(model, store, chosen, top.source.get("cells", "pooled"))
+    records = latent_records(model, store, top, chosen, fired, config)
+    if len(store.row_shape) == 3:
+        shared["meta"]["grid"] = list(store.row_shape[1:])
+        records = _with_maps(list(records), model, store, chosen)
 
     def fill(folder: Path) -> None:
         missing = _write_thumbnails(folder, store.ids, indices, dataset, config.thumbnail, progress)
         labels = None if top.labels is None else top.labels.tolist()
-        data["images"] = {"ids": list(store.ids), "labels": labels, "missing": missing}
-        _write_pages(folder, data, images)
+        shared["images"] = {"ids": list(store.ids), "labels": labels, "missing": missing}
+        _write_data(folder, shared, records, image_records(fired, config.image_latents))
+        _write_pages(folder, shared)
 
     replace_files(out, MAKER, fill, older=OLDER)
-    missing = data["images"]["missing"]
-    return {"latents": len(chosen), "images": len(images), "missing": missing}
+    missing = shared["images"]["missing"]
+    return {"latents": len(chosen), "images": store.images, "missing": missing}
 
 
-def _shared_data(
+def _shared(
     model: "KSparseAutoencoder", top: TopImages, chosen: Tensor, config: GalleryConfig
 ) -> dict[str, Any]:
     """What all pages share."""
@@ -107,8 +123,22 @@ def _shared_data(
         "labelled": top.labels is not None,
         "classes": list(top.classes),
         "class_sizes": class_sizes(top),
-        "latents": latent_records(model, top, chosen, config),
+        "chunks": CHUNKS,
+        "latents": latent_columns(model, top, chosen, config),
     }
+
+
+def _with_maps(
+    records: list[dict[str, Any]],
+    model: "KSparseAutoencoder",
+    store: "ActivationStore",
+    chosen: Tensor,
+) -> list[dict[str, Any]]:
+    """The records with the heat map of each latent over each image that is shown of it."""
+    parts = ("top", "middle", "random", "misses")
+    shown = [sorted({row for part in parts for row, _ in record[part]}) for record in records]
+    maps = heat_maps(model, store, chosen, shown)
+    return [record | {"maps": found} for record, found in zip(records, maps, strict=True)]
 
 
 def _matched(store: "ActivationStore", dataset: ImageDataset) -> list[int | None]:
@@ -143,10 +173,10 @@ def check_place(out: Path) -> None:
 def _check(out: Path, model: Any, store: Any, top: TopImages) -> None:
     check_place(out)
     check_width(model, store)
-    if len(top.counts) != model.n or top.images != len(store):
+    if len(top.counts) != model.n or top.images != store.images:
         raise ValueError(
             f"the top images are of {len(top.counts)} latents and {top.images} images, the k-SAE has "
-            f"{model.n} latents and the store {len(store)} images: make the top images of these two"
+            f"{model.n} latents and the store {store.images} images: make the top images of these two"
         )
 
 
@@ -183,17 +213,17 @@ def _write_thumbnails(
 
 
 def _thumbnail(image: "Image.Image", side: int) -> "Image.Image":
-    return square(image, min(side, *image.size))
+    return center_square(image.convert("RGB"), min(side, *image.size), "bicubic")
 
 
 def _names(data: dict[str, Any]) -> list[str]:
-    """The files of a gallery whose `gallery.json` holds ``data``."""
+    """The files of a gallery of the first version whose `gallery.json` holds ``data``."""
     rows = range(len(data["images"]["ids"]))
-    parts = range(-(-len(rows) // IMAGES_A_FILE))
+    parts = range(-(-len(rows) // 500))
     return [
         *("index.html", "gallery.json", "data/gallery.js"),
         *(f"data/images-{number:04d}.js" for number in parts),
-        *(f"assets/{name}" for name in ("gallery.css", *SCRIPTS)),
+        *(f"assets/{name}" for name in ("gallery.css", *FIRST_SCRIPTS)),
         *map(thumbnail_path, rows),
     ]
 
@@ -211,22 +241,57 @@ def thumbnail_path(row: int) -> str:
     return f"thumbs/{row // 1000:03d}/{row:06d}.jpg"
 
 
-def _write_pages(folder: Path, data: dict[str, Any], images: list[dict[str, Any]]) -> None:
-    write_json(folder / "gallery.json", data)
-    shared = {"chunk": IMAGES_A_FILE}
-    for inner in ("data", "assets"):
-        (folder / inner).mkdir()
-    _write(folder / "data" / "gallery.js", f"window.REVELIO = {script_json(data | shared)};\n")
-    for number, start in enumerate(range(0, len(images), IMAGES_A_FILE)):
-        part = script_json(images[start : start + IMAGES_A_FILE])
-        path = folder / "data" / f"images-{number:04d}.js"
-        _write(path, f"window.REVELIO.addImages({number}, {part});\n")
+def _write_data(
+    folder: Path,
+    shared: dict[str, Any],
+    records: Iterable[dict[str, Any]],
+    images: Iterable[dict[str, Any]],
+) -> None:
+    """Write the data for pages and for programs, and hold no more of it than a file's."""
+    data = folder / "data"
+    data.mkdir()
+    _write(folder / "gallery.json", f"{_json(shared)}\n")
+    _write(data / "gallery.js", f"window.REVELIO = {script_json(shared)};\n")
+    cards: list[list[int]] = []
+
+    def seen(record: dict[str, Any]) -> dict[str, Any]:
+        cards.append([row for row, _ in record["top"][:TILES]])
+        return record
+
+    for kind, items in (("latents", map(seen, records)), ("images", images)):
+        with (folder / f"{kind}.jsonl").open("w", encoding="ascii") as lines:
+            _write_chunks(data, kind, items, lambda part, to=lines: to.write(_lines(part)))
+    _write_chunks(data, "cards", cards, lambda part: None)
+
+
+def _lines(part: Iterable[Any]) -> str:
+    return "".join(f"{json.dumps(record, allow_nan=False)}\n" for record in part)
+
+
+def _write_chunks(
+    data: Path, kind: str, items: Iterable[Any], also: Callable[[list[Any]], object]
+) -> None:
+    """Write items as scripts of so many each; ``also`` gets each part, too."""
+    for number, part in enumerate(_batched(items, CHUNKS[kind])):
+        path = data / f"{kind}-{number:04d}.js"
+        _write(path, f'window.REVELIO.add("{kind}", {number}, {script_json(part)});\n')
+        also(part)
+
+
+def _batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    left = iter(items)
+    while part := list(islice(left, size)):
+        yield part
+
+
+def _write_pages(folder: Path, shared: dict[str, Any]) -> None:
+    (folder / "assets").mkdir()
     source = files("revelio.analysis.gallery")
     for name in ("gallery.css", *SCRIPTS):
         (folder / "assets" / name).write_bytes((source / "static" / name).read_bytes())
     text = (source / "templates" / "gallery.html").read_text(encoding="utf-8")
     template = Environment(autoescape=True, undefined=StrictUndefined).from_string(text)
-    page = template.render(title=data["title"], meta=data["meta"], scripts=SCRIPTS)
+    page = template.render(title=shared["title"], meta=shared["meta"], scripts=SCRIPTS)
     _write(folder / "index.html", page)
 
 
@@ -234,9 +299,13 @@ def _write(path: Path, text: str) -> None:
     path.write_bytes(text.encode(errors="backslashreplace"))
 
 
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
 def script_json(value: Any) -> str:
     """JSON that is safe inside a script: no `</script>`, no line separators that end a string."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text = _json(value)
     for character in ("<", ">", "&", "\u2028", "\u2029"):
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text

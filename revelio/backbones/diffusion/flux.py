@@ -14,7 +14,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from revelio.backbones.diffusion.base import DiffusionBackbone, Request, Shape, register_family
+from revelio.backbones.diffusion.base import Request, Shape, register_family
+from revelio.backbones.diffusion.transformer import TransformerBackbone
 from revelio.backbones.layers import flux_layers, vae_stride
 from revelio.backbones.source import Source
 
@@ -47,7 +48,7 @@ NEEDED: dict[str, type] = dict.fromkeys(
 
 
 @register_family
-class FluxBackbone(DiffusionBackbone):
+class FluxBackbone(TransformerBackbone):
     """A Flux transformer with its VAE and text encoders.
 
     Attributes:
@@ -79,9 +80,7 @@ class FluxBackbone(DiffusionBackbone):
         attention: str,
         **common: Any,
     ) -> None:
-        super().__init__(**common)
-        self.transformer = transformer
-        self.latents = latents
+        super().__init__(transformer, latents, **common)
         self.clip = clip
         self.t5 = t5
         self.guidance = GUIDANCE
@@ -111,11 +110,6 @@ class FluxBackbone(DiffusionBackbone):
         config, vae = _configs(source)
         stride = vae_stride(vae)
         return Shape(flux_layers(config, stride * PATCH), LATENT_SIDE * stride, stride * PATCH)
-
-    @property
-    def network(self) -> nn.Module:
-        """The transformer."""
-        return self.transformer
 
     def layer_module(self, layer: str) -> nn.Module:
         """One of the transformer's joint or single blocks."""

@@ -3,7 +3,8 @@
     text_encoder.block9                            CLIP-L of Stable Diffusion 1.x and 2.x: tokens (b 77 768)
     text_encoder.block10+text_encoder_2.block28    SDXL's two encoders, joined by channels: (b 77 2048)
     text_encoder_2.block22                         T5 of Flux: (b 512 4096); SD3's is text_encoder_3
-    bottleneck, up_ft0 ...                         the U-Net's;  block0 ...  a DiT's
+    bottleneck, up_ft0 ...                         the U-Net's;  block0 ...  a DiT's or SD3's;
+    double0 ..., single0 ...                       Flux's
 
 The pipeline's own code tokenizes, encodes and samples: nothing of it is replaced. A text encoder's block is
 counted from 0; `block9` is the output of the tenth.
@@ -20,8 +21,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from revelio.backbones.diffusion.unet import layer_module
-from revelio.backbones.hooks import as_activation, read_layers
-from revelio.backbones.layers import Layers, LayerSpec, check_layers, dit_layers, unet_layers
+from revelio.backbones.hooks import HasLayers, as_activation, read_layers
+from revelio.backbones.layers import (
+    Layers,
+    LayerSpec,
+    check_layers,
+    dit_layers,
+    flux_layers,
+    unet_layers,
+)
 from revelio.trust import printable
 
 JOIN = "+"
@@ -39,6 +47,8 @@ class PipelineKind:
         batch: where the unconditional half of a guided batch is: first; at the rows of the null class; or
             in calls of its own.
         time_scale: what the denoiser's argument `timestep` is multiplied by to give 0 to 1000.
+        output_position: of the image's tokens in what a block of the denoiser gives.
+        block: what the transformer's blocks are called, before their number.
     """
 
     title: str
@@ -47,6 +57,8 @@ class PipelineKind:
     tokenizers: Mapping[str, str]
     batch: Literal["first half", "null class", "separate calls"] = "first half"
     time_scale: int = 1
+    output_position: int = 0
+    block: str = "block"
 
 
 _CLIP = {"text_encoder": "tokenizer"}
@@ -55,9 +67,11 @@ _THREE = _TWO | {"text_encoder_3": "tokenizer_3"}
 KINDS = (
     PipelineKind("Stable Diffusion 1.x and 2.x", "unet", "UNet2DConditionModel", _CLIP),
     PipelineKind("SDXL", "unet", "UNet2DConditionModel", _TWO),
-    PipelineKind("Stable Diffusion 3", "transformer", "SD3Transformer2DModel", _THREE),
     PipelineKind(
-        "Flux", "transformer", "FluxTransformer2DModel", _TWO, "separate calls", time_scale=1000
+        "Stable Diffusion 3", "transformer", "SD3Transformer2DModel", _THREE, output_position=1
+    ),
+    PipelineKind(
+        "Flux", "transformer", "FluxTransformer2DModel", _TWO, "separate calls", 1000, 1, "double"
     ),
     PipelineKind("DiT", "transformer", "DiTTransformer2DModel", {}, "null class"),
 )
@@ -121,7 +135,13 @@ class PipelineLayers:
             return _blocks(self.encoders[part])[int(block.removeprefix("block"))]
         if self.kind.denoiser == "unet":
             return layer_module(self.denoiser, layer)
-        return self.denoiser.transformer_blocks[int(layer.removeprefix("block"))]
+        if layer.startswith("single"):
+            return self.denoiser.single_transformer_blocks[int(layer.removeprefix("single"))]
+        return self.denoiser.transformer_blocks[int(layer.removeprefix(self.kind.block))]
+
+    def owner(self, layer: str) -> HasLayers:
+        """What :func:`~revelio.backbones.hooks.hooked` takes to read or edit a layer."""
+        return self if self.is_text(layer) else _Denoiser(self)
 
     def parts(self, layer: str) -> dict[str, int]:
         """The layers that a name joins, with the width of each.
@@ -202,9 +222,17 @@ class PipelineLayers:
         config = self.denoiser.config
         if self.kind.denoiser == "unet":
             return unet_layers(config, None)
-        if self.kind.denoiser_class == "DiTTransformer2DModel":
-            return dit_layers(config, {"block_out_channels": [0]})
-        return {}
+        if self.kind.title == "Flux":
+            return flux_layers(config, 1)
+        return dit_layers(config, {"block_out_channels": [0]})
+
+
+class _Denoiser:
+    """The denoiser's layers alone: of blocks that give text and image tokens, the image's."""
+
+    def __init__(self, layers: PipelineLayers) -> None:
+        self.module = layers.module
+        self.output_position = layers.kind.output_position
 
 
 def _kind_of(pipeline: Any) -> PipelineKind:

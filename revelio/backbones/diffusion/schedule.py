@@ -119,6 +119,13 @@ class Schedule:
         alpha, sigma = self._at(t, x0)
         return alpha * x0.float() + sigma * noise.to(x0.device)
 
+    def target(
+        self, x0: Float[Tensor, "b ..."], noise: Float[Tensor, "b ..."], t: Steps
+    ) -> Float[Tensor, "b ..."]:
+        """What a denoiser is trained to predict at x_t, in float32 on x0's device."""
+        a, b = self._combination(*self._at(t, x0))
+        return a * x0.float() + b * noise.to(x0.device)
+
     def snr(self, t: Steps) -> Tensor:
         """Signal-to-noise ratio in double precision, of one timestep or of several."""
         table = self._log_snr.to(t.device) if isinstance(t, Tensor) else self._log_snr
@@ -167,13 +174,6 @@ class Schedule:
         return (b * x_t.float() - sigma * output.float()) / self._determinant(
             alpha * b - sigma * a, t
         )
-
-    def target(
-        self, x0: Float[Tensor, "b ..."], noise: Float[Tensor, "b ..."], t: Steps
-    ) -> Float[Tensor, "b ..."]:
-        """What the denoiser is trained to say of :meth:`add_noise`'s draw, in float32 on x0's device."""
-        a, b = self._combination(*self._at(t, x0))
-        return a * x0.float() + b * noise.to(x0.device)
 
     def check(self, t: int | None, name: str) -> int:
         """The timestep, if it is one of the schedule's; see :func:`check_timestep`."""

@@ -12,16 +12,22 @@ zeros stand in its place, as in diffusers' pipeline. Some blocks of SD3.5 attend
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from revelio.backbones.diffusion.base import DiffusionBackbone, Request, Shape, register_family
-from revelio.backbones.layers import dit_layers, vae_stride
+from revelio.backbones.diffusion.base import Request, Shape, register_family
+from revelio.backbones.diffusion.transformer import (
+    TransformerBackbone,
+    load_transformer,
+    transformer_configs,
+    transformer_shape,
+)
 from revelio.backbones.source import Source
 
 if TYPE_CHECKING:
     from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from revelio.backbones.diffusion.conditioning import Conditioning
     from revelio.backbones.diffusion.text_encoder import TextEncoder
@@ -29,23 +35,11 @@ if TYPE_CHECKING:
 
 CLIP = "CLIPTextModelWithProjection"
 T5_LENGTH = 256  # tokens; the pipeline's `max_sequence_length`
-NEEDED: dict[str, type] = dict.fromkeys(
-    (
-        "num_attention_heads",
-        "attention_head_dim",
-        "num_layers",
-        "patch_size",
-        "sample_size",
-        "in_channels",
-        "joint_attention_dim",
-        "pooled_projection_dim",
-    ),
-    int,
-)
+NEEDED: dict[str, type] = {"joint_attention_dim": int, "pooled_projection_dim": int}
 
 
 @register_family
-class SD3Backbone(DiffusionBackbone):
+class SD3Backbone(TransformerBackbone):
     """A joint transformer with its VAE and text encoders.
 
     Attributes:
@@ -77,9 +71,7 @@ class SD3Backbone(DiffusionBackbone):
         attention: str,
         **common: Any,
     ) -> None:
-        super().__init__(**common)
-        self.transformer = transformer
-        self.latents = latents
+        super().__init__(transformer, latents, **common)
         self.clips = list(clips)
         self.t5 = t5
         self._attention = attention
@@ -93,11 +85,9 @@ class SD3Backbone(DiffusionBackbone):
         from revelio.backbones.diffusion.t5 import load_t5
         from revelio.backbones.diffusion.text_encoder import load_text_encoder
         from revelio.backbones.diffusion.vae import load_latent_space
-        from revelio.backbones.loading import frozen
-        from revelio.backbones.weights import DIFFUSERS, diffusers_part, read_weights
 
         source, settings = request.source, request.settings
-        config = _configs(source)[0]
+        config, _ = _configs(source)
         common = request.flow()
         clips = [
             load_text_encoder(
@@ -115,37 +105,15 @@ class SD3Backbone(DiffusionBackbone):
             t5 = load_t5(source, settings, suffix="_3", length=T5_LENGTH)
         _check_widths(source, config, clips, t5)
         latents = load_latent_space(source, settings, request.multiple)
-        weights = read_weights(source, "transformer", DIFFUSERS)
-        transformer = diffusers_part(SD3Transformer2DModel, config, weights, settings.number_format)
-        # As in DiT, the head behind the last block stays.
-        transformer.transformer_blocks = transformer.transformer_blocks[: len(request.layers)]
-        transformer = frozen(transformer, settings.place)
+        # Its attention joins text and image, which no step-by-step module of diffusers does: see `denoise`.
+        fused = replace(request, settings=replace(settings, attention="sdpa"))
+        transformer = load_transformer(SD3Transformer2DModel, fused, config)
         return cls(transformer, latents, clips, t5, settings.attention, **common)
 
     @classmethod
     def shape(cls, source: Source) -> Shape:
         """From the configs of the transformer and the VAE."""
-        config, vae = _configs(source)
-        stride = vae_stride(vae)
-        side = config["sample_size"] * stride
-        return Shape(dit_layers(config, vae), side, stride * config["patch_size"])
-
-    @property
-    def network(self) -> nn.Module:
-        """The transformer."""
-        return self.transformer
-
-    def layer_module(self, layer: str) -> nn.Module:
-        """One of the transformer's blocks."""
-        return self.transformer.transformer_blocks[int(layer.removeprefix("block"))]
-
-    def as_grid(self, output: Tensor, x_t: Tensor) -> Tensor:
-        """Image tokens on the grid of their patches."""
-        from revelio.backbones.hooks import tokens_to_grid
-
-        patch = self.transformer.config["patch_size"]
-        height, width = (side // patch for side in x_t.shape[-2:])
-        return tokens_to_grid(output, height, width)
+        return transformer_shape(*_configs(source))
 
     def conditioning(self, prompts: Sequence[str]) -> Conditioning:
         """The text states and pooled texts of any texts, each encoded once."""
@@ -170,7 +138,7 @@ class SD3Backbone(DiffusionBackbone):
         from revelio.backbones.loading import attention_kernel
 
         with attention_kernel(self._attention):
-            return self.transformer(x_t, timestep=times, **conditioning.arguments()).sample
+            return super().denoise(x_t, times, conditioning)
 
     def build_pipeline(self, scheduler: Any) -> DiffusionPipeline:
         """A ``StableDiffusion3Pipeline``."""
@@ -199,16 +167,7 @@ def _configs(source: Source) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
         ValueError: one is missing, of another class, says no size, or they don't fit.
     """
-    config, vae = (
-        source.part_config("transformer", SD3Backbone.parts["transformer"], NEEDED),
-        source.vae_config(),
-    )
-    if config["in_channels"] != vae["latent_channels"]:
-        raise ValueError(
-            f"the transformer of {source.name} takes {config['in_channels']} channels, its VAE gives "
-            f"{vae['latent_channels']}: they belong to different models"
-        )
-    return config, vae
+    return transformer_configs(source, SD3Backbone.parts["transformer"], **NEEDED)
 
 
 def _check_widths(

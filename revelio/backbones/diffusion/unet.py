@@ -159,12 +159,9 @@ def load_unet(kind: type[U], request: Request, config: Mapping[str, Any]) -> U:
 def _unet_weights(source: Source, config: Mapping[str, Any]) -> Weights:
     """The U-Net's weights; out of a single file also by the names of the original releases."""
     from revelio.backbones.loading import reading
-    from revelio.backbones.weights import DIFFUSERS, read_file, read_weights
+    from revelio.backbones.weights import DIFFUSERS, read_weights
 
-    file = source.unet
-    if file is None or file.is_dir():
-        return read_weights(source, "unet", DIFFUSERS)
-    weights = read_file(file)
+    weights = read_weights(source, "unet", DIFFUSERS)
     original = {k: v for k, v in weights.tensors.items() if k.startswith(ORIGINAL)}
     if not original:
         return weights

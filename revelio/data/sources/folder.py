@@ -150,14 +150,16 @@ def _splits(path: Path, folders: list[str]) -> dict[str, str]:
         ValueError: some are, and some hold other pictures; or two are the same split.
     """
     named = {folder: name for folder in folders if (name := split_name(folder)) is not None}
+    if not named:
+        return {}
     others = [folder for folder in folders if folder not in named and find_pictures(path / folder)]
     holders = [folder for folder in named if _stray(path / folder) is None]
-    if named and others and (holders or len(set(named.values())) > 1):
+    if others and (holders or len(set(named.values())) > 1):
         raise ValueError(
             f"{printable(path)} holds what look like splits ({printable(', '.join(named))}) beside other "
             f"folders of pictures ({printable(others[0])}, ...): move either away, or give one of them"
         )
-    if named and others:
+    if others:
         warnings.warn(
             f"{printable(path)}: the folder {printable(next(iter(named)))} is taken as a class, like "
             f"{printable(others[0])} beside it, not as a split",
@@ -257,7 +259,8 @@ def _check_apart(path: Path, places: list[Path]) -> None:
 def _stray(path: Path) -> str | None:
     """A picture directly in a folder, where there is one: the first by name."""
     known = suffixes()
-    files = sorted(entry.name for entry in path.iterdir() if entry.is_file())
+    with os.scandir(path) as entries:  # which asks nothing of a million files one by one
+        files = sorted(entry.name for entry in entries if entry.is_file())
     return next((name for name in files if is_picture(os.path.join(path, name), known)), None)
 
 
@@ -271,7 +274,8 @@ def _check_no_stray(path: Path, folders: list[str]) -> None:
 
 
 def _folders(path: Path) -> list[str]:
-    return sorted(e.name for e in path.iterdir() if e.is_dir() and not is_service(e.name))
+    with os.scandir(path) as entries:
+        return sorted(one.name for one in entries if one.is_dir() and not is_service(one.name))
 
 
 def _lines(file: Path) -> list[str]:

@@ -76,6 +76,10 @@ class DemoConfig:
     epochs: Count = 8
     """Epochs of Diff-C."""
 
+    diffc_seeds: Count = 3
+    """Trainings of each Diff-C. With one, nothing tells a better layer from a luckier training, and none is
+    said to be better."""
+
     batch_size: Count = 50
     """Images a pass of the model."""
 

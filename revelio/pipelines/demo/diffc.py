@@ -1,13 +1,21 @@
-"""The demo's Diff-C, beside the same on random weights and on raw pixels."""
+"""The demo's Diff-C, beside the same on random weights and on raw pixels, with what can be told apart."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from itertools import combinations
 from typing import Any
 
 from revelio.activations.store import ActivationStore
 from revelio.diffc.config import FitConfig
-from revelio.diffc.fit import fit
+from revelio.diffc.fit import fit, right_of
 from revelio.pipelines import Report, counted
 from revelio.pipelines.demo.config import DemoConfig
+from revelio.stats import NOT_APART, paired, told_apart
+
+PIXELS, RANDOM = "raw pixels", "random weights"
+# Towards which side of a comparison a word points, seen from the other side.
+REVERSED = {"above": "below", "below": "above", NOT_APART: NOT_APART}
+
+Found = Mapping[str, Any]
 
 
 def diffc_stage(
@@ -29,21 +37,65 @@ def diffc_stage(
     told = counted(progress, "Diff-C", len(config.layers) + 1, "layer")
     baseline = _accuracy(*pixels, config)
     told(1)
-    rows = []
+    found, chance = {}, {}
     for layer in config.layers:
-        found = _accuracy(*trained(layer), config)
-        rows.append(
-            {"layer": layer, "timestep": trained(layer)[0].manifest.get("timestep")}
-            | _percent("", found)
-            | _percent("pixels_", baseline)
-            | _percent("random_weights_", _accuracy(*random(layer), config))
-            | {"parameters": found["parameters"], "interval_kind": found["interval_kind"]}
-        )
+        found[layer] = _accuracy(*trained(layer), config)
+        chance[layer] = _accuracy(*random(layer), config)
         told(1)
-    return rows
+    words = verdicts(found, chance, baseline)
+    return [
+        {"layer": layer, "timestep": trained(layer)[0].manifest.get("timestep")}
+        | _percent("", one)
+        | _percent("pixels_", baseline)
+        | _percent("random_weights_", chance[layer])
+        | {"parameters": one["parameters"], "interval_kind": one["interval_kind"]}
+        | {"verdict": words[layer], "settings": one["settings"]}
+        for layer, one in found.items()
+    ]
 
 
-def _percent(prefix: str, found: dict[str, Any]) -> dict[str, Any]:
+def verdicts(
+    found: Mapping[str, Found], chance: Mapping[str, Found], pixels: Found
+) -> dict[str, dict[str, str]]:
+    """By layer, how its accuracy stands to that of every other one: above, below, not told apart from.
+
+    On the same test images, over trainings. Holm's correction is for all pairs of layers together, since the
+    best is picked among them, and for all layers against each baseline.
+    """
+    right = {layer: right_of(one) for layer, one in found.items()}
+    words: dict[str, dict[str, str]] = {layer: {} for layer in right}
+    pairs = list(combinations(right, 2))
+    said = told_apart([paired(right[one], right[other]) for one, other in pairs])
+    for (one, other), word in zip(pairs, said, strict=True):
+        words[one][other], words[other][one] = word, REVERSED[word]
+    baselines = {PIXELS: dict.fromkeys(right, pixels), RANDOM: chance}
+    for name, others in baselines.items():
+        gaps = [paired(right[layer], right_of(others[layer])) for layer in right]
+        for layer, word in zip(right, told_apart(gaps), strict=True):
+            words[layer][name] = word
+    return words
+
+
+def headline(rows: list[dict[str, Any]]) -> dict[str, str]:
+    """The best accuracy in words; a layer is named the best, or better than pixels, only if that is shown."""
+    top = max(rows, key=lambda row: row["top1"])
+    words = dict(top["verdict"])
+    told, _ = words.pop(PIXELS), words.pop(RANDOM)
+    level = [layer for layer, word in words.items() if word != "above"]
+    text = f"Diff-C top-1 on {top['layer']}"
+    if words:
+        text += (
+            f", not told apart from {_listed(level)}" if level else ", more than on any other layer"
+        )
+    text += f"; {told} raw pixels ({top['pixels_top1']:.1f} %)"
+    return {"value": f"{top['top1']:.1f} %", "text": text}
+
+
+def _listed(layers: list[str]) -> str:
+    return layers[0] if len(layers) == 1 else f"{len(layers)} other layers"
+
+
+def _percent(prefix: str, found: Found) -> dict[str, Any]:
     """Top-1 and its interval in percent, as the paper's tables have them."""
     return {
         f"{prefix}top1": 100 * found["top1"],
@@ -66,7 +118,9 @@ def _accuracy(
             epochs=config.epochs,
             batch_size=32,
             learning_rate=1e-3,
+            validation=0.0,
             seed=config.seed,
+            seeds=config.diffc_seeds,
             device="cpu",
         ),
     )

@@ -20,7 +20,7 @@ from revelio.diffc.pixels import PixelsBackbone
 from revelio.files import check_folder
 from revelio.pipelines import Progress, Report, silent
 from revelio.pipelines.demo.config import DemoConfig
-from revelio.pipelines.demo.diffc import diffc_stage
+from revelio.pipelines.demo.diffc import diffc_stage, headline
 from revelio.pipelines.demo.report import write_report
 from revelio.pipelines.demo.sources import demo_images
 from revelio.pipelines.demo.stages import extract, measure, show, shown_cell, train_saes
@@ -221,7 +221,7 @@ class _Stages:
 
 def findings(
     best: dict[str, Any],
-    diffc: Sequence[dict[str, Any]],
+    diffc: list[dict[str, Any]],
     seconds: float,
     entries: Sequence[dict[str, Any]] = (),
 ) -> list[dict[str, str]]:
@@ -246,19 +246,7 @@ def findings(
             text += f", {in_words(best)}"
         cards.append({"value": f"{best['majority_share']:.0%}", "text": text})
     if diffc:
-        top = max(diffc, key=lambda row: row["top1"])
-        low, high = top["interval"]
-        pixels = top["pixels_interval"]
-        told = (
-            "above" if low > pixels[1] else "below" if high < pixels[0] else "not told apart from"
-        )
-        cards.append(
-            {
-                "value": f"{top['top1']:.1f} %",
-                "text": f"Diff-C top-1 on {top['layer']}, one training; {told} raw pixels "
-                f"({top['pixels_top1']:.1f} %)",
-            }
-        )
+        cards.append(headline(diffc))
     return [*cards, {"value": f"{seconds / 60:.1f} min", "text": "from images to this page"}]
 
 

@@ -56,7 +56,7 @@ def train_saes(
     """Train one k-SAE a store; its reconstruction and sparsity, measured on the sparse codes."""
     told, rows = counted(progress, "k-SAEs", len(stores), "k-SAE"), []
     for store in stores:
-        run = TrainSAEConfig(**vars(config.sae), store=store, out=out / store.name, resume=True)
+        run = TrainSAEConfig(**vars(config.sae), store=(store,), out=out / store.name, resume=True)
         (made,) = train_sae(run, silent)
         rows.append(_cell(store) | {name: made.report[name] for name in TRAINED})
         told(1)

@@ -23,6 +23,7 @@ _KINDS: Mapping[str, type | tuple[type, ...]] = {
     "format": int,
     "activation": str,
     "prefixes": list,
+    "inputs": list,
 }
 _DTYPES = ("F32", "F16", "BF16")
 
@@ -67,7 +68,7 @@ def saved_settings(path: Path, newest: int) -> dict[str, Any]:
         good = isinstance(value, _KINDS[name]) and not isinstance(value, bool)
         if good and isinstance(value, int):
             good = value < 1 << 31
-        if good and isinstance(value, list):
+        if good and name == "prefixes" and isinstance(value, list):
             good = all(type(item) is int for item in value)
         if not good:
             shown = printable(repr(value)[:60])

@@ -80,6 +80,8 @@ class NativeKernel:
             ValueError: activations or weights that are not finite.
         """
         n, d = weights.W_enc.shape
+        # Held by a name as long as the library reads it: an address keeps nothing alive.
+        centred = centred.contiguous()
         copy = self._copied(weights.W_enc)
         b, k = len(centred), min(k, n)
         k_among = min(k_among, int(among.sum())) if among is not None else 0
@@ -87,7 +89,7 @@ class NativeKernel:
         mask = among.to(torch.uint8).contiguous() if among is not None else None
         scored = ctypes.c_int64()
         status = self.library.revelio_encode(
-            *(_float(centred.contiguous()), _long(b), _long(d)),
+            *(_float(centred), _long(b), _long(d)),
             *(_float(weights.W_enc), _float(weights.b_enc), _long(n)),
             *(_address(copy.integers), _long(copy.integers.shape[1]), _float(copy.rows), _long(k)),
             *(_address(mask) if mask is not None else None, _long(k_among)),

@@ -1,13 +1,13 @@
 "use strict";
 // The address picks the view; keys and the theme.
 (() => {
-  const { data, meta, h, whole, plural, term, filters, latentsView, latentView, imagesView, mapView } = Gallery;
+  const { data, meta, h, whole, plural, term, percent, filters, latentsView, latentView, imagesView, mapView, search } = Gallery;
   const main = document.getElementById("main");
   const aside = document.getElementById("filters");
   let redraw = null;
   let place = "";
 
-  const KEYS = [["/", "search"], ["arrow keys", "walk the grid or the map; in a latent or an image: previous, next"], ["Enter", "open"], ["Esc", "back to the grid"], ["m", "map"], ["i", "images"], ["t", "light or dark"], ["?", "this page"]];
+  const KEYS = [["/", "search a class, an image or a number"], ["arrow keys", "walk the grid or the map; in a latent or an image: previous, next"], ["Enter", "open"], ["Esc", "back to where you were"], ["m", "map"], ["i", "images"], ["h", "where a latent fires, on whole grids"], ["d", "download what is shown"], ["t", "light or dark"], ["?", "this page"]];
 
   function about() {
     const { missing } = data.images;
@@ -18,7 +18,8 @@
       h("h1", {}, "About this gallery"),
       h("p", {}, "A ", term("latent"), " of a k-sparse autoencoder is a direction in a layer's activations. For every latent this gallery shows the images with the largest ", term("activation"), ", so that you can see what it stands for."),
       h("h2", {}, "The words"),
-      h("dl", { class: "words" }, ["latent", "activation", "density", "strength", ...(data.labelled ? ["purity", "entropy"] : []), "similar"].map((key) => [h("dt", {}, key), h("dd", {}, term(key).dataset.tip)])),
+      h("dl", { class: "words" }, ["latent", "activation", "density", "strength", ...(data.labelled ? ["purity", "entropy", "chance"] : []), "similar", "together", "misses"].map((key) => [h("dt", {}, key), h("dd", {}, term(key).dataset.tip)])),
+      controls(),
       h("h2", {}, "Made from"),
       h("table", {}, rows.map(([key, name]) => h("tr", {}, h("th", { scope: "row" }, name), h("td", {}, typeof meta[key] === "number" ? whole(meta[key]) : String(meta[key]))))),
       h("h2", {}, "Keys"),
@@ -27,17 +28,56 @@
       h("p", { class: "quiet" }, "The same data, for programs: ", h("a", { href: "gallery.json" }, "gallery.json"), ".")));
   }
 
+  // What autoencoders that learned nothing reach on the same images.
+  function controls() {
+    const found = data.purity?.controls;
+    if (!data.labelled || !data.purity) return null;
+    if (!found || !Object.keys(found).length) return [h("h2", {}, "Purity and its controls"), h("p", {}, "Purity was not measured beside controls here. Without them it does not show that the k-SAE has learned anything.")];
+    const line = (name, value, text) => h("tr", {}, h("th", { scope: "row" }, name), h("td", {}, percent(value)), h("td", { class: "quiet" }, text));
+    const order = Object.entries(found).sort((a, b) => b[1].majority.value - a[1].majority.value);
+    const points = (share) => `${share > 0 ? "+" : ""}${(share * 100).toFixed(1)}`;
+    return [h("h2", {}, "Purity and its controls"),
+      h("p", {}, "The same measure for autoencoders that learned nothing. Where one of them is as pure as the k-SAE, purity shows what the layer's activations hold, not what the k-SAE has learned."),
+      h("table", { class: "controls" }, line("this k-SAE", data.purity.majority_share, `verdict: ${data.purity.verdict.majority}`), line("chance", data.purity.chance_levels.majority_share, "random images"),
+        order.map(([name, { majority: { value, difference } }], i) => line(name, value, `${i ? "" : "the strongest; "}difference ${points(difference.value)} points (${points(difference.interval[0])} to ${points(difference.interval[1])})`))),
+      h("p", { class: "quiet" }, data.purity.controls_method)];
+  }
+
   function changed() {
     const view = place === "map" ? "map" : "latents";
-    history.replaceState(null, "", `#/${view}${filters.written()}`);
+    history.replaceState(history.state, "", `#/${view}${filters.written()}`);
     redraw?.();
   }
 
+  // Where each entry of the history was scrolled to, and the last list, for the links that lead back to it.
+  history.scrollRestoration = "manual";
+  let list = null;
+  let pending = 0;
+  addEventListener("scroll", () => {
+    clearTimeout(pending);
+    pending = setTimeout(remember, 80);
+  }, { passive: true });
+  function remember() {
+    clearTimeout(pending);
+    history.replaceState({ scroll: scrollY }, "");
+    if (["latents", "images"].includes(place)) list = { hash: location.hash || "#/latents", scroll: scrollY, view: place };
+  }
+  function scrolled() {
+    const single = { latent: "latents", image: "images" };
+    if (history.state?.scroll !== undefined) return history.state.scroll;
+    return list && list.hash === location.hash && single[before] === place ? list.scroll : 0;
+  }
+  document.addEventListener("click", (event) => { if (event.target.closest?.("a")) remember(); }, true);
+
+  let before = "", opened = "";
   function route() {
+    before = place;
+    latentsView.stop();
+    imagesView.stop();
     const [path, text] = location.hash.replace(/^#\/?/, "").split("?");
     const [view, id] = path.split("/");
     const query = new URLSearchParams(text || "");
-    place = ["latent", "map", "image", "images", "about"].includes(view) ? view : "latents";
+    place = ["latent", "map", "image", "images", "about", "picture"].includes(view) ? view : "latents";
     const filtered = place === "latents" || place === "map";
     if (filtered && (text !== undefined || place === "latents")) filters.read(query);
     document.body.dataset.view = place;
@@ -49,14 +89,20 @@
       else link.removeAttribute("aria-current");
     }
     redraw = null;
+    let title = { latents: "Latents", map: "Map", images: "Images", about: "About" }[place];
     if (place === "latents") redraw = latentsView.show(main);
-    else if (place === "map") redraw = mapView.show(main);
-    else if (place === "latent") latentView.show(main, Number(id));
-    else if (place === "image") imagesView.showOne(main, Number(id));
+    else if (place === "map") redraw = mapView.show(main, query);
+    else if (place === "latent") title = latentView.show(main, Number(id), query);
+    else if (place === "image") title = imagesView.showOne(main, Number(id));
     else if (place === "images") imagesView.show(main, query);
-    else about();
+    else if (place === "about") about();
+    else { title = "A picture"; main.replaceChildren(h("p", { class: "empty" }, "Drop a picture here.")); }
+    document.title = `${title} \u00b7 ${data.title} | Revelio gallery`;
     tips.hide();
-    window.scrollTo(0, 0);
+    window.scrollTo(0, scrolled());
+    const last = before === "latent" && place === "latents" ? document.querySelector(`.card[href="#/latent/${opened}"]`) : null;
+    last?.focus({ preventScroll: true });
+    if (place === "latent") opened = id;
   }
 
   const tips = (() => {
@@ -96,14 +142,10 @@
     const typing = event.target.closest?.("input[type=search], select");
     if (event.ctrlKey || event.metaKey || event.altKey || typing || event.target.type === "range") return;
     const press = (id) => document.getElementById(id)?.click();
-    const search = () => {
-      if (!document.getElementById("search")) { location.hash = `#/latents${filters.written()}`; route(); }
-      document.getElementById("search")?.focus();
-    };
     const single = place === "latent" || place === "image";
-    const back = () => { if (single) location.hash = place === "image" ? "#/images" : `#/latents${filters.written()}`; };
+    const back = () => { if (single) { remember(); location.hash = list?.hash ?? "#/latents"; } };
     const act = {
-      "/": search, t: flip, m: () => { location.hash = "#/map"; }, i: () => { location.hash = "#/images"; }, "?": () => { location.hash = "#/about"; }, Escape: back,
+      "/": search.focus, t: flip, h: () => press("maps"), d: () => press("download"), m: () => { location.hash = "#/map"; }, i: () => { location.hash = "#/images"; }, "?": () => { location.hash = "#/about"; }, Escape: back,
       ArrowLeft: () => single && press("previous"), ArrowRight: () => single && press("next"),
     }[event.key];
     if (!act) return;

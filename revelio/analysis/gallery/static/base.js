@@ -13,6 +13,9 @@ const Gallery = (() => {
     entropy: "How mixed the classes of the top images are: 0 when all are of one class, 1 when all differ.",
     pairs: "The share of pairs of top images that are of the same class.",
     similar: "Latents whose decoder directions point the same way; the number is the cosine between them.",
+    together: "Latents that fire on the same images; the number is the cosine between their activations over all images.",
+    misses: "Images on which the latent came closest to firing; the number is what its activation lacked.",
+    chance: "The share of the class among all images: what a latent that knows nothing of classes would show.",
     rare: "Switched on by 10 images or fewer: too few to say what it stands for.",
   };
   if (meta.codes === "dense") {
@@ -31,12 +34,15 @@ const Gallery = (() => {
     return node;
   }
 
-  const latents = data.latents.map((latent, place) => ({
-    ...latent,
-    place,
-    density: latent.count / meta.images,
-    strength: latent.count > 10 ? latent.mean : 0,
-  }));
+  // Numbers of all latents come as a list a property; what a page shows besides is loaded when needed.
+  const columns = Object.entries(data.latents);
+  const latents = data.latents.id.map((id, place) => {
+    const latent = { place };
+    for (const [name, values] of columns) latent[name] = values[place];
+    latent.density = latent.count / meta.images;
+    latent.strength = latent.count > 10 ? latent.mean : 0;
+    return latent;
+  });
   const placeOf = new Map(latents.map((latent) => [latent.id, latent.place]));
 
   const number = (value, digits = 3) => {
@@ -74,9 +80,9 @@ const Gallery = (() => {
     return h("span", { class: "term", tabindex: "0", "data-tip": TERMS[key], "aria-label": `${text || key}: ${TERMS[key]}` }, text || key);
   }
 
-  function stripe(latent) {
+  function stripe(latent, rows) {
     if (!data.labelled) return null;
-    const cells = latent.top.slice(0, meta.judged).map(([row]) => {
+    const cells = rows.slice(0, meta.judged).map((row) => {
       const label = data.images.labels[row];
       return h("i", { style: { background: label === latent.class ? colour(label) : "var(--other)" } });
     });
@@ -85,22 +91,60 @@ const Gallery = (() => {
 
   const dot = (id) => h("span", { class: "dot", style: { background: colour(id) } });
 
-  const chunks = new Map();
-  data.addImages = (index, part) => chunks.get(index).done(part);
-  // Active latents come in files of `chunk` images, loaded when an image of theirs is opened.
-  function activeLatents(row) {
-    const index = Math.floor(row / data.chunk);
-    if (!chunks.has(index)) {
+  const loaded = new Map();
+  data.add = (kind, index, part) => loaded.get(`${kind}-${index}`).done(part);
+  function chunk(kind, index) {
+    const key = `${kind}-${index}`;
+    if (!loaded.has(key)) {
       const entry = {};
-      entry.loaded = new Promise((resolve, reject) => {
+      entry.part = new Promise((resolve, reject) => {
         entry.done = resolve;
-        const src = `data/images-${String(index).padStart(4, "0")}.js`;
-        document.head.append(h("script", { src, onerror: () => reject(new Error(`${src} is missing`)) }));
+        const src = `data/${kind}-${String(index).padStart(4, "0")}.js`;
+        document.head.append(h("script", { src, onload: (event) => event.target.remove(), onerror: () => { loaded.delete(key); reject(new Error(`${src} is missing`)); } }));
       });
-      chunks.set(index, entry);
+      loaded.set(key, entry);
     }
-    return chunks.get(index).loaded.then((part) => part[row - index * data.chunk]);
+    return loaded.get(key).part;
+  }
+  const item = (kind, at) => chunk(kind, Math.floor(at / data.chunks[kind])).then((part) => part[at % data.chunks[kind]]);
+  const cardOf = (latent) => item("cards", latent.place);
+  const detailsOf = (latent) => item("latents", latent.place);
+  const activeLatents = (row) => item("images", row);
+
+  // The first images of a latent, which come a moment later.
+  function tiles(latent, count, { first = false, extra = () => {} } = {}) {
+    const box = h("span", { class: "tiles" }, Array.from({ length: Math.min(count, latent.count) }, (_, i) => h("span", { class: first && !i ? "thumb first" : "thumb" })));
+    cardOf(latent).then((rows) => {
+      box.replaceChildren(...rows.slice(0, count).map((row, i) => thumb(row, first && !i ? { class: "thumb first" } : {})));
+      extra(rows);
+    }, () => {});
+    return box;
   }
 
-  return { data, meta, latents, placeOf, h, number, whole, percent, plural, className, labelOf, colour, thumb, term, stripe, dot, activeLatents };
+  // The cells of a grid that a latent fires on, as a layer over a picture of the same square.
+  function heat(cells, grid = meta.grid) {
+    const [height, width] = grid;
+    const canvas = h("canvas", { class: "heat", width, height, role: "img", "aria-label": `fires in ${plural(cells.length / 2, "cell")} of ${width * height}` });
+    const context = canvas.getContext("2d");
+    const image = context.createImageData(width, height);
+    for (let i = 0; i < cells.length; i += 2) {
+      const level = cells[i + 1] / 255;
+      image.data.set([255, Math.round(220 * level), 40, Math.round(70 + 170 * level)], cells[i] * 4);
+    }
+    context.putImageData(image, 0, 0);
+    return canvas;
+  }
+
+  const csv = (rows) => rows.map((row) => row.map((value) => (/[",\n]/.test(String(value ?? "")) ? `"${String(value).replaceAll('"', '""')}"` : value ?? "")).join(",")).join("\n");
+  // Gives the reader a file of what the page shows: [name, text], made when it is asked for.
+  function download(make) {
+    const save = () => Promise.resolve(make()).then(([name, text]) => {
+      const link = h("a", { href: URL.createObjectURL(new Blob([text], { type: "text/plain" })), download: name });
+      link.click();
+      setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+    });
+    return h("button", { type: "button", class: "text", id: "download", title: "Download what is shown (d)", onclick: save }, "Download");
+  }
+
+  return { data, meta, latents, placeOf, h, number, whole, percent, plural, className, labelOf, colour, thumb, tiles, heat, term, stripe, dot, cardOf, detailsOf, activeLatents, csv, download };
 })();

@@ -106,7 +106,7 @@ Gallery.filters = (() => {
     const most = last(counts) || 1;
     const order = counts.map((_, id) => id).sort((a, b) => counts[b] - counts[a] || a - b);
     const list = h("ul", { class: "classes", "aria-label": "Classes" });
-    const box = h("input", { type: "search", id: "search", placeholder: "Search a class", "aria-label": "Search a class", autocomplete: "off" });
+    const box = h("input", { type: "search", id: "class-search", placeholder: "Search a class", "aria-label": "Search a class", autocomplete: "off" });
     const pick = (id) => { state.class = state.class === id ? null : id; fill(); change(); };
     function fill() {
       const words = box.value.trim().toLowerCase();
@@ -123,18 +123,20 @@ Gallery.filters = (() => {
       if (event.key === "Escape") { box.value = ""; fill(); box.blur(); }
     });
     fill();
-    return h("section", {}, h("h2", {}, "Class"), h("div", { class: "search" }, box, h("kbd", {}, "/")), list);
+    return h("section", {}, h("h2", {}, "Class"), h("div", { class: "search" }, box), list);
   }
 
   function panel(node, change) {
     const sort = h("select", { id: "sort", onchange: (event) => { state.sort = event.target.value; change(); } },
       SORTS.map(([key, name]) => h("option", { value: key, selected: key === state.sort }, name)));
     const reset = h("button", { type: "button", class: "text", onclick: () => { state = fresh(); panel(node, change); change(); } }, "Reset");
-    node.replaceChildren(
+    // On a phone the filters are folded away until they are asked for.
+    const open = node.querySelector("details")?.open ?? !matchMedia("(max-width: 900px)").matches;
+    node.replaceChildren(h("details", { open }, h("summary", {}, "Sort and filter"),
       h("section", { class: "sort" }, h("label", { for: "sort" }, "Sort by"), sort),
       h("section", {}, h("div", { class: "row" }, h("h2", {}, "Filter"), reset), SCALES.map((spec) => slider(spec, change))),
       data.labelled ? classes(change)
-        : h("section", {}, h("h2", {}, "Class"), h("p", { class: "quiet" }, "These images have no labels, so there is no purity and no class to search for.")));
+        : h("section", {}, h("h2", {}, "Class"), h("p", { class: "quiet" }, "These images have no labels, so there is no purity and no class to search for."))));
   }
 
   return { read, written, shown, matches, panel, state: () => state };

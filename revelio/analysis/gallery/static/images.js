@@ -1,35 +1,31 @@
 "use strict";
 // All images, and one image with its active latents.
 Gallery.imagesView = (() => {
-  const { data, meta, latents, h, number, plural, whole, className, labelOf, thumb, term, dot, activeLatents } = Gallery;
-  const STEP = 120;
-  let watch = null;
+  const { data, meta, latents, h, number, plural, whole, className, labelOf, thumb, tiles, term, dot, activeLatents, csv, download } = Gallery;
+  let grid = null;
+
+  const picture = (row) => h("a", { class: "picture", href: `#/image/${row}`, title: data.images.ids[row] }, thumb(row), h("span", { class: "name" }, labelOf(row) || data.images.ids[row]));
 
   function fill(list, status, words) {
     const found = [];
     for (let row = 0; row < meta.images; row += 1) {
-      if (!words || data.images.ids[row].toLowerCase().includes(words) || labelOf(row).toLowerCase().includes(words)) found.push(row);
+      if (!words || String(row + 1) === words || data.images.ids[row].toLowerCase().includes(words) || labelOf(row).toLowerCase().includes(words)) found.push(row);
     }
-    watch?.disconnect();
-    status.replaceChildren(h("strong", {}, plural(found.length, "image")), found.length < meta.images ? ` of ${whole(meta.images)}` : "");
-    const mark = h("div", { class: "mark" });
-    list.replaceChildren(mark);
-    let at = 0;
-    const more = () => {
-      mark.before(...found.slice(at, at + STEP).map((row) => h("a", { class: "picture", href: `#/image/${row}`, title: data.images.ids[row] }, thumb(row), h("span", { class: "name" }, labelOf(row) || data.images.ids[row]))));
-      at += STEP;
-      if (at >= found.length) { watch?.disconnect(); mark.remove(); }
-    };
-    watch = new IntersectionObserver((entries) => { if (entries.some((entry) => entry.isIntersecting)) more(); }, { rootMargin: "1200px" });
-    more();
-    if (mark.isConnected) watch.observe(mark);
+    grid?.stop();
+    status.replaceChildren(h("strong", {}, plural(found.length, "image")), found.length < meta.images ? ` of ${whole(meta.images)}` : "",
+      download(() => ["images.csv", csv([["number", "id", "class"], ...found.map((row) => [row + 1, data.images.ids[row], labelOf(row)])])]));
+    list.style.height = "";
+    grid = Gallery.grid(list, found, picture);
   }
 
   function show(main, query) {
-    const list = h("div", { class: "pictures small" });
+    const list = h("div", { class: "grid", "data-items": "pictures small", onkeydown: (event) => grid?.walk(event) });
     const status = h("p", { class: "status", role: "status" });
-    const box = h("input", { type: "search", id: "search", value: query.get("q") || "", placeholder: data.labelled ? "Search a class or a file" : "Search a file", "aria-label": "Search images", oninput: () => fill(list, status, box.value.trim().toLowerCase()) });
-    main.replaceChildren(h("div", { class: "row headline" }, h("h1", {}, "Images"), h("div", { class: "search" }, box, h("kbd", {}, "/"))), status, list);
+    const box = h("input", { type: "search", id: "image-search", value: query.get("q") || "", placeholder: data.labelled ? "A class, a file or a number" : "A file or a number", "aria-label": "Search images", oninput: () => {
+      history.replaceState(history.state, "", box.value.trim() ? `#/images?${new URLSearchParams({ q: box.value.trim() })}` : "#/images");
+      fill(list, status, box.value.trim().toLowerCase());
+    } });
+    main.replaceChildren(h("div", { class: "row headline" }, h("h1", {}, "Images"), h("div", { class: "search" }, box)), status, list);
     fill(list, status, box.value.trim().toLowerCase());
   }
 
@@ -38,13 +34,13 @@ Gallery.imagesView = (() => {
     return h("a", { class: "active", href: `#/latent/${latent.id}` },
       h("span", { class: "what" }, h("span", { class: "name" }, data.labelled ? [dot(latent.class), className(latent.class)] : `Latent ${latent.id}`), h("span", { class: "id" }, `#${latent.id}`)),
       h("span", { class: "level" }, h("i", { style: { width: `${(value / most) * 100}%` } })), h("b", {}, number(value)),
-      h("span", { class: "tiles" }, latent.top.slice(0, 6).map(([row]) => thumb(row))));
+      tiles(latent, 6));
   }
 
   function showOne(main, row) {
     if (!(row >= 0 && row < meta.images)) {
       main.replaceChildren(h("p", { class: "empty" }, `There is no image ${row}: this gallery has ${whole(meta.images)}.`));
-      return;
+      return "Images";
     }
     const list = h("div", { class: "actives", "aria-busy": "true" }, h("p", { class: "quiet" }, "Loading\u2026"));
     const count = h("p", { class: "quiet" });
@@ -60,9 +56,11 @@ Gallery.imagesView = (() => {
       const most = active.length ? active[0][1] : 1;
       list.replaceChildren(...active.map((pair) => line(pair, most)));
       list.removeAttribute("aria-busy");
-      count.textContent = `${plural(active.length, "active latent")} shown` + (more ? `, ${whole(more)} more outside this gallery` : "");
+      count.replaceChildren(`${plural(active.length, "active latent")} shown` + (more ? `, ${whole(more)} more outside this gallery ` : " "),
+        download(() => [`image-${row + 1}.json`, JSON.stringify({ image: data.images.ids[row], active: active.map(([place, value]) => ({ latent: latents[place].id, activation: value })) }, null, 1)]));
       if (!active.length) list.append(h("p", { class: "empty" }, "None of the latents in this gallery responds to this image."));
     }, (error) => list.replaceChildren(h("p", { class: "empty" }, `${error.message}: write the gallery again.`)));
+    return `${labelOf(row) || "Image"} ${row + 1}`;
   }
-  return { show, showOne };
+  return { show, showOne, line, stop: () => grid?.stop() };
 })();

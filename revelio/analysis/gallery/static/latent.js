@@ -1,7 +1,7 @@
 "use strict";
-// One latent: its numbers, its top images, the classes among them, and similar latents.
+// One latent: its numbers, images along its whole range and where it fires in them, classes, similar latents.
 Gallery.latentView = (() => {
-  const { data, meta, latents, placeOf, h, number, percent, plural, whole, className, labelOf, colour, thumb, term, dot, filters } = Gallery;
+  const { data, meta, latents, placeOf, h, number, percent, plural, whole, className, labelOf, colour, thumb, tiles, heat, term, dot, detailsOf, filters, download } = Gallery;
 
   function facts(latent) {
     const rows = [
@@ -9,7 +9,7 @@ Gallery.latentView = (() => {
       [term("density", "Density"), percent(latent.density), `${whole(latent.count)} of ${plural(meta.images, "image")}`],
     ];
     if (data.labelled) {
-      const judged = Math.min(meta.judged, latent.top.length);
+      const judged = Math.min(meta.judged, latent.count);
       rows.push([term("purity", "Purity"), percent(latent.majority), `${Math.round(latent.majority * judged)} of ${judged} top images`]);
       rows.push([term("entropy", "Entropy"), number(latent.entropy), latent.sigma === null ? "" : `\u03c3 of class ids ${number(latent.sigma)}`]);
     }
@@ -17,35 +17,59 @@ Gallery.latentView = (() => {
       h("div", {}, h("dt", {}, name), h("dd", {}, h("strong", {}, value), h("span", {}, note)))));
   }
 
-  function picture(latent, [row, value], rank) {
-    const share = value / latent.top[0][1];
+  function picture(latent, [row, value], share, cells) {
     const label = labelOf(row);
     const same = data.labelled && data.images.labels[row] === latent.class;
-    return h("a", { class: "picture", href: `#/image/${row}`, title: data.images.ids[row] }, thumb(row),
-      h("span", { class: "level" }, h("i", { style: { width: `${share * 100}%`, background: same ? colour(latent.class) : null } })),
-      h("span", { class: "row" }, h("span", { class: same || !data.labelled ? "name" : "name other" }, label || `${rank + 1}`), h("b", {}, number(value))));
+    return h("a", { class: "picture", href: `#/image/${row}`, title: data.images.ids[row] },
+      h("span", { class: "layers" }, thumb(row), cells ? heat(cells) : null),
+      share === null ? null : h("span", { class: "level" }, h("i", { style: { width: `${share * 100}%`, background: same ? colour(latent.class) : null } })),
+      h("span", { class: "row" }, h("span", { class: same || !data.labelled ? "name" : "name other" }, label || data.images.ids[row]), h("b", {}, number(value))));
   }
 
-  function profile(latent) {
-    const counts = new Map();
-    for (const [row] of latent.top) {
-      const label = data.images.labels[row];
-      counts.set(label, (counts.get(label) || 0) + 1);
-    }
-    const order = [...counts].sort((a, b) => b[1] - a[1] || a[0] - b[0]);
-    return h("section", {}, h("h2", {}, "Classes of the top images"), h("ul", { class: "profile" }, order.map(([id, count]) =>
-      h("li", {}, h("a", { href: `#/latents?class=${id}`, title: `All latents of ${className(id)}` }, className(id)),
-        h("span", { class: "meter" }, h("i", { style: { width: `${(count / latent.top.length) * 100}%`, background: colour(id) } })), h("b", {}, count)))));
+  function range(latent, found, name, title, most) {
+    if (!found[name].length) return null;
+    return h("section", { class: "range-part" }, h("h2", {}, title),
+      h("div", { class: "pictures" }, found[name].map((pair) => picture(latent, pair, most ? pair[1] / most : null, found.maps?.[pair[0]]))));
   }
 
-  function similar(latent) {
-    if (!latent.near.length) return null;
-    return h("section", {}, h("h2", {}, term("similar", "Similar latents")), h("div", { class: "near" }, latent.near.map(([place, cosine]) => {
+  function histogram(found) {
+    const most = Math.max(...found.bins);
+    if (!most) return null;
+    const bins = found.bins.map((count, i) => h("i", { title: `${plural(count, "image")} from ${number((found.most * i) / found.bins.length)} to ${number((found.most * (i + 1)) / found.bins.length)}`, style: { height: `${Math.sqrt(count / most) * 100}%` } }));
+    return h("section", {}, h("h2", {}, "Activations of all images it fires on"), h("div", { class: "bars tall", role: "img", "aria-label": `Histogram of activations up to ${number(found.most)}` }, bins),
+      h("div", { class: "row quiet axis" }, h("span", {}, "0"), h("span", {}, "square-root scale"), h("span", {}, number(found.most))));
+  }
+
+  // Every image that it fires on counts, and a tick says what share chance gives each class.
+  function profile(latent, found) {
+    if (!found.classes.length) return null;
+    const all = latent.count;
+    const listed = found.classes.reduce((sum, [, count]) => sum + count, 0);
+    const line = ([id, count]) => {
+      const chance = data.class_sizes[id] / meta.images;
+      return h("li", {}, h("a", { href: `#/latents?class=${id}`, title: `All latents of ${className(id)}` }, className(id)),
+        h("span", { class: "meter", title: `chance is ${percent(chance)}` }, h("i", { style: { width: `${(count / all) * 100}%`, background: colour(id) } }), h("span", { class: "chance", style: { left: `${chance * 100}%` } })),
+        h("b", {}, percent(count / all)));
+    };
+    return h("section", {}, h("h2", {}, `Classes of all ${plural(all, "image")} it fires on; the tick is `, term("chance")),
+      h("ul", { class: "profile" }, found.classes.map(line)), listed < all ? h("p", { class: "quiet" }, `${percent((all - listed) / all)} of other classes`) : null);
+  }
+
+  function similar(pairs, key, title) {
+    if (!pairs.length) return null;
+    return h("section", {}, h("h2", {}, term(key, title)), h("div", { class: "near" }, pairs.map(([place, cosine]) => {
       const other = latents[place];
-      return h("a", { class: "mini", href: `#/latent/${other.id}` },
-        h("span", { class: "tiles" }, other.top.slice(0, 4).map(([row]) => thumb(row))),
+      return h("a", { class: "mini", href: `#/latent/${other.id}` }, tiles(other, 4),
         h("span", { class: "row" }, h("span", { class: "name" }, data.labelled ? dot(other.class) : null, data.labelled ? className(other.class) : `#${other.id}`), h("b", {}, cosine.toFixed(2))));
     })));
+  }
+
+  // The line that draws with more of the latent; what only the user knows is in capitals.
+  function steer(latent) {
+    if (!meta.model || !meta.layer) return null;
+    const read = meta.cells ? "" : " --read pooled"; // a k-SAE of pooled activations reads them pooled
+    const line = `revelio steer --backbone.name ${meta.model} --layer ${meta.layer} --ksae KSAE --latents ${latent.id}:2${read} --strength 0 1 --prompts PROMPTS --out OUT`;
+    return h("section", {}, h("h2", {}, "Steer by it"), h("p", { class: "command" }, h("code", {}, line)));
   }
 
   // The one before and after, in the order and under the filters of the grid.
@@ -56,25 +80,53 @@ Gallery.latentView = (() => {
     return [order[at - 1], order[at + 1], at + 1, order.length];
   }
   const step = (other, id, text, key) => other
-    ? h("a", { class: "button", id, href: `#/latent/${other.id}`, "aria-label": `${text} latent`, title: `${text} latent (${key})` }, key)
+    ? h("a", { class: "button", id, href: `#/latent/${other.id}${maps() ? "?maps=1" : ""}`, "aria-label": `${text} latent`, title: `${text} latent (${key})` }, key)
     : h("span", { class: "button off", "aria-hidden": "true" }, key);
 
-  function show(main, id) {
+  const maps = () => document.body.dataset.maps === "on";
+  function toggle(latent) {
+    const set = () => {
+      document.body.dataset.maps = maps() ? "off" : "on";
+      button.setAttribute("aria-pressed", String(maps()));
+      history.replaceState(history.state, "", `#/latent/${latent.id}${maps() ? "?maps=1" : ""}`);
+    };
+    const button = h("button", { type: "button", class: "text", id: "maps", "aria-pressed": String(maps()), title: "Show where it fires (h)", onclick: set }, "Where it fires");
+    return button;
+  }
+
+  function body(latent, found) {
+    const most = found.top.length ? found.top[0][1] : 1;
+    return [
+      h("div", { class: "wide" },
+        h("div", { class: "row tools" }, h("span", {}, found.maps ? toggle(latent) : null), download(() => [`latent-${latent.id}.json`, JSON.stringify({ ...latent, ...found }, null, 1)])),
+        range(latent, found, "top", [`Top ${plural(found.top.length, "image")}, by `, term("activation")], most),
+        range(latent, found, "middle", "Around the median of its activations", most),
+        range(latent, found, "random", "Drawn from all images it fires on", most),
+        range(latent, found, "misses", [term("misses", "Near misses")], null)),
+      h("div", { class: "side" }, histogram(found), profile(latent, found), similar(found.near, "similar", "Similar by direction"), similar(found.alike, "together", "Similar by images"), steer(latent)),
+    ];
+  }
+
+  function show(main, id, query) {
     const latent = latents[placeOf.get(id)];
     if (!latent) {
       main.replaceChildren(h("p", { class: "empty" }, `Latent ${id} is not in this gallery, which holds the ${whole(meta.shown)} strongest.`));
-      return;
+      return "Latents";
     }
+    document.body.dataset.maps = query.get("maps") ? "on" : "off";
     const [before, after, at, total] = around(latent);
-    const top = h("div", { class: "pictures" }, latent.top.map((pair, rank) => picture(latent, pair, rank)));
+    const columns = h("div", { class: "columns", "aria-busy": "true" }, h("p", { class: "quiet" }, "Loading\u2026"));
+    const name = data.labelled ? className(latent.class) : "Latent";
     main.replaceChildren(
       h("div", { class: "crumbs" }, h("a", { href: `#/latents${filters.written()}` }, "\u2039 All latents"),
         h("span", { class: "pager" }, step(before, "previous", "Previous", "\u2190"), h("span", {}, `${whole(at)} of ${whole(total)}`), step(after, "next", "Next", "\u2192"))),
-      h("h1", {}, data.labelled ? [dot(latent.class), className(latent.class)] : "Latent", h("span", { class: "id" }, ` #${latent.id}`)),
-      facts(latent),
-      h("div", { class: "columns" },
-        h("section", { class: "wide" }, h("h2", {}, `Top ${plural(latent.top.length, "image")}, by `, term("activation")), top),
-        h("div", { class: "side" }, data.labelled ? profile(latent) : null, similar(latent))));
+      h("h1", {}, data.labelled ? dot(latent.class) : null, name, h("span", { class: "id" }, ` #${latent.id}`)),
+      facts(latent), columns);
+    detailsOf(latent).then((found) => {
+      columns.removeAttribute("aria-busy");
+      columns.replaceChildren(...body(latent, found));
+    }, (error) => columns.replaceChildren(h("p", { class: "empty" }, `${error.message}: write the gallery again.`)));
+    return `${data.labelled ? `${name} ` : "Latent "}#${latent.id}`;
   }
   return { show };
 })();

@@ -1,19 +1,18 @@
 "use strict";
 // The grid of latents: a card each, added as the page is scrolled.
 Gallery.latentsView = (() => {
-  const { data, meta, latents, h, number, percent, plural, whole, className, thumb, term, stripe, dot, filters } = Gallery;
-  const STEP = 60;
-  let watch = null;
+  const { data, meta, latents, h, number, percent, plural, whole, className, tiles, term, stripe, dot, filters, csv, download } = Gallery;
+  let grid = null;
 
   function card(latent) {
-    const tiles = latent.top.slice(0, 7).map(([row], i) => thumb(row, i ? {} : { class: "thumb first" }));
     const of = data.labelled ? className(latent.class) : plural(latent.count, "image");
+    const line = h("span", { class: "stripe" });
     return h("a", { class: "card", href: `#/latent/${latent.id}`, "aria-label": `Latent ${latent.id}, ${of}` },
       h("div", { class: "head" },
         data.labelled ? dot(latent.class) : null, h("span", { class: "name" }, of),
         data.labelled ? h("span", { class: "pure" }, percent(latent.majority)) : null),
-      h("div", { class: "tiles" }, tiles),
-      stripe(latent),
+      tiles(latent, 7, { first: true, extra: (rows) => line.replaceWith(stripe(latent, rows) ?? "") }),
+      data.labelled ? line : null,
       h("div", { class: "foot" }, h("span", { class: "id" }, `#${latent.id}`),
         h("span", { title: "strength" }, h("b", {}, number(latent.mean)), " strength"),
         h("span", { title: "density" }, h("b", {}, percent(latent.density)), " density"),
@@ -41,49 +40,31 @@ Gallery.latentsView = (() => {
       h("div", {}, h("dt", {}, key ? term(key, name) : name), h("dd", {}, h("strong", {}, value), h("span", {}, note)))));
   }
 
+  const FIELDS = ["id", "mean", "count", "class", "majority", "entropy", "pairs", "sigma"].filter((name) => data.latents[name]);
+  const table = (found) => csv([FIELDS, ...found.map((latent) => FIELDS.map((name) => (name === "class" ? className(latent.class) : latent[name])))]);
+
   function fill(list, status) {
     const found = filters.shown();
     const { class: chosen } = filters.state();
-    watch?.disconnect();
+    grid?.stop();
     status.replaceChildren(h("strong", {}, plural(found.length, "latent")),
       found.length < latents.length ? ` of ${whole(latents.length)}` : "",
-      chosen === null ? "" : h("span", { class: "chip" }, dot(chosen), className(chosen)));
-    list.replaceChildren();
+      chosen === null ? "" : h("span", { class: "chip" }, dot(chosen), className(chosen)),
+      download(() => ["latents.csv", table(found)]));
+    list.style.height = "";
     if (!found.length) {
-      list.append(h("p", { class: "empty" }, "No latent is left. Widen the filters on the left, or reset them."));
+      list.replaceChildren(h("p", { class: "empty" }, "No latent is left. Widen the filters, or reset them."));
       return;
     }
-    let at = 0;
-    const mark = h("div", { class: "mark" });
-    const more = () => {
-      mark.before(...found.slice(at, at + STEP).map(card));
-      at += STEP;
-      if (at >= found.length) { watch?.disconnect(); mark.remove(); }
-    };
-    list.append(mark);
-    watch = new IntersectionObserver((entries) => { if (entries.some((entry) => entry.isIntersecting)) more(); }, { rootMargin: "1200px" });
-    more();
-    if (mark.isConnected) watch.observe(mark);
-  }
-
-  // Arrow keys walk the grid, by its columns.
-  function walk(event, list) {
-    const cards = [...list.querySelectorAll(".card")];
-    const at = cards.indexOf(document.activeElement);
-    if (at < 0) return;
-    const columns = cards.filter((other) => other.offsetTop === cards[0].offsetTop).length;
-    const step = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: columns, ArrowUp: -columns }[event.key];
-    if (!step || !cards[at + step]) return;
-    event.preventDefault();
-    cards[at + step].focus();
+    grid = Gallery.grid(list, found, card);
   }
 
   function show(main) {
-    const list = h("div", { class: "cards", onkeydown: (event) => walk(event, list) });
+    const list = h("div", { class: "grid", "data-items": "cards", onkeydown: (event) => grid?.walk(event) });
     const status = h("p", { class: "status", role: "status" });
     main.replaceChildren(summary(), status, list);
     fill(list, status);
     return () => fill(list, status);
   }
-  return { show, card };
+  return { show, card, stop: () => grid?.stop() };
 })();

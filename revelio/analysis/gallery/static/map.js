@@ -1,11 +1,12 @@
 "use strict";
 // The map: every latent a dot, alike ones together; drawn on a canvas, since there may be thousands.
 Gallery.mapView = (() => {
-  const { data, meta, latents, h, number, percent, plural, className, colour, thumb, filters } = Gallery;
+  const { data, meta, latents, h, number, percent, plural, className, colour, tiles, filters } = Gallery;
   const HOW = { tsne: "t-SNE", pca: "PCA" }[meta.map_method];
   const BY = { decoder: "decoder directions", labels: "the classes of the top images" }[meta.map_by];
   const RAMP = { purity: "majority", density: "density", strength: "strength" };
   let by = data.labelled ? "class" : "density";
+  const MOST = 40;
   let view = { x: 0.5, y: 0.5, zoom: 1 };
   let chosen = null;
 
@@ -19,16 +20,21 @@ Gallery.mapView = (() => {
   // From muted violet to bright amber: lightness grows with the value in both themes.
   const heat = (share) => `hsl(${(265 - 220 * share + 360) % 360} ${45 + 35 * share}% ${38 + 24 * share}%)`;
 
-  function show(main) {
+  function show(main, query) {
+    const asked = /^(-?[\d.]+),(-?[\d.]+),([\d.]+)$/.exec(query.get("at") || "");
+    if (asked) view = { x: +asked[1], y: +asked[2], zoom: Math.min(MOST, Math.max(1, +asked[3])) };
     const canvas = h("canvas", { tabindex: "0", role: "img", "aria-label": `Map of ${plural(latents.length, "latent")}; arrow keys move, Enter opens` });
     const hover = h("div", { class: "hover", hidden: true });
     const choices = [...(data.labelled ? [["class", "most common class"], ["purity", "purity"]] : []), ["density", "density"], ["strength", "strength"]];
-    const select = h("select", { "aria-label": "Colour by", onchange: (event) => { by = event.target.value; draw(); } }, choices.map(([key, name]) => h("option", { value: key, selected: key === by }, name)));
+    if (choices.some(([key]) => key === query.get("by"))) by = query.get("by");
+    const select = h("select", { "aria-label": "Colour by", onchange: (event) => { by = event.target.value; draw(); written(); } }, choices.map(([key, name]) => h("option", { value: key, selected: key === by }, name)));
     const legend = h("div", { class: "legend" });
-    const box = h("div", { class: "map" }, canvas, hover);
+    const zooms = h("div", { class: "zooms" }, [["+", "Zoom in", 1.6], ["\u2212", "Zoom out", 1 / 1.6]].map(([sign, name, factor]) =>
+      h("button", { type: "button", class: "button", "aria-label": name, title: name, onclick: () => zoom(factor, size[0] / 2, size[1] / 2) }, sign)));
+    const box = h("div", { class: "map" }, canvas, zooms, hover);
     main.replaceChildren(
       h("div", { class: "row headline" }, h("h1", {}, "Map of latents"), h("label", { class: "inline" }, "Colour by", select)),
-      h("p", { class: "quiet" }, `Each dot is a latent, laid out by ${BY} (${HOW}): near dots are alike. Scroll to zoom, drag to move, click to open; the filters on the left fade the rest.`),
+      h("p", { class: "quiet" }, `Each dot is a latent, laid out by ${BY} (${HOW}): near dots are alike. Scroll or pinch to zoom, drag to move, click to open; the filters fade the rest.`),
       box, legend);
 
     let size = [0, 0], colours = [], matching = [];
@@ -53,16 +59,42 @@ Gallery.mapView = (() => {
         legend.replaceChildren(h("span", {}, "low"), h("span", { class: "scale", style: { background: `linear-gradient(90deg, ${[0, 0.25, 0.5, 0.75, 1].map(heat).join(",")})` } }), h("span", {}, "high"));
       }
     }
+    // Of very many latents each is a square of a few pixels: as circles they take seconds.
+    function pixels(context, ratio) {
+      const [width, height] = [canvas.width, canvas.height];
+      const image = context.createImageData(width, height);
+      const cells = new Uint32Array(image.data.buffer);
+      const known = new Map();
+      const packed = (text) => {
+        if (!known.has(text)) { context.fillStyle = text; known.set(text, parseInt(context.fillStyle.slice(1), 16)); }
+        const rgb = known.get(text);
+        return ((rgb & 255) << 16) | (rgb & 65280) | (rgb >> 16);
+      };
+      for (const wanted of [false, true]) {
+        const alpha = (wanted ? 235 : 40) << 24;
+        latents.forEach((latent, i) => {
+          if (matching[i] !== wanted) return;
+          const half = Math.max(1, Math.round((radius(latent) * ratio) / 2));
+          const [left, top] = [Math.round(x(latent) * ratio) - half, Math.round(y(latent) * ratio) - half];
+          const value = (alpha | packed(colours[i])) >>> 0;
+          for (let py = Math.max(0, top); py < Math.min(height, top + 2 * half); py += 1) {
+            for (let px = Math.max(0, left); px < Math.min(width, left + 2 * half); px += 1) cells[py * width + px] = value;
+          }
+        });
+      }
+      context.putImageData(image, 0, 0);
+    }
     function render() {
       const context = canvas.getContext("2d");
       const ratio = window.devicePixelRatio || 1;
       context.setTransform(ratio, 0, 0, ratio, 0, 0);
       context.clearRect(0, 0, ...size);
       const css = getComputedStyle(document.documentElement);
-      for (const wanted of [false, true]) {
+      if (latents.length > 5000) pixels(context, ratio);
+      for (const wanted of latents.length > 5000 ? [] : [false, true]) {
+        context.globalAlpha = wanted ? 0.88 : 0.12;
         latents.forEach((latent, i) => {
           if (matching[i] !== wanted) return;
-          context.globalAlpha = wanted ? 0.88 : 0.12;
           context.fillStyle = colours[i];
           context.beginPath();
           context.arc(x(latent), y(latent), radius(latent), 0, 7);
@@ -92,7 +124,7 @@ Gallery.mapView = (() => {
       hover.hidden = !latent;
       canvas.classList.toggle("over", Boolean(latent));
       if (latent) {
-        hover.replaceChildren(h("div", { class: "tiles" }, latent.top.slice(0, 6).map(([row]) => thumb(row))),
+        hover.replaceChildren(tiles(latent, 6),
           h("div", { class: "row" }, h("strong", {}, data.labelled ? className(latent.class) : `Latent ${latent.id}`), h("span", { class: "id" }, `#${latent.id}`)),
           h("div", { class: "quiet" }, [data.labelled ? `purity ${percent(latent.majority)}` : null, `density ${percent(latent.density)}`, `strength ${number(latent.mean)}`].filter(Boolean).join(" \u00b7 ")));
         const left = x(latent) + 16 + 216 > size[0] ? x(latent) - 232 : x(latent) + 16;
@@ -109,33 +141,63 @@ Gallery.mapView = (() => {
       });
       return best;
     }
-    let drag = null;
-    canvas.addEventListener("pointerdown", (event) => { drag = { x: event.offsetX, y: event.offsetY, moved: false }; canvas.setPointerCapture(event.pointerId); });
-    canvas.addEventListener("pointermove", (event) => {
-      if (!drag) { choose(nearest(event.offsetX, event.offsetY)); return; }
-      const [dx, dy] = [event.offsetX - drag.x, event.offsetY - drag.y];
-      if (!drag.moved && Math.hypot(dx, dy) < 4) return;
-      view.x -= dx / ((size[0] - 48) * view.zoom);
-      view.y += dy / ((size[1] - 48) * view.zoom);
-      drag = { x: event.offsetX, y: event.offsetY, moved: true };
-      choose(null);
-    });
-    canvas.addEventListener("pointerup", (event) => {
-      const click = drag && !drag.moved;
-      drag = null;
-      const hit = click && nearest(event.offsetX, event.offsetY);
-      if (hit) location.hash = `#/latent/${hit.id}`;
-    });
-    canvas.addEventListener("pointerleave", () => { if (!drag) choose(null); });
-    canvas.addEventListener("wheel", (event) => {
-      event.preventDefault();
+    function zoom(factor, px, py) {
       const before = view.zoom;
-      view.zoom = Math.min(40, Math.max(1, view.zoom * Math.exp(-event.deltaY * 0.0015)));
-      const [sx, sy] = [(event.offsetX - 24) / (size[0] - 48) - 0.5, 0.5 - (event.offsetY - 24) / (size[1] - 48)];
+      view.zoom = Math.min(MOST, Math.max(1, view.zoom * factor));
+      const [sx, sy] = [(px - 24) / (size[0] - 48) - 0.5, 0.5 - (py - 24) / (size[1] - 48)];
       view.x += sx * (1 / before - 1 / view.zoom);
       view.y += sy * (1 / before - 1 / view.zoom);
       if (view.zoom === 1) view = { x: 0.5, y: 0.5, zoom: 1 };
       render();
+      written();
+    }
+    // The address holds what is seen, so that it can be passed on.
+    function written() {
+      const place = new URLSearchParams(filters.written().slice(1));
+      place.set("by", by);
+      if (view.zoom > 1) place.set("at", [view.x, view.y, view.zoom].map((value) => value.toFixed(3)).join(","));
+      history.replaceState(history.state, "", `#/map?${place.toString().replaceAll("%2C", ",")}`);
+    }
+    // One finger or the mouse drags, two fingers zoom.
+    const held = new Map();
+    let moved = false;
+    const spread = () => { const [a, b] = held.values(); return Math.hypot(a.x - b.x, a.y - b.y); };
+    canvas.addEventListener("pointerdown", (event) => {
+      if (!held.size) moved = false;
+      held.set(event.pointerId, { x: event.offsetX, y: event.offsetY });
+      canvas.setPointerCapture(event.pointerId);
+    });
+    canvas.addEventListener("pointermove", (event) => {
+      const last = held.get(event.pointerId);
+      if (!last) { choose(nearest(event.offsetX, event.offsetY)); return; }
+      const [dx, dy] = [event.offsetX - last.x, event.offsetY - last.y];
+      if (!moved && Math.hypot(dx, dy) < 4) return;
+      moved = true;
+      const before = held.size === 2 ? spread() : 0;
+      held.set(event.pointerId, { x: event.offsetX, y: event.offsetY });
+      choose(null);
+      if (held.size === 2) {
+        const [a, b] = held.values();
+        zoom(spread() / (before || 1), (a.x + b.x) / 2, (a.y + b.y) / 2);
+      } else if (held.size === 1) {
+        view.x -= dx / ((size[0] - 48) * view.zoom);
+        view.y += dy / ((size[1] - 48) * view.zoom);
+        render();
+      }
+    });
+    const release = (event) => {
+      const click = held.size === 1 && !moved && event.type === "pointerup";
+      held.delete(event.pointerId);
+      const hit = click && nearest(event.offsetX, event.offsetY);
+      if (hit) location.hash = `#/latent/${hit.id}`;
+      else if (moved && !held.size) written();
+    };
+    canvas.addEventListener("pointerup", release);
+    canvas.addEventListener("pointercancel", release);
+    canvas.addEventListener("pointerleave", () => { if (!held.size) choose(null); });
+    canvas.addEventListener("wheel", (event) => {
+      event.preventDefault();
+      zoom(Math.exp(-event.deltaY * 0.0015), event.offsetX, event.offsetY);
     }, { passive: false });
     canvas.addEventListener("keydown", (event) => {
       const way = { ArrowRight: [1, 0], ArrowLeft: [-1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
@@ -154,7 +216,7 @@ Gallery.mapView = (() => {
     chosen = null;
     new ResizeObserver(fit).observe(box);
     fit();
-    return draw;
+    return () => { draw(); written(); };
   }
   return { show };
 })();

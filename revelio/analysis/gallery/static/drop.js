@@ -1,0 +1,59 @@
+"use strict";
+// Only behind `revelio serve`: a picture dropped anywhere is encoded, and what fires on it shown.
+(() => {
+  const { data, h, number, plural, labelOf, thumb, heat, imagesView, term } = Gallery;
+  const main = document.getElementById("main");
+  const choose = h("input", { type: "file", id: "picture", accept: "image/*", hidden: true, onchange: () => choose.files[0] && send(choose.files[0]) });
+  const link = h("button", { type: "button", class: "text", id: "try", title: "Or drop a picture anywhere", onclick: () => choose.click() }, "Try a picture");
+  document.querySelector(".bar nav").after(link, choose);
+
+  function note(text) {
+    main.replaceChildren(h("p", { class: "empty", role: "alert" }, text));
+  }
+  async function send(file) {
+    location.hash = "#/picture";
+    await new Promise((done) => setTimeout(done));
+    note("Encoding the picture\u2026");
+    try {
+      const answer = await fetch("encode", { method: "POST", body: file, headers: { "X-Revelio": "1", "Content-Type": "application/octet-stream" } });
+      const found = await answer.json();
+      if (found.error) note(`${file.name}: ${found.error}`);
+      else show(file, found);
+    } catch (error) {
+      note(`${file.name} could not be sent: is \`revelio serve\` still running? (${error.message})`);
+    }
+    choose.value = "";
+  }
+  function show(file, { grid, active, more, alike }) {
+    const layer = h("span", { class: "layers" });
+    const source = URL.createObjectURL(file);
+    const picture = h("img", { class: "thumb", src: source, alt: file.name, onload: () => URL.revokeObjectURL(source) });
+    layer.append(picture);
+    const over = (cells) => {
+      layer.querySelector(".on")?.remove();
+      if (cells) layer.append(h("span", { class: "on" }, heat(cells, grid)));
+    };
+    const most = active.length ? active[0][1] : 1;
+    const lines = active.map(([place, value, cells]) => {
+      const line = imagesView.line([place, value], most);
+      for (const kind of ["mouseenter", "focus"]) line.addEventListener(kind, () => over(cells));
+      line.addEventListener("mouseleave", () => over(null));
+      return line;
+    });
+    document.title = `${file.name} \u00b7 ${data.title} | Revelio gallery`;
+    main.replaceChildren(
+      h("div", { class: "columns image" },
+        h("figure", {}, layer, h("figcaption", {}, h("h1", {}, "Your picture"), h("p", { class: "id" }, file.name),
+          h("p", { class: "quiet" }, `${plural(active.length, "active latent")}${more ? `, ${more} more outside this gallery` : ""}. Point at one to see where it fires.`)),
+          alike.length ? [h("h2", {}, "Known images with the most similar latents"), h("div", { class: "pictures small" }, alike.map(([row, cosine]) => h("a", { class: "picture", href: `#/image/${row}` }, thumb(row), h("span", { class: "row" }, h("span", { class: "name" }, labelOf(row)), h("b", {}, number(cosine))))))] : null),
+        h("section", { class: "wide" }, h("h2", {}, "Active latents, by ", term("activation")),
+          h("div", { class: "actives" }, lines.length ? lines : h("p", { class: "empty" }, "None of the latents in this gallery fires on this picture.")))));
+  }
+  const stop = (event) => { if ([...event.dataTransfer.types].includes("Files")) event.preventDefault(); };
+  addEventListener("dragover", stop);
+  addEventListener("drop", (event) => {
+    stop(event);
+    const file = [...event.dataTransfer.files][0];
+    if (file) send(file);
+  });
+})();

@@ -1,0 +1,32 @@
+"""Is a k-SAE better than what learned nothing? Its measures beside controls, on held-out images.
+
+    revelio eval-ksae --store runs/test/up_ft1-t100-empty-d0 --train-store runs/train/up_ft1-t100-empty-d0 \\
+        --ksae runs/ksae-seed0 runs/ksae-seed1 runs/ksae-seed2
+    revelio eval-ksae --store S --train-store T --ksae K --trained-controls --planted 3
+    revelio eval-ksae --store S --train-store T --ksae K --loss-images 256 --data.source D
+
+Measures: reconstruction (FVU, cosine), meaning (purity, sparse probing, class coverage, significant latents),
+identity (stability over seeds, recovery of planted directions), loss recovered. Controls: random directions,
+data rows, k-means, channels, principal and independent axes, and with --trained-controls trained ones.
+"""
+
+from dataclasses import dataclass
+
+from revelio.evaluation.config import EvalSAEConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(EvalSAEConfig):
+    """Which k-SAEs are judged, on which held-out images, beside which controls."""
+
+
+def run(config: Config) -> None:
+    """Measure, print the tables, name what was written."""
+    from revelio.cli.bar import Bar
+    from revelio.evaluation.page import page
+    from revelio.pipelines.eval_sae import eval_sae
+    from revelio.trust import printable
+
+    with Bar("control") as bar:
+        result = eval_sae(config, bar)
+    print("\n".join(map(printable, page(result).splitlines())))

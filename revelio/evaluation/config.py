@@ -1,0 +1,57 @@
+"""The settings of an evaluation, declared once; the command line inherits them."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from revelio.backbones.config import BackboneConfig
+from revelio.bounds import Count, Folder, Index, NotEmpty, OutFolder, Seed, Share
+from revelio.data.config import DataConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalSAEConfig:
+    """Which k-SAEs are judged, on which held-out images, beside which controls."""
+
+    store: Folder
+    """The activation store of held-out images: the layer and timestep of the training store, other images."""
+
+    ksae: Annotated[tuple[str, ...], NotEmpty()]
+    """The k-SAEs: runs of `revelio train-ksae`, or hub ids; several seeds of one recipe give an interval over
+    trainings, and stability."""
+
+    train_store: Folder | None = None
+    """The store that they were trained on, which gives the controls their directions; none: the held-out
+    one does, which is in the controls' favor."""
+
+    out: OutFolder = Path("runs/ksae-evaluation")
+    """The folder to write `evaluation.json` and `evaluation.md` to, and the controls that were trained."""
+
+    trained_controls: bool = False
+    """Also train frozen-decoder, frozen-encoder, soft-frozen and shuffled controls, each with the budget of
+    the k-SAE that it stands beside; they are kept in `out` and not trained twice."""
+
+    overlap: Literal["stop", "allow"] = "stop"
+    """What to do where held-out images are in the training store too."""
+
+    loss_images: Index = 0
+    """Images whose denoising loss is measured with the layer replaced (loss recovered), by `backbone` on
+    `data`, the images of `store`; 0: it is not measured."""
+
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    """The diffusion model of `store`, for `loss_images`."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    """The images of `store`, for `loss_images`."""
+
+    planted: Index = 0
+    """Trainings of the first k-SAE's recipe on synthetic activations with known directions; 0: none."""
+
+    confidence: Share = 0.95
+    """Of all intervals of a measure together."""
+
+    batch_size: Count = 16
+    """Images a denoising pass."""
+
+    seed: Seed = 0
+    """Of drawn directions, halves and subsets of the images."""

@@ -1,0 +1,135 @@
+"""Are the latents the data's, or the seed's? Stability over trainings, and recovery of planted directions.
+
+Both compare decoder directions. Two sets of unit vectors are matched one to one so that the sum of cosines
+is largest (the assignment problem); a latent has a partner above c if its match has a cosine above c.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from revelio.evaluation.controls import untrained_controls
+from revelio.evaluation.encoded import encoded
+from revelio.sae.config import RunConfig
+from revelio.sae.dataloader import batches_of
+from revelio.sae.kernels.select import fastest_kernel
+from revelio.sae.model import KSparseAutoencoder
+from revelio.sae.train import train
+from revelio.seeds import generator
+
+LEVELS = (0.7, 0.9)
+# The assignment takes the cube of it.
+MOST = 2000
+
+
+def matched_cosines(a: Float[Tensor, "m d"], b: Float[Tensor, "n d"]) -> Float[Tensor, " m"]:
+    """The cosine of each direction of ``a`` with its partner in ``b``; -1 for one that is left without."""
+    from scipy.optimize import linear_sum_assignment
+
+    cosines = (normalize(a.float(), dim=1) @ normalize(b.float(), dim=1).T).double()
+    mine, others = linear_sum_assignment(cosines.numpy(), maximize=True)
+    found = torch.full((len(a),), -1.0, dtype=torch.float64)
+    found[torch.from_numpy(mine)] = cosines[torch.from_numpy(mine), torch.from_numpy(others)]
+    return found
+
+
+def stability(directions: Sequence[Float[Tensor, "m d"]]) -> dict[str, Any]:
+    """The share of latents with a partner in another training, over all pairs of trainings.
+
+    Args:
+        directions: the decoder rows of the live latents of each training, the strongest first; at most
+            :data:`MOST` of the first of a pair are matched with twice as many of the second.
+
+    Returns:
+        By level: the mean over ordered pairs and each pair's share; ``latents``: how many were matched.
+    """
+    pairs = [pair for one in combinations(directions, 2) for pair in (one, one[::-1])]
+    cosines = [matched_cosines(a[:MOST], b[: 2 * MOST]) for a, b in pairs]
+    entry: dict[str, Any] = {"latents": min((len(found) for found in cosines), default=0)}
+    for level in LEVELS:
+        shares = [float((found > level).double().mean()) for found in cosines]
+        entry[str(level)] = {"value": sum(shares) / max(len(shares), 1), "pairs": shares}
+    return entry
+
+
+def live_directions(
+    model: KSparseAutoencoder, rows: Float[Tensor, "images d"]
+) -> Float[Tensor, "m d"]:
+    """Decoder rows of the latents that fire on more than 10 images, the strongest first."""
+    return model.W_dec.data[encoded(model, rows).strongest(2 * MOST, 11)]
+
+
+def stability_of_controls(
+    model: KSparseAutoencoder, rows: Float[Tensor, "images d"], seeds: Sequence[int]
+) -> dict[str, Any]:
+    """The same for each untrained control, drawn or computed anew with each seed."""
+    drawn = [untrained_controls(model, rows, seed) for seed in seeds]
+    return {
+        name: stability([live_directions(one[name], rows) for one in drawn]) for name in drawn[0]
+    }
+
+
+def planted_rows(
+    d: int, directions: int, active: int, rows: int, seed: int, noise: float = 0.05
+) -> tuple[Float[Tensor, "rows d"], Float[Tensor, "directions d"]]:
+    """Synthetic activations: sums of ``active`` of some random unit directions, and the directions.
+
+    Coefficients are uniform from 0.5 to 1.5, a direction's frequency falls as 1 / sqrt(rank), and Gaussian
+    noise is added of ``noise`` times the signal's standard deviation.
+    """
+    draw = generator(seed, "planted directions")
+    truth = normalize(torch.randn(directions, d, generator=draw), dim=1)
+    weights = torch.arange(1, directions + 1).double().rsqrt().expand(rows, directions)
+    chosen = torch.multinomial(weights, active, generator=draw)
+    amounts = 0.5 + torch.rand(rows, active, generator=draw)
+    made = torch.nn.functional.embedding_bag(chosen, truth, per_sample_weights=amounts, mode="sum")
+    return made + noise * made.std() * torch.randn(rows, d, generator=draw), truth
+
+
+def planted_recovery(
+    config: RunConfig,
+    d: int,
+    rows: int,
+    *,
+    directions: int | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int], object] | None = None,
+) -> dict[str, Any]:
+    """Train with a recipe on synthetic activations; the share of planted directions that it finds.
+
+    Args:
+        config: the recipe: k, expansion, steps, batch, learning rate, ...
+        d: width of the activations.
+        rows: how many there are; as many as the real training had, to be told what it could find.
+        directions: how many are planted; None: half as many as there are latents, at most :data:`MOST`.
+        seed: of the activations.
+        progress: told the steps done and in all.
+
+    Returns:
+        ``k-SAE`` and each untrained control: by level, the share of planted directions with a partner among
+        the latents.
+    """
+    n = config.expansion * d
+    directions = min(n // 2, MOST) if directions is None else directions
+    made, truth = planted_rows(d, directions, min(config.k, directions), rows, seed)
+    model = KSparseAutoencoder(**config.sizes(d))
+    settings = config.for_rows(rows)
+    steps = train(model, batches_of(made, settings, d), settings, kernel=fastest_kernel(model))
+    for done, _ in enumerate(steps, 1):
+        if progress is not None:
+            progress(done, settings.steps)
+    models = {"k-SAE": model} | untrained_controls(model, made, seed)
+    found = {name: _recovered(one, made, truth) for name, one in models.items()}
+    return {"directions": directions, "rows": rows, "d": d, "n": n, "k": config.k} | found
+
+
+def _recovered(model: KSparseAutoencoder, rows: Tensor, truth: Tensor) -> Mapping[str, float]:
+    # All that fire at all: a planted direction may be rare.
+    live = encoded(model, rows).strongest(3 * len(truth), 1)
+    found = matched_cosines(truth, model.W_dec.data[live])
+    return {str(level): float((found > level).double().mean()) for level in LEVELS}

@@ -1,0 +1,55 @@
+"""An evaluation as text: a line a measure, with its strongest control and the verdict."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+HEAD = "| measure | k-SAE | strongest control | difference | verdict |\n|---|---:|---:|---:|---|"
+
+
+def page(result: Mapping[str, Any]) -> str:
+    """The whole result in Markdown."""
+    return "\n".join(_lines(result)) + "\n"
+
+
+def _lines(result: Mapping[str, Any]) -> Iterator[str]:
+    yield "# k-SAEs beside their controls"
+    yield ""
+    yield f"{result['images']:,} held-out images of {result['store']}."
+    yield f"Intervals of differences: {result['interval_method']}."
+    for name, entry in result["ksaes"].items():
+        yield from ("", f"## {name}", "", *rows(entry["measures"]))
+    if "over_trainings" in result:
+        yield from ("", "## All trainings together", "")
+        yield "| measure | mean | verdict |\n|---|---:|---|"
+        for measure, entry in result["over_trainings"].items():
+            yield f"| {measure} | {entry['value']:.3f} | {entry['verdict']} |"
+    for what in ("stability", "planted"):
+        if what in result:
+            yield from ("", f"## {what.capitalize()}", "", *_levels(result[what]))
+    yield from ("", *(f"- {note}" for note in result["notes"]))
+
+
+def rows(measures: Mapping[str, Any]) -> Iterator[str]:
+    """The table of one k-SAE."""
+    yield HEAD
+    for measure, entry in measures.items():
+        if not entry["controls"]:
+            yield f"| {measure} | {entry['value']:.3f} | | | {entry['verdict']} |"
+            continue
+        sign = 1 if entry["better"] == "higher" else -1
+        best = max(entry["controls"], key=lambda one: sign * entry["controls"][one]["value"])
+        control = entry["controls"][best]
+        low, high = control["difference"]["interval"]
+        yield (
+            f"| {measure} | {entry['value']:.3f} | {control['value']:.3f} ({best}) "
+            f"| {control['difference']['value']:+.3f} [{low:+.3f}, {high:+.3f}] | {entry['verdict']} |"
+        )
+
+
+def _levels(found: Mapping[str, Any]) -> Iterator[str]:
+    yield "| | cosine above 0.7 | above 0.9 |\n|---|---:|---:|"
+    for name, entry in found.items():
+        if isinstance(entry, Mapping) and "0.7" in entry:
+            shares = [entry[level] for level in ("0.7", "0.9")]
+            values = [one["value"] if isinstance(one, Mapping) else one for one in shares]
+            yield f"| {name} | {values[0]:.1%} | {values[1]:.1%} |"

@@ -1,0 +1,296 @@
+"""A gallery on a small web server of this machine, which also encodes pictures that are dropped in.
+
+    server = open_server(ServeConfig(gallery=Path("runs/ksae/gallery")))
+    server.serve_forever()
+
+The pages are those of the folder, with one more script. A picture is posted as bytes and answered with the
+latents that fire on it, the cells where they do, and the known images that are most like it. Nothing is kept.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from hashlib import sha256
+from http import HTTPStatus
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from importlib.resources import files
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy.sparse import csr_matrix
+
+from revelio.analysis.cells import GridCodes, encode_grid, image_codes
+from revelio.analysis.config import FROM_GALLERY, ServeConfig
+from revelio.analysis.gallery.heat_maps import levels, sparse_maps
+from revelio.analysis.gallery.records import short
+from revelio.analysis.top_images_files import ksae_identity
+from revelio.backbones.base import Backbone
+from revelio.backbones.config import BackboneConfig
+from revelio.backbones.registry import describe
+from revelio.bounds import check_fields
+from revelio.data.dataset import ImageError
+from revelio.data.picture import read_picture
+from revelio.outputs import read_record
+from revelio.pipelines import Progress, Report, silent
+from revelio.pipelines.inputs import FINAL, backbone_of, open_sae
+from revelio.sae.model import KSparseAutoencoder
+from revelio.trust import printable, read_json_lines, read_object
+
+__all__ = ["Encoder", "ServeConfig", "open_server"]
+
+UPLOAD_LIMIT = 64 * 2**20
+ALIKE = 12
+SCRIPT = "assets/drop.js"
+HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+
+
+class Encoder:
+    """Encodes a picture as the images of a gallery were.
+
+    Args:
+        data: what `gallery.json` holds.
+        images: the active latents of every image, as `images.jsonl` has them.
+        backbone: the model, with the gallery's layer.
+        model: the k-SAE.
+
+    Raises:
+        ValueError: the k-SAE is not the gallery's, or the images were seen with prompts, which a new picture
+            has none of.
+    """
+
+    def __init__(
+        self,
+        data: dict[str, Any],
+        images: Sequence[dict[str, Any]],
+        backbone: Backbone,
+        model: KSparseAutoencoder,
+    ) -> None:
+        meta = data["meta"]
+        if data["made_from"].get("ksae", {}).get("sha256") != ksae_identity(model)["sha256"]:
+            raise ValueError("the gallery is of another k-SAE: give the one it was made with")
+        if meta.get("prompt_policy", "empty") != "empty":
+            raise ValueError(
+                f"the gallery's images were seen with prompts ({printable(meta['prompt_policy'])}), which a "
+                "picture that is dropped in has none of"
+            )
+        self.meta, self.backbone, self.model = meta, backbone, model
+        self.latents = torch.tensor(data["latents"]["id"], dtype=torch.int64)
+        self._units = _unit_rows(images, len(self.latents))
+        self._one_at_a_time = Lock()
+
+    def __call__(self, picture: Image.Image, name: str) -> dict[str, Any]:
+        """What fires on a picture.
+
+        Args:
+            picture: of any size.
+            name: keys the noise, so that the same name gives the same answer.
+
+        Returns:
+            ``grid``: height and width of the layer's grid; ``active``: [place in the gallery, code, cells],
+            strongest first, cells as a gallery's heat maps have them; ``more``: how many latents outside the
+            gallery fire; ``alike``: [row, cosine of the codes] of known images.
+        """
+        with self._one_at_a_time, torch.inference_mode():
+            grid = self._grid(picture, name)
+            device = next(self.model.parameters()).device
+            cells = encode_grid(self.model, grid[None].to(device), self.meta)
+            values, latents = self._codes(grid.to(device), cells)
+            place_of = {latent: place for place, latent in enumerate(self.latents.tolist())}
+            kept = torch.tensor(
+                [latent in place_of for latent in latents.tolist()], dtype=torch.bool
+            )
+            maps = levels(dict(enumerate(sparse_maps(cells, 0, latents))))
+        shown = [
+            [place_of[latent], short(value), maps[number]]
+            for number, (latent, value) in enumerate(
+                zip(latents.tolist(), values.tolist(), strict=True)
+            )
+            if latent in place_of
+        ]
+        return {
+            "grid": list(grid.shape[1:]),
+            "active": shown,
+            "more": int((~kept).sum()),
+            "alike": self._alike(
+                [place for place, _, _ in shown], [value for _, value, _ in shown]
+            ),
+        }
+
+    def _codes(self, grid: torch.Tensor, cells: GridCodes) -> tuple[torch.Tensor, torch.Tensor]:
+        """The codes above 0 of the whole picture, strongest first, and their latents."""
+        over = self.meta.get("cells", "pooled")
+        if over == "pooled":
+            codes = self.model.encode(grid.mean((1, 2))[None], self.meta)
+            values, latents = codes.values[0].float().cpu(), codes.indices[0].cpu()
+            values, latents = values[values > 0], latents[values > 0]
+        else:
+            each = (part.flatten(1, 2).cpu() for part in (cells.values, cells.indices))
+            found = image_codes(*each, self.model.n, over)
+            values, latents = found.values, found.latents
+        order = values.argsort(descending=True, stable=True)
+        return values[order], latents[order]
+
+    def _grid(self, picture: Image.Image, name: str) -> torch.Tensor:
+        layer = self.meta["layer"]
+        pixels = self.backbone.transform(picture)[None]
+        grids = self.backbone.activations(
+            self.backbone.encode(pixels),
+            [name],
+            [layer],
+            timestep=self.meta.get("timestep"),
+            seed=self.meta.get("seed") or 0,
+            draw=self.meta.get("draw") or 0,
+        )
+        return grids[layer][0].float().cpu()
+
+    def _alike(self, places: list[int], values: list[float]) -> list[list[float]]:
+        if not places:
+            return []
+        row = np.zeros(self._units.shape[1])
+        row[places] = values
+        cosines = self._units @ (row / np.linalg.norm(row))
+        order = np.argsort(-cosines, kind="stable")[:ALIKE]
+        return [[int(one), short(float(cosines[one]))] for one in order if cosines[one] > 0]
+
+
+def _unit_rows(images: Sequence[dict[str, Any]], latents: int) -> csr_matrix:
+    """The codes of the known images, a row each, at length 1."""
+    pairs = [
+        (row, place, value) for row, image in enumerate(images) for place, value in image["active"]
+    ]
+    rows, places, values = (np.array(part) for part in zip(*pairs, strict=True))
+    codes = csr_matrix((values, (rows, places)), (len(images), latents))
+    lengths = np.sqrt(codes.multiply(codes).sum(1)).A1
+    scale = np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > 0)
+    return csr_matrix(codes.multiply(scale[:, None]))
+
+
+def open_server(config: ServeConfig, progress: Report = silent) -> ThreadingHTTPServer:
+    """A server of a gallery; call ``serve_forever`` on it, and ``server_close`` in the end.
+
+    Raises:
+        ValueError: the folder holds no gallery of this version, or its model or k-SAE can't be opened.
+        OSError: the port is taken.
+    """
+    check_fields(config)
+    folder = config.gallery
+    data = read_object(folder / "gallery.json")
+    names = frozenset(read_record(folder).get("gallery", ()))
+    if data.get("format") != 2 or "index.html" not in names:
+        raise ValueError(f"{printable(folder)} holds no gallery of this version: write it again")
+    ksae = config.ksae or _own_ksae(folder)
+    progress(Progress(f"loading {_backbone(config, data).name} and the k-SAE at {ksae}"))
+    backbone = backbone_of(_backbone(config, data), (data["meta"]["layer"],))
+    images = read_json_lines(folder / "images.jsonl")
+    encoder = Encoder(data, images, backbone, open_sae(ksae, progress=progress))
+    handler = type("Handler", (_Handler,), {"folder": folder, "names": names, "encoder": encoder})
+    return ThreadingHTTPServer((config.host, config.port), handler)
+
+
+def _own_ksae(folder: Path) -> str:
+    run = folder.resolve().parent
+    if not (run / FINAL).is_dir():
+        raise ValueError(
+            f"{printable(folder)} lies in no run of a k-SAE: say which k-SAE it is of (ksae)"
+        )
+    return str(run)
+
+
+def _backbone(config: ServeConfig, data: dict[str, Any]) -> BackboneConfig:
+    """The model that is asked for, or the one that the gallery names: a known name, no path of a file's."""
+    if config.backbone.name != FROM_GALLERY:
+        return config.backbone
+    name = data["meta"].get("model")
+    if name not in {known.name for known in describe()}:
+        raise ValueError(
+            f"the gallery's model ({printable(name)}) is no known one: give it (backbone)"
+        )
+    size = config.backbone.image_size or data["meta"].get("image_size")
+    return replace(config.backbone, name=name, image_size=size)
+
+
+class _Handler(SimpleHTTPRequestHandler):
+    """Serves the files of one gallery, and nothing else, to pages of its own."""
+
+    folder: Path
+    names: frozenset[str]
+    encoder: Encoder
+    timeout = 60
+    server_version = "revelio"
+
+    def do_GET(self) -> None:
+        """A file of the gallery; index.html with the script that takes pictures."""
+        name = self.path.partition("?")[0].lstrip("/") or "index.html"
+        if not self._known_host():
+            self._say(HTTPStatus.FORBIDDEN, "this server answers to its own address only")
+        elif name == SCRIPT:
+            source = files("revelio.analysis.gallery") / "static" / "drop.js"
+            self._send(source.read_bytes(), "text/javascript")
+        elif name not in self.names:
+            self._say(HTTPStatus.NOT_FOUND, "there is no such page")
+        elif name == "index.html":
+            page = (self.folder / name).read_text(encoding="utf-8")
+            more = f'<script src="{SCRIPT}"></script>\n</body>'
+            self._send(page.replace("</body>", more).encode(), "text/html; charset=utf-8")
+        else:
+            kinds = {".js": "text/javascript", ".css": "text/css", ".jpg": "image/jpeg"}
+            kind = kinds.get(Path(name).suffix, "application/json")
+            self._send((self.folder / name).read_bytes(), f"{kind}; charset=utf-8")
+
+    do_HEAD = do_GET
+
+    def do_POST(self) -> None:
+        """Encode the picture that the body holds; a broken one is said to be in the answer."""
+        length = self.headers.get("Content-Length", "")
+        # Only this server's own pages send this header: others would have to ask first, and are not answered.
+        if self.path != "/encode" or not self._known_host() or self.headers.get("X-Revelio") != "1":
+            self._say(HTTPStatus.FORBIDDEN, "this server takes pictures from its own pages only")
+        elif not length.isdecimal() or not 0 < int(length) <= UPLOAD_LIMIT:
+            self.close_connection = True
+            limit = UPLOAD_LIMIT // 2**20
+            self._say(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a picture has at most {limit} MiB")
+        else:
+            self._encode(self.rfile.read(int(length)))
+
+    def _encode(self, content: bytes) -> None:
+        name = sha256(content).hexdigest()
+        try:
+            found = self.encoder(read_picture(content, "the picture"), name)
+        except (ImageError, ValueError) as error:
+            self._say(HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
+        except (MemoryError, RuntimeError) as error:
+            self._say(HTTPStatus.INTERNAL_SERVER_ERROR, str(error).partition("\n")[0])
+        else:
+            self._send(json.dumps(found, allow_nan=False).encode(), "application/json")
+
+    def _known_host(self) -> bool:
+        """Whether the page that asks was reached by an address, not by a name that someone points here."""
+        host = self.headers.get("Host", "").rpartition(":")[0].strip("[]")
+        return host == "localhost" or host.replace(".", "").isdecimal() or ":" in host
+
+    def _say(self, status: HTTPStatus, text: str) -> None:
+        self._send(json.dumps({"error": printable(text)}).encode(), "application/json", status)
+
+    def _send(self, body: bytes, kind: str, status: HTTPStatus = HTTPStatus.OK) -> None:
+        self.send_response(status)
+        for name, value in {
+            **HEADERS,
+            "Content-Type": kind,
+            "Content-Length": str(len(body)),
+        }.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing: what a page loads is no news."""

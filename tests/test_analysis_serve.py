@@ -1,0 +1,187 @@
+"""A gallery behind its server: whose files it gives, whose pictures it takes, and what it says of them."""
+
+import http.client
+import io
+import json
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from analysis_helpers import write_pictures
+from backbones_helpers import tiny_sd
+from browser_helpers import Page, needs_browser
+from PIL import Image
+from sae_helpers import random_model
+
+from revelio.activations.store import ActivationStore
+from revelio.analysis.config import MakeGalleryConfig, ServeConfig
+from revelio.backbones.config import BackboneConfig
+from revelio.backbones.registry import load_backbone
+from revelio.cli import main
+from revelio.data.config import DataConfig
+from revelio.pipelines.gallery import make_gallery
+from revelio.pipelines.inputs import open_sae
+from revelio.pipelines.serve import UPLOAD_LIMIT, open_server
+
+LAYER = "up_ft1"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A gallery of a tiny Stable Diffusion on pictures, in the run folder of its k-SAE."""
+    root = tmp_path_factory.mktemp("serve")
+    sd, images = tiny_sd(root / "sd"), write_pictures(root / "images")
+    main(["extract", "--backbone.name", str(sd), "--backbone.image-size", "32", "--layers", LAYER,
+          "--data.source", str(images), "--pool", "none", "--out", str(root / "stores")])  # fmt: skip
+    (store,) = [path.parent for path in (root / "stores").glob("*/manifest.json")]
+    width = ActivationStore.open(store).row_shape[0]
+    random_model(d=width, n=4 * width, k=6, seed=0).save_pretrained(root / "run" / "final")
+    data = DataConfig(source=str(images))
+    make_gallery(
+        MakeGalleryConfig(
+            store=store, ksae=str(root / "run"), data=data, map_method="pca", beside_controls=False
+        )
+    )
+    return root
+
+
+@pytest.fixture(scope="module")
+def address(made: Path):
+    """Host and port of a server of it."""
+    server = open_server(config(made))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server.server_address[:2]
+    server.shutdown()
+    server.server_close()
+
+
+def config(made: Path) -> ServeConfig:
+    backbone = BackboneConfig(name=str(made / "sd"), image_size=32)
+    return ServeConfig(gallery=made / "run" / "gallery", backbone=backbone, port=0)
+
+
+def ask(
+    address: tuple[str, int], method: str, path: str, body: bytes | None = None, **headers: str
+) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection(*address, timeout=60)
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    connection.request(method, path, body, named)
+    answer = connection.getresponse()
+    return answer.status, answer.read()
+
+
+def png(picture: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, "PNG")
+    return stream.getvalue()
+
+
+def test_a_picture_is_answered_with_its_codes_cells_and_similar_images(
+    made: Path, address: tuple[str, int]
+) -> None:
+    content = (made / "images" / "one" / "08.png").read_bytes()
+    status, body = ask(address, "POST", "/encode", content, X_Revelio="1")
+    assert status == 200
+    found = json.loads(body)
+    ids = json.loads((made / "run" / "gallery" / "gallery.json").read_text())["latents"]["id"]
+    # By hand: the grid of the model, its mean and its cells through the k-SAE.
+    backbone = load_backbone(str(made / "sd"), layers=[LAYER], image_size=32)
+    with Image.open(made / "images" / "one" / "08.png") as picture:
+        pixels = backbone.transform(picture.convert("RGB"))[None]
+    from hashlib import sha256
+
+    name = sha256(content).hexdigest()
+    grid = backbone.activations(backbone.encode(pixels), [name], [LAYER], timestep=25)[LAYER][0]
+    model = open_sae(str(made / "run"))
+    codes = model.encode(grid.mean((1, 2))[None])
+    pairs = zip(codes.indices[0].tolist(), codes.values[0].tolist(), strict=True)
+    expected = {latent: value for latent, value in pairs if value > 0}
+    shown = {ids[place]: value for place, value, _ in found["active"]}
+    assert shown == pytest.approx(
+        {one: value for one, value in expected.items() if one in ids}, rel=1e-3
+    )
+    assert found["more"] == len(expected) - len(shown) and found["grid"] == list(grid.shape[1:])
+    cells = model.encode(grid.flatten(1).T)
+    for place, _, flat in found["active"]:
+        hits = ((cells.indices == ids[place]) & (cells.values > 0)).any(1)
+        assert flat[::2] == hits.nonzero()[:, 0].tolist()
+    images = [
+        dict(json.loads(line)["active"])
+        for line in (made / "run" / "gallery" / "images.jsonl").read_text().splitlines()
+    ]
+    row, cosine = found["alike"][0]
+    ours = {place: value for place, value, _ in found["active"]}
+    lengths = [np.linalg.norm(list(one.values())) for one in (ours, images[row])]
+    product = sum(value * images[row].get(place, 0.0) for place, value in ours.items())
+    assert cosine == pytest.approx(product / (lengths[0] * lengths[1]), rel=1e-2)
+
+
+def test_only_the_gallerys_own_files_are_given(made: Path, address: tuple[str, int]) -> None:
+    status, body = ask(address, "GET", "/")
+    assert status == 200 and b"assets/drop.js" in body
+    assert ask(address, "GET", "/assets/drop.js")[0] == 200
+    assert ask(address, "GET", "/gallery.json?x=1")[0] == 200
+    (made / "run" / "gallery" / "secret.txt").write_text("mine")
+    for path in ("/secret.txt", "/../final/config.json", "/%2e%2e/final/config.json", "/data", "//etc/passwd",
+                 "/.revelio-files.json"):  # fmt: skip
+        assert ask(address, "GET", path)[0] == 404, path
+
+
+def test_other_sites_and_other_names_are_refused(address: tuple[str, int]) -> None:
+    content = png(Image.new("RGB", (40, 40)))
+    assert ask(address, "POST", "/encode", content)[0] == 403
+    assert ask(address, "POST", "/encode", content, X_Revelio="1", Host="evil.example:80")[0] == 403
+    assert ask(address, "GET", "/", Host="evil.example")[0] == 403
+    assert ask(address, "GET", "/", Host="localhost:1")[0] == 200
+
+
+def test_broken_and_huge_pictures_are_a_friendly_note(address: tuple[str, int]) -> None:
+    whole = png(Image.new("RGB", (64, 64)))
+    for content in (b"no picture", whole[:60], b"\0" * 2000):
+        status, body = ask(address, "POST", "/encode", content, X_Revelio="1")
+        assert status == 422 and "picture" in json.loads(body)["error"]
+    status, body = ask(
+        address, "POST", "/encode", b"x", X_Revelio="1", Content_Length=str(UPLOAD_LIMIT + 1)
+    )
+    assert status == 413 and "at most" in json.loads(body)["error"]
+    assert ask(address, "POST", "/encode", b"", X_Revelio="1")[0] == 413
+    assert ask(address, "POST", "/encode", whole, X_Revelio="1")[0] == 200
+
+
+def test_what_does_not_belong_together_is_refused(made: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"gallery\.json"):
+        open_server(replace(config(made), gallery=tmp_path))
+    with pytest.raises(ValueError, match="no known one: give it"):
+        open_server(replace(config(made), backbone=BackboneConfig(name="from-gallery")))
+    width = open_sae(str(made / "run")).d
+    random_model(d=width, n=4 * width, k=6, seed=1).save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match="of another k-SAE"):
+        open_server(replace(config(made), ksae=str(tmp_path / "other")))
+
+
+@needs_browser
+def test_a_picture_chosen_in_the_browser_shows_what_fires_and_where(
+    made: Path, address: tuple[str, int], tmp_path: Path
+) -> None:
+    page = Page(tmp_path / "profile")
+    page.open(f"http://{address[0]}:{address[1]}/#/latents")
+    page.until("!!document.querySelector('.card')")
+    root = page.send("DOM.getDocument")["root"]["nodeId"]
+    chooser = page.send("DOM.querySelector", nodeId=root, selector="#picture")["nodeId"]
+    picture = str(made / "images" / "two" / "09.png")
+    page.send("DOM.setFileInputFiles", files=[picture], nodeId=chooser)
+    page.until("!!document.querySelector('.active')")
+    ids = page.run("[...document.querySelectorAll('.active')].map((a) => a.getAttribute('href'))")
+    assert ids and "Your picture" in page.run("document.querySelector('main').textContent")
+    page.run("document.querySelector('.active').dispatchEvent(new Event('mouseenter'))")
+    assert page.run("getComputedStyle(document.querySelector('.on .heat')).opacity") == "1"
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    root = page.send("DOM.getDocument")["root"]["nodeId"]
+    chooser = page.send("DOM.querySelector", nodeId=root, selector="#picture")["nodeId"]
+    page.send("DOM.setFileInputFiles", files=[str(tmp_path / "broken.png")], nodeId=chooser)
+    note = page.until("document.querySelector('[role=alert]')?.textContent.includes('broken.png:')")
+    assert note
+    page.close()

@@ -1,0 +1,1 @@
+"""The proof of concept steering on mini-sd: erase each class of Fashion-MNIST, judged by a classifier."""

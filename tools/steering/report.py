@@ -1,0 +1,121 @@
+"""From pictures to figures: the strength of each method, chosen on one split and judged on the other."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from revelio.run_dir import versions
+from revelio.steering.evaluate import Drawn, difference_interval, mean_interval, measured
+from tools.steering.methods import (
+    EXPANSION,
+    LEARNING_RATE,
+    SPECIFICITY,
+    TEXT_LAYER,
+    TRAIN_STEPS,
+    K,
+    Methods,
+)  # fmt: skip
+from tools.steering.setting import GUIDANCE, JUDGE_EPOCHS, SPLITS, STEPS, WORDS, Method, Setting
+
+
+def report(setting: Setting, methods: Methods, *, draw: bool = True) -> dict[str, Any]:
+    """Draw what is missing (where ``draw``), and measure all that is there."""
+    plain, *others = methods.all()
+    entries: list[dict[str, Any]] = []
+    judged: dict[str, dict[str, Drawn]] = {}
+    for method in (plain, *others):
+        curve = {}
+        for strength in method.strengths if len(method.strengths) > 1 else ():
+            if draw or setting.stored(method, strength, "choose"):
+                curve[strength] = _rates(setting.drawn(method, strength, "choose"))
+        best = chosen(curve) if curve else method.strengths[0]
+        if not draw and not setting.stored(method, best, "judge"):
+            continue
+        judged[method.name] = setting.drawn(method, best, "judge")
+        entries.append(_entry(method, best, curve, judged, plain.name))
+    return {
+        "model": setting.model,
+        "settings": {
+            "steps": STEPS, "guidance": GUIDANCE, "numbers": "bfloat16 autocast", "splits": SPLITS,
+            "text_layer": TEXT_LAYER, "denoiser_layers": setting.denoiser_layers, "expansion": EXPANSION,
+            "k": K, "ksae_steps": TRAIN_STEPS, "learning_rate": LEARNING_RATE,
+            "specificity": SPECIFICITY, "judge_epochs": JUDGE_EPOCHS,
+        },
+        "ksaes": _ksaes(setting, methods),
+        "methods": entries,
+        "made_with": versions(),
+    }  # fmt: skip
+
+
+def chosen(curve: Mapping[float, Mapping[str, float]]) -> float:
+    """The strength at which the other classes' rate lies highest above the target's."""
+    return max(curve, key=lambda strength: curve[strength]["others"] - curve[strength]["target"])
+
+
+def _rates(drawn: Mapping[str, Drawn]) -> dict[str, float]:
+    return {
+        "target": float(np.mean([one.sees(name).mean() for name, one in drawn.items()])),
+        "others": float(np.mean([one.keeps(name).mean() for name, one in drawn.items()])),
+    }
+
+
+def _entry(
+    method: Method,
+    strength: float,
+    curve: Mapping[float, Mapping[str, float]],
+    judged: Mapping[str, Mapping[str, Drawn]],
+    plain: str,
+) -> dict[str, Any]:
+    drawn, base = judged[method.name], judged[plain]
+    found = measured(drawn, base)
+    entry: dict[str, Any] = {"method": method.name, "route": method.route, "strength": strength}
+    entry |= {"curve": {f"{s:g}": rates for s, rates in curve.items()}, **found}
+    entry["classes"] = {
+        name: {
+            "target": float(one.sees(name).mean()),
+            "plain": float(base[name].sees(name).mean()),
+            "others": float(one.keeps(name).mean()),
+        }
+        for name, one in drawn.items()
+    }
+    entry["better_than"] = {
+        other: {
+            what: difference_interval(
+                [getattr(drawn[name], how)(name) for name in WORDS],
+                [getattr(judged[other][name], how)(name) for name in WORDS],
+            )
+            for what, how in (("target", "sees"), ("others", "keeps"))
+        }
+        for other in ("difference of means", "negative prompt")
+        if other in judged and other != method.name
+    }
+    entry["quality"] = mean_interval([one.keeps(name) for name, one in drawn.items()])
+    return entry
+
+
+def _ksaes(setting: Setting, methods: Methods) -> dict[str, Any]:
+    """What each k-SAE explains, and how specific the latents found are on the half that did not choose."""
+    found: dict[str, Any] = {}
+    for layer in (TEXT_LAYER, *setting.denoiser_layers):
+        if not (setting.work / f"ksae-{layer}-x{EXPANSION}-k{K}").exists():
+            continue
+        text = layer == TEXT_LAYER
+        ksae = methods.text_ksae() if text else methods.denoiser_ksae(layer)
+        of = {
+            name: methods.text_found(name) if text else methods.denoiser_found(layer, name)
+            for name in WORDS
+        }
+        found[layer] = {
+            **ksae.trained_on,
+            "n": ksae.n,
+            "k": ksae.k,
+            "latents": {name: len(one.latents) for name, one in of.items()},
+            "held_out_auc": {name: one.auc for name, one in of.items()},
+            "held_out_specificity": {
+                name: float(np.mean([row["specificity"] for row in one.held_out]))
+                for name, one in of.items()
+            },
+            "most_by_lot": max(max(one.shuffled) for one in of.values()),
+        }
+    return found
