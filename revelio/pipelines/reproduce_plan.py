@@ -5,8 +5,10 @@ measures on the first images it reports itself.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from revelio.backbones.registry import describe_one
+from revelio.backbones.registry import describe, describe_one
+from revelio.backbones.source import Description
 from revelio.data.registry import get_spec, is_registered
 from revelio.diffc.model import head_macs
 from revelio.machine import duration, size
@@ -55,7 +57,8 @@ class Plan:
         if not self.runs:
             return "\n".join(self.lines)
         hours = duration(self.tera / self.teraflops)
-        said = f"plan: {self.runs} runs, {size(self.bytes)} on disk, about {hours} at {self.teraflops:g} TFLOP/s"
+        said = f"plan: {self.runs} runs, {size(self.bytes)} on disk, "
+        said += f"about {hours} at {self.teraflops:g} TFLOP/s"
         if self.unknown:
             said += f", without {', '.join(self.unknown)}, whose work is not known"
         return "\n".join([*self.lines, said])
@@ -90,7 +93,7 @@ def _add(
     """One row's runs and its share of what its set has in common."""
     row, model = ours.row, ours.backbone.name
     train, test = _images(ours, sizes)
-    about = next((one for one in [_described(model)] if one), None)
+    about = _described(model)
     encode, denoise = _GMACS.get(model, (0, 0))
     if model not in _GMACS and row.kind != "clip":
         plan.unknown = tuple(dict.fromkeys((*plan.unknown, model)))
@@ -106,7 +109,7 @@ def _add(
     grid = (spec.channels, side // spec.stride, side // spec.stride)
     if row.kind in ("ksae", "gallery"):
         job = Job(config=sizes.sae, rows=max(1, train), d=spec.channels)
-        plan.tera += config.seeds * job.train.steps * given_speed(job, 1e12).high
+        plan.tera += config.seeds * job.train.steps * given_speed(job, 1e12).slowest
         plan.bytes += ROW_BYTES * spec.channels * train
         plan.bytes += config.seeds * ROW_BYTES * (2 * job.n + 1) * spec.channels
     elif row.kind == "diffc":
@@ -119,11 +122,10 @@ def _add(
         plan.bytes += LATENT_BYTES * VAE_CHANNELS * (side // VAE_STRIDE) ** 2 * images
 
 
-def _described(model: str):
-    try:
-        return describe_one(model)
-    except (KeyError, ValueError):  # a hub id that is not here: nothing is downloaded for a plan
-        return None
+def _described(model: str) -> Description | None:
+    """A known model or a folder; of another hub id nothing is downloaded for a plan."""
+    known = {about.name: about for about in describe()}
+    return known.get(model) or (describe_one(model) if Path(model).is_dir() else None)
 
 
 def _images(ours: OurRow, sizes: Sizes) -> tuple[int, int]:
