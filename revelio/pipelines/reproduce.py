@@ -222,7 +222,7 @@ class _Rows:
         return self.root / "rows" / ours.name
 
     def _images(self, ours: OurRow) -> tuple[ImageDataset, ImageDataset]:
-        """Training and test images: the set's own splits, or a fifth of every class held out.
+        """Training and test images: the set's own splits; of a folder or a split that was given a part each.
 
         Raises:
             ValueError: they can't be opened, or have no labels.
@@ -234,7 +234,7 @@ class _Rows:
     def _opened(self, ours: OurRow) -> tuple[ImageDataset, ImageDataset]:
         data = ours.data
         try:
-            if not is_registered(data.source):
+            if data.split is not None or not is_registered(data.source):
                 raise NoSplits
             train, test = (open_dataset(replace(data, split=one)) for one in ("train", "test"))
         except NoSplits:
@@ -425,7 +425,7 @@ class _Rows:
             prompts=row.prompt,
             clip=self._clip,
             data=images,
-            test=HeldOut(limit=self.sizes.test_images),
+            test=HeldOut(split=None if ours.data.split else "test", limit=self.sizes.test_images),
         )
 
     def _diffc_seconds(self, ours: OurRow, run: Path) -> Found:
