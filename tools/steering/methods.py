@@ -52,7 +52,7 @@ class Methods:
             Method("text latents", "text", self.text_latents, (1.0, 1.5, 2.0, 3.0)),
             Method("text latents, captions unseen", "text", self.text_unseen, (STUDY_STRENGTH,)),
             Method("difference of means", "baseline", self.means, few),
-            Method("difference of means, conditional", "baseline", self.conditional_means, few),
+            Method("conditional difference of means", "baseline", self.conditional_means, few),
             Method("negative prompt", "baseline", lambda _t, _s: nullcontext(), negative=True),
             Method("text contrast", "text", self.contrast, few),
             Method("text as published", "text", self.published, (0.03, 0.06, 0.12, 0.25)),

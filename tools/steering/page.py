@@ -80,9 +80,9 @@ strength 3 subtracts their share three times. *captions unseen*: a k-SAE and lat
 last four captions only; the four that name the class here are its first. *latents of ...*: the same in the
 U-Net, in the conditional half, at all steps. *difference of means*: the mean token states of the class's
 captions less those of the others, position by position, subtracted from the prompt's call and added to the
-unconditional one; *conditional*: from the prompt's call alone. *text contrast*: the same of sparse codes,
-decoded. *text as published*: the dense codes of the word alone, decoded. *random direction*: of the norm of
-the difference of means."""
+unconditional one; the *conditional* one: from the prompt's call alone. *text contrast*: the same of sparse
+codes, decoded. *text as published*: the dense codes of the word alone, decoded. *random direction*: of the
+norm of the difference of means."""
 
 USAGE = """\
 ```
@@ -166,7 +166,8 @@ def _into(found: Mapping[str, Any]) -> list[str]:
         return ["Not measured."]
     return [
         _table(found, "into", into=True),
-        "Captions of other classes while the class is added; *turned into it* is what the judge sees then.",
+        "Captions of other classes while the class is added, at strength 1 alone, which nothing chose; *turned\n"
+        "into it* is what the judge sees then.",
         "![other classes' captions with the class added](steering_into.png)",
     ]
 
@@ -190,7 +191,7 @@ def verdict(of: Mapping[str, Any]) -> str:
         lines.append(
             f"- {name}: target {percents(one['target_relative'])} %, survival "
             f"{percents(one['survival'])} %: {said}; better than "
-            f"{' and '.join(beats) if beats else 'no baseline'}"
+            f"{', '.join(beats) or 'no baseline'}"
         )
     return "\n".join(lines)
 

@@ -21,7 +21,7 @@ from tools.steering.setting import GUIDANCE, JUDGE_EPOCHS, SPLITS, STEPS, WORDS,
 # The baselines that the others are compared with, of mini-sd's and of mini-dit's.
 COMPARED = (
     "difference of means",
-    "difference of means, conditional",
+    "conditional difference of means",
     "negative prompt",
     "means of block2+block4+block6",
 )
