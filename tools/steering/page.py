@@ -166,8 +166,8 @@ def _into(found: Mapping[str, Any]) -> list[str]:
         return ["Not measured."]
     return [
         _table(found, "into", into=True),
-        "Captions of other classes while the class is added, at strength 1 alone, which nothing chose; *turned\n"
-        "into it* is what the judge sees then.",
+        "Captions of other classes while the class is added, at strength 1 alone, which nothing chose;\n"
+        "*turned into it* is what the judge sees then.",
         "![other classes' captions with the class added](steering_into.png)",
     ]
 
