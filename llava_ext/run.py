@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
@@ -21,7 +22,7 @@ from llava_ext.config import (
     StageOptions,
     TrainConfig,
 )
-from llava_ext.dataset import Collator, ConversationDataset, ImageProvider, Pictures
+from llava_ext.dataset import TOKENS, Collator, ConversationDataset, ImageProvider, Pictures
 from llava_ext.deepspeed import state_bytes
 from llava_ext.images import picture_ids, plain_ids
 from llava_ext.import_llava import import_projectors
@@ -38,7 +39,7 @@ from llava_ext.training import (
     check_processes,
     checkpoint_step,
     last_checkpoint,
-    load_in_parts,
+    loaded_whole,
     training_arguments,
     whole_state,
 )
@@ -51,7 +52,7 @@ from revelio.machine import duration, size
 from revelio.run_dir import Run, read_json, sha256, write_json
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 
 @dataclass(frozen=True)
@@ -90,11 +91,11 @@ def run(config: TrainConfig) -> None:
     accumulation(config.stage.effective_batch, config.stage.batch_size, world_size())
     # Before the model: under ZeRO-3 each process then loads only its part.
     arguments = training_arguments(config.stage, config.out)
-    load_in_parts(arguments, config.model.dtype)
-    job = open_job(config, stage)
+    job = open_job(config, stage, arguments)
     run_dir = _open_run(config, stage, resume=config.resume) if is_main() else None
     if run_dir is not None:
         _record_inputs(run_dir, config, job)
+        job.dataset.encoded.save(run_dir.path / TOKENS)
     checkpoint = last_checkpoint(config.out) if config.resume else None
     if run_dir is not None:
         run_dir.truncate_metrics(checkpoint_step(checkpoint) if checkpoint else 0)
@@ -158,8 +159,15 @@ def _record_inputs(run_dir: Run, config: TrainConfig, job: Job) -> None:
         run_dir.add_input(name, value)
 
 
-def open_job(config: TrainConfig, stage: Stage) -> Job:
+def open_job(
+    config: TrainConfig, stage: Stage, arguments: "TrainingArguments | None" = None
+) -> Job:
     """Load data, towers and model, and check that they fit.
+
+    Args:
+        config: of the stage.
+        stage: which it is.
+        arguments: of the Trainer that follows: under ZeRO-3 each process loads its part of the model.
 
     Raises:
         ValueError: they don't; the message names the record, file or setting.
@@ -175,11 +183,21 @@ def open_job(config: TrainConfig, stage: Stage) -> Job:
         decode=config.check_pictures and config.cache is None,
         files=config.cache is None or pictures_here,
     )
-    towers = load_towers(config.model, own_device())
+    with loaded_whole(arguments):
+        towers = load_towers(config.model, own_device())
     images = open_images(config.cache, towers, data.images if pictures_here else None, records)
-    model, tokenizer = build_model(config.model, towers, seed=config.stage.seed)
+    # What is cast after loading must be whole then.
+    cast = arguments is not None and arguments.bf16 != (config.model.dtype == "bfloat16")
+    with loaded_whole(arguments) if cast else nullcontext():
+        model, tokenizer = build_model(config.model, towers, seed=config.stage.seed)
     dataset = ConversationDataset(
-        records, tokenizer, config.model, model.image_tokens, images, too_long=config.too_long
+        records,
+        tokenizer,
+        config.model,
+        model.image_tokens,
+        images,
+        too_long=config.too_long,
+        kept=config.out / TOKENS,
     )
     if isinstance(config, FinetuneConfig):
         _begin_finetune(model, config.pretrained, config.lora, config.stage.seed)

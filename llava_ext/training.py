@@ -7,7 +7,8 @@ not cached. A checkpoint holds what trains and the optimiser; ``final/`` is what
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -204,15 +205,27 @@ def build_trainer(
     return trainer
 
 
-def load_in_parts(arguments: TrainingArguments, dtype: str) -> None:
-    """Let transformers load a model in parts under ZeRO-3, where it is loaded in the format that it runs in.
+@contextmanager
+def loaded_whole(arguments: TrainingArguments | None) -> Iterator[None]:
+    """Load models whole, whatever DeepSpeed's config says: towers, and what is cast after loading.
 
-    The arguments have told it already; a model that is cast afterwards must be loaded whole.
+    Once the arguments are made, transformers loads every model in parts under ZeRO-3.
     """
-    if arguments.deepspeed and arguments.bf16 != (dtype == "bfloat16"):
-        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+    if arguments is None or not arguments.deepspeed:
+        yield
+        return
+    from transformers.integrations.deepspeed import (
+        set_hf_deepspeed_config,
+        unset_hf_deepspeed_config,
+    )
 
-        unset_hf_deepspeed_config()
+    assert arguments.device  # asking for it starts the group of processes
+    config = arguments.hf_deepspeed_config
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        set_hf_deepspeed_config(config)
 
 
 def set_number_formats(model: LlavaModel, arguments: TrainingArguments) -> None:
