@@ -82,7 +82,7 @@ def run(config: TrainConfig) -> None:
     if isinstance(config, FinetuneConfig) and config.lora.rank:
         require("peft", "an adapter")
     check_folder(config.out)
-    if not config.resume and (config.out / "manifest.json").exists():
+    if is_main() and not config.resume and (config.out / "manifest.json").exists():
         raise ValueError(
             f"{config.out} already holds a run: continue it with resume, or choose another folder"
         )
