@@ -5,10 +5,10 @@
 
 Training: a store of vectors and a store of whole grids with as many cells, both of `--gb` and both streamed
 (any size that fits the disk: nothing is held but the shuffling buffer), the same k-SAE for the same steps.
-`reading` is the loader alone. Heat maps: `--latents` latents on `--images` images, some images at a time;
-`dense` takes the pre-activations of all latents at all cells, keeps the k largest by `topk`, scatters them
-into a dense code and picks the latents out of it; `ours` is `encode_grid(...).maps(...)`. Each part runs in a
-process of its own, which gives its peak memory; results of the two ways are compared.
+`reading` is the loader alone, over a whole epoch. Heat maps: `--latents` latents on `--images` images, some
+at a time; `dense` takes the pre-activations of all latents at all cells, keeps the k largest by `topk`,
+scatters them into a dense code and picks the latents out of it; `ours` is `encode_grid(...).maps(...)`. Each
+part runs in a process of its own, which gives its peak memory; results of the two ways are compared.
 """
 
 import argparse
@@ -101,7 +101,7 @@ def training(path: Path, kind: str, sizes: Sizes) -> dict[str, float]:
     torch.set_num_threads(sizes.threads)
     batches = Shuffled(rows_of(path, kind), sizes.batch, workers=1)
     began = time.perf_counter()
-    read = sum(len(batch) for batch in islice(batches.epoch(0), sizes.steps))
+    read = sum(len(batch) for batch in batches.epoch(0))
     reading = read / (time.perf_counter() - began)
     model = KSparseAutoencoder(sizes.d, sizes.expansion * sizes.d, sizes.k, seed=None)
     loop = train(model, _Begun(batches), TrainConfig(steps=sizes.steps + 5, batch_size=sizes.batch))
@@ -181,12 +181,12 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--d", type=int, default=256)
+    parser.add_argument("--d", type=int, default=640)
     parser.add_argument("--side", type=int, default=16, help="of the grids")
-    parser.add_argument("--expansion", type=int, default=32)
+    parser.add_argument("--expansion", type=int, default=64)
     parser.add_argument("--k", type=int, default=32)
     parser.add_argument("--batch", type=int, default=1024)
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=300, help="enough that reading counts")
     parser.add_argument("--gb", type=float, default=1.0, help="of each store")
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--latents", type=int, default=1000)

@@ -167,6 +167,10 @@ def test_concepts_of_stores_and_their_sums(tmp_path: Path, capsys):
         ((), "a concept of nothing: give one of"),
         (("--texts", "a", "--latents", 1), "a concept of texts and latents"),
         (("--store", tmp_path / "s", "--class-name", "shoe"), "has no class 'shoe': it has bag"),
+        (
+            ("--store", tmp_path / "s", "--class-name", "bag", "--layer", LAYER),
+            "holds pictures' activations of layer up_ft0, not of text_encoder.block1",
+        ),
         (("--store", tmp_path / "t", "--class-name", "a"), "holds tokens of prompts"),
         (("--store", tmp_path / "s", "--class-name", "bag", "--find", 3), "give ksae"),
     ):

@@ -89,7 +89,7 @@ class ActivationStore:
         if store.cells is not None and not cells:
             raise ValueError(
                 f"{folder} holds {store.cells} cells of each image's grid, and this takes one row an image: "
-                "extract the images without `cells`"
+                "choose rows that are cells where there is that choice, or extract the images without `cells`"
             )
         for number in range(len(store._shards)):
             store._check(number)

@@ -30,6 +30,9 @@ COMMANDS = {
     "steer-eval": "how well a concept is erased, by a judge, beside baselines",
     "train-diffc": "images or stored grids -> Diff-C classifier",
     "eval-diffc": "Diff-C classifier -> accuracy, confusion",
+    "reproduce": "a table or figure of the paper: its numbers, ours, chance, intervals, what holds",
+    "probe": "stores -> linear, nearest-neighbor and attention probes in one table",
+    "zero-shot": "images + class names -> Diffusion Classifier or CLIP, no training",
     "configs": "list the experiments' YAML files that come with Revelio; copy one",
     "demo": "all of it on the shipped model and real images",
 }

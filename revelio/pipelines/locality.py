@@ -70,7 +70,7 @@ def measure_locality(config: LocalityConfig, progress: Report = silent) -> Measu
     store, model = stores[0], open_sae(config.ksae, config.device, progress)
     told = counted(progress, "top images", store.images, "image")
     device = next(model.parameters()).device
-    top = top_images(model, store, TopImagesConfig(cells="max"), device=device, progress=told)
+    top = top_images(model, store, TopImagesConfig(over="max"), device=device, progress=told)
     latents = top.ranking(config.latents)
     if not len(latents):
         raise ValueError(f"no latent of {printable(config.ksae)} fires on {store.path}")

@@ -52,6 +52,7 @@ class Methods:
             Method("text latents", "text", self.text_latents, (1.0, 1.5, 2.0, 3.0)),
             Method("text latents, captions unseen", "text", self.text_unseen, (STUDY_STRENGTH,)),
             Method("difference of means", "baseline", self.means, few),
+            Method("difference of means, conditional", "baseline", self.conditional_means, few),
             Method("negative prompt", "baseline", lambda _t, _s: nullcontext(), negative=True),
             Method("text contrast", "text", self.contrast, few),
             Method("text as published", "text", self.published, (0.03, 0.06, 0.12, 0.25)),
@@ -120,6 +121,11 @@ class Methods:
     def means(self, target: str, strength: float) -> AbstractContextManager[None]:
         """Subtract the difference of means, without a k-SAE."""
         return steered(self.setting.layers, self._contrast(target, ksae=False), -strength)
+
+    def conditional_means(self, target: str, strength: float) -> AbstractContextManager[None]:
+        """Subtract the difference of means from the prompt's call alone, as latents are ablated."""
+        concept = self._contrast(target, ksae=False)
+        return steered(self.setting.layers, concept, -strength, branch="conditional")
 
     def contrast(self, target: str, strength: float) -> AbstractContextManager[None]:
         """Subtract the contrast of mean codes, decoded."""
@@ -238,8 +244,7 @@ class Methods:
             return keep
 
         functions = {layer: note(layer) for layer in layers}
-        # One seed a caption, others than those that judge.
-        prompts = [(text, word, 100) for word in WORDS for text in CAPTIONS[word][:TRAIN_PICTURES]]
+        prompts = self.setting.training_prompts()
         with hooked(self.setting.layers, functions, exact=False):
             self.setting.draw(prompts, "train")
         cells = {

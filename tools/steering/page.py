@@ -60,8 +60,10 @@ other classes' rate lies highest above the target's. Intervals are 95 % bootstra
 COLUMNS = """\
 *target*: pictures of captions that name the class in which the judge sees it. *relative*: divided by the
 unsteered rate. *others*: pictures of other captions in which it sees what they name. *survival*: divided by
-the unsteered rate. *distance*: mean absolute difference of those pictures from the unsteered ones, of 1.
-*time*: processor seconds a picture on a shared machine; `benchmarks/steering.py` compares in turns."""
+the unsteered rate. *confidence*: how sure the judge is of whatever it sees in pictures of captions that
+name the class, a measure of their quality. *distance*: mean absolute difference of the others' pictures
+from the unsteered ones, of 1. *time*: processor seconds a picture on a shared machine;
+`benchmarks/steering.py` compares in turns."""
 
 KSAES = """\
 The k-SAE of the text encoder is of its tokens, of all captions of the ten classes (80), padding included;
@@ -74,18 +76,19 @@ largest AUC of twenty shuffles."""
 
 METHODS = """\
 *text latents*: the class's latents are ablated in the tokens of `{text_layer}`, wherever they fire;
-strength 2 subtracts their share twice. *captions unseen*: a k-SAE and latents made of each class's last
-four captions only; the four that name the class here are its first. *latents of ...*: the same in the
+strength 3 subtracts their share three times. *captions unseen*: a k-SAE and latents made of each class's
+last four captions only; the four that name the class here are its first. *latents of ...*: the same in the
 U-Net, in the conditional half, at all steps. *difference of means*: the mean token states of the class's
 captions less those of the others, position by position, subtracted from the prompt's call and added to the
-unconditional one. *text contrast*: the same of sparse codes, decoded. *text as published*: the dense codes
-of the word alone, decoded. *random direction*: of the norm of the difference of means."""
+unconditional one; *conditional*: from the prompt's call alone. *text contrast*: the same of sparse codes,
+decoded. *text as published*: the dense codes of the word alone, decoded. *random direction*: of the norm of
+the difference of means."""
 
 LIMITS = """\
 One model of 32 px, and ten classes that its captions name in one or two words; more than {steps} steps;
-prompts that never name the concept; adversarial prompts; mini-dit. The text k-SAE has seen every caption
-that is drawn, though a class's latents were chosen on half of them. The classifier judges classes, not
-quality beyond them."""
+prompts that never name the concept; adversarial prompts. The text k-SAE has seen every caption that is
+drawn, though a class's latents were chosen on half of them. The classifier judges classes, not quality
+beyond them."""
 
 
 def text(found: Mapping[str, Any]) -> str:
@@ -108,6 +111,8 @@ def text(found: Mapping[str, Any]) -> str:
         "![one picture of another class's caption, by method](steering_others.png)",
         "## Against the baselines",
         _against(found),
+        "## mini-dit",
+        *_dit(found),
         "## Turning other classes into one",
         *_into(found),
         "## Strength curves",
@@ -125,6 +130,20 @@ def text(found: Mapping[str, Any]) -> str:
         LIMITS.format(**settings),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+DIT = """\
+A diffusion transformer that is conditioned on class labels: there is no text, so only the denoiser is
+edited, as above, in the tokens of blocks {layers}. A class has one label, so seeds stand for captions. The
+means subtracted in the same blocks are the baseline."""
+
+
+def _dit(found: Mapping[str, Any]) -> list[str]:
+    dit = found.get("dit", {"methods": []})
+    if len(dit["methods"]) < 2:
+        return ["Not measured."]
+    layers = ", ".join(dit["settings"]["denoiser_layers"])
+    return [DIT.format(layers=layers), _table(dit, "denoiser", "baseline"), _curves(dit)]
 
 
 def _into(found: Mapping[str, Any]) -> list[str]:
@@ -176,14 +195,16 @@ def _table(found: Mapping[str, Any], *routes: str, into: bool = False) -> str:
     """The methods of some routes, a row each."""
     head = ["method", "strength", "target %", "relative %", "others %", "survival %"]
     head += ["turned into it %"] if into else []
-    lines = [_row([*head, "distance", "time, s"]), _row(["---"] * (len(head) + 2))]
+    head += ["confidence %", "distance", "time, s"]
+    lines = [_row(head), _row(["---"] * len(head))]
     for one in found["methods"]:
         if one["route"] not in routes and not (into and one["method"] == "plain"):
             continue
         cells = [one["method"], "" if one["method"] == "plain" else f"{one['strength']:g}"]
         names = ["target", "target_relative", "others", "survival"]
         cells += [percents(one[name]) for name in [*names, *(["turned_into"] if into else [])]]
-        lines.append(_row([*cells, f"{one['distance']['value']:.3f}", f"{one['seconds']:.2f}"]))
+        cells += [percents(one["confidence"]), f"{one['distance']['value']:.3f}"]
+        lines.append(_row([*cells, f"{one['seconds']:.2f}"]))
     return "\n".join(lines)
 
 

@@ -19,7 +19,7 @@ from revelio.seeds import key_seed
 from revelio.steering.evaluate import Drawn
 from tools.mini.captions import captions, noun
 from tools.mini.data import load_fashion_mnist
-from tools.mini.judge import build_judge, judge, train_judge
+from tools.mini.judge import build_judge, grey, judge, train_judge
 
 SET = "fashion-mnist"
 WORDS = [noun(name) for name in FASHION_CLASSES]
@@ -74,10 +74,15 @@ class Setting:
         pipeline.set_progress_bar_config(disable=True)
         return PipelineLayers(pipeline, self.model)
 
+    @property
+    def judge_path(self) -> Path:
+        """Where the judge is kept."""
+        return self.work / "judge.pt"
+
     @cached_property
     def judge(self) -> torch.nn.Sequential:
         """A classifier trained on real pictures only."""
-        path = self.work / "judge.pt"
+        path = self.judge_path
         if not path.exists():
             model = train_judge(load_fashion_mnist(self.fashion, "train"), JUDGE_EPOCHS, 0)
             write_whole_by(path, lambda to: torch.save(model.state_dict(), to))
@@ -154,6 +159,15 @@ class Setting:
         with np.load(path) as stored:
             return stored["images"], float(stored["seconds"])
 
+    @torch.no_grad()
+    def confidence(self, method: Method, strength: float) -> list[np.ndarray]:
+        """How sure the judge is of what it sees, of captions that name each target: (pictures 1) a target."""
+        images, _ = self.pictures(method, strength, "judge")
+        own = SPLITS["judge"][0] * SPLITS["judge"][1]
+        rows = grey(torch.from_numpy(images[:, :own]).flatten(0, 1)[:, None])
+        sure = self.judge(rows).softmax(dim=1).amax(dim=1)
+        return list(sure.view(len(WORDS), own, 1).numpy())
+
     def drawn(self, method: Method, strength: float, split: str) -> dict[str, Drawn]:
         """The pictures of each target, judged; a prompt a row, one seed or several."""
         images, seconds = self.pictures(method, strength, split)
@@ -177,6 +191,11 @@ class DiTSetting(Setting):
 
     model: str = "mini-dit"
     denoiser_layers: tuple[str, ...] = ("block2", "block4", "block6")
+
+    @property
+    def judge_path(self) -> Path:
+        """The same judge as mini-sd's, whose folder this one lies in."""
+        return self.work.parent / "judge.pt"
 
     def prompts(self, target: str, split: str) -> list[tuple[str, str, int]]:
         """As many pictures as of mini-sd: a class has one label, so seeds stand for captions."""

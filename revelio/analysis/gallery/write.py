@@ -92,7 +92,7 @@ def write_gallery(
     if not len(chosen):
         raise ValueError("no latent is active on any image: train the k-SAE on this store first")
     indices = _matched(store, dataset)
-    shared = _shared(model, top, chosen, config) | {"purity": purity}
+    shared: dict[str, Any] = _shared(model, top, chosen, config) | {"purity": purity}
     fired = firing(model, store, chosen, top.source.get("cells", "pooled"))
     records = latent_records(model, store, top, chosen, fired, config)
     if len(store.row_shape) == 3:
