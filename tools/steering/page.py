@@ -84,6 +84,19 @@ unconditional one; *conditional*: from the prompt's call alone. *text contrast*:
 decoded. *text as published*: the dense codes of the word alone, decoded. *random direction*: of the norm of
 the difference of means."""
 
+USAGE = """\
+```
+revelio extract-text --prompts captions.txt --layers text_encoder.block1 --padding keep --out runs/tokens
+revelio train-ksae --store runs/tokens/text_encoder.block1 --expansion 4 --k 4 --out runs/ksae
+revelio concept --texts-file dress.txt --against-file others.txt --layer text_encoder.block1 \\
+    --ksae runs/ksae --find 64 --out runs/dress
+revelio steer --concept runs/dress --ksae runs/ksae --operation ablate --strength 0 1 3 \\
+    --prompts prompts.txt --out runs/drawn
+```
+
+`revelio steer --concept C` without `--ksae` adds the concept's vector instead, as published, and `revelio
+steer-eval` measures either beside the baselines, with a judge of yours."""
+
 LIMITS = """\
 One model of 32 px, and ten classes that its captions name in one or two words; more than {steps} steps;
 prompts that never name the concept; adversarial prompts. The text k-SAE has seen every caption that is
@@ -126,6 +139,8 @@ def text(found: Mapping[str, Any]) -> str:
         "## The k-SAEs",
         _ksaes(found),
         KSAES.format(**settings),
+        "## By hand",
+        USAGE,
         "## What was not measured",
         LIMITS.format(**settings),
     ]
