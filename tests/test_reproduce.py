@@ -12,7 +12,7 @@ import pytest
 from backbones_helpers import tiny_sd
 from PIL import Image
 
-import revelio.pipelines.reproduce as pipeline
+import revelio.pipelines.reproduce_rows as pipeline
 from revelio.analysis.config import PurityConfig
 from revelio.cli import main
 from revelio.data.config import DataConfig
