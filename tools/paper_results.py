@@ -32,14 +32,14 @@ SMALL = replace(
 )
 HEAD = """# The paper's tables in small
 
-Rendered by `tools/paper_results.py` from `results.json`. The shipped models stand in for the paper's, held-out
-Fashion-MNIST for Oxford-IIIT Pet: values cannot be compared with the paper's, orderings can be asked for.
+Rendered by `tools/paper_results.py` from `results.json`. The shipped models stand in for the paper's,
+held-out Fashion-MNIST for Oxford-IIIT Pet: values cannot be compared with the paper's, orderings can.
 """
 
 
 def main() -> None:
     """Run the items, and render the page of all that were ever run."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", help="a copy of Fashion-MNIST; none: only render the page again")
     parser.add_argument("--only", choices=ITEMS, help="run one item")
     parser.add_argument("--out", type=Path, default=Path("runs/paper-results"))

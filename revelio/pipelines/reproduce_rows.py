@@ -61,8 +61,9 @@ def measure(shared: Shared, ours: OurRow) -> Found:
 def _ksae(shared: Shared, ours: OurRow) -> Found:
     """sigma_label of a k-SAE a seed on its training images, as in Sec. 4.2; the first beside controls."""
     config, store = shared.config, shared.store(ours, "train")
+    own: dict[str, Any] = vars(shared.sizes.sae) | {"mode": config.mode}
     train = TrainSAEConfig(
-        **(vars(shared.sizes.sae) | {"mode": config.mode}),
+        **own,
         store=(store,),
         out=shared.place(ours) / "ksae",
         device=config.device,
@@ -99,7 +100,7 @@ def _purity(
     strong = eligible(made.top, how.m)[: how.latents]
     if not len(strong):
         raise ValueError(f"no latent is active on enough of the {made.top.images} images")
-    beside = {"store": (store,), "ksae": (str(ksae),)} if controls else {}
+    beside: dict[str, Any] = {"store": (store,), "ksae": (str(ksae),)} if controls else {}
     given = MeasurePurityConfig(**vars(how), **beside, top=(made.path,), device=config.device)
     entry = measure_purity(given, shared.progress).entries[0]
     subsets = image_subsets(made.top.images, config.seed)
@@ -135,7 +136,11 @@ def _diffc(shared: Shared, ours: OurRow) -> Found:
 def _diffc_config(shared: Shared, ours: OurRow) -> TrainDiffCConfig:
     """On stored grids in mode `fixed`; otherwise on fresh augmented views, as paper and code have it."""
     config, sizes = shared.config, shared.sizes
-    own = vars(sizes.diffc) | {"mode": config.mode, "device": config.device, "resume": True}
+    own: dict[str, Any] = vars(sizes.diffc) | {
+        "mode": config.mode,
+        "device": config.device,
+        "resume": True,
+    }
     own |= {"seed": config.seed, "seeds": config.seeds}
     out = shared.place(ours) / f"diffc-s{config.seeds}"
     if config.mode == "fixed":

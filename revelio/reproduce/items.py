@@ -120,8 +120,8 @@ def _rows(kind: str, metric: str, **axes: tuple[Any, ...]) -> tuple[Row, ...]:
     main |= {"timestep": (25,), "dataset": (PETS,), "prompt": ("empty",)}
     known = {row: row.paper for rows in reversed(paper_rows().values()) for row in rows}
     found = []
-    for values in product(*(main | axes).values()):
-        row = Row(kind, *values, metric)
+    for model, layer, timestep, dataset, prompt in product(*(main | axes).values()):
+        row = Row(kind, model, layer, timestep, dataset, prompt, metric)
         tabled = replace(row, kind="ksae") if kind == "gallery" else row
         found.append(replace(row, paper=known.get(tabled)))
     return tuple(found)
