@@ -26,9 +26,9 @@ ITEMS = ("table2a", "table3")
 MINI = SIZES["mini"]
 SMALL = replace(
     MINI,
-    sae=replace(MINI.sae, steps=100, batch_size=500),
+    sae=replace(MINI.sae, expansion=8, steps=60, batch_size=600),
     diffc=replace(MINI.diffc, width=32, epochs=4),
-    train_images=1000,
+    train_images=600,
 )
 HEAD = """# The paper's tables in small
 
