@@ -145,7 +145,7 @@ def tower_yaml(best: Candidate, spec: LayerSpec, side: int, config: AdviseConfig
     }
     clip = {"backbone": "clip-vit-l-14", "layer": "block22", "tokens": "flatten", "budget": TOKENS}
     language = {"language_model": "smollm2-135m-instruct", "template": "tokenizer", "system": ""}
-    head = "# For `revelio llava pretrain` and `finetune`, which also need their data: see `revelio configs`.\n"
+    head = "# For `revelio llava pretrain` and `finetune`; the data is yours to add: see `revelio configs`.\n"
     return head + _dumped({"model": language | {"towers": [clip, tower]}})
 
 
