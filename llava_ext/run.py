@@ -3,7 +3,6 @@
 import json
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
@@ -39,7 +38,6 @@ from llava_ext.training import (
     check_processes,
     checkpoint_step,
     last_checkpoint,
-    loaded_whole,
     training_arguments,
     whole_state,
 )
@@ -52,7 +50,7 @@ from revelio.machine import duration, size
 from revelio.run_dir import Run, read_json, sha256, write_json
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase, TrainingArguments
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -84,14 +82,12 @@ def run(config: TrainConfig) -> None:
     if isinstance(config, FinetuneConfig) and config.lora.rank:
         require("peft", "an adapter")
     check_folder(config.out)
-    if not config.resume and (config.out / "manifest.json").exists():
+    if is_main() and not config.resume and (config.out / "manifest.json").exists():
         raise ValueError(
             f"{config.out} already holds a run: continue it with resume, or choose another folder"
         )
     accumulation(config.stage.effective_batch, config.stage.batch_size, world_size())
-    # Before the model: under ZeRO-3 each process then loads only its part.
-    arguments = training_arguments(config.stage, config.out)
-    job = open_job(config, stage, arguments)
+    job = open_job(config, stage)
     run_dir = _open_run(config, stage, resume=config.resume) if is_main() else None
     if run_dir is not None:
         _record_inputs(run_dir, config, job)
@@ -100,7 +96,8 @@ def run(config: TrainConfig) -> None:
     if run_dir is not None:
         run_dir.truncate_metrics(checkpoint_step(checkpoint) if checkpoint else 0)
     trainer = build_trainer(
-        job.model, job.dataset, job.collator, config.stage, arguments,
+        job.model, job.dataset, job.collator, config.stage,
+        training_arguments(config.stage, config.out),
         towers=job.towers, watch=LoggingCallback(run_dir),
     )  # fmt: skip
     _say(_plan(job, trainer, config.stage, stage))
@@ -159,15 +156,8 @@ def _record_inputs(run_dir: Run, config: TrainConfig, job: Job) -> None:
         run_dir.add_input(name, value)
 
 
-def open_job(
-    config: TrainConfig, stage: Stage, arguments: "TrainingArguments | None" = None
-) -> Job:
+def open_job(config: TrainConfig, stage: Stage) -> Job:
     """Load data, towers and model, and check that they fit.
-
-    Args:
-        config: of the stage.
-        stage: which it is.
-        arguments: of the Trainer that follows: under ZeRO-3 each process loads its part of the model.
 
     Raises:
         ValueError: they don't; the message names the record, file or setting.
@@ -183,13 +173,9 @@ def open_job(
         decode=config.check_pictures and config.cache is None,
         files=config.cache is None or pictures_here,
     )
-    with loaded_whole(arguments):
-        towers = load_towers(config.model, own_device())
+    towers = load_towers(config.model, own_device())
     images = open_images(config.cache, towers, data.images if pictures_here else None, records)
-    # What is cast after loading must be whole then.
-    cast = arguments is not None and arguments.bf16 != (config.model.dtype == "bfloat16")
-    with loaded_whole(arguments) if cast else nullcontext():
-        model, tokenizer = build_model(config.model, towers, seed=config.stage.seed)
+    model, tokenizer = build_model(config.model, towers, seed=config.stage.seed)
     dataset = ConversationDataset(
         records,
         tokenizer,

@@ -7,8 +7,7 @@ not cached. A checkpoint holds what trains and the optimiser; ``final/`` is what
 
 import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -203,29 +202,6 @@ def build_trainer(
     # The model's loss has no label at a sample's first position, whatever stands there.
     trainer._loss_shifts_labels = True
     return trainer
-
-
-@contextmanager
-def loaded_whole(arguments: TrainingArguments | None) -> Iterator[None]:
-    """Load models whole, whatever DeepSpeed's config says: towers, and what is cast after loading.
-
-    Once the arguments are made, transformers loads every model in parts under ZeRO-3.
-    """
-    if arguments is None or not arguments.deepspeed:
-        yield
-        return
-    from transformers.integrations.deepspeed import (
-        set_hf_deepspeed_config,
-        unset_hf_deepspeed_config,
-    )
-
-    assert arguments.device  # asking for it starts the group of processes
-    config = arguments.hf_deepspeed_config
-    unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        set_hf_deepspeed_config(config)
 
 
 def set_number_formats(model: LlavaModel, arguments: TrainingArguments) -> None:

@@ -16,9 +16,9 @@ from eval_helpers import (
     write_jsonl,
 )
 
-from eval.bench.cache import Reply, open_cache
 from eval.bench.commands import judge as command
 from eval.llava_bench import main
+from revelio.reply_cache import Reply, open_cache
 
 
 @pytest.fixture

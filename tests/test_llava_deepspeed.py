@@ -22,7 +22,7 @@ from llava_train_helpers import (
 )
 from safetensors.torch import load_file
 
-from llava_ext.deepspeed import zero_config
+from llava_ext.deepspeed import state_bytes, zero_config
 from llava_ext.model import LlavaModel
 from revelio.run_dir import read_json
 
@@ -164,6 +164,21 @@ def test_deepspeed_config(stage: int) -> None:
     assert config["zero_optimization"]["stage"] == stage and config["bf16"] == {"enabled": True}
     assert ("stage3_gather_16bit_weights_on_model_save" in config["zero_optimization"]) == (
         stage == 3
+    )
+
+
+def test_memory_of_a_process_and_offload() -> None:
+    """Stage 2 of a 7B model: 106 GB on one process, as the configs' comments say."""
+    mpt = 6_650_000_000
+    shares = [state_bytes(mpt, 0, zero=3, processes=count) / 1e9 for count in (1, 2, 4, 8)]
+    assert [round(share) for share in shares] == [106, 53, 27, 13]
+    assert round(state_bytes(60_000_000, mpt, zero=2, processes=2) / 1e9) == 14
+    assert state_bytes(10, 0, zero=0, processes=4) == 160
+    zero = zero_config(3, bfloat16=True, clip=1.0, offload=True)["zero_optimization"]
+    assert zero["offload_optimizer"]["device"] == zero["offload_param"]["device"] == "cpu"
+    assert (
+        "offload_param"
+        not in zero_config(2, bfloat16=True, clip=1.0, offload=True)["zero_optimization"]
     )
 
 

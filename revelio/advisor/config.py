@@ -43,7 +43,7 @@ class AdviseConfig:
     most_images: Annotated[int, Range(20)] = 400
     """Images in all, of every class alike; the last contenders see them all."""
 
-    first_images: Count = 32
+    first_images: Count = 48
     """Images of the cheap pass over everything; at least five of each class."""
 
     growth: Annotated[int, Range(2)] = 4

@@ -35,7 +35,8 @@ def heat_map(
     width = max(left + cell * len(columns), int(font.getlength(note))) + 2 * EDGE
     image = Image.new("RGB", (width, top + CELL_HEIGHT * len(rows) + SIZE + 2 * EDGE), PAPER)
     draw = ImageDraw.Draw(image)
-    low, high = (pick(value for value, _ in values.values()) for pick in (min, max))
+    shown = [value for value, _ in values.values()]
+    low, high = min(shown), max(shown)
     for x, column in enumerate(columns):
         draw.text((left + (x + 0.5) * cell, top - EDGE), column, INK, font, "mm")
     for y, row in enumerate(rows):

@@ -241,7 +241,7 @@ class LocalityConfig:
     latents: Two = 100
     """The strongest so many latents, by the maximum over cells."""
 
-    images: Two = 200
+    limit: Two = 200
     """The first so many images."""
 
     redundant_among: Two = 1000

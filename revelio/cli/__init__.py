@@ -33,6 +33,7 @@ COMMANDS = {
     "reproduce": "a table or figure of the paper: its numbers, ours, chance, intervals, what holds",
     "probe": "stores -> linear, nearest-neighbor and attention probes in one table",
     "zero-shot": "images + class names -> Diffusion Classifier or CLIP, no training",
+    "advise": "your labelled images -> which layer, timestep, prompt and model to take",
     "configs": "list the experiments' YAML files that come with Revelio; copy one",
     "demo": "all of it on the shipped model and real images",
 }

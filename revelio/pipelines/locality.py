@@ -74,7 +74,7 @@ def measure_locality(config: LocalityConfig, progress: Report = silent) -> Measu
     latents = top.ranking(config.latents)
     if not len(latents):
         raise ValueError(f"no latent of {printable(config.ksae)} fires on {store.path}")
-    found = [firings(model, one, latents, config.images) for one in stores]
+    found = [firings(model, one, latents, config.limit) for one in stores]
     result: dict[str, Any] = {
         "made_from": {
             "ksae": ksae_identity(model),

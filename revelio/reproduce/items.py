@@ -16,7 +16,7 @@ from typing import Any
 from revelio.reproduce.orderings import Ordering
 
 PETS, CALTECH, FGVC = "oxford-iiit-pet", "caltech101", "fgvc-aircraft"
-DELTA = "delta_top1"
+TOP1, DELTA, SECONDS = "top1", "delta_top1", "s_per_image"
 AXES = ("kind", "model", "layer", "timestep", "dataset", "prompt")
 # The paper's spelling -> a prompt policy.
 _POLICIES = {"from_CLIP": "from_clip", "null-class": "empty"}
@@ -120,8 +120,8 @@ def _rows(kind: str, metric: str, **axes: tuple[Any, ...]) -> tuple[Row, ...]:
     main |= {"timestep": (25,), "dataset": (PETS,), "prompt": ("empty",)}
     known = {row: row.paper for rows in reversed(paper_rows().values()) for row in rows}
     found = []
-    for values in product(*(main | axes).values()):
-        row = Row(kind, *values, metric)
+    for model, layer, timestep, dataset, prompt in product(*(main | axes).values()):
+        row = Row(kind, model, layer, timestep, dataset, prompt, metric)
         tabled = replace(row, kind="ksae") if kind == "gallery" else row
         found.append(replace(row, paper=known.get(tabled)))
     return tuple(found)
@@ -167,7 +167,7 @@ def items() -> dict[str, Item]:
     mixed = Ordering(
         "(v) from_clip helps some cells and hurts others", "mixed", "prompt", "from_clip"
     )
-    sigma, top1 = "sigma_label@1000", "top1"
+    sigma, top1 = "sigma_label@1000", TOP1
     towers = ("clip", "clip-dinov2", "clip-sd-t25", "clip-sd-t200")
     llava = (
         *(

@@ -63,7 +63,8 @@ class Ordering:
         import numpy as np
 
         found = np.stack([self._group(rows, values, some) for some in self.groups(rows)])
-        return found.any(0) & ~found.all(0) if self.kind == "mixed" else found.all(0)
+        mixed = found.any(0) & ~found.all(0)
+        return np.asarray(mixed if self.kind == "mixed" else found.all(0))
 
     def groups(self, rows: Sequence["Row"]) -> list[list[int]]:
         """The places of the rows that differ in the axis alone, for each set of values of the others."""
@@ -81,12 +82,12 @@ class Ordering:
         import numpy as np
 
         if self.kind == "rising":
-            return (np.diff(values[:, some]) > 0).all(1)
+            return np.asarray((np.diff(values[:, some]) > 0).all(1))
         own = [place for place in some if getattr(rows[place], self.axis) == self.winner]
         rest = [place for place in some if place not in own]
         gaps = values[:, own] - values[:, rest]
         gaps = -gaps if self.kind == "least" else gaps
-        return ((gaps > 0) & (gaps >= self.margin)).all(1)
+        return np.asarray(((gaps > 0) & (gaps >= self.margin)).all(1))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from eval.bench.cache import Reply
+from revelio.reply_cache import Reply
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
