@@ -138,171 +138,141 @@ def item(name: str) -> Item:
     return items()[name]
 
 
-LAYERS = ("bottleneck", "up_ft0", "up_ft1", "up_ft2")
-_CLIP_HELPS = "from_clip beats the empty prompt at every layer and timestep"
-
-
-def _prompts_and_layers(name: str, title: str, dataset: str, *own: Ordering) -> tuple[str, Item]:
-    at = f"Diff-C on {title}: timesteps x layers x prompts"
-    return name, Item(at, paper_rows()[name], tuple(replace(one, dataset=dataset) for one in own))
-
-
-def _layer(margin: float) -> tuple[Ordering, ...]:
-    """Claim iv: up_ft1 beats all other layers, at every timestep."""
-    empty = {"prompt": "empty"}
-    text = "(iv) with the empty prompt up_ft1 beats every other layer at every timestep"
-    return (
-        Ordering(text, "most", "layer", "up_ft1", where=empty),
-        Ordering(f"{text}, by {margin:g} points", "most", "layer", "up_ft1", margin, where=empty),
-    )
-
-
 @cache
 def items() -> dict[str, Item]:
     """All of them, in the paper's order."""
     paper = paper_rows()
-    pets, caltech = {"dataset": PETS}, {"dataset": CALTECH}
-    mid = Ordering("(vi) the middle block, 14, is purest", "least", "layer", "block14")
-    clip = Ordering(f"(v) {_CLIP_HELPS}", "most", "prompt", "from_clip")
-    mixed = Ordering(
-        "(v) from_clip helps some cells and hurts others", "mixed", "prompt", "from_clip"
-    )
-    sigma, top1 = "sigma_label@1000", TOP1
-    towers = ("clip", "clip-dinov2", "clip-sd-t25", "clip-sd-t200")
-    llava = (
-        *(
-            f"revelio llava {part} --config configs/llava/{one}.yaml"
-            for one in towers
-            for part in STAGES
-        ),
-        "revelio llava-bench answer, then judge, then score (one run each; score compares them)",
-    )
-    dits = tuple(f"block{number}" for number in (6, 10, 14, 18, 22))
-    return {
-        "table2a": Item(
-            "sigma_label of k-SAEs by layer, t = 25",
-            paper["table2a"],
-            (
-                Ordering("(i) up_ft1 is purest on Pets", "least", "layer", "up_ft1", where=pets),
-                Ordering(
-                    "(i) the bottleneck is purest on Caltech-101",
-                    "least",
-                    "layer",
-                    "bottleneck",
-                    where=caltech,
-                ),
-                Ordering(
-                    "(ii) sigma_label rises with depth on Caltech-101",
-                    "rising",
-                    "layer",
-                    where=caltech,
-                ),
-            ),
-        ),
-        "table2b": Item(
-            "sigma_label of k-SAEs by timestep",
-            paper["table2b"],
-            (
-                Ordering("(iii) t = 25 is purest on Pets", "least", "timestep", 25, where=pets),
-                Ordering(
-                    "(iii) t = 200 is purest on Caltech-101",
-                    "least",
-                    "timestep",
-                    200,
-                    where=caltech,
-                ),
-            ),
-        ),
-        "table2c": Item(
-            "sigma_label of k-SAEs: SD-1.5 and SD-2.1",
-            paper["table2c"],
-            (Ordering("SD-1.5 is purer than SD-2.1", "least", "model", "sd-1.5"),),
-        ),
-        "table2d": Item("sigma_label of k-SAEs by block of DiT", paper["table2d"], (mid,)),
-        "table3": Item(
-            "Diff-C on Pets by model, layer and timestep",
-            paper["table3"],
-            (
-                Ordering("t = 25 beats t = 200 for every model and layer", "most", "timestep", 25),
-                Ordering(
-                    "up_ft1 beats the bottleneck of every U-Net",
-                    "most",
-                    "layer",
-                    "up_ft1",
-                    skip="dit-xl-2-512",
-                ),
-                Ordering(
-                    "(vi) DiT's block 14 beats block 10",
-                    "most",
-                    "layer",
-                    "block14",
-                    where={"model": "dit-xl-2-512"},
-                ),
-            ),
-        ),
-        "table4": Item(
-            "Vision-language models with a diffusion tower: LLaVA-Bench (in the wild)",
-            paper["table4/table10"],
-            commands=llava,
-        ),
-        "table5": Item(
-            "Diff-C, the Diffusion Classifier and CLIP; seconds an image (Sec. 4.7)",
-            (*paper["table5"], *paper["sec4.7"]),
-        ),
-        **dict(
-            [
-                _prompts_and_layers("table6", "FGVC-Aircraft", FGVC, *_layer(11), mixed),
-                _prompts_and_layers("table7", "Pets", PETS, *_layer(6), clip),
-                _prompts_and_layers("table8", "Caltech-101", CALTECH, clip),
-            ]
-        ),
-        "table9": Item("Diff-C on Pets by prompt", paper["table9"]),
-        "table10": Item("Table 4 by category of question: the same runs", commands=llava),
-        "table11": Item("Hyper-parameters of the vision-language models", commands=llava[:-1]),
-        "figure1": Item("Top images, Pets, SD-1.5 up_ft1", _rows("gallery", sigma)),
-        "figure2": Item(
-            "Top images, Pets, three layers",
-            _rows("gallery", sigma, layer=("bottleneck", "up_ft1", "up_ft2")),
-        ),
-        "figure3": Item(
-            "Top images, Pets, three layers",
-            _rows("gallery", sigma, layer=("bottleneck", "up_ft1", "up_ft2")),
-        ),
-        "figure4": Item(
-            "Diff-C by layer, t = 25",
-            _rows("diffc", top1, layer=LAYERS, dataset=(PETS, CALTECH, FGVC)),
-        ),
-        "figure5": Item(
-            "Top images, Caltech-101",
-            _rows("gallery", sigma, layer=("bottleneck", "up_ft1"), dataset=(CALTECH,)),
-        ),
-        "figure6": Item(
-            "Diff-C by timestep, up_ft1",
-            _rows(
-                "diffc", top1, timestep=(0, 25, 100, 200, 300, 500), dataset=(PETS, CALTECH, FGVC)
-            ),
-        ),
-        "figure7": Item(
-            "Top images, Pets, SD-2.1 up_ft1", _rows("gallery", sigma, model=("sd-2.1",))
-        ),
-        "figure8": Item(
-            "Diff-C: SD-1.5 and DeepFloyd-IF by layer, t = 25",
-            _rows(
-                "diffc", top1, model=("sd-1.5", "if-i-l"), layer=LAYERS[:3], dataset=(PETS, CALTECH)
-            ),
-        ),
-        "figure9": Item(
-            "Top images, Pets, blocks of DiT",
-            _rows("gallery", sigma, model=("dit-xl-2-512",), layer=dits),
-        ),
-        "figure10": Item(
-            "PCA maps, UnRel",
-            _rows("pca", "", layer=("+".join(LAYERS),), dataset=("unrel",))
-            + _rows(
-                "pca", "", model=("dit-xl-2-512",), layer=("+".join(dits),), dataset=("unrel",)
-            ),
-        ),
+    found = {
+        name: Item(
+            title, tuple(row for part in parts for row in paper[part]), _CLAIMS.get(name, ())
+        )
+        for name, (title, *parts) in _TABLES.items()
     }
+    found |= {name: replace(found[name], commands=commands) for name, commands in _COMMANDS.items()}
+    for name, (title, kind, axes) in _FIGURES.items():
+        found[name] = Item(title, _rows(kind, _METRICS[kind], **axes))
+    return found
 
 
-STAGES = ("cache", "pretrain", "finetune")
+# A title, and the items of the CSV that have its numbers.
+_TABLES = {
+    "table2a": ("sigma_label of k-SAEs by layer, t = 25", "table2a"),
+    "table2b": ("sigma_label of k-SAEs by timestep", "table2b"),
+    "table2c": ("sigma_label of k-SAEs: SD-1.5 and SD-2.1", "table2c"),
+    "table2d": ("sigma_label of k-SAEs by block of DiT, t = 25", "table2d"),
+    "table3": ("Diff-C on Pets by model, layer and timestep", "table3"),
+    "table4": ("Vision-language models with a diffusion tower", "table4/table10"),
+    "table5": ("Diff-C and zero-shot classifiers; seconds an image (4.7)", "table5", "sec4.7"),
+    "table6": ("Diff-C on FGVC-Aircraft by timestep, layer and prompt", "table6"),
+    "table7": ("Diff-C on Pets by timestep, layer and prompt", "table7"),
+    "table8": ("Diff-C on Caltech-101 by timestep, layer and prompt", "table8"),
+    "table9": ("Diff-C on Pets by prompt", "table9"),
+    "table10": ("Table 4 by category of question: the same runs",),
+    "table11": ("Hyper-parameters of the vision-language models",),
+}
+
+# LLaVA-Bench of the four models, made by the LLaVA extension.
+_TRAIN = tuple(
+    f"revelio llava {part} --config configs/llava/{towers}.yaml"
+    for towers in ("clip", "clip-dinov2", "clip-sd-t25", "clip-sd-t200")
+    for part in ("cache", "pretrain", "finetune")
+)
+_ASK = tuple(f"revelio llava-bench {part}" for part in ("answer", "judge", "score"))
+_COMMANDS = {"table4": _TRAIN + _ASK, "table10": _TRAIN + _ASK, "table11": _TRAIN}
+
+_LAYERS = ("bottleneck", "up_ft0", "up_ft1", "up_ft2")
+_BLOCKS = tuple(f"block{number}" for number in (6, 10, 14, 18, 22))
+_ALL = (PETS, CALTECH, FGVC)
+_METRICS = {"gallery": "sigma_label@1000", "diffc": TOP1, "pca": ""}
+_THREE = {"layer": ("bottleneck", "up_ft1", "up_ft2")}
+_MAPS = {"model": ("sd-1.5",), "layer": ("+".join(_LAYERS),), "dataset": ("unrel",)}
+_FIGURES: dict[str, tuple[str, str, dict[str, tuple[Any, ...]]]] = {
+    "figure1": ("Top images, Pets, three layers: the strongest latents", "gallery", _THREE),
+    "figure2": ("Top images, Pets, three layers: random latents", "gallery", _THREE),
+    "figure3": ("Top images, Pets, three layers: more of the strongest", "gallery", _THREE),
+    "figure4": ("Diff-C by layer, t = 25", "diffc", {"layer": _LAYERS, "dataset": _ALL}),
+    "figure5": (
+        "Top images, Caltech-101",
+        "gallery",
+        {"layer": ("bottleneck", "up_ft1"), "dataset": (CALTECH,)},
+    ),
+    "figure6": (
+        "Diff-C by timestep, up_ft1",
+        "diffc",
+        {"timestep": (0, 25, 100, 200, 300, 500), "dataset": _ALL},
+    ),
+    "figure7": ("Top images, Pets, SD-2.1 up_ft1", "gallery", {"model": ("sd-2.1",)}),
+    "figure8": (
+        "Diff-C: SD-1.5 and DeepFloyd-IF by layer, t = 25",
+        "diffc",
+        {"model": ("sd-1.5", "if-i-l"), "layer": _LAYERS[:3], "dataset": (PETS, CALTECH)},
+    ),
+    "figure9": (
+        "Top images, Pets, blocks of DiT",
+        "gallery",
+        {"model": ("dit-xl-2-512",), "layer": _BLOCKS},
+    ),
+    "figure10": ("PCA maps, UnRel, four layers", "pca", _MAPS),
+}
+
+
+def _beats_layers(margin: float) -> tuple[Ordering, Ordering]:
+    text = "(iv) with the empty prompt up_ft1 beats every other layer at every timestep"
+    one = Ordering(text, "most", "layer", "up_ft1", where={"prompt": "empty"})
+    return one, replace(one, text=f"{text}, by {margin:g} points", margin=margin)
+
+
+_ON_PETS, _ON_CALTECH = {"dataset": PETS}, {"dataset": CALTECH}
+_CLIP_HELPS = Ordering(
+    "(v) from_clip beats the empty prompt at every layer and timestep",
+    "most",
+    "prompt",
+    "from_clip",
+)
+# SPEC section 10, i to vi, and what the text says of Tables 2c and 3; vii is of the LLaVA extension.
+_CLAIMS: dict[str, tuple[Ordering, ...]] = {
+    "table2a": (
+        Ordering("(i) up_ft1 is purest on Pets", "least", "layer", "up_ft1", where=_ON_PETS),
+        Ordering(
+            "(i) bottleneck is purest on Caltech-101",
+            "least",
+            "layer",
+            "bottleneck",
+            where=_ON_CALTECH,
+        ),
+        Ordering(
+            "(ii) sigma_label rises with depth on Caltech-101", "rising", "layer", where=_ON_CALTECH
+        ),
+    ),
+    "table2b": (
+        Ordering("(iii) t = 25 is purest on Pets", "least", "timestep", 25, where=_ON_PETS),
+        Ordering(
+            "(iii) t = 200 is purest on Caltech-101", "least", "timestep", 200, where=_ON_CALTECH
+        ),
+    ),
+    "table2c": (Ordering("SD-1.5 is purer than SD-2.1", "least", "model", "sd-1.5"),),
+    "table2d": (Ordering("(vi) the middle block, 14, is purest", "least", "layer", "block14"),),
+    "table3": (
+        Ordering("t = 25 beats t = 200 for every model and layer", "most", "timestep", 25),
+        Ordering(
+            "up_ft1 beats the bottleneck of every U-Net",
+            "most",
+            "layer",
+            "up_ft1",
+            skip="dit-xl-2-512",
+        ),
+        Ordering(
+            "(vi) block 14 of DiT beats block 10",
+            "most",
+            "layer",
+            "block14",
+            where={"model": "dit-xl-2-512"},
+        ),
+    ),
+    "table6": (
+        *_beats_layers(11),
+        Ordering("(v) from_clip helps some cells and hurts others", "mixed", "prompt", "from_clip"),
+    ),
+    "table7": (*_beats_layers(6), _CLIP_HELPS),
+    "table8": (_CLIP_HELPS,),
+}

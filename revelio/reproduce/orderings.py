@@ -34,7 +34,6 @@ class Ordering:
         winner: its value there.
         margin: by how much at least.
         where: values of other axes that the rows must have.
-        dataset: the same, for the data set.
         skip: a model whose rows are left out.
     """
 
@@ -44,16 +43,14 @@ class Ordering:
     winner: str | int = ""
     margin: float = 0.0
     where: Mapping[str, Any] = field(default_factory=dict)
-    dataset: str = ""
     skip: str = ""
 
     def about(self, rows: Sequence["Row"]) -> list["Row"]:
         """The rows that it is about."""
-        wanted = dict(self.where) | ({"dataset": self.dataset} if self.dataset else {})
         return [
             row
             for row in rows
-            if row.model != self.skip and all(getattr(row, k) == v for k, v in wanted.items())
+            if row.model != self.skip and all(getattr(row, k) == v for k, v in self.where.items())
         ]
 
     def holds(
