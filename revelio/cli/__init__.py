@@ -20,11 +20,8 @@ COMMANDS = {
     "top-images": "k-SAE + store -> the top images of every latent",
     "purity": "top images + labels -> label purity, with chance and intervals",
     "eval-ksae": "k-SAEs + held-out store -> every measure beside its controls, with a verdict",
-<<<<<<< HEAD
     "locality": "k-SAE of cells + grids -> how local, stable and distinct its latents are",
-=======
     "name-latents": "top images + a vision-language judge -> names of latents, checked",
->>>>>>> advise
     "gallery": "k-SAE + store -> a folder of pages to browse the latents",
     "serve": "a gallery on this machine's web server: drop a picture in, see which latents fire, and where",
     "pca-maps": "grids -> the top three principal components as RGB pictures",
