@@ -156,7 +156,7 @@ def ours(job: ExtractionPlan, *, cached: bool = False) -> Callable[[], Any]:
             return job.cache.shard(0, span, len(span))
         return FreshImages(job.dataset, job.backbone, [span], batch_size=job.batch_size).shard(span)
 
-    def once() -> list[dict[str, Tensor]]:
+    def once() -> list[Any]:
         return [job.rows(batch, one) for batch in batches() for one in job.config.passes()]
 
     return once

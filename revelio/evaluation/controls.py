@@ -83,14 +83,7 @@ def trained_control(
     """
     if name not in TRAINED:
         raise ValueError(f"unknown control {name!r}: choose from {', '.join(TRAINED)}")
-    control = KSparseAutoencoder(
-        model.d,
-        model.n,
-        model.k,
-        mode=model.mode,
-        activation=model.activation,
-        prefixes=model.prefixes,
-    )
+    control = KSparseAutoencoder(**model.settings() | {"trained_on": None, "inputs": ()})
     if name == "shuffled":
         rows = _shuffled(rows, config.seed)
     config = config.for_rows(len(rows))
@@ -140,7 +133,8 @@ def _centroids(centered: Tensor, n: int, seed: int) -> Tensor:
 
     # With more clusters than a quarter of the rows, clusters would be single rows.
     clusters = max(1, min(n, len(centered) // 4))
-    means = MiniBatchKMeans(clusters, random_state=key_seed(seed, "k-means") % 2**32, n_init=1)
+    state = key_seed(seed, "k-means") % 2**32
+    means = MiniBatchKMeans(clusters, random_state=state, n_init="auto")
     return torch.from_numpy(means.fit(centered.numpy()).cluster_centers_).float()
 
 

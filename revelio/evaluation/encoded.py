@@ -66,7 +66,8 @@ class Encoded:
     def top(self, latent: int) -> tuple[Int64[Tensor, " f"], Float[Tensor, " f"]]:
         """The images a latent fires on, strongest first (ties: the lower row), and its codes."""
         start, stop = self.matrix.indptr[latent], self.matrix.indptr[latent + 1]
-        images, codes = self.matrix.indices[start:stop], self.matrix.data[start:stop]
+        images = self.matrix.indices[start:stop]
+        codes = np.asarray(self.matrix.data[start:stop], dtype=np.float32)
         order = np.lexsort((images, -codes))
         return torch.from_numpy(images[order].astype(np.int64)), torch.from_numpy(codes[order])
 

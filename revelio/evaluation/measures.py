@@ -76,12 +76,12 @@ def held_out(
     """The images with their halves: every class is halved, so that both halves have it."""
     if labels is None:
         return HeldOut(rows, None, 0, subsets, torch.ones(len(rows), dtype=torch.bool))
-    names, labels = labels.unique(return_inverse=True)
+    names, places = torch.unique(labels, return_inverse=True)
     order = torch.randperm(len(rows), generator=generator(seed, "probe halves"))
     judged = torch.zeros(len(rows), dtype=torch.bool)
     for name in range(len(names)):
-        judged[order[labels[order] == name][::2]] = True
-    return HeldOut(rows, labels, len(names), subsets, judged)
+        judged[order[places[order] == name][::2]] = True
+    return HeldOut(rows, places, len(names), subsets, judged)
 
 
 def fvu(codes: Encoded, images: HeldOut) -> Measured:
