@@ -101,6 +101,35 @@ def test_a_purity_table_and_a_diffc_table_end_to_end(made: ReproduceConfig) -> N
     assert generic["value"] == pytest.approx(100 * report["top1"] - empty["value"])
 
 
+def test_classifiers_pictures_and_maps(made: ReproduceConfig, tmp_path: Path) -> None:
+    config = replace(made, out=tmp_path, seeds=1)
+    rows = reproduce("table5", config, sizes=replace(TINY, zero_shot_images=4)).result["rows"]
+    measured = {(row["kind"], row["metric"]): row for row in rows if "missing" not in row}
+    assert set(measured) == {
+        *product(("diffc", "diffusion-classifier"), ("top1", "s_per_image")),
+        ("clip", "top1"),
+    }
+    for (_, metric), row in measured.items():
+        assert row["value"] > 0 if metric == "s_per_image" else 0 <= row["value"] <= 100
+    assert measured["diffusion-classifier", "top1"]["images"] == {"test": 4}
+    assert sum("no counterpart" in row.get("missing", "") for row in rows) == 4
+    figure = reproduce("figure7", replace(config, model=(f"sd-2.1={config.model[0]}",)), sizes=TINY)
+    (row,) = figure.result["rows"]
+    assert (figure.path.parent / row["gallery"]).is_file() and row["paper"] == 9.67
+    (maps,) = reproduce("figure10", config, sizes=TINY).result["rows"]
+    assert len(maps["shows"]) == 4 and all(0 < share <= 1 for share in maps["shows"].values())
+    assert next(tmp_path.glob("*/rows/pca*/pca/sheet.png")).stat().st_size > 0
+
+
+@pytest.mark.parametrize(("mode", "name"), [("as_code", "table2c"), ("as_paper", "table9")])
+def test_other_modes(made: ReproduceConfig, tmp_path: Path, mode: str, name: str) -> None:
+    config = replace(made, out=tmp_path, seeds=1, mode=mode)  # type: ignore[arg-type]
+    first = reproduce(name, config, sizes=TINY).result["rows"][0]
+    assert first["value"] >= 0 and not list(tmp_path.glob("*/sets/*/*/none"))
+    run = next(tmp_path.glob("*/rows/*/*/**/config.yaml")).read_text()
+    assert f"mode: {mode}" in run
+
+
 def test_a_killed_table_goes_on_with_the_next_row(
     made: ReproduceConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
