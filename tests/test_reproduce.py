@@ -14,10 +14,13 @@ from PIL import Image
 
 import revelio.pipelines.reproduce_rows as pipeline
 from revelio.analysis.config import PurityConfig
+from revelio.analysis.paired import image_subsets
 from revelio.cli import main
 from revelio.data.config import DataConfig
 from revelio.diffc.config import FitConfig
+from revelio.pipelines import silent
 from revelio.pipelines.reproduce import reproduce
+from revelio.pipelines.reproduce_parts import Shared
 from revelio.probes.config import DiffusionClassifierConfig
 from revelio.reproduce.config import ReproduceConfig
 from revelio.reproduce.items import DELTA, item, items
@@ -119,6 +122,21 @@ def test_classifiers_pictures_and_maps(made: ReproduceConfig, tmp_path: Path) ->
     (maps,) = reproduce("figure10", config, sizes=TINY).result["rows"]
     assert len(maps["shows"]) == 4 and all(0 < share <= 1 for share in maps["shows"].values())
     assert next(tmp_path.glob("*/rows/pca*/pca/sheet.png")).stat().st_size > 0
+
+
+def test_shifts_are_what_leaving_images_out_changes(made: ReproduceConfig, tmp_path: Path) -> None:
+    right = np.random.default_rng(5).random((2, 400)) < np.array([[0.8], [0.6]])
+    shared = Shared(made, TINY, tmp_path, [], silent)
+    found = pipeline._accuracy(shared, right, [0.0, 1.0])
+    subsets = image_subsets(400, made.seed).numpy()
+    for row, value, shifts in zip(right, found["values"], found["shifts"], strict=True):
+        assert value == pytest.approx(100 * row.mean())
+        for subset, shift in zip(subsets, shifts, strict=True):
+            left = [float(one) for one, kept in zip(row, subset, strict=True) if kept]
+            assert shift == pytest.approx(100 * 3**0.5 * (np.mean(left) - row.mean()))
+        # As large as what another 400 images would change.
+        error = 100 * (row.mean() * (1 - row.mean()) / 400) ** 0.5
+        assert np.std(shifts) == pytest.approx(error, rel=0.3)
 
 
 @pytest.mark.parametrize(("mode", "name"), [("as_code", "table2c"), ("as_paper", "table9")])

@@ -242,7 +242,8 @@ def _accuracy(
     """Shares of right answers in percent."""
     subsets = image_subsets(right.shape[1], shared.config.seed).numpy()
     values = right.mean(1)
-    gaps = right @ subsets.T / subsets.sum(1) - values[:, None]
+    # A product of booleans would be a boolean.
+    gaps = right.astype(float) @ subsets.T / subsets.sum(1) - values[:, None]
     return {
         "values": (100 * values).tolist(),
         "shifts": [_scaled(100 * each) for each in gaps],
