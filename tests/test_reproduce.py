@@ -141,7 +141,8 @@ def test_shifts_are_what_leaving_images_out_changes(made: ReproduceConfig, tmp_p
 
 @pytest.mark.parametrize(("mode", "name"), [("as_code", "table2c"), ("as_paper", "table9")])
 def test_other_modes(made: ReproduceConfig, tmp_path: Path, mode: str, name: str) -> None:
-    config = replace(made, out=tmp_path, seeds=1, mode=mode)  # type: ignore[arg-type]
+    few = replace(made.data, limit=36)
+    config = replace(made, out=tmp_path, seeds=1, data=few, mode=mode)  # type: ignore[arg-type]
     first = reproduce(name, config, sizes=TINY).result["rows"][0]
     assert first["value"] >= 0 and not list(tmp_path.glob("*/sets/*/*/none"))
     run = next(tmp_path.glob("*/rows/*/*/**/config.yaml")).read_text()
@@ -266,3 +267,12 @@ def test_the_probability_is_that_of_normal_means() -> None:
     assert entry["probability"] == pytest.approx(expected, abs=0.05)
     assert entry["by_chance"] == pytest.approx(0.5, abs=0.05)
     assert entry["verdict"] == "not settled" and entry["rows"] == [2, 2]
+    # Far apart: settled either way, but not by one training each.
+    for gap, verdict in ((1.0, "holds"), (-1.0, "does not hold")):
+        far = {
+            a: Replicates(values[0], found[a].shifts),
+            b: Replicates(values[0] + gap, found[b].shifts),
+        }
+        assert judge(ordering, (a, b), far)["verdict"] == verdict
+        once = {row: Replicates(one.values[:1], one.shifts[:1]) for row, one in far.items()}
+        assert judge(ordering, (a, b), once)["verdict"] == "not settled"
