@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.bench.endpoint import base_address
 from eval.bench.parse import parse_scores
+from revelio.endpoint import base_address
 
 SCORES = st.one_of(
     st.integers(0, 10).map(float), st.integers(0, 100).map(lambda tenths: tenths / 10)

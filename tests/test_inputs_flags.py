@@ -35,11 +35,12 @@ EMPTY = {"system", "prompt"}
 # Folders and files that are read; data.source, backbone.name and the like may also be hub ids.
 READ = {
     "store", "top", "embeddings", "stores", "test_store", "images", "bench", "answers", "reference",
-    "reviews", "compare", "root", "pretrained", "image", "source",
+    "masks", "reviews", "compare", "root", "pretrained", "image", "source",
 }  # fmt: skip
 READ_FILES = {"answers", "reference", "reviews", "compare", "image"}
 WRITTEN_FILES = {
     ("purity", "out"),
+    ("locality", "out"),
     ("score", "json"),
     ("judge", "out"),
     ("judge", "cache"),

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from eval.bench.cache import Reply
 from eval.bench.judge import Judge
 from eval.bench.prompts import Request
+from revelio.reply_cache import Reply
 
 BYTES_PER_TOKEN = 4.0  # of English text, roughly, with today's tokenizers
 OVERHEAD_TOKENS = 10  # of the roles and marks around the two messages

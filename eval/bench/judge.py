@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from eval.bench.cache import Reply, ReplyCache, request_key
-from eval.bench.endpoint import Outcome, Settings, ask_all
 from eval.bench.files import CATEGORY_PREFIX
 from eval.bench.parse import parse_scores
 from eval.bench.prompts import Mode, Request, put_back
+from revelio.endpoint import Outcome, Settings, ask_all
+from revelio.reply_cache import Reply, ReplyCache, request_key
 from revelio.run_dir import write_whole
 
 USELESS = 8  # replies without scores, and none with them, after which nothing more is sent

@@ -20,6 +20,8 @@ COMMANDS = {
     "top-images": "k-SAE + store -> the top images of every latent",
     "purity": "top images + labels -> label purity, with chance and intervals",
     "eval-ksae": "k-SAEs + held-out store -> every measure beside its controls, with a verdict",
+    "locality": "k-SAE of cells + grids -> how local, stable and distinct its latents are",
+    "name-latents": "top images + a vision-language judge -> names of latents, checked",
     "gallery": "k-SAE + store -> a folder of pages to browse the latents",
     "serve": "a gallery on this machine's web server: drop a picture in, see which latents fire, and where",
     "pca-maps": "grids -> the top three principal components as RGB pictures",
@@ -30,6 +32,9 @@ COMMANDS = {
     "train-diffc": "images or stored grids -> Diff-C classifier",
     "eval-diffc": "Diff-C classifier -> accuracy, confusion",
     "reproduce": "a table or figure of the paper: its numbers, ours, chance, intervals, what holds",
+    "probe": "stores -> linear, nearest-neighbor and attention probes in one table",
+    "zero-shot": "images + class names -> Diffusion Classifier or CLIP, no training",
+    "advise": "your labelled images -> which layer, timestep, prompt and model to take",
     "configs": "list the experiments' YAML files that come with Revelio; copy one",
     "demo": "all of it on the shipped model and real images",
 }

@@ -1,7 +1,14 @@
-"""Settings of the probes that have many. No torch here: commands inherit these classes."""
+"""Every setting of probes and zero-shot classifiers, declared once. Imports no torch: commands take them."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from revelio.backbones.config import BackboneConfig
+from revelio.bounds import Count, Device, Folder, NotEmpty, OutFile, OutFolder, Seed
+from revelio.data.config import DataConfig
+
+ProbeName = Literal["linear", "knn", "attention"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +41,7 @@ class DiffusionClassifierConfig:
     images_at_once: int = 16
     """Images whose passes share batches; they are reported together."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Of the noise."""
 
     def __post_init__(self) -> None:
@@ -57,3 +64,70 @@ class DiffusionClassifierConfig:
             raise ValueError(f"confidence is {self.confidence}: it must be between 0 and 1")
         if min(self.batch_size, self.images_at_once) < 1:
             raise ValueError("batch_size and images_at_once must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig:
+    """Which probes are trained on which stores, and where the table goes."""
+
+    store: Annotated[tuple[Folder, ...], NotEmpty()]
+    """Activation stores of the training images, one for each layer (or timestep, or model) to compare."""
+
+    test_store: Annotated[tuple[Folder, ...], NotEmpty()]
+    """Activation stores of the test images, in the same order; all of the same images."""
+
+    probes: Annotated[tuple[ProbeName, ...], NotEmpty()] = ("linear", "knn")
+    """`linear`: logistic regression; `knn`: nearest neighbors by cosine; `attention`: a learned query that
+    pools the grid, which needs whole grids (pool `none`). The first two see the mean of a grid."""
+
+    seeds: Count = 1
+    """How many times each probe is trained, from seed, seed + 1, ...: another validation part, and first
+    weights. With one alone the intervals hold the test images' part only, and nothing is told apart."""
+
+    seed: Seed = 0
+    """Of the validation part and of first weights."""
+
+    epochs: Count = 30
+    """Passes over the training images, of the attention probe."""
+
+    batch_size: Count = 32
+    """Images a step, of the attention probe."""
+
+    device: Device = "auto"
+    """Where the attention probe runs: `auto` (CUDA where there is one), `cpu`, `cuda`, `mps`."""
+
+    out: OutFile = Path("runs/probes.json")
+    """The JSON file to write."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroShotConfig:
+    """Which images are classified by the names of their classes, and by what."""
+
+    method: Literal["diffusion", "clip"] = "diffusion"
+    """`diffusion`: the Diffusion Classifier with the model `backbone`; `clip`: the CLIP of `clip`."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    """The images; their class names make the prompts."""
+
+    templates: tuple[str, ...] = ()
+    """Prompts with `{}` for the class name; CLIP takes the mean over several, the Diffusion Classifier one.
+    None: the data set's own."""
+
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    """The diffusion model."""
+
+    classifier: DiffusionClassifierConfig = field(default_factory=DiffusionClassifierConfig)
+    """How the Diffusion Classifier spends its passes."""
+
+    clip: str = "clip-vit-b-32"
+    """A CLIP: a known name, a folder or a hub id."""
+
+    device: Device = "auto"
+    """Where CLIP runs: `auto` (CUDA where there is one), `cpu`, `cuda`, `mps`."""
+
+    out: OutFolder = Path("runs/zero-shot")
+    """The run directory to create; `metrics.jsonl` in it gets one line an image."""
+
+    resume: bool = False
+    """Go on with a run that was stopped: images that have a line are not classified again."""

@@ -36,10 +36,10 @@ from revelio.bounds import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from eval.bench.cache import Reply, ReplyCache
-    from eval.bench.endpoint import Outcome
     from eval.bench.judge import Judge
     from eval.bench.prompts import Request
+    from revelio.endpoint import Outcome
+    from revelio.reply_cache import Reply, ReplyCache
 
 TEMPERATURES = {"fixed": 0.0, "as_paper": 0.2}
 
@@ -117,12 +117,12 @@ class Config:
 
 def run(config: Config) -> None:
     """Ask what the cache lacks, write the reviews, say what came of it."""
-    from eval.bench.cache import open_cache
     from eval.bench.estimate import Rates, estimate_text, spent_text
     from eval.bench.judge import cache_entries, missing
     from eval.bench.prompts import read_requests
     from revelio.following import following
     from revelio.outputs import check_file
+    from revelio.reply_cache import open_cache
 
     if not config.estimate:
         check_file(config.out, _are_reviews, "a file of reviews")
@@ -178,8 +178,8 @@ def _ask(
 ) -> "Outcome":
     from tqdm import tqdm
 
-    from eval.bench.endpoint import Outcome, Settings
     from eval.bench.judge import ask_missing
+    from revelio.endpoint import Outcome, Settings
 
     if not to_send:
         return Outcome()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from eval.bench.cache import Reply
+from revelio.reply_cache import Reply
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -50,7 +50,7 @@ def key_of(settings: Settings) -> str:
     key = os.environ.get(settings.key_variable)
     if not key and not (settings.base_url or os.environ.get("OPENAI_BASE_URL")):
         raise ValueError(
-            f"no API key: set {settings.key_variable}, or give a local server by --base-url"
+            f"no API key: set {settings.key_variable}, or give a local server by base_url"
         )
     return key or "none"
 
@@ -166,7 +166,7 @@ def _reply(completion: Any) -> Reply:
     from openai.types.chat import ChatCompletion
 
     if not isinstance(completion, ChatCompletion) or not completion.choices:
-        raise ValueError("the server's answer is no chat completion: is --base-url right?")
+        raise ValueError("the server's answer is no chat completion: is base_url right?")
     choice, usage = completion.choices[0], completion.usage
     message, cut_off = choice.message, choice.finish_reason == "length"
     if message is None or not isinstance(message.content, str | None):

@@ -96,5 +96,5 @@ def open_cache(path: Path, *, write: bool = True) -> Iterator[ReplyCache]:
             yield ReplyCache(connection)
     except sqlite3.Error as error:
         raise ValueError(
-            f"{path} can't be used as a cache of replies ({error}): choose another --cache"
+            f"{path} can't be used as a cache of replies ({error}): choose another cache"
         ) from error

@@ -1,0 +1,39 @@
+"""Probes on frozen activations: how much of the classes each layer holds, beside Diff-C.
+
+A linear probe, nearest neighbors and an attention-pooled probe are trained on stores of training images and
+tested on stores of other images; all in one table, with the paired difference of each to the best.
+
+    revelio probe --store runs/train/up_ft1-t25-empty-d0 --test-store runs/test/up_ft1-t25-empty-d0
+    revelio probe --store runs/train/*-t25-empty-d0 --test-store runs/test/*-t25-empty-d0 --seeds 3
+    revelio probe --store runs/grids --test-store runs/grids-test --probes linear attention
+"""
+
+from dataclasses import dataclass
+
+from revelio.probes.config import ProbeConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(ProbeConfig):
+    """Which probes, on which stores."""
+
+
+def run(config: Config) -> None:
+    """Train, test, and print a table."""
+    from revelio.cli.bar import Bar
+    from revelio.pipelines.probe import probe
+    from revelio.stats import percent
+    from revelio.trust import printable
+
+    with Bar("probes") as bar:
+        made = probe(config, bar)
+    width = max(len(printable(entry["store"])) for entry in made.entries)
+    for entry in sorted(made.entries, key=lambda entry: -entry["value"]):
+        gap = "" if entry["to_best"] is None else f"  difference {percent(entry['to_best'])}"
+        print(
+            f"{printable(entry['store']):<{width}}  {entry['probe']:<9}  {percent(entry)} %"
+            f"  {1000 * entry['seconds']:.2f} ms an image{gap}  {entry['verdict']}"
+        )
+    images, chance = made.result["test_images"], made.result["chance"]
+    print(f"{images:,} test images; the commonest class alone reaches {100 * chance:.1f} %")
+    print(f"wrote {made.path}")

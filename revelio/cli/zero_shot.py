@@ -1,0 +1,34 @@
+"""Classify images by the names of their classes alone: the Diffusion Classifier, or CLIP.
+
+The baselines that Diff-C stands beside (paper, Sec. 4.7): accuracy with its interval, and seconds an image on
+this machine. One line of JSON an image goes to `metrics.jsonl`; a stopped run goes on with --resume.
+
+    revelio zero-shot --data.source samples --data.per-class 10
+    revelio zero-shot --method clip --clip mini-clip --data.source my/photos --out runs/clip
+    revelio zero-shot --classifier.samples 16 64 256 --classifier.keep 10 3 --out runs/dc --resume
+"""
+
+from dataclasses import dataclass
+
+from revelio.probes.config import ZeroShotConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(ZeroShotConfig):
+    """Which images, and by what."""
+
+
+def run(config: Config) -> None:
+    """Classify, and print the accuracy."""
+    from revelio.cli.bar import Bar
+    from revelio.pipelines.zero_shot import zero_shot
+    from revelio.stats import percent
+
+    with Bar("zero-shot") as bar:
+        made = zero_shot(config, bar)
+    report = made.report
+    print(
+        f"{report['model']}: {percent(report)} % of {report['images']:,} images (Wilson's 95 % interval; "
+        f"chance {100 * report['chance']:.1f} %), {report['seconds']:.3g} seconds an image"
+    )
+    print(f"wrote {made.path / 'report.json'}, {made.path / 'metrics.jsonl'}")

@@ -1,0 +1,331 @@
+"""Top images + a vision-language judge -> names of latents, each checked on images the judge was not shown.
+
+from revelio.pipelines.name_latents import NameLatentsConfig, name_latents
+
+made = name_latents(NameLatentsConfig(top=..., store=..., ksae="runs/ksae", judge="gpt-4o"))
+made.result["passed"], made.result["control"]
+
+Every reply is kept in a cache at once: a stopped run goes on, and a second one sends nothing.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from PIL import Image
+
+from revelio.activations.store import ActivationStore
+from revelio.analysis.gallery.firing import firing
+from revelio.analysis.top_images import TopImages
+from revelio.bounds import check_fields
+from revelio.data.dataset import ImageDataset
+from revelio.endpoint import Settings, ask_all, key_of
+from revelio.naming.config import NameLatentsConfig
+from revelio.naming.questions import (
+    Named,
+    body,
+    check_question,
+    choices,
+    name_question,
+    read_name,
+    read_picks,
+    sheet,
+)
+from revelio.naming.verdicts import LEVEL, fleiss_kappa, tells_apart
+from revelio.outputs import check_file, has_keys
+from revelio.pipelines import Progress, Report, counted, silent
+from revelio.pipelines.inputs import open_sae, pictures_of
+from revelio.pipelines.top_images import read_top_images
+from revelio.reply_cache import ReplyCache, open_cache
+from revelio.run_dir import versions, write_json
+from revelio.seeds import key_seed
+from revelio.stats import proportion
+
+__all__ = ["NameLatentsConfig", "NamedLatents", "name_latents"]
+
+T = TypeVar("T")
+# What OpenAI counts for a picture of about 1000 x 1000 pixels; other judges count otherwise.
+SHEET_TOKENS, TEXT_TOKENS, REPLY_TOKENS = 765, 120, 40
+
+
+@dataclass(frozen=True)
+class NamedLatents:
+    """What the file of names holds, and where it is; after an estimate there is no file."""
+
+    path: Path
+    result: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A latent to name: rows of the store that are shown, and those that its name is checked on."""
+
+    latent: int
+    shown: list[int]
+    checked: list[int]
+    fires: list[bool]
+
+
+def name_latents(config: NameLatentsConfig, progress: Report = silent) -> NamedLatents:
+    """Have the strongest latents named and the names checked, and write the result.
+
+    Args:
+        config: which latents, by which judge, from which pictures.
+        progress: told how many replies there are, and the cost before anything is sent.
+
+    Returns:
+        The names. ``latents``: kind, agreement, name, confidence, ``p`` and ``passed`` of each; ``passed``:
+        the share of names by which the judge tells firing images from others; ``control``: the same share
+        with the name of another latent; ``kappa``: agreement of the repeats beyond chance.
+
+    Raises:
+        ValueError: parts that do not belong together, no latent that fires on enough images, no key, or a
+            judge that is down or answers nothing of use: what it answered is kept.
+        ImageError: a picture can't be read.
+    """
+    check_fields(config)
+    out = config.out or config.top / "names.json"
+    check_file(out, has_keys("latents", "passed", "judge"), "a file of names")
+    store = ActivationStore.open(config.store)
+    model = open_sae(config.ksae, config.device, progress)
+    top = read_top_images(config.top, store, model)
+    subjects = _subjects(config, top, store, model)
+    cost = _cost(config, len(subjects))
+    progress(Progress(cost.pop("words")))
+    if config.estimate:
+        return NamedLatents(out, cost)
+    pictures = _Pictures(store, pictures_of(config.data, store), config.side)
+    with open_cache(config.cache or out.with_suffix(".cache.sqlite")) as cache:
+        judge = _Judge(config, cache, progress)
+        names = _named(config, judge, pictures, subjects)
+        checks = _checked(judge, pictures, subjects, names, shift=0)
+        control = _checked(judge, pictures, subjects, names, shift=1) if len(subjects) > 1 else []
+    result = _result(config, subjects, names, checks, control)
+    write_json(out, result | {"made_from": top.source, "versions": versions()})
+    return NamedLatents(out, result)
+
+
+def _subjects(
+    config: NameLatentsConfig, top: TopImages, store: ActivationStore, model: Any
+) -> list[Subject]:
+    """The strongest latents that fire on enough images and leave enough others."""
+    order = top.ranking()
+    enough = (top.counts[order] >= config.shown + config.checked) & (
+        top.images - top.counts[order] >= config.checked
+    )
+    chosen = order[enough][: config.strongest]
+    if config.shown > top.m:
+        raise ValueError(f"shown is {config.shown}, and each latent has {top.m} top images")
+    if not len(chosen):
+        raise ValueError(
+            f"no latent fires on {config.shown + config.checked} images or more: show or check fewer, or "
+            "extract more images"
+        )
+    codes = firing(model, store, chosen).codes.tocsc()
+    found = []
+    for place, latent in enumerate(chosen.tolist()):
+        fired = set(codes[:, [place]].nonzero()[0].tolist())
+        shown = top.indices[latent, : config.shown].tolist()
+        draw = np.random.default_rng(key_seed(config.seed, "checked", latent))
+        parts = (sorted(fired - set(shown)), sorted(set(range(len(store))) - fired))
+        if min(map(len, parts)) < config.checked:
+            continue
+        rows = [int(row) for part in parts for row in draw.choice(part, config.checked, False)]
+        mixed = draw.permutation(len(rows)).tolist()
+        found.append(
+            Subject(latent, shown, [rows[i] for i in mixed], [i < config.checked for i in mixed])
+        )
+    return found
+
+
+def _cost(config: NameLatentsConfig, latents: int) -> dict[str, Any]:
+    calls = latents * (config.repeats + 1 + (latents > 1))
+    sent, back = calls * (SHEET_TOKENS + TEXT_TOKENS), calls * REPLY_TOKENS
+    price = (sent * config.price_in + back * config.price_out) / 1e6
+    said = f"about {price:.2f}" if price else "unknown; give price_in and price_out"
+    words = (
+        f"{latents} latents, {calls} calls less those in the cache: about {sent:,} tokens sent, "
+    )
+    words += f"{back:,} back, price {said}"
+    return {
+        "calls": calls,
+        "tokens_sent": sent,
+        "tokens_back": back,
+        "price": price,
+        "words": words,
+    }
+
+
+class _Pictures:
+    """Sheets of rows of a store."""
+
+    def __init__(self, store: ActivationStore, dataset: ImageDataset, side: int) -> None:
+        self._ids, self._dataset, self._side = store.ids, dataset, side
+        self._places = {name: place for place, name in enumerate(dataset.ids)}
+
+    def sheet(self, rows: Sequence[int], *, numbered: bool = False) -> bytes:
+        """The JPEG of some rows' pictures."""
+        return sheet([self._read(row) for row in rows], self._side, numbered=numbered)
+
+    def _read(self, row: int) -> Image.Image:
+        if self._ids[row] not in self._places:
+            raise ValueError(
+                f"{self._dataset.name} has no image {self._ids[row]}: give the data set that was extracted "
+                "(data.source)"
+            )
+        return self._dataset.read(self._places[self._ids[row]])
+
+
+class _Judge:
+    """Replies, from the cache or else from the endpoint."""
+
+    def __init__(self, config: NameLatentsConfig, cache: ReplyCache, progress: Report) -> None:
+        self._cache, self._progress, self._config = cache, progress, config
+        self._address = config.base_url or os.environ.get("OPENAI_BASE_URL")
+        self._settings = Settings(
+            self._address, config.key_variable, config.timeout, config.tries, config.concurrency
+        )
+
+    def ask(
+        self,
+        title: str,
+        questions: Sequence[tuple[str, bytes]],
+        read: Callable[[int, str], T],
+    ) -> list[T | None]:
+        """What is read out of the reply to each question; None where it can't be.
+
+        Raises:
+            ValueError: the judge is down, or not one reply is of use.
+        """
+        config = self._config
+        bodies = [body(config.judge, text, jpeg, config.max_tokens) for text, jpeg in questions]
+        entries = [{"body": one, "base_url": self._address or ""} for one in bodies]
+        lacking = [i for i, entry in enumerate(entries) if self._cache.get(entry) is None]
+        count = counted(self._progress, title, len(bodies), "reply")
+        count(len(bodies) - len(lacking))
+        if lacking:
+            key_of(self._settings)
+
+            def keep(index: int, reply: Any) -> None:
+                self._cache.put(entries[lacking[index]], reply)
+                count(1)
+
+            outcome = ask_all([bodies[i] for i in lacking], self._settings, keep)
+            if outcome.unanswered:
+                why = outcome.down or next(iter(outcome.unanswered.values()))
+                raise ValueError(
+                    f"no reply from {self._address or 'the endpoint'} to {len(outcome.unanswered)} of "
+                    f"{len(lacking)} questions ({why}); the replies so far are kept: run it again to go on"
+                )
+        return self._read(entries, read)
+
+    def _read(self, entries: Sequence[Mapping[str, Any]], read: Callable[[int, str], T]):
+        found: list[T | None] = []
+        why = ""
+        for index, entry in enumerate(entries):
+            reply = self._cache.get(entry)
+            try:
+                found.append(read(index, reply.text if reply else ""))
+            except ValueError as error:
+                found.append(None)
+                why = str(error)
+        if all(one is None for one in found):
+            raise ValueError(
+                f"not one of {len(found)} replies is of use ({why}): take another judge"
+            )
+        return found
+
+
+def _named(
+    config: NameLatentsConfig, judge: _Judge, pictures: _Pictures, subjects: Sequence[Subject]
+) -> list[list[Named]]:
+    """The replies on each latent that could be read."""
+    orders = [
+        choices(one.latent, repeat, config.seed)
+        for one in subjects
+        for repeat in range(config.repeats)
+    ]
+    sheets = [pictures.sheet(one.shown) for one in subjects]
+    asked = [
+        (name_question(order), sheets[place // config.repeats])
+        for place, order in enumerate(orders)
+    ]
+    found = judge.ask("names", asked, lambda index, text: read_name(text, orders[index]))
+    return [
+        [one for one in found[place : place + config.repeats] if one is not None]
+        for place in range(0, len(found), config.repeats)
+    ]
+
+
+def _best(replies: Sequence[Named]) -> Named | None:
+    """The surest name of the commonest kind; the first where there are several."""
+    if not replies:
+        return None
+    kind = Counter(one.kind for one in replies).most_common(1)[0][0]
+    return max((one for one in replies if one.kind == kind), key=lambda one: one.confidence)
+
+
+def _checked(
+    judge: _Judge,
+    pictures: _Pictures,
+    subjects: Sequence[Subject],
+    names: Sequence[Sequence[Named]],
+    *,
+    shift: int,
+) -> list[float | None]:
+    """Fisher's p of each latent's images with its name; with ``shift`` 1, the next named latent's."""
+    known = [(place, best) for place, all_of in enumerate(names) if (best := _best(all_of))]
+    given = [known[(i + shift) % len(known)][1].name for i in range(len(known))]
+    count = len(subjects[0].checked)
+    asked = [
+        (
+            check_question(name, count),
+            pictures.sheet(subjects[place].checked, numbered=True),
+        )
+        for (place, _), name in zip(known, given, strict=True)
+    ]
+    title = "control: another latent's name" if shift else "checking names"
+    picks = judge.ask(title, asked, lambda _, text: read_picks(text, count))
+    found: list[float | None] = [None] * len(subjects)
+    for (place, _), picked in zip(known, picks, strict=True):
+        # A reply that can't be read tells nothing apart.
+        found[place] = 1.0 if picked is None else tells_apart(picked, subjects[place].fires)
+    return found
+
+
+def _result(
+    config: NameLatentsConfig,
+    subjects: Sequence[Subject],
+    names: Sequence[Sequence[Named]],
+    checks: Sequence[float | None],
+    control: Sequence[float | None],
+) -> dict[str, Any]:
+    latents = []
+    for one, replies, p in zip(subjects, names, checks, strict=True):
+        best = _best(replies)
+        kinds = Counter(reply.kind for reply in replies)
+        entry: dict[str, Any] = {"latent": one.latent, "kinds": dict(kinds), "p": p}
+        entry |= asdict(best) if best else {"kind": None, "name": None, "confidence": None}
+        entry["agreement"] = max(kinds.values()) / len(replies) if replies else None
+        entry["passed"] = p is not None and p < LEVEL
+        latents.append(entry)
+    whole = [[one.kind for one in all_of] for all_of in names if len(all_of) == config.repeats]
+    return {
+        "judge": config.judge,
+        "latents": latents,
+        "passed": _share(checks),
+        "control": _share(control) if control else None,
+        "by_chance_at_most": LEVEL,
+        "kappa": fleiss_kappa(whole),
+        "granularity": dict(Counter(entry["kind"] for entry in latents if entry["kind"])),
+        "repeats": config.repeats,
+        "unread": config.repeats * len(names) - sum(map(len, names)),
+    }
+
+
+def _share(checks: Sequence[float | None]) -> dict[str, float]:
+    return proportion(sum(p is not None and p < LEVEL for p in checks), len(checks))
