@@ -14,10 +14,13 @@ from PIL import Image
 
 import revelio.pipelines.reproduce_rows as pipeline
 from revelio.analysis.config import PurityConfig
+from revelio.analysis.paired import image_subsets
 from revelio.cli import main
 from revelio.data.config import DataConfig
 from revelio.diffc.config import FitConfig
+from revelio.pipelines import silent
 from revelio.pipelines.reproduce import reproduce
+from revelio.pipelines.reproduce_parts import Shared
 from revelio.probes.config import DiffusionClassifierConfig
 from revelio.reproduce.config import ReproduceConfig
 from revelio.reproduce.items import DELTA, item, items
@@ -99,6 +102,51 @@ def test_a_purity_table_and_a_diffc_table_end_to_end(made: ReproduceConfig) -> N
         next(made.out.glob("*/rows/diffc*t25-generic/diffc-s1/report.json")).read_text()
     )
     assert generic["value"] == pytest.approx(100 * report["top1"] - empty["value"])
+
+
+def test_classifiers_pictures_and_maps(made: ReproduceConfig, tmp_path: Path) -> None:
+    config = replace(made, out=tmp_path, seeds=1)
+    rows = reproduce("table5", config, sizes=replace(TINY, zero_shot_images=4)).result["rows"]
+    measured = {(row["kind"], row["metric"]): row for row in rows if "missing" not in row}
+    assert set(measured) == {
+        *product(("diffc", "diffusion-classifier"), ("top1", "s_per_image")),
+        ("clip", "top1"),
+    }
+    for (_, metric), row in measured.items():
+        assert row["value"] > 0 if metric == "s_per_image" else 0 <= row["value"] <= 100
+    assert measured["diffusion-classifier", "top1"]["images"] == {"test": 4}
+    assert sum("no counterpart" in row.get("missing", "") for row in rows) == 4
+    figure = reproduce("figure7", replace(config, model=(f"sd-2.1={config.model[0]}",)), sizes=TINY)
+    (row,) = figure.result["rows"]
+    assert (figure.path.parent / row["gallery"]).is_file() and row["paper"] == 9.67
+    (maps,) = reproduce("figure10", config, sizes=TINY).result["rows"]
+    assert len(maps["shows"]) == 4 and all(0 < share <= 1 for share in maps["shows"].values())
+    assert next(tmp_path.glob("*/rows/pca*/pca/sheet.png")).stat().st_size > 0
+
+
+def test_shifts_are_what_leaving_images_out_changes(made: ReproduceConfig, tmp_path: Path) -> None:
+    right = np.random.default_rng(5).random((2, 400)) < np.array([[0.8], [0.6]])
+    shared = Shared(made, TINY, tmp_path, [], silent)
+    found = pipeline._accuracy(shared, right, [0.0, 1.0])
+    subsets = image_subsets(400, made.seed).numpy()
+    for row, value, shifts in zip(right, found["values"], found["shifts"], strict=True):
+        assert value == pytest.approx(100 * row.mean())
+        for subset, shift in zip(subsets, shifts, strict=True):
+            left = [float(one) for one, kept in zip(row, subset, strict=True) if kept]
+            assert shift == pytest.approx(100 * 3**0.5 * (np.mean(left) - row.mean()))
+        # As large as what another 400 images would change.
+        error = 100 * (row.mean() * (1 - row.mean()) / 400) ** 0.5
+        assert np.std(shifts) == pytest.approx(error, rel=0.3)
+
+
+@pytest.mark.parametrize(("mode", "name"), [("as_code", "table2c"), ("as_paper", "table9")])
+def test_other_modes(made: ReproduceConfig, tmp_path: Path, mode: str, name: str) -> None:
+    few = replace(made.data, limit=36)
+    config = replace(made, out=tmp_path, seeds=1, data=few, mode=mode)  # type: ignore[arg-type]
+    first = reproduce(name, config, sizes=TINY).result["rows"][0]
+    assert first["value"] >= 0 and not list(tmp_path.glob("*/sets/*/*/none"))
+    run = next(tmp_path.glob("*/rows/*/*/**/config.yaml")).read_text()
+    assert f"mode: {mode}" in run
 
 
 def test_a_killed_table_goes_on_with_the_next_row(
@@ -219,3 +267,12 @@ def test_the_probability_is_that_of_normal_means() -> None:
     assert entry["probability"] == pytest.approx(expected, abs=0.05)
     assert entry["by_chance"] == pytest.approx(0.5, abs=0.05)
     assert entry["verdict"] == "not settled" and entry["rows"] == [2, 2]
+    # Far apart: settled either way, but not by one training each.
+    for gap, verdict in ((1.0, "holds"), (-1.0, "does not hold")):
+        far = {
+            a: Replicates(values[0], found[a].shifts),
+            b: Replicates(values[0] + gap, found[b].shifts),
+        }
+        assert judge(ordering, (a, b), far)["verdict"] == verdict
+        once = {row: Replicates(one.values[:1], one.shifts[:1]) for row, one in far.items()}
+        assert judge(ordering, (a, b), once)["verdict"] == "not settled"

@@ -128,7 +128,8 @@ class Shared:
             self._backbones.clear()
             layers = {layer for one in self.rows if self._shares(one, ours) for layer in one.layers}
             options = ours.backbone
-            if self.config.mode == "as_code":
+            # The shipped models know their own small size only.
+            if self.config.mode == "as_code" and self.config.scale == "full":
                 options = replace(options, image_size=AS_CODE_SIZE)
             self._backbones[ours.set_name] = load_backbone(options, layers=sorted(layers))
         return self._backbones[ours.set_name]

@@ -76,9 +76,10 @@ def _ksae(shared: Shared, ours: OurRow) -> Found:
         entries.append(entry)
         shifts.append(shift)
     first, values = entries[0], [entry["sigma_label"] for entry in entries]
-    if ours.row.kind == "gallery":
-        _gallery(shared, ours, store, first)
+    shown = ours.row.kind == "gallery"
+    pages = {"gallery": _gallery(shared, ours, store, first)} if shown else {}
     return _over_trainings(values, shifts) | {
+        **pages,
         "chance": first["chance"],
         "majority_share": float(np.mean([entry["majority_share"] for entry in entries])),
         "majority_chance": first["chance_levels"]["majority_share"],
@@ -108,7 +109,8 @@ def _purity(
     return entry, _scaled(found.subsets.numpy() - found.whole)
 
 
-def _gallery(shared: Shared, ours: OurRow, store: Path, entry: dict[str, Any]) -> None:
+def _gallery(shared: Shared, ours: OurRow, store: Path, entry: dict[str, Any]) -> str:
+    """Write the gallery of the first k-SAE; its page, seen from the item's."""
     ksae = shared.place(ours) / "ksae" / f"seed{shared.config.seed}"
     asked = MakeGalleryConfig(
         store=store,
@@ -117,7 +119,8 @@ def _gallery(shared: Shared, ours: OurRow, store: Path, entry: dict[str, Any]) -
         out=shared.place(ours) / "gallery",
         device=shared.config.device,
     )
-    make_gallery(asked, shared.progress, dataset=shared.images(ours)[0], entry=entry)
+    made = make_gallery(asked, shared.progress, dataset=shared.images(ours)[0], entry=entry)
+    return (made.path / "index.html").relative_to(shared.root).as_posix()
 
 
 def _diffc(shared: Shared, ours: OurRow) -> Found:
@@ -239,7 +242,8 @@ def _accuracy(
     """Shares of right answers in percent."""
     subsets = image_subsets(right.shape[1], shared.config.seed).numpy()
     values = right.mean(1)
-    gaps = right @ subsets.T / subsets.sum(1) - values[:, None]
+    # A product of booleans would be a boolean.
+    gaps = right.astype(float) @ subsets.T / subsets.sum(1) - values[:, None]
     return {
         "values": (100 * values).tolist(),
         "shifts": [_scaled(100 * each) for each in gaps],

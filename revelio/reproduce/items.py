@@ -17,7 +17,6 @@ from revelio.reproduce.orderings import Ordering
 
 PETS, CALTECH, FGVC = "oxford-iiit-pet", "caltech101", "fgvc-aircraft"
 TOP1, DELTA, SECONDS = "top1", "delta_top1", "s_per_image"
-AXES = ("kind", "model", "layer", "timestep", "dataset", "prompt")
 # The paper's spelling -> a prompt policy.
 _POLICIES = {"from_CLIP": "from_clip", "null-class": "empty"}
 # Rows of Table 5 and Sec. 4.7 that are runs of other tables, or of a zero-shot classifier.

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from revelio.reproduce.items import Row
 
+AXES = ("kind", "model", "layer", "timestep", "dataset", "prompt")
 REPLICATES = 2000
 SURE = 0.95
 
@@ -65,8 +66,6 @@ class Ordering:
 
     def groups(self, rows: Sequence["Row"]) -> list[list[int]]:
         """The places of the rows that differ in the axis alone, for each set of values of the others."""
-        from revelio.reproduce.items import AXES
-
         groups: dict[tuple[Any, ...], list[int]] = {}
         for place, row in enumerate(rows):
             key = tuple(getattr(row, axis) for axis in AXES if axis != self.axis)
@@ -121,7 +120,8 @@ def judge(
         ``text``, ``paper`` (whether the paper's own values have it), ``rows`` (how many it is about, of how
         many), ``verdict`` (holds, does not hold, not settled, not judged) and, unless it is not judged,
         ``holds`` (of the means), ``probability``, ``by_chance`` (how often it holds where the means are
-        dealt to the rows at random) and ``trainings``. Of a group that lacks a row nothing is said.
+        dealt to the rows at random) and ``trainings``. Of a group that lacks a row nothing is said, and
+        single trainings settle nothing: another one might say otherwise.
     """
     import numpy as np
 
@@ -138,14 +138,15 @@ def judge(
     drawn = np.stack([found[row].draw(subsets, draw) for row in about], axis=1)
     shuffled = draw.permuted(np.repeat(means, REPLICATES, axis=0), axis=1)
     probability = float(ordering.holds(about, drawn).mean())
+    trainings = min(len(found[row].values) for row in about)
+    words = {True: "holds", False: "does not hold"}
+    settled = trainings > 1 and max(probability, 1 - probability) >= SURE
     return entry | {
         "holds": bool(ordering.holds(about, means)[0]),
         "probability": probability,
         "by_chance": float(ordering.holds(about, shuffled).mean()),
-        "verdict": "holds"
-        if probability >= SURE
-        else ("does not hold" if probability <= 1 - SURE else "not settled"),
-        "trainings": min(len(found[row].values) for row in about),
+        "trainings": trainings,
+        "verdict": words[probability >= SURE] if settled else "not settled",
     }
 
 

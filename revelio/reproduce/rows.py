@@ -152,7 +152,7 @@ def _ours(
     mini, missing = config.scale == "mini", ""
     known = _MINI_MODELS.get((row.model, row.dataset)) if mini else _MODELS.get(row.model)
     model = models.get(row.model, known)
-    if row.kind == "quoted" or (model is None and row.kind == "clip"):
+    if row.kind == "quoted" or row.model not in (*_MODELS, *models):
         missing = _NO_COUNTERPART
     elif model is None:
         at = f" for {row.dataset}" if mini else ""
