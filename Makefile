@@ -32,7 +32,7 @@ gpu-check:
 	$(PYTHON) tools/gpu_check.py
 
 test: .venv/dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadscope
 
 reliability: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/python tools/reliability.py

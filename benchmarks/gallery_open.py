@@ -47,8 +47,8 @@ def generate(folder: Path, latents: int, images: int) -> Path:
     classes = tuple(f"class_{number}" for number in range(CLASSES))
     about = {"model": "generated", "layer": "up_ft1", "timestep": 25, "classes": list(classes)}
     store = write_store(folder / "store", rows, ids, labels.tolist(), settings=about)
-    # As many again, of which those that fire on no image are left out.
-    model = KSparseAutoencoder(WIDTH, latents * 3 // 2, 32, seed=0)
+    # More than are shown, as those that fire on no image are left out.
+    model = KSparseAutoencoder(WIDTH, latents * 7 // 4, 32, seed=0)
     model.kernel = fastest_kernel(model)
     top = with_source(top_images(model, store, TopImagesConfig(m=20)), model, store)
 

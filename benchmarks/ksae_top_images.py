@@ -36,6 +36,7 @@ class Rows:
 
     def __init__(self, rows: Tensor) -> None:
         self.rows, self.row_shape, self.labels, self.classes = rows, (rows.shape[1],), None, ()
+        self.manifest: dict[str, Any] = {}
 
     def __len__(self) -> int:
         return len(self.rows)

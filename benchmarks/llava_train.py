@@ -29,7 +29,7 @@ from llava_ext.deepspeed import free_port
 from llava_ext.images import smooth_picture
 from llava_ext.run import Job, open_job
 from llava_ext.tower_cache import fill, open_cache_job
-from llava_ext.training import build_trainer
+from llava_ext.training import build_trainer, training_arguments
 from revelio.distributed import Processes
 from revelio.run_dir import read_json, write_json
 
@@ -109,7 +109,12 @@ def steps(
     runs = {}
     for name, job in jobs.items():
         trainer = build_trainer(
-            job.model, job.dataset, job.collator, stage, folder / name, towers=job.towers
+            job.model,
+            job.dataset,
+            job.collator,
+            stage,
+            training_arguments(stage, folder / name),
+            towers=job.towers,
         )
         runs[name] = (job, trainer)
         one_step(job, trainer, range(batch))

@@ -11,6 +11,7 @@ from types import ModuleType
 if __name__ == "__main__":  # so that it runs from any folder, installed or not
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import revelio.cli  # noqa: F401  first, so that a help page needs no torch
 from revelio.command_line import choose, run_module
 
 SUMMARY = "LLaVA-Bench (in the wild): answer, judge, score."

@@ -164,6 +164,14 @@ class StageOptions:
     zero: Literal[0, 2, 3]
     """DeepSpeed's ZeRO stage; 0 trains without DeepSpeed."""
 
+    offload: bool = False
+    """Keep the optimiser's state in host memory, and under ZeRO-3 the weights as well: slower, and a 7B
+    model's stage 2 fits smaller GPUs."""
+
+    deepspeed: File | None = None
+    """A DeepSpeed JSON of your own in place of what `zero` and `offload` stand for; its batch sizes, clipping
+    and number formats may be "auto"."""
+
     effective_batch: Count = EFFECTIVE_BATCH
     """Samples an optimiser step, over all processes."""
 

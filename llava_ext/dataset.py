@@ -6,20 +6,29 @@ long once its images are expanded, is named before anything is trained.
 
 from array import array
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Bool, Int32, Int64
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from llava_ext.config import IGNORE_INDEX, ModelConfig
+from llava_ext.config import IGNORE_INDEX, IMAGE_INDEX, ModelConfig
 from llava_ext.images import image_id, open_picture
 from llava_ext.llava_json import Record
 from llava_ext.splice import expanded_length
 from llava_ext.templates import encode_all
+from revelio.data.contents import combined
+from revelio.distributed import is_main
+from revelio.files import write_whole_by
+from revelio.trust import read_tensors, tensor_headers
+
+TOKENS = "tokens.safetensors"
+MANY = 10_000  # records whose encoding takes long enough for a bar
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -78,6 +87,81 @@ class Opened(Dataset):
         return self.pictures.get(self.names[index])
 
 
+@dataclass(frozen=True)
+class EncodedRecords:
+    """The tokens of all records, one behind the other; a file of them saves the next start from encoding.
+
+    Attributes:
+        key: a hash of the records, the tokenizer, the template and the system message.
+        ids: of all records.
+        learned: whether a token is.
+        starts: where each record begins, and the end.
+    """
+
+    key: str
+    ids: Int32[Tensor, " n"]
+    learned: Bool[Tensor, " n"]
+    starts: Int64[Tensor, " r"]
+
+    @classmethod
+    def read_or_make(
+        cls,
+        path: Path | None,
+        records: Sequence[Record],
+        tokenizer: "PreTrainedTokenizerBase",
+        config: ModelConfig,
+    ) -> "EncodedRecords":
+        """From the file where it holds these records, else by encoding them.
+
+        Raises:
+            ValueError: a record can't be masked; the message names it.
+        """
+        words = sorted(tokenizer.get_vocab().items())
+        settings = (words, tokenizer.chat_template, config.template, config.system)
+        key = combined([repr(settings), *(repr(record.turns) for record in records)])
+        if path is not None and path.is_file():
+            with suppress(ValueError):  # damaged: encoded anew
+                _, about = tensor_headers(path)
+                if about.get("key") == key:
+                    found = read_tensors(path, {"ids": None, "learned": None, "starts": None})
+                    return cls(key, found["ids"], found["learned"].bool(), found["starts"])
+        return cls._make(key, records, tokenizer, config)
+
+    @classmethod
+    def _make(
+        cls, key: str, records: Sequence[Record], tokenizer: Any, config: ModelConfig
+    ) -> "EncodedRecords":
+        from tqdm import tqdm
+
+        ids, learned, starts = array("i"), array("b"), array("q", [0])
+        named = ((f"record {record.id!r}", record.turns) for record in records)
+        encoded = encode_all(tokenizer, config.template, named, config.system)
+        quiet = len(records) < MANY or not is_main()
+        for sample in tqdm(encoded, "tokens", len(records), disable=quiet, leave=False):
+            ids.extend(sample.input_ids)
+            learned.extend(label != IGNORE_INDEX for label in sample.labels)
+            starts.append(len(ids))
+        flags = torch.tensor(learned, dtype=torch.bool)
+        return cls(key, torch.tensor(ids, dtype=torch.int32), flags, torch.tensor(starts))
+
+    def save(self, path: Path) -> None:
+        """Keep the tokens for the next start."""
+        tensors = {"ids": self.ids, "learned": self.learned.to(torch.uint8), "starts": self.starts}
+        write_whole_by(path, lambda place: save_file(tensors, place, {"key": self.key}))
+
+    def lengths(self, image_tokens: int) -> list[int]:
+        """Tokens of each record with its images expanded."""
+        images = torch.cat(
+            [torch.zeros(1, dtype=torch.int64), (self.ids == IMAGE_INDEX).cumsum(0)]
+        )[self.starts]
+        return (self.starts.diff() + images.diff() * (image_tokens - 1)).tolist()
+
+    def sample(self, number: int) -> tuple[Int64[Tensor, " l"], Bool[Tensor, " l"]]:
+        """Ids and what is learned of one record."""
+        span = slice(int(self.starts[number]), int(self.starts[number + 1]))
+        return self.ids[span].long(), self.learned[span]
+
+
 class ConversationDataset(Dataset):
     """Encoded conversations; an item is a dict of ``input_ids``, ``labels``, ``images``, ``id``.
 
@@ -95,6 +179,7 @@ class ConversationDataset(Dataset):
         images: ImageProvider,
         *,
         too_long: Literal["stop", "drop"] = "stop",
+        kept: Path | None = None,
     ) -> None:
         """Encode and check every record.
 
@@ -105,43 +190,35 @@ class ConversationDataset(Dataset):
             image_tokens: tokens an image is expanded to.
             images: where images come from.
             too_long: what a record beyond ``max_length`` does.
+            kept: a file of tokens that an earlier start may have left; see :class:`EncodedRecords`.
 
         Raises:
             ValueError: a record can't be masked or is too long; the message names it.
         """
         self.images = images
-        self.lengths: list[int] = []
-        self.dropped: list[str] = []
-        self._records: list[Record] = []
-        self._ids, self._learned, self._starts = array("i"), array("b"), [0]
-        named = ((f"record {record.id!r}", record.turns) for record in records)
-        encoded = encode_all(tokenizer, config.template, named, config.system)
-        for record, sample in zip(records, encoded, strict=True):
-            length = expanded_length(sample.input_ids, image_tokens)
-            if length > config.max_length:
-                if too_long == "stop":
-                    raise ValueError(
-                        f"record {record.id!r} has {length} tokens with its images expanded, "
-                        f"`max_length` is {config.max_length}: raise it, give the towers fewer "
-                        "tokens, or leave such records out with --too-long drop"
-                    )
-                self.dropped.append(record.id)
-                continue
-            self._records.append(record)
-            self.lengths.append(length)
-            self._ids.extend(sample.input_ids)
-            self._learned.extend(label != IGNORE_INDEX for label in sample.labels)
-            self._starts.append(len(self._ids))
-        if not self._records:
+        self.encoded = EncodedRecords.read_or_make(kept, records, tokenizer, config)
+        lengths = self.encoded.lengths(image_tokens)
+        long = [number for number, length in enumerate(lengths) if length > config.max_length]
+        if long and too_long == "stop":
+            raise ValueError(
+                f"record {records[long[0]].id!r} has {lengths[long[0]]} tokens with its images expanded, "
+                f"`max_length` is {config.max_length}: raise it, give the towers fewer "
+                "tokens, or leave such records out (`too_long: drop`)"
+            )
+        self.dropped = [records[number].id for number in long]
+        left_out = set(long)
+        self._numbers = [number for number in range(len(records)) if number not in left_out]
+        self.lengths = [lengths[number] for number in self._numbers]
+        self._records = records
+        if not self._numbers:
             raise ValueError(f"every record is longer than `max_length` {config.max_length}")
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._numbers)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        record, span = self._records[index], slice(self._starts[index], self._starts[index + 1])
-        ids = torch.tensor(self._ids[span], dtype=torch.int64)
-        learned = torch.tensor(self._learned[span], dtype=torch.bool)
+        record = self._records[self._numbers[index]]
+        ids, learned = self.encoded.sample(self._numbers[index])
         return {
             "input_ids": ids,
             "labels": torch.where(learned, ids, IGNORE_INDEX),

@@ -1,4 +1,4 @@
-"""What is handed to the language model's own ``generate``: keyed sampling, stop texts, streaming.
+"""What is handed to the language model's own ``generate``: keyed sampling, streaming of several answers.
 
 Sampling is the Gumbel-max form: argmax(logits / temperature + g) with g = -log(-log(u)) is a draw from
 softmax(logits / temperature). u is keyed by (seed, the question, step), so that an answer does not depend on
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
+from transformers import GenerationConfig, LogitsProcessor
 from transformers.generation.streamers import BaseStreamer
 
 from llava_ext.config import IMAGE_INDEX
@@ -43,22 +43,6 @@ class KeyedGumbel(LogitsProcessor):
         uniform = torch.stack(drawn).clamp_min(torch.finfo(torch.float32).tiny)
         gumbel = -torch.log(-torch.log(uniform))
         return scores.float() / self.temperature + gumbel.to(scores.device)
-
-
-class StopTexts(StoppingCriteria):
-    """End a row when the text of its last tokens holds one of the stop texts."""
-
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", stops: Sequence[str]) -> None:
-        self.tokenizer = tokenizer
-        self.stops = stops
-        # A token is at least one byte, so a stop text lies within as many tokens as it has bytes.
-        self.tail = max((len(stop.encode()) for stop in stops), default=0) + 1
-
-    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Any:
-        """A truth value a row."""
-        texts = self.tokenizer.batch_decode(input_ids[:, -self.tail :].tolist())
-        found = [any(stop in text for stop in self.stops) for text in texts]
-        return torch.tensor(found, device=input_ids.device, dtype=torch.bool)
 
 
 class TextOut(BaseStreamer):
@@ -123,20 +107,24 @@ def answer_text(
     return text.strip()
 
 
-def end_ids(tokenizer: Any, language_model: Any) -> list[int]:
-    """Tokens that end an answer: the tokenizer's, and those the language model names."""
-    named = language_model.generation_config.eos_token_id
+def end_ids(tokenizer: Any, named: Any, stops: Sequence[str]) -> list[int]:
+    """Tokens that end an answer: the tokenizer's, those the model names, and stop texts that are tokens."""
     several = named if isinstance(named, list) else [named]
-    return sorted({token for token in (*several, tokenizer.eos_token_id) if token is not None})
+    special = [stop for stop in stops if stop in tokenizer.all_special_tokens]
+    tokens = (*several, tokenizer.eos_token_id, *tokenizer.convert_tokens_to_ids(special))
+    return sorted({token for token in tokens if token is not None})
 
 
-def generation_config(tokenizer: Any, room: int, ends: Sequence[int]) -> GenerationConfig:
+def generation_config(
+    tokenizer: Any, room: int, ends: Sequence[int], stops: Sequence[str]
+) -> GenerationConfig:
     """Greedy search over at most ``room`` new tokens; drawing is :class:`KeyedGumbel`'s."""
     return GenerationConfig(
         max_new_tokens=room,
         do_sample=False,
         use_cache=True,
         eos_token_id=list(ends) or None,
+        stop_strings=[stop for stop in stops if stop not in tokenizer.all_special_tokens] or None,
         pad_token_id=tokenizer.pad_token_id,
     )
 

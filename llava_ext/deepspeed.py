@@ -10,13 +10,16 @@ BUCKET = 50_000_000
 PERSISTENT = 100_000
 
 
-def zero_config(stage: int, *, bfloat16: bool, clip: float) -> dict[str, Any]:
+def zero_config(
+    stage: int, *, bfloat16: bool, clip: float, offload: bool = False
+) -> dict[str, Any]:
     """DeepSpeed's config for one of our stages.
 
     Args:
         stage: 2 shares optimiser state and gradients among processes, 3 parameters, too.
         bfloat16: whether the model runs in bfloat16, with float32 copies in the optimiser.
         clip: gradients longer than this are shortened to it.
+        offload: whether the optimiser's state, and in stage 3 the weights, stay in host memory.
     """
     zero: dict[str, Any] = {
         "stage": stage,
@@ -32,6 +35,10 @@ def zero_config(stage: int, *, bfloat16: bool, clip: float) -> dict[str, Any]:
         }
     else:
         zero |= {"allgather_bucket_size": BUCKET}
+    if offload:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+        if stage == 3:
+            zero["offload_param"] = {"device": "cpu", "pin_memory": True}
     return {
         "zero_optimization": zero,
         "bf16": {"enabled": bfloat16},
@@ -44,6 +51,21 @@ def zero_config(stage: int, *, bfloat16: bool, clip: float) -> dict[str, Any]:
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
     }
+
+
+def state_bytes(trained: int, frozen: int, *, zero: int, processes: int) -> int:
+    """Bytes of weights, gradients and AdamW's state on each device, without activations.
+
+    A trained weight takes 16 in bfloat16 (2 + 2, and float32 copy and moments 12; without DeepSpeed
+    4 + 4 + 8), a frozen one 2. ZeRO-2 shares gradients and the optimiser's 12 among the
+    processes, ZeRO-3 the weights, too.
+    """
+    whole = 2 * (trained + frozen)
+    if zero == 2:
+        return whole + 14 * trained // processes
+    if zero == 3:
+        return (whole + 14 * trained) // processes
+    return whole + 14 * trained
 
 
 def prepare(*, cpu: bool) -> None:

@@ -24,7 +24,6 @@ from llava_ext.conversation import Turn, place_images
 from llava_ext.decoding import (
     KeyedGumbel,
     OnText,
-    StopTexts,
     TextOut,
     answer_text,
     draw_keys,
@@ -213,17 +212,17 @@ class Assistant:
         ]
         found = self._embed(prompts, grids)
         room = self._room(prompts, max_new_tokens)
-        language_model: Any = self.model.language_model
-        ends = end_ids(self.tokenizer, language_model)
-        tools: dict[str, Any] = {"stopping_criteria": [StopTexts(self.tokenizer, self.stops)]}
+        named = self.model.generation_config.eos_token_id
+        ends = end_ids(self.tokenizer, named, self.stops)
+        tools: dict[str, Any] = {"tokenizer": self.tokenizer}
         if temperature > 0:
             tools["logits_processor"] = [KeyedGumbel(temperature, seed, draw_keys(prompts, keys))]
         if on_text is not None:
             tools["streamer"] = TextOut(lambda ids: self._text(ids, ends), self.stops, on_text)
-        tokens = language_model.generate(
+        tokens = self.model.generate(
             inputs_embeds=found.embeddings,
             attention_mask=found.attention_mask,
-            generation_config=generation_config(self.tokenizer, room, ends),
+            generation_config=generation_config(self.tokenizer, room, ends, self.stops),
             **tools,
         )
         return [self._text(row, ends) for row in tokens.tolist()]

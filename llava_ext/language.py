@@ -7,6 +7,7 @@ code, SPEC 3.4), else the end-of-text token; padding is masked, so the choice ch
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -267,6 +268,12 @@ def load_tokenizer(name: str, revision: str | None = None) -> "PreTrainedTokeniz
         )
     for file in (TOKENIZER_CONFIG, "tokenizer.json"):
         source.find_json(file)
+    pieces = source.file("tokenizer.json") is None and source.file("tokenizer.model") is not None
+    if pieces and not (find_spec("google") and find_spec("google.protobuf")):
+        raise ValueError(
+            f"the tokenizer of {name} is a sentencepiece model, which is read by protobuf: "
+            "pip install protobuf"
+        )
     with reading(f"the tokenizer of {name}"):
         tokenizer = AutoTokenizer.from_pretrained(
             where, revision=revision or "main", trust_remote_code=False

@@ -289,7 +289,7 @@ class LlavaModel(PreTrainedModel, GenerationMixin):
         Returns:
             The prompts' tokens and the new ones, as from any model of transformers.
         """
-        _innermost(self.language_model).generation_config = self.generation_config
+        cast(Any, _innermost(self.language_model)).generation_config = self.generation_config
         if pixel_values is not None:
             assert input_ids is not None
             settings["inputs_embeds"] = self.embed_expanded(input_ids, pixel_values, image_ids)
@@ -312,7 +312,7 @@ class LlavaModel(PreTrainedModel, GenerationMixin):
     ) -> Any:
         """The loss of a batch, or without labels its logits.
 
-        With ``grids`` (of no images: ``()``) the text is training's, else a processor's.
+        The text is training's where there are ``grids``, or labels and no pictures; else a processor's.
 
         Args:
             input_ids: IMAGE_INDEX stands for an image.
@@ -329,7 +329,8 @@ class LlavaModel(PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: the number of placeholders is not the number of images.
         """
-        if grids is None:
+        own = pixel_values is not None or inputs_embeds is not None
+        if grids is None and (own or labels is None):
             if inputs_embeds is None:
                 assert input_ids is not None
                 inputs_embeds = self.embed_expanded(input_ids, pixel_values, image_ids)
@@ -342,7 +343,7 @@ class LlavaModel(PreTrainedModel, GenerationMixin):
                 **settings,
             )
         assert input_ids is not None and attention_mask is not None
-        found = self.embed(input_ids, attention_mask, labels, grids, length=length)
+        found = self.embed(input_ids, attention_mask, labels, grids or (), length=length)
         inputs: dict[str, Any] = {
             "inputs_embeds": found.embeddings,
             "attention_mask": found.attention_mask,

@@ -21,7 +21,8 @@ from llava_ext.config import (
     StageOptions,
     TrainConfig,
 )
-from llava_ext.dataset import Collator, ConversationDataset, ImageProvider, Pictures
+from llava_ext.dataset import TOKENS, Collator, ConversationDataset, ImageProvider, Pictures
+from llava_ext.deepspeed import state_bytes
 from llava_ext.images import picture_ids, plain_ids
 from llava_ext.import_llava import import_projectors
 from llava_ext.language import add_lora, build_model, language_identity
@@ -37,6 +38,7 @@ from llava_ext.training import (
     check_processes,
     checkpoint_step,
     last_checkpoint,
+    training_arguments,
     whole_state,
 )
 from revelio.command_line import require
@@ -80,7 +82,7 @@ def run(config: TrainConfig) -> None:
     if isinstance(config, FinetuneConfig) and config.lora.rank:
         require("peft", "an adapter")
     check_folder(config.out)
-    if not config.resume and (config.out / "manifest.json").exists():
+    if is_main() and not config.resume and (config.out / "manifest.json").exists():
         raise ValueError(
             f"{config.out} already holds a run: continue it with resume, or choose another folder"
         )
@@ -89,11 +91,13 @@ def run(config: TrainConfig) -> None:
     run_dir = _open_run(config, stage, resume=config.resume) if is_main() else None
     if run_dir is not None:
         _record_inputs(run_dir, config, job)
+        job.dataset.encoded.save(run_dir.path / TOKENS)
     checkpoint = last_checkpoint(config.out) if config.resume else None
     if run_dir is not None:
         run_dir.truncate_metrics(checkpoint_step(checkpoint) if checkpoint else 0)
     trainer = build_trainer(
-        job.model, job.dataset, job.collator, config.stage, config.out,
+        job.model, job.dataset, job.collator, config.stage,
+        training_arguments(config.stage, config.out),
         towers=job.towers, watch=LoggingCallback(run_dir),
     )  # fmt: skip
     _say(_plan(job, trainer, config.stage, stage))
@@ -173,7 +177,13 @@ def open_job(config: TrainConfig, stage: Stage) -> Job:
     images = open_images(config.cache, towers, data.images if pictures_here else None, records)
     model, tokenizer = build_model(config.model, towers, seed=config.stage.seed)
     dataset = ConversationDataset(
-        records, tokenizer, config.model, model.image_tokens, images, too_long=config.too_long
+        records,
+        tokenizer,
+        config.model,
+        model.image_tokens,
+        images,
+        too_long=config.too_long,
+        kept=config.out / TOKENS,
     )
     if isinstance(config, FinetuneConfig):
         _begin_finetune(model, config.pretrained, config.lora, config.stage.seed)
@@ -222,7 +232,7 @@ def _check_towers(folder: Path, wanted: ModelConfig) -> None:
     if len(found.towers) != len(wanted.towers) or found.fusion != wanted.fusion:
         raise ValueError(
             f"{folder} has {len(found.towers)} towers and fusion {found.fusion}, the config "
-            f"{len(wanted.towers)} and {wanted.fusion}: choose another --pretrained"
+            f"{len(wanted.towers)} and {wanted.fusion}: choose other projectors (`pretrained`)"
         )
     for number, pair in enumerate(zip(found.towers, wanted.towers, strict=True)):
         was, now = (to_plain(tower) for tower in pair)
@@ -230,7 +240,7 @@ def _check_towers(folder: Path, wanted: ModelConfig) -> None:
             if was[key] != now[key]:
                 raise ValueError(
                     f"{folder} was trained with tower {number}'s `{key}` {was[key]!r}, not "
-                    f"{now[key]!r}: choose another --pretrained or the same towers"
+                    f"{now[key]!r}: choose other projectors (`pretrained`) or the same towers"
                 )
 
 
@@ -240,7 +250,8 @@ def _plan(job: Job, trainer: LlavaTrainer, options: StageOptions, stage: Stage) 
     world, data = world_size(), job.dataset
     times = accumulation(options.effective_batch, options.batch_size, world)
     steps = -(-trainer.sampler.steps * options.epochs // 1)
-    trained = sum(p.numel() for p in job.model.parameters() if p.requires_grad)
+    everything, trained = _counts(job.model)
+    state = state_bytes(trained, everything - trained, zero=options.zero, processes=world)
     # Weights, and AdamW's two moments in float32.
     held = trained * 12 * min(options.keep, max(1, int(steps) // options.save_steps))
     lines = [
@@ -252,13 +263,14 @@ def _plan(job: Job, trainer: LlavaTrainer, options: StageOptions, stage: Stage) 
         f"samples x {times} accumulated; ZeRO {options.zero or 'off'}",
         f"plan: {stage}, {steps:,.0f} steps, peak learning rate {options.learning_rate:g}; "
         f"{_time(job, trainer, options)}; checkpoints about {size(held)}",
+        f"memory of a process: {size(state)} of weights, gradients and optimiser, and activations",
     ]
     return "\n".join(lines)
 
 
 def _time(job: Job, trainer: LlavaTrainer, options: StageOptions) -> str:
     """How long it will take, measured on one batch of median length where that is cheap."""
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() or any(hasattr(p, "ds_id") for p in job.model.parameters()):
         return "the bar will tell the time"
     order = sorted(range(len(job.dataset)), key=lambda i: job.dataset.lengths[i])
     middle = max(0, len(order) // 2 - options.batch_size // 2)

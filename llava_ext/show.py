@@ -29,7 +29,7 @@ def show(config: ShowConfig) -> str:
     """
     records = read_records(config.data.json, config.data.images)
     if not 0 <= config.index < len(records):
-        raise ValueError(f"--index is {config.index}: there are records 0 to {len(records) - 1}")
+        raise ValueError(f"index is {config.index}: there are records 0 to {len(records) - 1}")
     record = records[config.index]
     tokenizer = load_tokenizer(config.model.language_model, config.model.revision)
     conversations = [(f"record {record.id!r}", record.turns)]

@@ -81,7 +81,7 @@ def to_row(tower: Tower, grids: Float[Tensor, "i c h w"]) -> Float[Tensor, "i c 
         largest = kept.abs().max().item()
         raise ValueError(
             f"tower {tower.config.backbone} {tower.config.layer} gives values up to {largest:.3g}, "
-            "which float16 can't hold: train without --cache"
+            "which float16 can't hold: train without a cache"
         )
     return rows.cpu()
 
@@ -319,7 +319,7 @@ def open_cache_job(config: CacheConfig, processes: Processes) -> CacheJob:
         ValueError: the data or a setting is wrong.
     """
     if config.cache is None:
-        raise ValueError("no folder for the cache: choose one with --cache")
+        raise ValueError("no folder for the cache: choose one (`cache`)")
     if config.batch_size < 1:
         raise ValueError(f"batch_size is {config.batch_size}: it must be at least 1")
     data = config.data
@@ -355,7 +355,7 @@ def plan(job: CacheJob) -> str:
     if needed > free:
         raise ValueError(
             f"the cache takes {size(needed)}, but {size(free)} are free at {job.cache}: choose another "
-            "--cache, or `tokens: pool`"
+            "folder, or `tokens: pool`"
         )
     return (
         f"plan: {len(todo):,} of {len(job.names):,} images, {len(job.targets)} towers, at "

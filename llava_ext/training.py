@@ -46,7 +46,7 @@ def accumulation(effective_batch: int, batch_size: int, processes: int) -> int:
     if effective_batch % at_once:
         raise ValueError(
             f"effective_batch {effective_batch} is not a multiple of {processes} processes times "
-            f"batch_size {batch_size} = {at_once}: choose another --stage.batch-size"
+            f"batch_size {batch_size} = {at_once}: choose another batch_size"
         )
     return effective_batch // at_once
 
@@ -162,7 +162,7 @@ def build_trainer(
     dataset: ConversationDataset,
     collator: Collator,
     options: StageOptions,
-    out: Path,
+    arguments: TrainingArguments,
     *,
     towers: Sequence[Tower] = (),
     watch: LoggingCallback | None = None,
@@ -174,14 +174,13 @@ def build_trainer(
         dataset: the samples.
         collator: makes batches of them.
         options: of the stage.
-        out: the run directory; checkpoints go below it.
+        arguments: of :func:`training_arguments`.
         towers: run on images whose grids are not cached.
         watch: what follows the training.
 
     Raises:
         ValueError: the effective batch can't be had.
     """
-    arguments = training_arguments(options, out)
     set_number_formats(model, arguments)
     model.register_load_state_dict_post_hook(_pass_over_frozen)
     trainer = LlavaTrainer(
@@ -211,7 +210,7 @@ def set_number_formats(model: LlavaModel, arguments: TrainingArguments) -> None:
     AdamW's steps at 2e-5 are smaller than bfloat16's spacing, so that most would be lost. DeepSpeed keeps
     float32 copies itself where it runs in bfloat16; without it, weights stay float32 under autocast.
     """
-    if not arguments.bf16:
+    if not arguments.bf16 and any(p.dtype != torch.float32 for p in model.parameters()):
         model.float()
     elif not arguments.deepspeed:
         for parameter in model.parameters():
@@ -238,7 +237,14 @@ def training_arguments(options: StageOptions, out: Path) -> TrainingArguments:
         torch.set_num_threads(options.threads)
     if options.zero:
         deepspeed.prepare(cpu=cpu)
-        zero = deepspeed.zero_config(options.zero, bfloat16=bfloat16, clip=options.clip)
+        own = options.deepspeed
+        zero = (
+            str(own)
+            if own
+            else deepspeed.zero_config(
+                options.zero, bfloat16=bfloat16, clip=options.clip, offload=options.offload
+            )
+        )
     return TrainingArguments(
         output_dir=str(out / "checkpoints"),
         per_device_train_batch_size=options.batch_size,

@@ -64,10 +64,6 @@ class FakeStore:
     def __len__(self) -> int:
         return len(self._rows)
 
-    @property
-    def images(self) -> int:
-        return len(self)
-
     def batches(self, batch_size: int):
         for start in range(0, len(self), batch_size):
             yield start, self._rows[start : start + batch_size]

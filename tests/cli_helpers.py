@@ -1,17 +1,20 @@
 """Inputs for every command that writes, and a short call of each."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
 from analysis_helpers import gallery_parts, write_pictures
 from backbones_helpers import tiny_sd
 from diffc_helpers import separable, write_folders
 from eval_helpers import review_row, write_jsonl
+from PIL import Image
 from sae_helpers import planted
 
 from revelio.activations.store import write_store
 from revelio.cli import main
 from revelio.diffc.model import DiffC
+from revelio.sae.model import KSparseAutoencoder
 
 Words = Callable[[Path], list[object]]
 
@@ -28,10 +31,17 @@ def write_inputs(root: Path) -> Path:
     write_store(root / "grids", grids, [str(i) for i in range(9)], labels, settings=settings)
     DiffC(6, 3, width=2, class_names=["a", "b", "c"], seed=0).save_pretrained(root / "diffc")
     write_folders(root / "folders", 2)
+    many, _ = planted(120, 4, 6, 2)
+    write_store(root / "many", many, [str(i) for i in range(120)], [i % 2 for i in range(120)])
+    KSparseAutoencoder(4, 8, 2).save_pretrained(root / "small")
+    cells = torch.rand(6, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    write_store(root / "whole", cells, [str(i) for i in range(6)], settings={"pool": "none"})
+    (root / "prompts.csv").write_text("prompt,class\na dog,dog\na cat,cat\n")
     tiny_sd(root / "sd")
     write_jsonl(root / "reviews.jsonl", [review_row(i, "conv", (8.0, 6.0)) for i in range(3)])
     main(["top-images", "--store", str(root / "store"), "--ksae", str(root / "ksae"),
           "--out", str(root / "top")])  # fmt: skip
+    main([str(word) for word in commands(root)["concept"](root / "concept")])
     return root
 
 
@@ -39,6 +49,8 @@ def commands(made: Path) -> dict[str, Words]:
     """A short call of every command that writes, for a place to write to."""
     backbone = ["--backbone.name", made / "sd", "--backbone.image-size", 32]
     ksae = ["--store", made / "store", "--ksae", made / "ksae"]
+    draw = ["--prompts", made / "prompts.csv", "--concept", made / "concept", "--steps", 1]
+    draw += ["--size", 32, "--backbone.name", made / "sd"]
     return {
         "extract": lambda out: [
             *("extract", *backbone, "--data.limit", 3, "--data.source", made / "images"),
@@ -64,6 +76,42 @@ def commands(made: Path) -> dict[str, Words]:
             *("pca-maps", *backbone, "--data.limit", 3, "--data.source", made / "images"),
             *("--layers", "bottleneck", "--out", out),
         ],
+        "eval-ksae": lambda out: [
+            *("eval-ksae", "--store", made / "many", "--ksae", made / "small", "--out", out),
+        ],
+        "locality": lambda out: [
+            *("locality", "--store", made / "whole", "--ksae", made / "small", "--out", out),
+        ],
+        "extract-text": lambda out: [
+            *("extract-text", "--prompts", made / "prompts.csv", "--backbone.name", made / "sd"),
+            *("--layers", "text_encoder.block1", "--out", out),
+        ],
+        "concept": lambda out: [
+            *(
+                "concept",
+                "--texts",
+                "a dog",
+                "--against",
+                "a cat",
+                "--layer",
+                "text_encoder.block1",
+            ),
+            *("--backbone.name", made / "sd", "--out", out),
+        ],
+        "steer": lambda out: ["steer", *draw, "--strength", 0, "--out", out],
+        "steer-eval": lambda out: [
+            *(
+                "steer-eval",
+                *draw,
+                "--strength",
+                -1,
+                "--target",
+                "dog",
+                "--judge",
+                "cli_helpers:see",
+            ),
+            *("--baselines", "random-direction", "--bootstrap", 9, "--out", out),
+        ],
         "purity": lambda out: ["purity", "--top", made / "top", "--random-sets", 9, "--out", out],
         "demo": lambda out: [
             *("demo", "--data.source", made / "folders", *backbone, "--layers", "bottleneck"),
@@ -75,6 +123,11 @@ def commands(made: Path) -> dict[str, Words]:
     }
 
 
-FILES = ("purity", "score")  # what writes one file
+def see(pictures: Sequence[Image.Image]) -> list[str]:
+    """A judge that sees dogs."""
+    return ["dog"] * len(pictures)
+
+
+FILES = ("purity", "locality", "score")  # what writes one file
 WRITERS = (*FILES, "extract", "train-ksae", "train-diffc", "eval-diffc", "top-images", "gallery")
-WRITERS += ("pca-maps", "demo")
+WRITERS += ("pca-maps", "demo", "eval-ksae", "extract-text", "concept", "steer", "steer-eval")

@@ -324,3 +324,27 @@ def test_layout_of_a_few_points(count):
     at = layout(torch.randn(count, 4))
     assert at.shape == (count, 2)
     assert not at.isnan().any()
+
+
+@pytest.mark.parametrize("over", ["max", "mean"])
+def test_a_gallery_over_cells_shows_what_its_top_images_counted(tmp_path, over):
+    model, store, _, dataset = gallery_parts(tmp_path / "store")
+    grids = store.tensor()[:, :, None, None] + 0.5 * torch.randn(60, 12, 3, 4)
+    whole = write_store(tmp_path / "grids", grids, store.ids, store.labels.tolist())
+    how = TopImagesConfig(m=8, over=over)
+    top = with_source(top_images(model, whole, how), model, whole)
+    write_gallery(
+        tmp_path / "out", model, whole, top, dataset, GalleryConfig(latents=12, map_method="pca")
+    )
+    images = records(tmp_path / "out", "images")
+    for place, record in enumerate(records(tmp_path / "out", "latents")):
+        fires = {
+            row: dict(image["active"])[place]
+            for row, image in enumerate(images)
+            if place in dict(image["active"])
+        }
+        assert sum(record["bins"]) == int(top.counts[record["id"]]) >= len(fires)
+        assert record["misses"] == []
+        for row, value in record["top"] + record["random"]:
+            if row in fires:
+                assert fires[row] == pytest.approx(value, rel=1e-3)

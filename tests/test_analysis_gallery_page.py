@@ -301,9 +301,7 @@ def test_a_phone_sees_latents_first_and_zooms_the_map_with_two_fingers(page, tmp
 
 def test_the_map_opens_where_its_address_says(page):
     shown = page("map?by=density&at=0.3,0.6,4.000")
-    assert (
-        shown.run("document.querySelector('select[aria-label=\"Colour by\"]').value") == "density"
-    )
+    assert shown.run("document.querySelector('select[aria-label=\"Color by\"]').value") == "density"
     shown.click("[aria-label='Zoom in']")
     assert float(re.search(r",([\d.]+)$", shown.run("location.hash"))[1]) == pytest.approx(6.4)
 

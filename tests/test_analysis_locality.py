@@ -1,15 +1,20 @@
 """Measures of cells against loops and planted features, each beside the chance level that could refute it."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from activations_helpers import FakeBackbone, picture
+from PIL import Image
 from sae_helpers import random_model
 from test_analysis_cells import dense_maps, dictionary
 
+from revelio.activations.config import ExtractRunConfig
 from revelio.activations.store import write_store
 from revelio.analysis.cells import encode_grid
+from revelio.analysis.config import LocalityConfig
 from revelio.analysis.locality import (
     Firings,
     agreement,
@@ -19,12 +24,18 @@ from revelio.analysis.locality import (
     locality,
     mask_iou,
     overlap,
-    partners,
-    redundancy,
     spatial,
     timestep_profile,
 )
+from revelio.analysis.redundancy import partners, redundancy
 from revelio.analysis.top_images import TopImages
+from revelio.backbones.config import BackboneConfig
+from revelio.backbones.registry import register
+from revelio.cli import main
+from revelio.data.config import DataConfig
+from revelio.pipelines.extract import extract_to
+from revelio.pipelines.locality import measure_locality
+from revelio.trust import read_object
 
 ALL = torch.arange(6)
 DRAW = torch.Generator().manual_seed(5)
@@ -195,3 +206,104 @@ def test_an_interval_of_nothing_is_none_and_others_cover_the_mean():
     assert found["latents"] == 200 and found["value"] == pytest.approx(np.mean(values), abs=1e-4)
     error = np.std(values) / math.sqrt(200)
     assert found["high"] - found["low"] == pytest.approx(2 * 1.96 * error, rel=0.1)
+
+
+@pytest.fixture
+def made(tmp_path):
+    """A saved k-SAE whose latents are axes, and stores of two timesteps and two draws; and masks."""
+    grids, masks = blobs()
+    about = {"model": "m", "layer": "up", "prompt_policy": "empty", "dataset_sha256": "x"}
+    ids = [f"{number % 3}/{number}.jpg" for number in range(24)]
+    for name, timestep, draw in (("a", 25, 0), ("b", 200, 0), ("c", 25, 1)):
+        write_store(
+            tmp_path / name,
+            grids * (1 + draw + timestep),
+            ids,
+            settings=about | {"timestep": timestep, "draw": draw},
+        )
+    dictionary().save_pretrained(tmp_path / "ksae")
+    for name, mask in zip(ids, masks, strict=True):
+        path = (tmp_path / "masks" / name).with_suffix(".png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        whole = np.kron(mask.numpy(), np.ones((4, 4))).astype(np.uint8)
+        # Wider than high: what is outside the middle square is no class of the image.
+        Image.fromarray(np.pad(whole, ((0, 0), (8, 8)), constant_values=9)).save(path)
+    return tmp_path
+
+
+def test_the_command_measures_all_that_is_given(made, capsys):
+    words = ["--store", *(str(made / name) for name in "abc"), "--ksae", str(made / "ksae")]
+    words += ["--masks", str(made / "masks"), "--other", str(made / "ksae"), "--latents", "3"]
+    main(["locality", *words, "--device", "cpu", "--out", str(made / "x.json")])
+    found = read_object(made / "x.json")
+    assert found["images"] == 24 and found["grid"] == [8, 8] and len(found["latents"]) == 3
+    assert found["partners"]["value"] == 1 and found["draws"][0]["value"] == 1
+    assert {"25", "200", "peak"} == set(found["timesteps"][0])
+    latent = found["latents"].index(2)
+    assert found["masks"]["latents"][latent] | {"chance": 0} == {
+        "class": 2,
+        "iou": 1.0,
+        "chance": 0,
+    }
+    said = capsys.readouterr().out
+    assert (
+        "IoU of the best class: " in said and "chance " in said and "next: revelio gallery" in said
+    )
+    with pytest.raises(SystemExit):
+        (made / "y.json").write_text("{}")
+        main(["locality", *words, "--out", str(made / "y.json")])
+
+
+def test_masks_and_stores_that_do_not_match_are_named(made):
+    config = LocalityConfig(
+        store=(made / "a",), ksae=str(made / "ksae"), out=made / "x.json", device="cpu"
+    )
+    Image.new("RGB", (8, 8)).save(made / "masks/1/1.png")
+    with pytest.raises(ValueError, match=r"1\.png is no usable mask: it has the mode RGB"):
+        measure_locality(replace(config, masks=made / "masks"))
+    (made / "masks/1/1.png").unlink()
+    with pytest.raises(ValueError, match=r"1\.png is no usable mask"):
+        measure_locality(replace(config, masks=made / "masks"))
+    write_store(
+        made / "d", torch.rand(24, 6, 8, 8), [str(i) for i in range(24)], settings={"model": "m"}
+    )
+    with pytest.raises(ValueError, match="differ in `layer`"):
+        measure_locality(replace(config, store=(made / "a", made / "d")))
+    write_store(made / "v", torch.rand(24, 6), [str(i) for i in range(24)])
+    with pytest.raises(ValueError, match="v holds one vector an image"):
+        measure_locality(replace(config, store=(made / "v",)))
+    assert not (made / "x.json").exists()
+
+
+def test_maps_of_moved_images_by_the_backbone(tmp_path):
+    """On a backbone without noise whose cells see only themselves, maps move with the image exactly."""
+    pictures = tmp_path / "pictures"
+    for number in range(6):
+        path = pictures / ("a", "b")[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(number).save(path)
+    register("local-cells", lambda **_: LocalBackbone())
+    [store] = extract_to(
+        ExtractRunConfig(
+            out=tmp_path / "run", layers=("deep",), timesteps=(), pool="none",
+            data=DataConfig(source=str(pictures)), backbone=BackboneConfig(name="local-cells"),
+        )
+    )  # fmt: skip
+    random_model().save_pretrained(tmp_path / "ksae")
+    made = measure_locality(
+        LocalityConfig(
+            store=(store.path,), ksae=str(tmp_path / "ksae"), moved=True, device="cpu", latents=5,
+            data=DataConfig(source=str(pictures)), backbone=BackboneConfig(name="local-cells"),
+        )
+    )  # fmt: skip
+    assert made.result["moved"]["shifted"]["value"] == pytest.approx(1, abs=1e-3)
+    assert made.result["moved"]["shifted"]["chance"]["high"] < 0.9
+    assert made.result["moved"]["mirrored"]["value"] == pytest.approx(1, abs=1e-3)
+
+
+class LocalBackbone(FakeBackbone):
+    """The mean of each cell's pixels, mixed: mirrored pixels give a mirrored grid."""
+
+    def __init__(self) -> None:
+        super().__init__("local-cells")
+        self.weights["deep"] = self.weights["deep"].mean((2, 3), keepdim=True).expand(6, 3, 2, 2)

@@ -21,6 +21,7 @@ from revelio.backbones.config import BackboneConfig
 from revelio.backbones.registry import load_backbone
 from revelio.cli import main
 from revelio.data.config import DataConfig
+from revelio.pipelines import serve
 from revelio.pipelines.gallery import make_gallery
 from revelio.pipelines.inputs import open_sae
 from revelio.pipelines.serve import UPLOAD_LIMIT, open_server
@@ -160,6 +161,16 @@ def test_what_does_not_belong_together_is_refused(made: Path, tmp_path: Path) ->
     random_model(d=width, n=4 * width, k=6, seed=1).save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match="of another k-SAE"):
         open_server(replace(config(made), ksae=str(tmp_path / "other")))
+
+
+def test_a_gallery_of_a_known_model_needs_no_model_named(made: Path) -> None:
+    data = json.loads((made / "run" / "gallery" / "gallery.json").read_text())
+    assert data["meta"]["image_size"] == [32, 32]
+    data["meta"]["model"] = "mini-sd"
+    unnamed = ServeConfig(gallery=made)
+    assert serve._backbone(unnamed, data) == BackboneConfig(name="mini-sd", image_size=32)
+    larger = replace(unnamed, backbone=replace(unnamed.backbone, image_size=64))
+    assert serve._backbone(larger, data) == BackboneConfig(name="mini-sd", image_size=64)
 
 
 @needs_browser

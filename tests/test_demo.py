@@ -2,16 +2,19 @@
 
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 from backbones_helpers import tiny_sd
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from revelio.cli import main
 from revelio.data.config import DataConfig
-from revelio.pipelines.demo.charts import Series, bar_chart, line_chart
+from revelio.pipelines.demo.charts import Series, bar_chart, line_chart, ticks
 from revelio.pipelines.demo.config import DemoConfig
 from revelio.pipelines.demo.diffc import headline, verdicts
 from revelio.pipelines.demo.run import findings
@@ -229,3 +232,14 @@ def test_charts_place_values_in_proportion() -> None:
     heights = [float(h) for h in re.findall(r'height="([0-9.]+)" fill', bars)]
     assert heights[1] == pytest.approx(2 * heights[0], rel=0.01)
     assert "&lt;r&gt;" in bars and "<r>" not in bars
+
+
+@given(low=st.floats(-1e3, 1e3), span=st.floats(1e-3, 1e4), most=st.integers(3, 10))
+def test_ticks_are_round_inside_and_evenly_spaced(low: float, span: float, most: int) -> None:
+    found = ticks(low, low + span, most)
+    assert 1 <= len(found) <= most and low - 1e-6 * span <= found[0] <= found[-1]
+    assert found[-1] <= low + span * (1 + 1e-6)
+    steps = {float(f"{b - a:.6g}") for a, b in pairwise(found)}
+    assert len({float(f"{step:.3g}") for step in steps}) <= 1
+    for step in steps:
+        assert f"{step:.0e}"[0] in "125" and step == pytest.approx(float(f"{step:.0e}"), rel=1e-3)

@@ -3,10 +3,10 @@ import io
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFont
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix
 
-from revelio.diffc.measures import DARK, confusion, confusion_png, measure
+from revelio.diffc.measures import CAPTION, DARK, FONT, confusion, confusion_png, measure
 
 
 def test_measures_are_scikit_learns() -> None:
@@ -41,3 +41,14 @@ def test_picture_shades_rows_by_share() -> None:
 def test_picture_of_many_classes() -> None:
     image = Image.open(io.BytesIO(confusion_png(torch.eye(102).long(), list(map(str, range(102))))))
     assert image.width < 900
+
+
+@pytest.mark.parametrize("classes", [2, 5, 30])
+def test_the_caption_of_a_confusion_picture_is_whole(classes):
+    """Its ink ends before the picture does, and is as wide as the text."""
+    names = [str(number) for number in range(classes)]
+    image = Image.open(io.BytesIO(confusion_png(torch.eye(classes).long(), names))).convert("L")
+    strip = image.crop((0, image.height - 26, image.width, image.height))
+    left, _, right, _ = strip.point(lambda value: 255 * (value < 128)).getbbox()
+    text = ImageFont.load_default(size=FONT).getlength(CAPTION)
+    assert right <= image.width - 10 and right - left == pytest.approx(text, abs=6)

@@ -94,7 +94,7 @@ def test_other_answers_in_the_file_are_refused(tmp_path: Path) -> None:
     other = replace(ASKING, model_id="big")
     with pytest.raises(ValueError, match=r"question 0 with model_id 'tiny', not 'big'"):
         read_finished(out, questions, other)
-    with pytest.raises(ValueError, match=r"question 0 with metadata .*choose another --out"):
+    with pytest.raises(ValueError, match=r"question 0 with metadata .*choose another output file"):
         read_finished(out, questions, replace(ASKING, temperature=0.2))
     with pytest.raises(ValueError, match=r"answers question 5, unknown to the bench"):
         read_finished(out, questions[:5], ASKING)
@@ -135,7 +135,7 @@ def test_help_reads_like_a_page_and_needs_nothing_heavy(tmp_path: Path, command:
     program = (
         "import atexit, runpy, sys\n"
         f"sys.argv = ['llava_bench.py', {command!r}, '--help']\n"
-        "heavy = {'torch', 'openai', 'transformers', 'llava_ext'}\n"
+        "heavy = {'torch', 'openai', 'transformers'}\n"
         "atexit.register(lambda: print('heavy:', sorted(heavy & set(sys.modules))))\n"
         f"runpy.run_path({str(script)!r}, run_name='__main__')\n"
     )

@@ -35,7 +35,7 @@ EMPTY = {"system", "prompt"}
 # Folders and files that are read; data.source, backbone.name and the like may also be hub ids.
 READ = {
     "store", "top", "embeddings", "stores", "test_store", "images", "bench", "answers", "reference",
-    "reviews", "compare", "root", "pretrained", "image", "source",
+    "masks", "reviews", "compare", "root", "pretrained", "image", "source",
 }  # fmt: skip
 READ_FILES = {"answers", "reference", "reviews", "compare", "image"}
 WRITTEN_FILES = {
@@ -43,6 +43,7 @@ WRITTEN_FILES = {
     ("probe", "out"),
     ("name-latents", "out"),
     ("name-latents", "cache"),
+    ("locality", "out"),
     ("score", "json"),
     ("judge", "out"),
     ("judge", "cache"),

@@ -10,9 +10,9 @@ from torch.utils.data import DataLoader
 
 from llava_ext.config import IGNORE_INDEX, IMAGE_INDEX, ModelConfig, TowerConfig
 from llava_ext.conversation import Turn
-from llava_ext.dataset import Collator, ConversationDataset
+from llava_ext.dataset import Collator, ConversationDataset, EncodedRecords
 from llava_ext.llava_json import Record
-from llava_ext.templates import encode
+from llava_ext.templates import encode, encode_all
 
 TOKENIZER = tiny_language_tokenizer()
 CONFIG = ModelConfig(
@@ -27,7 +27,7 @@ TOKENS = 7
 
 
 class Names:
-    """A images that shows names, so that order can be seen."""
+    """Images that show names, so that order can be seen."""
 
     def get(self, name: str) -> str:
         return name.upper()
@@ -92,3 +92,29 @@ def test_a_record_that_cannot_be_masked_is_named(tmp_path: Path) -> None:
     bad = Record("bad", (), (Turn("user", "<|im_start|>"), Turn("assistant", "x")))
     with pytest.raises(ValueError, match="record 'bad': a turn of the user"):
         ConversationDataset([*RECORDS, bad], TOKENIZER, CONFIG, TOKENS, Names())
+
+
+def test_kept_tokens_are_read_where_they_are_the_same(tmp_path, monkeypatch) -> None:
+    from llava_ext import dataset as module
+
+    records = [
+        Record(str(n), ("a",), (Turn("user", f"<image> {n}?"), Turn("assistant", f"yes {n}")))
+        for n in range(5)
+    ]
+    config = ModelConfig("x", (TowerConfig("c", "l"),), template="mpt", max_length=200)
+    tokenizer, path = tiny_language_tokenizer(), tmp_path / "tokens.safetensors"
+    fresh = EncodedRecords.read_or_make(path, records, tokenizer, config)
+    for number, sample in enumerate(encode_all(tokenizer, "mpt", [("", r.turns) for r in records])):
+        ids, learned = fresh.sample(number)
+        assert ids.tolist() == sample.input_ids
+        assert learned.tolist() == [label != -100 for label in sample.labels]
+    assert fresh.lengths(7) == [len(fresh.sample(n)[0]) + 6 for n in range(5)]
+    fresh.save(path)
+    made = []
+    monkeypatch.setattr(module, "encode_all", lambda *a: made.append(1) or encode_all(*a))
+    again = EncodedRecords.read_or_make(path, records, tokenizer, config)
+    assert not made and torch.equal(again.ids, fresh.ids)
+    for changed, other in ((records[:4], config), (records, replace(config, system="S"))):
+        made.clear()
+        EncodedRecords.read_or_make(path, changed, tokenizer, other)
+        assert made

@@ -10,7 +10,7 @@ import torch
 from llava_helpers import tiny_llama, tiny_mpt
 from safetensors.torch import load_file
 
-from llava_ext.language import load_language_model
+from llava_ext.language import load_language_model, load_tokenizer
 
 IDS = torch.tensor([[5, 6, 7, 8]])
 GIB = 1 << 30
@@ -130,3 +130,30 @@ def test_a_long_rotary_base_is_no_size(folders, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"rope_theta": 3.58e9}))
     assert load_language_model(str(folder)).config.vocab_size == config["vocab_size"]
+
+
+def test_a_sentencepiece_model_alone_is_a_tokenizer(tmp_path, monkeypatch):
+    """As Vicuna-7B v1.5 has it: no tokenizer.json."""
+    import io
+    import json
+
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["a small dog on green grass", "is it a cat?"] * 20), model_writer=model,
+        vocab_size=60, model_type="bpe", byte_fallback=False, hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    (tmp_path / "tokenizer.model").write_bytes(model.getvalue())
+    settings = {"tokenizer_class": "LlamaTokenizer", "unk_token": "<unk>", "legacy": False}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    monkeypatch.setattr("llava_ext.language.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="read by protobuf: pip install protobuf"):
+        load_tokenizer(str(tmp_path))
+    monkeypatch.undo()
+    pytest.importorskip("google.protobuf")
+    tokenizer = load_tokenizer(str(tmp_path))
+    own = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    text = "a green cat on it"
+    assert tokenizer(text, add_special_tokens=False).input_ids == own.encode(text)
+    assert tokenizer.pad_token == "<unk>"

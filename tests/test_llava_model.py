@@ -190,7 +190,7 @@ def test_saved_by_reference_and_whole(folders, name, tmp_path):
     assert abs(losses[0] - losses[1]) > 1e-3
     again, own = load_model(tmp_path / "stage2")
     assert own.pad_token == tokenizer.pad_token and again.settings == model.settings
-    again.save_pretrained(tmp_path / "again", own)
+    save_model(again, own, tmp_path / "again")
     assert (tmp_path / "again/language_model").is_dir(), "a reference would lose what was trained"
 
 
@@ -246,7 +246,7 @@ def test_damaged_or_foreign_folders_are_one_line(folders, tmp_path):
         (tmp_path / "a", "is cut, or is no safetensors file"),
         (tmp_path, "holds no config.json"),
         (tmp_path / "nothing here", "no model at"),
-        (folders["llama"], "is of no model that llava_ext 1 can read"),
+        (folders["llama"], "is of no model that llava_ext 2 can read"),
     ]:
         with pytest.raises(ValueError, match=message) as error:
             load_model(path)

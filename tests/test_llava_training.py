@@ -241,7 +241,12 @@ def test_deepspeed_does_not_round_what_towers_see(project) -> None:
     config = pretrain(project, project[0] / "unused")
     job = open_job(config, "pretrain")
     trainer = build_trainer(
-        job.model, job.dataset, job.collator, config.stage, config.out, towers=job.towers
+        job.model,
+        job.dataset,
+        job.collator,
+        config.stage,
+        training_arguments(config.stage, config.out),
+        towers=job.towers,
     )
     batch = job.collator([job.dataset[0], job.dataset[1]])
     wanted = [

@@ -46,3 +46,13 @@ def test_scripts_and_templates_make_no_markup_of_text() -> None:
         assert not re.search(SINKS, text), path
         # Charts alone are markup of our own; the test above is theirs.
         assert {use.strip() for use in re.findall(r"{{([^}]*\|\s*safe)", text)} <= {"chart | safe"}
+
+
+def test_styles_are_whole() -> None:
+    """A browser passes over what it cannot read without a word: braces match, nothing is left of a merge."""
+    sources = [*ROOT.rglob("*.css"), *ROOT.rglob("*.js")]
+    assert len(sources) > 8
+    for path in sources:
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"^(<{7}|={7}|>{7})", text, re.MULTILINE), path
+        assert path.suffix == ".js" or text.count("{") == text.count("}"), path

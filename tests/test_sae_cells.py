@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from revelio.activations.store import ActivationStore, write_store
 from revelio.pipelines.held_out import divide
 from revelio.pipelines.sae_rows import JoinedRows, StoreRows, open_stores
 from revelio.pipelines.train_sae import TrainSAEConfig, plan_sae, train_sae
-from revelio.sae.dataloader import Shuffled
+from revelio.sae.dataloader import Shuffled, group_of
+from revelio.sae.distributed import SharedRows
 from revelio.sae.inputs import Input, measure
 from revelio.sae.model import KSparseAutoencoder
 
@@ -58,6 +60,9 @@ def test_stored_cells_are_read_as_they_are(tmp_path):
     write_store(tmp_path / "c", rows, IDS[:10], cells=Cells(places, (2, 2)), shard_rows=3)
     found = whole(tmp_path / "c")
     assert torch.equal(found.rows(3, 17), rows[3:17])
+    # Processes that share the reading keep the order of one, so they must know that rows lie together.
+    shared: Any = SharedRows(found, None, torch.device("cpu"))  # type: ignore[arg-type]
+    assert group_of(shared) == group_of(found) == 2 and group_of(JoinedRows([found])) == 2
 
 
 def test_every_image_gives_as_many_cells_whatever_the_grid(tmp_path):
@@ -210,4 +215,4 @@ def test_broken_inputs_of_a_saved_model_are_refused(tmp_path):
     assert Input({}).normalized(torch.ones(1, 2)).tolist() == [[1.0, 1.0]]
     with pytest.raises(ValueError, match="no spread"):
         measure({"store": "s"}, "mean-norm", [torch.zeros(5, 3)])
-    assert random_model().inputs == () and JoinedRows
+    assert random_model().inputs == ()

@@ -167,6 +167,10 @@ def test_concepts_of_stores_and_their_sums(tmp_path: Path, capsys):
         ((), "a concept of nothing: give one of"),
         (("--texts", "a", "--latents", 1), "a concept of texts and latents"),
         (("--store", tmp_path / "s", "--class-name", "shoe"), "has no class 'shoe': it has bag"),
+        (
+            ("--store", tmp_path / "s", "--class-name", "bag", "--layer", LAYER),
+            "holds pictures' activations of layer up_ft0, not of text_encoder.block1",
+        ),
         (("--store", tmp_path / "t", "--class-name", "a"), "holds tokens of prompts"),
         (("--store", tmp_path / "s", "--class-name", "bag", "--find", 3), "give ksae"),
     ):
@@ -187,7 +191,7 @@ def test_steer_eval_writes_a_table_with_baselines(model: Path, tmp_path: Path, c
             "concept", *where, "--texts", "a cat", *more, "--layer", LAYER, "--out", tmp_path / name
         )
     words = ("steer-eval", *where, *FEW, "--prompts", table, "--concept", tmp_path / "c",
-             "--judge", f"{__name__}:see", "--images", 2)  # fmt: skip
+             "--judge", f"{__name__}:see", "--images-per-prompt", 2)  # fmt: skip
     run(
         *words,
         "--means",
@@ -232,5 +236,5 @@ def test_the_presets_are_the_published_settings():
         tokens = load_config(extract_text.Config, folder / f"{name}.yaml")
         ksae: TrainSAEConfig = load_config(train_ksae.Config, folder / f"{name}-ksae.yaml")
         assert (ksae.expansion, ksae.k, ksae.samples) == (expansion, k, 400_000_000)
-        assert ksae.store == tokens.out / tokens.layers[0]
+        assert ksae.store == (tokens.out / tokens.layers[0],)
         assert tokens.padding == "keep"

@@ -53,7 +53,7 @@ def flags_of(command: str, cls: type, above: str = "") -> Iterator[Flag]:
     hints, helps = get_type_hints(cls), _helps(cls)
     for field in fields(cls):
         kind = hints[field.name]
-        if is_dataclass(kind):
+        if isinstance(kind, type) and is_dataclass(kind):
             yield from flags_of(command, kind, f"{above}{field.name}.")
         else:
             name = f"--{above}{field.name}".replace("_", "-")
@@ -75,7 +75,7 @@ def kind_of(hint: Any) -> str:
 def _helps(cls: type) -> dict[str, str]:
     """The text under each field of a dataclass and of those it inherits, or in its docstring's list."""
     found: dict[str, str] = {}
-    for base in filter(is_dataclass, reversed(cls.__mro__)):
+    for base in (one for one in reversed(cls.__mro__) if is_dataclass(one)):
         listed = re.findall(
             r"^    (\w+): (.*(?:\n      .*)*)", inspect.getdoc(base) or "", re.MULTILINE
         )

@@ -15,7 +15,7 @@ from pathlib import Path
 from tools.steering.methods import Methods
 from tools.steering.page import write_page
 from tools.steering.report import report
-from tools.steering.setting import Setting
+from tools.steering.setting import DiTSetting, Setting
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 
@@ -31,8 +31,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--page", action="store_true", help="draw nothing, write what is there")
     asked = parser.parse_args(arguments)
     setting = Setting(asked.work, asked.fashion)
-    methods = Methods(setting)
-    found = report(setting, methods, draw=not asked.page)
+    found = report(setting, Methods(setting), draw=not asked.page)
+    write_page(found, setting, asked.docs)
+    dit = DiTSetting(asked.work / "dit", asked.fashion)
+    found["dit"] = report(dit, Methods(dit), draw=not asked.page)
     write_page(found, setting, asked.docs)
     return 0
 

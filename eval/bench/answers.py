@@ -67,7 +67,7 @@ def read_finished(path: Path, questions: Sequence[Question], asking: Asking) -> 
         key = str(row["question_id"])
         if key not in asked:
             raise ValueError(
-                f"{path} answers question {key}, unknown to the bench: choose another --out"
+                f"{path} answers question {key}, unknown to the bench: choose another output file"
             )
         now = {
             "model_id": asking.model_id,
@@ -78,7 +78,7 @@ def read_finished(path: Path, questions: Sequence[Question], asking: Asking) -> 
             if row.get(field) != value:
                 raise ValueError(
                     f"{path} answers question {key} with {field} {row.get(field)!r}, not {value!r}: "
-                    "go on with the same settings, or choose another --out"
+                    "go on with the same settings, or choose another output file"
                 )
         finished[key] = row
     return finished

@@ -84,7 +84,7 @@ def read_questions(bench: Path) -> list[Question]:
     """
     path = bench / "questions.jsonl"
     if not path.is_file():
-        raise ValueError(f"{bench} holds no questions.jsonl: give a LLaVA-Bench folder by --bench")
+        raise ValueError(f"{bench} holds no questions.jsonl: give a LLaVA-Bench folder")
     rows = read_lines(path, ("question_id", "image", "text", "category"))
     _check_unique([row["question_id"] for row in rows], path)
     return [

@@ -89,7 +89,7 @@ class ActivationStore:
         if store.cells is not None and not cells:
             raise ValueError(
                 f"{folder} holds {store.cells} cells of each image's grid, and this takes one row an image: "
-                "extract the images without `cells`"
+                "choose rows that are cells where there is that choice, or extract the images without `cells`"
             )
         for number in range(len(store._shards)):
             store._check(number)
@@ -180,10 +180,16 @@ class ActivationStore:
 
     def cell_places(self, cells: Int64[Tensor, " b"]) -> Int64[Tensor, "b 2"]:
         """Y and x of cells, counted image by image over the whole store."""
-        if self.cells is not None:
-            return self.places(0, len(self)).long()[cells]
-        cells, width = cells % self.cells_an_image, self.row_shape[2]
-        return torch.stack([cells // width, cells % width], dim=1)
+        if self.cells is None:
+            cells, width = cells % self.cells_an_image, self.row_shape[2]
+            return torch.stack([cells // width, cells % width], dim=1)
+        found = torch.empty(len(cells), 2, dtype=torch.int64)
+        for stop, shard in zip(self._stops, self._shards, strict=True):
+            start = stop - shard.rows
+            inside = (cells >= start) & (cells < stop)
+            if inside.any():
+                found[inside] = self.places(start, stop)[cells[inside] - start].long()
+        return found
 
     def _read(
         self, start: int, stop: int, read: Callable[[Path, int, int], Tensor]

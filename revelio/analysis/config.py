@@ -228,6 +228,52 @@ class MakePCAMapsConfig(PCAMapsConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LocalityConfig:
+    """Which latents of a k-SAE of cells are measured on which images, and beside what."""
+
+    store: Annotated[tuple[Folder, ...], NotEmpty()]
+    """Stores of whole grids of the same images: the first is measured; others at other timesteps give the
+    timestep profile, at other draws the stability over noise."""
+
+    ksae: str
+    """The k-SAE: a run folder of `revelio train-ksae`, its `final` folder, or a hub id."""
+
+    latents: Two = 100
+    """The strongest so many latents, by the maximum over cells."""
+
+    limit: Two = 200
+    """The first so many images."""
+
+    redundant_among: Two = 1000
+    """The strongest so many latents, among which repeated ones are counted."""
+
+    masks: Folder | None = None
+    """A folder with a picture for each image, named by its id with the suffix .png, whose grey values (or
+    palette places) are classes; 0 is the background."""
+
+    other: str | None = None
+    """A k-SAE of another run, in which partners of the latents are looked for."""
+
+    moved: bool = False
+    """Also whether a latent's map moves with the image, mirrored and shifted; runs the backbone."""
+
+    data: DataConfig = field(default_factory=lambda: DataConfig(source=FROM_STORE))
+    """The images, for `moved`; `from-store`: the data set the store names."""
+
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    """The model that the stores are of, for `moved`."""
+
+    device: Device = "auto"
+    """`auto` (CUDA where there is one), `cpu`, `cuda`, `mps`: where the k-SAE runs."""
+
+    seed: Seed = 0
+    """Of chance levels and bootstraps."""
+
+    out: OutFile | None = None
+    """The JSON file to write; none: `locality.json` in the k-SAE's run folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServeConfig:
     """Which gallery is shown, and what encodes a picture that is dropped in."""
 

@@ -26,7 +26,7 @@ from revelio.analysis.config import PurityConfig, TopImagesConfig
 from revelio.analysis.label_measures import class_counts, measures
 from revelio.analysis.paired import Measured, against, image_subsets, method
 from revelio.analysis.purity import eligible
-from revelio.analysis.top_images import TopImages, pooled, top_images
+from revelio.analysis.top_images import TopImages, over_cells, pooled, top_images
 from revelio.seeds import generator
 
 if TYPE_CHECKING:
@@ -174,13 +174,14 @@ def compare(
     """
     config = config or PurityConfig()
     images, latents, seed = config.m, config.latents, config.seed
-    rows = torch.cat([pooled(batch) for _, batch in store.batches(1024)])
-    subsets = image_subsets(len(store), seed)
+    how = TopImagesConfig(m=SPARE * images, over=over_cells(model, TopImagesConfig()))
+    rows = _rows(store, how, seed)
+    subsets = image_subsets(store.images, seed)
     judged = {}
     for name, each in {"": model, **control_models(model, rows, seed)}.items():
         if progress is not None:
             progress(name or "k-SAE")
-        top = top_images(each, store, TopImagesConfig(m=SPARE * images), device=device)
+        top = top_images(each, store, how, device=device)
         strong = eligible(top, images)[:latents]
         # With few images a control may have no latent that is active on enough of them.
         if len(strong):
@@ -189,6 +190,20 @@ def compare(
     if ours is None or not judged:
         return {"latents": 0, "values": {}, "controls": {}, "verdict": {}, "interval_method": ""}
     return _entry(ours, judged, confidence)
+
+
+def _rows(store: "ActivationStore", how: TopImagesConfig, seed: int) -> Float[Tensor, "images d"]:
+    """What the k-SAE reads of each image: its pooled activation, or a cell of it, drawn."""
+    if how.over == "pooled":
+        return torch.cat([pooled(batch) for _, batch in store.batches(1024)])
+    drawn = torch.randint(
+        store.cells_an_image, (store.images,), generator=generator(seed, "a cell")
+    )
+    parts = []
+    for start in range(0, store.images, 64):
+        cells = store.image_cells(start, min(start + 64, store.images))
+        parts.append(cells[torch.arange(len(cells)), drawn[start : start + len(cells)]])
+    return torch.cat(parts)
 
 
 def _entry(ours: Judged, judged: Mapping[str, Judged], confidence: float) -> dict[str, Any]:

@@ -28,15 +28,9 @@ from revelio.seeds import key_seed
 
 if TYPE_CHECKING:
     from revelio.activations.store import ActivationStore
-    from revelio.analysis.top_images import TopImages
     from revelio.sae.model import KSparseAutoencoder
 
 SAMPLES = 1000
-# Decoder rows or top images that agree by more than this are nearly the same.
-SAME_DIRECTION = 0.9
-SAME_IMAGES = 0.5
-# Two runs' latents are partners above this cosine (Paulo & Belrose 2025).
-PARTNER = 0.7
 
 
 @dataclass(frozen=True)
@@ -65,6 +59,12 @@ class Firings:
     def size(self) -> int:
         """Cells an image."""
         return self.grid[0] * self.grid[1]
+
+    def maps(self) -> Float[Tensor, "b l h w"]:
+        """Where each latent fires in each image, densely."""
+        maps = torch.zeros(self.count, self.asked, self.size)
+        maps[self.images, self.latents, self.cells] = self.values.float()
+        return maps.view(self.count, self.asked, *self.grid)
 
     def shuffled(self, seed: int) -> "Firings":
         """The same codes at random cells of random images, no two of a latent at one cell."""
@@ -297,88 +297,6 @@ def _ious(
         union = fired + int((flat == one).sum()) - both
         columns.append(both.double() / union)
     return torch.stack(columns, dim=1).numpy()
-
-
-def redundancy(
-    model: "KSparseAutoencoder", top: "TopImages", latents: int = 1000
-) -> dict[str, Any]:
-    """The share of the strongest latents that nearly repeat a stronger one, with Wilson's interval.
-
-    A latent repeats another whose decoder row has a cosine above 0.9 with its own, or that shares more than
-    half of the images of either's top ones (Jaccard). Chance is what rows and images that are shuffled over
-    the latents give.
-    """
-    from revelio.stats import proportion
-
-    chosen = top.ranking(latents)
-    rows = torch.nn.functional.normalize(model.W_dec.detach().cpu().float()[chosen], dim=1)
-    images = top.indices[chosen]
-    source = torch.Generator().manual_seed(key_seed("redundancy"))
-    mixed = images.flatten()[torch.randperm(images.numel(), generator=source)].view(images.shape)
-    turned = rows[:, torch.randperm(rows.shape[1], generator=source)]
-    repeats = {
-        "by_direction": _repeats(rows @ rows.T, SAME_DIRECTION),
-        "by_images": _repeats(_jaccard(images), SAME_IMAGES),
-    }
-    either = repeats["by_direction"] | repeats["by_images"]
-    chance = {
-        "by_direction": _repeats(rows @ turned.T, SAME_DIRECTION),
-        "by_images": _repeats(_jaccard(mixed), SAME_IMAGES),
-    }
-    count = max(len(chosen), 1)
-    found = {
-        name: proportion(int(repeats[name].sum()), count)
-        | {"chance": proportion(int(chance[name].sum()), count)}
-        for name in repeats
-    }
-    return found | {
-        "redundant": proportion(int(either.sum()), count),
-        "distinct": int((~either).sum()),
-        "latents": len(chosen),
-    }
-
-
-def _repeats(alike: Float[Tensor, "l l"], least: float) -> Bool[Tensor, " l"]:
-    """Which entries are like an earlier one."""
-    return (alike.tril(-1) > least).any(1)
-
-
-def _jaccard(images: Int64[Tensor, "l m"]) -> Float[Tensor, "l l"]:
-    """Shared images over all images of two latents' top ones; -1 stands for none."""
-    count = int(images.max()) + 1 if images.numel() else 0
-    member = torch.zeros(len(images), max(count, 1) + 1)
-    member.scatter_(1, images.where(images >= 0, torch.full_like(images, max(count, 1))), 1.0)
-    member = member[:, :-1]
-    shared, sizes = member @ member.T, member.sum(1)
-    return shared / (sizes[:, None] + sizes - shared).clamp(min=1)
-
-
-def partners(
-    model: "KSparseAutoencoder", other: "KSparseAutoencoder", latents: Int64[Tensor, " l"]
-) -> dict[str, Any]:
-    """The share of latents that have a partner of cosine above 0.7 in another run, beside random directions.
-
-    Raises:
-        ValueError: the k-SAEs are of other widths.
-    """
-    from revelio.stats import proportion
-
-    if model.d != other.d:
-        raise ValueError(f"k-SAEs of widths {model.d} and {other.d} have no latents in common")
-    normalize = torch.nn.functional.normalize
-    rows = normalize(model.W_dec.detach().cpu().float()[latents], dim=1)
-    theirs = normalize(other.W_dec.detach().cpu().float(), dim=1)
-    source = torch.Generator().manual_seed(key_seed("random partners"))
-    random = normalize(torch.randn(theirs.shape, generator=source), dim=1)
-    ours, chance = (
-        int((_highest(rows, directions) > PARTNER).sum()) for directions in (theirs, random)
-    )
-    return proportion(ours, len(rows)) | {"chance": proportion(chance, len(rows))}
-
-
-def _highest(rows: Tensor, directions: Tensor) -> Float[Tensor, " l"]:
-    """The largest cosine of each row, some rows at a time."""
-    return torch.cat([(part @ directions.T).max(1).values for part in rows.split(1024)])
 
 
 def estimate(values: Iterable[float], seed: int, samples: int = SAMPLES) -> dict[str, Any]:

@@ -175,7 +175,7 @@ def top_images(
         indices=running.indices,
         counts=running.counts,
         means=(running.sums / running.counts.clamp(min=1)).float(),
-        images=store.images,
+        images=len(store) if over == "pooled" else store.images,
         labels=store.labels,
         classes=tuple(store.classes),
         source={"codes": config.kind, "mode": config.mode}

@@ -7,6 +7,7 @@ is written. A store is a folder `<out>/<layer>-t<timestep>-<prompt policy>-d<dra
     revelio extract --out runs/samples --layers bottleneck up_ft1 --timesteps 25 200
     revelio extract --config configs/extract/sd15-pets.yaml --plan
     revelio extract --config configs/extract/sd15-pets.yaml --resume
+    revelio extract --out runs/cells --layers up_ft1 --cells 64 --dtype float16 --plan
     revelio extract --out runs/dino --backbone.name dinov2-vit-b-14 --layers block11 --timesteps
     torchrun --nproc-per-node 4 -m revelio extract --config configs/extract/sd15-pets.yaml
 """

@@ -37,7 +37,7 @@ def run(config: Config) -> None:
     for entry in made.entries:
         if entry.get("controls"):
             lines.append(
-                f"{entry['layer']}: {entry['majority_share']:.0%} of majority; {in_words(entry)}"
+                f"{entry['layer']}: majority share {entry['majority_share']:.0%}; {in_words(entry)}"
             )
     lines += dict.fromkeys(f"note: {note}" for entry in made.entries for note in entry["notes"])
     print("\n".join(map(printable, lines)))

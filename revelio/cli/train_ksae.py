@@ -7,7 +7,12 @@ variance unexplained, L0, dead share and activation densities, all on the sparse
     revelio train-ksae --config configs/ksae/paper.yaml --store runs/pets/up_ft1-t25-empty-d0
     revelio train-ksae --config configs/ksae/paper.yaml --resume
     revelio train-ksae --config configs/ksae/quick.yaml --grid.k 16 32 --grid.seed 0 1 2
+    revelio train-ksae --store runs/c/up_ft1-t25-empty-d0-c64 --rows cells --out runs/cells --epochs 2
+    revelio train-ksae --store runs/x/up_ft1-t25-empty-d0 runs/x/up_ft1-t200-empty-d0 --normalize mean-norm
     torchrun --nproc-per-node 2 -m revelio train-ksae --config configs/ksae/paper.yaml
+
+A row is an image, or a cell of its grid (`--rows cells`). Several stores of one width train one k-SAE, which
+is measured on each.
 
 With a grid, every combination of the values listed is a k-SAE with a run folder of its own in `out`; each
 store is read and shuffled once for all that share it. Several processes share every batch, or the latents.

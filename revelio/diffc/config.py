@@ -167,12 +167,10 @@ class GridsConfig:
         """What :meth:`made` gave, with a device; other entries are left out."""
         known = {one.name for one in fields(BackboneConfig)} - {"name", "device"}
         backbone = {name: made[name] for name in known if made.get(name) is not None}
-        own = {name: made[name] for name in _OWN if made.get(name) is not None}
-        name, timestep = made["backbone"], made.get("timestep")
-        return cls(
-            backbone=BackboneConfig(name=name, device=device, **backbone),
-            **own | {"timestep": timestep},
-        )
+        own: dict[str, Any] = {name: made[name] for name in _OWN if made.get(name) is not None}
+        own["timestep"] = made.get("timestep")
+        model = BackboneConfig(name=made["backbone"], device=device, **backbone)
+        return cls(backbone=model, **own)
 
 
 _OWN = [one.name for one in fields(GridsConfig) if one.name != "backbone"]

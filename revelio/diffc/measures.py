@@ -62,6 +62,9 @@ def over_seeds(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": mean(values), "t95": t95(values), "seeds": len(values), "values": list(values)}
 
 
+CAPTION = "rows: true class; columns: taken for; shade: share of the row"
+
+
 def confusion_png(counts: Int64[Tensor, "classes classes"], names: Sequence[str]) -> bytes:
     """Draw the matrix with each row as shares of its class; the file's bytes.
 
@@ -73,7 +76,10 @@ def confusion_png(counts: Int64[Tensor, "classes classes"], names: Sequence[str]
     named = classes <= NAMED
     margin = 12 + (int(max(font.getlength(name) for name in names)) if named else 0)
     side = classes * cell
-    image = Image.new("RGB", (margin + side + 12, margin + side + 34), PAPER)
+    caption = ImageFont.load_default(size=FONT)
+    # Of few classes the matrix is narrower than its caption.
+    width = max(margin + side, 12 + int(caption.getlength(CAPTION))) + 12
+    image = Image.new("RGB", (width, margin + side + 34), PAPER)
     draw = ImageDraw.Draw(image)
     shares = counts / counts.sum(dim=1, keepdim=True).clamp_min(1)
     for row in range(classes):
@@ -82,8 +88,8 @@ def confusion_png(counts: Int64[Tensor, "classes classes"], names: Sequence[str]
             _cell(draw, corner, cell, float(shares[row, column]), int(counts[row, column]), font)
     if named:
         _names(image, names, cell, margin, font)
-    note = "rows: true class; columns: taken for; shade: share of the row"
-    draw.text((margin, margin + side + 10), note, fill=INK, font=ImageFont.load_default(size=FONT))
+    left = min(margin, width - 12 - int(caption.getlength(CAPTION)))
+    draw.text((left, margin + side + 10), CAPTION, fill=INK, font=caption)
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()

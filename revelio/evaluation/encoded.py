@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from revelio.sae.inputs import Source
 from revelio.sae.model import KSparseAutoencoder
 
 if TYPE_CHECKING:
@@ -71,9 +72,11 @@ class Encoded:
 
 
 @torch.no_grad()
-def encoded(model: KSparseAutoencoder, rows: Float[Tensor, "images d"]) -> Encoded:
-    """Encode and reconstruct all rows."""
-    parts = list(_batches(model, rows, rows.mean(0)))
+def encoded(
+    model: KSparseAutoencoder, rows: Float[Tensor, "images d"], source: Source = None
+) -> Encoded:
+    """Encode and reconstruct all rows; ``source``: which input of the k-SAE they are of."""
+    parts = list(_batches(model, rows, rows.mean(0), source))
     width = max(values.shape[1] for values, *_ in parts)
     values, latents = (
         torch.cat(
@@ -86,10 +89,12 @@ def encoded(model: KSparseAutoencoder, rows: Float[Tensor, "images d"]) -> Encod
     )
 
 
-def _batches(model: KSparseAutoencoder, rows: Tensor, mean: Tensor) -> Iterator[tuple[Tensor, ...]]:
+def _batches(
+    model: KSparseAutoencoder, rows: Tensor, mean: Tensor, source: Source
+) -> Iterator[tuple[Tensor, ...]]:
     for batch in rows.split(BATCH):
-        codes = model.encode(batch)
-        made = model.decode(codes).cpu()
+        codes = model.encode(batch, source)
+        made = model.decode(codes, source).cpu()
         errors = (made - batch).double().square().sum(1)
         cosines = torch.cosine_similarity(made - mean, batch - mean).double()
         yield codes.values.cpu(), codes.indices.cpu(), errors, cosines

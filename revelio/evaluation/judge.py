@@ -9,6 +9,7 @@ from torch import Tensor
 from revelio.analysis.paired import Measured, against, image_subsets, verdict
 from revelio.evaluation.encoded import Encoded, encoded
 from revelio.evaluation.measures import MEASURES, HeldOut, held_out
+from revelio.sae.inputs import Source
 from revelio.sae.model import KSparseAutoencoder
 
 Told = Callable[[str], object]
@@ -21,6 +22,7 @@ def judge(
     *,
     confidence: float = 0.95,
     seed: int = 0,
+    source: Source = None,
     progress: Told | None = None,
 ) -> dict[str, Any]:
     """Every measure of a k-SAE beside its controls: plain values, fit for JSON.
@@ -31,6 +33,7 @@ def judge(
         labels: their classes; without them only label-free measures are taken.
         confidence: of all intervals of a measure together.
         seed: of the halves and the subsets of the images.
+        source: which input of the k-SAE the rows are of, for one that normalizes by store.
         progress: told the name of each model before it is measured.
 
     Returns:
@@ -43,7 +46,7 @@ def judge(
     for name, model in models.items():
         if progress is not None:
             progress(name)
-        codes[name] = encoded(model, rows)
+        codes[name] = encoded(model, rows, source)
         found[name] = measures_of(codes[name], images)
     first, *controls = models
     entries = {

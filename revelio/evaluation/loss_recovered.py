@@ -21,14 +21,15 @@ from revelio.analysis.paired import Measured, measured
 from revelio.backbones.base import DiffusionModel
 from revelio.backbones.diffusion.schedule import keyed_noise
 from revelio.backbones.hooks import edit, hooked
+from revelio.sae.inputs import Source
 from revelio.sae.model import KSparseAutoencoder
 
 Replace = Callable[[Float[Tensor, "r d"]], Float[Tensor, "r d"]]
 
 
-def reconstruction(model: KSparseAutoencoder) -> Replace:
+def reconstruction(model: KSparseAutoencoder, source: Source = None) -> Replace:
     """Activations (r d) as the k-SAE reconstructs them."""
-    return lambda rows: model.decode(model.encode(rows)).to(rows)
+    return lambda rows: model.decode(model.encode(rows, source), source).to(rows)
 
 
 def denoising_losses(

@@ -1,6 +1,7 @@
 """Judge k-SAEs on held-out images, each beside its controls."""
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from revelio.activations.store import ActivationStore
 from revelio.analysis.paired import against, image_subsets, method
 from revelio.analysis.top_images import check_width, pooled
 from revelio.bounds import check_fields
-from revelio.config import load_config
+from revelio.config import read_yaml, structure
 from revelio.evaluation.config import EvalSAEConfig
 from revelio.evaluation.controls import TRAINED, trained_control, untrained_controls
 from revelio.evaluation.identity import (
@@ -60,8 +61,10 @@ def eval_sae(config: EvalSAEConfig, progress: Report = silent) -> dict[str, Any]
     with claimed(config.out):
         store = ActivationStore.open(config.store)
         models = {path: open_sae(path, "cpu", progress) for path in config.ksae}
-        for model in models.values():
+        for path, model in models.items():
             check_width(model, store)
+            if config.trained_controls or (config.planted and path == config.ksae[0]):
+                _recipe(path)  # refused now, not after the work
         rows, source, notes = _activations(config, store)
         entries = {}
         for path, model in models.items():
@@ -150,6 +153,7 @@ def _judged(
         store.labels,
         confidence=config.confidence,
         seed=config.seed,
+        source=store.manifest,
         progress=lambda name: progress(Progress(f"{path}: measuring {name}")),
     )
     if config.loss_images:
@@ -191,7 +195,9 @@ def _recipe(path: str) -> TrainSAEConfig:
     file = _folder(path).parent / "config.yaml"
     if not file.is_file():
         raise ValueError(f"{path} is not in a run folder (no {file}): its training is not known")
-    return load_config(TrainSAEConfig, file)
+    known = {one.name for one in fields(TrainSAEConfig)}
+    # The command's own settings are in the file, too.
+    return structure(TrainSAEConfig, {k: v for k, v in read_yaml(file).items() if k in known})
 
 
 def _together(
@@ -261,7 +267,7 @@ def _loss(
         "mean": lambda rows: mean.to(rows).expand_as(rows),
         "zero": torch.zeros_like,
     }
-    replacements |= {name: reconstruction(model) for name, model in models.items()}
+    replacements |= {name: reconstruction(model, store.manifest) for name, model in models.items()}
     losses = _losses(config, store, replacements)
     subsets = image_subsets(len(losses["true"]), config.seed)
     found = {name: loss_recovered(losses, name, subsets) for name in models}

@@ -81,7 +81,7 @@ def make_gallery(
         earlier, ours = out / "gallery.json", made_from(top.source)
         check_same_source(earlier, lambda found: made_from(found.get("made_from", {})), ours)
         entry = entry or _purity(config, model, store, top, progress)
-        told = counted(progress, "thumbnails", len(store), "image")
+        told = counted(progress, "thumbnails", store.images, "image")
         summary = write_gallery(
             out, model, store, top, pictures, config, purity=entry, progress=told
         )

@@ -1,5 +1,6 @@
 """A concept from whatever says it: texts, stores of pictures, latents, other concepts."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -83,7 +84,12 @@ def _of_stores(config: ConceptConfig) -> Concept:
     assert config.store is not None
     store = ActivationStore.open(config.store)
     rows, against = _rows_of(config, store)
-    layer = config.layer or str(store.manifest["layer"])
+    layer = str(store.manifest["layer"])
+    if config.layer not in (None, layer):
+        raise ValueError(
+            f"{store.path} holds pictures' activations of layer {printable(layer)}, not of {config.layer}: "
+            "concepts of a text layer are made of texts"
+        )
     model = str(store.manifest.get("model") or config.backbone.name)
     ksae = None if config.ksae is None else open_ksae(config.ksae)
     made = {"store": config.store.resolve().name, "class": config.class_name}
@@ -136,8 +142,8 @@ def _found(config: ConceptConfig, inside: Tensor, outside: Tensor) -> Found:
 
 
 def _of_found(
-    model: str, layer: str, ksae: KSparseAutoencoder, found: Found, made: dict[str, object]
+    model: str, layer: str, ksae: KSparseAutoencoder, found: Found, made: Mapping[str, object]
 ) -> Concept:
     weights = dict(zip(found.latents, found.weights, strict=True))
     with torch.no_grad():
-        return from_latents(model, layer, ksae, weights, made=made | {"found": found.as_dict()})
+        return from_latents(model, layer, ksae, weights, made={**made, "found": found.as_dict()})

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import sha256
 from http import HTTPStatus
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from pathlib import Path
 from threading import Lock
@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 from scipy.sparse import csr_matrix
 
+from revelio.analysis.cells import GridCodes, encode_grid, image_codes
 from revelio.analysis.config import FROM_GALLERY, ServeConfig
 from revelio.analysis.gallery.heat_maps import levels, sparse_maps
 from revelio.analysis.gallery.records import short
@@ -101,17 +102,13 @@ class Encoder:
         with self._one_at_a_time, torch.inference_mode():
             grid = self._grid(picture, name)
             device = next(self.model.parameters()).device
-            codes = self.model.encode(grid.mean((1, 2))[None].to(device))
-            values, latents = codes.values[0].float().cpu(), codes.indices[0].cpu()
-            fires = values > 0
-            order = values[fires].argsort(descending=True, stable=True)
-            values, latents = values[fires][order], latents[fires][order]
+            cells = encode_grid(self.model, grid[None].to(device), self.meta)
+            values, latents = self._codes(grid.to(device), cells)
             place_of = {latent: place for place, latent in enumerate(self.latents.tolist())}
             kept = torch.tensor(
                 [latent in place_of for latent in latents.tolist()], dtype=torch.bool
             )
-            cells = grid.flatten(1).T.contiguous().to(device)
-            maps = levels(dict(enumerate(sparse_maps(self.model, cells, latents))))
+            maps = levels(dict(enumerate(sparse_maps(cells, 0, latents))))
         shown = [
             [place_of[latent], short(value), maps[number]]
             for number, (latent, value) in enumerate(
@@ -127,6 +124,20 @@ class Encoder:
                 [place for place, _, _ in shown], [value for _, value, _ in shown]
             ),
         }
+
+    def _codes(self, grid: torch.Tensor, cells: GridCodes) -> tuple[torch.Tensor, torch.Tensor]:
+        """The codes above 0 of the whole picture, strongest first, and their latents."""
+        over = self.meta.get("cells", "pooled")
+        if over == "pooled":
+            codes = self.model.encode(grid.mean((1, 2))[None], self.meta)
+            values, latents = codes.values[0].float().cpu(), codes.indices[0].cpu()
+            values, latents = values[values > 0], latents[values > 0]
+        else:
+            values, indices = (part.flatten(1, 2).cpu() for part in (cells.values, cells.indices))
+            found = image_codes(values, indices, self.model.n, over)
+            values, latents = found.values, found.latents
+        order = values.argsort(descending=True, stable=True)
+        return values[order], latents[order]
 
     def _grid(self, picture: Image.Image, name: str) -> torch.Tensor:
         layer = self.meta["layer"]
@@ -144,20 +155,20 @@ class Encoder:
     def _alike(self, places: list[int], values: list[float]) -> list[list[float]]:
         if not places:
             return []
-        row = np.zeros(self._units.shape[1])
+        row = np.zeros(len(self.latents))
         row[places] = values
         cosines = self._units @ (row / np.linalg.norm(row))
         order = np.argsort(-cosines, kind="stable")[:ALIKE]
         return [[int(one), short(float(cosines[one]))] for one in order if cosines[one] > 0]
 
 
-def _unit_rows(images: Sequence[dict[str, Any]], latents: int) -> csr_matrix:
+def _unit_rows(images: Sequence[dict[str, Any]], latents: int) -> Any:
     """The codes of the known images, a row each, at length 1."""
     pairs = [
         (row, place, value) for row, image in enumerate(images) for place, value in image["active"]
     ]
     rows, places, values = (np.array(part) for part in zip(*pairs, strict=True))
-    codes = csr_matrix((values, (rows, places)), (len(images), latents))
+    codes: Any = csr_matrix((values, (rows, places)), (len(images), latents))
     lengths = np.sqrt(codes.multiply(codes).sum(1)).A1
     scale = np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > 0)
     return csr_matrix(codes.multiply(scale[:, None]))
@@ -203,11 +214,11 @@ def _backbone(config: ServeConfig, data: dict[str, Any]) -> BackboneConfig:
         raise ValueError(
             f"the gallery's model ({printable(name)}) is no known one: give it (backbone)"
         )
-    size = config.backbone.image_size or data["meta"].get("image_size")
-    return replace(config.backbone, name=name, image_size=size)
+    height, _ = data["meta"].get("image_size") or (None, None)
+    return replace(config.backbone, name=name, image_size=config.backbone.image_size or height)
 
 
-class _Handler(SimpleHTTPRequestHandler):
+class _Handler(BaseHTTPRequestHandler):
     """Serves the files of one gallery, and nothing else, to pages of its own."""
 
     folder: Path

@@ -70,9 +70,7 @@ def as_pixels(pictures: Sequence[Image.Image]) -> Float[np.ndarray, "b h w 3"]:
 
 def mean_interval(rates: Sequence[Rates], seed: int = 0, draws: int = 2000) -> dict[str, float]:
     """The mean over all pictures, of one experiment or of several together, with its interval."""
-    sums = [_resampled(one, seed, index, draws) for index, one in enumerate(rates)]
-    values = sum(total for total, _ in sums) / sum(count for _, count in sums)
-    return _entry(_mean(rates), values)
+    return _entry(_mean(rates), _sums(rates, seed, draws) / sum(one.size for one in rates))
 
 
 def ratio_interval(
@@ -86,8 +84,7 @@ def ratio_interval(
     whole = _mean(plain)
     if whole == 0:
         return None
-    above = sum(_resampled(one, seed, i, draws)[0] for i, one in enumerate(rates))
-    below = sum(_resampled(one, seed, i, draws)[0] for i, one in enumerate(plain))
+    above, below = (_sums(part, seed, draws) for part in (rates, plain))
     return _entry(_mean(rates) / whole, above / np.maximum(below, 1e-12))
 
 
@@ -95,10 +92,8 @@ def difference_interval(
     rates: Sequence[Rates], others: Sequence[Rates], seed: int = 0, draws: int = 2000
 ) -> dict[str, float]:
     """The difference of two means on the same prompts and seeds: it beats the other where 0 is outside."""
-    count = sum(_resampled(one, seed, i, draws)[1] for i, one in enumerate(rates))
-    one = sum(_resampled(part, seed, i, draws)[0] for i, part in enumerate(rates))
-    other = sum(_resampled(part, seed, i, draws)[0] for i, part in enumerate(others))
-    return _entry(_mean(rates) - _mean(others), (one - other) / count)
+    apart = _sums(rates, seed, draws) - _sums(others, seed, draws)
+    return _entry(_mean(rates) - _mean(others), apart / sum(one.size for one in rates))
 
 
 def measured(
@@ -134,19 +129,19 @@ def _mean(rates: Sequence[Rates]) -> float:
     return float(sum(one.sum() for one in rates) / sum(one.size for one in rates))
 
 
-def _resampled(
-    rates: Rates, seed: int, index: int, draws: int
-) -> tuple[Float[np.ndarray, " draws"], Float[np.ndarray, " draws"]]:
-    """Sums over resampled prompts and seeds, and how many pictures each is over.
+def _sums(rates: Sequence[Rates], seed: int, draws: int) -> Float[np.ndarray, " draws"]:
+    """Sums over resampled prompts and seeds, each experiment resampled by itself.
 
-    The same seed and shape give the same prompts and seeds, so that two sets of pictures stay paired.
+    The same seed and shapes give the same prompts and seeds, so that two sets of pictures stay paired.
     """
-    prompts, seeds = rates.shape
-    random = np.random.default_rng([seed, index, prompts, seeds])
-    rows = random.multinomial(prompts, np.full(prompts, 1 / prompts), size=draws)
-    columns = random.multinomial(seeds, np.full(seeds, 1 / seeds), size=draws)
-    sums = np.einsum("dp,ps,ds->d", rows, rates, columns, optimize=True)
-    return sums, np.full(draws, float(prompts * seeds))
+    total = np.zeros(draws)
+    for index, one in enumerate(rates):
+        prompts, seeds = one.shape
+        random = np.random.default_rng([seed, index, prompts, seeds])
+        rows = random.multinomial(prompts, np.full(prompts, 1 / prompts), size=draws)
+        columns = random.multinomial(seeds, np.full(seeds, 1 / seeds), size=draws)
+        total += np.einsum("dp,ps,ds->d", rows, one, columns, optimize=True)
+    return total
 
 
 def _entry(value: float, values: Float[np.ndarray, " draws"]) -> dict[str, float]:

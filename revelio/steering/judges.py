@@ -15,7 +15,7 @@ from revelio.trust import printable
 Judge = Callable[[Sequence[Image.Image]], Sequence[str]]
 
 
-def open_judge(name: str, classes: Sequence[str], template: str, device: str = "auto") -> Judge:
+def open_judge(name: str, classes: list[str], template: str, device: str = "auto") -> Judge:
     """A judge among classes.
 
     Args:

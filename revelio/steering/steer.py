@@ -75,7 +75,8 @@ def edited(pipeline: Any, edits: Sequence[Edit]) -> Iterator[None]:
     active = [one for one in edits if one.strength != 0]
     with ExitStack() as stack:
         if active:
-            calls = stack.enter_context(_following(layers))
+            texts = {layers.is_text(one.layer) for one in active}
+            calls = stack.enter_context(_following(layers, texts))
         for one in active:
             functions = {
                 part: edit(_function(layers, calls, one, part, first, width))
@@ -101,9 +102,10 @@ class _Calls:
 
 
 @contextmanager
-def _following(layers: PipelineLayers) -> Iterator[_Calls]:
-    """Follow a pipeline's calls of its parts."""
+def _following(layers: PipelineLayers, texts: set[bool]) -> Iterator[_Calls]:
+    """Follow a pipeline's calls of its text encoders (True in ``texts``) and of its denoiser (False)."""
     calls = _Calls()
+    takes = signature(layers.denoiser.forward)
 
     def begin(*_arguments: Any) -> None:
         calls.texts.clear()
@@ -111,17 +113,18 @@ def _following(layers: PipelineLayers) -> Iterator[_Calls]:
     def count(encoder: nn.Module, *_arguments: Any) -> None:
         calls.texts[encoder] = calls.texts.get(encoder, 0) + 1
 
-    def look(denoiser: nn.Module, args: Any, kwargs: Any) -> None:
-        given = signature(denoiser.forward).bind(*args, **kwargs).arguments
+    def look(_denoiser: nn.Module, args: Any, kwargs: Any) -> None:
+        given = takes.bind(*args, **kwargs).arguments
         calls.timestep = given["timestep"]
         calls.guided = _guided(layers, given)
 
     with ExitStack() as stack:
-        for encoder in layers.encoders.values():
-            stack.callback(encoder.register_forward_pre_hook(count).remove)
-        handle = layers.denoiser.register_forward_pre_hook(look, with_kwargs=True)
-        stack.callback(handle.remove)
-        if layers.encoders:
+        if False in texts:
+            handle = layers.denoiser.register_forward_pre_hook(look, with_kwargs=True)
+            stack.callback(handle.remove)
+        if True in texts:
+            for encoder in layers.encoders.values():
+                stack.callback(encoder.register_forward_pre_hook(count).remove)
             stack.enter_context(_before(layers.pipeline, "check_inputs", begin))
             stack.enter_context(_before(layers.pipeline, "encode_prompt", _encoding(begin)))
         yield calls

@@ -100,14 +100,19 @@ def parquets(rng: Random, world: World, folder: Path) -> Case:
     return case(extract_words(world, path, folder, rng))
 
 
+def foreign_picture(rng: Random, world: World) -> Path:
+    """A picture that no data set of a case may read."""
+    return rng.choice(sorted((world.outside / "images").rglob("*.png")))
+
+
 def write_parquet(rng: Random, world: World, path: Path) -> None:
     """Rows of which some are honest."""
     honest = (world.made / "folders" / "red" / "0.png").read_bytes()
-    foreign = rng.choice(sorted((world.outside / "images" / "pictures").iterdir()))
+    foreign = foreign_picture(rng, world)
     images: list[Any] = [{"bytes": honest, "path": f"{i}.png"} for i in range(3)]
     names = [
         str(foreign),
-        "../../outside/images/pictures/00.png",
+        f"../../outside/{foreign.relative_to(world.outside)}",
         "/dev/zero",
         "\0",
         "http://x.invalid/a.png",
@@ -173,7 +178,7 @@ def lists(rng: Random, world: World, folder: Path) -> Case:
     """A known data set's local copy: its lists damaged, or naming pictures elsewhere."""
     root = folder / "set"
     honest = (world.made / "folders" / "red" / "0.png").read_bytes()
-    lines = []
+    lines, foreign = [], foreign_picture(rng, world)
     for name in ("accordion", "airplanes", "anchor"):
         (root / "images" / name).mkdir(parents=True)
         (root / "images" / name / "image_0001.jpg").write_bytes(honest)
@@ -182,8 +187,8 @@ def lists(rng: Random, world: World, folder: Path) -> Case:
         kind = rng.randrange(5)
         lines[1] = rng.choice(
             (
-                "../../outside/images/pictures/00.png 1",
-                f"{world.outside}/images/pictures/00.png 1",
+                f"../../outside/{foreign.relative_to(world.outside)} 1",
+                f"{foreign} 1",
                 "images/airplanes/image_0001.jpg " + str(junk(rng, world.outside)),
                 "\x1b[2J",
                 "images/airplanes/image_0001.jpg 1",

@@ -1,7 +1,7 @@
 """The methods of the proof: two routes of steering by latents, directions, and what they are beside."""
 
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -17,18 +17,21 @@ from revelio.sae.model import KSparseAutoencoder, best_scale
 from revelio.sae.train import SAERun, begin, train_many
 from revelio.seeds import generator
 from revelio.steering.concept import Concept, all_codes, from_texts
-from revelio.steering.edits import Edit, LatentChange
+from revelio.steering.edits import Direction, Edit, LatentChange
 from revelio.steering.find import Found, find_latents, prompt_codes
 from revelio.steering.steer import edited, steered
 from tools.steering.setting import CAPTIONS, WORDS, Method, Setting
 
 TEXT_LAYER = "text_encoder.block1"
-DENOISER_LAYERS = ("bottleneck", "up_ft0", "up_ft1")
 EXPANSION, K = 4, 4
 TRAIN_STEPS, LEARNING_RATE = 300, 1e-4
 SPECIFICITY, MOST = 0.9, 64
-# Captions a class whose generation the denoiser's k-SAEs are trained on.
-TRAIN_PICTURES = 6
+# The captions that name a class when it is judged are the first four.
+UNSEEN = {word: captions[4:] for word, captions in CAPTIONS.items()}
+# Of the text route's studies: one setting changed, at the strength that the route is judged at.
+STUDY_STRENGTH = 3.0
+STUDY_LAYERS = ("text_encoder.block0", "text_encoder.block2")
+STUDY_SIZES = ((1, 4), (16, 4), (4, 2), (4, 8), (4, 16))
 
 
 class Methods:
@@ -39,40 +42,90 @@ class Methods:
 
     def all(self) -> list[Method]:
         """The unsteered model first."""
-        few = (0.5, 0.75, 1.0)
-        found = [
-            Method("plain", "baseline", lambda _target, _strength: nullcontext()),
-            Method("text latents", "text", self.text_latents, (1.0, 1.5, 2.0)),
+        plain = Method("plain", "baseline", lambda _target, _strength: nullcontext())
+        text = self._of_text() if self.setting.layers.encoders else []
+        return [plain, *text, *self._of_denoiser(), *(self._studies() if text else [])]
+
+    def _of_text(self) -> list[Method]:
+        few = (0.25, 0.5, 0.75, 1.0, 1.5)
+        return [
+            Method("text latents", "text", self.text_latents, (1.0, 1.5, 2.0, 3.0)),
+            Method("text latents, captions unseen", "text", self.text_unseen, (STUDY_STRENGTH,)),
             Method("difference of means", "baseline", self.means, few),
+            Method("conditional difference of means", "baseline", self.conditional_means, few),
             Method("negative prompt", "baseline", lambda _t, _s: nullcontext(), negative=True),
             Method("text contrast", "text", self.contrast, few),
-            Method("text as published", "text", self.published, (0.25, 0.5, 1.0)),
-            Method("random direction", "baseline", self.random, few),
+            Method("text as published", "text", self.published, (0.03, 0.06, 0.12, 0.25)),
+            Method("random direction", "baseline", self.random, (1.0,)),
+            Method("turn into, latents", "into", self.into, (1.0,)),
+            Method("turn into, means", "into", self.into_means, (1.0,)),
         ]
-        for layers in (DENOISER_LAYERS, *((one,) for one in DENOISER_LAYERS)):
-            found.append(
-                Method(
-                    f"latents of {'+'.join(layers)}",
-                    "denoiser",
-                    lambda target, strength, layers=layers: self.denoiser(layers, target, strength),
-                    (1.0, 2.0, 4.0),
-                )
-            )
-        found.append(Method("turn into, latents", "into", self.into, (1.0,)))
-        found.append(Method("turn into, means", "into", self.into_means, (1.0,)))
-        return found
 
-    def text_latents(self, target: str, strength: float) -> AbstractContextManager[None]:
-        """Ablate the latents that fire for the target's captions, wherever they fire."""
-        change = LatentChange(
-            self.text_ksae, dict.fromkeys(self.text_found(target).latents, 0.0), "ablate"
+    def _of_denoiser(self) -> list[Method]:
+        layers = self.setting.denoiser_layers
+        found = [
+            Method(
+                f"latents of {'+'.join(some)}",
+                "denoiser",
+                lambda target, strength, some=some: self.denoiser(some, target, strength),
+                (1.0, 2.0, 4.0, 8.0),
+            )
+            for some in (layers, *((one,) for one in layers))
+        ]
+        means = Method(
+            f"means of {'+'.join(layers)}",
+            "baseline",
+            lambda target, strength: self.denoiser_means(layers, target, strength),
+            (0.5, 1.0, 2.0),
         )
-        one = Edit(TEXT_LAYER, change, self.text_ksae.d, strength)
-        return edited(self.setting.layers, [one])
+        return [*found, means]
+
+    def _studies(self) -> list[Method]:
+        sizes = [(layer, EXPANSION, K) for layer in STUDY_LAYERS]
+        sizes += [(TEXT_LAYER, expansion, k) for expansion, k in STUDY_SIZES]
+        return [
+            Method(
+                f"{layer.partition('.')[2]}, n = {expansion} d, k = {k}",
+                "study",
+                lambda target, strength, size=(layer, expansion, k): self.text_latents(
+                    target, strength, *size
+                ),
+                (STUDY_STRENGTH,),
+            )
+            for layer, expansion, k in sizes
+        ]
+
+    def text_latents(
+        self,
+        target: str,
+        strength: float,
+        layer: str = TEXT_LAYER,
+        expansion: int = EXPANSION,
+        k: int = K,
+    ) -> AbstractContextManager[None]:
+        """Ablate the latents that fire for the target's captions, wherever they fire."""
+        ksae = self.text_ksae(layer, expansion, k)
+        latents = self.text_found(target, layer, expansion, k).latents
+        change = LatentChange(ksae, dict.fromkeys(latents, 0.0), "ablate")
+        return edited(self.setting.layers, [Edit(layer, change, ksae.d, strength)])
+
+    def text_unseen(self, target: str, strength: float) -> AbstractContextManager[None]:
+        """The same with a k-SAE and latents of the last four captions; the first four are judged."""
+        layers = self.setting.layers
+        rows = layers.tokens([text for word in WORDS for text in UNSEEN[word]], TEXT_LAYER).states
+        ksae = self._trained(rows.flatten(0, 1), f"{TEXT_LAYER}-unseen")
+        codes = {word: prompt_codes(layers, TEXT_LAYER, ksae, UNSEEN[word]) for word in WORDS}
+        change = LatentChange(ksae, dict.fromkeys(_found(codes, target).latents, 0.0), "ablate")
+        return edited(layers, [Edit(TEXT_LAYER, change, ksae.d, strength)])
 
     def means(self, target: str, strength: float) -> AbstractContextManager[None]:
         """Subtract the difference of means, without a k-SAE."""
         return steered(self.setting.layers, self._contrast(target, ksae=False), -strength)
+
+    def conditional_means(self, target: str, strength: float) -> AbstractContextManager[None]:
+        """Subtract the difference of means from the prompt's call alone, as latents are ablated."""
+        concept = self._contrast(target, ksae=False)
+        return steered(self.setting.layers, concept, -strength, branch="conditional")
 
     def contrast(self, target: str, strength: float) -> AbstractContextManager[None]:
         """Subtract the contrast of mean codes, decoded."""
@@ -88,7 +141,7 @@ class Methods:
 
     def published(self, target: str, strength: float) -> AbstractContextManager[None]:
         """Subtract the dense codes of the word, decoded (SPEC 7)."""
-        concept = from_texts(self.setting.layers, TEXT_LAYER, self.text_ksae, [target])
+        concept = from_texts(self.setting.layers, TEXT_LAYER, self.text_ksae(), [target])
         return steered(self.setting.layers, concept, -strength)
 
     def random(self, target: str, strength: float) -> AbstractContextManager[None]:
@@ -108,31 +161,56 @@ class Methods:
             edits.append(Edit(layer, change, ksae.d, strength, branch="conditional"))
         return edited(self.setting.layers, edits)
 
-    @cached_property
-    def text_ksae(self) -> KSparseAutoencoder:
-        """The k-SAE of the text encoder's tokens, of all captions, padding included."""
-        texts = [text for word in WORDS for text in CAPTIONS[word]]
-        rows = self.setting.layers.tokens(texts, TEXT_LAYER).states.flatten(0, 1)
-        return self._trained(rows, TEXT_LAYER)
+    def denoiser_means(
+        self, layers: tuple[str, ...], target: str, strength: float
+    ) -> AbstractContextManager[None]:
+        """Subtract the difference of mean activations in layers of the denoiser, likewise."""
+        edits = []
+        for layer in layers:
+            means = self._generation(layer).flatten(1, 2).mean(dim=1)
+            own = WORDS.index(target)
+            rest = [index for index in range(len(WORDS)) if index != own]
+            vector = (means[own] - means[rest].mean(dim=0))[None]
+            change = Direction(vector)
+            edits.append(Edit(layer, change, vector.shape[1], -strength, branch="conditional"))
+        return edited(self.setting.layers, edits)
 
     @cache  # noqa: B019
-    def text_found(self, target: str) -> Found:
+    def text_ksae(
+        self, layer: str = TEXT_LAYER, expansion: int = EXPANSION, k: int = K
+    ) -> KSparseAutoencoder:
+        """The k-SAE of the text encoder's tokens, of all captions, padding included."""
+        texts = [text for word in WORDS for text in CAPTIONS[word]]
+        rows = self.setting.layers.tokens(texts, layer).states.flatten(0, 1)
+        return self._trained(rows, layer, expansion, k)
+
+    @cache  # noqa: B019
+    def text_found(
+        self, target: str, layer: str = TEXT_LAYER, expansion: int = EXPANSION, k: int = K
+    ) -> Found:
         """The target's latents, found on half of its captions."""
-        codes = {
-            word: prompt_codes(self.setting.layers, TEXT_LAYER, self.text_ksae, CAPTIONS[word])
-            for word in WORDS
+        return _found(self._text_codes(layer, expansion, k), target)
+
+    @cache  # noqa: B019
+    def _text_codes(self, layer: str, expansion: int, k: int) -> dict[str, Tensor]:
+        ksae = self.text_ksae(layer, expansion, k)
+        return {
+            word: prompt_codes(self.setting.layers, layer, ksae, CAPTIONS[word]) for word in WORDS
         }
-        return _found(codes, target)
 
     @cache  # noqa: B019
     def denoiser_found(self, layer: str, target: str) -> Found:
         """The target's latents, found on half of the pictures that name it."""
+        return _found(self._denoiser_codes(layer), target)
+
+    @cache  # noqa: B019
+    def _denoiser_codes(self, layer: str) -> dict[str, Tensor]:
+        """The mean codes of each picture's cells, by class."""
         ksae, rows = self.denoiser_ksae(layer), self._generation(layer)
-        codes = {
+        return {
             word: all_codes(ksae, part.flatten(0, -2), "sparse").view(*part.shape[:2], -1).mean(1)
             for word, part in zip(WORDS, rows, strict=True)
         }
-        return _found(codes, target)
 
     @cache  # noqa: B019
     def denoiser_ksae(self, layer: str) -> KSparseAutoencoder:
@@ -144,7 +222,7 @@ class Methods:
     @cache  # noqa: B019
     def _contrast(self, target: str, *, ksae: bool) -> Concept:
         against = [text for word in WORDS if word != target for text in CAPTIONS[word]]
-        model = self.text_ksae if ksae else None
+        model = self.text_ksae() if ksae else None
         layers = self.setting.layers
         return from_texts(layers, TEXT_LAYER, model, CAPTIONS[target], against, codes="sparse")
 
@@ -156,18 +234,17 @@ class Methods:
         return torch.load(path, weights_only=True)[layer]
 
     def _record(self, path: Path) -> None:
-        found: dict[str, list[Tensor]] = {layer: [] for layer in DENOISER_LAYERS}
+        layers = self.setting.denoiser_layers
+        found: dict[str, list[Tensor]] = {layer: [] for layer in layers}
 
         def note(layer: str):
             def keep(output: Tensor) -> None:
-                half = output[len(output) // 2 :]
-                found[layer].append(half.flatten(2).transpose(1, 2).half())
+                found[layer].append(self.setting.conditional(output).half())
 
             return keep
 
-        functions = {layer: note(layer) for layer in DENOISER_LAYERS}
-        # One seed a caption, others than those that judge.
-        prompts = [(text, word, 100) for word in WORDS for text in CAPTIONS[word][:TRAIN_PICTURES]]
+        functions = {layer: note(layer) for layer in layers}
+        prompts = self.setting.training_prompts()
         with hooked(self.setting.layers, functions, exact=False):
             self.setting.draw(prompts, "train")
         cells = {
@@ -176,24 +253,26 @@ class Methods:
         }
         torch.save(cells, path)
 
-    def _trained(self, rows: Tensor, layer: str) -> KSparseAutoencoder:
+    def _trained(
+        self, rows: Tensor, layer: str, expansion: int = EXPANSION, k: int = K
+    ) -> KSparseAutoencoder:
         """A k-SAE of rows, begun from the data and then trained; kept on disk."""
-        path = self.setting.work / f"ksae-{layer}"
+        path = self.setting.work / f"ksae-{layer}-x{expansion}-k{k}"
         if not path.exists():
-            ksae = begun_from_data(rows)
+            ksae = begun_from_data(rows, expansion, k)
             found = evaluate(ksae, rows.split(1024))
             ksae.trained_on.update(layer=layer, fvu=found.fvu, dead=found.dead_share)
             ksae.save_pretrained(path)
         return KSparseAutoencoder.from_pretrained(path)
 
 
-def begun_from_data(rows: Tensor) -> KSparseAutoencoder:
+def begun_from_data(rows: Tensor, expansion: int, k: int) -> KSparseAutoencoder:
     """A k-SAE whose directions begin as rows of the data, then trained.
 
     With random directions nine tenths of the latents of so small a text encoder never fire: its tokens lie in
     few dimensions, and what is not near the data at first never enters the top k.
     """
-    ksae = KSparseAutoencoder(rows.shape[1], EXPANSION * rows.shape[1], K)
+    ksae = KSparseAutoencoder(rows.shape[1], expansion * rows.shape[1], k)
     config = TrainConfig(
         steps=TRAIN_STEPS, batch_size=480, warmup_steps=20, learning_rate=LEARNING_RATE
     )

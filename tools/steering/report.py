@@ -8,7 +8,6 @@ import numpy as np
 from revelio.run_dir import versions
 from revelio.steering.evaluate import Drawn, difference_interval, mean_interval, measured
 from tools.steering.methods import (
-    DENOISER_LAYERS,
     EXPANSION,
     LEARNING_RATE,
     SPECIFICITY,
@@ -19,10 +18,20 @@ from tools.steering.methods import (
 )  # fmt: skip
 from tools.steering.setting import GUIDANCE, JUDGE_EPOCHS, SPLITS, STEPS, WORDS, Method, Setting
 
+# The baselines that the others are compared with, of mini-sd's and of mini-dit's.
+COMPARED = (
+    "difference of means",
+    "conditional difference of means",
+    "negative prompt",
+    "means of block2+block4+block6",
+)
+
 
 def report(setting: Setting, methods: Methods, *, draw: bool = True) -> dict[str, Any]:
     """Draw what is missing (where ``draw``), and measure all that is there."""
     plain, *others = methods.all()
+    if not draw and not setting.stored(plain, 1.0, "judge"):
+        return {"methods": []}
     entries: list[dict[str, Any]] = []
     judged: dict[str, dict[str, Drawn]] = {}
     for method in (plain, *others):
@@ -30,16 +39,20 @@ def report(setting: Setting, methods: Methods, *, draw: bool = True) -> dict[str
         for strength in method.strengths if len(method.strengths) > 1 else ():
             if draw or setting.stored(method, strength, "choose"):
                 curve[strength] = _rates(setting.drawn(method, strength, "choose"))
-        best = chosen(curve) if curve else method.strengths[0]
+        best = chosen(curve) if curve else next(iter(method.strengths))
         if not draw and not setting.stored(method, best, "judge"):
             continue
         judged[method.name] = setting.drawn(method, best, "judge")
-        entries.append(_entry(method, best, curve, judged, plain.name))
+        entry = _entry(method, best, curve, judged[method.name], judged[plain.name])
+        entry["confidence"] = mean_interval(setting.confidence(method, best))
+        entries.append(entry)
+    for entry in entries:
+        entry["better_than"] = _compared(entry["method"], judged)
     return {
         "model": setting.model,
         "settings": {
             "steps": STEPS, "guidance": GUIDANCE, "numbers": "bfloat16 autocast", "splits": SPLITS,
-            "text_layer": TEXT_LAYER, "denoiser_layers": DENOISER_LAYERS, "expansion": EXPANSION,
+            "text_layer": TEXT_LAYER, "denoiser_layers": setting.denoiser_layers, "expansion": EXPANSION,
             "k": K, "ksae_steps": TRAIN_STEPS, "learning_rate": LEARNING_RATE,
             "specificity": SPECIFICITY, "judge_epochs": JUDGE_EPOCHS,
         },
@@ -65,10 +78,9 @@ def _entry(
     method: Method,
     strength: float,
     curve: Mapping[float, Mapping[str, float]],
-    judged: Mapping[str, Mapping[str, Drawn]],
-    plain: str,
+    drawn: Mapping[str, Drawn],
+    base: Mapping[str, Drawn],
 ) -> dict[str, Any]:
-    drawn, base = judged[method.name], judged[plain]
     found = measured(drawn, base)
     entry: dict[str, Any] = {"method": method.name, "route": method.route, "strength": strength}
     entry |= {"curve": {f"{s:g}": rates for s, rates in curve.items()}, **found}
@@ -80,29 +92,32 @@ def _entry(
         }
         for name, one in drawn.items()
     }
-    entry["better_than"] = {
+    return entry
+
+
+def _compared(name: str, judged: Mapping[str, Mapping[str, Drawn]]) -> dict[str, Any]:
+    """A method's rates less those of the baselines, on the same captions and noise."""
+    return {
         other: {
             what: difference_interval(
-                [getattr(drawn[name], how)(name) for name in WORDS],
-                [getattr(judged[other][name], how)(name) for name in WORDS],
+                [getattr(judged[name][word], how)(word) for word in WORDS],
+                [getattr(judged[other][word], how)(word) for word in WORDS],
             )
             for what, how in (("target", "sees"), ("others", "keeps"))
         }
-        for other in ("difference of means", "negative prompt")
-        if other in judged and other != method.name
+        for other in COMPARED
+        if other in judged and other != name
     }
-    entry["quality"] = mean_interval([one.keeps(name) for name, one in drawn.items()])
-    return entry
 
 
 def _ksaes(setting: Setting, methods: Methods) -> dict[str, Any]:
     """What each k-SAE explains, and how specific the latents found are on the half that did not choose."""
     found: dict[str, Any] = {}
-    for layer in (TEXT_LAYER, *DENOISER_LAYERS):
-        if not (setting.work / f"ksae-{layer}").exists():
+    for layer in (TEXT_LAYER, *setting.denoiser_layers):
+        if not (setting.work / f"ksae-{layer}-x{EXPANSION}-k{K}").exists():
             continue
         text = layer == TEXT_LAYER
-        ksae = methods.text_ksae if text else methods.denoiser_ksae(layer)
+        ksae = methods.text_ksae() if text else methods.denoiser_ksae(layer)
         of = {
             name: methods.text_found(name) if text else methods.denoiser_found(layer, name)
             for name in WORDS

@@ -19,13 +19,15 @@ from revelio.seeds import key_seed
 from revelio.steering.evaluate import Drawn
 from tools.mini.captions import captions, noun
 from tools.mini.data import load_fashion_mnist
-from tools.mini.judge import build_judge, judge, train_judge
+from tools.mini.judge import build_judge, grey, judge, train_judge
 
 SET = "fashion-mnist"
 WORDS = [noun(name) for name in FASHION_CLASSES]
 CAPTIONS = {word: captions(SET, word) for word in WORDS}
 STEPS, GUIDANCE = 6, 3.0
 JUDGE_EPOCHS = 3
+# Pictures a class whose generation the denoiser's k-SAEs are trained on.
+TRAIN_PICTURES = 6
 # Pictures of a target: (caption, seed) of prompts that name it, and how many of the others' captions.
 SPLITS = {"choose": (2, 1, 3), "judge": (4, 2, 9)}
 
@@ -51,17 +53,19 @@ class Method:
 
 @dataclass(frozen=True)
 class Setting:
-    """Where the proof works.
+    """Where the proof works, on mini-sd.
 
     Attributes:
         work: a folder for what can be made again: pictures, k-SAEs, the judge.
         fashion: Fashion-MNIST's idx files.
         model: the model's name.
+        denoiser_layers: whose latents are edited.
     """
 
     work: Path
     fashion: Path
     model: str = "mini-sd"
+    denoiser_layers: tuple[str, ...] = ("bottleneck", "up_ft0", "up_ft1")
 
     @cached_property
     def layers(self) -> PipelineLayers:
@@ -70,10 +74,15 @@ class Setting:
         pipeline.set_progress_bar_config(disable=True)
         return PipelineLayers(pipeline, self.model)
 
+    @property
+    def judge_path(self) -> Path:
+        """Where the judge is kept."""
+        return self.work / "judge.pt"
+
     @cached_property
     def judge(self) -> torch.nn.Sequential:
         """A classifier trained on real pictures only."""
-        path = self.work / "judge.pt"
+        path = self.judge_path
         if not path.exists():
             model = train_judge(load_fashion_mnist(self.fashion, "train"), JUDGE_EPOCHS, 0)
             write_whole_by(path, lambda to: torch.save(model.state_dict(), to))
@@ -114,6 +123,14 @@ class Setting:
         grey = images.float().mean(1).clamp(0, 1) * 255
         return grey.round().byte().numpy()
 
+    def training_prompts(self) -> list[tuple[str, str, int]]:
+        """What is drawn to train the denoiser's k-SAEs: as many of each class, with other seeds."""
+        return [(text, word, 100) for word in WORDS for text in CAPTIONS[word][:TRAIN_PICTURES]]
+
+    def conditional(self, output: torch.Tensor) -> torch.Tensor:
+        """The conditional half of a layer's output as cells (b s d)."""
+        return output[len(output) // 2 :].flatten(2).transpose(1, 2)
+
     def stored(self, method: Method, strength: float, split: str) -> bool:
         """Whether the pictures are there already."""
         return self._path(method, strength, split).exists()
@@ -142,6 +159,15 @@ class Setting:
         with np.load(path) as stored:
             return stored["images"], float(stored["seconds"])
 
+    @torch.no_grad()
+    def confidence(self, method: Method, strength: float) -> list[np.ndarray]:
+        """How sure the judge is of what it sees, of captions that name each target: (pictures 1) a target."""
+        images, _ = self.pictures(method, strength, "judge")
+        own = SPLITS["judge"][0] * SPLITS["judge"][1]
+        rows = grey(torch.from_numpy(images[:, :own]).flatten(0, 1)[:, None])
+        sure = self.judge(rows).softmax(dim=1).amax(dim=1)
+        return list(sure.view(len(WORDS), own, 1).numpy())
+
     def drawn(self, method: Method, strength: float, split: str) -> dict[str, Drawn]:
         """The pictures of each target, judged; a prompt a row, one seed or several."""
         images, seconds = self.pictures(method, strength, split)
@@ -157,6 +183,50 @@ class Setting:
             )
             for place, target in enumerate(WORDS)
         }
+
+
+@dataclass(frozen=True)
+class DiTSetting(Setting):
+    """The same on mini-dit, which is conditioned on class labels instead of texts."""
+
+    model: str = "mini-dit"
+    denoiser_layers: tuple[str, ...] = ("block2", "block4", "block6")
+
+    @property
+    def judge_path(self) -> Path:
+        """The same judge as mini-sd's, whose folder this one lies in."""
+        return self.work.parent / "judge.pt"
+
+    def prompts(self, target: str, split: str) -> list[tuple[str, str, int]]:
+        """As many pictures as of mini-sd: a class has one label, so seeds stand for captions."""
+        templates, seeds, others = SPLITS[split]
+        start = WORDS.index(target)
+        rest = [WORDS[(start + 1 + index) % len(WORDS)] for index in range(others)]
+        own = [(target, target, seed) for seed in range(templates * seeds)]
+        return own + [(word, word, 0) for word in rest]
+
+    def training_prompts(self) -> list[tuple[str, str, int]]:
+        """See :meth:`Setting.training_prompts`."""
+        return [(word, word, 100 + seed) for word in WORDS for seed in range(TRAIN_PICTURES)]
+
+    def draw(
+        self, prompts: Sequence[tuple[str, str, int]], key: str, negative: str | None = None
+    ) -> np.ndarray:
+        """See :meth:`Setting.draw`; a class label has no negative."""
+        noise = [
+            torch.Generator().manual_seed(key_seed("steering proof", key, text, seed))
+            for text, _, seed in prompts
+        ]
+        with torch.autocast("cpu", torch.bfloat16):
+            images = self.layers.pipeline(
+                [WORDS.index(word) for word, _, _ in prompts],
+                generator=noise, num_inference_steps=STEPS, guidance_scale=GUIDANCE, output_type="np",
+            ).images  # fmt: skip
+        return (images.mean(-1) * 255).round().astype(np.uint8)
+
+    def conditional(self, output: torch.Tensor) -> torch.Tensor:
+        """The first half of the tokens: the null class comes second."""
+        return output[: len(output) // 2]
 
 
 def _drawn(

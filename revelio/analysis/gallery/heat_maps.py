@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Int64
 from torch import Tensor
 
-from revelio.sae.inputs import Source
+from revelio.analysis.cells import GridCodes, store_codes
 
 if TYPE_CHECKING:
     from revelio.activations.store import ActivationStore
@@ -41,32 +41,27 @@ def heat_maps(
         for row in rows:
             wanted.setdefault(row, []).append(place)
     found: list[dict[int, tuple[Tensor, Tensor]]] = [{} for _ in shown]
-    device = next(model.parameters()).device
-    with torch.inference_mode():
-        for start, grids in store.batches(16):
-            for number, grid in enumerate(grids):
-                places = wanted.get(start + number)
-                if places:
-                    cells = grid.float().flatten(1).T.contiguous().to(device)
-                    maps = sparse_maps(model, cells, chosen[places], store.manifest)
-                    for place, one in zip(places, maps, strict=True):
-                        found[place][start + number] = one
+    model = model.eval()
+    for start, codes in store_codes(model, store):
+        for number in range(len(codes.values)):
+            places = wanted.get(start + number, [])
+            maps = sparse_maps(codes, number, chosen[places])
+            for place, one in zip(places, maps, strict=True):
+                found[place][start + number] = one
     return [levels(maps) for maps in found]
 
 
 def sparse_maps(
-    model: "KSparseAutoencoder",
-    cells: Float[Tensor, "cells d"],
-    latents: Int64[Tensor, "l"],
-    source: Source = None,
+    codes: GridCodes, image: int, latents: Int64[Tensor, "l"]
 ) -> list[tuple[Tensor, Tensor]]:
-    """For each latent the cells that it fires on, ascending, and its codes there."""
-    codes = model.encode(cells, source)
-    values, indices = codes.values.float().cpu(), codes.indices.cpu()
+    """For each latent the cells of an image that it fires on, ascending, and its codes there."""
+    values, indices = (x[image].flatten(0, 1).cpu() for x in (codes.values, codes.indices))
+    if not len(latents):
+        return []
     order = latents.sort()
     slots = torch.searchsorted(order.values, indices).clamp(max=len(latents) - 1)
     at, slot = ((order.values[slots] == indices) & (values > 0)).nonzero(as_tuple=True)
-    places, codes_there = order.indices[slots[at, slot]], values[at, slot]
+    places, codes_there = order.indices[slots[at, slot]], values[at, slot].float()
     return [(at[places == place], codes_there[places == place]) for place in range(len(latents))]
 
 

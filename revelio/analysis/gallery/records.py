@@ -85,7 +85,9 @@ def latent_records(
     units = directions(model, chosen)
     near, cosines = neighbours(units, config.neighbours)
     alike = together(fired.codes, config.neighbours)
-    missed, gaps = near_misses(model, store, chosen, config.range_images)
+    # Of codes of cells there are none: every image comes close somewhere.
+    counted = 0 if "cells" in top.source else config.range_images
+    missed, gaps = near_misses(model, store, chosen, counted)
     columns = fired.codes.tocsc()
     for place, latent in enumerate(chosen.tolist()):
         part = slice(columns.indptr[place], columns.indptr[place + 1])
@@ -144,7 +146,7 @@ def image_records(fired: Firing, limit: int) -> Iterator[dict[str, Any]]:
 def describe(top: TopImages, chosen: Tensor, config: GalleryConfig) -> dict[str, Any]:
     """What the gallery is of: the numbers and names at its head."""
     known = ("model", "dataset", "split", "layer", "timestep", "prompt_policy", "mode", "codes")
-    known += ("seed", "draw", "image_size")
+    known += ("seed", "draw", "image_size", "cells")
     meta = {key: top.source[key] for key in known if top.source.get(key) is not None}
     ksae = top.source.get("ksae", {})
     return meta | {

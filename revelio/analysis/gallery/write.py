@@ -50,26 +50,9 @@ MAKER = "gallery"
 CHUNKS = {"images": 500, "cards": 1024, "latents": 64}
 # The images on a latent's card.
 TILES = 10
-SCRIPTS = (
-    "base.js",
-    "grid.js",
-    "filters.js",
-    "latents.js",
-    "latent.js",
-    "images.js",
-    "map.js",
-    "search.js",
-)
-SCRIPTS += ("app.js",)
-FIRST_SCRIPTS = (
-    "base.js",
-    "filters.js",
-    "latents.js",
-    "latent.js",
-    "images.js",
-    "map.js",
-    "app.js",
-)
+FIRST = ("base", "filters", "latents", "latent", "images", "map", "app")
+FIRST_SCRIPTS = tuple(f"{name}.js" for name in FIRST)
+SCRIPTS = (*FIRST_SCRIPTS[:1], "grid.js", *FIRST_SCRIPTS[1:-1], "search.js", "app.js")
 
 
 def write_gallery(
@@ -109,8 +92,8 @@ def write_gallery(
     if not len(chosen):
         raise ValueError("no latent is active on any image: train the k-SAE on this store first")
     indices = _matched(store, dataset)
-    shared = _shared(model, top, chosen, config) | {"purity": purity}
-    fired = firing(model, store, chosen)
+    shared: dict[str, Any] = _shared(model, top, chosen, config) | {"purity": purity}
+    fired = firing(model, store, chosen, top.source.get("cells", "pooled"))
     records = latent_records(model, store, top, chosen, fired, config)
     if len(store.row_shape) == 3:
         shared["meta"]["grid"] = list(store.row_shape[1:])
@@ -125,7 +108,7 @@ def write_gallery(
 
     replace_files(out, MAKER, fill, older=OLDER)
     missing = shared["images"]["missing"]
-    return {"latents": len(chosen), "images": len(store), "missing": missing}
+    return {"latents": len(chosen), "images": store.images, "missing": missing}
 
 
 def _shared(
@@ -190,10 +173,10 @@ def check_place(out: Path) -> None:
 def _check(out: Path, model: Any, store: Any, top: TopImages) -> None:
     check_place(out)
     check_width(model, store)
-    if len(top.counts) != model.n or top.images != len(store):
+    if len(top.counts) != model.n or top.images != store.images:
         raise ValueError(
             f"the top images are of {len(top.counts)} latents and {top.images} images, the k-SAE has "
-            f"{model.n} latents and the store {len(store)} images: make the top images of these two"
+            f"{model.n} latents and the store {store.images} images: make the top images of these two"
         )
 
 

@@ -1,5 +1,6 @@
 """Small charts as SVG text for the report: lines over timesteps, grouped bars with intervals."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -71,6 +72,15 @@ def _bounds(series: Sequence[Series], floor: float | None) -> tuple[float, float
     return (low - margin if floor is None else floor), high + margin
 
 
+def ticks(low: float, high: float, most: int = 6) -> list[float]:
+    """Round values from ``low`` to ``high``, steps of 1, 2 or 5 times a power of ten, ``most`` or fewer."""
+    rough = (high - low) / (most - 1)
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * one for one in (1, 2, 5, 10) if power * one >= rough * (1 - 1e-9))
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [float(f"{number * step:.12g}") for number in range(first, last + 1)]
+
+
 def _y(value: float, low: float, high: float) -> float:
     return TOP + (HEIGHT - TOP - BOTTOM) * (high - value) / (high - low)
 
@@ -79,12 +89,11 @@ def _frame(
     title: str, labels: Sequence[str], xs: Sequence[float], low: float, high: float, unit: str
 ) -> list[str]:
     parts = [f"<title>{escape(title)}</title>"]
-    for i in range(5):
-        value = low + (high - low) * i / 4
+    for value in ticks(low, high):
         y = _y(value, low, high)
         parts.append(
             f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>'
-            f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.2g}</text>'
+            f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>'
         )
     parts += [
         f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{escape(label)}</text>'

@@ -18,7 +18,7 @@
       h("h1", {}, "About this gallery"),
       h("p", {}, "A ", term("latent"), " of a k-sparse autoencoder is a direction in a layer's activations. For every latent this gallery shows the images with the largest ", term("activation"), ", so that you can see what it stands for."),
       h("h2", {}, "The words"),
-      h("dl", { class: "words" }, ["latent", "activation", "density", "strength", ...(data.labelled ? ["purity", "entropy", "chance"] : []), "similar", "together", "misses"].map((key) => [h("dt", {}, key), h("dd", {}, term(key).dataset.tip)])),
+      h("dl", { class: "words" }, ["latent", "activation", "density", "strength", ...(data.labelled ? ["purity", "entropy", "chance"] : []), "similar", "together", "misses"].map((key) => [h("dt", {}, { similar: "similar by direction", together: "similar by images", misses: "near miss" }[key] || key), h("dd", {}, term(key).dataset.tip)])),
       controls(),
       h("h2", {}, "Made from"),
       h("table", {}, rows.map(([key, name]) => h("tr", {}, h("th", { scope: "row" }, name), h("td", {}, typeof meta[key] === "number" ? whole(meta[key]) : String(meta[key]))))),

@@ -5,7 +5,7 @@ const Gallery = (() => {
   const { meta } = data;
 
   const TERMS = {
-    latent: "One unit of the k-sparse autoencoder: a direction in the layer's activations that it has learnt to switch on for some images.",
+    latent: "One unit of the k-sparse autoencoder: a direction in the layer's activations that it has learned to switch on for some images.",
     activation: "How strongly a latent responds to an image: its code, after only the k largest of that image were kept.",
     density: "The share of all images that switch the latent on. Low: specific; high: common.",
     strength: "The mean activation over the images that switch the latent on. Latents with 10 such images or fewer count as 0.",
@@ -86,7 +86,7 @@ const Gallery = (() => {
       const label = data.images.labels[row];
       return h("i", { style: { background: label === latent.class ? colour(label) : "var(--other)" } });
     });
-    return h("span", { class: "stripe", title: "The top images in order: coloured where they are of the most common class" }, cells);
+    return h("span", { class: "stripe", title: "The top images in order: colored where they are of the most common class" }, cells);
   }
 
   const dot = (id) => h("span", { class: "dot", style: { background: colour(id) } });

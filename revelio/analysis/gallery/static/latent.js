@@ -64,6 +64,14 @@ Gallery.latentView = (() => {
     })));
   }
 
+  // The line that draws with more of the latent; what only the user knows is in capitals.
+  function steer(latent) {
+    if (!meta.model || !meta.layer) return null;
+    const read = meta.cells ? "" : " --read pooled"; // a k-SAE of pooled activations reads them pooled
+    const line = `revelio steer --backbone.name ${meta.model} --layer ${meta.layer} --ksae KSAE --latents ${latent.id}:2${read} --strength 0 1 --prompts PROMPTS --out OUT`;
+    return h("section", {}, h("h2", {}, "Steer by it"), h("p", { class: "command" }, h("code", {}, line)));
+  }
+
   // The one before and after, in the order and under the filters of the grid.
   function around(latent) {
     let order = filters.shown();
@@ -95,7 +103,7 @@ Gallery.latentView = (() => {
         range(latent, found, "middle", "Around the median of its activations", most),
         range(latent, found, "random", "Drawn from all images it fires on", most),
         range(latent, found, "misses", [term("misses", "Near misses")], null)),
-      h("div", { class: "side" }, histogram(found), profile(latent, found), similar(found.near, "similar", "Similar by direction"), similar(found.alike, "together", "Similar by images")),
+      h("div", { class: "side" }, histogram(found), profile(latent, found), similar(found.near, "similar", "Similar by direction"), similar(found.alike, "together", "Similar by images"), steer(latent)),
     ];
   }
 

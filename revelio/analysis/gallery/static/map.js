@@ -27,13 +27,13 @@ Gallery.mapView = (() => {
     const hover = h("div", { class: "hover", hidden: true });
     const choices = [...(data.labelled ? [["class", "most common class"], ["purity", "purity"]] : []), ["density", "density"], ["strength", "strength"]];
     if (choices.some(([key]) => key === query.get("by"))) by = query.get("by");
-    const select = h("select", { "aria-label": "Colour by", onchange: (event) => { by = event.target.value; draw(); written(); } }, choices.map(([key, name]) => h("option", { value: key, selected: key === by }, name)));
+    const select = h("select", { "aria-label": "Color by", onchange: (event) => { by = event.target.value; draw(); written(); } }, choices.map(([key, name]) => h("option", { value: key, selected: key === by }, name)));
     const legend = h("div", { class: "legend" });
     const zooms = h("div", { class: "zooms" }, [["+", "Zoom in", 1.6], ["\u2212", "Zoom out", 1 / 1.6]].map(([sign, name, factor]) =>
       h("button", { type: "button", class: "button", "aria-label": name, title: name, onclick: () => zoom(factor, size[0] / 2, size[1] / 2) }, sign)));
     const box = h("div", { class: "map" }, canvas, zooms, hover);
     main.replaceChildren(
-      h("div", { class: "row headline" }, h("h1", {}, "Map of latents"), h("label", { class: "inline" }, "Colour by", select)),
+      h("div", { class: "row headline" }, h("h1", {}, "Map of latents"), h("label", { class: "inline" }, "Color by", select)),
       h("p", { class: "quiet" }, `Each dot is a latent, laid out by ${BY} (${HOW}): near dots are alike. Scroll or pinch to zoom, drag to move, click to open; the filters fade the rest.`),
       box, legend);
 

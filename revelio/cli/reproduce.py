@@ -1,0 +1,58 @@
+"""A table or figure of the paper by one command: its numbers, ours, chance, intervals, and what holds of it.
+
+    revelio reproduce --list
+    revelio reproduce table2a --plan
+    revelio reproduce table3 --roots oxford-iiit-pet=/data/pets --model sd-2.1=/models/sd-2.1
+    revelio reproduce table2a --scale mini --roots caltech101=/data/caltech101
+
+Rows share extractions, and a stopped table goes on with the next row when the command is run again. Writes
+<out>/<scale>-<mode>/<item>.json and <item>.md. A row that can't run is listed with what it lacks.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from revelio.reproduce.config import ReproduceConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(ReproduceConfig):
+    """Which item, on which models and pictures."""
+
+    item: Annotated[str | None, tyro.conf.Positional] = None
+    """table2a to table2d, table3 to table11, figure1 to figure10."""
+
+    list: bool = False
+    """Only list the items."""
+
+    plan: bool = False
+    """Only say which rows would run and what they cost: runs, hours, disk."""
+
+
+def run(config: Config) -> None:
+    """List, plan, or run and print the page."""
+    from revelio.reproduce.items import item, items
+
+    if config.list or config.item is None:
+        for name, one in items().items():
+            made = "by the LLaVA extension" if one.commands else f"{len(one.rows)} rows"
+            print(f"{name:<9} {one.title} ({made})")
+        return
+    item(config.item)
+    if config.plan:
+        from revelio.pipelines.reproduce_plan import plan_item
+
+        print(plan_item(config.item, config).text())
+        return
+    from revelio.cli.bar import Bar
+    from revelio.following import following
+    from revelio.pipelines.reproduce import reproduce
+    from revelio.trust import printable
+
+    with Bar("reproduce") as bar:
+        made = reproduce(config.item, config, bar)
+    print("\n".join(map(printable, made.path.read_text(encoding="utf-8").splitlines())))
+    print(f"wrote {made.path} and {made.path.with_suffix('.json').name}")
+    print(following("reproduce", "--list"))

@@ -1,0 +1,215 @@
+"""How local, stable and distinct the latents of a k-SAE of cells are, measured and written as JSON."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from PIL import Image
+from torch import Tensor
+
+from revelio.activations.store import ActivationStore
+from revelio.analysis.cells import encode_grid
+from revelio.analysis.config import LocalityConfig, TopImagesConfig
+from revelio.analysis.locality import (
+    Firings,
+    agreement,
+    firings,
+    flipped,
+    locality,
+    mask_iou,
+    overlap,
+    timestep_profile,
+)
+from revelio.analysis.redundancy import partners, redundancy
+from revelio.analysis.top_images import top_images
+from revelio.analysis.top_images_files import ksae_identity, store_identity
+from revelio.bounds import check_fields
+from revelio.outputs import check_file, has_keys
+from revelio.pipelines import Report, counted, silent
+from revelio.pipelines.inputs import backbone_of, open_sae, pictures_of, place_of
+from revelio.pipelines.sae_rows import open_stores
+from revelio.run_dir import versions, write_json
+from revelio.sae.model import KSparseAutoencoder
+from revelio.trust import path_in, printable
+
+__all__ = ["LocalityConfig", "MeasuredLocality", "measure_locality", "read_masks"]
+
+BATCH = 8
+# What tells stores of the same activations apart, by what they differ in.
+SAME = ("model", "layer", "prompt_policy", "dataset_sha256")
+
+
+@dataclass(frozen=True)
+class MeasuredLocality:
+    """What a locality file holds, and where it is."""
+
+    path: Path
+    result: dict[str, Any]
+
+
+def measure_locality(config: LocalityConfig, progress: Report = silent) -> MeasuredLocality:
+    """Measure the strongest latents, and write the result.
+
+    Args:
+        config: which latents, on which stores, and what else is given.
+        progress: told how many images are done.
+
+    Raises:
+        ValueError: a setting is outside its bounds, stores are not of the same images or hold no grids, masks
+            do not match, or something else stands at the file to write.
+    """
+    check_fields(config)
+    out = config.out or place_of(config.ksae, "locality.json")
+    check_file(out, has_keys("locality", "made_from"), "a result of locality")
+    stores = open_stores(config.store, "cells")
+    _check_same(stores)
+    store, model = stores[0], open_sae(config.ksae, config.device, progress)
+    told = counted(progress, "top images", store.images, "image")
+    device = next(model.parameters()).device
+    top = top_images(model, store, TopImagesConfig(over="max"), device=device, progress=told)
+    latents = top.ranking(config.latents)
+    if not len(latents):
+        raise ValueError(f"no latent of {printable(config.ksae)} fires on {store.path}")
+    found = [firings(model, one, latents, config.limit) for one in stores]
+    result: dict[str, Any] = {
+        "made_from": {
+            "ksae": ksae_identity(model),
+            "stores": [store_identity(one) for one in stores],
+        },
+        "latents": latents.tolist(),
+        "images": found[0].count,
+        "grid": list(found[0].grid),
+        "locality": locality(found[0], seed=config.seed),
+        "redundancy": redundancy(model, top, config.redundant_among),
+        **_of_other_stores(stores, found, config.seed),
+    }
+    if config.masks is not None:
+        masks = read_masks(config.masks, store.ids[: found[0].count], found[0].grid)
+        result["masks"] = mask_iou(found[0], masks, seed=config.seed)
+    if config.other is not None:
+        result["partners"] = partners(model, open_sae(config.other), latents)
+    if config.moved:
+        result["moved"] = _moved(config, model, store, latents, found[0].maps(), progress)
+    write_json(out, result | {"versions": versions()})
+    return MeasuredLocality(out, result)
+
+
+def _check_same(stores: Sequence[ActivationStore]) -> None:
+    """Refuse stores of other images or layers than the first's, or of no grids.
+
+    Raises:
+        ValueError: one is; it is named.
+    """
+    first = stores[0]
+    for store in stores:
+        if len(store.row_shape) != 3:
+            raise ValueError(f"{store.path} holds no whole grids: extract them with pool none")
+        for name in SAME:
+            if store.manifest.get(name) != first.manifest.get(name):
+                raise ValueError(
+                    f"{store.path} and {first.path} differ in `{name}`: give stores of the same images and "
+                    "layer"
+                )
+        if store.row_shape != first.row_shape or store.images != first.images:
+            raise ValueError(f"{store.path} and {first.path} are not of the same grids and images")
+
+
+def _of_other_stores(
+    stores: Sequence[ActivationStore], found: Sequence[Firings], seed: int
+) -> dict[str, Any]:
+    """The timestep profile, and the agreement with other draws of the first store's timestep."""
+    about = [(store.manifest.get("timestep"), store.manifest.get("draw")) for store in stores]
+    timestep, draw = about[0]
+    profile = {int(t or 0): one for (t, d), one in zip(about, found, strict=True) if d == draw}
+    draws = [one for (t, d), one in zip(about, found, strict=True) if t == timestep and d != draw]
+    entry: dict[str, Any] = {}
+    if len(profile) > 1:
+        entry["timesteps"] = timestep_profile(dict(sorted(profile.items())), seed=seed)
+    if draws:
+        ours = found[0].maps()
+        entry["draws"] = [agreement(ours, other.maps(), seed=seed) for other in draws]
+    return entry
+
+
+def _moved(
+    config: LocalityConfig,
+    model: KSparseAutoencoder,
+    store: ActivationStore,
+    latents: Int64[Tensor, " l"],
+    maps: Float[Tensor, "b l h w"],
+    progress: Report,
+) -> dict[str, Any]:
+    """How maps agree once the image was mirrored or shifted and the map moved back."""
+    about, layer = store.manifest, store.manifest["layer"]
+    backbone = backbone_of(config.backbone, [layer])
+    if backbone.name != about.get("model") or about.get("prompt_policy") not in (None, "empty"):
+        raise ValueError(
+            f"{store.path} is of {about.get('model')} under prompts {about.get('prompt_policy')}, the "
+            f"backbone is {backbone.name}: moved images need the store's own model, and the empty prompt"
+        )
+    dataset, ids = pictures_of(config.data, store), store.ids[: len(maps)]
+    place = {name: index for index, name in enumerate(dataset.ids)}
+    if missing := [name for name in ids if name not in place]:
+        raise ValueError(f"the data set has no image {printable(missing[0])}: give the store's own")
+    cells = max(1, maps.shape[-1] // 8)
+    pixels_a_cell = backbone.layers[layer].stride
+    told = counted(progress, "moved images", len(ids), "image")
+    moved: dict[str, list[Tensor]] = {"mirrored": [], "shifted": []}
+    for start in range(0, len(ids), BATCH):
+        names = ids[start : start + BATCH]
+        pixels = torch.stack([backbone.transform(dataset.read(place[name])) for name in names])
+        for name, image in (
+            ("mirrored", flipped(pixels)),
+            ("shifted", pixels.roll(cells * pixels_a_cell, -1)),
+        ):
+            with torch.no_grad():
+                grids = backbone.activations(
+                    backbone.encode(image),
+                    names,
+                    [layer],
+                    timestep=about.get("timestep"),
+                    seed=about.get("seed") or 0,
+                    draw=about.get("draw") or 0,
+                )[layer]
+            moved[name].append(encode_grid(model, grids, about).maps(latents).cpu())
+        told(len(names))
+    mirrored, shifted = (torch.cat(parts) for parts in moved.values())
+    kept, again = overlap(maps, shifted, cells)
+    return {
+        "mirrored": agreement(maps, flipped(mirrored), seed=config.seed),
+        "shifted": agreement(kept, again, seed=config.seed) | {"cells": cells},
+    }
+
+
+def read_masks(
+    folder: Path, ids: Sequence[str], grid: tuple[int, int]
+) -> Int64[Tensor, "images h w"]:
+    """The class of each cell: of the pixel at its middle, once masks are cropped to a square, as images are.
+
+    Args:
+        folder: holds a picture for each image, named by its id with the suffix `.png`.
+        ids: of the images.
+        grid: height and width of the grids.
+
+    Raises:
+        ValueError: a mask is missing or no picture of one channel; it is named.
+    """
+    found = []
+    for name in ids:
+        path = path_in(folder, str(Path(name).with_suffix(".png")), what="a mask")
+        try:
+            with Image.open(path) as picture:
+                if picture.mode not in ("L", "P", "1"):
+                    raise ValueError(f"it has the mode {picture.mode}: give one channel of classes")
+                side = min(picture.size)
+                left, upper = (picture.width - side) // 2, (picture.height - side) // 2
+                square = picture.crop((left, upper, left + side, upper + side))
+                small = square.resize((grid[1], grid[0]), Image.Resampling.NEAREST)
+                found.append(torch.from_numpy(np.array(small).astype(np.int64)))
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            raise ValueError(f"{printable(path)} is no usable mask: {printable(error)}") from error
+    return torch.stack(found)

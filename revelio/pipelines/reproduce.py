@@ -1,0 +1,148 @@
+"""A table or figure of the paper, its rows run by the pipelines that users run, beside the paper's values.
+
+from revelio.pipelines.reproduce import ReproduceConfig, reproduce
+
+made = reproduce("table2a", ReproduceConfig(scale="mini"), print)
+
+<out>/<scale>-<mode>/<item>.json, <item>.md     every row, every ordering
+    rows/<row>/           a row's runs (k-SAEs and top images, or Diff-C) and what it measured
+    sets/<model>-<data>/  what rows of the same model and pictures share: VAE latents, activations
+
+A row that is done is not run again; one that can't be run is listed with what it lacks.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from revelio.bounds import check_fields
+from revelio.config import to_plain
+from revelio.files import write_whole
+from revelio.outputs import check_file, claimed, has_keys
+from revelio.pipelines import Progress, Report, silent
+from revelio.pipelines.reproduce_parts import CANNOT, Shared, reason_of
+from revelio.pipelines.reproduce_rows import Found, gain, measure
+from revelio.reproduce.config import ReproduceConfig
+from revelio.reproduce.items import DELTA, TOP1, Item, Row, item
+from revelio.reproduce.orderings import Replicates, judge
+from revelio.reproduce.page import page
+from revelio.reproduce.rows import SIZES, OurRow, Sizes, our_rows
+from revelio.run_dir import read_json, versions, write_json
+from revelio.trust import printable
+
+__all__ = ["ReproduceConfig", "Reproduced", "reproduce"]
+
+
+@dataclass(frozen=True)
+class Reproduced:
+    """A finished item.
+
+    Attributes:
+        path: its page, `<item>.md`; `<item>.json` is beside it.
+        result: what the JSON file holds.
+    """
+
+    path: Path
+    result: dict[str, Any]
+
+
+def reproduce(
+    name: str, config: ReproduceConfig, progress: Report = silent, *, sizes: Sizes | None = None
+) -> Reproduced:
+    """Run the rows of a table or figure that are not done yet; write every value beside the paper's.
+
+    Args:
+        name: of the item.
+        config: on which models and pictures, how.
+        progress: told which row is at work, and what it is at.
+        sizes: how large everything is; none: those of the config's scale.
+
+    Raises:
+        KeyError: there is no such item.
+        ValueError: a setting is outside its bounds, or the folder to write to is taken.
+    """
+    check_fields(config)
+    wanted, rows = item(name), our_rows(item(name).rows, config)
+    root = config.out / f"{config.scale}-{config.mode}"
+    path = root / f"{name}.json"
+    check_file(path, has_keys("item", "orderings"), "a reproduced item")
+    if wanted.commands:
+        rows = [replace(ours, missing="made by its own commands") for ours in rows]
+    with claimed(root):
+        found = _measured(Shared(config, sizes or SIZES[config.scale], root, rows, progress))
+        result = _result(name, wanted, config, rows, found)
+        write_json(path, result)
+        write_whole(path.with_suffix(".md"), page(result))
+    return Reproduced(path.with_suffix(".md"), result)
+
+
+def _measured(shared: Shared) -> dict[Row, Found]:
+    """What every row measured, or ``missing``; rows of one model and data set after one another."""
+    found: dict[Row, Found] = {}
+    rows, told = shared.rows, shared.progress
+    for number, ours in enumerate(sorted(rows, key=lambda one: one.set_name), 1):
+        told(Progress(f"row {number} of {len(rows)}: {ours.row.name}"))
+        found[ours.row] = {"missing": ours.missing} if ours.missing else _row(shared, ours)
+        if reason := found[ours.row].get("missing"):
+            told(Progress(f"  can't run: {printable(reason)}"))
+    bases = {row: found.get(replace(row, prompt="empty", metric=TOP1), {}) for row in found}
+    gains = {row: gain(found[row], base) for row, base in bases.items() if row.metric == DELTA}
+    return found | gains
+
+
+def _row(shared: Shared, ours: OurRow) -> Found:
+    """A row's measures: as they were written, or made now."""
+    row, settings = ours.row, _settings(shared, ours)
+    measured = TOP1 if row.metric == DELTA else row.metric.partition("@")[0]
+    name = "-".join(part for part in (row.kind, measured, f"s{shared.config.seeds}") if part)
+    path = shared.place(ours) / f"{name}.json"
+    if path.is_file() and (done := read_json(path)).get("settings") == settings:
+        return done["found"]
+    try:
+        found = measure(shared, ours)
+    except CANNOT as error:  # the other rows go on
+        return {"missing": reason_of(error)}
+    write_json(path, {"settings": settings, "found": found})
+    return found
+
+
+def _settings(shared: Shared, ours: OurRow) -> dict[str, Any]:
+    """What a row's values depend on."""
+    config = shared.config
+    own = {name: getattr(config, name) for name in ("mode", "seed", "seeds", "clip")}
+    backbone = replace(ours.backbone, device="auto")
+    parts = {"sizes": shared.sizes, "data": ours.data, "backbone": backbone}
+    return own | {name: to_plain(part) for name, part in parts.items()}
+
+
+def _result(
+    name: str,
+    wanted: Item,
+    config: ReproduceConfig,
+    rows: Sequence[OurRow],
+    found: Mapping[Row, Found],
+) -> dict[str, Any]:
+    """What is written: plain values."""
+    replicates = {
+        row: Replicates(np.array(one["values"]), np.array(one["shifts"]))
+        for row, one in found.items()
+        if "values" in one
+    }
+    return {
+        "item": name,
+        "title": wanted.title,
+        "commands": list(wanted.commands),
+        **{key: getattr(config, key) for key in ("scale", "mode", "seeds", "seed")},
+        "rows": [
+            asdict(ours.row)
+            | {"our_model": Path(ours.backbone.name).name, "our_layers": list(ours.layers)}
+            | {"our_data": Path(ours.data.source).name, "our_split": ours.data.split}
+            | {key: value for key, value in found[ours.row].items() if key != "shifts"}
+            for ours in rows
+        ],
+        "orderings": [judge(one, wanted.rows, replicates, config.seed) for one in wanted.orderings],
+        "versions": versions(),
+    }

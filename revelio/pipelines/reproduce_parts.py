@@ -1,0 +1,162 @@
+"""What rows of a reproduced item share: pictures, the loaded model, and the passes of the model over them.
+
+A pass (a timestep and a prompt) gives the layers of all rows that need it; an image is encoded once.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from revelio.activations.extract import extract
+from revelio.backbones.base import Backbone
+from revelio.backbones.prompts import CLIP, prompt_texts
+from revelio.backbones.registry import load_backbone
+from revelio.data.dataset import ImageDataset
+from revelio.data.open import open_dataset
+from revelio.data.registry import is_registered
+from revelio.data.splits import NoSplits, stratified_split
+from revelio.pipelines import Progress, Report
+from revelio.pipelines.extract import AS_CODE_SIZE
+from revelio.pipelines.inputs import hashed
+from revelio.reproduce.config import ReproduceConfig
+from revelio.reproduce.rows import OurRow, Sizes
+
+HELD_OUT = 0.2
+# What a row of a kind stores of a layer: pooled activations or grids.
+STORED = {"ksae": "mean", "gallery": "mean", "diffc": "none"}
+# What a row that can't run raises: the model, the pictures or the room for them are not at hand.
+CANNOT = (ValueError, KeyError, OSError)
+
+
+def reason_of(error: Exception) -> str:
+    """An error as a line."""
+    return str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+
+
+@dataclass
+class Shared:
+    """Opened when the first row needs it.
+
+    Attributes:
+        config: all settings.
+        sizes: how large everything is.
+        root: the folder of this scale and mode.
+        rows: all rows of the item.
+        progress: told what is at work.
+    """
+
+    config: ReproduceConfig
+    sizes: Sizes
+    root: Path
+    rows: list[OurRow]
+    progress: Report
+    _backbones: dict[str, Backbone] = field(default_factory=dict)
+    _pictures: dict[str, tuple[ImageDataset, ImageDataset]] = field(default_factory=dict)
+    _passes: dict[tuple[Any, ...], dict[str, Path] | str] = field(default_factory=dict)
+
+    def place(self, ours: OurRow) -> Path:
+        """The folder of a row's runs and measures."""
+        return self.root / "rows" / ours.name
+
+    @property
+    def clip(self) -> str:
+        """The model behind the policy from_clip."""
+        return self.config.clip or ("mini-clip" if self.config.scale == "mini" else CLIP)
+
+    def images(self, ours: OurRow) -> tuple[ImageDataset, ImageDataset]:
+        """Training and test images: the set's own splits; of a folder or a given split, a part each.
+
+        Raises:
+            ValueError: they can't be opened, or have no labels.
+        """
+        if ours.set_name not in self._pictures:
+            train, test = self._opened(ours)
+            train = train.spread(self.sizes.train_images or len(train))
+            test = test.spread(self.sizes.test_images or len(test))
+            both = hashed(train, self.progress), hashed(test, self.progress)
+            self._pictures[ours.set_name] = both
+        return self._pictures[ours.set_name]
+
+    def _opened(self, ours: OurRow) -> tuple[ImageDataset, ImageDataset]:
+        data = ours.data
+        if data.split is None and is_registered(data.source):
+            try:
+                test = open_dataset(replace(data, split="test"))
+                return open_dataset(replace(data, split="train")), test
+            except NoSplits:
+                pass
+        whole = open_dataset(data)
+        if whole.labels is None:
+            raise ValueError(
+                f"{whole.name} has no labels: rows of the paper need class folders or a labeled set"
+            )
+        kept, held = stratified_split(whole.labels, HELD_OUT, self.config.seed, "reproduce")
+        return whole.subset(kept), whole.subset(held)
+
+    def store(self, ours: OurRow, part: str) -> Path:
+        """The activations of a row's layer on the ``train`` or ``test`` images.
+
+        Raises:
+            ValueError: model or pictures are not there, or the pass can't be made.
+        """
+        pool, row = STORED[ours.row.kind], ours.row
+        key = (ours.set_name, part, pool, row.timestep, row.prompt)
+        if key not in self._passes:
+            same = (one for one in self.rows if self._one_pass(one, ours, pool))
+            layers = list(dict.fromkeys(layer for one in same for layer in one.layers))
+            try:
+                made = self._extract(ours, part, pool, layers)
+                self._passes[key] = dict(zip(layers, made, strict=True))
+            except CANNOT as error:
+                self._passes[key] = reason_of(error)
+        found = self._passes[key]
+        if isinstance(found, str):
+            raise ValueError(found)
+        return found[ours.layers[0]]
+
+    def _shares(self, one: OurRow, ours: OurRow) -> bool:
+        return one.set_name == ours.set_name and not one.missing and one.row.kind in STORED
+
+    def _one_pass(self, one: OurRow, ours: OurRow, pool: str) -> bool:
+        same = (one.row.timestep, one.row.prompt) == (ours.row.timestep, ours.row.prompt)
+        return self._shares(one, ours) and same and STORED[one.row.kind] == pool
+
+    def _backbone(self, ours: OurRow) -> Backbone:
+        """The model with all layers that rows of its set take; the one before is let go."""
+        if ours.set_name not in self._backbones:
+            self._backbones.clear()
+            layers = {layer for one in self.rows if self._shares(one, ours) for layer in one.layers}
+            options = ours.backbone
+            if self.config.mode == "as_code":
+                options = replace(options, image_size=AS_CODE_SIZE)
+            self._backbones[ours.set_name] = load_backbone(options, layers=sorted(layers))
+        return self._backbones[ours.set_name]
+
+    def _extract(self, ours: OurRow, part: str, pool: str, layers: list[str]) -> list[Path]:
+        row, clip, dataset = ours.row, self.clip, self.images(ours)[part == "test"]
+        texts: dict[str, Callable[[Any], list[str]]] = {}
+        if row.prompt != "empty":
+            all_texts = prompt_texts(row.prompt, dataset, clip=clip, device=self.config.device)
+            texts[row.prompt] = lambda indices: [all_texts[index] for index in indices]
+        title = f"{row.model} t={row.timestep} {row.prompt} {part}"
+        shared = self.root / "sets" / ours.set_name / part
+        return extract(
+            dataset,
+            self._backbone(ours),
+            shared / pool,
+            layers=layers,
+            timesteps=() if row.timestep is None else (row.timestep,),
+            prompts=(row.prompt,),
+            texts=texts,
+            on_error=ours.data.on_error,
+            provenance={"mode": self.config.mode} | ({"clip": clip} if texts else {}),
+            resume=True,
+            progress=lambda step: self.progress(
+                Progress("", step.images, step.total, "image", title=title)
+            ),
+            pool=pool,
+            dtype="float16" if pool == "none" else "float32",
+            seed=self.config.seed,
+            vae_cache=shared / "vae",
+        )

@@ -1,0 +1,139 @@
+"""What a table or figure would cost, from sizes alone: nothing is loaded, downloaded or written.
+
+Disk is exact up to manifests; hours are multiplications over what the device is said to sustain. What a run
+measures on the first images it reports itself.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from revelio.backbones.registry import describe, describe_one
+from revelio.backbones.source import Description
+from revelio.data.registry import get_spec, is_registered
+from revelio.diffc.model import head_macs
+from revelio.machine import duration, size
+from revelio.reproduce.config import ReproduceConfig
+from revelio.reproduce.items import item
+from revelio.reproduce.rows import SIZES, OurRow, Sizes, our_rows
+from revelio.sae.cost import Job, given_speed
+
+# GMAC of one image: encoding it, and one pass of the whole denoiser (SPEC section 6; the shipped models'
+# were counted by torch).
+_GMACS = {
+    "sd-1.5": (558, 402),
+    "sd-2.1-base": (558, 402),
+    "dit-xl-2-512": (558, 525),
+    "stabilityai/stable-diffusion-2-base": (558, 402),
+    "mini-sd": (0.019, 0.159),
+    "mini-sd-photo": (0.024, 0.159),
+    "mini-dit": (0.019, 0.102),
+}
+GRID_BYTES, ROW_BYTES, LATENT_BYTES = 2, 4, 2
+VAE_CHANNELS, VAE_STRIDE = 4, 8
+
+
+@dataclass
+class Plan:
+    """What an item would cost.
+
+    Attributes:
+        lines: a line a row.
+        runs: trainings and tests.
+        bytes: of activations, VAE latents and k-SAEs.
+        tera: 10^12 floating-point operations.
+        unknown: models whose operations are not known, and which the hours leave out.
+        teraflops: what the device sustains.
+    """
+
+    lines: list[str]
+    runs: int = 0
+    bytes: int = 0
+    tera: float = 0.0
+    unknown: tuple[str, ...] = ()
+    teraflops: float = 1.0
+
+    def text(self) -> str:
+        """For people."""
+        if not self.runs:
+            return "\n".join(self.lines)
+        hours = duration(self.tera / self.teraflops)
+        said = f"plan: {self.runs} runs, {size(self.bytes)} on disk, "
+        said += f"about {hours} at {self.teraflops:g} TFLOP/s"
+        if self.unknown:
+            said += f", without {', '.join(self.unknown)}, whose work is not known"
+        return "\n".join([*self.lines, said])
+
+
+def plan_item(name: str, config: ReproduceConfig) -> Plan:
+    """What :func:`revelio.pipelines.reproduce.reproduce` would run and what it would cost.
+
+    Raises:
+        KeyError: there is no such item.
+        ValueError: a setting is outside its bounds.
+    """
+    wanted, sizes = item(name), SIZES[config.scale]
+    plan = Plan([f"{name}: {wanted.title}"], teraflops=config.teraflops or sizes.teraflops)
+    if wanted.commands:
+        plan.lines += [f"  {command}" for command in wanted.commands]
+        return plan
+    rows = our_rows(wanted.rows, config)
+    passes: set[tuple] = set()
+    for ours in rows:
+        if ours.missing:
+            plan.lines.append(f"  {ours.row.name}: missing: {ours.missing}")
+            continue
+        plan.lines.append(f"  {ours.row.name}: {ours.backbone.name}, {ours.data.source}")
+        _add(plan, ours, sizes, config, passes)
+    return plan
+
+
+def _add(
+    plan: Plan, ours: OurRow, sizes: Sizes, config: ReproduceConfig, passes: set[tuple]
+) -> None:
+    """One row's runs and its share of what its set has in common."""
+    row, model = ours.row, ours.backbone.name
+    train, test = _images(ours, sizes)
+    about = _described(model)
+    encode, denoise = _GMACS.get(model, (0, 0))
+    if model not in _GMACS and row.kind != "clip":
+        plan.unknown = tuple(dict.fromkeys((*plan.unknown, model)))
+    images = {"ksae": train, "gallery": train, "diffc": train + test}.get(row.kind, 0)
+    for key, cost in ((("vae",), encode), ((row.timestep, row.prompt), denoise)):
+        if images and (mine := (ours.set_name, images, *key)) not in passes:
+            passes.add(mine)
+            plan.tera += 2e-3 * cost * images
+    plan.runs += config.seeds if row.kind in ("ksae", "gallery", "diffc") else 1
+    if about is None or not ours.layers or ours.layers[0] not in about.layers:
+        return
+    spec, side = about.layers[ours.layers[0]], ours.backbone.image_size or about.image_size
+    grid = (spec.channels, side // spec.stride, side // spec.stride)
+    if row.kind in ("ksae", "gallery"):
+        job = Job(config=sizes.sae, rows=max(1, train), d=spec.channels)
+        plan.tera += config.seeds * job.train.steps * given_speed(job, 1e12).slowest
+        plan.bytes += ROW_BYTES * spec.channels * train
+        plan.bytes += config.seeds * ROW_BYTES * (2 * job.n + 1) * spec.channels
+    elif row.kind == "diffc":
+        work = 6 * head_macs(grid, sizes.diffc.width) * train * sizes.diffc.epochs
+        plan.tera += 1e-12 * config.seeds * work
+        if config.mode == "fixed":
+            plan.bytes += GRID_BYTES * grid[0] * grid[1] * grid[2] * images
+    if ("latents", ours.set_name, images) not in passes and encode:
+        passes.add(("latents", ours.set_name, images))
+        plan.bytes += LATENT_BYTES * VAE_CHANNELS * (side // VAE_STRIDE) ** 2 * images
+
+
+def _described(model: str) -> Description | None:
+    """A known model or a folder; of another hub id nothing is downloaded for a plan."""
+    known = {about.name: about for about in describe()}
+    return known.get(model) or (describe_one(model) if Path(model).is_dir() else None)
+
+
+def _images(ours: OurRow, sizes: Sizes) -> tuple[int, int]:
+    """Training and test images; of a folder or a set whose size is not known what the scale takes."""
+    source = ours.data.source
+    known = get_spec(source).split_sizes if is_registered(source) else {}
+    train, test = (known.get(part, 0) for part in ("train", "test"))
+    return (
+        min(train or 10**9, sizes.train_images or train),
+        min(test or 10**9, sizes.test_images or test),
+    )

@@ -1,0 +1,109 @@
+"""A reproduced item as Markdown: every row beside the paper's value, every ordering, what is missing."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+HEAD = ("model", "layer", "t", "data", "prompt", "metric", "paper", "ours", "95 %", "chance")
+
+
+def page(result: Mapping[str, Any]) -> str:
+    """The page of what ``<item>.json`` holds."""
+    rows = result["rows"]
+    done = [row for row in rows if "missing" not in row]
+    lines = [f"# {result['item']}: {result['title']}", ""]
+    if result["commands"]:
+        lines += ["Made by the LLaVA extension:", "", *map("    {}".format, result["commands"])]
+        return "\n".join(
+            [*lines, "", *_table(("model", "data", "metric", "paper"), map(_quoted, rows))]
+        )
+    trainings = "1 training" if result["seeds"] == 1 else f"{result['seeds']} trainings"
+    lines.append(
+        f"Scale {result['scale']}, mode {result['mode']}, {trainings} a row. Where another model or data set "
+        "stands in for the paper's, only the orderings can be compared, not the values."
+    )
+    if done:
+        lines += ["", *_table(HEAD, map(_row, done))]
+    if any(row.get("controls") for row in done):
+        lines += [
+            "",
+            "Controls (autoencoders that learned nothing, sigma_label, first training):",
+            "",
+        ]
+        lines += [f"- {_where(row)}: {row['controls']}" for row in done if row.get("controls")]
+    for row in done:
+        for name, share in row.get("shows", {}).items():
+            lines.append(f"- {row['our_model']} {name}: three components hold {share:.1%}")
+    if result["orderings"]:
+        head = ("the paper claims", "rows", "in its values", "in ours", "probability", "by chance")
+        lines += ["", *_table((*head, "verdict"), map(_ordering, result["orderings"])), "", METHOD]
+    lacking = [row for row in rows if "missing" in row]
+    if lacking:
+        lines += ["", f"Rows that could not run, {len(lacking)} of {len(rows)}:", ""]
+        lines += [
+            f"- {_where(row)} (paper: {_number(row['paper'])}): {row['missing']}" for row in lacking
+        ]
+    return "\n".join([*lines, ""])
+
+
+METHOD = (
+    "Probability: the share of replicates in which the ordering holds, trainings drawn with repetition and "
+    "test images by the delete-d jackknife; holds from 0.95 on, does not hold up to 0.05. By chance: how "
+    "often it would hold if our values were dealt to the rows at random."
+)
+
+
+def _row(row: Mapping[str, Any]) -> list[str]:
+    interval = row.get("interval")
+    layers = "+".join(row["our_layers"])
+    return [
+        _pair(row["model"], row["our_model"]),
+        _pair(row["layer"], layers),
+        "" if row["timestep"] is None else str(row["timestep"]),
+        _pair(row["dataset"], row["our_data"]),
+        row["prompt"],
+        row["metric"],
+        _number(row["paper"]),
+        _number(row.get("value")),
+        "" if interval is None else f"{_number(interval[0])} to {_number(interval[1])}",
+        _number(row.get("chance")),
+    ]
+
+
+def _quoted(row: Mapping[str, Any]) -> list[str]:
+    return [row["model"], row["dataset"], row["metric"], _number(row["paper"])]
+
+
+def _ordering(entry: Mapping[str, Any]) -> list[str]:
+    judged, (some, of) = "probability" in entry, entry["rows"]
+    return [
+        entry["text"],
+        f"{some} of {of}",
+        _yes(entry["paper"]),
+        _yes(entry.get("holds")),
+        f"{entry['probability']:.2f}" if judged else "",
+        f"{entry['by_chance']:.2f}" if judged else "",
+        entry["verdict"],
+    ]
+
+
+def _pair(paper: str, ours: str) -> str:
+    return paper if paper == ours else f"{paper} ({ours})"
+
+
+def _where(row: Mapping[str, Any]) -> str:
+    t = "" if row["timestep"] is None else f"t={row['timestep']}"
+    parts = (row["model"], row["layer"], t, row["dataset"], row["prompt"], row["metric"])
+    return " ".join(part for part in parts if part)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _yes(value: bool | None) -> str:
+    return "" if value is None else ("yes" if value else "no")
+
+
+def _table(head: Sequence[str], rows: Any) -> list[str]:
+    lines = [head, ["---"] * len(head), *rows]
+    return [f"| {' | '.join(line)} |" for line in lines]

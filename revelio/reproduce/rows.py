@@ -1,0 +1,200 @@
+"""A row as this run has it: our model, layer, pictures and sizes for the paper's, or what is missing."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from revelio.analysis.config import PurityConfig
+from revelio.backbones.config import BackboneConfig
+from revelio.data.config import DataConfig
+from revelio.diffc.config import FitConfig
+from revelio.probes.config import DiffusionClassifierConfig
+from revelio.reproduce.config import FROM_PAPER, ReproduceConfig
+from revelio.reproduce.items import CALTECH, FGVC, PETS, Row
+from revelio.sae.config import RunConfig
+
+MAIN = "sd-1.5"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """How large everything is in a scale.
+
+    Attributes:
+        sae: the k-SAEs.
+        diffc: Diff-C.
+        purity: how latents are judged.
+        classifier: the Diffusion Classifier.
+        train_images: at most so many; None: all.
+        test_images: the same, held out.
+        zero_shot_images: of those, for the Diffusion Classifier.
+        teraflops: what the device sustains where nothing is said.
+    """
+
+    sae: RunConfig
+    diffc: FitConfig
+    purity: PurityConfig
+    classifier: DiffusionClassifierConfig
+    train_images: int | None = None
+    test_images: int | None = None
+    zero_shot_images: int | None = None
+    teraflops: float = 20.0
+
+
+SIZES: Mapping[str, Sizes] = {
+    # The paper's; the Diffusion Classifier's plan is its authors' for Pets (SPEC section 8).
+    "full": Sizes(
+        sae=RunConfig(),
+        diffc=FitConfig(),
+        purity=PurityConfig(),
+        classifier=DiffusionClassifierConfig(samples=(25, 250), keep=(5,), loss="l1"),
+    ),
+    # The demo's, so that a table takes minutes on a CPU.
+    "mini": Sizes(
+        sae=RunConfig(
+            k=16,
+            expansion=16,
+            steps=300,
+            batch_size=512,
+            learning_rate=2e-3,
+            warmup_steps=30,
+            checkpoint_every=0,
+            held_out=0.0,
+        ),
+        diffc=FitConfig(width=64, epochs=8, batch_size=32, learning_rate=1e-3, validation=0.0),
+        purity=PurityConfig(),
+        classifier=DiffusionClassifierConfig(samples=(8, 32), keep=(3,)),
+        train_images=2000,
+        test_images=500,
+        zero_shot_images=50,
+        teraflops=0.03,
+    ),
+}
+
+# The paper's name -> a backbone. Which SD-2.1 the paper took it does not say; -base is the one at 512 px.
+_MODELS = {
+    MAIN: "sd-1.5",
+    "sd-2.1": "sd-2.1-base",
+    "dit-xl-2-512": "dit-xl-2-512",
+    "if-i-l": "DeepFloyd/IF-I-L-v1.0",
+    "diffusion-classifier sd-2.0": "stabilityai/stable-diffusion-2-base",
+    "openclip vit-h/14": "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+}
+_IMAGE_SIZE = {MAIN: 512, "sd-2.1": 512}
+_MINI_MODELS = {
+    (MAIN, PETS): "mini-sd",
+    ("dit-xl-2-512", PETS): "mini-dit",
+    (MAIN, CALTECH): "mini-sd-photo",
+    ("diffusion-classifier sd-2.0", PETS): "mini-sd",
+    ("openclip vit-h/14", PETS): "mini-clip",
+    (MAIN, "unrel"): "mini-sd-photo",
+}
+_MINI_DATA = {PETS: "samples", CALTECH: CALTECH}
+# Blocks of DiT's 28 at the same depth of mini-dit's 8.
+_MINI_BLOCKS = {f"block{n}": f"block{round(n * 8 / 28)}" for n in range(28)}
+
+_NO_COUNTERPART = "quoted from other work: its model has no counterpart here"
+
+
+@dataclass(frozen=True)
+class OurRow:
+    """A row of the paper as it is run here.
+
+    Attributes:
+        row: the paper's.
+        backbone: our model.
+        layers: its layers.
+        data: the pictures; their split is the pipeline's choice.
+        missing: why it can't run; "" where nothing is known to be missing.
+    """
+
+    row: Row
+    backbone: BackboneConfig
+    layers: tuple[str, ...]
+    data: DataConfig
+    missing: str = ""
+
+    @property
+    def set_name(self) -> str:
+        """A folder for what rows of the same model and pictures share."""
+        return slug(Path(self.backbone.name).name, Path(self.data.source).name)
+
+    @property
+    def name(self) -> str:
+        """A folder for the row's own results."""
+        row = self.row
+        kind = "ksae" if row.kind == "gallery" else row.kind
+        t = "" if row.timestep is None else f"t{row.timestep}"
+        return slug(kind, self.set_name, "-".join(self.layers), t, row.prompt)
+
+
+def slug(*parts: str) -> str:
+    """Parts as one name of a folder."""
+    kept = "-".join(part for part in parts if part)
+    return "".join(one if one.isalnum() or one in "-_." else "_" for one in kept)
+
+
+def our_rows(rows: Iterable[Row], config: ReproduceConfig) -> list[OurRow]:
+    """Every row with its model and pictures, or what is missing of it.
+
+    Raises:
+        ValueError: a setting names no ``PAPER=OURS``.
+    """
+    rows = list(rows)
+    models, roots = _pairs(config.model, MAIN), _pairs(config.roots, "")
+    first = rows[0].dataset if rows else ""
+    return [_ours(row, config, models, roots, first) for row in rows]
+
+
+def _ours(
+    row: Row, config: ReproduceConfig, models: dict[str, str], roots: dict[str, str], first: str
+) -> OurRow:
+    mini, missing = config.scale == "mini", ""
+    known = _MINI_MODELS.get((row.model, row.dataset)) if mini else _MODELS.get(row.model)
+    model = models.get(row.model, known)
+    if row.kind == "quoted" or (model is None and row.kind == "clip"):
+        missing = _NO_COUNTERPART
+    elif model is None:
+        at = f" for {row.dataset}" if mini else ""
+        missing = (
+            f"no model stands in for {row.model}{at} in {config.scale} scale: give one as model"
+        )
+    data, reason = _pictures(row, config, roots, first)
+    layers = tuple(row.layer.split("+")) if row.layer else ()
+    if mini and model == "mini-dit":
+        layers = tuple(_MINI_BLOCKS.get(layer, layer) for layer in layers)
+    size = None if mini or row.model in models else _IMAGE_SIZE.get(row.model)
+    backbone = BackboneConfig(name=model or row.model, image_size=size, device=config.device)
+    return OurRow(row, backbone, layers, data, missing or reason)
+
+
+def _pictures(
+    row: Row, config: ReproduceConfig, roots: Mapping[str, str], first: str
+) -> tuple[DataConfig, str]:
+    """The pictures of a row, and why there are none."""
+    data = config.data
+    if data.source != FROM_PAPER:
+        only = f"{data.source} stands in for {first} only"
+        return data, "" if row.dataset == first else only
+    source = _MINI_DATA.get(row.dataset) if config.scale == "mini" else row.dataset
+    root = roots.get(source or row.dataset)
+    found = replace(data, source=source or row.dataset, root=Path(root) if root else data.root)
+    if source is None or row.dataset == "unrel":
+        where = f"in {config.scale} scale" if row.dataset == FGVC else "by name"
+        return found, f"no pictures are known for {row.dataset} {where}: give them as data.source"
+    if config.scale == "mini" and source == CALTECH and root is None:
+        return found, f"the pictures of {CALTECH} are not shipped: give their folder in roots"
+    return found, ""
+
+
+def _pairs(given: Iterable[str], alone: str) -> dict[str, str]:
+    """``PAPER=OURS`` as a dictionary; a value by itself is for ``alone``."""
+    found = {}
+    for one in given:
+        name, equals, value = one.partition("=")
+        if not equals and alone:
+            name, value = alone, one
+        if not name or not value:
+            raise ValueError(f"{one!r} is no NAME=VALUE: such as caltech101=/data/caltech101")
+        found[name] = value
+    return found

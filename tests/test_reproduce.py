@@ -1,0 +1,221 @@
+"""The paper's items: every number, plans, a mini run end to end on a tiny model, orderings by brute force."""
+
+import csv
+import json
+import random
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+from backbones_helpers import tiny_sd
+from PIL import Image
+
+import revelio.pipelines.reproduce_rows as pipeline
+from revelio.analysis.config import PurityConfig
+from revelio.cli import main
+from revelio.data.config import DataConfig
+from revelio.diffc.config import FitConfig
+from revelio.pipelines.reproduce import reproduce
+from revelio.probes.config import DiffusionClassifierConfig
+from revelio.reproduce.config import ReproduceConfig
+from revelio.reproduce.items import DELTA, item, items
+from revelio.reproduce.orderings import Ordering, Replicates, judge
+from revelio.reproduce.rows import Sizes, our_rows
+from revelio.sae.config import RunConfig
+
+CSV = Path(pipeline.__file__).parents[1] / "reproduce" / "paper_experiments.csv"
+TINY = Sizes(
+    sae=RunConfig(k=4, expansion=2, steps=8, batch_size=32, checkpoint_every=0, held_out=0.0,
+                  kernel="torch"),
+    diffc=FitConfig(width=4, epochs=1, batch_size=16, validation=0.0),
+    purity=PurityConfig(m=3, latents=20, random_sets=50, permutations=5, bootstrap=5),
+    classifier=DiffusionClassifierConfig(samples=(2,), keep=()),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> ReproduceConfig:
+    """60 pictures of three colors with noise, and a tiny random model."""
+    root, noise = tmp_path_factory.mktemp("made"), np.random.default_rng(0)
+    tiny_sd(root / "tiny-sd")
+    for name, number in product(("red", "green", "blue"), range(20)):
+        color = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}[name]
+        pixels = (np.array(color) + noise.integers(-60, 60, (32, 32, 3))).clip(0, 255)
+        (root / "images" / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.astype("uint8")).save(root / "images" / name / f"{number}.png")
+    return ReproduceConfig(
+        out=root / "out",
+        model=(str(root / "tiny-sd"),),
+        data=DataConfig(source=str(root / "images")),
+        scale="mini",
+        seeds=2,
+        device="cpu",
+    )
+
+
+def test_every_number_of_the_paper_is_a_row_of_an_item_and_has_what_the_paper_claims() -> None:
+    lines = list(csv.DictReader(CSV.read_text("utf-8").splitlines()))
+    tables = [one for name, one in items().items() if name.startswith("table")]
+    found = sorted(str(row.paper) for one in tables for row in one.rows)
+    assert found == sorted(str(float(line["paper_value"])) for line in lines) and len(found) == 207
+    for one in items().values():
+        assert len(one.rows) == len({(row, row.paper) for row in one.rows})
+        assert all(judge(claim, one.rows, {})["paper"] for claim in one.orderings)
+    at = {(row.layer, row.dataset): row.paper for row in items()["figure4"].rows}
+    assert at["up_ft1", "fgvc-aircraft"] == 65.07 and at["bottleneck", "oxford-iiit-pet"] == 69.97
+    assert [row.paper for row in items()["figure3"].rows] == [9.48, 8.59, 9.67]
+
+
+def test_a_purity_table_and_a_diffc_table_end_to_end(made: ReproduceConfig) -> None:
+    table = reproduce("table2a", made, sizes=TINY)
+    rows = table.result["rows"]
+    pets = [row for row in rows if row["dataset"] == "oxford-iiit-pet"]
+    assert all(len(row["values"]) == 2 and 0 <= row["value"] <= 1.2 for row in pets)
+    # Ids 0, 1, 2 in equal numbers, three drawn of 48.
+    assert all(row["chance"] == pytest.approx(0.88, abs=0.15) for row in pets)
+    assert all(
+        "stands in for oxford-iiit-pet only" in row["missing"] for row in rows if row not in pets
+    )
+    words = {one["text"]: one["verdict"] for one in table.result["orderings"]}
+    assert words["(ii) sigma_label rises with depth on Caltech-101"] == "not judged"
+    page = table.path.read_text()
+    assert (
+        "| 8.59 | " in page
+        and f"{pets[2]['value']:.2f}" in page
+        and "could not run, 4 of 8" in page
+    )
+    assert json.loads(table.path.with_suffix(".json").read_text()) == table.result
+    # One pass of the model gave all four layers, the VAE ran once.
+    stores = sorted(path.name for path in made.out.glob("*/sets/*/train/mean/*"))
+    assert len(stores) == 4 and all("-t25-empty-d0" in name for name in stores)
+
+    table9 = reproduce("table9", replace(made, seeds=1), sizes=TINY).result["rows"]
+    empty, clip, generic = table9[:3]
+    assert clip["metric"] == generic["metric"] == DELTA and empty["metric"] == "top1"
+    assert all(0 <= value <= 100 for value in empty["values"])
+    report = json.loads(
+        next(made.out.glob("*/rows/diffc*t25-generic/diffc-s1/report.json")).read_text()
+    )
+    assert generic["value"] == pytest.approx(100 * report["top1"] - empty["value"])
+
+
+def test_a_killed_table_goes_on_with_the_next_row(
+    made: ReproduceConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, done, train = replace(made, out=tmp_path, seeds=1), [], pipeline.train_sae
+    fits = {"bottleneck", "up_ft0"}
+
+    def killed(given, progress):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(given.store[0].name)
+        return train(given, progress)
+
+    monkeypatch.setattr(pipeline, "train_sae", killed)
+    with pytest.raises(KeyboardInterrupt):
+        reproduce("table2a", config, sizes=TINY)
+    monkeypatch.setattr(
+        pipeline, "train_sae", lambda *a: done.append(a[0].store[0].name) or train(*a)
+    )
+    found = reproduce("table2a", config, sizes=TINY).result
+    assert len(done) == len(set(done)) == 4 and {name.split("-")[0] for name in done} > fits
+    again = reproduce("table2a", config, sizes=TINY).result
+    assert again == found and len(done) == 4
+
+
+def test_a_row_that_can_not_run_is_named_with_what_it_lacks(
+    made: ReproduceConfig, tmp_path: Path
+) -> None:
+    config = replace(made, out=tmp_path, seeds=1, data=DataConfig(source=str(tmp_path / "none")))
+    table = reproduce("table2c", config, sizes=TINY)
+    first, second = table.result["rows"]
+    assert str(tmp_path / "none") in first["missing"] and "sd-2.1" in second["missing"]
+    assert (
+        first["missing"] in table.path.read_text() and second["missing"] in table.path.read_text()
+    )
+    assert table.result["orderings"][0]["verdict"] == "not judged"
+
+
+@pytest.mark.parametrize("scale", ["full", "mini"])
+@pytest.mark.parametrize("name", items())
+def test_the_plan_of_every_item(
+    name: str, scale: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["reproduce", name, "--plan", "--scale", scale, "--out", str(tmp_path / "out")])
+    said = capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+    rows = our_rows(item(name).rows, ReproduceConfig(scale=scale))
+    missing = 0 if item(name).commands else sum(bool(one.missing) for one in rows)
+    assert said.count("missing:") == missing
+    assert all(command in said for command in item(name).commands)
+
+
+def test_the_list_and_an_unknown_item(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["reproduce", "--list"])
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in listed] == list(items())
+    with pytest.raises(SystemExit) as stop:
+        main(["reproduce", "table12"])
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert "table12" in line and "table2a" in line and "figure10" in line
+
+
+def brute(ordering: Ordering, rows: list, values: dict) -> bool:
+    """An ordering by loops over all pairs of rows that differ in its axis alone."""
+    axes = ("model", "layer", "timestep", "dataset", "prompt")
+    signs, ok = [], True
+    for a, b in product(rows, rows):
+        same = all(getattr(a, x) == getattr(b, x) for x in axes if x != ordering.axis)
+        if a is b or not same:
+            continue
+        if ordering.kind == "rising":
+            if rows.index(a) < rows.index(b):
+                ok &= values[a] < values[b]
+        elif getattr(a, ordering.axis) == ordering.winner:
+            gap = values[a] - values[b]
+            gap = -gap if ordering.kind == "least" else gap
+            signs.append(gap > 0)
+            ok &= gap > 0 and gap >= ordering.margin
+    return any(signs) and not all(signs) if ordering.kind == "mixed" else bool(ok)
+
+
+def test_orderings_against_brute_force() -> None:
+    draw = random.Random(1)
+    outcomes = set()
+    for name, one in items().items():
+        for ordering, spread in product(one.orderings, (0.1, 3.0, 30.0)):
+            about = ordering.about(one.rows)
+            for _ in range(10):
+                values = {row: row.paper + draw.gauss(0, spread) for row in about}
+                found = ordering.holds(about, np.array([[values[row] for row in about]]))[0]
+                assert found == brute(ordering, about, values), (name, ordering.text)
+                outcomes.add((ordering.kind, bool(found)))
+                if ordering.kind == "mixed":  # a gain in every cell is not mixed
+                    values = {row: 9.0 * (row.prompt == ordering.winner) for row in about}
+                    found = ordering.holds(about, np.array([[values[row] for row in about]]))[0]
+                    assert found == brute(ordering, about, values)
+                    outcomes.add((ordering.kind, bool(found)))
+    assert outcomes == set(product(("least", "most", "rising", "mixed"), (True, False)))
+
+
+def test_the_probability_is_that_of_normal_means() -> None:
+    from scipy.stats import norm
+
+    a, b = items()["table2c"].rows
+    ordering, draw = items()["table2c"].orderings[0], np.random.default_rng(3)
+    # Many trainings: the difference is normal, with the variances of both means and the images' shifts.
+    values = [draw.normal(9.0, 1.0, 40), draw.normal(9.2, 1.0, 40)]
+    shift = draw.normal(0, 0.3, (2, 50))
+    found = {
+        row: Replicates(one, np.tile(each, (40, 1)))
+        for row, one, each in zip((a, b), values, shift, strict=True)
+    }
+    error2 = sum(one.var(ddof=1) / 40 for one in values) + (shift[1] - shift[0]).var()
+    expected = norm.cdf((values[1].mean() - values[0].mean()) / np.sqrt(error2))
+    entry = judge(ordering, (a, b), found)
+    assert entry["probability"] == pytest.approx(expected, abs=0.05)
+    assert entry["by_chance"] == pytest.approx(0.5, abs=0.05)
+    assert entry["verdict"] == "not settled" and entry["rows"] == [2, 2]
