@@ -40,6 +40,9 @@ READ = {
 READ_FILES = {"answers", "reference", "reviews", "compare", "image"}
 WRITTEN_FILES = {
     ("purity", "out"),
+    ("probe", "out"),
+    ("name-latents", "out"),
+    ("name-latents", "cache"),
     ("locality", "out"),
     ("score", "json"),
     ("judge", "out"),

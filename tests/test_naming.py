@@ -8,12 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from analysis_helpers import gallery_parts, write_pictures
 from eval_helpers import Response, judge_server
 from PIL import Image
 from scipy.stats import hypergeom
 
-from revelio.analysis.top_images_files import save_top_images
+from revelio.analysis.config import TopImagesConfig
+from revelio.analysis.top_images import top_images
+from revelio.analysis.top_images_files import save_top_images, with_source
 from revelio.cli import main
 from revelio.data.config import DataConfig
 from revelio.naming.config import NameLatentsConfig
@@ -29,12 +32,23 @@ from revelio.naming.verdicts import fleiss_kappa, tells_apart
 from revelio.pipelines.name_latents import name_latents
 
 
+@torch.no_grad()
+def plant(model) -> None:
+    """Latents 0, 1 and 2 fire on the pictures of one color each, the others on none."""
+    model.W_enc.zero_()
+    model.b_dec.zero_()
+    model.b_enc.fill_(-1.0)
+    model.W_enc[:3, :3] = torch.eye(3)
+
+
 @pytest.fixture
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NameLatentsConfig:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-    model, _, top, _ = gallery_parts(tmp_path / "store")
+    model, store, _, _ = gallery_parts(tmp_path / "store")
+    plant(model)
+    top = with_source(top_images(model, store, TopImagesConfig(m=12)), model, store)
     model.save_pretrained(tmp_path / "ksae")
     save_top_images(top, tmp_path / "top")
     write_pictures(tmp_path / "images")
@@ -77,7 +91,7 @@ def eye(body: dict, number: int) -> Response:
     colors = [int(tile.mean((0, 1)).argmax()) for tile in tiles(page, 22 * ("numbered" in text))]
     names = ("red", "green", "blue")
     if "numbered" in text:
-        picks = [i + 1 for i, one in enumerate(colors) if names[one] in text]
+        picks = [i + 1 for i, one in enumerate(colors) if f'"{names[one]}"' in text]
         return Response("Here:\n" + json.dumps({"images": picks}))
     letter = next(line[0] for line in text.splitlines() if line.endswith(KINDS["texture or color"]))
     name = names[int(np.bincount(colors).argmax())]
@@ -90,16 +104,14 @@ def test_a_judge_that_sees_names_latents_and_a_second_run_sends_nothing(made):
         found = name_latents(config)
         sent = len(server.bodies)
         again = name_latents(config)
-    assert sent == len(server.bodies) <= 4 * (2 + 2) and again.result == found.result
+    assert sent == len(server.bodies) == 3 * (2 + 2) and again.result == found.result
     result = found.result
-    assert result["granularity"] == {"texture or color": 4} and result["unread"] == 0
-    assert {entry["name"] for entry in result["latents"]} <= {"red", "green", "blue"}
+    assert result["granularity"] == {"texture or color": 3} and result["unread"] == 0
+    names = {entry["latent"]: entry["name"] for entry in result["latents"]}
+    assert names == {0: "red", 1: "green", 2: "blue"}
+    assert result["passed"]["value"] == 1 and result["control"]["value"] == 0
     assert all(entry["agreement"] == 1 for entry in result["latents"])
     assert json.loads(found.path.read_text())["passed"] == result["passed"]
-    print("DEBUG", result)
-    # The fired images of these latents are of more than one color, so that names hold for some at most; what
-    # each p is, is checked against the replies.
-    assert result["passed"]["value"] == np.mean([e["p"] < 0.05 for e in result["latents"]])
 
 
 def test_a_judge_that_guesses_passes_no_name(made):
@@ -129,9 +141,9 @@ def test_a_judge_that_is_down_loses_nothing(made, capsys):
         first = len(server.bodies)
         count = -1000
         name_latents(config)
-        assert len(server.bodies) - first <= 4 * 4 - 3
+        assert len(server.bodies) - first <= 3 * 4 - 3
     with (
-        pytest.raises(ValueError, match="not one of 8 replies is of use"),
+        pytest.raises(ValueError, match="not one of 6 replies is of use"),
         judge_server(lambda body, number: Response("I would rather not.")) as server,
     ):
         name_latents(replace(made, base_url=server.base_url))

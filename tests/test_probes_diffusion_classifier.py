@@ -187,7 +187,7 @@ def test_samples_are_spread_evenly_in_every_stage():
     ("settings", "words"),
     [
         ({"samples": (4, 4)}, "must grow"),
-        ({"samples": (4,)}, "1 stages but 1 numbers"),
+        ({"samples": (4,)}, "samples has 1 stages and keep 1 numbers"),
         ({"samples": (4, 8, 16), "keep": (2, 3)}, "never grow"),
         ({"confidence": 1.0}, "between 0 and 1"),
         ({"batch_size": 0}, "at least 1"),

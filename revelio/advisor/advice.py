@@ -111,7 +111,7 @@ def _said(entry: Mapping[str, Any], result: Mapping[str, Any]) -> str:
 
 def _price(best: Mapping[str, Any], second: Mapping[str, Any]) -> str:
     ratio = second["seconds"] / max(best["seconds"], 1e-12)
-    return f"it takes {ratio:.2g} times as long"
+    return f"{ratio:.2f} times the recommended one's seconds"
 
 
 def diffc_yaml(best: Candidate, config: AdviseConfig) -> str:

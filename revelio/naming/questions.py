@@ -100,7 +100,7 @@ def read_name(text: str, order: Sequence[str]) -> Named:
         raise ValueError(f"the reply chooses {choice!r}, not one of the letters")
     if not isinstance(name, str) or not name.strip():
         raise ValueError("the reply gives no name")
-    if type(sure) not in (int, float) or not 0 <= sure <= 100:
+    if isinstance(sure, bool) or not isinstance(sure, int | float) or not 0 <= sure <= 100:
         raise ValueError(f"the reply's confidence is {sure!r}, not 0 to 100")
     name = " ".join(name.split())[:LONGEST_NAME]
     return Named(order[ascii_uppercase.index(letter)], name, float(sure))

@@ -38,4 +38,5 @@ def tells_apart(picked: Sequence[int], fires: Sequence[bool]) -> float:
     false = len(picked) - hits
     firing = sum(fires)
     table = [[hits, false], [firing - hits, len(fires) - firing - false]]
-    return float(fisher_exact(table, alternative="greater").pvalue)
+    _, p = fisher_exact(table, alternative="greater")
+    return float(p)  # pyright: ignore[reportArgumentType]

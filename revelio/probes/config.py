@@ -52,8 +52,8 @@ class DiffusionClassifierConfig:
             raise ValueError(f"samples must grow from stage to stage, not {self.samples}")
         if len(self.keep) != len(self.samples) - 1:
             raise ValueError(
-                f"{len(self.samples)} stages but {len(self.keep)} numbers of classes to keep: give one for "
-                "each stage but the last"
+                f"samples has {len(self.samples)} stages and keep {len(self.keep)} numbers: give a number of "
+                "classes for each stage but the last"
             )
         if (
             any(b > a for a, b in zip(self.keep, self.keep[1:], strict=False))
