@@ -258,7 +258,9 @@ def _one_line(box: str) -> str:
     if not said:
         return " ".join(box.split())
     if said[0].startswith("Missing from"):
-        return f"needs {', '.join(line for line in said if line.startswith('--'))}"
+        lacking = [line for line in said if line.startswith("--")]
+        # What has no flag is told by its help text.
+        return f"needs {', '.join(lacking)}" if lacking else f"needs {': '.join(said[1:3])}"
     wrong = re.match(r"Error parsing (\S+): .*?(\[?'.*)$", said[0])
     if wrong is None:
         return " ".join(said)

@@ -29,6 +29,7 @@ def write_inputs(root: Path) -> Path:
     grids, labels = separable(3)
     settings = {"pool": "none", "layer": "mix", "classes": ["a", "b", "c"]}
     write_store(root / "grids", grids, [str(i) for i in range(9)], labels, settings=settings)
+    write_store(root / "others", grids, [f"o{i}" for i in range(9)], labels, settings=settings)
     DiffC(6, 3, width=2, class_names=["a", "b", "c"], seed=0).save_pretrained(root / "diffc")
     write_folders(root / "folders", 2)
     many, _ = planted(120, 4, 6, 2)
@@ -82,6 +83,14 @@ def commands(made: Path) -> dict[str, Words]:
         "locality": lambda out: [
             *("locality", "--store", made / "whole", "--ksae", made / "small", "--out", out),
         ],
+        "probe": lambda out: [
+            *("probe", "--store", made / "grids", "--test-store", made / "others"),
+            *("--probes", "knn", "--out", out),
+        ],
+        "zero-shot": lambda out: [
+            *("zero-shot", *backbone, "--data.source", made / "folders", "--data.limit", 2),
+            *("--classifier.samples", 1, 2, "--classifier.keep", 1, "--out", out),
+        ],
         "extract-text": lambda out: [
             *("extract-text", "--prompts", made / "prompts.csv", "--backbone.name", made / "sd"),
             *("--layers", "text_encoder.block1", "--out", out),
@@ -128,6 +137,7 @@ def see(pictures: Sequence[Image.Image]) -> list[str]:
     return ["dog"] * len(pictures)
 
 
-FILES = ("purity", "locality", "score")  # what writes one file
+FILES = ("purity", "locality", "probe", "score")  # what writes one file
 WRITERS = (*FILES, "extract", "train-ksae", "train-diffc", "eval-diffc", "top-images", "gallery")
 WRITERS += ("pca-maps", "demo", "eval-ksae", "extract-text", "concept", "steer", "steer-eval")
+WRITERS += ("zero-shot",)

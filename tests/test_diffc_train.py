@@ -1,4 +1,7 @@
 import copy
+import os
+import signal
+import time
 import warnings
 from itertools import chain
 from pathlib import Path
@@ -291,3 +294,22 @@ def test_in_parts_a_convolution_is_what_it_was() -> None:
     assert len(plain) == 4
     for one, other in zip(plain, in_parts, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_a_forked_process_trains_with_threads_of_its_own() -> None:
+    x = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    layer = Conv2d(3, 2, 3, padding=1)
+    with fixed_order(torch.device("cpu")):
+        layer(x)
+    child = os.fork()
+    if child == 0:
+        with fixed_order(torch.device("cpu")):
+            layer(x)
+        os._exit(0)
+    deadline = time.monotonic() + 60
+    while os.waitpid(child, os.WNOHANG) == (0, 0):
+        if time.monotonic() > deadline:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            pytest.fail("the forked process waits for threads that it has not")
+        time.sleep(0.05)

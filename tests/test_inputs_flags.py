@@ -18,12 +18,15 @@ ZERO = {
     "timesteps", "timestep", "diffc_timestep", "seed", "order_seed", "random_weights", "workers", "views",
     "warmup_steps", "auxk", "auxk_coefficient", "sparsity", "early_stop", "checkpoint_every", "memory_gib",
     "weight_decay", "dropout", "validation", "cache_gb", "run", "temperature", "price_in", "price_out",
-    "index", "draw", "rank", "warmup", "held_out",
+    "index", "draw", "rank", "warmup", "held_out", "loss_images", "planted", "find", "guidance", "port",
+    "specificity",
 }  # fmt: skip
+SIGNED = {"weights", "strength", "strengths"}
 NEGATIVE = {"seed", "order_seed", "random_weights", "run", "views"}
 AT_MOST_ONE = {
     "learning_rate",
     "early_stop",
+    "specificity",
     "fraction",
     "validation",
     "dropout",
@@ -31,13 +34,16 @@ AT_MOST_ONE = {
     "held_out",
     "warmup",
 }
-EMPTY = {"system", "prompt"}
+EMPTY = {"system", "prompt", "negative_prompt"}
 # Folders and files that are read; data.source, backbone.name and the like may also be hub ids.
 READ = {
     "store", "top", "embeddings", "stores", "test_store", "images", "bench", "answers", "reference",
-    "masks", "reviews", "compare", "root", "pretrained", "image", "source",
+    "masks", "train_store", "against_store", "means", "concept", "concepts", "texts_file", "against_file",
+    "mask", "deepspeed", "reviews", "compare", "root", "pretrained", "image", "source",
 }  # fmt: skip
-READ_FILES = {"answers", "reference", "reviews", "compare", "image"}
+READ_FILES = {
+    "answers", "reference", "reviews", "compare", "image", "texts_file", "against_file", "mask", "deepspeed",
+}  # fmt: skip
 WRITTEN_FILES = {
     ("purity", "out"),
     ("probe", "out"),
@@ -82,8 +88,9 @@ def wrong_values(command: str, name: str, kind: Any, folder: Path) -> list[str]:
     elif int in plain:  # a word or a number
         found += ["-1", "x", "nan"] if name in ZERO else ["0", "-1", "x", "nan"]
     elif float in plain:
-        found += ["nan", "inf", "-1", ("-inf", "x", "")[len(name) % 3]]
-        found += [] if name in ZERO else ["0"]
+        found += ["nan", "inf", ("-inf", "x", "")[len(name) % 3]]
+        found += [] if name in SIGNED else ["-1"]
+        found += [] if name in ZERO | SIGNED else ["0"]
         found += ["1e30"] if name in AT_MOST_ONE else []
     elif Path in plain:
         found += [""]
@@ -110,7 +117,8 @@ def required(cls: Any, folder: Path) -> list[str]:
     for field in fields(cls):
         if field.default is MISSING and field.default_factory is MISSING:
             value = folder / "file" if field.name in READ_FILES else folder
-            words += [f"--{field.name.replace('_', '-')}", str(value)]
+            flag = [] if field.name == "gallery" else [f"--{field.name.replace('_', '-')}"]
+            words += [*flag, str(value)]
     return words
 
 
@@ -159,7 +167,12 @@ def test_every_flag_refuses_what_it_cannot_be(
     cls, call = commands[command]
     base, tried = required(cls, tmp_path), 0
     for flag, name, kind in flags_of(cls):
-        if command in ("models", "backbones") and name in ("action", "names", "name"):
+        if command in ("models", "backbones", "serve") and name in (
+            "action",
+            "names",
+            "name",
+            "gallery",
+        ):
             continue  # words without a flag
         if (
             command in cli.COMMANDS
@@ -186,7 +199,7 @@ def test_wrong_words_are_one_line(
     assert "\\x1b" in refusal(lambda: call([*base, "--no-\x1b[31mred=3"]), capsys)
     refusal(lambda: call([*base, "--config"]), capsys)
     if base:
-        assert base[0] in refusal(lambda: call([]), capsys)
+        assert base[0].replace(str(tmp_path), "gallery") in refusal(lambda: call([]), capsys)
 
 
 def test_good_values_begin(

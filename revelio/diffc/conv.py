@@ -7,6 +7,7 @@ thread; what the parts give is added in their order. The convolutions are nearly
 done by one thread.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -55,6 +56,16 @@ def _threads(count: int) -> ThreadPoolExecutor:
     every.wait()
     torch.set_num_threads(count)  # what was set last holds for threads to come
     return pool
+
+
+def _forget() -> None:
+    """Threads do not live on in a forked process: it starts its own."""
+    _threads.cache_clear()
+    _pool.set(None)
+
+
+if hasattr(os, "register_at_fork"):  # not on every system
+    os.register_at_fork(after_in_child=_forget)
 
 
 class Conv2d(nn.Conv2d):

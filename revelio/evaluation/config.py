@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from revelio.backbones.config import BackboneConfig
-from revelio.bounds import Count, Folder, Index, NotEmpty, OutFolder, Seed, Share
+from revelio.bounds import Count, Folder, Index, NotEmpty, OpenShare, OutFolder, Seed
 from revelio.data.config import DataConfig
 
 
@@ -47,7 +47,7 @@ class EvalSAEConfig:
     planted: Index = 0
     """Trainings of the first k-SAE's recipe on synthetic activations with known directions; 0: none."""
 
-    confidence: Share = 0.95
+    confidence: OpenShare = 0.95
     """Of all intervals of a measure together."""
 
     batch_size: Count = 16

@@ -8,10 +8,12 @@ from torch import Tensor
 
 from revelio.activations.store import ActivationStore
 from revelio.analysis.top_images import pooled
-from revelio.files import check_folder
+from revelio.outputs import check_replaceable, replace_files
 from revelio.pipelines.steer_parts import open_ksae, open_pipeline, parse_latents
 from revelio.sae.model import KSparseAutoencoder
 from revelio.steering.concept import (
+    CARD,
+    TENSORS,
     Concept,
     all_codes,
     combined,
@@ -24,6 +26,8 @@ from revelio.steering.find import Found, find_latents, prompt_codes
 from revelio.steering.prompts import read_prompts
 from revelio.trust import printable
 
+MAKER = "concept"
+
 
 def make_concept(config: ConceptConfig) -> Concept:
     """Make a concept as a config says, and save it.
@@ -32,7 +36,7 @@ def make_concept(config: ConceptConfig) -> Concept:
         KeyError: an unknown model or layer.
         ValueError: it is said in no way or in several, or the parts don't fit; nothing is written.
     """
-    check_folder(config.out)
+    check_replaceable(config.out, MAKER, (TENSORS, CARD))
     ways = {
         "texts": bool(config.texts or config.texts_file),
         "store": config.store is not None,
@@ -55,7 +59,7 @@ def make_concept(config: ConceptConfig) -> Concept:
         "concepts": _of_concepts,
     }
     made = replace(makers[chosen[0]](config), strengths=config.strengths)
-    made.save(config.out)
+    replace_files(config.out, MAKER, made.save)
     return made
 
 
