@@ -55,10 +55,11 @@ def make_pca_maps(config: MakePCAMapsConfig, progress: Report = silent) -> MadeP
             else: also the maps of another model or data set.
     """
     check_fields(config)
-    dataset = open_dataset(config.data)
-    out = config.out or _place(config.backbone.name, dataset.name)
+    # The default place is named after the images; a place that is given is claimed before they are opened.
+    out = config.out or _place(config.backbone.name, open_dataset(config.data).name)
     check_replaceable(out, MAKER, FILES, OLDER)
     with claimed(out):
+        dataset = open_dataset(config.data)
         backbone = backbone_of(config.backbone, config.layers)
         ours = [backbone.name, dataset.name]
         check_same_source(out / "maps.json", lambda found: [found["model"], found["dataset"]], ours)
