@@ -76,8 +76,11 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
     """Round values from ``low`` to ``high``, steps of 1, 2 or 5 times a power of ten, ``most`` or fewer."""
     rough = (high - low) / (most - 1)
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * one for one in (1, 2, 5, 10) if power * one >= rough * (1 - 1e-9))
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    for step in (power * one for one in (0.5, 1, 2, 5, 10)):
+        first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+        # The smallest step that gives few enough; one that is 2.5 times as large leaves one at least.
+        if last - first < most:
+            break
     return [float(f"{number * step:.12g}") for number in range(first, last + 1)]
 
 
