@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from revelio.analysis.config import PurityConfig, TopImagesConfig
-from revelio.analysis.label_measures import class_counts, measures
+from revelio.analysis.label_measures import kept_counts, measures
 from revelio.analysis.paired import Measured, against, image_subsets, method
 from revelio.analysis.purity import eligible
 from revelio.analysis.top_images import TopImages, over_cells, pooled, top_images
@@ -127,19 +127,16 @@ def judge(
     """
     if top.labels is None:
         raise ValueError("the images have no labels: purity has no controls without them")
-    rows = top.indices[latents]
-    there, rows = rows >= 0, rows.clamp(min=0)
-    labels = torch.where(there, top.labels[rows], -1)
+    rows, labels = top.indices[latents], top.labels
     classes = max(len(top.classes), int(top.labels.max()) + 1)
 
     def means(kept: Tensor) -> dict[str, float]:
-        first = kept & (kept.cumsum(1) <= images)
-        found = measures(class_counts(torch.where(first, labels, -1), classes))
+        found = measures(kept_counts(rows, labels, classes, kept, images))
         # A latent with one image left has no deviation and no pair.
         return {name: float(value.nan_to_num(0.0).mean()) for name, value in found.items()}
 
-    each = [means(there & subset[rows]) for subset in subsets]
-    whole = means(there)
+    each = [means(subset) for subset in subsets]
+    whole = means(torch.ones(len(labels), dtype=torch.bool))
     parts = {name: torch.tensor([one[name] for one in each]).double() for name in BETTER}
     return Judged(len(latents), {name: Measured(whole[name], parts[name]) for name in BETTER})
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from revelio.seeds import key_seed
@@ -28,6 +28,20 @@ def class_counts(labels: Int64[Tensor, "l w"], classes: int) -> Int64[Tensor, "l
     counts = torch.zeros(len(labels), classes, dtype=torch.int64)
     present = labels >= 0
     return counts.scatter_add_(1, labels.clamp(min=0), present.long())
+
+
+def kept_counts(
+    rows: Int64[Tensor, "l m"],
+    labels: Int64[Tensor, "images"],
+    classes: int,
+    kept: Bool[Tensor, "images"],
+    images: int,
+) -> Int64[Tensor, "l classes"]:
+    """Class counts of each latent's first ``images`` images among those that are kept; row -1 is no image."""
+    safe = rows.clamp(min=0)
+    left = (rows >= 0) & kept[safe]
+    first = left & (left.cumsum(1) <= images)
+    return class_counts(torch.where(first, labels[safe], -1), classes)
 
 
 def measures(counts: Int64[Tensor, "l classes"]) -> dict[str, Float[Tensor, "l"]]:

@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from revelio.analysis.label_measures import class_counts, measures
+from revelio.analysis.label_measures import kept_counts, measures
 from revelio.analysis.paired import Measured, measured
 from revelio.evaluation.encoded import Encoded
 from revelio.seeds import generator
@@ -110,14 +110,10 @@ def distinct_purity(codes: Encoded, images: HeldOut) -> Measured | None:
 def _purity(codes: Encoded, images: HeldOut, latents: Tensor) -> Measured | None:
     if images.labels is None or not len(latents):
         return None
-    top = _top_images(codes, latents, SPARE * TOP)
-    there, rows = top >= 0, top.clamp(min=0)
-    labels = torch.where(there, images.labels[rows], -1)
+    top, labels = _top_images(codes, latents, SPARE * TOP), images.labels
 
     def majority(kept: Tensor) -> float:
-        left = there & kept[rows]
-        first = left & (left.cumsum(1) <= TOP)
-        found = measures(class_counts(torch.where(first, labels, -1), images.classes))
+        found = measures(kept_counts(top, labels, images.classes, kept, TOP))
         return float(found["majority"].nan_to_num(0.0).mean())
 
     return measured(majority, images.subsets)
@@ -268,14 +264,10 @@ def significant(codes: Encoded, images: HeldOut) -> Measured | None:
     latents = codes.strongest(STRONGEST, MIN_FIRINGS)
     if images.labels is None or not len(latents):
         return None
-    labels = images.labels
-    top = _top_images(codes, latents, SPARE * TOP)
-    there, rows = top >= 0, top.clamp(min=0)
+    top, labels = _top_images(codes, latents, SPARE * TOP), images.labels
 
     def share(kept: Tensor) -> float:
-        left = there & kept[rows]
-        first = left & (left.cumsum(1) <= TOP)
-        counts = class_counts(torch.where(first, labels[rows], -1), images.classes).numpy()
+        counts = kept_counts(top, labels, images.classes, kept, TOP).numpy()
         sizes = torch.bincount(labels[kept], minlength=images.classes).numpy()
         # The tail depends on the count and on the class's size alone.
         table = stats.hypergeom.sf(np.arange(TOP + 1)[:, None] - 1, int(kept.sum()), sizes, TOP)
