@@ -9,8 +9,9 @@ import asyncio
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from revelio.bounds import Count, NotNegative, Positive, Range
 from revelio.reply_cache import Reply
 
 if TYPE_CHECKING:
@@ -20,15 +21,38 @@ if TYPE_CHECKING:
 HOPELESS = 5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """How to reach the endpoint."""
 
     base_url: str | None = None
+    """The endpoint's address, as http://localhost:8000/v1; without it OpenAI's, or OPENAI_BASE_URL."""
+
     key_variable: str = "OPENAI_API_KEY"
-    timeout: float = 120.0
-    tries: int = 6
-    concurrency: int = 8
+    """The environment variable that holds the key; a server of your own may need none."""
+
+    timeout: Positive = 120.0
+    """Seconds to wait for a reply, each try."""
+
+    tries: Count = 6
+    """Tries a request gets at rate limits, timeouts and server errors, with growing pauses between."""
+
+    concurrency: Annotated[int, Range(1, 1024)] = 8
+    """Requests on their way at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskingConfig(Settings):
+    """The settings of a command that asks an endpoint."""
+
+    estimate: bool = False
+    """Only say how many calls and tokens it would take, and what it would cost; send nothing."""
+
+    price_in: NotNegative = 0.0
+    """Price of a million tokens sent."""
+
+    price_out: NotNegative = 0.0
+    """Price of a million tokens received."""
 
 
 @dataclass

@@ -8,18 +8,17 @@ from revelio.bounds import (
     Count,
     Device,
     Folder,
-    NotNegative,
     OutFile,
     Pixels,
-    Positive,
     Range,
     Seed,
 )
 from revelio.data.config import DataConfig
+from revelio.endpoint import AskingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class NameLatentsConfig:
+class NameLatentsConfig(AskingConfig):
     """Which latents are named by which judge, from which pictures."""
 
     top: Folder
@@ -36,9 +35,6 @@ class NameLatentsConfig:
 
     data: DataConfig = field(default_factory=lambda: DataConfig(source=FROM_STORE))
     """The pictures; from-store: the known data set that the store's manifest names. Matched by id."""
-
-    base_url: str | None = None
-    """The endpoint's address, as http://localhost:8000/v1; without it OpenAI's, or OPENAI_BASE_URL."""
 
     strongest: Count = 50
     """How many latents are named, the strongest first; those that fire on too few images are passed over."""
@@ -67,27 +63,6 @@ class NameLatentsConfig:
 
     cache: OutFile | None = None
     """The file of replies; none: beside the result (names.json -> names.cache.sqlite)."""
-
-    concurrency: Annotated[int, Range(1, 1024)] = 8
-    """Requests on their way at once."""
-
-    timeout: Positive = 120.0
-    """Seconds to wait for a reply, each try."""
-
-    tries: Count = 6
-    """Tries a request gets at rate limits, timeouts and server errors, with growing pauses between."""
-
-    key_variable: str = "OPENAI_API_KEY"
-    """The environment variable that holds the key; a server of your own may need none."""
-
-    estimate: bool = False
-    """Only say how many calls and tokens it would take, and what it would cost; send nothing."""
-
-    price_in: NotNegative = 0.0
-    """Price of a million tokens sent."""
-
-    price_out: NotNegative = 0.0
-    """Price of a million tokens received."""
 
     out: OutFile | None = None
     """The JSON file to write; none: `names.json` in the folder of the top images."""

@@ -11,7 +11,7 @@ Every reply is kept in a cache at once: a stopped run goes on, and a second one 
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -186,9 +186,7 @@ class _Judge:
     def __init__(self, config: NameLatentsConfig, cache: ReplyCache, progress: Report) -> None:
         self._cache, self._progress, self._config = cache, progress, config
         self._address = config.base_url or os.environ.get("OPENAI_BASE_URL")
-        self._settings = Settings(
-            self._address, config.key_variable, config.timeout, config.tries, config.concurrency
-        )
+        self._settings: Settings = replace(config, base_url=self._address)
 
     def ask(
         self,

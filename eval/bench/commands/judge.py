@@ -15,9 +15,9 @@ that was stopped goes on. A reply without two scores is a failure: counted, left
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from eval.bench.files import REFERENCE_FILE, name_ids
 from eval.bench.prompts import SYSTEM, Mode
@@ -28,10 +28,9 @@ from revelio.bounds import (
     Folder,
     NotNegative,
     OutFile,
-    Positive,
-    Range,
     Seed,
 )
+from revelio.endpoint import AskingConfig
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,8 +43,8 @@ if TYPE_CHECKING:
 TEMPERATURES = {"fixed": 0.0, "as_paper": 0.2}
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(AskingConfig):
     """What is judged, by whom, and how it is asked."""
 
     bench: Folder
@@ -59,9 +58,6 @@ class Config:
 
     out: OutFile = Path("runs/bench/reviews.jsonl")
     """The reviews file to write."""
-
-    base_url: str | None = None
-    """The endpoint's address, as http://localhost:8000/v1; without it OpenAI's, or OPENAI_BASE_URL."""
 
     reference: File | None = None
     """The reference's answers; without it, answers_gpt4.jsonl of the bench folder."""
@@ -92,27 +88,6 @@ class Config:
 
     cache: OutFile | None = None
     """The file of replies; without it, beside --out (reviews.jsonl -> reviews.cache.sqlite)."""
-
-    concurrency: Annotated[int, Range(1, 1024)] = 8
-    """Requests on their way at once."""
-
-    timeout: Positive = 120.0
-    """Seconds to wait for a reply, each try."""
-
-    tries: Count = 6
-    """Tries a request gets at rate limits, timeouts and server errors, with growing pauses between."""
-
-    key_variable: str = "OPENAI_API_KEY"
-    """The environment variable that holds the key; a server of your own may need none."""
-
-    estimate: bool = False
-    """Only say how many calls and tokens it would take, and what it would cost; send nothing."""
-
-    price_in: NotNegative = 0.0
-    """Price of a million tokens sent."""
-
-    price_out: NotNegative = 0.0
-    """Price of a million tokens received."""
 
 
 def run(config: Config) -> None:
@@ -179,13 +154,11 @@ def _ask(
     from tqdm import tqdm
 
     from eval.bench.judge import ask_missing
-    from revelio.endpoint import Outcome, Settings
+    from revelio.endpoint import Outcome
 
     if not to_send:
         return Outcome()
-    settings = Settings(
-        address, config.key_variable, config.timeout, config.tries, config.concurrency
-    )
+    settings = replace(config, base_url=address)
     with tqdm(total=len(to_send), desc="judge", unit="review") as bar:
         return ask_missing(cache, entries, to_send, settings, bar.update)
 
