@@ -27,9 +27,10 @@ from revelio.evaluation.page import page
 from revelio.files import write_folder
 from revelio.outputs import check_replaceable, claimed, replace_files
 from revelio.pipelines import Progress, Report, silent
-from revelio.pipelines.inputs import open_sae
+from revelio.pipelines.inputs import open_sae, sae_folder
 from revelio.run_dir import sha256, versions, write_json
 from revelio.sae.config import TrainSAEConfig
+from revelio.sae.io.saved import WEIGHTS
 from revelio.sae.model import KSparseAutoencoder
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def eval_sae(config: EvalSAEConfig, progress: Report = silent) -> dict[str, Any]
             **_together(config, models, entries, rows, source),
             **_planted(config, store.row_shape[0], len(source), progress),
             "notes": notes + ([] if store.labels is not None else [UNLABELLED]),
-            "made_from": {path: sha256(_folder(path) / "model.safetensors") for path in models},
+            "made_from": {path: _sha256(path) for path in models},
             "versions": versions(),
         }
         replace_files(config.out, MAKER, lambda folder: _write(folder, result))
@@ -94,10 +95,10 @@ def _write(folder: Path, result: Mapping[str, Any]) -> None:
     (folder / PAGE).write_text(page(result), encoding="utf-8")
 
 
-def _folder(path: str | Path) -> Path:
-    """A k-SAE's own folder; a run's has it in `final`."""
-    path = Path(path)
-    return path if (path / "model.safetensors").exists() else path / "final"
+def _sha256(path: str) -> str | None:
+    """Of a k-SAE's weights; None for one on a hub."""
+    folder = sae_folder(path)
+    return None if folder is None else sha256(folder / WEIGHTS)
 
 
 def _rows(store: ActivationStore) -> Float[Tensor, "images d"]:
@@ -166,8 +167,8 @@ def _trained(
     config: EvalSAEConfig, path: str, model: KSparseAutoencoder, source: Tensor, progress: Report
 ) -> dict[str, KSparseAutoencoder]:
     """The controls that are trained; one that lies in the output folder already is read."""
-    key = sha256(_folder(path) / "model.safetensors")[:12]
     training, made = _recipe(path), {}
+    key = (_sha256(path) or "")[:12]
     for name in TRAINED:
         kept = config.out / "controls" / f"{name.replace(' ', '-')}-{key}"
         if not kept.exists():
@@ -192,7 +193,7 @@ def _recipe(path: str) -> TrainSAEConfig:
     Raises:
         ValueError: it is no run folder.
     """
-    file = _folder(path).parent / "config.yaml"
+    file = (sae_folder(path) or Path(path)).parent / "config.yaml"
     if not file.is_file():
         raise ValueError(f"{path} is not in a run folder (no {file}): its training is not known")
     known = {one.name for one in fields(TrainSAEConfig)}

@@ -69,20 +69,25 @@ def hashed(dataset: ImageDataset, progress: Report) -> ImageDataset:
     return dataset.hashed(tell)
 
 
+def sae_folder(path: str) -> Path | None:
+    """The folder of a k-SAE on disk: the one named, or the `final` folder of a run; None for a hub id."""
+    folder = Path(path)
+    return next((one for one in (folder, folder / FINAL) if (one / WEIGHTS).is_file()), None)
+
+
 def open_sae(path: str, device: str = "auto", progress: Report = silent) -> KSparseAutoencoder:
     """The k-SAE of a run folder, of its `final` folder, or of a hub id, on the device.
 
     Raises:
         ValueError: there is none.
     """
-    folder, shown = Path(path), printable(path)
-    inside = [one for one in (folder, folder / FINAL) if (one / WEIGHTS).is_file()]
-    if folder.is_dir() and not inside:
+    inside, shown = sae_folder(path), printable(path)
+    if Path(path).is_dir() and not inside:
         raise ValueError(f"{shown} holds no k-SAE ({WEIGHTS}): give a run that has finished")
     if not inside and (path.count("/") != 1 or path.startswith((".", "/"))):
         raise ValueError(f"no k-SAE at {shown}: give a folder that `revelio train-ksae` wrote")
     chosen = device_of(device)
-    model = KSparseAutoencoder.from_pretrained(inside[0] if inside else path).to(chosen)
+    model = KSparseAutoencoder.from_pretrained(inside or path).to(chosen)
     # Encoding is most of the work of what follows: the native kernel finds the same codes sooner.
     if must_compile("auto", chosen):
         progress(Progress(COMPILING))
