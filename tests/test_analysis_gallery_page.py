@@ -136,6 +136,19 @@ def test_going_back_returns_to_the_place(page):
         assert focused == f"#/latent/{opened}"
 
 
+def test_going_back_at_once_returns_to_the_place(page):
+    shown = page("latents?sort=id", 700, 500)
+    shown.run("scrollTo(0, 900)")
+    shown.until("history.state?.scroll === 900")
+    opened = cards(shown)[6]
+    # About as long as the page waits before it remembers that the latent's view is at its top.
+    for wait in range(40, 120, 4):
+        shown.run(f"document.querySelector('.card[href=\"#/latent/{opened}\"]').click()")
+        shown.until("document.body.dataset.view === 'latent' && scrollY === 0")
+        shown.run(f"new Promise((done) => setTimeout(done, {wait})).then(() => history.back())")
+        shown.until("document.body.dataset.view === 'latents' && scrollY === 900")
+
+
 def test_search_finds_numbers_classes_and_images(page, data):
     shown = page("about")
     wanted = data["latents"][3]["id"]

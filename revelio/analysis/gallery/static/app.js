@@ -57,6 +57,8 @@
     clearTimeout(pending);
     pending = setTimeout(remember, 80);
   }, { passive: true });
+  // Another entry is current from here on, though its view is drawn only with the hashchange that follows.
+  addEventListener("popstate", () => clearTimeout(pending));
   function remember() {
     clearTimeout(pending);
     history.replaceState({ scroll: scrollY }, "");
