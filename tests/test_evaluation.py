@@ -426,8 +426,8 @@ def _of_random_weights(folder: Path, train: Path, test: Path) -> dict[str, Path]
     for name, path in (("random_train_store", train), ("random_store", test)):
         store = ActivationStore.open(path)
         rows = torch.rand(len(store), 8, generator=torch.Generator().manual_seed(len(store)))
-        made[name] = folder / name / store.manifest["layer"]
-        settings = {"layer": store.manifest["layer"], "model": "m (random weights 0)"}
+        made[name] = folder / name / "test"
+        settings = {"model": "m (random weights 0)"}
         write_store(made[name], rows.flip(0), list(store.ids)[::-1], settings=settings)
     return made
 
@@ -458,7 +458,7 @@ def test_the_same_recipe_on_random_weights_is_a_control(tmp_path: Path) -> None:
 
 
 def test_the_card_shows_the_result_and_keeps_what_else_it_says(tmp_path: Path) -> None:
-    train, test = _stores(tmp_path)
+    train, test = _stores(tmp_path, labels=False)
     runs = _trained(tmp_path, train, (0,))
     card = Path(runs[0]) / "README.md"
     if not card.is_file():
