@@ -24,8 +24,8 @@ class ReproduceConfig:
 
     data: DataConfig = field(default_factory=lambda: DataConfig(source=FROM_PAPER))
     """The pictures; from-paper: each row's own data set. Any other source (and root) stands in for the first
-    data set of the item, and rows of its others are listed as left out. Where a split is given, a fifth of
-    it is held out as test images."""
+    data set of the item; rows of its others run where `roots` has a copy, and are listed as left out where
+    not. Where a split is given, a fifth of it is held out as test images."""
 
     roots: tuple[str, ...] = ()
     """Local copies of data sets, as `NAME=FOLDER` (`caltech101=/data/caltech101`)."""

@@ -90,6 +90,8 @@ _MINI_MODELS = {
     (MAIN, "unrel"): "mini-sd-photo",
 }
 _MINI_DATA = {PETS: "samples", CALTECH: CALTECH}
+# mini-sd-photo was trained on the other split.
+_MINI_SPLITS = {CALTECH: "test"}
 # Blocks of DiT's 28 at the same depth of mini-dit's 8.
 _MINI_BLOCKS = {f"block{n}": f"block{round(n * 8 / 28)}" for n in range(28)}
 
@@ -172,17 +174,27 @@ def _pictures(
     row: Row, config: ReproduceConfig, roots: Mapping[str, str], first: str
 ) -> tuple[DataConfig, str]:
     """The pictures of a row, and why there are none."""
-    data = config.data
-    if data.source != FROM_PAPER:
-        only = f"{data.source} stands in for {first} only"
-        return data, "" if row.dataset == first else only
-    source = _MINI_DATA.get(row.dataset) if config.scale == "mini" else row.dataset
+    data, mini = config.data, config.scale == "mini"
+    source = _MINI_DATA.get(row.dataset) if mini else row.dataset
     root = roots.get(source or row.dataset)
-    found = replace(data, source=source or row.dataset, root=Path(root) if root else data.root)
+    if data.source != FROM_PAPER:
+        if row.dataset == first:
+            return data, ""
+        if root is None:
+            only = f"{data.source} stands in for {first} only"
+            return data, f"{only}: give a copy of {source or row.dataset} in roots"
+        data = replace(data, split=None, root=None)
+    split = data.split or (_MINI_SPLITS.get(row.dataset) if mini else None)
+    found = replace(
+        data,
+        source=source or row.dataset,
+        root=Path(root) if root else data.root,
+        split=split,
+    )
     if source is None or row.dataset == "unrel":
         where = f"in {config.scale} scale" if row.dataset == FGVC else "by name"
         return found, f"no pictures are known for {row.dataset} {where}: give them as data.source"
-    if config.scale == "mini" and source == CALTECH and root is None:
+    if mini and source == CALTECH and root is None:
         return found, f"the pictures of {CALTECH} are not shipped: give their folder in roots"
     return found, ""
 
