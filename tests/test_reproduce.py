@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import sys
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from backbones_helpers import tiny_sd
 from PIL import Image
+from test_sae_distributed import torchrun
 
 import revelio.pipelines.reproduce_rows as pipeline
 from revelio.analysis.config import PurityConfig
@@ -102,6 +104,14 @@ def test_a_purity_table_and_a_diffc_table_end_to_end(made: ReproduceConfig) -> N
         next(made.out.glob("*/rows/diffc*t25-generic/diffc-s1/report.json")).read_text()
     )
     assert generic["value"] == pytest.approx(100 * report["top1"] - empty["value"])
+
+
+def test_two_processes_find_what_one_does(made: ReproduceConfig, tmp_path: Path) -> None:
+    """Passes and rows are divided: each process trains some, and all numbers are those of one process."""
+    one = reproduce("table2a", made, sizes=TINY).result
+    torchrun(__file__, str(tmp_path), made.model[0], made.data.source)
+    two = json.loads((tmp_path / "mini-fixed/table2a.json").read_text())
+    assert two["rows"] == one["rows"] and two["orderings"] == one["orderings"]
 
 
 def test_classifiers_pictures_and_maps(made: ReproduceConfig, tmp_path: Path) -> None:
@@ -276,3 +286,12 @@ def test_the_probability_is_that_of_normal_means() -> None:
         assert judge(ordering, (a, b), far)["verdict"] == verdict
         once = {row: Replicates(one.values[:1], one.shifts[:1]) for row, one in far.items()}
         assert judge(ordering, (a, b), once)["verdict"] == "not settled"
+
+
+if __name__ == "__main__":  # one of the processes that test_two_processes_find_what_one_does starts
+    out, model, images = sys.argv[1:]
+    data = DataConfig(source=images)
+    config = ReproduceConfig(
+        out=Path(out), model=(model,), data=data, scale="mini", seeds=2, device="cpu"
+    )
+    reproduce("table2a", config, sizes=TINY)

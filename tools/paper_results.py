@@ -43,7 +43,9 @@ Sizes are far below the paper's (`sizes` in the JSON), so that many orderings ar
 def main() -> None:
     """Run the items, and render the page of all that were ever run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--fashion", help="a copy of Fashion-MNIST; none: only render the page again")
+    parser.add_argument(
+        "--fashion", help="a copy of Fashion-MNIST; none: only render the page again"
+    )
     parser.add_argument("--caltech", help="a copy of Caltech-101; none: its rows are left out")
     parser.add_argument("--only", choices=ITEMS, nargs="+", default=ITEMS, help="run these items")
     parser.add_argument("--out", type=Path, default=Path("runs/paper-results"))
