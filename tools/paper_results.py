@@ -10,12 +10,14 @@ trained on; a fifth of them is held out for Diff-C. Rows that are done are not r
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from revelio.config import to_plain
 from revelio.data.config import DataConfig
 from revelio.files import write_whole
 from revelio.pipelines.reproduce import ReproduceConfig, reproduce
 from revelio.reproduce.page import page
+from revelio.reproduce.picture import picture
 from revelio.reproduce.rows import SIZES
 from revelio.run_dir import write_json
 from revelio.trust import read_json
@@ -55,8 +57,16 @@ def main() -> None:
     for name in given.only if given.fashion else ():
         results[name] = reproduce(name, config_of(name, given), print_line, sizes=SMALL).result
         write_json(path, {"sizes": to_plain(SMALL), "items": results})
-    pages = [page(result).replace("# ", "## ", 1) for result in results.values()]
+    pages = [_part(result) for result in results.values()]
     write_whole(DOCS / "results.md", "\n".join([HEAD, *pages]))
+
+
+def _part(result: dict[str, Any]) -> str:
+    """An item's part of the page; its picture is written beside it."""
+    drawn, name = picture(result), f"results_{result['item']}.svg"
+    if drawn:
+        write_whole(DOCS / name, drawn)
+    return page(result, name if drawn else "").replace("# ", "## ", 1)
 
 
 def config_of(name: str, given: argparse.Namespace) -> ReproduceConfig:

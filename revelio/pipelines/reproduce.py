@@ -4,7 +4,7 @@ from revelio.pipelines.reproduce import ReproduceConfig, reproduce
 
 made = reproduce("table2a", ReproduceConfig(scale="mini"), print)
 
-<out>/<scale>-<mode>/<item>.json, <item>.md     every row, every ordering
+<out>/<scale>-<mode>/<item>.json, .md, .svg     every row, every ordering, a picture
     rows/<row>/           a row's runs (k-SAEs and top images, or Diff-C) and what it measured
     sets/<model>-<data>/  what rows of the same model and pictures share: VAE latents, activations
 
@@ -29,10 +29,12 @@ from revelio.outputs import check_file, claimed, has_keys
 from revelio.pipelines import Progress, Report, silent
 from revelio.pipelines.reproduce_parts import CANNOT, Shared, reason_of
 from revelio.pipelines.reproduce_rows import Found, gain, measure
+from revelio.pipelines.reproduce_scores import scored
 from revelio.reproduce.config import ReproduceConfig
 from revelio.reproduce.items import DELTA, TOP1, Item, Row, item
 from revelio.reproduce.orderings import Replicates, judge
 from revelio.reproduce.page import page
+from revelio.reproduce.picture import picture
 from revelio.reproduce.rows import SIZES, OurRow, Sizes, our_rows
 from revelio.run_dir import read_json, versions, write_json
 from revelio.trust import printable
@@ -45,7 +47,7 @@ class Reproduced:
     """A finished item.
 
     Attributes:
-        path: its page, `<item>.md`; `<item>.json` is beside it.
+        path: its page, `<item>.md`; `<item>.json` is beside it, and `<item>.svg` where a row was measured.
         result: what the JSON file holds.
     """
 
@@ -76,17 +78,22 @@ def reproduce(
     root = config.out / f"{config.scale}-{config.mode}"
     path = root / f"{name}.json"
     check_file(path, has_keys("item", "orderings"), "a reproduced item")
-    if wanted.commands:
-        rows = [replace(ours, missing="made by its own commands") for ours in rows]
     told = progress if processes.main else silent
     shared = Shared(config, sizes or SIZES[config.scale], root, rows, told, processes)
     with claimed(root) if processes.main else nullcontext():
-        result = _result(name, wanted, config, rows, _measured(shared))
+        judged = scored(wanted.rows, config.scores, config.seed) if wanted.commands else None
+        result = _result(name, wanted, config, rows, judged or _measured(shared))
         if processes.main:
-            write_json(path, result)
-            write_whole(path.with_suffix(".md"), page(result))
+            _write(path, result)
     processes.close()
     return Reproduced(path.with_suffix(".md"), result)
+
+
+def _write(path: Path, result: dict[str, Any]) -> None:
+    write_json(path, result)
+    if drawn := picture(result):
+        write_whole(path.with_suffix(".svg"), drawn)
+    write_whole(path.with_suffix(".md"), page(result, f"{path.stem}.svg" if drawn else ""))
 
 
 def _measured(shared: Shared) -> dict[Row, Found]:

@@ -22,11 +22,9 @@ from revelio.pipelines import Progress, Report
 from revelio.pipelines.extract import AS_CODE_SIZE
 from revelio.pipelines.inputs import hashed
 from revelio.reproduce.config import ReproduceConfig
-from revelio.reproduce.rows import OurRow, Sizes
+from revelio.reproduce.rows import STORED, OurRow, Sizes
 
 HELD_OUT = 0.2
-# What a row of a kind stores of a layer: pooled activations or grids.
-STORED = {"ksae": "mean", "gallery": "mean", "diffc": "none"}
 # What a row that can't run raises: the model, the pictures or the room for them are not at hand.
 CANNOT = (ValueError, KeyError, OSError)
 
@@ -125,10 +123,10 @@ class Shared:
 
     def _parts(self, ours: OurRow) -> tuple[str, ...]:
         """The images that a row's pass is made on ahead of its trainings."""
-        pool = STORED.get(ours.row.kind)
-        if pool == "none":
-            return ("train", "test") if self.config.mode == "fixed" else ()
-        return () if pool is None else ("train",)
+        if ours.row.kind == "diffc" and self.config.mode != "fixed":
+            return ()
+        parts = {"mean": ("train",), "none": ("train", "test")}
+        return parts.get(STORED.get(ours.row.kind, ""), ())
 
     def _pass(self, ours: OurRow, part: str) -> dict[str, Path] | str:
         """The stores of a row's pass by layer, made now if they are not there; or why they can't be."""
@@ -136,7 +134,7 @@ class Shared:
         key = (ours.set_name, part, STORED[row.kind], row.timestep, row.prompt)
         if key not in self._passes:
             try:
-                dataset, backbone = self.images(ours)[part == "test"], self._backbone(ours)
+                dataset, backbone = self.images(ours)[part == "test"], self.backbone(ours)
                 texts = self._texts(row.prompt, dataset)
             except CANNOT as error:  # of every process alike
                 self._passes[key] = reason_of(error)
@@ -151,7 +149,7 @@ class Shared:
         same = (one.row.timestep, one.row.prompt) == (ours.row.timestep, ours.row.prompt)
         return self._shares(one, ours) and same and STORED[one.row.kind] == pool
 
-    def _backbone(self, ours: OurRow) -> Backbone:
+    def backbone(self, ours: OurRow) -> Backbone:
         """The model with all layers that rows of its set take; the one before is let go."""
         if ours.set_name not in self._backbones:
             self._backbones.clear()

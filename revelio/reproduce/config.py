@@ -50,5 +50,9 @@ class ReproduceConfig:
     device: Device = "auto"
     """Where everything runs: `auto` (CUDA where there is one), `cpu`, `cuda`, ..."""
 
+    scores: tuple[str, ...] = ()
+    """What LLaVA-Bench said of the models of table4, as `NAME=FILE`: NAME is clip, clip-dinov2, clip-sd-t25
+    or clip-sd-t200, FILE what `revelio llava-bench score --json` wrote, of one training or of several."""
+
     teraflops: Positive | None = None
     """What the device sustains, for the hours of a plan; none: 20 in full scale, 0.03 (a core) in mini."""
