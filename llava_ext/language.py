@@ -11,8 +11,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava_ext.config import LoraOptions, ModelConfig
-from llava_ext.model import LlavaModel, TowerShape
+from llava_ext.config import ModelConfig
+from llava_ext.model import LlavaModel
+from llava_ext.model_config import TowerShape
+from llava_ext.stages import LoraOptions
 from llava_ext.templates import check_template
 from llava_ext.towers import Tower, plain_transforms
 from revelio.backbones.loading import dtype_of, reading

@@ -28,7 +28,8 @@ from transformers.image_utils import load_image
 from llava_ext.config import IMAGE_INDEX, IMAGE_TOKEN
 from llava_ext.conversation import Turn, place_images
 from llava_ext.images import id_of, image_id, pad_to_square, transform_from
-from llava_ext.model import LlavaModel, RevelioLlavaConfig
+from llava_ext.model import LlavaModel
+from llava_ext.model_config import RevelioLlavaConfig
 from llava_ext.templates import prompt_ids, render
 
 
