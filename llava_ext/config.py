@@ -32,6 +32,7 @@ from revelio.bounds import (
 Tokens = Literal["flatten", "pool", "conv"]
 Fusion = Literal["interleave", "sequence", "channels"]
 Aspect = Literal["crop", "pad"]
+ExportForm = Literal["merged", "llava", "transformers"]
 
 IMAGE_INDEX = -200  # stands for one image in `input_ids`; LLaVA's own number
 IGNORE_INDEX = -100  # a label that is not learnt; PyTorch's own number
@@ -279,3 +280,18 @@ class ChatConfig(AnswerConfig):
 
     question: str | None = None
     """Answer this one and end; none: a conversation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Settings of `revelio llava export`."""
+
+    model: str
+    """A finished model: the `final` folder of a run, or a hub id."""
+
+    form: ExportForm
+    """`merged` folds the adapter into the language model; `llava` and `transformers` write the projectors
+    under the names that they read."""
+
+    out: OutFolder
+    """The folder to write, of its own."""

@@ -388,6 +388,21 @@ def add_lora(model: LlavaModel, options: LoraOptions, *, seed: int = 0) -> None:
         model.set_language_model(adapted(model.language_model, settings))
 
 
+def merge_adapter(model: LlavaModel) -> None:
+    """Fold the adapter into the language model's own weights.
+
+    Raises:
+        ValueError: the model has none.
+    """
+    from peft import PeftModel
+
+    wrapped: Any = model.language_model
+    if not isinstance(wrapped, PeftModel):
+        raise ValueError("the model has no adapter, so there is nothing to fold in")
+    model.set_language_model(wrapped.merge_and_unload())
+    model.language_changed = True
+
+
 def adapted(language_model: Any, settings: "LoraConfig") -> "PeftModel":
     """A language model with new adapters in it."""
     from peft import get_peft_model

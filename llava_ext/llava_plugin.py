@@ -88,7 +88,7 @@ def _build_tower(name: str, _: Any, *, delay_load: bool = False, **__: Any) -> "
 def _build_projector(name: str, config: Any, **_: Any) -> "TowerProjectors | None":
     """Projectors of our own where LLaVA's don't do."""
     configs = read_tower_names(name)
-    if _has_stock_projector(configs):
+    if has_stock_projector(configs):
         return None
     if config.get("mm_projector_type", PROJECTOR_TYPE) != PROJECTOR_TYPE:
         raise ValueError(
@@ -102,7 +102,8 @@ def _build_projector(name: str, config: Any, **_: Any) -> "TowerProjectors | Non
     )
 
 
-def _has_stock_projector(configs: Sequence[TowerConfig]) -> bool:
+def has_stock_projector(configs: Sequence[TowerConfig]) -> bool:
+    """Whether LLaVA's own projector takes the towers' tokens."""
     return len(configs) == 1 and configs[0].tokens != "conv"
 
 
@@ -272,7 +273,7 @@ class VisionTower(nn.Module):
         pairs = zip(self.towers, pixels, strict=True)
         form = images.dtype if images.is_floating_point() else self.dtype
         grids = [tower.grids(each, names).to(images.device, form) for tower, each in pairs]
-        if not _has_stock_projector(self.configs):
+        if not has_stock_projector(self.configs):
             return grids
         return build_tokens(self.configs[0], *self.shapes[0])[0](grids[0])
 
