@@ -130,13 +130,15 @@ def read_json_lines(path: Path, *, torn: bool = False) -> list[dict[str, Any]]:
     return found
 
 
-def read_csv(path: Path) -> list[dict[str, str]]:
+def read_csv(path: Path, delimiter: str = ",") -> list[dict[str, str]]:
     """The rows of a CSV file with a header line, by column; empty lines are passed over.
 
     Raises:
-        ValueError: it has no header, or a row has more or fewer cells; the message names file and line.
+        ValueError: it has no header, or one with a column twice, or a row has more or fewer cells; the
+            message names file and line.
     """
-    rows = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    text = io.StringIO(read_text(path), newline="")
+    rows = csv.reader(text, delimiter=delimiter, strict=True)
     found: list[dict[str, str]] = []
     try:
         header = next(rows, [])
@@ -153,6 +155,8 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         ) from error
     if not any(header):
         raise ValueError(f"{printable(path)} has no header line that names its columns")
+    if twice := sorted(name for name in set(header) if header.count(name) > 1):
+        raise ValueError(f"{printable(path)} has the column {printable(twice[0])!r} twice")
     return found
 
 

@@ -24,14 +24,14 @@ from revelio.files import write_whole
 from revelio.outputs import check_file, claimed, has_keys
 from revelio.pipelines import Progress, Report, silent
 from revelio.pipelines.reproduce_parts import CANNOT, Shared, reason_of
-from revelio.pipelines.reproduce_rows import Found, gain, measure
+from revelio.pipelines.reproduce_rows import Found, checked, gain, measure
 from revelio.reproduce.config import ReproduceConfig
 from revelio.reproduce.items import DELTA, TOP1, Item, Row, item
 from revelio.reproduce.orderings import Replicates, judge
 from revelio.reproduce.page import page
 from revelio.reproduce.rows import SIZES, OurRow, Sizes, our_rows
-from revelio.run_dir import read_json, versions, write_json
-from revelio.trust import printable
+from revelio.run_dir import versions, write_json
+from revelio.trust import printable, read_object
 
 __all__ = ["ReproduceConfig", "Reproduced", "reproduce"]
 
@@ -69,6 +69,7 @@ def reproduce(
     root = config.out / f"{config.scale}-{config.mode}"
     path = root / f"{name}.json"
     check_file(path, has_keys("item", "orderings"), "a reproduced item")
+    check_file(path.with_suffix(".md"), lambda _: path.is_file(), "the page of a reproduced item")
     if wanted.commands:
         rows = [replace(ours, missing="made by its own commands") for ours in rows]
     with claimed(root):
@@ -99,8 +100,9 @@ def _row(shared: Shared, ours: OurRow) -> Found:
     measured = TOP1 if row.metric == DELTA else row.metric.partition("@")[0]
     name = "-".join(part for part in (row.kind, measured, f"s{shared.config.seeds}") if part)
     path = shared.place(ours) / f"{name}.json"
-    if path.is_file() and (done := read_json(path)).get("settings") == settings:
-        return done["found"]
+    check_file(path, has_keys("settings", "found"), "what a row measured")
+    if path.is_file() and (done := read_object(path))["settings"] == settings:
+        return checked(done["found"], path)
     try:
         found = measure(shared, ours)
     except CANNOT as error:  # the other rows go on
