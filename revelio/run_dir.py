@@ -207,6 +207,8 @@ class Run:
     def add_input(self, name: str, value: Any) -> None:
         """Record an input (a path with its hash, a model with its revision) in the manifest.
 
+        Of a finished run it is only compared.
+
         Raises:
             ValueError: a resumed run started with another one.
         """
@@ -218,8 +220,9 @@ class Run:
                         f"{self.path} was started with another {name} (`{key}` was {was[key]!r}, now it is "
                         f"{value[key]!r}): put back what was there, or start another run"
                     )
-        self.manifest["inputs"][name] = value
-        self._write_manifest()
+        if not self.finished:
+            self.manifest["inputs"][name] = value
+            self._write_manifest()
 
     def save_checkpoint(
         self,

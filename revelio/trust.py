@@ -8,6 +8,7 @@ names the file, and gives back plain values only: no class, function or import i
 import csv
 import io
 import json
+import re
 import stat
 import struct
 from collections.abc import Mapping, Sequence
@@ -367,6 +368,11 @@ def printable(text: object) -> str:
         mark if mark.isprintable() else mark.encode("unicode_escape", "surrogatepass").decode()
         for mark in str(text)
     )
+
+
+def markdown(text: object) -> str:
+    """``text`` for a Markdown page or a cell of its tables: shown as it is, never markup or a second line."""
+    return re.sub(r"[<>&|\[\]`*\\]", lambda mark: f"&#{ord(mark[0])};", printable(text))
 
 
 def kind_of(value: object) -> str:

@@ -25,7 +25,7 @@ from revelio.analysis.paired import LEFT_OUT, image_subsets
 from revelio.analysis.purity import eligible
 from revelio.backbones.prompts import class_texts
 from revelio.backbones.registry import load_backbone
-from revelio.config import structure
+from revelio.config import structure, to_plain
 from revelio.data.dataset import ImageDataset
 from revelio.diffc.config import EvalDiffCConfig, TrainDiffCConfig
 from revelio.diffc.config import TestConfig as HeldOut
@@ -285,7 +285,8 @@ def checked(found: Any, path: Path) -> Found:
             raise ValueError("`values` and `shifts` do not match")
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{printable(path)} is not what a row measured: {error}") from error
-    return {name: getattr(whole, name) for name in found}
+    plain = to_plain(whole)
+    return {name: plain[name] for name in found}
 
 
 def gain(found: Found, base: Found) -> Found:

@@ -16,6 +16,7 @@ from revelio.steering.config import SteerConfig
 from revelio.steering.draw import batched, draw
 from revelio.steering.prompts import Prompt
 from revelio.steering.steer import edited
+from revelio.trust import printable
 
 MAKER = "steer"
 SHEET, REPORT = "sheet.png", "report.json"
@@ -116,7 +117,7 @@ def contact_sheet(
                 picture.resize((width, height), Image.Resampling.NEAREST), (column * width, top)
             )
             if column == 0:
-                pen.text((4, top + height + 3), one.text, fill="black")
+                pen.text((4, top + height + 3), printable(one.text[:200]), fill="black")
     return sheet
 
 

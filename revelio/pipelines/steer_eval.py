@@ -24,6 +24,7 @@ from revelio.steering.evaluate import Drawn, as_pixels, difference_interval, mea
 from revelio.steering.judges import Judge, open_judge
 from revelio.steering.prompts import Prompt, read_table
 from revelio.steering.steer import edited
+from revelio.trust import markdown
 
 MAKER = "steer-eval"
 JSON, PAGE = "steering.json", "steering.md"
@@ -168,9 +169,10 @@ def page(report: Mapping[str, Any]) -> str:
     """The figures as a page."""
     config = report["config"]
     lines = [
-        f"# Steering {report['model']}: {config['target']}",
+        f"# Steering {markdown(report['model'])}: {markdown(config['target'])}",
         "",
-        f"Judge: {config['judge']}. Percentages with 95 % bootstrap intervals over prompts and seeds.",
+        f"Judge: {markdown(config['judge'])}. Percentages with 95 % bootstrap intervals over prompts and "
+        "seeds.",
         "",
         "| method | strength | target | others | survival | turned into it | distance | s a picture |",
         "|---|---|---|---|---|---|---|---|",
