@@ -62,7 +62,8 @@ def demo_tables(report: dict[str, Any]) -> str:
         f"`make demo`: {report['model']} on {report['images']:,} pictures ({report['dataset']}), mode "
         f"`{report['mode']}`, {sum(report['seconds'].values()) / 60:.1f} minutes on two CPU cores. "
         "Majority share of the latents' ten top images (95 % interval, "
-        f"{report['purity'][0]['interval_method'].removeprefix('95 % ')}; the number of latents; chance {chance:.3f}):",
+        f"{report['purity'][0]['interval_method'].removeprefix('95 % ')}; the number of latents; chance "
+        f"{chance:.3f}):",
         "",
         "| layer | " + " | ".join(f"t = {t}" for t in timesteps) + " |",
         "|---|" + "---|" * len(timesteps),

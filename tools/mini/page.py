@@ -67,10 +67,10 @@ def distance_part(figures: Figures) -> str:
         lines.append(f"| {name} | {cell} |")
     return (
         "The accuracy of a classifier on samples is not their quality: a broken picture can be told, too. "
-        f"Kernel distance (KID: unbiased, polynomial kernel of degree 3) of the class tokens of "
-        f"{figures['features']} at {figures['side']} pixels, which knows neither model nor data; the mean of {figures['blocks']} blocks "
-        f"with Student's 95 % interval (guidance {figures['guidance']}, {figures['steps']} steps); 0 is the "
-        "same distribution.\n\n" + "\n".join(lines) + "\n"
+        "Kernel distance (KID: unbiased, polynomial kernel of degree 3) of the class tokens of "
+        f"{figures['features']} at {figures['side']} pixels, which knows neither model nor data; the mean of "
+        f"{figures['blocks']} blocks with Student's 95 % interval (guidance {figures['guidance']}, "
+        f"{figures['steps']} steps); 0 is the same distribution.\n\n" + "\n".join(lines) + "\n"
     )
 
 
