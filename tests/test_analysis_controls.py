@@ -97,6 +97,8 @@ def test_a_k_sae_that_knows_the_classes_beats_every_control(tmp_path) -> None:
     for control in entry["controls"].values():
         low, high = control["majority"]["difference"]["interval"]
         assert 0 < low < control["majority"]["difference"]["value"] < high
+    low, high = entry["intervals"]["majority"]
+    assert low < entry["values"]["majority"] < high
     _, value = controls.strongest(entry)
     assert value == max(one["majority"]["value"] for one in entry["controls"].values())
     assert entry["values"]["majority"] > value

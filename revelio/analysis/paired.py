@@ -30,6 +30,7 @@ from revelio.stats import t_quantile
 
 ORDERS = 30
 FREEDOM = 15
+OVER_IMAGES = f"over random halves and quarters of the images ({ORDERS} orders)"
 # The subsets of a random order of the images: its two halves, then its four quarters.
 PARTS = (2, 4)
 
@@ -109,10 +110,7 @@ def against(
 
 def method(confidence: float) -> str:
     """How the intervals of :func:`against` are made, in words."""
-    return (
-        f"random halves and quarters of the images ({ORDERS} orders), {confidence:.0%} for all controls "
-        "together"
-    )
+    return f"{OVER_IMAGES}, {confidence:.0%} for all controls together"
 
 
 def verdict(intervals: Mapping[str, Sequence[float]], better: int) -> str:
