@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from time import process_time
 from typing import Any
@@ -29,7 +29,7 @@ JUDGE_EPOCHS = 3
 # Pictures a class whose generation the denoiser's k-SAEs are trained on.
 TRAIN_PICTURES = 6
 # Pictures of a target: (caption, seed) of prompts that name it, and how many of the others' captions.
-SPLITS = {"choose": (2, 1, 3), "judge": (4, 2, 9)}
+SPLITS = {"choose": (2, 1, 3), "judge": (4, 2, 9), "seeds": (4, 1, 9)}
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,13 @@ class Method:
     negative: bool = False
 
 
+@cache
+def _pipeline_layers(model: str) -> PipelineLayers:
+    pipeline = load_backbone(model).pipeline()  # type: ignore[attr-defined]
+    pipeline.set_progress_bar_config(disable=True)
+    return PipelineLayers(pipeline, model)
+
+
 PLAIN = Method("plain", "baseline", lambda _target, _strength: nullcontext())
 
 
@@ -63,7 +70,7 @@ class Setting:
         fashion: Fashion-MNIST's idx files.
         model: the model's name.
         denoiser_layers: whose latents are edited.
-        seed: of all noise, k-SAEs and halves.
+        seed: of the noise of what is judged.
         pictures_a_class: drawn to train the denoiser's k-SAEs on.
     """
 
@@ -76,15 +83,13 @@ class Setting:
 
     @cached_property
     def layers(self) -> PipelineLayers:
-        """The model's pipeline."""
-        pipeline = load_backbone(self.model).pipeline()  # type: ignore[attr-defined]
-        pipeline.set_progress_bar_config(disable=True)
-        return PipelineLayers(pipeline, self.model)
+        """The model's pipeline, the same for every setting of a model."""
+        return _pipeline_layers(self.model)
 
     @property
     def judge_path(self) -> Path:
-        """Where the judge is kept: with several seeds, beside their folders."""
-        return (self.work.parent if self.seed else self.work) / "judge.pt"
+        """Where the judge is kept."""
+        return self.work / "judge.pt"
 
     @cached_property
     def judge(self) -> torch.nn.Sequential:
@@ -138,7 +143,7 @@ class Setting:
     def training_prompts(self) -> list[tuple[str, str, int]]:
         """What is drawn to train the denoiser's k-SAEs: as many of each class, with other seeds."""
         return [
-            (CAPTIONS[word][index % 8], word, 100 + index // 8)
+            (CAPTIONS[word][index % 8], word, 100 + index)
             for word in WORDS
             for index in range(self.pictures_a_class)
         ]
@@ -152,7 +157,8 @@ class Setting:
         return self._path(method, strength, split).exists()
 
     def _path(self, method: Method, strength: float, split: str) -> Path:
-        return self.work / split / f"{method.name}@{strength:g}.npz".replace(" ", "-")
+        more = f"-seed{self.seed}" if self.seed else ""
+        return self.work / split / f"{method.name}@{strength:g}{more}.npz".replace(" ", "-")
 
     def pictures(self, method: Method, strength: float, split: str) -> tuple[np.ndarray, float]:
         """The pictures of all targets (targets n 32 32), out of the cache where they are there.
@@ -187,7 +193,8 @@ class Setting:
     def drawn(self, method: Method, strength: float, split: str) -> dict[str, Drawn]:
         """The pictures of each target, judged."""
         images, seconds = self.pictures(method, strength, split)
-        plain, _ = self.pictures(PLAIN, 1.0, split)
+        # Strengths are chosen by rates alone.
+        plain = images if split == "choose" else self.pictures(PLAIN, 1.0, split)[0]
         apart = np.abs(images / 255 - plain / 255).mean(axis=(2, 3))
         grey = torch.from_numpy(images).flatten(0, 1)[:, None]
         seen = [WORDS[index] for index in judge(self.judge, grey).tolist()]
