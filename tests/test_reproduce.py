@@ -11,11 +11,12 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from backbones_helpers import tiny_sd
+from backbones_helpers import tiny_if, tiny_sd
 from PIL import Image
 from test_sae_distributed import torchrun
 
 import revelio.pipelines.reproduce_rows as pipeline
+from revelio.activations.store import ActivationStore
 from revelio.analysis.config import PurityConfig
 from revelio.analysis.paired import image_subsets
 from revelio.cli import main
@@ -144,6 +145,17 @@ def test_classifiers_pictures_and_maps(made: ReproduceConfig, tmp_path: Path) ->
     (maps,) = reproduce("figure10", config, sizes=TINY).result["rows"]
     assert len(maps["shows"]) == 4 and all(0 < share <= 1 for share in maps["shows"].values())
     assert next(tmp_path.glob("*/rows/pca*/pca/sheet.png")).stat().st_size > 0
+
+
+def test_a_model_on_pixels_has_no_latents_to_cache(made: ReproduceConfig, tmp_path: Path) -> None:
+    config = replace(made, model=(f"if-i-l={tiny_if(tmp_path / 'tiny-if')}",), seeds=1)
+    rows = [one for one in our_rows(item("figure8").rows, config) if one.row.model == "if-i-l"]
+    shared = Shared(config, TINY, tmp_path / "out", rows, silent)
+    store = ActivationStore.open(shared.store(rows[0], "test"))
+    assert len(store) == 12 and store.manifest["layer"] == "bottleneck"
+    assert sorted(path.name for path in (tmp_path / "out/sets/tiny-if-images/test").iterdir()) == [
+        "none"
+    ]
 
 
 def test_scores_of_llava_bench_stand_beside_the_papers(tmp_path: Path) -> None:
