@@ -1,12 +1,12 @@
-"""The extractions of `reproduce table2a` (four layers, one timestep) against four separate ones; and its plan.
+"""The extraction of `reproduce table2a` (four layers, one timestep) against four separate ones; its plan.
 
     python benchmarks/reproduce.py --images 400 --json reproduce.json
 
 `shared` is what `reproduce` does: an image is encoded once, and one pass gives all layers. `separate` is our
 own extraction of a layer at a time, cut after the layer. `as released` is a plain loop a layer: encode, the
 whole U-Net, a hook (the paper's code, one layer a process; the loading of the model is not counted for it).
-All on the same pictures, batch and model, by turns; the least of the rounds counts. Then the whole table is
-run, and its seconds stand beside those that its plan said beforehand at what this machine sustains.
+All on the same pictures, batch and model; the least of the rounds counts, in seconds of the processor. Then
+the whole table is run, and its seconds stand beside those that its plan said beforehand.
 """
 
 import argparse
@@ -73,9 +73,9 @@ def timed(work: Callable[[Path], None], rounds: int) -> float:
     found = []
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as folder:
-            begun = time.perf_counter()
+            begun = time.process_time()
             work(Path(folder))
-            found.append(time.perf_counter() - begun)
+            found.append(time.process_time() - begun)
     return min(found)
 
 
@@ -103,9 +103,9 @@ def main() -> None:
             out=Path(folder) / "out", data=data, scale="mini", seeds=1, teraflops=flags.teraflops
         )
         plan = plan_item("table2a", config)
-        begun = time.perf_counter()
+        begun = time.process_time()
         reproduce("table2a", config)
-        table = time.perf_counter() - begun
+        table = time.process_time() - begun
     found = {
         "model": flags.model,
         "images": flags.images,
