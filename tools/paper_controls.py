@@ -1,0 +1,149 @@
+"""What stands beside the paper's tables in small: linear probes of the same stores, and Diff-C on raw pixels.
+
+Both are compared on the same images, so that small differences can be told apart; verdicts hold together, by
+Holm's correction (:mod:`revelio.stats`).
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from revelio.activations.store import ActivationStore
+from revelio.advisor.measures import right_by_linear
+from revelio.data.dataset import ImageDataset
+from revelio.diffc.config import FitConfig
+from revelio.diffc.fit import fit, right_of
+from revelio.diffc.pixels import PixelsBackbone
+from revelio.pipelines.reproduce_parts import Shared
+from revelio.reproduce.rows import OurRow
+from revelio.stats import paired, percent, rounded, told_apart, trainings95
+
+# Training images, and pixels a side, of the comparison with raw pixels.
+IMAGES, SIDES, SEEDS = (500, 3000), (16, 32), 5
+# Ways to part the images of a probe in five.
+PARTINGS = 3
+# Stores that differ in one thing, by the folder of their set.
+GROUPS = {
+    "mini-sd, Fashion-MNIST: layers at t = 25": ("mini-sd-fashion-mnist", "*-t25-empty-d0"),
+    "mini-sd, Fashion-MNIST: timesteps at up_ft1": ("mini-sd-fashion-mnist", "up_ft1-*-empty-d0"),
+    "mini-dit, Fashion-MNIST: blocks at t = 25": ("mini-dit-fashion-mnist", "*-t25-empty-d0"),
+    "mini-sd-photo, Caltech-101: layers at t = 25": ("mini-sd-photo-caltech101", "*-t25-empty-d0"),
+    "mini-sd-photo, Caltech-101: timesteps at bottleneck": (
+        "mini-sd-photo-caltech101",
+        "bottleneck-*-empty-d0",
+    ),
+}
+
+
+def layer_probes(root: Path) -> dict[str, Any]:
+    """Linear probes, tested in five parts, of all pooled stores that `reproduce` left in ``root``."""
+    found: dict[str, Any] = {}
+    for title, (folder, pattern) in GROUPS.items():
+        paths = sorted((root / "sets" / folder / "train" / "mean").glob(pattern))
+        stores = [ActivationStore.open(path) for path in paths]
+        if len(stores) > 1:
+            found[title] = _group(stores)
+    return found
+
+
+def _group(stores: Sequence[ActivationStore]) -> dict[str, Any]:
+    labels = stores[0].labels
+    assert labels is not None and all(store.ids == stores[0].ids for store in stores)
+    told = labels.numpy()
+    right = {
+        store.path.name: np.stack(
+            [right_by_linear(store.tensor().numpy(), told, seed) for seed in range(PARTINGS)]
+        )
+        for store in sorted(stores, key=lambda one: one.manifest["timestep"])
+    }
+    return {
+        "images": len(told),
+        "chance": float(np.bincount(told).max() / len(told)),
+        "rows": _compared(right),
+    }
+
+
+def _compared(right: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Each accuracy with its interval, and its paired difference to the best."""
+    best = max(right, key=lambda name: right[name].mean())
+    others = [name for name in right if name != best]
+    gaps = [paired(right[name], right[best]) for name in others]
+    said = dict(zip(others, zip(gaps, told_apart(gaps), strict=True), strict=True))
+    rows = []
+    for name, each in right.items():
+        values = each.mean(1).tolist()
+        row: dict[str, Any] = {"name": name}
+        row |= rounded(float(each.mean()), trainings95(values, each.shape[1]))
+        if name in said:
+            gap, verdict = said[name]
+            row |= {"to_best": rounded(gap.value, gap.interval), "verdict": f"{verdict} the best"}
+        rows.append(row)
+    return rows
+
+
+def against_pixels(
+    shared: Shared, ours: OurRow, config: FitConfig, told: Callable[[str], None]
+) -> dict[str, Any]:
+    """Diff-C on a layer's grids and on raw pixels, same images and settings, several seeds.
+
+    Args:
+        shared: of an item that has the row.
+        ours: the row whose grids are taken.
+        config: how the classifier is trained.
+        told: is told what is at work.
+    """
+    stores = [ActivationStore.open(shared.store(ours, part)) for part in ("train", "test")]
+    labels = [store.labels for store in stores]
+    assert labels[0] is not None and labels[1] is not None
+    grids = {f"{ours.layers[0]}, t = {ours.row.timestep}": [store.tensor() for store in stores]}
+    grids |= {
+        f"pixels, {side} x {side}": list(_pixels(shared.images(ours), side)) for side in SIDES
+    }
+    config = replace(config, seeds=SEEDS, device="cpu")
+    found: dict[str, Any] = {"seeds": SEEDS, "test images": len(labels[1])}
+    for count in IMAGES:
+        some = torch.linspace(0, len(labels[0]) - 1, count).long()
+        right = {}
+        for name, (train, test) in grids.items():
+            told(f"{name} on {count} images")
+            report = fit(train[some], labels[0][some], test, labels[1],
+                         classes=stores[0].classes, config=config)  # fmt: skip
+            right[name] = right_of(report)
+        found[f"{count} training images"] = _compared(right)
+    return found
+
+
+def _pixels(parts: Sequence[ImageDataset], side: int) -> Iterator[Tensor]:
+    model = PixelsBackbone(64, side)
+    for images in parts:
+        pictures = torch.stack([model.transform(images.read(n)) for n in range(len(images))])
+        yield model.activations(model.encode(pictures), images.ids, ["pixels"])["pixels"]
+
+
+def controls_page(probes: Mapping[str, Any], pixels: Mapping[str, Any]) -> str:
+    """Both as Markdown."""
+    lines = ["## Linear probes of the same stores", ""]
+    for title, group in probes.items():
+        head = f"{group['images']:,} images, five parts; chance {100 * group['chance']:.1f} %"
+        lines += [f"{title} ({head})", "", *_table(group["rows"]), ""]
+    if pixels:
+        seeds, tested = pixels["seeds"], pixels["test images"]
+        lines += ["## Diff-C on the model's grids and on raw pixels, Fashion-MNIST", ""]
+        lines += [f"{seeds} trainings each, {tested:,} test images, the same for all.", ""]
+        for title, rows in pixels.items():
+            if isinstance(rows, list):
+                lines += [title, "", *_table(rows), ""]
+    return "\n".join(lines)
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = ["| | top-1 % | minus the best | |", "| --- | --- | --- | --- |"]
+    for row in rows:
+        gap = percent(row["to_best"]) if "to_best" in row else ""
+        lines.append(f"| {row['name']} | {percent(row)} | {gap} | {row.get('verdict', 'best')} |")
+    return lines
