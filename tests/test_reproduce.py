@@ -256,6 +256,25 @@ def test_a_row_that_can_not_run_is_named_with_what_it_lacks(
     assert table.result["orderings"][0]["verdict"] == "not judged"
 
 
+def test_pictures_that_no_row_can_take_are_one_line_and_a_rerun_goes_on(
+    made: ReproduceConfig, tmp_path: Path
+) -> None:
+    flat, pair = tmp_path / "flat", tmp_path / "pair"
+    flat.mkdir()
+    for number, path in enumerate(sorted(Path(made.data.source).rglob("*.png"))):
+        (flat / f"{number}.png").write_bytes(path.read_bytes())
+        folder = pair / ("few" if number < 2 else path.parent.name)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number}.png").write_bytes(path.read_bytes())
+    config = replace(made, out=tmp_path / "out", seeds=1, data=DataConfig(source=str(flat)))
+    first = reproduce("table2c", config, sizes=TINY).result["rows"][0]
+    assert "flat has no labels: rows of the paper need class folders" in first["missing"]
+    # A class of two images: one trains, one tests.
+    again = replace(config, data=DataConfig(source=str(pair)))
+    rows = reproduce("table9", again, sizes=TINY).result["rows"]
+    assert rows[0]["images"] == {"train": 47, "validation": 0, "test": 13} and rows[0]["value"] >= 0
+
+
 @pytest.mark.parametrize("scale", ["full", "mini"])
 @pytest.mark.parametrize("name", items())
 def test_the_plan_of_every_item(
