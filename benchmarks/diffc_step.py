@@ -1,26 +1,37 @@
 """A training step of Diff-C from stored grids against one that makes its grids on-line, as the paper's does.
 
     python benchmarks/diffc_step.py --json diffc_step.json
-    python benchmarks/diffc_step.py --model mini-sd-photo --source my/photos
+    python benchmarks/diffc_step.py --sd15 256 --batch 2 --width 1024 --steps 2 --json diffc_step_sd15.json
 
 Both train the same head in the same batches by the same loop; on-line every batch goes through picture, crop,
 VAE and the U-Net up to the layer, stored grids are read from their store. They take turns; medians a
 step, of the processor's time.
 `released` is what the code that came with the paper does: the whole U-Net whatever the layer. For SD-1.5 at
-512 px, whose passes no CPU makes in reasonable time, the ratio of multiplications is said beside.
+512 px, the ratio of multiplications is said beside; `--sd15` times its shapes with random weights.
 """
 
 import argparse
 import json
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from statistics import median
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from extraction import UNET, VAE, FixedText, backbone_of, pictures, random_model
 
 from revelio.activations.extract import extract
+from revelio.backbones.diffusion.schedule import reference_schedule
+from revelio.backbones.diffusion.vae import LatentSpace
+from revelio.backbones.loading import frozen
 from revelio.backbones.registry import load_backbone
+from revelio.data.dataset import ImageDataset
 from revelio.data.open import open_dataset
 from revelio.diffc.config import FitConfig, GridsConfig
 from revelio.diffc.fit import Task, start_seed
@@ -54,10 +65,49 @@ def seconds(run: Iterator[StepState], count: int) -> list[float]:
     return found
 
 
+def ratios(
+    images: ImageDataset, backbones: Mapping[str, Any], layer: str, flags: argparse.Namespace
+) -> dict[str, Any]:
+    """Milliseconds a step from stored grids and from each backbone at work, and their ratios."""
+    config = GridsConfig(layer=layer)
+    with tempfile.TemporaryDirectory() as folder:
+        cut = backbones["on-line"]
+        [path] = extract(images, cut, Path(folder), layers=[layer], timesteps=[25], pool="none",
+                         batch_size=flags.batch)  # fmt: skip
+        stored, _ = open_stores([path], memory_gb=0.5)
+        sources: dict[str, GridSource] = {"stored": stored}
+        sources |= {name: live_grids(images, each, config) for name, each in backbones.items()}
+        runs = {
+            name: steps(source, images.classes, flags.width, flags.batch)
+            for name, source in sources.items()
+        }
+        for run in runs.values():
+            list(islice(run, 2))
+        times: dict[str, list[float]] = {name: [] for name in runs}
+        for _ in range(max(1, flags.steps // 5)):
+            for name, run in runs.items():
+                times[name] += seconds(run, min(5, flags.steps))
+    found = {name: round(1000 * median(each), 2) for name, each in times.items()}
+    fast = {f"times as fast as {n}": round(found[n] / found["stored"], 1) for n in backbones}
+    print(layer, found, fast, flush=True)
+    return {"milliseconds a step": found} | fast
+
+
+def sd15(side: int) -> Any:
+    """SD-1.5 with random weights, cut after up_ft1."""
+    unet = random_model(lambda: UNet2DConditionModel(**UNET), torch.float32, torch.device("cpu"))
+    vae = random_model(lambda: AutoencoderKL(**VAE), torch.float32, torch.device("cpu"))
+    unet, vae = (frozen(one, torch.device("cpu"), convolutional=True) for one in (unet, vae))
+    latents, schedule = LatentSpace(vae, "sd-1.5", 64), reference_schedule("scaled_linear")
+    text = FixedText(torch.float32, torch.device("cpu"))
+    return backbone_of(unet, latents, text, schedule, ["up_ft1"], side)
+
+
 def main() -> None:
     """Time the steps, and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="mini-sd")
+    parser.add_argument("--sd15", type=int, metavar="SIDE", help="SD-1.5 at so many pixels instead")
     parser.add_argument("--source", default="samples")
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--batch", type=int, default=16)
@@ -65,38 +115,20 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="of each, after two to warm up")
     parser.add_argument("--json", type=Path)
     flags = parser.parse_args()
-    images = open_dataset(flags.source).spread(flags.images)
     by_layer = {}
-    for layer in LAYERS:
-        cut, whole = load_backbone(flags.model, layers=[layer]), load_backbone(flags.model)
-        config = GridsConfig(layer=layer)
-        with tempfile.TemporaryDirectory() as folder:
-            [path] = extract(images, cut, Path(folder), layers=[layer], timesteps=[25], pool="none")
-            stored, _ = open_stores([path], memory_gb=0.5)
-            runs = {
-                name: steps(source, images.classes, flags.width, flags.batch)
-                for name, source in (
-                    ("stored", stored),
-                    ("on-line", live_grids(images, cut, config)),
-                    ("released", live_grids(images, whole, config)),
-                )
-            }
-            for run in runs.values():
-                list(islice(run, 2))
-            times: dict[str, list[float]] = {name: [] for name in runs}
-            for _ in range(flags.steps // 5):
-                for name, run in runs.items():
-                    times[name] += seconds(run, 5)
-            found = {name: round(1000 * median(each), 2) for name, each in times.items()}
-        by_layer[layer] = {
-            "milliseconds a step": found,
-            "times as fast as on-line": round(found["on-line"] / found["stored"], 1),
-            "times as fast as released": round(found["released"] / found["stored"], 1),
-        }
-        print(layer, by_layer[layer], flush=True)
+    if flags.sd15:
+        noise = pictures(2 * flags.batch)
+        labels = [number % 2 for number in range(len(noise))]
+        images = replace(noise, labels=labels, classes=("a", "b"))
+        by_layer["up_ft1"] = ratios(images, {"on-line": sd15(flags.sd15)}, "up_ft1", flags)
+    else:
+        images = open_dataset(flags.source).spread(flags.images)
+        for layer in LAYERS:
+            cut, whole = load_backbone(flags.model, layers=[layer]), load_backbone(flags.model)
+            by_layer[layer] = ratios(images, {"on-line": cut, "released": whole}, layer, flags)
     head = SD15["head"]
     result = {
-        "model": flags.model,
+        "model": f"SD-1.5 of random weights, {flags.sd15} px" if flags.sd15 else flags.model,
         "width": flags.width,
         "batch": flags.batch,
         "layers": by_layer,
