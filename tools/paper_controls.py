@@ -24,7 +24,7 @@ from revelio.reproduce.rows import OurRow
 from revelio.stats import paired, percent, rounded, told_apart, trainings95
 
 # Training images, and pixels a side, of the comparison with raw pixels.
-IMAGES, SIDES, SEEDS = (500, 3000), (16, 32), 5
+IMAGES, SIDES, SEEDS = (500, 3000), (16,), 3
 # Ways to part the images of a probe in five.
 PARTINGS = 3
 # Stores that differ in one thing, by the folder of their set.
