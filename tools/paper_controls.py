@@ -22,6 +22,7 @@ from revelio.diffc.pixels import PixelsBackbone
 from revelio.pipelines.reproduce_parts import Shared
 from revelio.reproduce.rows import OurRow
 from revelio.stats import paired, percent, rounded, told_apart, trainings95
+from revelio.trust import read_object
 
 # Training images, and pixels a side, of the comparison with raw pixels.
 IMAGES, SIDES, SEEDS = (500, 3000), (16,), 3
@@ -147,3 +148,67 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         gap = percent(row["to_best"]) if "to_best" in row else ""
         lines.append(f"| {row['name']} | {percent(row)} | {gap} | {row.get('verdict', 'best')} |")
     return lines
+
+
+def speed_page(benchmarks: Path) -> str:
+    """What `benchmarks/` measured of this part, a line each, from the JSON files that are there."""
+    there = (path for path in (benchmarks / f"{name}.json" for name in _SPEED) if path.is_file())
+    lines = [_SPEED[path.stem](read_object(path)) for path in there]
+    return "\n".join(["## Speed", "", "Seconds are the processor's, of one core.", "", *lines, ""])
+
+
+def _shared_line(found: dict[str, Any]) -> str:
+    table = found["the whole table"]
+    return (
+        f"- `benchmarks/reproduce.py`: the extraction of table2a, {found['images']} images, is "
+        f"{found['times as fast as separate']} times as fast as four of our own that end at their layer, "
+        f"{found['times as fast as released']} times as four whole passes with the VAE again. The table took "
+        f"{table['seconds, one training a layer']:g} s; its plan said "
+        f"{table['seconds that the plan said']:g} s at {table['at TFLOP/s']} TFLOP/s."
+    )
+
+
+def _step_line(found: dict[str, Any]) -> str:
+    ratios = [row["times as fast as on-line"] for row in found["layers"].values()]
+    span = f"{min(ratios)} to {max(ratios)}" if len(ratios) > 1 else f"{ratios[0]}"
+    (said,) = (value for name, value in found.items() if name.startswith("multiplications"))
+    return (
+        f"- `benchmarks/diffc_step.py`, {found['model']}, head of width {found['width']}: a step from stored "
+        f"grids is {span} times as fast as on-line (by multiplications of SD-1.5 at 512 px: "
+        f"{said['times as few as on-line']})."
+    )
+
+
+def _classifier_line(found: dict[str, Any]) -> str:
+    staged, loop, gap = (found[name] for name in ("staged", "plain loop", "staged minus loop"))
+    return (
+        f"- `benchmarks/diffusion_classifier.py`: staged and batched, {found['times as fast']} times as fast "
+        f"as the plain loop; {100 * staged['value']:.1f} and {100 * loop['value']:.1f} % of "
+        f"{staged['images']} images, a difference of {percent(gap)} points; the same answer on "
+        f"{found['agreement']:.0%}."
+    )
+
+
+def _advisor_line(found: dict[str, Any]) -> str:
+    times, same = found["times as few passes"], found["same recommendation"]
+    lost = found["points that the best of all has over the choice"]
+    return (
+        f"- `benchmarks/advisor.py`: {times['mean']} times as few passes as the full grid of "
+        f"{found['candidates']} candidates in {found['passes']} passes on {found['images']} images. Both "
+        f"recommend the very same candidate in {same['value']:.0%} of resamplings; full grids of two "
+        f"resamplings in {found['full grids of two resamplings agree']:.0%}: many candidates are as good. The "
+        f"choice was surely worse than the full grid's on its own images in "
+        f"{found[SURELY]} of them. Over all images the best candidate is {lost['race']} points above the "
+        f"race's choice, {lost['full grid']} above the full grid's, {lost['a candidate at random']} above one "
+        "at random."
+    )
+
+
+SURELY = "surely worse than the full grid's, on its own images"
+_SPEED: dict[str, Callable[[dict[str, Any]], str]] = {
+    "reproduce": _shared_line,
+    "diffusion_classifier": _classifier_line,
+    "diffc_step": _step_line,
+    "diffc_step_sd15": _step_line,
+    "advisor": _advisor_line,
+}

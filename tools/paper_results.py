@@ -23,7 +23,7 @@ from revelio.reproduce.picture import picture
 from revelio.reproduce.rows import SIZES, our_rows
 from revelio.run_dir import write_json
 from revelio.trust import read_json
-from tools.paper_controls import against_pixels, controls_page, layer_probes
+from tools.paper_controls import against_pixels, controls_page, layer_probes, speed_page
 
 DOCS = Path(__file__).parents[1] / "docs"
 ITEMS = ("table2a", "table2b", "table2d", "table3", "figure4", "figure6", "table8", "table9")
@@ -67,6 +67,7 @@ def main() -> None:
         write_json(path, found | {"sizes": to_plain(SMALL)})
     pages = [_part(result) for _, result in sorted(found["items"].items())]
     pages.append(controls_page(found.get("probes", {}), found.get("pixels", {})))
+    pages.append(speed_page(DOCS / "benchmarks"))
     write_whole(DOCS / "results.md", "\n".join([HEAD, *pages]))
 
 
