@@ -196,10 +196,10 @@ def _advisor_line(found: dict[str, Any]) -> str:
         f"- `benchmarks/advisor.py`: {times['mean']} times as few passes as the full grid of "
         f"{found['candidates']} candidates in {found['passes']} passes on {found['images']} images. Both "
         f"recommend the very same candidate in {same['value']:.0%} of resamplings; full grids of two "
-        f"resamplings in {found['full grids of two resamplings agree']:.0%}: many candidates are as good. The "
-        f"choice was surely worse than the full grid's on its own images in "
-        f"{found[SURELY]} of them. Over all images the best candidate is {lost['race']} points above the "
-        f"race's choice, {lost['full grid']} above the full grid's, {lost['a candidate at random']} above one "
+        f"resamplings in {found['full grids of two resamplings agree']:.0%}: many candidates are as good. "
+        f"The choice was surely worse than the full grid's on its own images in {found[SURELY]} of them. "
+        f"Over all images the best candidate is {lost['race']} points above the race's choice, "
+        f"{lost['full grid']} above the full grid's, {lost['a candidate at random']} above one "
         "at random."
     )
 

@@ -8,6 +8,7 @@ trained on; a fifth of them is held out for Diff-C. Rows that are done are not r
 """
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,8 @@ def main() -> None:
         else:
             found["items"][name] = reproduce(name, config, print_line, sizes=SMALL).result
         write_json(path, found | {"sizes": to_plain(SMALL)})
-    pages = [_part(result) for _, result in sorted(found["items"].items())]
+    pages = [_findings(found["items"])]
+    pages += [_part(result) for _, result in sorted(found["items"].items())]
     pages.append(controls_page(found.get("probes", {}), found.get("pixels", {})))
     pages.append(speed_page(DOCS / "benchmarks"))
     write_whole(DOCS / "results.md", "\n".join([HEAD, *pages]))
@@ -87,6 +89,29 @@ def pixels(config: ReproduceConfig) -> dict[str, Any]:
 
 
 CONTROLS = {"probes": probes, "pixels": pixels}
+
+
+def _findings(items: Mapping[str, Any]) -> str:
+    """All verdicts, what does not hold first, and what the controls say of the k-SAEs."""
+    said: dict[str, list[str]] = {"does not hold": [], "not settled": [], "holds": []}
+    for name, result in sorted(items.items()):
+        for one in result["orderings"]:
+            if one["verdict"] in said:
+                line = f"- {name}: {one['text']} (probability {one['probability']:.2f}, "
+                said[one["verdict"]].append(line + f"by chance {one['by_chance']:.2f})")
+    judged = [
+        row["controls"] for one in items.values() for row in one["rows"] if row.get("controls")
+    ]
+    beaten = sum(verdict.startswith("beaten") for verdict in judged)
+    lines = ["## What holds of the paper's orderings", ""]
+    lines += [
+        f"By sigma_label {beaten} of {len(judged)} k-SAEs are beaten by a dictionary that learned nothing "
+        "(most often by rows of the data themselves): their purity is that of the activations.",
+        "",
+    ]
+    for verdict, found in said.items():
+        lines += [f"{verdict.capitalize()}:", "", *(found or ["- none"]), ""]
+    return "\n".join(lines)
 
 
 def _part(result: dict[str, Any]) -> str:
