@@ -105,8 +105,8 @@ def _findings(items: Mapping[str, Any]) -> str:
     beaten = sum(verdict.startswith("beaten") for verdict in judged)
     lines = ["## What holds of the paper's orderings", ""]
     lines += [
-        f"By sigma_label {beaten} of {len(judged)} k-SAEs are beaten by a dictionary that learned nothing "
-        "(most often by rows of the data themselves): their purity is that of the activations.",
+        f"In {beaten} of {len(judged)} rows of k-SAEs a dictionary that learned nothing (most often rows of "
+        "the data themselves) is purer by sigma_label than the k-SAE.",
         "",
     ]
     for verdict, found in said.items():
