@@ -37,9 +37,10 @@ from revelio.diffc.config import FitConfig, GridsConfig
 from revelio.diffc.fit import Task, start_seed
 from revelio.diffc.inputs import live_grids, open_stores
 from revelio.diffc.model import head_macs
-from revelio.diffc.sources import GridSource
+from revelio.diffc.sources import GridSource, TensorGrids
 from revelio.diffc.train import StepState
 
+PAPERS_BATCH = 16
 LAYERS = ("bottleneck", "up_ft0", "up_ft1", "up_ft2")
 # SPEC section 6, GMAC of an image at 512 px: VAE, the U-Net up to up_ft1, all of it; the head's forward pass
 # is a third of its step.
@@ -93,6 +94,22 @@ def ratios(
     return {"milliseconds a step": found} | fast
 
 
+def at_papers_batch(found: dict[str, Any], flags: argparse.Namespace) -> dict[str, Any]:
+    """The ratio at the paper's batch: a measured step of the head, and as many images' passes as measured."""
+    side = flags.sd15 // 16
+    labels = [number % 2 for number in range(2 * PAPERS_BATCH)]
+    grids = TensorGrids([torch.randn(len(labels), 1280, side, side)], labels)
+    head = 1000 * min(seconds(steps(grids, ("a", "b"), flags.width, PAPERS_BATCH), 2))
+    times = found["milliseconds a step"]
+    passes = PAPERS_BATCH * (times["on-line"] - times["stored"]) / flags.batch
+    return {
+        f"milliseconds of a stored step of {PAPERS_BATCH} images": round(head, 2),
+        f"times as fast as on-line with {PAPERS_BATCH} images a step": round(
+            (passes + head) / head, 1
+        ),
+    }
+
+
 def sd15(side: int) -> Any:
     """SD-1.5 with random weights, cut after up_ft1."""
     unet = random_model(lambda: UNet2DConditionModel(**UNET), torch.float32, torch.device("cpu"))
@@ -121,6 +138,7 @@ def main() -> None:
         labels = [number % 2 for number in range(len(noise))]
         images = replace(noise, labels=labels, classes=("a", "b"))
         by_layer["up_ft1"] = ratios(images, {"on-line": sd15(flags.sd15)}, "up_ft1", flags)
+        by_layer["up_ft1"] |= at_papers_batch(by_layer["up_ft1"], flags)
     else:
         images = open_dataset(flags.source).spread(flags.images)
         for layer in LAYERS:

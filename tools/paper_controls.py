@@ -171,11 +171,17 @@ def _shared_line(found: dict[str, Any]) -> str:
 def _step_line(found: dict[str, Any]) -> str:
     ratios = [row["times as fast as on-line"] for row in found["layers"].values()]
     span = f"{min(ratios)} to {max(ratios)}" if len(ratios) > 1 else f"{ratios[0]}"
+    large = [
+        value
+        for name, value in found["layers"].get("up_ft1", {}).items()
+        if "images a step" in name
+    ]
+    more = f", {large[0]} times with 16 images a step" if large else ""
     (said,) = (value for name, value in found.items() if name.startswith("multiplications"))
     return (
         f"- `benchmarks/diffc_step.py`, {found['model']}, head of width {found['width']}: a step from stored "
-        f"grids is {span} times as fast as on-line (by multiplications of SD-1.5 at 512 px: "
-        f"{said['times as few as on-line']})."
+        f"grids is {span} times as fast as on-line with {found['batch']} images a step{more} (by "
+        f"multiplications of SD-1.5 at 512 px: {said['times as few as on-line']})."
     )
 
 

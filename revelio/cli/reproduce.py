@@ -7,8 +7,8 @@
     torchrun --nproc-per-node 8 -m revelio reproduce table7
 
 Rows share extractions, and a stopped table goes on with the next row when the command is run again. Several
-processes share the extractions, then each takes its own rows. Writes <out>/<scale>-<mode>/<item>.json, <item>.md
-and <item>.svg. A row that can't run is listed with what it lacks.
+processes share the extractions, then each takes its own rows. Writes <out>/<scale>-<mode>/<item>.json,
+<item>.md and <item>.svg. A row that can't run is listed with what it lacks.
 """
 
 from dataclasses import dataclass
