@@ -289,7 +289,7 @@ class ExportConfig:
     model: str
     """A finished model: the `final` folder of a run, or a hub id."""
 
-    form: ExportForm
+    form: ExportForm = "merged"
     """`merged` folds the adapter into the language model; `llava` and `transformers` write the projectors
     under the names that they read."""
 
