@@ -70,6 +70,8 @@ class TowerConfig:
         tokens: ``flatten`` (a token a grid cell), ``pool`` (average), or ``conv`` (the paper's block).
         budget: tokens an image; the grid's cells for ``flatten``, a square number for ``pool``.
         width: of the tokens that ``conv`` makes; the others keep the layer's.
+        normalize: bring each token to mean 0 and deviation 1 before the linear layers. Towers' layers differ
+            in scale by a factor of ten and more, and the quietest learns slowest.
         dtype: of the tower's weights.
         revision: of a hub id.
     """
@@ -84,6 +86,7 @@ class TowerConfig:
     tokens: Tokens = "flatten"
     budget: Count = 256
     width: Count = 1024
+    normalize: bool = False
     dtype: Dtype = "float32"
     revision: str | None = None
 
