@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 
 from llava_ext.config import IGNORE_INDEX
 from llava_ext.model import LlavaModel
+from llava_ext.projector import token_raster
 from revelio.backbones.hooks import edit, hooked
 from revelio.sae.model import KSparseAutoencoder
 from revelio.seeds import generator
@@ -64,6 +66,12 @@ class ModelLayers:
         if layer not in found:
             raise KeyError(f"no layer {layer!r}: choose from {', '.join(found)}")
         return found[layer]
+
+
+def raster(model: LlavaModel, layer: str) -> tuple[int, int]:
+    """Rows and columns of the cells that a layer's tokens of a picture stand for."""
+    number = int(layer[-1]) if not layer.startswith("block") else 0
+    return token_raster(model.settings.towers[number], model.shapes[number].grid)
 
 
 def log_probabilities(model: LlavaModel, batch: Batch) -> Float[Tensor, " b"]:
@@ -223,7 +231,7 @@ def ablation_check(
     for number, batch in enumerate(batches):
         found = attribute(model, batch, layer, ksae)
         top = [each.chosen(torch.arange(min(count, len(each)))) for each in found]
-        random = [_others(each, count, seed, number, i) for i, each in enumerate(found)]
+        random = [random_pairs(each, count, seed, number, i) for i, each in enumerate(found)]
         with torch.no_grad():
             before = log_probabilities(model, batch)
         for name, removed in (("top", top), ("random", random)):
@@ -238,8 +246,8 @@ def ablation_check(
     }
 
 
-def _others(found: Effects, count: int, *key: int) -> Effects:
-    """Random pairs of those that are not among the top."""
+def random_pairs(found: Effects, count: int, *key: int) -> Effects:
+    """As many random pairs of latent and token, of those that are not among the top ``count``."""
     order = torch.randperm(max(0, len(found) - count), generator=generator("ablation", *key))
     return found.chosen(count + order[:count])
 
@@ -258,7 +266,7 @@ def read_edits(
     """
     found = []
     for text in edits:
-        layer, latent, strength = (text.split(":") + ["", ""])[:3]
+        layer, latent, strength = [*text.split(":"), "", ""][:3]
         if text.count(":") != 2 or not latent.isdecimal():
             raise ValueError(
                 f"edit {text!r}: give LAYER:LATENT:STRENGTH, or LAYER:LATENT:{OFF} to ablate it"
@@ -299,12 +307,11 @@ def read_ksaes(given: Sequence[str]) -> dict[str, KSparseAutoencoder]:
     Raises:
         ValueError: one is of another form, or holds no k-SAE.
     """
-    from revelio.sae.io.saved import find_ksae
-
     found = {}
     for text in given:
-        layer, equals, folder = text.partition("=")
-        if not equals or not folder:
+        layer, _, folder = text.partition("=")
+        if not layer or not folder:
             raise ValueError(f"k-SAE {text!r}: give LAYER=FOLDER, such as tower0=runs/ksae")
-        found[layer] = KSparseAutoencoder.from_pretrained(find_ksae(folder))
+        run = Path(folder) / "final"  # of a run's folder
+        found[layer] = KSparseAutoencoder.from_pretrained(run if run.is_dir() else folder)
     return found
