@@ -197,6 +197,14 @@ def test_an_advice_is_whole_and_a_stopped_one_goes_on(made, tmp_path, capsys):
         advise(config, stop)
     first = {p: p.stat().st_mtime_ns for p in (config.out / "activations").rglob("*.safetensors")}
     assert first and not (config.out / "report.json").exists()
+    picture = made / "images" / "ant" / "0.png"
+    before = picture.read_bytes()
+    picture.write_bytes((made / "images" / "bee" / "0.png").read_bytes())
+    try:
+        with pytest.raises(ValueError, match="was started with another set of images"):
+            advise(replace(config, resume=True))
+    finally:
+        picture.write_bytes(before)
     found = advise(replace(config, resume=True))
     assert all(path.stat().st_mtime_ns == time for path, time in first.items())
     whole = advise(config_of(made, tmp_path / "whole"))

@@ -24,7 +24,7 @@ from revelio.advisor.halving import Round, halve, sizes
 from revelio.advisor.heat_map import heat_map, short
 from revelio.advisor.measures import Measured, measure, nested_order
 from revelio.backbones.base import Backbone
-from revelio.backbones.prompts import CAPTIONS, FIXED, prompt_texts
+from revelio.backbones.prompts import CAPTIONS, FIXED, captions_sha256, prompt_texts
 from revelio.backbones.registry import load_backbone
 from revelio.bounds import check_fields
 from revelio.config import completed, to_yaml
@@ -83,8 +83,8 @@ def advise(config: AdviseConfig, progress: Report = silent) -> Advice:
         complete=completed(config),
     )
     try:
+        run.add_input("set of images", _identity(config, dataset))
         if not run.finished:
-            run.add_input("images", {"dataset": dataset.name, "count": len(dataset)})
             _Advisor(config, dataset, progress).write(run.path)
             run.finish()
     finally:
@@ -105,6 +105,13 @@ def _chosen(config: AdviseConfig) -> ImageDataset:
         raise ValueError(f"{printable(dataset.name)} has {len(dataset)} images: give 10 or more")
     order = nested_order(dataset.labels, len(dataset), config.seed)
     return dataset.subset(order[: config.most_images])
+
+
+def _identity(config: AdviseConfig, dataset: ImageDataset) -> dict[str, Any]:
+    """What a resumed run must have been started with."""
+    texts = captions_sha256(config.prompts)
+    about = {"dataset": dataset.name, "count": len(dataset), "classes": list(dataset.classes)}
+    return about | {"sha256": dataset.contents(), "captions_sha256": texts}
 
 
 def _check_classes(dataset: ImageDataset, most: int) -> None:
