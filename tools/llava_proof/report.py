@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 from llava_ext.checkpoint import load_model
 from llava_ext.dataset import ConversationDataset
 from llava_ext.llava_json import image_names, read_records
+from llava_ext.stage_checkpoints import TRAINED, checkpoint_step
 from llava_ext.tower_cache import CachedGrids
 from llava_ext.towers import load_towers
-from llava_ext.training import TRAINED, checkpoint_step
 from revelio.run_dir import read_json, sha256, versions, write_json
 from revelio.stats import percent
 from tools.llava_proof.proof import CLASSES, Places, photos
