@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from files_helpers import bury, bury_partials, contents, killed_at, results
 from llava_train_helpers import losses, pretrain, tiny_project, write_data
 from safetensors.torch import load_file, save_file
 
-from llava_ext.config import ModelConfig
+from llava_ext.config import ModelConfig, PretrainConfig
 from llava_ext.run import run
 from llava_ext.stage_checkpoints import (
     FILES,
@@ -106,7 +107,7 @@ def test_every_kill_of_a_stage_is_resumed_to_the_same(project, tmp_path, monkeyp
     run(pretrain(project, tmp_path / "whole", stage=SHORT))
     expected = comparable(tmp_path / "whole")
     assert {Path(name).parts[1] for name in expected if "checkpoint-" in name} == {"checkpoint-3"}
-    first, step = map(int, os.environ.get("REVELIO_KILLS", "13 29").split())  # "1 1": all of them
+    first, step = map(int, os.environ.get("REVELIO_KILLS", "13 41").split())  # "1 1": all of them
     for number in range(first, 1000, step):
         out = tmp_path / str(number)
         config = pretrain(project, out, stage=SHORT)
@@ -132,49 +133,59 @@ def comparable(out: Path) -> dict[str, object]:
     return found
 
 
-@pytest.mark.parametrize(
-    "kind", ["torn state", "no weights", "byte", "shape", "hash", "other file"]
-)
-def test_a_damaged_checkpoint_is_passed_over_or_named(project, tmp_path, kind: str) -> None:
+@pytest.fixture(scope="module")
+def stopped(project, tmp_path_factory) -> Path:
+    """A run with two checkpoints that was stopped at the end of the third step."""
+    out = tmp_path_factory.mktemp("stopped") / "run"
+    run(pretrain(project, out, stage=SHORT | {"keep": 2}))
+    (out / "report.json").unlink()
+    return out
+
+
+@pytest.fixture
+def again(project, stopped, tmp_path) -> PretrainConfig:
+    """The run once more, in a folder of its own."""
+    shutil.copytree(stopped, tmp_path / "run")
+    (tmp_path / "run" / "config.yaml").write_text(
+        (stopped / "config.yaml").read_text().replace(str(stopped), str(tmp_path / "run"))
+    )
     config = pretrain(project, tmp_path / "run", stage=SHORT | {"keep": 2})
-    run(config)
-    (config.out / "report.json").unlink()  # as a kill at the end leaves it
-    last, before = (config.out / "checkpoints" / f"checkpoint-{step}" for step in (3, 2))
-    again = replace(config, resume=True)
-    if kind == "torn state":  # of the first versions, which wrote no list of files
-        (last / FILES).unlink()
-        (last / STATE).write_text((last / STATE).read_text()[:40])
-        assert last_checkpoint(config.out) == before
-    elif kind == "no weights":
-        (last / TRAINED).unlink()
-        assert last_checkpoint(config.out) == before
-    elif kind == "other file":
-        (last / "notes.txt").write_text("mine")
-        (before / "notes.txt").write_text("mine")
-    elif kind in ("byte", "hash"):
-        path = last / (TRAINED if kind == "byte" else "optimizer.pt")
-        data = bytearray(path.read_bytes())
-        data[-3] ^= 1
-        path.write_bytes(data)
-        with pytest.raises(
-            ValueError, match=rf"{path.name} is not what the run wrote: remove check"
-        ):
-            run(again)
-        return
-    elif kind == "shape":
+    return replace(config, resume=True)
+
+
+def test_a_checkpoint_that_is_not_whole_is_passed_over(again: PretrainConfig) -> None:
+    last, before = (again.out / "checkpoints" / f"checkpoint-{step}" for step in (3, 2))
+    expected = comparable(again.out)
+    (last / TRAINED).unlink()
+    assert last_checkpoint(again.out) == before
+    (last / FILES).unlink()  # the first versions wrote none: a state that was cut
+    (last / STATE).write_text((last / STATE).read_text()[:40])
+    assert last_checkpoint(again.out) == before
+    for folder in (last, before):
+        (folder / "notes.txt").write_text("mine")
+    run(again)
+    found = comparable(again.out)
+    assert {one: found.get(one) for one in expected} == expected
+    notes = {one for one in found if one.endswith("notes.txt")}
+    assert notes == {f"checkpoints/checkpoint-{step}/notes.txt" for step in (2, 3)}
+
+
+@pytest.mark.parametrize("name", [TRAINED, "optimizer.pt", "shape"])
+def test_a_damaged_checkpoint_is_named(again: PretrainConfig, name: str) -> None:
+    last = again.out / "checkpoints" / "checkpoint-3"
+    if name == "shape":  # of the first versions, which noted no hashes
         (last / FILES).unlink()
         weights = load_file(last / TRAINED)
-        name = max(weights, key=lambda one: weights[one].ndim)
-        save_file({**weights, name: weights[name][:1].contiguous()}, last / TRAINED)
-        with pytest.raises(ValueError, match=f"`{name}` has shape"):
-            run(again)
-        return
-    run(again)
-    assert len(losses(config.out)) == 3
-    kept = {name for name in contents(config.out / "checkpoints") if name.endswith("notes.txt")}
-    assert kept == (
-        {f"checkpoint-{n}/notes.txt" for n in (2, 3)} if kind == "other file" else set()
-    )
+        key = max(weights, key=lambda one: weights[one].ndim)
+        save_file({**weights, key: weights[key][:1].contiguous()}, last / TRAINED)
+        said = f"`{key}` has shape"
+    else:
+        data = bytearray((last / name).read_bytes())
+        data[-3] ^= 1
+        (last / name).write_bytes(data)
+        said = f"{name} is not what the run wrote: remove checkpoint-3"
+    with pytest.raises(ValueError, match=said):
+        run(again)
 
 
 def test_rotation_leaves_what_is_not_the_runs_own(tmp_path) -> None:

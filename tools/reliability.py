@@ -32,7 +32,10 @@ sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "tests"), str(ROOT)]
 DOCS = ROOT / "docs"
 # Of each part in the long form and in the quick one.
 INPUTS = (1100, 15)
-KILLS = ({"extract": 12, "train-ksae": 12, "train-diffc": 12, "demo": 2}, {"train-diffc": 1})
+KILLS = (
+    {"extract": 12, "train-ksae": 12, "train-diffc": 12, "zero-shot": 6, "demo": 2},
+    {"train-diffc": 1},
+)
 DISKS = (5, 1)
 TWINS = (3, 1)
 # Every so many file operations. tests/test_files_kills.py does all of the two trainings'; a gallery's are
@@ -41,6 +44,8 @@ CRASHES = (
     {
         **{"extract": 1, "top-images": 1, "eval-diffc": 1, "purity": 1, "score": 1},
         **{"train-ksae": 2, "train-diffc": 2, "pca-maps": 2, "gallery": 15},
+        **{"zero-shot": 1, "extract-text": 2, "concept": 1, "steer": 2, "probe": 1, "locality": 1},
+        **{"advise": 17, "reproduce": 5},
     },
     {"top-images": 7},
 )
@@ -55,6 +60,9 @@ WRITERS = (
     "gallery",
     "pca-maps",
     "eval-diffc",
+    "zero-shot",
+    "extract-text",
+    "concept",
 )
 
 
@@ -63,7 +71,8 @@ Each was given to the command line in a process of its own. Code run: a module, 
 with the input ran. Outside: a file outside the output was opened for writing, or somebody else's was read.
 Different: it ended well with other tensors than the honest input gives (compared for stores and runs, where
 damage can be told from an edit). Exit: a status other than 0 and 2.
-Hang: 30 s. Memory: 1 GiB more than at the start. Lines: the refusal was not one printable line.
+Hang: 30 s of its own time, or 300 s on the clock. Memory: 1 GiB more than at the start. Lines: the refusal
+was not one printable line.
 """
 STOPS_TEXT = """\
 How many there were, and after how many the next run of the command (`--resume` where there is one) gave the
