@@ -50,7 +50,7 @@ WRITTEN_FILES = {
     ("name-latents", "out"),
     ("name-latents", "cache"),
     ("locality", "out"),
-    ("score", "json"),
+    ("score", "out"),
     ("judge", "out"),
     ("judge", "cache"),
     ("answer", "out"),

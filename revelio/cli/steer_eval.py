@@ -6,7 +6,7 @@ k-SAE (--means), a random direction of the same norm.
 
     revelio steer-eval --concept runs/dress --prompts prompts.csv --target dress --judge clip-vit-b-32 \\
         --means runs/dress-means --out runs/eval
-    revelio steer-eval --layer up_ft0 --ksae K --latents 13 487 --prompts P \\
+    revelio steer-eval --layer up_ft0 --ksae K --latent-values 13 487 --prompts P \\
         --target dress --judge my:see --out O
 """
 

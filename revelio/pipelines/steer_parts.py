@@ -86,8 +86,10 @@ def build_edits(layers: PipelineLayers, config: EditConfig) -> list[Edit]:
         KeyError: an unknown layer.
         ValueError: nothing to edit, or something that does not fit the model.
     """
-    if not config.concept and not (config.layer and config.ksae and config.latents):
-        raise ValueError("nothing to steer by: give a concept, or all of layer, ksae and latents")
+    if not config.concept and not (config.layer and config.ksae and config.latent_values):
+        raise ValueError(
+            "nothing to steer by: give a concept, or all of layer, ksae and latent_values"
+        )
     edits: list[Edit] = []
     for folder in config.concept:
         concept = Concept.load(folder)
@@ -101,10 +103,12 @@ def build_edits(layers: PipelineLayers, config: EditConfig) -> list[Edit]:
         else:
             values = dict.fromkeys(concept.latents, 0.0)
             edits.append(_of_latents(layers, config, concept.layer, values))
-    if config.latents:
+    if config.latent_values:
         if config.layer is None:
             raise ValueError("whose latents? give their layer")
-        edits.append(_of_latents(layers, config, config.layer, parse_latents(config.latents, 0.0)))
+        edits.append(
+            _of_latents(layers, config, config.layer, parse_latents(config.latent_values, 0.0))
+        )
     return edits
 
 
