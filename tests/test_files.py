@@ -17,7 +17,7 @@ from files_helpers import contents
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from revelio import files
+from revelio import files, lock
 from revelio.diffc.cache import CacheSettings, drop_cache, fill_cache
 from revelio.diffc.sources import TensorGrids
 from revelio.files import (

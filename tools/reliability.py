@@ -18,7 +18,11 @@ import shutil
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -89,6 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=DOCS, help="where reliability.json and .md go")
     parser.add_argument("--inputs", type=int, help=f"hostile inputs (default {INPUTS[0]})")
     parser.add_argument("--seed", type=int, default=0, help="of the inputs and the kills")
+    parser.add_argument("--processes", type=int, default=1, help="that share the hostile inputs")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="only these")
     parser.add_argument(
         "--every", type=int, default=1, help="of the crash points, only every so many"
@@ -134,6 +139,24 @@ def campaign(options: argparse.Namespace, path: Path) -> None:
                 os.environ[name] = value
 
 
+def shared_attacks(made: Any, inputs: int, seed: int, processes: int) -> dict[str, Any]:
+    """Hostile inputs by kind, shared out over processes, each with a seed of its own."""
+    seeds = [seed + 1000 * number for number in range(processes)]
+    # Forked, so that what the cases start from is imported and written once.
+    with ProcessPoolExecutor(processes, get_context("fork")) as pool:
+        share = -(-inputs // processes)
+        first, *others = pool.map(partial(attacks, made, share), seeds)
+    for kind, row in ((kind, row) for found in others for kind, row in found.items()):
+        for name, value in row.items():
+            if name == "faults":
+                first[kind][name] = dict(Counter(first[kind][name]) + Counter(value))
+            elif name in ("longest_s", "memory_mib"):
+                first[kind][name] = max(first[kind][name], value)
+            else:
+                first[kind][name] += value
+    return first
+
+
 def attacks(made: Any, inputs: int, seed: int) -> dict[str, Any]:
     """Hostile inputs by kind."""
     from campaign.attacks import attack
@@ -159,7 +182,9 @@ def parts(made: Any, options: argparse.Namespace) -> dict[str, Callable[[], Any]
     writers = WRITERS[3:4] if quick else WRITERS
     steps = {name: step * options.every for name, step in CRASHES[quick].items()}
     return {
-        "inputs": lambda: attacks(made, options.inputs or INPUTS[quick], options.seed),
+        "inputs": lambda: shared_attacks(
+            made, options.inputs or INPUTS[quick], options.seed, options.processes
+        ),
         "kills": lambda: by_command(
             KILLS[quick], lambda name: kills(made, name, KILLS[quick][name], rng)
         ),
