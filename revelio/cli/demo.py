@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from revelio.pipelines.demo.config import DemoConfig
-from revelio.trust import printable
 
 if TYPE_CHECKING:
     from revelio.pipelines.demo.run import Demo
@@ -33,7 +32,7 @@ def run(config: Config) -> None:
     with Bar("demo") as bar:
         made = run_demo(config, bar)
     for row in made.report["findings"]:
-        print(f"  {row['value']:>16}  {printable(row['text'])}")
+        print(f"  {row['value']:>16}  {row['text']}")
     print(f"\nReport   {made.path / 'report.html'}  (numbers: report.json)")
     print(f"Gallery  {made.path / 'gallery' / 'index.html'}")
     print(_next(config, made))

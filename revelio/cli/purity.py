@@ -15,7 +15,6 @@ Intervals are 95 % bootstrap intervals over latents; those of differences from c
 from dataclasses import dataclass
 
 from revelio.analysis.config import MeasurePurityConfig
-from revelio.trust import printable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +39,7 @@ def run(config: Config) -> None:
                 f"{entry['layer']}: majority share {entry['majority_share']:.0%}; {in_words(entry)}"
             )
     lines += dict.fromkeys(f"note: {note}" for entry in made.entries for note in entry["notes"])
-    print("\n".join(map(printable, lines)))
+    print("\n".join(lines))
     print(f"wrote {made.path} (intervals: 95 % bootstrap over latents)")
     store, ksae = (*config.store, "STORE")[0], (*config.ksae, "KSAE")[0]
     print(following("gallery", "--top", config.top[0], "--store", store, "--ksae", ksae))
