@@ -52,7 +52,7 @@ WRITTEN_FILES = {
     ("name-latents", "cache"),
     ("steer-eval", "cache"),
     ("locality", "out"),
-    ("score", "json"),
+    ("score", "out"),
     ("judge", "out"),
     ("judge", "cache"),
     ("answer", "out"),

@@ -69,7 +69,7 @@ Gallery.latentView = (() => {
   function steer(latent, found) {
     if (!meta.model || !meta.layer || !found.top.length) return null;
     const strengths = meta.cells ? "0 1 2 4" : "0 10 20 40";
-    const line = `revelio steer --backbone.name ${meta.model} --ksae KSAE --latents ${latent.id}:${found.top[0][1]} --operation add --strength ${strengths} --texts "a photo" --images-per-prompt 4 --out steered-${latent.id}`;
+    const line = `revelio steer --backbone.name ${meta.model} --ksae KSAE --latent-values ${latent.id}:${found.top[0][1]} --operation add --strength ${strengths} --texts "a photo" --images-per-prompt 4 --out steered-${latent.id}`;
     return h("section", {}, h("h2", {}, "Draw with more of it"), h("p", { class: "command" }, h("code", {}, line)));
   }
 
