@@ -1,7 +1,7 @@
 """A k-SAE's measures beside those of its controls, and several trainings of one recipe as one."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -17,23 +17,25 @@ Told = Callable[[str], object]
 
 def judge(
     models: Mapping[str, KSparseAutoencoder],
-    rows: Float[Tensor, "images d"],
+    rows: Float[Tensor, "images d"] | Float[Tensor, "images c d"],
     labels: Int64[Tensor, " images"] | None,
     *,
     confidence: float = 0.95,
     seed: int = 0,
     source: Source = None,
+    over: Literal["max", "mean"] = "max",
     progress: Told | None = None,
 ) -> dict[str, Any]:
     """Every measure of a k-SAE beside its controls: plain values, fit for JSON.
 
     Args:
         models: the k-SAE first, then the controls, by name.
-        rows: activations of held-out images.
+        rows: activations of held-out images, or of all their cells.
         labels: their classes; without them only label-free measures are taken.
         confidence: of all intervals of a measure together.
         seed: of the halves and the subsets of the images.
         source: which input of the k-SAE the rows are of, for one that normalizes by store.
+        over: what the codes of an image's cells come to for the image.
         progress: told the name of each model before it is measured.
 
     Returns:
@@ -46,7 +48,7 @@ def judge(
     for name, model in models.items():
         if progress is not None:
             progress(name)
-        codes[name] = encoded(model, rows, source)
+        codes[name] = encoded(model, rows, source, over)
         found[name] = measures_of(codes[name], images)
     first, *controls = models
     entries = {

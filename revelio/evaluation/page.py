@@ -14,7 +14,9 @@ def page(result: Mapping[str, Any]) -> str:
 def _lines(result: Mapping[str, Any]) -> Iterator[str]:
     yield "# k-SAEs beside their controls"
     yield ""
-    yield f"{result['images']:,} held-out images of {result['store']}."
+    over = result["over"]
+    of = "" if over == "pooled" else f" Codes of an image: the {over} over its cells."
+    yield f"{result['images']:,} held-out images of {result['store']}.{of}"
     yield f"Intervals of differences: {result['interval_method']}."
     for name, entry in result["ksaes"].items():
         yield from ("", f"## {name}", "", *rows(entry["measures"]))

@@ -1,7 +1,7 @@
 """Judge k-SAEs on held-out images, each beside its controls."""
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from revelio.activations.store import ActivationStore
+from revelio.analysis.config import OverCells
 from revelio.analysis.paired import against, image_subsets, method
-from revelio.analysis.top_images import check_width, pooled
+from revelio.analysis.top_images import check_width, own_over, pooled
 from revelio.bounds import check_fields
 from revelio.config import read_yaml, structure
 from revelio.evaluation.config import EvalSAEConfig
@@ -32,6 +33,7 @@ from revelio.run_dir import sha256, versions, write_json
 from revelio.sae.config import TrainSAEConfig
 from revelio.sae.io.saved import WEIGHTS
 from revelio.sae.model import KSparseAutoencoder
+from revelio.trust import printable
 
 if TYPE_CHECKING:
     from revelio.evaluation.loss_recovered import Replace
@@ -60,8 +62,9 @@ def eval_sae(config: EvalSAEConfig, progress: Report = silent) -> dict[str, Any]
     check_fields(config)
     check_replaceable(config.out, MAKER, (RESULT, PAGE))
     with claimed(config.out):
-        store = ActivationStore.open(config.store)
         models = {path: open_sae(path, "cpu", progress) for path in config.ksae}
+        config = replace(config, over=_over(config, models))
+        store = _opened(config.store, config)
         for path, model in models.items():
             check_width(model, store)
             if config.trained_controls or (config.planted and path == config.ksae[0]):
@@ -73,11 +76,12 @@ def eval_sae(config: EvalSAEConfig, progress: Report = silent) -> dict[str, Any]
         result = {
             "store": config.store.resolve().name,
             "store_sha256": store.sha256,
-            "images": len(store),
+            "images": store.images,
+            "over": config.over,
             "interval_method": method(config.confidence),
             "ksaes": entries,
             **_together(config, models, entries, rows, source),
-            **_planted(config, store.row_shape[0], len(source), progress),
+            **_planted(config, models[config.ksae[0]].d, len(source), progress),
             "notes": notes + ([] if store.labels is not None else [UNLABELLED]),
             "made_from": {path: _sha256(path) for path in models},
             "versions": versions(),
@@ -101,25 +105,54 @@ def _sha256(path: str) -> str | None:
     return None if folder is None else sha256(folder / WEIGHTS)
 
 
-def _rows(store: ActivationStore) -> Float[Tensor, "images d"]:
-    return torch.cat([pooled(batch) for _, batch in store.batches(1024)])
+def _over(config: EvalSAEConfig, models: Mapping[str, KSparseAutoencoder]) -> OverCells:
+    """What an image's code is of, the same for all k-SAEs.
+
+    Raises:
+        ValueError: some were trained on cells and some were not, and the config does not say.
+    """
+    own = {path: own_over(model) for path, model in models.items()}
+    if config.over is None and len(set(own.values())) > 1:
+        cells = next(path for path, over in own.items() if over != "pooled")
+        raise ValueError(
+            f"{printable(cells)} was trained on cells, others on pooled activations: judge them apart, or "
+            "choose what an image's code is of (over)"
+        )
+    return config.over or next(iter(own.values()))
+
+
+def _opened(path: Path, config: EvalSAEConfig) -> ActivationStore:
+    """A store of whole images or, where codes are of cells, of cells."""
+    store = ActivationStore.open(path, cells=config.over != "pooled")
+    if config.over != "pooled":
+        _ = store.cells_an_image  # or it says that there are none
+    return store
+
+
+def _rows(
+    store: ActivationStore, over: OverCells | None
+) -> Float[Tensor, "images d"] | Float[Tensor, "images c d"]:
+    if over == "pooled":
+        return torch.cat([pooled(batch) for _, batch in store.batches(1024)])
+    starts = range(0, store.images, 64)
+    return torch.cat([store.image_cells(at, min(at + 64, store.images)) for at in starts])
 
 
 def _activations(config: EvalSAEConfig, store: ActivationStore) -> tuple[Tensor, Tensor, list[str]]:
-    """The held-out activations, those that controls are made of, and what is to be said of them.
+    """The held-out activations, those that controls are made of (a row each), and what is to be said of them.
 
     Raises:
         ValueError: images in both, or too few.
     """
-    if len(store) < TOO_FEW:
-        raise ValueError(f"{config.store} holds {len(store)} images: measures need {TOO_FEW} up")
-    rows = _rows(store)
+    if store.images < TOO_FEW:
+        raise ValueError(f"{config.store} holds {store.images} images: measures need {TOO_FEW} up")
+    rows = _rows(store, config.over)
     if config.train_store is None:
         text = (
             "no training store was given: controls are made of the held-out activations themselves"
         )
-        return rows, rows, [text]
-    train = ActivationStore.open(config.train_store)
+        return rows, rows.flatten(0, -2), [text]
+    train = _opened(config.train_store, config)
     if train.row_shape[0] != store.row_shape[0]:
         raise ValueError(
             f"{config.train_store} has {train.row_shape[0]} channels, {config.store} {store.row_shape[0]}: "
@@ -129,11 +162,11 @@ def _activations(config: EvalSAEConfig, store: ActivationStore) -> tuple[Tensor,
     shared = len(set(train.ids) & set(store.ids)) if same else 0
     if shared and config.overlap == "stop":
         raise ValueError(
-            f"{shared:,} of the {len(store):,} images of {config.store} are in {config.train_store} too: "
+            f"{shared:,} of the {store.images:,} images of {config.store} are in {config.train_store} too: "
             "hold out other images, or set overlap to allow"
         )
-    notes = [f"{shared:,} of {len(store):,} images are training images"] if shared else []
-    return rows, _rows(train), notes
+    notes = [f"{shared:,} of {store.images:,} images are training images"] if shared else []
+    return rows, _rows(train, config.over).flatten(0, -2), notes
 
 
 def _judged(
@@ -155,6 +188,7 @@ def _judged(
         confidence=config.confidence,
         seed=config.seed,
         source=store.manifest,
+        over="mean" if config.over == "mean" else "max",
         progress=lambda name: progress(Progress(f"{path}: measuring {name}")),
     )
     if config.loss_images:
@@ -301,7 +335,7 @@ def _losses(
     dataset = open_dataset(config.data)
     known = set(store.ids)
     places = [i for i, name in enumerate(dataset.ids) if name in known][: config.loss_images]
-    if len(places) < min(config.loss_images, len(store)):
+    if len(places) < min(config.loss_images, store.images):
         raise ValueError(
             f"{len(places)} of the images of {config.store} are in {config.data.source}: give the data set "
             "that it was extracted from"
@@ -314,6 +348,7 @@ def _losses(
             batch.ids,
             about["timestep"],
             replacements,
+            cells=config.over != "pooled",
             seed=about["seed"],
         )
         for batch in batches(dataset, backbone.transform, config.batch_size, indices=places)
