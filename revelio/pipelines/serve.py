@@ -242,7 +242,12 @@ class _Handler(BaseHTTPRequestHandler):
             more = f'<script src="{SCRIPT}"></script>\n</body>'
             self._send(page.replace("</body>", more).encode(), "text/html; charset=utf-8")
         else:
-            kinds = {".js": "text/javascript", ".css": "text/css", ".jpg": "image/jpeg"}
+            kinds = {
+                ".js": "text/javascript",
+                ".css": "text/css",
+                ".jpg": "image/jpeg",
+                ".html": "text/html",
+            }
             kind = kinds.get(Path(name).suffix, "application/json")
             self._send((self.folder / name).read_bytes(), f"{kind}; charset=utf-8")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from revelio.activations.config import ExtractRunConfig
 from revelio.backbones.config import BackboneConfig
 from revelio.data.config import DataConfig
+from revelio.data.open import open_dataset
 from revelio.pipelines import Report
 from revelio.pipelines.extract import extract_to
 from revelio.pipelines.train_sae import train_sae
@@ -15,9 +16,9 @@ from revelio.sae.config import Rows, SweepConfig, TrainSAEConfig
 SEEDS = (0, 1, 2)
 ARMS: dict[str, Rows] = {"pooled": "images", "cells": "cells"}
 # Rows that every k-SAE sees, and its latents a dimension: the same whether rows are images or cells.
-STEPS, BATCH, EXPANSION, K = 300, 1024, 8, 16
-# Held-out images whose maps are measured.
-MAPPED = 200
+STEPS, BATCH, EXPANSION, K = 150, 1024, 8, 16
+# Grey values below it are ground.
+GROUND = 16
 
 
 @dataclass(frozen=True)
@@ -155,3 +156,22 @@ class Work:
             resume=True,
         )
         return [made.path for made in train_sae(config, report)]
+
+    def masks(self, setting: Setting) -> Path | None:
+        """A mask an image of Fashion-MNIST, whose ground is black: the garment's class where it is not.
+
+        Photographs have none here: what is ground and what is not would need someone to draw it.
+        """
+        if setting.data != "fashion-mnist":
+            return None
+        folder = self.folder / setting.name / "masks"
+        pictures = open_dataset(self.data(setting, "test"))
+        for place, (name, label) in enumerate(
+            zip(pictures.ids, pictures.labels or (), strict=True)
+        ):
+            path = folder / f"{name}.png"
+            if not path.is_file():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                grey = pictures.read(place).convert("L")
+                grey.point([0] * GROUND + [label + 1] * (256 - GROUND)).save(path)
+        return folder
