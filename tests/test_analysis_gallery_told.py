@@ -86,7 +86,7 @@ def test_the_data_holds_names_measures_and_the_other_gallery(made):
     shown = {one["name"]: one for one in data["measures"]}
     assert shown["Agreement with noise draw 1"]["of"][0] == found["draws"][0]["value"]
     assert shown["Spatial entropy"]["chance"][0] == entropy["chance"]["value"]
-    assert shown["Cosine of its partner in another run"]["of"][0] == 1.0
+    assert shown["Partner of cosine above 0.7 in another run"]["of"][0] == 1.0
     [other] = data["beside"]
     assert "t = 200" in other["title"] and "rows" not in other
     beside = made / "gallery" / "beside" / "0"

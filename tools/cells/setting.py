@@ -73,11 +73,11 @@ SETTINGS = (
     ),
     Setting(
         "fashion", "mini-sd on Fashion-MNIST", "mini-sd", "fashion-mnist",
-        PHOTO_LAYERS, "up_ft1", (25, 200, 500),
+        PHOTO_LAYERS, "up_ft1", (25, 200),
     ),
     Setting(
         "vit", "vit-s-14-focus on Caltech-101", "vit-s-14-focus", "caltech101",
-        ("block11",), "block11", images=(1200, 600), image_size=112,
+        ("block11",), "block11", images=(800, 400), image_size=112,
     ),
 )  # fmt: skip
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from revelio.analysis.redundancy import PARTNER
 from revelio.trust import printable, read_object
 
 # What a measure of locality is called on a page.
@@ -15,7 +16,7 @@ SHOWN = {
     "spatial_entropy": "Spatial entropy",
     "half_area": "Area above half its maximum",
     "masks": "IoU with the class that fits best",
-    "partners": "Cosine of its partner in another run",
+    "partners": f"Partner of cosine above {PARTNER} in another run",
     "mirrored": "Agreement, image mirrored",
     "shifted": "Agreement, image shifted",
 }
@@ -120,7 +121,8 @@ def _entries(result: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]
     if "masks" in result:
         found["masks"] = result["masks"]["mean"]
     if "partners" in result:
-        found["partners"] = result["partners"]
+        shares = [float(cosine > PARTNER) for cosine in result["partners"]["of_latents"]]
+        found["partners"] = result["partners"] | {"of_latents": shares}
     for name, shown in SHOWN.items():
         if name in found:
             yield shown, found[name]

@@ -51,7 +51,7 @@
     return [h("h2", {}, "Locality and stability"),
       h("table", { class: "controls" }, h("tr", { class: "quiet" }, ["", "mean over latents", "chance"].map((text) => h("th", { scope: "col" }, text))),
         data.measures.map(({ name, of, chance }) => h("tr", {}, h("th", { scope: "row" }, name), h("td", {}, said(of)), h("td", {}, said(chance))))),
-      h("p", { class: "quiet" }, "With 95 % intervals, as `revelio locality` measured them. Of partners, the share of latents whose cosine is above 0.7.")];
+      h("p", { class: "quiet" }, "With 95 % intervals, as `revelio locality` measured them.")];
   }
 
   function changed() {
