@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from revelio.pipelines.demo.charts import Series, bar_chart, line_chart
+from revelio.charts import Series, bar_chart, line_chart
 
 ROOT = Path(__file__).parents[1] / "revelio"
 NASTY = '</title></text></script><img src=x onerror="alert(1)">\'&'

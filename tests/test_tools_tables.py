@@ -1,4 +1,4 @@
-"""README's measured part is what the JSON says."""
+"""README's measured part and docs/measured.md are what the JSON says."""
 
 from pathlib import Path
 
@@ -6,10 +6,12 @@ from tools.tables import (
     demo_tables,
     fvu_line,
     ksae_lines,
+    ksae_summary,
     llava_fusion_line,
     llava_mini_line,
     llava_train_line,
     measured,
+    summary,
     top_images_line,
 )
 
@@ -40,10 +42,12 @@ def test_tables_hold_the_numbers_of_the_report() -> None:
     assert "1.5 minutes" in text and "chance 0.250" in text
 
 
-def test_readme_is_up_to_date() -> None:
+def test_readme_and_the_measured_page_are_up_to_date() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     part = readme.split("<!-- measured:", 1)[1].split("\n", 1)[1].split("<!-- /measured -->")[0]
-    assert part == measured(ROOT / "docs")
+    assert part == summary(ROOT / "docs")
+    page = (ROOT / "docs" / "measured.md").read_text(encoding="utf-8")
+    assert page == measured(ROOT / "docs")
 
 
 def test_the_k_sae_benchmarks_are_read_as_they_are_written() -> None:
@@ -59,6 +63,8 @@ def test_the_k_sae_benchmarks_are_read_as_they_are_written() -> None:
     lines = ksae_lines({"d": 1280, "n": 81920, "k": 32, "machines": machines})
     assert "| avx2 | 256 | 15.0x | 12.0x |  | 1.5x | 2.84 and 4.95 | 7.5x |" in lines
     assert "| amx | 256 | 15.0x | 12.0x | 4.3x | 1.7x | 2.84 and 4.95 | 7.5x |" in lines
+    ranges = ksae_summary({"d": 1280, "n": 81920, "k": 32, "machines": machines})
+    assert "avx2 15 to 15 times; amx 15 to 15 times (4.3 to 4.3)" in ranges
     memory = {"sparse": 0.1, "dense codes": 5.2, "streamed": 0.4, "dense": 7.2}
     ways = {way: {"gib_above_inputs": gib} for way, gib in memory.items()}
     times = {"sparse, times": 3.21, "streamed, times": 2.15, "m": 10, "rows": 7349, "n": 81920}

@@ -1,6 +1,7 @@
 """A k-SAE's measures beside those of its controls, and several trainings of one recipe as one."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from jaxtyping import Float, Int64
@@ -24,6 +25,7 @@ def judge(
     seed: int = 0,
     source: Source = None,
     over: Literal["max", "mean"] = "max",
+    others: Mapping[str, tuple[KSparseAutoencoder, Tensor]] | None = None,
     progress: Told | None = None,
 ) -> dict[str, Any]:
     """Every measure of a k-SAE beside its controls: plain values, fit for JSON.
@@ -36,6 +38,7 @@ def judge(
         seed: of the halves and the subsets of the images.
         source: which input of the k-SAE the rows are of, for one that normalizes by store.
         over: what the codes of an image's cells come to for the image.
+        others: controls of another backbone, with its activations of the same images.
         progress: told the name of each model before it is measured.
 
     Returns:
@@ -45,12 +48,13 @@ def judge(
     """
     images = held_out(rows, labels, image_subsets(len(rows), seed), seed)
     found, codes = {}, {}
-    for name, model in models.items():
+    here = {name: (model, rows) for name, model in models.items()}
+    for name, (model, own) in (here | dict(others or {})).items():
         if progress is not None:
             progress(name)
-        codes[name] = encoded(model, rows, source, over)
-        found[name] = measures_of(codes[name], images)
-    first, *controls = models
+        codes[name] = encoded(model, own, source if name in here else None, over)
+        found[name] = measures_of(codes[name], replace(images, rows=own))
+    first, *controls = found
     entries = {
         measure: against(
             ours,

@@ -210,7 +210,7 @@ def coverage(above: float) -> Callable[[Encoded, HeldOut], Measured | None]:
     def function(codes: Encoded, images: HeldOut) -> Measured | None:
         if images.labels is None or images.classes < 2:
             return None
-        fires = torch.stack([_detector(codes, images, one) for one in range(images.classes)])
+        fires = torch.stack([_fires(codes, images, one) for one in range(images.classes)])
         truth = images.labels[images.judged] == torch.arange(images.classes)[:, None]
 
         def covered(kept: Tensor) -> float:
@@ -224,7 +224,15 @@ def coverage(above: float) -> Callable[[Encoded, HeldOut], Measured | None]:
     return function
 
 
-def _detector(codes: Encoded, images: HeldOut, one: int) -> Bool[Tensor, " judged"]:
+def _fires(codes: Encoded, images: HeldOut, one: int) -> Bool[Tensor, " judged"]:
+    """On which judged images the class's detector fires."""
+    latent, threshold = detector(codes, images, one)
+    values = codes.matrix[:, [latent]].toarray().ravel()[images.judged.numpy()]
+    return torch.from_numpy(values >= threshold) & torch.from_numpy(values > 0)
+
+
+def detector(codes: Encoded, images: HeldOut, one: int) -> tuple[int, float]:
+    """The latent and the threshold of highest F1 for a class, on the half that is not judged."""
     assert images.labels is not None
     chosen = (~images.judged).numpy()
     truth = (images.labels == one).numpy()
@@ -239,8 +247,7 @@ def _detector(codes: Encoded, images: HeldOut, one: int) -> Bool[Tensor, " judge
         score, threshold = _best_threshold(values, positive)
         best = max(best, (score, -latent, threshold))
     _, latent, threshold = best
-    values = matrix[:, [-latent]].toarray().ravel()[~chosen]
-    return torch.from_numpy(values >= threshold) & torch.from_numpy(values > 0)
+    return -latent, threshold
 
 
 def _best_threshold(values: np.ndarray, positive: np.ndarray) -> tuple[float, float]:
