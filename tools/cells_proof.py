@@ -13,7 +13,7 @@ from pathlib import Path
 
 from revelio.pipelines import Progress
 from tools.cells.page import write_page
-from tools.cells.report import of_setting, report
+from tools.cells.report import report
 from tools.cells.setting import SETTINGS, Work
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
@@ -28,13 +28,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--fashion", type=Path, default=FASHION, help="Fashion-MNIST's idx files")
     parser.add_argument("--work", type=Path, default=Path("work/cells"))
     parser.add_argument("--docs", type=Path, default=Path("docs"))
-    parser.add_argument("--only", choices=[one.name for one in SETTINGS], help="measure it alone")
+    names = [one.name for one in SETTINGS]
+    parser.add_argument("--only", nargs="+", choices=names, default=names, help="these models")
     asked = parser.parse_args(arguments)
     work = Work(asked.work, {"caltech101": asked.caltech, "fashion-mnist": asked.fashion})
-    if asked.only:
-        of_setting(work, next(one for one in SETTINGS if one.name == asked.only), say)
-        return 0
-    write_page(work, report(work, say), asked.docs)
+    chosen = [one for one in SETTINGS if one.name in asked.only]
+    write_page(work, report(work, chosen, say), asked.docs)
     return 0
 
 

@@ -1,7 +1,7 @@
 """From stores to figures: both arms by `eval-ksae`'s measures and controls, locality, and the orderings."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
 
@@ -29,7 +29,6 @@ from tools.cells.setting import (
     BATCH,
     EXPANSION,
     SEEDS,
-    SETTINGS,
     STEPS,
     K,
     Setting,
@@ -52,10 +51,10 @@ CLAIMS: Mapping[str, tuple[Ordering, ...]] = {
 }
 
 
-def report(work: Work, say: Report) -> dict[str, Any]:
-    """Everything of all settings; what was measured before is read from the work folder."""
+def report(work: Work, settings: Sequence[Setting], say: Report) -> dict[str, Any]:
+    """Everything of some settings; what was measured before is read from the work folder."""
     sizes = {"steps": STEPS, "batch": BATCH, "expansion": EXPANSION, "k": K, "seeds": list(SEEDS)}
-    found = {one.name: of_setting(work, one, say) for one in SETTINGS}
+    found = {one.name: of_setting(work, one, say) for one in settings}
     return {"sizes": sizes, "settings": found, "versions": versions()}
 
 

@@ -67,7 +67,7 @@ def told(names: Path | None, locality: Path | None, ksae: Mapping[str, Any]) -> 
         ValueError: a file is of another k-SAE, or holds something else.
     """
     found = Told()
-    for path, read in ((names, _names), (locality, _locality)):
+    for path, read in ((names, _names), (locality, locality_measures)):
         if path is None:
             continue
         try:
@@ -96,7 +96,8 @@ def _names(result: Mapping[str, Any]) -> dict[str, Any]:
     return {"names": named}
 
 
-def _locality(result: Mapping[str, Any]) -> dict[str, Any]:
+def locality_measures(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of :class:`Told` that a result of `revelio locality` gives."""
     entries = dict(_entries(result))
     latents = [int(one) for one in result["latents"]]
     columns = [[_number(value) for value in one["of_latents"]] for one in entries.values()]
