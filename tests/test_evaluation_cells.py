@@ -71,7 +71,7 @@ def test_eval_ksae_judges_cells_as_the_ksae_was_trained(stores, tmp_path) -> Non
     assert probe[0] > 0.9 > probe[1]
     assert "the max over its cells" in (tmp_path / "cells" / "evaluation.md").read_text()
     both = EvalSAEConfig(**config, ksae=(pooled, cells), out=tmp_path / "both")
-    with pytest.raises(ValueError, match="cells was trained on cells, others on pooled"):
+    with pytest.raises(ValueError, match="cells was trained on cells, others on pooled rows"):
         eval_sae(both)
 
 
@@ -80,3 +80,19 @@ def test_a_store_of_vectors_is_refused_where_cells_are_asked(stores, tmp_path) -
     write_store(tmp_path / "flat", torch.randn(120, 8), [f"v{i}" for i in range(120)])
     with pytest.raises(ValueError, match="holds one vector an image, no cells"):
         eval_sae(EvalSAEConfig(store=tmp_path / "flat", ksae=(cells,), out=tmp_path / "out"))
+
+
+def test_controls_of_several_trainings_are_measured_once_and_are_the_same(stores, tmp_path) -> None:
+    cells, said = trained(stores, "cells"), []
+    config = EvalSAEConfig(
+        store=stores / "test", train_store=stores / "train", ksae=(cells,), out=tmp_path / "one"
+    )
+    alone = eval_sae(config, lambda step: said.append(step.message))["ksaes"][cells]
+    once = len([line for line in said if "measuring" in line])
+    other = str(stores / "cells" / "final")
+    both = eval_sae(
+        EvalSAEConfig(**vars(config) | {"ksae": (other, cells), "out": tmp_path / "two"}),
+        lambda step: said.append(step.message),
+    )
+    assert both["ksaes"][cells] == alone == both["ksaes"][other]
+    assert len([line for line in said if "measuring" in line]) == 2 * once + 1

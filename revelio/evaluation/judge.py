@@ -14,6 +14,8 @@ from revelio.sae.inputs import Source
 from revelio.sae.model import KSparseAutoencoder
 
 Told = Callable[[str], object]
+# How a model's latents fire, and its measures.
+Taken = tuple[dict[str, Any], dict[str, Measured]]
 
 
 def judge(
@@ -26,6 +28,7 @@ def judge(
     source: Source = None,
     over: Literal["max", "mean"] = "max",
     others: Mapping[str, tuple[KSparseAutoencoder, Tensor]] | None = None,
+    known: dict[str, Taken] | None = None,
     progress: Told | None = None,
 ) -> dict[str, Any]:
     """Every measure of a k-SAE beside its controls: plain values, fit for JSON.
@@ -39,6 +42,7 @@ def judge(
         source: which input of the k-SAE the rows are of, for one that normalizes by store.
         over: what the codes of an image's cells come to for the image.
         others: controls of another backbone, with its activations of the same images.
+        known: what was measured before of some of the models on these images; gets the rest.
         progress: told the name of each model before it is measured.
 
     Returns:
@@ -47,13 +51,16 @@ def judge(
         images is left out of the measures that need one; a measure that the k-SAE itself has not is left out.
     """
     images = held_out(rows, labels, image_subsets(len(rows), seed), seed)
-    found, codes = {}, {}
-    here = {name: (model, rows) for name, model in models.items()}
-    for name, (model, own) in (here | dict(others or {})).items():
+    known = {} if known is None else known
+    here = {name: (model, rows) for name, model in models.items()} | dict(others or {})
+    for name, (model, own) in here.items():
+        if name in known:
+            continue
         if progress is not None:
             progress(name)
-        codes[name] = encoded(model, own, source if name in here else None, over)
-        found[name] = measures_of(codes[name], replace(images, rows=own))
+        codes = encoded(model, own, source if name in models else None, over)
+        known[name] = (_firing(codes), measures_of(codes, replace(images, rows=own)))
+    found = {name: known[name][1] for name in here}
     first, *controls = found
     entries = {
         measure: against(
@@ -64,7 +71,7 @@ def judge(
         )
         for measure, ours in found[first].items()
     }
-    return {"latents": {name: _firing(one) for name, one in codes.items()}, "measures": entries}
+    return {"latents": {name: known[name][0] for name in here}, "measures": entries}
 
 
 def measures_of(codes: Encoded, images: HeldOut) -> dict[str, Measured]:

@@ -1,7 +1,7 @@
 """Judge k-SAEs on held-out images, each beside its controls."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,6 +125,7 @@ class _Data:
         random: activations of a backbone with random weights, of the held-out images and to train on; None:
             not wanted.
         notes: what is to be said of them.
+        untrained: by d, n and k the controls that need no training, and what was measured of them.
     """
 
     store: ActivationStore
@@ -132,6 +133,7 @@ class _Data:
     source: Float[Tensor, "others d"]
     random: tuple[Tensor, Tensor] | None
     notes: list[str]
+    untrained: dict[tuple[int, ...], Any] = field(default_factory=dict)
 
 
 def _write(folder: Path, result: Mapping[str, Any]) -> None:
@@ -165,14 +167,11 @@ def _over(config: EvalSAEConfig, models: Mapping[str, KSparseAutoencoder]) -> Ov
     if config.over is None and len(set(own.values())) > 1:
         cells = next(path for path, over in own.items() if over != "pooled")
         raise ValueError(
-            f"{printable(cells)} was trained on cells, others on pooled activations: judge them apart, or "
-            "choose what an image's code is of (over)"
+            f"{printable(cells)} was trained on cells, others on pooled rows: choose `over`"
         )
     over = config.over or next(iter(own.values()))
     if config.loss_images and over != "pooled":
-        raise ValueError(
-            "what codes do in the model is measured of pooled activations: leave loss_images out for cells"
-        )
+        raise ValueError("loss_images is of pooled activations: leave it out for codes of cells")
     return over
 
 
@@ -181,9 +180,7 @@ def _opened(path: Path, over: OverCells | None) -> ActivationStore:
     return ActivationStore.open(path, cells=over != "pooled")
 
 
-def _rows(
-    store: ActivationStore, over: OverCells | None
-) -> Float[Tensor, "images d"] | Float[Tensor, "images c d"]:
+def _rows(store: ActivationStore, over: OverCells | None) -> Tensor:
     if over == "pooled":
         return torch.cat([pooled(batch) for _, batch in store.batches(1024)])
     starts = range(0, store.images, 64)
@@ -265,8 +262,7 @@ def _random(config: EvalSAEConfig, store: ActivationStore) -> tuple[Tensor, Tens
             f"{len(missing):,} of the {store.images:,} images of {store.path} are not in {held.path}: "
             "extract the same images"
         )
-    rows = _rows(held, over)[[place[name] for name in store.ids]]
-    return rows, _rows(train, over).flatten(0, -2)
+    return _rows(held, over)[[place[name] for name in store.ids]], _rows(train, over).flatten(0, -2)
 
 
 def _judged(
@@ -277,7 +273,11 @@ def _judged(
     inside: "InModel | None",
     progress: Report,
 ) -> dict[str, Any]:
-    models = {"k-SAE": model} | untrained_controls(model, data.source, config.seed)
+    sizes = (model.d, model.n, model.k)
+    if sizes not in data.untrained:
+        data.untrained[sizes] = untrained_controls(model, data.source, config.seed), {}
+    untrained, taken = data.untrained[sizes]
+    models, known = {"k-SAE": model} | untrained, dict(taken)
     if config.trained_controls:
         key = (_sha256(path) or "")[:12]
         for name in TRAINED:
@@ -299,8 +299,10 @@ def _judged(
         source=data.store.manifest,
         over="mean" if config.over == "mean" else "max",
         others=others,
+        known=known,
         progress=lambda name: progress(Progress(f"{path}: measuring {name}")),
     )
+    taken |= {name: known[name] for name in untrained}
     if inside is not None:
         progress(Progress(f"{path}: {len(inside.downstream)} images through the model"))
         more = inside.measure(models, data.source.mean(0))

@@ -160,7 +160,7 @@ def _better(name: str) -> int:
 
 def _measures(one: Mapping[str, Any]) -> list[str]:
     lines = [
-        "| measure | pooled | its best control | cells | their best control | cells - pooled | verdict on cells |",
+        "| measure | pooled | its best control | cells | their best control | difference | verdict |",
         "|---|---:|---:|---:|---:|---|---|",
     ]
     for name, gap in one["cells_minus_pooled"].items():
