@@ -38,9 +38,6 @@ IMAGE_INDEX = -200  # stands for one image in `input_ids`; LLaVA's own number
 IGNORE_INDEX = -100  # a label that is not learnt; PyTorch's own number
 IMAGE_TOKEN = "<image>"  # the same in text
 
-TOKEN_STEPS: tuple[Tokens, ...] = ("flatten", "pool", "conv")
-FUSIONS: tuple[Fusion, ...] = ("interleave", "sequence", "channels")
-
 
 @dataclass(frozen=True)
 class TowerConfig:
