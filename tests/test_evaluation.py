@@ -12,7 +12,7 @@ from sae_helpers import loop_decode, loop_encode, planted, random_model
 
 from revelio.activations.config import ExtractRunConfig
 from revelio.activations.store import ActivationStore, write_store
-from revelio.analysis.paired import against, image_subsets
+from revelio.analysis.paired import against, halves
 from revelio.backbones.config import BackboneConfig
 from revelio.backbones.registry import load_backbone
 from revelio.data.config import DataConfig
@@ -57,7 +57,7 @@ def classes_in_channels(images: int = 400, d: int = 8) -> tuple[torch.Tensor, to
 
 def judged(model: KSparseAutoencoder, rows: torch.Tensor, labels: torch.Tensor | None):
     codes = encoded(model, rows)
-    return codes, measures_of(codes, held_out(rows, labels, image_subsets(len(rows), 0), 0))
+    return codes, measures_of(codes, held_out(rows, labels, halves(len(rows), 0), 0))
 
 
 def test_reconstruction_equals_loops() -> None:
@@ -99,15 +99,15 @@ def test_purity_equals_a_loop_on_all_images_and_on_subsets() -> None:
     codes, found = judged(model, rows, labels)
     dense = codes.matrix.toarray()
     fires = [j for j in range(20) if (dense[:, j] > 0).sum() > 10]
-    subsets, values = image_subsets(300, 0)[:12], found["purity"].subsets[:12].tolist()
+    subsets, values = halves(300, 0)[:12], found["purity"].subsets[:12].tolist()
     for kept, value in zip(
         (torch.ones(300).bool(), *subsets), (found["purity"].whole, *values), strict=True
     ):
         shares = []
         for j in fires:
             order = sorted(range(300), key=lambda i: (-dense[i, j], i))
-            # The first 60 of the whole set are kept, so that others move up.
-            top = [i for i in order if dense[i, j] > 0][:60]
+            # The first 30 of the whole set are kept, so that others move up.
+            top = [i for i in order if dense[i, j] > 0][:30]
             names = [int(labels[i]) for i in top if kept[i]][:10]
             shares.append(max(np.bincount(names)) / len(names) if names else 0.0)
         assert value == pytest.approx(np.mean(shares))
@@ -256,7 +256,7 @@ def test_loss_recovered_is_one_for_the_identity_and_zero_for_the_mean(
             name: downstream.losses(downstream.outputs(replaced(way, cells)))
             for name, way in ways.items()
         }
-        subsets = image_subsets(6, 0)
+        subsets = halves(6, 0)
         assert loss_recovered(losses, "same", subsets).whole == pytest.approx(1.0, abs=1e-3)
         assert loss_recovered(losses, "mean", subsets).whole == 0.0
         assert (
@@ -332,7 +332,7 @@ class Passing:
 def _ablated(model: KSparseAutoencoder):
     rows, labels = classes_in_channels()
     cells = rows[:, None].expand(-1, 3, -1)
-    images = held_out(rows, labels, image_subsets(len(rows), 0), 0)
+    images = held_out(rows, labels, halves(len(rows), 0), 0)
     downstream = Channels(Passing(), "x", cells, batch_size=64)
     reader = Reader.of(downstream, images)
     assert reader is not None
@@ -376,7 +376,7 @@ def test_the_effect_of_what_the_model_reads_is_above_a_random_directions() -> No
 
 
 def test_of_trainings_that_differ_nothing_is_told_apart() -> None:
-    subsets = image_subsets(200, 0)
+    subsets = halves(200, 0)
     draw = torch.Generator().manual_seed(0)
     control = torch.rand(200, generator=draw)
 
