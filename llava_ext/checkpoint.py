@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from llava_ext.config import ModelConfig
 from llava_ext.conversation import FORMAT_1_SYSTEM
 from llava_ext.language import adapted, assemble, load_language_model, load_tokenizer
-from llava_ext.model import LlavaModel, TowerShape
+from llava_ext.model import LlavaModel
+from llava_ext.model_config import TowerShape
 from llava_ext.processor import RevelioLlavaProcessor
 from revelio.backbones.loading import dtype_of, reading
 from revelio.backbones.source import HUB_ID

@@ -1,26 +1,18 @@
 """Every setting of ``llava_ext``, once: what a model is made of, how a stage trains it, what a command takes.
 
 The four rows of the paper's Table 4 (SPEC section 3) are four :class:`ModelConfig`, in ``configs/llava``:
-``clip``, ``clip`` + ``dinov2``, ``clip`` + ``sd`` at t = 25, the same at t = 200. The stages are the paper's
-Table 11 (SPEC 3.5):
-
-                    pretrain                finetune
-    trains          projectors, conv block  projectors and language model (or its LoRA adapter)
-    effective batch 128                     128
-    learning rate   2e-3, cosine, warm-up 0.03, no weight decay        2e-5, the same
-    epochs          1                       1           (the released script says 3)
-    ZeRO            2                       3
-
-effective batch = processes * batch_size * accumulation; the accumulation is computed. The library's functions
-take these objects, and the commands parse into them: no setting is declared twice. Nothing here needs torch.
+``clip``, ``clip`` + ``dinov2``, ``clip`` + ``sd`` at t = 25, the same at t = 200. How a stage trains is in
+:mod:`llava_ext.stages`. The library's functions take these objects, and the commands parse into them: no
+setting is declared twice. Nothing here needs torch.
 """
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from tyro.conf import UseAppendAction
 
+from llava_ext.stages import Finetune, LoraOptions, Pretrain, StageOptions
 from revelio.bounds import (
     AnyText,
     Count,
@@ -30,21 +22,17 @@ from revelio.bounds import (
     File,
     Folder,
     Index,
-    LearningRate,
-    NotEmpty,
     NotNegative,
     OutFolder,
     Pixels,
-    Positive,
     Seed,
-    Share,
     Workers,
 )
 
 Tokens = Literal["flatten", "pool", "conv"]
 Fusion = Literal["interleave", "sequence", "channels"]
 Aspect = Literal["crop", "pad"]
-Stage = Literal["pretrain", "finetune"]
+ExportForm = Literal["merged", "llava", "transformers"]
 
 IMAGE_INDEX = -200  # stands for one image in `input_ids`; LLaVA's own number
 IGNORE_INDEX = -100  # a label that is not learnt; PyTorch's own number
@@ -125,113 +113,6 @@ class ModelConfig:
             raise ValueError("`towers` is empty: give one or more towers")
         if self.max_length < 1:
             raise ValueError(f"`max_length` is {self.max_length}: give 1 or more tokens")
-
-
-EFFECTIVE_BATCH = 128
-PRETRAIN_RATE = 2e-3
-FINETUNE_RATE = 2e-5
-WARMUP = 0.03
-
-
-@dataclass(frozen=True)
-class LoraOptions:
-    """A low-rank adapter of the language model in place of all its weights (peft)."""
-
-    rank: Index = 0
-    """Rank of the adapter; 0 trains the whole language model."""
-
-    alpha: Count | None = None
-    """The adapter is scaled by alpha / rank; none: twice the rank, so that its strength does not depend
-    on the rank (LLaVA's own rule: rank 128, alpha 256)."""
-
-    dropout: Share = 0.0
-    """Of the adapter's input."""
-
-    targets: Annotated[tuple[str, ...], NotEmpty()] = ("all-linear",)
-    """Names of the layers that get one; `all-linear` is every linear layer but the head."""
-
-
-@dataclass(frozen=True)
-class StageOptions:
-    """How a stage is trained."""
-
-    learning_rate: LearningRate
-    """At its peak."""
-
-    zero: Literal[0, 2, 3]
-    """DeepSpeed's ZeRO stage; 0 trains without DeepSpeed."""
-
-    offload: bool = False
-    """Keep the optimiser's state in host memory, and under ZeRO-3 the weights as well: slower, and a 7B
-    model's stage 2 fits smaller GPUs."""
-
-    deepspeed: File | None = None
-    """A DeepSpeed JSON of your own in place of what `zero` and `offload` stand for; its batch sizes, clipping
-    and number formats may be "auto"."""
-
-    effective_batch: Count = EFFECTIVE_BATCH
-    """Samples an optimiser step, over all processes."""
-
-    batch_size: Count = 4
-    """Samples a process takes at once."""
-
-    epochs: Positive = 1.0
-    """Passes over the data."""
-
-    schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
-    """Of the learning rate, after the warm-up."""
-
-    warmup: Share = WARMUP
-    """Share of the steps in which the learning rate rises."""
-
-    weight_decay: NotNegative = 0.0
-    """Of AdamW."""
-
-    clip: Positive = 1.0
-    """Gradients longer than this are shortened to it."""
-
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """`auto` is bfloat16 on a GPU, float32 on a CPU."""
-
-    checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, more time."""
-
-    group_by_length: bool = True
-    """Batches of samples of about one length, so that little is padding."""
-
-    save_steps: Count = 1000
-    """Steps between checkpoints."""
-
-    keep: Count = 1
-    """Checkpoints kept."""
-
-    log_steps: Count = 1
-    """Steps between lines of metrics.jsonl."""
-
-    workers: Workers = 0
-    """Processes that read images ahead."""
-
-    threads: Count | None = None
-    """Threads of each process on a CPU; none: as torch has it."""
-
-    seed: Seed = 0
-    """Of new projectors and of the samples' order."""
-
-
-@dataclass(frozen=True)
-class Pretrain(StageOptions):
-    """Stage 1."""
-
-    learning_rate: LearningRate = PRETRAIN_RATE
-    zero: Literal[0, 2, 3] = 2
-
-
-@dataclass(frozen=True)
-class Finetune(StageOptions):
-    """Stage 2."""
-
-    learning_rate: LearningRate = FINETUNE_RATE
-    zero: Literal[0, 2, 3] = 3
 
 
 # The first row of Table 4; the others are in configs/llava.
@@ -396,3 +277,18 @@ class ChatConfig(AnswerConfig):
 
     question: str | None = None
     """Answer this one and end; none: a conversation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Settings of `revelio llava export`."""
+
+    model: str
+    """A finished model: the `final` folder of a run, or a hub id."""
+
+    form: ExportForm
+    """`merged` folds the adapter into the language model; `llava` and `transformers` write the projectors
+    under the names that they read."""
+
+    out: OutFolder
+    """The folder to write, of its own."""

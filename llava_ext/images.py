@@ -21,6 +21,7 @@ from jaxtyping import Float, Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
+from llava_ext.config import Aspect
 from revelio.data.contents import digest_of, digests
 from revelio.data.dataset import ImageError
 from revelio.data.picture import read_picture
@@ -30,6 +31,7 @@ from revelio.seeds import generator
 from revelio.trust import read_object
 
 STAMPS = "pictures.json"
+NAME_BYTES = 16  # of an image_id
 
 
 def open_picture(path: Path) -> Image.Image:
@@ -52,7 +54,7 @@ def image_id(image: Image.Image) -> str:
     It keys a diffusion tower's noise, so that an answer at temperature 0 never changes.
     """
     picture = image.convert("RGB")
-    digest = hashlib.blake2b(f"{picture.width}x{picture.height}:".encode(), digest_size=16)
+    digest = hashlib.blake2b(f"{picture.width}x{picture.height}:".encode(), digest_size=NAME_BYTES)
     digest.update(picture.tobytes())
     return digest.hexdigest()
 
@@ -127,10 +129,21 @@ def transform_from(entry: Mapping[str, Any]) -> SquareTransform:
     return SquareTransform(**{**entry, "mean": mean, "std": std})
 
 
+def join_pixels(
+    picture: Image.Image, transforms: Sequence[Mapping[str, Any]], aspect: Aspect = "crop"
+) -> UInt8[Tensor, " n"]:
+    """What every tower sees of an RGB picture, one behind the other, not normalised."""
+    squares = []
+    for transform in map(transform_from, transforms):
+        whole = pad_to_square(picture, transform.mean) if aspect == "pad" else picture
+        squares.append(np.asarray(transform.square(whole)).transpose(2, 0, 1).ravel())
+    return torch.from_numpy(np.concatenate(squares))
+
+
 def split_pixels(
     pixel_values: UInt8[Tensor, "i n"], transforms: Sequence[Mapping[str, Any]]
 ) -> list[Float[Tensor, "i 3 h w"]]:
-    """A processor's pictures for each tower, normalised as its own transform does it."""
+    """Each tower's pixels of :func:`join_pixels`, normalised as its own transform does it."""
     all_of = [transform_from(entry) for entry in transforms]
     parts = pixel_values.split([3 * each.size**2 for each in all_of], dim=1)
     found = []

@@ -3,6 +3,7 @@
     <model or transformer>.mm_projector.{0,2}.{weight,bias}                      linear, linear
     <...>.diffusion_mm_projector.0.conv{1,2}.{weight,bias}                       conv block
     <...>.diffusion_mm_projector.1.{0,2}.{weight,bias}                           linear, linear
+    <...>.mm_projector.{tower}.{mlp.0,tokens.conv1,...}.{weight,bias}            of llava_ext.llava_plugin
     <...>.multi_modal_projector.linear_{1,2}.{weight,bias}                       as in transformers
 
 The prefix is ``model`` for Llama and ``transformer`` for MPT; the released code finds only the first, so
@@ -26,6 +27,9 @@ from revelio.unpickle import read_tensors
 
 KEY = re.compile(
     r"(?:.*\.)?(?P<name>\w*mm_projector)\.(?P<rest>(?:\d+\.)*(?:conv[12]\.)?(?:weight|bias))"
+)
+OWN = re.compile(
+    r"(?:.*\.)?(?P<name>mm_projector\.\d+)\.(?P<rest>(?:mlp\.[02]|tokens\.conv[12])\.(?:weight|bias))"
 )
 HUGGING_FACE = re.compile(r"(?:.*\.)?multi_modal_projector\.linear_([12])\.(weight|bias)")
 CAMBRIAN = re.compile(r"(?:.*\.)?mm_projector_aux_\d+\..*")
@@ -113,6 +117,8 @@ def _read(path: Path) -> Mapping[str, object]:
 
 def _place(key: str) -> tuple[str, str] | None:
     """The projector that a weight belongs to, and its name in a ``Projector``."""
+    if match := OWN.fullmatch(key):
+        return match["name"], match["rest"]
     if match := KEY.fullmatch(key):
         return match["name"], _our_key(match["rest"])
     if match := HUGGING_FACE.fullmatch(key):
@@ -128,7 +134,7 @@ def _our_key(rest: str) -> str:
 
 
 def _by_name(model: LlavaModel, path: Path) -> dict[int, tuple[Path, str | None]]:
-    """Which file and name each tower's projector comes from."""
+    """Which file and name each tower's projector comes from: the plug-in's names say it themselves."""
     if path.is_dir():
         files = sorted(file for end in SUFFIXES for file in path.glob(f"*{PLAIN}{end}"))
         if not files:
@@ -141,8 +147,10 @@ def _by_name(model: LlavaModel, path: Path) -> dict[int, tuple[Path, str | None]
         for name in read_projectors(file):
             if name not in where or name == file.stem:
                 where[name] = file
-    free = list(range(len(model.projectors)))
-    chosen: dict[int, tuple[Path, str | None]] = {}
+    chosen: dict[int, tuple[Path, str | None]] = {
+        int(name.rpartition(".")[2]): (where.pop(name), name) for name in list(where) if "." in name
+    }
+    free = [place for place in range(len(model.projectors)) if place not in chosen]
     for name in sorted(where, key=lambda name: (name == PLAIN, name), reverse=True):
         conv = name == DIFFUSION
         fits = [p for p in free if (model.settings.towers[p].tokens == "conv") == conv]

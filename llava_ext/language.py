@@ -11,8 +11,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava_ext.config import LoraOptions, ModelConfig
-from llava_ext.model import LlavaModel, TowerShape
+from llava_ext.config import ModelConfig
+from llava_ext.model import LlavaModel
+from llava_ext.model_config import TowerShape
+from llava_ext.stages import LoraOptions
 from llava_ext.templates import check_template
 from llava_ext.towers import Tower, plain_transforms
 from revelio.backbones.loading import dtype_of, reading
@@ -384,6 +386,21 @@ def add_lora(model: LlavaModel, options: LoraOptions, *, seed: int = 0) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key_seed(seed, "adapter"))
         model.set_language_model(adapted(model.language_model, settings))
+
+
+def merge_adapter(model: LlavaModel) -> None:
+    """Fold the adapter into the language model's own weights.
+
+    Raises:
+        ValueError: the model has none.
+    """
+    from peft import PeftModel
+
+    wrapped: Any = model.language_model
+    if not isinstance(wrapped, PeftModel):
+        raise ValueError("the model has no adapter, so there is nothing to fold in")
+    model.set_language_model(wrapped.merge_and_unload())
+    model.language_changed = True
 
 
 def adapted(language_model: Any, settings: "LoraConfig") -> "PeftModel":

@@ -27,31 +27,23 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import (
-    AutoConfig,
     AutoModelForImageTextToText,
     GenerationMixin,
-    PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.utils.generic import ModelOutput
 
-from llava_ext.config import IGNORE_INDEX, ModelConfig, Stage
+from llava_ext.config import IGNORE_INDEX, ModelConfig
 from llava_ext.fusion import fuse, fused_length, widths
 from llava_ext.images import names_of, split_pixels
+from llava_ext.model_config import RevelioLlavaConfig, TowerShape
 from llava_ext.projector import Projector, token_raster
 from llava_ext.splice import Side, Spliced, splice
+from llava_ext.stages import Stage
 from llava_ext.towers import Tower, load_towers, plain_transforms
 from revelio.backbones.loading import dtype_of
 from revelio.config import to_plain
 from revelio.seeds import key_seed
-
-
-@dataclass(frozen=True)
-class TowerShape:
-    """What the model needs to know of a tower: its grid's channels, and height and width."""
-
-    channels: int
-    grid: tuple[int, int]
 
 
 @dataclass
@@ -60,46 +52,6 @@ class Output(ModelOutput):
 
     loss: Float[Tensor, ""] | None = None
     logits: Float[Tensor, "b L v"] | None = None
-
-
-class RevelioLlavaConfig(PreTrainedConfig):
-    """What is in a saved model's ``config.json``.
-
-    Attributes:
-        format: of the folder.
-        model: the fields of a :class:`ModelConfig`.
-        shapes: of the towers' grids, ``{channels, grid}`` each.
-        transforms: how each tower's pictures are made, as :class:`SquareTransform`'s fields.
-        language: ``whole`` where the language model's weights are in the folder, ``reference`` where only its
-            name is.
-        adapter: whether there is an adapter on top.
-        image_token_id: stands for a token of an image in a processor's text.
-        text_config: the language model's own.
-    """
-
-    model_type = "revelio_llava"
-    sub_configs = {"text_config": AutoConfig}  # noqa: RUF012  # pyright: ignore[reportAssignmentType]
-
-    def __init__(
-        self,
-        model: dict[str, Any] | None = None,
-        shapes: Sequence[dict[str, Any]] = (),
-        text_config: PreTrainedConfig | dict[str, Any] | None = None,
-        *,
-        transforms: Sequence[dict[str, Any]] = (),
-        image_token_id: int | None = None,
-        language: str = "reference",
-        adapter: bool = False,
-        format: int = 2,
-        **settings: Any,
-    ) -> None:
-        self.model, self.shapes, self.transforms = model, list(shapes), list(transforms)
-        self.image_token_id, self.format = image_token_id, format
-        self.language, self.adapter = language, adapter
-        if isinstance(text_config, dict):
-            text_config = AutoConfig.for_model(**text_config)
-        self.text_config = text_config
-        super().__init__(**settings)
 
 
 class LlavaModel(PreTrainedModel, GenerationMixin):
@@ -330,20 +282,21 @@ class LlavaModel(PreTrainedModel, GenerationMixin):
             ValueError: the number of placeholders is not the number of images.
         """
         own = pixel_values is not None or inputs_embeds is not None
-        if grids is None and (own or labels is None):
-            if inputs_embeds is None:
-                assert input_ids is not None
-                inputs_embeds = self.embed_expanded(input_ids, pixel_values, image_ids)
-            if not self._takes_positions:
-                settings.pop("position_ids", None)
-            return self.language_model(
-                inputs_embeds=inputs_embeds,
-                attention_mask=attention_mask,
-                labels=labels,
-                **settings,
-            )
-        assert input_ids is not None and attention_mask is not None
-        found = self.embed(input_ids, attention_mask, labels, grids or (), length=length)
+        if grids is not None or not (own or labels is None):
+            assert input_ids is not None and attention_mask is not None
+            found = self.embed(input_ids, attention_mask, labels, grids or (), length=length)
+            return self._spliced(found, num_items_in_batch)
+        if inputs_embeds is None:
+            assert input_ids is not None
+            inputs_embeds = self.embed_expanded(input_ids, pixel_values, image_ids)
+        if not self._takes_positions:
+            settings.pop("position_ids", None)
+        return self.language_model(
+            inputs_embeds=inputs_embeds, attention_mask=attention_mask, labels=labels, **settings
+        )
+
+    def _spliced(self, found: Spliced, num_items_in_batch: Tensor | int | None) -> Output:
+        """Training's loss of a batch, or its logits."""
         inputs: dict[str, Any] = {
             "inputs_embeds": found.embeddings,
             "attention_mask": found.attention_mask,
@@ -421,5 +374,4 @@ def _innermost(model: PreTrainedModel) -> nn.Module:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
-AutoConfig.register(RevelioLlavaConfig.model_type, RevelioLlavaConfig, exist_ok=True)
 AutoModelForImageTextToText.register(RevelioLlavaConfig, LlavaModel, exist_ok=True)

@@ -17,18 +17,16 @@ model, see what they see in training.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import UInt8
-from PIL import Image
 from torch import Tensor
 from transformers import AutoProcessor, BatchFeature, ProcessorMixin
 from transformers.image_utils import load_image
 
-from llava_ext.config import IMAGE_INDEX, IMAGE_TOKEN
+from llava_ext.config import IMAGE_INDEX, IMAGE_TOKEN, Aspect
 from llava_ext.conversation import Turn, place_images
-from llava_ext.images import id_of, image_id, pad_to_square, transform_from
-from llava_ext.model import LlavaModel, RevelioLlavaConfig
+from llava_ext.images import id_of, image_id, join_pixels
+from llava_ext.model import LlavaModel
+from llava_ext.model_config import RevelioLlavaConfig
 from llava_ext.templates import prompt_ids, render
 
 
@@ -53,7 +51,7 @@ class RevelioLlavaProcessor(ProcessorMixin):
         tokenizer: Any = None,
         template: str = "tokenizer",
         system: str | None = None,
-        aspect: str = "crop",
+        aspect: Aspect = "crop",
         image_tokens: int = 1,
         image_token_id: int = -1,
         transforms: Sequence[Mapping[str, Any]] = (),
@@ -120,7 +118,8 @@ class RevelioLlavaProcessor(ProcessorMixin):
             )
         data = dict(self._padded([self._expanded(row) for row in rows]))
         if pictures:
-            data["pixel_values"] = torch.stack([self._pixels(picture) for picture in pictures])
+            seen = [join_pixels(one, self.transforms, self.aspect) for one in pictures]
+            data["pixel_values"] = torch.stack(seen)
             data["image_ids"] = torch.tensor([id_of(image_id(picture)) for picture in pictures])
         return BatchFeature(data)
 
@@ -167,15 +166,6 @@ class RevelioLlavaProcessor(ProcessorMixin):
             return texts[0] if single else texts
         found = self(images=pictures or None, text=texts)
         return found if return_dict else found["input_ids"]
-
-    def _pixels(self, picture: Image.Image) -> UInt8[Tensor, " n"]:
-        """What every tower sees of a picture."""
-        squares = []
-        for entry in self.transforms:
-            transform = transform_from(entry)
-            whole = pad_to_square(picture, transform.mean) if self.aspect == "pad" else picture
-            squares.append(np.asarray(transform.square(whole)).transpose(2, 0, 1).ravel())
-        return torch.from_numpy(np.concatenate(squares))
 
     def _expanded(self, row: Sequence[int]) -> list[int]:
         found: list[int] = []

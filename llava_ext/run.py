@@ -12,14 +12,7 @@ import torch
 from torch import nn
 
 from llava_ext.checkpoint import CONFIG, load_projectors, save_model
-from llava_ext.config import (
-    FinetuneConfig,
-    LoraOptions,
-    ModelConfig,
-    Stage,
-    StageOptions,
-    TrainConfig,
-)
+from llava_ext.config import FinetuneConfig, ModelConfig, TrainConfig
 from llava_ext.dataset import TOKENS, Collator, ConversationDataset, ImageProvider, Pictures
 from llava_ext.deepspeed import state_bytes
 from llava_ext.images import picture_ids, plain_ids
@@ -28,6 +21,7 @@ from llava_ext.language import add_lora, build_model, language_identity
 from llava_ext.llava_json import Record, image_names, read_records
 from llava_ext.model import LlavaModel
 from llava_ext.stage_checkpoints import check_processes, checkpoint_step, last_checkpoint
+from llava_ext.stages import LoraOptions, Stage, StageOptions
 from llava_ext.tower_cache import CachedGrids
 from llava_ext.towers import Tower, load_towers
 from llava_ext.training import (

@@ -19,11 +19,11 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from llava_ext import deepspeed
-from llava_ext.config import StageOptions
 from llava_ext.dataset import Collator, ConversationDataset
 from llava_ext.model import LlavaModel
 from llava_ext.sampler import StepSampler
 from llava_ext.stage_checkpoints import TRAINED, commit, drop_checkpoints
+from llava_ext.stages import StageOptions
 from llava_ext.towers import Tower
 from revelio.distributed import world_size
 from revelio.files import write_whole_by

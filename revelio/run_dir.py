@@ -21,7 +21,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from revelio import __version__
 from revelio.files import (
     check_folder,
     full_disk_named,
@@ -36,6 +35,7 @@ from revelio.files import (
 from revelio.lock import NAME as LOCK
 from revelio.lock import Lock, take_lock
 from revelio.trust import printable, read_json, read_json_lines, read_object, read_text
+from revelio.version import __version__
 
 __all__ = [
     "Run", "read_json", "sha256", "versions", "write_folder", "write_json", "write_whole", "write_whole_by",

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from llava_ext.checkpoint import load_model, save_model
-from llava_ext.config import LoraOptions, TowerConfig
+from llava_ext.config import TowerConfig
 from llava_ext.language import (
     add_lora,
     assemble,
@@ -28,7 +28,8 @@ from llava_ext.language import (
     load_language_model,
     load_tokenizer,
 )
-from llava_ext.model import TowerShape
+from llava_ext.model_config import TowerShape
+from llava_ext.stages import LoraOptions
 from revelio.backbones.prompts import ZeroShot
 from revelio.backbones.registry import load_backbone
 from revelio.diffc.model import DiffC, load_diffc

@@ -19,6 +19,8 @@ from transformers import (
     MptConfig,
     MptForCausalLM,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
 )
 
 from llava_ext.config import ModelConfig, TowerConfig
@@ -98,6 +100,19 @@ def tiny_mpt(folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
+def tiny_qwen2(folder: Path, *, seed: int = 0) -> Path:
+    """A ``Qwen2ForCausalLM`` folder with its tokenizer."""
+    tokenizer = tiny_language_tokenizer()
+    config = Qwen2Config(
+        vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
+        initializer_range=0.2, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    seeded(lambda: Qwen2ForCausalLM(config), seed).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def tower_configs(folder: Path) -> dict[str, TowerConfig]:
     """The paper's three towers in little, 16 tokens each; their models are written to ``folder``."""
     clip, dinov2 = tiny_clip(folder / "clip"), tiny_dinov2(folder / "dinov2")
@@ -114,4 +129,11 @@ def model_config(language_model: Path, *towers: TowerConfig, **settings: Any) ->
     return ModelConfig(str(language_model), towers, **{"max_length": 128, **settings})
 
 
-__all__ = ["model_config", "picture", "tiny_language_tokenizer", "tiny_llama", "tiny_mpt"]
+__all__ = [
+    "model_config",
+    "picture",
+    "tiny_language_tokenizer",
+    "tiny_llama",
+    "tiny_mpt",
+    "tiny_qwen2",
+]

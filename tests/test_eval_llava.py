@@ -8,8 +8,9 @@ from eval_helpers import Response, judge_server, make_bench, read_jsonl
 from llava_train_helpers import WORDS, data_options, tiny_project
 
 from eval.llava_bench import main
-from llava_ext.config import Finetune, FinetuneConfig, Pretrain, PretrainConfig
+from llava_ext.config import FinetuneConfig, PretrainConfig
 from llava_ext.run import run
+from llava_ext.stages import Finetune, Pretrain
 
 
 @pytest.fixture(scope="module")

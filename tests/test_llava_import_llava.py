@@ -10,7 +10,7 @@ from llava_helpers import model_config, tiny_llama
 from llava_ext.config import TowerConfig
 from llava_ext.import_llava import import_projectors, read_projectors
 from llava_ext.language import assemble, load_language_model, load_tokenizer
-from llava_ext.model import TowerShape
+from llava_ext.model_config import TowerShape
 
 CLIP = TowerConfig("clip", "block1", budget=4)
 SD = TowerConfig("sd", "up_ft1", timestep=25, tokens="conv", budget=4, width=6)

@@ -6,7 +6,7 @@ from files_helpers import contents
 from llava_helpers import model_config, tiny_llama, tiny_mpt
 
 from llava_ext.checkpoint import load_model, load_projectors, save_model
-from llava_ext.config import IGNORE_INDEX, IMAGE_INDEX, LoraOptions, ModelConfig, TowerConfig
+from llava_ext.config import IGNORE_INDEX, IMAGE_INDEX, ModelConfig, TowerConfig
 from llava_ext.language import (
     add_lora,
     assemble,
@@ -14,8 +14,10 @@ from llava_ext.language import (
     load_language_model,
     load_tokenizer,
 )
-from llava_ext.model import LlavaModel, TowerShape
+from llava_ext.model import LlavaModel
+from llava_ext.model_config import TowerShape
 from llava_ext.run import frozen_and_trained
+from llava_ext.stages import LoraOptions
 
 CLIP = TowerConfig("clip", "block1", budget=4)
 SD = TowerConfig("sd", "up_ft1", timestep=25, tokens="conv", budget=4, width=6)

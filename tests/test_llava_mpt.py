@@ -20,10 +20,11 @@ from llava_train_helpers import (
     write_config,
 )
 
-from llava_ext.config import Finetune, FinetuneConfig, ModelConfig, Pretrain, PretrainConfig
+from llava_ext.config import FinetuneConfig, ModelConfig, PretrainConfig
 from llava_ext.generate import Assistant
 from llava_ext.model import LlavaModel
 from llava_ext.run import run
+from llava_ext.stages import Finetune, Pretrain
 
 RECORDS = 5
 

@@ -4,20 +4,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from backbones_helpers import picture, seeded
+from backbones_helpers import picture
 from llava_helpers import (
-    WIDTH,
     model_config,
-    tiny_language_tokenizer,
     tiny_llama,
     tiny_mpt,
+    tiny_qwen2,
     tower_configs,
 )
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
-    Qwen2Config,
-    Qwen2ForCausalLM,
     pipeline,
 )
 
@@ -30,18 +27,6 @@ from llava_ext.templates import encode_prompt
 from llava_ext.towers import load_towers
 
 QUESTIONS = ["what is it?", "is it a cat or a dog? describe it in a few words."]
-
-
-def tiny_qwen2(folder: Path, *, seed: int = 0) -> Path:
-    tokenizer = tiny_language_tokenizer()
-    config = Qwen2Config(
-        vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
-        initializer_range=0.2, eos_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
-    seeded(lambda: Qwen2ForCausalLM(config), seed).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 LANGUAGE = {"llama": tiny_llama, "mpt": tiny_mpt, "qwen2": tiny_qwen2}

@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from revelio.pipelines.demo.charts import Series, bar_chart, line_chart
+from revelio.charts import Series, bar_chart, line_chart
 from revelio.trust import markdown, printable
 
 ROOT = Path(__file__).parents[1] / "revelio"

@@ -20,11 +20,11 @@ from llava_ext.config import (
     CacheConfig,
     ConversationData,
     FinetuneConfig,
-    Pretrain,
     PretrainConfig,
     TowerConfig,
 )
 from llava_ext.run import run
+from llava_ext.stages import Pretrain
 from llava_ext.tower_cache import CachedGrids, fill, open_cache_job
 from llava_ext.towers import load_towers
 from revelio.activations.store import ActivationStore

@@ -14,6 +14,7 @@ COMMANDS = {
     "pretrain": "stage 1: images and captions -> projectors",
     "finetune": "stage 2: projectors and conversations -> a model to chat with",
     "chat": "a finished model + a picture -> answers",
+    "export": "a finished model -> its adapter folded in, or the names that LLaVA or transformers read",
     "show": "print a training sample with the learnt tokens marked",
 }
 

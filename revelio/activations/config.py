@@ -98,6 +98,10 @@ class ExtractConfig:
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     """The model."""
 
+    random_weights: Seed | None = None
+    """Give the model random weights from this seed: the baseline that says what training gave. Stores that
+    are compared want the same `layers`, too: the model is cut after the deepest before it is drawn."""
+
     def check(self) -> None:
         """Refuse what can't be done, before a model is loaded.
 

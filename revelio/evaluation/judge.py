@@ -1,6 +1,7 @@
 """A k-SAE's measures beside those of its controls, and several trainings of one recipe as one."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from jaxtyping import Float, Int64
@@ -10,6 +11,7 @@ from revelio.analysis.paired import Measured, against, image_subsets, verdict
 from revelio.evaluation.encoded import Encoded, encoded
 from revelio.evaluation.measures import MEASURES, HeldOut, held_out
 from revelio.sae.inputs import Source
+from revelio.sae.metrics import density_histogram
 from revelio.sae.model import KSparseAutoencoder
 
 Told = Callable[[str], object]
@@ -23,6 +25,7 @@ def judge(
     confidence: float = 0.95,
     seed: int = 0,
     source: Source = None,
+    others: Mapping[str, tuple[KSparseAutoencoder, Float[Tensor, "images d"]]] | None = None,
     progress: Told | None = None,
 ) -> dict[str, Any]:
     """Every measure of a k-SAE beside its controls: plain values, fit for JSON.
@@ -34,21 +37,24 @@ def judge(
         confidence: of all intervals of a measure together.
         seed: of the halves and the subsets of the images.
         source: which input of the k-SAE the rows are of, for one that normalizes by store.
+        others: controls of another backbone, with its activations of the same images.
         progress: told the name of each model before it is measured.
 
     Returns:
         ``latents``: live latents of each model; ``measures``: by name, as
-        :func:`revelio.analysis.paired.against` gives it. A control without a latent that fires on enough
-        images is left out of the measures that need one; a measure that the k-SAE itself has not is left out.
+        :func:`revelio.analysis.paired.against` gives it; ``not_measured``: what needs more images, classes or
+        live latents than there are. A control without a latent that fires on enough images is left out of
+        the measures that need one.
     """
     images = held_out(rows, labels, image_subsets(len(rows), seed), seed)
     found, codes = {}, {}
-    for name, model in models.items():
+    here = {name: (model, rows) for name, model in models.items()}
+    for name, (model, own) in (here | dict(others or {})).items():
         if progress is not None:
             progress(name)
-        codes[name] = encoded(model, rows, source)
-        found[name] = measures_of(codes[name], images)
-    first, *controls = models
+        codes[name] = encoded(model, own, source if name in here else None)
+        found[name] = measures_of(codes[name], replace(images, rows=own))
+    first, *controls = found
     entries = {
         measure: against(
             ours,
@@ -58,7 +64,12 @@ def judge(
         )
         for measure, ours in found[first].items()
     }
-    return {"latents": {name: _firing(one) for name, one in codes.items()}, "measures": entries}
+    wanted = [name for name, one in MEASURES.items() if labels is not None or not one.labelled]
+    return {
+        "latents": {name: _firing(one) for name, one in codes.items()},
+        "measures": entries,
+        "not_measured": [name for name in wanted if name not in entries],
+    }
 
 
 def measures_of(codes: Encoded, images: HeldOut) -> dict[str, Measured]:
@@ -77,8 +88,10 @@ def _firing(codes: Encoded) -> dict[str, Any]:
     return {
         "n": codes.model.n,
         "firing": int((codes.firings > 0).sum()),
+        "dead_share": float((codes.firings == 0).double().mean()),
         "more_than_10_images": int((codes.firings > 10).sum()),
         "l0": float(codes.firings.sum()) / max(images, 1),
+        "density": density_histogram(codes.firings, images),
     }
 
 

@@ -20,6 +20,8 @@ def _lines(result: Mapping[str, Any]) -> Iterator[str]:
     yield f"Intervals of differences: {result['interval_method']}."
     for name, entry in result["ksaes"].items():
         yield from ("", f"## {markdown(name)}", "", *rows(entry["measures"]))
+        if left := entry["not_measured"]:
+            yield from ("", f"Too few images, classes or live latents for: {', '.join(left)}.")
     if "over_trainings" in result:
         yield from ("", "## All trainings together", "")
         yield "| measure | mean | verdict |\n|---|---:|---|"

@@ -9,10 +9,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float
+from torch import Tensor
 
 from revelio.analysis.config import (
     MakeGalleryConfig,
@@ -20,13 +22,13 @@ from revelio.analysis.config import (
     MakeTopImagesConfig,
     MeasurePurityConfig,
 )
-from revelio.analysis.controls import SPARE, judge
-from revelio.analysis.paired import LEFT_OUT, image_subsets
+from revelio.analysis.controls import judge
 from revelio.analysis.purity import eligible
 from revelio.backbones.prompts import class_texts
 from revelio.backbones.registry import load_backbone
 from revelio.config import structure, to_plain
 from revelio.data.dataset import ImageDataset
+from revelio.data.loading import batches
 from revelio.diffc.config import EvalDiffCConfig, TrainDiffCConfig
 from revelio.diffc.config import TestConfig as HeldOut
 from revelio.diffc.fit import right_of
@@ -34,21 +36,28 @@ from revelio.pipelines import Progress
 from revelio.pipelines.eval_diffc import eval_diffc
 from revelio.pipelines.gallery import make_gallery
 from revelio.pipelines.pca_maps import make_pca_maps
+from revelio.pipelines.probe import probe
 from revelio.pipelines.purity import measure_purity
 from revelio.pipelines.reproduce_parts import Shared
 from revelio.pipelines.top_images import make_top_images
 from revelio.pipelines.train_diffc import train_diffc
 from revelio.pipelines.train_sae import train_sae
 from revelio.probes.clip_zero_shot import clip_zero_shot
+from revelio.probes.config import ProbeConfig, ProbeName
 from revelio.probes.diffusion_classifier import diffusion_classifier
 from revelio.reproduce.items import SECONDS
 from revelio.reproduce.rows import OurRow
 from revelio.sae.config import SweepConfig, TrainSAEConfig
+from revelio.seeds import generator
 from revelio.stats import mean95, wilson95
 from revelio.trust import printable
 
 Found = dict[str, Any]
 OVER_TRAININGS = "Student's t over trainings"
+# The delete-d jackknife of `shifts`.
+SUBSETS, LEFT_OUT = 50, 0.25
+# A latent's images are kept this many times over, so that others move up when some are left out.
+SPARE = 3
 
 
 def measure(shared: Shared, ours: OurRow) -> Found:
@@ -80,7 +89,7 @@ def _ksae(shared: Shared, ours: OurRow) -> Found:
     first, values = entries[0], [entry["sigma_label"] for entry in entries]
     shown = ours.row.kind == "gallery"
     pages = {"gallery": _gallery(shared, ours, store, first)} if shown else {}
-    return _over_trainings(values, shifts) | {
+    return over_trainings(values, shifts) | {
         **pages,
         "chance": first["chance"],
         "majority_share": float(np.mean([entry["majority_share"] for entry in entries])),
@@ -106,7 +115,7 @@ def _purity(
     beside: dict[str, Any] = {"store": (store,), "ksae": (str(ksae),)} if controls else {}
     given = MeasurePurityConfig(**vars(how), **beside, top=(made.path,), device=config.device)
     entry = measure_purity(given, shared.progress).entries[0]
-    subsets = image_subsets(made.top.images, config.seed)
+    subsets = without_a_quarter(made.top.images, config.seed)
     found = judge(made.top, strong, how.m, subsets).measures["sigma"]
     return entry, _scaled(found.subsets.numpy() - found.whole)
 
@@ -186,10 +195,51 @@ def _diffc_seconds(shared: Shared, ours: OurRow, run: Path) -> Found:
     return _once((times[-1] - times[0]) / report["images"], report["images"])
 
 
+def _probe(shared: Shared, ours: OurRow) -> Found:
+    """Top-1 of a probe on the grids that Diff-C sees, in percent, or its seconds an image."""
+    config, timed = shared.config, ours.row.metric == SECONDS
+    train, test = (shared.store(ours, part) for part in ("train", "test"))
+    asked = ProbeConfig(
+        store=(train,),
+        test_store=(test,),
+        probes=(cast(ProbeName, ours.row.kind),),
+        seeds=1 if timed else config.seeds,
+        seed=config.seed,
+        epochs=shared.sizes.probe_epochs,
+        device=config.device,
+        out=shared.place(ours) / "probe.json",
+    )
+    made = probe(asked, shared.progress)
+    (entry,), (right,) = made.entries, made.right
+    if timed:
+        seconds, images = _pass_seconds(shared, ours)
+        return _once(entry["seconds"] + seconds, images)
+    return _accuracy(shared, right, [entry["low"], entry["high"]]) | {
+        "chance": 100 * made.result["chance"],
+        "images": {"train": entry["train_images"], "test": made.result["test_images"]},
+    }
+
+
+@torch.no_grad()
+def _pass_seconds(shared: Shared, ours: OurRow) -> tuple[float, int]:
+    """What an image takes from picture to grid, in batches as Diff-C's, and how many were timed."""
+    test, model = shared.images(ours)[1], shared.backbone(ours)
+    test = test.spread(shared.sizes.zero_shot_images or len(test))
+    begun = time.monotonic()
+    for batch in batches(test, model.transform, EvalDiffCConfig.batch_size):
+        grids = model.activations(
+            model.encode(batch.pixels), batch.ids, ours.layers, timestep=ours.row.timestep
+        )
+        grids[ours.layers[0]].cpu()
+    return (time.monotonic() - begun) / len(test), len(test)
+
+
 def _clip(shared: Shared, ours: OurRow) -> Found:
     """CLIP's zero-shot top-1 in percent."""
     test = shared.images(ours)[1]
     found = clip_zero_shot(test, clip=ours.backbone.name, device=shared.config.device)
+    if ours.row.metric == SECONDS:
+        return _once(found.score.seconds, len(test))
     return _zero_shot(shared, test, found.predicted)
 
 
@@ -225,6 +275,7 @@ _KINDS: dict[str, Callable[[Shared, OurRow], Found]] = {
     "clip": _clip,
     "diffusion-classifier": _diffusion_classifier,
     "pca": _pca,
+    **dict.fromkeys(get_args(ProbeName), _probe),
 }
 
 
@@ -242,7 +293,7 @@ def _accuracy(
     shared: Shared, right: Bool[np.ndarray, "trainings images"], interval: list[float]
 ) -> Found:
     """Shares of right answers in percent."""
-    subsets = image_subsets(right.shape[1], shared.config.seed).numpy()
+    subsets = without_a_quarter(right.shape[1], shared.config.seed).numpy()
     values = right.mean(1)
     # A product of booleans would be a boolean.
     gaps = right.astype(float) @ subsets.T / subsets.sum(1) - values[:, None]
@@ -295,10 +346,11 @@ def gain(found: Found, base: Found) -> Found:
         if "values" not in one:
             return {"missing": one.get("missing", "the row that it is compared with")}
     values, shifts = (np.array(found[key]) - np.array(base[key]) for key in ("values", "shifts"))
-    return found | _over_trainings(values.tolist(), shifts.tolist()) | {"chance": 0.0}
+    return found | over_trainings(values.tolist(), shifts.tolist()) | {"chance": 0.0}
 
 
-def _over_trainings(values: list[float], shifts: list[list[float]]) -> Found:
+def over_trainings(values: list[float], shifts: list[list[float]]) -> Found:
+    """The mean of several trainings, with what an ordering is judged by."""
     return {
         "values": values,
         "shifts": shifts,
@@ -310,6 +362,15 @@ def _over_trainings(values: list[float], shifts: list[list[float]]) -> Found:
 
 def _once(value: float, images: int) -> Found:
     return {"value": value, "interval": None, "chance": None, "images": {"test": images}}
+
+
+def without_a_quarter(count: int, seed: int) -> Bool[Tensor, "subsets images"]:
+    """:data:`SUBSETS` random subsets of ``count`` images, each without a quarter of them."""
+    draw, out = generator(seed, "jackknife subsets"), round(count * LEFT_OUT)
+    kept = torch.ones(SUBSETS, count, dtype=torch.bool)
+    for subset in kept:
+        subset[torch.randperm(count, generator=draw)[:out]] = False
+    return kept
 
 
 def _scaled(gaps: Float[np.ndarray, " subsets"]) -> list[float]:

@@ -10,9 +10,10 @@ pytest.importorskip("peft")
 from backbones_helpers import picture
 from llava_train_helpers import data_options, losses, tiny_project
 
-from llava_ext.config import Finetune, FinetuneConfig, Pretrain, PretrainConfig
+from llava_ext.config import FinetuneConfig, PretrainConfig
 from llava_ext.generate import Assistant
 from llava_ext.run import run
+from llava_ext.stages import Finetune, Pretrain
 
 SMALL = {"effective_batch": 4, "batch_size": 2, "zero": 0, "threads": 1, "save_steps": 2}
 

@@ -23,7 +23,7 @@ from eval.llava_bench import main as bench
 from llava_ext.checkpoint import save_model
 from llava_ext.config import TowerConfig
 from llava_ext.language import assemble, load_language_model, load_tokenizer
-from llava_ext.model import TowerShape
+from llava_ext.model_config import TowerShape
 from revelio.activations.store import write_store
 from revelio.cli import main
 from revelio.reply_cache import Reply, open_cache

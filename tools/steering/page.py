@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from revelio.pipelines.steer_eval import percents
+from revelio.pipelines.steer_page import percents
 from revelio.run_dir import write_json, write_whole
 from tools.steering.methods import Methods
 from tools.steering.setting import SPLITS, WORDS, Method, Setting
