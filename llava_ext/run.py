@@ -1,6 +1,5 @@
 """A stage from config to `final/`: open, say what will train and what it costs, train, write."""
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -293,8 +292,7 @@ def _write(
     trained = sum(
         getattr(p, "ds_numel", p.numel()) for p in job.model.parameters() if p.requires_grad
     )
-    lines = run_dir.metrics_path.read_text(encoding="utf-8").splitlines()
-    losses = [json.loads(line)["loss"] for line in lines]
+    losses = [line["loss"] for line in read_json_lines(run_dir.metrics_path)]
     report = {
         "steps": trainer.state.global_step,
         "samples": trainer.state.global_step * trainer.sampler.effective_batch,

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from revelio.backbones.base import DiffusionModel
 from revelio.backbones.config import BackboneConfig
 from revelio.backbones.diffusion.pipeline_layers import PipelineLayers
 from revelio.backbones.registry import load_backbone
+from revelio.data.picture import decoded
 from revelio.pipelines.convert_sae import read_sae
 from revelio.pipelines.inputs import open_sae, sae_folder
 from revelio.sae.kernels.select import fastest_kernel
@@ -192,11 +192,7 @@ def read_mask(path: Path) -> Tensor:
     """A mask from a picture: white is 1.
 
     Raises:
-        ValueError: it is no picture.
+        ImageError: it is no picture.
     """
-    try:
-        with Image.open(path) as picture:
-            grey = np.asarray(picture.convert("L"), dtype=np.float32)
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{printable(path)} is no picture: {printable(error)}") from error
-    return torch.from_numpy(grey / 255.0)
+    with decoded(path, str(path)) as picture:
+        return torch.from_numpy(np.asarray(picture.convert("L"), dtype=np.float32) / 255.0)
