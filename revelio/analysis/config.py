@@ -234,6 +234,10 @@ class MakePCAMapsConfig(PCAMapsConfig):
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     """The model."""
 
+    others: tuple[str, ...] = ()
+    """Further models on the same sheet, such as a DiT beside a U-Net: known names, folders or hub ids. Each
+    shows those of the layers that it has; one without noise shows them once."""
+
     out: OutFolder | None = None
     """The folder to write; none: `runs/pca-maps/` and the names of model and data set."""
 

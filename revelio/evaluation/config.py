@@ -18,7 +18,7 @@ class EvalSAEConfig:
 
     ksae: Annotated[tuple[str, ...], NotEmpty()]
     """The k-SAEs: runs of `revelio train-ksae`, or hub ids; several seeds of one recipe give an interval over
-    trainings, and stability."""
+    trainings, and stability; so do trainings on halves of the images, or on other noise draws."""
 
     train_store: Folder | None = None
     """The store that they were trained on, which gives the controls their directions; none: the held-out

@@ -11,6 +11,7 @@ from revelio.analysis.paired import Measured, against, image_subsets, verdict
 from revelio.evaluation.encoded import Encoded, encoded
 from revelio.evaluation.measures import MEASURES, HeldOut, held_out
 from revelio.sae.inputs import Source
+from revelio.sae.metrics import density_histogram
 from revelio.sae.model import KSparseAutoencoder
 
 Told = Callable[[str], object]
@@ -47,8 +48,9 @@ def judge(
 
     Returns:
         ``latents``: live latents of each model; ``measures``: by name, as
-        :func:`revelio.analysis.paired.against` gives it. A control without a latent that fires on enough
-        images is left out of the measures that need one; a measure that the k-SAE itself has not is left out.
+        :func:`revelio.analysis.paired.against` gives it; ``not_measured``: what needs more images, classes or
+        live latents than there are. A control without a latent that fires on enough images is left out of
+        the measures that need one.
     """
     images = held_out(rows, labels, image_subsets(len(rows), seed), seed)
     known = {} if known is None else known
@@ -71,7 +73,12 @@ def judge(
         )
         for measure, ours in found[first].items()
     }
-    return {"latents": {name: known[name][0] for name in here}, "measures": entries}
+    wanted = [name for name, one in MEASURES.items() if labels is not None or not one.labelled]
+    return {
+        "latents": {name: known[name][0] for name in here},
+        "measures": entries,
+        "not_measured": [name for name in wanted if name not in entries],
+    }
 
 
 def measures_of(codes: Encoded, images: HeldOut) -> dict[str, Measured]:
@@ -90,8 +97,10 @@ def _firing(codes: Encoded) -> dict[str, Any]:
     return {
         "n": codes.model.n,
         "firing": int((codes.firings > 0).sum()),
+        "dead_share": float((codes.firings == 0).double().mean()),
         "more_than_10_images": int((codes.firings > 10).sum()),
         "l0": float(codes.firings.sum()) / max(images, 1),
+        "density": density_histogram(codes.firings, images),
     }
 
 

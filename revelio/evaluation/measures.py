@@ -6,6 +6,8 @@
 | cosine                 | of an activation and its reconstruction, about the mean activation                |
 | purity                 | majority share of the labels of a latent's 10 top images, 1,000 strongest latents |
 | distinct purity        | the same, near-duplicate latents counted once                                     |
+| sigma_label, entropy,  | the other forms of purity (:mod:`revelio.analysis.label_measures`)                |
+| same-class pairs       |                                                                                   |
 | probe 1, 5, 20         | balanced accuracy of a logistic regression a class on its best latents            |
 | coverage 0.5, 0.8      | share of classes with a latent of F1 above 0.5, 0.8                               |
 | significant            | share of latents whose top images hold more of a class than chance allows         |
@@ -32,8 +34,8 @@ from revelio.seeds import generator
 TOP = 10
 STRONGEST = 1000
 MIN_FIRINGS = 11  # "active on more than 10 images", as purity has it
-# A latent's images are kept this many times over, so that others move up when some are left out.
-SPARE = 3
+# A latent's images are kept this many times over, so that others move up in a half or quarter of the images.
+SPARE = 6
 DUPLICATE_COSINE = 0.9
 DUPLICATE_IMAGES = 0.5
 FALSE_DISCOVERIES = 0.05
@@ -98,9 +100,11 @@ def cosine(codes: Encoded, images: HeldOut) -> Measured:
     return measured(lambda kept: float(codes.cosines[kept].mean()), images.subsets)
 
 
-def purity(codes: Encoded, images: HeldOut) -> Measured | None:
-    """Mean majority share over the strongest latents."""
-    return _purity(codes, images, codes.strongest(STRONGEST, MIN_FIRINGS))
+def purity(form: str) -> Callable[[Encoded, HeldOut], Measured | None]:
+    """The mean of a form of purity over the strongest latents."""
+    return lambda codes, images: _purity(
+        codes, images, codes.strongest(STRONGEST, MIN_FIRINGS), form
+    )
 
 
 def distinct_purity(codes: Encoded, images: HeldOut) -> Measured | None:
@@ -108,16 +112,18 @@ def distinct_purity(codes: Encoded, images: HeldOut) -> Measured | None:
     return _purity(codes, images, distinct(codes, codes.strongest(STRONGEST, MIN_FIRINGS)))
 
 
-def _purity(codes: Encoded, images: HeldOut, latents: Tensor) -> Measured | None:
+def _purity(
+    codes: Encoded, images: HeldOut, latents: Tensor, form: str = "majority"
+) -> Measured | None:
     if images.labels is None or not len(latents):
         return None
     top, labels = _top_images(codes, latents, SPARE * TOP), images.labels
 
-    def majority(kept: Tensor) -> float:
+    def mean(kept: Tensor) -> float:
         found = measures(kept_counts(top, labels, images.classes, kept, TOP))
-        return float(found["majority"].nan_to_num(0.0).mean())
+        return float(found[form].nan_to_num(0.0).mean())
 
-    return measured(majority, images.subsets)
+    return measured(mean, images.subsets)
 
 
 def _top_images(codes: Encoded, latents: Tensor, count: int) -> Int64[Tensor, "l count"]:
@@ -289,8 +295,11 @@ def significant(codes: Encoded, images: HeldOut) -> Measured | None:
 MEASURES: dict[str, Measure] = {
     "fvu": Measure(fvu, -1, labelled=False),
     "cosine": Measure(cosine, 1, labelled=False),
-    "purity": Measure(purity, 1),
+    "purity": Measure(purity("majority"), 1),
     "distinct purity": Measure(distinct_purity, 1),
+    "sigma_label": Measure(purity("sigma"), -1),
+    "entropy": Measure(purity("entropy"), -1),
+    "same-class pairs": Measure(purity("pairs"), 1),
     "probe 1": Measure(probe(1), 1),
     "probe 5": Measure(probe(5), 1),
     "probe 20": Measure(probe(20), 1),

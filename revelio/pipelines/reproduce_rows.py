@@ -7,13 +7,14 @@ images changes of it: what :class:`revelio.reproduce.orderings.Replicates` needs
 import math
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from torch import Tensor
 
 from revelio.analysis.config import (
     MakeGalleryConfig,
@@ -21,11 +22,11 @@ from revelio.analysis.config import (
     MakeTopImagesConfig,
     MeasurePurityConfig,
 )
-from revelio.analysis.controls import SPARE, judge
-from revelio.analysis.paired import LEFT_OUT, image_subsets
+from revelio.analysis.controls import judge
 from revelio.analysis.purity import eligible
 from revelio.backbones.prompts import class_texts
 from revelio.backbones.registry import load_backbone
+from revelio.config import structure, to_plain
 from revelio.data.dataset import ImageDataset
 from revelio.data.loading import batches
 from revelio.diffc.config import EvalDiffCConfig, TrainDiffCConfig
@@ -47,10 +48,16 @@ from revelio.probes.diffusion_classifier import diffusion_classifier
 from revelio.reproduce.items import SECONDS
 from revelio.reproduce.rows import OurRow
 from revelio.sae.config import SweepConfig, TrainSAEConfig
+from revelio.seeds import generator
 from revelio.stats import mean95, wilson95
+from revelio.trust import printable
 
 Found = dict[str, Any]
 OVER_TRAININGS = "Student's t over trainings"
+# The delete-d jackknife of `shifts`.
+SUBSETS, LEFT_OUT = 50, 0.25
+# A latent's images are kept this many times over, so that others move up when some are left out.
+SPARE = 3
 
 
 def measure(shared: Shared, ours: OurRow) -> Found:
@@ -108,7 +115,7 @@ def _purity(
     beside: dict[str, Any] = {"store": (store,), "ksae": (str(ksae),)} if controls else {}
     given = MeasurePurityConfig(**vars(how), **beside, top=(made.path,), device=config.device)
     entry = measure_purity(given, shared.progress).entries[0]
-    subsets = image_subsets(made.top.images, config.seed)
+    subsets = without_a_quarter(made.top.images, config.seed)
     found = judge(made.top, strong, how.m, subsets).measures["sigma"]
     return entry, _scaled(found.subsets.numpy() - found.whole)
 
@@ -286,7 +293,7 @@ def _accuracy(
     shared: Shared, right: Bool[np.ndarray, "trainings images"], interval: list[float]
 ) -> Found:
     """Shares of right answers in percent."""
-    subsets = image_subsets(right.shape[1], shared.config.seed).numpy()
+    subsets = without_a_quarter(right.shape[1], shared.config.seed).numpy()
     values = right.mean(1)
     # A product of booleans would be a boolean.
     gaps = right.astype(float) @ subsets.T / subsets.sum(1) - values[:, None]
@@ -296,6 +303,41 @@ def _accuracy(
         "value": 100 * float(values.mean()),
         "interval": [100 * end for end in interval],
     }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """All that a row may hold; what a kind has not is left out."""
+
+    value: float | None = None
+    interval: tuple[float, float] | None = None
+    interval_kind: str = ""
+    values: tuple[float, ...] = ()
+    shifts: tuple[tuple[float, ...], ...] = ()
+    chance: float | None = None
+    majority_share: float = 0.0
+    majority_chance: float = 0.0
+    latents: int = 0
+    images: dict[str, int] = field(default_factory=dict)
+    controls: str | None = None
+    gallery: str = ""
+    shows: dict[str, float] = field(default_factory=dict)
+
+
+def checked(found: Any, path: Path) -> Found:
+    """What a row measured, out of its file.
+
+    Raises:
+        ValueError: it is no such thing; the message names the file.
+    """
+    try:
+        whole = structure(Measured, found)
+        if len(whole.values) != len(whole.shifts) or len({len(one) for one in whole.shifts}) > 1:
+            raise ValueError("`values` and `shifts` do not match")
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{printable(path)} is not what a row measured: {error}") from error
+    plain = to_plain(whole)
+    return {name: plain[name] for name in found}
 
 
 def gain(found: Found, base: Found) -> Found:
@@ -320,6 +362,15 @@ def over_trainings(values: list[float], shifts: list[list[float]]) -> Found:
 
 def _once(value: float, images: int) -> Found:
     return {"value": value, "interval": None, "chance": None, "images": {"test": images}}
+
+
+def without_a_quarter(count: int, seed: int) -> Bool[Tensor, "subsets images"]:
+    """:data:`SUBSETS` random subsets of ``count`` images, each without a quarter of them."""
+    draw, out = generator(seed, "jackknife subsets"), round(count * LEFT_OUT)
+    kept = torch.ones(SUBSETS, count, dtype=torch.bool)
+    for subset in kept:
+        subset[torch.randperm(count, generator=draw)[:out]] = False
+    return kept
 
 
 def _scaled(gaps: Float[np.ndarray, " subsets"]) -> list[float]:

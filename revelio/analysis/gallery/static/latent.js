@@ -92,12 +92,13 @@ Gallery.latentView = (() => {
         data.measures.map(({ name, of, chance }, i) => h("tr", {}, h("th", { scope: "row" }, name), [found.measured[i], of[0], chance[0]].map((value) => h("td", {}, number(value)))))));
   }
 
-  // The line that draws with more of the latent; what only the user knows is in capitals.
-  function steer(latent) {
-    if (!meta.model || !meta.layer) return null;
-    const read = meta.cells ? "" : " --read pooled"; // a k-SAE of pooled activations reads them pooled
-    const line = `revelio steer --backbone.name ${meta.model} --layer ${meta.layer} --ksae KSAE --latents ${latent.id}:2${read} --strength 0 1 --prompts PROMPTS --out OUT`;
-    return h("section", {}, h("h2", {}, "Steer by it"), h("p", { class: "command" }, h("code", {}, line)));
+  // The line that draws with more of the latent: its strongest activation, times each strength, is added to every
+  // cell. A pooled activation is a mean over cells that differ in sign, so a cell takes many times as much.
+  function steer(latent, found) {
+    if (!meta.model || !meta.layer || !found.top.length) return null;
+    const strengths = meta.cells ? "0 1 2 4" : "0 10 20 40";
+    const line = `revelio steer --backbone.name ${meta.model} --ksae KSAE --latent-values ${latent.id}:${found.top[0][1]} --operation add --strength ${strengths} --texts "a photo" --images-per-prompt 4 --out steered-${latent.id}`;
+    return h("section", {}, h("h2", {}, "Draw with more of it"), h("p", { class: "command" }, h("code", {}, line)));
   }
 
   // The one before and after, in the order and under the filters of the grid.
@@ -131,7 +132,7 @@ Gallery.latentView = (() => {
         range(latent, found, "middle", "Around the median of its activations", most),
         range(latent, found, "random", "Drawn from all images it fires on", most),
         range(latent, found, "misses", [term("misses", "Near misses")], null)),
-      h("div", { class: "side" }, repeated(latent), histogram(found), timesteps(found), measured(found), profile(latent, found), similar(found.near, "similar", "Similar by direction"), similar(found.alike, "together", "Similar by images"), steer(latent)),
+      h("div", { class: "side" }, repeated(latent), histogram(found), timesteps(found), measured(found), profile(latent, found), similar(found.near, "similar", "Similar by direction"), similar(found.alike, "together", "Similar by images"), steer(latent, found)),
     ];
   }
 
