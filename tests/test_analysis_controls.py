@@ -141,3 +141,9 @@ def _drawn_difference(seed: int, apart: float) -> dict:
         )  # fmt: skip
         judged.append(controls.judge(top, torch.arange(100), 10, subsets))
     return difference(*(one.measures["majority"] for one in judged), 0.95)
+
+
+def test_the_first_axes_have_both_signs() -> None:
+    rows = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
+    made = controls.control_models(KSparseAutoencoder(6, 6, 2), rows)["principal axes"].W_dec
+    assert torch.equal(made[::2], -made[1::2]) and len(made) == 6

@@ -26,6 +26,8 @@ def _lines(result: Mapping[str, Any]) -> Iterator[str]:
     for what in ("stability", "planted"):
         if what in result:
             yield from ("", f"## {what.capitalize()}", "", *_levels(result[what]))
+        for level, entry in result.get(f"{what}_verdict", {}).items():
+            yield from ("", f"Above {level}: {entry['verdict']}.")
     yield from ("", *(f"- {note}" for note in result["notes"]))
 
 

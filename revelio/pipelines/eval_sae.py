@@ -26,8 +26,10 @@ from revelio.evaluation.controls import (
 from revelio.evaluation.identity import (
     live_directions,
     planted_recovery,
+    planted_verdicts,
     stability,
     stability_of_controls,
+    stability_verdicts,
 )
 from revelio.evaluation.judge import judge, over_trainings
 from revelio.evaluation.page import page
@@ -327,12 +329,17 @@ def _together(
     first = next(iter(models.values()))
     directions = [live_directions(model, data.rows) for model in models.values()]
     seeds = range(config.seed, config.seed + min(len(models), STABLE_SEEDS))
+    stable = {"k-SAE": stability(directions)}
+    stable |= stability_of_controls(first, data.source, list(seeds))
+    told = {}
+    if len(models) >= STABLE_SEEDS:
+        told = {"stability_verdict": stability_verdicts(stable, config.confidence)}
     return {
         "over_trainings": over_trainings(
             [entry["measures"] for entry in entries.values()], config.confidence
         ),
-        "stability": {"k-SAE": stability(directions)}
-        | stability_of_controls(first, data.source, list(seeds)),
+        "stability": stable,
+        **told,
     }
 
 
@@ -361,4 +368,7 @@ def _planted(config: EvalSAEConfig, data: _Data, progress: Report) -> dict[str, 
         }
         for name in names
     }
-    return {"planted": {key: found[0][key] for key in found[0] if key not in names} | means}
+    entry = {"planted": {key: found[0][key] for key in found[0] if key not in names} | means}
+    if len(found) > 1:
+        entry["planted_verdict"] = planted_verdicts(means, config.confidence)
+    return entry
