@@ -92,6 +92,32 @@ def stability_verdicts(
     return entries
 
 
+def planted_together(
+    found: Sequence[Mapping[str, Any]], confidence: float = 0.95
+) -> dict[str, Any]:
+    """What several :func:`planted_recovery` say together.
+
+    Returns:
+        ``planted``: the sizes and, by name and level, the mean and each training's share;
+        ``planted_verdict`` of two trainings up.
+    """
+    names = [name for name, value in found[0].items() if isinstance(value, Mapping)]
+    means = {
+        name: {
+            level: {
+                "value": sum(one[name][level] for one in found) / len(found),
+                "trainings": [one[name][level] for one in found],
+            }
+            for level in found[0][name]
+        }
+        for name in names
+    }
+    entry = {"planted": {key: found[0][key] for key in found[0] if key not in names} | means}
+    if len(found) > 1:
+        entry["planted_verdict"] = planted_verdicts(means, confidence)
+    return entry
+
+
 def planted_verdicts(
     found: Mapping[str, Mapping[str, Any]], confidence: float = 0.95
 ) -> dict[str, Any]:

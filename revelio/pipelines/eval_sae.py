@@ -26,7 +26,7 @@ from revelio.evaluation.controls import (
 from revelio.evaluation.identity import (
     live_directions,
     planted_recovery,
-    planted_verdicts,
+    planted_together,
     stability,
     stability_of_controls,
     stability_verdicts,
@@ -357,18 +357,4 @@ def _planted(config: EvalSAEConfig, data: _Data, progress: Report) -> dict[str, 
         )
         for number in range(config.planted)
     ]
-    names = [name for name, value in found[0].items() if isinstance(value, Mapping)]
-    means = {
-        name: {
-            level: {
-                "value": sum(one[name][level] for one in found) / len(found),
-                "trainings": [one[name][level] for one in found],
-            }
-            for level in found[0][name]
-        }
-        for name in names
-    }
-    entry = {"planted": {key: found[0][key] for key in found[0] if key not in names} | means}
-    if len(found) > 1:
-        entry["planted_verdict"] = planted_verdicts(means, config.confidence)
-    return entry
+    return planted_together(found, config.confidence)
