@@ -230,19 +230,22 @@ def _search(found: Mapping[str, Any]) -> Iterator[str]:
     yield "\n## The search\n"
     yield (
         "On training pictures only: trained on 25,000 or 50,000 of them, judged on the last 10,000; 2,000 "
-        "steps (1,200 at a batch of 4,096), values of the first of two trainings. Stability of `random` and `data "
-        "rows` is over seeds on the same rows, of the others over seeds and disjoint halves of the rows. Starts "
-        "other than random, and the decayed rate, were tried by hand and are no settings of `train-ksae`.\n"
+        "steps (1,200 at a batch of 4,096), values of the first of two trainings. Stability of `random` "
+        "and `data rows` is over seeds on the same rows, of the others over seeds and disjoint halves of "
+        "the rows. Starts other than random, and the decayed rate, were tried by hand and are no settings "
+        "of `train-ksae`.\n"
     )
     yield f"| {' | '.join(SEARCH_HEAD)} |\n|{'---|' * len(SEARCH_HEAD)}"
     for row in (*SEARCH, *(("control: " + one[0], *one[1:]) for one in SEARCH_CONTROLS)):
         yield f"| {' | '.join(str(cell) for cell in row)} |"
     yield (
-        "\nNo start or size came near k-means' stability at 0.9. In a space where 8 directions hold 86 % of the "
-        "variance, 256 centroids cover the data, so that two runs match closely whatever they mean; k-SAEs of "
-        "the same error differ in how they split it. Starting from principal axes raises purity above every "
-        "control and lowers sparse probing; starting from data rows or centroids keeps twice as many latents "
-        "alive, lowers the error, and lowers probing as well. AuxK did not change the number of live latents."
+        "\nNo start or size came near k-means' stability. Eight directions hold 86 % of the variance here, "
+        "and in such a space 256 centroids cover the data, so that those of two runs match closely; "
+        "k-SAEs of the same error differ in how they split it. Starting from principal axes raises purity "
+        "above every control's and lowers sparse probing; starting from data rows or centroids keeps twice "
+        "as many latents alive, lowers the error, and lowers probing as well. AuxK left the number of live "
+        "latents nearly as it was, in the two trainings with it. Not tried: Matryoshka, BatchTopK, cells, "
+        "normalization, other layers and timesteps, several noise draws, mini-sd-photo, the ViT."
     )
 
 

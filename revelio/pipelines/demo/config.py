@@ -64,8 +64,8 @@ class DemoConfig:
             checkpoint_every=0,
         )
     )
-    """The k-SAEs, one a layer and timestep: far smaller than the paper's, as docs/evidence.md found for so few
-    dimensions and pictures, with a higher learning rate for so few updates."""
+    """The k-SAEs, one a layer and timestep: far smaller than the paper's, as docs/evidence.md found for
+    so few dimensions and pictures, with a higher learning rate for so few updates."""
 
     m: Annotated[int, Range(2)] = 10
     """Top images that a latent is judged by."""
