@@ -77,7 +77,7 @@ def gathered(work: Path) -> dict[str, Any]:
         inside = [one["measures"] for one in loss]
         measures |= over_trainings(inside) if len(inside) > 1 else {}
         found["controls"] |= _values(inside[0])
-        found["loss_images"], found["in_model"] = (
+        found["loss_images"], found["loss"] = (
             loss[0]["in_model"].get("images"),
             loss[0]["in_model"],
         )

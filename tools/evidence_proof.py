@@ -1,4 +1,4 @@
-"""Does a k-SAE on real activations beat what learned nothing? docs/evidence.md, docs/evidence.json and a chart.
+"""Does a k-SAE on real activations beat what learned nothing? docs/evidence.md, its JSON and its chart.
 
     python -m tools.evidence_proof --fashion FOLDER     everything (about an hour of one core)
     python -m tools.evidence_proof --page               only the page, from what work/evidence holds
@@ -11,7 +11,6 @@ trained. What is done is kept under work/, so that a stopped run goes on.
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,14 @@ from torch import Tensor
 
 from revelio.activations.config import ExtractRunConfig
 from revelio.activations.store import ActivationStore
+from revelio.analysis.paired import against
 from revelio.backbones.config import BackboneConfig
 from revelio.data.config import DataConfig
 from revelio.evaluation.config import EvalSAEConfig
 from revelio.evaluation.controls import untrained_controls
+from revelio.evaluation.downstream import Replace, replaced
 from revelio.evaluation.identity import planted_recovery
-from revelio.evaluation.loss_recovered import recovered
+from revelio.evaluation.loss_recovered import loss_recovered, reconstruction
 from revelio.pipelines.eval_downstream import InModel
 from revelio.pipelines.eval_sae import RESULT, eval_sae
 from revelio.pipelines.extract import extract_to
@@ -48,7 +49,7 @@ BEFORE = RunConfig(
     k=16, expansion=16, steps=300, batch_size=512, learning_rate=2e-3, warmup_steps=30,
     checkpoint_every=0,
 )  # fmt: skip
-LOSS_IMAGES, PLANTED = 150, 5
+LOSS_IMAGES, PLANTED = 100, 5
 
 
 @dataclass(frozen=True)
@@ -115,22 +116,31 @@ class Proof:
         store = ActivationStore.open(self.store("train"))
         return planted_recovery(RECIPE, store.row_shape[0], len(store), seed=number)
 
-    def loss(self, number: int) -> dict[str, Any]:
-        """Loss recovered by a training and by its controls."""
-        run = self.trained("recipe", RECIPE, SweepConfig(seed=SEEDS))[number]
-        config = replace(self.evaluation("recipe", (run,)), loss_images=LOSS_IMAGES)
-        inside, model = InModel(config, *self.test), open_sae(run, "cpu")
-        models = {"k-SAE": model} | untrained_controls(model, self.rows("train"))
-        measures, told = recovered(
-            inside.downstream, models, self.rows("train").mean(0), inside.images, inside.reader,
-            source=inside.about,
-        )  # fmt: skip
-        return {"measures": measures, "in_model": told}
-
-    @cached_property
-    def test(self) -> tuple[ActivationStore, Tensor]:
-        """The test pictures' store and activations."""
-        return ActivationStore.open(self.store("test")), self.rows("test")
+    def losses(self) -> list[dict[str, Any]]:
+        """Loss recovered by each training beside the controls, which all of them share."""
+        runs = self.trained("recipe", RECIPE, SweepConfig(seed=SEEDS))
+        config = replace(self.evaluation("recipe", tuple(runs)), loss_images=LOSS_IMAGES)
+        store = ActivationStore.open(self.store("test"))
+        inside, source = InModel(config, store, self.rows("test")), self.rows("train")
+        mean, trained = source.mean(0), {run: open_sae(run, "cpu") for run in runs}
+        controls = untrained_controls(trained[runs[0]], source)
+        ways: dict[str, Replace | None] = {
+            "true": None,
+            "mean": lambda rows: mean.to(rows).expand_as(rows),
+            "zero": torch.zeros_like,
+        }
+        ways |= {
+            name: reconstruction(one, inside.about) for name, one in (trained | controls).items()
+        }
+        down, subsets = inside.downstream, inside.images.subsets
+        losses = {name: down.losses(down.outputs(replaced(way))) for name, way in ways.items()}
+        theirs = {name: loss_recovered(losses, name, subsets) for name in controls}
+        means = {name: float(one.mean()) for name, one in losses.items()}
+        entries = [against(loss_recovered(losses, run, subsets), theirs, 1) for run in runs]
+        return [
+            {"measures": {"loss recovered": entry}, "images": LOSS_IMAGES, "loss": means}
+            for entry in entries
+        ]
 
     def rows(self, split: str) -> Tensor:
         """Activations of a split."""
@@ -141,7 +151,8 @@ class Proof:
         """Everything that is not done yet."""
         self.judged("recipe", RECIPE, SweepConfig(seed=SEEDS))
         self.kept("planted", PLANTED, self.planted)
-        self.kept("loss", len(SEEDS), self.loss)
+        if not (self.work / "loss.json").is_file():
+            write_json(self.work / "loss.json", self.losses())
         self.judged("by-k", RECIPE, SweepConfig(k=OTHER_K, seed=SEEDS[:1]))
         self.judged("before", BEFORE, SweepConfig(seed=SEEDS[:1]))
 
