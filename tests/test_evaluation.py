@@ -185,7 +185,7 @@ def test_stability_is_told_apart_only_from_controls_with_a_seed() -> None:
     assert set(entry["differences"]) == {"data rows"} and entry["verdict"] == "beats every control"
     # Trainings (1, 2, 3) leave one pair each: 0.84, 0.82, 0.8.
     error2 = 2 / 3 * (0.02**2 + 0.02**2)
-    half = stats.t.ppf(0.975, 2) * (2 * error2) ** 0.5
+    half = stats.t.ppf(0.975, 4) * (2 * error2) ** 0.5  # Welch: twice 2 degrees of freedom
     assert entry["differences"]["data rows"]["interval"] == pytest.approx([0.6 - half, 0.6 + half])
 
 

@@ -83,8 +83,7 @@ def stability_verdicts(
         gaps = {
             name: (
                 found[ours][level]["value"] - found[name][level]["value"],
-                errors[ours][0] + errors[name][0],
-                min(errors[ours][1], errors[name][1]),
+                *_welch(errors[ours], errors[name]),
             )
             for name in names
         }
@@ -151,7 +150,7 @@ def _jackknife(pairs: Sequence[float]) -> tuple[float, int]:
     return float((count - 1) / count * (left - left.mean()).square().sum()), count - 1
 
 
-def _compared(gaps: Mapping[str, tuple[float, float, int]], confidence: float) -> dict[str, Any]:
+def _compared(gaps: Mapping[str, tuple[float, float, float]], confidence: float) -> dict[str, Any]:
     """Differences (value, squared error, degrees of freedom) by control as intervals, and the verdict."""
     each = 1 - (1 - confidence) / max(len(gaps), 1)
     differences = {}
