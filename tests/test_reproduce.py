@@ -18,7 +18,6 @@ from test_sae_distributed import torchrun
 import revelio.pipelines.reproduce_rows as pipeline
 from revelio.activations.store import ActivationStore
 from revelio.analysis.config import PurityConfig
-from revelio.analysis.paired import image_subsets
 from revelio.cli import main
 from revelio.data.config import DataConfig
 from revelio.diffc.config import FitConfig
@@ -198,7 +197,7 @@ def test_shifts_are_what_leaving_images_out_changes(made: ReproduceConfig, tmp_p
     right = np.random.default_rng(5).random((2, 400)) < np.array([[0.8], [0.6]])
     shared = Shared(made, TINY, tmp_path, [], silent)
     found = pipeline._accuracy(shared, right, [0.0, 1.0])
-    subsets = image_subsets(400, made.seed).numpy()
+    subsets = pipeline.without_a_quarter(400, made.seed).numpy()
     for row, value, shifts in zip(right, found["values"], found["shifts"], strict=True):
         assert value == pytest.approx(100 * row.mean())
         for subset, shift in zip(subsets, shifts, strict=True):

@@ -25,6 +25,8 @@ def report() -> dict:
         "majority_share": 0.6789,
         "majority_share_chance": 0.25,
         "interval": {"majority_share": [0.61, 0.72]},
+        "interval_method": "95 % over images",
+        "latents": 121,
     }
     row = {"layer": "up_ft1", "timestep": 25, "top1": 81.25, "interval": [80.0, 82.5]}
     row |= {"random_weights_top1": 70.0, "random_weights_interval": [69.0, 71.0]}
@@ -35,7 +37,7 @@ def report() -> dict:
 
 def test_tables_hold_the_numbers_of_the_report() -> None:
     text = demo_tables(report())
-    assert "| up_ft1 | 0.679 (0.610 to 0.720) |" in text
+    assert "| up_ft1 | 0.679 (0.610 to 0.720; 121) |" in text
     assert (
         "| up_ft1, 25 | 81.2 (80.0 to 82.5) | 70.0 (69.0 to 71.0) | 60.0 (59.0 to 61.0) |" in text
     )

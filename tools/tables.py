@@ -61,7 +61,8 @@ def demo_tables(report: dict[str, Any]) -> str:
     lines = [
         f"`make demo`: {report['model']} on {report['images']:,} pictures ({report['dataset']}), mode "
         f"`{report['mode']}`, {sum(report['seconds'].values()) / 60:.1f} minutes on two CPU cores. "
-        "Majority share of the latents' ten top images (95 % bootstrap interval over latents; chance "
+        "Majority share of the latents' ten top images (95 % interval, "
+        f"{report['purity'][0]['interval_method'].removeprefix('95 % ')}; the number of latents; chance "
         f"{chance:.3f}):",
         "",
         "| layer | " + " | ".join(f"t = {t}" for t in timesteps) + " |",
@@ -115,7 +116,7 @@ def _control(entry: dict[str, Any]) -> str:
 
 def _share(row: dict[str, Any]) -> str:
     low, high = row["interval"]["majority_share"]
-    return f"{row['majority_share']:.3f} ({low:.3f} to {high:.3f})"
+    return f"{row['majority_share']:.3f} ({low:.3f} to {high:.3f}; {row['latents']})"
 
 
 def _top1(row: dict[str, Any], prefix: str) -> str:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from revelio.analysis.config import PurityConfig, TopImagesConfig
 from revelio.analysis.label_measures import kept_counts, measures
-from revelio.analysis.paired import Measured, against, image_subsets, method
+from revelio.analysis.paired import Measured, against, image_subsets, interval, method
 from revelio.analysis.purity import eligible
 from revelio.analysis.top_images import TopImages, over_cells, pooled, top_images
 from revelio.seeds import generator
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 # How many controls there are.
 CONTROLS = 4
-# A latent's images are kept this many times over, so that others move up when some are left out.
-SPARE = 3
+# A latent's images are kept this many times over, so that others move up in a half or quarter of the images.
+SPARE = 6
 # Which way is better, by the measure's name.
 BETTER = {"sigma": -1, "majority": 1, "entropy": -1, "pairs": 1}
 
@@ -163,7 +163,8 @@ def compare(
 
     Returns:
         ``controls``: by name, for each measure the control's value and the difference (the k-SAE's minus the
-        control's) with its interval, and how many latents were averaged; ``verdict``: by measure, in words.
+        control's) with its interval, and how many latents were averaged; ``verdict``: by measure, in words;
+        ``intervals``: of the k-SAE's own values.
         A model without a latent that is active on enough images is left out.
 
     Raises:
@@ -185,7 +186,14 @@ def compare(
             judged[name] = judge(top, strong, images, subsets)
     ours = judged.pop("", None)
     if ours is None or not judged:
-        return {"latents": 0, "values": {}, "controls": {}, "verdict": {}, "interval_method": ""}
+        return {
+            "latents": 0,
+            "values": {},
+            "controls": {},
+            "verdict": {},
+            "intervals": {},
+            "interval_method": "",
+        }
     return _entry(ours, judged, confidence)
 
 
@@ -217,6 +225,7 @@ def _entry(ours: Judged, judged: Mapping[str, Judged], confidence: float) -> dic
     return {
         "latents": ours.latents,
         "values": {measure: entry["value"] for measure, entry in found.items()},
+        "intervals": {measure: interval(one, confidence) for measure, one in ours.measures.items()},
         "controls": {
             name: {"latents": other.latents}
             | {measure: entry["controls"][name] for measure, entry in found.items()}

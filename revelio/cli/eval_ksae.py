@@ -25,8 +25,7 @@ def run(config: Config) -> None:
     from revelio.cli.bar import Bar
     from revelio.evaluation.page import page
     from revelio.pipelines.eval_sae import eval_sae
-    from revelio.trust import printable
 
     with Bar("control") as bar:
         result = eval_sae(config, bar)
-    print("\n".join(map(printable, page(result).splitlines())))
+    print(page(result), end="")

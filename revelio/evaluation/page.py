@@ -16,10 +16,14 @@ def page(result: Mapping[str, Any]) -> str:
 def _lines(result: Mapping[str, Any]) -> Iterator[str]:
     yield "# k-SAEs beside their controls"
     yield ""
-    yield f"{result['images']:,} held-out images of {markdown(result['store'])}."
+    over = result.get("over", "pooled")  # of before, all were
+    of = "" if over == "pooled" else f" Codes of an image: the {over} over its cells."
+    yield f"{result['images']:,} held-out images of {markdown(result['store'])}.{of}"
     yield f"Intervals of differences: {result['interval_method']}."
     for name, entry in result["ksaes"].items():
         yield from ("", f"## {markdown(name)}", "", *rows(entry["measures"]))
+        if left := entry["not_measured"]:
+            yield from ("", f"Too few images, classes or live latents for: {', '.join(left)}.")
     if "over_trainings" in result:
         yield from ("", "## All trainings together", "")
         yield "| measure | mean | verdict |\n|---|---:|---|"
