@@ -1,4 +1,4 @@
-"""The proof's two tests inside the model: what carried the answers, and what a prompt leaks into the features.
+"""The proof's tests inside the model: what carried the answers, and what a prompt leaks into the features.
 
 carried   k-SAEs on the tokens of each of a row's towers; the answers' log-probability without the latents of
           the largest effects, and without random ones that fire on the same pictures
@@ -9,6 +9,7 @@ leaked    a diffusion tower prompted by "Is this a CLASS?" with the picture's ow
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ def leaked(places: Places, config: TowerConfig, train: int = 15, test: int = 10)
             rows["train"], labels, asked, np.tile(held.labels, 3), strengths=STRENGTHS
         )
         said = np.array(probed.predicted)
-        own, blank, swap = (said[a:b] for a, b in zip(ends[:-1], ends[1:], strict=True))
+        own, blank, swap = (said[a:b] for a, b in pairwise(ends))
         truth = np.array(held.labels)
         found[name] = {
             "own picture": share(own == truth),
