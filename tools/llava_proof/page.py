@@ -146,9 +146,9 @@ def inside_part(found: Figures) -> str:
     leak = found["leaked"]
     lines += [
         "\nWhat the question leaks into the features (`prompt: question`): a linear probe is trained on the "
-        f"features of `{leak['tower']}` under `Is this a CLASS?` with the picture's own class, and reads held-out "
-        "ones under the same prompts. What it reads of a blank picture, or of one of another class, comes from "
-        "the text:\n",
+        f"features of `{leak['tower']}` under `Is this a CLASS?` with the picture's own class, and reads "
+        "held-out ones under the same prompts. What it reads of a blank picture, or of one of another class, "
+        "comes from the text:\n",
         "| prompt | " + " | ".join(leak["question"]) + " |",
         "|---|" + "---|" * len(leak["question"]),
         *(
