@@ -41,7 +41,7 @@ def measure(places: Places) -> Figures:
         "data": data_figures(places, questions),
         "rows": {row: row_figures(places, row, right) for row in settings.rows},
         "made_with": versions(),
-        "command": "make demo-llava CALTECH101=FOLDER",
+        "command": f"python -m tools.llava_mini --caltech101 FOLDER --seeds {settings.seeds}",
         "settings": {
             name: getattr(settings, name)
             for name in ("seeds", "train_images", "test_images", "captions", "questions", "quick")
@@ -52,7 +52,7 @@ def measure(places: Places) -> Figures:
         best = max(settings.rows, key=lambda row: found["rows"][row]["open"]["value"])
         answer_bench(places, best, settings.bench)
         found["bench"] = bench_figures(places, best)
-        found["command"] += " BENCH=FOLDER"
+        found["command"] += " --bench FOLDER"
     return found
 
 
