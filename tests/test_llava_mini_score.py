@@ -144,7 +144,7 @@ def test_the_page_says_first_what_was_not_reached() -> None:
     kinds = by_kind(questions, right)
     assert [sum(kinds[kind]) for kind in ("open", "yes-no", "choice")] == [6, 0, 0]
     assert "yes-no" not in by_kind(questions, {f"{i}#open": True for i in range(10)})
-    report = {"first_loss": 5.0, "last_loss": 0.5}
+    report = {"first_loss": 5.0, "last_loss": 0.5, "steps": 9}
     row = {name: accuracy([kinds[name]]) for name in ("open", "yes-no", "choice")}
     row |= {"blind": accuracy([[False] * 10]), "probe": accuracy([[True] * 10])}
     row |= {"of_probe": 0.6, "stages": {"pretrain": [report], "finetune": [report]}}
@@ -167,7 +167,7 @@ def test_the_page_says_first_what_was_not_reached() -> None:
     assert page.index("**Not reached:** CLIP reaches 60 % of its probe") < page.index("| row |")
     assert "| CLIP | 60.0 [31.3, 83.2] | 100.0 [72.2, 100.0] | 60 % | 0.0 [0.0, 27.8] |" in page
     assert "t = 25 answers more than CLIP alone by 60.0 [23.1, 96.9] points (one training" in page
-    assert "CLIP: stage 1 5.00 to 0.50, stage 2 5.00 to 0.50" in page
+    assert "CLIP: stage 1 5.00 to 0.50 in 9 steps, stage 2 5.00 to 0.50 in 9 steps" in page
 
 
 def test_the_page_shows_answers_to_the_bench(tmp_path: Path) -> None:

@@ -115,7 +115,8 @@ def losses(rows: Figures) -> str:
     for row, found in rows.items():
         stages = [
             f"{name} {mean_of(found['stages'][stage], 'first_loss'):.2f} to "
-            f"{mean_of(found['stages'][stage], 'last_loss'):.2f}"
+            f"{mean_of(found['stages'][stage], 'last_loss'):.2f} in "
+            f"{mean_of(found['stages'][stage], 'steps'):.0f} steps"
             for name, stage in (("stage 1", "pretrain"), ("stage 2", "finetune"))
         ]
         said.append(f"{NAMES[row]}: {', '.join(stages)}")
