@@ -131,22 +131,31 @@ def mean_of(reports: Sequence[Figures], key: str) -> float:
 
 def inside_part(found: Figures) -> str:
     """What carried the answers, and what the prompt leaks."""
+    carried = [carried_part(found["carried"])] if found["carried"] else []
+    return "\n".join(["## Inside the model\n", *carried, leaked_part(found["leaked"])])
+
+
+def carried_part(rows: Figures) -> str:
+    """What answers lose without the latents that carried them."""
     lines = [
-        "## Inside the model\n",
         "A k-SAE on each tower's tokens; the fall of the right answers' log-probability without the pairs of "
         "latent and token with the largest gradient x activation, and without as many random ones that fire "
         "on the same pictures, over held-out open questions:\n",
         "| row | tower | answers | pairs | without the top | predicted | without random ones | difference |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for row, checks in found["carried"].items():
+    for row, checks in rows.items():
         for one in checks:
             falls = [nats(one[key]) for key in ("top", "predicted", "random", "difference")]
             cells = [NAMES[row], one["tower"], str(one["answers"]), str(one["pairs"]), *falls]
             lines.append(f"| {' | '.join(cells)} |")
-    leak = found["leaked"]
-    lines += [
-        "\nWhat the question leaks into the features (`prompt: question`): a linear probe is trained on the "
+    return "\n".join(lines) + "\n"
+
+
+def leaked_part(leak: Figures) -> str:
+    """What a linear probe reads of the prompt."""
+    lines = [
+        "What the question leaks into the features (`prompt: question`): a linear probe is trained on the "
         f"features of `{leak['tower']}` under `Is this a CLASS?` with the picture's own class, and reads "
         "held-out ones under the same prompts. What it reads of a blank picture, or of one of another class, "
         "comes from the text:\n",
