@@ -32,6 +32,7 @@ from llava_ext.training import (
     check_processes,
     checkpoint_step,
     last_checkpoint,
+    partition_config,
     training_arguments,
     whole_state,
 )
@@ -169,7 +170,9 @@ def open_job(config: TrainConfig, stage: Stage) -> Job:
     )
     towers = load_towers(config.model, own_device())
     images = open_images(config.cache, towers, data.images if pictures_here else None, records)
-    model, tokenizer = build_model(config.model, towers, seed=config.stage.seed)
+    model, tokenizer = build_model(
+        config.model, towers, seed=config.stage.seed, zero=partition_config(config.stage)
+    )
     dataset = ConversationDataset(
         records,
         tokenizer,
