@@ -24,7 +24,7 @@ from llava_ext.model import LlavaModel
 from llava_ext.sampler import StepSampler
 from llava_ext.stage_checkpoints import TRAINED, commit, drop_checkpoints
 from llava_ext.stages import StageOptions
-from llava_ext.towers import Tower
+from llava_ext.towers import Tower, look
 from revelio.distributed import world_size
 from revelio.files import write_whole_by
 from revelio.run_dir import Run
@@ -68,12 +68,14 @@ class LlavaTrainer(Trainer):
         """
         inputs = dict(inputs)
         pixels, ids = inputs.pop("pixels", None), inputs.pop("image_ids", ())
-        grids = inputs.pop("grids", ())
+        questions, grids = inputs.pop("questions", None), inputs.pop("grids", ())
         inputs = super()._prepare_inputs(inputs)
         if pixels:
             pairs = zip(self.towers, pixels, strict=True)
             with torch.no_grad():
-                grids = tuple(tower.grids(each.to(self.args.device), ids) for tower, each in pairs)
+                grids = tuple(
+                    look(tower, each.to(self.args.device), ids, questions) for tower, each in pairs
+                )
         return inputs | {"grids": tuple(each.to(self.args.device) for each in grids)}
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:

@@ -151,3 +151,9 @@ def test_intervals_cover_the_truth(case: str) -> None:
     for name in names:
         inside = [one[name][1] <= truths[name]["truth"] <= one[name][2] for one in found]
         assert sum(inside) >= 17, name  # of 20: fewer have a chance of 1.6 %
+
+
+def test_the_first_axes_have_both_signs() -> None:
+    rows = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
+    made = controls.control_models(KSparseAutoencoder(6, 6, 2), rows)["principal axes"].W_dec
+    assert torch.equal(made[::2], -made[1::2]) and len(made) == 6

@@ -27,8 +27,9 @@ from revelio.pipelines.reproduce import reproduce
 from revelio.pipelines.reproduce_parts import Shared
 from revelio.probes.config import DiffusionClassifierConfig
 from revelio.reproduce.config import ReproduceConfig
-from revelio.reproduce.items import DELTA, item, items
+from revelio.reproduce.items import item, items
 from revelio.reproduce.orderings import Ordering, Replicates, judge
+from revelio.reproduce.row import DELTA
 from revelio.reproduce.rows import Sizes, our_rows
 from revelio.sae.config import RunConfig
 

@@ -79,8 +79,8 @@ def control_models(
 
 
 def signed(directions: Float[Tensor, "a d"]) -> Float[Tensor, "two_a d"]:
-    """Every direction and its opposite."""
-    return torch.cat([directions, -directions])
+    """Every direction, followed by its opposite: the first n are the leading axes with both signs."""
+    return torch.stack([directions, -directions], 1).flatten(0, 1)
 
 
 def control_of(

@@ -45,7 +45,7 @@ from revelio.pipelines.train_sae import train_sae
 from revelio.probes.clip_zero_shot import clip_zero_shot
 from revelio.probes.config import ProbeConfig, ProbeName
 from revelio.probes.diffusion_classifier import diffusion_classifier
-from revelio.reproduce.items import SECONDS
+from revelio.reproduce.row import SECONDS
 from revelio.reproduce.rows import OurRow
 from revelio.sae.config import SweepConfig, TrainSAEConfig
 from revelio.stats import mean95, wilson95
