@@ -144,7 +144,7 @@ def test_the_interval_is_as_its_text_says() -> None:
 
 @pytest.mark.parametrize("case", ["null", "labels"])
 def test_intervals_cover_the_truth(case: str) -> None:
-    """The coverage simulation of `tools/intervals.py` in small form; the truths are the means of its draws."""
+    """The coverage simulation of `tools/intervals.py` in small form; the truths are its draws' means."""
     models, names = autoencoders(CASES[case]), ("purity", "probe 5")
     found = [drawn(seed, CASES[case], models, names) for seed in range(1000, 1012)]
     truths = read_json(Path(__file__).parents[1] / "docs/intervals.json")["cases"][case]
