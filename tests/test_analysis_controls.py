@@ -144,16 +144,10 @@ def test_the_interval_is_as_its_text_says() -> None:
 
 @pytest.mark.parametrize("case", ["null", "labels"])
 def test_intervals_cover_the_truth(case: str) -> None:
-    """The coverage simulation of `tools/intervals.py` in small form; its truth is the mean of many draws."""
-    models, names = autoencoders(CASES[case]), ("purity", "probe 5", "fvu")
-    found = [drawn(seed, CASES[case], models, names) for seed in range(1000, 1020)]
+    """The coverage simulation of `tools/intervals.py` in small form; the truths are its draws' means."""
+    models, names = autoencoders(CASES[case]), ("purity", "probe 5")
+    found = [drawn(seed, CASES[case], models, names) for seed in range(1000, 1012)]
     truths = read_json(Path(__file__).parents[1] / "docs/intervals.json")["cases"][case]
     for name in names:
         inside = [one[name][1] <= truths[name]["truth"] <= one[name][2] for one in found]
-        assert sum(inside) >= 17, name  # of 20: fewer have a chance of 1.6 %
-
-
-def test_the_first_axes_have_both_signs() -> None:
-    rows = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
-    made = controls.control_models(KSparseAutoencoder(6, 6, 2), rows)["principal axes"].W_dec
-    assert torch.equal(made[::2], -made[1::2]) and len(made) == 6
+        assert sum(inside) >= 10, name  # of 12: fewer have a chance of 2 %

@@ -71,7 +71,10 @@ def distance_part(figures: Figures) -> str:
         "Kernel distance (KID: unbiased, polynomial kernel of degree 3) of the class tokens of "
         f"{figures['features']} at {figures['side']} pixels, which knows neither model nor data; the mean of "
         f"{figures['blocks']} blocks with Student's 95 % interval (guidance {figures['guidance']}, "
-        f"{figures['steps']} steps); 0 is the same distribution.\n\n" + "\n".join(lines) + "\n"
+        f"{figures['steps']} steps). 0 is the same distribution; an interval that holds it shows no "
+        "difference at this number of pictures, not that there is none.\n\n"
+        + "\n".join(lines)
+        + "\n"
     )
 
 
