@@ -1,5 +1,7 @@
 """One projector a tower: from a grid to tokens, then linear - GELU - linear to the language model's width.
 
+With `normalize` each token is brought to mean 0 and deviation 1 first (a layer norm without weights).
+
 Grid to tokens, row by row: as it is, averaged, or by the paper's conv block (SPEC 3.2).
 
     flatten  (i c h w) -> (i h*w c)
@@ -15,7 +17,7 @@ from math import gcd, isqrt
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d
+from torch.nn.functional import adaptive_avg_pool2d, layer_norm
 
 from llava_ext.config import TowerConfig
 
@@ -150,10 +152,12 @@ class Projector(nn.Module):
         """
         super().__init__()
         self.tokens, width = build_tokens(config, channels, grid)
+        self.normalize = config.normalize
         self.mlp = nn.Sequential(
             nn.Linear(width, width_out), nn.GELU(), nn.Linear(width_out, width_out)
         )
 
     def forward(self, grids: Float[Tensor, "i c h w"]) -> Float[Tensor, "i t d"]:
         """Projected tokens in reading order, in the projector's own number format."""
-        return self.mlp(self.tokens(grids.to(next(self.mlp.parameters()).dtype)))
+        tokens = self.tokens(grids.to(next(self.mlp.parameters()).dtype))
+        return self.mlp(layer_norm(tokens, tokens.shape[-1:]) if self.normalize else tokens)

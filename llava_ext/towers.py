@@ -108,7 +108,7 @@ class BackboneTower:
         self._weights = self._weights or weights_hash(self.backbone)
         grid_settings = to_plain(self.config)
         # How a grid becomes tokens is the projector's business: one cache serves all ways.
-        for name in ("tokens", "budget", "width"):
+        for name in ("tokens", "budget", "width", "normalize"):
             del grid_settings[name]
         return {
             **grid_settings,

@@ -19,8 +19,9 @@ FOREIGN = (
     *("sheet.png", "maps.json", "maps.safetensors", "index.html", "gallery.json", "purity.json"),
     *("final/model.safetensors", "final/config.json", "checkpoints/step_00000001/state.json"),
     *("cache/0123456789abcdef-v0.bin", "seeds/seed-0.json", "stages/purity.json", "thumbs/a.jpg"),
-    *("evaluation.json", "evaluation.md", "steering.json", "steering.md", "concept.json"),
-    *("images.jsonl", "heat_map.png", "mini-fixed/figure10.json", "mini-fixed/figure10.md"),
+    *("evaluation.json", "evaluation.md", "steering.json", "steering.html", "concept.json"),
+    *("zero_shot.jsonl", "zero_shot.json", "images.jsonl", "heat_map.png"),
+    *("mini-fixed/figure10.json", "mini-fixed/figure10.md"),
     *("concept.safetensors", "text_encoder.block1/manifest.json", "pictures/000-0.png"),
     *("data/gallery.js", "assets/base.js", "gallery/index.html", "holiday/0.jpg", ".hidden"),
 )

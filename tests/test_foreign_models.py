@@ -211,6 +211,12 @@ def test_a_unet_alone(folders, place):
     for name in (alone, file):
         with pytest.raises(ValueError, match=r"alone, without VAE.*such as sd-1\.5\+"):
             outputs(name)
+    single = place / "single"  # as released: one file, and no config
+    single.mkdir()
+    shutil.copy(file, single / "v1-5-pruned.safetensors")
+    assert torch.equal(outputs(f"{folder}+{single}"), before)
+    with pytest.raises(ValueError, match=r"in a single file is given behind .* sd-1\.5\+.*single"):
+        outputs(single)
     original = {f"model.diffusion_model.{k}": v for k, v in load_file(file).items()}
     save_file(original, place / "odd.safetensors")
     for name, message in [

@@ -131,8 +131,8 @@ def page(result: Mapping[str, Any]) -> str:
         f"`{result['command']}`: {result['images']} pictures of {result['classes']} classes drawn anew; the "
         f"difference of two autoencoders of {result['latents']} latents; 95 % intervals from random halves "
         f"and quarters of the pictures in {result['orders']} orders (`revelio/analysis/paired.py`). Null: "
-        "labels say nothing. In brackets what the draws leave open (Wilson, 95 %), then the claimed deviation "
-        "over the true one.",
+        "labels say nothing. In brackets what the draws leave open (Wilson, 95 %), then the claimed "
+        "deviation over the true one.",
         "",
         f"Further than 2 points from 95 %: {', '.join(far) if far else 'none'}.",
         "",

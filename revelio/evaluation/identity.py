@@ -25,6 +25,8 @@ from revelio.seeds import generator
 LEVELS = (0.7, 0.9)
 # The assignment takes the cube of it.
 MOST = 2000
+# Rows on which the latents of controls are seen to fire.
+SEEN = 2**15
 
 
 def matched_cosines(a: Float[Tensor, "m d"], b: Float[Tensor, "n d"]) -> Float[Tensor, " m"]:
@@ -58,7 +60,7 @@ def stability(directions: Sequence[Float[Tensor, "m d"]]) -> dict[str, Any]:
 
 
 def live_directions(
-    model: KSparseAutoencoder, rows: Float[Tensor, "images d"]
+    model: KSparseAutoencoder, rows: Float[Tensor, "images d"] | Float[Tensor, "images c d"]
 ) -> Float[Tensor, "m d"]:
     """Decoder rows of the latents that fire on more than 10 images, the strongest first."""
     return model.W_dec.data[encoded(model, rows).strongest(2 * MOST, 11)]
@@ -69,8 +71,9 @@ def stability_of_controls(
 ) -> dict[str, Any]:
     """The same for each untrained control, drawn or computed anew with each seed."""
     drawn = [untrained_controls(model, rows, seed) for seed in seeds]
+    seen = rows[:: -(-len(rows) // SEEN)]
     return {
-        name: stability([live_directions(one[name], rows) for one in drawn]) for name in drawn[0]
+        name: stability([live_directions(one[name], seen) for one in drawn]) for name in drawn[0]
     }
 
 

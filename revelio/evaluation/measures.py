@@ -46,14 +46,14 @@ class HeldOut:
     """The held-out images.
 
     Attributes:
-        rows: their activations.
+        rows: their activations, or those of all their cells.
         labels: class ids from 0, or None.
         classes: how many.
         subsets: of the images; see :func:`revelio.analysis.paired.image_subsets`.
         judged: the half that probes and coverage are judged on.
     """
 
-    rows: Float[Tensor, "images d"]
+    rows: Float[Tensor, "images d"] | Float[Tensor, "images c d"]
     labels: Int64[Tensor, " images"] | None
     classes: int
     subsets: Bool[Tensor, "subsets images"]
@@ -70,7 +70,7 @@ class Measure:
 
 
 def held_out(
-    rows: Float[Tensor, "images d"],
+    rows: Float[Tensor, "images d"] | Float[Tensor, "images c d"],
     labels: Int64[Tensor, " images"] | None,
     subsets: Bool[Tensor, "subsets images"],
     seed: int,
@@ -88,7 +88,8 @@ def held_out(
 
 def fvu(codes: Encoded, images: HeldOut) -> Measured:
     """Sum of squared errors / sum of squared deviations from the mean activation."""
-    deviations = (images.rows - images.rows.mean(0)).double().square().sum(1)
+    mean = images.rows.flatten(0, -2).mean(0)
+    deviations = (images.rows - mean).double().square().flatten(1).sum(1)
     return measured(
         lambda kept: float(codes.errors[kept].sum() / deviations[kept].sum()), images.subsets
     )

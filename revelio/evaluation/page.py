@@ -16,7 +16,9 @@ def page(result: Mapping[str, Any]) -> str:
 def _lines(result: Mapping[str, Any]) -> Iterator[str]:
     yield "# k-SAEs beside their controls"
     yield ""
-    yield f"{result['images']:,} held-out images of {markdown(result['store'])}."
+    over = result.get("over", "pooled")  # of before, all were
+    of = "" if over == "pooled" else f" Codes of an image: the {over} over its cells."
+    yield f"{result['images']:,} held-out images of {markdown(result['store'])}.{of}"
     yield f"Intervals of differences: {result['interval_method']}."
     for name, entry in result["ksaes"].items():
         yield from ("", f"## {markdown(name)}", "", *rows(entry["measures"]))

@@ -17,9 +17,10 @@ import torch
 from revelio.activations.config import prompt_slug
 from revelio.activations.extract import extract
 from revelio.activations.store import ActivationStore
+from revelio.activations.vae_cache import cacheable
 from revelio.advisor.advice import diffc_yaml, in_words, result_of, tower_yaml
 from revelio.advisor.candidates import Candidate, candidates_of, seconds_an_image
-from revelio.advisor.config import FOLDS, AdviseConfig
+from revelio.advisor.config import FIRST_OF_CLASS, FOLDS, AdviseConfig
 from revelio.advisor.halving import Round, halve, sizes
 from revelio.advisor.heat_map import heat_map, short
 from revelio.advisor.measures import Measured, measure, nested_order
@@ -178,7 +179,8 @@ class _Advisor:
 
     @property
     def _first(self) -> int:
-        least = 2 * FOLDS if self.dataset.labels is None else FOLDS * len(set(self.dataset.labels))
+        labels = self.dataset.labels
+        least = 2 * FOLDS if labels is None else FIRST_OF_CLASS * len(set(labels))
         return max(least, self.config.first_images)
 
     def _measured(
@@ -235,6 +237,8 @@ class _Advisor:
             resume=True,
             seed=config.seed,
             batch_size=config.batch_size,
+            # Other prompts take the same images: they are encoded once.
+            vae_cache=folder / f"vae-{self._until}-{number}" if cacheable(model) else None,
             progress=lambda step: self.progress(
                 Progress(done=step.images, total=step.total, unit="image", title=title)
             ),
