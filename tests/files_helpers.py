@@ -12,7 +12,7 @@ import pytest
 
 OPERATIONS = ("replace", "rename", "link", "unlink", "mkdir", "rmdir")
 NOBODY = 2**22 + 1  # no process has so high an id
-TIMES = {"seconds", "started", "ended", "seconds_a_picture"}
+TIMES = {"seconds", "started", "ended", "seconds_a_picture", "out"}
 
 
 class Killed(BaseException):
@@ -85,7 +85,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def results(folder: Path) -> dict[str, Any]:
-    """Every file below ``folder``, but for the times that a run notes down."""
+    """Every file below ``folder``, but for the times that a run notes down, and where it is."""
     found: dict[str, Any] = contents(folder)
     for name, data in found.items():
         if name.endswith(".json"):

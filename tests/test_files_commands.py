@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from cli_helpers import FILES, WRITERS, commands, write_inputs
-from files_helpers import contents
+from files_helpers import bury, bury_partials, contents, killed_at, results
 
 from eval.llava_bench import main as bench
 from revelio.cli import COMMANDS as NAMES
@@ -176,3 +176,30 @@ def test_a_runs_folder_takes_no_other_commands_report(made: Path, tmp_path: Path
     after = contents(run)
     assert set(after) - set(before) == {"top_images.json", "top_images.safetensors", RECORD}
     assert {key: after[key] for key in before} == before
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [("concept", 6), ("probe", 2), ("locality", 2), ("zero-shot", 7), ("extract-text", 6)],
+)
+def test_a_command_that_is_killed_gives_the_same_when_it_is_given_again(
+    made: Path, tmp_path: Path, name: str, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before one in so many of its file operations; tests/test_files_kills.py has all of the trainings'."""
+    monkeypatch.setattr("os.fsync", lambda handle: None)
+    place = "out.json" if name in FILES else "out"
+    again = ["--resume"] if name in ("zero-shot", "extract-text") else []
+    assert call(made, name, tmp_path / "whole" / place) == 0
+    expected = results(tmp_path / "whole")
+    for number in range(1, 200, step):
+        out = tmp_path / str(number) / place
+        out.parent.mkdir()
+        killed = killed_at(number, lambda out=out: call(made, name, out), monkeypatch)
+        for lock in out.parent.rglob(".lock"):
+            bury(lock)
+        bury_partials(out.parent)
+        assert call(made, name, out, *again) == 0
+        assert results(out.parent) == expected, number
+        if not killed:
+            break
+    assert number > 4

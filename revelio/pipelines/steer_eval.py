@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from revelio.backbones.diffusion.pipeline_layers import PipelineLayers
+from revelio.data.picture import read_picture
 from revelio.following import beside
 from revelio.outputs import check_replaceable, replace_files
 from revelio.pipelines import Report, counted, silent
@@ -190,7 +190,7 @@ def look(
     distances: dict[str, list[float]] = {}
     for names in _batches(prompts, config.images_per_prompt):
         own, plain = (
-            [_opened(folder / picture_name(*name, method)) for name in names]
+            [read_picture(folder / picture_name(*name, method), "a picture") for name in names]
             for method in (str(number), "0")
         )
         seen += eye.judge(own)
@@ -217,11 +217,6 @@ def _batches(prompts: Sequence[Prompt], images: int) -> Iterator[list[tuple[Prom
     names = list(product(prompts, range(images)))
     for first in range(0, len(names), LOOKED_AT):
         yield names[first : first + LOOKED_AT]
-
-
-def _opened(path: Path) -> Image.Image:
-    with Image.open(path) as picture:
-        return picture.convert("RGB")
 
 
 def _entries(

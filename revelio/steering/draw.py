@@ -10,9 +10,11 @@ import torch
 from PIL import Image, ImageDraw
 
 from revelio.backbones.diffusion.pipeline_layers import PipelineLayers
+from revelio.data.picture import read_picture
 from revelio.seeds import key_seed
 from revelio.steering.config import DrawConfig
 from revelio.steering.prompts import Prompt
+from revelio.trust import printable
 
 # A sheet shows the first so many rows; all pictures are in files of their own.
 SHEET_ROWS = 40
@@ -140,18 +142,18 @@ def contact_sheet(
         columns: titles, by the names that the files end with.
     """
     rows = [(one, image) for one in prompts for image in range(images)][:SHEET_ROWS]
-    with Image.open(folder / picture_name(*rows[0], next(iter(columns)))) as first:
-        zoom = max(1, SIDE // first.width)
-        width, height = first.width * zoom, first.height * zoom
+    first = read_picture(folder / picture_name(*rows[0], next(iter(columns))), "a picture")
+    zoom = max(1, SIDE // first.width)
+    width, height = first.width * zoom, first.height * zoom
     size = (len(columns) * width, MARGIN + len(rows) * (height + MARGIN))
     sheet = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(sheet)
     for row, (one, image) in enumerate(rows):
         top = MARGIN + row * (height + MARGIN)
-        pen.text((4, top + height + 3), one.text, fill="black")
+        pen.text((4, top + height + 3), printable(one.text[:200]), fill="black")
         for column, name in enumerate(columns):
-            with Image.open(folder / picture_name(one, image, name)) as picture:
-                large = picture.resize((width, height), Image.Resampling.NEAREST)
+            picture = read_picture(folder / picture_name(one, image, name), one.id)
+            large = picture.resize((width, height), Image.Resampling.NEAREST)
             sheet.paste(large, (column * width, top))
     for column, title in enumerate(columns.values()):
         pen.text((column * width + 4, 3), title, fill="black")
