@@ -5,7 +5,7 @@ import pytest
 import torch
 from sae_helpers import loop_decode, loop_encode, random_model
 
-from revelio.activations.store import write_store
+from revelio.activations.store import ActivationStore, write_store
 from revelio.analysis.paired import image_subsets
 from revelio.evaluation.config import EvalSAEConfig
 from revelio.evaluation.encoded import encoded
@@ -84,8 +84,11 @@ def test_a_store_of_vectors_is_refused_where_cells_are_asked(stores, tmp_path) -
 
 def test_controls_of_several_trainings_are_measured_once_and_are_the_same(stores, tmp_path) -> None:
     cells, said = trained(stores, "cells"), []
+    for name in ("train", "test"):  # without labels, which take most of the time
+        store = ActivationStore.open(stores / name)
+        write_store(tmp_path / name, store.tensor(), store.ids)
     config = EvalSAEConfig(
-        store=stores / "test", train_store=stores / "train", ksae=(cells,), out=tmp_path / "one"
+        store=tmp_path / "test", train_store=tmp_path / "train", ksae=(cells,), out=tmp_path / "one"
     )
     alone = eval_sae(config, lambda step: said.append(step.message))["ksaes"][cells]
     once = len([line for line in said if "measuring" in line])

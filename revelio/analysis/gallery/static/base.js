@@ -47,7 +47,12 @@ const Gallery = (() => {
   });
   // Latents that nearly repeat a stronger one are shown with it.
   const folded = new Map();
-  for (const latent of latents) if (latent.repeats !== null && latent.repeats !== undefined) folded.set(latent.repeats, [...(folded.get(latent.repeats) ?? []), latent]);
+  for (const latent of latents) {
+    const first = latent.repeats ?? null;
+    if (first === null) continue;
+    if (!folded.has(first)) folded.set(first, []);
+    folded.get(first).push(latent);
+  }
   const placeOf = new Map(latents.map((latent) => [latent.id, latent.place]));
 
   const number = (value, digits = 3) => {
