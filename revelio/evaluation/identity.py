@@ -150,6 +150,14 @@ def _jackknife(pairs: Sequence[float]) -> tuple[float, int]:
     return float((count - 1) / count * (left - left.mean()).square().sum()), count - 1
 
 
+def _welch(one: tuple[float, int], other: tuple[float, int]) -> tuple[float, float]:
+    """Squared error and degrees of freedom (Welch and Satterthwaite's) of a difference."""
+    error2 = one[0] + other[0]
+    if error2 == 0:
+        return 0.0, min(one[1], other[1])
+    return error2, error2**2 / (one[0] ** 2 / one[1] + other[0] ** 2 / other[1])
+
+
 def _compared(gaps: Mapping[str, tuple[float, float, float]], confidence: float) -> dict[str, Any]:
     """Differences (value, squared error, degrees of freedom) by control as intervals, and the verdict."""
     each = 1 - (1 - confidence) / max(len(gaps), 1)
