@@ -154,7 +154,7 @@ class RevelioLlavaProcessor(ProcessorMixin):
         for messages in [conversation] if single else conversation:
             turns, system = [], self.system
             for message in messages:
-                said, seen = _parts(message["content"])
+                said, seen = message_parts(message["content"])
                 pictures += seen
                 if message["role"] == "system":
                     system = said
@@ -190,7 +190,7 @@ def _flat(images: Any) -> list[Any]:
     return [images]
 
 
-def _parts(content: Any) -> tuple[str, list[Any]]:
+def message_parts(content: Any) -> tuple[str, list[Any]]:
     """The text of a message, with ``<image>`` where a picture stands, and the pictures."""
     if isinstance(content, str):
         return content, []

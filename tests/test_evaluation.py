@@ -14,7 +14,7 @@ from scipy import stats
 
 from revelio.activations.config import ExtractRunConfig
 from revelio.activations.store import ActivationStore, write_store
-from revelio.analysis.paired import against, image_subsets
+from revelio.analysis.paired import against, halves
 from revelio.backbones.config import BackboneConfig
 from revelio.backbones.registry import load_backbone
 from revelio.data.config import DataConfig
@@ -66,7 +66,7 @@ def classes_in_channels(images: int = 400, d: int = 8) -> tuple[torch.Tensor, to
 
 def judged(model: KSparseAutoencoder, rows: torch.Tensor, labels: torch.Tensor | None):
     codes = encoded(model, rows)
-    return codes, measures_of(codes, held_out(rows, labels, image_subsets(len(rows), 0), 0))
+    return codes, measures_of(codes, held_out(rows, labels, halves(len(rows), 0), 0))
 
 
 def test_reconstruction_equals_loops() -> None:
@@ -108,10 +108,9 @@ def test_purity_equals_a_loop_on_all_images_and_on_subsets() -> None:
     codes, found = judged(model, rows, labels)
     dense = codes.matrix.toarray()
     fires = [j for j in range(20) if (dense[:, j] > 0).sum() > 10]
+    subsets, values = halves(300, 0)[:12], found["purity"].subsets[:12].tolist()
     for kept, value in zip(
-        (torch.ones(300).bool(), *image_subsets(300, 0)),
-        (found["purity"].whole, *found["purity"].subsets.tolist()),
-        strict=True,
+        (torch.ones(300).bool(), *subsets), (found["purity"].whole, *values), strict=True
     ):
         shares = []
         for j in fires:
@@ -119,8 +118,24 @@ def test_purity_equals_a_loop_on_all_images_and_on_subsets() -> None:
             # The first 30 of the whole set are kept, so that others move up.
             top = [i for i in order if dense[i, j] > 0][:30]
             names = [int(labels[i]) for i in top if kept[i]][:10]
-            shares.append(max(np.bincount(names)) / len(names))
+            shares.append(max(np.bincount(names)) / len(names) if names else 0.0)
         assert value == pytest.approx(np.mean(shares))
+
+
+def test_the_other_forms_of_purity_equal_a_loop() -> None:
+    rows = torch.randn(300, 12, generator=torch.Generator().manual_seed(2))
+    labels = torch.randint(5, (300,), generator=torch.Generator().manual_seed(3))
+    codes, found = judged(random_model(12, 20, 3), rows, labels)
+    each = []
+    for j in codes.strongest(1000, 11).tolist():
+        names = labels[codes.top(j)[0][:10]].numpy()
+        shares = np.bincount(names) / 10
+        bits = -sum(s * np.log2(s) for s in shares if s) / np.log2(5)
+        same = sum(a == b for i, a in enumerate(names) for b in names[:i]) / 45
+        each.append((names.std(ddof=1), bits, same))
+    wanted = np.mean(each, axis=0)
+    for name, value in zip(("sigma_label", "entropy", "same-class pairs"), wanted, strict=True):
+        assert found[name].whole == pytest.approx(value), name
 
 
 def test_near_duplicates_count_once() -> None:
@@ -282,7 +297,7 @@ def test_loss_recovered_is_one_for_the_identity_and_zero_for_the_mean(
             name: downstream.losses(downstream.outputs(replaced(way, cells)))
             for name, way in ways.items()
         }
-        subsets = image_subsets(6, 0)
+        subsets = halves(6, 0)
         assert loss_recovered(losses, "same", subsets).whole == pytest.approx(1.0, abs=1e-3)
         assert loss_recovered(losses, "mean", subsets).whole == 0.0
         assert (
@@ -358,7 +373,7 @@ class Passing:
 def _ablated(model: KSparseAutoencoder):
     rows, labels = classes_in_channels()
     cells = rows[:, None].expand(-1, 3, -1)
-    images = held_out(rows, labels, image_subsets(len(rows), 0), 0)
+    images = held_out(rows, labels, halves(len(rows), 0), 0)
     downstream = Channels(Passing(), "x", cells, batch_size=64)
     reader = Reader.of(downstream, images)
     assert reader is not None
@@ -402,7 +417,7 @@ def test_the_effect_of_what_the_model_reads_is_above_a_random_directions() -> No
 
 
 def test_of_trainings_that_differ_nothing_is_told_apart() -> None:
-    subsets = image_subsets(200, 0)
+    subsets = halves(200, 0)
     draw = torch.Generator().manual_seed(0)
     control = torch.rand(200, generator=draw)
 

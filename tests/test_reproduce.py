@@ -11,11 +11,12 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from backbones_helpers import tiny_sd
+from backbones_helpers import tiny_if, tiny_sd
 from PIL import Image
 from test_sae_distributed import torchrun
 
 import revelio.pipelines.reproduce_rows as pipeline
+from revelio.activations.store import ActivationStore
 from revelio.analysis.config import PurityConfig
 from revelio.analysis.paired import image_subsets
 from revelio.cli import main
@@ -26,8 +27,9 @@ from revelio.pipelines.reproduce import reproduce
 from revelio.pipelines.reproduce_parts import Shared
 from revelio.probes.config import DiffusionClassifierConfig
 from revelio.reproduce.config import ReproduceConfig
-from revelio.reproduce.items import DELTA, item, items
+from revelio.reproduce.items import item, items
 from revelio.reproduce.orderings import Ordering, Replicates, judge
+from revelio.reproduce.row import DELTA
 from revelio.reproduce.rows import Sizes, our_rows
 from revelio.sae.config import RunConfig
 
@@ -146,6 +148,17 @@ def test_classifiers_pictures_and_maps(made: ReproduceConfig, tmp_path: Path) ->
     assert next(tmp_path.glob("*/rows/pca*/pca/sheet.png")).stat().st_size > 0
 
 
+def test_a_model_on_pixels_has_no_latents_to_cache(made: ReproduceConfig, tmp_path: Path) -> None:
+    config = replace(made, model=(f"if-i-l={tiny_if(tmp_path / 'tiny-if')}",), seeds=1)
+    rows = [one for one in our_rows(item("figure8").rows, config) if one.row.model == "if-i-l"]
+    shared = Shared(config, TINY, tmp_path / "out", rows, silent)
+    store = ActivationStore.open(shared.store(rows[0], "test"))
+    assert len(store) == 12 and store.manifest["layer"] == "bottleneck"
+    assert sorted(path.name for path in (tmp_path / "out/sets/tiny-if-images/test").iterdir()) == [
+        "none"
+    ]
+
+
 def test_scores_of_llava_bench_stand_beside_the_papers(tmp_path: Path) -> None:
     """Three trainings of each model, far apart: the paper's ordering holds, or its reverse."""
 
@@ -242,6 +255,25 @@ def test_a_row_that_can_not_run_is_named_with_what_it_lacks(
         first["missing"] in table.path.read_text() and second["missing"] in table.path.read_text()
     )
     assert table.result["orderings"][0]["verdict"] == "not judged"
+
+
+def test_pictures_that_no_row_can_take_are_one_line_and_a_rerun_goes_on(
+    made: ReproduceConfig, tmp_path: Path
+) -> None:
+    flat, pair = tmp_path / "flat", tmp_path / "pair"
+    flat.mkdir()
+    for number, path in enumerate(sorted(Path(made.data.source).rglob("*.png"))):
+        (flat / f"{number}.png").write_bytes(path.read_bytes())
+        folder = pair / ("few" if number < 2 else path.parent.name)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number}.png").write_bytes(path.read_bytes())
+    config = replace(made, out=tmp_path / "out", seeds=1, data=DataConfig(source=str(flat)))
+    first = reproduce("table2c", config, sizes=TINY).result["rows"][0]
+    assert "flat has no labels: rows of the paper need class folders" in first["missing"]
+    # A class of two images: one trains, one tests.
+    again = replace(config, data=DataConfig(source=str(pair)))
+    rows = reproduce("table9", again, sizes=TINY).result["rows"]
+    assert rows[0]["images"] == {"train": 47, "validation": 0, "test": 13} and rows[0]["value"] >= 0
 
 
 @pytest.mark.parametrize("scale", ["full", "mini"])

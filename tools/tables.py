@@ -61,7 +61,8 @@ def demo_tables(report: dict[str, Any]) -> str:
     lines = [
         f"`make demo`: {report['model']} on {report['images']:,} pictures ({report['dataset']}), mode "
         f"`{report['mode']}`, {sum(report['seconds'].values()) / 60:.1f} minutes on two CPU cores. "
-        "Majority share of the latents' ten top images (95 % bootstrap interval over latents; chance "
+        "Majority share of the latents' ten top images (95 % interval, "
+        f"{report['purity'][0]['interval_method'].removeprefix('95 % ')}; the number of latents; chance "
         f"{chance:.3f}):",
         "",
         "| layer | " + " | ".join(f"t = {t}" for t in timesteps) + " |",
@@ -115,7 +116,7 @@ def _control(entry: dict[str, Any]) -> str:
 
 def _share(row: dict[str, Any]) -> str:
     low, high = row["interval"]["majority_share"]
-    return f"{row['majority_share']:.3f} ({low:.3f} to {high:.3f})"
+    return f"{row['majority_share']:.3f} ({low:.3f} to {high:.3f}; {row['latents']})"
 
 
 def _top1(row: dict[str, Any], prefix: str) -> str:
@@ -199,18 +200,17 @@ def fvu_line(result: dict[str, Any]) -> str:
 
 
 def llava_mini_line(result: dict[str, Any]) -> str:
-    """The LLaVA extension's proof: accuracy of its rows, seeing and blind."""
+    """The LLaVA extension's proof: open answers of its rows, beside a linear probe, and blind."""
     rows = "; ".join(
-        f"{row} {_hundred(one['accuracy']['all'])}, blind {_hundred(one['blind']['all'])}"
+        f"{row} {_hundred(one['open'])}, probe {_hundred(one['probe'])}, blind {_hundred(one['blind'])}"
         for row, one in result["rows"].items()
     )
-    some = next(iter(result["rows"].values()))["accuracy"]["all"]
-    note = f" {result['note']}" if "note" in result else ""
+    classes = len(result["data"]["classes"])
     return (
-        f"`make demo-llava` (SmolLM2-135M, {len(result['data']['classes'])} classes of Caltech-101; "
-        f"`docs/llava_mini.md`): held-out questions answered rightly, in percent (95 % interval), by the "
-        f"paper's four rows small, and by the same models shown another picture: {rows}; chance "
-        f"{100 * some['chance']:.1f}.{note}\n"
+        f"`make demo-llava` (SmolLM2-135M, {classes} classes of Caltech-101; `docs/llava_mini.md`): open "
+        f"questions about held-out photographs answered rightly, in percent (95 % interval), by the paper's "
+        f"four rows small, by a linear probe on the same tokens, and by the same models shown another "
+        f"picture: {rows}; chance {100 / classes:.1f}.\n"
     )
 
 

@@ -38,7 +38,7 @@ def parse_scores(reply: str) -> tuple[float, float]:
     Raises:
         ValueError: there are no two scores where they must stand; says what stood there.
     """
-    said = _THINKING.sub("", reply)
+    said = without_thinking(reply)
     if said.lstrip().lower().startswith(("<think", "<reasoning")):
         raise ValueError("the reply ends within its thinking: raise max_tokens")
     lines = [plain for line in said.splitlines() if (plain := _plain(line))]
@@ -52,6 +52,11 @@ def parse_scores(reply: str) -> tuple[float, float]:
     if not all(LOWEST <= score <= HIGHEST for score in found):
         raise ValueError(f"a score lies outside {LOWEST:g} to {HIGHEST:g}: {_short(lines[0])}")
     return found
+
+
+def without_thinking(reply: str) -> str:
+    """A reply without what a reasoning model writes before it."""
+    return _THINKING.sub("", reply)
 
 
 def _plain(line: str) -> str:

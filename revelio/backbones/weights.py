@@ -250,7 +250,11 @@ def transformers_part(
     Raises:
         ValueError: the config makes no model, or the weights are not exactly the model's.
     """
+    import transformers
+
     built: Any = kind
+    if "dtype" in settings and transformers.__version__ < "4.56":  # for LLaVA's own training
+        settings["torch_dtype"] = settings.pop("dtype")
     # Not accelerate's way, which makes each weight before it drops it.
     with reading(weights.where), torch.device("meta"):
         wanted = sum(parameter.numel() for parameter in built(config).parameters())

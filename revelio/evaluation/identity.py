@@ -30,6 +30,8 @@ from revelio.stats import t_quantile
 LEVELS = (0.7, 0.9)
 # The assignment takes the cube of it.
 MOST = 2000
+# Rows on which the latents of controls are seen to fire.
+SEEN = 2**15
 # Controls without a seed.
 NO_CHANCE = ("channels", "principal axes")
 
@@ -170,7 +172,7 @@ def _compared(gaps: Mapping[str, tuple[float, float, float]], confidence: float)
 
 
 def live_directions(
-    model: KSparseAutoencoder, rows: Float[Tensor, "images d"]
+    model: KSparseAutoencoder, rows: Float[Tensor, "images d"] | Float[Tensor, "images c d"]
 ) -> Float[Tensor, "m d"]:
     """Decoder rows of the latents that fire on more than 10 images, the strongest first."""
     return model.W_dec.data[encoded(model, rows).strongest(2 * MOST, 11)]
@@ -181,8 +183,9 @@ def stability_of_controls(
 ) -> dict[str, Any]:
     """The same for each untrained control, drawn or computed anew with each seed."""
     drawn = [untrained_controls(model, rows, seed) for seed in seeds]
+    seen = rows[:: -(-len(rows) // SEEN)]
     return {
-        name: stability([live_directions(one[name], rows) for one in drawn]) for name in drawn[0]
+        name: stability([live_directions(one[name], seen) for one in drawn]) for name in drawn[0]
     }
 
 

@@ -28,16 +28,17 @@ from revelio.files import write_whole
 from revelio.outputs import check_file, claimed, has_keys
 from revelio.pipelines import Progress, Report, silent
 from revelio.pipelines.reproduce_parts import CANNOT, Shared, reason_of
-from revelio.pipelines.reproduce_rows import Found, gain, measure
+from revelio.pipelines.reproduce_rows import Found, checked, gain, measure
 from revelio.pipelines.reproduce_scores import scored
 from revelio.reproduce.config import ReproduceConfig
-from revelio.reproduce.items import DELTA, TOP1, Item, Row, item
+from revelio.reproduce.items import Item, item
 from revelio.reproduce.orderings import Replicates, judge
 from revelio.reproduce.page import page
 from revelio.reproduce.picture import picture
+from revelio.reproduce.row import DELTA, TOP1, Row
 from revelio.reproduce.rows import SIZES, OurRow, Sizes, our_rows
-from revelio.run_dir import read_json, versions, write_json
-from revelio.trust import printable
+from revelio.run_dir import versions, write_json
+from revelio.trust import printable, read_object
 
 __all__ = ["ReproduceConfig", "Reproduced", "reproduce"]
 
@@ -78,6 +79,8 @@ def reproduce(
     root = config.out / f"{config.scale}-{config.mode}"
     path = root / f"{name}.json"
     check_file(path, has_keys("item", "orderings"), "a reproduced item")
+    for made in (".md", ".svg"):
+        check_file(path.with_suffix(made), lambda _: path.is_file(), "a page of a reproduced item")
     told = progress if processes.main else silent
     shared = Shared(config, sizes or SIZES[config.scale], root, rows, told, processes)
     with claimed(root) if processes.main else nullcontext():
@@ -134,8 +137,9 @@ def _row(shared: Shared, ours: OurRow) -> Found:
 def _written(shared: Shared, ours: OurRow) -> Found | None:
     """A row's measures of an earlier run with the same settings."""
     path = _file(shared, ours)
-    if path.is_file() and (done := read_json(path)).get("settings") == _settings(shared, ours):
-        return done["found"]
+    check_file(path, has_keys("settings", "found"), "what a row measured")
+    if path.is_file() and (done := read_object(path))["settings"] == _settings(shared, ours):
+        return checked(done["found"], path)
     return None
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from revelio.activations.extract import extract
 from revelio.activations.extraction_plan import Texts
+from revelio.activations.vae_cache import cacheable
 from revelio.backbones.base import Backbone
 from revelio.backbones.prompts import CLIP, prompt_texts
 from revelio.backbones.registry import load_backbone
@@ -200,7 +201,7 @@ class Shared:
                 pool=pool,
                 dtype="float16" if pool == "none" else "float32",
                 seed=self.config.seed,
-                vae_cache=shared / "vae",
+                vae_cache=shared / "vae" if cacheable(backbone) else None,
             )
         except CANNOT as error:
             if self.processes.world > 1:  # the others wait for this one

@@ -7,7 +7,7 @@ images changes of it: what :class:`revelio.reproduce.orderings.Replicates` needs
 import math
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -26,6 +26,7 @@ from revelio.analysis.paired import LEFT_OUT, image_subsets
 from revelio.analysis.purity import eligible
 from revelio.backbones.prompts import class_texts
 from revelio.backbones.registry import load_backbone
+from revelio.config import structure, to_plain
 from revelio.data.dataset import ImageDataset
 from revelio.data.loading import batches
 from revelio.diffc.config import EvalDiffCConfig, TrainDiffCConfig
@@ -44,10 +45,11 @@ from revelio.pipelines.train_sae import train_sae
 from revelio.probes.clip_zero_shot import clip_zero_shot
 from revelio.probes.config import ProbeConfig, ProbeName
 from revelio.probes.diffusion_classifier import diffusion_classifier
-from revelio.reproduce.items import SECONDS
+from revelio.reproduce.row import SECONDS
 from revelio.reproduce.rows import OurRow
 from revelio.sae.config import SweepConfig, TrainSAEConfig
 from revelio.stats import mean95, wilson95
+from revelio.trust import printable
 
 Found = dict[str, Any]
 OVER_TRAININGS = "Student's t over trainings"
@@ -296,6 +298,41 @@ def _accuracy(
         "value": 100 * float(values.mean()),
         "interval": [100 * end for end in interval],
     }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """All that a row may hold; what a kind has not is left out."""
+
+    value: float | None = None
+    interval: tuple[float, float] | None = None
+    interval_kind: str = ""
+    values: tuple[float, ...] = ()
+    shifts: tuple[tuple[float, ...], ...] = ()
+    chance: float | None = None
+    majority_share: float = 0.0
+    majority_chance: float = 0.0
+    latents: int = 0
+    images: dict[str, int] = field(default_factory=dict)
+    controls: str | None = None
+    gallery: str = ""
+    shows: dict[str, float] = field(default_factory=dict)
+
+
+def checked(found: Any, path: Path) -> Found:
+    """What a row measured, out of its file.
+
+    Raises:
+        ValueError: it is no such thing; the message names the file.
+    """
+    try:
+        whole = structure(Measured, found)
+        if len(whole.values) != len(whole.shifts) or len({len(one) for one in whole.shifts}) > 1:
+            raise ValueError("`values` and `shifts` do not match")
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{printable(path)} is not what a row measured: {error}") from error
+    plain = to_plain(whole)
+    return {name: plain[name] for name in found}
 
 
 def gain(found: Found, base: Found) -> Found:

@@ -14,7 +14,7 @@ from scipy.stats import norm
 
 from revelio.analysis.paired import SUBSETS
 from revelio.pipelines.reproduce_rows import Found, over_trainings
-from revelio.reproduce.items import Row
+from revelio.reproduce.row import Row
 from revelio.reproduce.rows import pairs
 from revelio.seeds import key_seed
 from revelio.trust import read_object
@@ -53,7 +53,7 @@ def scored(rows: Iterable[Row], given: Iterable[str], seed: int) -> dict[Row, Fo
 def _entries(path: Path) -> list[dict[str, Any]]:
     found = read_object(path).get("files")
     parts = found if isinstance(found, list) else []
-    scores = [one.get("scores") for one in parts if isinstance(one, dict)]
+    scores = [one["scores"] for one in parts if isinstance(one, dict) and "scores" in one]
     if not scores or not all(isinstance(one, dict) for one in scores):
         raise ValueError(
             f"{path} holds no scores: give what `revelio llava-bench score --json` wrote"

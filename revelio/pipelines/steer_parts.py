@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from revelio.backbones.base import DiffusionModel
 from revelio.backbones.config import BackboneConfig
 from revelio.backbones.diffusion.pipeline_layers import PipelineLayers
 from revelio.backbones.registry import load_backbone
+from revelio.data.picture import decoded
 from revelio.pipelines.convert_sae import read_sae
 from revelio.pipelines.inputs import open_sae, sae_folder
 from revelio.sae.kernels.select import fastest_kernel
@@ -108,13 +108,13 @@ def build_edits(layers: PipelineLayers, config: EditConfig) -> list[Edit]:
         KeyError: an unknown layer.
         ValueError: nothing to edit, or something that does not fit the model.
     """
-    if not config.concept and not (config.ksae and config.latents):
-        raise ValueError("nothing to steer by: give a concept, or ksae and latents")
-    if config.latents and len(config.ksae) != 1:
+    if not config.concept and not (config.ksae and config.latent_values):
+        raise ValueError("nothing to steer by: give a concept, or ksae and latent_values")
+    if config.latent_values and len(config.ksae) != 1:
         raise ValueError("whose latents? give one ksae")
     edits = _of_concepts(layers, config)
-    if config.latents:
-        values = parse_latents(config.latents, 0.0)
+    if config.latent_values:
+        values = parse_latents(config.latent_values, 0.0)
         edits.append(_of_latents(layers, config, config.ksae[0], config.layer, values))
     return edits
 
@@ -127,7 +127,7 @@ def _of_concepts(layers: PipelineLayers, config: EditConfig) -> list[Edit]:
     for place, (folder, weight) in enumerate(zip(config.concept, weights, strict=True)):
         concept = Concept.load(folder)
         concept.check(layers.name, config.layer)
-        if not saes or config.latents:
+        if not saes or config.latent_values:
             edits.append(concept.edit(weight, **_places(config)))
         elif concept.latents is None:
             raise ValueError(
@@ -192,11 +192,7 @@ def read_mask(path: Path) -> Tensor:
     """A mask from a picture: white is 1.
 
     Raises:
-        ValueError: it is no picture.
+        ImageError: it is no picture.
     """
-    try:
-        with Image.open(path) as picture:
-            grey = np.asarray(picture.convert("L"), dtype=np.float32)
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{printable(path)} is no picture: {printable(error)}") from error
-    return torch.from_numpy(grey / 255.0)
+    with decoded(path, str(path)) as picture:
+        return torch.from_numpy(np.asarray(picture.convert("L"), dtype=np.float32) / 255.0)

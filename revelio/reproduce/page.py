@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from revelio.reproduce.items import SECONDS
+from revelio.reproduce.row import SECONDS
+from revelio.trust import markdown
 
 HEAD = ("model", "layer", "t", "data", "prompt", "metric", "paper", "ours", "95 %", "chance")
 
@@ -40,7 +41,8 @@ def page(result: Mapping[str, Any], drawn: str = "") -> str:
     if lacking:
         lines += ["", f"Rows that could not run, {len(lacking)} of {len(rows)}:", ""]
         lines += [
-            f"- {_where(row)} (paper: {_number(row['paper'])}): {row['missing']}" for row in lacking
+            f"- {_where(row)} (paper: {_number(row['paper'])}): {markdown(row['missing'])}"
+            for row in lacking
         ]
     return "\n".join([*lines, ""])
 
@@ -74,7 +76,7 @@ def _shown(row: Mapping[str, Any]) -> list[str]:
     lines = [f"- [{_where(row)}]({row['gallery']})"] if "gallery" in row else []
     for name, share in row.get("shows", {}).items():
         lines.append(
-            f"- {row['our_model']} {name}: three components hold {share:.1%} of the variance"
+            f"- {markdown(row['our_model'])} {name}: three components hold {share:.1%} of the variance"
         )
     return lines
 
@@ -110,7 +112,7 @@ def _ordering(entry: Mapping[str, Any]) -> list[str]:
 
 
 def _pair(paper: str, ours: str) -> str:
-    return paper if paper == ours else f"{paper} ({ours})"
+    return paper if paper == ours else f"{paper} ({markdown(ours)})"
 
 
 def _where(row: Mapping[str, Any]) -> str:

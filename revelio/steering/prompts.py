@@ -4,19 +4,17 @@ A CSV's columns with a seed and a guidance scale are taken where they are there,
 prompts (`sd_seed`, `sd_guidance_scale`) and of their evaluation (`evaluation_seed`, `evaluation_guidance`).
 """
 
-import csv
-import io
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from revelio.steering.edits import check_number
-from revelio.trust import printable, read_text
+from revelio.trust import printable, read_csv, read_text
 
 COLUMN = "prompt"
 SEEDS = ("evaluation_seed", "sd_seed", "seed")
+MOST_SEED = 2**62
 GUIDANCE = ("evaluation_guidance", "sd_guidance_scale", "guidance_scale", "guidance")
 
 
@@ -86,13 +84,8 @@ def _lines(path: Path) -> list[Prompt]:
     return prompts_of(line.strip() for line in read_text(path).splitlines() if line.strip())
 
 
-def _csv_rows(path: Path) -> list[Mapping[str, Any]]:
-    csv.field_size_limit(min(sys.maxsize, 1 << 20))
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    try:
-        return list(csv.DictReader(io.StringIO(read_text(path), newline=""), delimiter=delimiter))
-    except csv.Error as error:
-        raise ValueError(f"{printable(path)} is no CSV table: {error}") from error
+def _csv_rows(path: Path) -> list[dict[str, str]]:
+    return read_csv(path, "\t" if path.suffix.lower() == ".tsv" else ",")
 
 
 def _dataset_rows(source: str, split: str | None) -> Iterable[Mapping[str, Any]]:
@@ -124,13 +117,12 @@ def _of_table(
         wanted = None if class_column is None else _cell(row, class_column, where)
         if wanted == "":
             raise ValueError(f"{where} says no class in column {class_column!r}")
-        seed = _number(row, SEEDS, where)
         found.append(
             Prompt(
                 f"{index:06d}",
                 text,
-                None if seed is None else int(seed),
-                _number(row, GUIDANCE, where),
+                _seed(row, where),
+                _guidance(row, where),
                 wanted,
                 None if group_column is None else _cell(row, group_column, where),
             )
@@ -145,8 +137,28 @@ def _cell(row: Mapping[str, Any], column: str, where: str) -> str:
     return row[column].strip()
 
 
-def _number(row: Mapping[str, Any], names: tuple[str, ...], where: str) -> float | None:
-    for name in names:
-        if row.get(name) not in (None, ""):
-            return check_number(row[name], f"`{name}` of {where}")
-    return None
+def _first(row: Mapping[str, Any], names: tuple[str, ...]) -> tuple[str, Any]:
+    """The first of these columns that has a value, and the value; None where none has."""
+    return next(
+        ((name, row[name]) for name in names if row.get(name) not in (None, "")), ("", None)
+    )
+
+
+def _seed(row: Mapping[str, Any], where: str) -> int | None:
+    name, value = _first(row, SEEDS)
+    if value is None:
+        return None
+    # A table may hold whole numbers as 7.0; a double has not all digits of a long one.
+    digits = str(value).strip().removesuffix(".0")
+    if not digits.removeprefix("-").isdecimal() or len(digits) > 19 or abs(int(digits)) > MOST_SEED:
+        raise ValueError(f"`{name}` of {where} is {value!r}: give a whole number below 2^62")
+    return int(digits)
+
+
+def _guidance(row: Mapping[str, Any], where: str) -> float | None:
+    name, value = _first(row, GUIDANCE)
+    if value is None:
+        return None
+    if (number := check_number(value, f"`{name}` of {where}")) < 0:
+        raise ValueError(f"`{name}` of {where} is {value!r}: give 0 or more")
+    return number
