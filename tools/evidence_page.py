@@ -78,8 +78,8 @@ def gathered(work: Path) -> dict[str, Any]:
         measures |= over_trainings(inside) if len(inside) > 1 else {}
         found["controls"] |= _values(inside[0])
         found["loss_images"], found["loss"] = (
-            loss[0]["in_model"].get("images"),
-            loss[0]["in_model"],
+            loss[0]["images"],
+            loss[0]["loss"],
         )
     found["measures"] = measures
     found["what_the_mean_does"] = _stage(work / "where.json")

@@ -68,7 +68,7 @@ class Proof:
     """
 
     work: Path
-    fashion: str
+    fashion: Path
 
     def store(self, split: str) -> Path:
         """The activations of a split's pictures."""
@@ -206,7 +206,7 @@ def main() -> None:
     )
     parser.add_argument("--work", type=Path, default=Path("work/evidence"))
     parser.add_argument("--docs", type=Path, default=Path("docs"))
-    parser.add_argument("--fashion", default="/usr/share/datasets/fashion-mnist")
+    parser.add_argument("--fashion", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
     parser.add_argument("--page", action="store_true", help="measure nothing, write what is there")
     asked = parser.parse_args()
     if not asked.page:
