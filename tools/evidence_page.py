@@ -78,10 +78,11 @@ def gathered(work: Path) -> dict[str, Any]:
         measures |= over_trainings(inside) if len(inside) > 1 else {}
         found["controls"] |= _values(inside[0])
         found["loss_images"], found["loss"] = (
-            loss[0]["in_model"].get("images"),
-            loss[0]["in_model"],
+            loss[0]["images"],
+            loss[0]["loss"],
         )
     found["measures"] = measures
+    found["what_the_mean_does"] = _stage(work / "where.json")
     for name in ("by-k", "before"):
         path = work / name / "evaluation.json"
         if path.is_file():
@@ -148,6 +149,7 @@ def page(found: Mapping[str, Any]) -> Iterator[str]:
     )
     yield from _first(said)
     yield from _table(found)
+    yield from _loss(found)
     yield from _identity(found)
     yield from _others(found)
     yield from _search(found)
@@ -184,6 +186,35 @@ def _table(found: Mapping[str, Any]) -> Iterator[str]:
     yield f"\nLatents that fire on more than 10 of the pictures, of 256, by training: {live}."
     if found.get("loss_images"):
         yield f"Loss recovered is on the first {found['loss_images']} test pictures."
+
+
+def _loss(found: Mapping[str, Any]) -> Iterator[str]:
+    if "loss" not in found:
+        return
+    loss = found["loss"]
+    yield "\n## Loss recovered\n"
+    yield (
+        "A k-SAE of pooled activations replaces the layer's spatial mean. Here the denoising loss is "
+        f"{loss['true']:.5f} with the true activation, {loss['mean']:.5f} with the mean over images and "
+        f"{loss['zero']:.5f} with zero ({found['loss_images']} images): the model hardly reads that mean "
+        "at this layer and timestep, so the scale of loss recovered has no length, its values (0 for the "
+        "mean, 1 for the truth) are noise, and nothing can be told apart by it. Only FVU and cosine judge "
+        "a reconstruction here."
+    )
+    rows = found["what_the_mean_does"]
+    if rows:
+        yield (
+            "\nWhere the mean matters at all: the rise of the loss when it is replaced by the mean over "
+            "images, 64 test pictures, with two standard errors.\n"
+        )
+        yield "| layer | t | loss | rise | |\n|---|---:|---:|---:|---|"
+        for row in rows:
+            low, high = (row["difference"] + sign * 2 * row["error"] for sign in (-1, 1))
+            word = "matters" if low > 0 else "not told apart from nothing"
+            yield (
+                f"| {row['layer']} | {row['timestep']} | {row['true']:.5f} | {row['difference']:+.6f} "
+                f"[{low:+.6f}, {high:+.6f}] | {word} |"
+            )
 
 
 def _identity(found: Mapping[str, Any]) -> Iterator[str]:

@@ -11,6 +11,8 @@ trained. What is done is kept under work/, so that a stopped run goes on.
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,15 @@ from torch import Tensor
 from revelio.activations.config import ExtractRunConfig
 from revelio.activations.store import ActivationStore
 from revelio.analysis.paired import against
+from revelio.backbones.base import DiffusionModel
 from revelio.backbones.config import BackboneConfig
+from revelio.backbones.registry import load_backbone
 from revelio.data.config import DataConfig
+from revelio.data.loading import batches
+from revelio.data.open import open_dataset
 from revelio.evaluation.config import EvalSAEConfig
 from revelio.evaluation.controls import untrained_controls
-from revelio.evaluation.downstream import Replace, replaced
+from revelio.evaluation.downstream import Denoised, Replace, replaced
 from revelio.evaluation.identity import planted_recovery
 from revelio.evaluation.loss_recovered import loss_recovered, reconstruction
 from revelio.pipelines.eval_downstream import InModel
@@ -49,7 +55,7 @@ BEFORE = RunConfig(
     k=16, expansion=16, steps=300, batch_size=512, learning_rate=2e-3, warmup_steps=30,
     checkpoint_every=0,
 )  # fmt: skip
-LOSS_IMAGES, PLANTED = 100, 5
+LOSS_IMAGES, MEAN_IMAGES, PLANTED = 100, 64, 5
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,7 @@ class Proof:
     """
 
     work: Path
-    fashion: str
+    fashion: Path
 
     def store(self, split: str) -> Path:
         """The activations of a split's pictures."""
@@ -126,7 +132,7 @@ class Proof:
         controls = untrained_controls(trained[runs[0]], source)
         ways: dict[str, Replace | None] = {
             "true": None,
-            "mean": lambda rows: mean.to(rows).expand_as(rows),
+            "mean": partial(_constant, mean),
             "zero": torch.zeros_like,
         }
         ways |= {
@@ -142,6 +148,31 @@ class Proof:
             for entry in entries
         ]
 
+    def where_the_mean_matters(self) -> list[dict[str, Any]]:
+        """The rise of the denoising loss when a layer's spatial mean is replaced by the mean over images."""
+        model, dataset = load_backbone(BackboneConfig(name=MODEL)), open_dataset(self.data("test"))
+        assert isinstance(model, DiffusionModel)
+        places = list(range(MEAN_IMAGES))
+        read = batches(dataset, model.transform, 32, indices=places)
+        pixels = torch.cat([model.encode(batch.pixels).cpu() for batch in read])
+        found = []
+        for timestep, layer in product((100, 400, 800), (LAYER, "bottleneck", "up_ft3")):
+            ids = [dataset.ids[place] for place in places]
+            down, seen = (
+                Denoised(model, layer, pixels, ids, timestep, batch_size=32),
+                list[Tensor](),
+            )
+            true = down.losses(down.outputs(replaced(partial(_kept, seen))))
+            mean = torch.cat(seen).mean(0)
+            without = down.losses(down.outputs(replaced(partial(_constant, mean))))
+            rise = (without - true).double()
+            error = float(rise.std()) / len(rise) ** 0.5
+            found.append(
+                {"layer": layer, "timestep": timestep, "true": float(true.mean()),
+                 "mean": float(without.mean()), "difference": float(rise.mean()), "error": error}
+            )  # fmt: skip
+        return found
+
     def rows(self, split: str) -> Tensor:
         """Activations of a split."""
         store = ActivationStore.open(self.store(split))
@@ -153,8 +184,19 @@ class Proof:
         self.kept("planted", PLANTED, self.planted)
         if not (self.work / "loss.json").is_file():
             write_json(self.work / "loss.json", self.losses())
+        if not (self.work / "where.json").is_file():
+            write_json(self.work / "where.json", self.where_the_mean_matters())
         self.judged("by-k", RECIPE, SweepConfig(k=OTHER_K, seed=SEEDS[:1]))
         self.judged("before", BEFORE, SweepConfig(seed=SEEDS[:1]))
+
+
+def _kept(seen: list[Tensor], rows: Tensor) -> Tensor:
+    seen.append(rows.clone())
+    return rows
+
+
+def _constant(mean: Tensor, rows: Tensor) -> Tensor:
+    return mean.to(rows).expand_as(rows)
 
 
 def main() -> None:
@@ -164,7 +206,7 @@ def main() -> None:
     )
     parser.add_argument("--work", type=Path, default=Path("work/evidence"))
     parser.add_argument("--docs", type=Path, default=Path("docs"))
-    parser.add_argument("--fashion", default="/usr/share/datasets/fashion-mnist")
+    parser.add_argument("--fashion", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
     parser.add_argument("--page", action="store_true", help="measure nothing, write what is there")
     asked = parser.parse_args()
     if not asked.page:
