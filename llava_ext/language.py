@@ -15,7 +15,6 @@ from llava_ext.config import ModelConfig
 from llava_ext.model import LlavaModel
 from llava_ext.model_config import TowerShape
 from llava_ext.partitioned import load_partitioned
-from llava_ext.stages import LoraOptions
 from llava_ext.templates import check_template
 from llava_ext.towers import Tower, plain_transforms
 from revelio.backbones.loading import dtype_of, reading
@@ -31,16 +30,13 @@ from revelio.backbones.weights import (
     transformers_part,
 )
 from revelio.data.contents import combined, digest_of
-from revelio.seeds import key_seed
 from revelio.trust import tensor_headers
 
 if TYPE_CHECKING:
-    from peft import LoraConfig, PeftModel
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 # Where the configs of transformers' models say how long a text may be.
 LENGTH_KEYS = ("max_seq_len", "max_position_embeddings", "n_positions")
-LORA_TARGETS = "all-linear"
 WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -383,55 +379,3 @@ def context_length(config: "PretrainedConfig") -> int | None:
     """
     known = config.get_text_config().to_dict()
     return next((int(known[key]) for key in LENGTH_KEYS if known.get(key)), None)
-
-
-def add_lora(model: LlavaModel, options: LoraOptions, *, seed: int = 0) -> None:
-    """Put low-rank adapters (peft) into the language model; then only these and the projectors train.
-
-    Args:
-        model: changed in place.
-        options: of the adapters.
-        seed: of their first weights.
-
-    Raises:
-        ValueError: no layer has such a name.
-    """
-    import torch
-    from peft import LoraConfig
-
-    targets = list(options.targets)
-    settings = LoraConfig(
-        r=options.rank,
-        lora_alpha=2 * options.rank if options.alpha is None else options.alpha,
-        lora_dropout=options.dropout,
-        target_modules=targets[0] if targets == [LORA_TARGETS] else targets,
-    )
-    # peft draws from the global state: put aside, keyed, put back.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(key_seed(seed, "adapter"))
-        model.set_language_model(adapted(model.language_model, settings))
-
-
-def merge_adapter(model: LlavaModel) -> None:
-    """Fold the adapter into the language model's own weights.
-
-    Raises:
-        ValueError: the model has none.
-    """
-    from peft import PeftModel
-
-    wrapped: Any = model.language_model
-    if not isinstance(wrapped, PeftModel):
-        raise ValueError("the model has no adapter, so there is nothing to fold in")
-    model.set_language_model(wrapped.merge_and_unload())
-    model.language_changed = True
-
-
-def adapted(language_model: Any, settings: "LoraConfig") -> "PeftModel":
-    """A language model with new adapters in it."""
-    from peft import get_peft_model
-
-    # Without a task: peft's wrapper of causal language models takes no embeddings for MPT.
-    model = get_peft_model(language_model, settings)
-    settings.task_type = "CAUSAL_LM"  # for others that load the adapter
-    return model
