@@ -90,9 +90,9 @@ class FixedText:
         """The same embedding for every text."""
         return self.empty.expand(len(texts), -1, -1)
 
-    def distinct(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def tables(self, texts: Sequence[str]) -> tuple[dict[str, Tensor], Tensor]:
         """The one embedding, and that every text has it."""
-        return self.empty, torch.zeros(len(texts), dtype=torch.long)
+        return {"states": self.empty}, torch.zeros(len(texts), dtype=torch.long)
 
 
 class PlainLoop:

@@ -1,6 +1,7 @@
 """A conversation in the terminal, as ``revelio llava chat`` holds it: pictures are looked at once."""
 
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TextIO
 
 from torch import Tensor
@@ -68,7 +69,23 @@ def chat(config: ChatConfig) -> None:
         towers=bool(pictures),
         allow=config.allow,
     )
-    dialogue = Dialogue(assistant, len(pictures), assistant.see(pictures), sys.stdout)
+    asked = None if config.question is None else [config.question.strip()] * len(pictures)
+    grids = assistant.see(pictures, asked)
+    dialogue = Dialogue(assistant, len(pictures), grids, sys.stdout)
+    with _edits(config, assistant):
+        _converse(config, dialogue)
+
+
+def _edits(config: ChatConfig, assistant: Assistant) -> AbstractContextManager[None]:
+    """The model as `edit` changes it."""
+    if not config.edit:
+        return nullcontext()
+    from llava_ext.latents import edited, read_edits, read_ksaes
+
+    return edited(assistant.model, read_edits(config.edit, read_ksaes(config.ksae)))
+
+
+def _converse(config: ChatConfig, dialogue: Dialogue) -> None:
     if config.question is not None:
         dialogue.ask(config.question, **config.decoding())
         return

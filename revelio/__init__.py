@@ -6,7 +6,7 @@ The main names are importable from here and loaded on first use, so that ``impor
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from revelio.version import __version__
 
 if TYPE_CHECKING:
     from revelio.activations.config import ExtractConfig
@@ -67,6 +67,7 @@ __all__ = [
     "TopImagesConfig",
     "TrainConfig",
     "TrainSAEConfig",
+    "__version__",
     "extract",
     "load_backbone",
     "map_sheet",

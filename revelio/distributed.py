@@ -5,23 +5,37 @@ on GPUs. Process r of W takes shards r, r + W, ...
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
 
+_APART: ContextVar[bool] = ContextVar("apart", default=False)
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Work that this process does by itself, whoever else was launched: here it is one of one."""
+    token = _APART.set(True)
+    try:
+        yield
+    finally:
+        _APART.reset(token)
+
 
 def rank() -> int:
     """This process among all that a launcher started, from 0; 0 without one."""
-    return int(os.environ.get("RANK", "0"))
+    return 0 if _APART.get() else int(os.environ.get("RANK", "0"))
 
 
 def world_size() -> int:
     """How many processes a launcher started; 1 without one."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return 1 if _APART.get() else int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def local_rank() -> int:
@@ -78,6 +92,7 @@ class Processes:
         world: how many there are.
         wait: returns once all have called it.
         agree: gives all the main process's number.
+        gather: gives all the items of everyone's lists, in the order of the processes.
         device: the device that is this process's share.
         close: leaves the group, at the end.
     """
@@ -86,6 +101,7 @@ class Processes:
     world: int = 1
     wait: Callable[[], None] = _alone
     agree: Callable[[int], int] = int
+    gather: Callable[[list[Any]], list[Any]] = list
     device: str = "auto"
     close: Callable[[], None] = _alone
 
@@ -106,6 +122,7 @@ def launched(device: str = "auto") -> Processes:
     """
     import torch
     from accelerate import PartialState
+    from accelerate.utils import gather_object
 
     # Without `cpu`, accelerate takes the processes of a machine without a GPU for strangers.
     cpu = device == "cpu" or not torch.accelerator.is_available()
@@ -118,6 +135,7 @@ def launched(device: str = "auto") -> Processes:
         state.num_processes,
         state.wait_for_everyone,
         _main_number,
+        gather_object,
         str(state.device),
         state.destroy_process_group,
     )

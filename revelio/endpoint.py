@@ -7,8 +7,10 @@ reply (the others go on), or the endpoint is no use at all (nothing more is sent
 
 import asyncio
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any
 
 from revelio.bounds import Count, NotNegative, Positive, Range
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 # So many records without a reply in a row, and none with one between them: the endpoint is down.
 HOPELESS = 5
+ANSWER_LIMIT = 16 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +113,7 @@ async def _ask_all(
     keep: Callable[[int, Reply], str | None],
     failed: Collection[int],
 ) -> Outcome:
-    from openai import AsyncOpenAI
+    from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
     outcome, waiting = Outcome(), iter(enumerate(bodies))
     client = AsyncOpenAI(
@@ -118,6 +121,11 @@ async def _ask_all(
         base_url=base_address(settings.base_url),
         timeout=settings.timeout,
         max_retries=settings.tries - 1,
+        # Packed, an answer could be of any length.
+        default_headers={"Accept-Encoding": "identity"},
+        http_client=DefaultAsyncHttpxClient(
+            event_hooks={"response": [partial(_bound, seconds=settings.timeout)]}
+        ),
     )
     async with client:
         workers = min(settings.concurrency, len(bodies))
@@ -125,6 +133,32 @@ async def _ask_all(
             *(_work(client, waiting, outcome, keep, failed) for _ in range(workers))
         )
     return outcome
+
+
+async def _bound(response: Any, seconds: float) -> None:
+    """Let an answer be read only so far and so long: a server may send bytes without an end."""
+    packed = response.headers.get("Content-Encoding", "identity") != "identity"
+    until, stream = monotonic() + seconds, response.stream
+
+    # The client's own class of streams: which library it comes from depends on the client's version.
+    class Bounded(type(stream)):
+        def __init__(self) -> None:
+            pass
+
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            count = 0
+            async for part in stream:
+                count += len(part)
+                if packed or count > ANSWER_LIMIT:
+                    raise ValueError(f"the answer is packed, or has more than {ANSWER_LIMIT} bytes")
+                if monotonic() > until:
+                    raise ValueError(f"the answer has not ended after {seconds:g} s")
+                yield part
+
+        async def aclose(self) -> None:
+            await stream.aclose()
+
+    response.stream = Bounded()
 
 
 async def _work(
@@ -141,7 +175,7 @@ async def _work(
             outcome.sent += 1
             reply = _reply(await client.chat.completions.create(**body))
         # A body that claims to be JSON and isn't fails in the client with a plain ValueError.
-        except (OpenAIError, ValueError) as error:
+        except (OpenAIError, ValueError, RecursionError) as error:
             _note(outcome, index, error, index in failed)
         else:
             outcome.streak = 0
@@ -187,14 +221,23 @@ def _reply(completion: Any) -> Reply:
     Raises:
         ValueError: it is no chat completion; the client does not check what a server sends.
     """
-    from openai.types.chat import ChatCompletion
+    from openai.types import CompletionUsage
+    from openai.types.chat import ChatCompletion, ChatCompletionMessage
+    from openai.types.chat.chat_completion import Choice
 
-    if not isinstance(completion, ChatCompletion) or not completion.choices:
+    if not isinstance(completion, ChatCompletion) or not isinstance(completion.choices, list):
         raise ValueError("the server's answer is no chat completion: is base_url right?")
-    choice, usage = completion.choices[0], completion.usage
-    message, cut_off = choice.message, choice.finish_reason == "length"
-    if message is None or not isinstance(message.content, str | None):
+    choice = completion.choices[0] if completion.choices else None
+    if not isinstance(choice, Choice) or not isinstance(choice.message, ChatCompletionMessage):
         raise ValueError("the server's answer is a chat completion without a message")
-    if usage is None:
-        return Reply(message.content or "", cut_off=cut_off)
-    return Reply(message.content or "", usage.prompt_tokens, usage.completion_tokens, cut_off)
+    content, usage = choice.message.content, completion.usage
+    if not isinstance(content, str | None):
+        raise ValueError("the server's answer is a chat completion without a message")
+    # Half of a surrogate pair is no text that can be kept.
+    text = (content or "").encode(errors="replace").decode()
+    cut_off = choice.finish_reason == "length"
+    if not isinstance(usage, CompletionUsage):
+        return Reply(text, cut_off=cut_off)
+    counts = (usage.prompt_tokens, usage.completion_tokens)
+    tokens = [one if type(one) is int and 0 <= one < 2**62 else None for one in counts]
+    return Reply(text, *tokens, cut_off=cut_off)

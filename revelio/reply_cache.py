@@ -11,12 +11,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
+
+from revelio.files import make_folder
+from revelio.trust import printable, regular_file
 
 _TABLE = """CREATE TABLE IF NOT EXISTS replies (
     key TEXT PRIMARY KEY, request TEXT NOT NULL, text TEXT NOT NULL,
     prompt_tokens INTEGER, reply_tokens INTEGER)"""
 _FAILURES = "CREATE TABLE IF NOT EXISTS failures (key TEXT PRIMARY KEY)"
+_OURS = {("table", "replies"), ("table", "failures")}
+_OURS |= {("index", f"sqlite_autoindex_{name}_1") for _, name in _OURS}
 _WAIT = 60.0  # seconds to wait for another process that writes the same cache
 
 
@@ -49,7 +55,12 @@ class ReplyCache:
         """The reply that ``request`` got before, or None."""
         query = "SELECT text, prompt_tokens, reply_tokens, cut_off FROM replies WHERE key = ?"
         row = self._connection.execute(query, (request_key(request),)).fetchone()
-        return Reply(*row[:3], cut_off=bool(row[3])) if row else None
+        if row is None:
+            return None
+        text, *tokens, cut_off = row
+        if type(text) is not str or any(type(one) not in (int, NoneType) for one in tokens):
+            raise sqlite3.DataError("a reply in it is no text")
+        return Reply(text, *tokens, cut_off=bool(cut_off))
 
     def put(self, request: Mapping[str, Any], reply: Reply) -> None:
         """Keep ``reply``, instead of one that is there; it is on disk when this returns."""
@@ -78,23 +89,34 @@ def open_cache(path: Path, *, write: bool = True) -> Iterator[ReplyCache]:
     """Open the cache at ``path``; without ``write``, a file that isn't there counts as empty.
 
     Raises:
-        ValueError: the file is no such cache.
+        ValueError: the file is no such cache, and stays as it is; or it can't be written.
     """
     if write:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    place = str(path) if write or path.is_file() else ":memory:"
+        make_folder(path.parent)
+    there = path.exists()
+    place = str(path) if write or there else ":memory:"
     try:
+        # A killed process may have left the file without a table in it.
+        filled = there and regular_file(path).stat().st_size
         with closing(sqlite3.connect(place, timeout=_WAIT)) as connection:
+            if filled:
+                _check(connection)
             connection.execute(_TABLE)
             connection.execute(_FAILURES)
             columns = [row[1] for row in connection.execute("PRAGMA table_info(replies)")]
             if "cut_off" not in columns:  # a cache of the first version
                 connection.execute("ALTER TABLE replies ADD COLUMN cut_off INTEGER DEFAULT 0")
-            connection.execute(
-                "SELECT key, request, text, prompt_tokens, reply_tokens FROM replies"
-            )
             yield ReplyCache(connection)
     except sqlite3.Error as error:
         raise ValueError(
-            f"{path} can't be used as a cache of replies ({error}): choose another cache"
+            f"{printable(path)} can't be used as a cache of replies ({error}): choose another cache"
         ) from error
+
+
+def _check(connection: sqlite3.Connection) -> None:
+    """Refuse another program's database, and one with views or triggers, which would run by themselves."""
+    found = set(connection.execute("SELECT type, name FROM sqlite_master"))
+    if not {("table", "replies")} <= found <= _OURS:
+        raise sqlite3.DatabaseError("it is another database")
+    columns = "key, request, text, prompt_tokens, reply_tokens"
+    connection.execute(f"SELECT {columns} FROM replies LIMIT 1")

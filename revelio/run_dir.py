@@ -21,7 +21,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from revelio import __version__
 from revelio.files import (
     check_folder,
     full_disk_named,
@@ -36,6 +35,7 @@ from revelio.files import (
 from revelio.lock import NAME as LOCK
 from revelio.lock import Lock, take_lock
 from revelio.trust import printable, read_json, read_json_lines, read_object, read_text
+from revelio.version import __version__
 
 __all__ = [
     "Run", "read_json", "sha256", "versions", "write_folder", "write_json", "write_whole", "write_whole_by",
@@ -119,7 +119,7 @@ class Run:
             config_yaml: its settings.
             resume: whether to go on with a run that is there.
             results: what a finished run has, and is not locked for; it is unfinished again where one of
-                these is missing.
+                these is missing, and none may be there before it begins.
             writes: False for further processes of a run that another has opened: they only read.
             complete: gives the settings of an older version's run as this version writes them
                 (:func:`revelio.config.completed`); by default they are taken as they stand.
@@ -143,22 +143,22 @@ class Run:
                     take_lock(path).release()  # a killed process's
                 return cls(path, manifest)
         else:
-            _check_beginning(path, config_yaml, resume, complete)
+            _check_beginning(path, config_yaml, resume, complete, {*NAMES, *results})
         make_folder(path)
         lock = take_lock(path)
         for name in ("", "checkpoints", "final", "gallery", "ksae", "seeds", "stages"):
             sweep(path / name)
+        # Looked at again: until now another process may have written it.
         if manifest_path.exists():
-            # Read again: until now another process may have written it.
-            run = cls(path, _read_manifest(manifest_path, command), lock)
             _check_config(path, config_yaml, complete)
-            if run.finished and not all((path / name).exists() for name in results):
-                run.manifest["status"] = "running"
-            run.truncate_metrics(math.inf)
+            manifest = _read_manifest(manifest_path, command)
+            if not all((path / name).exists() for name in results):
+                manifest["status"] = "running"
         else:
             write_whole(path / "config.yaml", config_yaml)
-            manifest = {"command": command, "status": "running", "started": _now()}
-            run = cls(path, manifest | {"versions": versions(), "inputs": {}}, lock)
+            manifest = _new_manifest(command)
+        run = cls(path, manifest, lock)
+        run.truncate_metrics(math.inf)
         run._write_manifest()
         return run
 
@@ -207,6 +207,8 @@ class Run:
     def add_input(self, name: str, value: Any) -> None:
         """Record an input (a path with its hash, a model with its revision) in the manifest.
 
+        Of a finished run it is only compared.
+
         Raises:
             ValueError: a resumed run started with another one.
         """
@@ -218,8 +220,9 @@ class Run:
                         f"{self.path} was started with another {name} (`{key}` was {was[key]!r}, now it is "
                         f"{value[key]!r}): put back what was there, or start another run"
                     )
-        self.manifest["inputs"][name] = value
-        self._write_manifest()
+        if not self.finished:
+            self.manifest["inputs"][name] = value
+            self._write_manifest()
 
     def save_checkpoint(
         self,
@@ -301,6 +304,11 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+def _new_manifest(command: str) -> dict[str, Any]:
+    began = {"command": command, "status": "running", "started": _now()}
+    return began | {"versions": versions(), "inputs": {}}
+
+
 def _read_manifest(path: Path, command: str) -> dict[str, Any]:
     manifest = read_object(path)
     if "command" not in manifest or not isinstance(manifest.get("status"), str):
@@ -315,7 +323,9 @@ def _read_manifest(path: Path, command: str) -> dict[str, Any]:
     return manifest
 
 
-def _check_beginning(path: Path, config_yaml: str, resume: bool, complete: Complete) -> None:
+def _check_beginning(
+    path: Path, config_yaml: str, resume: bool, complete: Complete, names: set[str]
+) -> None:
     """See whether a run may begin in ``path``: where it is empty, began here, or is full of other names.
 
     Raises:
@@ -324,7 +334,7 @@ def _check_beginning(path: Path, config_yaml: str, resume: bool, complete: Compl
     check_folder(path)
     entries = path.iterdir() if path.is_dir() else ()
     inside = {entry.name for entry in entries if not is_partial(entry.name)}
-    taken = sorted(inside & set(NAMES))
+    taken = sorted(inside & names)
     began = taken == ["config.yaml"] and _is_begun(path / "config.yaml", config_yaml, complete)
     if taken and not began:
         raise ValueError(

@@ -8,6 +8,7 @@ names the file, and gives back plain values only: no class, function or import i
 import csv
 import io
 import json
+import re
 import stat
 import struct
 from collections.abc import Mapping, Sequence
@@ -130,13 +131,15 @@ def read_json_lines(path: Path, *, torn: bool = False) -> list[dict[str, Any]]:
     return found
 
 
-def read_csv(path: Path) -> list[dict[str, str]]:
+def read_csv(path: Path, delimiter: str = ",") -> list[dict[str, str]]:
     """The rows of a CSV file with a header line, by column; empty lines are passed over.
 
     Raises:
-        ValueError: it has no header, or a row has more or fewer cells; the message names file and line.
+        ValueError: it has no header, or one with a column twice, or a row has more or fewer cells; the
+            message names file and line.
     """
-    rows = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    text = io.StringIO(read_text(path), newline="")
+    rows = csv.reader(text, delimiter=delimiter, strict=True)
     found: list[dict[str, str]] = []
     try:
         header = next(rows, [])
@@ -153,6 +156,8 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         ) from error
     if not any(header):
         raise ValueError(f"{printable(path)} has no header line that names its columns")
+    if twice := sorted(name for name in set(header) if header.count(name) > 1):
+        raise ValueError(f"{printable(path)} has the column {printable(twice[0])!r} twice")
     return found
 
 
@@ -363,6 +368,11 @@ def printable(text: object) -> str:
         mark if mark.isprintable() else mark.encode("unicode_escape", "surrogatepass").decode()
         for mark in str(text)
     )
+
+
+def markdown(text: object) -> str:
+    """``text`` for a Markdown page or a cell of its tables: shown as it is, never markup or a second line."""
+    return re.sub(r"[<>&|\[\]`*\\]", lambda mark: f"&#{ord(mark[0])};", printable(text))
 
 
 def kind_of(value: object) -> str:

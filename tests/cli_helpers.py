@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from analysis_helpers import gallery_parts, write_pictures
 from backbones_helpers import tiny_sd
+from data_helpers import write_class_folders
 from diffc_helpers import separable, write_folders
 from eval_helpers import review_row, write_jsonl
 from PIL import Image
@@ -32,6 +33,7 @@ def write_inputs(root: Path) -> Path:
     write_store(root / "others", grids, [f"o{i}" for i in range(9)], labels, settings=settings)
     DiffC(6, 3, width=2, class_names=["a", "b", "c"], seed=0).save_pretrained(root / "diffc")
     write_folders(root / "folders", 2)
+    write_class_folders(root / "pets", {"ant": 6, "bee": 6})
     many, _ = planted(120, 4, 6, 2)
     write_store(root / "many", many, [str(i) for i in range(120)], [i % 2 for i in range(120)])
     KSparseAutoencoder(4, 8, 2).save_pretrained(root / "small")
@@ -121,13 +123,21 @@ def commands(made: Path) -> dict[str, Words]:
             ),
             *("--baselines", "random-direction", "--bootstrap", 9, "--out", out),
         ],
+        "advise": lambda out: [
+            *("advise", *backbone, "--data.source", made / "pets", "--layers", "bottleneck"),
+            *("--timesteps", 25, 99, "--most-images", 20, "--out", out),
+        ],
+        "reproduce": lambda out: [
+            *("reproduce", "figure10", "--scale", "mini", "--model", made / "sd", "--seeds", 1),
+            *("--data.source", made / "pets", "--out", out),
+        ],
         "purity": lambda out: ["purity", "--top", made / "top", "--random-sets", 9, "--out", out],
         "demo": lambda out: [
             *("demo", "--data.source", made / "folders", *backbone, "--layers", "bottleneck"),
             *("--timesteps", "25", "--sae.steps", 1, "--out", out),
         ],
         "score": lambda out: [
-            *("score", "--reviews", made / "reviews.jsonl", "--resamples", 9, "--json", out),
+            *("score", "--reviews", made / "reviews.jsonl", "--resamples", 9, "--out", out),
         ],
     }
 
@@ -140,4 +150,4 @@ def see(pictures: Sequence[Image.Image]) -> list[str]:
 FILES = ("purity", "locality", "probe", "score")  # what writes one file
 WRITERS = (*FILES, "extract", "train-ksae", "train-diffc", "eval-diffc", "top-images", "gallery")
 WRITERS += ("pca-maps", "demo", "eval-ksae", "extract-text", "concept", "steer", "steer-eval")
-WRITERS += ("zero-shot",)
+WRITERS += ("zero-shot", "advise", "reproduce")

@@ -1,6 +1,8 @@
 """Small pictures and folders of them, and torchvision's transforms written out in plain numpy."""
 
 import math
+import struct
+import zlib
 from io import BytesIO
 from pathlib import Path
 
@@ -54,3 +56,19 @@ def square_by_formula(values: np.ndarray, size: int) -> np.ndarray:
     resized = np.einsum("ih,jw,hwc->ijc", rows, columns, values.astype(float))
     top, left = round((new_height - size) / 2.0), round((new_width - size) / 2.0)
     return resized[top : top + size, left : left + size]
+
+
+def blank_png(width: int, height: int) -> bytes:
+    """A PNG of one grey, written by hand: of a few kilobytes, whatever its size."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        check = struct.pack(">I", zlib.crc32(name + content))
+        return struct.pack(">I", len(content)) + name + content + check
+
+    packer = zlib.compressobj(9)
+    line = bytes(1 + (width + 7) // 8)
+    pixels = b"".join(packer.compress(line) for _ in range(height)) + packer.flush()
+    head = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    )

@@ -14,6 +14,7 @@ from backbones_helpers import tiny_dinov2, tiny_sd
 from revelio.activations.config import ExtractRunConfig
 from revelio.activations.store import ActivationStore
 from revelio.backbones.config import BackboneConfig
+from revelio.backbones.random_init import load_random_backbone
 from revelio.backbones.registry import load_backbone
 from revelio.cli import main
 from revelio.cli.extract import Config
@@ -90,6 +91,22 @@ def test_the_pipeline_returns_the_stores_and_prints_nothing(model, photos, tmp_p
     more = replace(config, timesteps=(25, 200, 300), resume=True)
     left = plan_extraction(more)
     assert (left.stores, left.passes, left.bytes_left) == (3, 10, 10 * 16 * 4)
+
+
+def test_random_weights_are_the_baselines_and_said(model, photos, tmp_path):
+    config = ExtractRunConfig(
+        out=tmp_path / "run", layers=("up_ft1",), batch_size=4, workers=0, random_weights=3,
+        data=DataConfig(source=str(photos)), backbone=BackboneConfig(name=str(model), device="cpu"),
+    )  # fmt: skip
+    [store] = extract_to(config)
+    assert store.manifest["model"].endswith("(random weights 3)")
+    backbone = load_random_backbone(str(model), 3, layers=["up_ft1"], device="cpu")
+    pixels = backbone.transform(picture(0).resize((40, 36)))[None]
+    grid = backbone.activations(backbone.encode(pixels), [store.ids[0]], ["up_ft1"], timestep=25)[
+        "up_ft1"
+    ]
+    assert Path(store.ids[0]).stem.lstrip("0") in ("", "0")
+    torch.testing.assert_close(store.tensor()[0], grid.mean(dim=(2, 3))[0], atol=1e-5, rtol=1e-4)
 
 
 def test_the_cache_of_latents_has_its_new_name(model, photos, tmp_path, capsys):

@@ -259,10 +259,10 @@ def test_masks_and_stores_that_do_not_match_are_named(made):
         store=(made / "a",), ksae=str(made / "ksae"), out=made / "x.json", device="cpu"
     )
     Image.new("RGB", (8, 8)).save(made / "masks/1/1.png")
-    with pytest.raises(ValueError, match=r"1\.png is no usable mask: it has the mode RGB"):
+    with pytest.raises(ValueError, match=r"1\.png can't be read: it has the mode RGB"):
         measure_locality(replace(config, masks=made / "masks"))
     (made / "masks/1/1.png").unlink()
-    with pytest.raises(ValueError, match=r"1\.png is no usable mask"):
+    with pytest.raises(ValueError, match=r"1\.png can't be read: no such file"):
         measure_locality(replace(config, masks=made / "masks"))
     write_store(
         made / "d", torch.rand(24, 6, 8, 8), [str(i) for i in range(24)], settings={"model": "m"}

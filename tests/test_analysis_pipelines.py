@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from analysis_helpers import gallery_parts, write_pictures
-from backbones_helpers import tiny_sd
+from backbones_helpers import tiny_dinov2, tiny_dit, tiny_sd
+from PIL import Image
 from sae_helpers import random_model
 
 from revelio.activations.store import ActivationStore, write_store
@@ -147,6 +148,36 @@ def test_pca_maps_go_to_a_folder_of_model_and_data(
     other = replace(config, backbone=replace(backbone, name=str(tiny_sd(tmp_path / "two"))))
     with pytest.raises(ValueError, match="another store, model or k-SAE"):
         make_pca_maps(replace(other, out=found.path))
+
+
+def test_a_unet_a_dit_and_a_vit_are_on_one_sheet(made: Path, tmp_path: Path) -> None:
+    names = [str(build(tmp_path / name)) for name, build in
+             (("sd", tiny_sd), ("dit", tiny_dit), ("dino", tiny_dinov2))]  # fmt: skip
+    config = MakePCAMapsConfig(
+        data=DataConfig(source=str(made / "images"), limit=3),
+        backbone=BackboneConfig(name=names[0]),
+        others=tuple(names[1:]),
+        layers=("bottleneck", "up_ft1", "block1"),
+        out=tmp_path / "together",
+    )
+    together = make_pca_maps(config)
+    columns = ["sd bottleneck t=25", "sd up_ft1 t=25", "dit block1 t=25", "dino block1"]
+    assert list(together.maps) == columns
+    alone = make_pca_maps(
+        replace(config, backbone=BackboneConfig(name=names[1]), others=(), layers=("block1",),
+                out=tmp_path / "alone")
+    )  # fmt: skip
+    same = together.maps["dit block1 t=25"].rgb, alone.maps["block1 t=25"].rgb
+    assert torch.equal(*same)
+    with Image.open(together.path / "sheet.png") as sheet:
+        assert sheet.width == 5 * (160 + 5) + 5
+    for layers, error, said in (
+        (("bottleneck",), ValueError, "has none of the layers"),
+        (("bottleneck", "block1", "block77"), KeyError, "unknown layer 'block77'"),
+    ):
+        with pytest.raises(error, match=said):
+            make_pca_maps(replace(config, layers=layers, out=tmp_path / "none"))
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_command_says_at_once_that_it_works(tmp_path: Path) -> None:

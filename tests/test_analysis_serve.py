@@ -3,8 +3,12 @@
 import http.client
 import io
 import json
+import os
+import socket
+import struct
 import threading
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +20,7 @@ from PIL import Image
 from sae_helpers import random_model
 
 from revelio.activations.store import ActivationStore
-from revelio.analysis.config import MakeGalleryConfig, ServeConfig
+from revelio.analysis.config import FROM_GALLERY, MakeGalleryConfig, ServeConfig
 from revelio.backbones.config import BackboneConfig
 from revelio.backbones.registry import load_backbone
 from revelio.cli import main
@@ -24,7 +28,7 @@ from revelio.data.config import DataConfig
 from revelio.pipelines import serve
 from revelio.pipelines.gallery import make_gallery
 from revelio.pipelines.inputs import open_sae
-from revelio.pipelines.serve import UPLOAD_LIMIT, open_server
+from revelio.pipelines.serve import UPLOAD_LIMIT, UPLOADS, open_server
 
 LAYER = "up_ft1"
 
@@ -150,6 +154,105 @@ def test_broken_and_huge_pictures_are_a_friendly_note(address: tuple[str, int]) 
     assert status == 413 and "at most" in json.loads(body)["error"]
     assert ask(address, "POST", "/encode", b"", X_Revelio="1")[0] == 413
     assert ask(address, "POST", "/encode", whole, X_Revelio="1")[0] == 200
+
+
+def test_addresses_may_be_told_from_names_in_any_form(address: tuple[str, int]) -> None:
+    names = ("127.0.0.1.evil.example", "evil.example:x:80", "[::1", "0x7f.1", "localhost.evil.example",
+             "127.0.0.1@evil.example", "", "localhost.")  # fmt: skip
+    for host in names:
+        assert ask(address, "GET", "/", Host=host)[0] == 403, host
+    for host in ("127.0.0.1:5", "[::1]:80", "localhost"):
+        assert ask(address, "GET", "/", Host=host)[0] == 200, host
+
+
+def test_clients_that_break_off_leave_the_server_silent_and_at_work(
+    address: tuple[str, int], capfd: pytest.CaptureFixture[str]
+) -> None:
+    begin = b"POST /encode HTTP/1.1\r\nHost: localhost\r\nX-Revelio: 1\r\nContent-Length: "
+    requests = (b"", b"\0\xff\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", begin + b"5000\r\n\r\nxy",
+                begin + b"9" * 5000 + b"\r\n\r\n", begin + b"-1\r\n\r\n", 
+                b"GET /gallery.json HTTP/1.1\r\nHost: [::1]\r\n\r\n",
+                b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\n\r\n")  # fmt: skip
+    for request in requests:
+        with socket.create_connection(address) as client:
+            # Closed with a reset, so that the answer has nowhere to go.
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.sendall(request)
+    content = png(Image.new("RGB", (40, 40)))
+    assert ask(address, "POST", "/encode", content, X_Revelio="1")[0] == 200
+    assert capfd.readouterr().err == ""
+
+
+def test_uploads_are_bounded_in_number(address: tuple[str, int]) -> None:
+    begin = (
+        b"POST /encode HTTP/1.1\r\nHost: localhost\r\nX-Revelio: 1\r\nContent-Length: 9\r\n\r\nx"
+    )
+    slow = [socket.create_connection(address) for _ in range(UPLOADS)]
+    for client in slow:
+        client.sendall(begin)
+    content = png(Image.new("RGB", (40, 40)))
+    for _ in range(200):
+        status, body = ask(address, "POST", "/encode", content, X_Revelio="1")
+        if status == 503:
+            break
+    assert status == 503 and "at once" in json.loads(body)["error"]
+    assert ask(address, "GET", "/")[0] == 200
+    for client in slow:
+        client.close()
+    while ask(address, "POST", "/encode", content, X_Revelio="1")[0] != 200:
+        pass
+
+
+def test_what_took_a_files_place_is_not_given(made: Path, address: tuple[str, int]) -> None:
+    path = made / "run" / "gallery" / "assets" / "gallery.css"
+    content = path.read_bytes()
+    for number in range(4):
+        path.unlink()
+        if number == 0:
+            path.symlink_to(made / "run" / "final" / "config.json")
+        elif number == 1:
+            os.mkfifo(path)
+        elif number == 2:
+            path.mkdir()
+        try:
+            assert ask(address, "GET", "/assets/gallery.css")[0] == 404, number
+        finally:
+            path.rmdir() if number == 2 else path.unlink(missing_ok=True)
+            path.write_bytes(content)
+    assert ask(address, "GET", "/assets/gallery.css")[0] == 200
+
+
+def test_an_edited_gallery_is_one_line(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gallery, model = made / "run" / "gallery", open_sae(str(made / "run"))
+    monkeypatch.setattr(serve, "open_sae", lambda *a, **k: model)
+    monkeypatch.setattr(serve, "backbone_of", lambda *a: None)
+    data, rows = (gallery / "gallery.json").read_text(), (gallery / "images.jsonl").read_text()
+    odd = (None, 3, "x", [], {}, [1], {"a": 1}, -1, 10**30, ["x"], 0.5)
+    asked = (config(made), replace(config(made), backbone=BackboneConfig(name=FROM_GALLERY)))
+
+    def refused(one: ServeConfig, name: str, content: str) -> None:
+        kept = (gallery / name).read_text()
+        (gallery / name).write_text(content)
+        try:
+            with pytest.raises((ValueError, KeyError)):
+                open_server(one).server_close()
+        finally:
+            (gallery / name).write_text(kept)
+
+    for field, value in product(("meta", "latents", "made_from", "format"), odd):
+        refused(asked[0], "gallery.json", json.dumps(json.loads(data) | {field: value}))
+    for field, value in product(("layer", "image_size", "model"), odd):
+        meta = json.loads(data)["meta"] | {field: value}
+        refused(asked[1], "gallery.json", json.dumps(json.loads(data) | {"meta": meta}))
+    for value in set(map(json.dumps, odd)) - {"[]", "{}"}:
+        for active in (
+            value,
+            f"[{value}]",
+            f"[[{value}, {value}]]",
+            f"[[0, {value}], [10000, 1.0]]",
+        ):
+            if active != "[[3, 3]]":
+                refused(asked[0], "images.jsonl", f'{{"active": {active}}}\n{rows}')
 
 
 def test_what_does_not_belong_together_is_refused(made: Path, tmp_path: Path) -> None:

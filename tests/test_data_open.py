@@ -15,13 +15,13 @@ from revelio.data.builtin import BUILTIN
 from revelio.data.config import DataConfig
 from revelio.data.open import open_dataset
 from revelio.data.registry import (
-    DatasetSpec,
     class_prompts,
     dataset_names,
     generic_prompt,
     get_spec,
     register_dataset,
 )
+from revelio.data.spec import DatasetSpec
 
 
 def paint(path: Path, red: int) -> None:

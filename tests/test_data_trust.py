@@ -5,7 +5,6 @@ import json
 import os
 import struct
 import warnings
-import zlib
 from pathlib import Path
 
 import datasets
@@ -13,7 +12,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from data_helpers import noise_picture, png, write_class_folders
+from data_helpers import blank_png, noise_picture, png, write_class_folders
 from datasets.table import InMemoryTable
 from PIL import Image
 
@@ -34,22 +33,6 @@ NASTY = [
 ]  # fmt: skip
 
 MOST_BYTES = BYTES_A_PIXEL * LIMITS.max_pixels
-
-
-def blank_png(width: int, height: int) -> bytes:
-    """A PNG of one grey, written by hand: of a few kilobytes, whatever its size."""
-
-    def chunk(name: bytes, content: bytes) -> bytes:
-        check = struct.pack(">I", zlib.crc32(name + content))
-        return struct.pack(">I", len(content)) + name + content + check
-
-    packer = zlib.compressobj(9)
-    line = bytes(1 + (width + 7) // 8)
-    pixels = b"".join(packer.compress(line) for _ in range(height)) + packer.flush()
-    head = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
-    )
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from revelio.charts import Series, bar_chart, line_chart, ticks
 from revelio.cli import main
 from revelio.data.config import DataConfig
-from revelio.pipelines.demo.charts import Series, bar_chart, line_chart, ticks
 from revelio.pipelines.demo.config import DemoConfig
 from revelio.pipelines.demo.diffc import headline, verdicts
 from revelio.pipelines.demo.run import findings

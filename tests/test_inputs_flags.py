@@ -19,7 +19,7 @@ ZERO = {
     "warmup_steps", "auxk", "auxk_coefficient", "sparsity", "early_stop", "checkpoint_every", "memory_gib",
     "weight_decay", "dropout", "validation", "cache_gb", "run", "temperature", "price_in", "price_out",
     "index", "draw", "rank", "warmup", "held_out", "loss_images", "planted", "find", "guidance", "port",
-    "specificity",
+    "specificity", "detector_threshold",
 }  # fmt: skip
 SIGNED = {"weights", "strength", "strengths"}
 NEGATIVE = {"seed", "order_seed", "random_weights", "run", "views"}
@@ -33,6 +33,7 @@ AT_MOST_ONE = {
     "confidence",
     "held_out",
     "warmup",
+    "detector_threshold",
 }
 EMPTY = {"system", "prompt", "negative_prompt"}
 # Folders and files that are read; data.source, backbone.name and the like may also be hub ids.
@@ -40,17 +41,20 @@ READ = {
     "store", "top", "embeddings", "stores", "test_store", "images", "bench", "answers", "reference",
     "masks", "train_store", "against_store", "means", "concept", "concepts", "texts_file", "against_file",
     "mask", "deepspeed", "reviews", "compare", "root", "pretrained", "image", "source",
+    "names", "locality", "beside",
 }  # fmt: skip
 READ_FILES = {
     "answers", "reference", "reviews", "compare", "image", "texts_file", "against_file", "mask", "deepspeed",
+    "names", "locality",
 }  # fmt: skip
 WRITTEN_FILES = {
     ("purity", "out"),
     ("probe", "out"),
     ("name-latents", "out"),
     ("name-latents", "cache"),
+    ("steer-eval", "cache"),
     ("locality", "out"),
-    ("score", "json"),
+    ("score", "out"),
     ("judge", "out"),
     ("judge", "cache"),
     ("answer", "out"),

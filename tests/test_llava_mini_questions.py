@@ -8,7 +8,7 @@ from PIL import Image
 from revelio.data.dataset import ImageDataset
 from tools.llava_proof.questions import (
     CAPTIONS,
-    KINDS,
+    OPEN_REQUESTS,
     Photos,
     ask,
     blind_images,
@@ -64,10 +64,25 @@ def test_captions_and_instructions_are_records_of_every_image() -> None:
     assert len({entry["id"] for entry in said}) == 400
     known = {form.format(with_article(noun)) for form in CAPTIONS for noun in NOUNS}
     assert {entry["conversations"][1]["value"] for entry in said} <= known
-    asked = instructions(PHOTOS, 3)
-    assert Counter(entry["image"] for entry in asked) == dict.fromkeys(PHOTOS.files, 3)
-    assert Counter(entry["id"].split("#")[1] for entry in asked) == dict.fromkeys(KINDS, 200)
-    assert asked[0]["conversations"][0]["value"].startswith("<image>\n")
+    asked = instructions(PHOTOS, 2)
+    assert Counter(entry["image"] for entry in asked) == dict.fromkeys(PHOTOS.files, 1)
+    noun = dict(zip(PHOTOS.files, (NOUNS[i] for i in PHOTOS.labels), strict=True))
+    for entry in asked:
+        first, answer, second, other = (turn["value"] for turn in entry["conversations"])
+        assert first.startswith("<image>\n")
+        said = {first.removeprefix("<image>\n"): answer, second: other}
+        (wording,) = said.keys() & set(OPEN_REQUESTS)
+        assert said[wording] == with_article(noun[entry["image"]])
+    firsts = Counter(entry["conversations"][0]["value"] for entry in asked)
+    # Half of the conversations begin with the open question, in each of its wordings.
+    assert all(10 <= firsts[f"<image>\n{wording}"] <= 40 for wording in OPEN_REQUESTS)
+
+
+def test_every_held_out_photo_is_asked_openly_and_by_turns_otherwise() -> None:
+    asked = held_out_questions(PHOTOS)
+    assert Counter(one.image for one in asked) == dict.fromkeys(PHOTOS.files, 2)
+    assert Counter(one.category for one in asked) == {"open": 200, "yes-no": 100, "choice": 100}
+    assert {one.text for one in asked if one.category == "open"} == {OPEN_REQUESTS[0]}
 
 
 def test_a_blind_image_is_of_another_class() -> None:

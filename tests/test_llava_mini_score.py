@@ -13,10 +13,19 @@ from llava_ext.language import build_model
 from llava_ext.llava_json import Record
 from llava_ext.templates import Turn
 from llava_ext.towers import load_towers
+from revelio.stats import paired, trainings95
+from tools.llava_proof.page import bench_part, render
 from tools.llava_proof.proof import Places, Settings
-from tools.llava_proof.questions import Question
-from tools.llava_proof.report import bench_figures, bench_part, render
-from tools.llava_proof.score import accuracies, gain, interval, right_answers, wrong_tokens
+from tools.llava_proof.questions import Photos, Question
+from tools.llava_proof.report import bench_figures
+from tools.llava_proof.score import (
+    accuracy,
+    by_kind,
+    difference,
+    probe,
+    right_answers,
+    wrong_tokens,
+)
 
 ANSWERS = ["a cat", "it is a dog", "green", "no"]
 
@@ -90,82 +99,99 @@ def test_an_answer_is_right_once_it_is_learnt(asked) -> None:
     assert right == {f"r{i}": True for i in range(len(ANSWERS))}
 
 
-def test_the_interval_is_wilsons() -> None:
-    found = interval(30, 40)
-    share, count, z = 0.75, 40, 1.959964
-    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-    spread = share * (1 - share) / count + z**2 / (4 * count**2)
-    half = z * np.sqrt(spread) / (1 + z**2 / count)
-    assert found["value"] == share
-    assert found["low"] == pytest.approx(middle - half, abs=1e-4)
-    assert found["high"] == pytest.approx(middle + half, abs=1e-4)
+def test_accuracies_and_differences_are_over_trainings_and_questions() -> None:
+    trainings = [[True, False, True, True], [True, True, True, False]]
+    found = accuracy(trainings)
+    assert (found["value"], found["of"], found["trainings"]) == (0.75, 4, [0.75, 0.75])
+    assert found["low"] == pytest.approx(trainings95([0.75, 0.75], 4)[0], abs=1e-4)
+    gap = difference(trainings, [[False, False, True, True]])
+    wanted = paired(np.array(trainings), np.array([[False, False, True, True]]))
+    assert (gap["value"], gap["trainings"]) == (0.25, 1)
+    assert gap["high"] == pytest.approx(wanted.interval[1], abs=1e-4)
 
 
-def test_gains_are_paired_and_other_questions_refused() -> None:
-    first = {str(i): i % 4 != 0 for i in range(40)}
-    second = {str(i): i % 2 == 0 for i in range(40)}
-    differences = np.array([float(first[k]) - float(second[k]) for k in first])
-    half = 2.022691 * differences.std(ddof=1) / np.sqrt(40)  # Student's t, 39 degrees
-    found = gain(first, second)
-    assert found["value"] == pytest.approx(differences.mean(), abs=1e-4)
-    assert found["high"] == pytest.approx(differences.mean() + half, abs=1e-4)
-    with pytest.raises(ValueError, match="different questions"):
-        gain(first, {"0": True})
+def test_the_probe_reads_the_tokens_that_the_projectors_get() -> None:
+    """Separable where the classes differ in a token of the second tower, at chance where they don't."""
+    photos = Photos(
+        tuple(f"{i}.jpg" for i in range(40)), tuple(i % 2 for i in range(40)), ("a", "b")
+    )
+
+    class Tokens:
+        def __init__(self, gap: float) -> None:
+            self.gap = gap
+
+        def get(self, name: str) -> tuple[torch.Tensor, ...]:
+            number = int(name.split(".")[0])
+            random = torch.Generator().manual_seed(number)
+            grids = [torch.randn(3, 2, 2, generator=random) for _ in range(2)]
+            grids[1][2, 1, 1] += self.gap * (number % 2)
+            return tuple(grids)
+
+    test = Photos(tuple(f"{i}.jpg" for i in range(40, 80)), photos.labels, photos.nouns)
+    right, strength = probe(Tokens(30.0), photos, test)  # type: ignore[arg-type]
+    assert sum(right) >= 30 and strength in (1e-3, 1e-2, 1e-1)
+    blind, _ = probe(Tokens(0.0), photos, test)  # type: ignore[arg-type]
+    assert 8 <= sum(blind) <= 28
 
 
-def questions() -> list[Question]:
-    kinds = (("open", 0.05), ("yes-no", 0.5), ("choice", 0.25))
-    return [
-        Question(f"{i}#{kind}", f"{i}.jpg", kind, "?", "!", chance)
+def test_the_page_says_first_what_was_not_reached() -> None:
+    questions = [
+        Question(f"{i}#{kind}", f"{i}.jpg", kind, "?", "!", 0.5)
         for i in range(10)
-        for kind, chance in kinds
+        for kind in ("open", "yes-no" if i % 2 else "choice")
     ]
-
-
-def test_the_page_shows_what_was_measured() -> None:
-    asked = questions()
-    right = {q.question_id: q.category == "yes-no" for q in asked}
-    blind = dict.fromkeys(right, False)
-    row = {
-        "accuracy": accuracies(asked, right),
-        "blind": accuracies(asked, blind),
-        "gain_over_blind": gain(right, blind),
-        "gain_over_clip": None,
-    }
-    assert row["accuracy"]["all"]["chance"] == pytest.approx(0.8 / 3, abs=1e-4)
+    right = {q.question_id: q.category == "open" and q.image >= "4" for q in questions}
+    kinds = by_kind(questions, right)
+    assert [sum(kinds[kind]) for kind in ("open", "yes-no", "choice")] == [6, 0, 0]
+    assert "yes-no" not in by_kind(questions, {f"{i}#open": True for i in range(10)})
+    report = {"first_loss": 5.0, "last_loss": 0.5}
+    row = {name: accuracy([kinds[name]]) for name in ("open", "yes-no", "choice")}
+    row |= {"blind": accuracy([[False] * 10]), "probe": accuracy([[True] * 10])}
+    row |= {"of_probe": 0.6, "stages": {"pretrain": [report], "finetune": [report]}}
+    over = difference([kinds["open"]], [[False] * 10])
     page = render(
         {
             "data": {
                 "classes": ["a"] * 20,
-                "records": {"pretrain": 800, "finetune": 1600, "held-out": 30},
+                "records": {"pretrain": 800, "finetune": 1600, "held-out": 20},
                 "held_out_images": 10,
             },
-            "rows": {"clip": row},
-            "growth": {"row": "clip", "points": [{"samples": 400} | interval(5, 10)]},
+            "rows": {
+                "clip": row,
+                "clip-sd-t25": row | {"above_clip": over, "probe_above_clip": over},
+            },
+            "settings": {"seeds": 1, "questions": 2},
             "command": "python x",
-            "seed": 0,
         }
     )
-    assert "| CLIP | 33.3 [" in page
-    assert "| 100.0 [72.2, 100.0] |" in page
-    assert "| chance | 26.7 | 5.0 | 50.0 | 25.0 |" in page
-    assert "| 400 | 50.0 [" in page
+    assert page.index("**Not reached:** CLIP reaches 60 % of its probe") < page.index("| row |")
+    assert "| CLIP | 60.0 [31.3, 83.2] | 100.0 [72.2, 100.0] | 60 % | 0.0 [0.0, 27.8] |" in page
+    assert "t = 25 answers more than CLIP alone by 60.0 [23.1, 96.9] points (one training" in page
+    assert "CLIP: stage 1 5.00 to 0.50, stage 2 5.00 to 0.50" in page
 
 
 def test_the_page_shows_answers_to_the_bench(tmp_path: Path) -> None:
     places = Places(Settings(tmp_path, out=tmp_path), tmp_path)
-    asked = [f"What is\nin picture {number}?" for number in range(9)]
-    rows = {}
-    for row, answers in (("clip", ["a cat", "a dog"]), ("clip-dinov2", ["yes"])):
-        lines = [
-            {"prompt": question, "text": answers[number % len(answers)]}
-            for number, question in enumerate(asked)
-        ]
-        places.bench_answers(row).parent.mkdir()
-        places.bench_answers(row).write_text("".join(json.dumps(line) + "\n" for line in lines))
-        rows[row] = bench_figures(places, row)
-    assert (rows["clip"]["answers"], rows["clip"]["different_answers"]) == (9, 2)
-    part = bench_part({"bench": rows})
-    assert "CLIP + DINOv2 layout: 9 answers, 1 different ones" in part
-    assert "| What is in picture 1? | a dog | yes |" in part
+    answers = ["a cat", "a dog on the grass"]
+    lines = [
+        {"prompt": f"What is\nin picture {number}?", "text": answers[number % 2]}
+        for number in range(9)
+    ]
+    places.bench_answers("clip").parent.mkdir()
+    places.bench_answers("clip").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = bench_figures(places, "clip")
+    assert (found["answers"], found["different_answers"], found["words"]) == (9, 2, 3.3)
+    part = bench_part(found)
+    assert "| What is in picture 1? | a dog on the grass |" in part
     assert "picture 8" not in part
+
+
+def test_quick_is_smaller_and_lies_elsewhere() -> None:
+    whole = Settings(Path("c"))
+    assert whole.sized() == whole
+    quick = Settings(Path("c"), quick=True).sized()
+    assert (quick.seeds, quick.out) == (1, whole.out / "quick")
+    assert quick.train_images < whole.train_images
+    trainings = Places(whole, Path()).trainings
+    assert [one.row for one in trainings[:4]] == list(whole.rows)
+    assert [one.seed for one in trainings[::4]] == [0, 1, 2]

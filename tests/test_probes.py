@@ -12,10 +12,10 @@ from transformers import CLIPModel, CLIPTokenizer
 from revelio.backbones.prompts import class_texts
 from revelio.backbones.registry import load_backbone
 from revelio.data.dataset import ImageDataset
-from revelio.probes.attention_pool import AttentionPool, attention_pool_probe
 from revelio.probes.clip_zero_shot import clip_zero_shot
 from revelio.probes.knn import knn_probe
 from revelio.probes.linear import STRENGTHS, linear_probe
+from revelio.probes.networks import AttentionPool, network_probe, resnet
 from revelio.probes.score import score
 from revelio.probes.split import draw, validation_part
 
@@ -128,17 +128,43 @@ def scenes(labels, seed):
 def test_the_attention_probe_finds_one_cell_that_the_mean_hides():
     labels, others = np.arange(300) % 3, np.arange(150) % 3
     train, test = scenes(labels, 0), scenes(others, 1)
-    found = attention_pool_probe(train, labels, test, others, epochs=20)
-    again = attention_pool_probe(train, labels, test, others, epochs=20, learning_rates=(1e-2,))
+    found = network_probe("attention", train, labels, test, others, epochs=20)
+    again = network_probe(
+        "attention", train, labels, test, others, epochs=20, learning_rates=(1e-2,)
+    )
     assert found.predicted == again.predicted and found.setting == 1e-2
     assert found.by_setting[found.setting] == max(found.by_setting.values())
     mean = linear_probe(train.mean((2, 3)).numpy(), labels, test.mean((2, 3)).numpy(), others)
     assert found.score.low > mean.score.high
     shuffled = np.random.default_rng(0).permutation(labels)
-    control = attention_pool_probe(train, shuffled, test, others, epochs=5)
+    control = network_probe("attention", train, shuffled, test, others, epochs=5)
     assert control.score.low < 1 / 3 < control.score.high
     with pytest.raises(ValueError, match="epochs is 0"):
-        attention_pool_probe(train, labels, test, others, epochs=0)
+        network_probe("attention", train, labels, test, others, epochs=0)
+
+
+def test_the_resnet_probe_sees_the_order_of_cells_that_no_bag_of_cells_holds():
+    labels, others = np.arange(240) % 2, np.arange(121) % 2
+    train, test = (torch.zeros(len(some), 4, 6, 6) for some in (labels, others))
+    for grids, some, seed in ((train, labels, 0), (test, others, 1)):
+        drawn = np.random.default_rng(seed)
+        for row, label in enumerate(some):
+            for y, x in zip(range(0, 6, 2), drawn.integers(5, size=3), strict=True):
+                grids[row, 1 - label, y, x] = grids[row, label, y, x + 1] = (
+                    5  # left of the other, or right
+                )
+        grids += torch.from_numpy(0.3 * drawn.normal(size=grids.shape))
+    found, bag = (
+        network_probe(name, train, labels, test, others, epochs=5, learning_rates=(1e-3,))
+        for name in ("resnet", "attention")
+    )
+    assert found.score.low > 0.9 and bag.score.low < 0.5 < bag.score.high
+    # A leftover batch of one image is passed over; a grid of one cell goes through.
+    assert resnet(4, 3)(torch.randn(2, 4, 1, 1)).shape == (2, 3)
+    small = network_probe(
+        "resnet", train[:, :, :1, :1], labels, test, others, epochs=1, batch_size=63
+    )
+    assert 0 <= small.score.value <= 1
 
 
 CLASSES = ("golden_retriever", "cat", "Boeing 747")

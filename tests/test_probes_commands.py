@@ -168,6 +168,19 @@ def test_a_stopped_diffusion_classifier_goes_on_to_the_same_rows(photos, tmp_pat
     assert found.report["seconds"] == pytest.approx(np.mean([row["seconds"] for row in found.rows]))
     again = zero_shot(replace(config, resume=True))
     assert again.report == found.report and again.rows == found.rows
+    # The same names, other pictures: neither a finished nor an unfinished run goes on with them.
+    (first, second) = sorted(Path(config.data.source).rglob("*.png"))[:2]
+    before = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    try:
+        with pytest.raises(ValueError, match="was started with another set of images"):
+            zero_shot(replace(config, resume=True))
+        (tmp_path / "run" / "report.json").unlink()
+        with pytest.raises(ValueError, match="was started with another set of images"):
+            zero_shot(replace(config, resume=True))
+    finally:
+        first.write_bytes(before)
+    assert zero_shot(replace(config, resume=True)).rows == found.rows
 
 
 def test_clip_from_the_command_line_is_the_librarys(photos, tmp_path, capsys):

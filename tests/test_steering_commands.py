@@ -12,6 +12,7 @@ from steering_helpers import ksae_of
 
 from revelio.activations.store import ActivationStore, write_store
 from revelio.cli import main
+from revelio.pipelines.steer_parts import reading_of
 from revelio.sae.model import KSparseAutoencoder
 from revelio.steering.concept import Concept
 
@@ -100,25 +101,46 @@ def test_latents_of_a_denoisers_layer_from_the_command_line(model: Path, tmp_pat
     prompts.write_text("a cat\n")
     words = ("steer", "--backbone.name", model, *FEW, "--prompts", prompts)
     edit = ("--layer", "up_ft0", "--ksae", tmp_path / "ksae", "--operation", "add")
-    run(*words, *edit, "--latents", "3:40", "--strength", 0, 1, "--out", tmp_path / "drawn")
+    run(*words, *edit, "--latent-values", "3:40", "--strength", 0, 1, "--out", tmp_path / "drawn")
     names = ("000000-0-+0.png", "000000-0-+1.png")
     plain, steered = (pixels(tmp_path / "drawn", name) for name in names)
     assert not np.array_equal(plain, steered)
     Image.new("L", (3, 3), 255).save(tmp_path / "mask.png")
+    (tmp_path / "t.csv").write_text("prompt\na cat\n")
     out = ("--out", tmp_path / "no")
     for more, line in (
-        ((*edit, "--latents", "99:1"), "latent 99 is out of range: the k-SAE has 0 to 31"),
-        ((*edit, "--latents", "x"), "'x' is no latent"),
-        ((*edit, "--latents", "1:big"), "the value of latent 1 is 'big'"),
-        ((*edit, "--latents", "1", "--mask", tmp_path / "mask.png"), "a mask of 3x3"),
-        (("--layer", "up_ft3", *edit[2:], "--latents", "1"), "the k-SAE is 16 wide, layer up_ft3"),
-        (("--layer", "up_ft7", *edit[2:], "--latents", "1"), "unknown layer 'up_ft7'"),
+        ((*edit, "--latent-values", "99:1"), "latent 99 is out of range: the k-SAE has 0 to 31"),
+        ((*edit, "--latent-values", "x"), "'x' is no latent"),
+        ((*edit, "--latent-values", "1:big"), "the value of latent 1 is 'big'"),
+        ((*edit, "--latent-values", "1", "--mask", tmp_path / "mask.png"), "a mask of 3x3"),
+        (
+            ("--layer", "up_ft3", *edit[2:], "--latent-values", "1"),
+            "the k-SAE is 16 wide, layer up_ft3",
+        ),
+        (("--layer", "up_ft7", *edit[2:], "--latent-values", "1"), "unknown layer 'up_ft7'"),
         (("--layer", "up_ft0"), "nothing to steer by"),
+        (
+            (*edit, "--latent-values", "1", "--strength", "nan"),
+            "--strength is nan: give a finite number",
+        ),
+        (
+            (*edit, "--latent-values", "1", "--texts", "a"),
+            "which prompts? give either texts, or a file",
+        ),
+        (
+            (*edit, "--latent-values", "1", "--column", "text", "--prompts", tmp_path / "t.csv"),
+            "no text in column 'text': it has prompt",
+        ),
+        ((*edit, "--latent-values", "1", "--backbone.name", "mini-clip"), "does not draw pictures"),
+        (
+            ("--layer", *edit[1:2], "--ksae", tmp_path / "none", "--latent-values", "1"),
+            "no k-SAE at",
+        ),
     ):
         assert line in fails(capsys, *words, *more, *out)
         assert not (tmp_path / "no").exists()
     prompts.write_text("")
-    assert "holds no prompts" in fails(capsys, *words, *edit, "--latents", "1", *out)
+    assert "holds no prompts" in fails(capsys, *words, *edit, "--latent-values", "1", *out)
 
 
 def test_tokens_to_a_k_sae_to_a_found_concept(model: Path, tmp_path: Path, capsys):
@@ -165,7 +187,7 @@ def test_concepts_of_stores_and_their_sums(tmp_path: Path, capsys):
     write_store(tmp_path / "t", rows, names, settings={"model": "m", "layer": LAYER, "prompts": 8})
     for words, line in (
         ((), "a concept of nothing: give one of"),
-        (("--texts", "a", "--latents", 1), "a concept of texts and latents"),
+        (("--texts", "a", "--latent-values", 1), "a concept of texts and latent_values"),
         (("--store", tmp_path / "s", "--class-name", "shoe"), "has no class 'shoe': it has bag"),
         (
             ("--store", tmp_path / "s", "--class-name", "bag", "--layer", LAYER),
@@ -178,13 +200,40 @@ def test_concepts_of_stores_and_their_sums(tmp_path: Path, capsys):
         assert not (tmp_path / "no").exists()
 
 
+def test_the_k_sae_says_layer_and_reading_and_its_scale_is_the_activations(
+    model: Path, tmp_path: Path
+):
+    ksae = ksae_of(16)
+    ksae.trained_on = {"model": "tiny", "layer": "up_ft0", "pool": "mean"}
+    ksae.save_pretrained(tmp_path / "k")
+    words = ("steer", "--backbone.name", model, *FEW, "--texts", "a cat", "dogs", "--latent-values", "3:5",
+             "--operation", "add", "--ksae", tmp_path / "k")  # fmt: skip
+    run(*words, "--strength", 1, "--out", tmp_path / "told")
+    run(
+        *words, "--layer", "up_ft0", "--read", "pooled", "--strength", 1, "--out", tmp_path / "said"
+    )
+    assert np.array_equal(*(pixels(tmp_path / n, "000001-0-+1.png") for n in ("told", "said")))
+    assert reading_of(ksae_of(16)) == "cells"
+    ksae.trained_on["rows_are"] = "cells"
+    assert reading_of(ksae) == "cells"
+
+
 def see(pictures: list[Image.Image]) -> list[str]:
     return ["cat" if np.asarray(one).mean() < 128 else "dog" for one in pictures]
 
 
-def test_steer_eval_writes_a_table_with_baselines(model: Path, tmp_path: Path, capsys):
-    table = tmp_path / "prompts.csv"
-    table.write_text("prompt,class\na cat,cat\nmy cat,cat\na dog,dog\ndogs,dog\n")
+def score(pictures: list[Image.Image]) -> list[float]:
+    return [np.asarray(one).mean() / 255 for one in pictures]
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("prompts") / "prompts.csv"
+    path.write_text("prompt,class\na cat,cat\nit says meow,cat\na dog,dog\ndogs,dog\n")
+    return path
+
+
+def test_steer_eval_writes_a_table_with_baselines(model: Path, table: Path, tmp_path: Path, capsys):
     where = ("--backbone.name", model)
     for name, more in (("c", ()), ("m", ("--against", "a dog"))):
         run(
@@ -192,37 +241,84 @@ def test_steer_eval_writes_a_table_with_baselines(model: Path, tmp_path: Path, c
         )
     words = ("steer-eval", *where, *FEW, "--prompts", table, "--concept", tmp_path / "c",
              "--judge", f"{__name__}:see", "--images-per-prompt", 2)  # fmt: skip
-    run(
-        *words,
-        "--means",
-        tmp_path / "m",
-        "--target",
-        "cat",
-        "--strength",
-        -5,
-        "--out",
-        tmp_path / "e",
-    )
+    capsys.readouterr()
+    run(*words, "--means", tmp_path / "m", "--target", "cat", "--strength", -5, -0.5,
+        "--features", "mini-clip", "--out", tmp_path / "e")  # fmt: skip
+    said = capsys.readouterr().out
     report = json.loads((tmp_path / "e" / "steering.json").read_text())
-    methods = [one["method"] for one in report["methods"]]
+    methods = [(one["method"], one["strength"]) for one in report["methods"]]
     assert methods == [
-        "plain",
-        "steered",
-        "negative prompt",
-        "difference of means",
-        "random direction",
-    ]
-    plain = report["methods"][0]
+        ("plain", 0), ("steered", -5), ("steered", -0.5), ("negative prompt", 0),
+        ("difference of means", -5), ("difference of means", -0.5),
+        ("random direction", -5), ("random direction", -0.5),
+    ]  # fmt: skip
+    plain, steered = report["methods"][:2]
     assert plain["distance"]["value"] == 0.0
+    assert abs(plain["features_distance"]["value"]) < 1e-6 < steered["features_distance"]["value"]
     assert plain["survival"] is None or plain["survival"]["value"] == 1.0
-    assert report["methods"][1]["distance"]["value"] > 0
-    assert "| steered | -5 |" in (tmp_path / "e" / "steering.md").read_text()
+    # What was judged are the pictures that are kept: the judge's rate of the target's by hand.
+    drawn = [pixels(tmp_path / "e", f"00000{p}-{i}-1.png") for p in (0, 1) for i in (0, 1)]
+    assert steered["target"]["value"] == np.mean([one.mean() < 128 for one in drawn])
+    groups = {"named": drawn[:2], "not named": drawn[2:]}
+    assert {name: one["value"] for name, one in steered["groups"].items()} == {
+        name: np.mean([one.mean() < 128 for one in part]) for name, part in groups.items()
+    }
+    other = [[pixels(tmp_path / "e", f"00000{p}-{i}-{m}.png") / 255 for m in (0, 1)]
+             for p in (2, 3) for i in (0, 1)]  # fmt: skip
+    apart = np.mean([np.abs(one - two).mean() for one, two in other])
+    assert steered["distance"]["value"] == pytest.approx(apart, rel=1e-5)
+    assert "| steered | -5 |" in said and "| not named |" in said
+    html = (tmp_path / "e" / "steering.html").read_text()
+    assert "<svg" in html and "not named" in html and "{{" not in html
+    with Image.open(tmp_path / "e" / "sheet.png") as sheet:
+        assert sheet.size == (
+            8 * 96,
+            18 + 3 * (96 + 18),
+        )  # two that name the cat, one that does not
     out = ("--out", tmp_path / "no")
     assert "must be named" in fails(capsys, *words, "--target", "car", *out)
+    assert "no text in column 'kind': it has prompt, class" in fails(
+        capsys, *words, "--target", "cat", "--target-column", "kind", *out
+    )
     assert "was made of tiny, not of" in fails(
         capsys, "steer", "--concept", tmp_path / "c", "--prompts", table, *out
     )
+    assert "is of layer text_encoder.block1, not of up_ft0" in fails(
+        capsys, "steer", *where, "--concept", tmp_path / "c", "--layer", "up_ft0", "--texts", "a",
+        *out,
+    )  # fmt: skip
     assert not (tmp_path / "no").exists()
+
+
+def test_a_study_measures_concepts_one_by_one_and_several_targets_are_steered_at_once(
+    model: Path, table: Path, tmp_path: Path
+):
+    where = ("--backbone.name", model)
+    ksae_of(16, n=24).save_pretrained(tmp_path / "k")
+    for name, more in (("one", ()), ("two", ("--ksae", tmp_path / "k"))):
+        run("concept", *where, "--texts", name, "--layer", LAYER, *more, "--out", tmp_path / name)
+    with table.open("a") as more:
+        more.write("a car,car\n")
+    words = ("steer-eval", *where, *FEW, "--prompts", table, "--concept", tmp_path / "one",
+             tmp_path / "two", "--judge", f"{__name__}:see", "--detector", f"{__name__}:score",
+             "--strength", 3, "--baselines", "negative-prompt")  # fmt: skip
+    run(*words, "--target", "cat", "--each", "--out", tmp_path / "study")
+    report = json.loads((tmp_path / "study" / "steering.json").read_text())
+    named = [(Path(one["method"]).name, one["about"]) for one in report["methods"][1:3]]
+    assert named == [("one", LAYER), ("two", f"{LAYER}, n = 24, k = 4")]
+    weights = ("--weights", 1, -0.5)
+    run(*words, "--target", "cat", "dog", *weights, "--out", tmp_path / "both")
+    report = json.loads((tmp_path / "both" / "steering.json").read_text())
+    steered = report["methods"][1]
+    drawn = [pixels(tmp_path / "both", f"00000{p}-0-1.png").mean() / 255 for p in range(4)]
+    assert steered["target"]["value"] == np.mean([one >= 0.45 for one in drawn])
+    # The same by one concept that is their weighted sum.
+    run("concept", "--concepts", tmp_path / "one", tmp_path / "two", *weights, "--out",
+        tmp_path / "sum")  # fmt: skip
+    run("steer", *where, *FEW, "--prompts", table, "--concept", tmp_path / "sum", "--strength", 3,
+        "--out", tmp_path / "drawn")  # fmt: skip
+    apart = pixels(tmp_path / "drawn", "000000-0-+3.png").astype(int)
+    assert np.abs(apart - pixels(tmp_path / "both", "000000-0-1.png")).max() <= 1
 
 
 def test_the_presets_are_the_published_settings():

@@ -36,7 +36,7 @@ def first_change(pipeline, *edits, layer=LAYER) -> tuple[torch.Tensor, torch.Ten
 def test_only_the_latents_share_changes(operation, read, where):
     ksae, values = ksae_of(WIDTH), {3: 2.5, 11: -1.0, 30: 0.5}
     change = LatentChange(ksae, values, operation, read, where)
-    before, after = first_change(sd(), Edit(LAYER, change, WIDTH, strength=0.7))
+    before, after = first_change(sd(), Edit(LAYER, change, WIDTH, strength=0.7, branch="both"))
     x = before.flatten(2).transpose(1, 2)
     rows = (x.mean(1, keepdim=True) if read == "pooled" else x).reshape(-1, WIDTH)
     codes = ksae.encode(rows)
@@ -60,7 +60,7 @@ def test_only_the_latents_share_changes(operation, read, where):
 def test_pooled_edits_move_the_pooled_activation_by_exactly_the_latents_share():
     ksae = ksae_of(WIDTH)
     before, after = first_change(
-        sd(), Edit(LAYER, LatentChange(ksae, {5: 1.5}, "add", "pooled"), WIDTH)
+        sd(), Edit(LAYER, LatentChange(ksae, {5: 1.5}, "add", "pooled"), WIDTH, branch="both")
     )
     moved = (after - before).mean(dim=(2, 3))
     torch.testing.assert_close(
@@ -78,20 +78,22 @@ def test_a_mask_a_range_of_timesteps_and_several_layers():
     late = int(steps.timesteps[1])
     plain = outputs(pipeline, [])
     found = outputs(
-        pipeline, [Edit(LAYER, Direction(vector), WIDTH, 2.0, timesteps=(0, late), mask=mask)]
+        pipeline,
+        [Edit(LAYER, Direction(vector), WIDTH, 2.0, "both", timesteps=(0, late), mask=mask)],
     )
     assert torch.equal(found[0], plain[0])  # an earlier step, of more noise
     torch.testing.assert_close(found[1], plain[1] + 2.0 * mask, atol=1e-5, rtol=0)
     two = [
-        Edit("bottleneck", Direction(torch.ones(1, 12)), 12),
-        Edit(LAYER, Direction(vector), WIDTH),
+        Edit("bottleneck", Direction(torch.ones(1, 12)), 12, branch="both"),
+        Edit(LAYER, Direction(vector), WIDTH, branch="both"),
     ]
     only = outputs(pipeline, two[:1])[0]
     torch.testing.assert_close(outputs(pipeline, two)[0], only + 1.0, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
-    ("branch", "signs"), [("both", (1, 1)), ("conditional", (0, 1)), ("opposed", (-1, 1))]
+    ("branch", "signs"),
+    [("both", (1, 1)), ("conditional", (0, 1)), ("opposed", (-1, 1)), (None, (-1, 1))],
 )
 def test_branches_of_a_guided_batch(branch, signs):
     before, after = first_change(
@@ -148,11 +150,11 @@ def test_blocks_of_text_and_image_tokens_are_edited_in_the_image(build, layer, p
     handle = module.register_forward_hook(by_hand)
     expected = draw(pipeline)
     handle.remove()
-    with edited(pipeline, [Edit(layer, Direction(vector[None]), 16)]):
+    with edited(pipeline, [Edit(layer, Direction(vector[None]), 16, branch="both")]):
         found = draw(pipeline)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     assert not torch.equal(found, plain)
-    late = Edit(layer, Direction(vector[None]), 16, timesteps=(0, 0))
+    late = Edit(layer, Direction(vector[None]), 16, branch="both", timesteps=(0, 0))
     with edited(pipeline, [late]):
         assert torch.equal(draw(pipeline), plain)  # no step is of so little noise
 

@@ -1,35 +1,47 @@
 """The measures against counting by hand, and their intervals against the spread of repeated experiments."""
 
+from dataclasses import replace
+
 import numpy as np
-import pytest
-from PIL import Image
 
 from revelio.steering.evaluate import (
     Drawn,
-    as_pixels,
     difference_interval,
     mean_interval,
     measured,
     ratio_interval,
 )
-from revelio.steering.judges import open_judge
 
 
-def drawn(seen: list[list[str]], shade: float = 0.0) -> Drawn:
-    wanted = ["cat", "dog", "car"]
-    return Drawn(wanted, seen, np.full((3, 2, 4, 4, 3), shade), 0.5)
+def drawn(seen: list[list[str]], shade: float = 0.0, targets: tuple[str, ...] = ("cat",)) -> Drawn:
+    distances = {"pixels": np.full((3, 2), shade), "features": np.array([[9, 9], [0, 1], [2, 3.0]])}
+    return Drawn(targets, ["cat", "dog", "car"], seen, distances, 0.5)
 
 
 def test_rates_are_counts():
     plain = drawn([["cat", "cat"], ["dog", "dog"], ["car", "dog"]])
     erased = drawn([["dog", "cat"], ["dog", "cat"], ["car", "car"]], shade=0.25)
-    found = measured({"cat": erased}, {"cat": plain}, draws=200)
+    found = measured([erased], [plain], draws=200)
     assert found["target"]["value"] == 0.5
     assert found["target_relative"]["value"] == 0.5
     assert found["others"]["value"] == 0.75
     assert found["survival"]["value"] == 0.75 / 0.75
     assert found["turned_into"]["value"] == 0.25
     assert found["distance"] == {"value": 0.25, "low": 0.25, "high": 0.25}
+    assert found["features_distance"]["value"] == 1.5  # of the dog's and the car's pictures
+
+
+def test_several_targets_at_once_and_a_detector_instead_of_the_judge():
+    seen = [["dog", "cat"], ["dog", "car"], ["car", "cat"]]
+    both = drawn(seen, targets=("cat", "dog"))
+    assert both.sees().tolist() == [[1, 1], [1, 0]]
+    assert both.sees([1]).tolist() == [[1, 0]]
+    assert both.keeps().tolist() == [[1, 0]]
+    assert both.becomes().tolist() == [[0, 1]]
+    detected = replace(drawn(seen), shows=np.array([[1, 1], [0, 1], [0, 0.0]]))
+    assert detected.sees().tolist() == [[1, 1]]
+    assert detected.becomes().tolist() == [[0, 1], [0, 0]]
+    assert detected.keeps().tolist() == drawn(seen).keeps().tolist()
 
 
 def test_several_targets_are_averaged_over_their_pictures():
@@ -57,19 +69,3 @@ def test_ratios_and_differences_are_paired():
     found = difference_interval([half], [plain], draws=500)
     assert found["high"] < 0
     assert ratio_interval([half], [plain * 0], draws=10) is None
-
-
-def see(pictures: list[Image.Image]) -> list[str]:
-    return ["dark" if np.asarray(one).mean() < 128 else "light" for one in pictures]
-
-
-def test_a_judge_may_be_a_function_of_the_users():
-    judge = open_judge(f"{__name__}:see", ["dark", "light"], "a {}")
-    pictures = [Image.new("L", (4, 4), shade) for shade in (0, 255)]
-    assert list(judge(pictures)) == ["dark", "light"]
-    assert as_pixels(pictures).shape == (2, 4, 4, 3)
-    for name in ("no_such_module:see", f"{__name__}:nothing"):
-        with pytest.raises(ValueError, match="no judge at"):
-            open_judge(name, ["dark"], "a {}")
-    with pytest.raises(ValueError, match=r"has no \{\} where the class goes"):
-        open_judge("clip-vit-b-32", ["dark"], "a photo")

@@ -80,7 +80,7 @@ def test_ablating_the_found_latents_removes_the_plant_from_a_pipeline(dictionary
     change = LatentChange(dictionary, dict.fromkeys(PLANTED, 0.0), "ablate")
     with hooked(layers, filled(base + plant)):
         with_plant = draw(pipeline)
-        with edited(layers, [Edit(layer, change, D)]):
+        with edited(layers, [Edit(layer, change, D, branch="both")]):
             removed = draw(pipeline)
     assert (with_plant - without).abs().max() > 1e-3
     torch.testing.assert_close(removed, without, rtol=0, atol=1e-4)

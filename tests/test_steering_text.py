@@ -4,10 +4,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    PNDMScheduler,
+    UniPCMultistepScheduler,
+)
 from steering_helpers import PIPELINES, TEXT_LAYERS, dit, draw, ksae_of, sd
 from torch import nn
 
 from revelio.backbones.diffusion.pipeline_layers import PipelineLayers
+from revelio.sae.inputs import measure
+from revelio.sae.kernels.base import Codes
+from revelio.sae.model import KSparseAutoencoder
 from revelio.steering.concept import Concept, combined, from_latents, from_rows, from_texts
 from revelio.steering.edits import Direction, Edit, LatentChange
 from revelio.steering.steer import edited, steered
@@ -276,6 +288,12 @@ def test_what_can_not_be_is_refused_in_one_line(tmp_path: Path):
         steered(pipeline, concept, 1.0),
     ):
         pass
+    pipeline.unet._compiled_call_impl = pipeline.unet._call_impl
+    with (
+        pytest.raises(ValueError, match=r"torch.compile was applied to the denoiser of up_ft0"),
+        edited(pipeline, [Edit("up_ft0", Direction(torch.ones(1, 12)), 12)]),
+    ):
+        pass
     assert not vars(pipeline).keys() & {"check_inputs", "encode_prompt"}
     assert "text_encoder.block0" not in PipelineLayers(dit()).layers
 
@@ -285,3 +303,84 @@ def test_a_vector_shorter_or_longer_than_the_text_keeps_its_positions():
     vector = torch.arange(12.0).view(4, 3)
     assert torch.equal(Direction(vector)(x)[1], torch.cat([vector, torch.zeros(1, 3)]))
     assert torch.equal(Direction(vector)(x[:, :3])[0], vector[:3])
+
+
+SCHEDULERS = [
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    EulerAncestralDiscreteScheduler,
+    HeunDiscreteScheduler,
+    DPMSolverMultistepScheduler,
+    PNDMScheduler,
+    UniPCMultistepScheduler,
+]
+
+
+@pytest.mark.parametrize("kind", SCHEDULERS)
+def test_any_scheduler_gets_both_routes_at_the_steps_that_are_asked_for(kind):
+    """Heun's calls the denoiser twice a step: the edits follow the calls, not the steps."""
+    pipeline = sd()
+    more = {"skip_prk_steps": True} if kind is PNDMScheduler else {}  # as Stable Diffusion has it
+    pipeline.scheduler = kind.from_config(pipeline.scheduler.config, **more)
+    layer, vector = "text_encoder.block0", torch.ones(16, 16)
+    concept = Concept("the pipeline", layer, vector, {})
+    late = Edit("up_ft0", Direction(torch.ones(1, 12)), 12, 3.0, "both", timesteps=(0, 500))
+    plain = draw(pipeline)
+    with steered(pipeline, concept, 1.0), edited(pipeline, [late]):
+        found = draw(pipeline)
+    handles = by_hand(PipelineLayers(pipeline), layer, vector, [1.0, -1.0])
+    times: list[float] = []
+    unet = pipeline.unet
+    handles.append(
+        unet.register_forward_pre_hook(
+            lambda _m, args, kwargs: times.append(float((*args, kwargs.get("timestep"))[1])),
+            with_kwargs=True,
+        )
+    )
+    handles.append(
+        unet.up_blocks[0].register_forward_hook(
+            lambda _m, _i, out: out + 3.0 * (times[-1] <= 500), prepend=True
+        )
+    )
+    expected = draw(pipeline)
+    for handle in handles:
+        handle.remove()
+    assert min(times) <= 500 < max(times)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert not torch.equal(found, plain)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_several_prompts_images_and_negative_prompts_equal_forwards_edited_by_hand(family):
+    pipeline = PIPELINES[family]()
+    layers, layer = PipelineLayers(pipeline), TEXT_LAYERS[family]
+    concept = concept_of(layer, sum(layers.parts(layer).values()))
+    more = {"negative_prompt": ["a bird", "b"], "num_images_per_prompt": 2} | (
+        {"true_cfg_scale": 3.0} if family == "flux" else {}
+    )
+    with steered(pipeline, concept, 1.5):
+        found = draw(pipeline, ["a cat", "dogs"], **more)
+    handles = by_hand(layers, layer, concept.vector, [1.5, -1.5])
+    expected = draw(pipeline, ["a cat", "dogs"], **more)
+    for handle in handles:
+        handle.remove()
+    assert len(found) == 4
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_a_k_sae_of_scaled_activations_contributes_in_the_scale_of_the_activations():
+    rows = torch.randn(64, 16, generator=torch.Generator().manual_seed(0)) * 7
+    ksae = KSparseAutoencoder(16, 32, 4, inputs=[measure({}, "per-dimension", [rows])]).eval()
+    scale = rows.double().std(0, correction=0).float()
+    concept = from_latents("m", "l", ksae, {3: 2.0})
+    torch.testing.assert_close(concept.vector[0], 2 * ksae.W_dec[3].detach() * scale)
+    # Ablating every latent takes off what the k-SAE explains, bias and shift aside.
+    change = LatentChange(ksae, dict.fromkeys(range(32), 0.0), "ablate")
+    codes = ksae.encode(rows)
+    empty = Codes(torch.zeros_like(codes.values), codes.indices)
+    torch.testing.assert_close(
+        change(rows[None])[0], ksae.decode(empty) - ksae.decode(codes), rtol=1e-4, atol=1e-4
+    )
+    two = [measure({"layer": name}, "mean-norm", [rows]) for name in "ab"]
+    with pytest.raises(ValueError, match="normalizes by store"):
+        LatentChange(KSparseAutoencoder(16, 32, 4, inputs=two), {1: 0.0})

@@ -1,4 +1,4 @@
-"""README's measured part is what the JSON says."""
+"""README's measured part and docs/measured.md are what the JSON says."""
 
 from pathlib import Path
 
@@ -6,10 +6,12 @@ from tools.tables import (
     demo_tables,
     fvu_line,
     ksae_lines,
+    ksae_summary,
     llava_fusion_line,
     llava_mini_line,
     llava_train_line,
     measured,
+    summary,
     top_images_line,
 )
 
@@ -23,6 +25,8 @@ def report() -> dict:
         "majority_share": 0.6789,
         "majority_share_chance": 0.25,
         "interval": {"majority_share": [0.61, 0.72]},
+        "interval_method": "95 % over images",
+        "latents": 121,
     }
     row = {"layer": "up_ft1", "timestep": 25, "top1": 81.25, "interval": [80.0, 82.5]}
     row |= {"random_weights_top1": 70.0, "random_weights_interval": [69.0, 71.0]}
@@ -33,17 +37,19 @@ def report() -> dict:
 
 def test_tables_hold_the_numbers_of_the_report() -> None:
     text = demo_tables(report())
-    assert "| up_ft1 | 0.679 (0.610 to 0.720) |" in text
+    assert "| up_ft1 | 0.679 (0.610 to 0.720; 121) |" in text
     assert (
         "| up_ft1, 25 | 81.2 (80.0 to 82.5) | 70.0 (69.0 to 71.0) | 60.0 (59.0 to 61.0) |" in text
     )
     assert "1.5 minutes" in text and "chance 0.250" in text
 
 
-def test_readme_is_up_to_date() -> None:
+def test_readme_and_the_measured_page_are_up_to_date() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     part = readme.split("<!-- measured:", 1)[1].split("\n", 1)[1].split("<!-- /measured -->")[0]
-    assert part == measured(ROOT / "docs")
+    assert part == summary(ROOT / "docs")
+    page = (ROOT / "docs" / "measured.md").read_text(encoding="utf-8")
+    assert page == measured(ROOT / "docs")
 
 
 def test_the_k_sae_benchmarks_are_read_as_they_are_written() -> None:
@@ -59,6 +65,8 @@ def test_the_k_sae_benchmarks_are_read_as_they_are_written() -> None:
     lines = ksae_lines({"d": 1280, "n": 81920, "k": 32, "machines": machines})
     assert "| avx2 | 256 | 15.0x | 12.0x |  | 1.5x | 2.84 and 4.95 | 7.5x |" in lines
     assert "| amx | 256 | 15.0x | 12.0x | 4.3x | 1.7x | 2.84 and 4.95 | 7.5x |" in lines
+    ranges = ksae_summary({"d": 1280, "n": 81920, "k": 32, "machines": machines})
+    assert "avx2 15 to 15 times; amx 15 to 15 times (4.3 to 4.3)" in ranges
     memory = {"sparse": 0.1, "dense codes": 5.2, "streamed": 0.4, "dense": 7.2}
     ways = {way: {"gib_above_inputs": gib} for way, gib in memory.items()}
     times = {"sparse, times": 3.21, "streamed, times": 2.15, "m": 10, "rows": 7349, "n": 81920}
@@ -85,9 +93,12 @@ def test_the_llava_benchmarks_are_read_as_they_are_written() -> None:
 
 
 def test_the_proof_is_read_as_it_is_written() -> None:
-    accuracy = {"all": {"value": 0.481, "low": 0.429, "high": 0.532, "chance": 0.278}}
-    blind = {"all": {"value": 0.256, "low": 0.214, "high": 0.303}}
-    rows = {"clip": {"accuracy": accuracy, "blind": blind}}
-    line = llava_mini_line({"data": {"classes": ["a"] * 12}, "rows": rows})
-    assert "clip 48.1 (42.9 to 53.2), blind 25.6 (21.4 to 30.3)" in line
+    row = {
+        "open": {"value": 0.481, "low": 0.429, "high": 0.532},
+        "probe": {"value": 0.791, "low": 0.755, "high": 0.823},
+        "blind": {"value": 0.025, "low": 0.014, "high": 0.042},
+    }
+    line = llava_mini_line({"data": {"classes": ["a"] * 20}, "rows": {"clip": row}})
+    assert "clip 48.1 (42.9 to 53.2), probe 79.1 (75.5 to 82.3), blind 2.5 (1.4 to 4.2)" in line
+    assert "chance 5.0" in line
     assert "chance 27.8" in line and "12 classes" in line

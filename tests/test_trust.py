@@ -1,16 +1,28 @@
+"""What is foreign is bounded, typed and confined to its folder before anything is made of it."""
+
+import ast
 import json
 import os
 import struct
+import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from data_helpers import blank_png
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from revelio import trust
+from revelio.command_line import run_module
+from revelio.pipelines.locality import read_masks
+from revelio.pipelines.steer_parts import read_mask
+from revelio.steering.prompts import read_prompts
+from revelio.trust import read_csv
 
 
 def test_json_deep_is_one_line(tmp_path: Path) -> None:
@@ -164,3 +176,111 @@ def test_escape_sequences_do_not_reach_the_terminal() -> None:
     assert trust.printable("a\x1b[31m\x07b\n") == "a\\x1b[31m\\x07b\\n"
     assert trust.printable("\udcff.jpg") == "\\udcff.jpg"
     assert trust.printable("naïve 猫.jpg") == "naïve 猫.jpg"
+
+
+# What parses or opens foreign content, and the modules that may call it: each bounds it first.
+ROOMS = {
+    "json.loads": {
+        "revelio/trust.py",
+        "revelio/activations/writer.py",
+    },  # the latter of its own text
+    "json.load": set(),
+    "csv.reader": {"revelio/trust.py"},
+    "csv.DictReader": {"revelio/reproduce/items.py"},  # a file of the package
+    "yaml.compose": {"revelio/trust.py"},
+    "yaml.load": set(),
+    "yaml.safe_load": set(),
+    "Image.open": {"revelio/data/picture.py"},
+    "sqlite3.connect": {"revelio/reply_cache.py"},
+    "torch.load": set(),
+    "np.load": set(),
+    "pickle.load": set(),
+    "pickle.loads": set(),
+    "zipfile.ZipFile": {"revelio/unpickle.py"},
+    "gzip.open": {"revelio/data/sources/idx.py"},
+}
+
+
+def test_foreign_content_is_parsed_in_its_room_only() -> None:
+    root = Path(__file__).parents[1]
+    for path in (
+        one for part in ("revelio", "llava_ext", "eval") for one in (root / part).rglob("*.py")
+    ):
+        name, text = path.relative_to(root).as_posix(), path.read_text(encoding="utf-8")
+        if not any(f"{called}(" in text for called in ROOMS):
+            continue
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                assert name in ROOMS.get(called, {name}), f"{name}:{node.lineno} {called}"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "no header line"),
+        ("a,a\n1,2", "the column 'a' twice"),
+        ("a,b\n1", "line 2 has 1 cells"),
+        ('a,b\n"1,2', "is not valid CSV"),
+        ("a\n" + "x" * 200_000, "is not valid CSV"),
+    ],
+)
+def test_tables_are_whole_or_refused(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(ValueError, match=said):
+        read_csv(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize(
+    "value", ["0.5", "1e30", "nan", "9" * 5000, "inf", "x", "--1", str(2**62 + 1), "\u00b2"]
+)
+def test_seeds_and_guidance_of_prompts_are_numbers_or_refused(tmp_path: Path, value: str) -> None:
+    (tmp_path / "p.csv").write_text(f"prompt,seed\na dog,7.0\na cat,{value}\n")
+    with pytest.raises(ValueError, match="`seed` of row 2 of"):
+        read_prompts(str(tmp_path / "p.csv"))
+    (tmp_path / "p.csv").write_text(
+        f"prompt,seed,guidance\na dog,7.0,1.5\na cat,{2**53 + 1},-{value}\n"
+    )
+    with pytest.raises(ValueError, match="`guidance` of row 2 of"):
+        read_prompts(str(tmp_path / "p.csv"))
+    (tmp_path / "p.csv").write_text(f"prompt,seed\na dog,7.0\na cat,{2**53 + 1}\n")
+    assert [one.seed for one in read_prompts(str(tmp_path / "p.csv"))] == [7, 2**53 + 1]
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 3 3\n%%EndComments\nshowpage\n"
+
+
+@pytest.mark.parametrize(
+    "kind", ["pipe", "device", "folder", "missing", "empty", "text", "program", "long"]
+)
+def test_a_mask_is_read_as_any_picture_is(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "1.png"
+    contents = {"empty": b"", "text": b"my thesis", "program": EPS, "long": blank_png(1, 2_000_000)}
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind in contents:
+        path.write_bytes(contents[kind])
+    with pytest.raises(ValueError, match=r"1\.png"):
+        read_mask(path)
+    with pytest.raises(ValueError, match=r"1\.png"):
+        read_masks(tmp_path, ["1"], (2, 2))
+
+
+def test_nothing_that_a_command_prints_moves_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @dataclass(frozen=True)
+    class Config:
+        """Nothing."""
+
+    said = "wrote \x1b]0;owned\x07\x1b[2J\udcff\x9b31m\u202e schön 🐈\n\ta table\n"
+    module = SimpleNamespace(
+        __doc__="x", Config=Config, run=lambda config: (print(said, end=""), sys.stdout.flush())
+    )
+    run_module(module, [], name="revelio", prog="revelio x")  # type: ignore[arg-type]
+    shown = capsys.readouterr().out
+    assert shown == ("wrote \\x1b]0;owned\\x07\\x1b[2J\\udcff\\x9b31m\\u202e schön 🐈\n\ta table\n")

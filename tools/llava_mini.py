@@ -18,10 +18,11 @@ def main() -> None:
     settings = tyro.cli(Settings, description=__doc__)
     page, figures = settings.docs / "llava_mini.md", settings.docs / "llava_mini.json"
     with one_line_errors("llava_mini", "stopped; what is finished is kept, the same call goes on"):
-        places = Places(settings, Path(__file__).resolve().parents[1])
+        places = Places(settings.sized(), Path(__file__).resolve().parents[1])
         prove(places)
         from revelio.run_dir import write_json, write_whole
-        from tools.llava_proof.report import measure, render
+        from tools.llava_proof.page import render
+        from tools.llava_proof.report import measure
 
         measured = measure(places)
         write_json(figures, measured)

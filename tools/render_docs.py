@@ -1,4 +1,4 @@
-"""Fill README's measured part from the JSON under docs/, and write docs/flags.md from the commands.
+"""Render README's measured part and docs/measured.md from docs/*.json, docs/flags.md from the commands.
 
     python -m tools.render_docs [--check]
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from revelio.run_dir import write_whole
 from tools.flags_page import flags_page
-from tools.tables import measured
+from tools.tables import measured, summary
 
 OPENING, CLOSING = "<!-- measured:", "<!-- /measured -->"
 
@@ -26,9 +26,10 @@ def main() -> int:
     text = flags.readme.read_text(encoding="utf-8")
     head, rest = text.split(OPENING, 1)
     note, tail = rest.split("\n", 1)
-    new = f"{head}{OPENING}{note}\n{measured(flags.docs)}{CLOSING}{tail.split(CLOSING, 1)[1]}"
-    page, status = flags.docs / "flags.md", 0
-    for path, wanted in ((flags.readme, new), (page, flags_page())):
+    new = f"{head}{OPENING}{note}\n{summary(flags.docs)}{CLOSING}{tail.split(CLOSING, 1)[1]}"
+    pages = {"flags.md": flags_page(), "measured.md": measured(flags.docs)}
+    status = 0
+    for path, wanted in ((flags.readme, new), *((flags.docs / n, p) for n, p in pages.items())):
         there = path.read_text(encoding="utf-8") if path.exists() else ""
         if flags.check and there != wanted:
             print(f"{path} is out of date: run python -m tools.render_docs")

@@ -2,6 +2,7 @@
 
     python -m tools.steering_proof                 everything, into docs/steering.md and docs/steering.json
     python -m tools.steering_proof --page          only the page, from what work/steering holds
+    python -m tools.steering_proof --repeats       only the denoiser route with a larger k-SAE, on three seeds
 
 Every method chooses its strength on seeds of its own (split `choose`) and is judged on others (`judge`). All
 pictures are kept under work/, so that a stopped run goes on. About 2,500 of 32 px: ten minutes of
@@ -12,8 +13,11 @@ import argparse
 import sys
 from pathlib import Path
 
+from revelio.run_dir import write_json, write_whole
+from revelio.trust import read_object
 from tools.steering.methods import Methods
-from tools.steering.page import write_page
+from tools.steering.page import JSON, PAGE, text, write_page
+from tools.steering.repeats import PICTURES, repeats
 from tools.steering.report import report
 from tools.steering.setting import DiTSetting, Setting
 
@@ -29,14 +33,30 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--docs", type=Path, default=Path("docs"))
     parser.add_argument("--fashion", type=Path, default=FASHION)
     parser.add_argument("--page", action="store_true", help="draw nothing, write what is there")
+    parser.add_argument("--repeats", action="store_true", help="draw only the three seeds")
     asked = parser.parse_args(arguments)
+    if asked.repeats:
+        _add_repeats(asked)
+        return 0
     setting = Setting(asked.work, asked.fashion)
     found = report(setting, Methods(setting), draw=not asked.page)
     write_page(found, setting, asked.docs)
     dit = DiTSetting(asked.work / "dit", asked.fashion)
     found["dit"] = report(dit, Methods(dit), draw=not asked.page)
     write_page(found, setting, asked.docs)
+    _add_repeats(asked)
     return 0
+
+
+def _add_repeats(asked: argparse.Namespace) -> None:
+    """The larger k-SAE on several seeds, put into the figures that are there."""
+    large = Setting(
+        asked.work / "large", asked.fashion, denoiser_layers=("up_ft1",), pictures_a_class=PICTURES
+    )
+    found = read_object(asked.docs / JSON)
+    found["repeats"] = repeats(large)
+    write_json(asked.docs / JSON, found)
+    write_whole(asked.docs / PAGE, text(found))
 
 
 if __name__ == "__main__":

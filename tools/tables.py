@@ -1,4 +1,4 @@
-"""Results as Markdown tables, rendered from their JSON."""
+"""Results as Markdown, rendered from their JSON: docs/measured.md in full, README's summary."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -9,12 +9,47 @@ from revelio.run_dir import read_json
 
 
 def measured(docs: Path) -> str:
-    """The README's measured part: the demo's tables and the benchmarks whose JSON is in ``docs``."""
-    parts = []
-    for name, render in RENDERED.items():
-        if (docs / name).exists():
-            parts.append(render(read_json(docs / name)))
-    return "".join(part + "\n" for part in parts)
+    """docs/measured.md: the demo's tables and the benchmarks whose JSON is in ``docs``."""
+    parts = _rendered(docs, RENDERED)
+    return f"# Measured\n\nWritten by `python -m tools.render_docs`.\n\n{parts.rstrip()}\n"
+
+
+def summary(docs: Path) -> str:
+    """README's measured part: a line or two a result."""
+    return _rendered(docs, SUMMARIZED)
+
+
+def _rendered(docs: Path, renders: dict[str, Callable[[dict[str, Any]], str]]) -> str:
+    there = (name for name in renders if (docs / name).exists())
+    return "".join(renders[name](read_json(docs / name)) + "\n" for name in there)
+
+
+def demo_lines(report: dict[str, Any]) -> str:
+    """What the demo's own page says first, and what the controls say of its k-SAEs."""
+    said = "\n".join(f"- **{found['value']}** {found['text']}" for found in report["findings"])
+    return (
+        f"`make demo`, {report['model']} on {report['images']:,} pictures, "
+        f"{sum(report['seconds'].values()) / 60:.1f} minutes on two CPU cores:\n\n{said}\n"
+        f"- Of {len(report['purity'])} k-SAEs, by the intervals of the differences: "
+        f"{_verdicts(report['purity'])}\n"
+    )
+
+
+def ksae_summary(result: dict[str, Any]) -> str:
+    """The range of the k-SAE step's ratios over batch sizes, by machine."""
+    said = []
+    for name, machine in result["machines"].items():
+        dense, peer = (
+            [one[other]["native_is_times_faster"] for one in machine["batches"] if other in one]
+            for other in ("dense", "sparsify")
+        )
+        line = f"{name} {min(dense):.0f} to {max(dense):.0f} times"
+        said.append(line + (f" ({min(peer):.1f} to {max(peer):.1f})" if peer else ""))
+    return (
+        f"A training step of a k-SAE (d = {result['d']}, n = {result['n']:,}, k = {result['k']}) on two CPU "
+        "cores, as fast as the dense released step (in brackets as sparsify), from the worst to the best "
+        f"batch size: {'; '.join(said)}.\n"
+    )
 
 
 def demo_tables(report: dict[str, Any]) -> str:
@@ -26,7 +61,8 @@ def demo_tables(report: dict[str, Any]) -> str:
     lines = [
         f"`make demo`: {report['model']} on {report['images']:,} pictures ({report['dataset']}), mode "
         f"`{report['mode']}`, {sum(report['seconds'].values()) / 60:.1f} minutes on two CPU cores. "
-        "Majority share of the latents' ten top images (95 % bootstrap interval over latents; chance "
+        "Majority share of the latents' ten top images (95 % interval, "
+        f"{report['purity'][0]['interval_method'].removeprefix('95 % ')}; the number of latents; chance "
         f"{chance:.3f}):",
         "",
         "| layer | " + " | ".join(f"t = {t}" for t in timesteps) + " |",
@@ -52,13 +88,11 @@ def demo_tables(report: dict[str, Any]) -> str:
 def _controls(rows: list[dict[str, Any]]) -> list[str]:
     """The same measure for autoencoders that learned nothing, and what the intervals support."""
     names = list(rows[0]["controls"])
-    verdicts = Counter(row["verdict"]["majority"] for row in rows)
-    said = "; ".join(f"{words} in {count}" for words, count in verdicts.most_common())
     lines = [
         "",
         "The same for autoencoders of the same size that learned nothing; in brackets the k-SAE minus the "
-        f"control ({rows[0]['controls_method']}). What the intervals say of the k-SAE, by cell: {said}. The "
-        "pictures are those that the k-SAEs, and the model, were trained on.",
+        f"control ({rows[0]['controls_method']}). What the intervals say of the k-SAE, by cell: "
+        f"{_verdicts(rows)}. The pictures are those that the k-SAEs, and the model, were trained on.",
         "",
         "| layer, t | k-SAE | " + " | ".join(names) + " |",
         "|---|---|" + "---|" * len(names),
@@ -70,6 +104,11 @@ def _controls(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def _verdicts(rows: list[dict[str, Any]]) -> str:
+    verdicts = Counter(row["verdict"]["majority"] for row in rows)
+    return "; ".join(f"{words} in {count}" for words, count in verdicts.most_common())
+
+
 def _control(entry: dict[str, Any]) -> str:
     low, high = entry["difference"]["interval"]
     return f"{entry['value']:.3f} ({low:+.3f} to {high:+.3f})"
@@ -77,7 +116,7 @@ def _control(entry: dict[str, Any]) -> str:
 
 def _share(row: dict[str, Any]) -> str:
     low, high = row["interval"]["majority_share"]
-    return f"{row['majority_share']:.3f} ({low:.3f} to {high:.3f})"
+    return f"{row['majority_share']:.3f} ({low:.3f} to {high:.3f}; {row['latents']})"
 
 
 def _top1(row: dict[str, Any], prefix: str) -> str:
@@ -161,18 +200,17 @@ def fvu_line(result: dict[str, Any]) -> str:
 
 
 def llava_mini_line(result: dict[str, Any]) -> str:
-    """The LLaVA extension's proof: accuracy of its rows, seeing and blind."""
+    """The LLaVA extension's proof: open answers of its rows, beside a linear probe, and blind."""
     rows = "; ".join(
-        f"{row} {_hundred(one['accuracy']['all'])}, blind {_hundred(one['blind']['all'])}"
+        f"{row} {_hundred(one['open'])}, probe {_hundred(one['probe'])}, blind {_hundred(one['blind'])}"
         for row, one in result["rows"].items()
     )
-    some = next(iter(result["rows"].values()))["accuracy"]["all"]
-    note = f" {result['note']}" if "note" in result else ""
+    classes = len(result["data"]["classes"])
     return (
-        f"`make demo-llava` (SmolLM2-135M, {len(result['data']['classes'])} classes of Caltech-101; "
-        f"`docs/llava_mini.md`): held-out questions answered rightly, in percent (95 % interval), by the "
-        f"paper's four rows small, and by the same models shown another picture: {rows}; chance "
-        f"{100 * some['chance']:.1f}.{note}\n"
+        f"`make demo-llava` (SmolLM2-135M, {classes} classes of Caltech-101; `docs/llava_mini.md`): open "
+        f"questions about held-out photographs answered rightly, in percent (95 % interval), by the paper's "
+        f"four rows small, by a linear probe on the same tokens, and by the same models shown another "
+        f"picture: {rows}; chance {100 / classes:.1f}.\n"
     )
 
 
@@ -219,4 +257,11 @@ RENDERED: dict[str, Callable[[dict[str, Any]], str]] = {
     "llava_mini.json": llava_mini_line,
     "benchmarks/llava_train.json": llava_train_line,
     "benchmarks/llava_fusion.json": llava_fusion_line,
+}
+# README's share of the same files: what a reader wants before the tables.
+SUMMARIZED: dict[str, Callable[[dict[str, Any]], str]] = {
+    "demo.json": demo_lines,
+    "benchmarks/ksae_step.json": ksae_summary,
+    "benchmarks/extraction.json": extraction_line,
+    "llava_mini.json": llava_mini_line,
 }

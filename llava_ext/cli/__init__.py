@@ -15,6 +15,8 @@ COMMANDS = {
     "finetune": "stage 2: projectors and conversations -> a model to chat with",
     "chat": "a finished model + a picture -> answers",
     "export": "a finished model -> its adapter folded in, or the names that LLaVA or transformers read",
+    "tokens": "a finished model + conversations -> its inner tokens as a store, to train a k-SAE on",
+    "explain": "a finished model + a picture + k-SAEs -> a page of the latents that carried the answer",
     "show": "print a training sample with the learnt tokens marked",
 }
 

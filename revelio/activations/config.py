@@ -98,6 +98,10 @@ class ExtractConfig:
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     """The model."""
 
+    random_weights: Seed | None = None
+    """Give the model random weights from this seed: the baseline that says what training gave. Stores that
+    are compared want the same `layers`, too: the model is cut after the deepest before it is drawn."""
+
     def check(self) -> None:
         """Refuse what can't be done, before a model is loaded.
 
@@ -134,11 +138,6 @@ class ExtractConfig:
             for prompt in self.prompts
             for part in draws
         ]
-
-    @property
-    def model_passes(self) -> int:
-        """How often an image goes through the model (its encoding aside)."""
-        return len(self.timesteps or (None,)) * len(self.prompts) * self.draws
 
     def row_shape(self, channels: int, side: int) -> tuple[int, ...]:
         """The shape of an image's row, or of its cells', of a layer of ``channels x side x side``."""

@@ -20,6 +20,7 @@ from revelio.activations.format import Cells, shard_name, write_shard
 from revelio.backbones.base import Backbone
 from revelio.data.config import DataConfig
 from revelio.data.dataset import ImageDataset
+from revelio.distributed import Processes
 from revelio.files import DiskFull
 
 
@@ -51,11 +52,12 @@ def extract(
     provenance: Mapping[str, Any] | None = None,
     resume: bool = False,
     progress: Callable[[Progress], Any] | None = None,
+    processes: Processes | None = None,
     **settings: Any,
 ) -> list[Path]:
-    """Extract from a data set and a backbone that are open, in this process.
+    """Extract from a data set and a backbone that are open.
 
-    Opening them by a config, a plan beforehand and several processes: :mod:`revelio.pipelines.extract`.
+    Opening them by a config, and a plan beforehand: :mod:`revelio.pipelines.extract`.
 
     Args:
         dataset: the images.
@@ -70,6 +72,7 @@ def extract(
         resume: go on with stores that are there, of the same settings, and take finished ones as they are:
             the same call may be repeated.
         progress: called after each batch with where it stands.
+        processes: those that share the shards, which all make this call; None: this one alone.
         settings: further fields of :class:`ExtractConfig` (draws, pool, dtype, seed, vae_cache, ...).
 
     Returns:
@@ -89,7 +92,14 @@ def extract(
         **settings,
     )
     job = ExtractionPlan(
-        dataset, backbone, out, config, texts or {}, provenance or {}, resume=resume
+        dataset,
+        backbone,
+        out,
+        config,
+        texts or {},
+        provenance or {},
+        resume=resume,
+        processes=processes or Processes(),
     )
     for step in run(job):
         if progress is not None:

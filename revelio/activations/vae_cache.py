@@ -32,19 +32,30 @@ PROBE_TOLERANCE = 0.02
 PROBE = "probe"
 
 
+def cacheable(backbone: Backbone) -> bool:
+    """Whether a model encodes images to something worth caching: latents, not pixels."""
+    return _probe(backbone).dtype == torch.float16
+
+
 def probe_encoder(backbone: Backbone) -> list[float]:
     """A few numbers that another transform or encoder would not give: 2x2 means of a probe's z0."""
+    encoded = _probe(backbone)
+    if encoded.dtype != torch.float16:
+        raise ValueError(
+            f"{backbone.name} has no half-precision latents worth caching: leave vae_cache out"
+        )
+    return [round(x, 4) for x in adaptive_avg_pool2d(encoded.float().cpu(), 2).flatten().tolist()]
+
+
+def _probe(backbone: Backbone) -> Tensor:
+    """What a picture of noise, always the same, is encoded to."""
     noise = torch.randint(0, 256, (12, 16, 3), generator=generator("latent probe"))
     picture = Image.fromarray(noise.numpy().astype(np.uint8)).resize(
         (160, 120), Image.Resampling.NEAREST
     )
     encoded = encode(backbone, backbone.transform(picture)[None])
     assert encoded is not None
-    if encoded.dtype != torch.float16:
-        raise ValueError(
-            f"{backbone.name} has no half-precision latents worth caching: leave vae_cache out"
-        )
-    return [round(x, 4) for x in adaptive_avg_pool2d(encoded.float().cpu(), 2).flatten().tolist()]
+    return encoded
 
 
 class VAECache:

@@ -11,6 +11,8 @@ from revelio.data.config import DataConfig
 Probe = Literal["linear", "knn"]
 # Parts of the images that the linear probe is tested on in turn; so many images every class must have.
 FOLDS = 5
+# Of each class in the first round; its probe is tested on as many parts.
+FIRST_OF_CLASS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +45,8 @@ class AdviseConfig:
     most_images: Annotated[int, Range(20)] = 400
     """Images in all, of every class alike; the last contenders see them all."""
 
-    first_images: Count = 48
-    """Images of the cheap pass over everything; at least five of each class."""
+    first_images: Count = 32
+    """Images of the cheap pass over everything; at least three of each class."""
 
     growth: Annotated[int, Range(2)] = 4
     """From round to round so many times the images, for one in so many of the model passes."""

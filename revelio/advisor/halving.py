@@ -3,7 +3,8 @@
 After each round a candidate leaves that is surely worse than the best (paired on the same images, all
 comparisons together by Holm's correction); and of the passes of the model only the best one in ``growth``
 stay, which need not be surely better: that is the price of not measuring everything on everything (Jamieson
-and Talwalkar 2016, Alg. 1). Layers of one pass cost nothing more, so that it is passes that are counted.
+and Talwalkar 2016, Alg. 1). Layers of one pass cost nothing more, so that it is passes that are counted. The
+race ends early where one candidate is surely better than all others.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -20,6 +21,7 @@ from revelio.stats import holm, paired
 K = TypeVar("K", bound=Hashable)
 WORSE, SPARED = "surely worse", "behind, to spare passes"
 RESAMPLES = 1000
+# The first round has few images: two passes stay at least.
 LEAST_PASSES = 2
 
 
@@ -73,9 +75,12 @@ def halve(
     for number, count in enumerate(images):
         found = measured(racing, count)
         last = number == len(images) - 1
-        left = {} if last else leaving(found, by, pass_of, growth, confidence)
+        least = 1 if number else LEAST_PASSES
+        left = {} if last else leaving(found, by, pass_of, growth, confidence, least)
         rounds.append(Round(count, found, left))
         racing = [one for one in racing if one not in left]
+        if len(racing) == 1:
+            break
     return rounds
 
 
@@ -85,8 +90,9 @@ def leaving(
     pass_of: Callable[[K], Hashable],
     growth: int,
     confidence: float,
+    least: int = LEAST_PASSES,
 ) -> dict[K, str]:
-    """Who leaves after a round, and why."""
+    """Who leaves after a round, and why; ``least`` passes stay, as far as they are not surely worse."""
     order = ranked(found, by)
     best, *others = order
     left: dict[K, str] = {}
@@ -97,7 +103,7 @@ def leaving(
         left = {one: WORSE for one, sure in zip(others, surely, strict=True) if sure}
     racing = [one for one in order if one not in left]
     passes = list(dict.fromkeys(pass_of(one) for one in order))
-    most = max(LEAST_PASSES, ceil(len(passes) / growth))
+    most = max(least, ceil(len(passes) / growth))
     stay = set(list(dict.fromkeys(pass_of(one) for one in racing))[:most])
     return left | {one: SPARED for one in racing if pass_of(one) not in stay}
 

@@ -1,7 +1,7 @@
 """What is measured of one layer's rows: classes by two probes, purity of channels; without labels, the rank.
 
-linear   ridge classifier on standardized rows, tested on each of five parts in turn; its penalty is
-         chosen on the other four by leave-one-out, which has a closed form
+linear   ridge classifier on standardized rows, tested on each of five parts in turn (of as many as the
+         least class has images); its penalty is chosen on the others by leave-one-out, in closed form
 knn      class of most of the five nearest other images, by cosine (leave-one-out)
 purity   share of same-class pairs among the ten images that activate a channel most, mean over channels
 rank     exp(entropy of the singular values' shares), of centered rows: RankMe (Garrido et al. 2023, Eq. 1),
@@ -19,7 +19,7 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from revelio.advisor.config import FOLDS
+from revelio.advisor.config import FIRST_OF_CLASS, FOLDS
 from revelio.analysis.label_measures import class_counts, measures
 from revelio.seeds import key_seed
 
@@ -51,7 +51,7 @@ def measure(
     """Measure rows of images, with labels or without.
 
     Raises:
-        ValueError: with labels, a class has fewer than five images.
+        ValueError: with labels, a class has one image.
     """
     numbers = {"rank": effective_rank(rows)}
     if labels is None:
@@ -65,7 +65,9 @@ def right_by_linear(
 ) -> Bool[np.ndarray, " n"]:
     """Which images a linear probe gets right that was trained on the other parts."""
     found = np.empty_like(labels)
-    parts = StratifiedKFold(FOLDS, shuffle=True, random_state=key_seed(seed, "folds") % 2**32)
+    _, sizes = np.unique(labels, return_counts=True)
+    folds = min(FOLDS, int(sizes.min()))
+    parts = StratifiedKFold(folds, shuffle=True, random_state=key_seed(seed, "folds") % 2**32)
     for known, held in parts.split(rows, labels):
         probe = make_pipeline(StandardScaler(), RidgeClassifierCV(PENALTIES))
         found[held] = probe.fit(rows[known], labels[known]).predict(rows[held])
@@ -99,7 +101,7 @@ def effective_rank(rows: Float[np.ndarray, "n d"]) -> float:
 
 
 def nested_order(labels: Sequence[int] | None, count: int, seed: int) -> list[int]:
-    """Images in an order whose every beginning, from five of each class on, can be measured.
+    """Images in an order whose every beginning, from three of each class on, can be measured.
 
     Args:
         labels: a class an image, or None.
@@ -115,5 +117,5 @@ def nested_order(labels: Sequence[int] | None, count: int, seed: int) -> list[in
     for index in order:
         label = int(labels[index])
         taken[label] = taken.get(label, 0) + 1
-        (first if taken[label] <= FOLDS else rest).append(index)
+        (first if taken[label] <= FIRST_OF_CLASS else rest).append(index)
     return first + rest

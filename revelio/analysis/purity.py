@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
 SERIES_STEP = 100
 NO_LABELS = "the images have no labels: label measures are left out"
-INTERVAL = "95 % bootstrap over latents: percentiles of the mean, latents drawn with repetition"
+INTERVAL = (
+    "95 % bootstrap over latents: too narrow where they share images (beside controls: over images)"
+)
 
 
 def purity(
@@ -150,15 +152,16 @@ def _label_measures(
         "null_z": None if math.isnan(z) else z,
         "null_p": p,
         "null_permutations": config.permutations,
-        "intervals": _renamed(intervals),
+        "intervals": renamed(intervals),
         "interval_method": INTERVAL,
-        "chance_levels": _renamed({name: value[0] for name, value in random.items()}),
+        "chance_levels": renamed({name: value[0] for name, value in random.items()}),
         "series": _series(found["sigma"]),
         "classes": classes,
     }
 
 
-def _renamed(by_measure: Mapping[str, Any]) -> dict[str, Any]:
+def renamed(by_measure: Mapping[str, Any]) -> dict[str, Any]:
+    """By the names that an entry gives the measures."""
     names = {"sigma": "sigma_label", "majority": "majority_share", "pairs": "same_class_pairs"}
     return {names.get(name, name): value for name, value in by_measure.items()}
 

@@ -124,6 +124,25 @@ class DiffusionModel(Backbone, Protocol):
         ...
 
 
+@runtime_checkable
+class EmbeddingModel(Backbone, Protocol):
+    """A backbone without noise that sums an image up at its end.
+
+    Attributes:
+        other_tokens: how many tokens stand before the patches in a layer's output.
+    """
+
+    other_tokens: int
+
+    def embed(self, encoded: Float[Tensor, "b c h w"]) -> Float[Tensor, "b parts d"]:
+        """The final embedding, in its parts.
+
+        Raises:
+            ValueError: the model was cut when it was loaded.
+        """
+        ...
+
+
 def schedule_of(backbone: Backbone) -> Schedule | None:
     """The noise schedule of a diffusion model; None for a model without noise."""
     return backbone.schedule if isinstance(backbone, DiffusionModel) else None

@@ -24,6 +24,7 @@ SDXL = {"block_out_channels": (320, 640, 1280)}
 UNETS = {
     "sd-1.5": ("stable-diffusion-v1-5/stable-diffusion-v1-5", 512, UNET, "the paper's main model"),
     "sd-1.4": ("CompVis/stable-diffusion-v1-4", 512, UNET, "the version before"),
+    "sd-2.0-base": ("stabilityai/stable-diffusion-2-base", 512, UNET, "predicts noise"),
     "sd-2.1": ("stabilityai/stable-diffusion-2-1", 768, UNET, "predicts velocity"),
     "sd-2.1-base": ("stabilityai/stable-diffusion-2-1-base", 512, UNET, "predicts noise"),
     "sdxl": ("stabilityai/stable-diffusion-xl-base-1.0", 1024, SDXL, "two text encoders"),
@@ -63,7 +64,10 @@ FLUXES = {
     "flux-1-schnell": ("black-forest-labs/FLUX.1-schnell", "few-step"),
 }
 # What `revelio backbones NAME` says beside the layers.
-WITHDRAWN = "its owner withdrew it from the hub: get the folder from where a copy is kept, and give its path"
+WITHDRAWN = (
+    "its owner withdrew it from the hub: give the folder of a copy. Others keep one there as "
+    "sd2-community/{}, which neither its owner nor Revelio vouches for"
+)
 HALF = "its VAE overflows in float16: load it in bfloat16 or float32"
 GATED = "gated: accept its license on the hub and log in with `hf auth login`, or give a folder"
 ALONE = (
@@ -72,8 +76,9 @@ ALONE = (
 )
 NOTES = {
     "pixart-sigma-512": ALONE,
-    "sd-2.1": WITHDRAWN,
-    "sd-2.1-base": WITHDRAWN,
+    "sd-2.0-base": WITHDRAWN.format("stable-diffusion-2-base"),
+    "sd-2.1": WITHDRAWN.format("stable-diffusion-2-1"),
+    "sd-2.1-base": WITHDRAWN.format("stable-diffusion-2-1-base"),
     "sdxl": HALF,
     "sdxl-turbo": HALF,
     **dict.fromkeys(("deepfloyd-if-xl", "sd3-medium", "sd3.5-medium", "flux-1-dev"), GATED),

@@ -40,6 +40,7 @@ def load(source: Source, settings: LoadSettings) -> VitBackbone:
         transform_of(source, size),
         frozen(model, settings.place),
         modules,
+        whole=settings.layers is None,
         settings={"interpolate_pos_encoding": size != vision["image_size"]},
     )
 

@@ -56,4 +56,5 @@ def load(source: Source, settings: LoadSettings) -> VitBackbone:
         frozen(model, settings.place),
         modules,
         other_tokens=1 + registers,
+        whole=settings.layers is None,
     )

@@ -80,7 +80,8 @@ def _vit(source: Source) -> str:
         raise ValueError(
             reason
             or f"{source.name} holds neither model_index.json nor config.json: "
-            f"supported are {supported()}"
+            f"supported are {supported()}. A U-Net or transformer in a single file is given behind the model "
+            f"that it takes the rest from, such as sd-1.5+{source.location}"
         )
     config = source.read_file(file, "config.json")
     found = config.get("model_type") or config.get("_class_name")

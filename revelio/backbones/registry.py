@@ -190,6 +190,14 @@ def _alone(folder: Path) -> Source | None:
     return _with_denoiser(_pipeline_around(folder), folder)
 
 
+def _only_file(place: Path) -> Path:
+    """The weights in a folder that holds one file of them and no config; anything else as it is."""
+    if not place.is_dir() or (place / "config.json").is_file():
+        return place
+    files = [file for file in sorted(place.iterdir()) if file.suffix in WEIGHTS]
+    return files[0] if len(files) == 1 else place
+
+
 def _denoiser_of(family: Family) -> str | tuple[str, ...]:
     """The classes that the denoiser of a family may be of; none for a ViT."""
     parts = () if isinstance(family, str) else family.parts.items()
@@ -217,6 +225,7 @@ def _with_denoiser(base: Source, denoiser: Path) -> Source:
     Raises:
         ValueError: there is none, or the pipeline has none to replace.
     """
+    denoiser = _only_file(denoiser)
     if not denoiser.is_file() and not (denoiser / "config.json").is_file():
         raise ValueError(
             f"no denoiser at {denoiser}: give its folder or a {' or '.join(WEIGHTS)} file"

@@ -29,6 +29,7 @@ class VitBackbone:
     Attributes:
         model: the transformers model, cut.
         modules: the modules whose outputs are the layers.
+        other_tokens: how many tokens stand before the patches: the class token, and registers.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class VitBackbone:
         modules: Mapping[str, nn.Module],
         *,
         other_tokens: int = 1,
+        whole: bool = False,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.name = name
@@ -47,7 +49,8 @@ class VitBackbone:
         self.transform = transform
         self.model = model
         self.modules = modules
-        self._other_tokens = other_tokens
+        self.other_tokens = other_tokens
+        self._whole = whole
         self._settings = dict(settings or {})
 
     def encode(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
@@ -80,9 +83,21 @@ class VitBackbone:
         height, width = (side // patch for side in pixels.shape[-2:])
         found = read_layers(self, layers, lambda: self.model(pixels, **self._settings))
         return {
-            layer: as_activation(tokens_to_grid(tokens[:, self._other_tokens :], height, width))
+            layer: as_activation(tokens_to_grid(tokens[:, self.other_tokens :], height, width))
             for layer, tokens in found.items()
         }
+
+    @torch.no_grad()
+    def embed(self, encoded: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 2 d"]:
+        """See :meth:`EmbeddingModel.embed`: the class token after the final norm, and the patches' mean."""
+        if not self._whole:
+            raise ValueError(
+                f"{self.name} was cut when it was loaded, so it can't embed: load it whole, with layers=None"
+            )
+        parameter = next(self.model.parameters())
+        output = self.model(encoded.to(parameter.device, parameter.dtype), **self._settings)
+        patches = output.last_hidden_state[:, self.other_tokens :].mean(1)
+        return torch.stack([output.pooler_output, patches], dim=1).float()
 
     def module(self, layer: str) -> nn.Module:
         """See :meth:`Backbone.module`; the output are tokens (b t c), the class token first."""

@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run one command; exit 2 with one line on a user's mistake, 130 on Ctrl-C."""
     words = sys.argv[1:] if arguments is None else arguments
     if words and words[0] in ("-V", "--version"):
-        from revelio import __version__
+        from revelio.version import __version__
 
         print(f"revelio {__version__}")
         return

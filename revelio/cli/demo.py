@@ -10,11 +10,11 @@ CPU cores.
   revelio demo --data.source oxford-iiit-pet --backbone.name sd-1.5 --backbone.image-size 512
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from revelio.pipelines.demo.config import DemoConfig
-from revelio.trust import printable
 
 if TYPE_CHECKING:
     from revelio.pipelines.demo.run import Demo
@@ -33,10 +33,12 @@ def run(config: Config) -> None:
     with Bar("demo") as bar:
         made = run_demo(config, bar)
     for row in made.report["findings"]:
-        print(f"  {row['value']:>16}  {printable(row['text'])}")
+        print(f"  {row['value']:>16}  {row['text']}")
     print(f"\nReport   {made.path / 'report.html'}  (numbers: report.json)")
     print(f"Gallery  {made.path / 'gallery' / 'index.html'}")
     print(_next(config, made))
+    for line in _steer(config, made):
+        print(line)
 
 
 def _next(config: Config, made: "Demo") -> str:
@@ -51,3 +53,22 @@ def _next(config: Config, made: "Demo") -> str:
     layer += [] if shown["timestep"] is None else [shown["timestep"]]
     chosen = [*flags(config.data, "data"), *flags(config.backbone, "backbone"), *layer]
     return following("extract", *chosen, "--out", beside(config.out, "activations"))
+
+
+def _steer(config: Config, made: "Demo") -> Iterator[str]:
+    """The line that draws with more of the report's first latent; only of a U-Net, which takes any text."""
+    from revelio.backbones.registry import describe_one
+    from revelio.following import beside, flags, following
+
+    shown, examples = made.report["shown"], made.report["examples"]
+    # A demo of before has no activations; a model of the user's own may not be described.
+    if not examples or "strongest" not in examples[0] or shown["timestep"] is None:
+        return
+    if describe_one(config.backbone.name, config.backbone.revision).kind != "U-Net":
+        return
+    name = f"{shown['layer']}-t{shown['timestep']}-empty-d0"
+    latent = f"{examples[0]['latent']}:{examples[0]['strongest']}"
+    words = ["steer", *flags(config.backbone, "backbone"), "--ksae", config.out / "ksae" / name]
+    words += ["--latent-values", latent, "--operation", "add", "--strength", 0, 10, 20, 40]
+    words += ["--texts", "a photo", "--images-per-prompt", 4, "--out", beside(config.out, "drawn")]
+    yield following(*words).replace("next:", f"draw with more of latent {examples[0]['latent']}:")

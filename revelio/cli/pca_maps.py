@@ -5,6 +5,7 @@ throughout a column of the sheet.
 
     revelio pca-maps --data.source ~/unrel --backbone.name sd-1.5 --layers bottleneck up_ft1
     revelio pca-maps --data.limit 6 --timesteps 25 200 --out runs/pca
+    revelio pca-maps --others mini-dit --layers up_ft0 up_ft1 block3 block5
 
 Writes sheet.png, maps.safetensors (a set of tensors for each layer and timestep) and maps.json.
 """

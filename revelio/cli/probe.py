@@ -1,11 +1,11 @@
 """Probes on frozen activations: how much of the classes each layer holds, beside Diff-C.
 
-A linear probe, nearest neighbors and an attention-pooled probe are trained on stores of training images and
-tested on stores of other images; all in one table, with the paired difference of each to the best.
+A linear probe, nearest neighbors, an attention-pooled probe and a ResNet are trained on stores of training
+images and tested on stores of other images; all in one table, with the paired difference of each to the best.
 
     revelio probe --store runs/train/up_ft1-t25-empty-d0 --test-store runs/test/up_ft1-t25-empty-d0
     revelio probe --store runs/train/*-t25-empty-d0 --test-store runs/test/*-t25-empty-d0 --seeds 3
-    revelio probe --store runs/grids --test-store runs/grids-test --probes linear attention
+    revelio probe --store runs/grids --test-store runs/grids-test --probes linear attention resnet
 """
 
 from dataclasses import dataclass

@@ -9,13 +9,13 @@ without. Without labels: how similar the top images' activations are (--similari
     revelio purity --top runs/top-up_ft1 runs/top-bottleneck --out runs/purity.json
     revelio purity --top runs/top --store runs/pets/up_ft1-t25-empty-d0 --similarity
 
-Intervals are 95 % bootstrap intervals over latents; those of differences from controls, over images.
+Intervals are over images where controls are measured: latents share images. Without, they are a bootstrap
+over latents, which is too narrow.
 """
 
 from dataclasses import dataclass
 
 from revelio.analysis.config import MeasurePurityConfig
-from revelio.trust import printable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,8 @@ def run(config: Config) -> None:
                 f"{entry['layer']}: majority share {entry['majority_share']:.0%}; {in_words(entry)}"
             )
     lines += dict.fromkeys(f"note: {note}" for entry in made.entries for note in entry["notes"])
-    print("\n".join(map(printable, lines)))
-    print(f"wrote {made.path} (intervals: 95 % bootstrap over latents)")
+    print("\n".join(lines))
+    methods = dict.fromkeys(e["interval_method"] for e in made.entries if "interval_method" in e)
+    print(f"wrote {made.path}" + (f" (intervals: {'; '.join(methods)})" if methods else ""))
     store, ksae = (*config.store, "STORE")[0], (*config.ksae, "KSAE")[0]
     print(following("gallery", "--top", config.top[0], "--store", store, "--ksae", ksae))

@@ -4,9 +4,11 @@
     revelio reproduce table2a --plan
     revelio reproduce table3 --roots oxford-iiit-pet=/data/pets --model sd-2.1=/models/sd-2.1
     revelio reproduce table2a --scale mini --roots caltech101=/data/caltech101
+    torchrun --nproc-per-node 8 -m revelio reproduce table7
 
-Rows share extractions, and a stopped table goes on with the next row when the command is run again. Writes
-<out>/<scale>-<mode>/<item>.json and <item>.md. A row that can't run is listed with what it lacks.
+Rows share extractions, and a stopped table goes on with the next row when the command is run again. Several
+processes share the extractions, then each takes its own rows. Writes <out>/<scale>-<mode>/<item>.json,
+<item>.md and <item>.svg. A row that can't run is listed with what it lacks.
 """
 
 from dataclasses import dataclass
@@ -47,12 +49,14 @@ def run(config: Config) -> None:
         print(plan_item(config.item, config).text())
         return
     from revelio.cli.bar import Bar
+    from revelio.distributed import is_main
     from revelio.following import following
     from revelio.pipelines.reproduce import reproduce
-    from revelio.trust import printable
 
     with Bar("reproduce") as bar:
         made = reproduce(config.item, config, bar)
-    print("\n".join(map(printable, made.path.read_text(encoding="utf-8").splitlines())))
+    if not is_main():
+        return
+    print(made.path.read_text(encoding="utf-8"))
     print(f"wrote {made.path} and {made.path.with_suffix('.json').name}")
     print(following("reproduce", "--list"))

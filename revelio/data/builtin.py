@@ -6,8 +6,8 @@ of three levels. Caltech-101 has no official split: the hub's trains on 30 image
 rest, and a folder's is what its list files say.
 """
 
-from revelio.data.registry import DatasetSpec
 from revelio.data.sources import archives
+from revelio.data.spec import DatasetSpec
 
 FASHION_CLASSES = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from PIL import Image
 
-from revelio.data.contents import digests
+from revelio.data.contents import combined, digests
 from revelio.trust import printable
 
 T = TypeVar("T")
@@ -67,6 +67,11 @@ class ImageDataset:
     def digests(self) -> list[str] | None:
         """A hash of each picture's stored bytes, in order; None where they are stored nowhere."""
         return None if self.digest is None else digests(self.digest, len(self))
+
+    def contents(self) -> str | None:
+        """One hash of all pictures' stored bytes, in order; None where they are stored nowhere."""
+        found = self.digests()
+        return None if found is None else combined(found)
 
     def hashed(self, progress: Callable[[int], object] | None = None) -> "ImageDataset":
         """The same images with their digests read now, for good; ``progress`` is told 1 after each."""

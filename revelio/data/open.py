@@ -11,7 +11,7 @@ from typing import Any
 from revelio.bounds import check_fields
 from revelio.data.config import DataConfig
 from revelio.data.dataset import ImageDataset
-from revelio.data.registry import DatasetSpec, dataset_names, get_spec, is_registered
+from revelio.data.registry import dataset_names, get_spec, is_registered
 from revelio.data.sources.folder import levels, open_folder
 from revelio.data.sources.huggingface import (
     Columns,
@@ -23,6 +23,7 @@ from revelio.data.sources.huggingface import (
 from revelio.data.sources.idx import has_idx, open_idx
 from revelio.data.sources.listing import find_pictures, listed_dataset
 from revelio.data.sources.parquet import parquet_files, parquet_splits
+from revelio.data.spec import DatasetSpec
 from revelio.trust import printable
 
 SAMPLES = "samples"

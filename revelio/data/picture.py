@@ -14,7 +14,8 @@ Rules, where a file leaves a choice:
 
 import stat
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import import_module
 from io import BytesIO
@@ -71,6 +72,19 @@ def read_picture(source: bytes | Path, image_id: str, limits: Limits = LIMITS) -
     Raises:
         ImageError: it can't be read whole; says why.
     """
+    with decoded(source, image_id, limits) as image:
+        return _to_rgb(_upright(image))
+
+
+@contextmanager
+def decoded(
+    source: bytes | Path, image_id: str, limits: Limits = LIMITS
+) -> Iterator[ImageFile.ImageFile]:
+    """A picture as it is stored, decoded: masks need its own mode. Arguments as :func:`read_picture`'s.
+
+    Raises:
+        ImageError: it can't be read whole, or what is done with it fails; says why.
+    """
     content = _content(source, image_id, limits) if isinstance(source, Path) else source
     if not content:
         raise ImageError(image_id, "it is empty (0 bytes)")
@@ -85,7 +99,7 @@ def read_picture(source: bytes | Path, image_id: str, limits: Limits = LIMITS) -
                 image.load()
                 # Some formats (Windows icons of TIFFs, JPEG 2000) tell their true size only now.
                 _check_size(*image.size, limits)
-                return _to_rgb(_upright(image))
+                yield image
     except UnidentifiedImageError as error:
         raise ImageError(image_id, "its content is no known picture format") from error
     except Exception as error:  # Decoders raise nearly anything on a broken file.

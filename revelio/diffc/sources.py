@@ -138,8 +138,7 @@ class LiveGrids:
     def contents(self) -> str | None:
         """A hash of the pictures' stored bytes, in order; None where they are stored nowhere."""
         if self._contents is None:
-            found = self._dataset.digests()
-            self._contents = None if found is None else combined(found)
+            self._contents = self._dataset.contents()
         return self._contents
 
     def __init__(

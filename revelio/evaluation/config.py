@@ -1,9 +1,9 @@
 """The settings of an evaluation, declared once; the command line inherits them."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Literal
 
+from revelio.analysis.config import OverCells
 from revelio.backbones.config import BackboneConfig
 from revelio.bounds import Count, Folder, Index, NotEmpty, OpenShare, OutFolder, Seed
 from revelio.data.config import DataConfig
@@ -18,28 +18,44 @@ class EvalSAEConfig:
 
     ksae: Annotated[tuple[str, ...], NotEmpty()]
     """The k-SAEs: runs of `revelio train-ksae`, or hub ids; several seeds of one recipe give an interval over
-    trainings, and stability."""
+    trainings, and stability; so do trainings on halves of the images, or on other noise draws."""
 
     train_store: Folder | None = None
     """The store that they were trained on, which gives the controls their directions; none: the held-out
     one does, which is in the controls' favor."""
 
-    out: OutFolder = Path("runs/ksae-evaluation")
-    """The folder to write `evaluation.json` and `evaluation.md` to, and the controls that were trained."""
+    over: OverCells | None = None
+    """What an image's code is: of its pooled activation (`pooled`); or the maximum (`max`) or the mean
+    (`mean`) of its cells' codes; none: `max` for k-SAEs trained on cells, else `pooled`."""
+
+    out: OutFolder | None = None
+    """The folder to write `evaluation.json` and `evaluation.md` to, and the controls that were trained; none:
+    `evaluation` in the first k-SAE's run."""
+
+    card: bool = True
+    """Show the result in the model card (`README.md`) of each k-SAE on disk: a section of its own, replaced
+    by the next evaluation; the rest of the card stays as it is."""
 
     trained_controls: bool = False
     """Also train frozen-decoder, frozen-encoder, soft-frozen and shuffled controls, each with the budget of
     the k-SAE that it stands beside; they are kept in `out` and not trained twice."""
 
+    random_store: Folder | None = None
+    """The images of `store` through the same backbone with random weights (`revelio extract
+    --random-weights 0`): another control is the k-SAE's recipe trained on `random_train_store`."""
+
+    random_train_store: Folder | None = None
+    """The training images through the same random weights, for `random_store`."""
+
     overlap: Literal["stop", "allow"] = "stop"
     """What to do where held-out images are in the training store too."""
 
     loss_images: Index = 0
-    """Images whose denoising loss is measured with the layer replaced (loss recovered), by `backbone` on
-    `data`, the images of `store`; 0: it is not measured."""
+    """Images that go through `backbone` with the layer replaced (loss recovered) and with latents ablated;
+    0: none."""
 
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    """The diffusion model of `store`, for `loss_images`."""
+    """The model of `store`, for `loss_images`."""
 
     data: DataConfig = field(default_factory=DataConfig)
     """The images of `store`, for `loss_images`."""
@@ -51,7 +67,7 @@ class EvalSAEConfig:
     """Of all intervals of a measure together."""
 
     batch_size: Count = 16
-    """Images a denoising pass."""
+    """Images a pass of the backbone."""
 
     seed: Seed = 0
     """Of drawn directions, halves and subsets of the images."""

@@ -15,6 +15,7 @@ With the k-SAE's own budget (steps, batch, learning rate, seed):
     frozen encoder      the encoder keeps its random start; the decoder learns
     soft-frozen         decoder directions stay within a cosine of 0.8 of their start
     shuffled            all of it learns, on activations whose channels are permuted over images one by one
+    random weights      all of it learns, on activations of the same backbone with random weights
 """
 
 import warnings
@@ -36,9 +37,12 @@ from revelio.sae.train import SAERun, begin, train_many
 from revelio.seeds import generator, key_seed
 
 SOFT_COSINE = 0.8
+RANDOM_WEIGHTS = "random weights"
 TRAINED = ("frozen decoder", "frozen encoder", "soft-frozen", "shuffled")
 # FastICA's time grows with the square of the number of components.
 MOST_COMPONENTS = 256
+# Rows that it sees: of cells there are many more than axes need.
+MOST_ROWS = 2**15
 
 
 def untrained_controls(
@@ -72,16 +76,16 @@ def trained_control(
     """A control that is trained as the k-SAE was.
 
     Args:
-        name: one of :data:`TRAINED`.
+        name: one of :data:`TRAINED`, or :data:`RANDOM_WEIGHTS`.
         model: the k-SAE that it stands beside.
-        rows: the training activations.
+        rows: the training activations; of `random weights` those of that backbone.
         config: the k-SAE's training.
         progress: told the steps done and in all.
 
     Raises:
         ValueError: another name; or a training that fails.
     """
-    if name not in TRAINED:
+    if name not in (*TRAINED, RANDOM_WEIGHTS):
         raise ValueError(f"unknown control {name!r}: choose from {', '.join(TRAINED)}")
     control = KSparseAutoencoder(**model.settings() | {"trained_on": None, "inputs": ()})
     if name == "shuffled":
@@ -142,6 +146,7 @@ def _independent(centered: Tensor, seed: int) -> Tensor:
     from sklearn.decomposition import FastICA
     from sklearn.exceptions import ConvergenceWarning
 
+    centered = centered[:: -(-len(centered) // MOST_ROWS)]
     components = min(centered.shape[1], len(centered) - 1, MOST_COMPONENTS)
     state = key_seed(seed, "fast-ica") % 2**32
     ica = FastICA(components, random_state=state, max_iter=100, whiten="unit-variance")

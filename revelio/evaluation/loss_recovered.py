@@ -1,30 +1,29 @@
-"""Loss recovered: how much of a layer's work for the denoiser survives when it passes through a k-SAE.
+"""Loss recovered: how much of a layer's work for the model survives when it passes through a k-SAE.
 
-At timestep t the model's own denoising loss |prediction - target|^2 is taken with the layer's activation as
-it is (L_true), with its pooled part or its cells replaced by the reconstruction (L_sae), by the mean
-activation (L_mean) and by zero (L_zero):
+The model's loss (:mod:`revelio.evaluation.downstream`) is taken with the layer's activation as it is
+(L_true), replaced by the reconstruction (L_sae), by the mean activation (L_mean) and by zero (L_zero):
 
     loss recovered = (L_mean - L_sae) / (L_mean - L_true)
 
 1 for a perfect reconstruction, 0 for the mean. A k-SAE of pooled activations knows one vector an image: the
-layer's spatial mean is replaced and each cell keeps its deviation from it. One of cells replaces each cell.
+mean of the layer's cells is replaced and each cell keeps its deviation from it. One of cells replaces each.
+
+Where the images have labels, so is the accuracy of a linear probe of the model's output, which was fitted on
+unchanged outputs of other images.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from revelio.analysis.paired import Measured, measured
-from revelio.backbones.base import DiffusionModel
-from revelio.backbones.diffusion.schedule import keyed_noise
-from revelio.backbones.hooks import edit, hooked
+from revelio.analysis.paired import Measured, against, measured
+from revelio.evaluation.downstream import Downstream, Reader, Replace, replaced
+from revelio.evaluation.measures import HeldOut
 from revelio.sae.inputs import Source
 from revelio.sae.model import KSparseAutoencoder
-
-Replace = Callable[[Float[Tensor, "r d"]], Float[Tensor, "r d"]]
 
 
 def reconstruction(model: KSparseAutoencoder, source: Source = None) -> Replace:
@@ -32,65 +31,54 @@ def reconstruction(model: KSparseAutoencoder, source: Source = None) -> Replace:
     return lambda rows: model.decode(model.encode(rows, source), source).to(rows)
 
 
-def denoising_losses(
-    backbone: DiffusionModel,
-    layer: str,
-    encoded: Float[Tensor, "b c h w"],
-    ids: Sequence[str],
-    timestep: int,
-    replacements: Mapping[str, Replace | None],
+def recovered(
+    downstream: Downstream,
+    models: Mapping[str, KSparseAutoencoder],
+    mean: Float[Tensor, " d"],
+    images: HeldOut,
+    reader: Reader | None,
     *,
-    cells: bool = False,
-    prompts: Sequence[str] | None = None,
-    seed: int = 0,
-) -> dict[str, Float[Tensor, " b"]]:
-    """Each image's squared error of the prediction, with the layer replaced in each way.
+    confidence: float = 0.95,
+    source: Source = None,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Loss recovered of a k-SAE beside its controls', and a probe's accuracy.
 
     Args:
-        backbone: loaded whole.
-        layer: whose activation is replaced.
-        encoded: what ``backbone.encode`` gave.
-        ids: the images' ids, which key the noise: all replacements see the same.
-        timestep: the model's training index.
-        replacements: by name: a function of activations (r d); None leaves the layer as it is.
-        cells: replace every cell, not the spatial mean.
-        prompts: a text an image; None: the empty prompt.
-        seed: of the noise.
+        downstream: the model and the images.
+        models: the k-SAE first, then the controls, by name.
+        mean: the mean activation.
+        images: labels and subsets of the same images.
+        reader: the probe; None: no accuracy.
+        confidence: of all intervals of a measure together.
+        source: which input of the k-SAE the activations are of.
 
-    Raises:
-        ValueError: the model was cut when it was loaded.
+    Returns:
+        ``loss recovered`` and ``downstream probe``, as :func:`revelio.analysis.paired.against` gives them;
+        and the mean loss and the accuracy with each replacement, the ends of the scale among them.
     """
-    noise = keyed_noise(encoded.shape[1:], ids, seed=seed, timestep=timestep, draw=0)
-    device = next(backbone.module(layer).parameters()).device
-    clean, noise = encoded.to(device, torch.float32), noise.to(device)
-    x_t = backbone.schedule.add_noise(clean, noise, timestep)
-    target = backbone.schedule.target(clean, noise, timestep)
-    conditioning = backbone.conditioning([""] * len(ids) if prompts is None else prompts)
-    losses = {}
-    with torch.no_grad():
-        for name, replace in replacements.items():
-            hooks = {} if replace is None else {layer: edit(_replaced(replace, cells))}
-            with hooked(backbone, hooks):
-                output = backbone.predict(x_t, timestep, conditioning).float()
-            # Learned-variance models append channels that are no prediction.
-            error = output[:, : target.shape[1]] - target
-            losses[name] = error.double().square().mean((1, 2, 3)).cpu()
-    return losses
-
-
-def _replaced(replace: Replace, cells: bool) -> Callable[[Tensor], Tensor]:
-    def function(output: Tensor) -> Tensor:
-        # A grid (b d h w) of a U-Net, tokens (b t d) of a transformer.
-        rows = output.flatten(2).transpose(1, 2) if output.ndim == 4 else output
-        rows = rows.float()
-        if cells:
-            made = replace(rows.flatten(0, 1)).view_as(rows)
-        else:
-            mean = rows.mean(1)
-            made = rows + (replace(mean) - mean)[:, None]
-        return made.transpose(1, 2).reshape(output.shape) if output.ndim == 4 else made
-
-    return function
+    ways: dict[str, Replace | None] = {
+        "true": None,
+        "mean": lambda rows: mean.to(rows).expand_as(rows),
+        "zero": torch.zeros_like,
+    }
+    ways |= {name: reconstruction(model, source) for name, model in models.items()}
+    losses, accuracy = {}, {}
+    for name, way in ways.items():
+        output = downstream.outputs(replaced(way))
+        losses[name] = downstream.losses(output)
+        if reader is not None:
+            accuracy[name] = _accuracy(downstream, output, images, reader)
+    found = {"loss recovered": {n: loss_recovered(losses, n, images.subsets) for n in models}}
+    told: dict[str, Any] = {"loss": {n: float(one.mean()) for n, one in losses.items()}}
+    if accuracy:
+        found["downstream probe"] = {name: accuracy[name] for name in models}
+        told["accuracy"] = {name: one.whole for name, one in accuracy.items()}
+    first, *controls = models
+    entries = {
+        measure: against(each[first], {name: each[name] for name in controls}, 1, confidence)
+        for measure, each in found.items()
+    }
+    return entries, told
 
 
 def loss_recovered(
@@ -102,6 +90,8 @@ def loss_recovered(
     return measured(lambda kept: float(gained[kept].sum() / whole[kept].sum()), subsets)
 
 
-def summary(losses: Mapping[str, Float[Tensor, " b"]]) -> dict[str, Any]:
-    """The mean loss by name."""
-    return {name: float(values.mean()) for name, values in losses.items()}
+def _accuracy(downstream: Downstream, outputs: Tensor, images: HeldOut, reader: Reader) -> Measured:
+    assert images.labels is not None
+    features = downstream.features(outputs, torch.arange(len(downstream)))
+    right = reader.log_probabilities(features).nan_to_num(-torch.inf).argmax(1) == images.labels
+    return measured(lambda kept: float(right[kept & images.judged].double().mean()), images.subsets)

@@ -6,6 +6,8 @@
 | cosine                 | of an activation and its reconstruction, about the mean activation                |
 | purity                 | majority share of the labels of a latent's 10 top images, 1,000 strongest latents |
 | distinct purity        | the same, near-duplicate latents counted once                                     |
+| sigma_label, entropy,  | the other forms of purity (:mod:`revelio.analysis.label_measures`)                |
+| same-class pairs       |                                                                                   |
 | probe 1, 5, 20         | balanced accuracy of a logistic regression a class on its best latents            |
 | coverage 0.5, 0.8      | share of classes with a latent of F1 above 0.5, 0.8                               |
 | significant            | share of latents whose top images hold more of a class than chance allows         |
@@ -32,7 +34,7 @@ from revelio.seeds import generator
 TOP = 10
 STRONGEST = 1000
 MIN_FIRINGS = 11  # "active on more than 10 images", as purity has it
-# A latent's images are kept this many times over, so that others move up when some are left out.
+# A latent's images are kept this many times over, so that others move up in a half of the images.
 SPARE = 3
 DUPLICATE_COSINE = 0.9
 DUPLICATE_IMAGES = 0.5
@@ -44,14 +46,14 @@ class HeldOut:
     """The held-out images.
 
     Attributes:
-        rows: their activations.
+        rows: their activations, or those of all their cells.
         labels: class ids from 0, or None.
         classes: how many.
-        subsets: of the images; see :func:`revelio.analysis.paired.image_subsets`.
+        subsets: of the images; see :func:`revelio.analysis.paired.halves`.
         judged: the half that probes and coverage are judged on.
     """
 
-    rows: Float[Tensor, "images d"]
+    rows: Float[Tensor, "images d"] | Float[Tensor, "images c d"]
     labels: Int64[Tensor, " images"] | None
     classes: int
     subsets: Bool[Tensor, "subsets images"]
@@ -68,7 +70,7 @@ class Measure:
 
 
 def held_out(
-    rows: Float[Tensor, "images d"],
+    rows: Float[Tensor, "images d"] | Float[Tensor, "images c d"],
     labels: Int64[Tensor, " images"] | None,
     subsets: Bool[Tensor, "subsets images"],
     seed: int,
@@ -86,7 +88,8 @@ def held_out(
 
 def fvu(codes: Encoded, images: HeldOut) -> Measured:
     """Sum of squared errors / sum of squared deviations from the mean activation."""
-    deviations = (images.rows - images.rows.mean(0)).double().square().sum(1)
+    mean = images.rows.flatten(0, -2).mean(0)
+    deviations = (images.rows - mean).double().square().flatten(1).sum(1)
     return measured(
         lambda kept: float(codes.errors[kept].sum() / deviations[kept].sum()), images.subsets
     )
@@ -97,9 +100,11 @@ def cosine(codes: Encoded, images: HeldOut) -> Measured:
     return measured(lambda kept: float(codes.cosines[kept].mean()), images.subsets)
 
 
-def purity(codes: Encoded, images: HeldOut) -> Measured | None:
-    """Mean majority share over the strongest latents."""
-    return _purity(codes, images, codes.strongest(STRONGEST, MIN_FIRINGS))
+def purity(form: str) -> Callable[[Encoded, HeldOut], Measured | None]:
+    """The mean of a form of purity over the strongest latents."""
+    return lambda codes, images: _purity(
+        codes, images, codes.strongest(STRONGEST, MIN_FIRINGS), form
+    )
 
 
 def distinct_purity(codes: Encoded, images: HeldOut) -> Measured | None:
@@ -107,16 +112,18 @@ def distinct_purity(codes: Encoded, images: HeldOut) -> Measured | None:
     return _purity(codes, images, distinct(codes, codes.strongest(STRONGEST, MIN_FIRINGS)))
 
 
-def _purity(codes: Encoded, images: HeldOut, latents: Tensor) -> Measured | None:
+def _purity(
+    codes: Encoded, images: HeldOut, latents: Tensor, form: str = "majority"
+) -> Measured | None:
     if images.labels is None or not len(latents):
         return None
     top, labels = _top_images(codes, latents, SPARE * TOP), images.labels
 
-    def majority(kept: Tensor) -> float:
+    def mean(kept: Tensor) -> float:
         found = measures(kept_counts(top, labels, images.classes, kept, TOP))
-        return float(found["majority"].nan_to_num(0.0).mean())
+        return float(found[form].nan_to_num(0.0).mean())
 
-    return measured(majority, images.subsets)
+    return measured(mean, images.subsets, of_top=True)
 
 
 def _top_images(codes: Encoded, latents: Tensor, count: int) -> Int64[Tensor, "l count"]:
@@ -209,7 +216,7 @@ def coverage(above: float) -> Callable[[Encoded, HeldOut], Measured | None]:
     def function(codes: Encoded, images: HeldOut) -> Measured | None:
         if images.labels is None or images.classes < 2:
             return None
-        fires = torch.stack([_detector(codes, images, one) for one in range(images.classes)])
+        fires = torch.stack([_fires(codes, images, one) for one in range(images.classes)])
         truth = images.labels[images.judged] == torch.arange(images.classes)[:, None]
 
         def covered(kept: Tensor) -> float:
@@ -223,7 +230,15 @@ def coverage(above: float) -> Callable[[Encoded, HeldOut], Measured | None]:
     return function
 
 
-def _detector(codes: Encoded, images: HeldOut, one: int) -> Bool[Tensor, " judged"]:
+def _fires(codes: Encoded, images: HeldOut, one: int) -> Bool[Tensor, " judged"]:
+    """On which judged images the class's detector fires."""
+    latent, threshold = detector(codes, images, one)
+    values = codes.matrix[:, [latent]].toarray().ravel()[images.judged.numpy()]
+    return torch.from_numpy(values >= threshold) & torch.from_numpy(values > 0)
+
+
+def detector(codes: Encoded, images: HeldOut, one: int) -> tuple[int, float]:
+    """The latent and the threshold of highest F1 for a class, on the half that is not judged."""
     assert images.labels is not None
     chosen = (~images.judged).numpy()
     truth = (images.labels == one).numpy()
@@ -238,8 +253,7 @@ def _detector(codes: Encoded, images: HeldOut, one: int) -> Bool[Tensor, " judge
         score, threshold = _best_threshold(values, positive)
         best = max(best, (score, -latent, threshold))
     _, latent, threshold = best
-    values = matrix[:, [-latent]].toarray().ravel()[~chosen]
-    return torch.from_numpy(values >= threshold) & torch.from_numpy(values > 0)
+    return -latent, threshold
 
 
 def _best_threshold(values: np.ndarray, positive: np.ndarray) -> tuple[float, float]:
@@ -275,14 +289,17 @@ def significant(codes: Encoded, images: HeldOut) -> Measured | None:
         p = np.minimum(1.0, tails * images.classes)
         return float((stats.false_discovery_control(p) <= FALSE_DISCOVERIES).mean())
 
-    return measured(share, images.subsets)
+    return measured(share, images.subsets, of_top=True)
 
 
 MEASURES: dict[str, Measure] = {
     "fvu": Measure(fvu, -1, labelled=False),
     "cosine": Measure(cosine, 1, labelled=False),
-    "purity": Measure(purity, 1),
+    "purity": Measure(purity("majority"), 1),
     "distinct purity": Measure(distinct_purity, 1),
+    "sigma_label": Measure(purity("sigma"), -1),
+    "entropy": Measure(purity("entropy"), -1),
+    "same-class pairs": Measure(purity("pairs"), 1),
     "probe 1": Measure(probe(1), 1),
     "probe 5": Measure(probe(5), 1),
     "probe 20": Measure(probe(20), 1),

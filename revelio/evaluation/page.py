@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from revelio.trust import markdown
+
 HEAD = "| measure | k-SAE | strongest control | difference | verdict |\n|---|---:|---:|---:|---|"
 
 
@@ -14,10 +16,14 @@ def page(result: Mapping[str, Any]) -> str:
 def _lines(result: Mapping[str, Any]) -> Iterator[str]:
     yield "# k-SAEs beside their controls"
     yield ""
-    yield f"{result['images']:,} held-out images of {result['store']}."
+    over = result.get("over", "pooled")  # of before, all were
+    of = "" if over == "pooled" else f" Codes of an image: the {over} over its cells."
+    yield f"{result['images']:,} held-out images of {markdown(result['store'])}.{of}"
     yield f"Intervals of differences: {result['interval_method']}."
     for name, entry in result["ksaes"].items():
-        yield from ("", f"## {name}", "", *rows(entry["measures"]))
+        yield from ("", f"## {markdown(name)}", "", *rows(entry["measures"]))
+        if left := entry["not_measured"]:
+            yield from ("", f"Too few images, classes or live latents for: {', '.join(left)}.")
     if "over_trainings" in result:
         yield from ("", "## All trainings together", "")
         yield "| measure | mean | verdict |\n|---|---:|---|"
@@ -26,7 +32,9 @@ def _lines(result: Mapping[str, Any]) -> Iterator[str]:
     for what in ("stability", "planted"):
         if what in result:
             yield from ("", f"## {what.capitalize()}", "", *_levels(result[what]))
-    yield from ("", *(f"- {note}" for note in result["notes"]))
+        for level, entry in result.get(f"{what}_verdict", {}).items():
+            yield from ("", f"Above {level}: {entry['verdict']}.")
+    yield from ("", *(f"- {markdown(note)}" for note in result["notes"]))
 
 
 def rows(measures: Mapping[str, Any]) -> Iterator[str]:

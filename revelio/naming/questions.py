@@ -93,7 +93,7 @@ def read_name(text: str, order: Sequence[str]) -> Named:
     Raises:
         ValueError: it is no such reply.
     """
-    found = _object(text)
+    found = reply_object(text)
     choice, name, sure = found.get("choice"), found.get("name"), found.get("confidence")
     letter = choice.strip(" .").upper() if isinstance(choice, str) else ""
     if len(letter) != 1 or letter not in ascii_uppercase[: len(order)]:
@@ -112,7 +112,7 @@ def read_picks(text: str, count: int) -> list[int]:
     Raises:
         ValueError: it is no such reply.
     """
-    picks = _object(text).get("images")
+    picks = reply_object(text).get("images")
     if not isinstance(picks, list) or any(type(one) is not int for one in picks):
         raise ValueError("the reply has no list of image numbers")
     if any(not 1 <= one <= count for one in picks):
@@ -131,7 +131,7 @@ def body(judge: str, question: str, jpeg: bytes, max_tokens: int) -> dict[str, A
     return {"model": judge, "messages": messages, "max_tokens": max_tokens, "temperature": 0.0}
 
 
-def _object(text: str) -> dict[str, Any]:
+def reply_object(text: str) -> dict[str, Any]:
     """The JSON object in a reply, which may stand in prose or in a fenced block."""
     found = re.search(r"\{.*\}", text, re.DOTALL)
     value = parse_json(found.group(), "the reply") if found else None

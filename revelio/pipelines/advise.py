@@ -17,14 +17,15 @@ import torch
 from revelio.activations.config import prompt_slug
 from revelio.activations.extract import extract
 from revelio.activations.store import ActivationStore
+from revelio.activations.vae_cache import cacheable
 from revelio.advisor.advice import diffc_yaml, in_words, result_of, tower_yaml
 from revelio.advisor.candidates import Candidate, candidates_of, seconds_an_image
-from revelio.advisor.config import FOLDS, AdviseConfig
+from revelio.advisor.config import FIRST_OF_CLASS, FOLDS, AdviseConfig
 from revelio.advisor.halving import Round, halve, sizes
 from revelio.advisor.heat_map import heat_map, short
 from revelio.advisor.measures import Measured, measure, nested_order
 from revelio.backbones.base import Backbone
-from revelio.backbones.prompts import CAPTIONS, FIXED, prompt_texts
+from revelio.backbones.prompts import CAPTIONS, FIXED, captions_sha256, prompt_texts
 from revelio.backbones.registry import load_backbone
 from revelio.bounds import check_fields
 from revelio.config import completed, to_yaml
@@ -83,8 +84,8 @@ def advise(config: AdviseConfig, progress: Report = silent) -> Advice:
         complete=completed(config),
     )
     try:
+        run.add_input("set of images", _identity(config, dataset))
         if not run.finished:
-            run.add_input("images", {"dataset": dataset.name, "count": len(dataset)})
             _Advisor(config, dataset, progress).write(run.path)
             run.finish()
     finally:
@@ -105,6 +106,13 @@ def _chosen(config: AdviseConfig) -> ImageDataset:
         raise ValueError(f"{printable(dataset.name)} has {len(dataset)} images: give 10 or more")
     order = nested_order(dataset.labels, len(dataset), config.seed)
     return dataset.subset(order[: config.most_images])
+
+
+def _identity(config: AdviseConfig, dataset: ImageDataset) -> dict[str, Any]:
+    """What a resumed run must have been started with."""
+    texts = captions_sha256(config.prompts)
+    about = {"dataset": dataset.name, "count": len(dataset), "classes": list(dataset.classes)}
+    return about | {"sha256": dataset.contents(), "captions_sha256": texts}
 
 
 def _check_classes(dataset: ImageDataset, most: int) -> None:
@@ -171,7 +179,8 @@ class _Advisor:
 
     @property
     def _first(self) -> int:
-        least = 2 * FOLDS if self.dataset.labels is None else FOLDS * len(set(self.dataset.labels))
+        labels = self.dataset.labels
+        least = 2 * FOLDS if labels is None else FIRST_OF_CLASS * len(set(labels))
         return max(least, self.config.first_images)
 
     def _measured(
@@ -228,6 +237,8 @@ class _Advisor:
             resume=True,
             seed=config.seed,
             batch_size=config.batch_size,
+            # Other prompts take the same images: they are encoded once.
+            vae_cache=folder / f"vae-{self._until}-{number}" if cacheable(model) else None,
             progress=lambda step: self.progress(
                 Progress(done=step.images, total=step.total, unit="image", title=title)
             ),

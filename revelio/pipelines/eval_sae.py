@@ -1,7 +1,8 @@
 """Judge k-SAEs on held-out images, each beside its controls."""
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, field, fields, replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,31 +11,42 @@ from jaxtyping import Float
 from torch import Tensor
 
 from revelio.activations.store import ActivationStore
-from revelio.analysis.paired import against, image_subsets, method
-from revelio.analysis.top_images import check_width, pooled
+from revelio.analysis.config import OverCells
+from revelio.analysis.paired import method
+from revelio.analysis.top_images import check_width, own_over, pooled
 from revelio.bounds import check_fields
 from revelio.config import read_yaml, structure
+from revelio.evaluation.card import section, with_section
 from revelio.evaluation.config import EvalSAEConfig
-from revelio.evaluation.controls import TRAINED, trained_control, untrained_controls
+from revelio.evaluation.controls import (
+    RANDOM_WEIGHTS,
+    TRAINED,
+    trained_control,
+    untrained_controls,
+)
 from revelio.evaluation.identity import (
     live_directions,
     planted_recovery,
+    planted_together,
     stability,
     stability_of_controls,
+    stability_verdicts,
 )
 from revelio.evaluation.judge import judge, over_trainings
 from revelio.evaluation.page import page
-from revelio.files import write_folder
+from revelio.files import write_folder, write_whole
+from revelio.hub import CARD
 from revelio.outputs import check_replaceable, claimed, replace_files
 from revelio.pipelines import Progress, Report, silent
-from revelio.pipelines.inputs import open_sae, sae_folder
+from revelio.pipelines.inputs import open_sae, place_of, sae_folder
 from revelio.run_dir import sha256, versions, write_json
 from revelio.sae.config import TrainSAEConfig
 from revelio.sae.io.saved import WEIGHTS
 from revelio.sae.model import KSparseAutoencoder
+from revelio.trust import printable, read_text
 
 if TYPE_CHECKING:
-    from revelio.evaluation.loss_recovered import Replace
+    from revelio.pipelines.eval_downstream import InModel
 
 MAKER = "eval-ksae"
 RESULT, PAGE = "evaluation.json", "evaluation.md"
@@ -58,41 +70,91 @@ def eval_sae(config: EvalSAEConfig, progress: Report = silent) -> dict[str, Any]
             training images; too few images; or something else's files are in the way.
     """
     check_fields(config)
+    config = replace(config, out=config.out or place_of(config.ksae[0], "evaluation"))
+    assert config.out is not None
     check_replaceable(config.out, MAKER, (RESULT, PAGE))
     with claimed(config.out):
-        store = ActivationStore.open(config.store)
         models = {path: open_sae(path, "cpu", progress) for path in config.ksae}
-        for path, model in models.items():
-            check_width(model, store)
-            if config.trained_controls or (config.planted and path == config.ksae[0]):
-                _recipe(path)  # refused now, not after the work
-        rows, source, notes = _activations(config, store)
-        entries = {}
-        for path, model in models.items():
-            entries[path] = _judged(config, path, model, store, rows, source, progress)
+        config = replace(config, over=_over(config, models))
+        data = _data(config, models)
+        inside = None
+        if config.loss_images:
+            from revelio.pipelines.eval_downstream import InModel
+
+            inside = InModel(config, data.store, data.rows)
+        entries = {
+            path: _judged(config, path, model, data, inside, progress)
+            for path, model in models.items()
+        }
         result = {
             "store": config.store.resolve().name,
-            "store_sha256": store.sha256,
-            "images": len(store),
+            "store_sha256": data.store.sha256,
+            "images": data.store.images,
+            "over": config.over,
             "interval_method": method(config.confidence),
             "ksaes": entries,
-            **_together(config, models, entries, rows, source),
-            **_planted(config, store.row_shape[0], len(source), progress),
-            "notes": notes + ([] if store.labels is not None else [UNLABELLED]),
+            **_together(config, models, entries, data),
+            **_planted(config, data, progress),
+            "notes": [*data.notes, *([] if inside else [NOT_IN_MODEL])],
             "made_from": {path: _sha256(path) for path in models},
             "versions": versions(),
         }
         replace_files(config.out, MAKER, lambda folder: _write(folder, result))
     progress(Progress(f"wrote {config.out / RESULT}, {config.out / PAGE}"))
+    if config.card:
+        for path in config.ksae:
+            _show(path, result, progress)
     return result
 
 
 UNLABELLED = "the images have no labels: only label-free measures were taken"
+NOT_IN_MODEL = (
+    "loss recovered and ablations were not measured: they need the backbone (loss_images)"
+)
+NO_TRAIN_STORE = (
+    "no training store was given: controls are made of the held-out activations themselves"
+)
+
+
+@dataclass(frozen=True)
+class _Data:
+    """What the k-SAEs of an evaluation share.
+
+    Attributes:
+        store: of the held-out images.
+        rows: its activations, or those of all cells of each image.
+        source: the activations that controls are made of, a row each.
+        random: activations of a backbone with random weights, of the held-out images and to train on; None:
+            not wanted.
+        notes: what is to be said of them.
+        untrained: by d, n and k the controls that need no training, and what was measured of them.
+    """
+
+    store: ActivationStore
+    rows: Float[Tensor, "images d"] | Float[Tensor, "images c d"]
+    source: Float[Tensor, "others d"]
+    random: tuple[Tensor, Tensor] | None
+    notes: list[str]
+    untrained: dict[tuple[int, ...], Any] = field(default_factory=dict)
 
 
 def _write(folder: Path, result: Mapping[str, Any]) -> None:
     write_json(folder / RESULT, result)
     (folder / PAGE).write_text(page(result), encoding="utf-8")
+
+
+def _show(path: str, result: Mapping[str, Any], progress: Report) -> None:
+    """Put the result into the k-SAE's model card, where it has one on disk."""
+    folder = sae_folder(path)
+    if folder is None or not (folder / CARD).is_file():
+        return
+    try:
+        card = read_text(folder / CARD)
+        write_whole(folder / CARD, with_section(card, section(result, path)))
+    except (OSError, ValueError) as error:  # the result is written; a card is not worth losing it
+        progress(Progress(f"the card of {printable(path)} stays as it is: {printable(error)}"))
+    else:
+        progress(Progress(f"wrote the result into {folder / CARD}"))
 
 
 def _sha256(path: str) -> str | None:
@@ -101,90 +163,177 @@ def _sha256(path: str) -> str | None:
     return None if folder is None else sha256(folder / WEIGHTS)
 
 
-def _rows(store: ActivationStore) -> Float[Tensor, "images d"]:
-    return torch.cat([pooled(batch) for _, batch in store.batches(1024)])
+def _over(config: EvalSAEConfig, models: Mapping[str, KSparseAutoencoder]) -> OverCells:
+    """What an image's code is of, the same for all k-SAEs, or a ValueError that says what they differ in."""
+    own = {path: own_over(model) for path, model in models.items()}
+    if config.over is None and len(set(own.values())) > 1:
+        cells = next(path for path, over in own.items() if over != "pooled")
+        raise ValueError(
+            f"{printable(cells)} was trained on cells, others on pooled rows: choose `over`"
+        )
+    over = config.over or next(iter(own.values()))
+    if config.loss_images and over != "pooled":
+        raise ValueError("loss_images is of pooled activations: leave it out for codes of cells")
+    return over
 
 
-def _activations(config: EvalSAEConfig, store: ActivationStore) -> tuple[Tensor, Tensor, list[str]]:
-    """The held-out activations, those that controls are made of, and what is to be said of them.
+def _opened(path: Path, over: OverCells | None) -> ActivationStore:
+    """A store of whole images or, where codes are of cells, of cells."""
+    return ActivationStore.open(path, cells=over != "pooled")
+
+
+def _rows(store: ActivationStore, over: OverCells | None) -> Tensor:
+    if over == "pooled":
+        return torch.cat([pooled(batch) for _, batch in store.batches(1024)])
+    starts = range(0, store.images, 64)
+    return torch.cat([store.image_cells(at, min(at + 64, store.images)) for at in starts])
+
+
+def _data(config: EvalSAEConfig, models: Mapping[str, KSparseAutoencoder]) -> _Data:
+    """Open the stores, and refuse now what would fail after the work.
 
     Raises:
-        ValueError: images in both, or too few.
+        ValueError: stores and k-SAEs do not fit together, images are in both, or too few.
     """
-    if len(store) < TOO_FEW:
-        raise ValueError(f"{config.store} holds {len(store)} images: measures need {TOO_FEW} up")
-    rows = _rows(store)
+    store, over = _opened(config.store, config.over), config.over
+    recipes = config.trained_controls or config.random_store
+    for number, (path, model) in enumerate(models.items()):
+        check_width(model, store)
+        if recipes or (config.planted and not number):
+            _recipe(path)
+    if store.images < TOO_FEW:
+        raise ValueError(f"{config.store} holds {store.images} images: measures need {TOO_FEW} up")
+    rows = _rows(store, over)
+    notes = [] if store.labels is not None else [UNLABELLED]
+    random = _random(config, store)
     if config.train_store is None:
-        text = (
-            "no training store was given: controls are made of the held-out activations themselves"
-        )
-        return rows, rows, [text]
-    train = ActivationStore.open(config.train_store)
-    if train.row_shape[0] != store.row_shape[0]:
-        raise ValueError(
-            f"{config.train_store} has {train.row_shape[0]} channels, {config.store} {store.row_shape[0]}: "
-            "give stores of one layer"
-        )
+        return _Data(store, rows, rows.flatten(0, -2), random, [NO_TRAIN_STORE, *notes])
+    train = _opened(config.train_store, over)
+    _check_channels(train, store)
     same = all(train.manifest.get(key) == store.manifest.get(key) for key in ("dataset", "split"))
     shared = len(set(train.ids) & set(store.ids)) if same else 0
     if shared and config.overlap == "stop":
         raise ValueError(
-            f"{shared:,} of the {len(store):,} images of {config.store} are in {config.train_store} too: "
+            f"{shared:,} of the {store.images:,} images of {config.store} are in {config.train_store} too: "
             "hold out other images, or set overlap to allow"
         )
-    notes = [f"{shared:,} of {len(store):,} images are training images"] if shared else []
-    return rows, _rows(train), notes
+    if shared:
+        notes = [f"{shared:,} of {store.images:,} images are training images", *notes]
+    return _Data(store, rows, _rows(train, over).flatten(0, -2), random, notes)
+
+
+def _check_channels(other: ActivationStore, store: ActivationStore) -> None:
+    if other.row_shape[0] != store.row_shape[0]:
+        raise ValueError(
+            f"{other.path} has {other.row_shape[0]} channels, {store.path} {store.row_shape[0]}: "
+            "give stores of one layer"
+        )
+
+
+def _random(config: EvalSAEConfig, store: ActivationStore) -> tuple[Tensor, Tensor] | None:
+    """The random weights' activations of the held-out images, in their order, and those to train on.
+
+    Raises:
+        ValueError: one of the two stores is missing, or they are of another layer, noise or other images.
+    """
+    if config.random_store is None and config.random_train_store is None:
+        return None
+    if config.random_store is None or config.random_train_store is None:
+        raise ValueError(
+            "random_store and random_train_store belong together: the images of store, and those to train on"
+        )
+    over, places = config.over, (config.random_store, config.random_train_store)
+    held, train = (_opened(path, over) for path in places)
+    for other in (held, train):
+        _check_channels(other, store)
+        for key in ("layer", "timestep", "prompt_policy"):
+            if other.manifest.get(key) != store.manifest.get(key):
+                raise ValueError(
+                    f"the {key} of {other.path} and of {store.path} differ ({other.manifest.get(key)} and "
+                    f"{store.manifest.get(key)}): extract both alike"
+                )
+    if held.manifest.get("model") == store.manifest.get("model"):
+        raise ValueError(
+            f"{held.path} and {store.path} are of the same model, {printable(held.manifest.get('model'))}: "
+            "extract the first with random_weights"
+        )
+    place = {name: row for row, name in enumerate(held.ids)}
+    missing = [name for name in store.ids if name not in place]
+    if missing:
+        raise ValueError(
+            f"{len(missing):,} of the {store.images:,} images of {store.path} are not in {held.path}: "
+            "extract the same images"
+        )
+    return _rows(held, over)[[place[name] for name in store.ids]], _rows(train, over).flatten(0, -2)
 
 
 def _judged(
     config: EvalSAEConfig,
     path: str,
     model: KSparseAutoencoder,
-    store: ActivationStore,
-    rows: Tensor,
-    source: Tensor,
+    data: _Data,
+    inside: "InModel | None",
     progress: Report,
 ) -> dict[str, Any]:
-    models = {"k-SAE": model} | untrained_controls(model, source, config.seed)
+    sizes = (model.d, model.n, model.k)
+    if sizes not in data.untrained:
+        data.untrained[sizes] = untrained_controls(model, data.source, config.seed), {}
+    untrained, taken = data.untrained[sizes]
+    models, known = {"k-SAE": model} | untrained, dict(taken)
     if config.trained_controls:
-        models |= _trained(config, path, model, source, progress)
+        key = (_sha256(path) or "")[:12]
+        for name in TRAINED:
+            models[name] = _trained(config, path, model, data.source, name, key, progress)
+    others = {}
+    if data.random is not None and config.random_train_store is not None:
+        rows, source = data.random
+        store = _opened(config.random_train_store, config.over)
+        key = f"{_sha256(path)}{store.sha256}"
+        key = blake2b(key.encode(), digest_size=6).hexdigest()
+        control = _trained(config, path, model, source, RANDOM_WEIGHTS, key, progress)
+        others[RANDOM_WEIGHTS] = (control, rows)
     entry = judge(
         models,
-        rows,
-        store.labels,
+        data.rows,
+        data.store.labels,
         confidence=config.confidence,
         seed=config.seed,
-        source=store.manifest,
+        source=data.store.manifest,
+        over="mean" if config.over == "mean" else "max",
+        others=others,
+        known=known,
         progress=lambda name: progress(Progress(f"{path}: measuring {name}")),
     )
-    if config.loss_images:
-        progress(Progress(f"{path}: denoising loss of {config.loss_images} images"))
-        entry |= _loss(config, models, store, source)
+    taken |= {name: known[name] for name in untrained}
+    if inside is not None:
+        progress(Progress(f"{path}: {len(inside.downstream)} images through the model"))
+        more = inside.measure(models, data.source.mean(0))
+        entry["measures"] |= more.pop("measures")
+        entry |= more
     return entry
 
 
 def _trained(
-    config: EvalSAEConfig, path: str, model: KSparseAutoencoder, source: Tensor, progress: Report
-) -> dict[str, KSparseAutoencoder]:
-    """The controls that are trained; one that lies in the output folder already is read."""
-    training, made = _recipe(path), {}
-    key = (_sha256(path) or "")[:12]
-    for name in TRAINED:
-        kept = config.out / "controls" / f"{name.replace(' ', '-')}-{key}"
-        if not kept.exists():
-            control = trained_control(
-                name,
-                model,
-                source,
-                training,
-                lambda done, total, name=name: progress(
-                    Progress("", done, total, "step", (("control", name),))
-                ),
-            )
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            write_folder(kept, control.save_pretrained)
-        made[name] = open_sae(str(kept), "cpu")
-    return made
+    config: EvalSAEConfig,
+    path: str,
+    model: KSparseAutoencoder,
+    rows: Tensor,
+    name: str,
+    key: str,
+    progress: Report,
+) -> KSparseAutoencoder:
+    """A control that is trained; one that lies in the output folder already is read."""
+    assert config.out is not None
+    kept = config.out / "controls" / f"{name.replace(' ', '-')}-{key}"
+    if not kept.exists():
+
+        def told(done: int, total: int) -> None:
+            progress(Progress("", done, total, "step", (("control", name),)))
+
+        control = trained_control(name, model, rows, _recipe(path), told)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_folder(kept, control.save_pretrained)
+    return open_sae(str(kept), "cpu")
 
 
 def _recipe(path: str) -> TrainSAEConfig:
@@ -205,8 +354,7 @@ def _together(
     config: EvalSAEConfig,
     models: Mapping[str, KSparseAutoencoder],
     entries: Mapping[str, Any],
-    rows: Tensor,
-    source: Tensor,
+    data: _Data,
 ) -> dict[str, Any]:
     """What several trainings of one recipe say together; nothing of a single one or of different recipes."""
     sizes = {
@@ -215,107 +363,34 @@ def _together(
     if len(models) < 2 or len(sizes) > 1:
         return {}
     first = next(iter(models.values()))
-    directions = [live_directions(model, rows) for model in models.values()]
+    directions = [live_directions(model, data.rows) for model in models.values()]
     seeds = range(config.seed, config.seed + min(len(models), STABLE_SEEDS))
+    stable = {"k-SAE": stability(directions)}
+    stable |= stability_of_controls(first, data.source, list(seeds))
+    told = {}
+    if len(models) >= STABLE_SEEDS:
+        told = {"stability_verdict": stability_verdicts(stable, config.confidence)}
     return {
         "over_trainings": over_trainings(
             [entry["measures"] for entry in entries.values()], config.confidence
         ),
-        "stability": {"k-SAE": stability(directions)}
-        | stability_of_controls(first, source, list(seeds)),
+        "stability": stable,
+        **told,
     }
 
 
-def _planted(config: EvalSAEConfig, d: int, rows: int, progress: Report) -> dict[str, Any]:
+def _planted(config: EvalSAEConfig, data: _Data, progress: Report) -> dict[str, Any]:
     if not config.planted:
         return {}
     recipe = _recipe(config.ksae[0])
     found = [
         planted_recovery(
             recipe,
-            d,
-            rows,
+            data.store.row_shape[0],
+            len(data.source),
             seed=config.seed + number,
             progress=lambda done, total: progress(Progress("", done, total, "step")),
         )
         for number in range(config.planted)
     ]
-    names = [name for name, value in found[0].items() if isinstance(value, Mapping)]
-    means = {
-        name: {
-            level: {
-                "value": sum(one[name][level] for one in found) / len(found),
-                "trainings": [one[name][level] for one in found],
-            }
-            for level in found[0][name]
-        }
-        for name in names
-    }
-    return {"planted": {key: found[0][key] for key in found[0] if key not in names} | means}
-
-
-def _loss(
-    config: EvalSAEConfig,
-    models: Mapping[str, KSparseAutoencoder],
-    store: ActivationStore,
-    source: Tensor,
-) -> dict[str, Any]:
-    from revelio.evaluation.loss_recovered import loss_recovered, reconstruction, summary
-
-    mean = source.mean(0)
-    replacements: dict[str, Replace | None] = {
-        "true": None,
-        "mean": lambda rows: mean.to(rows).expand_as(rows),
-        "zero": torch.zeros_like,
-    }
-    replacements |= {name: reconstruction(model, store.manifest) for name, model in models.items()}
-    losses = _losses(config, store, replacements)
-    subsets = image_subsets(len(losses["true"]), config.seed)
-    found = {name: loss_recovered(losses, name, subsets) for name in models}
-    first, *controls = models
-    entry = against(found[first], {name: found[name] for name in controls}, 1, config.confidence)
-    return {"loss_recovered": entry, "denoising_loss": summary(losses)}
-
-
-def _losses(
-    config: EvalSAEConfig, store: ActivationStore, replacements: "Mapping[str, Replace | None]"
-) -> dict[str, Tensor]:
-    """The losses of the first images of the data set that are in the store.
-
-    Raises:
-        ValueError: the backbone is not the store's, has no noise, or the images are others.
-    """
-    from revelio.backbones.base import DiffusionModel
-    from revelio.backbones.registry import load_backbone
-    from revelio.data.loading import batches
-    from revelio.data.open import open_dataset
-    from revelio.evaluation.loss_recovered import denoising_losses
-
-    about = store.manifest
-    backbone = load_backbone(config.backbone)
-    if not isinstance(backbone, DiffusionModel) or backbone.name != about["model"]:
-        raise ValueError(
-            f"{config.store} is of {about['model']}, the backbone is {backbone.name}: loss recovered needs "
-            "the store's own diffusion model"
-        )
-    dataset = open_dataset(config.data)
-    known = set(store.ids)
-    places = [i for i, name in enumerate(dataset.ids) if name in known][: config.loss_images]
-    if len(places) < min(config.loss_images, len(store)):
-        raise ValueError(
-            f"{len(places)} of the images of {config.store} are in {config.data.source}: give the data set "
-            "that it was extracted from"
-        )
-    parts = [
-        denoising_losses(
-            backbone,
-            about["layer"],
-            backbone.encode(batch.pixels),
-            batch.ids,
-            about["timestep"],
-            replacements,
-            seed=about["seed"],
-        )
-        for batch in batches(dataset, backbone.transform, config.batch_size, indices=places)
-    ]
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return planted_together(found, config.confidence)

@@ -22,6 +22,7 @@ from revelio.backbones.base import Backbone, schedule_of
 from revelio.backbones.compiled import compile_backbone
 from revelio.backbones.diffusion.schedule import reference_schedule
 from revelio.backbones.prompts import captions_sha256, check_policy, prompt_texts
+from revelio.backbones.random_init import untrained
 from revelio.backbones.registry import load_backbone
 from revelio.config import to_yaml
 from revelio.data.dataset import ImageDataset
@@ -116,6 +117,8 @@ def open_plan(
     if options.device == "auto":
         options = replace(options, device=processes.device)
     backbone = load_backbone(options, layers=config.layers)
+    if config.random_weights is not None:
+        untrained(backbone, config.random_weights)
     if processes.main:
         dataset = hashed(dataset, progress)
     accelerated = device_of(options.device).type == "cuda"

@@ -28,6 +28,7 @@ from revelio.analysis.redundancy import partners, redundancy
 from revelio.analysis.top_images import top_images
 from revelio.analysis.top_images_files import ksae_identity, store_identity
 from revelio.bounds import check_fields
+from revelio.data.picture import decoded
 from revelio.outputs import check_file, has_keys
 from revelio.pipelines import Report, counted, silent
 from revelio.pipelines.inputs import backbone_of, open_sae, pictures_of, place_of
@@ -196,20 +197,17 @@ def read_masks(
         grid: height and width of the grids.
 
     Raises:
-        ValueError: a mask is missing or no picture of one channel; it is named.
+        ImageError: a mask is missing or no picture of one channel; it is named.
     """
     found = []
     for name in ids:
         path = path_in(folder, str(Path(name).with_suffix(".png")), what="a mask")
-        try:
-            with Image.open(path) as picture:
-                if picture.mode not in ("L", "P", "1"):
-                    raise ValueError(f"it has the mode {picture.mode}: give one channel of classes")
-                side = min(picture.size)
-                left, upper = (picture.width - side) // 2, (picture.height - side) // 2
-                square = picture.crop((left, upper, left + side, upper + side))
-                small = square.resize((grid[1], grid[0]), Image.Resampling.NEAREST)
-                found.append(torch.from_numpy(np.array(small).astype(np.int64)))
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            raise ValueError(f"{printable(path)} is no usable mask: {printable(error)}") from error
+        with decoded(path, str(path)) as picture:
+            if picture.mode not in ("L", "P", "1"):
+                raise ValueError(f"it has the mode {picture.mode}: give one channel of classes")
+            side = min(picture.size)
+            left, upper = (picture.width - side) // 2, (picture.height - side) // 2
+            square = picture.crop((left, upper, left + side, upper + side))
+            small = square.resize((grid[1], grid[0]), Image.Resampling.NEAREST)
+            found.append(torch.from_numpy(np.array(small).astype(np.int64)))
     return torch.stack(found)

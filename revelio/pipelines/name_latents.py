@@ -8,12 +8,11 @@ made.result["passed"], made.result["control"]
 Every reply is kept in a cache at once: a stopped run goes on, and a second one sends nothing.
 """
 
-import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -23,11 +22,9 @@ from revelio.analysis.gallery.firing import firing
 from revelio.analysis.top_images import TopImages
 from revelio.bounds import check_fields
 from revelio.data.dataset import ImageDataset
-from revelio.endpoint import Settings, ask_all, key_of
 from revelio.naming.config import NameLatentsConfig
 from revelio.naming.questions import (
     Named,
-    body,
     check_question,
     choices,
     name_question,
@@ -37,17 +34,17 @@ from revelio.naming.questions import (
 )
 from revelio.naming.verdicts import LEVEL, fleiss_kappa, tells_apart
 from revelio.outputs import check_file, has_keys
-from revelio.pipelines import Progress, Report, counted, silent
+from revelio.pipelines import Progress, Report, silent
 from revelio.pipelines.inputs import open_sae, pictures_of
 from revelio.pipelines.top_images import read_top_images
-from revelio.reply_cache import ReplyCache, open_cache
+from revelio.pipelines.vision_judge import VisionJudge
+from revelio.reply_cache import open_cache
 from revelio.run_dir import versions, write_json
 from revelio.seeds import key_seed
 from revelio.stats import proportion
 
 __all__ = ["NameLatentsConfig", "NamedLatents", "name_latents"]
 
-T = TypeVar("T")
 # What OpenAI counts for a picture of about 1000 x 1000 pixels; other judges count otherwise.
 SHEET_TOKENS, TEXT_TOKENS, REPLY_TOKENS = 765, 120, 40
 
@@ -100,7 +97,7 @@ def name_latents(config: NameLatentsConfig, progress: Report = silent) -> NamedL
         return NamedLatents(out, cost)
     pictures = _Pictures(store, pictures_of(config.data, store), config.side)
     with open_cache(config.cache or out.with_suffix(".cache.sqlite")) as cache:
-        judge = _Judge(config, cache, progress)
+        judge = VisionJudge(config.judge, config.max_tokens, config, cache, progress)
         names = _named(config, judge, pictures, subjects)
         checks = _checked(judge, pictures, subjects, names, shift=0)
         control = _checked(judge, pictures, subjects, names, shift=1) if len(subjects) > 1 else []
@@ -117,7 +114,7 @@ def _subjects(
     enough = (top.counts[order] >= config.shown + config.checked) & (
         top.images - top.counts[order] >= config.checked
     )
-    chosen = order[enough][: config.strongest]
+    chosen = order[enough][: config.latents]
     if config.shown > top.m:
         raise ValueError(f"shown is {config.shown}, and each latent has {top.m} top images")
     if not len(chosen):
@@ -180,66 +177,8 @@ class _Pictures:
         return self._dataset.read(self._places[self._ids[row]])
 
 
-class _Judge:
-    """Replies, from the cache or else from the endpoint."""
-
-    def __init__(self, config: NameLatentsConfig, cache: ReplyCache, progress: Report) -> None:
-        self._cache, self._progress, self._config = cache, progress, config
-        self._address = config.base_url or os.environ.get("OPENAI_BASE_URL")
-        self._settings: Settings = replace(config, base_url=self._address)
-
-    def ask(
-        self,
-        title: str,
-        questions: Sequence[tuple[str, bytes]],
-        read: Callable[[int, str], T],
-    ) -> list[T | None]:
-        """What is read out of the reply to each question; None where it can't be.
-
-        Raises:
-            ValueError: the judge is down, or not one reply is of use.
-        """
-        config = self._config
-        bodies = [body(config.judge, text, jpeg, config.max_tokens) for text, jpeg in questions]
-        entries = [{"body": one, "base_url": self._address or ""} for one in bodies]
-        lacking = [i for i, entry in enumerate(entries) if self._cache.get(entry) is None]
-        count = counted(self._progress, title, len(bodies), "reply")
-        count(len(bodies) - len(lacking))
-        if lacking:
-            key_of(self._settings)
-
-            def keep(index: int, reply: Any) -> None:
-                self._cache.put(entries[lacking[index]], reply)
-                count(1)
-
-            outcome = ask_all([bodies[i] for i in lacking], self._settings, keep)
-            if outcome.unanswered:
-                why = outcome.down or next(iter(outcome.unanswered.values()))
-                raise ValueError(
-                    f"no reply from {self._address or 'the endpoint'} to {len(outcome.unanswered)} of "
-                    f"{len(lacking)} questions ({why}); the replies so far are kept: run it again to go on"
-                )
-        return self._read(entries, read)
-
-    def _read(self, entries: Sequence[Mapping[str, Any]], read: Callable[[int, str], T]):
-        found: list[T | None] = []
-        why = ""
-        for index, entry in enumerate(entries):
-            reply = self._cache.get(entry)
-            try:
-                found.append(read(index, reply.text if reply else ""))
-            except ValueError as error:
-                found.append(None)
-                why = str(error)
-        if all(one is None for one in found):
-            raise ValueError(
-                f"not one of {len(found)} replies is of use ({why}): take another judge"
-            )
-        return found
-
-
 def _named(
-    config: NameLatentsConfig, judge: _Judge, pictures: _Pictures, subjects: Sequence[Subject]
+    config: NameLatentsConfig, judge: VisionJudge, pictures: _Pictures, subjects: Sequence[Subject]
 ) -> list[list[Named]]:
     """The replies on each latent that could be read."""
     orders = [
@@ -268,7 +207,7 @@ def _best(replies: Sequence[Named]) -> Named | None:
 
 
 def _checked(
-    judge: _Judge,
+    judge: VisionJudge,
     pictures: _Pictures,
     subjects: Sequence[Subject],
     names: Sequence[Sequence[Named]],

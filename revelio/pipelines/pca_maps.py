@@ -1,7 +1,7 @@
 """PCA maps of a backbone's grids of some images: taken, fitted, drawn and written."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from revelio.analysis.config import MakePCAMapsConfig, PCAMapsConfig
 from revelio.analysis.pca_maps import PcaMaps, pca_maps, sheet
-from revelio.backbones.base import Backbone
+from revelio.backbones.base import Backbone, schedule_of
+from revelio.backbones.registry import describe_one
 from revelio.bounds import check_fields
 from revelio.data.loading import Batch, batches
 from revelio.data.open import open_dataset
@@ -34,7 +35,7 @@ class MadePCAMaps:
 
     Attributes:
         path: the folder.
-        maps: by `layer` or `layer t=25`.
+        maps: by `layer` or `layer t=25`; of several models with the model's name before it.
         ids: the images on the sheet, from the top.
     """
 
@@ -51,35 +52,77 @@ def make_pca_maps(config: MakePCAMapsConfig, progress: Report = silent) -> MadeP
         progress: told how many images are done.
 
     Raises:
-        ValueError: a setting is outside its bounds, no image could be read, or the folder holds something
-            else: also the maps of another model or data set.
+        KeyError: a layer that no model has.
+        ValueError: a setting is outside its bounds, a model has none of the layers, no image could be read,
+            or the folder holds something else: also the maps of another model or data set.
     """
     check_fields(config)
     # The default place is named after the images; a place that is given is claimed before they are opened.
-    out = config.out or _place(config.backbone.name, open_dataset(config.data).name)
+    names = [config.backbone.name, *config.others]
+    out = config.out or _place(names, open_dataset(config.data).name)
     check_replaceable(out, MAKER, FILES, OLDER)
     with claimed(out):
         dataset = open_dataset(config.data)
-        backbone = backbone_of(config.backbone, config.layers)
-        ours = [backbone.name, dataset.name]
-        check_same_source(out / "maps.json", lambda found: [found["model"], found["dataset"]], ours)
-        told = counted(progress, "grids", len(dataset), "image")
-        loaded = batches(
-            dataset, backbone.transform, config.batch_size, on_error=config.data.on_error
-        )
-        kept, skipped, grids = collect(config, backbone, loaded, told)
-        maps = {name: pca_maps(grid) for name, grid in grids.items()}
+        told = counted(progress, "grids", len(names) * len(dataset), "image")
+        maps: dict[str, PcaMaps] = {}
+        models, kept, skipped = [], [], []
+        for name, layers in _layers_of(names, config).items():
+            backbone = backbone_of(replace(config.backbone, name=name), layers)
+            models.append(backbone.name)
+            ours = ["+".join(models), dataset.name]
+            if len(models) == len(names):
+                earlier = out / "maps.json"
+                check_same_source(earlier, lambda found: [found["model"], found["dataset"]], ours)
+            loaded = batches(
+                dataset, backbone.transform, config.batch_size, on_error=config.data.on_error
+            )
+            own = replace(config, layers=layers, timesteps=_timesteps(backbone, config))
+            kept, skipped, grids = collect(own, backbone, loaded, told)
+            before = f"{Path(backbone.name).name} " if config.others else ""
+            maps |= {before + column: pca_maps(grid) for column, grid in grids.items()}
+        about = {"model": "+".join(models), "dataset": dataset.name, "seed": config.seed}
         made = MadePCAMaps(out, maps, [dataset.ids[index] for index in kept])
         columns = [(name, found.rgb) for name, found in maps.items()]
         page = sheet([dataset.read(index) for index in kept], columns, side=config.side)
-        about = {"model": backbone.name, "dataset": dataset.name, "seed": config.seed}
         _write(made, page, about | {"ids": made.ids, "skipped": skipped})
     return made
 
 
-def _place(model: str, dataset: str) -> Path:
-    """A folder of its own for each model and data set."""
-    return Path("runs") / "pca-maps" / f"{Path(model).name}-{Path(dataset).name}"
+def _layers_of(names: Sequence[str], config: MakePCAMapsConfig) -> dict[str, tuple[str, ...]]:
+    """The layers that each model shows: all that are asked for, of several models those that each has.
+
+    Raises:
+        KeyError: a layer that no model has.
+        ValueError: a model has none of the layers, or is named twice.
+    """
+    if len(set(names)) < len(names):
+        raise ValueError(f"a model is named twice among {', '.join(names)}")
+    if len(names) == 1:
+        return {names[0]: config.layers}
+    known = {name: describe_one(name, config.backbone.revision).layers for name in names}
+    for layer in config.layers:
+        if not any(layer in each for each in known.values()):
+            raise KeyError(f"unknown layer {layer!r}: none of {', '.join(names)} has it")
+    found = {
+        name: tuple(layer for layer in config.layers if layer in each)
+        for name, each in known.items()
+    }
+    for name, layers in found.items():
+        if not layers:
+            has = ", ".join(known[name])
+            raise ValueError(f"{name} has none of the layers: name some of {has} too")
+    return found
+
+
+def _timesteps(backbone: Backbone, config: MakePCAMapsConfig) -> tuple[int, ...]:
+    alone = not config.others or schedule_of(backbone) is not None
+    return config.timesteps if alone else ()
+
+
+def _place(models: Sequence[str], dataset: str) -> Path:
+    """A folder of its own for the models and the data set."""
+    name = "-".join(Path(one).name for one in (*models, dataset))
+    return Path("runs") / "pca-maps" / name
 
 
 def _write(made: MadePCAMaps, page: Any, about: dict[str, Any]) -> None:

@@ -22,11 +22,11 @@ from revelio.bounds import check_fields
 from revelio.distributed import device_of
 from revelio.outputs import check_file, has_keys
 from revelio.pipelines import Report, counted, silent
-from revelio.probes.attention_pool import attention_pool_probe
 from revelio.probes.chosen import Probed
 from revelio.probes.config import ProbeConfig, ProbeName
 from revelio.probes.knn import knn_probe
 from revelio.probes.linear import linear_probe
+from revelio.probes.networks import NETWORKS, network_probe
 from revelio.run_dir import versions, write_json
 from revelio.stats import Difference, paired, rounded, told_apart, trainings95
 from revelio.trust import printable
@@ -36,10 +36,17 @@ __all__ = ["ProbeConfig", "ProbedStores", "probe"]
 
 @dataclass(frozen=True)
 class ProbedStores:
-    """What the file of a table of probes holds (``entries``: a probe on a store each), and where it is."""
+    """A table of probes.
+
+    Attributes:
+        path: its file.
+        result: what that holds; ``entries``: a probe on a store each.
+        right: for each entry, which test images each training was right on, (seeds images).
+    """
 
     path: Path
     result: dict[str, Any]
+    right: list[np.ndarray]
 
     @property
     def entries(self) -> list[dict[str, Any]]:
@@ -99,7 +106,7 @@ def probe(config: ProbeConfig, progress: Report = silent) -> ProbedStores:
         "versions": versions(),
     }
     write_json(config.out, result)
-    return ProbedStores(config.out, result)
+    return ProbedStores(config.out, result, right)
 
 
 def _open_pairs(config: ProbeConfig) -> list[Pair]:
@@ -115,10 +122,11 @@ def _open_pairs(config: ProbeConfig) -> list[Pair]:
                 f"{pair.test.path} and {pairs[0].test.path} are of different test images, which no paired "
                 "comparison can do with: extract all layers of the same images"
             )
-        if "attention" in config.probes and len(pair.train.row_shape) != 3:
+        networks = [name for name in config.probes if name in NETWORKS]
+        if networks and len(pair.train.row_shape) != 3:
             raise ValueError(
-                f"{pair.train.path} holds one vector an image, and the attention probe needs grids: extract "
-                "with pool `none`, or leave attention out"
+                f"{pair.train.path} holds one vector an image, and the {networks[0]} probe needs grids: "
+                f"extract with pool `none`, or leave {networks[0]} out"
             )
     return pairs
 
@@ -162,9 +170,10 @@ def _check_apart(train: ActivationStore, test: ActivationStore) -> None:
 
 def _trained(name: ProbeName, pair: Pair, config: ProbeConfig, seed: int) -> Probed:
     rows = [store.tensor() for store in (pair.train, pair.test)]
-    if name == "attention":
+    if name in NETWORKS:
         train, test = rows
-        return attention_pool_probe(
+        return network_probe(
+            name,
             train,
             pair.labels,
             test,

@@ -7,7 +7,8 @@ from typing import Any
 from revelio.activations.store import ActivationStore
 from revelio.analysis.config import MeasurePurityConfig, PurityConfig
 from revelio.analysis.controls import CONTROLS, compare
-from revelio.analysis.purity import purity
+from revelio.analysis.paired import OVER_IMAGES
+from revelio.analysis.purity import purity, renamed
 from revelio.analysis.similarity import unit_vectors
 from revelio.analysis.top_images import TopImages
 from revelio.analysis.top_images_files import check_ksae, check_store, load_top_images
@@ -108,11 +109,20 @@ def _noted(entry: dict[str, Any], note: str) -> dict[str, Any]:
 def controls_of(
     model: KSparseAutoencoder, store: ActivationStore, config: PurityConfig, progress: Report
 ) -> dict[str, Any]:
-    """What a purity entry holds of its controls: `controls`, `verdict`, `controls_method`."""
+    """What a purity entry holds of its controls: `controls`, `verdict`, `controls_method`.
+
+    Its own intervals, too, are then over images, which latents share, and not over latents.
+    """
     count = counted(progress, "controls", CONTROLS + 1, "model")
     device = next(model.parameters()).device
     found = compare(model, store, config, device=device, progress=lambda _: count(1))
     kept = {name: found[name] for name in ("controls", "verdict")}
+    if found["intervals"]:
+        kept |= {
+            "intervals": renamed(found["intervals"]),
+            "interval": found["intervals"]["sigma"],
+            "interval_method": f"95 % {OVER_IMAGES}",
+        }
     return kept | {"controls_method": found["interval_method"]}
 
 

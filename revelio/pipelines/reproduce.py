@@ -4,14 +4,17 @@ from revelio.pipelines.reproduce import ReproduceConfig, reproduce
 
 made = reproduce("table2a", ReproduceConfig(scale="mini"), print)
 
-<out>/<scale>-<mode>/<item>.json, <item>.md     every row, every ordering
+<out>/<scale>-<mode>/<item>.json, .md, .svg     every row, every ordering, a picture
     rows/<row>/           a row's runs (k-SAEs and top images, or Diff-C) and what it measured
     sets/<model>-<data>/  what rows of the same model and pictures share: VAE latents, activations
 
-A row that is done is not run again; one that can't be run is listed with what it lacks.
+A row that is done is not run again; one that can't be run is listed with what it lacks. Processes that
+``torchrun`` started share every pass of the model over the images, and then each takes its own rows, so that
+the numbers are those of one process.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,18 +23,22 @@ import numpy as np
 
 from revelio.bounds import check_fields
 from revelio.config import to_plain
+from revelio.distributed import apart, launched
 from revelio.files import write_whole
 from revelio.outputs import check_file, claimed, has_keys
 from revelio.pipelines import Progress, Report, silent
 from revelio.pipelines.reproduce_parts import CANNOT, Shared, reason_of
-from revelio.pipelines.reproduce_rows import Found, gain, measure
+from revelio.pipelines.reproduce_rows import Found, checked, gain, measure
+from revelio.pipelines.reproduce_scores import scored
 from revelio.reproduce.config import ReproduceConfig
-from revelio.reproduce.items import DELTA, TOP1, Item, Row, item
+from revelio.reproduce.items import Item, item
 from revelio.reproduce.orderings import Replicates, judge
 from revelio.reproduce.page import page
+from revelio.reproduce.picture import picture
+from revelio.reproduce.row import DELTA, TOP1, Row
 from revelio.reproduce.rows import SIZES, OurRow, Sizes, our_rows
-from revelio.run_dir import read_json, versions, write_json
-from revelio.trust import printable
+from revelio.run_dir import versions, write_json
+from revelio.trust import printable, read_object
 
 __all__ = ["ReproduceConfig", "Reproduced", "reproduce"]
 
@@ -41,7 +48,7 @@ class Reproduced:
     """A finished item.
 
     Attributes:
-        path: its page, `<item>.md`; `<item>.json` is beside it.
+        path: its page, `<item>.md`; `<item>.json` is beside it, and `<item>.svg` where a row was measured.
         result: what the JSON file holds.
     """
 
@@ -65,29 +72,51 @@ def reproduce(
         ValueError: a setting is outside its bounds, or the folder to write to is taken.
     """
     check_fields(config)
-    wanted, rows = item(name), our_rows(item(name).rows, config)
+    wanted, processes = item(name), launched(config.device)
+    if processes.world > 1 and config.device in ("auto", "cuda"):
+        config = replace(config, device=processes.device)
+    rows = our_rows(wanted.rows, config)
     root = config.out / f"{config.scale}-{config.mode}"
     path = root / f"{name}.json"
     check_file(path, has_keys("item", "orderings"), "a reproduced item")
-    if wanted.commands:
-        rows = [replace(ours, missing="made by its own commands") for ours in rows]
-    with claimed(root):
-        found = _measured(Shared(config, sizes or SIZES[config.scale], root, rows, progress))
-        result = _result(name, wanted, config, rows, found)
-        write_json(path, result)
-        write_whole(path.with_suffix(".md"), page(result))
+    for made in (".md", ".svg"):
+        check_file(path.with_suffix(made), lambda _: path.is_file(), "a page of a reproduced item")
+    told = progress if processes.main else silent
+    shared = Shared(config, sizes or SIZES[config.scale], root, rows, told, processes)
+    with claimed(root) if processes.main else nullcontext():
+        judged = scored(wanted.rows, config.scores, config.seed) if wanted.commands else None
+        result = _result(name, wanted, config, rows, judged or _measured(shared))
+        if processes.main:
+            _write(path, result)
+    processes.close()
     return Reproduced(path.with_suffix(".md"), result)
+
+
+def _write(path: Path, result: dict[str, Any]) -> None:
+    write_json(path, result)
+    if drawn := picture(result):
+        write_whole(path.with_suffix(".svg"), drawn)
+    write_whole(path.with_suffix(".md"), page(result, f"{path.stem}.svg" if drawn else ""))
 
 
 def _measured(shared: Shared) -> dict[Row, Found]:
     """What every row measured, or ``missing``; rows of one model and data set after one another."""
-    found: dict[Row, Found] = {}
-    rows, told = shared.rows, shared.progress
-    for number, ours in enumerate(sorted(rows, key=lambda one: one.set_name), 1):
-        told(Progress(f"row {number} of {len(rows)}: {ours.row.name}"))
-        found[ours.row] = {"missing": ours.missing} if ours.missing else _row(shared, ours)
-        if reason := found[ours.row].get("missing"):
-            told(Progress(f"  can't run: {printable(reason)}"))
+    rows = sorted(shared.rows, key=lambda one: one.set_name)
+    left = [ours for ours in rows if not ours.missing and _written(shared, ours) is None]
+    shared.prepare(left)
+    # Rows that write to one folder are one process's.
+    places = list(dict.fromkeys(ours.name for ours in rows))
+    processes, told = shared.processes, shared.progress
+    mine = [o for o in rows if places.index(o.name) % processes.world == processes.rank]
+    measured: list[tuple[Row, Found]] = []
+    with apart():
+        for number, ours in enumerate(mine, 1):
+            told(Progress(f"row {number} of {len(mine)}: {ours.row.name}"))
+            one = {"missing": ours.missing} if ours.missing else _row(shared, ours)
+            measured.append((ours.row, one))
+            if reason := one.get("missing"):
+                told(Progress(f"  can't run: {printable(reason)}"))
+    found = dict(processes.gather(measured))
     bases = {row: found.get(replace(row, prompt="empty", metric=TOP1), {}) for row in found}
     gains = {row: gain(found[row], base) for row, base in bases.items() if row.metric == DELTA}
     return found | gains
@@ -95,18 +124,30 @@ def _measured(shared: Shared) -> dict[Row, Found]:
 
 def _row(shared: Shared, ours: OurRow) -> Found:
     """A row's measures: as they were written, or made now."""
-    row, settings = ours.row, _settings(shared, ours)
-    measured = TOP1 if row.metric == DELTA else row.metric.partition("@")[0]
-    name = "-".join(part for part in (row.kind, measured, f"s{shared.config.seeds}") if part)
-    path = shared.place(ours) / f"{name}.json"
-    if path.is_file() and (done := read_json(path)).get("settings") == settings:
-        return done["found"]
+    if (done := _written(shared, ours)) is not None:
+        return done
     try:
         found = measure(shared, ours)
     except CANNOT as error:  # the other rows go on
         return {"missing": reason_of(error)}
-    write_json(path, {"settings": settings, "found": found})
+    write_json(_file(shared, ours), {"settings": _settings(shared, ours), "found": found})
     return found
+
+
+def _written(shared: Shared, ours: OurRow) -> Found | None:
+    """A row's measures of an earlier run with the same settings."""
+    path = _file(shared, ours)
+    check_file(path, has_keys("settings", "found"), "what a row measured")
+    if path.is_file() and (done := read_object(path))["settings"] == _settings(shared, ours):
+        return checked(done["found"], path)
+    return None
+
+
+def _file(shared: Shared, ours: OurRow) -> Path:
+    row = ours.row
+    measured = TOP1 if row.metric == DELTA else row.metric.partition("@")[0]
+    name = "-".join(part for part in (row.kind, measured, f"s{shared.config.seeds}") if part)
+    return shared.place(ours) / f"{name}.json"
 
 
 def _settings(shared: Shared, ours: OurRow) -> dict[str, Any]:

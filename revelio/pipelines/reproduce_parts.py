@@ -3,12 +3,14 @@
 A pass (a timestep and a prompt) gives the layers of all rows that need it; an image is encoded once.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from revelio.activations.extract import extract
+from revelio.activations.extraction_plan import Texts
+from revelio.activations.vae_cache import cacheable
 from revelio.backbones.base import Backbone
 from revelio.backbones.prompts import CLIP, prompt_texts
 from revelio.backbones.registry import load_backbone
@@ -16,15 +18,14 @@ from revelio.data.dataset import ImageDataset
 from revelio.data.open import open_dataset
 from revelio.data.registry import is_registered
 from revelio.data.splits import NoSplits, stratified_split
+from revelio.distributed import Processes
 from revelio.pipelines import Progress, Report
 from revelio.pipelines.extract import AS_CODE_SIZE
 from revelio.pipelines.inputs import hashed
 from revelio.reproduce.config import ReproduceConfig
-from revelio.reproduce.rows import OurRow, Sizes
+from revelio.reproduce.rows import STORED, OurRow, Sizes
 
 HELD_OUT = 0.2
-# What a row of a kind stores of a layer: pooled activations or grids.
-STORED = {"ksae": "mean", "gallery": "mean", "diffc": "none"}
 # What a row that can't run raises: the model, the pictures or the room for them are not at hand.
 CANNOT = (ValueError, KeyError, OSError)
 
@@ -44,6 +45,7 @@ class Shared:
         root: the folder of this scale and mode.
         rows: all rows of the item.
         progress: told what is at work.
+        processes: those that share the passes, and the rows.
     """
 
     config: ReproduceConfig
@@ -51,6 +53,7 @@ class Shared:
     root: Path
     rows: list[OurRow]
     progress: Report
+    processes: Processes = field(default_factory=Processes)
     _backbones: dict[str, Backbone] = field(default_factory=dict)
     _pictures: dict[str, tuple[ImageDataset, ImageDataset]] = field(default_factory=dict)
     _passes: dict[tuple[Any, ...], dict[str, Path] | str] = field(default_factory=dict)
@@ -74,8 +77,9 @@ class Shared:
             train, test = self._opened(ours)
             train = train.spread(self.sizes.train_images or len(train))
             test = test.spread(self.sizes.test_images or len(test))
-            both = hashed(train, self.progress), hashed(test, self.progress)
-            self._pictures[ours.set_name] = both
+            if self.processes.main:
+                train, test = (hashed(part, self.progress) for part in (train, test))
+            self._pictures[ours.set_name] = train, test
         return self._pictures[ours.set_name]
 
     def _opened(self, ours: OurRow) -> tuple[ImageDataset, ImageDataset]:
@@ -94,26 +98,50 @@ class Shared:
         kept, held = stratified_split(whole.labels, HELD_OUT, self.config.seed, "reproduce")
         return whole.subset(kept), whole.subset(held)
 
+    def prepare(self, rows: Iterable[OurRow]) -> None:
+        """Make the passes that the rows need; all processes call this, and share each pass.
+
+        Raises:
+            ValueError, OSError: a pass broke off and other processes wait for it. By itself a process goes
+                on: the rows of the pass will say why.
+        """
+        for ours in rows:
+            for part in self._parts(ours):
+                self._pass(ours, part)
+        # The main process closes the stores after the others have done their part.
+        self.processes.wait()
+
     def store(self, ours: OurRow, part: str) -> Path:
         """The activations of a row's layer on the ``train`` or ``test`` images.
 
         Raises:
             ValueError: model or pictures are not there, or the pass can't be made.
         """
-        pool, row = STORED[ours.row.kind], ours.row
-        key = (ours.set_name, part, pool, row.timestep, row.prompt)
-        if key not in self._passes:
-            same = (one for one in self.rows if self._one_pass(one, ours, pool))
-            layers = list(dict.fromkeys(layer for one in same for layer in one.layers))
-            try:
-                made = self._extract(ours, part, pool, layers)
-                self._passes[key] = dict(zip(layers, made, strict=True))
-            except CANNOT as error:
-                self._passes[key] = reason_of(error)
-        found = self._passes[key]
+        found = self._pass(ours, part)
         if isinstance(found, str):
             raise ValueError(found)
         return found[ours.layers[0]]
+
+    def _parts(self, ours: OurRow) -> tuple[str, ...]:
+        """The images that a row's pass is made on ahead of its trainings."""
+        if ours.row.kind == "diffc" and self.config.mode != "fixed":
+            return ()
+        parts = {"mean": ("train",), "none": ("train", "test")}
+        return parts.get(STORED.get(ours.row.kind, ""), ())
+
+    def _pass(self, ours: OurRow, part: str) -> dict[str, Path] | str:
+        """The stores of a row's pass by layer, made now if they are not there; or why they can't be."""
+        row = ours.row
+        key = (ours.set_name, part, STORED[row.kind], row.timestep, row.prompt)
+        if key not in self._passes:
+            try:
+                dataset, backbone = self.images(ours)[part == "test"], self.backbone(ours)
+                texts = self._texts(row.prompt, dataset)
+            except CANNOT as error:  # of every process alike
+                self._passes[key] = reason_of(error)
+            else:
+                self._passes[key] = self._extracted(ours, part, dataset, backbone, texts)
+        return self._passes[key]
 
     def _shares(self, one: OurRow, ours: OurRow) -> bool:
         return one.set_name == ours.set_name and not one.missing and one.row.kind in STORED
@@ -122,7 +150,7 @@ class Shared:
         same = (one.row.timestep, one.row.prompt) == (ours.row.timestep, ours.row.prompt)
         return self._shares(one, ours) and same and STORED[one.row.kind] == pool
 
-    def _backbone(self, ours: OurRow) -> Backbone:
+    def backbone(self, ours: OurRow) -> Backbone:
         """The model with all layers that rows of its set take; the one before is let go."""
         if ours.set_name not in self._backbones:
             self._backbones.clear()
@@ -134,30 +162,49 @@ class Shared:
             self._backbones[ours.set_name] = load_backbone(options, layers=sorted(layers))
         return self._backbones[ours.set_name]
 
-    def _extract(self, ours: OurRow, part: str, pool: str, layers: list[str]) -> list[Path]:
-        row, clip, dataset = ours.row, self.clip, self.images(ours)[part == "test"]
-        texts: dict[str, Callable[[Any], list[str]]] = {}
-        if row.prompt != "empty":
-            all_texts = prompt_texts(row.prompt, dataset, clip=clip, device=self.config.device)
-            texts[row.prompt] = lambda indices: [all_texts[index] for index in indices]
+    def _texts(self, prompt: str, dataset: ImageDataset) -> dict[str, Texts]:
+        if prompt == "empty":
+            return {}
+        found = prompt_texts(prompt, dataset, clip=self.clip, device=self.config.device)
+        return {prompt: lambda indices: [found[index] for index in indices]}
+
+    def _extracted(
+        self,
+        ours: OurRow,
+        part: str,
+        dataset: ImageDataset,
+        backbone: Backbone,
+        texts: dict[str, Texts],
+    ) -> dict[str, Path] | str:
+        """The stores of a pass by layer, or why they can't be made."""
+        row, pool = ours.row, STORED[ours.row.kind]
+        same = (one for one in self.rows if self._one_pass(one, ours, pool))
+        layers = list(dict.fromkeys(layer for one in same for layer in one.layers))
         title = f"{row.model} t={row.timestep} {row.prompt} {part}"
         shared = self.root / "sets" / ours.set_name / part
-        return extract(
-            dataset,
-            self._backbone(ours),
-            shared / pool,
-            layers=layers,
-            timesteps=() if row.timestep is None else (row.timestep,),
-            prompts=(row.prompt,),
-            texts=texts,
-            on_error=ours.data.on_error,
-            provenance={"mode": self.config.mode} | ({"clip": clip} if texts else {}),
-            resume=True,
-            progress=lambda step: self.progress(
-                Progress("", step.images, step.total, "image", title=title)
-            ),
-            pool=pool,
-            dtype="float16" if pool == "none" else "float32",
-            seed=self.config.seed,
-            vae_cache=shared / "vae",
-        )
+        try:
+            made = extract(
+                dataset,
+                backbone,
+                shared / pool,
+                layers=layers,
+                timesteps=() if row.timestep is None else (row.timestep,),
+                prompts=(row.prompt,),
+                texts=texts,
+                on_error=ours.data.on_error,
+                provenance={"mode": self.config.mode} | ({"clip": self.clip} if texts else {}),
+                resume=True,
+                progress=lambda step: self.progress(
+                    Progress("", step.images, step.total, "image", title=title)
+                ),
+                processes=self.processes,
+                pool=pool,
+                dtype="float16" if pool == "none" else "float32",
+                seed=self.config.seed,
+                vae_cache=shared / "vae" if cacheable(backbone) else None,
+            )
+        except CANNOT as error:
+            if self.processes.world > 1:  # the others wait for this one
+                raise
+            return reason_of(error)
+        return dict(zip(layers, made, strict=True))

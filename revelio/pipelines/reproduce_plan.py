@@ -14,7 +14,8 @@ from revelio.diffc.model import head_macs
 from revelio.machine import duration, size
 from revelio.reproduce.config import ReproduceConfig
 from revelio.reproduce.items import item
-from revelio.reproduce.rows import SIZES, OurRow, Sizes, our_rows
+from revelio.reproduce.row import SECONDS
+from revelio.reproduce.rows import SIZES, STORED, OurRow, Sizes, our_rows
 from revelio.sae.cost import Job, given_speed
 
 # GMAC of one image: encoding it, and one pass of the whole denoiser (SPEC section 6; the shipped models'
@@ -23,7 +24,7 @@ _GMACS = {
     "sd-1.5": (558, 402),
     "sd-2.1-base": (558, 402),
     "dit-xl-2-512": (558, 525),
-    "stabilityai/stable-diffusion-2-base": (558, 402),
+    "sd-2.0-base": (558, 402),
     "mini-sd": (0.019, 0.159),
     "mini-sd-photo": (0.024, 0.159),
     "mini-dit": (0.019, 0.102),
@@ -97,26 +98,29 @@ def _add(
     encode, denoise = _GMACS.get(model, (0, 0))
     if model not in _GMACS and row.kind != "clip":
         plan.unknown = tuple(dict.fromkeys((*plan.unknown, model)))
-    images = {"ksae": train, "gallery": train, "diffc": train + test}.get(row.kind, 0)
+    pool = STORED.get(row.kind)
+    images = 0 if pool is None else train + test * (pool == "none")
     for key, cost in ((("vae",), encode), ((row.timestep, row.prompt), denoise)):
         if images and (mine := (ours.set_name, images, *key)) not in passes:
             passes.add(mine)
             plan.tera += 2e-3 * cost * images
-    plan.runs += config.seeds if row.kind in ("ksae", "gallery", "diffc") else 1
+    plan.runs += config.seeds if pool and row.metric != SECONDS else 1
     if about is None or not ours.layers or ours.layers[0] not in about.layers:
         return
     spec, side = about.layers[ours.layers[0]], ours.backbone.image_size or about.image_size
     grid = (spec.channels, side // spec.stride, side // spec.stride)
-    if row.kind in ("ksae", "gallery"):
+    if pool == "mean":
         job = Job(config=sizes.sae, rows=max(1, train), d=spec.channels)
         plan.tera += config.seeds * job.train.steps * given_speed(job, 1e12).slowest
         plan.bytes += ROW_BYTES * spec.channels * train
         plan.bytes += config.seeds * ROW_BYTES * (2 * job.n + 1) * spec.channels
-    elif row.kind == "diffc":
+    if row.kind == "diffc":
         work = 6 * head_macs(grid, sizes.diffc.width) * train * sizes.diffc.epochs
         plan.tera += 1e-12 * config.seeds * work
-        if config.mode == "fixed":
-            plan.bytes += GRID_BYTES * grid[0] * grid[1] * grid[2] * images
+    place = ("grids", ours.set_name, ours.layers, row.timestep, row.prompt)
+    if pool == "none" and place not in passes and (row.kind != "diffc" or config.mode == "fixed"):
+        passes.add(place)
+        plan.bytes += GRID_BYTES * grid[0] * grid[1] * grid[2] * images
     if ("latents", ours.set_name, images) not in passes and encode:
         passes.add(("latents", ours.set_name, images))
         plan.bytes += LATENT_BYTES * VAE_CHANNELS * (side // VAE_STRIDE) ** 2 * images

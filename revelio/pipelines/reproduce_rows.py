@@ -7,11 +7,12 @@ images changes of it: what :class:`revelio.reproduce.orderings.Replicates` needs
 import math
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float
 
 from revelio.analysis.config import (
@@ -25,7 +26,9 @@ from revelio.analysis.paired import LEFT_OUT, image_subsets
 from revelio.analysis.purity import eligible
 from revelio.backbones.prompts import class_texts
 from revelio.backbones.registry import load_backbone
+from revelio.config import structure, to_plain
 from revelio.data.dataset import ImageDataset
+from revelio.data.loading import batches
 from revelio.diffc.config import EvalDiffCConfig, TrainDiffCConfig
 from revelio.diffc.config import TestConfig as HeldOut
 from revelio.diffc.fit import right_of
@@ -33,17 +36,20 @@ from revelio.pipelines import Progress
 from revelio.pipelines.eval_diffc import eval_diffc
 from revelio.pipelines.gallery import make_gallery
 from revelio.pipelines.pca_maps import make_pca_maps
+from revelio.pipelines.probe import probe
 from revelio.pipelines.purity import measure_purity
 from revelio.pipelines.reproduce_parts import Shared
 from revelio.pipelines.top_images import make_top_images
 from revelio.pipelines.train_diffc import train_diffc
 from revelio.pipelines.train_sae import train_sae
 from revelio.probes.clip_zero_shot import clip_zero_shot
+from revelio.probes.config import ProbeConfig, ProbeName
 from revelio.probes.diffusion_classifier import diffusion_classifier
-from revelio.reproduce.items import SECONDS
+from revelio.reproduce.row import SECONDS
 from revelio.reproduce.rows import OurRow
 from revelio.sae.config import SweepConfig, TrainSAEConfig
 from revelio.stats import mean95, wilson95
+from revelio.trust import printable
 
 Found = dict[str, Any]
 OVER_TRAININGS = "Student's t over trainings"
@@ -78,7 +84,7 @@ def _ksae(shared: Shared, ours: OurRow) -> Found:
     first, values = entries[0], [entry["sigma_label"] for entry in entries]
     shown = ours.row.kind == "gallery"
     pages = {"gallery": _gallery(shared, ours, store, first)} if shown else {}
-    return _over_trainings(values, shifts) | {
+    return over_trainings(values, shifts) | {
         **pages,
         "chance": first["chance"],
         "majority_share": float(np.mean([entry["majority_share"] for entry in entries])),
@@ -184,10 +190,51 @@ def _diffc_seconds(shared: Shared, ours: OurRow, run: Path) -> Found:
     return _once((times[-1] - times[0]) / report["images"], report["images"])
 
 
+def _probe(shared: Shared, ours: OurRow) -> Found:
+    """Top-1 of a probe on the grids that Diff-C sees, in percent, or its seconds an image."""
+    config, timed = shared.config, ours.row.metric == SECONDS
+    train, test = (shared.store(ours, part) for part in ("train", "test"))
+    asked = ProbeConfig(
+        store=(train,),
+        test_store=(test,),
+        probes=(cast(ProbeName, ours.row.kind),),
+        seeds=1 if timed else config.seeds,
+        seed=config.seed,
+        epochs=shared.sizes.probe_epochs,
+        device=config.device,
+        out=shared.place(ours) / "probe.json",
+    )
+    made = probe(asked, shared.progress)
+    (entry,), (right,) = made.entries, made.right
+    if timed:
+        seconds, images = _pass_seconds(shared, ours)
+        return _once(entry["seconds"] + seconds, images)
+    return _accuracy(shared, right, [entry["low"], entry["high"]]) | {
+        "chance": 100 * made.result["chance"],
+        "images": {"train": entry["train_images"], "test": made.result["test_images"]},
+    }
+
+
+@torch.no_grad()
+def _pass_seconds(shared: Shared, ours: OurRow) -> tuple[float, int]:
+    """What an image takes from picture to grid, in batches as Diff-C's, and how many were timed."""
+    test, model = shared.images(ours)[1], shared.backbone(ours)
+    test = test.spread(shared.sizes.zero_shot_images or len(test))
+    begun = time.monotonic()
+    for batch in batches(test, model.transform, EvalDiffCConfig.batch_size):
+        grids = model.activations(
+            model.encode(batch.pixels), batch.ids, ours.layers, timestep=ours.row.timestep
+        )
+        grids[ours.layers[0]].cpu()
+    return (time.monotonic() - begun) / len(test), len(test)
+
+
 def _clip(shared: Shared, ours: OurRow) -> Found:
     """CLIP's zero-shot top-1 in percent."""
     test = shared.images(ours)[1]
     found = clip_zero_shot(test, clip=ours.backbone.name, device=shared.config.device)
+    if ours.row.metric == SECONDS:
+        return _once(found.score.seconds, len(test))
     return _zero_shot(shared, test, found.predicted)
 
 
@@ -223,6 +270,7 @@ _KINDS: dict[str, Callable[[Shared, OurRow], Found]] = {
     "clip": _clip,
     "diffusion-classifier": _diffusion_classifier,
     "pca": _pca,
+    **dict.fromkeys(get_args(ProbeName), _probe),
 }
 
 
@@ -252,16 +300,52 @@ def _accuracy(
     }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """All that a row may hold; what a kind has not is left out."""
+
+    value: float | None = None
+    interval: tuple[float, float] | None = None
+    interval_kind: str = ""
+    values: tuple[float, ...] = ()
+    shifts: tuple[tuple[float, ...], ...] = ()
+    chance: float | None = None
+    majority_share: float = 0.0
+    majority_chance: float = 0.0
+    latents: int = 0
+    images: dict[str, int] = field(default_factory=dict)
+    controls: str | None = None
+    gallery: str = ""
+    shows: dict[str, float] = field(default_factory=dict)
+
+
+def checked(found: Any, path: Path) -> Found:
+    """What a row measured, out of its file.
+
+    Raises:
+        ValueError: it is no such thing; the message names the file.
+    """
+    try:
+        whole = structure(Measured, found)
+        if len(whole.values) != len(whole.shifts) or len({len(one) for one in whole.shifts}) > 1:
+            raise ValueError("`values` and `shifts` do not match")
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{printable(path)} is not what a row measured: {error}") from error
+    plain = to_plain(whole)
+    return {name: plain[name] for name in found}
+
+
 def gain(found: Found, base: Found) -> Found:
     """A measure minus that of a base with as many trainings, image by image and training by training."""
     for one in (found, base):
         if "values" not in one:
             return {"missing": one.get("missing", "the row that it is compared with")}
     values, shifts = (np.array(found[key]) - np.array(base[key]) for key in ("values", "shifts"))
-    return found | _over_trainings(values.tolist(), shifts.tolist()) | {"chance": 0.0}
+    return found | over_trainings(values.tolist(), shifts.tolist()) | {"chance": 0.0}
 
 
-def _over_trainings(values: list[float], shifts: list[list[float]]) -> Found:
+def over_trainings(values: list[float], shifts: list[list[float]]) -> Found:
+    """The mean of several trainings, with what an ordering is judged by."""
     return {
         "values": values,
         "shifts": shifts,

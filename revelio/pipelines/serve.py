@@ -8,15 +8,19 @@ latents that fire on it, the cells where they do, and the known images that are 
 """
 
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import sha256
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
+from ipaddress import ip_address
 from pathlib import Path
-from threading import Lock
+from threading import BoundedSemaphore, Lock
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import torch
@@ -32,17 +36,17 @@ from revelio.backbones.base import Backbone
 from revelio.backbones.config import BackboneConfig
 from revelio.backbones.registry import describe
 from revelio.bounds import check_fields
-from revelio.data.dataset import ImageError
 from revelio.data.picture import read_picture
 from revelio.outputs import read_record
 from revelio.pipelines import Progress, Report, silent
 from revelio.pipelines.inputs import FINAL, backbone_of, open_sae
 from revelio.sae.model import KSparseAutoencoder
-from revelio.trust import printable, read_json_lines, read_object
+from revelio.trust import path_in, printable, read_json_lines, read_object, regular_file
 
 __all__ = ["Encoder", "ServeConfig", "open_server"]
 
 UPLOAD_LIMIT = 64 * 2**20
+UPLOADS = 8  # pictures that are received at once
 ALIKE = 12
 SCRIPT = "assets/drop.js"
 HEADERS = {
@@ -167,8 +171,13 @@ def _unit_rows(images: Sequence[dict[str, Any]], latents: int) -> Any:
     pairs = [
         (row, place, value) for row, image in enumerate(images) for place, value in image["active"]
     ]
-    rows, places, values = (np.array(part) for part in zip(*pairs, strict=True))
-    codes: Any = csr_matrix((values, (rows, places)), (len(images), latents))
+    for _, place, value in pairs:
+        if type(place) is not int or type(value) not in (int, float) or not 0 <= place < latents:
+            raise TypeError("an active latent is none of the gallery's")
+    rows, places, values = np.array(pairs, dtype=float).reshape(-1, 3).T
+    codes: Any = csr_matrix(
+        (values, (rows.astype(int), places.astype(int))), (len(images), latents)
+    )
     lengths = np.sqrt(codes.multiply(codes).sum(1)).A1
     scale = np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > 0)
     return csr_matrix(codes.multiply(scale[:, None]))
@@ -185,15 +194,34 @@ def open_server(config: ServeConfig, progress: Report = silent) -> ThreadingHTTP
     folder = config.gallery
     data = read_object(folder / "gallery.json")
     names = frozenset(read_record(folder).get("gallery", ()))
-    if data.get("format") != 2 or "index.html" not in names:
-        raise ValueError(f"{printable(folder)} holds no gallery of this version: write it again")
+    meta = data.get("meta")
+    known = data.get("format") == 2 and "index.html" in names
+    if not known or not isinstance(meta, dict) or not isinstance(meta.get("layer"), str):
+        raise _no_gallery(folder)
     ksae = config.ksae or _own_ksae(folder)
-    progress(Progress(f"loading {_backbone(config, data).name} and the k-SAE at {ksae}"))
-    backbone = backbone_of(_backbone(config, data), (data["meta"]["layer"],))
+    with _as_written(folder):
+        asked = _backbone(config, data)
+    progress(Progress(f"loading {asked.name} and the k-SAE at {ksae}"))
+    backbone = backbone_of(asked, (meta["layer"],))
     images = read_json_lines(folder / "images.jsonl")
-    encoder = Encoder(data, images, backbone, open_sae(ksae, progress=progress))
+    model = open_sae(ksae, progress=progress)
+    with _as_written(folder):
+        encoder = Encoder(data, images, backbone, model)
     handler = type("Handler", (_Handler,), {"folder": folder, "names": names, "encoder": encoder})
-    return ThreadingHTTPServer((config.host, config.port), handler)
+    return _Server((config.host, config.port), handler)
+
+
+@contextmanager
+def _as_written(folder: Path) -> Iterator[None]:
+    """Turn what is missing in a gallery's data, or of another type, into one line."""
+    try:
+        yield
+    except (KeyError, TypeError, IndexError, AttributeError, OverflowError) as error:
+        raise _no_gallery(folder) from error
+
+
+def _no_gallery(folder: Path) -> ValueError:
+    return ValueError(f"{printable(folder)} holds no gallery of this version: write it again")
 
 
 def _own_ksae(folder: Path) -> str:
@@ -218,9 +246,24 @@ def _backbone(config: ServeConfig, data: dict[str, Any]) -> BackboneConfig:
     return replace(config.backbone, name=name, image_size=config.backbone.image_size or height)
 
 
+class _Server(ThreadingHTTPServer):
+    """Answers every request in a thread of its own; one that fails says so in a line, and ends alone."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.uploads = BoundedSemaphore(UPLOADS)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say what failed; a browser that has gone is no news."""
+        error = sys.exception()
+        if not isinstance(error, OSError):
+            sys.stderr.write(f"revelio: a request failed: {printable(repr(error))}\n")
+
+
 class _Handler(BaseHTTPRequestHandler):
     """Serves the files of one gallery, and nothing else, to pages of its own."""
 
+    server: _Server
     folder: Path
     names: frozenset[str]
     encoder: Encoder
@@ -235,16 +278,20 @@ class _Handler(BaseHTTPRequestHandler):
         elif name == SCRIPT:
             source = files("revelio.analysis.gallery") / "static" / "drop.js"
             self._send(source.read_bytes(), "text/javascript")
-        elif name not in self.names:
+        elif (content := self._file(name)) is None:
             self._say(HTTPStatus.NOT_FOUND, "there is no such page")
         elif name == "index.html":
-            page = (self.folder / name).read_text(encoding="utf-8")
             more = f'<script src="{SCRIPT}"></script>\n</body>'
-            self._send(page.replace("</body>", more).encode(), "text/html; charset=utf-8")
+            self._send(content.replace(b"</body>", more.encode()), "text/html; charset=utf-8")
         else:
-            kinds = {".js": "text/javascript", ".css": "text/css", ".jpg": "image/jpeg"}
+            kinds = {
+                ".js": "text/javascript",
+                ".css": "text/css",
+                ".jpg": "image/jpeg",
+                ".html": "text/html",
+            }
             kind = kinds.get(Path(name).suffix, "application/json")
-            self._send((self.folder / name).read_bytes(), f"{kind}; charset=utf-8")
+            self._send(content, f"{kind}; charset=utf-8")
 
     do_HEAD = do_GET
 
@@ -254,28 +301,46 @@ class _Handler(BaseHTTPRequestHandler):
         # Only this server's own pages send this header: others would have to ask first, and are not answered.
         if self.path != "/encode" or not self._known_host() or self.headers.get("X-Revelio") != "1":
             self._say(HTTPStatus.FORBIDDEN, "this server takes pictures from its own pages only")
-        elif not length.isdecimal() or not 0 < int(length) <= UPLOAD_LIMIT:
+        elif not length.isdecimal() or len(length) > 12 or not 0 < int(length) <= UPLOAD_LIMIT:
             self.close_connection = True
             limit = UPLOAD_LIMIT // 2**20
             self._say(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a picture has at most {limit} MiB")
+        elif not self.server.uploads.acquire(blocking=False):
+            self._say(HTTPStatus.SERVICE_UNAVAILABLE, "too many pictures at once: try again")
         else:
-            self._encode(self.rfile.read(int(length)))
+            try:
+                self._encode(self.rfile.read(int(length)))
+            finally:
+                self.server.uploads.release()
+
+    def _file(self, name: str) -> bytes | None:
+        """The content of a file of the gallery; None for what is none of its own."""
+        if name not in self.names:
+            return None
+        try:
+            return regular_file(path_in(self.folder, name)).read_bytes()
+        except (ValueError, OSError):  # gone since, or another thing in its place
+            return None
 
     def _encode(self, content: bytes) -> None:
         name = sha256(content).hexdigest()
         try:
             found = self.encoder(read_picture(content, "the picture"), name)
-        except (ImageError, ValueError) as error:
+            body = json.dumps(found, allow_nan=False).encode()
+        except ValueError as error:
             self._say(HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
-        except (MemoryError, RuntimeError) as error:
+        except (MemoryError, RuntimeError, TypeError) as error:
             self._say(HTTPStatus.INTERNAL_SERVER_ERROR, str(error).partition("\n")[0])
         else:
-            self._send(json.dumps(found, allow_nan=False).encode(), "application/json")
+            self._send(body, "application/json")
 
     def _known_host(self) -> bool:
         """Whether the page that asks was reached by an address, not by a name that someone points here."""
-        host = self.headers.get("Host", "").rpartition(":")[0].strip("[]")
-        return host == "localhost" or host.replace(".", "").isdecimal() or ":" in host
+        try:
+            host = urlsplit(f"//{self.headers.get('Host', '')}").hostname or ""
+            return host == "localhost" or bool(ip_address(host))
+        except ValueError:
+            return False
 
     def _say(self, status: HTTPStatus, text: str) -> None:
         self._send(json.dumps({"error": printable(text)}).encode(), "application/json", status)

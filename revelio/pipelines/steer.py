@@ -1,26 +1,21 @@
 """Prompts drawn at several strengths: pictures, a contact sheet with strengths as columns, a report."""
 
-import time
-from contextlib import ExitStack
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw
-
 from revelio.outputs import check_replaceable, replace_files
-from revelio.pipelines import Progress, Report, silent
+from revelio.pipelines import Report, counted, silent
 from revelio.pipelines.steer_parts import build_edits, open_pipeline, the_prompts
 from revelio.run_dir import versions, write_json
 from revelio.steering.config import SteerConfig
-from revelio.steering.draw import batched, draw
-from revelio.steering.prompts import Prompt
+from revelio.steering.draw import contact_sheet, draw_into
+from revelio.steering.edits import Edit
 from revelio.steering.steer import edited
 
 MAKER = "steer"
-SHEET, REPORT = "sheet.png", "report.json"
-# The sheet shows the first so many rows; all pictures are in files of their own.
-SHEET_ROWS = 40
+PICTURES, SHEET, REPORT = "pictures", "sheet.png", "report.json"
 
 
 @dataclass(frozen=True)
@@ -53,71 +48,37 @@ def steer(config: SteerConfig, progress: Report = silent) -> Steered:
     edits = build_edits(layers, config)
     with edited(layers, edits):
         pass  # what can't be is refused before anything is drawn
-    made: dict[str, Image.Image] = {}
-    seconds: dict[str, float] = {}
-    total = len(config.strength) * len(prompts) * config.images_per_prompt
-    for strength in config.strength:
-        with ExitStack() as stack:
-            stack.enter_context(edited(layers, [replace(one, strength=strength) for one in edits]))
-            began = time.monotonic()
-            for image in range(config.images_per_prompt):
-                for batch in batched(prompts, config):
-                    pictures = draw(layers, batch, image, config)
-                    for one, picture in zip(batch, pictures, strict=True):
-                        made[picture_name(one, image, strength)] = picture
-                    progress(Progress("", len(made), total, "picture"))
-            count = len(prompts) * config.images_per_prompt
-            seconds[f"{strength:g}"] = (time.monotonic() - began) / count
-    report = {
+    told = counted(
+        progress, "", len(config.strength) * len(prompts) * config.images_per_prompt, "picture"
+    )
+    report: dict[str, Any] = {
         "model": layers.name,
         "config": plain_values(asdict(config)),
         "prompts": [asdict(one) for one in prompts],
-        "seconds_a_picture": seconds,
         "made_with": versions(),
     }
-    sheet = contact_sheet(made, prompts, config)
 
     def write(folder: Path) -> None:
-        (folder / "pictures").mkdir()
-        for name, picture in made.items():
-            picture.save(folder / "pictures" / name)
+        pictures = folder / PICTURES
+        pictures.mkdir()
+        seconds: dict[str, float] = {}
+        for strength in config.strength:
+            with edited(layers, at_strength(edits, strength)):
+                taken = draw_into(pictures, f"{strength:+g}", layers, prompts, config, told)
+            seconds[f"{strength:g}"] = taken
+        titles = {f"{s:+g}": f"{s:+g}" if s else "0" for s in config.strength}
+        sheet = contact_sheet(pictures, prompts, config.images_per_prompt, titles)
         sheet.save(folder / SHEET)
+        report["seconds_a_picture"] = seconds
         write_json(folder / REPORT, report)
 
     replace_files(config.out, MAKER, write)
     return Steered(config.out, report)
 
 
-def picture_name(prompt: Prompt, image: int, strength: float) -> str:
-    """The file of a picture: prompt, number, strength."""
-    return f"{prompt.id}-{image}-{strength:+g}.png"
-
-
-def contact_sheet(
-    made: dict[str, Image.Image], prompts: list[Prompt], config: SteerConfig, margin: int = 18
-) -> Image.Image:
-    """A row a picture of a prompt, a column a strength."""
-    rows = [(one, image) for one in prompts for image in range(config.images_per_prompt)][
-        :SHEET_ROWS
-    ]
-    first = next(iter(made.values()))
-    zoom = max(1, 96 // first.width)
-    width, height = first.width * zoom, first.height * zoom
-    sheet = Image.new(
-        "RGB", (len(config.strength) * width, margin + len(rows) * (height + margin)), "white"
-    )
-    pen = ImageDraw.Draw(sheet)
-    for column, strength in enumerate(config.strength):
-        pen.text((column * width + 4, 3), f"{strength:+g}" if strength else "0", fill="black")
-        for row, (one, image) in enumerate(rows):
-            top = margin + row * (height + margin)
-            picture = made[picture_name(one, image, strength)]
-            sheet.paste(
-                picture.resize((width, height), Image.Resampling.NEAREST), (column * width, top)
-            )
-            if column == 0:
-                pen.text((4, top + height + 3), one.text, fill="black")
-    return sheet
+def at_strength(edits: Sequence[Edit], strength: float) -> list[Edit]:
+    """The edits, each times a strength."""
+    return [replace(one, strength=one.strength * strength) for one in edits]
 
 
 def plain_values(value: Any) -> Any:

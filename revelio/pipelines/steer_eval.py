@@ -1,32 +1,44 @@
 """The measure of a steering: target rate, what survives, the same for the baselines, on the same noise."""
 
-import time
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass, replace
+from inspect import signature
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 
 from revelio.backbones.diffusion.pipeline_layers import PipelineLayers
+from revelio.following import beside
 from revelio.outputs import check_replaceable, replace_files
-from revelio.pipelines import Progress, Report, silent
-from revelio.pipelines.steer import plain_values
-from revelio.pipelines.steer_parts import build_edits, open_pipeline
-from revelio.run_dir import versions, write_json, write_whole
+from revelio.pipelines import Report, counted, silent
+from revelio.pipelines.steer import PICTURES, SHEET, at_strength, plain_values
+from revelio.pipelines.steer_judges import REPLY_TOKENS, Eye, open_eye
+from revelio.pipelines.steer_page import write_page
+from revelio.pipelines.steer_parts import build_edits, open_pipeline, the_prompts
+from revelio.pipelines.vision_judge import VisionJudge
+from revelio.reply_cache import open_cache
+from revelio.run_dir import versions, write_json
 from revelio.seeds import generator
 from revelio.steering.concept import Concept
-from revelio.steering.config import DrawConfig, SteerEvalConfig
-from revelio.steering.draw import batched, draw
+from revelio.steering.config import SteerEvalConfig
+from revelio.steering.draw import contact_sheet, draw_into, picture_name
 from revelio.steering.edits import Direction, Edit
-from revelio.steering.evaluate import Drawn, as_pixels, difference_interval, measured
-from revelio.steering.judges import Judge, open_judge
-from revelio.steering.prompts import Prompt, read_table
+from revelio.steering.evaluate import Drawn, as_pixels, difference_interval, mean_interval, measured
+from revelio.steering.prompts import Prompt
 from revelio.steering.steer import edited
+from revelio.trust import printable
 
 MAKER = "steer-eval"
-JSON, PAGE = "steering.json", "steering.md"
+JSON, PAGE = "steering.json", "steering.html"
+# Pictures that are looked at together.
+LOOKED_AT = 64
+# Prompts on the sheet: so many that name the target, and so many that do not.
+SHOWN = 4
 
 
 @dataclass(frozen=True)
@@ -38,42 +50,20 @@ class Method:
         strength: of its edits.
         edits: at strength 1.
         negative_prompt: instead of the config's.
+        about: what its concept is made of: layer, sizes of the k-SAE.
     """
 
     name: str
     strength: float = 0.0
     edits: Sequence[Edit] = ()
     negative_prompt: str | None = None
+    about: str = ""
 
     def context(self, layers: PipelineLayers) -> AbstractContextManager[None]:
         """The steering that pictures are drawn in."""
         if not self.edits:
             return nullcontext()
-        return edited(layers, [replace(one, strength=self.strength) for one in self.edits])
-
-
-def draw_method(
-    layers: PipelineLayers,
-    method: Method,
-    prompts: Sequence[Prompt],
-    wanted: Sequence[str],
-    judge: Judge,
-    config: DrawConfig,
-) -> Drawn:
-    """The pictures of a method, judged."""
-    if method.negative_prompt is not None:
-        config = replace(config, negative_prompt=method.negative_prompt)
-    rows: dict[str, list[Any]] = {one.id: [] for one in prompts}
-    began = time.monotonic()
-    with method.context(layers):
-        for image in range(config.images_per_prompt):
-            for batch in batched(prompts, config):
-                for one, picture in zip(batch, draw(layers, batch, image, config), strict=True):
-                    rows[one.id].append(picture)
-    seconds = (time.monotonic() - began) / (len(prompts) * config.images_per_prompt)
-    seen = [list(judge(rows[one.id])) for one in prompts]
-    pixels = torch.tensor([as_pixels(rows[one.id]).tolist() for one in prompts]).numpy()
-    return Drawn(list(wanted), seen, pixels, seconds)
+        return edited(layers, at_strength(self.edits, self.strength))
 
 
 def steer_eval(config: SteerEvalConfig, progress: Report = silent) -> dict[str, Any]:
@@ -83,52 +73,98 @@ def steer_eval(config: SteerEvalConfig, progress: Report = silent) -> dict[str, 
         KeyError: an unknown model or layer.
         ValueError: something does not fit together; nothing is written.
     """
-    check_replaceable(config.out, MAKER, (JSON, PAGE))
-    prompts, wanted = read_table(config.prompts, config.column, config.target_column)
-    prompts, wanted = prompts[: config.limit], wanted[: config.limit]
-    classes = list(dict.fromkeys(wanted))
-    if config.target not in classes or len(classes) < 2:
-        raise ValueError(
-            f"target {config.target!r} and others must be named by the prompts' table: it names "
-            f"{', '.join(classes)}"
-        )
-    judge = open_judge(config.judge, classes, config.template, config.backbone.device)
+    check_replaceable(config.out, MAKER, (JSON, PAGE, SHEET))
+    prompts = the_prompts(config, config.target_column, config.group_column)
+    classes = list(dict.fromkeys(str(one.wanted) for one in prompts))
+    _check_targets(config.target, classes)
     layers = open_pipeline(config.backbone)
     methods = all_methods(layers, config)
-    drawn: dict[str, Drawn] = {}
-    for done, method in enumerate(methods):
-        drawn[_label(method)] = draw_method(layers, method, prompts, wanted, judge, config)
-        progress(Progress("", done + 1, len(methods), "method"))
-    report = {
+    for method in methods:
+        with method.context(layers):
+            pass  # what can't be is refused before anything is drawn
+    total = len(methods) * len(prompts) * config.images_per_prompt
+    told = counted(progress, "", total, "picture")
+    cache = config.cache or beside(config.out, "judge").with_suffix(".cache.sqlite")
+    report: dict[str, Any] = {
         "model": layers.name,
         "config": plain_values(asdict(config)),
-        "methods": _entries(methods, drawn, config),
+        "classes": classes,
         "made_with": versions(),
     }
 
     def write(folder: Path) -> None:
+        pictures = folder / PICTURES
+        pictures.mkdir()
+        drawn: list[Drawn] = []
+        for number, method in enumerate(methods):
+            used = config
+            if method.negative_prompt is not None:
+                used = replace(config, negative_prompt=method.negative_prompt)
+            with method.context(layers):
+                seconds = draw_into(pictures, str(number), layers, prompts, used, told)
+            drawn.append(look(eye, pictures, number, prompts, config, seconds))
+        report["methods"] = _entries(methods, drawn, prompts, config)
         write_json(folder / JSON, report)
-        write_whole(folder / PAGE, page(report))
+        titles = {str(number): _title(one) for number, one in enumerate(methods)}
+        shown = shown_prompts(prompts, config.target)
+        contact_sheet(pictures, shown, 1, titles).save(folder / SHEET)
+        write_page(report, folder / PAGE, SHEET)
 
-    replace_files(config.out, MAKER, write)
+    with ExitStack() as stack:
+
+        def ask(model: str) -> VisionJudge:
+            replies = stack.enter_context(open_cache(cache))
+            return VisionJudge(model, REPLY_TOKENS, config, replies, progress)
+
+        eye = open_eye(config, classes, ask)
+        replace_files(config.out, MAKER, write)
     return report
+
+
+def _check_targets(targets: Sequence[str], classes: Sequence[str]) -> None:
+    unknown = [one for one in targets if one not in classes]
+    if unknown or len(set(classes) - set(targets)) == 0:
+        raise ValueError(
+            f"target {', '.join(targets)} and others must be named by the prompts' table: it names "
+            f"{', '.join(classes)}"
+        )
 
 
 def all_methods(layers: PipelineLayers, config: SteerEvalConfig) -> list[Method]:
     """Plain, steered at each strength, and the baselines."""
-    edits = build_edits(layers, config)
-    found = [Method("plain"), *(Method("steered", s, edits) for s in config.strength)]
-    if "negative-prompt" in config.baselines:
-        found.append(Method("negative prompt", negative_prompt=config.target))
+    found = [Method("plain")]
+    steerings = _steerings(layers, config)
+    found += [replace(one, strength=s) for one, s in product(steerings, config.strength)]
+    takes = signature(type(layers.pipeline).__call__).parameters
+    if "negative-prompt" in config.baselines and "negative_prompt" in takes:
+        found.append(Method("negative prompt", negative_prompt=", ".join(config.target)))
     if "difference-of-means" in config.baselines and config.means is not None:
         means = Concept.load(config.means)
         means.check(layers.name)
         found += [Method("difference of means", s, [means.edit(1.0)]) for s in config.strength]
-    directions = [one for one in edits if isinstance(one.change, Direction)]
-    if "random-direction" in config.baselines and directions:
+    if "random-direction" in config.baselines:
+        directions = [one for one in steerings[0].edits if isinstance(one.change, Direction)]
         lots = [random_like(one, config.seed) for one in directions]
-        found += [Method("random direction", s, lots) for s in config.strength]
+        found += [Method("random direction", s, lots) for s in config.strength if lots]
     return found
+
+
+def _steerings(layers: PipelineLayers, config: SteerEvalConfig) -> list[Method]:
+    """What is measured, at strength 1: all edits together, or each concept by itself."""
+    edits = build_edits(layers, config)
+    if not config.each:
+        return [Method("steered", 1.0, edits)]
+    if len(config.concept) != len(edits):
+        raise ValueError("each measures concepts one by one: leave latents out")
+    return [
+        Method(printable(folder), 1.0, [edit], about=_about(Concept.load(folder)))
+        for folder, edit in zip(config.concept, edits, strict=True)
+    ]
+
+
+def _about(concept: Concept) -> str:
+    sizes = concept.ksae or {}
+    return ", ".join([concept.layer, *(f"{name} = {sizes[name]}" for name in ("n", "k") if sizes)])
 
 
 def random_like(one: Edit, seed: int) -> Edit:
@@ -140,52 +176,96 @@ def random_like(one: Edit, seed: int) -> Edit:
     return replace(one, change=Direction(lot * scale))
 
 
-def _label(method: Method) -> str:
-    return f"{method.name} {method.strength:+g}" if method.edits else method.name
+def look(
+    eye: Eye,
+    folder: Path,
+    number: int,
+    prompts: Sequence[Prompt],
+    config: SteerEvalConfig,
+    seconds: float,
+) -> Drawn:
+    """What is seen in the pictures of a method, a batch of files at a time, beside the plain ones."""
+    seen: list[str] = []
+    shows: list[float] = []
+    distances: dict[str, list[float]] = {}
+    for names in _batches(prompts, config.images_per_prompt):
+        own, plain = (
+            [_opened(folder / picture_name(*name, method)) for name in names]
+            for method in (str(number), "0")
+        )
+        seen += eye.judge(own)
+        if eye.detector is not None:
+            shows += [score >= config.detector_threshold for score in eye.detector(own)]
+        apart = {"pixels": np.abs(as_pixels(own) - as_pixels(plain)).mean(axis=(1, 2, 3))}
+        if eye.features is not None:
+            both = [eye.features(part) for part in (own, plain)]
+            apart["features"] = 1 - (both[0] * both[1]).sum(dim=1).numpy()
+        for measure, values in apart.items():
+            distances.setdefault(measure, []).extend(values.tolist())
+    shape = (len(prompts), config.images_per_prompt)
+    return Drawn(
+        config.target,
+        [str(one.wanted) for one in prompts],
+        np.array(seen).reshape(shape).tolist(),
+        {measure: np.reshape(values, shape) for measure, values in distances.items()},
+        seconds,
+        np.reshape(shows, shape).astype(float) if shows else None,
+    )
+
+
+def _batches(prompts: Sequence[Prompt], images: int) -> Iterator[list[tuple[Prompt, int]]]:
+    names = list(product(prompts, range(images)))
+    for first in range(0, len(names), LOOKED_AT):
+        yield names[first : first + LOOKED_AT]
+
+
+def _opened(path: Path) -> Image.Image:
+    with Image.open(path) as picture:
+        return picture.convert("RGB")
 
 
 def _entries(
-    methods: Sequence[Method], drawn: Mapping[str, Drawn], config: SteerEvalConfig
+    methods: Sequence[Method],
+    drawn: Sequence[Drawn],
+    prompts: Sequence[Prompt],
+    config: SteerEvalConfig,
 ) -> list[dict[str, Any]]:
-    plain = {config.target: drawn["plain"]}
+    seed, draws = config.seed, config.bootstrap
+    groups = groups_of(prompts, config.target)
     entries: list[dict[str, Any]] = []
-    for method in methods:
-        of = {config.target: drawn[_label(method)]}
-        entry = measured(of, plain, config.seed, config.bootstrap)
-        fewer = difference_interval(
-            [of[config.target].sees(config.target)],
-            [plain[config.target].sees(config.target)],
-            config.seed,
-            config.bootstrap,
-        )
-        entries.append(
-            {"method": method.name, "strength": method.strength, **entry, "target_change": fewer}
-        )
+    for method, one in zip(methods, drawn, strict=True):
+        entry: dict[str, Any] = {
+            "method": method.name,
+            "strength": method.strength,
+            "about": method.about,
+            **measured([one], drawn[:1], seed, draws),
+            "target_change": difference_interval([one.sees()], [drawn[0].sees()], seed, draws),
+            "groups": {
+                name: mean_interval([one.sees(rows)], seed, draws) for name, rows in groups.items()
+            },
+        }
+        entry["time_ratio"] = entry["seconds"] / drawn[0].seconds
+        entries.append(entry)
     return entries
 
 
-def page(report: Mapping[str, Any]) -> str:
-    """The figures as a page."""
-    config = report["config"]
-    lines = [
-        f"# Steering {report['model']}: {config['target']}",
-        "",
-        f"Judge: {config['judge']}. Percentages with 95 % bootstrap intervals over prompts and seeds.",
-        "",
-        "| method | strength | target | others | survival | turned into it | distance | s a picture |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for one in report["methods"]:
-        cells = [one["method"], f"{one['strength']:g}" if one["strength"] else ""]
-        cells += [percents(one[name]) for name in ("target", "others", "survival", "turned_into")]
-        cells += [f"{one['distance']['value']:.3f}", f"{one['seconds']:.2f}"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+def groups_of(prompts: Sequence[Prompt], targets: Sequence[str]) -> dict[str, list[int]]:
+    """The rows of the target's prompts by group: the table's, or whether the text holds the target's name."""
+    found: dict[str, list[int]] = {}
+    for row, one in enumerate(prompts):
+        if one.wanted in targets:
+            named = any(target.lower() in one.text.lower() for target in targets)
+            group = one.group if one.group is not None else "named" if named else "not named"
+            found.setdefault(group, []).append(row)
+    return found
 
 
-def percents(entry: Mapping[str, float] | None) -> str:
-    """A share with its interval, in percent."""
-    if entry is None:
-        return "none to compare with"
-    value, low, high = (100 * entry[name] for name in ("value", "low", "high"))
-    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
+def shown_prompts(prompts: Sequence[Prompt], targets: Sequence[str]) -> list[Prompt]:
+    """The first prompts that name the target, and the first of each other class."""
+    own = [one for one in prompts if one.wanted in targets][:SHOWN]
+    others = {one.wanted: one for one in reversed(prompts) if one.wanted not in targets}
+    return [*own, *list(others.values())[::-1][:SHOWN]]
+
+
+def _title(method: Method) -> str:
+    return f"{method.name} {method.strength:+g}" if method.edits else method.name

@@ -1,24 +1,27 @@
 """What the steering pipelines share: a pipeline opened, edits built from a config, lists of latents read."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from revelio.backbones.base import DiffusionModel
 from revelio.backbones.config import BackboneConfig
 from revelio.backbones.diffusion.pipeline_layers import PipelineLayers
 from revelio.backbones.registry import load_backbone
+from revelio.data.picture import decoded
 from revelio.pipelines.convert_sae import read_sae
+from revelio.pipelines.inputs import open_sae, sae_folder
+from revelio.sae.kernels.select import fastest_kernel
 from revelio.sae.model import KSparseAutoencoder
 from revelio.steering.concept import Concept
 from revelio.steering.config import EditConfig, PromptsConfig
-from revelio.steering.edits import Edit, LatentChange, check_number
-from revelio.steering.prompts import Prompt, read_prompts
+from revelio.steering.edits import Edit, LatentChange, Read, check_number
+from revelio.steering.prompts import Prompt, prompts_of, read_prompts
 from revelio.trust import printable
 
 
@@ -29,14 +32,7 @@ def open_pipeline(config: BackboneConfig) -> PipelineLayers:
         KeyError: an unknown model.
         ValueError: it does not draw, or is of a kind that can't be steered.
     """
-    backbone = load_backbone(
-        config.name,
-        revision=config.revision,
-        image_size=config.image_size,
-        dtype=config.dtype,
-        attention=config.attention,
-        device=config.device,
-    )
+    backbone = load_backbone(config)
     if not isinstance(backbone, DiffusionModel):
         raise ValueError(f"{config.name} does not draw pictures: only diffusion models are steered")
     pipeline = backbone.pipeline()
@@ -50,9 +46,11 @@ def open_ksae(path: str, device: torch.device | str = "cpu") -> KSparseAutoencod
     Raises:
         ValueError: there is none.
     """
-    place = Path(path)
-    ksae = read_sae(place) if place.exists() else KSparseAutoencoder.from_pretrained(path)
-    return ksae.to(device).eval()
+    if sae_folder(path) or not Path(path).exists():
+        return open_sae(path, str(device))
+    ksae = read_sae(Path(path)).to(device).eval()
+    ksae.kernel = fastest_kernel(ksae)
+    return ksae
 
 
 def parse_latents(words: Sequence[str], default: float) -> dict[int, float]:
@@ -74,38 +72,78 @@ def parse_latents(words: Sequence[str], default: float) -> dict[int, float]:
     return found
 
 
-def the_prompts(config: PromptsConfig) -> list[Prompt]:
-    """The prompts that a config names."""
-    return read_prompts(config.prompts, config.column, config.split)[: config.limit]
+def the_prompts(
+    config: PromptsConfig, class_column: str | None = None, group_column: str | None = None
+) -> list[Prompt]:
+    """The prompts that a config names.
+
+    Args:
+        config: where they come from.
+        class_column: of a table, the column with the class that each names, which it must have then.
+        group_column: of a table, the column with the group that each belongs to.
+
+    Raises:
+        ValueError: there are none, or they are said twice.
+    """
+    if (config.prompts is None) == (not config.texts):
+        raise ValueError("which prompts? give either texts, or a file of prompts")
+    if config.prompts is None:
+        if class_column is not None:
+            raise ValueError("texts name no class: give prompts, a table with a column of classes")
+        return prompts_of(config.texts)[: config.limit]
+    found = read_prompts(
+        config.prompts,
+        config.column,
+        config.split,
+        class_column=class_column,
+        group_column=group_column,
+    )
+    return found[: config.limit]
 
 
 def build_edits(layers: PipelineLayers, config: EditConfig) -> list[Edit]:
-    """The edits of a config, at strength 1.
+    """The edits of a config, at strength 1: one a concept, then that of the latents.
 
     Raises:
         KeyError: an unknown layer.
         ValueError: nothing to edit, or something that does not fit the model.
     """
-    if not config.concept and not (config.layer and config.ksae and config.latents):
-        raise ValueError("nothing to steer by: give a concept, or all of layer, ksae and latents")
+    if not config.concept and not (config.ksae and config.latent_values):
+        raise ValueError("nothing to steer by: give a concept, or ksae and latent_values")
+    if config.latent_values and len(config.ksae) != 1:
+        raise ValueError("whose latents? give one ksae")
+    edits = _of_concepts(layers, config)
+    if config.latent_values:
+        values = parse_latents(config.latent_values, 0.0)
+        edits.append(_of_latents(layers, config, config.ksae[0], config.layer, values))
+    return edits
+
+
+def _of_concepts(layers: PipelineLayers, config: EditConfig) -> list[Edit]:
+    count = len(config.concept)
+    weights = _one_each("weights", config.weights or (1.0,) * count, count)
+    saes = _one_each("k-SAEs", config.ksae * count if len(config.ksae) == 1 else config.ksae, count)
     edits: list[Edit] = []
-    for folder in config.concept:
+    for place, (folder, weight) in enumerate(zip(config.concept, weights, strict=True)):
         concept = Concept.load(folder)
         concept.check(layers.name, config.layer)
-        if config.ksae is None:
-            edits.append(concept.edit(1.0, **_places(config)))
+        if not saes or config.latent_values:
+            edits.append(concept.edit(weight, **_places(config)))
         elif concept.latents is None:
             raise ValueError(
                 f"the concept {printable(folder)} has no latents to edit: leave ksae out"
             )
         else:
             values = dict.fromkeys(concept.latents, 0.0)
-            edits.append(_of_latents(layers, config, concept.layer, values))
-    if config.latents:
-        if config.layer is None:
-            raise ValueError("whose latents? give their layer")
-        edits.append(_of_latents(layers, config, config.layer, parse_latents(config.latents, 0.0)))
+            one = _of_latents(layers, config, saes[place], concept.layer, values)
+            edits.append(replace(one, strength=weight))
     return edits
+
+
+def _one_each(what: str, given: Sequence[Any], count: int) -> Sequence[Any]:
+    if given and len(given) != count:
+        raise ValueError(f"{len(given)} {what} for {count} concepts: give one each")
+    return given
 
 
 def _places(config: EditConfig) -> dict[str, Any]:
@@ -114,12 +152,19 @@ def _places(config: EditConfig) -> dict[str, Any]:
 
 
 def _of_latents(
-    layers: PipelineLayers, config: EditConfig, layer: str, values: dict[int, float]
+    layers: PipelineLayers,
+    config: EditConfig,
+    path: str,
+    layer: str | None,
+    values: dict[int, float],
 ) -> Edit:
-    if config.ksae is None:
-        raise ValueError("latents are a k-SAE's: give ksae")
+    ksae = open_ksae(path, layers.denoiser.device)
+    layer = layer or ksae.trained_on.get("layer")
+    if not isinstance(layer, str):
+        raise ValueError(
+            f"the k-SAE {printable(path)} does not say which layer it is of: give layer"
+        )
     width = sum(layers.parts(layer).values())
-    ksae = open_ksae(config.ksae, layers.denoiser.device)
     if ksae.d != width:
         raise ValueError(
             f"the k-SAE is {ksae.d} wide, layer {layer} of {layers.name} {width}: it was trained on "
@@ -131,19 +176,23 @@ def _of_latents(
                 f"the k-SAE was trained on {name} {printable(ksae.trained_on[name])}, not {wanted}: "
                 "choose another"
             )
-    change = LatentChange(ksae, values, config.operation, config.read, config.where)
+    read = config.read or reading_of(ksae)
+    change = LatentChange(ksae, values, config.operation, read, config.where)
     return Edit(layer, change, width, 1.0, **_places(config))
+
+
+def reading_of(ksae: KSparseAutoencoder) -> Read:
+    """What a k-SAE reads: the mean of all cells where it was trained on such, else every cell or token."""
+    told = ksae.trained_on
+    # Stores of pictures say how they are pooled, and are averaged to train on; those of tokens don't.
+    return "pooled" if "pool" in told and told.get("rows_are") != "cells" else "cells"
 
 
 def read_mask(path: Path) -> Tensor:
     """A mask from a picture: white is 1.
 
     Raises:
-        ValueError: it is no picture.
+        ImageError: it is no picture.
     """
-    try:
-        with Image.open(path) as picture:
-            grey = np.asarray(picture.convert("L"), dtype=np.float32)
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{printable(path)} is no picture: {printable(error)}") from error
-    return torch.from_numpy(grey / 255.0)
+    with decoded(path, str(path)) as picture:
+        return torch.from_numpy(np.asarray(picture.convert("L"), dtype=np.float32) / 255.0)

@@ -91,6 +91,7 @@ def zero_shot(config: ZeroShotConfig, progress: Report = silent) -> ZeroShotRun:
 def _finished(
     run: Run, config: ZeroShotConfig, dataset: ImageDataset, progress: Report
 ) -> ZeroShotRun:
+    run.add_input("set of images", {"sha256": dataset.contents(), "classes": list(dataset.classes)})
     rows = _rows_by_id(run)
     unknown = set(rows) - set(dataset.ids)
     if unknown:

@@ -8,7 +8,7 @@ from revelio.backbones.config import BackboneConfig
 from revelio.bounds import Count, Device, Folder, NotEmpty, OutFile, OutFolder, Seed
 from revelio.data.config import DataConfig
 
-ProbeName = Literal["linear", "knn", "attention"]
+ProbeName = Literal["linear", "knn", "attention", "resnet"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +77,9 @@ class ProbeConfig:
     """Activation stores of the test images, in the same order; all of the same images."""
 
     probes: Annotated[tuple[ProbeName, ...], NotEmpty()] = ("linear", "knn")
-    """`linear`: logistic regression; `knn`: nearest neighbors by cosine; `attention`: a learned query that
-    pools the grid, which needs whole grids (pool `none`). The first two see the mean of a grid."""
+    """`linear`: logistic regression; `knn`: nearest neighbors by cosine; both see the mean of a grid.
+    `attention`: a learned query that pools the grid; `resnet`: a residual network; both need whole grids
+    (pool `none`)."""
 
     seeds: Count = 1
     """How many times each probe is trained, from seed, seed + 1, ...: another validation part, and first
@@ -88,13 +89,13 @@ class ProbeConfig:
     """Of the validation part and of first weights."""
 
     epochs: Count = 30
-    """Passes over the training images, of the attention probe."""
+    """Passes over the training images, of the attention and ResNet probes."""
 
     batch_size: Count = 32
-    """Images a step, of the attention probe."""
+    """Images a step, of the attention and ResNet probes."""
 
     device: Device = "auto"
-    """Where the attention probe runs: `auto` (CUDA where there is one), `cpu`, `cuda`, `mps`."""
+    """Where the attention and ResNet probes run: `auto` (CUDA where there is one), `cpu`, `cuda`, `mps`."""
 
     out: OutFile = Path("runs/probes.json")
     """The JSON file to write."""

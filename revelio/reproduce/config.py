@@ -24,8 +24,8 @@ class ReproduceConfig:
 
     data: DataConfig = field(default_factory=lambda: DataConfig(source=FROM_PAPER))
     """The pictures; from-paper: each row's own data set. Any other source (and root) stands in for the first
-    data set of the item, and rows of its others are listed as left out. Where a split is given, a fifth of
-    it is held out as test images."""
+    data set of the item; rows of its others run where `roots` has a copy, and are listed as left out where
+    not. Where a split is given, a fifth of it is held out as test images."""
 
     roots: tuple[str, ...] = ()
     """Local copies of data sets, as `NAME=FOLDER` (`caltech101=/data/caltech101`)."""
@@ -49,6 +49,10 @@ class ReproduceConfig:
 
     device: Device = "auto"
     """Where everything runs: `auto` (CUDA where there is one), `cpu`, `cuda`, ..."""
+
+    scores: tuple[str, ...] = ()
+    """What LLaVA-Bench said of the models of table4, as `NAME=FILE`: NAME is clip, clip-dinov2, clip-sd-t25
+    or clip-sd-t200, FILE what `revelio llava-bench score --json` wrote, of one training or of several."""
 
     teraflops: Positive | None = None
     """What the device sustains, for the hours of a plan; none: 20 in full scale, 0.03 (a core) in mini."""

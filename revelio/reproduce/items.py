@@ -6,7 +6,7 @@ value where a table has the same cell.
 
 import csv
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from io import StringIO
@@ -14,9 +14,8 @@ from itertools import product
 from typing import Any
 
 from revelio.reproduce.orderings import Ordering
+from revelio.reproduce.row import CALTECH, FGVC, PETS, SECONDS, TOP1, Row
 
-PETS, CALTECH, FGVC = "oxford-iiit-pet", "caltech101", "fgvc-aircraft"
-TOP1, DELTA, SECONDS = "top1", "delta_top1", "s_per_image"
 # The paper's spelling -> a prompt policy.
 _POLICIES = {"from_CLIP": "from_clip", "null-class": "empty"}
 # Rows of Table 5 and Sec. 4.7 that are runs of other tables, or of a zero-shot classifier.
@@ -25,46 +24,19 @@ _BASELINES: dict[str, dict[str, Any]] = {
     "diff-c up_ft1 from_CLIP": {"layer": "up_ft1", "timestep": 100, "prompt": "from_clip"},
     "diff-c": {"prompt": "empty"},
 }
+# At which timestep its grids were taken the papers don't say: at the main one here.
+_BASELINES["sd-2.0 features (resnet probe)"] = {
+    "kind": "resnet",
+    "model": "sd-2.0",
+    "layer": "bottleneck",
+    "timestep": 25,
+    "prompt": "empty",
+}
 _ZERO_SHOT = {
     "diffusion-classifier sd-2.0": "diffusion-classifier",
     "clip rn50": "clip",
     "openclip vit-h/14": "clip",
 }
-
-
-@dataclass(frozen=True)
-class Row:
-    """One cell of a table, or one panel of a figure.
-
-    Attributes:
-        kind: ``ksae`` (purity of a k-SAE), ``gallery`` (its top images too), ``diffc``, ``pca``, ``clip``,
-            ``diffusion-classifier``, ``quoted`` (from other work, with no counterpart here), ``vlm``.
-        model: the paper's name.
-        layer: of the model; of PCA maps several, with ``+`` between.
-        timestep: the model's own; None: a row without noise.
-        dataset: by the name that :mod:`revelio.data` knows it under.
-        prompt: a prompt policy.
-        metric: what ``paper`` is.
-        paper: the paper's value; None: a figure's.
-        note: of whoever typed the numbers in.
-    """
-
-    kind: str
-    model: str
-    layer: str
-    timestep: int | None
-    dataset: str
-    prompt: str
-    metric: str
-    paper: float | None = field(default=None, compare=False)
-    note: str = field(default="", compare=False)
-
-    @property
-    def name(self) -> str:
-        """The row in words."""
-        t = "" if self.timestep is None else f"t={self.timestep}"
-        parts = (self.model, self.layer, t, self.dataset, self.prompt)
-        return " ".join(part for part in parts if part)
 
 
 @dataclass(frozen=True)
@@ -106,10 +78,12 @@ def _row(line: Mapping[str, str]) -> Row:
         float(line["paper_value"]),
         line["note"],
     )
+    if row.kind == "vlm":  # layer and timestep are its tower's, and in its name
+        return replace(row, layer="", timestep=None)
     if row.kind not in ("baseline", "speed"):
         return row
     if row.model in _BASELINES:
-        return replace(row, kind="diffc", model="sd-1.5", **_BASELINES[row.model])
+        return replace(row, **({"kind": "diffc", "model": "sd-1.5"} | _BASELINES[row.model]))
     return replace(row, kind=_ZERO_SHOT.get(row.model, "quoted"))
 
 
@@ -148,9 +122,19 @@ def items() -> dict[str, Item]:
         for name, (title, *parts) in _TABLES.items()
     }
     found |= {name: replace(found[name], commands=commands) for name, commands in _COMMANDS.items()}
+    found["table5"] = replace(found["table5"], rows=found["table5"].rows + _beside_diffc())
     for name, (title, kind, axes) in _FIGURES.items():
         found[name] = Item(title, _rows(kind, _METRICS[kind], **axes))
     return found
+
+
+def _beside_diffc() -> tuple[Row, ...]:
+    """Baselines and seconds an image that the paper has no number of, beside Diff-C on the same pictures."""
+    probes = product(("linear", "knn", "attention"), (TOP1, SECONDS))
+    found = [row for kind, metric in probes for row in _rows(kind, metric)]
+    found += _rows("resnet", SECONDS, model=("sd-2.0",), layer=("bottleneck",))
+    clip = {"model": ("openclip vit-h/14",), "layer": ("",), "timestep": (None,), "prompt": ("",)}
+    return (*found, *_rows("clip", SECONDS, **clip))
 
 
 # A title, and the items of the CSV that have its numbers.
@@ -228,7 +212,9 @@ _CLIP_HELPS = Ordering(
     "prompt",
     "from_clip",
 )
-# SPEC section 10, i to vi, and what the text says of Tables 2c and 3; vii is of the LLaVA extension.
+_VLMS = {"metric": "relative", "dataset": "llava-bench-wild:all"}
+_T200 = "mpt-7b-chat + clip+sd1.5 t=200"
+# SPEC section 10, and what the text says of Tables 2c and 3.
 _CLAIMS: dict[str, tuple[Ordering, ...]] = {
     "table2a": (
         Ordering("(i) up_ft1 is purest on Pets", "least", "layer", "up_ft1", where=_ON_PETS),
@@ -274,4 +260,22 @@ _CLAIMS: dict[str, tuple[Ordering, ...]] = {
     ),
     "table7": (*_beats_layers(6), _CLIP_HELPS),
     "table8": (_CLIP_HELPS,),
+    "table4": (
+        Ordering(
+            "(vii) CLIP with SD's tower at t = 25 beats CLIP alone and CLIP with DINOv2",
+            "most",
+            "model",
+            "mpt-7b-chat + clip+sd1.5 t=25",
+            where=_VLMS,
+            skip=_T200,
+        ),
+        Ordering(
+            "(vii) CLIP with DINOv2 is below CLIP alone, and below CLIP with SD's tower",
+            "least",
+            "model",
+            "mpt-7b-chat + clip+dinov2",
+            where=_VLMS,
+            skip=_T200,
+        ),
+    ),
 }

@@ -3,26 +3,28 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from revelio.reproduce.row import SECONDS
+from revelio.trust import markdown
+
 HEAD = ("model", "layer", "t", "data", "prompt", "metric", "paper", "ours", "95 %", "chance")
 
 
-def page(result: Mapping[str, Any]) -> str:
-    """The page of what ``<item>.json`` holds."""
+def page(result: Mapping[str, Any], drawn: str = "") -> str:
+    """The page of what ``<item>.json`` holds; ``drawn``: where its picture is, beside the page."""
     rows = result["rows"]
     done = [row for row in rows if "missing" not in row]
     lines = [f"# {result['item']}: {result['title']}", ""]
     if result["commands"]:
         lines += ["Made by the LLaVA extension:", "", *map("    {}".format, result["commands"])]
-        return "\n".join(
-            [*lines, "", *_table(("model", "data", "metric", "paper"), map(_quoted, rows))]
+    else:
+        trainings = "1 training" if result["seeds"] == 1 else f"{result['seeds']} trainings"
+        lines.append(
+            f"Scale {result['scale']}, mode {result['mode']}, {trainings} a row. Where another model or data "
+            "set stands in for the paper's, only the orderings can be compared, not the values."
         )
-    trainings = "1 training" if result["seeds"] == 1 else f"{result['seeds']} trainings"
-    lines.append(
-        f"Scale {result['scale']}, mode {result['mode']}, {trainings} a row. Where another model or data set "
-        "stands in for the paper's, only the orderings can be compared, not the values."
-    )
     if done:
-        lines += ["", *_table(HEAD, map(_row, done))]
+        lines += ["", *_table(HEAD, map(_row, done)), *_speed_ups(done)]
+    lines += ["", f"![paper, ours and chance]({drawn})"] if drawn else []
     if any(row.get("controls") for row in done):
         lines += [
             "",
@@ -39,7 +41,8 @@ def page(result: Mapping[str, Any]) -> str:
     if lacking:
         lines += ["", f"Rows that could not run, {len(lacking)} of {len(rows)}:", ""]
         lines += [
-            f"- {_where(row)} (paper: {_number(row['paper'])}): {row['missing']}" for row in lacking
+            f"- {_where(row)} (paper: {_number(row['paper'])}): {markdown(row['missing'])}"
+            for row in lacking
         ]
     return "\n".join([*lines, ""])
 
@@ -52,12 +55,28 @@ METHOD = (
 )
 
 
+def _speed_ups(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How many times as fast as the Diffusion Classifier everything else is on this machine (Sec. 4.7)."""
+    timed = {row["kind"]: row for row in rows if row["metric"] == SECONDS}
+    slow = timed.pop("diffusion-classifier", None)
+    if slow is None:
+        return []
+    lines = ["", f"Against the Diffusion Classifier's {slow['value']:.3g} seconds an image:", ""]
+    for kind, row in timed.items():
+        times = f"{slow['value'] / row['value']:,.0f} times as fast"
+        if row["paper"]:
+            own = slow["paper"] / row["paper"]
+            times += f" (paper: {slow['paper']:g} and {row['paper']:g} s, {own:,.0f} times)"
+        lines.append(f"- {kind}, {row['value']:.3g} seconds: {times}")
+    return lines
+
+
 def _shown(row: Mapping[str, Any]) -> list[str]:
     """Lines on the pictures of a row."""
     lines = [f"- [{_where(row)}]({row['gallery']})"] if "gallery" in row else []
     for name, share in row.get("shows", {}).items():
         lines.append(
-            f"- {row['our_model']} {name}: three components hold {share:.1%} of the variance"
+            f"- {markdown(row['our_model'])} {name}: three components hold {share:.1%} of the variance"
         )
     return lines
 
@@ -79,10 +98,6 @@ def _row(row: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _quoted(row: Mapping[str, Any]) -> list[str]:
-    return [row["model"], row["dataset"], row["metric"], _number(row["paper"])]
-
-
 def _ordering(entry: Mapping[str, Any]) -> list[str]:
     judged, (some, of) = "probability" in entry, entry["rows"]
     return [
@@ -97,7 +112,7 @@ def _ordering(entry: Mapping[str, Any]) -> list[str]:
 
 
 def _pair(paper: str, ours: str) -> str:
-    return paper if paper == ours else f"{paper} ({ours})"
+    return paper if paper == ours else f"{paper} ({markdown(ours)})"
 
 
 def _where(row: Mapping[str, Any]) -> str:
@@ -107,7 +122,9 @@ def _where(row: Mapping[str, Any]) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
+    if value is None:
+        return ""
+    return f"{value:.2f}" if value == 0 or abs(value) >= 0.1 else f"{value:.2g}"
 
 
 def _yes(value: bool | None) -> str:

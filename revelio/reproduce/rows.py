@@ -3,17 +3,22 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 from revelio.analysis.config import PurityConfig
 from revelio.backbones.config import BackboneConfig
 from revelio.data.config import DataConfig
 from revelio.diffc.config import FitConfig
-from revelio.probes.config import DiffusionClassifierConfig
+from revelio.probes.config import DiffusionClassifierConfig, ProbeName
 from revelio.reproduce.config import FROM_PAPER, ReproduceConfig
-from revelio.reproduce.items import CALTECH, FGVC, PETS, Row
+from revelio.reproduce.row import CALTECH, FGVC, PETS, Row
 from revelio.sae.config import RunConfig
 
 MAIN = "sd-1.5"
+# What a row of a kind stores of a layer: pooled activations or grids.
+STORED = {"ksae": "mean", "gallery": "mean"} | dict.fromkeys(
+    ("diffc", *get_args(ProbeName)), "none"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +33,7 @@ class Sizes:
         train_images: at most so many; None: all.
         test_images: the same, held out.
         zero_shot_images: of those, for the Diffusion Classifier.
+        probe_epochs: of the attention and ResNet probes.
         teraflops: what the device sustains where nothing is said.
     """
 
@@ -38,6 +44,7 @@ class Sizes:
     train_images: int | None = None
     test_images: int | None = None
     zero_shot_images: int | None = None
+    probe_epochs: int = 30
     teraflops: float = 20.0
 
 
@@ -67,6 +74,7 @@ SIZES: Mapping[str, Sizes] = {
         train_images=2000,
         test_images=500,
         zero_shot_images=50,
+        probe_epochs=8,
         teraflops=0.03,
     ),
 }
@@ -77,19 +85,23 @@ _MODELS = {
     "sd-2.1": "sd-2.1-base",
     "dit-xl-2-512": "dit-xl-2-512",
     "if-i-l": "DeepFloyd/IF-I-L-v1.0",
-    "diffusion-classifier sd-2.0": "stabilityai/stable-diffusion-2-base",
+    "sd-2.0": "sd-2.0-base",
+    "diffusion-classifier sd-2.0": "sd-2.0-base",
     "openclip vit-h/14": "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
 }
-_IMAGE_SIZE = {MAIN: 512, "sd-2.1": 512}
+_IMAGE_SIZE = {MAIN: 512, "sd-2.0": 512, "sd-2.1": 512}
 _MINI_MODELS = {
     (MAIN, PETS): "mini-sd",
     ("dit-xl-2-512", PETS): "mini-dit",
     (MAIN, CALTECH): "mini-sd-photo",
+    ("sd-2.0", PETS): "mini-sd",
     ("diffusion-classifier sd-2.0", PETS): "mini-sd",
     ("openclip vit-h/14", PETS): "mini-clip",
     (MAIN, "unrel"): "mini-sd-photo",
 }
 _MINI_DATA = {PETS: "samples", CALTECH: CALTECH}
+# mini-sd-photo was trained on the other split.
+_MINI_SPLITS = {CALTECH: "test"}
 # Blocks of DiT's 28 at the same depth of mini-dit's 8.
 _MINI_BLOCKS = {f"block{n}": f"block{round(n * 8 / 28)}" for n in range(28)}
 
@@ -141,7 +153,7 @@ def our_rows(rows: Iterable[Row], config: ReproduceConfig) -> list[OurRow]:
         ValueError: a setting names no ``PAPER=OURS``.
     """
     rows = list(rows)
-    models, roots = _pairs(config.model, MAIN), _pairs(config.roots, "")
+    models, roots = pairs(config.model, MAIN), pairs(config.roots, "")
     first = rows[0].dataset if rows else ""
     return [_ours(row, config, models, roots, first) for row in rows]
 
@@ -172,22 +184,32 @@ def _pictures(
     row: Row, config: ReproduceConfig, roots: Mapping[str, str], first: str
 ) -> tuple[DataConfig, str]:
     """The pictures of a row, and why there are none."""
-    data = config.data
-    if data.source != FROM_PAPER:
-        only = f"{data.source} stands in for {first} only"
-        return data, "" if row.dataset == first else only
-    source = _MINI_DATA.get(row.dataset) if config.scale == "mini" else row.dataset
+    data, mini = config.data, config.scale == "mini"
+    source = _MINI_DATA.get(row.dataset) if mini else row.dataset
     root = roots.get(source or row.dataset)
-    found = replace(data, source=source or row.dataset, root=Path(root) if root else data.root)
+    if data.source != FROM_PAPER:
+        if row.dataset == first:
+            return data, ""
+        if root is None:
+            only = f"{data.source} stands in for {first} only"
+            return data, f"{only}: give a copy of {source or row.dataset} in roots"
+        data = replace(data, split=None, root=None)
+    split = data.split or (_MINI_SPLITS.get(row.dataset) if mini else None)
+    found = replace(
+        data,
+        source=source or row.dataset,
+        root=Path(root) if root else data.root,
+        split=split,
+    )
     if source is None or row.dataset == "unrel":
         where = f"in {config.scale} scale" if row.dataset == FGVC else "by name"
         return found, f"no pictures are known for {row.dataset} {where}: give them as data.source"
-    if config.scale == "mini" and source == CALTECH and root is None:
+    if mini and source == CALTECH and root is None:
         return found, f"the pictures of {CALTECH} are not shipped: give their folder in roots"
     return found, ""
 
 
-def _pairs(given: Iterable[str], alone: str) -> dict[str, str]:
+def pairs(given: Iterable[str], alone: str) -> dict[str, str]:
     """``PAPER=OURS`` as a dictionary; a value by itself is for ``alone``."""
     found = {}
     for one in given:

@@ -24,7 +24,14 @@ from revelio.backbones.diffusion.pipeline_layers import PipelineLayers
 from revelio.files import write_folder
 from revelio.run_dir import write_json
 from revelio.sae.model import KSparseAutoencoder
-from revelio.steering.edits import Branch, Direction, Edit, check_number, check_word
+from revelio.steering.edits import (
+    Branch,
+    Direction,
+    Edit,
+    check_number,
+    check_word,
+    in_activations,
+)
 from revelio.trust import printable, read_object, read_tensors
 
 FORMAT = 1
@@ -263,7 +270,7 @@ def decoded(ksae: KSparseAutoencoder | None, codes: Float[Tensor, "t n"]) -> Flo
     """Z W_dec, without the decoder's bias; without a k-SAE the rows as they are."""
     if ksae is None:
         return codes.cpu()
-    return (codes.to(ksae.W_dec) @ ksae.W_dec.detach()).cpu()
+    return in_activations(ksae, codes.to(ksae.W_dec) @ ksae.W_dec.detach()).cpu()
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """Every setting of concept steering, declared once; command lines inherit it. Imports no torch."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from revelio.backbones.config import BackboneConfig
 from revelio.bounds import (
@@ -12,11 +12,13 @@ from revelio.bounds import (
     Index,
     NotEmpty,
     NotNegative,
+    OutFile,
     OutFolder,
     Pixels,
     Seed,
     Share,
 )
+from revelio.endpoint import Settings
 
 Operation = Literal["scale", "clamp", "ablate", "add"]
 
@@ -25,8 +27,11 @@ Operation = Literal["scale", "clamp", "ablate", "add"]
 class PromptsConfig:
     """Where prompts come from."""
 
-    prompts: str
+    prompts: str | None = None
     """A file of one prompt a line, a `.csv` or `.tsv` table with a header, or a Hugging Face data set."""
+
+    texts: tuple[str, ...] = ()
+    """Prompts themselves, instead of a file; of a class-conditional model, class names or ids."""
 
     column: str = "prompt"
     """The column of a table that holds the prompts."""
@@ -99,7 +104,9 @@ class ConceptConfig:
     class_name: str | None = None
     """Take the pictures of one class of `store` for the concept."""
 
-    latents: tuple[str, ...] = ()
+    renamed: ClassVar[dict[str, str]] = {"latents": "latent-values"}
+
+    latent_values: tuple[str, ...] = ()
     """Latents with weights, as `13:2.0`; without a weight it is 1."""
 
     concepts: tuple[Folder, ...] = ()
@@ -139,30 +146,35 @@ class EditConfig:
     """Concepts that `revelio concept` made; several are added, each times the strength. With `ksae`, the
     latents of a concept that has some are edited instead: `operation` ablate takes them out."""
 
+    weights: tuple[float, ...] = ()
+    """Weights of the concepts, which the strength is multiplied by; none: 1 each."""
+
     layer: str | None = None
-    """The layer whose latents are edited, with `latents`."""
+    """The layer whose latents are edited, with `latent_values`; none: what the k-SAE was trained on."""
 
-    ksae: str | None = None
-    """The k-SAE of that layer: a folder or hub id."""
+    ksae: tuple[str, ...] = ()
+    """The k-SAE of that layer: a folder or hub id; of several concepts one for each, or one for all."""
 
-    latents: tuple[str, ...] = ()
+    renamed: ClassVar[dict[str, str]] = {"latents": "latent-values"}
+
+    latent_values: tuple[str, ...] = ()
     """Latents with values, as `13:2.0 487:0`; without a value it is 0."""
 
     operation: Operation = "scale"
     """What a value does at strength 1: `scale` multiplies the latent's code, `clamp` sets it, `add` adds to
     it, `ablate` sets it to 0. What the k-SAE does not explain stays."""
 
-    read: Literal["cells", "pooled"] = "cells"
-    """Encode every cell or token by itself, or the mean of all cells, as a k-SAE of pooled activations
-    wants."""
+    read: Literal["cells", "pooled"] | None = None
+    """Encode every cell or token by itself, or the mean of all cells and change all alike; none: as the k-SAE
+    was trained, cells where it does not say."""
 
     where: Literal["everywhere", "fires"] = "everywhere"
     """`add` and `clamp` everywhere, or only where the latent fires."""
 
     branch: Literal["opposed", "conditional", "both"] | None = None
     """Of classifier-free guidance: `opposed` subtracts from the unconditional call what the conditional
-    one gets; none: `both` in the denoiser; in a text encoder `opposed` for concepts, `conditional` for
-    latents."""
+    one gets; none: `opposed` for concepts, `conditional` for latents; in Flux's denoiser, whose calls can't
+    be told apart, `both`."""
 
     timesteps: tuple[Index, Index] | None = None
     """The first and the last training timestep at which a denoiser's layer is edited (0 is no noise)."""
@@ -213,24 +225,48 @@ class SteerConfig(PromptsConfig, EditConfig, DrawConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SteerEvalConfig(PromptsConfig, EditConfig, DrawConfig):
+class SteerEvalConfig(PromptsConfig, EditConfig, DrawConfig, Settings):
     """How well a concept is erased or brought in, by a judge."""
 
     out: OutFolder
-    """The folder for `steering.json` and `steering.md`."""
+    """The folder for `steering.json`, `steering.html`, `sheet.png` and the pictures."""
 
-    target: str
-    """The class of the judge that stands for the concept."""
+    target: Annotated[tuple[str, ...], NotEmpty()]
+    """The class that stands for the concept; several where several concepts are steered at once."""
 
     target_column: str = "class"
     """The column of the prompts' table with the class that each prompt names."""
 
+    group_column: str | None = None
+    """A column that sorts the prompts of the target, such as into named, paraphrased and adversarial ones:
+    the target's rate is told for each; none: by whether a prompt's text holds the target's name."""
+
     judge: str = "clip-vit-b-32"
     """Who says what a picture shows: a CLIP model by name or folder, that chooses among the classes
-    zero-shot, or `module:function` of a classifier of yours (pictures -> class names)."""
+    zero-shot; `transformers:MODEL`, an image classifier by folder or hub id; `diffc:FOLDER`;
+    `endpoint:MODEL`, a vision-language model; or `module:function` of yours (pictures -> class names)."""
 
     template: str = "a photo of a {}"
     """The text of a class for a zero-shot judge."""
+
+    detector: str | None = None
+    """Who says whether the target shows, instead of the judge, who is left with what else survives: `nudenet`
+    (its package), `transformers:MODEL`, or `module:function` of yours (pictures -> scores)."""
+
+    detector_labels: tuple[str, ...] = ()
+    """The detector's labels that count as the target; none: NudeNet's exposed parts."""
+
+    detector_threshold: Share = 0.45
+    """The least score at which the target shows; published for NudeNet: 0.45."""
+
+    features: str | None = None
+    """A backbone in whose activations the distance of untouched pictures is measured, beside pixels."""
+
+    features_layer: str | None = None
+    """Its layer; none: the last."""
+
+    each: bool = False
+    """Measure the concepts one by one instead of all at once: a study of layers, or of sizes of k-SAEs."""
 
     strength: Annotated[tuple[float, ...], NotEmpty()] = (-0.25, -0.5, -1.0)
     """Strengths of the curve."""
@@ -238,13 +274,17 @@ class SteerEvalConfig(PromptsConfig, EditConfig, DrawConfig):
     baselines: tuple[Literal["negative-prompt", "difference-of-means", "random-direction"], ...] = (
         "negative-prompt", "difference-of-means", "random-direction",
     )  # fmt: skip
-    """What else is measured, at the same strengths where it has one; the plain model always is."""
+    """What else is measured, at the same strengths where it has one; the plain model always is. A random
+    direction is that of a concept's vector, a negative prompt that of a pipeline that takes one."""
 
     means: Folder | None = None
     """A concept made without a k-SAE, for the baseline `difference-of-means`."""
 
     bootstrap: Count = 2000
     """Resamples of prompts and seeds for the 95 % intervals."""
+
+    cache: OutFile | None = None
+    """The file of an endpoint's replies; none: beside the folder (eval -> eval.cache.sqlite)."""
 
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     """The model."""

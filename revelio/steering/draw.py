@@ -1,16 +1,22 @@
 """Pictures of prompts from a pipeline, each with a noise of its own: plain, or within a steering context."""
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from revelio.backbones.diffusion.pipeline_layers import PipelineLayers
 from revelio.seeds import key_seed
 from revelio.steering.config import DrawConfig
 from revelio.steering.prompts import Prompt
+
+# A sheet shows the first so many rows; all pictures are in files of their own.
+SHEET_ROWS = 40
+SIDE, MARGIN = 96, 18
 
 
 def noise_of(prompt: Prompt, image: int, config: DrawConfig) -> torch.Generator:
@@ -82,3 +88,71 @@ def class_ids(layers: PipelineLayers, texts: Sequence[str]) -> list[int]:
                 f"{', '.join(list(known)[:20])}, or a class id"
             )
     return [known[text] if text in known else int(text) for text in texts]
+
+
+def draw_into(
+    folder: Path,
+    name: str,
+    layers: PipelineLayers,
+    prompts: Sequence[Prompt],
+    config: DrawConfig,
+    told: Callable[[int], object],
+) -> float:
+    """Draw all pictures of all prompts into files; nothing stays in memory.
+
+    Args:
+        folder: where to.
+        name: ends the files' names: see :func:`picture_name`.
+        layers: the pipeline.
+        prompts: what is drawn.
+        config: how.
+        told: gets the number of pictures after each batch.
+
+    Returns:
+        Seconds a picture.
+    """
+    seconds = 0.0
+    for image in range(config.images_per_prompt):
+        for batch in batched(prompts, config):
+            began = time.monotonic()
+            pictures = draw(layers, batch, image, config)
+            seconds += time.monotonic() - began
+            for one, picture in zip(batch, pictures, strict=True):
+                picture.save(folder / picture_name(one, image, name))
+            told(len(batch))
+    return seconds / (len(prompts) * config.images_per_prompt)
+
+
+def picture_name(prompt: Prompt, image: int, name: str) -> str:
+    """The file of a picture: prompt, number, and how it was drawn."""
+    return f"{prompt.id}-{image}-{name}.png"
+
+
+def contact_sheet(
+    folder: Path, prompts: Sequence[Prompt], images: int, columns: Mapping[str, str]
+) -> Image.Image:
+    """A row a picture of a prompt, a column a way of drawing, out of the files of :func:`draw_into`.
+
+    Args:
+        folder: of the files.
+        prompts: the rows, ``images`` each.
+        images: pictures a prompt.
+        columns: titles, by the names that the files end with.
+    """
+    rows = [(one, image) for one in prompts for image in range(images)][:SHEET_ROWS]
+    with Image.open(folder / picture_name(*rows[0], next(iter(columns)))) as first:
+        zoom = max(1, SIDE // first.width)
+        width, height = first.width * zoom, first.height * zoom
+    size = (len(columns) * width, MARGIN + len(rows) * (height + MARGIN))
+    sheet = Image.new("RGB", size, "white")
+    pen = ImageDraw.Draw(sheet)
+    for row, (one, image) in enumerate(rows):
+        top = MARGIN + row * (height + MARGIN)
+        pen.text((4, top + height + 3), one.text, fill="black")
+        for column, name in enumerate(columns):
+            with Image.open(folder / picture_name(one, image, name)) as picture:
+                large = picture.resize((width, height), Image.Resampling.NEAREST)
+            sheet.paste(large, (column * width, top))
+    for column, title in enumerate(columns.values()):
+        pen.text((column * width + 4, 3), title, fill="black")
+    return sheet

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from revelio.sae.inputs import find
 from revelio.sae.model import KSparseAutoencoder
 from revelio.steering.config import Operation
 
@@ -37,8 +38,9 @@ class Edit:
         width: the channels that it is for.
         strength: what the change is multiplied by.
         branch: of classifier-free guidance. `opposed`: the unconditional call gets the negative, so that
-            guidance amplifies the change; `conditional`: it gets nothing; `both`: the same. None: `both` in
-            the denoiser; in a text encoder `opposed` for a direction, `conditional` for latents.
+            guidance amplifies the change; `conditional`: it gets nothing; `both`: the same. None: `opposed`
+            for a direction, `conditional` for latents; in Flux's denoiser, whose calls can't be told apart,
+            `both`.
         timesteps: the first and the last training timestep at which it is made (0 is no noise); None: all.
             Of the denoiser only.
         mask: how much of it each cell of the layer's grid gets, 0 to 1; None: all. Of the denoiser only.
@@ -98,7 +100,8 @@ class LatentChange:
         """Refuse what can't be done.
 
         Raises:
-            ValueError: no latent, one out of range, a value that is no number, or an unknown word.
+            ValueError: no latent, one out of range, a value that is no number, an unknown word, or a k-SAE of
+                several stores that are each scaled in their own way.
         """
         n = self.ksae.n
         if not self.values:
@@ -109,6 +112,7 @@ class LatentChange:
             check_number(value, f"the value of latent {latent}")
         for name, kind in (("operation", Operation), ("read", Read), ("where", Where)):
             check_word(name, getattr(self, name), get_args(kind))
+        find(self.ksae.inputs, None)
 
     @torch.no_grad()
     def __call__(self, x: Float[Tensor, "b s d"]) -> Float[Tensor, "b s d"]:
@@ -118,7 +122,7 @@ class LatentChange:
         rows = read.flatten(0, 1)
         device = self.ksae.W_dec.device
         target = torch.tensor(list(self.values.values()), device=device)
-        directions = self.ksae.W_dec[latents]
+        directions = in_activations(self.ksae, self.ksae.W_dec[latents])
         if self.operation == "add" and self.where == "everywhere":
             delta = (target @ directions).expand(len(rows), -1)  # nothing has to be encoded
         else:
@@ -130,6 +134,16 @@ class LatentChange:
         moved = {"scale": (c - 1) * z, "clamp": c - z, "ablate": -z, "add": c.expand_as(z)}
         change = moved[self.operation]
         return change * (z != 0) if self.where == "fires" else change
+
+
+def in_activations(ksae: KSparseAutoencoder, share: Float[Tensor, "r d"]) -> Float[Tensor, "r d"]:
+    """What latents contribute, in the scale of the activations: a k-SAE may have been trained on scaled ones.
+
+    Raises:
+        ValueError: it was trained on several stores, each scaled in its own way.
+    """
+    scaled = find(ksae.inputs, None)
+    return share if scaled is None else share * share.new_tensor(scaled.scale)
 
 
 @torch.no_grad()

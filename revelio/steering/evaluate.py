@@ -2,13 +2,14 @@
 
     target rate   share of pictures of prompts that name the concept in which the judge sees it
     survival      share of the other prompts' pictures in which the judge still sees what they name
-    distance      mean absolute difference of those pictures from the unsteered ones, 0 to 1
+    distance      of those pictures from the unsteered ones: mean absolute difference of pixels, 0 to 1, and
+                  1 - cosine of a backbone's activations
 
 The last two say what erasing costs. `relative` divides a rate by that of the unsteered model on the same
 prompts and the same noise. Intervals are 95 % bootstrap intervals: prompts are resampled, and seeds.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,46 +22,53 @@ Rates = Float[np.ndarray, "prompts seeds"]
 
 @dataclass(frozen=True)
 class Drawn:
-    """Pictures of some prompts, several seeds each.
+    """What was seen in pictures of some prompts, several seeds each.
 
     Attributes:
+        targets: the classes that are steered.
         wanted: the class that each prompt names.
         seen: the class that the judge sees in each picture, a row a prompt.
-        pictures: (prompts seeds h w 3) in 0 to 1.
+        distances: how far each picture is from the unsteered one of its noise, by measure: `pixels` is the
+            mean absolute difference, of 1.
         seconds: time a picture.
+        shows: whether a detector finds the target in each picture; None: where the judge sees it.
     """
 
+    targets: Collection[str]
     wanted: Sequence[str]
     seen: Sequence[Sequence[str]]
-    pictures: Float[np.ndarray, "prompts seeds h w 3"]
+    distances: Mapping[str, Rates]
     seconds: float
+    shows: Rates | None = None
 
-    def sees(self, target: str) -> Rates:
-        """Where the judge sees the target, of the prompts that name it: 1 or 0."""
-        rows = [row for row, wanted in zip(self.seen, self.wanted, strict=True) if wanted == target]
-        return np.array([[seen == target for seen in row] for row in rows], dtype=float)
+    def sees(self, among: Collection[int] | None = None) -> Rates:
+        """Where the target shows, of the prompts that name it: 1 or 0; of those ``among`` them alone."""
+        rows = [row for row in self._naming(True) if among is None or row in among]
+        return self._target()[rows]
 
-    def keeps(self, target: str) -> Rates:
+    def keeps(self) -> Rates:
         """Where the judge sees what a prompt names, of the prompts that name something else: 1 or 0."""
-        return np.array(
-            [
-                [seen == wanted for seen in row]
-                for row, wanted in zip(self.seen, self.wanted, strict=True)
-                if wanted != target
-            ],
-            dtype=float,
-        )
+        right = [[one == wanted for one in row] for row, wanted in self._pairs()]
+        return np.array(right, dtype=float)[self._naming(False)]
 
-    def becomes(self, target: str) -> Rates:
-        """Where the judge sees the target, of the prompts that name something else: 1 or 0."""
-        rows = [row for row, wanted in zip(self.seen, self.wanted, strict=True) if wanted != target]
-        return np.array([[seen == target for seen in row] for row in rows], dtype=float)
+    def becomes(self) -> Rates:
+        """Where the target shows, of the prompts that name something else: 1 or 0."""
+        return self._target()[self._naming(False)]
 
-    def distance(self, other: "Drawn", target: str) -> Rates:
-        """Mean absolute difference from other pictures, of the prompts that do not name the target."""
-        rows = [index for index, wanted in enumerate(self.wanted) if wanted != target]
-        apart = np.abs(self.pictures[rows] - other.pictures[rows])
-        return apart.mean(axis=(2, 3, 4))
+    def distance(self, measure: str) -> Rates:
+        """The distances of the prompts that do not name the target."""
+        return self.distances[measure][self._naming(False)]
+
+    def _pairs(self) -> Iterable[tuple[Sequence[str], str]]:
+        return zip(self.seen, self.wanted, strict=True)
+
+    def _target(self) -> Rates:
+        if self.shows is not None:
+            return self.shows
+        return np.array([[one in self.targets for one in row] for row in self.seen], dtype=float)
+
+    def _naming(self, target: bool) -> list[int]:
+        return [row for row, one in enumerate(self.wanted) if (one in self.targets) == target]
 
 
 def as_pixels(pictures: Sequence[Image.Image]) -> Float[np.ndarray, "b h w 3"]:
@@ -97,32 +105,30 @@ def difference_interval(
 
 
 def measured(
-    drawn: Mapping[str, Drawn], plain: Mapping[str, Drawn], seed: int = 0, draws: int = 2000
+    drawn: Sequence[Drawn], plain: Sequence[Drawn], seed: int = 0, draws: int = 2000
 ) -> dict[str, Any]:
-    """All measures of a method over some targets, each with its interval.
+    """All measures of a method over one experiment or several, each with its interval.
 
     Args:
-        drawn: the steered pictures, by target.
+        drawn: the steered pictures, an entry an experiment, such as a target.
         plain: the unsteered ones of the same prompts and noise.
         seed: of the resampling.
         draws: resamples.
     """
-    each = {name: drawn[name] for name in drawn}
-
-    def rates(what: str, of: Mapping[str, Drawn]) -> list[Rates]:
-        return [getattr(of[name], what)(name) for name in each]
-
-    return {
-        "target": mean_interval(rates("sees", each), seed, draws),
-        "target_relative": ratio_interval(rates("sees", each), rates("sees", plain), seed, draws),
-        "others": mean_interval(rates("keeps", each), seed, draws),
-        "survival": ratio_interval(rates("keeps", each), rates("keeps", plain), seed, draws),
-        "turned_into": mean_interval(rates("becomes", each), seed, draws),
-        "distance": mean_interval(
-            [each[name].distance(plain[name], name) for name in each], seed, draws
-        ),
-        "seconds": float(np.mean([one.seconds for one in each.values()])),
+    target, target_plain = ([one.sees() for one in part] for part in (drawn, plain))
+    others, others_plain = ([one.keeps() for one in part] for part in (drawn, plain))
+    found: dict[str, Any] = {
+        "target": mean_interval(target, seed, draws),
+        "target_relative": ratio_interval(target, target_plain, seed, draws),
+        "others": mean_interval(others, seed, draws),
+        "survival": ratio_interval(others, others_plain, seed, draws),
+        "turned_into": mean_interval([one.becomes() for one in drawn], seed, draws),
+        "seconds": float(np.mean([one.seconds for one in drawn])),
     }
+    for measure in drawn[0].distances:
+        name = "distance" if measure == "pixels" else f"{measure}_distance"
+        found[name] = mean_interval([one.distance(measure) for one in drawn], seed, draws)
+    return found
 
 
 def _mean(rates: Sequence[Rates]) -> float:

@@ -190,7 +190,7 @@ def _branch(layers: PipelineLayers, one: Edit) -> Branch:
     """The branch of an edit that names none."""
     if one.branch is not None:
         return one.branch
-    if not layers.is_text(one.layer):
+    if not layers.is_text(one.layer) and layers.kind.batch == "separate calls":
         return "both"
     return "opposed" if isinstance(one.change, Direction) else "conditional"
 

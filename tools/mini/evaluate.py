@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from revelio.run_dir import write_whole
+from tools.mini.distance import mini_dit_distance, mini_sd_distance, mini_sd_photo_distance
 from tools.mini.page import render
 from tools.mini.report import Inputs, Section, read_report, write_section
 from tools.mini.sections import (
@@ -19,11 +20,14 @@ from tools.mini.sections_photo import mini_sd_photo, mini_sd_photo_curve, vit_ph
 SECTIONS: dict[str, Section] = {
     "mini-clip": clip_by_name,
     "samples": samples,
+    "sample-distance": mini_sd_distance,
     "diffusion-classifier": diffusion_classifier,
     "mini-sd": mini_sd,
     "dit-samples": dit_samples,
+    "dit-sample-distance": mini_dit_distance,
     "mini-dit": mini_dit,
     "mini-sd-photo": mini_sd_photo,
+    "photo-sample-distance": mini_sd_photo_distance,
     "mini-sd-photo-curve": mini_sd_photo_curve,
     "vit": vit_photo,
     "vit-random": vit_random,

@@ -1,6 +1,7 @@
 """The methods of the proof: two routes of steering by latents, directions, and what they are beside."""
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from revelio.steering.concept import Concept, all_codes, from_texts
 from revelio.steering.edits import Direction, Edit, LatentChange
 from revelio.steering.find import Found, find_latents, prompt_codes
 from revelio.steering.steer import edited, steered
-from tools.steering.setting import CAPTIONS, WORDS, Method, Setting
+from tools.steering.setting import CAPTIONS, PLAIN, WORDS, Method, Setting
 
 TEXT_LAYER = "text_encoder.block1"
 EXPANSION, K = 4, 4
@@ -34,17 +35,28 @@ STUDY_LAYERS = ("text_encoder.block0", "text_encoder.block2")
 STUDY_SIZES = ((1, 4), (16, 4), (4, 2), (4, 8), (4, 16))
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """How the k-SAEs of the denoiser's layers are trained: the small ones of the first table by default."""
+
+    expansion: int = EXPANSION
+    k: int = K
+    steps: int = TRAIN_STEPS
+    batch: int = 480
+    learning_rate: float = LEARNING_RATE
+    rows: int = 8192
+
+
 class Methods:
     """All methods, on one setting."""
 
-    def __init__(self, setting: Setting) -> None:
-        self.setting = setting
+    def __init__(self, setting: Setting, recipe: Recipe | None = None) -> None:
+        self.setting, self.recipe = setting, recipe or Recipe()
 
     def all(self) -> list[Method]:
         """The unsteered model first."""
-        plain = Method("plain", "baseline", lambda _target, _strength: nullcontext())
         text = self._of_text() if self.setting.layers.encoders else []
-        return [plain, *text, *self._of_denoiser(), *(self._studies() if text else [])]
+        return [PLAIN, *text, *self._of_denoiser(), *(self._studies() if text else [])]
 
     def _of_text(self) -> list[Method]:
         few = (0.25, 0.5, 0.75, 1.0, 1.5)
@@ -113,9 +125,10 @@ class Methods:
         """The same with a k-SAE and latents of the last four captions; the first four are judged."""
         layers = self.setting.layers
         rows = layers.tokens([text for word in WORDS for text in UNSEEN[word]], TEXT_LAYER).states
-        ksae = self._trained(rows.flatten(0, 1), f"{TEXT_LAYER}-unseen")
+        ksae = self._trained(rows.flatten(0, 1), f"{TEXT_LAYER}-unseen", Recipe())
         codes = {word: prompt_codes(layers, TEXT_LAYER, ksae, UNSEEN[word]) for word in WORDS}
-        change = LatentChange(ksae, dict.fromkeys(_found(codes, target).latents, 0.0), "ablate")
+        latents = _found(codes, target, self.setting.seed).latents
+        change = LatentChange(ksae, dict.fromkeys(latents, 0.0), "ablate")
         return edited(layers, [Edit(TEXT_LAYER, change, ksae.d, strength)])
 
     def means(self, target: str, strength: float) -> AbstractContextManager[None]:
@@ -167,7 +180,7 @@ class Methods:
         """Subtract the difference of mean activations in layers of the denoiser, likewise."""
         edits = []
         for layer in layers:
-            means = self._generation(layer).flatten(1, 2).mean(dim=1)
+            means = self._generation(layer).float().flatten(1, 2).mean(dim=1)
             own = WORDS.index(target)
             rest = [index for index in range(len(WORDS)) if index != own]
             vector = (means[own] - means[rest].mean(dim=0))[None]
@@ -182,14 +195,14 @@ class Methods:
         """The k-SAE of the text encoder's tokens, of all captions, padding included."""
         texts = [text for word in WORDS for text in CAPTIONS[word]]
         rows = self.setting.layers.tokens(texts, layer).states.flatten(0, 1)
-        return self._trained(rows, layer, expansion, k)
+        return self._trained(rows, layer, Recipe(expansion, k))
 
     @cache  # noqa: B019
     def text_found(
         self, target: str, layer: str = TEXT_LAYER, expansion: int = EXPANSION, k: int = K
     ) -> Found:
         """The target's latents, found on half of its captions."""
-        return _found(self._text_codes(layer, expansion, k), target)
+        return _found(self._text_codes(layer, expansion, k), target, self.setting.seed)
 
     @cache  # noqa: B019
     def _text_codes(self, layer: str, expansion: int, k: int) -> dict[str, Tensor]:
@@ -201,14 +214,14 @@ class Methods:
     @cache  # noqa: B019
     def denoiser_found(self, layer: str, target: str) -> Found:
         """The target's latents, found on half of the pictures that name it."""
-        return _found(self._denoiser_codes(layer), target)
+        return _found(self._denoiser_codes(layer), target, self.setting.seed)
 
     @cache  # noqa: B019
     def _denoiser_codes(self, layer: str) -> dict[str, Tensor]:
         """The mean codes of each picture's cells, by class."""
         ksae, rows = self.denoiser_ksae(layer), self._generation(layer)
         return {
-            word: all_codes(ksae, part.flatten(0, -2), "sparse").view(*part.shape[:2], -1).mean(1)
+            word: torch.stack([all_codes(ksae, one.float(), "sparse").mean(0) for one in part])
             for word, part in zip(WORDS, rows, strict=True)
         }
 
@@ -216,8 +229,8 @@ class Methods:
     def denoiser_ksae(self, layer: str) -> KSparseAutoencoder:
         """The k-SAE of a U-Net's layer, of its cells during generation."""
         rows = self._generation(layer).flatten(0, -2)
-        most = torch.randperm(len(rows), generator=generator(0, "rows", layer))[:8192]
-        return self._trained(rows[most], layer)
+        order = torch.randperm(len(rows), generator=generator(self.setting.seed, "rows", layer))
+        return self._trained(rows[order[: self.recipe.rows]].float(), layer, self.recipe)
 
     @cache  # noqa: B019
     def _contrast(self, target: str, *, ksae: bool) -> Concept:
@@ -248,37 +261,42 @@ class Methods:
         with hooked(self.setting.layers, functions, exact=False):
             self.setting.draw(prompts, "train")
         cells = {
-            layer: torch.stack(parts, dim=1).float().flatten(1, 2).unflatten(0, (len(WORDS), -1))
+            layer: torch.stack(parts, dim=1).flatten(1, 2).unflatten(0, (len(WORDS), -1))
             for layer, parts in found.items()
         }
         torch.save(cells, path)
 
-    def _trained(
-        self, rows: Tensor, layer: str, expansion: int = EXPANSION, k: int = K
-    ) -> KSparseAutoencoder:
+    def _trained(self, rows: Tensor, layer: str, recipe: Recipe) -> KSparseAutoencoder:
         """A k-SAE of rows, begun from the data and then trained; kept on disk."""
-        path = self.setting.work / f"ksae-{layer}-x{expansion}-k{k}"
+        path = self.setting.work / f"ksae-{layer}-x{recipe.expansion}-k{recipe.k}"
         if not path.exists():
-            ksae = begun_from_data(rows, expansion, k)
+            ksae = begun_from_data(rows, recipe, self.setting.seed)
             found = evaluate(ksae, rows.split(1024))
             ksae.trained_on.update(layer=layer, fvu=found.fvu, dead=found.dead_share)
             ksae.save_pretrained(path)
-        return KSparseAutoencoder.from_pretrained(path)
+        ksae = KSparseAutoencoder.from_pretrained(path)
+        ksae.kernel = fastest_kernel(ksae)
+        return ksae
 
 
-def begun_from_data(rows: Tensor, expansion: int, k: int) -> KSparseAutoencoder:
+def begun_from_data(rows: Tensor, recipe: Recipe, seed: int) -> KSparseAutoencoder:
     """A k-SAE whose directions begin as rows of the data, then trained.
 
     With random directions nine tenths of the latents of so small a text encoder never fire: its tokens lie in
     few dimensions, and what is not near the data at first never enters the top k.
     """
-    ksae = KSparseAutoencoder(rows.shape[1], expansion * rows.shape[1], k)
+    d = rows.shape[1]
+    ksae = KSparseAutoencoder(d, recipe.expansion * d, recipe.k, seed=seed)
     config = TrainConfig(
-        steps=TRAIN_STEPS, batch_size=480, warmup_steps=20, learning_rate=LEARNING_RATE
+        steps=recipe.steps,
+        batch_size=recipe.batch,
+        warmup_steps=20,
+        learning_rate=recipe.learning_rate,
+        seed=seed,
     )
     batches = batches_of(rows, config)
     state = begin(ksae, batches, config)
-    pick = torch.randperm(len(rows), generator=generator(0, "directions"))[: ksae.n]
+    pick = torch.randperm(len(rows), generator=generator(seed, "directions"))[: ksae.n]
     with torch.no_grad():
         directions = rows[pick] - ksae.b_dec
         ksae.W_dec[: len(pick)] = directions / directions.norm(dim=1, keepdim=True).clamp(min=1e-6)
@@ -289,12 +307,12 @@ def begun_from_data(rows: Tensor, expansion: int, k: int) -> KSparseAutoencoder:
     return ksae.eval()
 
 
-def _found(codes: dict[str, Tensor], target: str) -> Found:
+def _found(codes: dict[str, Tensor], target: str, seed: int) -> Found:
     """The latents of a target; where none is specific enough, those of the most specific."""
     outside = torch.cat([codes[word] for word in WORDS if word != target])
     for least in (SPECIFICITY, 0.8, 0.7, 0.6, 0.5):
         try:
-            return find_latents(codes[target], outside, count=MOST, specificity=least)
+            return find_latents(codes[target], outside, count=MOST, specificity=least, seed=seed)
         except ValueError:
             continue
     raise ValueError(f"no latents for {target}")

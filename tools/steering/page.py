@@ -7,18 +7,19 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from revelio.pipelines.steer_eval import percents
+from revelio.pipelines.steer_page import percents
 from revelio.run_dir import write_json, write_whole
 from tools.steering.methods import Methods
 from tools.steering.setting import SPLITS, WORDS, Method, Setting
 
+PAGE, JSON = "steering.md", "steering.json"
 ZOOM, LEFT, TOP = 2, 190, 18
 GOAL_TARGET, GOAL_SURVIVAL = 0.10, 0.90
 
 
 def write_page(found: Mapping[str, Any], setting: Setting, docs: Path) -> None:
     """Write the page, the figures behind it, and the pictures."""
-    write_json(docs / "steering.json", found)
+    write_json(docs / JSON, found)
     known = {one.name: one for one in Methods(setting).all()}
     shown = [(one, known[one["method"]]) for one in found["methods"]]
     erased = [pair for pair in shown if pair[1].route in ("text", "denoiser", "baseline")]
@@ -28,7 +29,7 @@ def write_page(found: Mapping[str, Any], setting: Setting, docs: Path) -> None:
     into = [pair for pair in shown if pair[1].route == "into" or pair[1].name == "plain"]
     if len(into) > 1:
         sheet(setting, into, own + 2).save(docs / "steering_into.png", optimize=True)
-    write_whole(docs / "steering.md", text(found))
+    write_whole(docs / PAGE, text(found))
 
 
 def sheet(
@@ -122,6 +123,8 @@ def text(found: Mapping[str, Any]) -> str:
         "Captions that name the class in the column. Below, captions of another class under the same\n"
         "steering: what should stay as it is.",
         "![one picture of another class's caption, by method](steering_others.png)",
+        "## Latents of the denoiser again, on three seeds",
+        *_repeats(found),
         "## Against the baselines",
         _against(found),
         "## mini-dit",
@@ -145,6 +148,53 @@ def text(found: Mapping[str, Any]) -> str:
         LIMITS.format(**settings),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+REPEATS = """\
+The same route in {layers} alone with a larger k-SAE: expansion {expansion}, k = {k}, {steps} steps on cells
+of {pictures} pictures a class. The strength was chosen on the seeds that chose it above and judged on three
+others, {captions} captions that name each class and {others} that do not, each:
+`python -m tools.steering_proof --repeats`. Intervals are over pictures, not over trainings: the k-SAE is
+one."""
+
+
+def _repeats(found: Mapping[str, Any]) -> list[str]:
+    if "repeats" not in found:
+        return ["Not measured."]
+    one = found["repeats"]
+    settings = one["settings"]
+    captions, _, others = settings["split"]
+    intro = REPEATS.format(
+        **settings | {"layers": "+".join(settings["layers"])}, captions=captions, others=others
+    )
+    rows = [("plain, all seeds", one["together"]["plain"])]
+    (name, together) = list(one["together"].items())[1]
+    rows += [(f"{name}, all seeds", together)]
+    rows += [(f"seed {s}", part) for s, part in zip(settings["seeds"], one["seeds"], strict=True)]
+    names = ["target", "target_relative", "others", "survival"]
+    head = ["", "target %", "relative %", "others %", "survival %", "distance"]
+    lines = [_row(head), _row(["---"] * len(head))]
+    for title, part in rows:
+        cells = [percents(part[name]) for name in names]
+        lines.append(_row([title, *cells, f"{part['distance']['value']:.3f}"]))
+    low = together["target_relative"]["value"] <= GOAL_TARGET
+    kept = together["survival"]["value"] >= GOAL_SURVIVAL
+    said = "both reached" if low and kept else "survival only" if kept else "target only"
+    tried = "; ".join(
+        f"{s}: {100 * rates['target']:.0f} / {100 * rates['others']:.0f}"
+        for s, rates in one["curve"].items()
+    )
+    classes = "; ".join(
+        f"{word} {100 * rates['target']:.0f} of {100 * rates['plain']:.0f} / {100 * rates['others']:.0f}"
+        for word, rates in one["classes"].items()
+    )
+    return [
+        intro,
+        "\n".join(lines),
+        f"The goal at strength {one['strength']:g}: {said if low or kept else 'neither reached'}. On the "
+        f"seeds that chose, strength: target /\nothers in percent: {tried}. Class by class, target of "
+        f"unsteered / others in percent:\n{classes}.",
+    ]
 
 
 DIT = """\

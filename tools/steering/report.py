@@ -1,6 +1,6 @@
 """From pictures to figures: the strength of each method, chosen on one split and judged on the other."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,7 @@ def report(setting: Setting, methods: Methods, *, draw: bool = True) -> dict[str
         curve = {}
         for strength in method.strengths if len(method.strengths) > 1 else ():
             if draw or setting.stored(method, strength, "choose"):
-                curve[strength] = _rates(setting.drawn(method, strength, "choose"))
+                curve[strength] = pooled_rates([setting.drawn(method, strength, "choose")])
         best = chosen(curve) if curve else next(iter(method.strengths))
         if not draw and not setting.stored(method, best, "judge"):
             continue
@@ -67,10 +67,12 @@ def chosen(curve: Mapping[float, Mapping[str, float]]) -> float:
     return max(curve, key=lambda strength: curve[strength]["others"] - curve[strength]["target"])
 
 
-def _rates(drawn: Mapping[str, Drawn]) -> dict[str, float]:
+def pooled_rates(seeds: Sequence[Mapping[str, Drawn]]) -> dict[str, float]:
+    """The target's and the others' rates over all targets, of one seed or several."""
+    every = [one for drawn in seeds for one in drawn.values()]
     return {
-        "target": float(np.mean([one.sees(name).mean() for name, one in drawn.items()])),
-        "others": float(np.mean([one.keeps(name).mean() for name, one in drawn.items()])),
+        "target": float(np.mean([one.sees().mean() for one in every])),
+        "others": float(np.mean([one.keeps().mean() for one in every])),
     }
 
 
@@ -81,14 +83,14 @@ def _entry(
     drawn: Mapping[str, Drawn],
     base: Mapping[str, Drawn],
 ) -> dict[str, Any]:
-    found = measured(drawn, base)
+    found = measured(list(drawn.values()), list(base.values()))
     entry: dict[str, Any] = {"method": method.name, "route": method.route, "strength": strength}
     entry |= {"curve": {f"{s:g}": rates for s, rates in curve.items()}, **found}
     entry["classes"] = {
         name: {
-            "target": float(one.sees(name).mean()),
-            "plain": float(base[name].sees(name).mean()),
-            "others": float(one.keeps(name).mean()),
+            "target": float(one.sees().mean()),
+            "plain": float(base[name].sees().mean()),
+            "others": float(one.keeps().mean()),
         }
         for name, one in drawn.items()
     }
@@ -100,8 +102,8 @@ def _compared(name: str, judged: Mapping[str, Mapping[str, Drawn]]) -> dict[str,
     return {
         other: {
             what: difference_interval(
-                [getattr(judged[name][word], how)(word) for word in WORDS],
-                [getattr(judged[other][word], how)(word) for word in WORDS],
+                [getattr(judged[name][word], how)() for word in WORDS],
+                [getattr(judged[other][word], how)() for word in WORDS],
             )
             for what, how in (("target", "sees"), ("others", "keeps"))
         }

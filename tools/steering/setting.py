@@ -1,9 +1,9 @@
 """What all methods of the proof share: prompts, noise, the judge, how pictures are drawn, and their cache."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from time import process_time
 from typing import Any
@@ -29,7 +29,7 @@ JUDGE_EPOCHS = 3
 # Pictures a class whose generation the denoiser's k-SAEs are trained on.
 TRAIN_PICTURES = 6
 # Pictures of a target: (caption, seed) of prompts that name it, and how many of the others' captions.
-SPLITS = {"choose": (2, 1, 3), "judge": (4, 2, 9)}
+SPLITS = {"choose": (2, 1, 3), "judge": (4, 2, 9), "seeds": (4, 1, 9)}
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,16 @@ class Method:
     negative: bool = False
 
 
+@cache
+def _pipeline_layers(model: str) -> PipelineLayers:
+    pipeline = load_backbone(model).pipeline()  # type: ignore[attr-defined]
+    pipeline.set_progress_bar_config(disable=True)
+    return PipelineLayers(pipeline, model)
+
+
+PLAIN = Method("plain", "baseline", lambda _target, _strength: nullcontext())
+
+
 @dataclass(frozen=True)
 class Setting:
     """Where the proof works, on mini-sd.
@@ -60,19 +70,21 @@ class Setting:
         fashion: Fashion-MNIST's idx files.
         model: the model's name.
         denoiser_layers: whose latents are edited.
+        seed: of the noise of what is judged.
+        pictures_a_class: drawn to train the denoiser's k-SAEs on.
     """
 
     work: Path
     fashion: Path
     model: str = "mini-sd"
     denoiser_layers: tuple[str, ...] = ("bottleneck", "up_ft0", "up_ft1")
+    seed: int = 0
+    pictures_a_class: int = TRAIN_PICTURES
 
     @cached_property
     def layers(self) -> PipelineLayers:
-        """The model's pipeline."""
-        pipeline = load_backbone(self.model).pipeline()  # type: ignore[attr-defined]
-        pipeline.set_progress_bar_config(disable=True)
-        return PipelineLayers(pipeline, self.model)
+        """The model's pipeline, the same for every setting of a model."""
+        return _pipeline_layers(self.model)
 
     @property
     def judge_path(self) -> Path:
@@ -109,10 +121,7 @@ class Setting:
         self, prompts: Sequence[tuple[str, str, int]], key: str, negative: str | None = None
     ) -> np.ndarray:
         """Pictures (n 32 32) in uint8; bfloat16 where the processor is faster in it."""
-        noise = [
-            torch.Generator().manual_seed(key_seed("steering proof", key, text, seed))
-            for text, _, seed in prompts
-        ]
+        noise = self._noise(prompts, key)
         settings: dict[str, Any] = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE}
         if negative is not None:
             settings["negative_prompt"] = [negative] * len(prompts)
@@ -123,9 +132,21 @@ class Setting:
         grey = images.float().mean(1).clamp(0, 1) * 255
         return grey.round().byte().numpy()
 
+    def _noise(self, prompts: Sequence[tuple[str, str, int]], key: str) -> list[torch.Generator]:
+        # The first seed's as it was before there were others.
+        more = (self.seed,) if self.seed else ()
+        return [
+            torch.Generator().manual_seed(key_seed("steering proof", key, text, seed, *more))
+            for text, _, seed in prompts
+        ]
+
     def training_prompts(self) -> list[tuple[str, str, int]]:
         """What is drawn to train the denoiser's k-SAEs: as many of each class, with other seeds."""
-        return [(text, word, 100) for word in WORDS for text in CAPTIONS[word][:TRAIN_PICTURES]]
+        return [
+            (CAPTIONS[word][index % 8], word, 100 + index)
+            for word in WORDS
+            for index in range(self.pictures_a_class)
+        ]
 
     def conditional(self, output: torch.Tensor) -> torch.Tensor:
         """The conditional half of a layer's output as cells (b s d)."""
@@ -136,7 +157,8 @@ class Setting:
         return self._path(method, strength, split).exists()
 
     def _path(self, method: Method, strength: float, split: str) -> Path:
-        return self.work / split / f"{method.name}@{strength:g}.npz".replace(" ", "-")
+        more = f"-seed{self.seed}" if self.seed else ""
+        return self.work / split / f"{method.name}@{strength:g}{more}.npz".replace(" ", "-")
 
     def pictures(self, method: Method, strength: float, split: str) -> tuple[np.ndarray, float]:
         """The pictures of all targets (targets n 32 32), out of the cache where they are there.
@@ -169,16 +191,21 @@ class Setting:
         return list(sure.view(len(WORDS), own, 1).numpy())
 
     def drawn(self, method: Method, strength: float, split: str) -> dict[str, Drawn]:
-        """The pictures of each target, judged; a prompt a row, one seed or several."""
+        """The pictures of each target, judged."""
         images, seconds = self.pictures(method, strength, split)
+        # Strengths are chosen by rates alone.
+        plain = images if split == "choose" else self.pictures(PLAIN, 1.0, split)[0]
+        apart = np.abs(images / 255 - plain / 255).mean(axis=(2, 3))
         grey = torch.from_numpy(images).flatten(0, 1)[:, None]
         seen = [WORDS[index] for index in judge(self.judge, grey).tolist()]
         each = len(seen) // len(WORDS)
         return {
-            target: _drawn(
-                self.prompts(target, split),
-                seen[place * each : (place + 1) * each],
-                images[place],
+            # A picture a row: seeds of one caption are rows of their own, as other prompts' pictures are.
+            target: Drawn(
+                (target,),
+                [wanted for _, wanted, _ in self.prompts(target, split)],
+                [[one] for one in seen[place * each : (place + 1) * each]],
+                {"pixels": apart[place][:, None]},
                 seconds,
             )
             for place, target in enumerate(WORDS)
@@ -207,16 +234,13 @@ class DiTSetting(Setting):
 
     def training_prompts(self) -> list[tuple[str, str, int]]:
         """See :meth:`Setting.training_prompts`."""
-        return [(word, word, 100 + seed) for word in WORDS for seed in range(TRAIN_PICTURES)]
+        return [(word, word, 100 + seed) for word in WORDS for seed in range(self.pictures_a_class)]
 
     def draw(
         self, prompts: Sequence[tuple[str, str, int]], key: str, negative: str | None = None
     ) -> np.ndarray:
         """See :meth:`Setting.draw`; a class label has no negative."""
-        noise = [
-            torch.Generator().manual_seed(key_seed("steering proof", key, text, seed))
-            for text, _, seed in prompts
-        ]
+        noise = self._noise(prompts, key)
         with torch.autocast("cpu", torch.bfloat16):
             images = self.layers.pipeline(
                 [WORDS.index(word) for word, _, _ in prompts],
@@ -227,11 +251,3 @@ class DiTSetting(Setting):
     def conditional(self, output: torch.Tensor) -> torch.Tensor:
         """The first half of the tokens: the null class comes second."""
         return output[: len(output) // 2]
-
-
-def _drawn(
-    prompts: list[tuple[str, str, int]], seen: list[str], images: np.ndarray, seconds: float
-) -> Drawn:
-    """A picture a row: seeds of one caption are rows of their own, as other prompts' pictures are."""
-    pixels = np.repeat(images[:, None, :, :, None], 3, axis=-1).astype(np.float32) / 255
-    return Drawn([wanted for _, wanted, _ in prompts], [[one] for one in seen], pixels, seconds)

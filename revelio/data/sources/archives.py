@@ -6,19 +6,16 @@ lacks pictures. Class ids and splits are those that the archives' own lists stat
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from revelio.data.sources.folder import read_lists
 from revelio.data.sources.listing import Listing
+from revelio.data.spec import DatasetSpec
 from revelio.trust import printable, read_text
-
-if TYPE_CHECKING:
-    from revelio.data.registry import DatasetSpec
 
 _Line = Callable[[str], tuple[str, int]]
 
 
-def oxford_pet(root: Path, _: "DatasetSpec") -> Listing | None:
+def oxford_pet(root: Path, _: DatasetSpec) -> Listing | None:
     """``images/Abyssinian_100.jpg`` + ``annotations/trainval.txt``: ``Abyssinian_100 1 1 1``, ids from 1."""
     lists = {"train": root / "annotations/trainval.txt", "test": root / "annotations/test.txt"}
     if not all(file.is_file() for file in lists.values()):
@@ -36,7 +33,7 @@ def oxford_pet(root: Path, _: "DatasetSpec") -> Listing | None:
     return Listing(root / "images", tuple(names[label] for label in range(len(names))), splits)
 
 
-def fgvc_aircraft(root: Path, _: "DatasetSpec") -> Listing | None:
+def fgvc_aircraft(root: Path, _: DatasetSpec) -> Listing | None:
     """``data/images/1025794.jpg`` + ``data/images_variant_train.txt``: ``1025794 707-320``.
 
     Class ids are line numbers of ``variants.txt``.
@@ -58,7 +55,7 @@ def fgvc_aircraft(root: Path, _: "DatasetSpec") -> Listing | None:
     return Listing(data / "images", classes, _read(data / "images", lists, line))
 
 
-def dtd(root: Path, _: "DatasetSpec") -> Listing | None:
+def dtd(root: Path, _: DatasetSpec) -> Listing | None:
     """``images/banded/banded_0002.jpg`` + ``labels/train1.txt``: the first of its ten partitions."""
     lists = {"train": "train1", "validation": "val1", "test": "test1"}
     files = {split: root / f"labels/{stem}.txt" for split, stem in lists.items()}
@@ -67,7 +64,7 @@ def dtd(root: Path, _: "DatasetSpec") -> Listing | None:
     return read_lists(root / "images", {split: [file] for split, file in files.items()})
 
 
-def flowers(root: Path, spec: "DatasetSpec") -> Listing | None:
+def flowers(root: Path, spec: DatasetSpec) -> Listing | None:
     """``jpg/image_00001.jpg`` + ``imagelabels.mat`` (class numbers from 1) + ``setid.mat`` (the splits)."""
     if not (root / "imagelabels.mat").is_file() or not (root / "setid.mat").is_file():
         return None

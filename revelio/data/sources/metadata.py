@@ -6,17 +6,15 @@
 Names are relative to the folder of the file, which may be the data set's own or a split's.
 """
 
-import csv
 import posixpath
 import warnings
 from collections.abc import Sequence
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from revelio.data.sources.labels import class_ids
 from revelio.data.sources.listing import Listing, is_service
-from revelio.trust import printable, read_json_lines, read_text
+from revelio.trust import printable, read_csv, read_json_lines
 
 NAMES = ("metadata.csv", "metadata.jsonl")
 FILE_NAME = "file_name"
@@ -85,15 +83,12 @@ def _labels(file: Path, root: Path, column: str | None) -> dict[str, Any]:
 def _rows(file: Path) -> Sequence[dict[str, Any]]:
     if file.suffix == ".jsonl":
         return read_json_lines(file)
-    try:
-        rows = list(csv.DictReader(StringIO(read_text(file), newline="")))
-    except csv.Error as error:
-        raise ValueError(f"{printable(file)} is no CSV file: {error}") from error
+    rows: list[dict[str, Any]] = [dict(row) for row in read_csv(file)]
     # Columns of whole numbers are read as such, so that 10 comes after 9.
     for column in rows[0] if rows else ():
-        if all((row[column] or "").isdecimal() for row in rows):
+        if all(row[column].isdecimal() for row in rows):
             for row in rows:
-                row[column] = int(row[column])  # type: ignore[assignment]
+                row[column] = int(row[column])
     return rows
 
 

@@ -32,6 +32,7 @@ def _example(top: TopImages, latent: int, images: int) -> dict[str, Any]:
     names = top.classes if top.labels is not None else ()
     return {
         "latent": latent,
+        "strongest": round(float(top.values[latent, 0]), 3),
         "note": f"active on {int(top.counts[latent])} images",
         "images": [
             {

@@ -6,7 +6,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 
-from revelio.pipelines.demo.charts import Series, bar_chart, line_chart
+from revelio.charts import Series, bar_chart, line_chart
 from revelio.run_dir import write_whole
 
 

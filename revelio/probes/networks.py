@@ -1,13 +1,16 @@
-"""Attention-pooled probe: a learned query collects what it needs from a grid of frozen activations.
+"""Probes that are small networks on grids of frozen activations, trained alike.
 
-    tokens = LayerNorm(cells of the grid)      class = W MultiHeadAttention(query, tokens, tokens)
+attention   tokens = LayerNorm(cells of the grid), class = W MultiHeadAttention(query, tokens, tokens): a
+            learned query collects what it needs, as in the attentive probes of Chen et al. 2024 (context
+            autoencoders, Sec. 4.1), with one query
+resnet      a residual network (He et al. 2016, Sec. 4.2: three stages, for small pictures), as the baseline
+            "SD features" of Li et al. 2023 puts on the bottleneck's grids; theirs has 520 M parameters
 
-Between the linear probe, which sees the mean over the grid, and Diff-C, which is a network of its own: as in
-the attentive probes of Chen et al. 2024 (context autoencoders, Sec. 4.1), with one query.
+The linear probe sees the mean over the grid, Diff-C is a network of its own.
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter
 
 import numpy as np
@@ -23,6 +26,9 @@ from revelio.seeds import generator, key_seed
 
 MOST_HEADS, HEAD_WIDTH = 8, 32
 LEARNING_RATES = (1e-3, 1e-2)
+WIDTHS, BLOCKS = (64, 128, 256), 2
+# From channels and classes to a network of grids -> logits.
+Builder = Callable[[int, int], nn.Module]
 
 
 class AttentionPool(nn.Module):
@@ -45,7 +51,42 @@ class AttentionPool(nn.Module):
         return self.head(pooled[:, 0])
 
 
-def attention_pool_probe(
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut (He et al. 2016, Fig. 2)."""
+
+    def __init__(self, channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.path = nn.Sequential(
+            nn.Conv2d(channels, width, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(width),
+        )
+        same = channels == width and stride == 1
+        self.shortcut = nn.Identity() if same else nn.Conv2d(channels, width, 1, stride)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d i j"]:
+        """Half the size where the stride is 2."""
+        return functional.relu(self.path(x) + self.shortcut(x))
+
+
+def resnet(channels: int, classes: int) -> nn.Module:
+    """Grids to classes: three stages of residual blocks, the mean over the grid, and a linear layer."""
+    blocks, before = [], channels
+    for stage, width in enumerate(WIDTHS):
+        for number in range(BLOCKS):
+            blocks.append(ResidualBlock(before, width, 2 if stage and not number else 1))
+            before = width
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, classes))
+    return nn.Sequential(nn.BatchNorm2d(channels, affine=False), *blocks, *head)
+
+
+NETWORKS: dict[str, Builder] = {"attention": AttentionPool, "resnet": resnet}
+
+
+def network_probe(
+    name: str,
     train: Float[Tensor, "n c h w"],
     train_labels: Int64[np.ndarray, " n"],
     test: Float[Tensor, "m c h w"],
@@ -61,6 +102,7 @@ def attention_pool_probe(
     """Train the probe, keep the learning rate and epoch that are best on a validation part, and test it.
 
     Args:
+        name: of the network, in ``NETWORKS``.
         train: grids of activations, on any device and in any number format.
         train_labels: their classes.
         test: grids of other images.
@@ -83,9 +125,9 @@ def attention_pool_probe(
     )
     labels = torch.from_numpy(train_labels)
     by_rate: dict[float, float] = {}
-    best: AttentionPool | None = None
+    best: nn.Module | None = None
     for rate in learning_rates:
-        model = _initial(train.shape[1], int(labels.max()) + 1, seed).to(device)
+        model = _initial(name, train.shape[1], int(labels.max()) + 1, seed).to(device)
         weights = copy.deepcopy(model.state_dict())
         by_rate[rate] = -1.0
         for _ in _epochs(model, train, labels, known, rate, epochs, batch_size, seed):
@@ -103,14 +145,14 @@ def attention_pool_probe(
     return Probed(accuracy, predicted, max(by_rate, key=lambda rate: by_rate[rate]), by_rate)
 
 
-def _initial(channels: int, classes: int, seed: int) -> AttentionPool:
+def _initial(name: str, channels: int, classes: int, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key_seed(seed, "attention_pool"))
-        return AttentionPool(channels, classes)
+        return NETWORKS[name](channels, classes)
 
 
 def _epochs(
-    model: AttentionPool,
+    model: nn.Module,
     grids: Float[Tensor, "n c h w"],
     labels: Int64[Tensor, " n"],
     rows: Int64[Tensor, " k"],
@@ -120,13 +162,16 @@ def _epochs(
     seed: int,
 ) -> Iterator[None]:
     """Train on some rows in place; yields after each epoch."""
-    device = model.query.device
+    device = next(model.parameters()).device
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
     steps = epochs * -(-len(rows) // batch_size)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for epoch in range(epochs):
         order = torch.randperm(len(rows), generator=generator(seed, "attention_pool", epoch))
+        model.train()
         for some in rows[order].split(batch_size):
+            if len(some) == 1 < len(rows):  # batch norm has nothing to compare a single image with
+                continue
             logits = model(grids[some].to(device).float())
             optimizer.zero_grad()
             functional.cross_entropy(logits, labels[some].to(device)).backward()
@@ -137,9 +182,10 @@ def _epochs(
 
 @torch.no_grad()
 def predict(
-    model: AttentionPool, grids: Float[Tensor, "n c h w"], batch_size: int
+    model: nn.Module, grids: Float[Tensor, "n c h w"], batch_size: int
 ) -> Int64[np.ndarray, " n"]:
     """The likeliest class of each grid."""
-    device = model.query.device
+    device = next(model.parameters()).device
+    model.eval()
     found = [model(part.to(device).float()).argmax(1).cpu() for part in grids.split(batch_size)]
     return torch.cat(found).numpy()

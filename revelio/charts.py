@@ -1,4 +1,4 @@
-"""Small charts as SVG text for the report: lines over timesteps, grouped bars with intervals."""
+"""Small charts as SVG text: for a page, lines over timesteps and bars; as a file, dots with intervals."""
 
 import math
 from collections.abc import Sequence
@@ -7,6 +7,8 @@ from html import escape
 
 WIDTH, HEIGHT = 640, 300
 LEFT, RIGHT, TOP, BOTTOM = 52, 16, 14, 42
+# Of the chart of dots: a line a label.
+WIDE, NAMES, LINE = 860, 400, 17
 COLOURS = ("#4063d8", "#cb3c33", "#389826", "#9558b2", "#b58900", "#0f8b8d", "#c0579a", "#6b7280")
 
 
@@ -63,6 +65,68 @@ def bar_chart(title: str, labels: Sequence[str], series: Sequence[Series], unit:
             )
         parts += _whiskers(xs, one, low, high, "currentColor")
     return _svg(title, parts, series)
+
+
+def dot_chart(title: str, panels: Sequence[tuple[str, Sequence[str], Sequence[Series]]]) -> str:
+    """An SVG file: panels below each other (unit, labels, series), a line a label, a dot a series.
+
+    Intervals are whiskers; a dashed series is drawn as upright strokes.
+    """
+    parts = [f"<title>{escape(title)}</title>", f'<text x="8" y="20">{escape(title)}</text>']
+    named = {
+        one.name: (number, one.dashed)
+        for _, _, series in panels
+        for number, one in enumerate(series)
+    }
+    for name, (number, dashed) in named.items():
+        x = 20 + 160 * number
+        parts.append(_mark(x, 38, COLOURS[number], dashed=dashed))
+        parts.append(f'<text x="{x + 10}" y="42">{escape(name)}</text>')
+    top = 52
+    for unit, labels, series in panels:
+        parts += _dots(top, unit, labels, series)
+        top += LINE * (len(labels) + 3)
+    style = "text{font:12px sans-serif;fill:#222}.grid{stroke:#ddd}"
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDE} {top}" role="img">'
+        f"<style>{style}</style>"
+        f'<rect width="{WIDE}" height="{top}" fill="#fff"/>{"".join(parts)}</svg>\n'
+    )
+
+
+def _dots(top: int, unit: str, labels: Sequence[str], series: Sequence[Series]) -> list[str]:
+    low, high = _bounds(series, floor=None)
+    bottom = top + LINE * (len(labels) + 1)
+
+    def x(value: float) -> float:
+        return NAMES + (WIDE - NAMES - RIGHT) * (value - low) / (high - low)
+
+    parts = []
+    for tick in ticks(low, high):
+        at = f"{x(tick):.1f}"
+        parts.append(f'<line x1="{at}" x2="{at}" y1="{top}" y2="{bottom}" class="grid"/>')
+        parts.append(f'<text x="{at}" y="{bottom + 14}" text-anchor="middle">{tick:g}</text>')
+    parts.append(f'<text x="{NAMES - 8}" y="{bottom + 14}" text-anchor="end">{escape(unit)}</text>')
+    for row, label in enumerate(labels):
+        y = top + LINE * (row + 1)
+        parts.append(f'<text x="{NAMES - 8}" y="{y + 4}" text-anchor="end">{escape(label)}</text>')
+        for colour, one in zip(COLOURS, series, strict=False):
+            ends = [end[row] for end in (one.lows, one.highs) if end]
+            if len(ends) == 2 and None not in ends:
+                left, right = (x(end) for end in ends if end is not None)
+                parts.append(
+                    f'<line x1="{left:.1f}" x2="{right:.1f}" y1="{y}" y2="{y}" stroke="{colour}"/>'
+                )
+            if (value := one.values[row]) is not None:
+                parts.append(_mark(x(value), y, colour, dashed=one.dashed))
+    return parts
+
+
+def _mark(x: float, y: float, colour: str, *, dashed: bool) -> str:
+    if dashed:
+        ends = f'x1="{x:.1f}" x2="{x:.1f}" y1="{y - 6}" y2="{y + 6}"'
+        return f'<line {ends} stroke="{colour}" stroke-width="2" stroke-dasharray="3 2"/>'
+    return f'<circle cx="{x:.1f}" cy="{y}" r="4" fill="{colour}" fill-opacity="0.8"/>'
 
 
 def _bounds(series: Sequence[Series], floor: float | None) -> tuple[float, float]:

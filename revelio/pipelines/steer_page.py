@@ -1,0 +1,114 @@
+"""What `steer-eval` found, as a page and as a table for the terminal."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, select_autoescape
+
+from revelio.charts import Series, line_chart
+from revelio.run_dir import write_whole
+
+COLUMNS = (
+    "target: pictures of prompts that name it in which it shows. others: pictures of other prompts in which "
+    "the judge sees what they name; survival: divided by the unsteered rate. turned into it: pictures of "
+    "other prompts in which the target shows. distance: of the others' pictures from the unsteered ones, "
+    "mean absolute difference of pixels, of 1; features: 1 - cosine of a backbone's activations. time: of a "
+    "picture, and divided by the plain model's."
+)
+RATES = {
+    "target": "target",
+    "others": "others",
+    "survival": "survival",
+    "turned into it": "turned_into",
+}
+
+
+def write_page(report: Mapping[str, Any], path: Path, sheet: str) -> None:
+    """Write the page; ``sheet`` is the picture beside it."""
+    environment = Environment(
+        loader=PackageLoader("revelio.pipelines"),
+        autoescape=select_autoescape(default=True, default_for_string=True),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("steering.html.j2").render(
+        report=report,
+        targets=", ".join(report["config"]["target"]),
+        table=table(report),
+        groups=group_table(report),
+        charts=[curve(report, what) for what in ("target", "others")],
+        columns=COLUMNS,
+        sheet=sheet,
+    )
+    write_whole(path, page)
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """The table for the terminal, and that of the groups where there are several."""
+    tables = [table(report), *([group_table(report)] if len(group_table(report)[0]) > 3 else [])]
+    return "\n\n".join(_markdown(one) for one in tables)
+
+
+def table(report: Mapping[str, Any]) -> list[list[str]]:
+    """A row a method, after the head."""
+    features = "features_distance" in report["methods"][0]
+    head = ["method", "strength", *RATES, "distance", *(["features"] if features else []), "time"]
+    rows = [head]
+    for one in report["methods"]:
+        cells = _named(one) + [percents(one[name]) for name in RATES.values()]
+        cells.append(f"{one['distance']['value']:.3f}")
+        cells += [f"{one['features_distance']['value']:.3f}"] if features else []
+        rows.append([*cells, f"{one['seconds']:.2f} s, x{one['time_ratio']:.2f}"])
+    return rows
+
+
+def group_table(report: Mapping[str, Any]) -> list[list[str]]:
+    """The target's rate in each group of its prompts, a row a method, after the head."""
+    groups = list(report["methods"][0]["groups"])
+    rows = [_named(one) + [percents(one["groups"][name]) for name in groups]
+            for one in report["methods"]]  # fmt: skip
+    return [["method", "strength", *groups], *rows]
+
+
+def curve(report: Mapping[str, Any], what: str) -> str:
+    """A rate over the strength, a line a steering; what has no strength is level."""
+    methods = report["methods"]
+    strengths = sorted({one["strength"] for one in methods if one["strength"]})
+    lines: dict[str, dict[float, Mapping[str, float]]] = {}
+    for one in methods:
+        places = [one["strength"]] if one["strength"] else strengths
+        lines.setdefault(one["method"], {}).update({place: one[what] for place in places})
+    series = [
+        Series(
+            name,
+            *(
+                [100 * of[s][bound] if s in of else None for s in strengths]
+                for bound in ("value", "low", "high")
+            ),
+            dashed=name in ("plain", "negative prompt"),
+        )
+        for name, of in lines.items()
+    ]
+    title = {"target": "The target's rate by strength", "others": "What survives, by strength"}[
+        what
+    ]
+    return line_chart(title, [f"{s:g}" for s in strengths], series, "percent")
+
+
+def percents(entry: Mapping[str, float] | None) -> str:
+    """A share with its interval, in percent."""
+    if entry is None:
+        return "none to compare with"
+    value, low, high = (100 * entry[name] for name in ("value", "low", "high"))
+    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def _named(one: Mapping[str, Any]) -> list[str]:
+    name = f"{one['method']} ({one['about']})" if one["about"] else one["method"]
+    return [name, f"{one['strength']:g}" if one["strength"] else ""]
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([lines[0], f"|{'---|' * len(rows[0])}", *lines[1:]])

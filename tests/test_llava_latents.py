@@ -1,0 +1,262 @@
+"""Latents inside the model: effects against finite differences, ablations and edits by hand, the page."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from llava_helpers import model_config, picture, tiny_llama, tower_configs
+
+from llava_ext.checkpoint import save_model
+from llava_ext.cli import main
+from llava_ext.config import IMAGE_INDEX, ExplainConfig
+from llava_ext.explain import ask, cells_of, explain
+from llava_ext.generate import Assistant
+from llava_ext.language import build_model
+from llava_ext.latents import (
+    ModelLayers,
+    ablation_check,
+    attribute,
+    edited,
+    log_probabilities,
+    random_pairs,
+    raster,
+    read_edits,
+    read_ksaes,
+    without,
+)
+from llava_ext.towers import load_towers
+from revelio.activations.store import ActivationStore
+from revelio.sae.model import KSparseAutoencoder
+
+LAYERS = ("tower1", "projected0", "block1")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved model with two towers, and a random k-SAE of each of three layers."""
+    root = tmp_path_factory.mktemp("inside")
+    towers = tower_configs(root)
+    config = model_config(
+        tiny_llama(root / "llama"), towers["clip"], towers["dinov2"], template="tokenizer"
+    )
+    model, tokenizer = build_model(config, load_towers(config, "cpu"))
+    save_model(model, tokenizer, root / "final")
+    widths = {"tower1": model.shapes[1].channels, "projected0": 32, "block1": 32}
+    for seed, (layer, width) in enumerate(widths.items()):
+        KSparseAutoencoder(width, 4 * width, 3, seed=seed).save_pretrained(root / layer)
+    picture(1).save(root / "cat.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def assistant(root: Path) -> Assistant:
+    return Assistant.load(root / "final", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def ksaes(root: Path) -> dict[str, KSparseAutoencoder]:
+    return read_ksaes([f"{layer}={root / layer}" for layer in LAYERS])
+
+
+@pytest.fixture(scope="module")
+def asked(assistant: Assistant):
+    return ask(assistant, picture(1), "what is it?", "a small dog")
+
+
+def shifted(model, batch, layer: str, token: int, step: torch.Tensor) -> float:
+    """The answer's log-probability with one token moved, by a plain forward hook."""
+
+    def move(_module, _inputs, output):
+        first = output[0] if isinstance(output, tuple) else output
+        changed = first.clone()
+        changed[0, token] += step
+        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+    handle = ModelLayers(model).module(layer).register_forward_hook(move)
+    with torch.no_grad():
+        found = float(log_probabilities(model, batch))
+    handle.remove()
+    return found
+
+
+def test_the_log_probability_is_the_loss_of_the_answer(assistant, asked) -> None:
+    with torch.no_grad():
+        loss = assistant.model(**asked.batch).loss
+        found = log_probabilities(assistant.model, asked.batch)
+    learned = int((asked.batch["labels"] >= 0).sum())
+    assert float(found) == pytest.approx(-float(loss) * learned, rel=1e-5)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_effects_are_what_a_small_step_along_the_latent_changes(
+    layer: str, assistant, asked, ksaes
+) -> None:
+    ksae = ksaes[layer]
+    (found,) = attribute(assistant.model, asked.batch, layer, ksae)
+    assert (found.effects.diff() <= 0).all()
+    assert len(found) > 20
+    for place in (0, 1, len(found) - 1):
+        latent, token = int(found.latents[place]), int(found.tokens[place])
+        z = float(found.activations[place])
+        step = 1e-2 * ksae.W_dec[latent].detach()
+        up, down = (
+            shifted(assistant.model, asked.batch, layer, token, sign * step) for sign in (1, -1)
+        )
+        assert float(found.effects[place]) == pytest.approx(
+            z * (up - down) / 2e-2, rel=0.05, abs=2e-3
+        )
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_latents_are_taken_away_at_their_tokens_only(layer: str, assistant, asked, ksaes) -> None:
+    ksae = ksaes[layer]
+    (found,) = attribute(assistant.model, asked.batch, layer, ksae)
+    one = found.chosen(torch.tensor([0]))
+    step = -float(one.activations[0]) * ksae.W_dec[int(one.latents[0])].detach()
+    by_hand = shifted(assistant.model, asked.batch, layer, int(one.tokens[0]), step)
+    removed = without(assistant.model, asked.batch, layer, ksae, [one])
+    assert float(removed) == pytest.approx(by_hand, abs=1e-5)
+    others = random_pairs(found, 5, 0)
+    pairs = set(zip(others.latents.tolist(), others.tokens.tolist(), strict=True))
+    assert len(pairs) == 5
+    top = zip(found.latents[:5].tolist(), found.tokens[:5].tolist(), strict=True)
+    assert not pairs & set(top)
+
+
+def test_the_check_compares_top_and_random_pairs_answer_by_answer(assistant, ksaes) -> None:
+    model, ksae = assistant.model, ksaes["projected0"]
+    batches = [ask(assistant, picture(i), "what is it?", "a dog").batch for i in range(3)]
+    found = ablation_check(model, batches, "projected0", ksae, count=4, seed=7)
+    falls = {"top": [], "random": []}
+    for number, batch in enumerate(batches):
+        (effects,) = attribute(model, batch, "projected0", ksae)
+        with torch.no_grad():
+            before = float(log_probabilities(model, batch))
+        chosen = {"top": effects.chosen(torch.arange(4))}
+        chosen["random"] = random_pairs(effects, 4, 7, number, 0)
+        for name, some in chosen.items():
+            after = without(model, batch, "projected0", ksae, [some])
+            falls[name].append(before - float(after))
+    for name, values in falls.items():
+        assert found[name]["value"] == pytest.approx(np.mean(values), abs=1e-4)
+    gaps = np.array(falls["top"]) - np.array(falls["random"])
+    half = 4.302653 * gaps.std(ddof=1) / np.sqrt(3)  # Student's t, 2 degrees
+    assert found["difference"]["value"] == pytest.approx(gaps.mean(), abs=1e-4)
+    assert found["difference"]["high"] == pytest.approx(gaps.mean() + half, abs=2e-4)
+    assert found["answers"] == 3
+
+
+def test_an_edit_adds_a_latents_direction_or_ablates_it_everywhere(assistant, asked, ksaes) -> None:
+    model, ksae = assistant.model, ksaes["tower1"]
+    (found,) = attribute(model, asked.batch, "tower1", ksae)
+    counts = found.latents.bincount()
+    latent = int(((counts > 0) & (counts < 16)).nonzero()[0])  # fires at some of the 16 tokens
+    seen: list[torch.Tensor] = []
+    handle = model.projectors[1].mlp.register_forward_pre_hook(lambda _m, x: seen.append(x[0]))
+    for edits in ([], [f"tower1:{latent}:2.5"], [f"tower1:{latent}:off"]):
+        with edited(model, read_edits(edits, ksaes)), torch.no_grad():
+            log_probabilities(model, asked.batch)
+    handle.remove()
+    plain, added, ablated = seen
+    direction = ksae.W_dec[latent].detach()
+    torch.testing.assert_close(added, plain + 2.5 * direction)
+    codes = ksae.encode(plain[0])
+    z = (codes.values * (codes.indices == latent)).sum(1)
+    torch.testing.assert_close(ablated[0], plain[0] - z[:, None] * direction)
+    assert (z > 0).any() and (z == 0).any()
+
+
+def test_wrong_edits_and_layers_are_one_line(ksaes, assistant, asked) -> None:
+    for text in ("tower1:5", "tower1:x:1", "tower1:5:much", "tower9:5:1", "tower1:99999:1"):
+        with pytest.raises(ValueError, match=r"edit|strength|latent"):
+            read_edits([text], ksaes)
+    with pytest.raises(ValueError, match="LAYER=FOLDER"):
+        read_ksaes(["tower1"])
+    with pytest.raises(KeyError, match="no layer 'tower7'"):
+        attribute(assistant.model, asked.batch, "tower7", ksaes["tower1"])
+
+
+def test_cells_of_the_language_models_tokens_are_the_pictures(assistant, asked) -> None:
+    ids = asked.batch["input_ids"][0].tolist()
+    first = ids.index(IMAGE_INDEX)
+    tokens = torch.tensor([first - 1, first, first + 1, first + 31, first + 32])
+    assert raster(assistant.model, "block1") == (4, 4)
+    found = cells_of(assistant.model, ids, "block1", tokens)
+    assert found.tolist() == [-1, 0, 0, 15, -1]  # two towers of 16 tokens, interleaved
+    assert cells_of(assistant.model, ids, "tower1", torch.tensor([3])).tolist() == [3]
+
+
+def test_the_page_shows_the_answer_and_where_latents_carried_it(root: Path, tmp_path: Path) -> None:
+    config = ExplainConfig(
+        model=str(root / "final"),
+        image=(root / "cat.png",),
+        question="what <b>is</b> it?",
+        answer="a cat",
+        ksae=(f"tower1={root / 'tower1'}", f"block1={root / 'block1'}"),
+        latents=2,
+        pairs=4,
+        out=tmp_path / "page",
+        device="cpu",
+    )
+    found = explain(config)
+    assert json.loads((config.out / "explanation.json").read_text()) == found
+    page = (config.out / "index.html").read_text()
+    assert "what &lt;b&gt;is&lt;/b&gt; it?" in page and "<strong>a cat</strong>" in page
+    (part,) = found["pictures"]
+    assert [layer["layer"] for layer in part["layers"]] == ["tower1", "block1"]
+    for layer in part["layers"]:
+        for latent in layer["latents"]:
+            assert f"latent {latent['latent']}<" in page
+            assert all(0 <= cell < 16 and 0 < level <= 1 for cell, _, level in latent["map"])
+    explain(config)  # its own files are replaced
+
+
+def test_tokens_are_stored_as_the_layers_give_them(root: Path, assistant, tmp_path: Path) -> None:
+    records = [
+        {
+            "id": str(i),
+            "image": "cat.png",
+            "conversations": [
+                {"from": "human", "value": f"<image>\n{'what ' * (i + 1)}?"},
+                {"from": "gpt", "value": "a cat"},
+            ],
+        }
+        for i in range(3)
+    ]
+    (tmp_path / "chat.json").write_text(json.dumps(records))
+    words = ["tokens", "--model", str(root / "final"), "--data.json", str(tmp_path / "chat.json")]
+    words += ["--data.images", str(root), "--batch-size", "2"]
+    for layer in ("projected0", "block1"):
+        main([*words, "--layer", layer, "--out", str(tmp_path / layer)])
+    asked = ask(assistant, picture(1), "what what ?", "a cat")
+    seen: dict[str, torch.Tensor] = {}
+    modules = ModelLayers(assistant.model).modules
+    for layer in ("projected0", "block1"):
+        modules[layer].register_forward_hook(
+            lambda _m, _i, out, layer=layer: seen.update({layer: out})
+        )
+    with torch.no_grad():
+        log_probabilities(assistant.model, asked.batch)
+    projected = ActivationStore.open(tmp_path / "projected0").rows(1, 2)[0]
+    assert projected.shape == (32, 4, 4)
+    torch.testing.assert_close(projected.flatten(1).T, seen["projected0"][0], atol=1e-5, rtol=1e-5)
+    first = asked.batch["input_ids"][0].tolist().index(IMAGE_INDEX)
+    hidden = ActivationStore.open(tmp_path / "block1").rows(1, 2)[0]
+    torch.testing.assert_close(
+        hidden[..., 0].T, seen["block1"][0, first : first + 32], atol=1e-5, rtol=1e-5
+    )
+    with pytest.raises(SystemExit):
+        main([*words, "--layer", "tower0", "--out", str(tmp_path / "tower0")])
+
+
+def test_chat_answers_with_an_edit(root: Path, monkeypatch, capsys) -> None:
+    words = ["chat", "--model", str(root / "final"), "--image", str(root / "cat.png")]
+    words += ["--device", "cpu", "--max-new-tokens", "6", "--question", "what is it?"]
+    main(words)
+    plain = capsys.readouterr().out
+    main([*words, "--ksae", f"block1={root / 'block1'}", "--edit", "block1:3:1000"])
+    assert capsys.readouterr().out != plain
+    main([*words, "--ksae", f"block1={root / 'block1'}", "--edit", "block1:3:0"])
+    assert capsys.readouterr().out == plain
