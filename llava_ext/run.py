@@ -30,7 +30,6 @@ from llava_ext.training import (
     LoggingCallback,
     accumulation,
     build_trainer,
-    partition_config,
     training_arguments,
     whole_state,
 )
@@ -176,9 +175,7 @@ def open_job(config: TrainConfig, stage: Stage) -> Job:
     )
     towers = load_towers(config.model, own_device())
     images = open_images(config.cache, towers, data.images if pictures_here else None, records)
-    model, tokenizer = build_model(
-        config.model, towers, seed=config.stage.seed, zero=partition_config(config.stage)
-    )
+    model, tokenizer = build_model(config.model, towers, seed=config.stage.seed)
     dataset = ConversationDataset(
         records,
         tokenizer,
