@@ -30,10 +30,6 @@ from llava_ext.training import (
     LoggingCallback,
     accumulation,
     build_trainer,
-<<<<<<< HEAD
-=======
-    partition_config,
->>>>>>> main
     training_arguments,
     whole_state,
 )

@@ -300,32 +300,6 @@ def training_arguments(options: StageOptions, out: Path) -> TrainingArguments:
     )
 
 
-<<<<<<< HEAD
-=======
-def partition_config(options: StageOptions) -> dict[str, Any] | None:
-    """DeepSpeed's config by which weights are partitioned when they are loaded; None where they are not.
-
-    A JSON of the user's own is left to DeepSpeed, which partitions after loading.
-    """
-    if options.zero != 3 or options.deepspeed:
-        return None
-    cpu = not torch.cuda.is_available()
-    deepspeed.prepare(cpu=cpu)
-    zero = deepspeed.zero_config(
-        3, bfloat16=_bfloat16(options), clip=options.clip, offload=options.offload
-    )
-    # Batch sizes are the Trainer's to fill in; here any will do.
-    known = {name: value for name, value in zero.items() if value != "auto"}
-    return known | {"train_micro_batch_size_per_gpu": 1}
-
-
-def _bfloat16(options: StageOptions) -> bool:
-    return options.precision == "bfloat16" or (
-        options.precision == "auto" and torch.cuda.is_available()
-    )
-
-
->>>>>>> main
 def whole_state(trainer: LlavaTrainer, model: LlavaModel) -> dict[str, torch.Tensor] | None:
     """The weights that ``final/`` needs, gathered from all processes; None where the model has them."""
     engine: Any = trainer.deepspeed if trainer.is_deepspeed_enabled else None
