@@ -28,7 +28,7 @@ from llava_ext.config import CacheConfig, ConversationData, PretrainConfig
 from llava_ext.deepspeed import free_port
 from llava_ext.images import smooth_picture
 from llava_ext.run import Job, open_job
-from llava_ext.tower_cache import fill, open_cache_job
+from llava_ext.tower_cache_job import fill, open_cache_job
 from llava_ext.training import build_trainer, training_arguments
 from revelio.distributed import Processes
 from revelio.run_dir import read_json, write_json

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from llava_ext.adapter import adapted
 from llava_ext.config import ModelConfig
 from llava_ext.conversation import FORMAT_1_SYSTEM
-from llava_ext.language import adapted, assemble, load_language_model, load_tokenizer
+from llava_ext.language import assemble, load_language_model, load_tokenizer
 from llava_ext.model import LlavaModel
 from llava_ext.model_config import TowerShape
 from llava_ext.processor import RevelioLlavaProcessor
@@ -233,7 +234,7 @@ def _adapted(language_model: Any, folder: Path) -> Any:
     """The language model with a saved adapter on top.
 
     Raises:
-        ValueError: it is no adapter that :func:`llava_ext.language.add_lora` makes, or doesn't fit.
+        ValueError: it is no adapter that :func:`llava_ext.adapter.add_lora` makes, or doesn't fit.
     """
     from peft import LoraConfig, get_peft_model_state_dict
     from peft import set_peft_model_state_dict as set_state

@@ -21,9 +21,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from llava_ext.adapter import merge_adapter
 from llava_ext.checkpoint import load_model, save_model
 from llava_ext.config import ExportForm
-from llava_ext.language import merge_adapter
 from llava_ext.llava_plugin import PROJECTOR_TYPE, has_stock_projector, tower_names
 from llava_ext.model import LlavaModel
 from revelio.files import write_folder

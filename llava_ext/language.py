@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any
 from llava_ext.config import ModelConfig
 from llava_ext.model import LlavaModel
 from llava_ext.model_config import TowerShape
-from llava_ext.partitioned import load_partitioned
-from llava_ext.stages import LoraOptions
 from llava_ext.templates import check_template
 from llava_ext.towers import Tower, plain_transforms
 from revelio.backbones.loading import dtype_of, reading
@@ -31,16 +29,13 @@ from revelio.backbones.weights import (
     transformers_part,
 )
 from revelio.data.contents import combined, digest_of
-from revelio.seeds import key_seed
 from revelio.trust import tensor_headers
 
 if TYPE_CHECKING:
-    from peft import LoraConfig, PeftModel
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 # Where the configs of transformers' models say how long a text may be.
 LENGTH_KEYS = ("max_seq_len", "max_position_embeddings", "n_positions")
-LORA_TARGETS = "all-linear"
 WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -69,11 +64,7 @@ FILLED = 0.9  # the least share of the embedding's rows that a tokenizer fills (
 
 
 def build_model(
-    config: ModelConfig,
-    towers: Sequence[Tower],
-    *,
-    seed: int = 0,
-    zero: dict[str, Any] | None = None,
+    config: ModelConfig, towers: Sequence[Tower], *, seed: int = 0
 ) -> tuple[LlavaModel, "PreTrainedTokenizerBase"]:
     """New projectors on a pretrained language model.
 
@@ -81,14 +72,13 @@ def build_model(
         config: of the model.
         towers: only the shapes of their grids are used.
         seed: of the projectors' first weights.
-        zero: DeepSpeed's config where every process is to hold only its part of the language model.
 
     Raises:
         KeyError: an unknown packaged model.
         ValueError: the language model can't be loaded, or a setting doesn't fit it.
     """
     name, revision = config.language_model, config.revision
-    language_model = load_language_model(name, revision=revision, dtype=config.dtype, zero=zero)
+    language_model = load_language_model(name, revision=revision, dtype=config.dtype)
     tokenizer = load_tokenizer(name, revision)
     shapes = [TowerShape(tower.channels, tower.grid) for tower in towers]
     model = assemble(config, language_model, tokenizer, shapes, seed=seed)
@@ -131,12 +121,7 @@ def assemble(
 
 
 def load_language_model(
-    name: str,
-    *,
-    revision: str | None = None,
-    dtype: str = "float32",
-    zero: dict[str, Any] | None = None,
-    **settings: Any,
+    name: str, *, revision: str | None = None, dtype: str = "float32", **settings: Any
 ) -> "PreTrainedModel":
     """A causal language model.
 
@@ -144,7 +129,6 @@ def load_language_model(
         name: a folder, a hub id, or a packaged model's name.
         revision: of a hub id.
         dtype: ``float32``, ``bfloat16`` or ``float16``.
-        zero: DeepSpeed's config where every process is to hold only its part, in the config's number format.
         settings: of transformers' ``from_pretrained``: ``device_map``, ``quantization_config``,
             ``attn_implementation``, ...
 
@@ -162,13 +146,6 @@ def load_language_model(
         return _of_pickles(source, config, kind, dtype)
     packed = getattr(config, "quantization_config", None) is not None
     check_count(file, wanted, held * (PACKED if packed else 1))
-    if zero is not None and source.folder and not packed:
-        files = sorted(source.folder.glob(f"{TRANSFORMERS[0]}*.safetensors"))
-        with reading(f"{name} as a causal language model"):
-            parted = load_partitioned(kind, config, files, zero)
-        if parted is not None:
-            _set_generation(parted, source)
-            return parted
     loader: Any = AutoModelForCausalLM
     with reading(f"{name} as a causal language model"):
         model, report = loader.from_pretrained(
@@ -225,6 +202,8 @@ def _of_pickles(
     Raises:
         ValueError: there are none, or they are damaged or another model's.
     """
+    from transformers import GenerationConfig
+
     try:
         weights = read_weights(source, "", TRANSFORMERS)
     except ValueError as error:
@@ -233,19 +212,12 @@ def _of_pickles(
             "`model.save_pretrained(FOLDER)` in transformers)"
         ) from error
     model = transformers_part(kind, config, weights, dtype=dtype_of(dtype))
-    _set_generation(model, source)
-    return model
-
-
-def _set_generation(model: "PreTrainedModel", source: Source) -> None:
-    """Where answers end, where a file says so."""
-    from transformers import GenerationConfig
-
     if source.file(GENERATION) is not None:
         with reading(f"{GENERATION} of {source.name}"):
             model.generation_config = GenerationConfig.from_pretrained(
                 source.location, revision=source.revision or "main"
             )
+    return model
 
 
 def _check_files(source: Source) -> str:
@@ -383,55 +355,3 @@ def context_length(config: "PretrainedConfig") -> int | None:
     """
     known = config.get_text_config().to_dict()
     return next((int(known[key]) for key in LENGTH_KEYS if known.get(key)), None)
-
-
-def add_lora(model: LlavaModel, options: LoraOptions, *, seed: int = 0) -> None:
-    """Put low-rank adapters (peft) into the language model; then only these and the projectors train.
-
-    Args:
-        model: changed in place.
-        options: of the adapters.
-        seed: of their first weights.
-
-    Raises:
-        ValueError: no layer has such a name.
-    """
-    import torch
-    from peft import LoraConfig
-
-    targets = list(options.targets)
-    settings = LoraConfig(
-        r=options.rank,
-        lora_alpha=2 * options.rank if options.alpha is None else options.alpha,
-        lora_dropout=options.dropout,
-        target_modules=targets[0] if targets == [LORA_TARGETS] else targets,
-    )
-    # peft draws from the global state: put aside, keyed, put back.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(key_seed(seed, "adapter"))
-        model.set_language_model(adapted(model.language_model, settings))
-
-
-def merge_adapter(model: LlavaModel) -> None:
-    """Fold the adapter into the language model's own weights.
-
-    Raises:
-        ValueError: the model has none.
-    """
-    from peft import PeftModel
-
-    wrapped: Any = model.language_model
-    if not isinstance(wrapped, PeftModel):
-        raise ValueError("the model has no adapter, so there is nothing to fold in")
-    model.set_language_model(wrapped.merge_and_unload())
-    model.language_changed = True
-
-
-def adapted(language_model: Any, settings: "LoraConfig") -> "PeftModel":
-    """A language model with new adapters in it."""
-    from peft import get_peft_model
-
-    # Without a task: peft's wrapper of causal language models takes no embeddings for MPT.
-    model = get_peft_model(language_model, settings)
-    settings.task_type = "CAUSAL_LM"  # for others that load the adapter
-    return model

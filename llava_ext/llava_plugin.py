@@ -104,7 +104,9 @@ def _build_projector(name: str, config: Any, **_: Any) -> "TowerProjectors | Non
 
 def has_stock_projector(configs: Sequence[TowerConfig]) -> bool:
     """Whether LLaVA's own projector takes the towers' tokens."""
-    return len(configs) == 1 and configs[0].tokens != "conv" and not configs[0].normalize
+    return (
+        len(configs) == 1 and configs[0].tokens in ("flatten", "pool") and not configs[0].normalize
+    )
 
 
 def read_tower_names(text: str) -> tuple[TowerConfig, ...]:

@@ -244,6 +244,8 @@ class LlavaModel(PreTrainedModel, GenerationMixin):
         cast(Any, innermost(self.language_model)).generation_config = self.generation_config
         if pixel_values is not None:
             assert input_ids is not None
+            if settings.get("assistant_model") is not None:
+                raise ValueError("an assistant model sees no pictures: leave out `assistant_model`")
             settings["inputs_embeds"] = self.embed_expanded(input_ids, pixel_values, image_ids)
         language_model: Any = self.language_model
         return language_model.generate(input_ids, **settings)

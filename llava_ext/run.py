@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from llava_ext.adapter import add_lora
 from llava_ext.checkpoint import CONFIG, load_projectors, save_model
 from llava_ext.config import FinetuneConfig, ModelConfig, TrainConfig
 from llava_ext.dataset import TOKENS, Collator, ConversationDataset, ImageProvider, Pictures
 from llava_ext.deepspeed import state_bytes
 from llava_ext.images import picture_ids, plain_ids
 from llava_ext.import_llava import import_projectors
-from llava_ext.language import add_lora, build_model, language_identity
+from llava_ext.language import build_model, language_identity
 from llava_ext.llava_json import Record, image_names, read_records
 from llava_ext.model import LlavaModel
 from llava_ext.stage_checkpoints import check_processes, checkpoint_step, last_checkpoint
@@ -29,7 +30,6 @@ from llava_ext.training import (
     LoggingCallback,
     accumulation,
     build_trainer,
-    partition_config,
     training_arguments,
     whole_state,
 )
@@ -175,9 +175,7 @@ def open_job(config: TrainConfig, stage: Stage) -> Job:
     )
     towers = load_towers(config.model, own_device())
     images = open_images(config.cache, towers, data.images if pictures_here else None, records)
-    model, tokenizer = build_model(
-        config.model, towers, seed=config.stage.seed, zero=partition_config(config.stage)
-    )
+    model, tokenizer = build_model(config.model, towers, seed=config.stage.seed)
     dataset = ConversationDataset(
         records,
         tokenizer,

@@ -19,15 +19,10 @@ from llava_helpers import model_config, tiny_llama, tiny_mpt
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from llava_ext.adapter import add_lora
 from llava_ext.checkpoint import load_model, save_model
 from llava_ext.config import TowerConfig
-from llava_ext.language import (
-    add_lora,
-    assemble,
-    check_words,
-    load_language_model,
-    load_tokenizer,
-)
+from llava_ext.language import assemble, check_words, load_language_model, load_tokenizer
 from llava_ext.model_config import TowerShape
 from llava_ext.stages import LoraOptions
 from revelio.backbones.prompts import ZeroShot

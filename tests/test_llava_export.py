@@ -17,11 +17,12 @@ from torch import nn
 from transformers import CLIPVisionConfig, LlavaConfig
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
+from llava_ext.adapter import add_lora
 from llava_ext.checkpoint import load_model, save_model
 from llava_ext.cli import main
 from llava_ext.export import export_model, export_projectors, llava_config
 from llava_ext.import_llava import import_projectors
-from llava_ext.language import add_lora, build_model
+from llava_ext.language import build_model
 from llava_ext.stages import LoraOptions
 from llava_ext.towers import load_towers
 

@@ -5,15 +5,10 @@ import torch
 from files_helpers import contents
 from llava_helpers import model_config, tiny_llama, tiny_mpt
 
+from llava_ext.adapter import add_lora
 from llava_ext.checkpoint import load_model, load_projectors, save_model
 from llava_ext.config import IGNORE_INDEX, IMAGE_INDEX, ModelConfig, TowerConfig
-from llava_ext.language import (
-    add_lora,
-    assemble,
-    context_length,
-    load_language_model,
-    load_tokenizer,
-)
+from llava_ext.language import assemble, context_length, load_language_model, load_tokenizer
 from llava_ext.model import LlavaModel
 from llava_ext.model_config import TowerShape
 from llava_ext.run import frozen_and_trained

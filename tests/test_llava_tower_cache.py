@@ -15,15 +15,8 @@ from torch.nn.functional import adaptive_avg_pool2d
 from llava_ext.config import CacheConfig, ModelConfig, TowerConfig
 from llava_ext.images import STAMPS, image_id, picture_ids, plain_ids
 from llava_ext.llava_json import read_records
-from llava_ext.tower_cache import (
-    CachedGrids,
-    CacheJob,
-    fill,
-    open_cache_job,
-    open_store,
-    plan,
-    store_name,
-)
+from llava_ext.tower_cache import CachedGrids, open_store, store_name
+from llava_ext.tower_cache_job import CacheJob, fill, open_cache_job, plan
 from llava_ext.towers import load_tower, load_towers
 from revelio.distributed import Processes
 
@@ -85,7 +78,7 @@ def test_rows_are_read_from_disk_where_memory_is_short(project, tmp_path, monkey
 
 
 def test_a_stopped_run_goes_on_to_the_same_bytes(project, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("llava_ext.tower_cache.SHARD_IMAGES", 4)
+    monkeypatch.setattr("llava_ext.tower_cache_job.SHARD_IMAGES", 4)
     finish(job(project, tmp_path / "whole"))
     steps = fill(job(project, tmp_path / "cut"))
     for _ in range(3):
@@ -102,7 +95,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(project, tmp_path, monkeypatch)
 
 
 def test_two_processes_share_the_shards(project, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("llava_ext.tower_cache.SHARD_IMAGES", 4)
+    monkeypatch.setattr("llava_ext.tower_cache_job.SHARD_IMAGES", 4)
     finish(job(project, tmp_path / "one"))
     # Rank 1 first: nothing waits here, so the main process must come last to close the stores.
     main = job(project, tmp_path / "two", processes=Processes(0, 2))

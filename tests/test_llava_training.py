@@ -32,7 +32,7 @@ from llava_ext.model import LlavaModel
 from llava_ext.run import open_job, run
 from llava_ext.sampler import StepSampler
 from llava_ext.stages import Finetune, LoraOptions, Pretrain
-from llava_ext.tower_cache import fill, open_cache_job
+from llava_ext.tower_cache_job import fill, open_cache_job
 from llava_ext.towers import BackboneTower, load_towers
 from llava_ext.training import (
     EpochCallback,

@@ -116,6 +116,18 @@ def test_generate_is_the_greedy_answer_alone_in_a_batch_and_by_beams_of_one(save
     assert len(beams) == 2
 
 
+def test_a_device_map_gives_the_same_answer_and_an_assistant_is_refused(saved, loaded) -> None:
+    model, processor = loaded
+    inputs = processor.apply_chat_template(messages(QUESTIONS[0], 1), tokenize=True)
+    start = inputs["input_ids"].shape[1]
+    settings = {"max_new_tokens": 6, "do_sample": False}
+    wanted = model.generate(**inputs, **settings)[:, start:]
+    mapped = AutoModelForImageTextToText.from_pretrained(saved, device_map="auto")
+    assert torch.equal(mapped.generate(**inputs, **settings)[:, start:], wanted)
+    with pytest.raises(ValueError, match="an assistant model sees no pictures"):
+        model.generate(**inputs, **settings, assistant_model=model.language_model)
+
+
 def test_pipeline_answers(saved, loaded) -> None:
     model, processor = loaded
     pipe = pipeline("image-text-to-text", model=str(saved), device="cpu")

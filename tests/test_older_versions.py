@@ -25,7 +25,8 @@ from llava_ext.config import (
 )
 from llava_ext.run import run
 from llava_ext.stages import Pretrain
-from llava_ext.tower_cache import CachedGrids, fill, open_cache_job
+from llava_ext.tower_cache import CachedGrids
+from llava_ext.tower_cache_job import fill, open_cache_job
 from llava_ext.towers import load_towers
 from revelio.activations.store import ActivationStore
 from revelio.cli import demo, main, train_diffc, train_ksae

@@ -21,7 +21,7 @@ def run(config: Config) -> None:
     """Plan, fill, and name what was written."""
     from tqdm import tqdm
 
-    from llava_ext.tower_cache import fill, open_cache_job, plan
+    from llava_ext.tower_cache_job import fill, open_cache_job, plan
     from revelio.activations.store import ActivationStore
     from revelio.distributed import launched
     from revelio.machine import duration
