@@ -24,7 +24,7 @@ from llava_ext.model import LlavaModel
 from llava_ext.sampler import StepSampler
 from llava_ext.stage_checkpoints import TRAINED, commit, drop_checkpoints
 from llava_ext.stages import StageOptions
-from llava_ext.towers import Tower
+from llava_ext.towers import Tower, look
 from revelio.distributed import world_size
 from revelio.files import write_whole_by
 from revelio.run_dir import Run
@@ -68,12 +68,14 @@ class LlavaTrainer(Trainer):
         """
         inputs = dict(inputs)
         pixels, ids = inputs.pop("pixels", None), inputs.pop("image_ids", ())
-        grids = inputs.pop("grids", ())
+        questions, grids = inputs.pop("questions", None), inputs.pop("grids", ())
         inputs = super()._prepare_inputs(inputs)
         if pixels:
             pairs = zip(self.towers, pixels, strict=True)
             with torch.no_grad():
-                grids = tuple(tower.grids(each.to(self.args.device), ids) for tower, each in pairs)
+                grids = tuple(
+                    look(tower, each.to(self.args.device), ids, questions) for tower, each in pairs
+                )
         return inputs | {"grids": tuple(each.to(self.args.device) for each in grids)}
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
@@ -254,7 +256,7 @@ def training_arguments(options: StageOptions, out: Path) -> TrainingArguments:
             "as large: start one process a GPU with `torchrun --nproc-per-node "
             f"{torch.cuda.device_count()} -m revelio llava ...`, or choose one by CUDA_VISIBLE_DEVICES"
         )
-    bfloat16 = options.precision == "bfloat16" or (options.precision == "auto" and not cpu)
+    bfloat16 = _bfloat16(options)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     if options.zero:
@@ -295,6 +297,29 @@ def training_arguments(options: StageOptions, out: Path) -> TrainingArguments:
         deepspeed=zero if options.zero else None,
         disable_tqdm=True,
         report_to=[],
+    )
+
+
+def partition_config(options: StageOptions) -> dict[str, Any] | None:
+    """DeepSpeed's config by which weights are partitioned when they are loaded; None where they are not.
+
+    A JSON of the user's own is left to DeepSpeed, which partitions after loading.
+    """
+    if options.zero != 3 or options.deepspeed:
+        return None
+    cpu = not torch.cuda.is_available()
+    deepspeed.prepare(cpu=cpu)
+    zero = deepspeed.zero_config(
+        3, bfloat16=_bfloat16(options), clip=options.clip, offload=options.offload
+    )
+    # Batch sizes are the Trainer's to fill in; here any will do.
+    known = {name: value for name, value in zero.items() if value != "auto"}
+    return known | {"train_micro_batch_size_per_gpu": 1}
+
+
+def _bfloat16(options: StageOptions) -> bool:
+    return options.precision == "bfloat16" or (
+        options.precision == "auto" and torch.cuda.is_available()
     )
 
 

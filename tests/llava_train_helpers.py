@@ -13,8 +13,9 @@ import yaml
 from backbones_helpers import picture, tiny_clip, tiny_sd
 from llava_helpers import model_config, tiny_llama
 
-from llava_ext.config import ConversationData, ModelConfig, Pretrain, PretrainConfig, TowerConfig
+from llava_ext.config import ConversationData, ModelConfig, PretrainConfig, TowerConfig
 from llava_ext.deepspeed import free_port
+from llava_ext.stages import Pretrain
 from revelio.config import to_plain
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from revelio.analysis.paired import Measured, against, image_subsets, verdict
+from revelio.analysis.paired import Measured, against, halves, verdict
 from revelio.evaluation.encoded import Encoded, encoded
 from revelio.evaluation.measures import MEASURES, HeldOut, held_out
 from revelio.sae.inputs import Source
@@ -52,7 +52,7 @@ def judge(
         live latents than there are. A control without a latent that fires on enough images is left out of
         the measures that need one.
     """
-    images = held_out(rows, labels, image_subsets(len(rows), seed), seed)
+    images = held_out(rows, labels, halves(len(rows), seed), seed)
     known = {} if known is None else known
     here = {name: (model, rows) for name, model in models.items()} | dict(others or {})
     for name, (model, own) in here.items():

@@ -34,8 +34,8 @@ from revelio.seeds import generator
 TOP = 10
 STRONGEST = 1000
 MIN_FIRINGS = 11  # "active on more than 10 images", as purity has it
-# A latent's images are kept this many times over, so that others move up in a half or quarter of the images.
-SPARE = 6
+# A latent's images are kept this many times over, so that others move up in a half of the images.
+SPARE = 3
 DUPLICATE_COSINE = 0.9
 DUPLICATE_IMAGES = 0.5
 FALSE_DISCOVERIES = 0.05
@@ -49,7 +49,7 @@ class HeldOut:
         rows: their activations, or those of all their cells.
         labels: class ids from 0, or None.
         classes: how many.
-        subsets: of the images; see :func:`revelio.analysis.paired.image_subsets`.
+        subsets: of the images; see :func:`revelio.analysis.paired.halves`.
         judged: the half that probes and coverage are judged on.
     """
 
@@ -123,7 +123,7 @@ def _purity(
         found = measures(kept_counts(top, labels, images.classes, kept, TOP))
         return float(found[form].nan_to_num(0.0).mean())
 
-    return measured(mean, images.subsets)
+    return measured(mean, images.subsets, of_top=True)
 
 
 def _top_images(codes: Encoded, latents: Tensor, count: int) -> Int64[Tensor, "l count"]:
@@ -289,7 +289,7 @@ def significant(codes: Encoded, images: HeldOut) -> Measured | None:
         p = np.minimum(1.0, tails * images.classes)
         return float((stats.false_discovery_control(p) <= FALSE_DISCOVERIES).mean())
 
-    return measured(share, images.subsets)
+    return measured(share, images.subsets, of_top=True)
 
 
 MEASURES: dict[str, Measure] = {

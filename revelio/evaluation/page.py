@@ -32,6 +32,8 @@ def _lines(result: Mapping[str, Any]) -> Iterator[str]:
     for what in ("stability", "planted"):
         if what in result:
             yield from ("", f"## {what.capitalize()}", "", *_levels(result[what]))
+        for level, entry in result.get(f"{what}_verdict", {}).items():
+            yield from ("", f"Above {level}: {entry['verdict']}.")
     yield from ("", *(f"- {markdown(note)}" for note in result["notes"]))
 
 

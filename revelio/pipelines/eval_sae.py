@@ -27,8 +27,10 @@ from revelio.evaluation.controls import (
 from revelio.evaluation.identity import (
     live_directions,
     planted_recovery,
+    planted_together,
     stability,
     stability_of_controls,
+    stability_verdicts,
 )
 from revelio.evaluation.judge import judge, over_trainings
 from revelio.evaluation.page import page
@@ -363,12 +365,17 @@ def _together(
     first = next(iter(models.values()))
     directions = [live_directions(model, data.rows) for model in models.values()]
     seeds = range(config.seed, config.seed + min(len(models), STABLE_SEEDS))
+    stable = {"k-SAE": stability(directions)}
+    stable |= stability_of_controls(first, data.source, list(seeds))
+    told = {}
+    if len(models) >= STABLE_SEEDS:
+        told = {"stability_verdict": stability_verdicts(stable, config.confidence)}
     return {
         "over_trainings": over_trainings(
             [entry["measures"] for entry in entries.values()], config.confidence
         ),
-        "stability": {"k-SAE": stability(directions)}
-        | stability_of_controls(first, data.source, list(seeds)),
+        "stability": stable,
+        **told,
     }
 
 
@@ -386,15 +393,4 @@ def _planted(config: EvalSAEConfig, data: _Data, progress: Report) -> dict[str, 
         )
         for number in range(config.planted)
     ]
-    names = [name for name, value in found[0].items() if isinstance(value, Mapping)]
-    means = {
-        name: {
-            level: {
-                "value": sum(one[name][level] for one in found) / len(found),
-                "trainings": [one[name][level] for one in found],
-            }
-            for level in found[0][name]
-        }
-        for name in names
-    }
-    return {"planted": {key: found[0][key] for key in found[0] if key not in names} | means}
+    return planted_together(found, config.confidence)

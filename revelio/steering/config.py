@@ -150,8 +150,7 @@ class EditConfig:
     """Weights of the concepts, which the strength is multiplied by; none: 1 each."""
 
     layer: str | None = None
-    """The layer whose latents are edited, with `latent_values`; none: the one that the k-SAE was
-    trained on."""
+    """The layer whose latents are edited, with `latent_values`; none: what the k-SAE was trained on."""
 
     ksae: tuple[str, ...] = ()
     """The k-SAE of that layer: a folder or hub id; of several concepts one for each, or one for all."""

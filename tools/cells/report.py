@@ -18,9 +18,9 @@ from revelio.pipelines import Report
 from revelio.pipelines.eval_sae import RESULT, eval_sae
 from revelio.pipelines.inputs import open_sae
 from revelio.pipelines.locality import measure_locality
-from revelio.reproduce.items import Row
 from revelio.reproduce.orderings import Ordering, Replicates
 from revelio.reproduce.orderings import judge as judge_ordering
+from revelio.reproduce.row import Row
 from revelio.run_dir import versions, write_json
 from revelio.stats import mean95
 from revelio.trust import read_json
