@@ -1,11 +1,14 @@
 """A reproduced item as Markdown: every row beside the paper's value, every ordering, what is missing."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
+from revelio.probes.config import ProbeName
 from revelio.reproduce.row import SECONDS
 from revelio.trust import markdown
 
+# Rows that differ in the classifier alone.
+PROBES = get_args(ProbeName)
 HEAD = ("model", "layer", "t", "data", "prompt", "metric", "paper", "ours", "95 %", "chance")
 
 
@@ -90,7 +93,7 @@ def _row(row: Mapping[str, Any]) -> list[str]:
         "" if row["timestep"] is None else str(row["timestep"]),
         _pair(row["dataset"], row["our_data"]),
         row["prompt"],
-        row["metric"],
+        f"{row['metric']} ({row['kind']})" if row["kind"] in PROBES else row["metric"],
         _number(row["paper"]),
         _number(row.get("value")),
         "" if interval is None else f"{_number(interval[0])} to {_number(interval[1])}",

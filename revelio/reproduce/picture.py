@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from revelio.charts import Series, dot_chart
+from revelio.reproduce.page import PROBES
 
 
 def picture(result: Mapping[str, Any]) -> str | None:
@@ -37,6 +38,9 @@ def _series(rows: Sequence[Mapping[str, Any]]) -> list[Series]:
 def _label(row: Mapping[str, Any]) -> str:
     t = "" if row["timestep"] is None else f"t={row['timestep']}"
     layers = "+".join(row["our_layers"])
+    probe = row["kind"] if row["kind"] in PROBES else ""
     return " ".join(
-        part for part in (row["our_model"], layers, t, row["our_data"], row["prompt"]) if part
+        part
+        for part in (row["our_model"], layers, t, row["our_data"], row["prompt"], probe)
+        if part
     )
