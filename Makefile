@@ -9,6 +9,8 @@ OUT ?= runs/demo
 CALTECH101 ?=
 # A folder of LLaVA-Bench (in the wild), for `make demo-llava`; empty: the bench is left out.
 BENCH ?=
+# Not empty: the short form of `make demo-llava`, half the photographs and one training a row.
+QUICK ?=
 
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
@@ -25,7 +27,7 @@ demo: .venv/core
 
 demo-llava: .venv/llava
 	$(BIN)/revelio models prepare
-	$(BIN)/python -m tools.llava_mini --caltech101 "$(CALTECH101)" $(if $(BENCH),--bench "$(BENCH)")
+	$(BIN)/python -m tools.llava_mini --caltech101 "$(CALTECH101)" $(if $(QUICK),--quick) $(if $(BENCH),--bench "$(BENCH)")
 
 # On a machine with a CUDA torch: installs nothing and takes the python that PYTHON names.
 gpu-check:

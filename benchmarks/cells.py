@@ -5,10 +5,13 @@
 
 Training: a store of vectors and a store of whole grids with as many cells, both of `--gb` and both streamed
 (any size that fits the disk: nothing is held but the shuffling buffer), the same k-SAE for the same steps.
-`reading` is the loader alone, over a whole epoch. Heat maps: `--latents` latents on `--images` images, some
-at a time; `dense` takes the pre-activations of all latents at all cells, keeps the k largest by `topk`,
-scatters them into a dense code and picks the latents out of it; `ours` is `encode_grid(...).maps(...)`. Each
-part runs in a process of its own, which gives its peak memory; results of the two ways are compared.
+`reading` is the loader alone, over a whole epoch. With `--cap` no process may hold more data than so many
+GiB (RLIMIT_DATA), which a store larger than that shows to be streamed. Heat maps: `--latents` latents on
+`--images` images, some at a time; `dense` takes the pre-activations of all latents at all cells, keeps the k
+largest by `topk`, scatters them into a dense code and picks the latents out of it; `ours` is
+`encode_grid(...).maps(...)`. Each part runs in a process of its own, which gives its peak memory; results of
+the two ways are compared. Ways take turns, and each comes in rows or images a second and a second of
+processor time: on a machine that others use too, only the latter is the program's own.
 """
 
 import argparse
@@ -58,6 +61,7 @@ class Sizes:
     images: int
     latents: int
     threads: int
+    cap: float
 
     @property
     def cells(self) -> int:
@@ -98,23 +102,41 @@ def rows_of(path: Path, kind: str) -> StoreRows:
 
 def training(path: Path, kind: str, sizes: Sizes) -> dict[str, float]:
     """Rows a second of training from a streamed store, and of reading alone."""
-    torch.set_num_threads(sizes.threads)
+    _begin(sizes)
     batches = Shuffled(rows_of(path, kind), sizes.batch, workers=1)
-    began = time.perf_counter()
+    clock = Clock()
     read = sum(len(batch) for batch in batches.epoch(0))
-    reading = read / (time.perf_counter() - began)
+    reading = clock.rates("reading_rows", read)
     model = KSparseAutoencoder(sizes.d, sizes.expansion * sizes.d, sizes.k, seed=None)
     loop = train(model, _Begun(batches), TrainConfig(steps=sizes.steps + 5, batch_size=sizes.batch))
     for _ in islice(loop, 5):
         pass
-    began, rows = time.perf_counter(), 0
+    clock, rows = Clock(), 0
     for _ in loop:
         rows += sizes.batch
-    return {
-        "rows_per_second": rows / (time.perf_counter() - began),
-        "reading_rows_per_second": reading,
-        "peak_gib": _peak(),
-    }
+    return {**clock.rates("rows", rows), **reading, "peak_gib": _peak()}
+
+
+class Clock:
+    """Seconds since it was made, of the wall's clock and of this process's own work."""
+
+    def __init__(self) -> None:
+        self.wall, self.own = time.perf_counter(), time.process_time()
+
+    def rates(self, what: str, done: int) -> dict[str, float]:
+        """How many were done in a second of either."""
+        return {
+            f"{what}_per_second": done / (time.perf_counter() - self.wall),
+            f"{what}_per_processor_second": done / (time.process_time() - self.own),
+        }
+
+
+def _begin(sizes: Sizes) -> None:
+    """The threads and the memory that the process may have."""
+    torch.set_num_threads(sizes.threads)
+    if sizes.cap:
+        limit = int(sizes.cap * GIB)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
 class _Begun:
@@ -132,7 +154,7 @@ class _Begun:
 
 def maps(way: str, sizes: Sizes) -> dict[str, Any]:
     """Images a second of heat maps, one way, and a sum to compare results by."""
-    torch.set_num_threads(sizes.threads)
+    _begin(sizes)
     n = sizes.expansion * sizes.d
     model = KSparseAutoencoder(sizes.d, n, sizes.k)
     model.kernel = fastest_kernel(model)
@@ -145,17 +167,11 @@ def maps(way: str, sizes: Sizes) -> dict[str, Any]:
         "dense": lambda: _dense(model, grids, latents),
     }[way]
     found = run()
-    before = _peak()
-    began = time.perf_counter()
-    for _ in range(-(-sizes.images // size)):
+    clock, passes = Clock(), -(-sizes.images // size)
+    for _ in range(passes):
         found = run()
-    seconds = time.perf_counter() - began
-    images = -(-sizes.images // size) * size
-    return {
-        "images_per_second": images / seconds,
-        "peak_gib": max(before, _peak()),
-        "sum": float(found.double().sum()),
-    }
+    rates = clock.rates("images", passes * size)
+    return {**rates, "peak_gib": _peak(), "sum": float(found.double().sum())}
 
 
 @torch.no_grad()
@@ -177,6 +193,27 @@ def apart(call: Callable[..., Any], *arguments: Any) -> Any:
         return pool.submit(call, *arguments).result()
 
 
+def in_turns(calls: dict[str, tuple[Any, ...]], rounds: int) -> dict[str, list[Any]]:
+    """What each call gives in each round: what else the machine does falls on all of them."""
+    found: dict[str, list[Any]] = {name: [] for name in calls}
+    for number in range(rounds):
+        for name, call in calls.items():
+            found[name].append(apart(*call))
+            print(f"round {number} {name}: {found[name][-1]}", flush=True)
+    return found
+
+
+def ratios(found: dict[str, list[Any]], ours: str, other: str, what: str) -> dict[str, float]:
+    """Our best rate over the other's, in either time."""
+    times = ("second", "processor_second")
+    best = {
+        (name, time): max(one[f"{what}_per_{time}"] for one in found[name])
+        for name in (ours, other)
+        for time in times
+    }
+    return {f"per_{time}": best[ours, time] / best[other, time] for time in times}
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -192,6 +229,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--latents", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cap", type=float, default=0.0, help="GiB of data a process; 0: any")
+    parser.add_argument("--only", choices=("training", "maps"), help="one of the two alone")
     parser.add_argument("--folder", type=Path, help="for the stores, which are removed in the end")
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
@@ -201,32 +240,25 @@ def main() -> None:
     options = arguments()
     names = Sizes.__annotations__
     sizes = Sizes(**{name: getattr(options, name) for name in names})
-    folder = Path(tempfile.mkdtemp(dir=options.folder, prefix="cells-"))
-    found: dict[str, Any] = {"sizes": vars(sizes), "training": {}, "maps": {}}
-    try:
-        paths = {kind: make_store(folder, sizes, kind) for kind in ("pooled", "cells")}
-        for number in range(options.rounds):
-            # Turns, so that what else the machine does falls on both.
-            for kind, path in paths.items():
-                found["training"].setdefault(kind, []).append(apart(training, path, kind, sizes))
-                print(f"round {number} {kind}: {found['training'][kind][-1]}", flush=True)
-    finally:
-        shutil.rmtree(folder)
-    for way in ("dense", "ours"):
-        found["maps"][way] = apart(maps, way, sizes)
-        print(f"{way}: {found['maps'][way]}", flush=True)
-    best = {k: max(one["rows_per_second"] for one in v) for k, v in found["training"].items()}
-    of = found["maps"]
-    found["cells_over_pooled"] = best["cells"] / best["pooled"]
-    found["times_faster_than_dense"] = (
-        of["ours"]["images_per_second"] / of["dense"]["images_per_second"]
-    )
-    assert abs(of["ours"]["sum"] - of["dense"]["sum"]) < 1e-3 * abs(of["dense"]["sum"])
-    print(
-        f"training on cells: {found['cells_over_pooled']:.3f} of the pooled rows a second; heat maps "
-        f"{found['times_faster_than_dense']:.1f} times as fast as dense, "
-        f"peak {of['ours']['peak_gib']:.2f} GiB (dense {of['dense']['peak_gib']:.2f})"
-    )
+    found: dict[str, Any] = {"sizes": vars(sizes)}
+    if options.only != "maps":
+        folder = Path(tempfile.mkdtemp(dir=options.folder, prefix="cells-"))
+        try:
+            paths = {kind: make_store(folder, sizes, kind) for kind in ("pooled", "cells")}
+            calls = {kind: (training, path, kind, sizes) for kind, path in paths.items()}
+            found["training"] = in_turns(calls, options.rounds)
+        finally:
+            shutil.rmtree(folder)
+        found["cells_over_pooled"] = ratios(found["training"], "cells", "pooled", "rows")
+        found["reading"] = ratios(found["training"], "cells", "pooled", "reading_rows")
+        print(f"training on cells over pooled: {found['cells_over_pooled']}, {found['reading']}")
+    if options.only != "training":
+        calls = {way: (maps, way, sizes) for way in ("dense", "ours")}
+        found["maps"] = of = in_turns(calls, options.rounds)
+        sums = [of[way][0]["sum"] for way in of]
+        assert abs(sums[0] - sums[1]) < 1e-3 * abs(sums[0])
+        found["times_faster_than_dense"] = ratios(of, "ours", "dense", "images")
+        print(f"heat maps over dense: {found['times_faster_than_dense']}")
     if options.json:
         options.json.write_text(json.dumps(found, indent=2) + "\n")
 

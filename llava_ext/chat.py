@@ -69,7 +69,9 @@ def chat(config: ChatConfig) -> None:
         towers=bool(pictures),
         allow=config.allow,
     )
-    dialogue = Dialogue(assistant, len(pictures), assistant.see(pictures), sys.stdout)
+    asked = None if config.question is None else [config.question.strip()] * len(pictures)
+    grids = assistant.see(pictures, asked)
+    dialogue = Dialogue(assistant, len(pictures), grids, sys.stdout)
     with _edits(config, assistant):
         _converse(config, dialogue)
 

@@ -29,7 +29,7 @@ from revelio.bounds import (
     Workers,
 )
 
-Tokens = Literal["flatten", "pool", "conv"]
+Tokens = Literal["flatten", "pool", "conv", "resample"]
 Fusion = Literal["interleave", "sequence", "channels"]
 Aspect = Literal["crop", "pad"]
 ExportForm = Literal["merged", "llava", "transformers"]
@@ -38,8 +38,7 @@ IMAGE_INDEX = -200  # stands for one image in `input_ids`; LLaVA's own number
 IGNORE_INDEX = -100  # a label that is not learnt; PyTorch's own number
 IMAGE_TOKEN = "<image>"  # the same in text
 
-TOKEN_STEPS: tuple[Tokens, ...] = ("flatten", "pool", "conv")
-FUSIONS: tuple[Fusion, ...] = ("interleave", "sequence", "channels")
+QUESTION = "question"  # as a tower's prompt: what is asked about the picture
 
 
 @dataclass(frozen=True)
@@ -49,15 +48,20 @@ class TowerConfig:
     Attributes:
         backbone: a name that ``revelio backbones`` lists, a folder, a hub id, ``module:function``, or a tower
             of your own by the name it was registered under.
-        layer: the layer; LLaVA's ``hidden_states[-2]`` of CLIP ViT-L/14 is ``block22``.
+        layer: the layer; LLaVA's ``hidden_states[-2]`` of CLIP ViT-L/14 is ``block22``. Several, all from one
+            pass and joined along channels on the first one's grid: ``up_ft1+up_ft2``.
         timestep: of diffusion models, their own training index t (25 and 200 in the paper).
-        prompt: one text for all images; "" is the empty prompt.
+        timesteps: several in the place of ``timestep``, joined along channels; the picture is encoded once.
+        prompt: one text for all images; "" is the empty prompt; ``question`` is the first thing that is asked
+            about the picture, as in arXiv 2507.07106, which no cache of pictures can hold.
         seed: of the noise, which is keyed by the image's content.
         draw: which of several noise draws.
         image_size: the side of the square in pixels; None is the backbone's own.
-        tokens: ``flatten`` (a token a grid cell), ``pool`` (average), or ``conv`` (the paper's block).
-        budget: tokens an image; the grid's cells for ``flatten``, a square number for ``pool``.
-        width: of the tokens that ``conv`` makes; the others keep the layer's.
+        tokens: ``flatten`` (a token a grid cell), ``pool`` (average), ``conv`` (the paper's block), or
+            ``resample`` (learned queries that attend to all cells).
+        budget: tokens an image; the grid's cells for ``flatten``, a square number for ``pool``, any number
+            for ``resample``.
+        width: of the tokens that ``conv`` and ``resample`` make; the others keep the layer's.
         normalize: bring each token to mean 0 and deviation 1 before the linear layers. Towers' layers differ
             in scale by a factor of ten and more, and the quietest learns slowest.
         dtype: of the tower's weights.
@@ -67,6 +71,7 @@ class TowerConfig:
     backbone: str
     layer: str
     timestep: Index | None = None
+    timesteps: tuple[Index, ...] = ()
     prompt: AnyText = ""
     seed: Seed = 0
     draw: Index = 0

@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from llava_ext.config import IGNORE_INDEX, IMAGE_INDEX, ModelConfig
+from llava_ext.config import IGNORE_INDEX, IMAGE_INDEX, IMAGE_TOKEN, ModelConfig
+from llava_ext.conversation import Turn
 from llava_ext.images import image_id, open_picture
 from llava_ext.llava_json import Record
 from llava_ext.splice import expanded_length
@@ -223,8 +224,14 @@ class ConversationDataset(Dataset):
             "input_ids": ids,
             "labels": torch.where(learned, ids, IGNORE_INDEX),
             "images": [self.images.get(name) for name in record.images],
+            "questions": [first_question(record.turns)] * len(record.images),
             "id": record.id,
         }
+
+
+def first_question(turns: Sequence[Turn]) -> str:
+    """What is asked first, which a tower may take as its prompt."""
+    return turns[0].text.replace(IMAGE_TOKEN, "").strip()
 
 
 @dataclass(frozen=True)
@@ -252,13 +259,16 @@ class Collator:
         """
         ids = [sample["input_ids"] for sample in samples]
         images = [image for sample in samples for image in sample["images"]]
+        seen = dict(self.stack(images))
+        if "pixels" in seen:  # the towers run on them
+            seen["questions"] = [text for one in samples for text in one.get("questions", ())]
         return {
             "input_ids": self._pad(ids, self.pad_id),
             "attention_mask": self._pad([torch.ones_like(row) for row in ids], 0),
             "labels": self._pad([sample["labels"] for sample in samples], IGNORE_INDEX),
             # Counted here, so that the model need not ask the device for it.
             "length": max(expanded_length(row.tolist(), self.image_tokens) for row in ids),
-            **self.stack(images),
+            **seen,
         }
 
     def _pad(self, rows: Sequence[Int64[Tensor, " l"]], value: int) -> Int64[Tensor, "b l"]:

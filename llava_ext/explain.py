@@ -93,7 +93,7 @@ def ask(
     """
     settings = assistant.model.settings
     user = Turn("user", f"{IMAGE_TOKEN}\n{question.strip()}")
-    grids = assistant.see([picture])
+    grids = assistant.see([picture], [question.strip()])
     answer = answer or assistant.reply([[user]], grids, **decoding)[0]
     if not answer:
         raise ValueError("the model answers nothing: give an answer to explain")

@@ -35,7 +35,7 @@ from llava_ext.language import context_length
 from llava_ext.model import LlavaModel
 from llava_ext.splice import expanded_length
 from llava_ext.templates import encode_prompt, stop_strings
-from llava_ext.towers import Tower, image_id, load_towers
+from llava_ext.towers import Tower, image_id, load_towers, look
 from revelio.distributed import device_of
 
 if TYPE_CHECKING:
@@ -121,10 +121,14 @@ class Assistant:
             chosen = slice(start, start + batch_size)
             seen = [picture for each in images[chosen] for picture in each]
             ids = [image_id(picture) for picture in seen]
+            asked = zip(prompts[chosen], images[chosen], strict=True)
+            questions = [
+                prompt.replace(IMAGE_TOKEN, "").strip() for prompt, some in asked for _ in some
+            ]
             report = None if on_text is None else shifted(on_text, start)
             answers += self.answer_grids(
                 prompts[chosen],
-                self.see(seen),
+                self.see(seen, questions),
                 [len(each) for each in images[chosen]],
                 keys=ids,
                 on_text=report,
@@ -157,11 +161,17 @@ class Assistant:
             conversations.append([Turn("user", text)])
         return self.reply(conversations, grids, **settings)
 
-    def see(self, images: Sequence[Image.Image]) -> list[Tensor]:
+    def see(
+        self, images: Sequence[Image.Image], questions: Sequence[str] | None = None
+    ) -> list[Tensor]:
         """The towers' grids of pictures, one tensor a tower.
 
+        Args:
+            images: the pictures.
+            questions: what is asked about each; only towers whose prompt it is want it.
+
         Raises:
-            ValueError: the towers weren't loaded.
+            ValueError: the towers weren't loaded, or a question is wanted.
         """
         if not images:
             return []
@@ -169,7 +179,7 @@ class Assistant:
             raise ValueError("the towers weren't loaded: load them to answer about pictures")
         ids = [image_id(image) for image in images]
         return [
-            tower.grids(torch.stack([tower.pixels(image) for image in images]), ids)
+            look(tower, torch.stack([tower.pixels(image) for image in images]), ids, questions)
             for tower in self.towers
         ]
 

@@ -40,7 +40,7 @@ from llava_ext.model_config import RevelioLlavaConfig, TowerShape
 from llava_ext.projector import Projector, token_raster
 from llava_ext.splice import Side, Spliced, splice
 from llava_ext.stages import Stage
-from llava_ext.towers import Tower, load_towers, plain_transforms
+from llava_ext.towers import Tower, load_towers, look, plain_transforms
 from revelio.backbones.loading import dtype_of
 from revelio.config import to_plain
 from revelio.seeds import key_seed
@@ -116,7 +116,7 @@ class LlavaModel(PreTrainedModel, GenerationMixin):
         """Take a language model: at the start, or the same one with adapters in it."""
         self.language_model = language_model
         self.generation_config = language_model.generation_config
-        accepted = signature(_innermost(language_model).forward).parameters
+        accepted = signature(innermost(language_model).forward).parameters
         self._takes_positions = "position_ids" in accepted
 
     def _build_projectors(self, width: int, seed: int) -> Iterator[Projector]:
@@ -165,7 +165,7 @@ class LlavaModel(PreTrainedModel, GenerationMixin):
         pixels = split_pixels(pixel_values.to(self.device), self.config.transforms)
         ids = names_of(image_ids)
         with torch.no_grad():
-            return [tower.grids(each, ids) for tower, each in zip(self.towers, pixels, strict=True)]
+            return [look(tower, each, ids) for tower, each in zip(self.towers, pixels, strict=True)]
 
     def image_embeddings(self, grids: Sequence[Float[Tensor, "i c h w"]]) -> Float[Tensor, "i T d"]:
         """Image tokens in the language model's width; no grids at all stand for no images.
@@ -241,7 +241,7 @@ class LlavaModel(PreTrainedModel, GenerationMixin):
         Returns:
             The prompts' tokens and the new ones, as from any model of transformers.
         """
-        cast(Any, _innermost(self.language_model)).generation_config = self.generation_config
+        cast(Any, innermost(self.language_model)).generation_config = self.generation_config
         if pixel_values is not None:
             assert input_ids is not None
             settings["inputs_embeds"] = self.embed_expanded(input_ids, pixel_values, image_ids)
@@ -367,7 +367,7 @@ def _rows_only(head: nn.Module, rows: Int64[Tensor, " n"]) -> Iterator[None]:
         handle.remove()
 
 
-def _innermost(model: PreTrainedModel) -> nn.Module:
+def innermost(model: PreTrainedModel) -> nn.Module:
     """The language model itself, out of any peft wrapper."""
     from peft import PeftModel
 

@@ -6,6 +6,7 @@ Grid to tokens, row by row: as it is, averaged, or by the paper's conv block (SP
 
     flatten  (i c h w) -> (i h*w c)
     pool     adaptive average to a square of `budget` cells, then flatten
+    resample softmax(q (W_k x + p)^T / sqrt(width)) W_v x, then W_o: `budget` learned queries q, places p
     conv     Conv3x3 c -> width, stride 1 - GELU - Conv3x3 width -> width, stride s, then flatten
 
 For SD-1.5's up_ft1 (1280x32x32) at 256 tokens the stride is 2, as in the paper; nothing follows the
@@ -15,6 +16,7 @@ second convolution. 21.24 M parameters at c = 1280, width = 1024; 20.98 M of the
 
 from math import gcd, isqrt
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, layer_norm
@@ -53,6 +55,8 @@ def token_raster(config: TowerConfig, grid: tuple[int, int]) -> tuple[int, int]:
                 f"not {config.budget}"
             )
         return side, side
+    if config.tokens == "resample":
+        return 1, config.budget
     stride = conv_stride(config, grid)
     return height // stride, width // stride
 
@@ -112,6 +116,26 @@ class ConvBlock(nn.Module):
         return self.conv2(self.act(self.conv1(grids))).flatten(2).transpose(1, 2)
 
 
+class Resampler(nn.Module):
+    """Learned queries that attend to all cells: one cross-attention, as in Flamingo's and Qwen-VL's."""
+
+    def __init__(self, channels: int, cells: int, budget: int, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+        self.queries = nn.Parameter(torch.randn(budget, width))
+        self.places = nn.Parameter(torch.randn(cells, width) * width**-0.5)
+        self.keys = nn.Linear(channels, width)
+        self.values = nn.Linear(channels, width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, grids: Float[Tensor, "i c h w"]) -> Float[Tensor, "i t d"]:
+        """A token a query."""
+        cells = self.norm(grids.flatten(2).transpose(1, 2))
+        keys = self.keys(cells) + self.places
+        alike = self.queries @ keys.transpose(1, 2) * self.queries.shape[1] ** -0.5
+        return self.out(alike.softmax(-1) @ self.values(cells))
+
+
 def build_tokens(
     config: TowerConfig, channels: int, grid: tuple[int, int]
 ) -> tuple[nn.Module, int]:
@@ -125,6 +149,9 @@ def build_tokens(
         return Flatten(), channels
     if config.tokens == "pool":
         return Pool(raster), channels
+    if config.tokens == "resample":
+        cells, width = grid[0] * grid[1], config.width
+        return Resampler(channels, cells, config.budget, width), width
     return ConvBlock(channels, config.width, conv_stride(config, grid)), config.width
 
 
@@ -132,7 +159,7 @@ class Projector(nn.Module):
     """What is learnt between a frozen tower and the language model.
 
     Attributes:
-        tokens: grid to tokens; of the three ways only ``conv`` has weights.
+        tokens: grid to tokens; only ``conv`` and ``resample`` have weights.
         mlp: linear, GELU, linear; numbered 0, 1, 2 as in LLaVA's ``mm_projector``.
     """
 

@@ -20,6 +20,7 @@ from llava_ext.import_llava import import_projectors
 from llava_ext.language import add_lora, build_model, language_identity
 from llava_ext.llava_json import Record, image_names, read_records
 from llava_ext.model import LlavaModel
+from llava_ext.stage_checkpoints import check_processes, checkpoint_step, last_checkpoint
 from llava_ext.stages import LoraOptions, Stage, StageOptions
 from llava_ext.tower_cache import CachedGrids
 from llava_ext.towers import Tower, load_towers
@@ -28,9 +29,6 @@ from llava_ext.training import (
     LoggingCallback,
     accumulation,
     build_trainer,
-    check_processes,
-    checkpoint_step,
-    last_checkpoint,
     training_arguments,
     whole_state,
 )
@@ -41,6 +39,7 @@ from revelio.distributed import is_main, own_device, world_size
 from revelio.files import check_folder
 from revelio.machine import duration, size
 from revelio.run_dir import Run, read_json, sha256, write_json
+from revelio.trust import read_json_lines
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -105,7 +104,14 @@ def run(config: TrainConfig) -> None:
 
 
 def _open_run(config: TrainConfig, stage: Stage, *, resume: bool) -> Run:
-    return Run.open(config.out, stage, to_yaml(config), resume=resume, complete=completed(config))
+    return Run.open(
+        config.out,
+        stage,
+        to_yaml(config),
+        resume=resume,
+        results=("report.json",),
+        complete=completed(config),
+    )
 
 
 def _finish_again(config: TrainConfig, stage: Stage) -> None:

@@ -21,7 +21,7 @@ from llava_ext.latents import ModelLayers, raster
 from llava_ext.llava_json import Record, image_names, read_records
 from llava_ext.model import LlavaModel
 from llava_ext.tower_cache import CachedGrids
-from llava_ext.towers import load_towers
+from llava_ext.towers import load_towers, look
 from revelio.activations.format import write_shard
 from revelio.activations.writer import StoreWriter
 from revelio.backbones.hooks import read_layers
@@ -66,7 +66,9 @@ class TokenJob:
         names = ("input_ids", "attention_mask", "labels", "grids")
         if "grids" not in batch:
             pairs = zip(self.model.towers, batch["pixels"], strict=True)
-            batch["grids"] = tuple(tower.grids(each, batch["image_ids"]) for tower, each in pairs)
+            batch["grids"] = tuple(
+                look(tower, each, batch["image_ids"], batch["questions"]) for tower, each in pairs
+            )
         inputs = {name: batch[name] for name in names} | {"labels": None}
         found = read_layers(
             ModelLayers(self.model), [layer], lambda: self.model(**inputs), until=layer

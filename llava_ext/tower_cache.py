@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 from torch.utils.data import DataLoader
 
-from llava_ext.config import CacheConfig, TowerConfig
+from llava_ext.config import QUESTION, CacheConfig, TowerConfig
 from llava_ext.dataset import Opened, Pictures
 from llava_ext.images import picture_ids, plain_ids
 from llava_ext.llava_json import image_names, read_records
@@ -52,10 +52,21 @@ SHARD_IMAGES = 1024
 
 
 def store_name(config: TowerConfig) -> str:
-    """The folder of a tower's store inside a cache."""
+    """The folder of a tower's store inside a cache.
+
+    Raises:
+        ValueError: its grids depend on more than the picture.
+    """
+    if config.prompt == QUESTION:
+        raise ValueError(
+            f"tower {config.backbone} {config.layer} is prompted by the question, so a picture's grid "
+            "differs with what is asked: train without a cache"
+        )
     parts = [config.backbone.rstrip("/").rpartition("/")[2].replace(":", "-"), config.layer]
     if config.timestep is not None:
         parts += [f"t{config.timestep}", f"d{config.draw}"]
+    if config.timesteps:
+        parts += [f"t{'-'.join(map(str, config.timesteps))}", f"d{config.draw}"]
     if config.tokens == "pool":
         parts.append(f"pool{isqrt(config.budget)}")
     return "-".join(parts)

@@ -13,14 +13,15 @@ grids is one file and one :func:`register`.
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import interpolate
 
-from llava_ext.config import Aspect, ModelConfig, TowerConfig
+from llava_ext.config import QUESTION, Aspect, ModelConfig, TowerConfig
 from llava_ext.images import image_id as image_id
 from llava_ext.images import pad_to_square
 from revelio.backbones.base import Backbone, check_request
@@ -70,11 +71,13 @@ class BackboneTower:
     """A Revelio backbone as a tower; make one with :func:`load_tower`."""
 
     def __init__(self, config: TowerConfig, backbone: Backbone, aspect: Aspect) -> None:
-        spec = check_grid(backbone.layers, config.layer, backbone.name)
+        self.layers = config.layer.split("+")
+        self.timesteps = config.timesteps or (config.timestep,)
+        specs = [check_grid(backbone.layers, layer, backbone.name) for layer in self.layers]
         height, width = backbone.transform(Image.new("RGB", (8, 8))).shape[-2:]
         self.config = config
-        self.channels = spec.channels
-        self.grid = (height // spec.stride, width // spec.stride)
+        self.channels = sum(spec.channels for spec in specs) * len(self.timesteps)
+        self.grid = (height // specs[0].stride, width // specs[0].stride)
         self.backbone = backbone
         self.aspect = aspect
         self._weights = ""
@@ -87,21 +90,48 @@ class BackboneTower:
         return self.backbone.transform(picture)
 
     def grids(
-        self, pixels: Float[Tensor, "i 3 h w"], ids: Sequence[str]
+        self,
+        pixels: Float[Tensor, "i 3 h w"],
+        ids: Sequence[str],
+        questions: Sequence[str] | None = None,
     ) -> Float[Tensor, "i c h w"]:
-        """See :meth:`Tower.grids`; no images give an empty tensor and run nothing."""
+        """See :meth:`Tower.grids`; no images give an empty tensor and run nothing.
+
+        Raises:
+            ValueError: the prompt is the question, and there is none.
+        """
         if not len(pixels):
             return torch.empty(0, self.channels, *self.grid)
-        layer, prompt = self.config.layer, self.config.prompt
-        return self.backbone.activations(
-            self.backbone.encode(pixels),
-            ids,
-            [layer],
-            timestep=self.config.timestep,
-            prompts=[prompt] * len(pixels) if prompt else None,
-            seed=self.config.seed,
-            draw=self.config.draw,
-        )[layer]
+        encoded, prompts = self.backbone.encode(pixels), self._prompts(len(pixels), questions)
+        found = []
+        for timestep in self.timesteps:
+            activations = self.backbone.activations(
+                encoded,
+                ids,
+                self.layers,
+                timestep=timestep,
+                prompts=prompts,
+                seed=self.config.seed,
+                draw=self.config.draw,
+            )
+            found += [self._fitted(activations[layer]) for layer in self.layers]
+        return found[0] if len(found) == 1 else torch.cat(found, dim=1)
+
+    def _prompts(self, images: int, questions: Sequence[str] | None) -> Sequence[str] | None:
+        prompt = self.config.prompt
+        if prompt != QUESTION:
+            return [prompt] * images if prompt else None
+        if questions is None:
+            raise ValueError(
+                f"tower {self.config.backbone} {self.config.layer} is prompted by the question: ask about "
+                "the picture where it is looked at"
+            )
+        return questions
+
+    def _fitted(self, grids: Float[Tensor, "i c h w"]) -> Float[Tensor, "i c y x"]:
+        """A layer on the first one's grid: averaged, or its cells repeated."""
+        same = tuple(grids.shape[-2:]) == self.grid
+        return grids if same else interpolate(grids, self.grid, mode="area")
 
     def identity(self) -> dict[str, Any]:
         """The tower's settings, its processor, and a hash of its weights, taken once."""
@@ -110,6 +140,8 @@ class BackboneTower:
         # How a grid becomes tokens is the projector's business: one cache serves all ways.
         for name in ("tokens", "budget", "width", "normalize"):
             del grid_settings[name]
+        if not self.config.timesteps:  # caches of before there was the setting stay valid
+            del grid_settings["timesteps"]
         return {
             **grid_settings,
             "aspect": self.aspect,
@@ -120,6 +152,18 @@ class BackboneTower:
             else type(self.backbone.transform).__name__,
             "weights": self._weights,
         }
+
+
+def look(
+    tower: Tower,
+    pixels: Float[Tensor, "i 3 h w"],
+    ids: Sequence[str],
+    questions: Sequence[str] | None = None,
+) -> Float[Tensor, "i c h w"]:
+    """A tower's grids; of one whose prompt is the question, with what is asked about each picture."""
+    if tower.config.prompt == QUESTION:
+        return cast(BackboneTower, tower).grids(pixels, ids, questions)
+    return tower.grids(pixels, ids)
 
 
 def load_tower(
@@ -141,14 +185,15 @@ def load_tower(
         return _registered[config.backbone](config, device, aspect)
     backbone = load_backbone(
         config.backbone,
-        layers=[config.layer],
+        layers=config.layer.split("+"),
         revision=config.revision,
         image_size=config.image_size,
         dtype=config.dtype,
         device=device,
         imports=imports,
     )
-    check_request(backbone, config.timestep, [config.prompt] if config.prompt else [])
+    for timestep in config.timesteps or (config.timestep,):
+        check_request(backbone, timestep, [config.prompt] if config.prompt else [])
     return BackboneTower(config, backbone, aspect)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
@@ -22,14 +22,13 @@ from llava_ext import deepspeed
 from llava_ext.dataset import Collator, ConversationDataset
 from llava_ext.model import LlavaModel
 from llava_ext.sampler import StepSampler
+from llava_ext.stage_checkpoints import TRAINED, commit, drop_checkpoints
 from llava_ext.stages import StageOptions
-from llava_ext.towers import Tower
+from llava_ext.towers import Tower, look
 from revelio.distributed import world_size
 from revelio.files import write_whole_by
 from revelio.run_dir import Run
-
-TRAINED = "trained.safetensors"
-STATE = "trainer_state.json"
+from revelio.trust import read_tensors
 
 
 def accumulation(effective_batch: int, batch_size: int, processes: int) -> int:
@@ -56,6 +55,7 @@ class LlavaTrainer(Trainer):
 
     towers: Sequence[Tower] = ()
     sampler: StepSampler
+    keep: int = 1
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
         return self.sampler
@@ -68,12 +68,14 @@ class LlavaTrainer(Trainer):
         """
         inputs = dict(inputs)
         pixels, ids = inputs.pop("pixels", None), inputs.pop("image_ids", ())
-        grids = inputs.pop("grids", ())
+        questions, grids = inputs.pop("questions", None), inputs.pop("grids", ())
         inputs = super()._prepare_inputs(inputs)
         if pixels:
             pairs = zip(self.towers, pixels, strict=True)
             with torch.no_grad():
-                grids = tuple(tower.grids(each.to(self.args.device), ids) for tower, each in pairs)
+                grids = tuple(
+                    look(tower, each.to(self.args.device), ids, questions) for tower, each in pairs
+                )
         return inputs | {"grids": tuple(each.to(self.args.device) for each in grids)}
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
@@ -93,12 +95,30 @@ class LlavaTrainer(Trainer):
         trained = {name: p.detach().cpu() for name, p in _trained(self.model).items()}
         write_whole_by(Path(output_dir) / TRAINED, lambda path: save_file(trained, path))
 
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write a checkpoint, then say that it is whole, then remove older ones."""
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            place = Path(self.args.output_dir)
+            commit(place / f"checkpoint-{self.state.global_step}")
+            drop_checkpoints(place.parent, self.keep)
+
+    def _run_epoch(self, *arguments: Any, **named: Any) -> None:
+        """Take no step beyond the last: of a part of an epoch, the Trainer would on a resume."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*arguments, **named)
+
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: torch.nn.Module | None = None
     ) -> None:
-        state = load_file(Path(resume_from_checkpoint) / TRAINED)
+        trained = _trained(self.model)
+        shapes = {name: tuple(parameter.shape) for name, parameter in trained.items()}
+        state = read_tensors(Path(resume_from_checkpoint) / TRAINED, shapes)
         with torch.no_grad():
-            for name, parameter in _trained(self.model).items():
+            for name, parameter in trained.items():
                 parameter.copy_(state[name])
 
 
@@ -192,6 +212,7 @@ def build_trainer(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.towers = towers
+    trainer.keep = options.keep
     trainer.sampler = StepSampler(
         dataset.lengths,
         options.effective_batch,
@@ -263,7 +284,6 @@ def training_arguments(options: StageOptions, out: Path) -> TrainingArguments:
         activation_checkpointing=options.checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False} if options.checkpointing else None,
         save_steps=options.save_steps,
-        save_total_limit=options.keep,
         logging_steps=options.log_steps,
         logging_nan_inf_filter=False,
         dataloader_num_workers=options.workers,
@@ -278,31 +298,6 @@ def training_arguments(options: StageOptions, out: Path) -> TrainingArguments:
         disable_tqdm=True,
         report_to=[],
     )
-
-
-def last_checkpoint(out: Path) -> Path | None:
-    """The last whole checkpoint of a run: the Trainer's state is written last."""
-    found = [path.parent for path in (out / "checkpoints").glob(f"checkpoint-*/{STATE}")]
-    return max(found, key=checkpoint_step) if found else None
-
-
-def check_processes(checkpoint: Path) -> None:
-    """Refuse DeepSpeed's checkpoint of another number of processes: each wrote its own share.
-
-    Raises:
-        ValueError: it is of another number.
-    """
-    shares = len(list(checkpoint.glob("global_step*/*_optim_states.pt")))
-    if shares not in (0, world_size()):
-        raise ValueError(
-            f"{checkpoint} was written by {shares} processes under ZeRO, and there are {world_size()} "
-            "now: resume with as many as before"
-        )
-
-
-def checkpoint_step(path: Path) -> int:
-    """The step at which a checkpoint was written."""
-    return int(path.name.rpartition("-")[2])
 
 
 def whole_state(trainer: LlavaTrainer, model: LlavaModel) -> dict[str, torch.Tensor] | None:

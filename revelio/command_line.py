@@ -8,7 +8,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import fields
 from functools import partial
 from importlib.util import find_spec
@@ -50,7 +50,26 @@ def run_module(
         if "torch" not in sys.modules:
             # Libraries take seconds to load: say at once that the command is at work.
             sys.stderr.write(f"{prog}: loading\n")
-        module.run(config)
+        with redirect_stdout(PrintableStream(sys.stdout)):  # type: ignore[type-var]
+            module.run(config)
+
+
+class PrintableStream:
+    """A stream that shows what is foreign as :func:`printable` does: no control sequence reaches a terminal.
+
+    Names of files, classes and models come from anywhere, and stand in what commands print.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write a text; line ends and tabs stay."""
+        self._stream.write(re.sub(r"[^\n\r\t]+", lambda line: printable(line[0]), text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def stopped_line(config: type) -> str:

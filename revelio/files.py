@@ -79,7 +79,7 @@ def write_whole_by(path: Path, write: Callable[[Path], Any], needed: int | None 
     check_place(path)
     with _staging(path, needed) as folder:
         write(folder / path.name)
-        _settle(folder)
+        settle(folder)
         os.replace(folder / path.name, path)
     sync_folder(path.parent)
 
@@ -110,7 +110,7 @@ def write_folder(
     check_folder(path)
     with _staging(path, needed) as folder:
         write(folder)
-        names = _settle(folder)
+        names = settle(folder)
         check_ways(path, names, owned)
         if not path.exists():
             os.rename(folder, path)
@@ -319,7 +319,7 @@ def _removed(temporary: Path) -> Iterator[None]:
         temporary.unlink(missing_ok=True)
 
 
-def _settle(folder: Path) -> list[str]:
+def settle(folder: Path) -> list[str]:
     """Give all files the mode that the umask decides, and flush them; gives their names."""
     names = names_in(folder)
     # Some writers make private files; a new folder's mode says what the umask leaves.

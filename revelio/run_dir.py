@@ -148,17 +148,17 @@ class Run:
         lock = take_lock(path)
         for name in ("", "checkpoints", "final", "gallery", "ksae", "seeds", "stages"):
             sweep(path / name)
+        # Looked at again: until now another process may have written it.
         if manifest_path.exists():
-            # Read again: until now another process may have written it.
-            run = cls(path, _read_manifest(manifest_path, command), lock)
             _check_config(path, config_yaml, complete)
-            if run.finished and not all((path / name).exists() for name in results):
-                run.manifest["status"] = "running"
-            run.truncate_metrics(math.inf)
+            manifest = _read_manifest(manifest_path, command)
+            if not all((path / name).exists() for name in results):
+                manifest["status"] = "running"
         else:
             write_whole(path / "config.yaml", config_yaml)
-            manifest = {"command": command, "status": "running", "started": _now()}
-            run = cls(path, manifest | {"versions": versions(), "inputs": {}}, lock)
+            manifest = _new_manifest(command)
+        run = cls(path, manifest, lock)
+        run.truncate_metrics(math.inf)
         run._write_manifest()
         return run
 
@@ -302,6 +302,11 @@ def _saved(folder: Path) -> list[Path]:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _new_manifest(command: str) -> dict[str, Any]:
+    began = {"command": command, "status": "running", "started": _now()}
+    return began | {"versions": versions(), "inputs": {}}
 
 
 def _read_manifest(path: Path, command: str) -> dict[str, Any]:

@@ -137,7 +137,7 @@ def commands(made: Path) -> dict[str, Words]:
             *("--timesteps", "25", "--sae.steps", 1, "--out", out),
         ],
         "score": lambda out: [
-            *("score", "--reviews", made / "reviews.jsonl", "--resamples", 9, "--json", out),
+            *("score", "--reviews", made / "reviews.jsonl", "--resamples", 9, "--out", out),
         ],
     }
 

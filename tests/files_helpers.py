@@ -12,7 +12,7 @@ import pytest
 
 OPERATIONS = ("replace", "rename", "link", "unlink", "mkdir", "rmdir")
 NOBODY = 2**22 + 1  # no process has so high an id
-TIMES = {"seconds", "started", "ended"}
+TIMES = {"seconds", "started", "ended", "seconds_a_picture"}
 
 
 class Killed(BaseException):

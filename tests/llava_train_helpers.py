@@ -13,11 +13,13 @@ import yaml
 from backbones_helpers import picture, tiny_clip, tiny_sd
 from llava_helpers import model_config, tiny_llama
 
-from llava_ext.config import ConversationData, ModelConfig, TowerConfig
+from llava_ext.config import ConversationData, ModelConfig, PretrainConfig, TowerConfig
 from llava_ext.deepspeed import free_port
+from llava_ext.stages import Pretrain
 from revelio.config import to_plain
 
 ROOT = Path(__file__).resolve().parents[1]
+SMALL = {"effective_batch": 4, "batch_size": 2, "zero": 0, "threads": 1, "save_steps": 2}
 WORDS = ("dog", "cat", "green grass", "a small picture", "it")
 
 
@@ -53,6 +55,16 @@ def write_data(path: Path, records: list[dict[str, Any]]) -> Path:
 
 def data_options(folder: Path) -> ConversationData:
     return ConversationData(folder / "data.json", folder / "images")
+
+
+def pretrain(project: tuple[Path, ModelConfig], out: Path, **changes: object) -> PretrainConfig:
+    """A first stage on a project; ``stage`` changes its options."""
+    folder, model = project
+    stage = Pretrain(**{**SMALL, **changes.pop("stage", {})})  # type: ignore[arg-type, dict-item]
+    return replace(
+        PretrainConfig(out=out, data=data_options(folder), model=model, stage=stage),
+        **changes,  # type: ignore[arg-type]
+    )
 
 
 def write_config(folder: Path, model: ModelConfig, **stage: Any) -> Path:

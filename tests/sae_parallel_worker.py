@@ -14,14 +14,13 @@ from revelio.sae.dataloader import Shuffled
 from revelio.sae.distributed import (
     DataParallelKernel,
     Group,
-    ShardedFiles,
     SharedRows,
-    save_sharded,
     sharded_model,
 )
 from revelio.sae.kernels.sparse import SparseKernel
 from revelio.sae.metrics import evaluate
 from revelio.sae.model import KSparseAutoencoder
+from revelio.sae.sharded_files import ShardedFiles, save_sharded
 from revelio.sae.train import train
 
 # Odd everywhere, so that no share is like another.

@@ -9,11 +9,12 @@ import torch
 from revelio.activations.store import ActivationStore, write_store
 from revelio.analysis import controls
 from revelio.analysis.config import TopImagesConfig
-from revelio.analysis.paired import ORDERS, Measured, image_subsets, interval, measured
+from revelio.analysis.paired import FREEDOM, ORDERS, Measured, halves, interval, measured
 from revelio.analysis.top_images import top_images
+from revelio.run_dir import read_json
 from revelio.sae.model import KSparseAutoencoder
 from revelio.stats import t_quantile
-from tools.intervals import CASES, purity_draw
+from tools.intervals import CASES, autoencoders, drawn
 
 
 def labelled_store(
@@ -58,14 +59,14 @@ def test_judge_equals_a_loop(tmp_path) -> None:
     model = knowing(centers, store.tensor())
     top = top_images(model, store, TopImagesConfig(m=30))
     latents = torch.arange(20)
-    subsets = image_subsets(len(store), 0)[:5]
+    subsets = halves(len(store), 0)[:5]
     found = controls.judge(top, latents, 10, subsets)
     everything = torch.ones(len(store), dtype=torch.bool)
     assert found.measures["majority"].whole == pytest.approx(
         loop_majority(top, latents, 10, everything)
     )
     for number, subset in enumerate(subsets):
-        assert int(subset.sum()) == len(store) // (2 if number < 2 else 4)
+        assert int(subset.sum()) == len(store) // 2
         assert float(found.measures["majority"].subsets[number]) == pytest.approx(
             loop_majority(top, latents, 10, subset)
         )
@@ -113,44 +114,46 @@ def test_nothing_is_told_apart_on_pure_noise(tmp_path) -> None:
         )
 
 
-def test_halves_and_quarters_are_of_one_order() -> None:
-    subsets = image_subsets(103, 0).view(ORDERS, 6, 103).int()
-    for order in subsets:
-        halves, quarters = order[:2], order[2:]
-        assert halves.sum(0).eq(1).all() and quarters.sum(0).eq(1).all()
-        assert set(quarters.sum(1).tolist()) <= {25, 26}
-    assert not torch.equal(subsets[0], subsets[1])
+def test_halves_are_of_one_order() -> None:
+    pairs = halves(103, 0).view(ORDERS, 2, 103).int()
+    assert pairs.sum(1).eq(1).all() and pairs.sum(2).eq(torch.tensor([51, 52])).all()
+    assert not torch.equal(pairs[0], pairs[1])
 
 
 def test_the_interval_of_a_mean_is_students() -> None:
-    """Of a plain mean, V(n) is its variance: the classical interval, but for the noise of 30 orders."""
+    """Of a plain mean, V(n) is its variance: the classical interval, but for the noise of 50 orders."""
     widths = []
     for seed in range(20):
         x = torch.randn(400, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        found = measured(lambda kept, x=x: float(x[kept].mean()), image_subsets(400, seed))
+        found = measured(lambda kept, x=x: float(x[kept].mean()), halves(400, seed))
         low, high = interval(found)
         assert (low + high) / 2 == pytest.approx(float(x.mean()))
-        widths.append((high - low) / 2 / t_quantile(15) / float(x.std() / 20))
-    assert 0.97 < np.mean(widths) < 1.12
+        widths.append((high - low) / 2 / t_quantile(FREEDOM) / float(x.std() / 20))
+    assert 0.95 < np.mean(widths) < 1.05
 
 
 def test_the_interval_is_as_its_text_says() -> None:
-    subsets = torch.rand(6 * ORDERS, generator=torch.Generator().manual_seed(0)).double()
-    each = subsets.view(ORDERS, 6).numpy()
-    of_half = np.mean((each[:, 0] - each[:, 1]) ** 2 / 2)
-    of_quarter = np.mean(each[:, 2:].var(1, ddof=1))
-    variance = of_half * min(1, max(0.5, of_half / of_quarter))
-    half = t_quantile(15, 0.9) * variance**0.5
+    subsets = torch.rand(2 * ORDERS, generator=torch.Generator().manual_seed(0)).double()
+    a, b = subsets.view(ORDERS, 2).numpy().T
+    half = t_quantile(FREEDOM, 0.9) * np.mean((a - b) ** 2 / 2) ** 0.5
+    assert interval(Measured(2.0, subsets, of_top=True), 0.9) == pytest.approx([2 - half, 2 + half])
+    half /= 2**0.5
     assert interval(Measured(2.0, subsets), 0.9) == pytest.approx([2 - half, 2 + half])
-    flat = Measured(2.0, torch.full((6 * ORDERS,), 2.0))
-    assert interval(flat) == [2.0, 2.0]
+    assert interval(Measured(2.0, torch.full((2 * ORDERS,), 2.0))) == [2.0, 2.0]
 
 
 @pytest.mark.parametrize("case", ["null", "labels"])
 def test_intervals_cover_the_truth(case: str) -> None:
-    """The coverage simulation of `tools/intervals.py` in small form; the truth is the mean of many draws."""
-    found = [purity_draw(seed, CASES[case]) for seed in range(1000, 1012)]
-    truth = {"null": 0.0, "labels": 0.2412}[case]
-    inside = [one["majority"][1] <= truth <= one["majority"][2] for one in found]
-    assert sum(inside) >= 10  # of 12: fewer have a chance of 2 %
-    assert np.mean([one["majority"][2] - one["majority"][1] for one in found]) < 0.2
+    """The coverage simulation of `tools/intervals.py` in small form; its truth is the mean of many draws."""
+    models, names = autoencoders(CASES[case]), ("purity", "probe 5", "fvu")
+    found = [drawn(seed, CASES[case], models, names) for seed in range(1000, 1020)]
+    truths = read_json(Path(__file__).parents[1] / "docs/intervals.json")["cases"][case]
+    for name in names:
+        inside = [one[name][1] <= truths[name]["truth"] <= one[name][2] for one in found]
+        assert sum(inside) >= 17, name  # of 20: fewer have a chance of 1.6 %
+
+
+def test_the_first_axes_have_both_signs() -> None:
+    rows = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
+    made = controls.control_models(KSparseAutoencoder(6, 6, 2), rows)["principal axes"].W_dec
+    assert torch.equal(made[::2], -made[1::2]) and len(made) == 6

@@ -98,7 +98,7 @@ def text(page: Page, selector: str = "main") -> str:
 
 
 def test_overview_shows_a_card_for_every_latent(page, data):
-    shown = page("latents", height=6000)
+    shown = page("latents?all=1", height=6000)
     ids = [latent["id"] for latent in data["latents"]]
     assert cards(shown) == ids
     assert f"{len(ids)} latents" in text(shown) and "tabby cat" in text(shown)
@@ -106,7 +106,7 @@ def test_overview_shows_a_card_for_every_latent(page, data):
 
 
 def test_the_end_key_leads_to_the_last_card_and_home_to_the_first(page, data):
-    shown = page("latents", 700, 500)
+    shown = page("latents?all=1", 700, 500)
     ids = [latent["id"] for latent in data["latents"]]
     assert ids[-1] not in cards(shown)
     # In a field of text, where an earlier view may have left the focus, the key moves the cursor.
@@ -123,7 +123,7 @@ def test_the_end_key_leads_to_the_last_card_and_home_to_the_first(page, data):
 
 
 def test_going_back_returns_to_the_place(page):
-    shown = page("latents?sort=id", 700, 500)
+    shown = page("latents?sort=id&all=1", 700, 500)
     shown.run("scrollTo(0, 900)")
     shown.until("history.state?.scroll === 900")
     opened = cards(shown)[6]
@@ -137,7 +137,7 @@ def test_going_back_returns_to_the_place(page):
 
 
 def test_going_back_at_once_returns_to_the_place(page):
-    shown = page("latents?sort=id", 700, 500)
+    shown = page("latents?sort=id&all=1", 700, 500)
     shown.run("scrollTo(0, 900)")
     shown.until("history.state?.scroll === 900")
     opened = cards(shown)[6]
@@ -194,7 +194,7 @@ def test_every_view_has_a_title_of_its_own(page, data):
 
 
 def test_class_filter_and_sort_come_from_the_address(page, data):
-    shown = page("latents?class=2&sort=purity", height=6000)
+    shown = page("latents?class=2&sort=purity&all=1", height=6000)
     found = cards(shown)
     of_class = [latent for latent in data["latents"] if latent["class"] == 2]
     assert sorted(found) == sorted(latent["id"] for latent in of_class)
@@ -215,7 +215,7 @@ def test_a_latent_shows_its_range_classes_and_neighbours(page, data):
     assert mini == len(latent["near"]) + len(latent["alike"])
     assert f"{latent['count']} of 60 images" in text(shown)
     line = shown.run("document.querySelector('.command')?.textContent ?? ''")
-    row = f"--latents {latent['id']}:{latent['top'][0][1]:g} --operation add --strength 0 "
+    row = f"--latent-values {latent['id']}:{latent['top'][0][1]:g} --operation add --strength 0 "
     assert (row in line) if data["meta"].get("model") else not line
     shares = shown.run(
         "[...document.querySelectorAll('.profile li b')].map((b) => parseFloat(b.textContent))"
@@ -267,7 +267,7 @@ def test_an_image_shows_its_active_latents_from_a_file_loaded_on_demand(page, ga
 
 
 def test_what_is_shown_can_be_downloaded(page, data):
-    shown = page("latents?class=2")
+    shown = page("latents?class=2&all=1")
     catch = (
         "URL.createObjectURL = (blob) => "
         "{ blob.text().then((text) => { window.got = text; }); return '#'; }"

@@ -52,7 +52,7 @@ def test_answer_judge_score(
     with judge_server(lambda body, number: Response("8 4")) as server:
         words = ["judge", "--bench", str(bench), "--answers", str(alone), "--judge", "j"]
         main([*words, "--base-url", server.base_url, "--mode", "as_paper", "--out", str(reviews)])
-    main(["score", "--reviews", str(reviews), "--json", str(report)])
+    main(["score", "--reviews", str(reviews), "--out", str(report)])
     entry = json.loads(report.read_text())["files"][0]["scores"]["all"]
     assert (entry["questions"], entry["relative"], entry["reference"]) == (6, 50, 80)
     assert "wrote" in capsys.readouterr().out

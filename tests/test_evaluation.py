@@ -3,16 +3,18 @@
 from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from backbones_helpers import picture, tiny_clip, tiny_dinov2, tiny_dit, tiny_sd
 from sae_helpers import loop_decode, loop_encode, planted, random_model
+from scipy import stats
 
 from revelio.activations.config import ExtractRunConfig
 from revelio.activations.store import ActivationStore, write_store
-from revelio.analysis.paired import against, image_subsets
+from revelio.analysis.paired import against, halves
 from revelio.backbones.config import BackboneConfig
 from revelio.backbones.registry import load_backbone
 from revelio.data.config import DataConfig
@@ -22,7 +24,14 @@ from revelio.evaluation.config import EvalSAEConfig
 from revelio.evaluation.controls import TRAINED, trained_control, untrained_controls
 from revelio.evaluation.downstream import Denoised, Downstream, Embedded, Reader, replaced, without
 from revelio.evaluation.encoded import encoded
-from revelio.evaluation.identity import matched_cosines, planted_recovery, planted_rows, stability
+from revelio.evaluation.identity import (
+    matched_cosines,
+    planted_recovery,
+    planted_rows,
+    planted_verdicts,
+    stability,
+    stability_verdicts,
+)
 from revelio.evaluation.judge import measures_of, over_trainings
 from revelio.evaluation.loss_recovered import loss_recovered, reconstruction
 from revelio.evaluation.measures import (
@@ -57,7 +66,7 @@ def classes_in_channels(images: int = 400, d: int = 8) -> tuple[torch.Tensor, to
 
 def judged(model: KSparseAutoencoder, rows: torch.Tensor, labels: torch.Tensor | None):
     codes = encoded(model, rows)
-    return codes, measures_of(codes, held_out(rows, labels, image_subsets(len(rows), 0), 0))
+    return codes, measures_of(codes, held_out(rows, labels, halves(len(rows), 0), 0))
 
 
 def test_reconstruction_equals_loops() -> None:
@@ -99,15 +108,15 @@ def test_purity_equals_a_loop_on_all_images_and_on_subsets() -> None:
     codes, found = judged(model, rows, labels)
     dense = codes.matrix.toarray()
     fires = [j for j in range(20) if (dense[:, j] > 0).sum() > 10]
-    subsets, values = image_subsets(300, 0)[:12], found["purity"].subsets[:12].tolist()
+    subsets, values = halves(300, 0)[:12], found["purity"].subsets[:12].tolist()
     for kept, value in zip(
         (torch.ones(300).bool(), *subsets), (found["purity"].whole, *values), strict=True
     ):
         shares = []
         for j in fires:
             order = sorted(range(300), key=lambda i: (-dense[i, j], i))
-            # The first 60 of the whole set are kept, so that others move up.
-            top = [i for i in order if dense[i, j] > 0][:60]
+            # The first 30 of the whole set are kept, so that others move up.
+            top = [i for i in order if dense[i, j] > 0][:30]
             names = [int(labels[i]) for i in top if kept[i]][:10]
             shares.append(max(np.bincount(names)) / len(names) if names else 0.0)
         assert value == pytest.approx(np.mean(shares))
@@ -175,6 +184,38 @@ def test_stability_of_the_same_and_of_unrelated_directions() -> None:
     a, b = torch.randn(40, 64, generator=draw), torch.randn(40, 64, generator=draw)
     assert stability([a, 3 * a.flip(0)])["0.9"]["value"] == 1.0
     assert stability([a, b])["0.7"]["value"] == 0.0
+
+
+def test_stability_is_told_apart_only_from_controls_with_a_seed() -> None:
+    def shares(*pairs: float) -> dict[str, Any]:
+        both = [share for share in pairs for _ in range(2)]
+        return {level: {"value": sum(pairs) / 3, "pairs": both} for level in ("0.7", "0.9")}
+
+    found = {
+        "k-SAE": shares(0.8, 0.82, 0.84),
+        "data rows": shares(0.2, 0.22, 0.24),
+        "channels": shares(1, 1, 1),
+    }
+    entry = stability_verdicts(found)["0.7"]
+    assert set(entry["differences"]) == {"data rows"} and entry["verdict"] == "beats every control"
+    # Trainings (1, 2, 3) leave one pair each: 0.84, 0.82, 0.8.
+    error2 = 2 / 3 * (0.02**2 + 0.02**2)
+    half = stats.t.ppf(0.975, 4) * (2 * error2) ** 0.5  # Welch: twice 2 degrees of freedom
+    assert entry["differences"]["data rows"]["interval"] == pytest.approx([0.6 - half, 0.6 + half])
+
+
+def test_planted_recovery_is_compared_on_the_same_rows() -> None:
+    found = {
+        "k-SAE": {level: {"trainings": [0.9, 0.95, 1.0]} for level in ("0.7", "0.9")},
+        "k-means": {level: {"trainings": [0.8, 0.84, 0.91]} for level in ("0.7", "0.9")},
+        "data rows": {level: {"trainings": [0.9, 0.99, 0.95]} for level in ("0.7", "0.9")},
+    }
+    entry = planted_verdicts(found)["0.9"]
+    gaps = np.array([0.1, 0.11, 0.09])
+    half = stats.t.ppf(1 - 0.0125, 2) * gaps.std(ddof=1) / 3**0.5
+    low, high = entry["differences"]["k-means"]["interval"]
+    assert (low, high) == pytest.approx((0.1 - half, 0.1 + half))
+    assert entry["verdict"] == "not told apart from data rows"
 
 
 def test_planted_directions_that_are_given_are_found() -> None:
@@ -256,7 +297,7 @@ def test_loss_recovered_is_one_for_the_identity_and_zero_for_the_mean(
             name: downstream.losses(downstream.outputs(replaced(way, cells)))
             for name, way in ways.items()
         }
-        subsets = image_subsets(6, 0)
+        subsets = halves(6, 0)
         assert loss_recovered(losses, "same", subsets).whole == pytest.approx(1.0, abs=1e-3)
         assert loss_recovered(losses, "mean", subsets).whole == 0.0
         assert (
@@ -332,7 +373,7 @@ class Passing:
 def _ablated(model: KSparseAutoencoder):
     rows, labels = classes_in_channels()
     cells = rows[:, None].expand(-1, 3, -1)
-    images = held_out(rows, labels, image_subsets(len(rows), 0), 0)
+    images = held_out(rows, labels, halves(len(rows), 0), 0)
     downstream = Channels(Passing(), "x", cells, batch_size=64)
     reader = Reader.of(downstream, images)
     assert reader is not None
@@ -376,7 +417,7 @@ def test_the_effect_of_what_the_model_reads_is_above_a_random_directions() -> No
 
 
 def test_of_trainings_that_differ_nothing_is_told_apart() -> None:
-    subsets = image_subsets(200, 0)
+    subsets = halves(200, 0)
     draw = torch.Generator().manual_seed(0)
     control = torch.rand(200, generator=draw)
 
@@ -423,13 +464,14 @@ def _trained(folder: Path, store: Path, seeds: tuple[int, ...]) -> tuple[str, ..
 
 def test_an_evaluation_from_stores_to_a_page(tmp_path: Path) -> None:
     train, test = _stores(tmp_path)
-    runs = _trained(tmp_path, train, (0, 1))
+    runs = _trained(tmp_path, train, (0, 1, 2))
     config = EvalSAEConfig(
-        store=test, train_store=train, ksae=runs, out=tmp_path / "out", planted=1
+        store=test, train_store=train, ksae=runs, out=tmp_path / "out", planted=2
     )
     result = eval_sae(config)
     assert set(result["ksaes"]) == set(runs)
     assert {"over_trainings", "stability", "planted"} <= set(result)
+    assert set(result["stability_verdict"]) == set(result["planted_verdict"]) == {"0.7", "0.9"}
     assert result["notes"] == [NOT_IN_MODEL]
     page = (tmp_path / "out" / "evaluation.md").read_text()
     assert all(f"| {name} |" in page for name in ("fvu", "probe 5", "coverage 0.8"))

@@ -81,7 +81,7 @@ def test_each_command_leads_to_the_next_to_the_end(
         ("backbones mini-clip", "extract"),
         ("backbones sd-1.5", "extract"),
         ("configs", "configs"),
-        ("plan-ksae --rows 100 --d 8 --flops 1e12", "train-ksae"),
+        ("plan-ksae --store-rows 100 --d 8 --flops 1e12", "train-ksae"),
     ],
 )
 def test_lists_and_plans_name_a_command_that_parses(

@@ -41,9 +41,11 @@ READ = {
     "store", "top", "embeddings", "stores", "test_store", "images", "bench", "answers", "reference",
     "masks", "train_store", "against_store", "means", "concept", "concepts", "texts_file", "against_file",
     "mask", "deepspeed", "reviews", "compare", "root", "pretrained", "image", "source",
+    "names", "locality", "beside",
 }  # fmt: skip
 READ_FILES = {
     "answers", "reference", "reviews", "compare", "image", "texts_file", "against_file", "mask", "deepspeed",
+    "names", "locality",
 }  # fmt: skip
 WRITTEN_FILES = {
     ("purity", "out"),
@@ -52,7 +54,7 @@ WRITTEN_FILES = {
     ("name-latents", "cache"),
     ("steer-eval", "cache"),
     ("locality", "out"),
-    ("score", "json"),
+    ("score", "out"),
     ("judge", "out"),
     ("judge", "cache"),
     ("answer", "out"),

@@ -170,7 +170,7 @@ def test_an_edit_adds_a_latents_direction_or_ablates_it_everywhere(assistant, as
 
 def test_wrong_edits_and_layers_are_one_line(ksaes, assistant, asked) -> None:
     for text in ("tower1:5", "tower1:x:1", "tower1:5:much", "tower9:5:1", "tower1:99999:1"):
-        with pytest.raises(ValueError, match="edit|strength|latent"):
+        with pytest.raises(ValueError, match=r"edit|strength|latent"):
             read_edits([text], ksaes)
     with pytest.raises(ValueError, match="LAYER=FOLDER"):
         read_ksaes(["tower1"])

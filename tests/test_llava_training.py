@@ -10,7 +10,15 @@ import pytest
 import torch
 from backbones_helpers import picture
 from llava_helpers import tiny_llama, tiny_mpt
-from llava_train_helpers import data_options, losses, record, tiny_project, write_data
+from llava_train_helpers import (
+    SMALL,
+    data_options,
+    losses,
+    pretrain,
+    record,
+    tiny_project,
+    write_data,
+)
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -19,7 +27,6 @@ from llava_ext.config import (
     ConversationData,
     FinetuneConfig,
     ModelConfig,
-    PretrainConfig,
 )
 from llava_ext.model import LlavaModel
 from llava_ext.run import open_job, run
@@ -29,31 +36,18 @@ from llava_ext.tower_cache import fill, open_cache_job
 from llava_ext.towers import BackboneTower, load_towers
 from llava_ext.training import (
     EpochCallback,
-    LlavaTrainer,
     accumulation,
     build_trainer,
-    check_processes,
     training_arguments,
 )
 from revelio.distributed import Processes
 from revelio.run_dir import read_json
-
-SMALL = {"effective_batch": 4, "batch_size": 2, "zero": 0, "threads": 1, "save_steps": 2}
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ModelConfig]:
     folder = tmp_path_factory.mktemp("llava")
     return folder, tiny_project(folder)
-
-
-def pretrain(project: tuple[Path, ModelConfig], out: Path, **changes: object) -> PretrainConfig:
-    folder, model = project
-    stage = Pretrain(**{**SMALL, **changes.pop("stage", {})})  # type: ignore[arg-type, dict-item]
-    return replace(
-        PretrainConfig(out=out, data=data_options(folder), model=model, stage=stage),
-        **changes,  # type: ignore[arg-type]
-    )
 
 
 def test_pretrain_changes_projectors_only(project, tmp_path, capsys) -> None:
@@ -198,25 +192,6 @@ def test_without_deepspeed_weights_are_float32_and_saved_in_their_own_format(
     assert all(value.dtype == torch.bfloat16 for value in final.state_dict().values())
 
 
-def test_changed_inputs_are_one_line_or_accepted(project, tmp_path) -> None:
-    folder, _ = project
-    out = tmp_path / "run"
-    records = json.loads((folder / "data.json").read_text())
-    data = write_data(tmp_path / "data.json", records)
-    config = pretrain(project, out)
-    config = replace(config, data=replace(config.data, json=data))
-    run(config)
-    (out / "report.json").unlink()  # as a kill at the end leaves it
-    manifest = read_json(out / "manifest.json")
-    assert set(manifest["inputs"]) == {"data", "language model", "pictures", "tower 0", "tower 1"}
-    write_data(data, records[1:])
-    again = replace(config, resume=True)
-    with pytest.raises(ValueError, match=r"another data \(its (sha256|samples) has changed\)"):
-        run(again)
-    run(replace(again, changed_inputs="accept"))
-    assert read_json(out / "manifest.json")["inputs"]["data"]["samples"] == len(records) - 1
-
-
 def test_damaged_pictures_are_bad_records(project, tmp_path) -> None:
     (tmp_path / "images").mkdir()
     for number in range(4):
@@ -264,53 +239,6 @@ def test_several_gpus_without_a_launcher_are_refused(tmp_path, monkeypatch) -> N
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     with pytest.raises(ValueError, match=r"4 GPUs but one process.*torchrun --nproc-per-node 4"):
         training_arguments(Pretrain(zero=0), tmp_path)
-
-
-def test_a_resume_on_another_number_of_processes_is_one_line(tmp_path) -> None:
-    inside = tmp_path / "checkpoint-2" / "global_step2"
-    inside.mkdir(parents=True)
-    for rank in range(2):
-        (inside / f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").touch()
-    with pytest.raises(ValueError, match="written by 2 processes under ZeRO, and there are 1 now"):
-        check_processes(tmp_path / "checkpoint-2")
-
-
-def test_resume_equals_uninterrupted(project, tmp_path, monkeypatch) -> None:
-    twice = {"epochs": 2.0}
-    whole = pretrain(project, tmp_path / "whole", stage=twice)
-    cut = pretrain(project, tmp_path / "cut", stage=twice)
-    run(whole)
-    step = LlavaTrainer.training_step
-    calls = []
-
-    def stop(self, *arguments, **settings):
-        calls.append(1)
-        if len(calls) > 6:  # in the middle of a fourth step, after a checkpoint
-            raise KeyboardInterrupt
-        return step(self, *arguments, **settings)
-
-    monkeypatch.setattr(LlavaTrainer, "training_step", stop)
-    with pytest.raises(KeyboardInterrupt):
-        run(cut)
-    assert len(losses(tmp_path / "cut")) == 3 and not (tmp_path / "cut" / "final").exists()
-    calls.clear()
-    with pytest.raises(KeyboardInterrupt):
-        run(replace(cut, resume=True))
-    calls.clear()
-    with pytest.raises(KeyboardInterrupt):  # now in the second epoch
-        run(replace(cut, resume=True))
-    assert 5 <= len(losses(tmp_path / "cut")) < 8
-    monkeypatch.setattr(LlavaTrainer, "training_step", step)
-    with pytest.raises(ValueError, match="continue it with resume"):
-        run(cut)
-    run(replace(cut, resume=True))
-    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
-    one, other = (
-        load_file(tmp_path / name / "final" / "projectors.safetensors") for name in ("cut", "whole")
-    )
-    assert all(torch.equal(one[name], other[name]) for name in other)
-    run(replace(cut, resume=True))  # finished: nothing more happens
-    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
 
 
 def test_cut_of_a_batch_does_not_change_the_loss(project, tmp_path) -> None:
@@ -410,7 +338,6 @@ def test_stages_are_table_11() -> None:
 
 
 def test_learning_rate_follows_warmup_and_cosine(project, tmp_path) -> None:
-    import json
     import math
 
     run(pretrain(project, tmp_path / "pre", stage={"warmup": 0.25, "epochs": 2.0}))

@@ -58,7 +58,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NameLatentsConfig:
         ksae=str(tmp_path / "ksae"),
         judge="eye",
         data=DataConfig(source=str(tmp_path / "images")),
-        strongest=4,
+        latents=4,
         shown=4,
         checked=4,
         repeats=2,

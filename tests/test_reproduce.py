@@ -18,6 +18,7 @@ from test_sae_distributed import torchrun
 import revelio.pipelines.reproduce_rows as pipeline
 from revelio.activations.store import ActivationStore
 from revelio.analysis.config import PurityConfig
+from revelio.analysis.paired import image_subsets
 from revelio.cli import main
 from revelio.data.config import DataConfig
 from revelio.diffc.config import FitConfig
@@ -26,8 +27,9 @@ from revelio.pipelines.reproduce import reproduce
 from revelio.pipelines.reproduce_parts import Shared
 from revelio.probes.config import DiffusionClassifierConfig
 from revelio.reproduce.config import ReproduceConfig
-from revelio.reproduce.items import DELTA, item, items
+from revelio.reproduce.items import item, items
 from revelio.reproduce.orderings import Ordering, Replicates, judge
+from revelio.reproduce.row import DELTA
 from revelio.reproduce.rows import Sizes, our_rows
 from revelio.sae.config import RunConfig
 
@@ -197,7 +199,7 @@ def test_shifts_are_what_leaving_images_out_changes(made: ReproduceConfig, tmp_p
     right = np.random.default_rng(5).random((2, 400)) < np.array([[0.8], [0.6]])
     shared = Shared(made, TINY, tmp_path, [], silent)
     found = pipeline._accuracy(shared, right, [0.0, 1.0])
-    subsets = pipeline.without_a_quarter(400, made.seed).numpy()
+    subsets = image_subsets(400, made.seed).numpy()
     for row, value, shifts in zip(right, found["values"], found["shifts"], strict=True):
         assert value == pytest.approx(100 * row.mean())
         for subset, shift in zip(subsets, shifts, strict=True):

@@ -78,7 +78,7 @@ def test_a_measured_second_is_near_the_real_step():
 
 
 def test_the_command_takes_sizes_or_a_store(tmp_path: Path, capsys):
-    main(["plan-ksae", "--rows", "1000", "--d", "8", "--k", "4", "--flops", "1e12", "--json"])
+    main(["plan-ksae", "--store-rows", "1000", "--d", "8", "--k", "4", "--flops", "1e12", "--json"])
     found = json.loads(capsys.readouterr().out)
     assert found["job"]["n"] == 512
     assert found["seconds"]["total"] == pytest.approx(10240 * found["seconds"]["step"])
@@ -92,11 +92,11 @@ def test_the_command_takes_sizes_or_a_store(tmp_path: Path, capsys):
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
-        (["--rows", "5"], "--rows and --d"),
-        (["--rows", "5", "--d", "4", "--store", "."], "not both"),
-        (["--rows", "5", "--d", "4", "--k", "999"], "k=999"),
-        (["--rows", "5", "--d", "0"], "--d is 0"),
-        (["--rows", "5", "--d", "2", "--k", "2", "--flops", "0"], "--flops is 0.0"),
+        (["--store-rows", "5"], "--store-rows and --d"),
+        (["--store-rows", "5", "--d", "4", "--store", "."], "not both"),
+        (["--store-rows", "5", "--d", "4", "--k", "999"], "k=999"),
+        (["--store-rows", "5", "--d", "0"], "--d is 0"),
+        (["--store-rows", "5", "--d", "2", "--k", "2", "--flops", "0"], "--flops is 0.0"),
     ],
 )
 def test_mistakes_are_one_line_and_status_2(capsys, flags, named):

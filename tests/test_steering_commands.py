@@ -101,7 +101,7 @@ def test_latents_of_a_denoisers_layer_from_the_command_line(model: Path, tmp_pat
     prompts.write_text("a cat\n")
     words = ("steer", "--backbone.name", model, *FEW, "--prompts", prompts)
     edit = ("--layer", "up_ft0", "--ksae", tmp_path / "ksae", "--operation", "add")
-    run(*words, *edit, "--latents", "3:40", "--strength", 0, 1, "--out", tmp_path / "drawn")
+    run(*words, *edit, "--latent-values", "3:40", "--strength", 0, 1, "--out", tmp_path / "drawn")
     names = ("000000-0-+0.png", "000000-0-+1.png")
     plain, steered = (pixels(tmp_path / "drawn", name) for name in names)
     assert not np.array_equal(plain, steered)
@@ -109,29 +109,38 @@ def test_latents_of_a_denoisers_layer_from_the_command_line(model: Path, tmp_pat
     (tmp_path / "t.csv").write_text("prompt\na cat\n")
     out = ("--out", tmp_path / "no")
     for more, line in (
-        ((*edit, "--latents", "99:1"), "latent 99 is out of range: the k-SAE has 0 to 31"),
-        ((*edit, "--latents", "x"), "'x' is no latent"),
-        ((*edit, "--latents", "1:big"), "the value of latent 1 is 'big'"),
-        ((*edit, "--latents", "1", "--mask", tmp_path / "mask.png"), "a mask of 3x3"),
-        (("--layer", "up_ft3", *edit[2:], "--latents", "1"), "the k-SAE is 16 wide, layer up_ft3"),
-        (("--layer", "up_ft7", *edit[2:], "--latents", "1"), "unknown layer 'up_ft7'"),
+        ((*edit, "--latent-values", "99:1"), "latent 99 is out of range: the k-SAE has 0 to 31"),
+        ((*edit, "--latent-values", "x"), "'x' is no latent"),
+        ((*edit, "--latent-values", "1:big"), "the value of latent 1 is 'big'"),
+        ((*edit, "--latent-values", "1", "--mask", tmp_path / "mask.png"), "a mask of 3x3"),
+        (
+            ("--layer", "up_ft3", *edit[2:], "--latent-values", "1"),
+            "the k-SAE is 16 wide, layer up_ft3",
+        ),
+        (("--layer", "up_ft7", *edit[2:], "--latent-values", "1"), "unknown layer 'up_ft7'"),
         (("--layer", "up_ft0"), "nothing to steer by"),
         (
-            (*edit, "--latents", "1", "--strength", "nan"),
+            (*edit, "--latent-values", "1", "--strength", "nan"),
             "--strength is nan: give a finite number",
         ),
-        ((*edit, "--latents", "1", "--texts", "a"), "which prompts? give either texts, or a file"),
         (
-            (*edit, "--latents", "1", "--column", "text", "--prompts", tmp_path / "t.csv"),
+            (*edit, "--latent-values", "1", "--texts", "a"),
+            "which prompts? give either texts, or a file",
+        ),
+        (
+            (*edit, "--latent-values", "1", "--column", "text", "--prompts", tmp_path / "t.csv"),
             "no text in column 'text': it has prompt",
         ),
-        ((*edit, "--latents", "1", "--backbone.name", "mini-clip"), "does not draw pictures"),
-        (("--layer", *edit[1:2], "--ksae", tmp_path / "none", "--latents", "1"), "no k-SAE at"),
+        ((*edit, "--latent-values", "1", "--backbone.name", "mini-clip"), "does not draw pictures"),
+        (
+            ("--layer", *edit[1:2], "--ksae", tmp_path / "none", "--latent-values", "1"),
+            "no k-SAE at",
+        ),
     ):
         assert line in fails(capsys, *words, *more, *out)
         assert not (tmp_path / "no").exists()
     prompts.write_text("")
-    assert "holds no prompts" in fails(capsys, *words, *edit, "--latents", "1", *out)
+    assert "holds no prompts" in fails(capsys, *words, *edit, "--latent-values", "1", *out)
 
 
 def test_tokens_to_a_k_sae_to_a_found_concept(model: Path, tmp_path: Path, capsys):
@@ -178,7 +187,7 @@ def test_concepts_of_stores_and_their_sums(tmp_path: Path, capsys):
     write_store(tmp_path / "t", rows, names, settings={"model": "m", "layer": LAYER, "prompts": 8})
     for words, line in (
         ((), "a concept of nothing: give one of"),
-        (("--texts", "a", "--latents", 1), "a concept of texts and latents"),
+        (("--texts", "a", "--latent-values", 1), "a concept of texts and latent_values"),
         (("--store", tmp_path / "s", "--class-name", "shoe"), "has no class 'shoe': it has bag"),
         (
             ("--store", tmp_path / "s", "--class-name", "bag", "--layer", LAYER),
@@ -197,7 +206,7 @@ def test_the_k_sae_says_layer_and_reading_and_its_scale_is_the_activations(
     ksae = ksae_of(16)
     ksae.trained_on = {"model": "tiny", "layer": "up_ft0", "pool": "mean"}
     ksae.save_pretrained(tmp_path / "k")
-    words = ("steer", "--backbone.name", model, *FEW, "--texts", "a cat", "dogs", "--latents", "3:5",
+    words = ("steer", "--backbone.name", model, *FEW, "--texts", "a cat", "dogs", "--latent-values", "3:5",
              "--operation", "add", "--ksae", tmp_path / "k")  # fmt: skip
     run(*words, "--strength", 1, "--out", tmp_path / "told")
     run(

@@ -93,9 +93,12 @@ def test_the_llava_benchmarks_are_read_as_they_are_written() -> None:
 
 
 def test_the_proof_is_read_as_it_is_written() -> None:
-    accuracy = {"all": {"value": 0.481, "low": 0.429, "high": 0.532, "chance": 0.278}}
-    blind = {"all": {"value": 0.256, "low": 0.214, "high": 0.303}}
-    rows = {"clip": {"accuracy": accuracy, "blind": blind}}
-    line = llava_mini_line({"data": {"classes": ["a"] * 12}, "rows": rows})
-    assert "clip 48.1 (42.9 to 53.2), blind 25.6 (21.4 to 30.3)" in line
+    row = {
+        "open": {"value": 0.481, "low": 0.429, "high": 0.532},
+        "probe": {"value": 0.791, "low": 0.755, "high": 0.823},
+        "blind": {"value": 0.025, "low": 0.014, "high": 0.042},
+    }
+    line = llava_mini_line({"data": {"classes": ["a"] * 20}, "rows": {"clip": row}})
+    assert "clip 48.1 (42.9 to 53.2), probe 79.1 (75.5 to 82.3), blind 2.5 (1.4 to 4.2)" in line
+    assert "chance 5.0" in line
     assert "chance 27.8" in line and "12 classes" in line

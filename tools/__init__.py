@@ -5,6 +5,7 @@
     python -m tools.export_mini     put finished models into models/, each with its card
     python -m tools.make_samples    write the shipped sample of Fashion-MNIST
     python -m tools.llava_mini      the LLaVA extension trained small and scored (tools/llava_proof)
+    python -m tools.cells_proof     k-SAEs of cells against pooled ones: docs/cells.md (tools/cells)
     python -m tools.reliability     the campaign of hostile inputs, kills and full disks: docs/reliability.md
     python -m tools.gpu_check       everything claimed for CUDA, on this machine's GPU
     python -m tools.scaling         docs/scaling.md, from measured rates

@@ -1,14 +1,14 @@
 """Do the intervals of `revelio.analysis.paired` cover the truth? Simulated, and `docs/intervals.md` from it.
 
-    python -m tools.intervals --draws 400 --others 150
+    python -m tools.intervals --draws 150
 
 Draws pictures of eight classes anew, many times, and compares an autoencoder whose latents look for the
 classes with one of random directions: once where labels say nothing (null), once where they do. The truth is
-0 where labels say nothing, and the mean over all draws elsewhere.
+0 where labels say nothing, but for reconstruction, and the mean over all draws elsewhere.
 """
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from revelio.analysis import controls
-from revelio.analysis.paired import FREEDOM, ORDERS, Measured, image_subsets, interval
-from revelio.analysis.top_images import TopImages
+from revelio.analysis.controls import control_of
+from revelio.analysis.paired import FREEDOM, ORDERS, difference, halves
 from revelio.evaluation.encoded import encoded
 from revelio.evaluation.measures import MEASURES, held_out
 from revelio.run_dir import read_json, write_json, write_whole
@@ -27,59 +26,47 @@ from revelio.sae.model import KSparseAutoencoder
 from revelio.stats import t_quantile, wilson95
 
 CASES = {"null": 0.0, "labels": 0.6}
-IMAGES, WIDTH, CLASSES, LATENTS, TOP, K = 400, 12, 8, 100, 10, 8
-OTHERS = ("fvu", "cosine", "distinct purity", "probe 5", "coverage 0.5", "significant")
-Draw = Callable[[int, float], dict[str, list[float]]]
+IMAGES, WIDTH, CLASSES, LATENTS, K = 400, 12, 8, 100, 8
+LEFT_OUT = ("probe 1", "probe 20", "coverage 0.8")  # as probe 5 and coverage 0.5
+TAKEN = [name for name in MEASURES if name not in LEFT_OUT]
+Models = Mapping[str, KSparseAutoencoder]
 
 
-def pictures(seed: int, apart: float) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Activations, labels, and the directions of the two autoencoders; classes lie ``apart``."""
-    draw, fixed = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(99)
-    centers = torch.randn(CLASSES, WIDTH, generator=fixed)
-    other = torch.randn(LATENTS, WIDTH, generator=fixed)
-    own = centers.repeat(LATENTS // CLASSES + 1, 1)[:LATENTS]
-    own = own + 0.5 * torch.randn(LATENTS, WIDTH, generator=fixed)
+def pictures(seed: int, apart: float) -> tuple[Tensor, Tensor]:
+    """Activations and labels; the centers of the classes are the same in all draws, and lie ``apart``."""
+    draw = torch.Generator().manual_seed(seed)
     labels = torch.randint(CLASSES, (IMAGES,), generator=draw)
-    rows = torch.randn(IMAGES, WIDTH, generator=draw) + apart * centers[labels]
-    return rows, labels, {"own": own, "other": other}
+    return torch.randn(IMAGES, WIDTH, generator=draw) + apart * _centers()[labels], labels
 
 
-def purity_draw(seed: int, apart: float) -> dict[str, list[float]]:
-    """The forms of purity: the difference, and the ends of its interval."""
-    rows, labels, directions = pictures(seed, apart)
-    subsets, found = image_subsets(IMAGES, seed), {}
-    for name, each in directions.items():
-        codes = (rows @ each.T).clamp(min=0)
-        values, indices = codes.topk(controls.SPARE * TOP, dim=0)
-        top = TopImages(
-            values.T,
-            torch.where(values > 0, indices, -1).T,
-            (codes > 0).sum(0),
-            codes.mean(0),
-            IMAGES,
-            labels,
-            tuple("abcdefgh"),
-            {},
-        )
-        found[name] = controls.judge(top, torch.arange(LATENTS), TOP, subsets).measures
-    return {name: _gap(found["own"][name], found["other"][name]) for name in controls.BETTER}
+def autoencoders(apart: float) -> Models:
+    """One whose latents look for the classes, one of random directions; fixed, as trained ones are."""
+    fixed, rows = torch.Generator().manual_seed(98), pictures(0, apart)[0]
+    other = torch.randn(LATENTS, WIDTH, generator=fixed)
+    own = _centers().repeat(LATENTS // CLASSES + 1, 1)[:LATENTS]
+    own = own + 0.5 * torch.randn(LATENTS, WIDTH, generator=fixed)
+    model = KSparseAutoencoder(WIDTH, LATENTS, K)
+    return {name: control_of(model, each, rows) for name, each in (("own", own), ("other", other))}
 
 
-def other_draw(seed: int, apart: float) -> dict[str, list[float]]:
-    """The other measures of `revelio eval-ksae`."""
-    rows, labels, directions = pictures(seed, apart)
-    images, found = held_out(rows, labels, image_subsets(IMAGES, seed), seed), {}
-    for name, each in directions.items():
-        model = controls.control_of(KSparseAutoencoder(WIDTH, LATENTS, K), each, rows)
-        codes = encoded(model, rows)
-        found[name] = {one: MEASURES[one].function(codes, images) for one in OTHERS}
-    return {name: _gap(found["own"][name], found["other"][name]) for name in OTHERS}
+def _centers() -> Tensor:
+    return torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(99))
 
 
-def _gap(ours: Measured | None, other: Measured | None) -> list[float]:
-    assert ours is not None and other is not None
-    gap = Measured(ours.whole - other.whole, ours.subsets - other.subsets)
-    return [gap.whole, *interval(gap)]
+def drawn(
+    seed: int, apart: float, models: Models, names: Sequence[str] = TAKEN
+) -> dict[str, list[float]]:
+    """By measure: the difference of the two, and the ends of its interval."""
+    rows, labels = pictures(seed, apart)
+    images = held_out(rows, labels, halves(IMAGES, seed), seed)
+    codes = {name: encoded(model, rows) for name, model in models.items()}
+    gaps = {}
+    for name in names:
+        own, other = (MEASURES[name].function(codes[one], images) for one in ("own", "other"))
+        assert own is not None and other is not None
+        gap = difference(own, other)
+        gaps[name] = [gap["value"], *gap["interval"]]
+    return gaps
 
 
 def coverage(draws: Sequence[Mapping[str, list[float]]], null: bool) -> dict[str, Any]:
@@ -90,7 +77,7 @@ def coverage(draws: Sequence[Mapping[str, list[float]]], null: bool) -> dict[str
     found = {}
     for name in draws[0]:
         value, low, high = np.array([one[name] for one in draws]).T
-        truth = 0.0 if null and name in controls.BETTER else float(value.mean())
+        truth = 0.0 if null and MEASURES[name].labelled else float(value.mean())
         inside = int(((low <= truth) & (truth <= high)).sum())
         claimed = (high - low) / 2 / t_quantile(FREEDOM)
         spread = float(value.std(ddof=1))
@@ -98,24 +85,22 @@ def coverage(draws: Sequence[Mapping[str, list[float]]], null: bool) -> dict[str
             "truth": truth,
             "covered": inside / len(draws),
             "interval": wilson95(inside, len(draws)),
-            "draws": len(draws),
             "ratio": float(sqrt((claimed**2).mean()) / spread) if spread > 0 else None,
         }
     return found
 
 
-def simulate(draws: int, others: int) -> dict[str, Any]:
+def simulate(draws: int) -> dict[str, Any]:
     """All measures in both cases."""
-    made: dict[str, Any] = {}
+    made = {}
     for case, apart in CASES.items():
-        made[case] = {}
-        for draw, count in ((purity_draw, draws), (other_draw, others)):
-            each = [draw(1000 + seed, apart) for seed in range(count)]
-            made[case] |= coverage(each, case == "null")
-            print(case, draw.__name__, {n: one["covered"] for n, one in made[case].items()})
+        models = autoencoders(apart)
+        each = [drawn(1000 + seed, apart, models) for seed in range(draws)]
+        made[case] = coverage(each, case == "null")
+        print(case, {name: one["covered"] for name, one in made[case].items()})
     sizes = {"images": IMAGES, "classes": CLASSES, "latents": LATENTS, "orders": ORDERS}
-    command = f"python -m tools.intervals --draws {draws} --others {others}"
-    return {**sizes, "freedom": FREEDOM, "command": command, "cases": made}
+    command = f"python -m tools.intervals --draws {draws}"
+    return {**sizes, "draws": draws, "freedom": FREEDOM, "command": command, "cases": made}
 
 
 def page(result: Mapping[str, Any]) -> str:
@@ -128,11 +113,11 @@ def page(result: Mapping[str, Any]) -> str:
     lines = [
         "# What the intervals cover",
         "",
-        f"`{result['command']}`: {result['images']} pictures of {result['classes']} classes drawn anew; the "
-        f"difference of two autoencoders of {result['latents']} latents; 95 % intervals from random halves "
-        f"and quarters of the pictures in {result['orders']} orders (`revelio/analysis/paired.py`). Null: "
-        "labels say nothing. In brackets what the draws leave open (Wilson, 95 %), then the claimed deviation "
-        "over the true one.",
+        f"`{result['command']}`: {result['images']} pictures of {result['classes']} classes drawn anew "
+        f"{result['draws']} times; the difference of two autoencoders of {result['latents']} latents; 95 % "
+        f"intervals from halves of the pictures in {result['orders']} random orders "
+        "(`revelio/analysis/paired.py`). Null: labels say nothing. In brackets what the draws leave open "
+        "(Wilson, 95 %), then the claimed deviation over the true one.",
         "",
         f"Further than 2 points from 95 %: {', '.join(far) if far else 'none'}.",
         "",
@@ -153,14 +138,13 @@ def _cell(entry: Mapping[str, Any]) -> str:
 def main() -> None:
     """Simulate unless only the page is wanted."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--draws", type=int, default=400, help="of the forms of purity")
-    parser.add_argument("--others", type=int, default=150, help="of the other measures")
+    parser.add_argument("--draws", type=int, default=150)
     parser.add_argument("--docs", type=Path, default=Path("docs"))
     parser.add_argument("--page-only", action="store_true")
     flags = parser.parse_args()
     file = flags.docs / "intervals.json"
     if not flags.page_only:
-        write_json(file, simulate(flags.draws, flags.others))
+        write_json(file, simulate(flags.draws))
     write_whole(flags.docs / "intervals.md", page(read_json(file)))
 
 

@@ -18,7 +18,11 @@ import shutil
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -32,7 +36,10 @@ sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "tests"), str(ROOT)]
 DOCS = ROOT / "docs"
 # Of each part in the long form and in the quick one.
 INPUTS = (1100, 15)
-KILLS = ({"extract": 12, "train-ksae": 12, "train-diffc": 12, "demo": 2}, {"train-diffc": 1})
+KILLS = (
+    {"extract": 12, "train-ksae": 12, "train-diffc": 12, "zero-shot": 6, "demo": 2},
+    {"train-diffc": 1},
+)
 DISKS = (5, 1)
 TWINS = (3, 1)
 # Every so many file operations. tests/test_files_kills.py does all of the two trainings'; a gallery's are
@@ -41,6 +48,8 @@ CRASHES = (
     {
         **{"extract": 1, "top-images": 1, "eval-diffc": 1, "purity": 1, "score": 1},
         **{"train-ksae": 2, "train-diffc": 2, "pca-maps": 2, "gallery": 15},
+        **{"zero-shot": 1, "extract-text": 2, "concept": 1, "steer": 2, "probe": 1, "locality": 1},
+        **{"advise": 17, "reproduce": 5},
     },
     {"top-images": 7},
 )
@@ -55,6 +64,9 @@ WRITERS = (
     "gallery",
     "pca-maps",
     "eval-diffc",
+    "zero-shot",
+    "extract-text",
+    "concept",
 )
 
 
@@ -63,7 +75,8 @@ Each was given to the command line in a process of its own. Code run: a module, 
 with the input ran. Outside: a file outside the output was opened for writing, or somebody else's was read.
 Different: it ended well with other tensors than the honest input gives (compared for stores and runs, where
 damage can be told from an edit). Exit: a status other than 0 and 2.
-Hang: 30 s. Memory: 1 GiB more than at the start. Lines: the refusal was not one printable line.
+Hang: 30 s of its own time, or 300 s on the clock. Memory: 1 GiB more than at the start. Lines: the refusal
+was not one printable line.
 """
 STOPS_TEXT = """\
 How many there were, and after how many the next run of the command (`--resume` where there is one) gave the
@@ -80,6 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=DOCS, help="where reliability.json and .md go")
     parser.add_argument("--inputs", type=int, help=f"hostile inputs (default {INPUTS[0]})")
     parser.add_argument("--seed", type=int, default=0, help="of the inputs and the kills")
+    parser.add_argument("--processes", type=int, default=1, help="that share the hostile inputs")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="only these")
     parser.add_argument(
         "--every", type=int, default=1, help="of the crash points, only every so many"
@@ -125,6 +139,24 @@ def campaign(options: argparse.Namespace, path: Path) -> None:
                 os.environ[name] = value
 
 
+def shared_attacks(made: Any, inputs: int, seed: int, processes: int) -> dict[str, Any]:
+    """Hostile inputs by kind, shared out over processes, each with a seed of its own."""
+    seeds = [seed + 1000 * number for number in range(processes)]
+    # Forked, so that what the cases start from is imported and written once.
+    with ProcessPoolExecutor(processes, get_context("fork")) as pool:
+        share = -(-inputs // processes)
+        first, *others = pool.map(partial(attacks, made, share), seeds)
+    for kind, row in ((kind, row) for found in others for kind, row in found.items()):
+        for name, value in row.items():
+            if name == "faults":
+                first[kind][name] = dict(Counter(first[kind][name]) + Counter(value))
+            elif name in ("longest_s", "memory_mib"):
+                first[kind][name] = max(first[kind][name], value)
+            else:
+                first[kind][name] += value
+    return first
+
+
 def attacks(made: Any, inputs: int, seed: int) -> dict[str, Any]:
     """Hostile inputs by kind."""
     from campaign.attacks import attack
@@ -150,7 +182,9 @@ def parts(made: Any, options: argparse.Namespace) -> dict[str, Callable[[], Any]
     writers = WRITERS[3:4] if quick else WRITERS
     steps = {name: step * options.every for name, step in CRASHES[quick].items()}
     return {
-        "inputs": lambda: attacks(made, options.inputs or INPUTS[quick], options.seed),
+        "inputs": lambda: shared_attacks(
+            made, options.inputs or INPUTS[quick], options.seed, options.processes
+        ),
         "kills": lambda: by_command(
             KILLS[quick], lambda name: kills(made, name, KILLS[quick][name], rng)
         ),

@@ -200,18 +200,17 @@ def fvu_line(result: dict[str, Any]) -> str:
 
 
 def llava_mini_line(result: dict[str, Any]) -> str:
-    """The LLaVA extension's proof: accuracy of its rows, seeing and blind."""
+    """The LLaVA extension's proof: open answers of its rows, beside a linear probe, and blind."""
     rows = "; ".join(
-        f"{row} {_hundred(one['accuracy']['all'])}, blind {_hundred(one['blind']['all'])}"
+        f"{row} {_hundred(one['open'])}, probe {_hundred(one['probe'])}, blind {_hundred(one['blind'])}"
         for row, one in result["rows"].items()
     )
-    some = next(iter(result["rows"].values()))["accuracy"]["all"]
-    note = f" {result['note']}" if "note" in result else ""
+    classes = len(result["data"]["classes"])
     return (
-        f"`make demo-llava` (SmolLM2-135M, {len(result['data']['classes'])} classes of Caltech-101; "
-        f"`docs/llava_mini.md`): held-out questions answered rightly, in percent (95 % interval), by the "
-        f"paper's four rows small, and by the same models shown another picture: {rows}; chance "
-        f"{100 * some['chance']:.1f}.{note}\n"
+        f"`make demo-llava` (SmolLM2-135M, {classes} classes of Caltech-101; `docs/llava_mini.md`): open "
+        f"questions about held-out photographs answered rightly, in percent (95 % interval), by the paper's "
+        f"four rows small, by a linear probe on the same tokens, and by the same models shown another "
+        f"picture: {rows}; chance {100 / classes:.1f}.\n"
     )
 
 

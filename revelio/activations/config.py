@@ -139,11 +139,6 @@ class ExtractConfig:
             for part in draws
         ]
 
-    @property
-    def model_passes(self) -> int:
-        """How often an image goes through the model (its encoding aside)."""
-        return len(self.timesteps or (None,)) * len(self.prompts) * self.draws
-
     def row_shape(self, channels: int, side: int) -> tuple[int, ...]:
         """The shape of an image's row, or of its cells', of a layer of ``channels x side x side``."""
         pool = self.grid_pool

@@ -11,6 +11,7 @@ from revelio.backbones.config import BackboneConfig
 from revelio.bounds import (
     Count,
     Device,
+    File,
     Folder,
     Index,
     NotEmpty,
@@ -185,6 +186,16 @@ class MakeGalleryConfig(GalleryConfig, MakeTopImagesConfig):
 
     data: DataConfig = field(default_factory=lambda: DataConfig(source=FROM_STORE))
     """The pictures; from-store: the known data set that the store's manifest names. Matched by id."""
+
+    names: File | None = None
+    """The latents' names: what `revelio name-latents` wrote for this k-SAE."""
+
+    locality: File | None = None
+    """How local and stable the latents are: what `revelio locality` wrote for this k-SAE."""
+
+    beside: tuple[Folder, ...] = ()
+    """Galleries of the same images, of other layers, timesteps or k-SAEs, to be compared with this one image
+    by image; they are copied into it."""
 
     beside_controls: bool = True
     """Where there are labels, measure what autoencoders that learned nothing reach (seconds to minutes)."""

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from revelio.analysis.config import PurityConfig, TopImagesConfig
 from revelio.analysis.label_measures import kept_counts, measures
-from revelio.analysis.paired import Measured, against, image_subsets, interval, method
+from revelio.analysis.paired import Measured, against, halves, interval, method
 from revelio.analysis.purity import eligible
 from revelio.analysis.top_images import TopImages, over_cells, pooled, top_images
 from revelio.seeds import generator
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 # How many controls there are.
 CONTROLS = 4
-# A latent's images are kept this many times over, so that others move up in a half or quarter of the images.
-SPARE = 6
+# A latent's images are kept this many times over, so that others move up in a part of the images.
+SPARE = 3
 # Which way is better, by the measure's name.
 BETTER = {"sigma": -1, "majority": 1, "entropy": -1, "pairs": 1}
 
@@ -79,8 +79,8 @@ def control_models(
 
 
 def signed(directions: Float[Tensor, "a d"]) -> Float[Tensor, "two_a d"]:
-    """Every direction and its opposite."""
-    return torch.cat([directions, -directions])
+    """Every direction, followed by its opposite: the first n are the leading axes with both signs."""
+    return torch.stack([directions, -directions], 1).flatten(0, 1)
 
 
 def control_of(
@@ -138,7 +138,8 @@ def judge(
     each = [means(subset) for subset in subsets]
     whole = means(torch.ones(len(labels), dtype=torch.bool))
     parts = {name: torch.tensor([one[name] for one in each]).double() for name in BETTER}
-    return Judged(len(latents), {name: Measured(whole[name], parts[name]) for name in BETTER})
+    found = {name: Measured(whole[name], parts[name], of_top=True) for name in BETTER}
+    return Judged(len(latents), found)
 
 
 def compare(
@@ -174,7 +175,7 @@ def compare(
     images, latents, seed = config.m, config.latents, config.seed
     how = TopImagesConfig(m=SPARE * images, over=over_cells(model, TopImagesConfig()))
     rows = _rows(store, how, seed)
-    subsets = image_subsets(store.images, seed)
+    subsets = halves(store.images, seed)
     judged = {}
     for name, each in {"": model, **control_models(model, rows, seed)}.items():
         if progress is not None:

@@ -11,7 +11,8 @@ For a latent with codes a_p >= 0 at the cells p of an image in which it fires:
 
 Chance: for entropy and half area the same codes at random cells of random images (what sparsity alone
 gives); for agreement the map of another image; for IoU masks that are shifted at random, each image's by its
-own, again with the best class. Intervals are 95 % bootstraps, over latents for means over latents.
+own, again with the best class. Intervals are 95 % bootstraps, over latents for means over latents; the values
+of single latents stand beside their mean, as `of_latents`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -143,11 +144,7 @@ def spatial(found: Firings) -> dict[str, Float[np.ndarray, " l"]]:
 def locality(found: Firings, *, seed: int = 0, samples: int = SAMPLES) -> dict[str, Any]:
     """Mean spatial entropy and half area over latents that fire, with intervals, beside chance."""
     ours, chance = spatial(found), spatial(found.shuffled(seed))
-    return {
-        name: estimate(ours[name], seed, samples)
-        | {"chance": estimate(chance[name], seed, samples)}
-        for name in ours
-    }
+    return {name: _beside(ours[name], chance[name], seed, samples) for name in ours}
 
 
 def agreement(
@@ -173,8 +170,7 @@ def agreement(
             f"maps of shapes {tuple(maps.shape)} and {tuple(others.shape)}: give two images or more, of "
             "one shape"
         )
-    ours = estimate(_cosines(maps, others), seed, samples)
-    return ours | {"chance": estimate(_cosines(maps, others.roll(1, 0)), seed, samples)}
+    return _beside(_cosines(maps, others), _cosines(maps, others.roll(1, 0)), seed, samples)
 
 
 def _cosines(one: Tensor, other: Tensor) -> Float[np.ndarray, " l"]:
@@ -275,8 +271,7 @@ def mask_iou(
         {"class": classes[place], "iou": round(float(row[place]), 4), "chance": round(float(at), 4)}
         for row, place, at in zip(ious, best, chance, strict=True)
     ]
-    mean = estimate(ious.max(1), seed, samples) | {"chance": estimate(chance, seed, samples)}
-    return {"latents": latents, "mean": mean}
+    return {"latents": latents, "mean": _beside(ious.max(1), chance, seed, samples)}
 
 
 def _above_half(found: Firings) -> Bool[Tensor, " e"]:
@@ -297,6 +292,15 @@ def _ious(
         union = fired + int((flat == one).sum()) - both
         columns.append(both.double() / union)
     return torch.stack(columns, dim=1).numpy()
+
+
+def _beside(
+    ours: Float[np.ndarray, " l"], chance: Float[np.ndarray, " l"], seed: int, samples: int
+) -> dict[str, Any]:
+    """A mean over latents beside its chance level, and each latent's own value; None: it never fires."""
+    each = [None if value != value else round(float(value), 4) for value in ours]
+    found = estimate(ours, seed, samples)
+    return found | {"chance": estimate(chance, seed, samples), "of_latents": each}
 
 
 def estimate(values: Iterable[float], seed: int, samples: int = SAMPLES) -> dict[str, Any]:

@@ -1,20 +1,16 @@
 """Paired comparisons over images: the interval of a difference between two models, and the verdict in words.
 
 Two models are measured on the same images, so their difference is far surer than either value. Latents share
-images, so they are not independent: images are what is resampled. The images are halved and quartered at
-random, many times. Halves have no image in common, so the variance of a measure on n / 2 images is
+images, so they are not independent: images are what is resampled. They are halved at random, many times.
+Halves have no image in common, so the variance of a measure on n / 2 images is
 
     V(n/2) = mean of (T_A - T_B)^2 / 2
 
 without bias, however a measure depends on its images (a jackknife counts a measure's terms of second order
-twice, and made the intervals of top images' purity too wide where labels say nothing). From n / 2 to n images
-it falls as it did from n / 4 to n / 2, at most by a half, as a mean's, and not at all in the worst case:
-
-    V(n) = V(n/2) min(1, max(1/2, V(n/2) / V(n/4)))
-
-The measure on all images and Student's t, whose degrees of freedom stand for the noise of V(n), give the
-interval. What it covers is in `docs/intervals.md`. Of several controls the intervals hold jointly
-(Bonferroni).
+twice, which made intervals too wide where labels say nothing). On n images it is V(n/2) / 2 for what is a
+mean over images. A measure of top images has as many of them in a half: V(n) is taken as V(n/2). The measure
+on all images and Student's t, whose degrees of freedom stand for the noise of V, give the interval. What it
+covers is in `docs/intervals.md`. Of several controls the intervals hold jointly (Bonferroni).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,11 +24,11 @@ from torch import Tensor
 from revelio.seeds import generator
 from revelio.stats import t_quantile
 
-ORDERS = 30
-FREEDOM = 15
-OVER_IMAGES = f"over random halves and quarters of the images ({ORDERS} orders)"
-# The subsets of a random order of the images: its two halves, then its four quarters.
-PARTS = (2, 4)
+# Random orders of the images that are halved, and the t's degrees of freedom.
+ORDERS, FREEDOM = 50, 30
+OVER_IMAGES = f"over random halves of the images ({ORDERS} times)"
+# The delete-d jackknife of what is replicated image by image (:mod:`revelio.reproduce.orderings`).
+SUBSETS, LEFT_OUT = 50, 0.25
 
 
 @dataclass(frozen=True)
@@ -41,45 +37,55 @@ class Measured:
 
     Attributes:
         whole: on all images.
-        subsets: on each subset of them.
+        subsets: on each of :func:`halves`.
+        of_top: whether it is of top images, whose number does not grow with that of the images.
     """
 
     whole: float
     subsets: Float[Tensor, " subsets"]
+    of_top: bool = False
+
+
+def halves(count: int, seed: int) -> Bool[Tensor, "subsets images"]:
+    """Both halves of ``count`` images, in :data:`ORDERS` random orders."""
+    draw, first = generator(seed, "halves"), torch.zeros(ORDERS, count, dtype=torch.bool)
+    for half in first:
+        half[torch.randperm(count, generator=draw)[: count // 2]] = True
+    return torch.stack([first, ~first], dim=1).flatten(0, 1)
 
 
 def image_subsets(count: int, seed: int) -> Bool[Tensor, "subsets images"]:
-    """Halves and quarters of ``count`` images in :data:`ORDERS` random orders."""
-    draw, subsets = generator(seed, "halves and quarters"), []
-    for _ in range(ORDERS):
-        order = torch.randperm(count, generator=draw)
-        for parts in PARTS:
-            for part in order.tensor_split(parts):
-                subsets.append(torch.zeros(count, dtype=torch.bool).index_fill_(0, part, True))
-    return torch.stack(subsets)
+    """:data:`SUBSETS` random subsets of ``count`` images, each without a quarter of them: a jackknife's."""
+    draw, out = generator(seed, "jackknife subsets"), round(count * LEFT_OUT)
+    kept = torch.ones(SUBSETS, count, dtype=torch.bool)
+    for subset in kept:
+        subset[torch.randperm(count, generator=draw)[:out]] = False
+    return kept
 
 
 def measured(
-    statistic: Callable[[Bool[Tensor, " images"]], float], subsets: Bool[Tensor, "subsets images"]
+    statistic: Callable[[Bool[Tensor, " images"]], float],
+    subsets: Bool[Tensor, "subsets images"],
+    *,
+    of_top: bool = False,
 ) -> Measured:
     """A statistic of a set of images, on all of them and on each subset."""
     whole = statistic(torch.ones(subsets.shape[1], dtype=torch.bool))
     each = [statistic(subset) for subset in subsets]
-    return Measured(whole, torch.tensor(each, dtype=torch.float64))
+    return Measured(whole, torch.tensor(each, dtype=torch.float64), of_top)
 
 
 def difference(ours: Measured, other: Measured, confidence: float = 0.95) -> dict[str, Any]:
     """Ours minus the other's: ``value`` and ``interval``."""
-    gap = Measured(ours.whole - other.whole, ours.subsets - other.subsets)
+    gap = Measured(ours.whole - other.whole, ours.subsets - other.subsets, ours.of_top)
     return {"value": gap.whole, "interval": interval(gap, confidence)}
 
 
 def interval(found: Measured, confidence: float = 0.95) -> list[float]:
-    """Of a measure that was taken on all of :func:`image_subsets`; see the module's text."""
-    halves, quarters = found.subsets.view(ORDERS, sum(PARTS)).split(PARTS, dim=1)
-    variance, of_quarters = (float(parts.var(1).mean()) for parts in (halves, quarters))
-    shrinking = min(1.0, max(0.5, variance / of_quarters)) if of_quarters > 0 else 1.0
-    half = t_quantile(FREEDOM, confidence) * (variance * shrinking) ** 0.5
+    """Of a measure that was taken on :func:`halves`; see the module's text."""
+    of_half = float(found.subsets.view(ORDERS, 2).var(1).mean())
+    variance = of_half if found.of_top else of_half / 2
+    half = t_quantile(FREEDOM, confidence) * variance**0.5
     return [found.whole - half, found.whole + half]
 
 

@@ -81,6 +81,8 @@ def partners(
 ) -> dict[str, Any]:
     """The share of latents that have a partner of cosine above 0.7 in another run, beside random directions.
 
+    ``of_latents``: the largest cosine of each.
+
     Raises:
         ValueError: the k-SAEs are of other widths.
     """
@@ -91,10 +93,10 @@ def partners(
     theirs = normalize(other.W_dec.detach().cpu().float(), dim=1)
     source = torch.Generator().manual_seed(key_seed("random partners"))
     random = normalize(torch.randn(theirs.shape, generator=source), dim=1)
-    ours, chance = (
-        int((_highest(rows, directions) > PARTNER).sum()) for directions in (theirs, random)
-    )
-    return proportion(ours, len(rows)) | {"chance": proportion(chance, len(rows))}
+    ours, chance = (_highest(rows, directions) for directions in (theirs, random))
+    share, at_random = (proportion(int((one > PARTNER).sum()), len(rows)) for one in (ours, chance))
+    each = [round(value, 4) for value in ours.tolist()]
+    return share | {"chance": at_random, "of_latents": each}
 
 
 def _highest(rows: Tensor, directions: Tensor) -> Float[Tensor, " l"]:

@@ -190,13 +190,17 @@ def over_cells(model: "KSparseAutoencoder", config: TopImagesConfig) -> OverCell
     Raises:
         ValueError: dense codes of cells are asked for.
     """
-    of_cells = model.trained_on.get("rows_are") == "cells"
-    over = config.over or ("max" if of_cells else "pooled")
+    over = config.over or own_over(model)
     if over != "pooled" and config.kind == "dense":
         raise ValueError(
             "dense codes are of pooled activations: take sparse codes, or cells pooled"
         )
     return over
+
+
+def own_over(model: "KSparseAutoencoder") -> OverCells:
+    """What an image's code is of where nothing is said: as the k-SAE was trained."""
+    return "max" if model.trained_on.get("rows_are") == "cells" else "pooled"
 
 
 def _read_pooled(

@@ -3,7 +3,7 @@
     revelio concept --texts "nudity" --layer text_encoder.block9 --ksae K --out runs/nudity
     revelio concept --texts "a blue car" --against "a car" --layer L --ksae K --out runs/blue
     revelio concept --store runs/s/up_ft0-t200-empty-d0 --class-name Dress --ksae K --find 8 --out runs/dress
-    revelio concept --latents 13:2.0 487 --layer up_ft0 --ksae K --out runs/two
+    revelio concept --latent-values 13:2.0 487 --layer up_ft0 --ksae K --out runs/two
     revelio concept --concepts runs/nudity runs/violence --weights 1 0.5 --out runs/both
 
 K is a run of `revelio train-ksae`, or a released checkpoint. Without --ksae texts and stores give the

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from revelio.pipelines.demo.config import DemoConfig
-from revelio.trust import printable
 
 if TYPE_CHECKING:
     from revelio.pipelines.demo.run import Demo
@@ -34,7 +33,7 @@ def run(config: Config) -> None:
     with Bar("demo") as bar:
         made = run_demo(config, bar)
     for row in made.report["findings"]:
-        print(f"  {row['value']:>16}  {printable(row['text'])}")
+        print(f"  {row['value']:>16}  {row['text']}")
     print(f"\nReport   {made.path / 'report.html'}  (numbers: report.json)")
     print(f"Gallery  {made.path / 'gallery' / 'index.html'}")
     print(_next(config, made))
@@ -70,6 +69,6 @@ def _steer(config: Config, made: "Demo") -> Iterator[str]:
     name = f"{shown['layer']}-t{shown['timestep']}-empty-d0"
     latent = f"{examples[0]['latent']}:{examples[0]['strongest']}"
     words = ["steer", *flags(config.backbone, "backbone"), "--ksae", config.out / "ksae" / name]
-    words += ["--latents", latent, "--operation", "add", "--strength", 0, 10, 20, 40]
+    words += ["--latent-values", latent, "--operation", "add", "--strength", 0, 10, 20, 40]
     words += ["--texts", "a photo", "--images-per-prompt", 4, "--out", beside(config.out, "drawn")]
     yield following(*words).replace("next:", f"draw with more of latent {examples[0]['latent']}:")

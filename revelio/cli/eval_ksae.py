@@ -4,10 +4,13 @@
         --ksae runs/ksae-seed0 runs/ksae-seed1 runs/ksae-seed2
     revelio eval-ksae --store S --train-store T --ksae K --trained-controls --planted 3
     revelio eval-ksae --store S --train-store T --ksae K --loss-images 256 --data.source D
+    revelio eval-ksae --store S --train-store T --ksae K --random-store RS --random-train-store RT
 
 Measures: reconstruction (FVU, cosine), meaning (purity, sparse probing, class coverage, significant latents),
-identity (stability over seeds, recovery of planted directions), loss recovered. Controls: random directions,
-data rows, k-means, channels, principal and independent axes, and with --trained-controls trained ones.
+identity (stability over seeds, recovery of planted directions), and with --loss-images what happens in the
+model (loss recovered, a probe's accuracy, ablation of latents). Controls: random directions, data rows,
+k-means, channels, principal and independent axes, with --trained-controls trained ones, and the recipe on the
+backbone with random weights. Results go into the k-SAE's run and its model card.
 """
 
 from dataclasses import dataclass
@@ -25,8 +28,7 @@ def run(config: Config) -> None:
     from revelio.cli.bar import Bar
     from revelio.evaluation.page import page
     from revelio.pipelines.eval_sae import eval_sae
-    from revelio.trust import printable
 
     with Bar("control") as bar:
         result = eval_sae(config, bar)
-    print("\n".join(map(printable, page(result).splitlines())))
+    print(page(result), end="")

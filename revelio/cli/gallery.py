@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from revelio.analysis.config import FROM_STORE, MakeGalleryConfig
-from revelio.trust import printable
 
 if TYPE_CHECKING:
     from revelio.pipelines.gallery import MadeGallery
@@ -32,7 +31,7 @@ def run(config: Config) -> None:
     with Bar("gallery") as bar:
         made = make_gallery(config, bar)
     for reason in list(made.missing.values())[:10]:
-        print(f"no picture: {printable(reason)}")
+        print(f"no picture: {reason}")
     if len(made.missing) > 10:
         print(f"... and {len(made.missing) - 10:,} more without a picture, listed in gallery.json")
     print(f"{made.latents:,} latents, {made.images:,} images")

@@ -12,6 +12,7 @@ Intervals are 95 % bootstrap intervals over latents; of the timestep profile, ov
 Wilson's.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -44,8 +45,15 @@ def run(config: Config) -> None:
     for name, entry in measures.items():
         chance = f"; chance {_shown(entry['chance'])}" if "chance" in entry else ""
         print(f"{name.replace('_', ' ')}: {_shown(entry)}{chance}")
+    peaks = Counter(one["peak"]["timestep"] for one in found.get("timesteps", []))
+    for timestep, latents in sorted(peaks.items()):
+        print(f"fire most at t = {timestep}: {latents} latents")
     print(f"wrote {made.path}")
-    print(following("gallery", "--store", config.store[0], "--ksae", config.ksae))
+    print(
+        following(
+            "gallery", "--store", config.store[0], "--ksae", config.ksae, "--locality", made.path
+        )
+    )
 
 
 def _shown(entry: Mapping[str, Any]) -> str:

@@ -28,7 +28,6 @@ def run(config: Config) -> None:
     from revelio.following import following
     from revelio.pipelines.name_latents import name_latents
     from revelio.stats import percent
-    from revelio.trust import printable
 
     if not config.estimate:
         require("openai", "asking a judge")
@@ -40,7 +39,7 @@ def run(config: Config) -> None:
     result = made.result
     for entry in result["latents"]:
         held = "holds" if entry["passed"] else "does not hold"
-        print(f"{entry['latent']:>6}  {printable(entry['name'])}  ({entry['kind']}; {held})")
+        print(f"{entry['latent']:>6}  {entry['name']}  ({entry['kind']}; {held})")
     control = (
         ""
         if result["control"] is None

@@ -1,8 +1,8 @@
 """What training a k-SAE would cost: memory of each process, time, disk. Writes nothing.
 
     revelio plan-ksae --store runs/pets/up_ft1-t25-empty-d0 --batch-size 256
-    revelio plan-ksae --rows 1281167 --d 1280 --expansion 256 --devices 8 --sharing latents --flops 60e12
-    revelio plan-ksae --rows 7349 --d 1280 --json
+    revelio plan-ksae --store-rows 1281167 --d 1280 --expansion 256 --devices 8 --flops 60e12
+    revelio plan-ksae --store-rows 7349 --d 1280 --json
 
 Time comes from about a second of real steps on this machine, or from a device's FLOP/s (a lower bound:
 products only). It is a range: at first few latents' rows move, at worst every row does at each step.
@@ -10,7 +10,7 @@ products only). It is a range: at first few latents' rows move, at worst every r
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from revelio.bounds import Count, Folder, Positive
 from revelio.sae.config import RunConfig
@@ -26,11 +26,13 @@ class Config(RunConfig):
     store: Folder | None = None
     """An activation store, which gives the rows and their width."""
 
-    rows: Count | None = None
-    """Activations to train on, without a store."""
+    renamed: ClassVar[dict[str, str]] = {"rows": "store-rows"}
+
+    store_rows: Count | None = None
+    """Rows to train on, where there is no store yet."""
 
     d: Count | None = None
-    """Their width, without a store."""
+    """Their width, where there is no store yet."""
 
     n: Count | None = None
     """Latents; none: `expansion` times d."""
@@ -85,12 +87,12 @@ def build(config: Config) -> "Job":
 
     config.check_budget()
     if config.store is not None:
-        if config.rows is not None or config.d is not None:
+        if config.store_rows is not None or config.d is not None:
             raise ValueError("give a store, or rows and d, not both")
         store = ActivationStore.open(config.store, cells=True)
         return job_of(config, [store], config.devices, latents=config.n)
-    if config.rows is None or config.d is None:
-        raise ValueError("give --store, or --rows and --d")
+    if config.store_rows is None or config.d is None:
+        raise ValueError("give --store, or --store-rows and --d")
     return Job(
-        config=config, rows=config.rows, d=config.d, latents=config.n, devices=config.devices
+        config=config, rows=config.store_rows, d=config.d, latents=config.n, devices=config.devices
     )

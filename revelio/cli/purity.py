@@ -16,7 +16,6 @@ over latents, which is too narrow.
 from dataclasses import dataclass
 
 from revelio.analysis.config import MeasurePurityConfig
-from revelio.trust import printable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +40,7 @@ def run(config: Config) -> None:
                 f"{entry['layer']}: majority share {entry['majority_share']:.0%}; {in_words(entry)}"
             )
     lines += dict.fromkeys(f"note: {note}" for entry in made.entries for note in entry["notes"])
-    print("\n".join(map(printable, lines)))
+    print("\n".join(lines))
     methods = dict.fromkeys(e["interval_method"] for e in made.entries if "interval_method" in e)
     print(f"wrote {made.path}" + (f" (intervals: {'; '.join(methods)})" if methods else ""))
     store, ksae = (*config.store, "STORE")[0], (*config.ksae, "KSAE")[0]

@@ -52,12 +52,11 @@ def run(config: Config) -> None:
     from revelio.distributed import is_main
     from revelio.following import following
     from revelio.pipelines.reproduce import reproduce
-    from revelio.trust import printable
 
     with Bar("reproduce") as bar:
         made = reproduce(config.item, config, bar)
     if not is_main():
         return
-    print("\n".join(map(printable, made.path.read_text(encoding="utf-8").splitlines())))
+    print(made.path.read_text(encoding="utf-8"))
     print(f"wrote {made.path} and {made.path.with_suffix('.json').name}")
     print(following("reproduce", "--list"))

@@ -4,7 +4,7 @@ A concept is added to the prompt's call of the text encoder and subtracted from 
 guidance amplifies it. Latents of a denoiser's layer are edited while it samples.
 
     revelio steer --concept runs/nudity --strength -0.5 0 0.5 --prompts prompts.txt --out runs/drawn
-    revelio steer --layer up_ft0 --ksae K --latents 13:2.0 487:0 --strength 0 1 --prompts P --out runs/drawn
+    revelio steer --layer up_ft0 --ksae K --latent-values 13:2.0 487:0 --strength 0 1 --prompts P --out runs/d
     revelio steer --concept C --prompts i2p.csv --backbone.name sd-1.4 --limit 20 --out runs/i2p
 
 A table's seed and guidance columns (of the I2P prompts) are taken as they are.

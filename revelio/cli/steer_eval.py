@@ -7,7 +7,7 @@ picture.
 
     revelio steer-eval --concept runs/dress --prompts prompts.csv --target dress --judge clip-vit-b-32 \\
         --means runs/dress-means --out runs/eval
-    revelio steer-eval --layer up_ft0 --ksae K --latents 13 487 --prompts P \\
+    revelio steer-eval --layer up_ft0 --ksae K --latent-values 13 487 --prompts P \\
         --target dress --judge my:see --out O
     revelio steer-eval --concept runs/block0 runs/block1 --each --prompts P --target dress --out study
     revelio steer-eval --concept runs/nudity --prompts P --target nudity --detector nudenet \\

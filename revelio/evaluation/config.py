@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+from revelio.analysis.config import OverCells
 from revelio.backbones.config import BackboneConfig
 from revelio.bounds import Count, Folder, Index, NotEmpty, OpenShare, OutFolder, Seed
 from revelio.data.config import DataConfig
@@ -22,6 +23,10 @@ class EvalSAEConfig:
     train_store: Folder | None = None
     """The store that they were trained on, which gives the controls their directions; none: the held-out
     one does, which is in the controls' favor."""
+
+    over: OverCells | None = None
+    """What an image's code is: of its pooled activation (`pooled`); or the maximum (`max`) or the mean
+    (`mean`) of its cells' codes; none: `max` for k-SAEs trained on cells, else `pooled`."""
 
     out: OutFolder | None = None
     """The folder to write `evaluation.json` and `evaluation.md` to, and the controls that were trained; none:

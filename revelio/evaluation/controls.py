@@ -41,6 +41,8 @@ RANDOM_WEIGHTS = "random weights"
 TRAINED = ("frozen decoder", "frozen encoder", "soft-frozen", "shuffled")
 # FastICA's time grows with the square of the number of components.
 MOST_COMPONENTS = 256
+# Rows that it sees: of cells there are many more than axes need.
+MOST_ROWS = 2**15
 
 
 def untrained_controls(
@@ -144,6 +146,7 @@ def _independent(centered: Tensor, seed: int) -> Tensor:
     from sklearn.decomposition import FastICA
     from sklearn.exceptions import ConvergenceWarning
 
+    centered = centered[:: -(-len(centered) // MOST_ROWS)]
     components = min(centered.shape[1], len(centered) - 1, MOST_COMPONENTS)
     state = key_seed(seed, "fast-ica") % 2**32
     ica = FastICA(components, random_state=state, max_iter=100, whiten="unit-variance")

@@ -1,15 +1,20 @@
-"""A model's codes on the held-out images: what every measure is a function of."""
+"""A model's codes on the held-out images: what every measure is a function of.
+
+An image is one activation, or all its cells: its code of a latent is then their maximum or mean, its error
+their sum.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from revelio.analysis.cells import image_codes
 from revelio.sae.inputs import Source
 from revelio.sae.model import KSparseAutoencoder
 
@@ -27,8 +32,8 @@ class Encoded:
         model: what made them.
         values: codes, 0 where fewer latents are active than the width says.
         latents: their latents.
-        errors: squared error of each image, summed over dimensions.
-        cosines: of each activation and its reconstruction, both about the mean activation.
+        errors: squared error of each image, summed over dimensions and cells.
+        cosines: of each activation and its reconstruction, both about the mean activation; of cells the mean.
     """
 
     model: KSparseAutoencoder
@@ -74,10 +79,20 @@ class Encoded:
 
 @torch.no_grad()
 def encoded(
-    model: KSparseAutoencoder, rows: Float[Tensor, "images d"], source: Source = None
+    model: KSparseAutoencoder,
+    rows: Float[Tensor, "images d"] | Float[Tensor, "images c d"],
+    source: Source = None,
+    over: Literal["max", "mean"] = "max",
 ) -> Encoded:
-    """Encode and reconstruct all rows; ``source``: which input of the k-SAE they are of."""
-    parts = list(_batches(model, rows, rows.mean(0), source))
+    """Encode and reconstruct all rows.
+
+    Args:
+        model: what encodes.
+        rows: an activation an image, or its cells.
+        source: which input of the k-SAE they are of.
+        over: what the codes of an image's cells come to for the image.
+    """
+    parts = list(_batches(model, rows, source, over))
     width = max(values.shape[1] for values, *_ in parts)
     values, latents = (
         torch.cat(
@@ -91,11 +106,31 @@ def encoded(
 
 
 def _batches(
-    model: KSparseAutoencoder, rows: Tensor, mean: Tensor, source: Source
+    model: KSparseAutoencoder, rows: Tensor, source: Source, over: Literal["max", "mean"]
 ) -> Iterator[tuple[Tensor, ...]]:
-    for batch in rows.split(BATCH):
-        codes = model.encode(batch, source)
+    mean = rows.flatten(0, -2).mean(0)
+    cells = rows.shape[1] if rows.ndim == 3 else 1
+    for batch in rows.split(max(1, BATCH // cells)):
+        flat = batch.flatten(0, -2)
+        codes = model.encode(flat, source)
         made = model.decode(codes, source).cpu()
-        errors = (made - batch).double().square().sum(1)
-        cosines = torch.cosine_similarity(made - mean, batch - mean).double()
-        yield codes.values.cpu(), codes.indices.cpu(), errors, cosines
+        errors = (made - flat).double().square().sum(1)
+        cosines = torch.cosine_similarity(made - mean, flat - mean).double()
+        values, latents = codes.values.cpu(), codes.indices.cpu()
+        if rows.ndim == 3:
+            values, latents = (one.unflatten(0, (-1, cells)) for one in (values, latents))
+            values, latents = _of_images(values, latents, model.n, over)
+        yield values, latents, errors.view(-1, cells).sum(1), cosines.view(-1, cells).mean(1)
+
+
+def _of_images(
+    values: Tensor, latents: Tensor, n: int, over: Literal["max", "mean"]
+) -> tuple[Float[Tensor, "b width"], Int64[Tensor, "b width"]]:
+    """The codes of whole images out of those of their cells, filled up with 0."""
+    found = image_codes(values, latents, n, over)
+    counts = torch.bincount(found.images, minlength=len(values))
+    place = torch.arange(len(found.images)) - (counts.cumsum(0) - counts)[found.images]
+    shape = (len(values), int(counts.max()))
+    made, names = torch.zeros(shape), torch.zeros(shape, dtype=torch.int64)
+    made[found.images, place], names[found.images, place] = found.values, found.latents
+    return made, names

@@ -2,6 +2,9 @@
 
 Both compare decoder directions. Two sets of unit vectors are matched one to one so that the sum of cosines
 is largest (the assignment problem); a latent has a partner above c if its match has a cosine above c.
+
+Channels and principal axes are the same whichever the seed: their stability is 1 without having found
+anything, so that stability is told apart only from controls that chance has a part in.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from revelio.analysis.paired import verdict
 from revelio.evaluation.controls import untrained_controls
 from revelio.evaluation.encoded import encoded
 from revelio.sae.config import RunConfig
@@ -21,10 +25,15 @@ from revelio.sae.kernels.select import fastest_kernel
 from revelio.sae.model import KSparseAutoencoder
 from revelio.sae.train import train
 from revelio.seeds import generator
+from revelio.stats import t_quantile
 
 LEVELS = (0.7, 0.9)
 # The assignment takes the cube of it.
 MOST = 2000
+# Rows on which the latents of controls are seen to fire.
+SEEN = 2**15
+# Controls without a seed.
+NO_CHANCE = ("channels", "principal axes")
 
 
 def matched_cosines(a: Float[Tensor, "m d"], b: Float[Tensor, "n d"]) -> Float[Tensor, " m"]:
@@ -57,8 +66,105 @@ def stability(directions: Sequence[Float[Tensor, "m d"]]) -> dict[str, Any]:
     return entry
 
 
+def stability_verdicts(
+    found: Mapping[str, Mapping[str, Any]], confidence: float = 0.95
+) -> dict[str, Any]:
+    """By level: the k-SAE's stability minus each control's, and the verdict.
+
+    All pairs of a training share it, so the error is the jackknife's over trainings. Intervals hold jointly.
+
+    Args:
+        found: :func:`stability` of the k-SAE, which comes first, and of each control, three trainings up.
+        confidence: of all intervals of a level together.
+    """
+    ours, *controls = found
+    names = [name for name in controls if name not in NO_CHANCE]
+    entries = {}
+    for level in map(str, LEVELS):
+        errors = {name: _jackknife(found[name][level]["pairs"]) for name in (ours, *names)}
+        gaps = {
+            name: (
+                found[ours][level]["value"] - found[name][level]["value"],
+                *_welch(errors[ours], errors[name]),
+            )
+            for name in names
+        }
+        entries[level] = _compared(gaps, confidence)
+    return entries
+
+
+def planted_together(
+    found: Sequence[Mapping[str, Any]], confidence: float = 0.95
+) -> dict[str, Any]:
+    """What several :func:`planted_recovery` say together.
+
+    Returns:
+        ``planted``: the sizes and, by name and level, the mean and each training's share;
+        ``planted_verdict`` of two trainings up.
+    """
+    names = [name for name, value in found[0].items() if isinstance(value, Mapping)]
+    means = {
+        name: {
+            level: {
+                "value": sum(one[name][level] for one in found) / len(found),
+                "trainings": [one[name][level] for one in found],
+            }
+            for level in found[0][name]
+        }
+        for name in names
+    }
+    entry = {"planted": {key: found[0][key] for key in found[0] if key not in names} | means}
+    if len(found) > 1:
+        entry["planted_verdict"] = planted_verdicts(means, confidence)
+    return entry
+
+
+def planted_verdicts(
+    found: Mapping[str, Mapping[str, Any]], confidence: float = 0.95
+) -> dict[str, Any]:
+    """By level: the share of planted directions that the k-SAE finds minus each control's, and the verdict.
+
+    Args:
+        found: by name, the k-SAE first: by level, ``trainings``: the shares found in the same sets of
+            synthetic activations, two or more.
+        confidence: of all intervals of a level together.
+    """
+    ours, *controls = found
+    entries = {}
+    for level in map(str, LEVELS):
+        gaps = {}
+        for name in controls:
+            pairs = zip(
+                found[ours][level]["trainings"], found[name][level]["trainings"], strict=True
+            )
+            each = torch.tensor([one - other for one, other in pairs], dtype=torch.float64)
+            gaps[name] = (float(each.mean()), float(each.var()) / len(each), len(each) - 1)
+        entries[level] = _compared(gaps, confidence)
+    return entries
+
+
+def _jackknife(pairs: Sequence[float]) -> tuple[float, int]:
+    """Squared error and degrees of freedom of the mean share, from both orders of each pair of trainings."""
+    shares = torch.tensor(pairs, dtype=torch.float64).view(-1, 2).mean(1)
+    count = round((1 + (1 + 8 * len(shares)) ** 0.5) / 2)
+    of = torch.tensor(list(combinations(range(count), 2)))
+    left = torch.stack([shares[(of != one).all(1)].mean() for one in range(count)])
+    return float((count - 1) / count * (left - left.mean()).square().sum()), count - 1
+
+
+def _compared(gaps: Mapping[str, tuple[float, float, float]], confidence: float) -> dict[str, Any]:
+    """Differences (value, squared error, degrees of freedom) by control as intervals, and the verdict."""
+    each = 1 - (1 - confidence) / max(len(gaps), 1)
+    differences = {}
+    for name, (value, error2, freedom) in gaps.items():
+        half = t_quantile(freedom, each) * error2**0.5
+        differences[name] = {"value": value, "interval": [value - half, value + half]}
+    said = verdict({name: one["interval"] for name, one in differences.items()}, 1)
+    return {"differences": differences, "verdict": said}
+
+
 def live_directions(
-    model: KSparseAutoencoder, rows: Float[Tensor, "images d"]
+    model: KSparseAutoencoder, rows: Float[Tensor, "images d"] | Float[Tensor, "images c d"]
 ) -> Float[Tensor, "m d"]:
     """Decoder rows of the latents that fire on more than 10 images, the strongest first."""
     return model.W_dec.data[encoded(model, rows).strongest(2 * MOST, 11)]
@@ -69,8 +175,9 @@ def stability_of_controls(
 ) -> dict[str, Any]:
     """The same for each untrained control, drawn or computed anew with each seed."""
     drawn = [untrained_controls(model, rows, seed) for seed in seeds]
+    seen = rows[:: -(-len(rows) // SEEN)]
     return {
-        name: stability([live_directions(one[name], rows) for one in drawn]) for name in drawn[0]
+        name: stability([live_directions(one[name], seen) for one in drawn]) for name in drawn[0]
     }
 
 

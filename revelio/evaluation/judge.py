@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from revelio.analysis.paired import Measured, against, image_subsets, verdict
+from revelio.analysis.paired import Measured, against, halves, verdict
 from revelio.evaluation.encoded import Encoded, encoded
 from revelio.evaluation.measures import MEASURES, HeldOut, held_out
 from revelio.sae.inputs import Source
@@ -15,29 +15,35 @@ from revelio.sae.metrics import density_histogram
 from revelio.sae.model import KSparseAutoencoder
 
 Told = Callable[[str], object]
+# How a model's latents fire, and its measures.
+Taken = tuple[dict[str, Any], dict[str, Measured]]
 
 
 def judge(
     models: Mapping[str, KSparseAutoencoder],
-    rows: Float[Tensor, "images d"],
+    rows: Float[Tensor, "images d"] | Float[Tensor, "images c d"],
     labels: Int64[Tensor, " images"] | None,
     *,
     confidence: float = 0.95,
     seed: int = 0,
     source: Source = None,
-    others: Mapping[str, tuple[KSparseAutoencoder, Float[Tensor, "images d"]]] | None = None,
+    over: Literal["max", "mean"] = "max",
+    others: Mapping[str, tuple[KSparseAutoencoder, Tensor]] | None = None,
+    known: dict[str, Taken] | None = None,
     progress: Told | None = None,
 ) -> dict[str, Any]:
     """Every measure of a k-SAE beside its controls: plain values, fit for JSON.
 
     Args:
         models: the k-SAE first, then the controls, by name.
-        rows: activations of held-out images.
+        rows: activations of held-out images, or of all their cells.
         labels: their classes; without them only label-free measures are taken.
         confidence: of all intervals of a measure together.
         seed: of the halves and the subsets of the images.
         source: which input of the k-SAE the rows are of, for one that normalizes by store.
+        over: what the codes of an image's cells come to for the image.
         others: controls of another backbone, with its activations of the same images.
+        known: what was measured before of some of the models on these images; gets the rest.
         progress: told the name of each model before it is measured.
 
     Returns:
@@ -46,14 +52,17 @@ def judge(
         live latents than there are. A control without a latent that fires on enough images is left out of
         the measures that need one.
     """
-    images = held_out(rows, labels, image_subsets(len(rows), seed), seed)
-    found, codes = {}, {}
-    here = {name: (model, rows) for name, model in models.items()}
-    for name, (model, own) in (here | dict(others or {})).items():
+    images = held_out(rows, labels, halves(len(rows), seed), seed)
+    known = {} if known is None else known
+    here = {name: (model, rows) for name, model in models.items()} | dict(others or {})
+    for name, (model, own) in here.items():
+        if name in known:
+            continue
         if progress is not None:
             progress(name)
-        codes[name] = encoded(model, own, source if name in here else None)
-        found[name] = measures_of(codes[name], replace(images, rows=own))
+        codes = encoded(model, own, source if name in models else None, over)
+        known[name] = (_firing(codes), measures_of(codes, replace(images, rows=own)))
+    found = {name: known[name][1] for name in here}
     first, *controls = found
     entries = {
         measure: against(
@@ -66,7 +75,7 @@ def judge(
     }
     wanted = [name for name, one in MEASURES.items() if labels is not None or not one.labelled]
     return {
-        "latents": {name: _firing(one) for name, one in codes.items()},
+        "latents": {name: known[name][0] for name in here},
         "measures": entries,
         "not_measured": [name for name in wanted if name not in entries],
     }

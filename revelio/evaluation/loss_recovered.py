@@ -25,8 +25,6 @@ from revelio.evaluation.measures import HeldOut
 from revelio.sae.inputs import Source
 from revelio.sae.model import KSparseAutoencoder
 
-ENDS = ("true", "mean", "zero")
-
 
 def reconstruction(model: KSparseAutoencoder, source: Source = None) -> Replace:
     """Activations (r d) as the k-SAE reconstructs them."""
@@ -64,12 +62,15 @@ def recovered(
         "zero": torch.zeros_like,
     }
     ways |= {name: reconstruction(model, source) for name, model in models.items()}
-    outputs = {name: downstream.outputs(replaced(way)) for name, way in ways.items()}
-    losses = {name: downstream.losses(output) for name, output in outputs.items()}
+    losses, accuracy = {}, {}
+    for name, way in ways.items():
+        output = downstream.outputs(replaced(way))
+        losses[name] = downstream.losses(output)
+        if reader is not None:
+            accuracy[name] = _accuracy(downstream, output, images, reader)
     found = {"loss recovered": {n: loss_recovered(losses, n, images.subsets) for n in models}}
     told: dict[str, Any] = {"loss": {n: float(one.mean()) for n, one in losses.items()}}
-    if reader is not None:
-        accuracy = {n: _accuracy(downstream, one, images, reader) for n, one in outputs.items()}
+    if accuracy:
         found["downstream probe"] = {name: accuracy[name] for name in models}
         told["accuracy"] = {name: one.whole for name, one in accuracy.items()}
     first, *controls = models

@@ -34,8 +34,8 @@ from revelio.seeds import generator
 TOP = 10
 STRONGEST = 1000
 MIN_FIRINGS = 11  # "active on more than 10 images", as purity has it
-# A latent's images are kept this many times over, so that others move up in a half or quarter of the images.
-SPARE = 6
+# A latent's images are kept this many times over, so that others move up in a half of the images.
+SPARE = 3
 DUPLICATE_COSINE = 0.9
 DUPLICATE_IMAGES = 0.5
 FALSE_DISCOVERIES = 0.05
@@ -46,14 +46,14 @@ class HeldOut:
     """The held-out images.
 
     Attributes:
-        rows: their activations.
+        rows: their activations, or those of all their cells.
         labels: class ids from 0, or None.
         classes: how many.
-        subsets: of the images; see :func:`revelio.analysis.paired.image_subsets`.
+        subsets: of the images; see :func:`revelio.analysis.paired.halves`.
         judged: the half that probes and coverage are judged on.
     """
 
-    rows: Float[Tensor, "images d"]
+    rows: Float[Tensor, "images d"] | Float[Tensor, "images c d"]
     labels: Int64[Tensor, " images"] | None
     classes: int
     subsets: Bool[Tensor, "subsets images"]
@@ -70,7 +70,7 @@ class Measure:
 
 
 def held_out(
-    rows: Float[Tensor, "images d"],
+    rows: Float[Tensor, "images d"] | Float[Tensor, "images c d"],
     labels: Int64[Tensor, " images"] | None,
     subsets: Bool[Tensor, "subsets images"],
     seed: int,
@@ -88,7 +88,8 @@ def held_out(
 
 def fvu(codes: Encoded, images: HeldOut) -> Measured:
     """Sum of squared errors / sum of squared deviations from the mean activation."""
-    deviations = (images.rows - images.rows.mean(0)).double().square().sum(1)
+    mean = images.rows.flatten(0, -2).mean(0)
+    deviations = (images.rows - mean).double().square().flatten(1).sum(1)
     return measured(
         lambda kept: float(codes.errors[kept].sum() / deviations[kept].sum()), images.subsets
     )
@@ -122,7 +123,7 @@ def _purity(
         found = measures(kept_counts(top, labels, images.classes, kept, TOP))
         return float(found[form].nan_to_num(0.0).mean())
 
-    return measured(mean, images.subsets)
+    return measured(mean, images.subsets, of_top=True)
 
 
 def _top_images(codes: Encoded, latents: Tensor, count: int) -> Int64[Tensor, "l count"]:
@@ -288,7 +289,7 @@ def significant(codes: Encoded, images: HeldOut) -> Measured | None:
         p = np.minimum(1.0, tails * images.classes)
         return float((stats.false_discovery_control(p) <= FALSE_DISCOVERIES).mean())
 
-    return measured(share, images.subsets)
+    return measured(share, images.subsets, of_top=True)
 
 
 MEASURES: dict[str, Measure] = {

@@ -16,7 +16,9 @@ def page(result: Mapping[str, Any]) -> str:
 def _lines(result: Mapping[str, Any]) -> Iterator[str]:
     yield "# k-SAEs beside their controls"
     yield ""
-    yield f"{result['images']:,} held-out images of {markdown(result['store'])}."
+    over = result.get("over", "pooled")  # of before, all were
+    of = "" if over == "pooled" else f" Codes of an image: the {over} over its cells."
+    yield f"{result['images']:,} held-out images of {markdown(result['store'])}.{of}"
     yield f"Intervals of differences: {result['interval_method']}."
     for name, entry in result["ksaes"].items():
         yield from ("", f"## {markdown(name)}", "", *rows(entry["measures"]))
@@ -30,6 +32,8 @@ def _lines(result: Mapping[str, Any]) -> Iterator[str]:
     for what in ("stability", "planted"):
         if what in result:
             yield from ("", f"## {what.capitalize()}", "", *_levels(result[what]))
+        for level, entry in result.get(f"{what}_verdict", {}).items():
+            yield from ("", f"Above {level}: {entry['verdict']}.")
     yield from ("", *(f"- {markdown(note)}" for note in result["notes"]))
 
 

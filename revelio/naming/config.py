@@ -1,7 +1,7 @@
 """Every setting of naming, declared once; the command inherits it. Imports no torch."""
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from revelio.analysis.config import FROM_STORE
 from revelio.bounds import (
@@ -36,7 +36,9 @@ class NameLatentsConfig(AskingConfig):
     data: DataConfig = field(default_factory=lambda: DataConfig(source=FROM_STORE))
     """The pictures; from-store: the known data set that the store's manifest names. Matched by id."""
 
-    strongest: Count = 50
+    renamed: ClassVar[dict[str, str]] = {"strongest": "latents"}
+
+    latents: Count = 50
     """How many latents are named, the strongest first; those that fire on too few images are passed over."""
 
     shown: Annotated[int, Range(2, 36)] = 9

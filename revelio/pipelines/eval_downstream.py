@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from revelio.activations.store import ActivationStore
-from revelio.analysis.paired import image_subsets
+from revelio.analysis.paired import halves
 from revelio.backbones.base import Backbone, DiffusionModel, EmbeddingModel
 from revelio.backbones.prompts import prompt_texts
 from revelio.backbones.registry import load_backbone
@@ -49,7 +49,7 @@ class InModel:
         where = {name: row for row, name in enumerate(store.ids)}
         chosen = torch.tensor([where[dataset.ids[place]] for place in places])
         labels = None if store.labels is None else store.labels[chosen]
-        subsets = image_subsets(len(chosen), config.seed)
+        subsets = halves(len(chosen), config.seed)
         self.images = held_out(rows[chosen], labels, subsets, config.seed)
         self.reader = Reader.of(self.downstream, self.images)
 

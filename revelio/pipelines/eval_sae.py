@@ -1,7 +1,7 @@
 """Judge k-SAEs on held-out images, each beside its controls."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from revelio.activations.store import ActivationStore
+from revelio.analysis.config import OverCells
 from revelio.analysis.paired import method
-from revelio.analysis.top_images import check_width, pooled
+from revelio.analysis.top_images import check_width, own_over, pooled
 from revelio.bounds import check_fields
 from revelio.config import read_yaml, structure
 from revelio.evaluation.card import section, with_section
@@ -26,8 +27,10 @@ from revelio.evaluation.controls import (
 from revelio.evaluation.identity import (
     live_directions,
     planted_recovery,
+    planted_together,
     stability,
     stability_of_controls,
+    stability_verdicts,
 )
 from revelio.evaluation.judge import judge, over_trainings
 from revelio.evaluation.page import page
@@ -72,6 +75,7 @@ def eval_sae(config: EvalSAEConfig, progress: Report = silent) -> dict[str, Any]
     check_replaceable(config.out, MAKER, (RESULT, PAGE))
     with claimed(config.out):
         models = {path: open_sae(path, "cpu", progress) for path in config.ksae}
+        config = replace(config, over=_over(config, models))
         data = _data(config, models)
         inside = None
         if config.loss_images:
@@ -85,7 +89,8 @@ def eval_sae(config: EvalSAEConfig, progress: Report = silent) -> dict[str, Any]
         result = {
             "store": config.store.resolve().name,
             "store_sha256": data.store.sha256,
-            "images": len(data.store),
+            "images": data.store.images,
+            "over": config.over,
             "interval_method": method(config.confidence),
             "ksaes": entries,
             **_together(config, models, entries, data),
@@ -117,18 +122,20 @@ class _Data:
 
     Attributes:
         store: of the held-out images.
-        rows: its activations.
-        source: the activations that controls are made of.
+        rows: its activations, or those of all cells of each image.
+        source: the activations that controls are made of, a row each.
         random: activations of a backbone with random weights, of the held-out images and to train on; None:
             not wanted.
         notes: what is to be said of them.
+        untrained: by d, n and k the controls that need no training, and what was measured of them.
     """
 
     store: ActivationStore
-    rows: Float[Tensor, "images d"]
+    rows: Float[Tensor, "images d"] | Float[Tensor, "images c d"]
     source: Float[Tensor, "others d"]
     random: tuple[Tensor, Tensor] | None
     notes: list[str]
+    untrained: dict[tuple[int, ...], Any] = field(default_factory=dict)
 
 
 def _write(folder: Path, result: Mapping[str, Any]) -> None:
@@ -156,8 +163,30 @@ def _sha256(path: str) -> str | None:
     return None if folder is None else sha256(folder / WEIGHTS)
 
 
-def _rows(store: ActivationStore) -> Float[Tensor, "images d"]:
-    return torch.cat([pooled(batch) for _, batch in store.batches(1024)])
+def _over(config: EvalSAEConfig, models: Mapping[str, KSparseAutoencoder]) -> OverCells:
+    """What an image's code is of, the same for all k-SAEs, or a ValueError that says what they differ in."""
+    own = {path: own_over(model) for path, model in models.items()}
+    if config.over is None and len(set(own.values())) > 1:
+        cells = next(path for path, over in own.items() if over != "pooled")
+        raise ValueError(
+            f"{printable(cells)} was trained on cells, others on pooled rows: choose `over`"
+        )
+    over = config.over or next(iter(own.values()))
+    if config.loss_images and over != "pooled":
+        raise ValueError("loss_images is of pooled activations: leave it out for codes of cells")
+    return over
+
+
+def _opened(path: Path, over: OverCells | None) -> ActivationStore:
+    """A store of whole images or, where codes are of cells, of cells."""
+    return ActivationStore.open(path, cells=over != "pooled")
+
+
+def _rows(store: ActivationStore, over: OverCells | None) -> Tensor:
+    if over == "pooled":
+        return torch.cat([pooled(batch) for _, batch in store.batches(1024)])
+    starts = range(0, store.images, 64)
+    return torch.cat([store.image_cells(at, min(at + 64, store.images)) for at in starts])
 
 
 def _data(config: EvalSAEConfig, models: Mapping[str, KSparseAutoencoder]) -> _Data:
@@ -166,31 +195,31 @@ def _data(config: EvalSAEConfig, models: Mapping[str, KSparseAutoencoder]) -> _D
     Raises:
         ValueError: stores and k-SAEs do not fit together, images are in both, or too few.
     """
-    store = ActivationStore.open(config.store)
+    store, over = _opened(config.store, config.over), config.over
     recipes = config.trained_controls or config.random_store
     for number, (path, model) in enumerate(models.items()):
         check_width(model, store)
         if recipes or (config.planted and not number):
             _recipe(path)
-    if len(store) < TOO_FEW:
-        raise ValueError(f"{config.store} holds {len(store)} images: measures need {TOO_FEW} up")
-    rows = _rows(store)
+    if store.images < TOO_FEW:
+        raise ValueError(f"{config.store} holds {store.images} images: measures need {TOO_FEW} up")
+    rows = _rows(store, over)
     notes = [] if store.labels is not None else [UNLABELLED]
     random = _random(config, store)
     if config.train_store is None:
-        return _Data(store, rows, rows, random, [NO_TRAIN_STORE, *notes])
-    train = ActivationStore.open(config.train_store)
+        return _Data(store, rows, rows.flatten(0, -2), random, [NO_TRAIN_STORE, *notes])
+    train = _opened(config.train_store, over)
     _check_channels(train, store)
     same = all(train.manifest.get(key) == store.manifest.get(key) for key in ("dataset", "split"))
     shared = len(set(train.ids) & set(store.ids)) if same else 0
     if shared and config.overlap == "stop":
         raise ValueError(
-            f"{shared:,} of the {len(store):,} images of {config.store} are in {config.train_store} too: "
+            f"{shared:,} of the {store.images:,} images of {config.store} are in {config.train_store} too: "
             "hold out other images, or set overlap to allow"
         )
     if shared:
-        notes = [f"{shared:,} of {len(store):,} images are training images", *notes]
-    return _Data(store, rows, _rows(train), random, notes)
+        notes = [f"{shared:,} of {store.images:,} images are training images", *notes]
+    return _Data(store, rows, _rows(train, over).flatten(0, -2), random, notes)
 
 
 def _check_channels(other: ActivationStore, store: ActivationStore) -> None:
@@ -213,7 +242,8 @@ def _random(config: EvalSAEConfig, store: ActivationStore) -> tuple[Tensor, Tens
         raise ValueError(
             "random_store and random_train_store belong together: the images of store, and those to train on"
         )
-    held, train = map(ActivationStore.open, (config.random_store, config.random_train_store))
+    over, places = config.over, (config.random_store, config.random_train_store)
+    held, train = (_opened(path, over) for path in places)
     for other in (held, train):
         _check_channels(other, store)
         for key in ("layer", "timestep", "prompt_policy"):
@@ -231,10 +261,10 @@ def _random(config: EvalSAEConfig, store: ActivationStore) -> tuple[Tensor, Tens
     missing = [name for name in store.ids if name not in place]
     if missing:
         raise ValueError(
-            f"{len(missing):,} of the {len(store):,} images of {store.path} are not in {held.path}: extract "
-            "the same images"
+            f"{len(missing):,} of the {store.images:,} images of {store.path} are not in {held.path}: "
+            "extract the same images"
         )
-    return _rows(held)[[place[name] for name in store.ids]], _rows(train)
+    return _rows(held, over)[[place[name] for name in store.ids]], _rows(train, over).flatten(0, -2)
 
 
 def _judged(
@@ -245,7 +275,11 @@ def _judged(
     inside: "InModel | None",
     progress: Report,
 ) -> dict[str, Any]:
-    models = {"k-SAE": model} | untrained_controls(model, data.source, config.seed)
+    sizes = (model.d, model.n, model.k)
+    if sizes not in data.untrained:
+        data.untrained[sizes] = untrained_controls(model, data.source, config.seed), {}
+    untrained, taken = data.untrained[sizes]
+    models, known = {"k-SAE": model} | untrained, dict(taken)
     if config.trained_controls:
         key = (_sha256(path) or "")[:12]
         for name in TRAINED:
@@ -253,7 +287,8 @@ def _judged(
     others = {}
     if data.random is not None and config.random_train_store is not None:
         rows, source = data.random
-        key = f"{_sha256(path)}{ActivationStore.open(config.random_train_store).sha256}"
+        store = _opened(config.random_train_store, config.over)
+        key = f"{_sha256(path)}{store.sha256}"
         key = blake2b(key.encode(), digest_size=6).hexdigest()
         control = _trained(config, path, model, source, RANDOM_WEIGHTS, key, progress)
         others[RANDOM_WEIGHTS] = (control, rows)
@@ -264,9 +299,12 @@ def _judged(
         confidence=config.confidence,
         seed=config.seed,
         source=data.store.manifest,
+        over="mean" if config.over == "mean" else "max",
         others=others,
+        known=known,
         progress=lambda name: progress(Progress(f"{path}: measuring {name}")),
     )
+    taken |= {name: known[name] for name in untrained}
     if inside is not None:
         progress(Progress(f"{path}: {len(inside.downstream)} images through the model"))
         more = inside.measure(models, data.source.mean(0))
@@ -327,12 +365,17 @@ def _together(
     first = next(iter(models.values()))
     directions = [live_directions(model, data.rows) for model in models.values()]
     seeds = range(config.seed, config.seed + min(len(models), STABLE_SEEDS))
+    stable = {"k-SAE": stability(directions)}
+    stable |= stability_of_controls(first, data.source, list(seeds))
+    told = {}
+    if len(models) >= STABLE_SEEDS:
+        told = {"stability_verdict": stability_verdicts(stable, config.confidence)}
     return {
         "over_trainings": over_trainings(
             [entry["measures"] for entry in entries.values()], config.confidence
         ),
-        "stability": {"k-SAE": stability(directions)}
-        | stability_of_controls(first, data.source, list(seeds)),
+        "stability": stable,
+        **told,
     }
 
 
@@ -350,15 +393,4 @@ def _planted(config: EvalSAEConfig, data: _Data, progress: Report) -> dict[str, 
         )
         for number in range(config.planted)
     ]
-    names = [name for name, value in found[0].items() if isinstance(value, Mapping)]
-    means = {
-        name: {
-            level: {
-                "value": sum(one[name][level] for one in found) / len(found),
-                "trainings": [one[name][level] for one in found],
-            }
-            for level in found[0][name]
-        }
-        for name in names
-    }
-    return {"planted": {key: found[0][key] for key in found[0] if key not in names} | means}
+    return planted_together(found, config.confidence)

@@ -6,6 +6,7 @@ from typing import Any
 
 from revelio.activations.store import ActivationStore
 from revelio.analysis.config import MakeGalleryConfig, PurityConfig
+from revelio.analysis.gallery.told import told
 from revelio.analysis.gallery.write import check_place, write_gallery
 from revelio.analysis.purity import purity
 from revelio.analysis.top_images import TopImages
@@ -80,10 +81,20 @@ def make_gallery(
             top = read_top_images(config.top, store, model)
         earlier, ours = out / "gallery.json", made_from(top.source)
         check_same_source(earlier, lambda found: made_from(found.get("made_from", {})), ours)
+        known = told(config.names, config.locality, top.source["ksae"])
         entry = entry or _purity(config, model, store, top, progress)
-        told = counted(progress, "thumbnails", store.images, "image")
+        count = counted(progress, "thumbnails", store.images, "image")
         summary = write_gallery(
-            out, model, store, top, pictures, config, purity=entry, progress=told
+            out,
+            model,
+            store,
+            top,
+            pictures,
+            config,
+            purity=entry,
+            known=known,
+            beside=config.beside,
+            progress=count,
         )
     return MadeGallery(out, **summary, store=store.manifest, top=top)
 

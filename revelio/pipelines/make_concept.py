@@ -40,13 +40,13 @@ def make_concept(config: ConceptConfig) -> Concept:
     ways = {
         "texts": bool(config.texts or config.texts_file),
         "store": config.store is not None,
-        "latents": bool(config.latents),
+        "latent_values": bool(config.latent_values),
         "concepts": bool(config.concepts),
     }
     chosen = [way for way, said in ways.items() if said]
     if len(chosen) != 1:
         raise ValueError(
-            f"a concept of {' and '.join(chosen) or 'nothing'}: give one of texts, store, latents, concepts"
+            f"a concept of {' and '.join(chosen) or 'nothing'}: give one of {', '.join(ways)}"
         )
     if chosen[0] not in ("concepts", "store") and config.layer is None:
         raise ValueError("which layer? give layer, such as text_encoder.block9")
@@ -55,7 +55,7 @@ def make_concept(config: ConceptConfig) -> Concept:
     makers = {
         "texts": _of_texts,
         "store": _of_stores,
-        "latents": _of_latents,
+        "latent_values": _of_latents,
         "concepts": _of_concepts,
     }
     made = replace(makers[chosen[0]](config), strengths=config.strengths)
@@ -132,7 +132,7 @@ def _of_latents(config: ConceptConfig) -> Concept:
     assert config.layer is not None
     ksae = open_ksae(config.ksae)
     model = str(ksae.trained_on.get("model") or config.backbone.name)
-    return from_latents(model, config.layer, ksae, parse_latents(config.latents, 1.0))
+    return from_latents(model, config.layer, ksae, parse_latents(config.latent_values, 1.0))
 
 
 def _of_concepts(config: ConceptConfig) -> Concept:

@@ -114,7 +114,7 @@ def _subjects(
     enough = (top.counts[order] >= config.shown + config.checked) & (
         top.images - top.counts[order] >= config.checked
     )
-    chosen = order[enough][: config.strongest]
+    chosen = order[enough][: config.latents]
     if config.shown > top.m:
         raise ValueError(f"shown is {config.shown}, and each latent has {top.m} top images")
     if not len(chosen):

@@ -31,10 +31,11 @@ from revelio.pipelines.reproduce_parts import CANNOT, Shared, reason_of
 from revelio.pipelines.reproduce_rows import Found, checked, gain, measure
 from revelio.pipelines.reproduce_scores import scored
 from revelio.reproduce.config import ReproduceConfig
-from revelio.reproduce.items import DELTA, TOP1, Item, Row, item
+from revelio.reproduce.items import Item, item
 from revelio.reproduce.orderings import Replicates, judge
 from revelio.reproduce.page import page
 from revelio.reproduce.picture import picture
+from revelio.reproduce.row import DELTA, TOP1, Row
 from revelio.reproduce.rows import SIZES, OurRow, Sizes, our_rows
 from revelio.run_dir import versions, write_json
 from revelio.trust import printable, read_object

@@ -13,7 +13,8 @@ from revelio.data.registry import get_spec, is_registered
 from revelio.diffc.model import head_macs
 from revelio.machine import duration, size
 from revelio.reproduce.config import ReproduceConfig
-from revelio.reproduce.items import SECONDS, item
+from revelio.reproduce.items import item
+from revelio.reproduce.row import SECONDS
 from revelio.reproduce.rows import SIZES, STORED, OurRow, Sizes, our_rows
 from revelio.sae.cost import Job, given_speed
 

@@ -14,7 +14,6 @@ from typing import Any, cast, get_args
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
 
 from revelio.analysis.config import (
     MakeGalleryConfig,
@@ -22,7 +21,8 @@ from revelio.analysis.config import (
     MakeTopImagesConfig,
     MeasurePurityConfig,
 )
-from revelio.analysis.controls import judge
+from revelio.analysis.controls import SPARE, judge
+from revelio.analysis.paired import LEFT_OUT, image_subsets
 from revelio.analysis.purity import eligible
 from revelio.backbones.prompts import class_texts
 from revelio.backbones.registry import load_backbone
@@ -45,19 +45,14 @@ from revelio.pipelines.train_sae import train_sae
 from revelio.probes.clip_zero_shot import clip_zero_shot
 from revelio.probes.config import ProbeConfig, ProbeName
 from revelio.probes.diffusion_classifier import diffusion_classifier
-from revelio.reproduce.items import SECONDS
+from revelio.reproduce.row import SECONDS
 from revelio.reproduce.rows import OurRow
 from revelio.sae.config import SweepConfig, TrainSAEConfig
-from revelio.seeds import generator
 from revelio.stats import mean95, wilson95
 from revelio.trust import printable
 
 Found = dict[str, Any]
 OVER_TRAININGS = "Student's t over trainings"
-# The delete-d jackknife of `shifts`.
-SUBSETS, LEFT_OUT = 50, 0.25
-# A latent's images are kept this many times over, so that others move up when some are left out.
-SPARE = 3
 
 
 def measure(shared: Shared, ours: OurRow) -> Found:
@@ -115,7 +110,7 @@ def _purity(
     beside: dict[str, Any] = {"store": (store,), "ksae": (str(ksae),)} if controls else {}
     given = MeasurePurityConfig(**vars(how), **beside, top=(made.path,), device=config.device)
     entry = measure_purity(given, shared.progress).entries[0]
-    subsets = without_a_quarter(made.top.images, config.seed)
+    subsets = image_subsets(made.top.images, config.seed)
     found = judge(made.top, strong, how.m, subsets).measures["sigma"]
     return entry, _scaled(found.subsets.numpy() - found.whole)
 
@@ -293,7 +288,7 @@ def _accuracy(
     shared: Shared, right: Bool[np.ndarray, "trainings images"], interval: list[float]
 ) -> Found:
     """Shares of right answers in percent."""
-    subsets = without_a_quarter(right.shape[1], shared.config.seed).numpy()
+    subsets = image_subsets(right.shape[1], shared.config.seed).numpy()
     values = right.mean(1)
     # A product of booleans would be a boolean.
     gaps = right.astype(float) @ subsets.T / subsets.sum(1) - values[:, None]
@@ -362,15 +357,6 @@ def over_trainings(values: list[float], shifts: list[list[float]]) -> Found:
 
 def _once(value: float, images: int) -> Found:
     return {"value": value, "interval": None, "chance": None, "images": {"test": images}}
-
-
-def without_a_quarter(count: int, seed: int) -> Bool[Tensor, "subsets images"]:
-    """:data:`SUBSETS` random subsets of ``count`` images, each without a quarter of them."""
-    draw, out = generator(seed, "jackknife subsets"), round(count * LEFT_OUT)
-    kept = torch.ones(SUBSETS, count, dtype=torch.bool)
-    for subset in kept:
-        subset[torch.randperm(count, generator=draw)[:out]] = False
-    return kept
 
 
 def _scaled(gaps: Float[np.ndarray, " subsets"]) -> list[float]:

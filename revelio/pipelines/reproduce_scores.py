@@ -14,7 +14,7 @@ from scipy.stats import norm
 
 from revelio.analysis.paired import SUBSETS
 from revelio.pipelines.reproduce_rows import Found, over_trainings
-from revelio.reproduce.items import Row
+from revelio.reproduce.row import Row
 from revelio.reproduce.rows import pairs
 from revelio.seeds import key_seed
 from revelio.trust import read_object

@@ -13,7 +13,6 @@ from revelio.sae.dataloader import RowSource
 from revelio.sae.distributed import (
     DataParallelKernel,
     Group,
-    ShardedFiles,
     ShardedKernel,
     SharedRows,
     sharded_model,
@@ -22,6 +21,7 @@ from revelio.sae.inputs import Input
 from revelio.sae.kernels.base import Kernel
 from revelio.sae.kernels.select import choose_kernel
 from revelio.sae.model import KSparseAutoencoder
+from revelio.sae.sharded_files import ShardedFiles
 
 
 @dataclass(frozen=True)

@@ -284,7 +284,12 @@ class _Handler(BaseHTTPRequestHandler):
             more = f'<script src="{SCRIPT}"></script>\n</body>'
             self._send(content.replace(b"</body>", more.encode()), "text/html; charset=utf-8")
         else:
-            kinds = {".js": "text/javascript", ".css": "text/css", ".jpg": "image/jpeg"}
+            kinds = {
+                ".js": "text/javascript",
+                ".css": "text/css",
+                ".jpg": "image/jpeg",
+                ".html": "text/html",
+            }
             kind = kinds.get(Path(name).suffix, "application/json")
             self._send(content, f"{kind}; charset=utf-8")
 

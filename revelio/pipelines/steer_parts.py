@@ -108,13 +108,13 @@ def build_edits(layers: PipelineLayers, config: EditConfig) -> list[Edit]:
         KeyError: an unknown layer.
         ValueError: nothing to edit, or something that does not fit the model.
     """
-    if not config.concept and not (config.ksae and config.latents):
-        raise ValueError("nothing to steer by: give a concept, or ksae and latents")
-    if config.latents and len(config.ksae) != 1:
+    if not config.concept and not (config.ksae and config.latent_values):
+        raise ValueError("nothing to steer by: give a concept, or ksae and latent_values")
+    if config.latent_values and len(config.ksae) != 1:
         raise ValueError("whose latents? give one ksae")
     edits = _of_concepts(layers, config)
-    if config.latents:
-        values = parse_latents(config.latents, 0.0)
+    if config.latent_values:
+        values = parse_latents(config.latent_values, 0.0)
         edits.append(_of_latents(layers, config, config.ksae[0], config.layer, values))
     return edits
 
@@ -127,7 +127,7 @@ def _of_concepts(layers: PipelineLayers, config: EditConfig) -> list[Edit]:
     for place, (folder, weight) in enumerate(zip(config.concept, weights, strict=True)):
         concept = Concept.load(folder)
         concept.check(layers.name, config.layer)
-        if not saes or config.latents:
+        if not saes or config.latent_values:
             edits.append(concept.edit(weight, **_places(config)))
         elif concept.latents is None:
             raise ValueError(

@@ -8,8 +8,7 @@ made.report["fvu"], made.model()
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, replace
-from functools import partial
+from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -24,15 +23,14 @@ from revelio.pipelines import Progress, Report, silent
 from revelio.pipelines.held_out import divide, with_share
 from revelio.pipelines.plan_sae import announce, job_of, refuse_shortage, remarks, shortage
 from revelio.pipelines.sae_processes import DistContext
+from revelio.pipelines.sae_result import Training, finish
 from revelio.pipelines.sae_rows import JoinedRows, open_stores
-from revelio.run_dir import KEEP, Run, write_folder, write_json
+from revelio.run_dir import KEEP, Run
 from revelio.sae.checkpoint import checkpoint_bytes, load_checkpoint, save_checkpoint
-from revelio.sae.config import SweepConfig, TrainConfig, TrainSAEConfig
+from revelio.sae.config import SweepConfig, TrainSAEConfig
 from revelio.sae.cost import Job
 from revelio.sae.dataloader import Batches, RowSource, batches_of
-from revelio.sae.distributed import save_sharded
 from revelio.sae.inputs import measure
-from revelio.sae.metrics import evaluate
 from revelio.sae.model import KSparseAutoencoder
 from revelio.sae.state import StepState
 from revelio.sae.train import SAERun, train_many
@@ -178,17 +176,6 @@ def _describe_all(rows: JoinedRows) -> dict[str, Any]:
     return found | ({"rows_are": "cells"} if rows.cells else {})
 
 
-@dataclass(frozen=True)
-class _Training:
-    """A k-SAE that trains on ``rows`` rows, with its run folder; only the main process writes there."""
-
-    config: TrainSAEConfig
-    record: Run
-    run: SAERun
-    context: DistContext
-    rows: int
-
-
 def _trained(
     configs: list[TrainSAEConfig], context: DistContext, progress: Report
 ) -> list[TrainedSAE]:
@@ -226,7 +213,7 @@ def _train_group(
         _resume(training, progress)
     _follow(trainings, batches, progress)
     for training in trainings:
-        _finish(training, batches, kept, held_out, progress)
+        finish(training, batches, kept, held_out, progress)
     for config in configs:
         context.wait()
         yield TrainedSAE(config.out, read_object(config.out / "report.json"))
@@ -246,7 +233,7 @@ def _batches(rows: JoinedRows, config: TrainSAEConfig, context: DistContext) -> 
 
 def _open(
     config: TrainSAEConfig, rows: JoinedRows, context: DistContext, progress: Report
-) -> _Training | None:
+) -> Training | None:
     """The k-SAE and its run folder; None if that is finished."""
     inputs = [part.input for part in rows.parts if part.input is not None]
     model = context.model(config, rows.width, _describe_all(rows), inputs)
@@ -273,10 +260,10 @@ def _open(
         progress(Progress(f"{config.out} is finished already: see {config.out / 'report.json'}"))
         return None
     run = SAERun(model, config.for_rows(len(rows)), kernel=context.kernel(model, config.kernel))
-    return _Training(config, record, run, context, len(rows))
+    return Training(config, record, run, context, len(rows))
 
 
-def _resume(training: _Training, progress: Report) -> None:
+def _resume(training: Training, progress: Report) -> None:
     """Go on from the last checkpoint, where there is one."""
     record, run, context = training.record, training.run, training.context
     step, folder = record.latest_checkpoint() or (0, None)
@@ -293,7 +280,7 @@ def _resume(training: _Training, progress: Report) -> None:
         )
 
 
-def _follow(trainings: list[_Training], batches: Batches, progress: Report) -> None:
+def _follow(trainings: list[Training], batches: Batches, progress: Report) -> None:
     """Train to the end: log, save, report; the first steps give the time it will take."""
     runs = [training.run for training in trainings]
     total = sum(run.config.steps for run in runs)
@@ -313,7 +300,7 @@ def _follow(trainings: list[_Training], batches: Batches, progress: Report) -> N
         progress(Progress(message, done + taken, total, "step", tuple(numbers.items())))
 
 
-def _record(training: _Training, step: StepState) -> dict[str, str]:
+def _record(training: Training, step: StepState) -> dict[str, str]:
     """Log a step and save a checkpoint, each at its time; what was logged, for people."""
     config, record, context = training.config, training.record, training.context
     model, steps, shown = training.run.model, training.run.config.steps, {}
@@ -350,108 +337,3 @@ def _line(step: StepState) -> dict[str, Any]:
     line = {name: getattr(step, name) for name in (*names, "learning_rate")}
     # A batch of one row has no variance to explain.
     return {name: value if abs(value) < float("inf") else None for name, value in line.items()}
-
-
-def _finish(
-    training: _Training,
-    batches: Batches,
-    kept: JoinedRows,
-    held_out: JoinedRows,
-    progress: Report,
-) -> None:
-    """Measure the k-SAE on the rows it was trained on and on those kept out; write it with its report."""
-    config, record, run = training.config, training.record, training.run
-    model, state = run.model, run.state
-    assert state is not None
-    # Encoding is most of what measuring takes: by the kernel that trained.
-    model.kernel = run.kernel or model.kernel
-    found = evaluate(model, batches.epoch(0), "normalized")
-    model.trained_on.update(steps=state.step, samples=state.samples, fvu=found.fvu)
-    unseen = _unseen(model, held_out)
-    if unseen is not None:
-        model.trained_on.update(held_out_rows=unseen["rows"], held_out_fvu=unseen["fvu"])
-    stores = _by_store(model, kept, held_out)
-    measured = {key: value for key, value in asdict(found).items() if key != "density"}
-    settings = {one.name: getattr(run.config, one.name) for one in fields(TrainConfig)}
-    said = {"training": settings, "on the training rows": measured}
-    if unseen is not None:
-        said["on held-out rows"] = {key: value for key, value in unseen.items() if key != "density"}
-    _save(training, said)
-    if not training.context.main:
-        return
-    report = {
-        "mode": model.mode,
-        "activation": model.activation,
-        "prefixes": list(model.prefixes),
-        "trained_on": model.trained_on,
-        "d": model.d,
-        "n": model.n,
-        "k": model.k,
-        "seed": config.seed,
-        "steps": state.step,
-        "samples": state.samples,
-        "epochs": round(state.samples / training.rows, 3),
-        "stopped_early": state.stopped,
-        "variance": state.variance if model.mode == "fixed" else None,
-        **asdict(found),
-        "held_out": unseen,
-        **({"stores": stores} if stores else {}),
-        "seconds": record.seconds,
-    }
-    write_json(config.out / "report.json", report)
-    record.finish(steps=state.step, samples=state.samples)
-    progress(
-        Progress(
-            f"fraction of variance unexplained {found.fvu:.4f}{_beside(unseen)}, L0 {found.l0:.1f}, "
-            f"dead (active on no row) {found.dead_share:.1%} of {model.n:,} latents on {found.rows:,} rows\n"
-            f"wrote {config.out / 'final'}, {config.out / 'report.json'}, {record.metrics_path}"
-        )
-    )
-
-
-def _by_store(
-    model: KSparseAutoencoder, kept: JoinedRows, held_out: JoinedRows
-) -> list[dict[str, Any]]:
-    """The k-SAE measured on each store by itself, in the units of its rows; none where it has no inputs."""
-    found = []
-    for place, input in enumerate(model.inputs):
-        about = dict(input.about) | {"normalize": input.kind}
-        for name, rows in (("trained", kept.parts[place]), ("held_out", held_out.parts[place])):
-            if len(rows):
-                measured = evaluate(model, rows.batches(raw=True), place)
-                about[name] = {
-                    key: value for key, value in asdict(measured).items() if key != "density"
-                }
-        found.append(about)
-    return found
-
-
-def _unseen(model: KSparseAutoencoder, rows: JoinedRows) -> dict[str, Any] | None:
-    """The k-SAE measured on rows it has not seen; None where there are none."""
-    if not len(rows):
-        return None
-    try:
-        return asdict(evaluate(model, rows.batches(), "normalized"))
-    except ValueError as error:  # all the same, say: no reason to lose what was trained
-        return {"rows": len(rows), "fvu": None, "reason": str(error)}
-
-
-def _beside(unseen: dict[str, Any] | None) -> str:
-    if unseen is None or unseen["fvu"] is None:
-        return ""
-    return f" (on {unseen['rows']:,} held-out rows {unseen['fvu']:.4f})"
-
-
-def _save(training: _Training, card: dict[str, Any]) -> None:
-    """Write ``final/``; ``card`` is what its model card says beside the sizes."""
-    model, context, final = training.run.model, training.context, training.config.out / "final"
-    if context.group is None or context.sharing == "data":
-        if context.main:
-            save = partial(model.save_pretrained, model_card_kwargs=card)
-            write_folder(final, save)
-        return
-    group = context.group
-    if context.main:
-        write_folder(final, lambda folder: save_sharded(folder, model, group, card))
-    else:
-        save_sharded(None, model, group)

@@ -147,7 +147,16 @@ def classify(
             stopped = _separated(errors, active, best, config.confidence)
             active = active.gather(1, kept.sort(1).values)
             running = running[~stopped[running]]
-    seconds = perf_counter() - begun
+    return _rows(ids, by_stage, errors, perf_counter() - begun)
+
+
+def _rows(
+    ids: Sequence[str],
+    by_stage: Sequence[list[int]],
+    errors: Float[Tensor, "i s k"],
+    seconds: float,
+) -> list[ClassifiedImage]:
+    """A row an image; an image's share of the time is that of its passes."""
     counts = (~errors.isnan()).sum(1)
     shares = counts.sum(1).double() / counts.sum()
     means = errors.nanmean(1)

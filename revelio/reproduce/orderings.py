@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from revelio.reproduce.row import Row
+
 if TYPE_CHECKING:
     import numpy as np
     from jaxtyping import Bool, Float
-
-    from revelio.reproduce.items import Row
 
 AXES = ("kind", "model", "layer", "timestep", "dataset", "prompt")
 REPLICATES = 2000
@@ -31,7 +31,7 @@ class Ordering:
         text: in words.
         kind: ``least`` or ``most``: the winner is below or above all others; ``rising``: in the order of the
             rows; ``mixed``: the winner is above in some groups and below in others.
-        axis: a field of :class:`~revelio.reproduce.items.Row`.
+        axis: a field of :class:`~revelio.reproduce.row.Row`.
         winner: its value there.
         margin: by how much at least.
         where: values of other axes that the rows must have.
@@ -46,7 +46,7 @@ class Ordering:
     where: Mapping[str, Any] = field(default_factory=dict)
     skip: str = ""
 
-    def about(self, rows: Sequence["Row"]) -> list["Row"]:
+    def about(self, rows: Sequence[Row]) -> list[Row]:
         """The rows that it is about."""
         return [
             row
@@ -55,7 +55,7 @@ class Ordering:
         ]
 
     def holds(
-        self, rows: Sequence["Row"], values: "Float[np.ndarray, 'n rows']"
+        self, rows: Sequence[Row], values: "Float[np.ndarray, 'n rows']"
     ) -> "Bool[np.ndarray, ' n']":
         """Whether it holds of each of n sets of values of ``rows``, those that it is about."""
         import numpy as np
@@ -64,7 +64,7 @@ class Ordering:
         mixed = found.any(0) & ~found.all(0)
         return np.asarray(mixed if self.kind == "mixed" else found.all(0))
 
-    def groups(self, rows: Sequence["Row"]) -> list[list[int]]:
+    def groups(self, rows: Sequence[Row]) -> list[list[int]]:
         """The places of the rows that differ in the axis alone, for each set of values of the others."""
         groups: dict[tuple[Any, ...], list[int]] = {}
         for place, row in enumerate(rows):
@@ -73,7 +73,7 @@ class Ordering:
         return [some for some in groups.values() if len(some) > 1]
 
     def _group(
-        self, rows: Sequence["Row"], values: "np.ndarray", some: list[int]
+        self, rows: Sequence[Row], values: "np.ndarray", some: list[int]
     ) -> "Bool[np.ndarray, ' n']":
         import numpy as np
 
@@ -112,7 +112,7 @@ class Replicates:
 
 
 def judge(
-    ordering: Ordering, rows: Sequence["Row"], found: Mapping["Row", Replicates], seed: int = 0
+    ordering: Ordering, rows: Sequence[Row], found: Mapping[Row, Replicates], seed: int = 0
 ) -> dict[str, Any]:
     """Whether an ordering holds: plain values, fit for JSON.
 
@@ -150,7 +150,7 @@ def judge(
     }
 
 
-def _of_paper(ordering: Ordering, rows: Sequence["Row"]) -> bool | None:
+def _of_paper(ordering: Ordering, rows: Sequence[Row]) -> bool | None:
     import numpy as np
 
     if any(row.paper is None for row in rows):

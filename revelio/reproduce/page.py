@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from revelio.reproduce.items import SECONDS
+from revelio.reproduce.row import SECONDS
 from revelio.trust import markdown
 
 HEAD = ("model", "layer", "t", "data", "prompt", "metric", "paper", "ours", "95 %", "chance")

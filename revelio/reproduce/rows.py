@@ -11,7 +11,7 @@ from revelio.data.config import DataConfig
 from revelio.diffc.config import FitConfig
 from revelio.probes.config import DiffusionClassifierConfig, ProbeName
 from revelio.reproduce.config import FROM_PAPER, ReproduceConfig
-from revelio.reproduce.items import CALTECH, FGVC, PETS, Row
+from revelio.reproduce.row import CALTECH, FGVC, PETS, Row
 from revelio.sae.config import RunConfig
 
 MAIN = "sd-1.5"

@@ -50,7 +50,6 @@ from revelio.seeds import generator
 # 2: other activations, prefixes; 3: inputs of their own normalization.
 FORMAT = 3
 PAPER_K = 32  # Sec. 4.1
-PAPER_EXPANSION = 64  # Sec. 4.1: n = 64 d
 
 _ABOUT = """Trained by Revelio on activations of a vision model. How pure its latents are says little without
 the controls that `revelio purity` measures beside it: directions that learned nothing can be as pure."""

@@ -1,7 +1,7 @@
 """Every setting of concept steering, declared once; command lines inherit it. Imports no torch."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from revelio.backbones.config import BackboneConfig
 from revelio.bounds import (
@@ -104,7 +104,9 @@ class ConceptConfig:
     class_name: str | None = None
     """Take the pictures of one class of `store` for the concept."""
 
-    latents: tuple[str, ...] = ()
+    renamed: ClassVar[dict[str, str]] = {"latents": "latent-values"}
+
+    latent_values: tuple[str, ...] = ()
     """Latents with weights, as `13:2.0`; without a weight it is 1."""
 
     concepts: tuple[Folder, ...] = ()
@@ -148,12 +150,14 @@ class EditConfig:
     """Weights of the concepts, which the strength is multiplied by; none: 1 each."""
 
     layer: str | None = None
-    """The layer whose latents are edited, with `latents`; none: the one that the k-SAE was trained on."""
+    """The layer whose latents are edited, with `latent_values`; none: what the k-SAE was trained on."""
 
     ksae: tuple[str, ...] = ()
     """The k-SAE of that layer: a folder or hub id; of several concepts one for each, or one for all."""
 
-    latents: tuple[str, ...] = ()
+    renamed: ClassVar[dict[str, str]] = {"latents": "latent-values"}
+
+    latent_values: tuple[str, ...] = ()
     """Latents with values, as `13:2.0 487:0`; without a value it is 0."""
 
     operation: Operation = "scale"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from campaign import hostile, hostile_data
+from campaign import hostile, hostile_data, hostile_runs
 from campaign.hostile import Case
 from campaign.sandbox import TRACEBACK, Limits, Outcome, run
 from campaign.world import World
@@ -32,6 +32,10 @@ KINDS: dict[str, tuple[Callable[..., Case], int]] = {
     "parquet files": (hostile_data.parquets, 50),
     "data sets on disk": (hostile_data.datasets_on_disk, 20),
     "lists of known data sets": (hostile_data.lists, 20),
+    "concepts and masks": (hostile_runs.concepts, 80),
+    "tables of prompts": (hostile_runs.prompts, 60),
+    "runs of zero-shot, advise, reproduce": (hostile_runs.runs, 80),
+    "caches of replies": (hostile_runs.caches, 40),
     "config files (YAML, JSON)": (hostile_data.configs, 80),
     "flags": (hostile_data.flags, 100),
 }
@@ -129,8 +133,8 @@ def judged(
         found["network"] = f"{outcome.asked[:3]}"
     if outcome.status == TRACEBACK or "Traceback (most recent" in outcome.err:
         found["traceback"] = outcome.err
-    elif outcome.signal is not None and outcome.seconds >= limits.seconds:
-        found["hang"] = f"{outcome.seconds:.0f} s"
+    elif outcome.hung:
+        found["hang"] = f"{outcome.seconds:.0f} s of its own"
     elif outcome.status not in (0, 2):
         found["exit"] = f"status {outcome.status}, signal {outcome.signal}: {outcome.err[-300:]}"
     if outcome.memory > limits.memory:

@@ -65,7 +65,8 @@ def reader(rng: Random, world: World, store: str, place: Path, folder: Path) -> 
     names = {
         "store": ("top-images", "gallery"),
         "rows": ("train-ksae", "plan-ksae"),
-        "grids": ("train-diffc", "eval-diffc"),
+        "grids": ("train-diffc", "eval-diffc", "probe"),
+        "whole": ("locality",),
     }
     name, out = rng.choice(names[store]), folder / "out"
     if name == "plan-ksae":
@@ -78,7 +79,7 @@ def manifests(rng: Random, world: World, folder: Path) -> Case:
     """A store whose manifest was edited, read or resumed."""
     if rng.random() < 0.3:
         return extractions(rng, world, folder)
-    store = rng.choice(("store", "rows", "grids"))
+    store = rng.choice(("store", "rows", "grids", "whole"))
     place = copied(world.made / store, folder / "s")
     edit_json(rng, world, place / "manifest.json")
     return reader(rng, world, store, place, folder)
@@ -103,7 +104,7 @@ def extractions(rng: Random, world: World, folder: Path) -> Case:
 
 def shards(rng: Random, world: World, folder: Path) -> Case:
     """A store with a damaged shard; half of them with the hash of the damage in the manifest."""
-    store = rng.choice(("store", "rows", "grids"))
+    store = rng.choice(("store", "rows", "grids", "whole"))
     place = copied(world.made / store, folder / "s")
     shard = place / "shard-00000.safetensors"
     shard.write_bytes(tensors_file(rng, shard.read_bytes(), world.outside))

@@ -38,7 +38,12 @@ _NETWORK = ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname")
 
 @dataclass(frozen=True)
 class Limits:
-    """When a case is called a hang, or a glutton."""
+    """When a case is called a hang, or a glutton.
+
+    Attributes:
+        seconds: of its own time; ten times as long on the clock, where it waits or others are at work.
+        memory: bytes beyond what it began with.
+    """
 
     seconds: float = 30.0
     memory: int = GIB
@@ -51,7 +56,9 @@ class Outcome:
     Attributes:
         status: its exit status; None where a signal ended it.
         signal: that signal.
-        seconds: wall time.
+        seconds: of its own time.
+        wall: on the clock.
+        hung: whether it was ended for taking too long.
         memory: bytes taken beyond what it began with, at most.
         out: what it printed.
         err: what it said on stderr.
@@ -66,6 +73,8 @@ class Outcome:
     memory: int
     out: str
     err: str
+    wall: float = 0.0
+    hung: bool = False
     touched: list[str] = field(default_factory=list)
     ran: list[str] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
@@ -98,15 +107,17 @@ def run(
     pid = os.fork()
     if pid == 0:
         _child(action, folder, log, (folder, *writable), outside)
-    end = min(limits.seconds, kill_after if kill_after is not None else limits.seconds)
-    status, usage = _wait(pid, began + end)
+    end = 10 * limits.seconds if kill_after is None else kill_after
+    status, usage = _wait(pid, began + end, limits.seconds)
     events = [line.partition(" ") for line in _text(log / "events").splitlines()]
     base = next((int(what) for kind, _, what in events if kind == "base"), 0)
     killed = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
     outcome = Outcome(
         status=None if killed else os.WEXITSTATUS(status),
         signal=killed,
-        seconds=time.monotonic() - began,
+        seconds=usage.ru_utime + usage.ru_stime,
+        wall=time.monotonic() - began,
+        hung=killed == signal.SIGKILL and kill_after is None,
         memory=max(0, usage.ru_maxrss * 1024 - base),
         out=_text(log / "out"),
         err=_text(log / "err"),
@@ -129,19 +140,29 @@ def start(action: Callable[[], object], folder: Path) -> int:
 
 def finish(pid: int, folder: Path, seconds: float) -> tuple[int | None, str]:
     """The exit status (None: a signal) and stderr of what :func:`start` began."""
-    status, _ = _wait(pid, time.monotonic() + seconds)
+    status, _ = _wait(pid, time.monotonic() + 10 * seconds, seconds)
     err = _text(folder.with_name(f"{folder.name}.log") / "err")
     return (os.WEXITSTATUS(status) if os.WIFEXITED(status) else None), err
 
 
-def _wait(pid: int, until: float) -> tuple[int, Any]:
+def _own_time(pid: int) -> float:
+    """Seconds of processor time that a process has taken."""
+    try:
+        found = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except FileNotFoundError:
+        return 0.0
+    return sum(map(int, found[11:13])) / os.sysconf("SC_CLK_TCK")
+
+
+def _wait(pid: int, until: float, own: float) -> tuple[int, Any]:
+    """Wait for a process; it is killed at a time on the clock, or once it has taken so much of its own."""
     pause = 0.0005
     while True:
         done, status, usage = os.wait4(pid, os.WNOHANG)
         if done:
             return status, usage
         left = until - time.monotonic()
-        if left <= 0:
+        if left <= 0 or _own_time(pid) > own:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
             _, status, usage = os.wait4(pid, 0)

@@ -17,10 +17,9 @@ from files_helpers import before_operations, results
 
 from revelio.files import is_partial
 
-RESUMED = ("extract", "train-ksae", "train-diffc", "demo")
-# What a command writes at once; the same words are simply given again.
-REPEATED = ("top-images", "purity", "gallery", "pca-maps", "eval-diffc", "score")
-FILES = ("purity", "score")
+RESUMED = ("extract", "train-ksae", "train-diffc", "demo", "zero-shot", "advise", "extract-text")
+# The words of all others are simply given again. Of these the result is a file:
+FILES = ("purity", "score", "probe", "locality")
 
 
 @dataclass
@@ -58,7 +57,7 @@ class Bench:
         outcome = run(self.action(whole), self.root, limits=Limits(120))
         if outcome.status:
             raise RuntimeError(f"{name} fails without a stop: {outcome.err}")
-        self.seconds = outcome.seconds
+        self.seconds = outcome.wall
         self.expected = comparable(whole)
         self.size = sum(len(path.read_bytes()) for path in files_below(whole))
 

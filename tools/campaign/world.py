@@ -26,6 +26,7 @@ from llava_ext.language import assemble, load_language_model, load_tokenizer
 from llava_ext.model_config import TowerShape
 from revelio.activations.store import write_store
 from revelio.cli import main
+from revelio.reply_cache import Reply, open_cache
 from revelio.sae.io.peers import export_saelens, export_sparsify
 from revelio.sae.io.released import export_released
 
@@ -35,6 +36,11 @@ pathlib.Path(os.environ["REVELIO_SENTINEL"]).touch()
 def load(*a, **k):
     pass
 """
+
+
+# Finished results that cases edit.
+CLEAN = ("extract", "train-ksae", "train-diffc", "eval-diffc", "top-images", "gallery", "pca-maps")
+CLEAN += ("zero-shot", "advise", "reproduce")
 
 
 @dataclass(frozen=True)
@@ -95,10 +101,12 @@ def _write(world: World) -> None:
     export_sparsify(model, made / "sparsify")
     export_released(model, made / "released.pt")
     clean = made / "clean"
-    for name in ("extract", "train-ksae", "train-diffc", "eval-diffc", "top-images", "gallery"):
+    for name in CLEAN:
         main(world.words(name, clean / name))
-    main(world.words("pca-maps", clean / "pca-maps"))
     main(world.words("purity", clean / "purity.json"))
+    with open_cache(made / "replies.sqlite") as cache:
+        for number in range(20):
+            cache.put({"number": number}, Reply(f"reply {number}", 1, 2))
     main(["plan-ksae", "--store", str(made / "rows")])
     # A run that was stopped after its first checkpoint.
     words = world.words("train-ksae", made / "half")

@@ -42,6 +42,7 @@ def render(figures: Figures) -> str:
         f"| chance | {100 / len(data['classes']):.1f} | | | | 50.0 | 25.0 | | |\n",
         losses(rows),
     ]
+    lines += [inside_part(figures["inside"])] if "inside" in figures else []
     lines += [bench_part(figures["bench"])] if "bench" in figures else []
     lines += [f"`{figures['command']}`\n"]
     return "\n".join(lines)
@@ -125,6 +126,43 @@ def losses(rows: Figures) -> str:
 def mean_of(reports: Sequence[Figures], key: str) -> float:
     """The mean of a number over trainings' reports."""
     return sum(one[key] for one in reports) / len(reports)
+
+
+def inside_part(found: Figures) -> str:
+    """What carried the answers, and what the prompt leaks."""
+    lines = [
+        "## Inside the model\n",
+        "A k-SAE on each tower's tokens; the fall of the right answers' log-probability without the pairs of "
+        "latent and token with the largest gradient x activation, and without as many random ones that fire "
+        "on the same pictures, over held-out open questions:\n",
+        "| row | tower | answers | pairs | without the top | predicted | without random ones | difference |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row, checks in found["carried"].items():
+        for one in checks:
+            falls = [nats(one[key]) for key in ("top", "predicted", "random", "difference")]
+            cells = [NAMES[row], one["tower"], str(one["answers"]), str(one["pairs"]), *falls]
+            lines.append(f"| {' | '.join(cells)} |")
+    leak = found["leaked"]
+    lines += [
+        "\nWhat the question leaks into the features (`prompt: question`): a linear probe is trained on the "
+        f"features of `{leak['tower']}` under `Is this a CLASS?` with the picture's own class, and reads "
+        "held-out ones under the same prompts. What it reads of a blank picture, or of one of another class, "
+        "comes from the text:\n",
+        "| prompt | " + " | ".join(leak["question"]) + " |",
+        "|---|" + "---|" * len(leak["question"]),
+        *(
+            f"| {name} | {' | '.join(map(percent, leak[name].values()))} |"
+            for name in ("question", "no text")
+        ),
+        f"| chance | {100 * leak['chance']:.1f} | | | |\n",
+    ]
+    return "\n".join(lines)
+
+
+def nats(entry: Figures) -> str:
+    """A mean with its interval, in nats."""
+    return f"{entry['value']:.2f} [{entry['low']:.2f}, {entry['high']:.2f}]"
 
 
 def bench_part(found: Figures) -> str:

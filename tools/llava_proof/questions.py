@@ -5,7 +5,7 @@ a X, and which of four is it; the held-out questions are of the same three kinds
 generators keyed by the image, so a part of the classes or images has the questions that the whole has.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from typing import Any, Literal
@@ -168,7 +168,7 @@ def instructions(photos: Photos, a_photo: int, seed: int = SEED) -> list[dict[st
 
 def held_out_questions(photos: Photos, seed: int = SEED) -> list[Question]:
     """The open question about every image, and by turns one of the other two."""
-    kinds = (("open", other) for other in cycle(KINDS[1:]))
+    kinds: Iterator[tuple[Kind, Kind]] = (("open", other) for other in cycle(KINDS[1:]))
     return [
         ask(photos, i, kind, seed)
         for i, some in zip(range(len(photos.files)), kinds, strict=False)

@@ -5,17 +5,21 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from llava_ext.checkpoint import load_model
+from llava_ext.config import TowerConfig
 from llava_ext.dataset import ConversationDataset
 from llava_ext.llava_json import image_names, read_records
 from llava_ext.tower_cache import CachedGrids
 from llava_ext.towers import load_towers
 from revelio.run_dir import read_json, sha256, versions, write_json
+from tools.llava_proof.inside import carried, leaked
 from tools.llava_proof.proof import CLASSES, Places, Training, answer_bench, photos
 from tools.llava_proof.questions import KINDS, Question, held_out_questions
 from tools.llava_proof.score import accuracy, by_kind, difference, probe, right_answers
 
 Figures = dict[str, Any]
 SHOWN = 6  # answers to LLaVA-Bench on the page
+INSIDE = ("clip-sd-t25",)  # rows whose towers' latents are looked at
+LEAKY = TowerConfig("mini-sd-photo", "up_ft1", timestep=25, tokens="pool", budget=16)
 OF_PROBE, OF_VIT = 0.8, 0.7  # what was to be reached
 NAMES = {
     "clip": "CLIP",
@@ -37,18 +41,33 @@ def measure(places: Places) -> Figures:
         "data": data_figures(places, questions),
         "rows": {row: row_figures(places, row, right) for row in settings.rows},
         "made_with": versions(),
-        "command": "make demo-llava CALTECH101=FOLDER",
+        "command": f"python -m tools.llava_mini --caltech101 FOLDER --seeds {settings.seeds}",
         "settings": {
             name: getattr(settings, name)
             for name in ("seeds", "train_images", "test_images", "captions", "questions", "quick")
         },
     }
+    found["inside"] = inside_figures(places)
     if settings.bench:
         best = max(settings.rows, key=lambda row: found["rows"][row]["open"]["value"])
         answer_bench(places, best, settings.bench)
         found["bench"] = bench_figures(places, best)
-        found["command"] += " BENCH=FOLDER"
+        found["command"] += " --bench FOLDER"
     return found
+
+
+def inside_figures(places: Places) -> Figures:
+    """The tests inside the model, of the rows with two towers; kept beside the runs."""
+    found: Figures = {"carried": {}}
+    for row in [row for row in places.settings.rows if row in INSIDE]:
+        kept = places.settings.out / row / "carried.json"
+        if not kept.is_file():
+            write_json(kept, carried(places, row))
+        found["carried"][row] = read_json(kept)
+    kept = places.settings.out / "leaked.json"
+    if not kept.is_file():
+        write_json(kept, leaked(places, LEAKY))
+    return found | {"leaked": read_json(kept)}
 
 
 def bench_figures(places: Places, row: str) -> Figures:

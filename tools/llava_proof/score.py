@@ -7,7 +7,7 @@ question and answer tells it, without generating.
 
 from collections.abc import Iterator, Sequence
 from statistics import mean
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from llava_ext.config import IGNORE_INDEX
 from llava_ext.dataset import Collator, ConversationDataset
-from llava_ext.model import LlavaModel
+from llava_ext.model import LlavaModel, innermost
 from llava_ext.tower_cache import CachedGrids
 from revelio.probes.linear import linear_probe
 from revelio.stats import paired, rounded, trainings95
@@ -44,7 +44,8 @@ def wrong_tokens(model: LlavaModel, batch: dict[str, Any]) -> Tensor:
     found = model.embed(
         batch["input_ids"], batch["attention_mask"], batch["labels"], batch["grids"]
     )
-    hidden = model.language_model.base_model(
+    language_model: Any = innermost(cast(Any, model.language_model))  # out of an adapter's wrapper
+    hidden = language_model.base_model(
         inputs_embeds=found.embeddings,
         attention_mask=found.attention_mask,
         position_ids=found.position_ids,

@@ -3,7 +3,7 @@
 KID (Binkowski et al., 2018, "Demystifying MMD GANs"): the unbiased squared maximum mean discrepancy with the
 kernel (x.y / d + 1)^3, here on the class token of `vit-s-14-focus`, which saw neither the samples' models nor
 their data. Beside it what tells how large a distance is: real training pictures against real test pictures
-(0 but for chance), and test pictures of half the resolution.
+(0 but for chance), and training pictures of half the resolution.
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ def distances(inputs: Inputs, train: PictureSet, test: PictureSet, make: MakeSam
     against = {
         "samples": as_tensor(make(words, test.labels.tolist())),
         "training pictures": train.images,
-        "test pictures at half their resolution": half_sized(test.images),
+        # Not of the test pictures: a set and its own copy are not independent.
+        "training pictures at half their resolution": half_sized(train.images),
     }
     found = {
         name: with_interval(class_tokens(backbone, images), real)

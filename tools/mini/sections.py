@@ -132,7 +132,7 @@ def judged(inputs: Inputs, make: MakeSamples, sheet: str) -> Figures:
 
 
 def diffusion_classifier(inputs: Inputs) -> Figures:
-    """Zero-shot Diffusion Classifier accuracy of mini-sd, and by how many samples it gets there."""
+    """Diffusion Classifier accuracy of mini-sd on its own classes, by how many samples it takes."""
     pictures = held_out(inputs, CLASSIFIED)
     config = replace(CLASSIFY, seed=inputs.seed)
     rows = resumable_rows(inputs, pictures, config)

@@ -3,7 +3,7 @@
     relative = 100 * mean(model) / mean(reference)      reference, model: mean scores times ten
 
     revelio llava-bench score --reviews runs/bench/reviews.jsonl
-    revelio llava-bench score --reviews a.jsonl --compare b.jsonl --json runs/bench/scores.json
+    revelio llava-bench score --reviews a.jsonl --compare b.jsonl --out runs/bench/scores.json
     revelio llava-bench score --reviews run0.jsonl run1.jsonl run2.jsonl
 
 Each question counts once (both answer orders are averaged first). Intervals are paired bootstraps by
@@ -13,7 +13,7 @@ noise. Review files that LLaVA wrote are read as they are.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from eval.bench.prompts import Mode
 from revelio.bounds import Count, File, NotEmpty, OpenShare, OutFile, Seed
@@ -38,7 +38,9 @@ class Config:
     format: Literal["table", "llava"] = "table"
     """table: with intervals. llava: the lines of LLaVA's published summary, and nothing else."""
 
-    json: OutFile | None = None
+    renamed: ClassVar[dict[str, str]] = {"json": "out"}
+
+    out: OutFile | None = None
     """Also write everything to this JSON file."""
 
     resamples: Count = 10_000
@@ -59,8 +61,8 @@ def run(config: Config) -> None:
     from revelio.outputs import check_file, has_keys
     from revelio.run_dir import write_json
 
-    if config.json is not None:
-        check_file(config.json, has_keys("format", "mode", "files"), "a table of scores")
+    if config.out is not None:
+        check_file(config.out, has_keys("format", "mode", "files"), "a table of scores")
     files = [read_scores(path, config.mode) for path in config.reviews]
     report = make_report(config, files)
     if config.format == "llava":
@@ -68,12 +70,12 @@ def run(config: Config) -> None:
             print(llava_summary(file.path.stem, file.reviews, config.mode))
     else:
         print(report_text(report))
-    if config.json is not None:
-        write_json(config.json, report)
+    if config.out is not None:
+        write_json(config.out, report)
         if config.format == "table":
-            print(f"\nwrote {config.json}")
+            print(f"\nwrote {config.out}")
     if config.format == "table" and config.compare is None:
-        compare = ["--reviews", *config.reviews, "--compare", "REVIEWS", "--json", "scores.json"]
+        compare = ["--reviews", *config.reviews, "--compare", "REVIEWS", "--out", "scores.json"]
         print(f"\n{following('llava-bench', 'score', *compare)}")
 
 

@@ -1,7 +1,7 @@
 """Where in an image a latent fires: its codes over the cells of a grid, for the images that are shown."""
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Int64
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from revelio.sae.model import KSparseAutoencoder
 
 LEVELS = 255
+# Of an image the maps of so many latents are kept, and of each the cells above this share of its strongest.
+MAPPED, WEAK = 8, 0.1
 
 # For a latent: by image, the cells that it fires on and how strongly, as cell, level, cell, level, ...
 Maps = dict[int, list[int]]
@@ -49,6 +51,30 @@ def heat_maps(
             for place, one in zip(places, maps, strict=True):
                 found[place][start + number] = one
     return [levels(maps) for maps in found]
+
+
+def image_maps(
+    model: "KSparseAutoencoder",
+    store: "ActivationStore",
+    chosen: Int64[Tensor, "l"],
+    records: Iterable[dict[str, Any]],
+) -> Iterator[dict[str, Any]]:
+    """The records of a store's images, in its order, with where their strongest latents fire.
+
+    ``maps``: of the first :data:`MAPPED` active latents, each on its own scale, weak cells left out.
+    """
+    left = iter(records)
+    for _, codes in store_codes(model, store):
+        for number in range(len(codes.values)):
+            record = next(left)
+            places = [int(place) for place, _ in record["active"][:MAPPED]]
+            maps = sparse_maps(codes, number, chosen[places])
+            yield record | {"maps": [levels({0: _strong(*one)})[0] for one in maps]}
+
+
+def _strong(cells: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+    kept = codes >= codes.max() * WEAK if len(codes) else codes > 0
+    return cells[kept], codes[kept]
 
 
 def sparse_maps(

@@ -1,6 +1,7 @@
 """What a gallery shows, as plain values: its latents, its images and their active latents."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from revelio.analysis.gallery.firing import Firing, near_misses, together
 from revelio.analysis.label_measures import class_counts
 from revelio.analysis.latent_map import directions, label_profiles, layout, neighbours
 from revelio.analysis.purity import latent_measures
+from revelio.analysis.redundancy import SAME_DIRECTION, SAME_IMAGES
 from revelio.analysis.top_images import TopImages
 from revelio.seeds import key_seed
 
@@ -67,12 +69,59 @@ def _label_columns(top: TopImages, chosen: Tensor) -> dict[str, list[Any]]:
     return columns | {"class": [label if known else None for label, known in pairs]}
 
 
+@dataclass(frozen=True)
+class Similar:
+    """Which latents of a gallery are alike, by place.
+
+    Attributes:
+        near: by direction: [place, cosine of the decoder rows], nearest first.
+        alike: by images: [place, cosine of the codes over all images].
+        repeats: the strongest latent that each nearly repeats; None: it is the first of its kind.
+    """
+
+    near: list[list[list[float]]]
+    alike: list[list[list[float]]]
+    repeats: list[int | None]
+
+
+def similar_latents(
+    model: "KSparseAutoencoder",
+    top: TopImages,
+    chosen: Int64[Tensor, "l"],
+    fired: Firing,
+    config: GalleryConfig,
+) -> Similar:
+    """Of each latent those most like it, and which stronger one it repeats.
+
+    It repeats one of these whose decoder row has a cosine above 0.9 with its own, or that shares more than
+    half of either's top images; and what that one repeats.
+    """
+    found = neighbours(directions(model, chosen), config.neighbours)
+    near = [_pairs(*pair) for pair in zip(*(one.tolist() for one in found), strict=True)]
+    alike = [
+        [[other, short(cosine)] for other, cosine in pairs]
+        for pairs in together(fired.codes, config.neighbours)
+    ]
+    images = [set(rows) - {-1} for rows in top.indices[chosen].tolist()]
+    repeats: list[int | None] = []
+    for place, ours in enumerate(images):
+        same = [int(other) for other, cosine in near[place] if cosine > SAME_DIRECTION]
+        for other in {int(other) for other, _ in [*near[place], *alike[place]]}:
+            if len(ours & images[other]) > SAME_IMAGES * len(ours | images[other]):
+                same.append(other)
+        first = min((other for other in same if other < place), default=None)
+        # A stronger one is settled already: so is what it repeats.
+        repeats.append(first if first is None or repeats[first] is None else repeats[first])
+    return Similar(near, alike, repeats)
+
+
 def latent_records(
     model: "KSparseAutoencoder",
     store: "ActivationStore",
     top: TopImages,
     chosen: Int64[Tensor, "l"],
     fired: Firing,
+    similar: Similar,
     config: GalleryConfig,
 ) -> Iterator[dict[str, Any]]:
     """What the page of each latent shows, strongest first; other latents are named by their place.
@@ -82,9 +131,6 @@ def latent_records(
     many images fire it, in equal steps up to the strongest; `classes`: of all these, [class, images] each;
     `near` and `alike`: similar latents by direction and by images.
     """
-    units = directions(model, chosen)
-    near, cosines = neighbours(units, config.neighbours)
-    alike = together(fired.codes, config.neighbours)
     # Of codes of cells there are none: every image comes close somewhere.
     counted = 0 if "cells" in top.source else config.range_images
     missed, gaps = near_misses(model, store, chosen, counted)
@@ -95,8 +141,8 @@ def latent_records(
         yield {
             "id": latent,
             "top": _pairs(top.indices[latent].tolist(), top.values[latent].tolist()),
-            "near": _pairs(near[place].tolist(), cosines[place].tolist()),
-            "alike": [[other, short(cosine)] for other, cosine in alike[place]],
+            "near": similar.near[place],
+            "alike": similar.alike[place],
             "misses": _pairs(missed[place].tolist(), gaps[place].tolist()),
         } | _range(latent, rows, codes, top, config)
 

@@ -3,6 +3,7 @@
     index.html  assets/*.js, *.css   thumbs/000/000000.jpg
     data/gallery.js                  what every page needs: names, and numbers of all latents and images
     data/cards-0000.js, latents-0000.js, images-0000.js, ...   the rest, loaded when a page shows it
+    beside/0/  beside/1/             galleries that it is compared with, whole
     gallery.json                     the same data for programs
     latents.jsonl  images.jsonl      ... a latent, an image a line
 
@@ -21,15 +22,18 @@ from jinja2 import Environment, StrictUndefined
 from torch import Tensor
 
 from revelio.analysis.config import GalleryConfig
+from revelio.analysis.gallery.beside import opened
 from revelio.analysis.gallery.firing import firing
-from revelio.analysis.gallery.heat_maps import heat_maps
+from revelio.analysis.gallery.heat_maps import heat_maps, image_maps
 from revelio.analysis.gallery.records import (
     class_sizes,
     describe,
     image_records,
     latent_columns,
     latent_records,
+    similar_latents,
 )
+from revelio.analysis.gallery.told import Told
 from revelio.analysis.purity import eligible
 from revelio.analysis.top_images import TopImages, check_width
 from revelio.bounds import check_fields
@@ -52,7 +56,7 @@ CHUNKS = {"images": 500, "cards": 1024, "latents": 64}
 TILES = 10
 FIRST = ("base", "filters", "latents", "latent", "images", "map", "app")
 FIRST_SCRIPTS = tuple(f"{name}.js" for name in FIRST)
-SCRIPTS = (*FIRST_SCRIPTS[:1], "grid.js", *FIRST_SCRIPTS[1:-1], "search.js", "app.js")
+SCRIPTS = (*FIRST_SCRIPTS[:1], "grid.js", *FIRST_SCRIPTS[1:-1], "compare.js", "search.js", "app.js")
 
 
 def write_gallery(
@@ -64,6 +68,8 @@ def write_gallery(
     config: GalleryConfig | None = None,
     *,
     purity: dict[str, Any] | None = None,
+    known: Told | None = None,
+    beside: Sequence[Path] = (),
     progress: Callable[[int], object] | None = None,
 ) -> dict[str, Any]:
     """Write the gallery folder ``out``; when it is whole, it replaces the files of an older one.
@@ -76,6 +82,8 @@ def write_gallery(
         dataset: the pictures; matched to the store's rows by id.
         config: how much to show.
         purity: an entry of `purity.json`, to show the means, their chance level and the controls.
+        known: names of the latents, and how local and stable they are.
+        beside: galleries of the same images, copied into `beside/0`, `beside/1`, ... to be compared with it.
         progress: told 1 after each image.
 
     Returns:
@@ -85,26 +93,35 @@ def write_gallery(
         ValueError: a file that no gallery wrote is in the way, the parts do not belong together, no latent
             is active, or the data set has none of the images.
     """
-    config = config or GalleryConfig()
+    config, known = config or GalleryConfig(), known or Told()
     check_fields(config)
+    others = [opened(path, store.ids) for path in beside]
     _check(out, model, store, top)
     chosen = top.ranking(config.latents)
     if not len(chosen):
         raise ValueError("no latent is active on any image: train the k-SAE on this store first")
     indices = _matched(store, dataset)
-    shared: dict[str, Any] = _shared(model, top, chosen, config) | {"purity": purity}
     fired = firing(model, store, chosen, top.source.get("cells", "pooled"))
-    records = latent_records(model, store, top, chosen, fired, config)
+    similar = similar_latents(model, top, chosen, fired, config)
+    shared: dict[str, Any] = _shared(model, top, chosen, config) | {"purity": purity}
+    shared |= {"measures": known.measures, "beside": [other.about for other in others]}
+    shared["latents"] |= {"repeats": similar.repeats, **known.columns(chosen.tolist())}
+    records = latent_records(model, store, top, chosen, fired, similar, config)
+    records = (record | known.details(record["id"]) for record in records)
+    seen = image_records(fired, config.image_latents)
     if len(store.row_shape) == 3:
         shared["meta"]["grid"] = list(store.row_shape[1:])
         records = _with_maps(list(records), model, store, chosen)
+        seen = image_maps(model, store, chosen, seen)
 
     def fill(folder: Path) -> None:
         missing = _write_thumbnails(folder, store.ids, indices, dataset, config.thumbnail, progress)
         labels = None if top.labels is None else top.labels.tolist()
         shared["images"] = {"ids": list(store.ids), "labels": labels, "missing": missing}
-        _write_data(folder, shared, records, image_records(fired, config.image_latents))
+        _write_data(folder, shared, records, seen)
         _write_pages(folder, shared)
+        for number, other in enumerate(others):
+            other.copy(folder / "beside" / str(number))
 
     replace_files(out, MAKER, fill, older=OLDER)
     missing = shared["images"]["missing"]

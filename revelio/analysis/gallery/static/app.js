@@ -1,13 +1,13 @@
 "use strict";
 // The address picks the view; keys and the theme.
 (() => {
-  const { data, meta, h, whole, plural, term, percent, filters, latentsView, latentView, imagesView, mapView, search } = Gallery;
+  const { data, meta, h, whole, number, plural, term, percent, filters, latentsView, latentView, imagesView, mapView, compareView, search } = Gallery;
   const main = document.getElementById("main");
   const aside = document.getElementById("filters");
   let redraw = null;
   let place = "";
 
-  const KEYS = [["/", "search a class, an image or a number"], ["arrow keys", "walk the grid or the map; in a latent or an image: previous, next"], ["Enter", "open"], ["Esc", "back to where you were"], ["m", "map"], ["i", "images"], ["h", "where a latent fires, on whole grids"], ["d", "download what is shown"], ["t", "light or dark"], ["?", "this page"]];
+  const KEYS = [["/", "search a name, a class, an image or a number"], ["arrow keys", "walk the grid or the map; in a latent or an image: previous, next"], ["Enter", "open"], ["Esc", "back to where you were"], ["m", "map"], ["i", "images"], ...(compareView.others.length ? [["c", "compare with another gallery"]] : []), ["h", "where a latent fires, on whole grids"], ["d", "download what is shown"], ["t", "light or dark"], ["?", "this page"]];
 
   function about() {
     const { missing } = data.images;
@@ -18,8 +18,9 @@
       h("h1", {}, "About this gallery"),
       h("p", {}, "A ", term("latent"), " of a k-sparse autoencoder is a direction in a layer's activations. For every latent this gallery shows the images with the largest ", term("activation"), ", so that you can see what it stands for."),
       h("h2", {}, "The words"),
-      h("dl", { class: "words" }, ["latent", "activation", "density", "strength", ...(data.labelled ? ["purity", "entropy", "chance"] : []), "similar", "together", "misses"].map((key) => [h("dt", {}, { similar: "similar by direction", together: "similar by images", misses: "near miss" }[key] || key), h("dd", {}, term(key).dataset.tip)])),
+      h("dl", { class: "words" }, ["latent", "activation", "density", "strength", ...(data.labelled ? ["purity", "entropy", "chance"] : []), "similar", "together", "repeats", ...(data.measures?.length ? ["locality"] : []), "misses"].map((key) => [h("dt", {}, { similar: "similar by direction", together: "similar by images", misses: "near miss" }[key] || key), h("dd", {}, term(key).dataset.tip)])),
       controls(),
+      measures(),
       h("h2", {}, "Made from"),
       h("table", {}, rows.map(([key, name]) => h("tr", {}, h("th", { scope: "row" }, name), h("td", {}, typeof meta[key] === "number" ? whole(meta[key]) : String(meta[key]))))),
       h("h2", {}, "Keys"),
@@ -41,6 +42,16 @@
       h("table", { class: "controls" }, line("this k-SAE", data.purity.majority_share, `verdict: ${data.purity.verdict.majority}`), line("chance", data.purity.chance_levels.majority_share, "random images"),
         order.map(([name, { majority: { value, difference } }], i) => line(name, value, `${i ? "" : "the strongest; "}difference ${points(difference.value)} points (${points(difference.interval[0])} to ${points(difference.interval[1])})`))),
       h("p", { class: "quiet" }, data.purity.controls_method)];
+  }
+
+  // How local and stable the measured latents are together, each measure beside chance.
+  function measures() {
+    if (!data.measures?.length) return null;
+    const said = ([value, low, high]) => (value === null ? "\u2013" : `${number(value)} (${number(low)} to ${number(high)})`);
+    return [h("h2", {}, "Locality and stability"),
+      h("table", { class: "controls" }, h("tr", { class: "quiet" }, ["", "mean over latents", "chance"].map((text) => h("th", { scope: "col" }, text))),
+        data.measures.map(({ name, of, chance }) => h("tr", {}, h("th", { scope: "row" }, name), h("td", {}, said(of)), h("td", {}, said(chance))))),
+      h("p", { class: "quiet" }, "With 95 % intervals, as `revelio locality` measured them.")];
   }
 
   function changed() {
@@ -71,6 +82,8 @@
   }
   document.addEventListener("click", (event) => { if (event.target.closest?.("a")) remember(); }, true);
 
+  // Beside another gallery a page is without its bar and its lists.
+  for (const link of document.querySelectorAll("[data-view=compare]")) link.hidden = !compareView.others.length;
   let before = "", opened = "";
   function route() {
     before = place;
@@ -79,10 +92,11 @@
     const [path, text] = location.hash.replace(/^#\/?/, "").split("?");
     const [view, id] = path.split("/");
     const query = new URLSearchParams(text || "");
-    place = ["latent", "map", "image", "images", "about", "picture"].includes(view) ? view : "latents";
+    place = ["latent", "map", "image", "images", "about", "picture", ...(compareView.others.length ? ["compare"] : [])].includes(view) ? view : "latents";
     const filtered = place === "latents" || place === "map";
     if (filtered && (text !== undefined || place === "latents")) filters.read(query);
     document.body.dataset.view = place;
+    document.body.dataset.embed = compareView.embedded ? "on" : "off";
     aside.hidden = !filtered;
     if (filtered) filters.panel(aside, changed);
     const tab = { latent: "latents", image: "images" }[place] || place;
@@ -97,6 +111,7 @@
     else if (place === "latent") title = latentView.show(main, Number(id), query);
     else if (place === "image") title = imagesView.showOne(main, Number(id));
     else if (place === "images") imagesView.show(main, query);
+    else if (place === "compare") title = compareView.show(main, Number(id), query);
     else if (place === "about") about();
     else { title = "A picture"; main.replaceChildren(h("p", { class: "empty" }, "Drop a picture here.")); }
     document.title = `${title} \u00b7 ${data.title} | Revelio gallery`;
@@ -144,10 +159,10 @@
     const typing = event.target.closest?.("input[type=search], select");
     if (event.ctrlKey || event.metaKey || event.altKey || typing || event.target.type === "range") return;
     const press = (id) => document.getElementById(id)?.click();
-    const single = place === "latent" || place === "image";
+    const single = ["latent", "image", "compare"].includes(place);
     const back = () => { if (single) { remember(); location.hash = list?.hash ?? "#/latents"; } };
     const act = {
-      "/": search.focus, t: flip, h: () => press("maps"), d: () => press("download"), m: () => { location.hash = "#/map"; }, i: () => { location.hash = "#/images"; }, "?": () => { location.hash = "#/about"; }, Escape: back,
+      "/": search.focus, t: flip, h: () => press("maps"), d: () => press("download"), m: () => { location.hash = "#/map"; }, i: () => { location.hash = "#/images"; }, c: () => { if (compareView.others.length) location.hash = `#/compare/${place === "image" ? location.hash.split("/")[2] : 0}`; }, "?": () => { location.hash = "#/about"; }, Escape: back,
       ArrowLeft: () => single && press("previous"), ArrowRight: () => single && press("next"),
     }[event.key];
     if (!act) return;

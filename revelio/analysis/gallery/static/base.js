@@ -16,6 +16,8 @@ const Gallery = (() => {
     together: "Latents that fire on the same images; the number is the cosine between their activations over all images.",
     misses: "Images on which the latent came closest to firing; the number is what its activation lacked.",
     chance: "The share of the class among all images: what a latent that knows nothing of classes would show.",
+    repeats: "A latent whose direction has a cosine above 0.9 with a stronger one's, or that shares more than half of either's top images: shown with that one.",
+    locality: "How the firings of a latent lie in an image: entropy over its cells is 0 at one cell and 1 when spread evenly.",
     rare: "Switched on by 10 images or fewer: too few to say what it stands for.",
   };
   if (meta.codes === "dense") {
@@ -43,6 +45,9 @@ const Gallery = (() => {
     latent.strength = latent.count > 10 ? latent.mean : 0;
     return latent;
   });
+  // Latents that nearly repeat a stronger one are shown with it.
+  const folded = new Map();
+  for (const latent of latents) if (latent.repeats !== null && latent.repeats !== undefined) folded.set(latent.repeats, [...(folded.get(latent.repeats) ?? []), latent]);
   const placeOf = new Map(latents.map((latent) => [latent.id, latent.place]));
 
   const number = (value, digits = 3) => {
@@ -61,6 +66,8 @@ const Gallery = (() => {
 
   // A latent has no class when no two of its top images share one.
   const className = (id) => (id === null || id === undefined ? "mixed" : data.classes[id] ?? `class ${id}`).replaceAll("_", " ");
+  // What a latent is called: by its own name where it has one.
+  const titleOf = (latent) => latent.name ?? (data.labelled ? className(latent.class) : `Latent ${latent.id}`);
   const labelOf = (row) => (data.images.labels ? className(data.images.labels[row]) : "");
   // Neighbouring ids get far hues (golden angle), and three lightnesses tell near hues apart.
   const colour = (id) => (id === null ? "var(--faint)" : `hsl(${((id * 137.508 + 205) % 360).toFixed(1)} ${[58, 46, 64][id % 3]}% var(--class-light-${id % 3}))`);
@@ -146,5 +153,5 @@ const Gallery = (() => {
     return h("button", { type: "button", class: "text", id: "download", title: "Download what is shown (d)", onclick: save }, "Download");
   }
 
-  return { data, meta, latents, placeOf, h, number, whole, percent, plural, className, labelOf, colour, thumb, tiles, heat, term, stripe, dot, cardOf, detailsOf, activeLatents, csv, download };
+  return { data, meta, latents, placeOf, folded, titleOf, h, number, whole, percent, plural, className, labelOf, colour, thumb, tiles, heat, term, stripe, dot, cardOf, detailsOf, activeLatents, csv, download };
 })();

@@ -1,7 +1,7 @@
 "use strict";
 // Only behind `revelio serve`: a picture dropped anywhere is encoded, and what fires on it shown.
 (() => {
-  const { data, h, number, plural, labelOf, thumb, heat, imagesView, term } = Gallery;
+  const { data, h, number, plural, labelOf, thumb, imagesView, term } = Gallery;
   const main = document.getElementById("main");
   const choose = h("input", { type: "file", id: "picture", accept: "image/*", hidden: true, onchange: () => choose.files[0] && send(choose.files[0]) });
   const link = h("button", { type: "button", class: "text", id: "try", title: "Or drop a picture anywhere", onclick: () => choose.click() }, "Try a picture");
@@ -27,19 +27,10 @@
   function show(file, { grid, active, more, alike }) {
     const layer = h("span", { class: "layers" });
     const source = URL.createObjectURL(file);
-    const picture = h("img", { class: "thumb", src: source, alt: file.name, onload: () => URL.revokeObjectURL(source) });
-    layer.append(picture);
-    const over = (cells) => {
-      layer.querySelector(".on")?.remove();
-      if (cells) layer.append(h("span", { class: "on" }, heat(cells, grid)));
-    };
-    const most = active.length ? active[0][1] : 1;
-    const lines = active.map(([place, value, cells]) => {
-      const line = imagesView.line([place, value], most);
-      for (const kind of ["mouseenter", "focus"]) line.addEventListener(kind, () => over(cells));
-      line.addEventListener("mouseleave", () => over(null));
-      return line;
-    });
+    const picture = () => h("img", { class: "thumb", src: source, alt: file.name });
+    layer.append(picture());
+    addEventListener("hashchange", () => URL.revokeObjectURL(source), { once: true });
+    const lines = imagesView.lines(active, active.map(([, , cells]) => cells), picture, layer, grid);
     document.title = `${file.name} \u00b7 ${data.title} | Revelio gallery`;
     main.replaceChildren(
       h("div", { class: "columns image" },

@@ -34,10 +34,13 @@ Gallery.filters = (() => {
       : []),
     ["dense", "Density, high first", (a, b) => b.count - a.count],
     ["sparse", "Density, low first", (a, b) => a.count - b.count],
+    ...(data.latents.spread ? [["local", "Most local", (a, b) => (a.spread ?? 2) - (b.spread ?? 2)]] : []),
     ["id", "Latent number", (a, b) => a.id - b.id],
   ];
 
-  const fresh = () => ({ class: null, sort: "strength", ranges: Object.fromEntries(SCALES.map((s) => [s.key, [0, 100]])) });
+  const repeated = latents.filter(({ repeats }) => (repeats ?? null) !== null).length;
+
+  const fresh = () => ({ class: null, all: false, sort: "strength", ranges: Object.fromEntries(SCALES.map((s) => [s.key, [0, 100]])) });
   let state = fresh();
 
   function read(query) {
@@ -45,6 +48,7 @@ Gallery.filters = (() => {
     const wanted = query.get("class");
     if (wanted !== null && data.classes[Number(wanted)] !== undefined) state.class = Number(wanted);
     if (SORTS.some(([key]) => key === query.get("sort"))) state.sort = query.get("sort");
+    state.all = query.has("all");
     for (const { key } of SCALES) {
       const found = /^(\d+)-(\d+)$/.exec(query.get(NAMES[key]) || "");
       if (found) state.ranges[key] = [Math.min(100, +found[1]), Math.min(100, +found[2])];
@@ -57,6 +61,7 @@ Gallery.filters = (() => {
     for (const [key, [low, high]] of Object.entries(state.ranges)) {
       if (low > 0 || high < 100) query.set(NAMES[key], `${low}-${high}`);
     }
+    if (state.all) query.set("all", "1");
     return query.size ? `?${query}` : "";
   }
 
@@ -64,7 +69,7 @@ Gallery.filters = (() => {
     const at = step(latent[key]);
     return at >= state.ranges[key][0] && at <= state.ranges[key][1];
   });
-  const matches = (latent) => (state.class === null || latent.class === state.class) && inRanges(latent);
+  const matches = (latent) => (state.all || (latent.repeats ?? null) === null) && (state.class === null || latent.class === state.class) && inRanges(latent);
   function shown() {
     const order = SORTS.find(([key]) => key === state.sort)[2];
     return latents.filter(matches).sort((a, b) => order(a, b) || a.place - b.place);
@@ -129,12 +134,13 @@ Gallery.filters = (() => {
   function panel(node, change) {
     const sort = h("select", { id: "sort", onchange: (event) => { state.sort = event.target.value; change(); } },
       SORTS.map(([key, name]) => h("option", { value: key, selected: key === state.sort }, name)));
+    const every = h("label", { class: "inline" }, h("input", { type: "checkbox", id: "all", checked: state.all, onchange: (event) => { state.all = event.target.checked; change(); } }), h("span", {}, "Show ", term("repeats", "repeated latents"), ` (${whole(repeated)})`));
     const reset = h("button", { type: "button", class: "text", onclick: () => { state = fresh(); panel(node, change); change(); } }, "Reset");
     // On a phone the filters are folded away until they are asked for.
     const open = node.querySelector("details")?.open ?? !matchMedia("(max-width: 900px)").matches;
     node.replaceChildren(h("details", { open }, h("summary", {}, "Sort and filter"),
       h("section", { class: "sort" }, h("label", { for: "sort" }, "Sort by"), sort),
-      h("section", {}, h("div", { class: "row" }, h("h2", {}, "Filter"), reset), SCALES.map((spec) => slider(spec, change))),
+      h("section", {}, h("div", { class: "row" }, h("h2", {}, "Filter"), reset), SCALES.map((spec) => slider(spec, change)), repeated ? every : null),
       data.labelled ? classes(change)
         : h("section", {}, h("h2", {}, "Class"), h("p", { class: "quiet" }, "These images have no labels, so there is no purity and no class to search for."))));
   }

@@ -1,7 +1,7 @@
 "use strict";
 // All images, and one image with its active latents.
 Gallery.imagesView = (() => {
-  const { data, meta, latents, h, number, plural, whole, className, labelOf, thumb, tiles, term, dot, activeLatents, csv, download } = Gallery;
+  const { data, meta, latents, h, number, plural, whole, labelOf, titleOf, thumb, heat, tiles, term, dot, activeLatents, csv, download } = Gallery;
   let grid = null;
 
   const picture = (row) => h("a", { class: "picture", href: `#/image/${row}`, title: data.images.ids[row] }, thumb(row), h("span", { class: "name" }, labelOf(row) || data.images.ids[row]));
@@ -29,10 +29,26 @@ Gallery.imagesView = (() => {
     fill(list, status, box.value.trim().toLowerCase());
   }
 
-  function line([place, value], most) {
+  // The active latents of a picture; where one fires is drawn over the picture while it is pointed at.
+  function lines(active, maps, small, layer, grid = meta.grid) {
+    const most = active.length ? active[0][1] : 1;
+    const over = (cells) => {
+      layer.querySelector(".on")?.remove();
+      if (cells) layer.append(h("span", { class: "on" }, heat(cells, grid)));
+    };
+    return active.map((pair, i) => {
+      const cells = maps?.[i];
+      const node = line(pair, most, cells ? h("span", { class: "layers on" }, small(), heat(cells, grid)) : null);
+      for (const kind of ["mouseenter", "focus"]) node.addEventListener(kind, () => over(cells));
+      for (const kind of ["mouseleave", "blur"]) node.addEventListener(kind, () => over(null));
+      return node;
+    });
+  }
+
+  function line([place, value], most, where) {
     const latent = latents[place];
-    return h("a", { class: "active", href: `#/latent/${latent.id}` },
-      h("span", { class: "what" }, h("span", { class: "name" }, data.labelled ? [dot(latent.class), className(latent.class)] : `Latent ${latent.id}`), h("span", { class: "id" }, `#${latent.id}`)),
+    return h("a", { class: where ? "active where" : "active", href: `#/latent/${latent.id}` }, where,
+      h("span", { class: "what" }, h("span", { class: "name" }, data.labelled ? dot(latent.class) : null, titleOf(latent)), h("span", { class: "id" }, `#${latent.id}`)),
       h("span", { class: "level" }, h("i", { style: { width: `${(value / most) * 100}%` } })), h("b", {}, number(value)),
       tiles(latent, 6));
   }
@@ -44,17 +60,18 @@ Gallery.imagesView = (() => {
     }
     const list = h("div", { class: "actives", "aria-busy": "true" }, h("p", { class: "quiet" }, "Loading\u2026"));
     const count = h("p", { class: "quiet" });
+    const layer = h("span", { class: "layers" }, thumb(row));
     const to = (other, key, name, id) => other >= 0 && other < meta.images
       ? h("a", { class: "button", id, href: `#/image/${other}`, "aria-label": `${name} image`, title: `${name} image (${key})` }, key) : h("span", { class: "button off", "aria-hidden": "true" }, key);
     main.replaceChildren(
       h("div", { class: "crumbs" }, h("a", { href: "#/images" }, "\u2039 All images"), h("span", { class: "pager" }, to(row - 1, "\u2190", "Previous", "previous"), h("span", {}, `${whole(row + 1)} of ${whole(meta.images)}`), to(row + 1, "\u2192", "Next", "next"))),
       h("div", { class: "columns image" },
-        h("figure", {}, thumb(row), h("figcaption", {}, h("h1", {}, data.labelled ? [dot(data.images.labels[row]), labelOf(row)] : "Image"), h("p", { class: "id" }, data.images.ids[row]), count,
+        h("figure", {}, layer, h("figcaption", {}, h("h1", {}, data.labelled ? [dot(data.images.labels[row]), labelOf(row)] : "Image"), h("p", { class: "id" }, data.images.ids[row]), count,
+          Gallery.compareView.others.length ? h("p", {}, h("a", { href: `#/compare/${row}` }, "Compare with another gallery")) : null,
           data.labelled ? h("p", {}, h("a", { href: `#/latents?class=${data.images.labels[row]}` }, `Latents of ${labelOf(row)}`)) : null)),
         h("section", { class: "wide" }, h("h2", {}, "Active latents, by ", term("activation")), list)));
-    activeLatents(row).then(({ active, more }) => {
-      const most = active.length ? active[0][1] : 1;
-      list.replaceChildren(...active.map((pair) => line(pair, most)));
+    activeLatents(row).then(({ active, more, maps }) => {
+      list.replaceChildren(...lines(active, maps, () => thumb(row), layer));
       list.removeAttribute("aria-busy");
       count.replaceChildren(`${plural(active.length, "active latent")} shown` + (more ? `, ${whole(more)} more outside this gallery ` : " "),
         download(() => [`image-${row + 1}.json`, JSON.stringify({ image: data.images.ids[row], active: active.map(([place, value]) => ({ latent: latents[place].id, activation: value })) }, null, 1)]));
@@ -62,5 +79,5 @@ Gallery.imagesView = (() => {
     }, (error) => list.replaceChildren(h("p", { class: "empty" }, `${error.message}: write the gallery again.`)));
     return `${labelOf(row) || "Image"} ${row + 1}`;
   }
-  return { show, showOne, line, stop: () => grid?.stop() };
+  return { show, showOne, lines, stop: () => grid?.stop() };
 })();

@@ -1,7 +1,7 @@
 "use strict";
 // One latent: its numbers, images along its whole range and where it fires in them, classes, similar latents.
 Gallery.latentView = (() => {
-  const { data, meta, latents, placeOf, h, number, percent, plural, whole, className, labelOf, colour, thumb, tiles, heat, term, dot, detailsOf, filters, download } = Gallery;
+  const { data, meta, latents, placeOf, folded, titleOf, h, number, percent, plural, whole, className, labelOf, colour, thumb, tiles, heat, term, dot, detailsOf, filters, download } = Gallery;
 
   function facts(latent) {
     const rows = [
@@ -60,8 +60,36 @@ Gallery.latentView = (() => {
     return h("section", {}, h("h2", {}, term(key, title)), h("div", { class: "near" }, pairs.map(([place, cosine]) => {
       const other = latents[place];
       return h("a", { class: "mini", href: `#/latent/${other.id}` }, tiles(other, 4),
-        h("span", { class: "row" }, h("span", { class: "name" }, data.labelled ? dot(other.class) : null, data.labelled ? className(other.class) : `#${other.id}`), h("b", {}, cosine.toFixed(2))));
+        h("span", { class: "row" }, h("span", { class: "name" }, data.labelled ? dot(other.class) : null, other.name || data.labelled ? titleOf(other) : `#${other.id}`), h("b", {}, cosine.toFixed(2))));
     })));
+  }
+
+  // The latents that repeat this one, or the one that it repeats.
+  function repeated(latent) {
+    const first = latent.repeats ?? null;
+    const others = first === null ? folded.get(latent.place) ?? [] : [latents[first]];
+    if (!others.length) return null;
+    return h("section", { class: "repeats" }, h("h2", {}, term("repeats", first === null ? "Nearly the same" : "Nearly repeats")),
+      h("p", {}, others.slice(0, 40).map(({ id }) => h("a", { class: "chip", href: `#/latent/${id}` }, `#${id}`)), others.length > 40 ? ` and ${whole(others.length - 40)} more` : null));
+  }
+
+  // At which timesteps it fires: the share of cells, with its interval.
+  function timesteps(found) {
+    if (!found.timesteps) return null;
+    const most = Math.max(...found.timesteps.map(([, , , high]) => high)) || 1;
+    const at = (share) => `${(share / most) * 100}%`;
+    return h("section", { class: "timesteps" }, h("h2", {}, "Share of cells that it fires on, by timestep"),
+      h("ul", { class: "profile" }, found.timesteps.map(([t, share, low, high]) => h("li", {}, h("span", {}, `t = ${t}`),
+        h("span", { class: "meter", title: `95 % from ${percent(low)} to ${percent(high)}` }, h("i", { style: { width: at(share) } }), h("span", { class: "spread", style: { left: at(low), width: at(high - low) } })),
+        h("b", {}, percent(share))))));
+  }
+
+  // Its own value of each measure, beside all measured latents' and chance.
+  function measured(found) {
+    if (!found.measured) return null;
+    return h("section", { class: "measured" }, h("h2", {}, "How ", term("locality", "local"), " and stable it is"),
+      h("table", {}, h("tr", { class: "quiet" }, ["", "this", "all", "chance"].map((text) => h("th", { scope: "col" }, text))),
+        data.measures.map(({ name, of, chance }, i) => h("tr", {}, h("th", { scope: "row" }, name), [found.measured[i], of[0], chance[0]].map((value) => h("td", {}, number(value)))))));
   }
 
   // The line that draws with more of the latent: its strongest activation, times each strength, is added to every
@@ -69,7 +97,7 @@ Gallery.latentView = (() => {
   function steer(latent, found) {
     if (!meta.model || !meta.layer || !found.top.length) return null;
     const strengths = meta.cells ? "0 1 2 4" : "0 10 20 40";
-    const line = `revelio steer --backbone.name ${meta.model} --layer ${meta.layer} --ksae KSAE --latents ${latent.id}:${found.top[0][1]} --operation add --strength ${strengths} --texts "a photo" --images-per-prompt 4 --out steered-${latent.id}`;
+    const line = `revelio steer --backbone.name ${meta.model} --layer ${meta.layer} --ksae KSAE --latent-values ${latent.id}:${found.top[0][1]} --operation add --strength ${strengths} --texts "a photo" --images-per-prompt 4 --out steered-${latent.id}`;
     return h("section", {}, h("h2", {}, "Draw with more of it"), h("p", { class: "command" }, h("code", {}, line)));
   }
 
@@ -104,7 +132,7 @@ Gallery.latentView = (() => {
         range(latent, found, "middle", "Around the median of its activations", most),
         range(latent, found, "random", "Drawn from all images it fires on", most),
         range(latent, found, "misses", [term("misses", "Near misses")], null)),
-      h("div", { class: "side" }, histogram(found), profile(latent, found), similar(found.near, "similar", "Similar by direction"), similar(found.alike, "together", "Similar by images"), steer(latent, found)),
+      h("div", { class: "side" }, repeated(latent), histogram(found), timesteps(found), measured(found), profile(latent, found), similar(found.near, "similar", "Similar by direction"), similar(found.alike, "together", "Similar by images"), steer(latent, found)),
     ];
   }
 
@@ -117,17 +145,18 @@ Gallery.latentView = (() => {
     document.body.dataset.maps = query.get("maps") ? "on" : "off";
     const [before, after, at, total] = around(latent);
     const columns = h("div", { class: "columns", "aria-busy": "true" }, h("p", { class: "quiet" }, "Loading\u2026"));
-    const name = data.labelled ? className(latent.class) : "Latent";
+    const name = latent.name || data.labelled ? titleOf(latent) : "Latent";
+    const doubt = latent.name && !latent.checked ? h("p", { class: "quiet" }, "A judge that was given this name could not tell the images that it fires on from others.") : null;
     main.replaceChildren(
       h("div", { class: "crumbs" }, h("a", { href: `#/latents${filters.written()}` }, "\u2039 All latents"),
         h("span", { class: "pager" }, step(before, "previous", "Previous", "\u2190"), h("span", {}, `${whole(at)} of ${whole(total)}`), step(after, "next", "Next", "\u2192"))),
       h("h1", {}, data.labelled ? dot(latent.class) : null, name, h("span", { class: "id" }, ` #${latent.id}`)),
-      facts(latent), columns);
+      doubt ?? "", facts(latent), columns);
     detailsOf(latent).then((found) => {
       columns.removeAttribute("aria-busy");
       columns.replaceChildren(...body(latent, found));
     }, (error) => columns.replaceChildren(h("p", { class: "empty" }, `${error.message}: write the gallery again.`)));
-    return `${data.labelled ? `${name} ` : "Latent "}#${latent.id}`;
+    return `${name} #${latent.id}`;
   }
   return { show };
 })();

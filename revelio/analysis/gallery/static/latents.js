@@ -1,11 +1,12 @@
 "use strict";
 // The grid of latents: a card each, added as the page is scrolled.
 Gallery.latentsView = (() => {
-  const { data, meta, latents, h, number, percent, plural, whole, className, tiles, term, stripe, dot, filters, csv, download } = Gallery;
+  const { data, meta, latents, h, number, percent, plural, whole, className, folded, titleOf, tiles, term, stripe, dot, filters, csv, download } = Gallery;
   let grid = null;
 
   function card(latent) {
-    const of = data.labelled ? className(latent.class) : plural(latent.count, "image");
+    const of = latent.name || data.labelled ? titleOf(latent) : plural(latent.count, "image");
+    const like = folded.get(latent.place);
     const line = h("span", { class: "stripe" });
     return h("a", { class: "card", href: `#/latent/${latent.id}`, "aria-label": `Latent ${latent.id}, ${of}` },
       h("div", { class: "head" },
@@ -16,6 +17,7 @@ Gallery.latentsView = (() => {
       h("div", { class: "foot" }, h("span", { class: "id" }, `#${latent.id}`),
         h("span", { title: "strength" }, h("b", {}, number(latent.mean)), " strength"),
         h("span", { title: "density" }, h("b", {}, percent(latent.density)), " density"),
+        like ? h("span", { class: "like", title: `${plural(like.length, "latent")} nearly the same` }, `+${whole(like.length)}`) : null,
         latent.count > 10 ? null : h("span", { class: "rare" }, "rare")));
   }
 
@@ -40,7 +42,7 @@ Gallery.latentsView = (() => {
       h("div", {}, h("dt", {}, key ? term(key, name) : name), h("dd", {}, h("strong", {}, value), h("span", {}, note)))));
   }
 
-  const FIELDS = ["id", "mean", "count", "class", "majority", "entropy", "pairs", "sigma"].filter((name) => data.latents[name]);
+  const FIELDS = ["id", "name", "mean", "count", "class", "majority", "entropy", "pairs", "sigma", "spread"].filter((name) => data.latents[name]);
   const table = (found) => csv([FIELDS, ...found.map((latent) => FIELDS.map((name) => (name === "class" ? className(latent.class) : latent[name])))]);
 
   function fill(list, status) {

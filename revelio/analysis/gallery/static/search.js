@@ -1,5 +1,5 @@
 "use strict";
-// One search for all: a latent's or an image's number, a class, a file.
+// One search for all: a latent's name, a latent's or an image's number, a class, a file.
 Gallery.search = (() => {
   const { data, meta, latents, placeOf, h, className, dot, plural } = Gallery;
   const MOST = 6;
@@ -17,6 +17,8 @@ Gallery.search = (() => {
       const more = latents.filter(({ id }) => id !== wanted && String(id).startsWith(digits[1])).slice(0, MOST);
       found.push(...more.map(({ id }) => [`#/latent/${id}`, "latent", `#${id}`]));
     }
+    const named = data.latents.name ? latents.filter(({ name }) => name?.toLowerCase().includes(words)).slice(0, MOST) : [];
+    found.push(...named.map(({ id, name }) => [`#/latent/${id}`, "latent", name]));
     const classes = data.classes.map((_, id) => id).filter((id) => className(id).toLowerCase().includes(words));
     found.push(...classes.slice(0, MOST).map((id) => [`#/latents?class=${id}`, "class", h("span", {}, dot(id), className(id))]));
     const rows = [];

@@ -1,0 +1,212 @@
+"""A stage that is stopped anywhere goes on to the same bytes; what changed or was damaged is one line."""
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from files_helpers import bury, bury_partials, contents, killed_at, results
+from llava_train_helpers import losses, pretrain, tiny_project, write_data
+from safetensors.torch import load_file, save_file
+
+from llava_ext.config import ModelConfig, PretrainConfig
+from llava_ext.run import run
+from llava_ext.stage_checkpoints import (
+    FILES,
+    STATE,
+    TRAINED,
+    check_processes,
+    commit,
+    drop_checkpoints,
+    last_checkpoint,
+)
+from llava_ext.training import LlavaTrainer
+from revelio.run_dir import read_json, write_json
+
+SHORT = {"save_steps": 1, "epochs": 0.75}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ModelConfig]:
+    folder = tmp_path_factory.mktemp("llava")
+    return folder, tiny_project(folder)
+
+
+def test_a_resume_on_another_number_of_processes_is_one_line(tmp_path) -> None:
+    inside = tmp_path / "checkpoint-2" / "global_step2"
+    inside.mkdir(parents=True)
+    for rank in range(2):
+        (inside / f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").touch()
+    with pytest.raises(ValueError, match="written by 2 processes under ZeRO, and there are 1 now"):
+        check_processes(tmp_path / "checkpoint-2")
+
+
+def test_resume_equals_uninterrupted(project, tmp_path, monkeypatch) -> None:
+    twice = {"epochs": 2.0}
+    whole = pretrain(project, tmp_path / "whole", stage=twice)
+    cut = pretrain(project, tmp_path / "cut", stage=twice)
+    run(whole)
+    step = LlavaTrainer.training_step
+    calls = []
+
+    def stop(self, *arguments, **settings):
+        calls.append(1)
+        if len(calls) > 6:  # in the middle of a fourth step, after a checkpoint
+            raise KeyboardInterrupt
+        return step(self, *arguments, **settings)
+
+    monkeypatch.setattr(LlavaTrainer, "training_step", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(cut)
+    assert len(losses(tmp_path / "cut")) == 3 and not (tmp_path / "cut" / "final").exists()
+    calls.clear()
+    with pytest.raises(KeyboardInterrupt):
+        run(replace(cut, resume=True))
+    calls.clear()
+    with pytest.raises(KeyboardInterrupt):  # now in the second epoch
+        run(replace(cut, resume=True))
+    assert 5 <= len(losses(tmp_path / "cut")) < 8
+    monkeypatch.setattr(LlavaTrainer, "training_step", step)
+    with pytest.raises(ValueError, match="continue it with resume"):
+        run(cut)
+    run(replace(cut, resume=True))
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    one, other = (
+        load_file(tmp_path / name / "final" / "projectors.safetensors") for name in ("cut", "whole")
+    )
+    assert all(torch.equal(one[name], other[name]) for name in other)
+    run(replace(cut, resume=True))  # finished: nothing more happens
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+
+
+def test_changed_inputs_are_one_line_or_accepted(project, tmp_path) -> None:
+    folder, _ = project
+    out = tmp_path / "run"
+    records = json.loads((folder / "data.json").read_text())
+    data = write_data(tmp_path / "data.json", records)
+    config = pretrain(project, out)
+    config = replace(config, data=replace(config.data, json=data))
+    run(config)
+    (out / "report.json").unlink()  # as a kill at the end leaves it
+    manifest = read_json(out / "manifest.json")
+    assert set(manifest["inputs"]) == {"data", "language model", "pictures", "tower 0", "tower 1"}
+    write_data(data, records[1:])
+    again = replace(config, resume=True)
+    with pytest.raises(ValueError, match=r"another data \(its (sha256|samples) has changed\)"):
+        run(again)
+    run(replace(again, changed_inputs="accept"))
+    assert read_json(out / "manifest.json")["inputs"]["data"]["samples"] == len(records) - 1
+
+
+def test_every_kill_of_a_stage_is_resumed_to_the_same(project, tmp_path, monkeypatch) -> None:
+    """Checkpoints at each of three steps, one kept; killed before one in so many file operations."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+    run(pretrain(project, tmp_path / "whole", stage=SHORT))
+    expected = comparable(tmp_path / "whole")
+    assert {Path(name).parts[1] for name in expected if "checkpoint-" in name} == {"checkpoint-3"}
+    first, step = map(int, os.environ.get("REVELIO_KILLS", "13 41").split())  # "1 1": all of them
+    for number in range(first, 1000, step):
+        out = tmp_path / str(number)
+        config = pretrain(project, out, stage=SHORT)
+        killed = killed_at(number, lambda config=config: run(config), monkeypatch)
+        bury(out / ".lock")
+        bury_partials(out)
+        run(replace(config, resume=True))
+        assert comparable(out) == expected, number
+        if not killed:
+            break
+    assert number > 60
+
+
+def comparable(out: Path) -> dict[str, object]:
+    """A run without times, and without bytes that torch.save gives another order or name."""
+    found = results(out)
+    for name in [one for one in found if one.endswith((".pt", ".pth", ".bin"))]:
+        found[name] = None
+    for name in [
+        one for one in found if one.endswith((STATE, FILES, "report.json", "manifest.json"))
+    ]:
+        found[name] = None
+    return found
+
+
+@pytest.fixture(scope="module")
+def stopped(project, tmp_path_factory) -> Path:
+    """A run with two checkpoints that was stopped at the end of the third step."""
+    out = tmp_path_factory.mktemp("stopped") / "run"
+    run(pretrain(project, out, stage=SHORT | {"keep": 2}))
+    (out / "report.json").unlink()
+    return out
+
+
+@pytest.fixture
+def again(project, stopped, tmp_path) -> PretrainConfig:
+    """The run once more, in a folder of its own."""
+    shutil.copytree(stopped, tmp_path / "run")
+    (tmp_path / "run" / "config.yaml").write_text(
+        (stopped / "config.yaml").read_text().replace(str(stopped), str(tmp_path / "run"))
+    )
+    config = pretrain(project, tmp_path / "run", stage=SHORT | {"keep": 2})
+    return replace(config, resume=True)
+
+
+def test_a_checkpoint_that_is_not_whole_is_passed_over(again: PretrainConfig) -> None:
+    last, before = (again.out / "checkpoints" / f"checkpoint-{step}" for step in (3, 2))
+    expected = comparable(again.out)
+    (last / TRAINED).unlink()
+    assert last_checkpoint(again.out) == before
+    (last / FILES).unlink()  # the first versions wrote none: a state that was cut
+    (last / STATE).write_text((last / STATE).read_text()[:40])
+    assert last_checkpoint(again.out) == before
+    for folder in (last, before):
+        (folder / "notes.txt").write_text("mine")
+    run(again)
+    found = comparable(again.out)
+    assert {one: found.get(one) for one in expected} == expected
+    notes = {one for one in found if one.endswith("notes.txt")}
+    assert notes == {f"checkpoints/checkpoint-{step}/notes.txt" for step in (2, 3)}
+
+
+@pytest.mark.parametrize("name", [TRAINED, "optimizer.pt", "shape"])
+def test_a_damaged_checkpoint_is_named(again: PretrainConfig, name: str) -> None:
+    last = again.out / "checkpoints" / "checkpoint-3"
+    if name == "shape":  # of the first versions, which noted no hashes
+        (last / FILES).unlink()
+        weights = load_file(last / TRAINED)
+        key = max(weights, key=lambda one: weights[one].ndim)
+        save_file({**weights, key: weights[key][:1].contiguous()}, last / TRAINED)
+        said = f"`{key}` has shape"
+    else:
+        data = bytearray((last / name).read_bytes())
+        data[-3] ^= 1
+        (last / name).write_bytes(data)
+        said = f"{name} is not what the run wrote: remove checkpoint-3"
+    with pytest.raises(ValueError, match=said):
+        run(again)
+
+
+def test_rotation_leaves_what_is_not_the_runs_own(tmp_path) -> None:
+    place = tmp_path / "checkpoints"
+    for step in (1, 2, 3):
+        inside = place / f"checkpoint-{step}" / f"global_step{step}"
+        inside.mkdir(parents=True)
+        (inside / "zero_pp_rank_0_mp_rank_00_optim_states.pt").touch()
+        for name in (TRAINED, "optimizer.pt", "rng_state_0.pth"):
+            (inside.parent / name).touch()
+        write_json(inside.parent / STATE, {"global_step": step})
+        commit(inside.parent)
+    (place / "checkpoint-1" / "global_step1" / "mine.txt").touch()
+    (place / "checkpoint-7").symlink_to(tmp_path)
+    (place / "checkpoint-x").mkdir()
+    (place / "checkpoint-x" / TRAINED).touch()
+    drop_checkpoints(tmp_path, keep=1)
+    left = {name for name in contents(place) if "checkpoint-3" not in name}
+    assert left == {"checkpoint-1/global_step1/mine.txt", f"checkpoint-x/{TRAINED}"}
+    assert not (place / "checkpoint-2").exists() and (place / "checkpoint-7").is_symlink()
+    assert last_checkpoint(tmp_path) == place / "checkpoint-3"
+    assert set(read_json(place / "checkpoint-3" / FILES)) == set(
+        contents(place / "checkpoint-3")
+    ) - {FILES}

@@ -1,0 +1,47 @@
+"""The structure that CONTRIBUTING.md promises: no circle of imports, also not through lazy ones."""
+
+import ast
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+INSTALLED = ("revelio", "llava_ext", "eval")
+# transformers wants from_pretrained and save_pretrained on the class that the checkpoint's reader makes.
+MEANT = {("llava_ext.model", "llava_ext.checkpoint")}
+
+
+def modules() -> dict[str, Path]:
+    """Every module that is installed, by its dotted name."""
+    files = (path for room in INSTALLED for path in sorted((ROOT / room).rglob("*.py")))
+    return {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in files
+    }
+
+
+def imported(path: Path, known: dict[str, Path]) -> set[str]:
+    """The modules of ours that a file names in any import: at the top, in functions, for types only."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            below = {f"{node.module}.{alias.name}" for alias in node.names}
+            # A package's own file is meant only where something else than a module is taken from it.
+            found |= (below & set(known)) if below <= set(known) else below | {node.module}
+    return found & set(known)
+
+
+def test_no_circle_of_imports_also_not_through_lazy_or_type_only_ones() -> None:
+    known = modules()
+    graph = {
+        name: {one for one in imported(path, known) if one != name and (name, one) not in MEANT}
+        for name, path in known.items()
+    }
+    assert sum(map(len, graph.values())) > 1000  # the walk sees the imports
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"a circle: {' <- '.join(error.args[1])}")

@@ -1,0 +1,298 @@
+"""docs/evidence.md, its JSON and its chart, from what :mod:`tools.evidence_proof` measured."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from revelio.charts import Series, dot_chart
+from revelio.evaluation.identity import planted_together, stability_verdicts
+from revelio.evaluation.judge import over_trainings
+from revelio.files import write_whole
+from revelio.run_dir import write_json
+from revelio.trust import read_json
+
+# The search, on training pictures only: from 25,000 or 50,000 of the first 50,000, judged on the last 10,000.
+# Starts other than random are no setting of the product. Seconds are not comparable and left out.
+SEARCH_HEAD = (
+    "start", "k", "expansion", "learning rate", "fvu", "purity", "distinct purity", "probe 1", "probe 5",
+    "probe 20", "live", "stability 0.7", "stability 0.9",
+)  # fmt: skip
+SEARCH = (
+    ("random", 4, 2, "1e-3", 0.089, 0.779, 0.779, 0.779, 0.867, 0.905, 98, 0.56, 0.20),
+    ("random, decayed rate", 4, 2, "3e-3", 0.087, 0.768, 0.768, 0.770, 0.866, 0.909, 95, 0.61, 0.17),
+    ("random, decayed rate", 4, 1, "1e-3", 0.095, 0.787, 0.786, 0.785, 0.875, 0.906, 71, 0.52, 0.12),
+    ("random", 4, 4, "1e-3", 0.087, 0.764, 0.764, 0.746, 0.873, 0.907, 109, 0.64, 0.19),
+    ("the same random one", 4, 2, "1e-3", 0.087, 0.777, 0.777, 0.747, 0.865, 0.912, 101, 0.70, 0.34),
+    ("data rows", 4, 2, "1e-3", 0.079, 0.763, 0.762, 0.711, 0.837, 0.903, 186, 0.76, 0.19),
+    ("k-means, decayed rate", 4, 2, "1e-3", 0.081, 0.751, 0.750, 0.687, 0.826, 0.898, 207, 0.83, 0.28),
+    ("principal axes", 4, 2, "1e-3", 0.091, 0.816, 0.816, 0.716, 0.852, 0.910, 81, 0.70, 0.32),
+    ("principal axes, batch 4,096", 4, 2, "3e-4", 0.111, 0.751, 0.751, 0.709, 0.856, 0.911, 69, 0.72, 0.52),
+    ("principal axes", 2, 2, "1e-3", 0.158, 0.760, 0.760, 0.721, 0.855, 0.902, 48, 0.85, 0.59),
+    ("principal axes", 8, 2, "1e-3", 0.048, 0.743, 0.743, 0.746, 0.871, 0.912, 109, 0.58, 0.27),
+)  # fmt: skip
+# The same measures of the controls of k = 4, expansion 2, on the same pictures.
+SEARCH_CONTROLS = (
+    ("data rows", 4, 2, "", 0.166, 0.788, 0.747, 0.616, 0.739, 0.869, 255, 0.82, 0.28),
+    ("k-means", 4, 2, "", 0.128, 0.796, 0.757, 0.610, 0.745, 0.880, 256, 0.95, 0.80),
+    ("principal axes", 4, 2, "", 0.184, 0.632, 0.632, 0.693, 0.837, 0.899, 41, 1.0, 1.0),
+    ("independent axes", 4, 2, "", 0.997, 0.640, 0.640, 0.645, 0.850, 0.905, 256, 0.73, 0.57),
+)  # fmt: skip
+GOALS = ("loss recovered", "stability", "planted recovery", "meaning")
+MEANING = (
+    "purity", "distinct purity", "probe 1", "probe 5", "probe 20", "coverage 0.5", "coverage 0.8",
+    "significant",
+)  # fmt: skip
+LEVELS = ("0.7", "0.9")
+BEATS = "beats every control"
+
+
+def write_page(work: Path, docs: Path) -> None:
+    """Write the three files; what was not measured is said."""
+    found = gathered(work)
+    write_json(docs / "evidence.json", found)
+    write_whole(docs / "evidence.svg", chart(found))
+    write_whole(docs / "evidence.md", "\n".join(page(found)) + "\n")
+
+
+def gathered(work: Path) -> dict[str, Any]:
+    """The results of all stages, without the single trainings' differences."""
+    judged = read_json(work / "recipe" / "evaluation.json")
+    entries = list(judged["ksaes"].values())
+    measures = over_trainings([one["measures"] for one in entries])
+    found: dict[str, Any] = {
+        "images": judged["images"],
+        "trainings": len(entries),
+        "interval_method": judged["interval_method"],
+        "latents": [one["latents"]["k-SAE"] for one in entries],
+        "controls": _values(entries[0]["measures"]),
+        "stability": judged["stability"],
+        "stability_verdict": stability_verdicts(judged["stability"]),
+        "versions": judged["versions"],
+        "search": {"columns": SEARCH_HEAD, "k_saes": SEARCH, "controls": SEARCH_CONTROLS},
+    }
+    planted = _stage(work / "planted.json")
+    if planted:
+        found |= planted_together(planted)
+    if loss := _stage(work / "loss.json"):
+        inside = [one["measures"] for one in loss]
+        measures |= over_trainings(inside) if len(inside) > 1 else {}
+        found["controls"] |= _values(inside[0])
+        found["loss_images"], found["loss"] = (
+            loss[0]["in_model"].get("images"),
+            loss[0]["in_model"],
+        )
+    found["measures"] = measures
+    for name in ("by-k", "before"):
+        path = work / name / "evaluation.json"
+        if path.is_file():
+            found[name] = {
+                Path(run).name: {
+                    measure: _short(each) for measure, each in entry["measures"].items()
+                }
+                for run, entry in read_json(path)["ksaes"].items()
+            }  # fmt: skip
+    return found
+
+
+def _stage(path: Path) -> list[Any]:
+    return read_json(path) if path.is_file() else []
+
+
+def _values(measures: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """The controls' values by measure; they are the same for all trainings of a recipe."""
+    return {
+        measure: {name: one["value"] for name, one in entry["controls"].items()}
+        for measure, entry in measures.items()
+    }
+
+
+def _short(entry: Mapping[str, Any]) -> dict[str, Any]:
+    controls = {name: one["value"] for name, one in entry["controls"].items()}
+    best = (max if entry["better"] == "higher" else min)(controls, key=lambda one: controls[one])
+    gap = entry["controls"][best]["difference"]
+    return {
+        "value": entry["value"], "verdict": entry["verdict"],
+        "control": best, "control_value": controls[best], "difference": gap,
+    }  # fmt: skip
+
+
+def verdicts(found: Mapping[str, Any]) -> dict[str, str]:
+    """What each of the four goals came to."""
+    measures = found["measures"]
+    won = [name for name in MEANING if measures.get(name, {}).get("verdict") == BEATS]
+    loss = measures.get("loss recovered", {}).get("verdict", "not measured")
+    stable = "; ".join(f"above {at}: {found['stability_verdict'][at]['verdict']}" for at in LEVELS)
+    planted = found.get("planted_verdict", {})
+    planted = "; ".join(f"above {at}: {planted[at]['verdict']}" for at in planted) or "not measured"
+    return {
+        "loss recovered": loss,
+        "stability": stable,
+        "planted recovery": planted,
+        "meaning": f"{BEATS} on {', '.join(won)}" if won else "beats every control on no measure",
+    }
+
+
+def page(found: Mapping[str, Any]) -> Iterator[str]:
+    """The document."""
+    said = verdicts(found)
+    yield "# Does a k-SAE beat what learned nothing?"
+    yield ""
+    yield (
+        "<!-- written by tools/evidence_page.py; the figures are in evidence.json -->\n"
+        "`python -m tools.evidence_proof --fashion FOLDER`. mini-sd, up_ft1, t = 100, pooled (d = 128), "
+        f"{found['trainings']} trainings on the 60,000 training pictures of Fashion-MNIST, judged on its "
+        f"{found['images']:,} test pictures. mini-sd was trained on the training pictures, not on these. The "
+        "recipe: k = 4, expansion 2 (n = 256), 2,000 steps of 1,024 rows, learning rate 2e-3, random start "
+        "(`configs/ksae/small.yaml`). It was fixed on training pictures, and then trained anew with other "
+        f"seeds. Intervals of a difference: {found['interval_method']}; with the chance of the training."
+    )
+    yield from _first(said)
+    yield from _table(found)
+    yield from _identity(found)
+    yield from _others(found)
+    yield from _search(found)
+
+
+def _first(said: Mapping[str, str]) -> Iterator[str]:
+    lost = [name for name, word in said.items() if not word.startswith(BEATS) and BEATS not in word]
+    part = [name for name, word in said.items() if BEATS in word and name not in lost]
+    yield "\n## The result\n"
+    if lost:
+        yield (
+            f"**No recipe was found that beats every control on all four of {', '.join(GOALS)}.** "
+            f"Not reached: {', '.join(lost)}. Reached in whole or in part: {', '.join(part) or 'nothing'}.\n"
+        )
+    yield "| what | verdict |\n|---|---|"
+    for name, word in said.items():
+        yield f"| {name} | {word} |"
+    yield "\n![k-SAE and controls by measure](evidence.svg)"
+
+
+def _table(found: Mapping[str, Any]) -> Iterator[str]:
+    names = list(next(iter(found["controls"].values())))
+    yield "\n## Every measure, every control\n"
+    yield f"The k-SAE: mean over {found['trainings']} trainings. Below, its difference to each control.\n"
+    yield f"| measure | k-SAE | {' | '.join(names)} | verdict |\n|---|---:{'|---:' * len(names)}|---|"
+    for measure, entry in found["measures"].items():
+        values = found["controls"].get(measure, {})
+        cells = [_number(values.get(name)) for name in names]
+        yield f"| {measure} | {entry['value']:.3f} | {' | '.join(cells)} | {entry['verdict']} |"
+    yield f"\n| difference | {' | '.join(names)} |\n|---{'|---:' * len(names)}|"
+    for measure, entry in found["measures"].items():
+        yield f"| {measure} | {' | '.join(_gap(entry['differences'].get(name)) for name in names)} |"
+    live = ", ".join(str(one["more_than_10_images"]) for one in found["latents"])
+    yield f"\nLatents that fire on more than 10 of the pictures, of 256, by training: {live}."
+    if found.get("loss_images"):
+        yield f"Loss recovered is on the first {found['loss_images']} test pictures."
+
+
+def _identity(found: Mapping[str, Any]) -> Iterator[str]:
+    yield "\n## Stability over seeds, planted directions\n"
+    yield (
+        "Share of latents with a partner in another training (one-to-one matching); share of planted "
+        "directions found. Channels and principal axes are the same whichever the "
+        "seed and take no part in the verdict. "
+        "The other controls are drawn or computed anew with each of three seeds.\n"
+    )
+    yield "| | stability 0.7 | 0.9 | planted 0.7 | 0.9 |\n|---|---:|---:|---:|---:|"
+    for name, entry in found["stability"].items():
+        planted = found.get("planted", {}).get(name, {})
+        cells = [_number(one.get(at, {}).get("value")) for one in (entry, planted) for at in LEVELS]
+        yield f"| {name} | {' | '.join(cells)} |"
+    for what in ("stability", "planted"):
+        for at, entry in found.get(f"{what}_verdict", {}).items():
+            gaps = ", ".join(f"{name} {_gap(one)}" for name, one in entry["differences"].items())
+            yield f"\n{what.capitalize()} above {at}: {entry['verdict']}. Differences: {gaps}."
+
+
+def _others(found: Mapping[str, Any]) -> Iterator[str]:
+    shown = ("fvu", "purity", "distinct purity", "probe 1", "probe 5", "probe 20", "significant")
+    for name, title in (
+        ("by-k", "Other k, one training each"),
+        ("before", "The demo's k-SAE before"),
+    ):
+        if name not in found:
+            continue
+        yield f"\n## {title}\n"
+        if name == "before":
+            yield "k = 16, expansion 16 (n = 2,048), 300 steps of 512 rows; one training, the same stores.\n"
+        yield "| | measure | k-SAE | strongest control | difference | verdict |\n|---|---|---:|---:|---:|---|"
+        for run, entry in found[name].items():
+            for measure in shown:
+                one = entry[measure]
+                yield (
+                    f"| {run} | {measure} | {one['value']:.3f} | {one['control_value']:.3f} "
+                    f"({one['control']}) | {_gap(one['difference'])} | {one['verdict']} |"
+                )
+
+
+def _search(found: Mapping[str, Any]) -> Iterator[str]:
+    yield "\n## The search\n"
+    yield (
+        "On training pictures only: trained on 25,000 or 50,000 of them, judged on the last 10,000; 2,000 "
+        "steps (1,200 at a batch of 4,096), values of the first of two trainings. Stability of `random` "
+        "and `data rows` is over seeds on the same rows, of the others over seeds and disjoint halves of "
+        "the rows. Starts other than random, and the decayed rate, were tried by hand and are no settings "
+        "of `train-ksae`.\n"
+    )
+    yield f"| {' | '.join(SEARCH_HEAD)} |\n|{'---|' * len(SEARCH_HEAD)}"
+    for row in (*SEARCH, *(("control: " + one[0], *one[1:]) for one in SEARCH_CONTROLS)):
+        yield f"| {' | '.join(str(cell) for cell in row)} |"
+    yield (
+        "\nNo start or size came near k-means' stability. Eight directions hold 86 % of the variance here, "
+        "and in such a space 256 centroids cover the data, so that those of two runs match closely; "
+        "k-SAEs of the same error differ in how they split it. Starting from principal axes raises purity "
+        "above every control's and lowers sparse probing; starting from data rows or centroids keeps twice "
+        "as many latents alive, lowers the error, and lowers probing as well. AuxK left the number of live "
+        "latents nearly as it was, in the two trainings with it. Not tried: Matryoshka, BatchTopK, cells, "
+        "normalization, other layers and timesteps, several noise draws, mini-sd-photo, the ViT."
+    )
+
+
+def chart(found: Mapping[str, Any]) -> str:
+    """The k-SAE beside its controls, a panel of shares and one of what changes with k."""
+    measures = found["measures"]
+    shares = [name for name in ("loss recovered", *MEANING) if name in measures]
+    names = list(found["controls"]["fvu"])
+    series = [_trainings(measures, shares)]
+    series += [
+        Series(one, [found["controls"][m].get(one) for m in shares], dashed=True) for one in names
+    ]
+    panels = [("share", shares, series)]
+    if "by-k" in found:
+        panels.append(_by_k(found, "fvu"))
+        panels.append(_by_k(found, "probe 1"))
+    return dot_chart("The k-SAE (mean of trainings, their range) and its controls", panels)
+
+
+def _trainings(measures: Mapping[str, Any], names: Sequence[str]) -> Series:
+    each = [measures[name]["trainings"] for name in names]
+    values = [measures[name]["value"] for name in names]
+    return Series("k-SAE", values, [min(one) for one in each], [max(one) for one in each])
+
+
+def _by_k(found: Mapping[str, Any], measure: str) -> tuple[str, list[str], list[Series]]:
+    """A measure over k: the k-SAE and its strongest control."""
+    better = max if measure != "fvu" else min
+    rows = {int(run.removeprefix("k")): (one[measure]["value"], one[measure]["control_value"])
+            for run, one in found["by-k"].items()}  # fmt: skip
+    rows[4] = (
+        found["measures"][measure]["value"], better(found["controls"][measure].values())
+    )  # fmt: skip
+    order = sorted(rows)
+    ours, theirs = zip(*(rows[k] for k in order), strict=True)
+    labels = [f"k = {k}" for k in order]
+    return f"{measure} (dashes: the strongest control)", labels, [
+        Series("k-SAE", list(ours)), Series("strongest control", list(theirs), dashed=True)
+    ]  # fmt: skip
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _gap(entry: Mapping[str, Any] | None) -> str:
+    if entry is None:
+        return ""
+    low, high = entry["interval"]
+    return f"{entry['value']:+.3f} [{low:+.3f}, {high:+.3f}]"
