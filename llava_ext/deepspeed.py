@@ -84,6 +84,14 @@ def prepare(*, cpu: bool) -> None:
         ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
+def start_processes() -> None:
+    """Let the processes know each other before the Trainer does it; :func:`prepare` was called."""
+    import deepspeed
+
+    cpu = os.environ["DS_ACCELERATOR"] == "cpu"
+    deepspeed.init_distributed("gloo" if cpu else "nccl", auto_mpi_discovery=False)
+
+
 def free_port() -> int:
     """A port nobody listens on."""
     with socket.socket() as probe:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from llava_ext.config import ModelConfig
 from llava_ext.model import LlavaModel
 from llava_ext.model_config import TowerShape
+from llava_ext.partitioned import load_partitioned
 from llava_ext.stages import LoraOptions
 from llava_ext.templates import check_template
 from llava_ext.towers import Tower, plain_transforms
@@ -68,7 +69,11 @@ FILLED = 0.9  # the least share of the embedding's rows that a tokenizer fills (
 
 
 def build_model(
-    config: ModelConfig, towers: Sequence[Tower], *, seed: int = 0
+    config: ModelConfig,
+    towers: Sequence[Tower],
+    *,
+    seed: int = 0,
+    zero: dict[str, Any] | None = None,
 ) -> tuple[LlavaModel, "PreTrainedTokenizerBase"]:
     """New projectors on a pretrained language model.
 
@@ -76,13 +81,14 @@ def build_model(
         config: of the model.
         towers: only the shapes of their grids are used.
         seed: of the projectors' first weights.
+        zero: DeepSpeed's config where every process is to hold only its part of the language model.
 
     Raises:
         KeyError: an unknown packaged model.
         ValueError: the language model can't be loaded, or a setting doesn't fit it.
     """
     name, revision = config.language_model, config.revision
-    language_model = load_language_model(name, revision=revision, dtype=config.dtype)
+    language_model = load_language_model(name, revision=revision, dtype=config.dtype, zero=zero)
     tokenizer = load_tokenizer(name, revision)
     shapes = [TowerShape(tower.channels, tower.grid) for tower in towers]
     model = assemble(config, language_model, tokenizer, shapes, seed=seed)
@@ -125,7 +131,12 @@ def assemble(
 
 
 def load_language_model(
-    name: str, *, revision: str | None = None, dtype: str = "float32", **settings: Any
+    name: str,
+    *,
+    revision: str | None = None,
+    dtype: str = "float32",
+    zero: dict[str, Any] | None = None,
+    **settings: Any,
 ) -> "PreTrainedModel":
     """A causal language model.
 
@@ -133,6 +144,7 @@ def load_language_model(
         name: a folder, a hub id, or a packaged model's name.
         revision: of a hub id.
         dtype: ``float32``, ``bfloat16`` or ``float16``.
+        zero: DeepSpeed's config where every process is to hold only its part, in the config's number format.
         settings: of transformers' ``from_pretrained``: ``device_map``, ``quantization_config``,
             ``attn_implementation``, ...
 
@@ -150,6 +162,13 @@ def load_language_model(
         return _of_pickles(source, config, kind, dtype)
     packed = getattr(config, "quantization_config", None) is not None
     check_count(file, wanted, held * (PACKED if packed else 1))
+    if zero is not None and source.folder and not packed:
+        files = sorted(source.folder.glob(f"{TRANSFORMERS[0]}*.safetensors"))
+        with reading(f"{name} as a causal language model"):
+            parted = load_partitioned(kind, config, files, zero)
+        if parted is not None:
+            _set_generation(parted, source)
+            return parted
     loader: Any = AutoModelForCausalLM
     with reading(f"{name} as a causal language model"):
         model, report = loader.from_pretrained(
@@ -206,8 +225,6 @@ def _of_pickles(
     Raises:
         ValueError: there are none, or they are damaged or another model's.
     """
-    from transformers import GenerationConfig
-
     try:
         weights = read_weights(source, "", TRANSFORMERS)
     except ValueError as error:
@@ -216,12 +233,19 @@ def _of_pickles(
             "`model.save_pretrained(FOLDER)` in transformers)"
         ) from error
     model = transformers_part(kind, config, weights, dtype=dtype_of(dtype))
+    _set_generation(model, source)
+    return model
+
+
+def _set_generation(model: "PreTrainedModel", source: Source) -> None:
+    """Where answers end, where a file says so."""
+    from transformers import GenerationConfig
+
     if source.file(GENERATION) is not None:
         with reading(f"{GENERATION} of {source.name}"):
             model.generation_config = GenerationConfig.from_pretrained(
                 source.location, revision=source.revision or "main"
             )
-    return model
 
 
 def _check_files(source: Source) -> str:

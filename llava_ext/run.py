@@ -29,6 +29,7 @@ from llava_ext.training import (
     LoggingCallback,
     accumulation,
     build_trainer,
+    partition_config,
     training_arguments,
     whole_state,
 )
@@ -174,7 +175,9 @@ def open_job(config: TrainConfig, stage: Stage) -> Job:
     )
     towers = load_towers(config.model, own_device())
     images = open_images(config.cache, towers, data.images if pictures_here else None, records)
-    model, tokenizer = build_model(config.model, towers, seed=config.stage.seed)
+    model, tokenizer = build_model(
+        config.model, towers, seed=config.stage.seed, zero=partition_config(config.stage)
+    )
     dataset = ConversationDataset(
         records,
         tokenizer,

@@ -256,7 +256,7 @@ def training_arguments(options: StageOptions, out: Path) -> TrainingArguments:
             "as large: start one process a GPU with `torchrun --nproc-per-node "
             f"{torch.cuda.device_count()} -m revelio llava ...`, or choose one by CUDA_VISIBLE_DEVICES"
         )
-    bfloat16 = options.precision == "bfloat16" or (options.precision == "auto" and not cpu)
+    bfloat16 = _bfloat16(options)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     if options.zero:
@@ -297,6 +297,29 @@ def training_arguments(options: StageOptions, out: Path) -> TrainingArguments:
         deepspeed=zero if options.zero else None,
         disable_tqdm=True,
         report_to=[],
+    )
+
+
+def partition_config(options: StageOptions) -> dict[str, Any] | None:
+    """DeepSpeed's config by which weights are partitioned when they are loaded; None where they are not.
+
+    A JSON of the user's own is left to DeepSpeed, which partitions after loading.
+    """
+    if options.zero != 3 or options.deepspeed:
+        return None
+    cpu = not torch.cuda.is_available()
+    deepspeed.prepare(cpu=cpu)
+    zero = deepspeed.zero_config(
+        3, bfloat16=_bfloat16(options), clip=options.clip, offload=options.offload
+    )
+    # Batch sizes are the Trainer's to fill in; here any will do.
+    known = {name: value for name, value in zero.items() if value != "auto"}
+    return known | {"train_micro_batch_size_per_gpu": 1}
+
+
+def _bfloat16(options: StageOptions) -> bool:
+    return options.precision == "bfloat16" or (
+        options.precision == "auto" and torch.cuda.is_available()
     )
 
 
