@@ -4,7 +4,8 @@
     python benchmarks/steering.py --steps 25 --pictures 8 --rounds 9
 
 The text route adds a concept to one layer of the text encoder. The denoiser route ablates eight latents of a
-k-SAE in one layer at each step: every cell is encoded, or their mean. Rounds are interleaved and begin
+k-SAE in one layer at each step, in both halves of the guided batch (the default edits one, half as many
+rows): every cell is encoded, or their mean. Rounds are interleaved and begin
 with another method each; medians of the processor's time and of each round's ratio to plain are printed.
 """
 
@@ -44,7 +45,7 @@ def methods(layers: PipelineLayers, expansion: int, k: int) -> dict[str, Callabl
 
     def ablated(read: Any) -> AbstractContextManager[None]:
         change = LatentChange(ksae, LATENTS, "ablate", read)
-        return edited(layers, [Edit(DENOISER_LAYER, change, width)])
+        return edited(layers, [Edit(DENOISER_LAYER, change, width, branch="both")])
 
     return {
         "plain": nullcontext,

@@ -214,6 +214,9 @@ def test_a_latent_shows_its_range_classes_and_neighbours(page, data):
     mini = shown.run("document.querySelectorAll('.mini').length")
     assert mini == len(latent["near"]) + len(latent["alike"])
     assert f"{latent['count']} of 60 images" in text(shown)
+    line = shown.run("document.querySelector('.command')?.textContent ?? ''")
+    row = f"--latent-values {latent['id']}:{latent['top'][0][1]:g} --operation add --strength 0 "
+    assert (row in line) if data["meta"].get("model") else not line
     shares = shown.run(
         "[...document.querySelectorAll('.profile li b')].map((b) => parseFloat(b.textContent))"
     )

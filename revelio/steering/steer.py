@@ -245,10 +245,14 @@ def _function(
     def on_denoiser(output: Tensor) -> Tensor:
         if not _in_range(layers, calls, one):
             return output
-        factor: Tensor | float = one.strength
-        if calls.guided is not None and plus != minus:
-            signs = torch.where(calls.guided, plus, minus).to(output)
-            factor = one.strength * signs.view(-1, *[1] * (output.ndim - 1))
+        if calls.guided is None or plus == minus:
+            return output + one.strength * _on_cells(one, output)
+        if minus == 0:
+            rows, changed = calls.guided.to(output.device), output.clone()
+            changed[rows] += one.strength * _on_cells(one, output[rows])
+            return changed
+        signs = torch.where(calls.guided, plus, minus).to(output)
+        factor = one.strength * signs.view(-1, *[1] * (output.ndim - 1))
         return output + factor * _on_cells(one, output)
 
     return on_text if text else on_denoiser

@@ -96,7 +96,9 @@ revelio steer --concept runs/dress --ksae runs/ksae --operation ablate --strengt
 ```
 
 `revelio steer --concept C` without `--ksae` adds the concept's vector instead, as published, and `revelio
-steer-eval` measures either beside the baselines, with a judge of yours."""
+steer-eval` measures either beside the baselines, with a judge of yours, a detector, a Diff-C or an endpoint;
+`--each` measures concepts of several layers or k-SAEs one by one, `--group-column` tells prompts that never
+name the concept from those that do."""
 
 LIMITS = """\
 One model of 32 px, and ten classes that its captions name in one or two words; more than {steps} steps;

@@ -93,11 +93,11 @@ Gallery.latentView = (() => {
   }
 
   // The line that draws with more of the latent: its strongest activation, times each strength, is added to every
-  // cell. A pooled activation is a mean over cells that differ in sign, so a cell takes many times as much.
+  // cell. That of a pooled activation, a mean, is small beside a cell's: it takes larger strengths to be seen.
   function steer(latent, found) {
     if (!meta.model || !meta.layer || !found.top.length) return null;
     const strengths = meta.cells ? "0 1 2 4" : "0 10 20 40";
-    const line = `revelio steer --backbone.name ${meta.model} --ksae KSAE --latent-values ${latent.id}:${found.top[0][1]} --operation add --strength ${strengths} --texts "a photo" --images-per-prompt 4 --out steered-${latent.id}`;
+    const line = `revelio steer --backbone.name ${meta.model} --layer ${meta.layer} --ksae KSAE --latent-values ${latent.id}:${found.top[0][1]} --operation add --strength ${strengths} --texts "a photo" --images-per-prompt 4 --out steered-${latent.id}`;
     return h("section", {}, h("h2", {}, "Draw with more of it"), h("p", { class: "command" }, h("code", {}, line)));
   }
 
