@@ -57,7 +57,8 @@ class RevelioLlavaProcessor(ProcessorMixin):
         transforms: Sequence[Mapping[str, Any]] = (),
         **settings: Any,
     ) -> None:
-        self.template, self.system, self.aspect = template, system, aspect
+        self.template, self.system = template, system
+        self.aspect: Aspect = aspect
         self.image_tokens, self.image_token_id = image_tokens, image_token_id
         self.transforms = list(transforms)
         super().__init__(tokenizer, **settings)

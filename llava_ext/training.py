@@ -100,7 +100,7 @@ class LlavaTrainer(Trainer):
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            place = Path(self.args.output_dir)
+            place = Path(str(self.args.output_dir))
             commit(place / f"checkpoint-{self.state.global_step}")
             drop_checkpoints(place.parent, self.keep)
 

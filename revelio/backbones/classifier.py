@@ -5,6 +5,7 @@ safetensors, strictly, and no code that came with them runs.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -37,14 +38,14 @@ class ImageClassifier:
 
         source = find_source(name)
         entries = source.json("config.json")
-        kind = entries.get("model_type")
+        kind = str(entries.get("model_type"))
         if kind not in CONFIG_MAPPING or (
             CONFIG_MAPPING[kind] not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
         ):
             raise ValueError(f"{source.name} is a {kind}: no image classifier of transformers")
         with reading(f"config.json of {source.name}"):
-            config = CONFIG_MAPPING[kind].from_dict(entries)
-        head = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(config)]
+            config: Any = CONFIG_MAPPING[kind].from_dict(entries)
+        head: Any = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(config)]
         weights = read_weights(source, "", TRANSFORMERS)
         model = transformers_part(head, config, weights, dtype="auto")
         self.classes = [str(config.id2label[place]) for place in range(config.num_labels)]

@@ -70,10 +70,10 @@ def eval_sae(config: EvalSAEConfig, progress: Report = silent) -> dict[str, Any]
             training images; too few images; or something else's files are in the way.
     """
     check_fields(config)
-    config = replace(config, out=config.out or place_of(config.ksae[0], "evaluation"))
-    assert config.out is not None
-    check_replaceable(config.out, MAKER, (RESULT, PAGE))
-    with claimed(config.out):
+    out = config.out or place_of(config.ksae[0], "evaluation")
+    config = replace(config, out=out)
+    check_replaceable(out, MAKER, (RESULT, PAGE))
+    with claimed(out):
         models = {path: open_sae(path, "cpu", progress) for path in config.ksae}
         config = replace(config, over=_over(config, models))
         data = _data(config, models)
@@ -99,8 +99,8 @@ def eval_sae(config: EvalSAEConfig, progress: Report = silent) -> dict[str, Any]
             "made_from": {path: _sha256(path) for path in models},
             "versions": versions(),
         }
-        replace_files(config.out, MAKER, lambda folder: _write(folder, result))
-    progress(Progress(f"wrote {config.out / RESULT}, {config.out / PAGE}"))
+        replace_files(out, MAKER, lambda folder: _write(folder, result))
+    progress(Progress(f"wrote {out / RESULT}, {out / PAGE}"))
     if config.card:
         for path in config.ksae:
             _show(path, result, progress)
@@ -165,7 +165,7 @@ def _sha256(path: str) -> str | None:
 
 def _over(config: EvalSAEConfig, models: Mapping[str, KSparseAutoencoder]) -> OverCells:
     """What an image's code is of, the same for all k-SAEs, or a ValueError that says what they differ in."""
-    own = {path: own_over(model) for path, model in models.items()}
+    own: dict[str, OverCells] = {path: own_over(model) for path, model in models.items()}
     if config.over is None and len(set(own.values())) > 1:
         cells = next(path for path, over in own.items() if over != "pooled")
         raise ValueError(

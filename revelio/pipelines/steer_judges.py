@@ -99,7 +99,7 @@ def open_judge(
     if "{}" not in config.template:
         raise ValueError(f"the template {config.template!r} has no {{}} where the class goes")
     clip = ZeroShot(kind, [config.template.replace("{}", one) for one in classes], device)
-    return lambda pictures: [classes[index] for index in clip.classify(pictures).tolist()]
+    return lambda pictures: [classes[int(index)] for index in clip.classify(pictures).tolist()]
 
 
 def open_detector(config: SteerEvalConfig) -> Detector | None:

@@ -57,8 +57,8 @@ def repeats(first: Setting) -> dict[str, Any]:
 
 
 def _measured(own: Sequence[dict[str, Drawn]], plain: Sequence[dict[str, Drawn]]) -> dict[str, Any]:
-    lists = [[one for seed in part for one in seed.values()] for part in (own, plain)]
-    return measured(*lists)
+    drawn, undrawn = ([one for seed in part for one in seed.values()] for part in (own, plain))
+    return measured(drawn, undrawn)
 
 
 def _mean(rates: Sequence[Any]) -> float:
