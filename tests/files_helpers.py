@@ -92,7 +92,7 @@ def results(folder: Path) -> dict[str, Any]:
             found[name] = _timeless(json.loads(data))
         elif name.endswith(".jsonl"):
             found[name] = [_timeless(json.loads(line)) for line in data.splitlines()]
-        elif name == "config.yaml":
+        elif Path(name).name == "config.yaml":
             found[name] = [
                 line for line in data.splitlines() if not line.startswith((b"out:", b"resume:"))
             ]

@@ -112,7 +112,8 @@ def test_pictures_without_labels(
     images, out = make_pictures(tmp_path / "images", 20, labelled=False), tmp_path / "run"
     flags = ["--data.source", str(images), "--backbone.name", str(model), "--out", str(out), *SMALL]
     main(["demo", *flags])
-    said = capsys.readouterr().out.splitlines()[-1]
+    *_, said, more = capsys.readouterr().out.splitlines()
+    assert "revelio steer" in more
     assert said.startswith(f"next: revelio extract --data.source {images} --backbone.name {model}")
     report = json.loads((out / "report.json").read_text())
     assert report["labelled"] is False and report["diffc"] == []

@@ -57,7 +57,7 @@ def test_the_pattern_knows_the_ways_to_install() -> None:
 
 def test_names_and_versions() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert project["name"] == NAME and project["version"] == revelio.__version__
+    assert project["name"] == NAME and project["dynamic"] == ["version"]
     assert list(project["scripts"]) == ["revelio"]
     assert versions()["revelio"] == revelio.__version__
 

@@ -162,7 +162,7 @@ def test_nonsense_is_counted_kept_and_asked_again_on_demand(
         run_judge(bench, server.base_url, ask_again=True)
         assert len(server.bodies) == 14
     report = bench.parent / "scores.json"
-    main(["score", "--reviews", str(out), "--json", str(report)])
+    main(["score", "--reviews", str(out), "--out", str(report)])
     entry = json.loads(report.read_text())["files"][0]["scores"]["all"]
     assert entry["failures"] == 2 and entry["questions"] == 5
     assert entry["model"] == pytest.approx(10 * (0 + 1 + 2 + 3 + 5) / 5)

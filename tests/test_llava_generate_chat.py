@@ -13,6 +13,7 @@ from llava_ext.conversation import Turn
 from llava_ext.generate import Assistant
 from llava_ext.language import build_model
 from llava_ext.towers import load_towers
+from revelio.trust import printable
 
 SETTINGS = {"max_new_tokens": 6, "temperature": 0.0, "seed": 0}
 
@@ -60,7 +61,7 @@ def test_one_question_and_a_conversation(saved, assistant, monkeypatch, capsys):
     files = ["--model", str(saved / "final"), "--image", str(saved / "cat.png")]
     run(monkeypatch, *files, "--question", "what is it?")
     (wanted,) = assistant.answer(["what is it?"], [[picture(1)]], max_new_tokens=6)
-    assert capsys.readouterr().out == f"{wanted}\n"
+    assert capsys.readouterr().out == f"{printable(wanted)}\n"
     run(monkeypatch, *files, lines="what is it?\nnew\n\nwhat is it?\nexit\nnot asked\n")
     assert capsys.readouterr().out == f"{wanted}\n" * 2
 
@@ -70,7 +71,7 @@ def test_pictures_may_be_several(saved, assistant, monkeypatch, capsys):
     files = [f"--image={saved / name}" for name in ("cat.png", "dog.png")]
     run(monkeypatch, "--model", str(saved / "final"), *files, "--question", "what is new?")
     (wanted,) = assistant.answer(["what is new?"], [[picture(1), picture(2)]], max_new_tokens=6)
-    assert capsys.readouterr().out == f"{wanted}\n"
+    assert capsys.readouterr().out == f"{printable(wanted)}\n"
 
 
 MISTAKES = [

@@ -108,7 +108,7 @@ def test_files_of_prompts(tmp_path: Path):
     with pytest.raises(ValueError, match="no text in column 'text': it has prompt, categories"):
         read_prompts(str(table), "text")
     table.write_text("prompt,sd_seed\na cat,many\n")
-    with pytest.raises(ValueError, match=r"`sd_seed` of row 1 .* is 'many': give a number"):
+    with pytest.raises(ValueError, match=r"`sd_seed` of row 1 .* is 'many': give a whole number"):
         read_prompts(str(table))
     lines.write_text("\n\n")
     with pytest.raises(ValueError, match="holds no prompts"):
