@@ -270,13 +270,14 @@ def _search(found: Mapping[str, Any]) -> Iterator[str]:
     for row in (*SEARCH, *(("control: " + one[0], *one[1:]) for one in SEARCH_CONTROLS)):
         yield f"| {' | '.join(str(cell) for cell in row)} |"
     yield (
-        "\nAt 0.9 no start or size came near k-means' stability. Eight directions hold 86 % of the variance here, "
-        "and in such a space 256 centroids cover the data, so that those of two runs match closely; "
-        "k-SAEs of the same error differ in how they split it. Starting from principal axes raised purity, "
-        "with k = 4 at 1e-3 above every control's, on training pictures, and lowers sparse probing; starting from data rows or centroids keeps twice "
-        "as many latents alive, lowers the error, and lowers probing as well. AuxK left the number of live "
-        "latents nearly as it was, in the two trainings with it. Not tried: Matryoshka, BatchTopK, cells, "
-        "normalization, other layers and timesteps, several noise draws, mini-sd-photo, the ViT."
+        "\nAt 0.9 no start or size came near k-means' stability. Eight directions hold 86 % of the variance "
+        "here, and in such a space 256 centroids cover the data, so that those of two runs match closely; "
+        "k-SAEs of the same error differ in how they split it. Starting from principal axes raised "
+        "purity, with k = 4 at 1e-3 above every control's, on training pictures, and lowers sparse "
+        "probing; starting from data rows or centroids keeps twice as many latents alive, lowers the "
+        "error, and lowers probing as well. AuxK left the number of live latents nearly as it was, in the "
+        "two trainings with it. Not tried: Matryoshka, BatchTopK, cells, normalization, other layers and "
+        "timesteps, several noise draws, mini-sd-photo, the ViT."
     )
 
 
