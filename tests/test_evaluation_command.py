@@ -1,0 +1,201 @@
+"""`eval-ksae` from stores to its page, its card and its refusals."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from backbones_helpers import picture, tiny_sd
+from evaluation_helpers import classes_in_channels, judged
+
+from revelio.activations.config import ExtractRunConfig
+from revelio.activations.store import ActivationStore, write_store
+from revelio.backbones.config import BackboneConfig
+from revelio.data.config import DataConfig
+from revelio.evaluation.card import END, START
+from revelio.evaluation.config import EvalSAEConfig
+from revelio.evaluation.controls import TRAINED
+from revelio.pipelines.eval_sae import NO_TRAIN_STORE, NOT_IN_MODEL, UNLABELLED, eval_sae
+from revelio.pipelines.extract import extract_to
+from revelio.pipelines.train_sae import train_sae
+from revelio.sae.config import TrainSAEConfig
+from revelio.sae.model import KSparseAutoencoder
+
+
+def _stores(folder: Path, *, labels: bool = True) -> tuple[Path, Path]:
+    rows, classes = classes_in_channels(500)
+    for name, part in (("train", slice(0, 300)), ("test", slice(300, 500))):
+        ids = [f"i{i}" for i in range(500)][part]
+        write_store(
+            folder / name,
+            rows[part],
+            ids,
+            classes[part].tolist() if labels else None,
+            settings={"dataset": "d", "split": None, "classes": list("abcd") if labels else []},
+        )
+    return folder / "train", folder / "test"
+
+
+def _trained(folder: Path, store: Path, seeds: tuple[int, ...]) -> tuple[str, ...]:
+    return tuple(
+        str(train_sae(
+            TrainSAEConfig(
+                store=(store,), out=folder / f"k{s}", k=2, expansion=4, steps=40, batch_size=64, seed=s,
+                learning_rate=1e-2, warmup_steps=1, held_out=0.0,
+            )
+        )[0].path)
+        for s in seeds
+    )  # fmt: skip
+
+
+def test_an_evaluation_from_stores_to_a_page(tmp_path: Path) -> None:
+    train, test = _stores(tmp_path)
+    runs = _trained(tmp_path, train, (0, 1, 2))
+    config = EvalSAEConfig(
+        store=test, train_store=train, ksae=runs, out=tmp_path / "out", planted=2
+    )
+    result = eval_sae(config)
+    assert set(result["ksaes"]) == set(runs)
+    assert {"over_trainings", "stability", "planted"} <= set(result)
+    assert set(result["stability_verdict"]) == set(result["planted_verdict"]) == {"0.7", "0.9"}
+    assert result["notes"] == [NOT_IN_MODEL]
+    page = (tmp_path / "out" / "evaluation.md").read_text()
+    assert all(f"| {name} |" in page for name in ("fvu", "probe 5", "coverage 0.8"))
+
+
+def _of_random_weights(folder: Path, train: Path, test: Path) -> dict[str, Path]:
+    """Stores of the same images in another order, as of another model: noise without classes."""
+    made = {}
+    for name, path in (("random_train_store", train), ("random_store", test)):
+        store = ActivationStore.open(path)
+        rows = torch.rand(len(store), 8, generator=torch.Generator().manual_seed(len(store)))
+        made[name] = folder / name / "test"
+        settings = {"model": "m (random weights 0)"}
+        write_store(made[name], rows.flip(0), list(store.ids)[::-1], settings=settings)
+    return made
+
+
+def test_the_same_recipe_on_random_weights_is_a_control(tmp_path: Path) -> None:
+    train, test = _stores(tmp_path)
+    runs = _trained(tmp_path, train, (0,))
+    given = _of_random_weights(tmp_path, train, test)
+    config = EvalSAEConfig(store=test, train_store=train, ksae=runs, out=tmp_path / "out", **given)
+    measures = eval_sae(config)["ksaes"][runs[0]]["measures"]
+    # Activations of noise: the classes, which the k-SAE's own activations show, are not in them.
+    control = measures["probe 1"]["controls"]["random weights"]
+    assert control["value"] < 0.65 < measures["probe 1"]["value"]
+    assert control["difference"]["interval"][0] > 0
+    [kept] = (tmp_path / "out" / "controls").iterdir()
+    model = KSparseAutoencoder.from_pretrained(kept)
+    # Paired by id: the control's FVU is that of its own rows, in the order of the held-out images.
+    rows = torch.rand(200, 8, generator=torch.Generator().manual_seed(200))
+    _, own = judged(model, rows, None)
+    assert measures["fvu"]["controls"]["random weights"]["value"] == pytest.approx(own["fvu"].whole)
+    for change, message in (
+        ({"random_train_store": None}, "belong together"),
+        ({"random_store": test}, "are of the same model"),
+        ({"random_store": given["random_train_store"]}, "200 of the 200 images .* are not in"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            eval_sae(replace(config, **change))
+
+
+def test_the_card_shows_the_result_and_keeps_what_else_it_says(tmp_path: Path) -> None:
+    train, test = _stores(tmp_path, labels=False)
+    runs = _trained(tmp_path, train, (0,))
+    card = Path(runs[0]) / "README.md"
+    if not card.is_file():
+        card = Path(runs[0]) / "final" / "README.md"
+    card.write_text(before := card.read_text() + "\nWritten by hand | <!-- and kept -->.\n")
+    config = EvalSAEConfig(store=test, train_store=train, ksae=runs)
+    result = eval_sae(config)
+    after = card.read_text()
+    assert after.startswith(before.rstrip()) and after.count(START) == after.count(END) == 1
+    for name, entry in result["ksaes"][runs[0]]["measures"].items():
+        assert f"| {name} | {entry['value']:.3f} |" in after and f"| {entry['verdict']} |" in after
+    card.write_text(after + "More below.\n")
+    eval_sae(replace(config, card=False))
+    assert card.read_text() == after + "More below.\n"
+    eval_sae(replace(config, seed=1))
+    assert card.read_text().startswith(before.rstrip()) and card.read_text().endswith(
+        "More below.\n"
+    )
+    assert card.read_text().count(START) == 1 and card.read_text() != after + "More below.\n"
+    # By default the result lies in the run.
+    assert (tmp_path / "k0" / "evaluation" / "evaluation.json").is_file()
+    card.unlink()
+    eval_sae(replace(config, seed=1))
+    assert not card.exists()
+
+
+def test_trained_controls_are_kept_and_not_trained_again(tmp_path: Path) -> None:
+    train, test = _stores(tmp_path, labels=False)
+    runs = _trained(tmp_path, train, (0,))
+    config = EvalSAEConfig(
+        store=test, train_store=train, ksae=runs, out=tmp_path / "out", trained_controls=True
+    )
+    result = eval_sae(config)
+    assert set(result["ksaes"][runs[0]]["measures"]["fvu"]["controls"]) > set(TRAINED)
+    kept = sorted((tmp_path / "out" / "controls").rglob("model.safetensors"))
+    times = [path.stat().st_mtime_ns for path in kept]
+    assert len(kept) == len(TRAINED)
+    assert eval_sae(config)["ksaes"] == result["ksaes"]
+    assert [path.stat().st_mtime_ns for path in kept] == times
+
+
+def test_training_images_among_the_held_out_are_refused_or_said(tmp_path: Path) -> None:
+    train, _ = _stores(tmp_path)
+    runs = _trained(tmp_path, train, (0,))
+    config = {"store": train, "train_store": train, "ksae": runs, "out": tmp_path / "out"}
+    with pytest.raises(ValueError, match=r"300 of the 300 images .* are in .* too: hold out other"):
+        eval_sae(EvalSAEConfig(**config))
+    notes = eval_sae(EvalSAEConfig(**config, overlap="allow"))["notes"]
+    assert notes == ["300 of 300 images are training images", NOT_IN_MODEL]
+
+
+def test_without_labels_and_with_too_few_images(tmp_path: Path) -> None:
+    train, test = _stores(tmp_path, labels=False)
+    runs = _trained(tmp_path, train, (0,))
+    result = eval_sae(EvalSAEConfig(store=test, ksae=runs, out=tmp_path / "out"))
+    assert set(result["ksaes"][runs[0]]["measures"]) == {"fvu", "cosine"}
+    assert result["notes"] == [NO_TRAIN_STORE, UNLABELLED, NOT_IN_MODEL]
+    write_store(tmp_path / "few", torch.rand(20, 8), [f"f{i}" for i in range(20)])
+    with pytest.raises(ValueError, match="holds 20 images: measures need 100 up"):
+        eval_sae(EvalSAEConfig(store=tmp_path / "few", ksae=runs, out=tmp_path / "few-out"))
+
+
+def test_loss_recovered_of_an_extraction(tmp_path: Path) -> None:
+    model = tiny_sd(tmp_path / "sd")
+    (tmp_path / "photos").mkdir()
+    for number in range(100):
+        picture(number).save(tmp_path / "photos" / f"{number:03d}.png")
+    data = DataConfig(source=str(tmp_path / "photos"))
+    backbone = BackboneConfig(name=str(model), device="cpu")
+    [store] = extract_to(
+        ExtractRunConfig(
+            out=tmp_path / "a", layers=("up_ft0",), timesteps=(200,), data=data, backbone=backbone
+        )
+    )
+    runs = _trained(tmp_path, store.path, (0,))
+    config = EvalSAEConfig(
+        store=store.path,
+        ksae=runs,
+        out=tmp_path / "o",
+        loss_images=60,
+        data=data,
+        backbone=backbone,
+    )
+    result = eval_sae(config)
+    entry = result["ksaes"][runs[0]]
+    losses = entry["in_model"]["loss"]
+    whole = losses["mean"] - losses["true"]
+    assert entry["measures"]["loss recovered"]["value"] == pytest.approx(
+        (losses["mean"] - losses["k-SAE"]) / whole
+    )
+    assert "effect" in entry["measures"] and NOT_IN_MODEL not in result["notes"]
+    assert "| loss recovered |" in (tmp_path / "o" / "evaluation.md").read_text()
+    with pytest.raises(ValueError, match="loss_images is 5: intervals need 10 images up"):
+        eval_sae(replace(config, loss_images=5))
+    other = BackboneConfig(name=str(tiny_sd(tmp_path / "other", seed=1)), device="cpu")
+    with pytest.raises(ValueError, match="needs the store's own model"):
+        eval_sae(replace(config, backbone=other))
