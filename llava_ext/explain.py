@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from PIL import Image
 from torch import Tensor
 
@@ -37,6 +36,7 @@ from llava_ext.templates import encode
 from revelio.analysis.gallery.heat_maps import LEVELS, levels
 from revelio.data.transforms import center_square
 from revelio.outputs import replace_files
+from revelio.pages import render_page
 from revelio.run_dir import write_json
 from revelio.sae.model import KSparseAutoencoder
 
@@ -175,12 +175,5 @@ def _write(folder: Path, found: dict[str, Any], pictures: Sequence[Image.Image])
         square.save(folder / "pictures" / f"{number}.jpg", quality=85)
     style = files("revelio.analysis.gallery") / "static" / "gallery.css"
     (folder / "gallery.css").write_bytes(style.read_bytes())
-    environment = Environment(
-        loader=PackageLoader("llava_ext", "pages"),
-        autoescape=select_autoescape(default=True),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("explain.html.j2").render(**found)
+    page = render_page("llava_ext", "explain.html.j2", found, folder="pages", strict=True)
     (folder / "index.html").write_text(page, encoding="utf-8")

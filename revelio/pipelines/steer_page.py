@@ -4,9 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, select_autoescape
-
 from revelio.charts import Series, line_chart
+from revelio.pages import render_page
 from revelio.run_dir import write_whole
 
 COLUMNS = (
@@ -26,22 +25,16 @@ RATES = {
 
 def write_page(report: Mapping[str, Any], path: Path, sheet: str) -> None:
     """Write the page; ``sheet`` is the picture beside it."""
-    environment = Environment(
-        loader=PackageLoader("revelio.pipelines"),
-        autoescape=select_autoescape(default=True, default_for_string=True),
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("steering.html.j2").render(
-        report=report,
-        targets=", ".join(report["config"]["target"]),
-        table=table(report),
-        groups=group_table(report),
-        charts=[curve(report, what) for what in ("target", "others")],
-        columns=COLUMNS,
-        sheet=sheet,
-    )
-    write_whole(path, page)
+    values = {
+        "report": report,
+        "targets": ", ".join(report["config"]["target"]),
+        "table": table(report),
+        "groups": group_table(report),
+        "charts": [curve(report, what) for what in ("target", "others")],
+        "columns": COLUMNS,
+        "sheet": sheet,
+    }
+    write_whole(path, render_page("revelio.pipelines", "steering.html.j2", values))
 
 
 def markdown(report: Mapping[str, Any]) -> str:

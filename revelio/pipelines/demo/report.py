@@ -4,30 +4,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, select_autoescape
-
 from revelio.charts import Series, bar_chart, line_chart
+from revelio.pages import render_page
 from revelio.run_dir import write_whole
 
 
 def write_report(report: Mapping[str, Any], path: Path) -> None:
     """Render ``report`` (what ``report.json`` holds) as one page that needs no network."""
-    environment = Environment(
-        loader=PackageLoader("revelio.pipelines.demo"),
-        autoescape=select_autoescape(default=True, default_for_string=True),
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("report.html.j2").render(
-        report=report,
-        layers=_ordered(report["purity"], "layer"),
-        timesteps=_ordered(report["purity"], "timestep"),
-        cell={(row["layer"], row["timestep"]): row for row in report["purity"]},
-        shade=_shades(report["purity"]),
-        charts=charts(report),
-        controls=[row for row in report["purity"] if row.get("controls")],
-    )
-    write_whole(path, page)
+    values = {
+        "report": report,
+        "layers": _ordered(report["purity"], "layer"),
+        "timesteps": _ordered(report["purity"], "timestep"),
+        "cell": {(row["layer"], row["timestep"]): row for row in report["purity"]},
+        "shade": _shades(report["purity"]),
+        "charts": charts(report),
+        "controls": [row for row in report["purity"] if row.get("controls")],
+    }
+    write_whole(path, render_page("revelio.pipelines.demo", "report.html.j2", values))
 
 
 def charts(report: Mapping[str, Any]) -> list[str]:
