@@ -171,10 +171,7 @@ def _over(config: EvalSAEConfig, models: Mapping[str, KSparseAutoencoder]) -> Ov
         raise ValueError(
             f"{printable(cells)} was trained on cells, others on pooled rows: choose `over`"
         )
-    over = config.over or next(iter(own.values()))
-    if config.loss_images and over != "pooled":
-        raise ValueError("loss_images is of pooled activations: leave it out for codes of cells")
-    return over
+    return config.over or next(iter(own.values()))
 
 
 def _opened(path: Path, over: OverCells | None) -> ActivationStore:
