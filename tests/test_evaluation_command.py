@@ -22,8 +22,9 @@ from revelio.sae.config import Rows, TrainSAEConfig
 from revelio.sae.model import KSparseAutoencoder
 
 
-def _stores(folder: Path, *, labels: bool = True) -> tuple[Path, Path]:
+def _stores(folder: Path, *, labels: bool = True, scale: float = 1.0) -> tuple[Path, Path]:
     rows, classes = classes_in_channels(500)
+    rows = scale * rows
     for name, part in (("train", slice(0, 300)), ("test", slice(300, 500))):
         ids = [f"i{i}" for i in range(500)][part]
         write_store(
@@ -143,6 +144,10 @@ def test_trained_controls_are_kept_and_not_trained_again(tmp_path: Path) -> None
     assert len(kept) == len(TRAINED)
     assert eval_sae(config)["ksaes"] == result["ksaes"]
     assert [path.stat().st_mtime_ns for path in kept] == times
+    # On another training store they are others, and both are kept.
+    other, _ = _stores(tmp_path / "other", labels=False, scale=2.0)
+    eval_sae(replace(config, train_store=other))
+    assert len(list((tmp_path / "out" / "controls").rglob("model.safetensors"))) == 2 * len(kept)
 
 
 def test_training_images_among_the_held_out_are_refused_or_said(tmp_path: Path) -> None:
