@@ -21,7 +21,6 @@ from revelio.evaluation.identity import (
     stability,
     stability_verdicts,
 )
-from revelio.evaluation.encoded import encoded
 from revelio.evaluation.measures import _best_threshold, cosine, distinct, held_out
 from revelio.sae.config import RunConfig, TrainConfig
 from revelio.sae.model import KSparseAutoencoder
