@@ -218,8 +218,8 @@ def _loss(found: Mapping[str, Any], pooled: bool) -> Iterator[str]:
     yield (
         f"A k-SAE of pooled activations replaces the layer's spatial mean. Here {ends}: the model hardly "
         "reads that mean at this layer and timestep, so the scale of loss recovered has no length, its "
-        "values (0 for the mean, 1 for the truth) are noise, and nothing can be told apart by it. Only FVU and "
-        "cosine judge a reconstruction here."
+        "values (0 for the mean, 1 for the truth) are noise, and nothing can be told apart by it. Only FVU "
+        "and cosine judge a reconstruction here."
     )
     rows = found.get("what_the_mean_does")
     if rows:
