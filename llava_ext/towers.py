@@ -102,7 +102,20 @@ class BackboneTower:
         """
         if not len(pixels):
             return torch.empty(0, self.channels, *self.grid)
-        encoded, prompts = self.backbone.encode(pixels), self._prompts(len(pixels), questions)
+        return self.grids_of(self.encode(pixels), ids, questions)
+
+    def encode(self, pixels: Float[Tensor, "i 3 h w"]) -> Float[Tensor, "i e y x"]:
+        """What the pass starts from: a VAE's latents in float16, else the pixels."""
+        return self.backbone.encode(pixels)
+
+    def grids_of(
+        self,
+        encoded: Float[Tensor, "i e y x"],
+        ids: Sequence[str],
+        questions: Sequence[str] | None = None,
+    ) -> Float[Tensor, "i c h w"]:
+        """:meth:`grids` of what :meth:`encode` gave."""
+        prompts = self._prompts(len(encoded), questions)
         found = []
         for timestep in self.timesteps:
             activations = self.backbone.activations(

@@ -269,6 +269,21 @@ def test_cached_training_runs_no_tower_and_gives_the_same_curve(
     assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "live"), rel=2e-3)
 
 
+@pytest.mark.parametrize("keep", ["int8", "latents"])
+def test_training_from_less_than_grids_needs_no_picture(project, tmp_path, keep) -> None:
+    """From latents the losses are those of the pictures themselves."""
+    folder, model = project
+    cache = CacheConfig(cache=tmp_path / "cache", data=data_options(folder), model=model, keep=keep)
+    for _ in fill(open_cache_job(cache, Processes())):
+        pass
+    run(pretrain(project, tmp_path / "live"))
+    data = ConversationData(folder / "data.json", tmp_path / "gone")
+    cached = pretrain(project, tmp_path / "cached", cache=tmp_path / "cache", data=data)
+    run(cached)
+    within = 1e-6 if keep == "latents" else 2e-2
+    assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "live"), rel=within)
+
+
 def test_texts_and_several_images_train(project, tmp_path) -> None:
     text = [{"from": "human", "value": "hello"}, {"from": "gpt", "value": "it is a cat"}]
     two = [{"from": "human", "value": "<image> or <image>?"}, {"from": "gpt", "value": "a dog"}]
