@@ -54,7 +54,8 @@ class CachedGrids:
         rows: Sequence[Mapping[str, int]],
     ) -> None:
         self.stores = tuple(stores)
-        self.towers = tuple(kept) if any(each.keep == "latents" for each in kept) else ()
+        latents = any(each.keep == "latents" for each in kept)
+        self.towers: Sequence[Tower] = tuple(kept) if latents else ()
         self._kept = tuple(kept)
         self._rows = tuple(rows)
         small = sum(store.bytes for store in stores) <= IN_MEMORY
