@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from llava_ext.adapter import adapted
 from llava_ext.config import ModelConfig
 from llava_ext.conversation import FORMAT_1_SYSTEM
+from llava_ext.images import transform_from
 from llava_ext.language import assemble, load_language_model, load_tokenizer
 from llava_ext.model import LlavaModel
 from llava_ext.model_config import TowerShape
@@ -180,7 +181,7 @@ def load_model(
         **{name: value for name, value in settings.items() if name in PASSED_ON},
     )
     model = assemble(model_config, language_model, tokenizer, shapes)
-    model.config.transforms = entries.get("transforms", [])
+    model.config.transforms = _transforms(folder, entries.get("transforms", []), len(shapes))
     model.language_changed = whole
     if entries["adapter"]:
         model.set_language_model(_adapted(language_model, Path(_part(folder, ADAPTER))))
@@ -217,6 +218,17 @@ def _tower_shapes(folder: Path, entries: list[Any]) -> list[TowerShape]:
     if not all(type(n) is int and 1 <= n <= MOST_SIDE for sizes in found for n in sizes):
         raise ValueError(f"{folder / CONFIG} has `shapes` that no tower has")
     return shapes
+
+
+def _transforms(folder: Path, entries: list[Any], towers: int) -> list[Any]:
+    """How the towers' pictures were made; nothing where a tower has its own way."""
+    if len(entries) not in (0, towers):
+        raise ValueError(
+            f"{folder / CONFIG} has {len(entries)} `transforms` for {towers} towers: it is damaged"
+        )
+    for entry in entries:
+        transform_from(entry)
+    return entries
 
 
 def _part(folder: Path, name: str) -> str:

@@ -153,7 +153,8 @@ class LlavaModel(PreTrainedModel, GenerationMixin):
             KeyError: an unknown backbone or layer.
             ValueError: one that can't be loaded here, or may not be imported.
         """
-        self.towers = load_towers(self.settings, str(self.device), allow)
+        known = self.config.transforms
+        self.towers = load_towers(self.settings, str(self.device), allow, known)
         self.config.transforms = plain_transforms(self.towers)
 
     def see(
