@@ -5,7 +5,7 @@
 
 Questions 1 and 2 are a pair, 3 and 4, ...: 150 in all. Credit is for a pair whose both answers are right, so
 that chance is a quarter for two choices. A question is asked as by MMVP's own script. An answer that is a
-choice and nothing else (its letter, its text, or both) is compared with the key; of any other a judge says yes
+choice and nothing else (letter, text, or both) is compared with the key; of any other a judge says yes
 or no, by the prompts of MMVP's own grader, which asks about every answer.
 Beside the score stands the share of pairs in which both pictures got one choice: what can't tell the pictures
 apart gives that everywhere, and scores 0.
