@@ -49,7 +49,7 @@ class ImageClassifier:
         weights = read_weights(source, "", TRANSFORMERS)
         model = transformers_part(head, config, weights, dtype="auto")
         self.classes = [str(config.id2label[place]) for place in range(config.num_labels)]
-        self._transform = transform_of(source, config.image_size)
+        self._transform = transform_of(source, source.crop_size(config.image_size))
         self._model = frozen(model, device_of(device))
 
     @torch.no_grad()
