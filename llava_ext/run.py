@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from resource import RUSAGE_SELF, getrusage
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -40,7 +41,7 @@ from revelio.distributed import is_main, own_device, world_size
 from revelio.files import check_folder
 from revelio.machine import duration, size
 from revelio.run_dir import Run, read_json, sha256, write_json
-from revelio.trust import read_json_lines
+from revelio.trust import printable, read_json_lines
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -97,7 +98,13 @@ def run(config: TrainConfig) -> None:
     if checkpoint is not None:
         check_processes(checkpoint)
         _say(f"going on from step {checkpoint_step(checkpoint)}: {checkpoint}")
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except UnpicklingError as error:
+        raise ValueError(
+            f"a file of {printable(checkpoint)} holds more than plain values and is not read: it "
+            "was not written by this run"
+        ) from error
     state = whole_state(trainer, job.model)
     if run_dir is not None:
         _write(run_dir, job, trainer, state, started)
