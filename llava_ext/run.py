@@ -4,7 +4,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from resource import RUSAGE_SELF, getrusage
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,12 @@ from llava_ext.import_llava import import_projectors
 from llava_ext.language import build_model, language_identity
 from llava_ext.llava_json import Record, image_names, read_records
 from llava_ext.model import LlavaModel
-from llava_ext.stage_checkpoints import check_processes, checkpoint_step, last_checkpoint
+from llava_ext.stage_checkpoints import (
+    check_processes,
+    check_state,
+    checkpoint_step,
+    last_checkpoint,
+)
 from llava_ext.stages import LoraOptions, Stage, StageOptions
 from llava_ext.tower_cache import CachedGrids
 from llava_ext.towers import Tower, load_towers
@@ -41,7 +45,7 @@ from revelio.distributed import is_main, own_device, world_size
 from revelio.files import check_folder
 from revelio.machine import duration, size
 from revelio.run_dir import Run, read_json, sha256, write_json
-from revelio.trust import printable, read_json_lines
+from revelio.trust import read_json_lines
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -97,14 +101,9 @@ def run(config: TrainConfig) -> None:
     _say(_plan(job, trainer, config.stage, stage))
     if checkpoint is not None:
         check_processes(checkpoint)
+        check_state(checkpoint)
         _say(f"going on from step {checkpoint_step(checkpoint)}: {checkpoint}")
-    try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except UnpicklingError as error:
-        raise ValueError(
-            f"a file of {printable(checkpoint)} holds more than plain values and is not read: it "
-            "was not written by this run"
-        ) from error
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     state = whole_state(trainer, job.model)
     if run_dir is not None:
         _write(run_dir, job, trainer, state, started)

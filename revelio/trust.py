@@ -18,6 +18,9 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+# What reading a value of another form than was expected ends in.
+WRONG = (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError)
+
 MIB = 1 << 20
 # The largest text file that is parsed whole: a manifest of a million images stays below it.
 TEXT_LIMIT = 512 * MIB

@@ -78,6 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--every", type=int, default=1, help="of the crash points, only every so many"
     )
+    parser.add_argument("--commands", nargs="+", help="stop only these")
     parser.add_argument("--quick", action="store_true", help="a few of each")
     parser.add_argument("--render", action="store_true", help="only write the document again")
     options = parser.parse_args(arguments)
@@ -160,9 +161,11 @@ def parts(made: Any, options: argparse.Namespace) -> dict[str, Callable[[], Any]
     from cli_helpers import WRITERS
 
     quick, seed = options.quick, options.seed
-    writers = QUICK_WRITERS if quick else tuple(WRITERS)
+    writers = options.commands or (QUICK_WRITERS if quick else tuple(WRITERS))
     counts = QUICK_KILLS if quick else {name: KILLS.get(name, OTHER_KILLS) for name in WRITERS}
     steps = QUICK_STEPS if quick else {name: EVERY.get(name, 1) for name in WRITERS}
+    if options.commands:
+        counts, steps = ({one: of[one] for one in writers} for of in (counts, steps))
     steps = {name: step * options.every for name, step in steps.items()}
     shared = partial(by_command, processes=options.processes)
     return {

@@ -138,7 +138,9 @@ class StoreWriter:
         """
         sweep(self.path, dead=True)
         if self.finished:
-            with suppress(ValueError, OSError):  # what a process that was killed at the very end left
+            with suppress(
+                ValueError, OSError
+            ):  # what a process that was killed at the very end left
                 (self.path / UNFINISHED).unlink(missing_ok=True)
                 if (self.path / LOCK).exists():
                     take_lock(self.path).release()

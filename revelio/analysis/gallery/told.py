@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from revelio.analysis.redundancy import PARTNER
-from revelio.trust import printable, read_object
+from revelio.trust import WRONG, printable, read_object
 
-# What a result of another form ends in.
-WRONG = (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError)
 # What a measure of locality is called on a page.
 SHOWN = {
     "spatial_entropy": "Spatial entropy",
