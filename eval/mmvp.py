@@ -51,10 +51,12 @@ def run(config: Config) -> None:
     """Answer, judge what has to be judged, score."""
     from eval.bench.mmvp import parse_choice, read_items, score
     from revelio.files import check_folder
+    from revelio.outputs import check_file, has_keys
     from revelio.run_dir import write_json
     from revelio.stats import percent
 
     check_folder(config.out)
+    check_file(config.out / "scores.json", has_keys("model", "pairs", "chance"), "MMVP's scores")
     items = read_items(config.bench)
     answers = _answers(config, items)
     pairs = list(zip(items, answers, strict=True))

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from eval_helpers import make_bench, read_jsonl
+from eval_helpers import make_bench, read_jsonl, write_jsonl
 from PIL import Image
 
 from eval.bench.answers import Asking, answer_all, check_images, read_finished
@@ -98,6 +98,15 @@ def test_other_answers_in_the_file_are_refused(tmp_path: Path) -> None:
         read_finished(out, questions, replace(ASKING, temperature=0.2))
     with pytest.raises(ValueError, match=r"answers question 5, unknown to the bench"):
         read_finished(out, questions[:5], ASKING)
+
+
+@pytest.mark.parametrize("image", ["../other/000.jpg", "/etc/000.jpg", "a/../../000.jpg", ""])
+def test_a_bench_names_no_picture_outside_its_images(tmp_path: Path, image: str) -> None:
+    bench = make_bench(tmp_path / "bench")
+    rows = read_jsonl(bench / "questions.jsonl")
+    write_jsonl(bench / "questions.jsonl", [*rows[:-1], rows[-1] | {"image": image}])
+    with pytest.raises(ValueError, match="questions.jsonl: the image of question 5 is .* no file"):
+        read_questions(bench)
 
 
 def test_what_the_model_refuses_is_named_by_the_bench_s_ids(tmp_path: Path) -> None:

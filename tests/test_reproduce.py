@@ -188,6 +188,13 @@ def test_scores_of_llava_bench_stand_beside_the_papers(tmp_path: Path) -> None:
     assert all("give what LLaVA-Bench said" in row["missing"] for row in bare["rows"])
     with pytest.raises(ValueError, match="'gpt', which is no model of the table: clip"):
         reproduce("table4", replace(config, scores=(f"gpt={tmp_path}/clip.json",)))
+    # What is no number with an interval of two is no score.
+    odd = [{"relative": 5.0, "relative_interval": one} for one in (["a", "b"], [1.0], 3, None)]
+    odd += [{"relative": one, "relative_interval": [1.0, 2.0]} for one in ("x", True, [1], 1e300)]
+    for entry in odd:
+        (tmp_path / "clip.json").write_text(json.dumps({"files": [{"scores": {"all": entry}}]}))
+        config = ReproduceConfig(out=tmp_path / "odd", scores=given[:1])
+        assert all("missing" in row for row in reproduce("table4", config).result["rows"])
     (tmp_path / "clip.json").write_text("{}")
     with pytest.raises(
         ValueError, match=r"clip.json holds no scores: give what `revelio llava-bench"

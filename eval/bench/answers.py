@@ -81,6 +81,8 @@ def read_finished(path: Path, questions: Sequence[Question], asking: Asking) -> 
                     "go on with the same settings, or choose another output file"
                 )
         finished[key] = row
+    if not finished:
+        raise ValueError(f"{path} holds no answers: choose another output file")
     return finished
 
 

@@ -36,6 +36,7 @@ class Case:
     same: tuple[Path, Path] | None = None
 
 
+STORES = ("store", "rows", "grids", "whole", "text")
 Kind = Callable[[Random, World, Path], Case]
 
 
@@ -67,11 +68,15 @@ def reader(rng: Random, world: World, store: str, place: Path, folder: Path) -> 
         "rows": ("train-ksae", "plan-ksae"),
         "grids": ("train-diffc", "eval-diffc", "probe"),
         "whole": ("locality",),
+        "text": ("train-ksae",),
     }
     name, out = rng.choice(names[store]), folder / "out"
     if name == "plan-ksae":
         return case(["plan-ksae", "--store", str(place)])
-    words = replaced(world.words(name, out), world.made / store, place)
+    used = "rows" if store == "text" else store
+    words = replaced(world.words(name, out), world.made / used, place)
+    if store == "text":  # of a text encoder's tokens, a row each
+        return case([*words, "--rows", "cells"])
     return case(words, (out, world.made / "clean" / name))
 
 
@@ -79,7 +84,7 @@ def manifests(rng: Random, world: World, folder: Path) -> Case:
     """A store whose manifest was edited, read or resumed."""
     if rng.random() < 0.3:
         return extractions(rng, world, folder)
-    store = rng.choice(("store", "rows", "grids", "whole"))
+    store = rng.choice(STORES)
     place = copied(world.made / store, folder / "s")
     edit_json(rng, world, place / "manifest.json")
     return reader(rng, world, store, place, folder)
@@ -104,7 +109,7 @@ def extractions(rng: Random, world: World, folder: Path) -> Case:
 
 def shards(rng: Random, world: World, folder: Path) -> Case:
     """A store with a damaged shard; half of them with the hash of the damage in the manifest."""
-    store = rng.choice(("store", "rows", "grids", "whole"))
+    store = rng.choice(STORES)
     place = copied(world.made / store, folder / "s")
     shard = place / "shard-00000.safetensors"
     shard.write_bytes(tensors_file(rng, shard.read_bytes(), world.outside))
@@ -161,7 +166,7 @@ def results(rng: Random, world: World, folder: Path) -> Case:
         lines = path.read_text().splitlines()
         lines[0] = json_text(rng, json.loads(lines[0]), world.outside).decode(errors="replace")
         path.write_text("\n".join(lines))
-        words = world.words("score", folder / "out.json")
+        words = world.words("llava-bench score", folder / "out.json")
         return case(replaced(words, world.made / "reviews.jsonl", path))
     name = rng.choice(("top-images", "gallery", "pca-maps", "eval-diffc"))
     out = copied(world.made / "clean" / name, folder / "out")
