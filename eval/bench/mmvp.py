@@ -26,12 +26,8 @@ from revelio.trust import printable, read_csv
 
 QUESTIONS, PICTURES = "Questions.csv", "MMVP Images"
 COLUMNS = ("Index", "Question", "Options", "Correct Answer")
-<<<<<<< HEAD
-OPTION = re.compile(r"\(([a-z])\)\s*(.*?)\s*(?=\([a-z]\)|$)", re.I | re.S)
-=======
 LETTER = re.compile(r"\(([a-z])\)", re.I)
 INDEX = re.compile(r"[0-9]{1,9}")
->>>>>>> r7-trust
 SYSTEM = (
     "You are a helpful and precise assistant for checking the quality of the answer. "
     "Please answer in only yes or no."
@@ -74,12 +70,8 @@ def _item(row: Mapping[str, str], path: Path) -> Item:
     lacking = [name for name in COLUMNS if name not in row]
     if lacking:
         raise ValueError(f"{path} lacks the column {lacking[0]}")
-<<<<<<< HEAD
-    options = {letter.lower(): text for letter, text in OPTION.findall(row["Options"])}
-=======
     _, *parts = LETTER.split(row["Options"])
     options = dict(zip(map(str.lower, parts[::2]), map(str.strip, parts[1::2]), strict=True))
->>>>>>> r7-trust
     key = row["Correct Answer"].strip(" ()").lower()
     if not INDEX.fullmatch(row["Index"]) or len(options) < 2 or key not in options:
         raise ValueError(
