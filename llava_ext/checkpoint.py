@@ -372,6 +372,6 @@ def _card(model: LlavaModel) -> str:
         f"Language model `{model.settings.language_model}`, {model.image_tokens} tokens an image, "
         f"fusion `{model.settings.fusion}`, template `{model.settings.template}`.\n\n"
         f"Towers (not in this folder):\n\n{towers}\n\n"
-        "After `import llava_ext` transformers' `AutoModelForImageTextToText`, `AutoProcessor` and `pipeline`\n"
-        "load it; `revelio llava chat --model FOLDER --image FILE` talks to it.\n"
+        "After `import llava_ext` transformers' `AutoModelForImageTextToText`, `AutoProcessor` and\n"
+        "`pipeline` load it; `revelio llava chat --model FOLDER --image FILE` talks to it.\n"
     )

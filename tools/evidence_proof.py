@@ -94,7 +94,7 @@ POOLED = Case(
 CELLS = Case(
     "cells", "cells",
     RunConfig(
-        k=2, expansion=2, steps=6000, batch_size=2048, learning_rate=4e-3, warmup_steps=100, decay=0.8,
+        k=2, expansion=2, steps=6000, batch_size=4096, learning_rate=8e-3, warmup_steps=100, decay=0.8,
         checkpoint_every=2000,
     ),
     other_k=(1, 4, 8, 16), train=30_000, test=2_000,

@@ -369,7 +369,7 @@ def _together(
         return {}
     first = next(iter(models.values()))
     directions = [live_directions(model, data.rows) for model in models.values()]
-    seeds = range(config.seed, config.seed + min(len(models), STABLE_SEEDS))
+    seeds = range(config.seed, config.seed + len(models))
     stable = {"k-SAE": stability(directions)}
     stable |= stability_of_controls(first, data.source, list(seeds))
     told = {}
