@@ -3,9 +3,9 @@
     python benchmarks/llava_generate.py --json llava_generate.json
 
 Both have SmolLM2-135M, the shipped CLIP's tokens of block 2 and the same projector; the greedy tokens are
-compared first. Time to first token: `generate` of one token from a processor's output, the tower included (ours
-is cut after its layer). The rate is of the tokens after the first. Rounds are interleaved; medians of wall time
-and of each round's ratio.
+compared first. Time to first token: `generate` of one token from a processor's output, the tower included
+(ours is cut after its layer). The rate is of the tokens after the first. Rounds are interleaved; medians of
+wall time and of each round's ratio.
 """
 
 import argparse
