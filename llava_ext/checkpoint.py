@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
+from warnings import warn
 
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -185,6 +186,11 @@ def upload_model(
     """
     from huggingface_hub import HfApi
 
+    settings = model.settings
+    named = [tower.backbone for tower in settings.towers]
+    named += [] if language == "whole" or model.language_changed else [settings.language_model]
+    if here := [name for name in named if Path(name).is_dir()]:
+        warn(f"{here[0]} is a folder of this machine: others can't load the model", stacklevel=3)
     api = HfApi(token=token)
     repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     if revision is not None:
@@ -372,6 +378,6 @@ def _card(model: LlavaModel) -> str:
         f"Language model `{model.settings.language_model}`, {model.image_tokens} tokens an image, "
         f"fusion `{model.settings.fusion}`, template `{model.settings.template}`.\n\n"
         f"Towers (not in this folder):\n\n{towers}\n\n"
-        "After `import llava_ext` transformers' `AutoModelForImageTextToText`, `AutoProcessor` and\n"
+        "After `import llava_ext`, transformers' `AutoModelForImageTextToText`, `AutoProcessor` and\n"
         "`pipeline` load it; `revelio llava chat --model FOLDER --image FILE` talks to it.\n"
     )
