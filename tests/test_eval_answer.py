@@ -105,7 +105,7 @@ def test_a_bench_names_no_picture_outside_its_images(tmp_path: Path, image: str)
     bench = make_bench(tmp_path / "bench")
     rows = read_jsonl(bench / "questions.jsonl")
     write_jsonl(bench / "questions.jsonl", [*rows[:-1], rows[-1] | {"image": image}])
-    with pytest.raises(ValueError, match="questions.jsonl: the image of question 5 is .* no file"):
+    with pytest.raises(ValueError, match=r"questions\.jsonl: the image of question 5 is .* no file"):
         read_questions(bench)
 
 

@@ -102,7 +102,7 @@ def test_a_weight_under_two_names_is_refused(tmp_path):
     state = mlp("model.mm_projector", 8)
     state["mm_projector.0.weight"] = state["model.mm_projector.0.weight"] + 1
     torch.save(state, tmp_path / "mm_projector.bin")
-    with pytest.raises(ValueError, match="holds mm_projector.0.weight twice"):
+    with pytest.raises(ValueError, match=r"holds mm_projector\.0\.weight twice"):
         read_projectors(tmp_path / "mm_projector.bin")
 
 

@@ -35,14 +35,14 @@ sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "tests"), str(ROOT)]
 DOCS = ROOT / "docs"
 # Of each part in the long form and in the quick one.
 INPUTS = (1100, 15)
-DISKS = (5, 1)
-TWINS = (3, 1)
+DISKS = (4, 1)
+TWINS = (2, 1)
 # How often a command is killed: most where it takes long enough for a kill to meet its middle.
 KILLS = {"extract": 12, "train-ksae": 12, "train-diffc": 12, "demo": 2}
 KILLS |= {"zero-shot": 6, "advise": 6, "llava pretrain": 4, "llava finetune": 4}
 OTHER_KILLS = 2
 # Every file operation is a crash point, but of those whose many are one like another only every so many.
-EVERY = {"gallery": 3, "demo": 23}
+EVERY = {"gallery": 5, "demo": 23, "llava pretrain": 3, "llava finetune": 3, "eval-ksae": 2}
 # What the quick form does.
 QUICK_STEPS, QUICK_KILLS, QUICK_WRITERS = {"top-images": 7}, {"train-diffc": 1}, ("top-images",)
 PARTS = ("inputs", "kills", "crash_points", "full_disks", "twins")
