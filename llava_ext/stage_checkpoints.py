@@ -82,7 +82,7 @@ def readable(checkpoint: Path) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except (*WRONG, UnpicklingError, RuntimeError, EOFError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"{printable(checkpoint)} can't be read, or holds more than plain values "
             f"({printable(reason)[:200]}): remove it to go on from the checkpoint before it"

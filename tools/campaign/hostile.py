@@ -36,6 +36,16 @@ class Case:
     same: tuple[Path, Path] | None = None
 
 
+MODEL_FILES = (".json", ".safetensors", ".jinja")
+# Chat templates are programs, in a sandbox of transformers' own.
+TEMPLATES = (
+    b"{{ 1 / 0 }}",
+    b"{% for m in messages %}{{ m['content'] }}",
+    b"{{ ().__class__.__base__.__subclasses__() }}",
+    b"{{ cycler.__init__.__globals__.os.system('true') }}",
+    b"{% include '/etc/passwd' %}{% for m in messages %}{{ m['content'] }}{% endfor %}",
+    b"{{ raise_exception('\x1b[2J') }}",
+)
 STORES = ("store", "rows", "grids", "whole", "text")
 Kind = Callable[[Random, World, Path], Case]
 
@@ -307,7 +317,7 @@ def llavas(rng: Random, world: World, folder: Path) -> Case:
     place = copied(world.made / "llava", folder / "m")
     for name in ("helpers.py", "modeling_evil.py"):
         (place / name).write_text(SENTINEL)
-    files = sorted(path for path in place.rglob("*") if path.suffix in (".json", ".safetensors"))
+    files = sorted(path for path in place.rglob("*") if path.suffix in MODEL_FILES)
     if rng.random() < 0.3:
         _ask_for_code(rng, rng.choice([path for path in files if path.suffix == ".json"]))
     else:
@@ -338,6 +348,8 @@ def edit_model_file(rng: Random, world: World, path: Path) -> None:
     """Edit a config, or the weights; some are swapped for a hostile pickle."""
     if path.suffix == ".json":
         edit_json(rng, world, path)
+    elif path.suffix == ".jinja":
+        path.write_bytes(rng.choice((damaged(rng, path.read_bytes()), *TEMPLATES)))
     elif rng.random() < 0.6:
         path.write_bytes(tensors_file(rng, path.read_bytes(), world.outside))
     else:
