@@ -2,6 +2,8 @@
 
     python benchmarks/cells.py --json cells.json
     python benchmarks/cells.py --gb 30 --d 1280 --side 32 --expansion 64 --folder /data/tmp
+    python benchmarks/cells.py --gb 10 --only stores --folder /data/tmp   # kept; then, on a quiet machine,
+    python benchmarks/cells.py --gb 10 --only training --stores /data/tmp --cap 2 --rounds 1
 
 Training: a store of vectors and a store of whole grids with as many cells, both of `--gb` and both streamed
 (any size that fits the disk: nothing is held but the shuffling buffer), the same k-SAE for the same steps.
@@ -230,8 +232,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cap", type=float, default=0.0, help="GiB of data a process; 0: any")
-    parser.add_argument("--only", choices=("training", "maps"), help="one of the two alone")
+    parser.add_argument("--only", choices=("stores", "training", "maps"), help="one part alone")
     parser.add_argument("--folder", type=Path, help="for the stores, which are removed in the end")
+    parser.add_argument("--stores", type=Path, help="the folder of an earlier call with --only stores")
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
 
@@ -241,10 +244,15 @@ def main() -> None:
     names = Sizes.__annotations__
     sizes = Sizes(**{name: getattr(options, name) for name in names})
     found: dict[str, Any] = {"sizes": vars(sizes)}
+    kinds = ("pooled", "cells")
+    if options.only == "stores":
+        print(*(make_store(options.folder, sizes, kind) for kind in kinds), sep="\n")
+        return
     if options.only != "maps":
         folder = Path(tempfile.mkdtemp(dir=options.folder, prefix="cells-"))
         try:
-            paths = {kind: make_store(folder, sizes, kind) for kind in ("pooled", "cells")}
+            made = {kind: (options.stores or folder) / kind for kind in kinds}
+            paths = made if options.stores else {kind: make_store(folder, sizes, kind) for kind in kinds}
             calls = {kind: (training, path, kind, sizes) for kind, path in paths.items()}
             found["training"] = in_turns(calls, options.rounds)
         finally:
