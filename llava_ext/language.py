@@ -5,13 +5,15 @@ and its relatives, ... Padding is the tokenizer's own pad token, else its unknow
 code, SPEC 3.4), else the end-of-text token; padding is masked, so the choice changes no result.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava_ext.config import ModelConfig
+from llava_ext.deepspeed import load_partitioned, shareable
 from llava_ext.model import LlavaModel
 from llava_ext.model_config import TowerShape
 from llava_ext.templates import check_template
@@ -24,7 +26,7 @@ from revelio.backbones.weights import (
     check_count,
     check_finite,
     check_report,
-    held_numbers,
+    held_tensors,
     read_weights,
     transformers_part,
 )
@@ -64,7 +66,11 @@ FILLED = 0.9  # the least share of the embedding's rows that a tokenizer fills (
 
 
 def build_model(
-    config: ModelConfig, towers: Sequence[Tower], *, seed: int = 0
+    config: ModelConfig,
+    towers: Sequence[Tower],
+    *,
+    seed: int = 0,
+    zero: Mapping[str, Any] | None = None,
 ) -> tuple[LlavaModel, "PreTrainedTokenizerBase"]:
     """New projectors on a pretrained language model.
 
@@ -72,13 +78,14 @@ def build_model(
         config: of the model.
         towers: only the shapes of their grids are used.
         seed: of the projectors' first weights.
+        zero: DeepSpeed's config; under its ZeRO-3 each process loads its share of the language model.
 
     Raises:
         KeyError: an unknown packaged model.
         ValueError: the language model can't be loaded, or a setting doesn't fit it.
     """
     name, revision = config.language_model, config.revision
-    language_model = load_language_model(name, revision=revision, dtype=config.dtype)
+    language_model = load_language_model(name, revision=revision, dtype=config.dtype, zero=zero)
     tokenizer = load_tokenizer(name, revision)
     shapes = [TowerShape(tower.channels, tower.grid) for tower in towers]
     model = assemble(config, language_model, tokenizer, shapes, seed=seed)
@@ -121,36 +128,62 @@ def assemble(
 
 
 def load_language_model(
-    name: str, *, revision: str | None = None, dtype: str = "float32", **settings: Any
+    name: str,
+    *,
+    revision: str | None = None,
+    dtype: str = "float32",
+    zero: Mapping[str, Any] | None = None,
+    **settings: Any,
 ) -> "PreTrainedModel":
     """A causal language model.
 
     Args:
         name: a folder, a hub id, or a packaged model's name.
         revision: of a hub id.
-        dtype: ``float32``, ``bfloat16`` or ``float16``.
+        dtype: ``float32``, ``bfloat16`` or ``float16``; under ZeRO-3 it is what DeepSpeed's config says.
+        zero: DeepSpeed's config, for which the model is loaded.
         settings: of transformers' ``from_pretrained``: ``device_map``, ``quantization_config``,
             ``attn_implementation``, ...
 
     Raises:
         ValueError: there is none, it is not prepared, or it is no causal language model.
     """
-    from transformers import AutoModelForCausalLM
-
-    where = find_language_model(name)
-    source = Source(name, where, revision)
+    source = Source(name, find_language_model(name), revision)
     file = _check_files(source)
-    config, kind, wanted = _described(source)
-    held = held_numbers(source, "", TRANSFORMERS[0])
+    empty = _described(source)
+    config, kind = empty.config, type(empty)
+    held = held_tensors(source, "", TRANSFORMERS[0])
     if held is None:
         return _of_pickles(source, config, kind, dtype)
     packed = getattr(config, "quantization_config", None) is not None
-    check_count(file, wanted, held * (PACKED if packed else 1))
+    numbers = sum(prod(shape) for _, shape in held.values())
+    wanted = sum(parameter.numel() for parameter in empty.parameters())
+    check_count(file, wanted, numbers * (PACKED if packed else 1))
+    files = shareable(empty, held, zero or {})
+    if files is not None and zero is not None:
+        model = _with_generation(load_partitioned(kind, config, files, zero), source)
+    else:
+        model = _of_transformers(source, file, dtype, settings)
+    # What a pass gives back is asked for where it is run, whatever a config says.
+    model.config.output_hidden_states = model.config.output_attentions = False
+    return model
+
+
+def _of_transformers(
+    source: Source, file: str, dtype: str, settings: Mapping[str, Any]
+) -> "PreTrainedModel":
+    """The model as transformers loads it, whole and without NaN.
+
+    Raises:
+        ValueError: a weight is missing, unexpected, of another shape or not finite.
+    """
+    from transformers import AutoModelForCausalLM
+
     loader: Any = AutoModelForCausalLM
-    with reading(f"{name} as a causal language model"):
+    with reading(f"{source.name} as a causal language model"):
         model, report = loader.from_pretrained(
-            where,
-            revision=revision or "main",
+            source.location,
+            revision=source.revision or "main",
             dtype=dtype_of(dtype),
             trust_remote_code=False,  # by default it would ask, and run what came with the weights
             ignore_mismatched_sizes=True,  # to have them reported
@@ -158,15 +191,13 @@ def load_language_model(
             **settings,
         )
     check_report(file, report)
-    # What a pass gives back is asked for where it is run, whatever a config says.
-    model.config.output_hidden_states = model.config.output_attentions = False
     for key, tensor in model.state_dict().items():
         check_finite(file, key, tensor)
     return model
 
 
-def _described(source: Source) -> tuple["PretrainedConfig", type["PreTrainedModel"], int]:
-    """The config, the class of the model, and how many parameters it has; nothing is allocated.
+def _described(source: Source) -> "PreTrainedModel":
+    """The model without weights: nothing is allocated.
 
     Raises:
         ValueError: it is no causal language model.
@@ -179,8 +210,7 @@ def _described(source: Source) -> tuple["PretrainedConfig", type["PreTrainedMode
             source.location, revision=source.revision or "main", trust_remote_code=False
         )
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    return config, type(model), sum(parameter.numel() for parameter in model.parameters())
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 
 @contextmanager
@@ -202,8 +232,6 @@ def _of_pickles(
     Raises:
         ValueError: there are none, or they are damaged or another model's.
     """
-    from transformers import GenerationConfig
-
     try:
         weights = read_weights(source, "", TRANSFORMERS)
     except ValueError as error:
@@ -211,7 +239,13 @@ def _of_pickles(
             f"{error} (where these files are good, save the model again as safetensors: "
             "`model.save_pretrained(FOLDER)` in transformers)"
         ) from error
-    model = transformers_part(kind, config, weights, dtype=dtype_of(dtype))
+    return _with_generation(transformers_part(kind, config, weights, dtype=dtype_of(dtype)), source)
+
+
+def _with_generation(model: "PreTrainedModel", source: Source) -> "PreTrainedModel":
+    """A model with the generation config that its files bring, if any."""
+    from transformers import GenerationConfig
+
     if source.file(GENERATION) is not None:
         with reading(f"{GENERATION} of {source.name}"):
             model.generation_config = GenerationConfig.from_pretrained(
