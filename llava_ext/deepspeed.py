@@ -10,7 +10,9 @@ from revelio.backbones.weights import check_finite
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
+
+from torch.serialization import add_safe_globals
 
 # Elements that are reduced or fetched together: DeepSpeed's own default is sized for large GPUs.
 BUCKET = 50_000_000
@@ -85,8 +87,7 @@ def shareable(
 
 
 def load_partitioned(
-    kind: "type[PreTrainedModel]",
-    config: "PretrainedConfig",
+    empty: "PreTrainedModel",
     files: Mapping[str, Path],
     zero: Mapping[str, Any],
 ) -> "PreTrainedModel":
@@ -95,8 +96,7 @@ def load_partitioned(
     The first process reads a weight and sends it round; nobody holds more than one whole weight at a time.
 
     Args:
-        kind: of the model.
-        config: of the model.
+        empty: the model without weights.
         files: the safetensors file of each weight, by the model's own names.
         zero: DeepSpeed's config.
 
@@ -111,7 +111,7 @@ def load_partitioned(
 
     settled = _settled(zero) | {"train_micro_batch_size_per_gpu": 1}
     with no_init_weights(), prevent_arange_dtype_change(), Init(config_dict_or_path=settled):
-        model = kind(config)
+        model = type(empty)(empty.config)
     model.tie_weights()
     for name, parameter in model.named_parameters():
         weight = None
@@ -165,10 +165,21 @@ def prepare(*, cpu: bool) -> None:
         alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
         os.environ.update(alone, MASTER_PORT=str(free_port()))
     os.environ.setdefault("DS_ACCELERATOR", "cpu" if cpu else "cuda")
+    _unpickle_plain_values()
     if cpu:
         from deepspeed import ops
 
         ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def _unpickle_plain_values() -> None:
+    """Let nothing in a checkpoint run: DeepSpeed would unpickle whatever it holds."""
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    add_safe_globals([LossScaler, ZeroStageEnum, fragment_address])
 
 
 def free_port() -> int:

@@ -5,12 +5,13 @@ and its relatives, ... Padding is the tokenizer's own pad token, else its unknow
 code, SPEC 3.4), else the end-of-text token; padding is masked, so the choice changes no result.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from llava_ext.config import ModelConfig
 from llava_ext.deepspeed import load_partitioned, shareable
@@ -31,7 +32,7 @@ from revelio.backbones.weights import (
     transformers_part,
 )
 from revelio.data.contents import combined, digest_of
-from revelio.trust import tensor_headers
+from revelio.trust import printable, tensor_headers
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -151,17 +152,21 @@ def load_language_model(
     source = Source(name, find_language_model(name), revision)
     file = _check_files(source)
     empty = _described(source)
-    config, kind = empty.config, type(empty)
     held = held_tensors(source, "", TRANSFORMERS[0])
+    if held is None and settings:
+        raise ValueError(
+            f"{name} has no safetensors, which `{'`, `'.join(settings)}` need: save the model again in "
+            "transformers by `model.save_pretrained(FOLDER)`"
+        )
     if held is None:
-        return _of_pickles(source, config, kind, dtype)
-    packed = getattr(config, "quantization_config", None) is not None
+        return _of_pickles(source, empty, dtype)
+    packed = getattr(empty.config, "quantization_config", None) is not None
     numbers = sum(prod(shape) for _, shape in held.values())
     wanted = sum(parameter.numel() for parameter in empty.parameters())
     check_count(file, wanted, numbers * (PACKED if packed else 1))
     files = shareable(empty, held, zero or {})
     if files is not None and zero is not None:
-        model = _with_generation(load_partitioned(kind, config, files, zero), source)
+        model = _with_generation(load_partitioned(empty, files, zero), source)
     else:
         model = _of_transformers(source, file, dtype, settings)
     # What a pass gives back is asked for where it is run, whatever a config says.
@@ -172,11 +177,7 @@ def load_language_model(
 def _of_transformers(
     source: Source, file: str, dtype: str, settings: Mapping[str, Any]
 ) -> "PreTrainedModel":
-    """The model as transformers loads it, whole and without NaN.
-
-    Raises:
-        ValueError: a weight is missing, unexpected, of another shape or not finite.
-    """
+    """The model as transformers loads it; a ValueError names what is missing, unexpected or not finite."""
     from transformers import AutoModelForCausalLM
 
     loader: Any = AutoModelForCausalLM
@@ -192,7 +193,8 @@ def _of_transformers(
         )
     check_report(file, report)
     for key, tensor in model.state_dict().items():
-        check_finite(file, key, tensor)
+        if type(tensor) is Tensor:  # quantised ones are of types that can't all be summed
+            check_finite(file, key, tensor)
     return model
 
 
@@ -205,28 +207,20 @@ def _described(source: Source) -> "PreTrainedModel":
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    with _withdrawn_said(source.name), reading(f"{source.name} as a causal language model"):
-        config = AutoConfig.from_pretrained(
-            source.location, revision=source.revision or "main", trust_remote_code=False
-        )
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-
-
-@contextmanager
-def _withdrawn_said(name: str) -> Iterator[None]:
-    """Say of a model that can't be had that its owner has withdrawn it."""
     try:
-        yield
+        with reading(f"{source.name} as a causal language model"), torch.device("meta"):
+            config = AutoConfig.from_pretrained(
+                source.location, revision=source.revision or "main", trust_remote_code=False
+            )
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except ValueError as error:
-        if name not in WITHDRAWN:
+        if source.name not in WITHDRAWN:
             raise
-        raise ValueError(f"{name} was withdrawn from the hub: {WITHDRAWN[name]}") from error
+        said = f"{source.name} was withdrawn from the hub: {WITHDRAWN[source.name]}"
+        raise ValueError(said) from error
 
 
-def _of_pickles(
-    source: Source, config: "PretrainedConfig", kind: type["PreTrainedModel"], dtype: str
-) -> "PreTrainedModel":
+def _of_pickles(source: Source, empty: "PreTrainedModel", dtype: str) -> "PreTrainedModel":
     """The model of ``pytorch_model*.bin`` files, read without running anything in them.
 
     Raises:
@@ -239,7 +233,8 @@ def _of_pickles(
             f"{error} (where these files are good, save the model again as safetensors: "
             "`model.save_pretrained(FOLDER)` in transformers)"
         ) from error
-    return _with_generation(transformers_part(kind, config, weights, dtype=dtype_of(dtype)), source)
+    model = transformers_part(type(empty), empty.config, weights, dtype=dtype_of(dtype))
+    return _with_generation(model, source)
 
 
 def _with_generation(model: "PreTrainedModel", source: Source) -> "PreTrainedModel":
@@ -275,10 +270,22 @@ def _check_files(source: Source) -> str:
     known = generation and ("transformers_version" in generation or "eos_token_id" in generation)
     if generation is not None and (not known or "model_type" in generation):
         raise ValueError(f"{GENERATION} of {source.name} is empty, or no such config")
+    _check_token_ids(source, "config.json", config)
+    _check_token_ids(source, GENERATION, generation or {})
     for file in sorted(folder.glob("*.safetensors")):
         tensor_headers(file)
     names = (name for name in WEIGHTS if (folder / name).is_file())
     return f"{next(names, 'the weights')} of {source.name}"
+
+
+def _check_token_ids(source: Source, path: str, config: Mapping[str, Any]) -> None:
+    """Raise a ValueError where a special token is no number, which generation would end in."""
+    for name, value in config.items():
+        ids = value if isinstance(value, list) else [value]
+        if name.endswith("_token_id") and any(type(one) not in (int, type(None)) for one in ids):
+            raise ValueError(
+                f"{path} of {source.name} has {name} = {printable(repr(value))[:80]}: it must be a number"
+            )
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> "PreTrainedTokenizerBase":

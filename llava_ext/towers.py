@@ -11,7 +11,7 @@ A backbone of your own (:mod:`revelio.backbones.registry`) is a tower already; a
 grids is one file and one :func:`register`.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from functools import wraps
 from typing import Any, ParamSpec, Protocol, TypeVar, cast
@@ -24,7 +24,7 @@ from torch.nn.functional import interpolate
 
 from llava_ext.config import QUESTION, Aspect, ModelConfig, TowerConfig
 from llava_ext.images import image_id as image_id
-from llava_ext.images import pad_to_square
+from llava_ext.images import pad_to_square, transform_from
 from revelio.backbones.base import Backbone, check_request
 from revelio.backbones.layers import check_grid
 from revelio.backbones.registry import load_backbone
@@ -227,7 +227,10 @@ def load_tower(
 
 
 def load_towers(
-    config: ModelConfig, device: str = "auto", allow: Collection[str] | None = None
+    config: ModelConfig,
+    device: str = "auto",
+    allow: Collection[str] | None = None,
+    transforms: Sequence[Mapping[str, Any]] = (),
 ) -> tuple[Tower, ...]:
     """All towers of a model, in order; towers of one config share one.
 
@@ -236,15 +239,19 @@ def load_towers(
         device: where they run.
         allow: backbones named ``module:function`` that may be imported; None for all, which is right only
             where the user wrote the config.
+        transforms: a saved model's, which it was trained with; none: what the backbones' own files say now.
 
     Raises:
         KeyError: an unknown backbone or layer.
         ValueError: a setting a backbone can't take, or one that may not be imported.
     """
-    loaded = {}
+    loaded: dict[TowerConfig, Any] = {}
     for each in dict.fromkeys(config.towers):
         imports = allow is None or each.backbone in allow
         loaded[each] = load_tower(each, device, config.aspect, imports=imports)
+    if transforms:
+        for each, entry in zip(config.towers, transforms, strict=True):
+            loaded[each].backbone.transform = transform_from(entry)
     return tuple(loaded[each] for each in config.towers)
 
 
