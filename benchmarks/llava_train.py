@@ -4,10 +4,10 @@
     python benchmarks/llava_train.py --rows clip clip-sd-t25 --batch 8 --no-memory
 
 Step: forward and backward of one batch of stage 1, the towers run in it or their grids read from a cache; the
-same model and samples, rounds interleaved; medians of wall time and of each round's ratio. "plain" is the step
-written with transformers alone (embed, project, scatter, the language model's own loss), its features, ids and
-labels ready in memory; the losses are compared first. --sd15 adds a step with a tower of SD-1.5's real size:
-random weights, 512 px, 2 GB of temporary files. Memory: the peak resident
+same model and samples, rounds interleaved; medians of wall time and of each round's ratio. "plain" is the
+step written with transformers alone (embed, project, scatter, the language model's own loss), its features,
+ids and labels ready in memory; the losses are compared first. --sd15 adds a step with a tower of SD-1.5's
+real size: random weights, 512 px, 2 GB of temporary files. Memory: the peak resident
 size of a process of scripts/finetune.py with ZeRO-3, of one and of two processes on the CPU, which holds
 weights, gradients, optimiser and the libraries. Pictures and texts are made up; no data is needed.
 """

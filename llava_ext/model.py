@@ -14,7 +14,7 @@ Loss: the language model's own, but logits are computed only where a label stand
 projectors on none, so that all processes do the same and gradients are zeros, not missing (SPEC L10).
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -238,18 +238,50 @@ class LlavaModel(PreTrainedModel, GenerationMixin):
             pixel_values: see :class:`llava_ext.processor.RevelioLlavaProcessor`.
             image_ids: the pictures' names, which key the towers' noise.
             settings: of transformers' ``generate``. With ``inputs_embeds`` alone, only new tokens come back.
+                An ``assistant_model`` beside pictures is a :class:`LlavaModel` of as many tokens an image.
 
         Returns:
             The prompts' tokens and the new ones, as from any model of transformers.
+
+        Raises:
+            ValueError: a part of a processor's output is missing, or a setting is none beside pictures.
         """
         cast(Any, innermost(self.language_model)).generation_config = self.generation_config
-        if pixel_values is not None:
-            assert input_ids is not None
-            if settings.get("assistant_model") is not None:
-                raise ValueError("an assistant model sees no pictures: leave out `assistant_model`")
-            settings["inputs_embeds"] = self.embed_expanded(input_ids, pixel_values, image_ids)
-        language_model: Any = self.language_model
-        return language_model.generate(input_ids, **settings)
+        if pixel_values is None:
+            return self.language_model.generate(input_ids, **settings)
+        if input_ids is None or image_ids is None:
+            raise ValueError(
+                "pictures come with `input_ids` and `image_ids`: give all that one call of the processor "
+                "gives"
+            )
+        self._check_assistant(settings)
+        if settings.keys() & {"assistant_model", "past_key_values"}:
+            pictures = {"pixel_values": pixel_values, "image_ids": image_ids}
+            return super().generate(input_ids, **pictures, **settings)
+        settings["inputs_embeds"] = self.embed_expanded(input_ids, pixel_values, image_ids)
+        return self.language_model.generate(input_ids, **settings)
+
+    def _check_assistant(self, settings: Mapping[str, Any]) -> None:
+        """Raise a ValueError for what would read a picture's tokens as words."""
+        for name in ("prompt_lookup_num_tokens", "assistant_early_exit"):
+            if settings.get(name) is not None:
+                raise ValueError(
+                    f"`{name}` reads a picture's tokens as words: leave it out beside pictures"
+                )
+        assistant = settings.get("assistant_model", self)
+        if not isinstance(assistant, LlavaModel) or assistant.image_tokens != self.image_tokens:
+            raise ValueError(
+                "the `assistant_model` must see the pictures too: give a LlavaModel of "
+                f"{self.image_tokens} tokens an image, or leave it out"
+            )
+
+    def prepare_inputs_for_generation(self, *arguments: Any, **settings: Any) -> dict[str, Any]:
+        """See :class:`GenerationMixin`; pictures are looked at in a prompt's first pass only."""
+        inputs = super().prepare_inputs_for_generation(*arguments, **settings)
+        past = inputs.get("past_key_values")
+        if past is not None and past.get_seq_length():
+            inputs = {k: v for k, v in inputs.items() if k not in ("pixel_values", "image_ids")}
+        return inputs
 
     def forward(
         self,
