@@ -96,9 +96,10 @@ def picture_ids(
         folder: of the pictures.
         names: their files.
         cache: the folder whose ``pictures.json`` holds hashes that were read before.
-        keep: write that file, where a picture had to be read.
+        keep: write that file, where a picture had to be read, unless another file has its name.
     """
     stamps = _read_stamps(cache / STAMPS)
+    keep = keep and (bool(stamps) or not (cache / STAMPS).exists())
     stats = [(folder / name).stat() for name in names]
     now = [[stat.st_size, stat.st_mtime_ns] for stat in stats]
     known = [stamps.get(name, [])[:2] == stamp for name, stamp in zip(names, now, strict=True)]

@@ -13,7 +13,8 @@ grids is one file and one :func:`register`.
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Protocol, cast
+from functools import wraps
+from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
 import torch
 from jaxtyping import Float
@@ -32,6 +33,8 @@ from revelio.config import to_plain
 from revelio.data.transforms import SquareTransform
 
 GREY = (0.5, 0.5, 0.5)
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Tower(Protocol):
@@ -65,6 +68,17 @@ class Tower(Protocol):
 Factory = Callable[[TowerConfig, str, Aspect], Tower]
 
 _registered: dict[str, Factory] = {}
+
+
+def _own_format(method: Callable[P, T]) -> Callable[P, T]:
+    """Compute in the tower's own number format, whatever the model around it is trained in."""
+
+    @wraps(method)
+    def compute(*arguments: P.args, **settings: P.kwargs) -> T:
+        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
+            return method(*arguments, **settings)
+
+    return compute
 
 
 class BackboneTower:
@@ -102,7 +116,22 @@ class BackboneTower:
         """
         if not len(pixels):
             return torch.empty(0, self.channels, *self.grid)
-        encoded, prompts = self.backbone.encode(pixels), self._prompts(len(pixels), questions)
+        return self.grids_of(self.encode(pixels), ids, questions)
+
+    @_own_format
+    def encode(self, pixels: Float[Tensor, "i 3 h w"]) -> Float[Tensor, "i e y x"]:
+        """What the pass starts from: a VAE's latents in float16, else the pixels."""
+        return self.backbone.encode(pixels)
+
+    @_own_format
+    def grids_of(
+        self,
+        encoded: Float[Tensor, "i e y x"],
+        ids: Sequence[str],
+        questions: Sequence[str] | None = None,
+    ) -> Float[Tensor, "i c h w"]:
+        """:meth:`grids` of what :meth:`encode` gave."""
+        prompts = self._prompts(len(encoded), questions)
         found = []
         for timestep in self.timesteps:
             activations = self.backbone.activations(

@@ -95,6 +95,9 @@ def test_what_is_wrong_is_one_line(bench, capsys) -> None:
         (lambda t: t.replace("(a) Open (b) Closed", "Open", 1), "they must be as `(a) Open (b) Closed`"),
         (lambda t: t.rstrip().rpartition("\n")[0] + "\n", "holds 7 questions: they must be pairs"),
         (lambda t: t.replace("Options", "Option"), "lacks the column Options"),
+        (lambda t: t.replace("\n1,", "\n²,"), "Questions.csv: question ² has the options"),
+        (lambda t: t.replace("\n1,", f"\n{'9' * 5000},"), "Questions.csv: question 999"),
+        (lambda t: t.replace("(a) Open (b) Closed", f"(a){' ' * 100_000}x", 1), "they must be as"),
     ):  # fmt: skip
         path = bench / "Questions.csv"
         text = path.read_text()

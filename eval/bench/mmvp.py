@@ -26,7 +26,8 @@ from revelio.trust import printable, read_csv
 
 QUESTIONS, PICTURES = "Questions.csv", "MMVP Images"
 COLUMNS = ("Index", "Question", "Options", "Correct Answer")
-OPTION = re.compile(r"\(([a-z])\)\s*(.*?)\s*(?=\([a-z]\)|$)", re.I | re.S)
+LETTER = re.compile(r"\(([a-z])\)", re.I)
+INDEX = re.compile(r"[0-9]{1,9}")
 SYSTEM = (
     "You are a helpful and precise assistant for checking the quality of the answer. "
     "Please answer in only yes or no."
@@ -69,9 +70,10 @@ def _item(row: Mapping[str, str], path: Path) -> Item:
     lacking = [name for name in COLUMNS if name not in row]
     if lacking:
         raise ValueError(f"{path} lacks the column {lacking[0]}")
-    options = {letter.lower(): text for letter, text in OPTION.findall(row["Options"])}
+    _, *parts = LETTER.split(row["Options"])
+    options = dict(zip(map(str.lower, parts[::2]), map(str.strip, parts[1::2]), strict=True))
     key = row["Correct Answer"].strip(" ()").lower()
-    if not row["Index"].isdigit() or len(options) < 2 or key not in options:
+    if not INDEX.fullmatch(row["Index"]) or len(options) < 2 or key not in options:
         raise ValueError(
             f"{path}: question {printable(row['Index'])} has the options {printable(row['Options'])} and the "
             f"answer {printable(row['Correct Answer'])}: they must be as `(a) Open (b) Closed` and `(a)`"
