@@ -14,8 +14,7 @@ Loss: the language model's own, but logits are computed only where a label stand
 projectors on none, so that all processes do the same and gradients are zeros, not missing (SPEC L10).
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from inspect import signature
@@ -34,11 +33,12 @@ from transformers import (
 from transformers.utils.generic import ModelOutput
 
 from llava_ext.config import IGNORE_INDEX, ModelConfig
+from llava_ext.decoding import check_assistant
 from llava_ext.fusion import fuse, fused_length, widths
 from llava_ext.images import names_of, split_pixels
 from llava_ext.model_config import RevelioLlavaConfig, TowerShape
 from llava_ext.projector import Projector, token_raster
-from llava_ext.splice import Side, Spliced, splice
+from llava_ext.splice import Side, Spliced, rows_only, splice
 from llava_ext.stages import Stage
 from llava_ext.towers import Tower, load_towers, look, plain_transforms
 from revelio.backbones.loading import dtype_of
@@ -254,30 +254,17 @@ class LlavaModel(PreTrainedModel, GenerationMixin):
                 "pictures come with `input_ids` and `image_ids`: give all that one call of the processor "
                 "gives"
             )
-        self._check_assistant(settings)
-        if settings.keys() & {"assistant_model", "past_key_values"}:
+        check_assistant(settings, type(self), self.image_tokens)
+        if any(settings.get(name) is not None for name in ("assistant_model", "past_key_values")):
             pictures = {"pixel_values": pixel_values, "image_ids": image_ids}
             return super().generate(input_ids, **pictures, **settings)
         settings["inputs_embeds"] = self.embed_expanded(input_ids, pixel_values, image_ids)
         return self.language_model.generate(input_ids, **settings)
 
-    def _check_assistant(self, settings: Mapping[str, Any]) -> None:
-        """Raise a ValueError for what would read a picture's tokens as words."""
-        for name in ("prompt_lookup_num_tokens", "assistant_early_exit"):
-            if settings.get(name) is not None:
-                raise ValueError(
-                    f"`{name}` reads a picture's tokens as words: leave it out beside pictures"
-                )
-        assistant = settings.get("assistant_model", self)
-        if not isinstance(assistant, LlavaModel) or assistant.image_tokens != self.image_tokens:
-            raise ValueError(
-                "the `assistant_model` must see the pictures too: give a LlavaModel of "
-                f"{self.image_tokens} tokens an image, or leave it out"
-            )
-
-    def prepare_inputs_for_generation(self, *arguments: Any, **settings: Any) -> dict[str, Any]:
+    # `kwargs` by name: transformers looks for it, and takes the settings of `forward` then.
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """See :class:`GenerationMixin`; pictures are looked at in a prompt's first pass only."""
-        inputs = super().prepare_inputs_for_generation(*arguments, **settings)
+        inputs = super().prepare_inputs_for_generation(*args, **kwargs)
         past = inputs.get("past_key_values")
         if past is not None and past.get_seq_length():
             inputs = {k: v for k, v in inputs.items() if k not in ("pixel_values", "image_ids")}
@@ -344,7 +331,7 @@ class LlavaModel(PreTrainedModel, GenerationMixin):
         targets = nn.functional.pad(found.labels[:, 1:], (0, 1), value=IGNORE_INDEX).flatten()
         rows = (targets != IGNORE_INDEX).nonzero().flatten()
         head = cast(nn.Module, self.language_model.get_output_embeddings())
-        with _rows_only(head, rows):
+        with rows_only(head, rows):
             logits = self.language_model(**inputs).logits.flatten(0, -2)
         total = cross_entropy(logits.float(), targets[rows], reduction="sum")
         if num_items_in_batch is None:
@@ -397,21 +384,6 @@ class LlavaModel(PreTrainedModel, GenerationMixin):
     def activation_checkpointing_disable(self) -> None:
         """Pass through to the language model."""
         self.language_model.activation_checkpointing_disable()
-
-
-@contextmanager
-def _rows_only(head: nn.Module, rows: Int64[Tensor, " n"]) -> Iterator[None]:
-    """Let the vocabulary head see only ``rows`` of all positions; whatever follows it stays as it is."""
-
-    def select(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        hidden, *rest = arguments
-        return (hidden.flatten(0, -2)[rows][None], *rest)
-
-    handle = head.register_forward_pre_hook(select, prepend=True)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def innermost(model: PreTrainedModel) -> nn.Module:

@@ -154,7 +154,7 @@ def test_an_assistant_that_sees_changes_no_token(saved, loaded, asked) -> None:
     with torch.no_grad():
         other.projectors[0].mlp[0].weight.mul_(-1)  # its guesses are often wrong
     for assistant in (own, other):
-        found = model.generate(**inputs, **settings, assistant_model=assistant)
+        found = model.generate(**inputs, **settings, assistant_model=assistant, use_cache=True)
         assert torch.equal(found, wanted)
     for wrong, message in (
         ({"assistant_model": model.language_model}, "must see the pictures too"),
