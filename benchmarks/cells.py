@@ -2,20 +2,24 @@
 
     python benchmarks/cells.py --json cells.json
     python benchmarks/cells.py --gb 30 --d 1280 --side 32 --expansion 64 --folder /data/tmp
+    python benchmarks/cells.py --gb 10 --only stores --folder /data/tmp   # kept; then, on a quiet machine,
+    python benchmarks/cells.py --gb 10 --only training --stores /data/tmp --cap 2 --rounds 1
 
 Training: a store of vectors and a store of whole grids with as many cells, both of `--gb` and both streamed
 (any size that fits the disk: nothing is held but the shuffling buffer), the same k-SAE for the same steps.
 `reading` is the loader alone, over a whole epoch. With `--cap` no process may hold more data than so many
-GiB (RLIMIT_DATA), which a store larger than that shows to be streamed. Heat maps: `--latents` latents on
-`--images` images, some at a time; `dense` takes the pre-activations of all latents at all cells, keeps the k
-largest by `topk`, scatters them into a dense code and picks the latents out of it; `ours` is
-`encode_grid(...).maps(...)`. Each part runs in a process of its own, which gives its peak memory; results of
-the two ways are compared. Ways take turns, and each comes in rows or images a second and a second of
-processor time: on a machine that others use too, only the latter is the program's own.
+GiB (RLIMIT_DATA), which a store larger than that shows to be streamed; the system's cache of its files is
+dropped before. Heat maps: `--latents` latents on `--images` images, some at a time; `dense` takes the
+pre-activations of all latents at all cells, keeps the k largest by `topk`, scatters them into a dense code
+and picks the latents out of it; `ours` is `encode_grid(..., latents=...).maps(...)`. Each part runs in a
+process of its own, which gives its peak memory; results of the two ways are compared. Ways take turns, and
+each comes in rows or images a second and a second of processor time: on a machine that others use too, only
+the latter is the program's own.
 """
 
 import argparse
 import json
+import os
 import resource
 import shutil
 import tempfile
@@ -103,6 +107,7 @@ def rows_of(path: Path, kind: str) -> StoreRows:
 def training(path: Path, kind: str, sizes: Sizes) -> dict[str, float]:
     """Rows a second of training from a streamed store, and of reading alone."""
     _begin(sizes)
+    _forget(path)
     batches = Shuffled(rows_of(path, kind), sizes.batch, workers=1)
     clock = Clock()
     read = sum(len(batch) for batch in batches.epoch(0))
@@ -139,6 +144,14 @@ def _begin(sizes: Sizes) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
+def _forget(path: Path) -> None:
+    """Put the store out of the system's cache of files, so that it is read from the disk."""
+    for shard in path.rglob("*.safetensors"):
+        with shard.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 class _Begun:
     """Batches whose first epoch, which the start takes its numbers from, is short."""
 
@@ -163,7 +176,7 @@ def maps(way: str, sizes: Sizes) -> dict[str, Any]:
     rows = structured(size * sizes.cells, sizes.d)
     grids = rows.view(size, sizes.side, sizes.side, sizes.d).permute(0, 3, 1, 2).contiguous()
     run: Callable[[], Tensor] = {
-        "ours": lambda: encode_grid(model, grids).maps(latents),
+        "ours": lambda: encode_grid(model, grids, latents=latents).maps(latents),
         "dense": lambda: _dense(model, grids, latents),
     }[way]
     found = run()
@@ -230,8 +243,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cap", type=float, default=0.0, help="GiB of data a process; 0: any")
-    parser.add_argument("--only", choices=("training", "maps"), help="one of the two alone")
+    parser.add_argument("--only", choices=("stores", "training", "maps"), help="one part alone")
     parser.add_argument("--folder", type=Path, help="for the stores, which are removed in the end")
+    parser.add_argument(
+        "--stores", type=Path, help="the folder of an earlier call with --only stores"
+    )
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
 
@@ -241,10 +257,19 @@ def main() -> None:
     names = Sizes.__annotations__
     sizes = Sizes(**{name: getattr(options, name) for name in names})
     found: dict[str, Any] = {"sizes": vars(sizes)}
+    kinds = ("pooled", "cells")
+    if options.only == "stores":
+        print(*(make_store(options.folder, sizes, kind) for kind in kinds), sep="\n")
+        return
     if options.only != "maps":
         folder = Path(tempfile.mkdtemp(dir=options.folder, prefix="cells-"))
         try:
-            paths = {kind: make_store(folder, sizes, kind) for kind in ("pooled", "cells")}
+            made = {kind: (options.stores or folder) / kind for kind in kinds}
+            paths = (
+                made
+                if options.stores
+                else {kind: make_store(folder, sizes, kind) for kind in kinds}
+            )
             calls = {kind: (training, path, kind, sizes) for kind, path in paths.items()}
             found["training"] = in_turns(calls, options.rounds)
         finally:

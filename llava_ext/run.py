@@ -196,7 +196,7 @@ def open_job(config: TrainConfig, stage: Stage) -> Job:
     model.trainable(stage)
     pad: Any = tokenizer.pad_token_id
     collator = Collator(model.image_tokens, pad, images.stack)
-    return Job(model, tokenizer, () if config.cache else towers, records, dataset, collator)
+    return Job(model, tokenizer, tuple(images.towers), records, dataset, collator)
 
 
 def open_images(

@@ -36,7 +36,7 @@ class FakeKSAE(nn.Module):
     def normalized(self, x: Tensor, source: Any = None) -> Tensor:
         return x
 
-    def encode(self, x: Tensor, source: Any = None) -> Codes:
+    def encode(self, x: Tensor, source: Any = None, latents: Tensor | None = None) -> Codes:
         found = torch.sort(x, dim=1, descending=True, stable=True)
         return Codes(found.values[:, : self.k].relu(), found.indices[:, : self.k])
 

@@ -11,6 +11,7 @@ from revelio.analysis.cells import encode_grid, image_codes, store_codes
 from revelio.analysis.config import TopImagesConfig
 from revelio.analysis.top_images import top_images
 from revelio.analysis.top_images_files import load_top_images, save_top_images
+from revelio.sae.kernels.select import fastest_kernel
 from revelio.sae.model import KSparseAutoencoder
 
 IDS = [f"{number}.png" for number in range(12)]
@@ -54,6 +55,9 @@ def test_codes_and_maps_are_those_of_a_plain_loop(grids):
                 assert np.allclose(found, wanted[image, :, y, x], atol=1e-4)
     latents = torch.tensor([19, 0, 7])
     assert np.allclose(codes.maps(latents).numpy(), wanted[:, latents], atol=1e-4)
+    model.kernel = fastest_kernel(model)
+    fewer = encode_grid(model, grids, latents=latents).maps(latents)
+    assert np.allclose(fewer.numpy(), wanted[:, latents], atol=1e-4)
     assert codes.maps(torch.tensor([], dtype=torch.int64)).shape == (12, 0, 3, 5)
     with pytest.raises(ValueError, match="asked for twice"):
         codes.maps(torch.tensor([1, 1]))

@@ -292,10 +292,37 @@ def test_a_picture_chosen_in_the_browser_shows_what_fires_and_where(
     assert ids and "Your picture" in page.run("document.querySelector('main').textContent")
     page.run("document.querySelector('.active').dispatchEvent(new Event('mouseenter'))")
     assert page.run("getComputedStyle(document.querySelector('.on .heat')).opacity") == "1"
-    (tmp_path / "broken.png").write_bytes(b"no picture")
-    root = page.send("DOM.getDocument")["root"]["nodeId"]
-    chooser = page.send("DOM.querySelector", nodeId=root, selector="#picture")["nodeId"]
-    page.send("DOM.setFileInputFiles", files=[str(tmp_path / "broken.png")], nodeId=chooser)
-    note = page.until("document.querySelector('[role=alert]')?.textContent.includes('broken.png:')")
-    assert note
+    page.close()
+
+
+@needs_browser
+def test_a_picture_is_dropped_and_broken_or_huge_ones_are_a_note(
+    made: Path, address: tuple[str, int], tmp_path: Path
+) -> None:
+    files = {"broken.png": b"no picture", "wide.png": png(Image.new("1", (12_000, 12_000)))}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    with (tmp_path / "large.png").open("wb") as file:
+        file.truncate(UPLOAD_LIMIT + 1)
+    page = Page(tmp_path / "profile")
+    page.open(f"http://{address[0]}:{address[1]}/#/about")
+
+    def drop(path: Path) -> None:
+        data = {"items": [], "files": [str(path)], "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", "drop"):
+            page.send("Input.dispatchDragEvent", type=kind, x=300, y=300, data=data)
+
+    drop(made / "images" / "one" / "02.png")
+    page.until("!!document.querySelector('.active')")
+    assert "Your picture" in page.run("document.querySelector('main').textContent")
+    for name, why in (
+        ("broken.png", "no known picture"),
+        ("wide.png", "12000 x 12000 pixels, more than"),
+        ("large.png", "at most 64 MiB"),
+    ):
+        drop(tmp_path / name)
+        page.until(
+            f"document.querySelector('[role=alert]')?.textContent.startsWith('{name}: ') && "
+            f"document.querySelector('[role=alert]').textContent.includes('{why}')"
+        )
     page.close()

@@ -67,8 +67,8 @@ def test_pairs_count_whose_both_answers_are_right(bench, capsys) -> None:
         assert scores_of(bench, *words)["judged"] == 1
         (body,) = server.bodies
         assert body["messages"][1]["content"] == (
-            "Given the following question Is it day?, the correct answer is (a) Open. Does the following "
-            "answer correctly answers the question, answer: It is open, I think?"
+            "Given the following question Is it day? (a) Open (b) Closed, the correct answer is (a). Does "
+            "the following answer correctly answers the question, answer:It is open, I think?"
         )
         assert (
             scores_of(bench, "--judge", "k", "--base-url", server.base_url)["pairs"]["value"] == 0.5

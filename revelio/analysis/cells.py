@@ -60,7 +60,10 @@ class GridCodes:
 
 
 def encode_grid(
-    model: "KSparseAutoencoder", grid: Float[Tensor, "b d h w"], source: Source = None
+    model: "KSparseAutoencoder",
+    grid: Float[Tensor, "b d h w"],
+    source: Source = None,
+    latents: Int64[Tensor, " l"] | None = None,
 ) -> GridCodes:
     """The codes of every cell of grids.
 
@@ -68,6 +71,7 @@ def encode_grid(
         model: the k-SAE.
         grid: activations, on any device.
         source: which input of the k-SAE they are of; see :meth:`KSparseAutoencoder.encode`.
+        latents: the ones whose codes are wanted, where not all are: others' may be missing.
 
     Raises:
         ValueError: the grids are not (b d h w) with the k-SAE's d.
@@ -78,16 +82,19 @@ def encode_grid(
             f"give (images, {model.d}, height, width)"
         )
     b, d, h, w = grid.shape
-    values, indices = encode_cells(model, grid.permute(0, 2, 3, 1).reshape(-1, d), source)
+    values, indices = encode_cells(model, grid.permute(0, 2, 3, 1).reshape(-1, d), source, latents)
     return GridCodes(values.view(b, h, w, -1), indices.view(b, h, w, -1))
 
 
 @torch.no_grad()
 def encode_cells(
-    model: "KSparseAutoencoder", rows: Float[Tensor, "b d"], source: Source = None
+    model: "KSparseAutoencoder",
+    rows: Float[Tensor, "b d"],
+    source: Source = None,
+    latents: Int64[Tensor, " l"] | None = None,
 ) -> tuple[Float[Tensor, "b k"], Int64[Tensor, "b k"]]:
     """Values and indices of the codes of any number of cells, as wide as the fullest cell needs."""
-    parts = [model.encode(part.float(), source) for part in rows.split(CELLS)]
+    parts = [model.encode(part.float(), source, latents) for part in rows.split(CELLS)]
     if not parts:
         return rows.new_zeros(0, model.k), torch.zeros(0, model.k, dtype=torch.int64)
     width = max(part.values.shape[1] for part in parts)
@@ -99,9 +106,13 @@ def encode_cells(
 
 
 def store_codes(
-    model: "KSparseAutoencoder", store: "ActivationStore"
+    model: "KSparseAutoencoder",
+    store: "ActivationStore",
+    latents: Int64[Tensor, " l"] | None = None,
 ) -> Iterator[tuple[int, GridCodes]]:
     """The codes of a store of whole grids, some images at a time, with the row of the first.
+
+    ``latents`` as in :func:`encode_grid`.
 
     Raises:
         ValueError: the store holds no grids.
@@ -110,7 +121,7 @@ def store_codes(
         raise ValueError(f"{store.path} holds no grids: extract them with pool none or a side")
     size = max(1, CELLS // (store.row_shape[1] * store.row_shape[2]))
     for start, grids in store.batches(size):
-        yield start, encode_grid(model, grids, store.manifest)
+        yield start, encode_grid(model, grids, store.manifest, latents)
 
 
 @dataclass(frozen=True)

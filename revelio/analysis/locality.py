@@ -103,7 +103,7 @@ def firings(
     place_of[latents] = torch.arange(len(latents))
     count = min(images or store.images, store.images)
     parts: list[tuple[Tensor, ...]] = []
-    for start, codes in store_codes(model, store):
+    for start, codes in store_codes(model, store, latents):
         if start >= count:
             break
         kept = codes.values[: count - start].flatten(1, 2).cpu()

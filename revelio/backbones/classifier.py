@@ -50,7 +50,7 @@ class ImageClassifier:
         model = transformers_part(head, config, weights, dtype="auto")
         with reading(f"config.json of {source.name}"):
             self.classes = [str(config.id2label[place]) for place in range(config.num_labels)]
-            self._transform = transform_of(source, config.image_size)
+            self._transform = transform_of(source, source.crop_size(config.image_size))
         self._model = frozen(model, device_of(device))
 
     @torch.no_grad()

@@ -176,7 +176,7 @@ def _moved(
                     seed=about.get("seed") or 0,
                     draw=about.get("draw") or 0,
                 )[layer]
-            moved[name].append(encode_grid(model, grids, about).maps(latents).cpu())
+            moved[name].append(encode_grid(model, grids, about, latents).maps(latents).cpu())
         told(len(names))
     mirrored, shifted = (torch.cat(parts) for parts in moved.values())
     kept, again = overlap(maps, shifted, cells)

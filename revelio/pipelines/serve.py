@@ -281,7 +281,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif (content := self._file(name)) is None:
             self._say(HTTPStatus.NOT_FOUND, "there is no such page")
         elif name == "index.html":
-            more = f'<script src="{SCRIPT}"></script>\n</body>'
+            more = f'<script src="{SCRIPT}" data-most="{UPLOAD_LIMIT}"></script>\n</body>'
             self._send(content.replace(b"</body>", more.encode()), "text/html; charset=utf-8")
         else:
             kinds = {

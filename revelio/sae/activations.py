@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from revelio.sae.kernels.base import Codes, Kernel, Weights
+from revelio.sae.kernels.base import Codes, Kernel, Selective, Weights
 from revelio.sae.optim import AdamStep, Moments, update_vector
 
 # The share of a new batch in BatchTopK's running threshold.
@@ -29,13 +29,17 @@ SMALLEST = 1e-6
 
 
 class EncodeRequest(NamedTuple):
-    """What an activation chooses from: a batch, the weights, and the dead latents that AuxK wants."""
+    """What an activation chooses from: a batch, the weights, and the dead latents that AuxK wants.
+
+    Where codes of the latents ``only`` are wanted, those of others may be missing.
+    """
 
     kernel: Kernel
     centred: Float[Tensor, "b d"]
     weights: Weights
     among: Bool[Tensor, " n"] | None = None
     k_among: int = 0
+    only: Bool[Tensor, " n"] | None = None
 
 
 class ActivationOutput(NamedTuple):
@@ -79,11 +83,17 @@ class TopK:
 
     def encode(self, request: EncodeRequest) -> Codes:
         """See :class:`Activation`."""
-        return self.keep(request).codes
+        kernel, centred, weights, _, _, only = request
+        if only is None or not isinstance(kernel, Selective):
+            return self.keep(request).codes
+        codes = kernel.encode_some(centred, weights, self.k, only)
+        if self.rectifies:
+            codes.values.clamp_(min=0)
+        return codes
 
     def keep(self, request: EncodeRequest) -> ActivationOutput:
         """See :class:`Activation`."""
-        kernel, centred, weights, among, k_among = request
+        kernel, centred, weights, among, k_among, _ = request
         codes, dead = kernel.encode(centred, weights, self.k, among if k_among else None, k_among)
         if self.rectifies:
             codes.values.clamp_(min=0)

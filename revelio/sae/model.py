@@ -27,7 +27,7 @@ from typing import Any, get_args
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from revelio.hub import CARD_TEMPLATE, card_facts, save_whole
@@ -168,7 +168,12 @@ class KSparseAutoencoder(
         return Weights(self.W_enc.data, self.b_enc.data, self.W_dec.data, self.b_dec.data)
 
     @torch.no_grad()
-    def encode(self, x: Float[Tensor, "b d"], source: Source = None) -> Codes:
+    def encode(
+        self,
+        x: Float[Tensor, "b d"],
+        source: Source = None,
+        latents: Int64[Tensor, " l"] | None = None,
+    ) -> Codes:
         """The sparse codes of activations, Eq. 3; no (b n) matrix is kept.
 
         With BatchTopK and JumpReLU rows differ in their number of active latents; codes are as wide as the
@@ -178,12 +183,18 @@ class KSparseAutoencoder(
             x: the activations.
             source: which of :attr:`inputs` they are of, for a k-SAE that normalizes by store: its place in
                 the list, or the store's manifest. A k-SAE of one input needs none.
+            latents: the ones whose codes are wanted, where not all are: others' may be missing.
 
         Raises:
             ValueError: ``x`` is not (b d), or of no input of the k-SAE.
         """
         centred = self.centre(self.normalized(x, source))
-        return self.rule().encode(EncodeRequest(self.kernel, centred, self.weights))
+        request = EncodeRequest(self.kernel, centred, self.weights)
+        if latents is not None:
+            only = torch.zeros(self.n, dtype=torch.bool)
+            only[latents.cpu()] = True
+            request = request._replace(only=only)
+        return self.rule().encode(request)
 
     def normalized(self, x: Float[Tensor, "b d"], source: Source = None) -> Float[Tensor, "b d"]:
         """Activations as the k-SAE was trained on them.

@@ -44,7 +44,7 @@ def heat_maps(
             wanted.setdefault(row, []).append(place)
     found: list[dict[int, tuple[Tensor, Tensor]]] = [{} for _ in shown]
     model = model.eval()
-    for start, codes in store_codes(model, store):
+    for start, codes in store_codes(model, store, chosen):
         for number in range(len(codes.values)):
             places = wanted.get(start + number, [])
             maps = sparse_maps(codes, number, chosen[places])
@@ -64,7 +64,7 @@ def image_maps(
     ``maps``: of the first :data:`MAPPED` active latents, each on its own scale, weak cells left out.
     """
     left = iter(records)
-    for _, codes in store_codes(model, store):
+    for _, codes in store_codes(model, store, chosen):
         for number in range(len(codes.values)):
             record = next(left)
             places = [int(place) for place, _ in record["active"][:MAPPED]]

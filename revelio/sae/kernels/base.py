@@ -8,7 +8,7 @@ row: ``W_enc`` (n d) and ``W_dec`` (n d), Eq. 3 and 4.
 """
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
@@ -100,4 +100,19 @@ class Kernel(Protocol):
         The component of ``dW_dec`` along the decoder's rows is taken off first; with
         ``step.unit_norm`` the updated decoder rows are scaled to unit length.
         """
+        ...
+
+
+@runtime_checkable
+class Selective(Protocol):
+    """A kernel that is faster where the codes of some latents alone are wanted."""
+
+    def encode_some(
+        self,
+        centred: Float[Tensor, "b d"],
+        weights: Weights,
+        k: int,
+        only: Bool[Tensor, " n"],
+    ) -> Codes:
+        """Of the k largest pre-activations those of the latents in ``only``; zeros fill up a row."""
         ...

@@ -79,6 +79,28 @@ class NativeKernel:
         Raises:
             ValueError: activations or weights that are not finite.
         """
+        return self._search(centred, weights, k, among, k_among)
+
+    @torch.no_grad()
+    def encode_some(
+        self,
+        centred: Float[Tensor, "b d"],
+        weights: Weights,
+        k: int,
+        only: Bool[Tensor, " n"],
+    ) -> Codes:
+        """See :class:`~revelio.sae.kernels.base.Selective`: bounds tell of most others how they rank."""
+        return self._search(centred, weights, k, only=only)[0]
+
+    def _search(
+        self,
+        centred: Float[Tensor, "b d"],
+        weights: Weights,
+        k: int,
+        among: Bool[Tensor, " n"] | None = None,
+        k_among: int = 0,
+        only: Bool[Tensor, " n"] | None = None,
+    ) -> tuple[Codes, Codes | None]:
         n, d = weights.W_enc.shape
         # Held by a name as long as the library reads it: an address keeps nothing alive.
         centred = centred.contiguous()
@@ -86,13 +108,16 @@ class NativeKernel:
         b, k = len(centred), min(k, n)
         k_among = min(k_among, int(among.sum())) if among is not None else 0
         best, others = _empty(b, k), _empty(b, k_among)
-        mask = among.to(torch.uint8).contiguous() if among is not None else None
+        mask, wanted = (
+            one.to(torch.uint8).contiguous() if one is not None else None for one in (among, only)
+        )
         scored = ctypes.c_int64()
         status = self.library.revelio_encode(
             *(_float(centred), _long(b), _long(d)),
             *(_float(weights.W_enc), _float(weights.b_enc), _long(n)),
             *(_address(copy.integers), _long(copy.integers.shape[1]), _float(copy.rows), _long(k)),
             *(_address(mask) if mask is not None else None, _long(k_among)),
+            _address(wanted) if wanted is not None else None,
             *(_float(best.values), _address(best.indices)),
             *(_float(others.values), _address(others.indices)),
             *(ctypes.byref(scored), self._instructions(), self._threads()),

@@ -3,6 +3,8 @@
 (() => {
   const { data, h, number, plural, labelOf, thumb, imagesView, term } = Gallery;
   const main = document.getElementById("main");
+  const most = Number(document.currentScript.dataset.most);
+  let last = 0;
   const choose = h("input", { type: "file", id: "picture", accept: "image/*", hidden: true, onchange: () => choose.files[0] && send(choose.files[0]) });
   const link = h("button", { type: "button", class: "text", id: "try", title: "Or drop a picture anywhere", onclick: () => choose.click() }, "Try a picture");
   document.querySelector(".bar nav").after(link, choose);
@@ -12,17 +14,26 @@
   }
   async function send(file) {
     location.hash = "#/picture";
+    const mine = ++last;
     await new Promise((done) => setTimeout(done));
     note("Encoding the picture\u2026");
+    const found = await encoded(file);
+    choose.value = "";
+    // Another picture came since, or another page is open.
+    if (mine !== last || location.hash !== "#/picture") return;
+    if (found.error) note(found.error);
+    else show(file, found);
+  }
+  async function encoded(file) {
+    // A server that refuses a body stops reading it, which a browser takes for a lost connection.
+    if (file.size > most) return { error: `${file.name}: a picture has at most ${most / 2 ** 20} MiB, and this has ${number(file.size / 2 ** 20)}` };
     try {
       const answer = await fetch("encode", { method: "POST", body: file, headers: { "X-Revelio": "1", "Content-Type": "application/octet-stream" } });
       const found = await answer.json();
-      if (found.error) note(`${file.name}: ${found.error}`);
-      else show(file, found);
+      return found.error ? { error: `${file.name}: ${found.error}` } : found;
     } catch (error) {
-      note(`${file.name} could not be sent: is \`revelio serve\` still running? (${error.message})`);
+      return { error: `${file.name} could not be sent: is \`revelio serve\` still running? (${error.message})` };
     }
-    choose.value = "";
   }
   function show(file, { grid, active, more, alike }) {
     const layer = h("span", { class: "layers" });

@@ -172,30 +172,75 @@ struct Search {
     }
 };
 
-// The k best of an image by their float scores, among all threads' nominees that are not below the threshold.
-Status settle(std::vector<Search> &searches, Floor Search::*floor, bool masked, int64_t image, float *values,
-              int64_t *indices, int64_t &scored) {
-    const Batch &batch = searches[0].batch;
-    const Latents &latents = searches[0].latents;
-    Floor &merged = searches[0].*floor;
-    for (size_t s = 1; s < searches.size(); s++) merged.offer_all(searches[s].*floor, image);
-    const float threshold = merged.thresholds[image];
-    const float *x = batch.x + image * batch.d;
-    std::vector<Scored> found;
-    for (const Search &search : searches)
-        for (const Nominee &nominee : search.nominees[image]) {
-            if (nominee.guess + nominee.bound < threshold) continue;
-            if (masked && !latents.among[nominee.latent]) continue;
-            const float bias = latents.bias[nominee.latent];
-            const float score = dot(latents.W + nominee.latent * batch.d, x, batch.d) + bias;
-            if (score != score) return SCORE_IS_NAN;
-            // The bound holds for the rows that were quantised: elsewhere someone else has changed W.
-            if (std::fabs(score - nominee.guess) > nominee.bound * 1.001f) return STALE;
-            found.push_back({score, nominee.latent});
+// What is left of an image's nominees, all threads', once none below the threshold is; scored when asked for.
+struct Finalists {
+    const Batch &batch;
+    const Latents &latents;
+    const int64_t image;
+    std::vector<Nominee> nominees;
+    std::vector<float> scores;
+    std::vector<uint8_t> known;
+    int64_t scored = 0;
+
+    Finalists(std::vector<Search> &searches, Floor Search::*floor, bool masked, int64_t image)
+        : batch(searches[0].batch), latents(searches[0].latents), image(image) {
+        Floor &merged = searches[0].*floor;
+        for (size_t s = 1; s < searches.size(); s++) merged.offer_all(searches[s].*floor, image);
+        for (const Search &search : searches)
+            for (const Nominee &one : search.nominees[image])
+                if (!(one.guess + one.bound < merged.thresholds[image]) && (!masked || latents.among[one.latent]))
+                    nominees.push_back(one);
+        scores.resize(nominees.size()), known.resize(nominees.size());
+    }
+
+    Status score(size_t c) {
+        if (known[c]) return FINE;
+        const Nominee &one = nominees[c];
+        scores[c] = dot(latents.W + one.latent * batch.d, batch.x + image * batch.d, batch.d) + latents.bias[one.latent];
+        if (scores[c] != scores[c]) return SCORE_IS_NAN;
+        // The bound holds for the rows that were quantised: elsewhere someone else has changed W.
+        if (std::fabs(scores[c] - one.guess) > one.bound * 1.001f) return STALE;
+        known[c] = 1, scored++;
+        return FINE;
+    }
+
+    // Whether fewer than k come before one that is scored: bounds mostly tell, the rest is scored.
+    Status among_best(size_t c, int64_t k, bool &yes) {
+        const Scored own{scores[c], nominees[c].latent};
+        std::vector<size_t> open;
+        int64_t surely = 0;
+        for (size_t o = 0; o < nominees.size(); o++) {
+            const Nominee &other = nominees[o];
+            if (other.guess - other.bound > own.value) surely++;
+            else if (o != c && !(other.guess + other.bound < own.value)) open.push_back(o);
         }
-    scored += found.size();
-    std::partial_sort(found.begin(), found.begin() + merged.k, found.end(), before);
-    for (int64_t c = 0; c < merged.k; c++) values[c] = found[c].value, indices[c] = found[c].latent;
+        if (surely < k && surely + int64_t(open.size()) >= k)
+            for (size_t o : open) {
+                if (Status status = score(o)) return status;
+                surely += before({scores[o], nominees[o].latent}, own);
+            }
+        yes = surely < k;
+        return FINE;
+    }
+};
+
+// The k best of an image by their float scores; of them those in `only`, if that is given, and zeros after them.
+Status settle(Finalists &left, int64_t k, const uint8_t *only, float *values, int64_t *indices) {
+    std::vector<Scored> found;
+    for (size_t c = 0; c < left.nominees.size(); c++) {
+        const int64_t latent = left.nominees[c].latent;
+        bool best = true;
+        if (only && !only[latent]) continue;
+        if (Status status = left.score(c)) return status;
+        if (Status status = only ? left.among_best(c, k, best) : FINE) return status;
+        if (best) found.push_back({left.scores[c], latent});
+    }
+    const int64_t kept = std::min<int64_t>(k, found.size());
+    std::partial_sort(found.begin(), found.begin() + kept, found.end(), before);
+    for (int64_t c = 0; c < k; c++) {
+        values[c] = c < kept ? found[c].value : 0.0f;
+        indices[c] = c < kept ? found[c].latent : 0;
+    }
     return FINE;
 }
 
@@ -222,7 +267,7 @@ int revelio_quantise(const float *W, int64_t n, int64_t d, int64_t width, int16_
 // The k best latents of each of b images, and the k_among best of those with among[latent] != 0.
 int revelio_encode(const float *x, int64_t b, int64_t d, const float *W, const float *bias, int64_t n,
                    const int16_t *q, int64_t width, const float *rows, int64_t k, const uint8_t *among,
-                   int64_t k_among, float *values, int64_t *indices, float *other_values,
+                   int64_t k_among, const uint8_t *only, float *values, int64_t *indices, float *other_values,
                    int64_t *other_indices, int64_t *scored, int instructions, int threads) {
     const Product product = product_of(Instructions(instructions));
     const Judge judge = judge_of(Instructions(instructions));
@@ -239,10 +284,14 @@ int revelio_encode(const float *x, int64_t b, int64_t d, const float *W, const f
     std::atomic<int> status{FINE};
     std::vector<int64_t> counts(threads, 0);
     revelio::share(b, threads, [&](int64_t i, int thread) {
-        Status own = settle(searches, &Search::best, false, i, values + i * k, indices + i * k, counts[thread]);
-        if (own == FINE && k_among)
-            own = settle(searches, &Search::others, true, i, other_values + i * k_among,
-                         other_indices + i * k_among, counts[thread]);
+        Finalists best(searches, &Search::best, false, i);
+        Status own = settle(best, k, only, values + i * k, indices + i * k);
+        counts[thread] += best.scored;
+        if (own == FINE && k_among) {
+            Finalists others(searches, &Search::others, true, i);
+            own = settle(others, k_among, nullptr, other_values + i * k_among, other_indices + i * k_among);
+            counts[thread] += others.scored;
+        }
         if (own != FINE) status = own;
     });
     if (status != FINE) return status;
