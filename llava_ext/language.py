@@ -169,8 +169,7 @@ def load_language_model(
         model = _with_generation(load_partitioned(empty, files, zero), source)
     else:
         model = _of_transformers(source, file, dtype, settings)
-    # What a pass gives back is asked for where it is run, whatever a config says.
-    model.config.output_hidden_states = model.config.output_attentions = False
+    _own_outputs(model)
     return model
 
 
@@ -196,6 +195,13 @@ def _of_transformers(
         if type(tensor) is Tensor:  # quantised ones are of types that can't all be summed
             check_finite(file, key, tensor)
     return model
+
+
+def _own_outputs(model: "PreTrainedModel") -> None:
+    """What a pass gives back is asked for where it is run, whatever a config says."""
+    model.config.output_hidden_states = model.config.output_attentions = False
+    generation: Any = model.generation_config
+    generation.output_hidden_states = generation.output_attentions = None
 
 
 def _described(source: Source) -> "PreTrainedModel":
@@ -246,6 +252,7 @@ def _with_generation(model: "PreTrainedModel", source: Source) -> "PreTrainedMod
             model.generation_config = GenerationConfig.from_pretrained(
                 source.location, revision=source.revision or "main"
             )
+    _own_outputs(model)
     return model
 
 
@@ -317,6 +324,8 @@ def load_tokenizer(name: str, revision: str | None = None) -> "PreTrainedTokeniz
         tokenizer = AutoTokenizer.from_pretrained(
             where, revision=revision or "main", trust_remote_code=False
         )
+    if type(tokenizer.model_max_length) not in (int, float):
+        raise ValueError(f"{TOKENIZER_CONFIG} of {name} has no number as model_max_length")
     set_pad_token(tokenizer, name)
     return tokenizer
 
