@@ -310,6 +310,9 @@ def test_the_plan_of_every_item(
     rows = our_rows(item(name).rows, ReproduceConfig(scale=scale))
     missing = 0 if item(name).commands else sum(bool(one.missing) for one in rows)
     assert said.count("missing:") == missing
+    lines = [line for line in said.splitlines() if line.startswith("  ")]
+    assert len(set(lines)) == len(lines) == (len(item(name).commands) or len(rows))
+    assert ("plan: no row can run" in said) == (0 < len(rows) == missing)
     assert all(command in said for command in item(name).commands)
 
 
