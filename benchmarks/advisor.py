@@ -2,9 +2,12 @@
 
 Each resampling draws images out of a folder of stores (`revelio extract` of several layers, timesteps and
 prompts). The full grid measures every candidate on all of them; the race is the advisor's own, with its
-defaults. Counted are passes of the model, an image each, which is what both spend their time on. Reported:
-how often both recommend the same, what the race's choice loses on all images where they differ, and, as the
-ceiling, how often full grids on two resamplings recommend the same.
+defaults; both recommend by the same rule (the cheapest of those that are not told apart from the best; of
+equally cheap ones the first given). Counted are passes of the model, an image each, which is what both spend
+their time on. Which is the first given matters: timesteps and prompts come as they are sorted, in reverse,
+and shuffled anew for each resampling. Reported: how often both recommend the same; as the ceiling, how often
+full grids on two resamplings do; how often the race's choice is one that the full grid does not tell apart
+from its best; and what the choices lose on all images.
 
     revelio extract --layers bottleneck up_ft0 up_ft1 --timesteps 0 25 100 --prompts empty generic --out grid
     python benchmarks/advisor.py --stores grid --json advisor.json
@@ -12,22 +15,27 @@ ceiling, how often full grids on two resamplings recommend the same.
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
+from operator import eq
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import numpy as np
 
 from revelio.activations.store import ActivationStore
 from revelio.advisor.config import FIRST_OF_CLASS, AdviseConfig
-from revelio.advisor.halving import halve, ranked, sizes
+from revelio.advisor.halving import contenders, halve, preferred, sizes
 from revelio.advisor.measures import Measured, nested_order, right_by_linear
-from revelio.stats import paired, proportion
+from revelio.stats import mean95, proportion, rounded
 
 # (timestep, prompt, layer)
-Candidate = tuple[int | None, str, str]
+Candidate = tuple[int, str, str]
 DEFAULT = AdviseConfig()
+BY = "linear"
+DEPTH = ("bottleneck", "up_ft0", "up_ft1", "up_ft2", "up_ft3")
+ORDERS = ("sorted", "reversed", "shuffled")
 
 
 def opened(folder: Path) -> tuple[dict[Candidate, np.ndarray], np.ndarray]:
@@ -42,49 +50,103 @@ def opened(folder: Path) -> tuple[dict[Candidate, np.ndarray], np.ndarray]:
     return rows, labels.numpy()
 
 
-class Race:
-    """The advisor's race on some images, and the full grid on the same ones."""
+class Images:
+    """Some images, and how the candidates do on the first of them."""
 
     def __init__(
         self, rows: Mapping[Candidate, np.ndarray], labels: np.ndarray, images: np.ndarray
     ):
         order = nested_order(labels[images].tolist(), len(images), 0)
         self.images, self.rows, self.labels = images[order], rows, labels
-        self.spent, self._until = 0, 0
         self._known: dict[tuple[Candidate, int], Measured] = {}
 
-    def measured(self, racing: Sequence[Candidate], count: int) -> dict[Candidate, Measured]:
-        """Measure candidates on the first so many images."""
-        self.spent += len({one[:2] for one in racing}) * (count - self._until)
-        self._until = count
-        return {one: self.on(one, count) for one in racing}
+    def measured(self, candidates: Iterable[Candidate], count: int) -> dict[Candidate, Measured]:
+        """Candidates on the first so many images."""
+        return {one: self._on(one, count) for one in candidates}
 
-    def on(self, one: Candidate, count: int) -> Measured:
-        """One candidate on the first so many images."""
+    def _on(self, one: Candidate, count: int) -> Measured:
         if (one, count) not in self._known:
             some = self.images[:count]
             right = right_by_linear(self.rows[one][some], self.labels[some], 0)
-            self._known[one, count] = Measured({"linear": right}, {})
+            self._known[one, count] = Measured({BY: right}, {})
         return self._known[one, count]
 
-    def run(self) -> tuple[Candidate, list[int]]:
-        """What the race recommends, and how many images each of its rounds had."""
+    def full(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """What the full grid does not tell apart from its best; it recommends the first."""
+        found = self.measured(candidates, len(self.images))
+        return contenders(found, BY, DEFAULT.confidence)
+
+    def race(self, candidates: Sequence[Candidate]) -> tuple[Candidate, float]:
+        """What the race recommends, and how many times as many passes the full grid takes."""
         first = max(DEFAULT.first_images, FIRST_OF_CLASS * len(np.unique(self.labels)))
         rounds = halve(
-            list(self.rows),
+            candidates,
             self.measured,
             sizes(first, len(self.images), DEFAULT.growth),
-            by="linear",
-            pass_of=lambda one: one[:2],
+            by=BY,
+            pass_of=pass_of,
             growth=DEFAULT.growth,
             confidence=DEFAULT.confidence,
         )
-        return ranked(rounds[-1].found, "linear")[0], [one.images for one in rounds]
+        spent = until = 0
+        for one in rounds:
+            spent += len({pass_of(each) for each in one.found}) * (one.images - until)
+            until = one.images
+        chosen = preferred(rounds[-1].found, BY, DEFAULT.confidence)[0]
+        return chosen, len(passes_of(candidates)) * len(self.images) / spent
 
-    def full(self) -> Candidate:
-        """What the full grid recommends."""
-        found = {one: self.on(one, len(self.images)) for one in self.rows}
-        return ranked(found, "linear")[0]
+
+def pass_of(one: Candidate) -> tuple[str, int]:
+    """The pass of the model."""
+    return one[1], one[0]
+
+
+def passes_of(candidates: Iterable[Candidate]) -> list[tuple[str, int]]:
+    """All passes, sorted."""
+    return sorted({pass_of(one) for one in candidates})
+
+
+def given(candidates: Iterable[Candidate], passes: Sequence[tuple[str, int]]) -> list[Candidate]:
+    """The candidates from the cheapest on, which is by depth; equally cheap ones in the order of passes."""
+    return sorted(candidates, key=lambda one: (DEPTH.index(one[2]), passes.index(pass_of(one))))
+
+
+def compared(
+    resamplings: Sequence[Images], order: str, whole: Mapping[Candidate, float]
+) -> dict[str, Any]:
+    """Race and full grid on every resampling, with the passes in some order."""
+    fast, slow, times, within = [], [], [], 0
+    for seed, images in enumerate(resamplings):
+        passes = passes_of(whole)
+        if order == "reversed":
+            passes.reverse()
+        if order == "shuffled":
+            np.random.default_rng(seed).shuffle(passes)
+        candidates = given(whole, passes)
+        chosen, ratio = images.race(candidates)
+        equals = images.full(candidates)
+        fast.append(chosen)
+        slow.append(equals[0])
+        times.append(ratio)
+        within += chosen in equals
+        print(f"{order} {seed}: {chosen}, full grid {equals[0]} of {len(equals)}", flush=True)
+    count, top = len(resamplings), max(whole.values())
+    lost = [100 * (whole[b] - whole[a]) for a, b in zip(fast, slow, strict=True)]
+    found = {
+        "times as few passes": {"mean": round(mean(times), 2), "least": round(min(times), 2)},
+        "same recommendation": proportion(sum(map(eq, fast, slow)), count),
+        "not told apart from the full grid's best": proportion(within, count),
+        "points lost on all images": rounded(mean(lost), mean95(lost)),
+        "points that the best of all has over the choice": {
+            "race": round(100 * mean(top - whole[one] for one in fast), 2),
+            "full grid": round(100 * mean(top - whole[one] for one in slow), 2),
+            "a candidate at random": round(100 * (top - mean(whole.values())), 2),
+        },
+    }
+    if order != "shuffled":  # there each resampling has an order of its own
+        same = mean(a == b for a, b in combinations(slow, 2))
+        found["full grids of two resamplings agree"] = round(same, 3)
+    return found
 
 
 def main() -> None:
@@ -96,49 +158,15 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     flags = parser.parse_args()
     rows, labels = opened(flags.stores)
-    passes = len({one[:2] for one in rows})
-    whole = {one: right_by_linear(each, labels, 0) for one, each in rows.items()}
-    fast, slow, costs, worse = [], [], [], 0
+    whole = {one: float(right_by_linear(each, labels, 0).mean()) for one, each in rows.items()}
+    resamplings = []
     for seed in range(flags.resamplings):
         images = np.random.default_rng(seed).permutation(len(labels))[: flags.images]
-        race = Race(rows, labels, images)
-        chosen, rounds = race.run()
-        costs.append(passes * len(images) / race.spent)
-        best = race.full()
-        fast.append(chosen)
-        slow.append(best)
-        gap = paired(race.on(chosen, flags.images).right["linear"],
-                     race.on(best, flags.images).right["linear"])  # fmt: skip
-        worse += gap.interval is not None and gap.interval[1] < 0
-        print(
-            f"{seed}: {chosen}, full grid {best}, {costs[-1]:.1f} times, rounds {rounds}",
-            flush=True,
-        )
-    same = sum(a == b for a, b in zip(fast, slow, strict=True))
-    pairs = [a == b for a, b in combinations(slow, 2)]
-    lost = [whole[b].mean() - whole[a].mean() for a, b in zip(fast, slow, strict=True)]
-    top = max(float(right.mean()) for right in whole.values())
-    found = {
-        "candidates": len(rows),
-        "passes": passes,
-        "images": flags.images,
-        "of": len(labels),
-        "times as few passes": {"mean": round(mean(costs), 2), "least": round(min(costs), 2)},
-        "same recommendation": proportion(same, flags.resamplings),
-        "same layer": proportion(
-            sum(a[2] == b[2] for a, b in zip(fast, slow, strict=True)), flags.resamplings
-        ),
-        "surely worse than the full grid's, on its own images": worse,
-        "full grids of two resamplings agree": round(mean(pairs), 3),
-        "points lost on all images": {"mean": round(100 * mean(lost), 2), "most": round(100 * max(lost), 2)},
-        "points that the best of all has over the choice": {
-            "race": round(100 * mean(top - whole[one].mean() for one in fast), 2),
-            "full grid": round(100 * mean(top - whole[one].mean() for one in slow), 2),
-            "a candidate at random": round(
-                100 * (top - mean(float(right.mean()) for right in whole.values())), 2
-            ),
-        },
-    }  # fmt: skip
+        resamplings.append(Images(rows, labels, images))
+    found = {"candidates": len(rows), "passes": len(passes_of(rows)), "images": flags.images}
+    found |= {"of": len(labels), "resamplings": flags.resamplings}
+    orders = {order: compared(resamplings, order, whole) for order in ORDERS}
+    found["timesteps and prompts given"] = orders
     print(json.dumps(found, indent=2))
     if flags.json:
         flags.json.write_text(json.dumps(found, indent=2) + "\n")

@@ -1,11 +1,13 @@
-"""What the tower cache saves a stage-1 step, and what ZeRO-3 saves in memory.
+"""What the tower cache saves a stage-1 step, what the step costs beside plain transformers, ZeRO-3's memory.
 
     python benchmarks/llava_train.py --json llava_train.json
     python benchmarks/llava_train.py --rows clip clip-sd-t25 --batch 8 --no-memory
 
 Step: forward and backward of one batch of stage 1, the towers run in it or their grids read from a cache; the
-same model and samples, rounds interleaved; medians of wall time and of each round's ratio. --sd15 adds a step
-with a tower of SD-1.5's real size: random weights, 512 px, 2 GB of temporary files. Memory: the peak resident
+same model and samples, rounds interleaved; medians of wall time and of each round's ratio. "plain" is the step
+written with transformers alone (embed, project, scatter, the language model's own loss), its features, ids and
+labels ready in memory; the losses are compared first. --sd15 adds a step with a tower of SD-1.5's real size:
+random weights, 512 px, 2 GB of temporary files. Memory: the peak resident
 size of a process of scripts/finetune.py with ZeRO-3, of one and of two processes on the CPU, which holds
 weights, gradients, optimiser and the libraries. Pictures and texts are made up; no data is needed.
 """
@@ -23,8 +25,17 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
 from llava_ext.cli.command import read_section
-from llava_ext.config import CacheConfig, ConversationData, PretrainConfig
+from llava_ext.config import (
+    IGNORE_INDEX,
+    IMAGE_INDEX,
+    CacheConfig,
+    ConversationData,
+    PretrainConfig,
+)
 from llava_ext.deepspeed import free_port
 from llava_ext.images import smooth_picture
 from llava_ext.run import Job, open_job
@@ -64,9 +75,62 @@ def one_step(job: Job, trainer: Any, samples: range) -> float:
     return seconds
 
 
+class PlainStep:
+    """Stage 1 with transformers alone, from what is ready in memory."""
+
+    def __init__(self, job: Job, batch: dict[str, Any]) -> None:
+        model = job.model
+        self.language_model: Any = model.language_model
+        self.projectors, self.grids = model.projectors, batch["grids"]
+        rows = [
+            self._expanded(*row, model.image_tokens)
+            for row in zip(
+                *(batch[name].tolist() for name in ("input_ids", "labels", "attention_mask")),
+                strict=True,
+            )
+        ]
+        columns = (
+            pad_sequence([torch.tensor(row[i]) for row in rows], True, padding)
+            for i, padding in enumerate((0, IGNORE_INDEX))
+        )
+        self.ids, self.labels = columns
+        lengths = torch.tensor([len(row[0]) for row in rows])
+        self.mask = (torch.arange(self.ids.shape[1]) < lengths[:, None]).long()
+
+    @staticmethod
+    def _expanded(
+        ids: list[int], labels: list[int], mask: list[int], tokens: int
+    ) -> tuple[list[int], list[int]]:
+        new_ids: list[int] = []
+        new_labels: list[int] = []
+        for token, label, kept in zip(ids, labels, mask, strict=True):
+            count = tokens if token == IMAGE_INDEX else kept
+            new_ids += [token] * count
+            new_labels += [IGNORE_INDEX if token == IMAGE_INDEX else label] * count
+        return new_ids, new_labels
+
+    def loss(self) -> torch.Tensor:
+        """Embed, project, interleave, scatter, the language model's own loss."""
+        place = self.ids == IMAGE_INDEX
+        text = self.language_model.get_input_embeddings()(self.ids.masked_fill(place, 0))
+        parts = [each(grid) for each, grid in zip(self.projectors, self.grids, strict=True)]
+        images = torch.stack(parts, dim=2).flatten(0, 2)
+        embeddings = text.masked_scatter(place[..., None], images.to(text))
+        return self.language_model(
+            inputs_embeds=embeddings, attention_mask=self.mask, labels=self.labels, use_cache=False
+        ).loss
+
+    def __call__(self) -> float:
+        """Seconds of forward and backward."""
+        began = time.perf_counter()
+        self.loss().backward()
+        seconds = time.perf_counter() - began
+        self.projectors.zero_grad(set_to_none=True)
+        return seconds
+
+
 def write_sd15(folder: Path) -> Path:
     """A folder of SD-1.5's architecture with random weights and a shipped model's tokenizer."""
-    import torch
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
     from extraction import UNET, VAE, random_model
@@ -118,16 +182,26 @@ def steps(
         )
         runs[name] = (job, trainer)
         one_step(job, trainer, range(batch))
-    times: dict[str, list[float]] = {name: [] for name in runs}
+    job, trainer = runs["cached"]
+    prepared = trainer._prepare_inputs(job.collator([job.dataset[index] for index in range(batch)]))
+    plain = PlainStep(job, prepared)
+    torch.testing.assert_close(plain.loss(), job.model(**prepared).loss, rtol=2e-2, atol=1e-4)
+    plain()
+    times: dict[str, list[float]] = {name: [] for name in (*runs, "plain")}
     for _ in range(rounds):
         for name, (job, trainer) in runs.items():
             times[name].append(one_step(job, trainer, range(batch)))
-    ratios = [a / b for a, b in zip(times["towers run"], times["cached"], strict=True)]
+        times["plain"].append(plain())
+    ratios, beside = (
+        [a / b for a, b in zip(times[name], times["cached"], strict=True)]
+        for name in ("towers run", "plain")
+    )
     return {
         "batch": batch,
         "rounds": rounds,
         "seconds": {name: round(median(some), 3) for name, some in times.items()},
         "speedup": round(median(ratios), 2),
+        "plain / cached": round(median(beside), 2),
         "towers": [f"{Path(tower.backbone).name} {tower.layer}" for tower in config.model.towers],
     }
 
@@ -166,8 +240,6 @@ def main() -> None:
     parser.add_argument("--no-memory", action="store_true", help="leave ZeRO-3's memory out")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    import torch
-
     results: dict[str, Any] = {"threads": torch.get_num_threads()}
     with TemporaryDirectory() as place:
         folder = Path(place)

@@ -51,10 +51,12 @@ def run(config: Config) -> None:
     """Answer, judge what has to be judged, score."""
     from eval.bench.mmvp import parse_choice, read_items, score
     from revelio.files import check_folder
+    from revelio.outputs import check_file, has_keys
     from revelio.run_dir import write_json
     from revelio.stats import percent
 
     check_folder(config.out)
+    check_file(config.out / "scores.json", has_keys("model", "pairs", "chance"), "MMVP's scores")
     items = read_items(config.bench)
     answers = _answers(config, items)
     pairs = list(zip(items, answers, strict=True))
@@ -73,12 +75,13 @@ def run(config: Config) -> None:
 def _answers(config: Config, items: "Sequence[Item]") -> list[str]:
     from tqdm import tqdm
 
-    from eval.bench.answers import Asking, answer_all, check_images, read_finished
+    from eval.bench.answers import Asking, answer_all, check_images, read_finished, weights_of
     from llava_ext.generate import Assistant
 
     questions, path = [item.question for item in items], config.out / "answers.jsonl"
     check_images(questions, config.bench)
-    asking = Asking(model_id=config.model.rstrip("/"), **config.decoding())
+    weights = weights_of(config.model)
+    asking = Asking(model_id=config.model.rstrip("/"), weights=weights, **config.decoding())
     left = len(questions) - len(read_finished(path, questions, asking))
     if left:
         assistant = Assistant.load(

@@ -1,15 +1,31 @@
-"""Low-rank adapters of the language model (peft): put in, folded in."""
+"""Low-rank adapters of the language model (peft): put in, folded in, read from files."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava_ext.model import LlavaModel
 from llava_ext.stages import LoraOptions
+from revelio.backbones.loading import reading
+from revelio.backbones.weights import check_fit, shapes_of
 from revelio.seeds import key_seed
+from revelio.trust import printable, read_object, read_tensors, tensor_headers
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
+    from torch import Tensor
 
 LORA_TARGETS = "all-linear"
+# Settings of an adapter that may differ from peft's defaults; those that name code are not among them.
+LORA_SETTINGS = ("r", "lora_alpha", "lora_dropout", "target_modules")
+FREE_SETTINGS = (
+    *LORA_SETTINGS,
+    "task_type",
+    "base_model_name_or_path",
+    "peft_type",
+    "peft_version",
+    "inference_mode",
+    "revision",
+)
 
 
 def add_lora(model: LlavaModel, options: LoraOptions, *, seed: int = 0) -> None:
@@ -62,3 +78,56 @@ def adapted(language_model: Any, settings: "LoraConfig") -> "PeftModel":
     model = get_peft_model(language_model, settings)
     settings.task_type = "CAUSAL_LM"  # for others that load the adapter
     return model
+
+
+def load_adapter(language_model: Any, folder: Path) -> "PeftModel":
+    """The language model with a saved adapter on top.
+
+    Raises:
+        ValueError: it is no adapter that :func:`add_lora` makes, or doesn't fit.
+    """
+    from peft import LoraConfig, get_peft_model_state_dict
+    from peft import set_peft_model_state_dict as set_state
+
+    settings = _check_adapter(folder / "adapter_config.json")
+    file = folder / "adapter_model.safetensors"
+    state = read_weights_file(file)
+    with reading(str(folder)):
+        chosen = {name: settings[name] for name in LORA_SETTINGS if name in settings}
+        model = adapted(language_model, LoraConfig(**chosen))
+        wanted: "dict[str, Tensor]" = get_peft_model_state_dict(model)
+    check_fit(str(file), shapes_of(wanted), shapes_of(state))
+    set_state(model, state)
+    return model
+
+
+def _check_adapter(path: Path) -> dict[str, Any]:
+    """The settings of an adapter, none beyond those of :func:`add_lora`: some make peft import modules.
+
+    Raises:
+        ValueError: it has others, or is of another kind.
+    """
+    from peft import LoraConfig
+
+    entries = read_object(path)
+    plain = LoraConfig().to_dict()
+    for name, value in entries.items():
+        if name not in FREE_SETTINGS and value and value != plain.get(name):
+            raise ValueError(
+                f"{path} sets `{printable(name)}`, which no adapter of llava_ext has: it is not loaded"
+            )
+    if entries.get("peft_type") != "LORA" or type(entries.get("r")) is not int:
+        raise ValueError(f"{path} is no LoRA adapter's config")
+    return entries
+
+
+def read_weights_file(file: Path) -> "dict[str, Tensor]":
+    """All weights of a safetensors file of a saved model.
+
+    Raises:
+        ValueError: there is none, or it is damaged.
+    """
+    if not file.is_file():
+        raise ValueError(f"no weights at {file}: give the folder of a saved model")
+    headers, _ = tensor_headers(file)
+    return read_tensors(file, dict.fromkeys(headers))

@@ -12,25 +12,32 @@ Towers are never in it: they are named in config.json. With ``llava_ext`` import
 
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
+from warnings import warn
 
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from llava_ext.adapter import adapted
+from llava_ext.adapter import load_adapter, read_weights_file
 from llava_ext.config import ModelConfig
 from llava_ext.conversation import FORMAT_1_SYSTEM
-from llava_ext.language import assemble, load_language_model, load_tokenizer
-from llava_ext.model import LlavaModel
+from llava_ext.images import transform_from
+from llava_ext.language import (
+    TOKENIZER_CONFIG,
+    assemble,
+    load_language_model,
+    load_tokenizer,
+)
+from llava_ext.model import LlavaModel, innermost
 from llava_ext.model_config import TowerShape
 from llava_ext.processor import RevelioLlavaProcessor
-from revelio.backbones.loading import dtype_of, reading
+from revelio.backbones.loading import dtype_of
 from revelio.backbones.source import HUB_ID
-from revelio.backbones.weights import check_fit, shapes_of
 from revelio.config import structure, to_plain
 from revelio.files import names_in, write_folder, write_whole
 from revelio.run_dir import write_json
-from revelio.trust import printable, read_object, read_tensors, tensor_headers
+from revelio.trust import read_object
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,18 +48,6 @@ CONFIG = "config.json"
 PROJECTORS = "projectors.safetensors"
 LANGUAGE, ADAPTER, TOKENIZER = "language_model", "adapter", "tokenizer"
 MOST_SIDE = 10**6
-# Settings of an adapter that may differ from peft's defaults; those that name code are not among them.
-LORA_SETTINGS = ("r", "lora_alpha", "lora_dropout", "target_modules")
-FREE_SETTINGS = (
-    *LORA_SETTINGS,
-    "task_type",
-    "base_model_name_or_path",
-    "peft_type",
-    "peft_version",
-    "inference_mode",
-    "revision",
-)
-
 # Settings of transformers' `from_pretrained` that are the language model's.
 PASSED_ON = (
     "device_map",
@@ -60,6 +55,16 @@ PASSED_ON = (
     "quantization_config",
     "attn_implementation",
     "offload_folder",
+)
+# Where a hub id is read from, and what transformers and its users say that has no meaning here.
+HUB = ("revision", "token", "cache_dir", "local_files_only", "force_download")
+PASSED_OVER = (
+    "_from_auto",
+    "adapter_kwargs",
+    "low_cpu_mem_usage",
+    "trust_remote_code",
+    "use_safetensors",
+    "weights_only",
 )
 
 Language = Literal["auto", "reference", "whole"]
@@ -93,6 +98,11 @@ def save_model(
             "the language model was trained, so its name alone would lose that: save it `whole`"
         )
     whole = model.language_changed if language == "auto" else language == "whole"
+    if whole and "quantization_config" in innermost(model.language_model).config.to_dict():
+        raise ValueError(
+            "the language model is quantised, so only its name can be saved: load it without "
+            "`quantization_config` to save it `whole`"
+        )
     # What trained is float32 until here; adapters stay so.
     dtype = dtype_of(model.settings.dtype)
     weights = {
@@ -148,6 +158,55 @@ def _write(
     write_whole(folder / "README.md", _card(model))
 
 
+def upload_model(
+    model: LlavaModel,
+    repo_id: str,
+    *,
+    language: Language = "auto",
+    private: bool | None = None,
+    token: bool | str | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    commit_message: str = "Upload model",
+) -> str:
+    """Upload what :func:`save_model` writes to the hub, with its own card, which names the towers.
+
+    Args:
+        model: what to upload.
+        repo_id: on the hub; it is made where it is not there.
+        language: see :func:`save_model`.
+        private: whether a new repository is.
+        token: of the hub; None is that of the login.
+        revision: the branch.
+        create_pr: propose the change instead of making it.
+        commit_message: of the commit.
+
+    Returns:
+        The commit's address.
+    """
+    from huggingface_hub import HfApi
+
+    settings = model.settings
+    named = [tower.backbone for tower in settings.towers]
+    named += [] if language == "whole" or model.language_changed else [settings.language_model]
+    if here := [name for name in named if Path(name).is_dir()]:
+        warn(f"{here[0]} is a folder of this machine: others can't load the model", stacklevel=3)
+    api = HfApi(token=token)
+    repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    if revision is not None:
+        api.create_branch(repo, branch=revision, exist_ok=True)
+    with TemporaryDirectory() as place:
+        folder = Path(place) / "model"
+        save_model(model, None, folder, language=language)
+        return api.upload_folder(
+            repo_id=repo,
+            folder_path=folder,
+            commit_message=commit_message,
+            revision=revision,
+            create_pr=create_pr,
+        )
+
+
 def load_model(
     path: str | Path, *, dtype: Any = None, config: Any = None, **settings: Any
 ) -> tuple[LlavaModel, "PreTrainedTokenizerBase"]:
@@ -157,13 +216,20 @@ def load_model(
         path: the folder, or a hub id.
         dtype: instead of the one it was written in.
         config: not used: it is read from the folder.
-        settings: of transformers' ``from_pretrained``, for the language model: ``device_map``,
-            ``quantization_config``, ``attn_implementation``, ...
+        settings: of transformers' ``from_pretrained``: ``revision``, ``token``, ``cache_dir``,
+            ``local_files_only`` and ``force_download`` of the hub id; ``device_map``,
+            ``quantization_config``, ``attn_implementation``, ... of the language model.
 
     Raises:
-        ValueError: it is no such folder, of another format, or damaged; one line that says which.
+        ValueError: it is no such folder, of another format, or damaged, or a setting is unknown; one line
+            that says which.
     """
-    folder = _folder(path)
+    for name in settings:
+        if name not in (*PASSED_ON, *HUB, *PASSED_OVER):
+            known = ", ".join(("dtype", *PASSED_ON, *HUB))
+            raise ValueError(f"these models take no `{name}`: choose from {known}")
+    hub = {name: settings[name] for name in HUB if settings.get(name) is not None}
+    folder = _folder(path, **hub)
     entries = _entries(folder)
     dtype = None if dtype in (None, "auto") else str(dtype).removeprefix("torch.")
     values = entries["model"] | ({"dtype": dtype} if dtype else {})
@@ -171,8 +237,8 @@ def load_model(
     shapes = _tower_shapes(folder, entries["shapes"])
     whole = entries["language"] == "whole"
     old = (folder / TOKENIZER).is_dir()
-    tokenizer = load_tokenizer(_part(folder, TOKENIZER) if old else str(folder))
-    projectors = _read(folder / PROJECTORS)
+    tokenizer = _tokenizer(folder, model_config, old)
+    projectors = read_weights_file(folder / PROJECTORS)
     language_model: Any = load_language_model(
         _part(folder, LANGUAGE) if whole else model_config.language_model,
         revision=None if whole else model_config.revision,
@@ -180,13 +246,20 @@ def load_model(
         **{name: value for name, value in settings.items() if name in PASSED_ON},
     )
     model = assemble(model_config, language_model, tokenizer, shapes)
-    model.config.transforms = entries.get("transforms", [])
+    model.config.transforms = _transforms(folder, entries.get("transforms", []), len(shapes))
     model.language_changed = whole
     if entries["adapter"]:
-        model.set_language_model(_adapted(language_model, Path(_part(folder, ADAPTER))))
+        model.set_language_model(load_adapter(language_model, Path(_part(folder, ADAPTER))))
     load_state(model.projectors, projectors, str(folder / PROJECTORS))
     model.projectors.to(next(model.get_input_embeddings().parameters()).device)
     return model.eval(), tokenizer
+
+
+def _tokenizer(folder: Path, config: ModelConfig, old: bool) -> "PreTrainedTokenizerBase":
+    """The saved tokenizer; of a model that was saved without its processor, the language model's own."""
+    if old or (folder / TOKENIZER_CONFIG).is_file():
+        return load_tokenizer(_part(folder, TOKENIZER) if old else str(folder))
+    return load_tokenizer(config.language_model, config.revision)
 
 
 def _entries(folder: Path) -> dict[str, Any]:
@@ -219,6 +292,17 @@ def _tower_shapes(folder: Path, entries: list[Any]) -> list[TowerShape]:
     return shapes
 
 
+def _transforms(folder: Path, entries: list[Any], towers: int) -> list[Any]:
+    """How the towers' pictures were made; nothing where a tower has its own way."""
+    if len(entries) not in (0, towers):
+        raise ValueError(
+            f"{folder / CONFIG} has {len(entries)} `transforms` for {towers} towers: it is damaged"
+        )
+    for entry in entries:
+        transform_from(entry)
+    return entries
+
+
 def _part(folder: Path, name: str) -> str:
     """A subfolder of a saved model; without it, its path could be taken for a hub id.
 
@@ -230,47 +314,6 @@ def _part(folder: Path, name: str) -> str:
     return str(folder / name)
 
 
-def _adapted(language_model: Any, folder: Path) -> Any:
-    """The language model with a saved adapter on top.
-
-    Raises:
-        ValueError: it is no adapter that :func:`llava_ext.adapter.add_lora` makes, or doesn't fit.
-    """
-    from peft import LoraConfig, get_peft_model_state_dict
-    from peft import set_peft_model_state_dict as set_state
-
-    settings = _check_adapter(folder / "adapter_config.json")
-    file = folder / "adapter_model.safetensors"
-    state = _read(file)
-    with reading(str(folder)):
-        chosen = {name: settings[name] for name in LORA_SETTINGS if name in settings}
-        model = adapted(language_model, LoraConfig(**chosen))
-        wanted: dict[str, Tensor] = get_peft_model_state_dict(model)
-    check_fit(str(file), shapes_of(wanted), shapes_of(state))
-    set_state(model, state)
-    return model
-
-
-def _check_adapter(path: Path) -> dict[str, Any]:
-    """The settings of an adapter, none beyond those of :func:`add_lora`: some make peft import modules.
-
-    Raises:
-        ValueError: it has others, or is of another kind.
-    """
-    from peft import LoraConfig
-
-    entries = read_object(path)
-    plain = LoraConfig().to_dict()
-    for name, value in entries.items():
-        if name not in FREE_SETTINGS and value and value != plain.get(name):
-            raise ValueError(
-                f"{path} sets `{printable(name)}`, which no adapter of llava_ext has: it is not loaded"
-            )
-    if entries.get("peft_type") != "LORA" or type(entries.get("r")) is not int:
-        raise ValueError(f"{path} is no LoRA adapter's config")
-    return entries
-
-
 def load_projectors(model: LlavaModel, path: str | Path) -> None:
     """Take only the projectors of a saved model: what stage 2 begins with.
 
@@ -278,7 +321,7 @@ def load_projectors(model: LlavaModel, path: str | Path) -> None:
         ValueError: they are of another width, or of other towers.
     """
     file = _folder(path) / PROJECTORS
-    load_state(model.projectors, _read(file), str(file))
+    load_state(model.projectors, read_weights_file(file), str(file))
 
 
 def load_state(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
@@ -301,14 +344,7 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], source: str) -> N
     module.load_state_dict(state)
 
 
-def _read(file: Path) -> dict[str, Tensor]:
-    if not file.is_file():
-        raise ValueError(f"no weights at {file}: give the folder of a saved model")
-    headers, _ = tensor_headers(file)
-    return read_tensors(file, dict.fromkeys(headers))
-
-
-def _folder(path: str | Path) -> Path:
+def _folder(path: str | Path, **hub: Any) -> Path:
     if Path(path).is_dir():
         if not (Path(path) / CONFIG).is_file():
             raise ValueError(f"{path} holds no {CONFIG}: give the folder of a saved model")
@@ -319,7 +355,7 @@ def _folder(path: str | Path) -> Path:
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        return Path(snapshot_download(str(path)))
+        return Path(snapshot_download(str(path), **hub))
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
@@ -338,10 +374,10 @@ def _card(model: LlavaModel) -> str:
         for tower in model.settings.towers
     )
     return (
-        f"---\nlibrary_name: revelio\n---\n\n# A LLaVA-style model\n\n"
+        f"---\nlibrary_name: revelio\npipeline_tag: image-text-to-text\n---\n\n# A LLaVA-style model\n\n"
         f"Language model `{model.settings.language_model}`, {model.image_tokens} tokens an image, "
         f"fusion `{model.settings.fusion}`, template `{model.settings.template}`.\n\n"
         f"Towers (not in this folder):\n\n{towers}\n\n"
-        "Load it with `llava_ext.generate.Assistant.load(folder)`, or talk to it with\n"
-        "`revelio llava chat --model FOLDER --image FILE`.\n"
+        "After `import llava_ext`, transformers' `AutoModelForImageTextToText`, `AutoProcessor` and\n"
+        "`pipeline` load it; `revelio llava chat --model FOLDER --image FILE` talks to it.\n"
     )

@@ -32,6 +32,7 @@ from revelio.bounds import (
 Tokens = Literal["flatten", "pool", "conv", "resample"]
 Fusion = Literal["interleave", "sequence", "channels"]
 Aspect = Literal["crop", "pad"]
+Keep = Literal["grids", "int8", "latents"]
 ExportForm = Literal["merged", "llava", "transformers"]
 
 IMAGE_INDEX = -200  # stands for one image in `input_ids`; LLaVA's own number
@@ -53,7 +54,7 @@ class TowerConfig:
         timestep: of diffusion models, their own training index t (25 and 200 in the paper).
         timesteps: several in the place of ``timestep``, joined along channels; the picture is encoded once.
         prompt: one text for all images; "" is the empty prompt; ``question`` is the first thing that is asked
-            about the picture, as in arXiv 2507.07106, which no cache of pictures can hold.
+            about the picture, as in arXiv 2507.07106: of such a tower a cache holds latents only.
         seed: of the noise, which is keyed by the image's content.
         draw: which of several noise draws.
         image_size: the side of the square in pixels; None is the backbone's own.
@@ -174,6 +175,11 @@ class CacheConfig(SamplesConfig):
     batch_size: Count = 16
     """Images a pass of a tower."""
 
+    keep: Keep = "grids"
+    """What is kept of an image: `grids`, the towers' outputs in float16 (averaged where tokens are `pool`);
+    `int8`, the same in half the space; `latents`, what the towers start from (VAE latents, else the picture
+    in 8 bits): the least space, and they run on from there in every step of training."""
+
     workers: Workers = 0
     """Processes that read and resize pictures while the towers run."""
 
@@ -189,7 +195,7 @@ class TrainConfig(SamplesConfig):
     """The run directory to create; `final/` in it is what stage 2 and chatting take."""
 
     cache: OutFolder | None = None
-    """The towers' grids as `revelio llava cache` keeps them; none: the towers run in every step."""
+    """What `revelio llava cache` kept of the pictures; none: the towers see the pictures in every step."""
 
     stage: StageOptions
     """How it is trained."""
@@ -309,7 +315,7 @@ class TokensConfig:
     """Conversations about one picture each; the tokens are of their first questions."""
 
     cache: OutFolder | None = None
-    """The towers' grids as `revelio llava cache` keeps them; none: the towers run."""
+    """What `revelio llava cache` kept of the pictures; none: the towers see the pictures."""
 
     layer: str
     """`projected0` (after a tower's projector) or `block5` (of the language model, at the picture's tokens).

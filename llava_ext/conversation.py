@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from llava_ext.config import IMAGE_TOKEN
+from revelio.trust import printable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -175,9 +176,7 @@ def by_tokenizer(
     for turn in turns:
         messages = [*messages, {"role": turn.role, "content": turn.text}]
         opening = turn.role == "user"
-        text = str(
-            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opening)
-        )
+        text = _templated(tokenizer, messages, opening)
         added = text.removeprefix(done)
         if not text.startswith(done) or (not opening and not added.startswith(turn.text)):
             raise ValueError(
@@ -187,6 +186,22 @@ def by_tokenizer(
         segments += [Segment(added, False)] if opening else _learned(added)
         done = text
     return segments
+
+
+def _templated(
+    tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, str]], opening: bool
+) -> str:
+    try:
+        made = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=opening
+        )
+    except Exception as error:  # the template is a file's own program: it may fail in any way
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"the tokenizer's chat template can't be used ({printable(reason)[:200]}): choose from "
+            f"{', '.join(STYLES)}"
+        ) from error
+    return str(made)
 
 
 def _learned(added: str) -> list[Segment]:

@@ -38,7 +38,13 @@ if TYPE_CHECKING:
 
 
 class ImageProvider(Protocol):
-    """Where a sample's images come from: one image for an item, many for a batch."""
+    """Where a sample's images come from: one image for an item, many for a batch.
+
+    Attributes:
+        towers: what is run on a batch's ``pixels``; none where it has ``grids``.
+    """
+
+    towers: "Sequence[Tower]"
 
     def get(self, name: str) -> Any:
         """What one sample carries for the image called ``name``."""

@@ -4,6 +4,8 @@ import os
 import socket
 from typing import Any
 
+from torch.serialization import add_safe_globals
+
 # Elements that are reduced or fetched together: DeepSpeed's own default is sized for large GPUs.
 BUCKET = 50_000_000
 # ZeRO-3 keeps parameters smaller than this whole on every process.
@@ -78,10 +80,21 @@ def prepare(*, cpu: bool) -> None:
         alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
         os.environ.update(alone, MASTER_PORT=str(free_port()))
     os.environ.setdefault("DS_ACCELERATOR", "cpu" if cpu else "cuda")
+    _unpickle_plain_values()
     if cpu:
         from deepspeed import ops
 
         ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def _unpickle_plain_values() -> None:
+    """Let nothing in a checkpoint run: DeepSpeed would unpickle whatever it holds."""
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    add_safe_globals([LossScaler, ZeroStageEnum, fragment_address])
 
 
 def free_port() -> int:

@@ -90,7 +90,8 @@ class Assistant:
         """
         place = device_of(device)
         model, tokenizer = load_model(path, dtype=dtype)
-        loaded = load_towers(model.settings, device, allow) if towers else ()
+        known = model.config.transforms
+        loaded = load_towers(model.settings, device, allow, known) if towers else ()
         return cls(cast(Any, model).to(place), tokenizer, loaded)
 
     def answer(

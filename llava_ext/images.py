@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from llava_ext.config import Aspect
+from revelio.config import structure
 from revelio.data.contents import digest_of, digests
 from revelio.data.dataset import ImageError
 from revelio.data.picture import read_picture
@@ -95,9 +96,10 @@ def picture_ids(
         folder: of the pictures.
         names: their files.
         cache: the folder whose ``pictures.json`` holds hashes that were read before.
-        keep: write that file, where a picture had to be read.
+        keep: write that file, where a picture had to be read, unless another file has its name.
     """
     stamps = _read_stamps(cache / STAMPS)
+    keep = keep and (bool(stamps) or not (cache / STAMPS).exists())
     stats = [(folder / name).stat() for name in names]
     now = [[stat.st_size, stat.st_mtime_ns] for stat in stats]
     known = [stamps.get(name, [])[:2] == stamp for name, stamp in zip(names, now, strict=True)]
@@ -124,9 +126,12 @@ def _is_stamp(value: Any) -> bool:
 
 
 def transform_from(entry: Mapping[str, Any]) -> SquareTransform:
-    """A tower's transform from its plain values in a saved model's config."""
-    mean, std = (tuple(map(float, entry[name])) for name in ("mean", "std"))
-    return SquareTransform(**{**entry, "mean": mean, "std": std})
+    """A tower's transform from its plain values in a saved model's config.
+
+    Raises:
+        ValueError: a value is unknown or of another kind.
+    """
+    return structure(SquareTransform, entry, where="transforms.")
 
 
 def join_pixels(

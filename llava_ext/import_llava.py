@@ -21,8 +21,8 @@ from torch import Tensor
 from llava_ext.checkpoint import load_state
 from llava_ext.model import LlavaModel
 from revelio.backbones.weights import check_finite
+from revelio.trust import printable, tensor_headers
 from revelio.trust import read_tensors as read_safetensors
-from revelio.trust import tensor_headers
 from revelio.unpickle import read_tensors
 
 KEY = re.compile(
@@ -64,7 +64,10 @@ def read_projectors(path: Path) -> dict[str, dict[str, Tensor]]:
                     "save it again with `stage3_gather_16bit_weights_on_model_save`, or by zero_to_fp32.py"
                 )
             check_finite(str(path), str(key), tensor)
-            found.setdefault(place[0], {})[place[1]] = tensor
+            weights = found.setdefault(place[0], {})
+            if place[1] in weights:
+                raise ValueError(f"{path} holds {printable(key)} twice, under several names")
+            weights[place[1]] = tensor
     if not found:
         some = ", ".join(map(str, list(state)[:3])) or "nothing"
         raise ValueError(

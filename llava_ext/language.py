@@ -5,11 +5,13 @@ and its relatives, ... Padding is the tokenizer's own pad token, else its unknow
 code, SPEC 3.4), else the end-of-text token; padding is masked, so the choice changes no result.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from llava_ext.config import ModelConfig
 from llava_ext.model import LlavaModel
@@ -29,7 +31,7 @@ from revelio.backbones.weights import (
     transformers_part,
 )
 from revelio.data.contents import combined, digest_of
-from revelio.trust import tensor_headers
+from revelio.trust import printable, tensor_headers
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -142,6 +144,11 @@ def load_language_model(
     file = _check_files(source)
     config, kind, wanted = _described(source)
     held = held_numbers(source, "", TRANSFORMERS[0])
+    if held is None and settings:
+        raise ValueError(
+            f"{name} has no safetensors, which `{'`, `'.join(settings)}` need: save the model again in "
+            "transformers by `model.save_pretrained(FOLDER)`"
+        )
     if held is None:
         return _of_pickles(source, config, kind, dtype)
     packed = getattr(config, "quantization_config", None) is not None
@@ -161,7 +168,8 @@ def load_language_model(
     # What a pass gives back is asked for where it is run, whatever a config says.
     model.config.output_hidden_states = model.config.output_attentions = False
     for key, tensor in model.state_dict().items():
-        check_finite(file, key, tensor)
+        if type(tensor) is Tensor:  # quantised ones are of types that can't all be summed
+            check_finite(file, key, tensor)
     return model
 
 
@@ -241,10 +249,22 @@ def _check_files(source: Source) -> str:
     known = generation and ("transformers_version" in generation or "eos_token_id" in generation)
     if generation is not None and (not known or "model_type" in generation):
         raise ValueError(f"{GENERATION} of {source.name} is empty, or no such config")
+    _check_token_ids(source, "config.json", config)
+    _check_token_ids(source, GENERATION, generation or {})
     for file in sorted(folder.glob("*.safetensors")):
         tensor_headers(file)
     names = (name for name in WEIGHTS if (folder / name).is_file())
     return f"{next(names, 'the weights')} of {source.name}"
+
+
+def _check_token_ids(source: Source, path: str, config: Mapping[str, Any]) -> None:
+    """Raise a ValueError where a special token is no number, which generation would end in."""
+    for name, value in config.items():
+        ids = value if isinstance(value, list) else [value]
+        if name.endswith("_token_id") and any(type(one) not in (int, type(None)) for one in ids):
+            raise ValueError(
+                f"{path} of {source.name} has {name} = {printable(repr(value))[:80]}: it must be a number"
+            )
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> "PreTrainedTokenizerBase":

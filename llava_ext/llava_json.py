@@ -13,13 +13,13 @@ import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
 from llava_ext.config import IMAGE_TOKEN
 from llava_ext.conversation import Turn
 from llava_ext.images import open_picture
-from revelio.trust import parse_json, printable, read_text
+from revelio.trust import leads_out, parse_json, printable, read_text
 
 # LLaVA's largest file, of 665,000 conversations, has 1 GB.
 DATA_LIMIT = 1 << 33
@@ -195,7 +195,9 @@ def _damaged(entries: Sequence[Any], folder: Path) -> dict[str, str | None]:
 
     values = [entry.get("image") for entry in entries if isinstance(entry, Mapping)]
     several = [value if isinstance(value, list) else [value] for value in values]
-    names = list(dict.fromkeys(str(name) for some in several for name in some if _inside(name)))
+    names = list(
+        dict.fromkeys(str(name) for some in several for name in some if not leads_out(name))
+    )
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         looked = pool.map(lambda name: _reason(folder, name), names)
         bar = tqdm(looked, "pictures", len(names), disable=len(names) < MANY, leave=False)
@@ -213,13 +215,6 @@ def _reason(folder: Path, name: str) -> str | None:
     return None
 
 
-def _inside(name: Any) -> bool:
-    """Whether an image's name leads to a file inside the folder."""
-    if not isinstance(name, str) or not name or "\0" in name:
-        return False
-    return ".." not in PurePosixPath(name).parts and not PurePosixPath(name).is_absolute()
-
-
 def _check_images(
     record: Record, number: int, folder: Path | None, found: dict[str, str | None]
 ) -> None:
@@ -228,7 +223,7 @@ def _check_images(
     for name in record.images:
         if folder is None:
             raise ValueError(f"{where} has an image: give the folder of the images (`data.images`)")
-        if not _inside(name):
+        if leads_out(name):
             raise ValueError(f"{where}: {name!r} is no image inside {folder}")
         if name not in found:
             here = (folder / name).is_file()

@@ -153,7 +153,8 @@ class LlavaModel(PreTrainedModel, GenerationMixin):
             KeyError: an unknown backbone or layer.
             ValueError: one that can't be loaded here, or may not be imported.
         """
-        self.towers = load_towers(self.settings, str(self.device), allow)
+        known = self.config.transforms
+        self.towers = load_towers(self.settings, str(self.device), allow, known)
         self.config.transforms = plain_transforms(self.towers)
 
     def see(
@@ -332,11 +333,23 @@ class LlavaModel(PreTrainedModel, GenerationMixin):
             parameter.requires_grad_(stage == "finetune")
 
     def save_pretrained(self, save_directory: str | Path, **settings: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Write the model to a folder, without its processor; see :func:`llava_ext.checkpoint.save_model`."""
+        """Write the model to a folder, without its processor; see :func:`llava_ext.checkpoint.save_model`.
+
+        Raises:
+            ValueError: the folder holds something else, or it is to be uploaded too.
+        """
         from llava_ext.checkpoint import save_model
 
+        if settings.get("push_to_hub"):
+            raise ValueError("saving uploads nothing: call `push_to_hub(REPO)`")
         known = {name: settings[name] for name in ("language", "state") if name in settings}
         save_model(self, None, Path(save_directory), **known)
+
+    def push_to_hub(self, repo_id: str, **settings: Any) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Upload the model, without its processor; see :func:`llava_ext.checkpoint.upload_model`."""
+        from llava_ext.checkpoint import upload_model
+
+        return upload_model(self, repo_id, **settings)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *_: Any, **settings: Any) -> "LlavaModel":  # pyright: ignore[reportIncompatibleMethodOverride]

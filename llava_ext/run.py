@@ -21,7 +21,12 @@ from llava_ext.import_llava import import_projectors
 from llava_ext.language import build_model, language_identity
 from llava_ext.llava_json import Record, image_names, read_records
 from llava_ext.model import LlavaModel
-from llava_ext.stage_checkpoints import check_processes, checkpoint_step, last_checkpoint
+from llava_ext.stage_checkpoints import (
+    check_processes,
+    check_state,
+    checkpoint_step,
+    last_checkpoint,
+)
 from llava_ext.stages import LoraOptions, Stage, StageOptions
 from llava_ext.tower_cache import CachedGrids
 from llava_ext.towers import Tower, load_towers
@@ -96,6 +101,7 @@ def run(config: TrainConfig) -> None:
     _say(_plan(job, trainer, config.stage, stage))
     if checkpoint is not None:
         check_processes(checkpoint)
+        check_state(checkpoint)
         _say(f"going on from step {checkpoint_step(checkpoint)}: {checkpoint}")
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     state = whole_state(trainer, job.model)
@@ -190,7 +196,7 @@ def open_job(config: TrainConfig, stage: Stage) -> Job:
     model.trainable(stage)
     pad: Any = tokenizer.pad_token_id
     collator = Collator(model.image_tokens, pad, images.stack)
-    return Job(model, tokenizer, () if config.cache else towers, records, dataset, collator)
+    return Job(model, tokenizer, tuple(images.towers), records, dataset, collator)
 
 
 def open_images(

@@ -5,12 +5,17 @@ it a checkpoint counts. The first versions wrote none; of their checkpoints the 
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
 
 from revelio.distributed import world_size
 from revelio.files import names_in, remove_files, settle, sweep
 from revelio.run_dir import sha256, write_json
-from revelio.trust import file_in, path_in, printable, read_object
+from revelio.trust import WRONG, file_in, path_in, printable, read_object
 
 TRAINED = "trained.safetensors"
 STATE = "trainer_state.json"
@@ -47,6 +52,41 @@ def last_checkpoint(out: Path) -> Path | None:
                     "the checkpoint before it"
                 )
     return found
+
+
+def check_state(checkpoint: Path) -> None:
+    """Refuse a checkpoint whose state of the Trainer is of another form.
+
+    Raises:
+        ValueError: it is; the message names the file.
+    """
+    from transformers import TrainerState
+
+    state = read_object(checkpoint / STATE)
+    for name in ("global_step", "max_steps", "num_train_epochs"):
+        if type(state.get(name)) is not int:
+            raise ValueError(f"{printable(checkpoint / STATE)} has no number as `{name}`")
+    with readable(checkpoint):
+        TrainerState.load_from_json(str(checkpoint / STATE))
+
+
+@contextmanager
+def readable(checkpoint: Path) -> Iterator[None]:
+    """Turn what another's or a damaged file ends in, while a checkpoint is read, into one line.
+
+    Raises:
+        ValueError: it can't be read.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (*WRONG, UnpicklingError, RuntimeError, EOFError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"{printable(checkpoint)} can't be read, or holds more than plain values "
+            f"({printable(reason)[:200]}): remove it to go on from the checkpoint before it"
+        ) from error
 
 
 def drop_checkpoints(out: Path, keep: int) -> None:

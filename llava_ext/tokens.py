@@ -65,7 +65,7 @@ class TokenJob:
         layer = self.config.layer
         names = ("input_ids", "attention_mask", "labels", "grids")
         if "grids" not in batch:
-            pairs = zip(self.model.towers, batch["pixels"], strict=True)
+            pairs = zip(self.dataset.images.towers, batch["pixels"], strict=True)
             batch["grids"] = tuple(
                 look(tower, each, batch["image_ids"], batch["questions"]) for tower, each in pairs
             )

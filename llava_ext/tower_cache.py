@@ -1,92 +1,64 @@
-"""Frozen-tower grids of a data set, computed once: training then runs no vision tower.
+"""What frozen towers make of a data set's pictures, kept once: training then reads no picture.
 
 One activation store (``revelio/activations/FORMAT.md``) a tower in ``<cache>/<backbone>-<layer>...``; a row
-is an image's grid in float16, averaged to the tower's budget where its tokens are ``pool``. A row's id names
-the image and what it holds (:mod:`llava_ext.images`). The manifest's ``tower`` holds the tower's identity
-(settings, processor, aspect, hash of its weights); a cache of another identity, or that lacks an image, is an
-error. It is filled by :mod:`llava_ext.tower_cache_job`.
+is what is kept of an image (:mod:`llava_ext.tower_rows`): its grid, or what the tower starts from. A row's id
+names the image and what it holds (:mod:`llava_ext.images`). The manifest's ``tower`` holds the tower's
+identity (settings, processor, aspect, hash of its weights); a cache of another identity, or that lacks an
+image, is an error. It is filled by :mod:`llava_ext.tower_cache_job`.
+
+``checked.json`` beside the stores says of which files the hashes were compared, by size and time of change:
+they are read through once, not at every start.
 """
 
+import json
 import warnings
 from collections.abc import Mapping, Sequence
-from math import isqrt
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d
 
-from llava_ext.config import QUESTION, TowerConfig
+from llava_ext.config import QUESTION, Keep
 from llava_ext.images import picture_ids, plain_ids
+from llava_ext.tower_rows import KeptTower, store_name
 from llava_ext.towers import Tower
 from revelio.activations.manifest import MANIFEST
 from revelio.activations.store import ActivationStore
 from revelio.activations.writer import check_same
-from revelio.trust import printable
+from revelio.distributed import is_main
+from revelio.files import write_whole
+from revelio.trust import printable, read_object
 
-DTYPE = "float16"
 # Caches up to this size are read into memory, larger ones row by row from disk.
 IN_MEMORY = 2 * 10**9
 # How a tower was called doesn't matter: its weights are hashed.
 FREE = {"backbone", "revision"}
 MAKE = "make it with `revelio llava cache`"
-
-
-def store_name(config: TowerConfig) -> str:
-    """The folder of a tower's store inside a cache.
-
-    Raises:
-        ValueError: its grids depend on more than the picture.
-    """
-    if config.prompt == QUESTION:
-        raise ValueError(
-            f"tower {config.backbone} {config.layer} is prompted by the question, so a picture's grid "
-            "differs with what is asked: train without a cache"
-        )
-    parts = [config.backbone.rstrip("/").rpartition("/")[2].replace(":", "-"), config.layer]
-    if config.timestep is not None:
-        parts += [f"t{config.timestep}", f"d{config.draw}"]
-    if config.timesteps:
-        parts += [f"t{'-'.join(map(str, config.timesteps))}", f"d{config.draw}"]
-    if config.tokens == "pool":
-        parts.append(f"pool{isqrt(config.budget)}")
-    return "-".join(parts)
-
-
-def row_shape(tower: Tower) -> tuple[int, int, int]:
-    """Channels, height and width of a cached grid."""
-    side = isqrt(tower.config.budget)
-    pooled = tower.config.tokens == "pool"
-    return (tower.channels, side, side) if pooled else (tower.channels, *tower.grid)
-
-
-def to_row(tower: Tower, grids: Float[Tensor, "i c h w"]) -> Float[Tensor, "i c y x"]:
-    """Grids as they are kept: averaged for ``pool``, in float16.
-
-    Raises:
-        ValueError: a value doesn't fit float16.
-    """
-    shape = row_shape(tower)[1:]
-    kept = adaptive_avg_pool2d(grids.float(), shape) if grids.shape[-2:] != shape else grids
-    rows = kept.to(torch.float16)
-    if not torch.isfinite(rows).all():
-        largest = kept.abs().max().item()
-        raise ValueError(
-            f"tower {tower.config.backbone} {tower.config.layer} gives values up to {largest:.3g}, "
-            "which float16 can't hold: train without a cache"
-        )
-    return rows.cpu()
+CHECKED = "checked.json"
 
 
 class CachedGrids:
-    """The cached grids of all towers, as the data set's ``ImageProvider``; make one with :meth:`open`."""
+    """What is kept of the pictures, as the data set's ``ImageProvider``; make one with :meth:`open`.
 
-    def __init__(self, stores: Sequence[ActivationStore], rows: Sequence[Mapping[str, int]]):
+    Attributes:
+        stores: one a tower.
+        towers: those that are run on the rows; none where grids are kept of all.
+    """
+
+    def __init__(
+        self,
+        stores: Sequence[ActivationStore],
+        kept: Sequence[KeptTower],
+        rows: Sequence[Mapping[str, int]],
+    ) -> None:
         self.stores = tuple(stores)
+        latents = any(each.keep == "latents" for each in kept)
+        self.towers: Sequence[Tower] = tuple(kept) if latents else ()
+        self._kept = tuple(kept)
         self._rows = tuple(rows)
-        small = sum(_bytes(store) for store in stores) <= IN_MEMORY
+        small = sum(store.bytes for store in stores) <= IN_MEMORY
         self._held = tuple(store.rows(0, len(store)) for store in stores) if small else None
 
     @classmethod
@@ -105,17 +77,17 @@ class CachedGrids:
         Raises:
             ValueError: a store is missing or unfinished, is of another tower, or lacks an image.
         """
-        stores = [open_store(cache, tower) for tower in towers]
+        stores, kept = zip(*(open_store(cache, tower) for tower in towers), strict=True)
         if folder is None:
             named = [{one.split("|")[0]: one for one in store.ids} for store in stores]
             found = [[ids.get(name, name) for name in names] for ids in named]
             pairs = zip(stores, found, strict=True)
-            return cls(stores, [_row_numbers(store, names, ids, ids) for store, ids in pairs])
+            return cls(stores, kept, [_row_numbers(store, names, ids, ids) for store, ids in pairs])
         ids, plain = picture_ids(folder, names, cache), plain_ids(folder, names)
-        return cls(stores, [_row_numbers(store, names, ids, plain) for store in stores])
+        return cls(stores, kept, [_row_numbers(store, names, ids, plain) for store in stores])
 
     def get(self, name: str) -> tuple[Tensor, ...]:
-        """One grid (c h w) a tower."""
+        """One row a tower."""
         numbers = [rows[name] for rows in self._rows]
         if self._held is not None:
             return tuple(held[number] for held, number in zip(self._held, numbers, strict=True))
@@ -123,11 +95,20 @@ class CachedGrids:
         return tuple(store.rows(number, number + 1)[0] for store, number in pairs)
 
     def stack(self, images: Sequence[tuple[Tensor, ...]]) -> Mapping[str, Any]:
-        """``grids``: one tensor (i c h w) a tower, i = 0 where there are no images."""
-        if not images:
-            empty = (torch.empty(0, *store.row_shape) for store in self.stores)
-            return {"grids": tuple(empty)}
-        return {"grids": tuple(torch.stack(column) for column in zip(*images, strict=True))}
+        """``grids``, one tensor (i c h w) a tower, i = 0 where there are no images.
+
+        Where towers go on from what is kept: ``pixels`` for them, and ``image_ids``.
+        """
+        columns = (
+            [torch.stack(column) for column in zip(*images, strict=True)]
+            if images
+            else [store.rows(0, 0) for store in self.stores]
+        )
+        pairs = list(zip(self._kept, columns, strict=True))
+        if not self.towers:
+            return {"grids": tuple(kept.grids(rows) for kept, rows in pairs)}
+        named = next((kept, rows) for kept, rows in pairs if kept.keep == "latents")
+        return {"pixels": tuple(columns), "image_ids": named[0].names(named[1])}
 
 
 def _row_numbers(
@@ -157,26 +138,61 @@ def _row_numbers(
     return rows
 
 
-def open_store(cache: Path, tower: Tower) -> ActivationStore:
-    """The finished store of a tower, after its identity was compared.
+def open_store(cache: Path, tower: Tower) -> tuple[ActivationStore, KeptTower]:
+    """The finished store of a tower, and what it keeps, after the tower's identity was compared.
+
+    Of several the one that leaves the least to do in training.
 
     Raises:
-        ValueError: it is missing or unfinished, or was made by another tower or with other settings.
+        ValueError: it is missing or unfinished, was made by another tower or with other settings, or a shard
+            is not what was written.
     """
-    path = cache / store_name(tower.config)
-    if not (path / MANIFEST).is_file():
-        raise ValueError(f"no finished cache at {path}: {MAKE}")
-    store = ActivationStore.open(path)
+    kept = _find(cache, tower)
+    path = cache / kept.name
+    stamp = _stamp(path)
+    known = stamp == _stamps(cache).get(kept.name)
+    store = ActivationStore.open(path, verify=not known, packed=True)
     was = store.manifest.get("tower")
     if not isinstance(was, Mapping):
         raise ValueError(f"{path} is a store of another kind, not a tower's cache: {MAKE}")
-    check_same(path, was, tower.identity(), free=FREE)
-    if store.row_shape != row_shape(tower):
+    check_same(path, was, kept.identity(), free=FREE)
+    if store.row_shape != kept.row_shape:
         raise ValueError(
-            f"{path} holds grids of {store.row_shape}, the config asks for {row_shape(tower)}: {MAKE}"
+            f"{path} holds rows of {store.row_shape}, the config asks for {kept.row_shape}: {MAKE}"
         )
-    return store
+    if not known:
+        store.verify()
+        if is_main():
+            with suppress(OSError):  # a cache that can't be written is checked at every start
+                write_stamp(cache, kept.name)
+    return store, kept
 
 
-def _bytes(store: ActivationStore) -> int:
-    return sum(shard["bytes"] for shard in store.manifest["shards"])
+def _find(cache: Path, tower: Tower) -> KeptTower:
+    keeps: list[Keep] = list(get_args(Keep))
+    if tower.config.prompt == QUESTION:
+        keeps = ["latents"]
+    for keep in keeps:
+        if (cache / store_name(tower.config, keep) / MANIFEST).is_file():
+            return KeptTower(tower, keep)
+    raise ValueError(f"no finished cache at {cache / store_name(tower.config, keeps[0])}: {MAKE}")
+
+
+def write_stamp(cache: Path, name: str) -> None:
+    """Note down that a store's files are what its manifest says: they were just written or compared."""
+    stamps = _stamps(cache) | {name: _stamp(cache / name)}
+    write_whole(cache / CHECKED, json.dumps({"format": 1, "stores": stamps}))
+
+
+def _stamps(cache: Path) -> dict[str, Any]:
+    with suppress(ValueError):
+        found = read_object(cache / CHECKED).get("stores")
+        if isinstance(found, dict):
+            return found
+    return {}
+
+
+def _stamp(path: Path) -> list[Any]:
+    """Size and time of change of the manifest and the shards, in order."""
+    files = [path / MANIFEST, *sorted(path.glob("shard-*.safetensors"))]
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]

@@ -6,20 +6,22 @@ Process r of W takes shards r, r + W, ... of the images; every picture is read o
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from llava_ext.config import CacheConfig
+from llava_ext.config import CacheConfig, Keep
 from llava_ext.dataset import Opened, Pictures
 from llava_ext.images import picture_ids, plain_ids
 from llava_ext.llava_json import image_names, read_records
-from llava_ext.tower_cache import DTYPE, FREE, row_shape, store_name, to_row
+from llava_ext.tower_cache import FREE, write_stamp
+from llava_ext.tower_rows import KeptTower
 from llava_ext.towers import Tower, load_towers
 from revelio.activations.format import write_shard
 from revelio.activations.writer import CONTENTS, SHARD_CONTENTS, StoreWriter, check_same
@@ -40,6 +42,7 @@ class CacheJob:
     Attributes:
         cache: the folder that gets a store a tower.
         towers: whose grids; equal ones are computed once.
+        keep: what is kept of an image.
         folder: of the images.
         names: of the images, in order.
         batch_size: images a pass of a tower.
@@ -54,33 +57,47 @@ class CacheJob:
     batch_size: int = 16
     processes: Processes = field(default_factory=Processes)
     workers: int = 0
+    keep: Keep = "grids"
 
     @cached_property
-    def targets(self) -> list[tuple[Tower, StoreWriter]]:
+    def kept(self) -> list[KeptTower]:
+        """The towers by what is kept of them, each once.
+
+        Raises:
+            ValueError: of one that can't be kept.
+        """
+        return list({kept.name: kept for kept in self._all_kept}.values())
+
+    @cached_property
+    def _all_kept(self) -> list[KeptTower]:
+        return [KeptTower(tower, self.keep) for tower in self.towers]
+
+    @cached_property
+    def targets(self) -> list[tuple[KeptTower, StoreWriter]]:
         """The stores to make, one a tower.
 
         Raises:
             ValueError: two different towers would have one folder.
         """
-        found: dict[str, tuple[Tower, StoreWriter]] = {}
-        for tower in self.towers:
-            name = store_name(tower.config)
-            target = StoreWriter(self.cache / name, self._settings(tower))
-            if found.setdefault(name, (tower, target))[1].settings != target.settings:
+        found: dict[str, tuple[KeptTower, StoreWriter]] = {}
+        for kept in self._all_kept:
+            target = StoreWriter(self.cache / kept.name, self._settings(kept))
+            if found.setdefault(kept.name, (kept, target))[1].settings != target.settings:
                 raise ValueError(
-                    f"two towers would share {self.cache / name}: cache them in two folders"
+                    f"two towers would share {self.cache / kept.name}: cache them in two folders"
                 )
         return list(found.values())
 
-    def _settings(self, tower: Tower) -> dict[str, object]:
-        pooled = tower.config.tokens == "pool"
+    def _settings(self, kept: KeptTower) -> dict[str, object]:
+        packed = {} if kept.keep == "grids" else {"keep": kept.keep}
         return {
             "kind": "activations",
-            "layer": tower.config.layer,
-            "model": tower.config.backbone,
-            "pool": row_shape(tower)[1] if pooled else "none",
-            "dtype": DTYPE,
-            "tower": tower.identity(),
+            "layer": kept.config.layer,
+            "model": kept.config.backbone,
+            "pool": kept.pool,
+            "dtype": kept.dtype,
+            **packed,
+            "tower": kept.identity(),
             "images": len(self.names),
             "dataset_sha256": self._names_sha256,
             **self._contents,
@@ -113,8 +130,7 @@ class CacheJob:
     @cached_property
     def row_bytes(self) -> int:
         """Bytes of an image in all stores."""
-        shapes = {store_name(tower.config): row_shape(tower) for tower in self.towers}
-        return sum(2 * torch.Size(shape).numel() for shape in shapes.values())
+        return sum(kept.row_bytes for kept in self.kept)
 
     @cached_property
     def shard_images(self) -> int:
@@ -149,10 +165,10 @@ class CacheJob:
         """
         if not self.processes.main:
             return
-        for tower, target in self.targets:
+        for kept, target in self.targets:
             if target.started:
                 was = target.written_settings().get("tower") or {}
-                check_same(target.path, was, tower.identity(), free=FREE)
+                check_same(target.path, was, kept.identity(), free=FREE)
             target.check(resume=True)
 
 
@@ -174,11 +190,15 @@ def open_cache_job(config: CacheConfig, processes: Processes) -> CacheJob:
         raise ValueError(f"{config.data.json} has no images, so there is nothing to cache")
     towers = load_towers(config.model, processes.device)
     folder, batch = config.data.images, config.batch_size
-    return CacheJob(config.cache, towers, folder, names, batch, processes, config.workers)
+    return CacheJob(
+        config.cache, towers, folder, names, batch, processes, config.workers, config.keep
+    )
 
 
 def plan(job: CacheJob) -> str:
-    """The cost of what is left, as one line: measured on the first images, written nowhere.
+    """The cost of what is left by each choice of what is kept, measured on the first images.
+
+    Nothing is written. ``int8`` takes the time of ``grids``.
 
     Raises:
         ValueError: the stores can't be made, or don't fit the disk.
@@ -188,26 +208,50 @@ def plan(job: CacheJob) -> str:
     todo = [name for number in numbers for name in job.shards[number]]
     if not todo:
         return f"plan: nothing left to do for {len(job.names):,} images in {job.cache}"
-    some = todo[: job.batch_size]
-    for pixels, ids in _opened(job, some[:1], workers=0):
+    free, count = free_disk(job.cache) or 0, job.processes.world
+    sizes = {other.keep: len(todo) * other.row_bytes for other in _choices(job)}
+    if sizes[job.keep] > free:
+        others = (f"`keep: {keep}` takes {size(needed)}" for keep, needed in sizes.items())
+        raise ValueError(
+            f"the cache takes {size(sizes[job.keep])}, but {size(free)} are free at {job.cache}: choose "
+            f"another folder, `tokens: pool`, or less to keep ({', '.join(others)})"
+        )
+    lines = [
+        f"plan: {len(todo):,} of {len(job.names):,} images, {len(job.targets)} towers, {count} "
+        f"process{'es' if count > 1 else ''}; {size(free)} free at {job.cache}; in training"
+    ]
+    rates: dict[bool, float] = {}
+    for other in _choices(job):
+        runs = other.keep == "latents"
+        if runs not in rates:
+            rates[runs] = _rate(other, todo[: job.batch_size]) * count
+        lines.append(
+            f"{'->' if other.keep == job.keep else '':>4} {other.keep:8}{size(sizes[other.keep]):>10}, "
+            f"{duration(len(todo) / rates[runs])} at {rates[runs]:.3g} images/s; "
+            + ("the towers run on from them" if runs else "no tower runs")
+        )
+    return "\n".join(lines)
+
+
+def _choices(job: CacheJob) -> Iterator[CacheJob]:
+    """The job for everything that can be kept of its towers."""
+    for keep in get_args(Keep):
+        other = replace(job, keep=keep)
+        try:
+            other.kept  # noqa: B018
+        except ValueError:
+            continue
+        yield other
+
+
+def _rate(job: CacheJob, names: Sequence[str]) -> float:
+    """Images a second."""
+    for pixels, ids in _opened(job, names[:1], workers=0):
         _compute(job, pixels, ids)
     started = time.perf_counter()
-    for pixels, ids in _opened(job, some, workers=0):
+    for pixels, ids in _opened(job, names, workers=0):
         _compute(job, pixels, ids)
-    rate = len(some) / (time.perf_counter() - started) * job.processes.world
-    needed = len(todo) * job.row_bytes
-    free = free_disk(job.cache) or 0
-    if needed > free:
-        raise ValueError(
-            f"the cache takes {size(needed)}, but {size(free)} are free at {job.cache}: choose another "
-            "folder, or `tokens: pool`"
-        )
-    return (
-        f"plan: {len(todo):,} of {len(job.names):,} images, {len(job.targets)} towers, at "
-        f"{rate:.3g} images/s in {job.processes.world} process"
-        f"{'es' if job.processes.world > 1 else ''}: {duration(len(todo) / rate)}; "
-        f"{size(needed)} ({size(free)} free)"
-    )
+    return len(names) / (time.perf_counter() - started)
 
 
 def fill(job: CacheJob) -> Iterator[int]:
@@ -229,8 +273,9 @@ def fill(job: CacheJob) -> Iterator[int]:
     picture_ids(job.folder, job.names, job.cache, keep=True)
     try:
         yield from _fill(job)
-        for _, target in job.targets:
+        for kept, target in job.targets:
             target.finish(len(job.shards))
+            write_stamp(job.cache, kept.name)
     finally:
         for lock in filter(None, locks):
             lock.release()
@@ -266,7 +311,7 @@ def _opened(
     job: CacheJob, names: Sequence[str], workers: int | None = None
 ) -> Iterator[tuple[tuple[Tensor, ...], list[str]]]:
     """Pixels for each store's tower, and the pictures' ids, a batch at a time, read ahead by workers."""
-    pictures = Pictures(job.folder, [tower for tower, _ in job.targets])
+    pictures = Pictures(job.folder, job.kept)
     loader = DataLoader(
         Opened(pictures, names),
         batch_size=job.batch_size,
@@ -279,5 +324,4 @@ def _opened(
 def _compute(job: CacheJob, pixels: Sequence[Tensor], ids: Sequence[str]) -> list[Tensor]:
     """The rows of a batch, one tensor a store."""
     with torch.inference_mode():
-        pairs = zip(job.targets, pixels, strict=True)
-        return [to_row(tower, tower.grids(each, ids)) for (tower, _), each in pairs]
+        return [kept.rows(each, ids) for kept, each in zip(job.kept, pixels, strict=True)]

@@ -11,9 +11,10 @@ A backbone of your own (:mod:`revelio.backbones.registry`) is a tower already; a
 grids is one file and one :func:`register`.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Protocol, cast
+from functools import wraps
+from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
 import torch
 from jaxtyping import Float
@@ -23,7 +24,7 @@ from torch.nn.functional import interpolate
 
 from llava_ext.config import QUESTION, Aspect, ModelConfig, TowerConfig
 from llava_ext.images import image_id as image_id
-from llava_ext.images import pad_to_square
+from llava_ext.images import pad_to_square, transform_from
 from revelio.backbones.base import Backbone, check_request
 from revelio.backbones.layers import check_grid
 from revelio.backbones.registry import load_backbone
@@ -32,6 +33,8 @@ from revelio.config import to_plain
 from revelio.data.transforms import SquareTransform
 
 GREY = (0.5, 0.5, 0.5)
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Tower(Protocol):
@@ -65,6 +68,17 @@ class Tower(Protocol):
 Factory = Callable[[TowerConfig, str, Aspect], Tower]
 
 _registered: dict[str, Factory] = {}
+
+
+def _own_format(method: Callable[P, T]) -> Callable[P, T]:
+    """Compute in the tower's own number format, whatever the model around it is trained in."""
+
+    @wraps(method)
+    def compute(*arguments: P.args, **settings: P.kwargs) -> T:
+        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
+            return method(*arguments, **settings)
+
+    return compute
 
 
 class BackboneTower:
@@ -102,7 +116,22 @@ class BackboneTower:
         """
         if not len(pixels):
             return torch.empty(0, self.channels, *self.grid)
-        encoded, prompts = self.backbone.encode(pixels), self._prompts(len(pixels), questions)
+        return self.grids_of(self.encode(pixels), ids, questions)
+
+    @_own_format
+    def encode(self, pixels: Float[Tensor, "i 3 h w"]) -> Float[Tensor, "i e y x"]:
+        """What the pass starts from: a VAE's latents in float16, else the pixels."""
+        return self.backbone.encode(pixels)
+
+    @_own_format
+    def grids_of(
+        self,
+        encoded: Float[Tensor, "i e y x"],
+        ids: Sequence[str],
+        questions: Sequence[str] | None = None,
+    ) -> Float[Tensor, "i c h w"]:
+        """:meth:`grids` of what :meth:`encode` gave."""
+        prompts = self._prompts(len(encoded), questions)
         found = []
         for timestep in self.timesteps:
             activations = self.backbone.activations(
@@ -198,7 +227,10 @@ def load_tower(
 
 
 def load_towers(
-    config: ModelConfig, device: str = "auto", allow: Collection[str] | None = None
+    config: ModelConfig,
+    device: str = "auto",
+    allow: Collection[str] | None = None,
+    transforms: Sequence[Mapping[str, Any]] = (),
 ) -> tuple[Tower, ...]:
     """All towers of a model, in order; towers of one config share one.
 
@@ -207,15 +239,19 @@ def load_towers(
         device: where they run.
         allow: backbones named ``module:function`` that may be imported; None for all, which is right only
             where the user wrote the config.
+        transforms: a saved model's, which it was trained with; none: what the backbones' own files say now.
 
     Raises:
         KeyError: an unknown backbone or layer.
         ValueError: a setting a backbone can't take, or one that may not be imported.
     """
-    loaded = {}
+    loaded: dict[TowerConfig, Any] = {}
     for each in dict.fromkeys(config.towers):
         imports = allow is None or each.backbone in allow
         loaded[each] = load_tower(each, device, config.aspect, imports=imports)
+    if transforms:
+        for each, entry in zip(config.towers, transforms, strict=True):
+            loaded[each].backbone.transform = transform_from(entry)
     return tuple(loaded[each] for each in config.towers)
 
 

@@ -8,6 +8,7 @@ not cached. A checkpoint holds what trains and the optimiser; ``final/`` is what
 import os
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from llava_ext import deepspeed
 from llava_ext.dataset import Collator, ConversationDataset
 from llava_ext.model import LlavaModel
 from llava_ext.sampler import StepSampler
-from llava_ext.stage_checkpoints import TRAINED, commit, drop_checkpoints
+from llava_ext.stage_checkpoints import TRAINED, commit, drop_checkpoints, readable
 from llava_ext.stages import StageOptions
 from llava_ext.towers import Tower, look
 from revelio.distributed import world_size
@@ -110,6 +111,19 @@ class LlavaTrainer(Trainer):
             self.control.should_training_stop = True
         else:
             super()._run_epoch(*arguments, **named)
+
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
+    ) -> Any:
+        """Load a checkpoint's states, DeepSpeed's too."""
+        with readable(Path(resume_from_checkpoint)) if resume_from_checkpoint else nullcontext():
+            return super()._prepare_for_training(
+                max_steps, train_dataloader, resume_from_checkpoint
+            )
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with readable(Path(checkpoint)) if checkpoint else nullcontext():
+            super()._load_rng_state(checkpoint)
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: torch.nn.Module | None = None

@@ -29,23 +29,42 @@ def apart() -> Iterator[None]:
 
 
 def rank() -> int:
-    """This process among all that a launcher started, from 0; 0 without one."""
-    return 0 if _APART.get() else int(os.environ.get("RANK", "0"))
+    """This process among all that a launcher started, from 0; 0 without one.
+
+    Raises:
+        ValueError: the launcher's variables are no such numbers, as when one of them was left over: a process
+            that takes itself for another's helper would write nothing.
+    """
+    if _APART.get():
+        return 0
+    number, world = _launcher("RANK", "0"), world_size()
+    if number >= world:
+        raise ValueError(
+            f"RANK is {number} and WORLD_SIZE {world}: a launcher sets both; without one, unset them"
+        )
+    return number
 
 
 def world_size() -> int:
     """How many processes a launcher started; 1 without one."""
-    return 1 if _APART.get() else int(os.environ.get("WORLD_SIZE", "1"))
+    return 1 if _APART.get() else _launcher("WORLD_SIZE", "1")
 
 
 def local_rank() -> int:
     """This process among those on its machine, from 0."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    return _launcher("LOCAL_RANK", "0")
 
 
 def local_world_size() -> int:
     """How many of the processes are on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return _launcher("LOCAL_WORLD_SIZE", "1")
+
+
+def _launcher(name: str, default: str) -> int:
+    text = os.environ.get(name, default)
+    if not (text.isascii() and text.isdecimal() and len(text) < 9):
+        raise ValueError(f"the environment variable {name} is {text[:40]!r}, no number: unset it")
+    return int(text)
 
 
 def is_main() -> bool:

@@ -82,7 +82,7 @@ NAMES += (
     "ksae",
     "grids",
 )
-NAMES += ("gallery",)
+NAMES += ("gallery", "tokens.safetensors", "pictures.json")
 KEEP = 2  # checkpoints
 _STEP = re.compile(r"step_(\d{8,})")
 # The files of a checkpoint.

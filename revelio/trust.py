@@ -13,10 +13,13 @@ import stat
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+# What reading a value of another form than was expected ends in.
+WRONG = (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError)
 
 MIB = 1 << 20
 # The largest text file that is parsed whole: a manifest of a million images stays below it.
@@ -256,6 +259,16 @@ def path_in(folder: Path, name: Any, *, what: str = "a file") -> Path:
     if Path(name).is_absolute() or not path.is_relative_to(root):
         raise ValueError(f"{printable(name)} is outside {printable(folder)}, so it is not read")
     return folder / name
+
+
+def leads_out(name: Any) -> bool:
+    """Whether a file's name, as a list gives it, is no name or leads out of the folder it is looked for in.
+
+    The folder's own links are the user's: data sets in a hub's cache are links.
+    """
+    if not isinstance(name, str) or not name or "\0" in name:
+        return True
+    return ".." in PurePosixPath(name).parts or PurePosixPath(name).is_absolute()
 
 
 @dataclass(frozen=True)

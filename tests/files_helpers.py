@@ -4,6 +4,7 @@ import builtins
 import io
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ import pytest
 
 OPERATIONS = ("replace", "rename", "link", "unlink", "mkdir", "rmdir")
 NOBODY = 2**22 + 1  # no process has so high an id
-TIMES = {"seconds", "started", "ended", "seconds_a_picture", "out"}
+TIMES = {"seconds", "started", "ended", "seconds_a_picture", "time_ratio", "out"}
+TIMES |= {"peak_memory_bytes"}
+SHOWN_TIMES = re.compile(rb"\d+\.\d+ s, x\d+\.\d+")
 
 
 class Killed(BaseException):
@@ -92,10 +95,11 @@ def results(folder: Path) -> dict[str, Any]:
             found[name] = _timeless(json.loads(data))
         elif name.endswith(".jsonl"):
             found[name] = [_timeless(json.loads(line)) for line in data.splitlines()]
-        elif Path(name).name == "config.yaml":
-            found[name] = [
-                line for line in data.splitlines() if not line.startswith((b"out:", b"resume:"))
-            ]
+        elif name.endswith(".html"):
+            found[name] = SHOWN_TIMES.sub(b"", data)
+        elif name.endswith(".yaml"):
+            lines = data.replace(os.fsencode(folder), b"").splitlines()
+            found[name] = [line for line in lines if not line.startswith((b"out:", b"resume:"))]
     return found
 
 

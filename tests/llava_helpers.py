@@ -59,13 +59,13 @@ def tiny_language_tokenizer(*, pad: bool = True) -> PreTrainedTokenizerFast:
     return wrapped
 
 
-def tiny_llama(folder: Path, *, seed: int = 0) -> Path:
+def tiny_llama(folder: Path, *, seed: int = 0, width: int = WIDTH, intermediate: int = 64) -> Path:
     """A ``LlamaForCausalLM`` folder with its tokenizer."""
     tokenizer = tiny_language_tokenizer()
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=WIDTH,
-        intermediate_size=64,
+        hidden_size=width,
+        intermediate_size=intermediate,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,

@@ -10,6 +10,7 @@ import torch
 from backbones_helpers import tiny_dinov2, tiny_sd
 from data_helpers import write_class_folders
 from PIL import Image
+from scipy.stats import ttest_1samp
 from sklearn.linear_model import RidgeClassifierCV
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.neighbors import KNeighborsClassifier
@@ -17,7 +18,15 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from revelio.advisor.config import AdviseConfig
-from revelio.advisor.halving import SPARED, WORSE, halve, share_first, sizes
+from revelio.advisor.halving import (
+    SPARED,
+    WORSE,
+    contenders,
+    halve,
+    preferred,
+    share_again,
+    sizes,
+)
 from revelio.advisor.measures import (
     PENALTIES,
     Measured,
@@ -161,17 +170,46 @@ def test_equals_race_to_the_end_and_a_later_round_keeps_one_pass():
     assert set(rounds[0].left.values()) == {SPARED}
 
 
+def some_right(seed, **shares):
+    draw = np.random.default_rng(seed)
+    return {n: Measured({"knn": draw.random(50) < share}, {}) for n, share in shares.items()}
+
+
+def test_contenders_are_those_whose_paired_interval_holds_zero():
+    seen = 0
+    for seed in range(30):
+        found = some_right(seed, a=0.6, b=0.72, c=0.9, d=0.8)
+        best = max(found, key=lambda one: found[one].value("knn"))
+        right = {one: each.right["knn"].astype(float) for one, each in found.items()}
+        expected = [
+            one
+            for one in found
+            if one == best
+            or ttest_1samp(right[best] - right[one], 0).confidence_interval(0.9).low <= 0
+        ]
+        assert contenders(found, "knn", 0.9) == expected
+        order = preferred(found, "knn", 0.9)
+        left = [one for one in order if one not in expected]
+        assert order == expected + left and order[0] == expected[0]
+        assert sorted(left, key=lambda one: -right[one].mean()) == left
+        seen += len(expected)
+    assert 30 < seen < 120
+    # Equal on every image: nothing tells them apart, and the cheapest is taken.
+    same = {one: Measured({"knn": np.arange(50) % 2 == 0}, {}) for one in "ab"}
+    assert contenders(same, "knn", 0.95) == ["a", "b"]
+    ranks = {"a": Measured({}, {"rank": 1.0}), "b": Measured({}, {"rank": 2.0})}
+    assert contenders(ranks, "rank", 0.95) == ["b"]
+
+
 def test_how_sure_it_is_is_the_bootstraps_share():
-    draw = np.random.default_rng(0)
-    right = {"a": draw.random(50) < 0.8, "b": draw.random(50) < 0.7}
-    found = {name: Measured({"knn": value}, {}) for name, value in right.items()}
-    best, other = sorted(right, key=lambda name: -right[name].mean())
-    wins = []
-    for _ in range(4000):
+    found = some_right(0, a=0.7, b=0.8, c=0.9)
+    first, same, draw = preferred(found, "knn", 0.95)[0], [], np.random.default_rng(0)
+    for _ in range(1500):
         some = draw.integers(0, 50, 50)
-        gap = right[best][some].mean() - right[other][some].mean()
-        wins.append(1 if gap > 0 else 0.5 if gap == 0 else 0)
-    assert share_first(found, "knn", 0) == pytest.approx(np.mean(wins), abs=0.04)
+        again = {one: Measured({"knn": e.right["knn"][some]}, {}) for one, e in found.items()}
+        same.append(preferred(again, "knn", 0.95)[0] == first)
+    assert 0.05 < np.mean(same) < 0.95
+    assert share_again(found, "knn", 0.95, 0) == pytest.approx(np.mean(same), abs=0.04)
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +275,13 @@ def test_an_advice_is_whole_and_a_stopped_one_goes_on(made, tmp_path, capsys):
     best = found.result["recommended"]
     assert best["images"] == 24 and best["left"] is None and best in entries
     racing = [entry for entry in entries if entry["left"] is None]
-    assert best["linear"]["value"] == max(entry["linear"]["value"] for entry in racing)
+    equals = [entry for entry in racing if names(entry) in found.result["contenders"]]
+    assert best == min(equals, key=lambda entry: entry["seconds"])
+    top = max(entry["linear"]["value"] for entry in racing)
+    assert top in [entry["linear"]["value"] for entry in equals]
+    second = found.result["runner_up"]
+    others = [entry["linear"]["value"] for entry in racing if entry != best]
+    assert second["linear"]["value"] == max(others)
     assert any("control: with shuffled labels" in line for line in found.words)
     diffc = load_config(TrainDiffCConfig, config.out / "diffc.yaml")
     assert (diffc.layer, diffc.timestep, diffc.backbone.name) == (
@@ -249,6 +293,10 @@ def test_an_advice_is_whole_and_a_stopped_one_goes_on(made, tmp_path, capsys):
     assert (model.towers[-1].layer, model.towers[-1].timestep) == (best["layer"], best["timestep"])
     with Image.open(config.out / "heat_map.png") as picture:
         assert picture.width > 200 and len(picture.getcolors(100_000)) > 5
+
+
+def names(entry):
+    return {key: entry[key] for key in ("model", "layer", "timestep", "prompt")}
 
 
 def test_rows_are_the_models_own(made, tmp_path):

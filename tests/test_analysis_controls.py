@@ -136,7 +136,7 @@ def test_the_interval_is_as_its_text_says() -> None:
     subsets = torch.rand(2 * ORDERS, generator=torch.Generator().manual_seed(0)).double()
     a, b = subsets.view(ORDERS, 2).numpy().T
     half = t_quantile(FREEDOM, 0.9) * np.mean((a - b) ** 2 / 2) ** 0.5
-    assert interval(Measured(2.0, subsets, of_top=True), 0.9) == pytest.approx([2 - half, 2 + half])
+    assert interval(Measured(2.0, subsets, steady=True), 0.9) == pytest.approx([2 - half, 2 + half])
     half /= 2**0.5
     assert interval(Measured(2.0, subsets), 0.9) == pytest.approx([2 - half, 2 + half])
     assert interval(Measured(2.0, torch.full((2 * ORDERS,), 2.0))) == [2.0, 2.0]

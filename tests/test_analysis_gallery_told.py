@@ -135,9 +135,17 @@ def test_results_of_another_ksae_and_other_files_are_refused(made, tmp_path, nam
     config = replace(of(made, "a", "no"), **{name: tmp_path / "x.json"})
     with pytest.raises(ValueError, match=r"x\.json is of another k-SAE: measure"):
         make_gallery(config)
-    (tmp_path / "x.json").write_text('{"made_from": []}')
-    with pytest.raises(ValueError, match=r"x\.json is no result that names or measures latents"):
-        make_gallery(config)
+    honest = read_object(own)
+    wrong = [
+        {"made_from": []},
+        *({**honest, "latents": one} for one in (["x"], [{"latent": "x"}], 3)),
+    ]
+    for value in wrong:
+        (tmp_path / "x.json").write_text(json.dumps(value))
+        with pytest.raises(
+            ValueError, match=r"x\.json is no result that names or measures latents"
+        ):
+            make_gallery(config)
     assert not (made / "no").exists()
 
 

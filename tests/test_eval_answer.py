@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from eval_helpers import make_bench, read_jsonl
+from eval_helpers import make_bench, read_jsonl, write_jsonl
 from PIL import Image
 
-from eval.bench.answers import Asking, answer_all, check_images, read_finished
+from eval.bench.answers import Asking, answer_all, check_images, read_finished, weights_of
 from eval.bench.files import read_answers, read_questions
 from eval.llava_bench import main
 
@@ -98,6 +98,38 @@ def test_other_answers_in_the_file_are_refused(tmp_path: Path) -> None:
         read_finished(out, questions, replace(ASKING, temperature=0.2))
     with pytest.raises(ValueError, match=r"answers question 5, unknown to the bench"):
         read_finished(out, questions[:5], ASKING)
+
+
+def test_answers_of_other_weights_in_the_same_place_are_refused(tmp_path: Path) -> None:
+    bench, out, model = make_bench(tmp_path / "bench"), tmp_path / "out.jsonl", tmp_path / "model"
+    (model / "language_model").mkdir(parents=True)
+    (model / "language_model" / "model.safetensors").write_bytes(b"1")
+    questions = read_questions(bench)
+
+    def asked() -> Asking:
+        return replace(ASKING, weights=weights_of(str(model)))
+
+    list(answer_all(FakeAssistant(), questions, bench / "images", asked(), out, batch=6))
+    assert len(read_finished(out, questions, asked())) == len(questions)
+    (model / "language_model" / "model.safetensors").write_bytes(b"2")
+    with pytest.raises(ValueError, match=r"with metadata .*choose another output file"):
+        read_finished(out, questions, asked())
+    # Those of an earlier version say nothing of weights.
+    rows = [row | {"metadata": ASKING.decoding()} for row in read_jsonl(out)]
+    write_jsonl(out, rows)
+    assert len(read_finished(out, questions, asked())) == len(questions)
+    assert weights_of("nobody/on-a-hub") is None
+
+
+@pytest.mark.parametrize("image", ["../other/000.jpg", "/etc/000.jpg", "a/../../000.jpg", ""])
+def test_a_bench_names_no_picture_outside_its_images(tmp_path: Path, image: str) -> None:
+    bench = make_bench(tmp_path / "bench")
+    rows = read_jsonl(bench / "questions.jsonl")
+    write_jsonl(bench / "questions.jsonl", [*rows[:-1], rows[-1] | {"image": image}])
+    with pytest.raises(
+        ValueError, match=r"questions\.jsonl: the image of question 5 is .* no file"
+    ):
+        read_questions(bench)
 
 
 def test_what_the_model_refuses_is_named_by_the_bench_s_ids(tmp_path: Path) -> None:

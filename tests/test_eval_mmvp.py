@@ -67,8 +67,8 @@ def test_pairs_count_whose_both_answers_are_right(bench, capsys) -> None:
         assert scores_of(bench, *words)["judged"] == 1
         (body,) = server.bodies
         assert body["messages"][1]["content"] == (
-            "Given the following question Is it day?, the correct answer is (a) Open. Does the following "
-            "answer correctly answers the question, answer: It is open, I think?"
+            "Given the following question Is it day? (a) Open (b) Closed, the correct answer is (a). Does "
+            "the following answer correctly answers the question, answer:It is open, I think?"
         )
         assert (
             scores_of(bench, "--judge", "k", "--base-url", server.base_url)["pairs"]["value"] == 0.5
@@ -95,6 +95,9 @@ def test_what_is_wrong_is_one_line(bench, capsys) -> None:
         (lambda t: t.replace("(a) Open (b) Closed", "Open", 1), "they must be as `(a) Open (b) Closed`"),
         (lambda t: t.rstrip().rpartition("\n")[0] + "\n", "holds 7 questions: they must be pairs"),
         (lambda t: t.replace("Options", "Option"), "lacks the column Options"),
+        (lambda t: t.replace("\n1,", "\n²,"), "Questions.csv: question ² has the options"),
+        (lambda t: t.replace("\n1,", f"\n{'9' * 5000},"), "Questions.csv: question 999"),
+        (lambda t: t.replace("(a) Open (b) Closed", f"(a){' ' * 100_000}x", 1), "they must be as"),
     ):  # fmt: skip
         path = bench / "Questions.csv"
         text = path.read_text()

@@ -89,7 +89,13 @@ def test_every_form_gives_the_scores_that_were_written(
         "Assistant 1: 8\nAssistant 2: 7 for its detail",
         "8\n7",
         "Assistant 1: 12, Assistant 2: 7",
+        # Patterns that go back and forth would never end.
+        "scores" + " " * 100_000 + "x",
+        "score " * 50_000,
+        "Assistant 1: 8" + "." * 100_000 + "x",
+        "8 7" + " " * 100_000 + "6",
     ],
+    ids=lambda reply: reply[:40],
 )
 def test_anything_else_is_a_failure(reply: str) -> None:
     with pytest.raises(ValueError, match=r"no two scores|empty|outside 0 to 10"):

@@ -21,10 +21,7 @@ from revelio.evaluation.identity import (
     stability,
     stability_verdicts,
 )
-from revelio.evaluation.measures import (
-    _best_threshold,
-    distinct,
-)
+from revelio.evaluation.measures import _best_threshold, cosine, distinct, held_out
 from revelio.sae.config import RunConfig, TrainConfig
 from revelio.sae.model import KSparseAutoencoder
 
@@ -41,6 +38,22 @@ def test_reconstruction_equals_loops() -> None:
     cosines = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
     assert found["cosine"].whole == pytest.approx(cosines.mean(), rel=1e-4)
     assert set(found) == {"fvu", "cosine"}  # no labels: nothing of meaning
+
+
+@pytest.mark.parametrize("cells", [0, 3])
+def test_cosine_of_some_images_is_about_their_own_mean(cells: int) -> None:
+    draw = torch.Generator().manual_seed(5)
+    rows = torch.randn((300, cells, 6) if cells else (300, 6), generator=draw)
+    model, half = random_model(), torch.arange(300) < 150
+    x = rows[half].flatten(0, -2)
+    made = model.decode(model.encode(x))
+    a, b = made - x.mean(0), x - x.mean(0)
+    exact = float(torch.nn.functional.cosine_similarity(a, b).mean())
+    codes = encoded(model, rows)
+    found = cosine(codes, held_out(rows, None, half[None], 0)).subsets[0]
+    assert found == pytest.approx(exact, abs=2e-3)
+    # About the mean of all images it would be another number.
+    assert abs(float(codes.cosines[half].mean()) - exact) > 5e-3
 
 
 def test_latents_that_are_the_classes_score_one() -> None:

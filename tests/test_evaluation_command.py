@@ -18,12 +18,13 @@ from revelio.evaluation.controls import TRAINED
 from revelio.pipelines.eval_sae import NO_TRAIN_STORE, NOT_IN_MODEL, UNLABELLED, eval_sae
 from revelio.pipelines.extract import extract_to
 from revelio.pipelines.train_sae import train_sae
-from revelio.sae.config import TrainSAEConfig
+from revelio.sae.config import Rows, TrainSAEConfig
 from revelio.sae.model import KSparseAutoencoder
 
 
-def _stores(folder: Path, *, labels: bool = True) -> tuple[Path, Path]:
+def _stores(folder: Path, *, labels: bool = True, scale: float = 1.0) -> tuple[Path, Path]:
     rows, classes = classes_in_channels(500)
+    rows = scale * rows
     for name, part in (("train", slice(0, 300)), ("test", slice(300, 500))):
         ids = [f"i{i}" for i in range(500)][part]
         write_store(
@@ -36,12 +37,14 @@ def _stores(folder: Path, *, labels: bool = True) -> tuple[Path, Path]:
     return folder / "train", folder / "test"
 
 
-def _trained(folder: Path, store: Path, seeds: tuple[int, ...]) -> tuple[str, ...]:
+def _trained(
+    folder: Path, store: Path, seeds: tuple[int, ...], rows: Rows = "images"
+) -> tuple[str, ...]:
     return tuple(
         str(train_sae(
             TrainSAEConfig(
                 store=(store,), out=folder / f"k{s}", k=2, expansion=4, steps=40, batch_size=64, seed=s,
-                learning_rate=1e-2, warmup_steps=1, held_out=0.0,
+                learning_rate=1e-2, warmup_steps=1, held_out=0.0, rows=rows,
             )
         )[0].path)
         for s in seeds
@@ -141,6 +144,10 @@ def test_trained_controls_are_kept_and_not_trained_again(tmp_path: Path) -> None
     assert len(kept) == len(TRAINED)
     assert eval_sae(config)["ksaes"] == result["ksaes"]
     assert [path.stat().st_mtime_ns for path in kept] == times
+    # On another training store they are others, and both are kept.
+    other, _ = _stores(tmp_path / "other", labels=False, scale=2.0)
+    eval_sae(replace(config, train_store=other))
+    assert len(list((tmp_path / "out" / "controls").rglob("model.safetensors"))) == 2 * len(kept)
 
 
 def test_training_images_among_the_held_out_are_refused_or_said(tmp_path: Path) -> None:
@@ -164,7 +171,8 @@ def test_without_labels_and_with_too_few_images(tmp_path: Path) -> None:
         eval_sae(EvalSAEConfig(store=tmp_path / "few", ksae=runs, out=tmp_path / "few-out"))
 
 
-def test_loss_recovered_of_an_extraction(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rows", ["images", "cells"])
+def test_loss_recovered_of_an_extraction(tmp_path: Path, rows: Rows) -> None:
     model = tiny_sd(tmp_path / "sd")
     (tmp_path / "photos").mkdir()
     for number in range(100):
@@ -173,10 +181,11 @@ def test_loss_recovered_of_an_extraction(tmp_path: Path) -> None:
     backbone = BackboneConfig(name=str(model), device="cpu")
     [store] = extract_to(
         ExtractRunConfig(
-            out=tmp_path / "a", layers=("up_ft0",), timesteps=(200,), data=data, backbone=backbone
+            out=tmp_path / "a", layers=("up_ft0",), timesteps=(200,), data=data, backbone=backbone,
+            pool="none",
         )
-    )
-    runs = _trained(tmp_path, store.path, (0,))
+    )  # fmt: skip
+    runs = _trained(tmp_path, store.path, (0,), rows)
     config = EvalSAEConfig(
         store=store.path,
         ksae=runs,

@@ -11,7 +11,7 @@ from evaluation_helpers import classes_in_channels, reading
 from revelio.analysis.paired import against, halves
 from revelio.backbones.registry import load_backbone
 from revelio.evaluation.ablation import ablations
-from revelio.evaluation.downstream import Denoised, Downstream, Embedded, Reader, replaced, without
+from revelio.evaluation.downstream import Denoised, Downstream, Embedded, Reader, replaced
 from revelio.evaluation.encoded import encoded
 from revelio.evaluation.judge import over_trainings
 from revelio.evaluation.loss_recovered import loss_recovered, reconstruction
@@ -73,13 +73,17 @@ def test_losses_are_the_models_own(tmp_path: Path) -> None:
         text = downstream.model.conditioning([""] * 6)
         plain = downstream.model.predict(downstream.x_t, 200, text)
     handle.remove()
-    found = downstream.outputs(without(vector.expand(6, -1)))
+
+    def less(rows: torch.Tensor, _: slice) -> torch.Tensor:
+        return rows - vector
+
+    found = downstream.outputs(less)
     torch.testing.assert_close(found, plain)
     losses = ((plain - downstream.target) ** 2).mean((1, 2, 3)).double()
     torch.testing.assert_close(downstream.losses(found), losses)
     # Of images given twice and out of order, those of one pass.
     images = torch.tensor([3, 0, 3])
-    some = downstream.outputs(without(vector.expand(3, -1)), images)
+    some = downstream.outputs(less, images)
     torch.testing.assert_close(some, plain[images])
 
     downstream, d = _in_model(tmp_path / "dinov2", "dinov2")
@@ -98,7 +102,7 @@ def test_losses_are_the_models_own(tmp_path: Path) -> None:
         handle.remove()
     parts = [(one.pooler_output, one.last_hidden_state[:, 1:].mean(1)) for one in (before, after)]
     cosines = [torch.cosine_similarity(a, b).double() for a, b in zip(*parts, strict=True)]
-    losses = downstream.losses(downstream.outputs(without(vector.expand(6, -1))))
+    losses = downstream.losses(downstream.outputs(less))
     torch.testing.assert_close(losses, 1 - sum(cosines) / 2, atol=1e-6, rtol=1e-4)
 
 
@@ -125,9 +129,11 @@ class Passing:
         return self.layer
 
 
-def _ablated(model: KSparseAutoencoder):
-    rows, labels = classes_in_channels()
-    cells = rows[:, None].expand(-1, 3, -1)
+def _ablated(model: KSparseAutoencoder, scales: tuple[float, ...] = ()):
+    """On pooled rows of equal cells; or, with scales, on cells that differ by them."""
+    pooled, labels = classes_in_channels()
+    cells = pooled[:, None] * torch.tensor(scales or (1.0, 1.0, 1.0))[:, None]
+    rows = cells if scales else pooled
     images = held_out(rows, labels, halves(len(rows), 0), 0)
     downstream = Channels(Passing(), "x", cells, batch_size=64)
     reader = Reader.of(downstream, images)
@@ -136,8 +142,11 @@ def _ablated(model: KSparseAutoencoder):
     return ablations(downstream, codes, images, reader), downstream, images, reader, rows
 
 
-def test_ablating_the_latents_of_the_classes_takes_them_and_nothing_else() -> None:
-    (entries, parts), _, images, reader, rows = _ablated(reading(8, 8, 1))
+@pytest.mark.parametrize("scales", [(), (0.5, 1.0, 1.5)])
+def test_ablating_the_latents_of_the_classes_takes_them_and_nothing_else(
+    scales: tuple[float, ...],
+) -> None:
+    (entries, parts), _, images, reader, rows = _ablated(reading(8, 8, 1), scales)
     assert entries["ablation"]["verdict"] == "beats every control"
     assert set(entries["ablation"]["controls"]) == {
         "random", "a random direction", "another latent of equal mass",
@@ -147,9 +156,9 @@ def test_ablating_the_latents_of_the_classes_takes_them_and_nothing_else() -> No
     for c in range(4):
         drops = []
         for i in (images.judged & (images.labels == c)).nonzero()[:, 0].tolist():
-            x = rows[i].clone()
+            x = (rows[i].mean(0) if scales else rows[i]).clone()
             before = reader.fitted.predict_log_proba(x[None, :4].double().numpy())[0, c]
-            if int(rows[i].argmax()) == c:
+            if int(x.argmax()) == c:
                 x[c] = 0
             drops.append(
                 before - reader.fitted.predict_log_proba(x[None, :4].double().numpy())[0, c]

@@ -11,6 +11,7 @@ import pytest
 from llava_ext import cli as llava_cli
 from revelio import cli, command_line
 from revelio.cli.configs import shipped_configs
+from revelio.distributed import is_main
 from revelio.following import beside, flags, following
 
 # What makes each step small.
@@ -131,6 +132,7 @@ def test_llava_commands_go_on_with_the_same_config(
     (found,) = next_words(capsys.readouterr().out)
     assert ("--config" in found and path in found) == (name != "finetune")
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     cli.main(["llava", name, "--config", path])
     assert capsys.readouterr().out == "", "one process of several speaks"
     config = parse(found, monkeypatch)
@@ -166,3 +168,17 @@ def test_every_options_field_has_a_default() -> None:
         for one in fields(cli.find_module(name).Config):
             if one.default_factory is not MISSING and is_dataclass(made := one.default_factory()):
                 list(flags(made, one.name))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("RANK", "3"), ("RANK", "x"), ("WORLD_SIZE", "-1"), ("WORLD_SIZE", "²")]
+)
+def test_a_launchers_variable_that_was_left_over_is_named(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one process of several that are not there, a command would write nothing and say nothing."""
+    for one in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(one, raising=False)
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=f"{name} is .*unset"):
+        is_main()

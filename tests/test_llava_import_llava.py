@@ -98,6 +98,14 @@ def test_a_whole_state_dict_will_do(folder, tmp_path):
     assert import_projectors(build(folder), {0: tmp_path / "weights.bin"})
 
 
+def test_a_weight_under_two_names_is_refused(tmp_path):
+    state = mlp("model.mm_projector", 8)
+    state["mm_projector.0.weight"] = state["model.mm_projector.0.weight"] + 1
+    torch.save(state, tmp_path / "mm_projector.bin")
+    with pytest.raises(ValueError, match=r"holds mm_projector\.0\.weight twice"):
+        read_projectors(tmp_path / "mm_projector.bin")
+
+
 def test_another_width_is_one_line(folder, tmp_path):
     file = tmp_path / "mm_projector.bin"
     torch.save(mlp("model.mm_projector", 9), file)

@@ -125,6 +125,15 @@ def test_a_config_of_other_sizes_allocates_nothing(folders, tmp_path, name, weig
         load_language_model(str(folder))
 
 
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+def test_a_special_token_that_is_no_number_is_named(folders, tmp_path, file):
+    folder = copy(folders["llama"], tmp_path)
+    values = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps(values | {"bos_token_id": ["helpers:load"]}))
+    with pytest.raises(ValueError, match=f"{file} of .* has bos_token_id = "):
+        load_language_model(str(folder))
+
+
 def test_a_long_rotary_base_is_no_size(folders, tmp_path):
     folder = copy(folders["llama"], tmp_path)
     config = json.loads((folder / "config.json").read_text())

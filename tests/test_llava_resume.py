@@ -24,7 +24,7 @@ from llava_ext.stage_checkpoints import (
     last_checkpoint,
 )
 from llava_ext.training import LlavaTrainer
-from revelio.run_dir import read_json, write_json
+from revelio.run_dir import read_json, sha256, write_json
 
 SHORT = {"save_steps": 1, "epochs": 0.75}
 
@@ -185,6 +185,19 @@ def test_a_damaged_checkpoint_is_named(again: PretrainConfig, name: str) -> None
         (last / name).write_bytes(data)
         said = f"{name} is not what the run wrote: remove checkpoint-3"
     with pytest.raises(ValueError, match=said):
+        run(again)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", STATE])
+def test_a_checkpoint_of_another_making_is_one_line(again: PretrainConfig, name: str) -> None:
+    """What is in it is not what the Trainer wrote, and its list of hashes says so."""
+    last = again.out / "checkpoints" / "checkpoint-3"
+    if name == STATE:
+        write_json(last / name, read_json(last / name) | {"max_steps": "x"})
+    else:
+        torch.save({"param_groups": Path("x")}, last / name)
+    write_json(last / FILES, read_json(last / FILES) | {name: sha256(last / name)})
+    with pytest.raises(ValueError, match="checkpoint-3"):
         run(again)
 
 

@@ -173,6 +173,23 @@ def test_tokenizer_without_chat_template() -> None:
         encode_prompt(TOKENIZER, "mpt", CHAT)
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in",
+        "{{ 1 / 0 }}",
+        "{% include '/etc/passwd' %}",
+        "{{ raise_exception('\n\x1b') }}",
+    ],
+)
+def test_a_chat_template_that_fails_is_one_line(template: str) -> None:
+    tokenizer = tiny_language_tokenizer()
+    tokenizer.chat_template = template
+    with pytest.raises(ValueError, match="chat template can't be used") as caught:
+        encode(tokenizer, "tokenizer", CHAT)
+    assert str(caught.value).isprintable()
+
+
 def test_chat_template_that_edits_earlier_turns_is_refused() -> None:
     tokenizer = tiny_language_tokenizer()
     tokenizer.chat_template = "{{ messages[-1]['content'] }}"

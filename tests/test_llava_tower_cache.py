@@ -15,9 +15,10 @@ from torch.nn.functional import adaptive_avg_pool2d
 from llava_ext.config import CacheConfig, ModelConfig, TowerConfig
 from llava_ext.images import STAMPS, image_id, picture_ids, plain_ids
 from llava_ext.llava_json import read_records
-from llava_ext.tower_cache import CachedGrids, open_store, store_name
+from llava_ext.tower_cache import CHECKED, CachedGrids, open_store
 from llava_ext.tower_cache_job import CacheJob, fill, open_cache_job, plan
-from llava_ext.towers import load_tower, load_towers
+from llava_ext.tower_rows import store_name
+from llava_ext.towers import load_tower, load_towers, look
 from revelio.distributed import Processes
 
 NAMES = [f"{number}.png" for number in range(10)]
@@ -44,7 +45,9 @@ def finish(one: CacheJob) -> None:
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    """Of all files but the one that holds times of change."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != CHECKED]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def test_grids_equal_the_towers_own(project, tmp_path) -> None:
@@ -257,3 +260,118 @@ def test_a_cache_needs_no_pictures(project, tmp_path) -> None:
     with pytest.raises(ValueError, match=r"lacks image other\.png"):
         CachedGrids.open(tmp_path / "c", towers, None, ["other.png"])
     assert read_records(folder / "data.json", None, files=False)
+
+
+def own_grids(model: ModelConfig, names: list[str]) -> list[torch.Tensor]:
+    """What the towers themselves give of the pictures, averaged for ``pool``."""
+    found = []
+    for tower in load_towers(model, "cpu"):
+        images = [picture(int(name.split(".")[0])) for name in names]
+        pixels = torch.stack([tower.pixels(image) for image in images])
+        found.append(look(tower, pixels, [image_id(one) for one in images], ["a dog"] * len(names)))
+        if tower.config.tokens == "pool":
+            found[-1] = adaptive_avg_pool2d(found[-1], 2)
+    return found
+
+
+def test_eight_bits_are_within_half_a_step_of_the_towers_own(project, tmp_path) -> None:
+    _, model = project
+    finish(job(project, tmp_path / "c", keep="int8"))
+    names = ["7.png", "0.png", "7.png"]
+    cached = CachedGrids.open(tmp_path / "c", load_towers(model, "cpu"), None, NAMES)
+    assert not cached.towers
+    found = cached.stack([cached.get(name) for name in names])["grids"]
+    for grids, own in zip(found, own_grids(model, names), strict=True):
+        step = own.abs().amax(dim=(2, 3), keepdim=True) / 127
+        assert grids.shape == own.shape
+        assert bool(((grids - own).abs() <= 0.5001 * step + 1e-9).all())
+    empty = cached.stack([])["grids"]
+    assert [tuple(grids.shape) for grids in empty] == [(0, 16, 2, 2), (0, 16, 8, 8)]
+    sizes = [store.row_shape for store in cached.stores]
+    assert sizes == [(16, 4 + 4), (16, 64 + 4)]
+
+
+@pytest.mark.parametrize("prompt", ["", "a cat", "question"])
+def test_latents_give_the_towers_own_grids_at_every_timestep(project, tmp_path, prompt) -> None:
+    """One cache of latents serves all timesteps, draws and prompts, the question too, without a picture."""
+    _, model = project
+    finish(job(project, tmp_path / "c", keep="latents"))
+    other = replace(model.towers[1], timestep=200, draw=3, prompt=prompt)
+    model = replace(model, towers=(model.towers[0], other))
+    names = ["7.png", "0.png", "7.png"]
+    cached = CachedGrids.open(tmp_path / "c", load_towers(model, "cpu"), None, NAMES)
+    batch = cached.stack([cached.get(name) for name in names])
+    assert batch["image_ids"] == [image_id(picture(int(name[0]))) for name in names]
+    pairs = zip(cached.towers, batch["pixels"], own_grids(model, names), strict=True)
+    for tower, rows, own in pairs:
+        grids = look(tower, rows, batch["image_ids"], ["a dog"] * 3)
+        if tower.config.tokens == "pool":
+            grids = adaptive_avg_pool2d(grids, 2)
+        assert torch.equal(grids, own)
+    empty = cached.stack([])
+    pairs = zip(cached.towers, empty["pixels"], strict=True)
+    shapes = [tuple(look(*pair, [], []).shape) for pair in pairs]
+    assert shapes == [(0, 16, 4, 4), (0, 16, 8, 8)]
+    # 8-bit pictures of 32 px, latents of 4 x 16 x 16 in float16, and names.
+    latents = load_tower(other, "cpu").backbone.encode(torch.zeros(1, 3, 32, 32))  # type: ignore[attr-defined]
+    assert [s.row_shape for s in cached.stores] == [
+        (3 * 32 * 32 + 16,),
+        (2 * latents.numel() + 16,),
+    ]
+
+
+def test_the_choices_and_their_sizes_are_printed_beforehand(project, tmp_path, monkeypatch) -> None:
+    lines = plan(job(project, tmp_path / "c", keep="int8")).splitlines()
+    assert [line.split(",")[0].split()[:2] for line in lines[1:]] == [
+        ["grids", "21.8"], ["->", "int8"], ["latents", "51.5"],
+    ]  # fmt: skip
+    # 16 channels at 4 and 64 cells; 10 pictures.
+    sizes = [10 * 16 * 68 * 2, 10 * 16 * (68 + 2 * 4)]
+    jobs = [job(project, tmp_path / "c", keep=keep) for keep in ("grids", "int8")]
+    assert [10 * one.row_bytes for one in jobs] == sizes
+    assert all("images/s" in line for line in lines[1:])
+    monkeypatch.setattr("llava_ext.tower_cache_job.free_disk", lambda path: 20_000)
+    with pytest.raises(
+        ValueError, match=r"takes 21\.8 kB, but 20\.0 kB .*`keep: int8` takes 12\.2 kB"
+    ):
+        plan(job(project, tmp_path / "c"))
+    assert (
+        "no tower runs" in lines[1]
+        and "the towers run on" in lines[3]
+        and not (tmp_path / "c").exists()
+    )
+
+
+def test_hashes_are_compared_once(project, tmp_path, monkeypatch) -> None:
+    """Not after the cache was filled, nor after they were compared; again when a file has changed."""
+    from revelio.activations import store as module
+
+    _, model = project
+    finish(job(project, tmp_path / "c"))
+    towers, hashed = load_towers(model, "cpu"), []
+    original = module.sha256
+    monkeypatch.setattr(module, "sha256", lambda path: hashed.append(path) or original(path))
+
+    def files_hashed() -> int:
+        del hashed[:]
+        CachedGrids.open(tmp_path / "c", towers, None, NAMES)
+        return len(hashed)
+
+    assert files_hashed() == 0
+    (tmp_path / "c" / CHECKED).unlink()
+    assert (files_hashed(), files_hashed()) == (2, 0)
+    (tmp_path / "c" / CHECKED).write_text("[")
+    assert (files_hashed(), files_hashed()) == (2, 0)
+    shard = next((tmp_path / "c").glob("sd-*/shard-*"))
+    edited(shard.parent, shard.name)
+    with pytest.raises(ValueError, match="was edited after it was written"):
+        files_hashed()
+
+
+def test_packed_bytes_are_no_activations(project, tmp_path) -> None:
+    from revelio.activations.store import ActivationStore
+
+    finish(job(project, tmp_path / "c", keep="latents"))
+    for folder in (tmp_path / "c").glob("*-latents"):
+        with pytest.raises(ValueError, match="holds packed bytes, no activations"):
+            ActivationStore.open(folder)

@@ -8,8 +8,8 @@ from transformers import AutoImageProcessor, CLIPVisionModel, Dinov2Model
 
 from llava_ext import towers
 from llava_ext.config import ModelConfig, TowerConfig
-from llava_ext.images import image_id, open_picture, pad_to_square
-from llava_ext.towers import load_tower, load_towers, register, weights_hash
+from llava_ext.images import image_id, open_picture, pad_to_square, transform_from
+from llava_ext.towers import load_tower, load_towers, plain_transforms, register, weights_hash
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +103,17 @@ def test_towers_of_a_model_share_what_is_the_same(configs):
     config = ModelConfig("x", (configs["clip"], configs["sd"], configs["clip"]))
     first, _, third = load_towers(config, "cpu")
     assert first is third
+
+
+def test_a_saved_model_sees_as_it_was_trained(configs):
+    config = ModelConfig("x", (configs["clip"],))
+    entry = plain_transforms(load_towers(config, "cpu"))[0] | {"resize": 40}
+    image = picture(1, (50, 37))
+    (tower,) = load_towers(config, "cpu", transforms=[entry])
+    assert torch.equal(tower.pixels(image), transform_from(entry)(image))
+    assert not torch.equal(tower.pixels(image), load_towers(config, "cpu")[0].pixels(image))
+    with pytest.raises(ValueError, match=r"unknown key `transforms\.rezise`"):
+        load_towers(config, "cpu", transforms=[entry | {"rezise": 3}])
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from llava_train_helpers import (
     write_data,
 )
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoProcessor
 
 from llava_ext.config import (
     CacheConfig,
@@ -28,6 +29,8 @@ from llava_ext.config import (
     FinetuneConfig,
     ModelConfig,
 )
+from llava_ext.generate import Assistant
+from llava_ext.images import image_id
 from llava_ext.model import LlavaModel
 from llava_ext.run import open_job, run
 from llava_ext.sampler import StepSampler
@@ -210,6 +213,55 @@ def test_damaged_pictures_are_bad_records(project, tmp_path) -> None:
     assert len(job.dataset) == 3
 
 
+@pytest.mark.parametrize("number_format", ["float32", "bfloat16"])
+def test_a_model_of_any_number_format_sees_the_towers_own_grids(
+    project, tmp_path, monkeypatch, number_format
+) -> None:
+    """In training, from the cache, in answers, and from a processor under autocast."""
+    _, model = project
+    own = []
+    for tower in load_towers(model, "cpu"):
+        pixels = [tower.pixels(picture(number)) for number in range(16)]
+        ids = [image_id(picture(number)) for number in range(16)]
+        own.append(tower.grids(torch.stack(pixels), ids))
+    seen: list[Any] = []
+    embeddings = LlavaModel.image_embeddings
+
+    def watched(self: LlavaModel, grids: Any) -> torch.Tensor:
+        seen.append(grids)
+        return embeddings(self, grids)
+
+    def check(pictures: int) -> None:
+        """Each grid is one of the towers' own, and all pictures are among them."""
+        for column, known in zip(zip(*seen, strict=True), own, strict=True):
+            grids = torch.cat(column)
+            apart = (grids[:, None] - known).abs().amax(dim=(2, 3, 4))
+            assert grids.dtype == torch.float32 and apart.amin(dim=1).max() < 1e-5
+            assert len(set(apart.argmin(dim=1).tolist())) == pictures
+        seen.clear()
+
+    monkeypatch.setattr(LlavaModel, "image_embeddings", watched)
+    config = pretrain(project, tmp_path / "run", stage={"precision": number_format})
+    config = replace(config, model=replace(model, dtype=number_format))
+    run(config)
+    check(16)
+    cache = CacheConfig(
+        cache=tmp_path / "cache", data=config.data, model=config.model, keep="latents"
+    )
+    for _ in fill(open_cache_job(cache, Processes())):
+        pass
+    run(replace(config, out=tmp_path / "cached", cache=cache.cache))
+    check(16)
+    final = tmp_path / "run" / "final"
+    Assistant.load(final, device="cpu").answer(["what is it?"], [[picture(3)]], max_new_tokens=1)
+    check(1)
+    talk = [{"role": "user", "content": [{"type": "image", "image": picture(5)}]}]
+    inputs = AutoProcessor.from_pretrained(final).apply_chat_template(talk, tokenize=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        LlavaModel.from_pretrained(final)(**inputs)
+    check(1)
+
+
 def test_deepspeed_does_not_round_what_towers_see(project) -> None:
     config = pretrain(project, project[0] / "unused")
     job = open_job(config, "pretrain")
@@ -267,6 +319,21 @@ def test_cached_training_runs_no_tower_and_gives_the_same_curve(
     monkeypatch.setattr(BackboneTower, "pixels", refuse)
     run(pretrain(project, tmp_path / "cached", cache=tmp_path / "cache"))
     assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "live"), rel=2e-3)
+
+
+@pytest.mark.parametrize("keep", ["int8", "latents"])
+def test_training_from_less_than_grids_needs_no_picture(project, tmp_path, keep) -> None:
+    """From latents the losses are those of the pictures themselves."""
+    folder, model = project
+    cache = CacheConfig(cache=tmp_path / "cache", data=data_options(folder), model=model, keep=keep)
+    for _ in fill(open_cache_job(cache, Processes())):
+        pass
+    run(pretrain(project, tmp_path / "live"))
+    data = ConversationData(folder / "data.json", tmp_path / "gone")
+    cached = pretrain(project, tmp_path / "cached", cache=tmp_path / "cache", data=data)
+    run(cached)
+    within = 1e-6 if keep == "latents" else 2e-2
+    assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "live"), rel=within)
 
 
 def test_texts_and_several_images_train(project, tmp_path) -> None:

@@ -114,6 +114,12 @@ def test_a_judge_that_sees_names_latents_and_a_second_run_sends_nothing(made):
     assert json.loads(found.path.read_text())["passed"] == result["passed"]
 
 
+@pytest.mark.parametrize("text", ["{" * 1_000_000, "}{", "", "[1]", "{" * 70 + "}" * 70])
+def test_a_reply_without_an_object_is_refused(text):
+    with pytest.raises(ValueError, match="the reply"):
+        read_picks(text, 4)
+
+
 def test_a_judge_that_guesses_passes_no_name(made):
     def guess(body: dict, number: int) -> Response:
         if "numbered" in seen(body)[0]:

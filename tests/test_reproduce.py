@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import shutil
 import sys
 from dataclasses import replace
 from itertools import product
@@ -12,7 +13,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from backbones_helpers import tiny_if, tiny_sd
-from PIL import Image
+from PIL import Image, ImageOps
 from test_sae_distributed import torchrun
 
 import revelio.pipelines.reproduce_rows as pipeline
@@ -188,6 +189,13 @@ def test_scores_of_llava_bench_stand_beside_the_papers(tmp_path: Path) -> None:
     assert all("give what LLaVA-Bench said" in row["missing"] for row in bare["rows"])
     with pytest.raises(ValueError, match="'gpt', which is no model of the table: clip"):
         reproduce("table4", replace(config, scores=(f"gpt={tmp_path}/clip.json",)))
+    # What is no number with an interval of two is no score.
+    odd = [{"relative": 5.0, "relative_interval": one} for one in (["a", "b"], [1.0], 3, None)]
+    odd += [{"relative": one, "relative_interval": [1.0, 2.0]} for one in ("x", True, [1], 1e300)]
+    for entry in odd:
+        (tmp_path / "clip.json").write_text(json.dumps({"files": [{"scores": {"all": entry}}]}))
+        config = ReproduceConfig(out=tmp_path / "odd", scores=given[:1])
+        assert all("missing" in row for row in reproduce("table4", config).result["rows"])
     (tmp_path / "clip.json").write_text("{}")
     with pytest.raises(
         ValueError, match=r"clip.json holds no scores: give what `revelio llava-bench"
@@ -218,6 +226,20 @@ def test_other_modes(made: ReproduceConfig, tmp_path: Path, mode: str, name: str
     assert first["value"] >= 0 and not list(tmp_path.glob("*/sets/*/*/none"))
     run = next(tmp_path.glob("*/rows/*/*/**/config.yaml")).read_text()
     assert f"mode: {mode}" in run
+
+
+def test_a_row_of_other_pictures_under_the_same_names_is_not_taken(
+    made: ReproduceConfig, tmp_path: Path
+) -> None:
+    images = Path(shutil.copytree(made.data.source, tmp_path / "images"))
+    config = replace(made, out=tmp_path / "out", seeds=1, data=DataConfig(source=str(images)))
+    first = reproduce("table2a", config, sizes=TINY).result
+    assert all("value" in row for row in first["rows"])
+    for path in images.rglob("*.png"):
+        with Image.open(path) as picture:
+            ImageOps.invert(picture.convert("RGB")).save(path)
+    again = reproduce("table2a", config, sizes=TINY).result
+    assert all("other pictures" in row["missing"] for row in again["rows"])
 
 
 def test_a_killed_table_goes_on_with_the_next_row(

@@ -174,7 +174,9 @@ def test_a_run_folder_in_the_first_version_s_order_resumes(store, tmp_path):
     config = train_ksae.Config(
         store=store, out=tmp_path / "run", steps=3, kernel="torch", k=3, expansion=4
     )
-    assert sorted([*FIRST_ORDER, "held_out", "rows", "normalize"]) == sorted(to_plain(config))
+    assert sorted([*FIRST_ORDER, "held_out", "rows", "normalize", "decay"]) == sorted(
+        to_plain(config)
+    )
     [made] = train_sae(config)
     path = tmp_path / "run/config.yaml"
     plain = to_plain(config)

@@ -183,6 +183,13 @@ def test_learning_rates_warm_up_as_each_mode_says():
         assert [step.learning_rate for step in steps] == pytest.approx(wanted)
 
 
+def test_the_learning_rate_falls_to_zero_over_the_last_share_of_the_steps():
+    settings = TrainConfig(steps=10, batch_size=64, warmup_steps=2, decay=0.4, learning_rate=1e-3)
+    _, steps = trained("fixed", rows(), settings)
+    shares = [0.5, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25]
+    assert [step.learning_rate for step in steps] == pytest.approx([1e-3 * s for s in shares])
+
+
 def test_a_planted_dictionary_is_found_again():
     x, dictionary = planted(4000, 24, 32, 3)
     model = KSparseAutoencoder(24, 64, 3, "fixed")

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -124,6 +125,12 @@ def test_a_classifier_of_transformers_judges_and_detects(classifier: Path, tmp_p
         open_judge(config(judge=f"transformers:{classifier}"), ["cat"], no_endpoint)
     with pytest.raises(ValueError, match="give detector_labels of dark, light, blue"):
         open_detector(config(detector=f"transformers:{classifier}"))
+    odd = Path(shutil.copytree(classifier, tmp_path / "odd"))
+    entries = json.loads((odd / "config.json").read_text())
+    labels = {"0": "dark", "7": "light", "x": "blue"}
+    (odd / "config.json").write_text(json.dumps(entries | {"id2label": labels}))
+    with pytest.raises(ValueError, match=r"config\.json of .* can't be loaded"):
+        open_judge(config(judge=f"transformers:{odd}"), CLASSES, no_endpoint)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5"}))
     with pytest.raises(ValueError, match="is a t5: no image classifier of transformers"):
         open_judge(config(judge=f"transformers:{tmp_path}"), CLASSES, no_endpoint)

@@ -4,6 +4,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from pickle import UnpicklingError
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from revelio.diffc.model import DiffC, load_diffc
 # Importing it leaves a file, and its function makes a backbone that diffc_helpers describes.
 CODE = """
 from pathlib import Path
+from pickle import UnpicklingError
 Path("ran.txt").touch()
 def load(**settings):
     from diffc_helpers import FormulaBackbone
@@ -108,3 +110,25 @@ def test_remote_code_of_a_language_model_is_refused(workplace, monkeypatch, load
 def test_the_users_own_name_still_imports(workplace):
     grids = load_backbone("foreign_code:load").encode(torch.zeros(1, 3, 16, 16))
     assert (workplace / "ran.txt").exists() and grids.shape == (1, 3, 16, 16)
+
+
+def test_a_checkpoint_of_zero_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed unpickles whatever its files hold; here only plain values and three classes."""
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+
+    from llava_ext import deepspeed
+
+    class Touch:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (exec, (f"open({str(tmp_path / 'ran')!r}, 'w').close()",))
+
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "0")
+    deepspeed.prepare(cpu=True)
+    torch.save({"a": torch.ones(2), "b": Touch()}, tmp_path / "evil.pt")
+    with pytest.raises(UnpicklingError):
+        torch.load(tmp_path / "evil.pt", weights_only=False)
+    assert not (tmp_path / "ran").exists()
+    torch.save({"a": torch.ones(2), "b": LossScaler(2.0)}, tmp_path / "own.pt")
+    assert torch.load(tmp_path / "own.pt", weights_only=False)["b"].cur_scale == 2

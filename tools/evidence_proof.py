@@ -1,11 +1,13 @@
-"""Does a k-SAE on real activations beat what learned nothing? docs/evidence.md, its JSON and its chart.
+"""Does a k-SAE on real activations beat what learned nothing? docs/evidence.md, its JSON and its charts.
 
-    python -m tools.evidence_proof --fashion FOLDER     everything (about an hour of one core)
-    python -m tools.evidence_proof --page               only the page, from what work/evidence holds
+    python -m tools.evidence_proof --fashion FOLDER                  everything (an hour of one core)
+    python -m tools.evidence_proof --fashion FOLDER --only cells     one of the two cases
+    python -m tools.evidence_proof --page                            only the page, from what work/ holds
 
-mini-sd, up_ft1, t = 100, Fashion-MNIST: k-SAEs learn from all 60,000 training pictures and are judged on the
-10,000 test pictures, which the recipe was not chosen on. Its settings were fixed before seeds 11 to 15 were
-trained. What is done is kept under work/, so that a stopped run goes on.
+mini-sd, up_ft1, t = 100, Fashion-MNIST, in two cases: k-SAEs of pooled activations, an image a row, and of
+cells. They learn from training pictures and are judged on test pictures, which the recipes were not chosen
+on. The settings were fixed before the seeds from 11 were trained. What is done is kept under work/, so that a
+stopped run goes on.
 """
 
 import argparse
@@ -39,68 +41,113 @@ from revelio.pipelines.extract import extract_to
 from revelio.pipelines.inputs import open_sae
 from revelio.pipelines.train_sae import train_sae
 from revelio.run_dir import write_json
-from revelio.sae.config import RunConfig, SweepConfig, TrainSAEConfig
+from revelio.sae.config import Rows, RunConfig, SweepConfig, TrainSAEConfig
 from revelio.trust import read_json
 from tools.evidence_page import write_page
 
 MODEL, LAYER, TIMESTEP = "mini-sd", "up_ft1", 100
-RECIPE = RunConfig(
-    k=4, expansion=2, steps=2000, batch_size=1024, learning_rate=2e-3, warmup_steps=100,
-    checkpoint_every=500,
-)  # fmt: skip
 SEEDS = (11, 12, 13, 14, 15)
-OTHER_K = (2, 8, 16)
 # The demo's k-SAE before.
 BEFORE = RunConfig(
     k=16, expansion=16, steps=300, batch_size=512, learning_rate=2e-3, warmup_steps=30,
     checkpoint_every=0,
 )  # fmt: skip
-LOSS_IMAGES, MEAN_IMAGES, PLANTED = 100, 64, 5
+LOSS_IMAGES, MEAN_IMAGES, PLANTED, PLANTED_ROWS = 100, 64, 5, 60_000
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a row is, and the recipe.
+
+    Attributes:
+        name: a folder for it.
+        rows: as `train-ksae` has it.
+        recipe: fixed before the seeds that are judged.
+        other_k: of one training each, for the curves over k.
+        train: pictures to learn from; None: all.
+        test: pictures to judge on; None: all.
+    """
+
+    name: str
+    rows: Rows
+    recipe: RunConfig
+    other_k: tuple[int, ...]
+    train: int | None = None
+    test: int | None = None
+
+    def extraction(self, split: str) -> dict[str, Any]:
+        """What is kept of a picture: its mean; some cells to learn from, all to judge on."""
+        if self.rows == "images":
+            return {"pool": "mean"}
+        return {"cells": CELLS_A_PICTURE} if split == "train" else {"pool": "none"}
+
+
+CELLS_A_PICTURE = 32
+POOLED = Case(
+    "pooled", "images",
+    RunConfig(
+        k=4, expansion=2, steps=2000, batch_size=1024, learning_rate=2e-3, warmup_steps=100,
+        checkpoint_every=500,
+    ),
+    other_k=(2, 8, 16),
+)  # fmt: skip
+CELLS = Case(
+    "cells", "cells",
+    RunConfig(
+        k=2, expansion=2, steps=6000, batch_size=4096, learning_rate=8e-3, warmup_steps=100, decay=0.8,
+        checkpoint_every=2000,
+    ),
+    other_k=(1, 4, 8, 16), train=30_000, test=2_000,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Proof:
-    """The stages, each of which is done once.
+    """The stages of a case, each of which is done once.
 
     Attributes:
+        case: which one.
         work: the folder of what can be made again.
         fashion: a copy of Fashion-MNIST.
     """
 
+    case: Case
     work: Path
     fashion: Path
 
     def store(self, split: str) -> Path:
         """The activations of a split's pictures."""
-        out, name = self.work / split, f"{LAYER}-t{TIMESTEP}-empty-d0"
-        if not (out / name / "manifest.json").is_file():
-            extract_to(
-                ExtractRunConfig(
-                    out=out, layers=(LAYER,), timesteps=(TIMESTEP,), batch_size=64,
-                    data=self.data(split), backbone=BackboneConfig(name=MODEL), resume=True,
-                )
-            )  # fmt: skip
-        return out / name
+        [made] = extract_to(
+            ExtractRunConfig(
+                out=self.work / split, layers=(LAYER,), timesteps=(TIMESTEP,), batch_size=64,
+                data=self.data(split), backbone=BackboneConfig(name=MODEL), resume=True,
+                **self.case.extraction(split),
+            )
+        )  # fmt: skip
+        return made.path
 
     def data(self, split: str) -> DataConfig:
         """The pictures of a split."""
-        return DataConfig(source="fashion-mnist", root=self.fashion, split=split)
+        limit = self.case.train if split == "train" else self.case.test
+        return DataConfig(source="fashion-mnist", root=self.fashion, split=split, limit=limit)
 
     def trained(self, name: str, recipe: RunConfig, grid: SweepConfig) -> list[str]:
         """The run folders of a recipe's trainings."""
         made = train_sae(
             TrainSAEConfig(
                 **{one.name: getattr(recipe, one.name) for one in fields(RunConfig)},
-                store=(self.store("train"),), out=self.work / "ksae" / name, grid=grid, resume=True,
+                store=(self.store("train"),), rows=self.case.rows, out=self.work / "ksae" / name, grid=grid,
+                resume=True,
             )
         )  # fmt: skip
         return [str(one.path) for one in made]
 
     def judged(self, name: str, recipe: RunConfig, grid: SweepConfig) -> None:
-        """`eval-ksae` of the trainings."""
+        """`eval-ksae` of the trainings; of cells in the model, too: pooled ones have :meth:`losses`."""
         if not (self.work / name / RESULT).is_file():
             runs = self.trained(name, recipe, grid)
-            eval_sae(self.evaluation(name, tuple(runs)))
+            images = LOSS_IMAGES if self.case.rows == "cells" and len(runs) > 1 else 0
+            eval_sae(replace(self.evaluation(name, tuple(runs)), loss_images=images))
 
     def evaluation(self, name: str, runs: tuple[str, ...]) -> EvalSAEConfig:
         """The settings of an evaluation."""
@@ -118,13 +165,13 @@ class Proof:
             write_json(path, found)
 
     def planted(self, number: int) -> dict[str, Any]:
-        """The recipe on synthetic activations of the same width and number."""
-        store = ActivationStore.open(self.store("train"))
-        return planted_recovery(RECIPE, store.row_shape[0], len(store), seed=number)
+        """The recipe on synthetic activations of the same width."""
+        d = ActivationStore.open(self.store("train")).row_shape[0]
+        return planted_recovery(self.case.recipe, d, PLANTED_ROWS, seed=number)
 
     def losses(self) -> list[dict[str, Any]]:
         """Loss recovered by each training beside the controls, which all of them share."""
-        runs = self.trained("recipe", RECIPE, SweepConfig(seed=SEEDS))
+        runs = self.trained("recipe", self.case.recipe, SweepConfig(seed=SEEDS))
         config = replace(self.evaluation("recipe", tuple(runs)), loss_images=LOSS_IMAGES)
         store = ActivationStore.open(self.store("test"))
         inside, source = InModel(config, store, self.rows("test")), self.rows("train")
@@ -180,14 +227,16 @@ class Proof:
 
     def run(self) -> None:
         """Everything that is not done yet."""
-        self.judged("recipe", RECIPE, SweepConfig(seed=SEEDS))
+        recipe = self.case.recipe
+        self.judged("recipe", recipe, SweepConfig(seed=SEEDS))
         self.kept("planted", PLANTED, self.planted)
-        if not (self.work / "loss.json").is_file():
-            write_json(self.work / "loss.json", self.losses())
-        if not (self.work / "where.json").is_file():
-            write_json(self.work / "where.json", self.where_the_mean_matters())
-        self.judged("by-k", RECIPE, SweepConfig(k=OTHER_K, seed=SEEDS[:1]))
-        self.judged("before", BEFORE, SweepConfig(seed=SEEDS[:1]))
+        if self.case.rows == "images":
+            if not (self.work / "loss.json").is_file():
+                write_json(self.work / "loss.json", self.losses())
+            if not (self.work / "where.json").is_file():
+                write_json(self.work / "where.json", self.where_the_mean_matters())
+            self.judged("before", BEFORE, SweepConfig(seed=SEEDS[:1]))
+        self.judged("by-k", recipe, SweepConfig(k=self.case.other_k, seed=SEEDS[:1]))
 
 
 def _kept(seen: list[Tensor], rows: Tensor) -> Tensor:
@@ -207,10 +256,12 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("work/evidence"))
     parser.add_argument("--docs", type=Path, default=Path("docs"))
     parser.add_argument("--fashion", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
+    cases = {case.name: case for case in (POOLED, CELLS)}
+    parser.add_argument("--only", nargs="+", choices=cases, default=list(cases), help="these cases")
     parser.add_argument("--page", action="store_true", help="measure nothing, write what is there")
     asked = parser.parse_args()
-    if not asked.page:
-        Proof(asked.work, asked.fashion).run()
+    for name in asked.only if not asked.page else ():
+        Proof(cases[name], asked.work / name, asked.fashion).run()
     write_page(asked.work, asked.docs)
 
 

@@ -27,7 +27,10 @@ from revelio.trust import read_json
 from tools.paper_controls import against_pixels, controls_page, layer_probes, speed_page
 
 DOCS = Path(__file__).parents[1] / "docs"
-ITEMS = ("table2a", "table2b", "table2d", "table3", "figure4", "figure6", "table8", "table9")
+ITEMS = (
+    *("table2a", "table2b", "table2d", "table3", "table5", "table7", "table8", "table9"),
+    *("figure4", "figure6"),
+)
 # Of Caltech-101 alone.
 CALTECH = ("table8",)
 MINI = SIZES["mini"]
@@ -37,6 +40,7 @@ SMALL = replace(
     diffc=replace(MINI.diffc, width=32),
     train_images=3000,
     test_images=1000,
+    zero_shot_images=200,
 )
 HEAD = """# The paper's tables in small
 

@@ -1,6 +1,6 @@
 """The long campaign: hostile inputs, kills, full disks, twins and crash points, with counts.
 
-    python tools/reliability.py               docs/reliability.json and docs/reliability.md; some 15 minutes
+    python tools/reliability.py               docs/reliability.json and docs/reliability.md; some 45 minutes
     python tools/reliability.py --quick       a few of each, for CI
     python tools/reliability.py --render      the document from the numbers again
 
@@ -8,6 +8,7 @@ Every input is given to the real command line in a process of its own, beside fi
 must neither open nor change, and modules and pickles that would leave a file if they ran. Every kill is one
 of SIGKILL, every full disk a small tmpfs (left out, and said, where mounting is not allowed). The status is
 1 where anything was not as it should be; the cases are in the JSON file, by the seed they can be made from.
+Every command that writes is in the table of tests/cli_helpers.py; a test fails where one is not.
 """
 
 import argparse
@@ -24,7 +25,6 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from random import Random
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -36,38 +36,19 @@ sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "tests"), str(ROOT)]
 DOCS = ROOT / "docs"
 # Of each part in the long form and in the quick one.
 INPUTS = (1100, 15)
-KILLS = (
-    {"extract": 12, "train-ksae": 12, "train-diffc": 12, "zero-shot": 6, "demo": 2},
-    {"train-diffc": 1},
-)
-DISKS = (5, 1)
-TWINS = (3, 1)
-# Every so many file operations. tests/test_files_kills.py does all of the two trainings'; a gallery's are
-# mostly one thumbnail after another.
-CRASHES = (
-    {
-        **{"extract": 1, "top-images": 1, "eval-diffc": 1, "purity": 1, "score": 1},
-        **{"train-ksae": 2, "train-diffc": 2, "pca-maps": 2, "gallery": 15},
-        **{"zero-shot": 1, "extract-text": 2, "concept": 1, "steer": 2, "probe": 1, "locality": 1},
-        **{"advise": 17, "reproduce": 5},
-    },
-    {"top-images": 7},
-)
+DISKS = (4, 1)
+TWINS = (2, 1)
+# How often a command is killed: most where it takes long enough for a kill to meet its middle.
+KILLS = {"extract": 12, "train-ksae": 12, "train-diffc": 12, "demo": 2}
+KILLS |= {"zero-shot": 6, "advise": 6, "llava pretrain": 4, "llava finetune": 4}
+OTHER_KILLS = 2
+# Every file operation is a crash point, but of those whose many are one like another only every so many.
+EVERY = {"gallery": 5, "demo": 23, "llava pretrain": 3, "llava finetune": 3, "eval-ksae": 2}
+# What the quick form does.
+QUICK_STEPS, QUICK_KILLS, QUICK_WRITERS = {"top-images": 7}, {"train-diffc": 1}, ("top-images",)
 PARTS = ("inputs", "kills", "crash_points", "full_disks", "twins")
 LEFT_OUT = "left out: mounting is not allowed here"
 CHANGED = ("XDG_CACHE_HOME", "HF_HOME", "REVELIO_SENTINEL")
-WRITERS = (
-    "extract",
-    "train-ksae",
-    "train-diffc",
-    "top-images",
-    "gallery",
-    "pca-maps",
-    "eval-diffc",
-    "zero-shot",
-    "extract-text",
-    "concept",
-)
 
 
 INPUTS_TEXT = """\
@@ -80,10 +61,10 @@ was not one printable line.
 """
 STOPS_TEXT = """\
 How many there were, and after how many the next run of the command (`--resume` where there is one) gave the
-same bytes, times aside, as a run that was never stopped, with nothing half-written left. Kills: SIGKILL at
-random moments, up to three in a row. Crash points: the process ends before its file operation 1, 2, 3, ...
-Full disks: the output on a tmpfs that is too small, refused in one line, then room. Twins: two processes at
-once in one folder.
+same bytes, times aside, as a run that was never stopped, with nothing half-written left; a command that takes
+new places only may refuse what it had finished. Kills: SIGKILL at random moments, up to three in a row. Crash
+points: the process ends before its file operation 1, 2, 3, ... Full disks: the output on a tmpfs that is too
+small, refused in one line, then room (0: it fits into the smallest). Twins: two processes at once.
 """
 
 
@@ -93,11 +74,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=DOCS, help="where reliability.json and .md go")
     parser.add_argument("--inputs", type=int, help=f"hostile inputs (default {INPUTS[0]})")
     parser.add_argument("--seed", type=int, default=0, help="of the inputs and the kills")
-    parser.add_argument("--processes", type=int, default=1, help="that share the hostile inputs")
+    parser.add_argument("--processes", type=int, default=1, help="that share the work")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="only these")
     parser.add_argument(
         "--every", type=int, default=1, help="of the crash points, only every so many"
     )
+    parser.add_argument("--commands", nargs="+", help="stop only these")
     parser.add_argument("--quick", action="store_true", help="a few of each")
     parser.add_argument("--render", action="store_true", help="only write the document again")
     options = parser.parse_args(arguments)
@@ -176,41 +158,40 @@ def attacks(made: Any, inputs: int, seed: int) -> dict[str, Any]:
 
 def parts(made: Any, options: argparse.Namespace) -> dict[str, Callable[[], Any]]:
     """What each part does."""
-    from campaign.stops import crash_points, full_disks, kills, twins
+    from campaign import stops
+    from cli_helpers import WRITERS
 
-    quick, rng = options.quick, Random(options.seed)
-    writers = WRITERS[3:4] if quick else WRITERS
-    steps = {name: step * options.every for name, step in CRASHES[quick].items()}
+    quick, seed = options.quick, options.seed
+    writers = options.commands or (QUICK_WRITERS if quick else tuple(WRITERS))
+    counts = QUICK_KILLS if quick else {name: KILLS.get(name, OTHER_KILLS) for name in WRITERS}
+    steps = QUICK_STEPS if quick else {name: EVERY.get(name, 1) for name in WRITERS}
+    if options.commands:
+        counts, steps = ({one: of[one] for one in writers} for of in (counts, steps))
+    steps = {name: step * options.every for name, step in steps.items()}
+    shared = partial(by_command, processes=options.processes)
     return {
         "inputs": lambda: shared_attacks(
-            made, options.inputs or INPUTS[quick], options.seed, options.processes
+            made, options.inputs or INPUTS[quick], seed, options.processes
         ),
-        "kills": lambda: by_command(
-            KILLS[quick], lambda name: kills(made, name, KILLS[quick][name], rng)
-        ),
-        "crash_points": lambda: by_command(
-            steps, lambda name: crash_points(made, name, steps[name]), steps
-        ),
-        "full_disks": lambda: by_command(
-            writers, lambda name: full_disks(made, name, DISKS[quick])
-        ),
-        "twins": lambda: by_command(writers, lambda name: twins(made, name, TWINS[quick], rng)),
+        "kills": lambda: shared(counts, partial(stops.kills, made, counts=counts, seed=seed)),
+        "crash_points": lambda: shared(steps, partial(stops.crash_points, made, steps=steps)),
+        "full_disks": lambda: shared(writers, partial(stops.full_disks, made, count=DISKS[quick])),
+        "twins": lambda: shared(writers, partial(stops.twins, made, count=TWINS[quick], seed=seed)),
     }
 
 
 def by_command(
-    names: Iterable[str], action: Callable[[str], Any], every: dict[str, int] | None = None
+    names: Iterable[str], action: Callable[[str], Any], processes: int
 ) -> dict[str, Any] | str:
     """What the stops of each command came to."""
     found = {}
-    for name in names:
-        one = action(name)
-        if one is None:
-            return LEFT_OUT
-        found[name] = {"stops": one.stops, "same": one.same, "notes": one.notes}
-        if every is not None:
-            found[name]["every"] = every[name]
-        tell(f"{name}: {one.same} of {one.stops}")
+    with ProcessPoolExecutor(processes, get_context("fork")) as pool:
+        for name, one in zip(names, pool.map(action, names), strict=True):
+            if one is None:
+                return LEFT_OUT
+            found[name] = {"stops": one.stops, "same": one.same, "notes": one.notes}
+            found[name] |= {"every": one.every} if one.every > 1 else {}
+            tell(f"{name}: {one.same} of {one.stops}")
     return found
 
 

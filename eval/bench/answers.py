@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from eval.bench.files import Question, name_ids, read_lines
 from eval.bench.judge import write_lines
 from llava_ext.config import Decoding
+from revelio.data.contents import combined, digest_of
 from revelio.data.dataset import ImageError
 
 if TYPE_CHECKING:
@@ -44,6 +45,20 @@ class Asking(Decoding):
     """How the model is asked: recorded with each answer, and the same throughout a file."""
 
     model_id: str
+    weights: str | None = None
+    """A hash of the model's files, so that another model in the same place is noticed; none: not compared."""
+
+    def metadata(self) -> dict[str, Any]:
+        """What is noted with each answer."""
+        return self.decoding() | ({} if self.weights is None else {"weights": self.weights})
+
+
+def weights_of(model: str) -> str | None:
+    """A hash of the files of a finished model's folder; None for one on a hub."""
+    folder = Path(model)
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    names = [f"{path.relative_to(folder)}:{digest_of(path)}" for path in files]
+    return combined(names) if names else None
 
 
 def answer_id(row: Mapping[str, Any]) -> str:
@@ -71,9 +86,12 @@ def read_finished(path: Path, questions: Sequence[Question], asking: Asking) -> 
             )
         now = {
             "model_id": asking.model_id,
-            "metadata": asking.decoding(),
+            "metadata": asking.metadata(),
             "prompt": asked[key].text,
         }
+        noted = row.get("metadata")
+        if isinstance(noted, dict) and "weights" not in noted:  # of an earlier version
+            now["metadata"] = asking.decoding()
         for field, value in now.items():
             if row.get(field) != value:
                 raise ValueError(
@@ -81,6 +99,8 @@ def read_finished(path: Path, questions: Sequence[Question], asking: Asking) -> 
                     "go on with the same settings, or choose another output file"
                 )
         finished[key] = row
+    if not finished:
+        raise ValueError(f"{path} holds no answers: choose another output file")
     return finished
 
 
@@ -148,7 +168,7 @@ def _picture(question: Question, folder: Path) -> "Image":
 
 def _row(question: Question, text: str, asking: Asking) -> dict[str, Any]:
     row = {"question_id": question.id, "prompt": question.text, "model_id": asking.model_id}
-    row |= {"text": text.strip(), "metadata": asking.decoding()}
+    row |= {"text": text.strip(), "metadata": asking.metadata()}
     order = ("question_id", "prompt", "answer_id", "model_id", "text", "metadata")
     row["answer_id"] = answer_id(row)
     return {key: row[key] for key in order}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from revelio.trust import parse_json, printable, read_json, read_text
+from revelio.trust import leads_out, parse_json, printable, read_json, read_text
 
 CATEGORY_PREFIX = "llava_bench_"
 REFERENCE_FILE = "answers_gpt4.jsonl"
@@ -87,6 +87,11 @@ def read_questions(bench: Path) -> list[Question]:
         raise ValueError(f"{bench} holds no questions.jsonl: give a LLaVA-Bench folder")
     rows = read_lines(path, ("question_id", "image", "text", "category"))
     _check_unique([row["question_id"] for row in rows], path)
+    if out := [row for row in rows if leads_out(row["image"])]:
+        raise ValueError(
+            f"{printable(path)}: the image of question {printable(out[0]['question_id'])} is "
+            f"{printable(repr(out[0]['image']))}, no file of the folder of images"
+        )
     return [
         Question(
             row["question_id"],

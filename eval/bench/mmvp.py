@@ -4,8 +4,9 @@
     MMVP Images/     1.jpg ... 300.jpg
 
 Questions 1 and 2 are a pair, 3 and 4, ...: 150 in all. Credit is for a pair whose both answers are right, so
-that chance is a quarter for two choices. An answer that is a choice and nothing else (its letter, its text,
-or both) is compared with the key; of any other a judge says yes or no, by the prompts of MMVP's own grader.
+that chance is a quarter for two choices. A question is asked as by MMVP's own script. An answer that is a
+choice and nothing else (letter, text, or both) is compared with the key; of any other a judge says yes
+or no, by the prompts of MMVP's own grader, which asks about every answer.
 Beside the score stands the share of pairs in which both pictures got one choice: what can't tell the pictures
 apart gives that everywhere, and scores 0.
 """
@@ -25,7 +26,8 @@ from revelio.trust import printable, read_csv
 
 QUESTIONS, PICTURES = "Questions.csv", "MMVP Images"
 COLUMNS = ("Index", "Question", "Options", "Correct Answer")
-OPTION = re.compile(r"\(([a-z])\)\s*(.*?)\s*(?=\([a-z]\)|$)")
+LETTER = re.compile(r"\(([a-z])\)", re.I)
+INDEX = re.compile(r"[0-9]{1,9}")
 SYSTEM = (
     "You are a helpful and precise assistant for checking the quality of the answer. "
     "Please answer in only yes or no."
@@ -38,13 +40,11 @@ class Item:
 
     Attributes:
         question: as it is asked of the model; its image is named as in the folder.
-        asked: the question's own text.
         options: texts by letter.
         key: the letter of the right one.
     """
 
     question: Question
-    asked: str
     options: Mapping[str, str]
     key: str
 
@@ -70,16 +70,17 @@ def _item(row: Mapping[str, str], path: Path) -> Item:
     lacking = [name for name in COLUMNS if name not in row]
     if lacking:
         raise ValueError(f"{path} lacks the column {lacking[0]}")
-    options = dict(OPTION.findall(row["Options"]))
+    _, *parts = LETTER.split(row["Options"])
+    options = dict(zip(map(str.lower, parts[::2]), map(str.strip, parts[1::2]), strict=True))
     key = row["Correct Answer"].strip(" ()").lower()
-    if not row["Index"].isdigit() or len(options) < 2 or key not in options:
+    if not INDEX.fullmatch(row["Index"]) or len(options) < 2 or key not in options:
         raise ValueError(
             f"{path}: question {printable(row['Index'])} has the options {printable(row['Options'])} and the "
             f"answer {printable(row['Correct Answer'])}: they must be as `(a) Open (b) Closed` and `(a)`"
         )
     text = f"{row['Question']} {row['Options']}"
     image = f"{PICTURES}/{row['Index']}.jpg"
-    return Item(Question(int(row["Index"]), image, text, "mmvp"), row["Question"], options, key)
+    return Item(Question(int(row["Index"]), image, text, "mmvp"), options, key)
 
 
 def parse_choice(answer: str, options: Mapping[str, str]) -> str | None:
@@ -101,9 +102,8 @@ def _plain(text: str) -> str:
 def judge_body(item: Item, answer: str, model: str) -> dict[str, Any]:
     """The chat completion by which a judge grades an answer, in the words of MMVP's own grader."""
     message = (
-        f"Given the following question {item.asked}, the correct answer is "
-        f"({item.key}) {item.options[item.key]}. Does the following answer correctly answers the question, "
-        f"answer: {answer}?"
+        f"Given the following question {item.question.text}, the correct answer is ({item.key}). "
+        f"Does the following answer correctly answers the question, answer:{answer}?"
     )
     roles = ({"role": "system", "content": SYSTEM}, {"role": "user", "content": message})
     return {"model": model, "messages": list(roles), "temperature": 0.0}

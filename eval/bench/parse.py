@@ -18,6 +18,7 @@ a decimal comma (``8,5 7,5`` is four numbers), one score alone (``8/10``).
 import re
 
 LOWEST, HIGHEST = 0.0, 10.0
+LONGEST_LINE = 1000  # a longer one is prose; patterns take the square of a line's length
 _NUMBER = r"(\d+(?:\.\d+)?)(?:\s*/\s*10(?!\d|\.\d)|\s+out\s+of\s+10)?"
 _WORDS = r"(?:the\s+)?(?:overall\s+)?(?:scores?|ratings?|values?)(?:\s+are)?"
 _GAP = r"(?:\s*[,;|&]\s*|\s+-\s+|\s+(?:and|vs\.?)\s+|\s+)"
@@ -42,7 +43,7 @@ def parse_scores(reply: str) -> tuple[float, float]:
     if said.lstrip().lower().startswith(("<think", "<reasoning")):
         raise ValueError("the reply ends within its thinking: raise max_tokens")
     lines = [plain for line in said.splitlines() if (plain := _plain(line))]
-    if lines and _INTRODUCTION.fullmatch(lines[0]):
+    if lines and len(lines[0]) <= LONGEST_LINE and _INTRODUCTION.fullmatch(lines[0]):
         lines = lines[1:]
     if not lines:
         raise ValueError("the reply is empty")
@@ -60,17 +61,20 @@ def without_thinking(reply: str) -> str:
 
 
 def _plain(line: str) -> str:
-    return re.sub(r"[*_`#]", "", line).strip()
+    # One space for many: patterns take the cube of spaces in a row.
+    return " ".join(re.sub(r"[*_`#]", "", line).split())
 
 
 def _pair(line: str) -> tuple[float, float] | None:
-    match = _PAIR.fullmatch(line)
+    match = None if len(line) > LONGEST_LINE else _PAIR.fullmatch(line)
     return (float(match[1]), float(match[2])) if match else None
 
 
 def _labelled(lines: list[str]) -> tuple[float, float] | None:
     """Scores by label, when the lines hold label 1 and label 2 once each and nothing else."""
     line = " ".join(lines)
+    if len(line) > LONGEST_LINE:
+        return None
     found = [(label, float(score)) for label, score in _LABELLED.findall(line)]
     rest = _LABELLED.split(line)[::3]  # what stands between, before and after the scores
     scores = dict(found)

@@ -1,10 +1,12 @@
-"""Compute the frozen towers' grids of a data set once, so that training runs no vision tower.
+"""Look at the pictures of a data set once, so that training reads none and, by choice, runs no vision tower.
 
-One activation store a tower, in float16, averaged to the tower's budget where its tokens are `pool`. The cost
-is measured on the first images and printed before anything is written; a stopped run goes on where it was.
+One activation store a tower. `--keep` says what: the grids in float16 (averaged to the tower's budget where
+its tokens are `pool`), the same in 8 bits, or the latents that the tower starts from. Size and time of each
+are measured on the first images and printed before anything is written; a stopped run goes on where it was.
 
     revelio llava cache --config configs/llava/mini/clip-sd-t25.yaml --cache caches/caltech
     revelio llava cache --config configs/llava/clip-sd-t25.yaml --cache caches/cc595k --plan
+    revelio llava cache --config configs/llava/clip-sd-t25.yaml --cache caches/cc595k --keep latents
     torchrun --nproc-per-node 4 -m revelio llava cache --config configs/llava/clip.yaml --cache caches/cc
 
 Then give the same --cache to `revelio llava pretrain`; other weights, settings or images are refused there.
@@ -24,7 +26,7 @@ def run(config: Config) -> None:
     from llava_ext.tower_cache_job import fill, open_cache_job, plan
     from revelio.activations.store import ActivationStore
     from revelio.distributed import launched
-    from revelio.machine import duration
+    from revelio.machine import duration, size
 
     processes = launched()
     job = open_cache_job(config, processes)
@@ -38,8 +40,11 @@ def run(config: Config) -> None:
             for done in fill(job):
                 bar.update(done - bar.n)
         for _, target in job.targets if processes.main else ():
-            store = ActivationStore.open(target.path)
-            print(f"{store.path}  {len(store):,} grids of {' x '.join(map(str, store.row_shape))}")
+            store = ActivationStore.open(target.path, verify=False, packed=True)
+            shape = " x ".join(map(str, store.row_shape))
+            print(
+                f"{store.path}  {len(store):,} {config.keep}, rows of {shape}, {size(store.bytes)}"
+            )
         if processes.main:
             print(f"{len(job.targets)} stores in {duration(time.monotonic() - started)}")
     processes.close()

@@ -20,8 +20,13 @@ from revelio.trust import parse_json, regular_file, tensor_headers
 
 # Stores of cells are of format 2; all others stay of format 1, which older readers know.
 FORMATS = (1, 2)
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-_HEADER_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "uint8": torch.uint8,  # packed: numbers only to whom packed them
+}
+_HEADER_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "U8": "uint8"}
 
 Skipped = Sequence[tuple[str, str]]
 
@@ -103,7 +108,8 @@ def write_shard(
     Args:
         folder: the store's folder; made when missing.
         number: counted from 0.
-        activations: one row an image, in float32, float16 or bfloat16; or as many an image as it has cells.
+        activations: one row an image, in float32, float16, bfloat16 or packed bytes; or as many an image as
+            it has cells.
         ids: one id an image.
         labels: one class id an image, or None.
         skipped: id and reason of each image of the shard's range that has no row.

@@ -71,7 +71,7 @@ class ActivationStore:
 
     @classmethod
     def open(
-        cls, path: Path | str, *, verify: bool = True, cells: bool = False
+        cls, path: Path | str, *, verify: bool = True, cells: bool = False, packed: bool = False
     ) -> "ActivationStore":
         """Open the store in folder ``path``.
 
@@ -79,17 +79,24 @@ class ActivationStore:
             path: the folder with ``manifest.json``.
             verify: check each shard's sha256 before its first rows are given out.
             cells: whether the store may hold cells, several rows an image.
+            packed: whether its rows may be bytes that only their writer can unpack.
 
         Raises:
             ValueError: no finished store is there, it holds cells and may not, it is of another format
                 version, or its manifest or a shard is not as ``FORMAT.md`` says; the file is named.
         """
         folder = Path(path)
-        store = cls(folder, read_manifest(folder), verify=verify)
+        manifest = read_manifest(folder)
+        store = cls(folder, manifest, verify=verify)
         if store.cells is not None and not cells:
             raise ValueError(
                 f"{folder} holds {store.cells} cells of each image's grid, and this takes one row an image: "
                 "choose rows that are cells where there is that choice, or extract the images without `cells`"
+            )
+        if manifest.dtype == "uint8" and not packed:
+            raise ValueError(
+                f"{folder} holds packed bytes, no activations: it is a tower's cache (`revelio llava cache`) "
+                "whose `keep` is not grids"
             )
         for number in range(len(store._shards)):
             store._check(number)

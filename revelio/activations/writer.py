@@ -138,9 +138,12 @@ class StoreWriter:
         """
         sweep(self.path, dead=True)
         if self.finished:
-            if (self.path / LOCK).exists():
-                with suppress(ValueError, OSError):
-                    take_lock(self.path).release()  # a killed process's
+            with suppress(
+                ValueError, OSError
+            ):  # what a process that was killed at the very end left
+                (self.path / UNFINISHED).unlink(missing_ok=True)
+                if (self.path / LOCK).exists():
+                    take_lock(self.path).release()
             return None
         self.path.mkdir(parents=True, exist_ok=True)
         lock = take_lock(self.path)

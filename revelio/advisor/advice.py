@@ -9,7 +9,7 @@ import yaml
 
 from revelio.advisor.candidates import Candidate
 from revelio.advisor.config import AdviseConfig
-from revelio.advisor.halving import Round, ranked, share_first
+from revelio.advisor.halving import Round, contenders, preferred, ranked, share_again
 from revelio.advisor.measures import Measured
 from revelio.backbones.layers import LayerSpec
 from revelio.data.config import DataConfig
@@ -26,18 +26,27 @@ UNLABELLED = (
 def result_of(
     rounds: Sequence[Round], by: str, seconds: Mapping[Candidate, float], config: AdviseConfig
 ) -> dict[str, Any]:
-    """The race as plain values, fit for JSON: ``recommended`` and ``runner_up`` first, then everything."""
+    """The race as plain values, fit for JSON.
+
+    ``recommended`` is the cheapest of the ``contenders``, which are not told apart from the best;
+    ``runner_up`` is the best of all others.
+    """
     last = rounds[-1]
-    best, *others = ranked(last.found, by)
+    best = preferred(last.found, by, config.confidence)[0]
+    others = [one for one in ranked(last.found, by) if one != best]
     labelled = by in last.found[best].right
     entries = [_entry(one, rounds, seconds[one]) for one in rounds[0].found]
     place = {_key(entry): entry for entry in entries}
+    equals = contenders(last.found, by, config.confidence)
     return {
         "judged_by": by,
         "labelled": labelled,
         "recommended": place[best],
         "runner_up": place[others[0]] if others else None,
-        "share_first": share_first(last.found, by, config.seed) if labelled else None,
+        "contenders": [asdict(one) for one in equals],
+        "share_again": share_again(last.found, by, config.confidence, config.seed)
+        if labelled
+        else None,
         "difference": _difference(last.found, best, others, by, config.confidence),
         "rounds": [
             {"images": one.images, "candidates": len(one.found), "left": len(one.left)}
@@ -73,7 +82,7 @@ def _difference(
     by: str,
     confidence: float,
 ) -> dict[str, Any] | None:
-    """The best minus the runner-up, paired on the same images."""
+    """The recommended one minus the runner-up, paired on the same images."""
     if not others or by not in found[best].right:
         return None
     # Whichever of the others had come second would stand here: the interval holds for all of them.
@@ -87,6 +96,10 @@ def in_words(result: Mapping[str, Any]) -> list[str]:
     """What is recommended, how sure it is, and what the runner-up costs."""
     best, second = result["recommended"], result["runner_up"]
     lines = [f"recommended: {_said(best, result)}"]
+    if (equal := len(result["contenders"])) > 1:
+        lines.append(
+            f"it is the cheapest of {equal} that {best['images']} images do not tell apart from the best"
+        )
     if second is not None:
         lines.append(f"runner-up: {_said(second, result)}; {_price(best, second)}")
     if not result["labelled"]:
@@ -95,8 +108,8 @@ def in_words(result: Mapping[str, Any]) -> list[str]:
     if gap is not None:
         apart = "surely better" if gap["low"] > 0 else "not told apart"
         lines.append(
-            f"difference on the same {best['images']} images: {percent(gap)} points, {apart}; it stays first "
-            f"in {result['share_first']:.0%} of resamplings of the images"
+            f"difference on the same {best['images']} images: {percent(gap)} points, {apart}; it is "
+            f"recommended again in {result['share_again']:.0%} of resamplings of the images"
         )
     control = result["control"]
     lines.append(f"control: with shuffled labels the same probe reaches {percent(control)} %")

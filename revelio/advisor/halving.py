@@ -1,10 +1,14 @@
 """Successive halving: everything on a few images, then more images for what is still in the race.
 
-After each round a candidate leaves that is surely worse than the best (paired on the same images, all
-comparisons together by Holm's correction); and of the passes of the model only the best one in ``growth``
-stay, which need not be surely better: that is the price of not measuring everything on everything (Jamieson
-and Talwalkar 2016, Alg. 1). Layers of one pass cost nothing more, so that it is passes that are counted. The
-race ends early where one candidate is surely better than all others.
+Many candidates are as good as each other, and which of them is highest changes with every image. So the one
+that is preferred is the cheapest of the contenders, whose difference to the best, paired on the same images,
+may be zero; of equally cheap ones, the first that was given.
+
+After each round a candidate leaves that is surely worse than the best (all comparisons together by Holm's
+correction); and of the passes of the model only one in ``growth`` stay, those of the preferred candidates,
+which need not be surely better: that is the price of not measuring everything on everything (Jamieson and
+Talwalkar 2016, Alg. 1). Layers of one pass cost nothing more, so that it is passes that are counted. The race
+ends early where one candidate is surely better than all others.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -13,10 +17,11 @@ from math import ceil
 from typing import Any, TypeVar
 
 import numpy as np
+from jaxtyping import Bool, Float, Num
 
 from revelio.advisor.measures import Measured
 from revelio.seeds import key_seed
-from revelio.stats import holm, paired
+from revelio.stats import holm, paired, t_quantile
 
 K = TypeVar("K", bound=Hashable)
 WORSE, SPARED = "surely worse", "behind, to spare passes"
@@ -63,13 +68,13 @@ def halve(
     """Race the candidates.
 
     Args:
-        candidates: what is compared.
+        candidates: what is compared, the cheapest first.
         measured: measures some of them on the first so many images.
         images: how many in each round.
         by: the probe, or the number, that decides; more is better.
         pass_of: the model pass that a candidate comes from.
         growth: one in so many passes stays.
-        confidence: of all that leave a round as surely worse, together.
+        confidence: of the contenders' intervals, and of all that leave as surely worse, together.
     """
     rounds, racing = [], list(candidates)
     for number, count in enumerate(images):
@@ -93,17 +98,15 @@ def leaving(
     least: int = LEAST_PASSES,
 ) -> dict[K, str]:
     """Who leaves after a round, and why; ``least`` passes stay, as far as they are not surely worse."""
-    order = ranked(found, by)
-    best, *others = order
+    best, *others = ranked(found, by)
     left: dict[K, str] = {}
     if others and by in found[best].right:
         gaps = [paired(found[best].right[by], found[one].right[by]) for one in others]
         adjusted = holm([gap.p for gap in gaps])
         surely = (p < 1 - confidence for p in adjusted)
         left = {one: WORSE for one, sure in zip(others, surely, strict=True) if sure}
-    racing = [one for one in order if one not in left]
-    passes = list(dict.fromkeys(pass_of(one) for one in order))
-    most = max(least, ceil(len(passes) / growth))
+    racing = [one for one in preferred(found, by, confidence) if one not in left]
+    most = max(least, ceil(len({pass_of(one) for one in found}) / growth))
     stay = set(list(dict.fromkeys(pass_of(one) for one in racing))[:most])
     return left | {one: SPARED for one in racing if pass_of(one) not in stay}
 
@@ -113,13 +116,45 @@ def ranked(found: Mapping[K, Measured], by: str) -> list[K]:
     return sorted(found, key=lambda one: -found[one].value(by))
 
 
-def share_first(found: Mapping[K, Measured], by: str, seed: int) -> float:
-    """In what share of resamples of the images the best candidate comes first again; ties count in part."""
-    order = ranked(found, by)
-    right = np.stack([found[one].right[by] for one in order]).astype(float)
+def contenders(found: Mapping[K, Measured], by: str, confidence: float) -> list[K]:
+    """The candidates that are not told apart from the best, in the order they came.
+
+    Each is compared by its own interval, not by all together: what is recommended should not cost accuracy.
+    Where nothing can be paired, which is without labels, the best alone.
+    """
+    best = ranked(found, by)[0]
+    if by not in found[best].right:
+        return [best]
+    right = np.stack([one.right[by] for one in found.values()]).astype(float)
+    apart = _behind(right, np.ones(right.shape[1]), confidence)
+    return [one for one, far in zip(found, apart, strict=True) if not far]
+
+
+def preferred(found: Mapping[K, Measured], by: str, confidence: float) -> list[K]:
+    """The contenders in the order they came, which is the cheapest first; then the others, the best first."""
+    first = contenders(found, by, confidence)
+    return first + [one for one in ranked(found, by) if one not in first]
+
+
+def share_again(found: Mapping[K, Measured], by: str, confidence: float, seed: int) -> float:
+    """In what share of resamples of the images the preferred candidate is preferred again."""
+    right = np.stack([one.right[by] for one in found.values()]).astype(float)
     count = right.shape[1]
     draw = np.random.default_rng(key_seed(seed, "resamples"))
     weights = draw.multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
-    values = weights @ right.T
-    first = values >= values.max(1, keepdims=True) - 1e-9
-    return float((first[:, 0] / first.sum(1)).mean())
+    same = list(found).index(preferred(found, by, confidence)[0])
+    return float(np.mean([_behind(right, one, confidence).argmin() == same for one in weights]))
+
+
+def _behind(
+    right: Float[np.ndarray, "candidates images"],
+    weights: Num[np.ndarray, " images"],
+    confidence: float,
+) -> Bool[np.ndarray, " candidates"]:
+    """Whose paired interval of the best's accuracy minus its own lies above zero; images count by weight."""
+    count = weights.sum()
+    gaps = right[(right @ weights).argmax()] - right
+    means = gaps @ weights / count
+    variances = (gaps**2 @ weights / count - means**2) * count / (count - 1)
+    half = t_quantile(count - 1, confidence) * np.sqrt(np.maximum(variances, 0) / count)
+    return means > half + 1e-12

@@ -138,7 +138,7 @@ def judge(
     each = [means(subset) for subset in subsets]
     whole = means(torch.ones(len(labels), dtype=torch.bool))
     parts = {name: torch.tensor([one[name] for one in each]).double() for name in BETTER}
-    found = {name: Measured(whole[name], parts[name], of_top=True) for name in BETTER}
+    found = {name: Measured(whole[name], parts[name], steady=True) for name in BETTER}
     return Judged(len(latents), found)
 
 

@@ -8,9 +8,10 @@ Halves have no image in common, so the variance of a measure on n / 2 images is
 
 without bias, however a measure depends on its images (a jackknife counts a measure's terms of second order
 twice, which made intervals too wide where labels say nothing). On n images it is V(n/2) / 2 for what is a
-mean over images. A measure of top images has as many of them in a half: V(n) is taken as V(n/2). The measure
-on all images and Student's t, whose degrees of freedom stand for the noise of V, give the interval. What it
-covers is in `docs/intervals.md`. Of several controls the intervals hold jointly (Bonferroni).
+mean over images. A measure of top images has as many of them in a half, and a count of classes above a bound
+does not become surer by the square root: V(n) is taken as V(n/2). The measure on all images and Student's t,
+whose degrees of freedom stand for the noise of V, give the interval. What it covers is in
+`docs/intervals.md`. Of several controls the intervals hold jointly (Bonferroni).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -38,12 +39,12 @@ class Measured:
     Attributes:
         whole: on all images.
         subsets: on each of :func:`halves`.
-        of_top: whether it is of top images, whose number does not grow with that of the images.
+        steady: whether its variance is taken not to fall with the number of images.
     """
 
     whole: float
     subsets: Float[Tensor, " subsets"]
-    of_top: bool = False
+    steady: bool = False
 
 
 def halves(count: int, seed: int) -> Bool[Tensor, "subsets images"]:
@@ -67,24 +68,24 @@ def measured(
     statistic: Callable[[Bool[Tensor, " images"]], float],
     subsets: Bool[Tensor, "subsets images"],
     *,
-    of_top: bool = False,
+    steady: bool = False,
 ) -> Measured:
     """A statistic of a set of images, on all of them and on each subset."""
     whole = statistic(torch.ones(subsets.shape[1], dtype=torch.bool))
     each = [statistic(subset) for subset in subsets]
-    return Measured(whole, torch.tensor(each, dtype=torch.float64), of_top)
+    return Measured(whole, torch.tensor(each, dtype=torch.float64), steady)
 
 
 def difference(ours: Measured, other: Measured, confidence: float = 0.95) -> dict[str, Any]:
     """Ours minus the other's: ``value`` and ``interval``."""
-    gap = Measured(ours.whole - other.whole, ours.subsets - other.subsets, ours.of_top)
+    gap = Measured(ours.whole - other.whole, ours.subsets - other.subsets, ours.steady)
     return {"value": gap.whole, "interval": interval(gap, confidence)}
 
 
 def interval(found: Measured, confidence: float = 0.95) -> list[float]:
     """Of a measure that was taken on :func:`halves`; see the module's text."""
     of_half = float(found.subsets.view(ORDERS, 2).var(1).mean())
-    variance = of_half if found.of_top else of_half / 2
+    variance = of_half if found.steady else of_half / 2
     half = t_quantile(FREEDOM, confidence) * variance**0.5
     return [found.whole - half, found.whole + half]
 

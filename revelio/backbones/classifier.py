@@ -48,8 +48,9 @@ class ImageClassifier:
         head: Any = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(config)]
         weights = read_weights(source, "", TRANSFORMERS)
         model = transformers_part(head, config, weights, dtype="auto")
-        self.classes = [str(config.id2label[place]) for place in range(config.num_labels)]
-        self._transform = transform_of(source, config.image_size)
+        with reading(f"config.json of {source.name}"):
+            self.classes = [str(config.id2label[place]) for place in range(config.num_labels)]
+            self._transform = transform_of(source, source.crop_size(config.image_size))
         self._model = frozen(model, device_of(device))
 
     @torch.no_grad()

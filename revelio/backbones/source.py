@@ -247,12 +247,31 @@ class Source:
             raise ValueError(f"{path} of {self.name} has no `sample_size`")
 
     def crop_size(self, size: int) -> int:
-        """The side its processor crops to; DINOv2's is 224 where its position embeddings are for 518."""
-        crop = self.processor().get("crop_size") or size
-        crop = crop.get("height", size) if isinstance(crop, dict) else crop
-        if type(crop) is not int or not 1 <= crop <= MOST_SIDE:
-            raise ValueError(f"the preprocessor config of {self.name} has crop_size {crop!r}")
-        return crop
+        """The side its processor gives; DINOv2's is 224 where its position embeddings are for 518.
+
+        Raises:
+            ValueError: it is no number, or no square.
+        """
+        processor = self.processor()
+        cut = processor.get("do_center_crop", True)
+        entry = (processor.get("crop_size") if cut else None) or processor.get("size") or size
+        return check_side("crop_size", entry, self.name)
+
+
+def check_side(name: str, entry: object, source: str) -> int:
+    """The side of a square in a preprocessor's config: a number, ``{shortest_edge}``, ``{height, width}``.
+
+    Raises:
+        ValueError: it is no number, or no square.
+    """
+    sides = list(entry.values()) if isinstance(entry, dict) else [entry]
+    side = sides[0] if sides else None
+    if type(side) is not int or sides.count(side) < len(sides) or not 1 <= side <= MOST_SIDE:
+        raise ValueError(
+            f"the preprocessor config of {source} has {name} {printable(repr(entry))[:80]}: the side of a "
+            "square is needed"
+        )
+    return side
 
 
 def kinds_of(kind: str | tuple[str, ...]) -> tuple[str, ...]:

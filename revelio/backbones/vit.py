@@ -16,11 +16,24 @@ from torch import Tensor, nn
 from revelio.backbones.hooks import as_activation, block_list, read_layers, tokens_to_grid
 from revelio.backbones.layers import Layers, LayerSpec, check_layers
 from revelio.backbones.loading import check_batch
-from revelio.backbones.source import Source
+from revelio.backbones.source import Source, check_side
 from revelio.data.transforms import Interpolation, SquareTransform
+from revelio.trust import printable
 
 # PIL's numbers of resampling filters, as preprocessor_config.json stores them.
 RESAMPLING: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+# What a preprocessor's config may only say in one way.
+FIXED = {
+    "do_resize": (True,),
+    "do_rescale": (True,),
+    "rescale_factor": (1 / 255, 0.00392156862745098),
+}
+SHORTEST_EDGE = (
+    "CLIP",
+    "Bit",
+    "ConvNext",
+)  # the processors of which a plain `size` is the shorter side
+WARPED = 384  # from here on ConvNeXT's processor stretches
 
 
 class VitBackbone:
@@ -126,7 +139,7 @@ def cut_blocks(model: nn.Module, layers: Layers) -> dict[str, nn.Module]:
 
 
 def transform_of(source: Source, size: int) -> SquareTransform:
-    """The model's own normalisation and resampling, from its processor's config.
+    """What the model's own image processor does, from its config.
 
     Raises:
         ValueError: there is no such config, or it holds other values.
@@ -135,21 +148,60 @@ def transform_of(source: Source, size: int) -> SquareTransform:
 
 
 def square_transform(source: Source, size: int, processor: Mapping[str, Any]) -> SquareTransform:
-    """The transform that a preprocessor's config says.
+    """The transform that a preprocessor's config says, for squares of ``size`` pixels.
 
     Raises:
         ValueError: it holds other values.
     """
-    resample = processor.get("resample", 3)
+    resample = processor.get("resample", 2 if _kind(processor).startswith("ViT") else 3)
     if resample not in RESAMPLING:
         raise ValueError(f"the preprocessor config of {source.name} has resample {resample!r}")
+    for name, wanted in FIXED.items():
+        value = processor.get(name, wanted[0])
+        if value not in wanted:
+            raise ValueError(
+                f"the preprocessor config of {source.name} has {name} {printable(repr(value))[:80]}: "
+                f"only {wanted[0]!r} is supported"
+            )
+    resize, stretch = _resized(source, processor, size)
     return SquareTransform(
         size,
         _triple(source, "image_mean", processor["image_mean"]),
         _triple(source, "image_std", processor["image_std"], least=1e-6),
         RESAMPLING[resample],
         offset="down",
+        resize=resize if resize != size else None,
+        stretch=stretch,
     )
+
+
+def _kind(processor: Mapping[str, Any]) -> str:
+    return str(processor.get("image_processor_type") or processor.get("feature_extractor_type", ""))
+
+
+def _resized(source: Source, processor: Mapping[str, Any], size: int) -> tuple[int, bool]:
+    """What the shorter side is resized to before the crop, and whether both sides are; as transformers do.
+
+    For another ``size`` than the processor's own, the crop takes the same share of the picture.
+
+    Raises:
+        ValueError: the config says no size of a square.
+    """
+    entry, kind = processor.get("size"), _kind(processor)
+    if entry is None:
+        return size, False
+    side = check_side("size", entry, source.name)
+    if isinstance(entry, Mapping):
+        stretch = "height" in entry
+    else:  # configs of older versions, by the default of each class
+        cut = processor.get("do_center_crop", "crop_size" in processor)
+        stretch = not kind.startswith(SHORTEST_EDGE) if kind else not cut
+    own = source.crop_size(side)
+    if kind.startswith("ConvNext"):
+        stretch, own = side >= WARPED, side
+        share = max(0.01, float(processor.get("crop_pct") or 224 / 256))
+        side = side if stretch else int(side / share)
+    return round(side * size / own), stretch
 
 
 def _triple(

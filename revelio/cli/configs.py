@@ -94,7 +94,7 @@ def copy(name: str | None, found: dict[str, Path], out: Path) -> Path:
     Raises:
         ValueError: there is no such config, or a file where the copy would be.
     """
-    from revelio.files import write_whole
+    from revelio.files import check_folder, write_whole
 
     if name is None:
         raise ValueError("copy needs a name: `revelio configs` lists them")
@@ -106,5 +106,6 @@ def copy(name: str | None, found: dict[str, Path], out: Path) -> Path:
     target = out / source.name
     if target.exists():
         raise ValueError(f"{target} is there already and stays as it is: choose another folder")
+    check_folder(out)
     write_whole(target, source.read_text(encoding="utf-8"))
     return target

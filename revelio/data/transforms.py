@@ -6,7 +6,7 @@ Augmentation as in the paper's classifier: scale 0.8 to 1, ratio 3/4 to 4/3, fli
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -23,7 +23,7 @@ _ATTEMPTS = 10
 
 @dataclass(frozen=True)
 class SquareTransform:
-    """Resize the shorter side to ``size``, cut the middle square, normalise each channel.
+    """Resize the shorter side, cut the middle square of ``size``, normalise each channel.
 
     Attributes:
         size: the side of the square, in pixels.
@@ -32,17 +32,26 @@ class SquareTransform:
         interpolation: how pixels between pixels are found; wide enough not to alias when shrinking.
         offset: how half a pixel of the crop's offset is rounded: ``even`` is torchvision's rule, ``down``
             that of transformers' image processors.
+        resize: what the shorter side is resized to, in pixels; None is ``size`` (DINOv2: 256 for 224).
+        stretch: resize both sides to it, whatever the picture's shape, as ViT's and SigLIP's processors do.
     """
 
     size: int
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     interpolation: Interpolation = "bilinear"
-    # Not shown: what was made with this transform names it by its repr.
-    offset: Offset = field(default="even", repr=False)
+    offset: Offset = "even"
+    resize: int | None = None
+    stretch: bool = False
 
     def __post_init__(self) -> None:
         _check(self.size, self.mean, self.std)
+
+    def __repr__(self) -> str:
+        # What was made with a transform names it by this: later fields show only where they are set.
+        names = ["size", "mean", "std", "interpolation"]
+        names += [name for name in ("resize", "stretch") if getattr(self, name)]
+        return f"SquareTransform({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
 
     def __call__(self, image: Image.Image) -> Float[Tensor, "3 h w"]:
         """The pixels of an RGB picture."""
@@ -50,7 +59,9 @@ class SquareTransform:
 
     def square(self, image: Image.Image) -> Image.Image:
         """The picture resized and cut, before normalization."""
-        return center_square(image, self.size, self.interpolation, self.offset)
+        return center_square(
+            image, self.size, self.interpolation, self.offset, self.resize, self.stretch
+        )
 
 
 @dataclass(frozen=True)
@@ -103,12 +114,18 @@ class RandomCropTransform:
 
 
 def center_square(
-    image: Image.Image, size: int, interpolation: Interpolation, offset: Offset = "even"
+    image: Image.Image,
+    size: int,
+    interpolation: Interpolation,
+    offset: Offset = "even",
+    resize: int | None = None,
+    stretch: bool = False,
 ) -> Image.Image:
-    """The middle square of a picture whose shorter side is resized to ``size`` pixels."""
-    short, whole = min(image.size), round if offset == "even" else int
+    """The middle ``size`` pixels of a resized picture; see :class:`SquareTransform`."""
+    short, whole = min(image.size), round if offset == "even" else math.floor
     # The longer side is cut down to whole pixels.
-    width, height = (int(size * side / short) for side in image.size)
+    wanted = resize or size
+    width, height = (wanted if stretch else int(wanted * side / short) for side in image.size)
     left, top = (whole((side - size) / 2.0) for side in (width, height))
     resized = image.resize((width, height), _filter(interpolation))
     return resized.crop((left, top, left + size, top + size))

@@ -3,8 +3,9 @@
 PyTorch's CPU kernels share a sum (a convolution's gradients, a batch norm's moments) out among the threads
 that there are, so that its rounding depends on their number, and after some hundred steps a whole training
 does. Inside :func:`fixed_order` a batch is always cut into the same parts, of which each is computed by one
-thread; what the parts give is added in their order. The convolutions are nearly all of the work: the rest is
-done by one thread.
+thread; what the parts give is added in their order. How many parts depends on the sizes alone: a small
+convolution is one part, which the calling thread computes. The convolutions are nearly all of the work: the
+rest is done by one thread.
 """
 
 import os
@@ -22,6 +23,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 PARTS = 4  # more are slower on few cores: each part lays the weights out anew
+# Multiply-adds that a part has at least: fewer take less time than to hand them to a thread.
+PART_MACS = 2**25
 _pool: ContextVar[ThreadPoolExecutor | None] = ContextVar("_pool", default=None)
 
 
@@ -91,8 +94,12 @@ class _Convolution(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.stride, ctx.pool = stride, pool
+        ctx.parts = _parts(x, weight, stride)
+        if ctx.parts == 1:
+            return F.conv2d(x, weight, bias, stride, 1)
+        parts = x.chunk(ctx.parts)
         return torch.cat(
-            list(pool.map(lambda part: F.conv2d(part, weight, bias, stride, 1), x.chunk(PARTS)))
+            list(pool.map(lambda part: F.conv2d(part, weight, bias, stride, 1), parts))
         )
 
     @staticmethod
@@ -115,9 +122,17 @@ class _Convolution(torch.autograd.Function):
                 wanted,
             )
 
-        parts = list(ctx.pool.map(part, x.chunk(PARTS), found.chunk(PARTS)))
+        if ctx.parts == 1:
+            return *part(x, found), None, None
+        parts = list(ctx.pool.map(part, x.chunk(ctx.parts), found.chunk(ctx.parts)))
         before = torch.cat([one[0] for one in parts]) if wanted[0] else None
         return before, _sum([one[1] for one in parts]), _sum([one[2] for one in parts]), None, None
+
+
+def _parts(x: Tensor, weight: Tensor, stride: tuple[int, int]) -> int:
+    """Into how many parts a batch is cut."""
+    macs = weight.numel() * x[:, 0].numel() // (stride[0] * stride[1])
+    return max(1, min(PARTS, macs // PART_MACS))
 
 
 def _sum(parts: Sequence[Tensor]) -> Tensor:

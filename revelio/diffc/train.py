@@ -78,7 +78,10 @@ class Training:
     def start(cls, model: DiffC, config: FitConfig) -> "Training":
         """A training at its beginning."""
         optimizer = torch.optim.AdamW(
-            model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+            model.parameters(),
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            fused=True,
         )
         return cls(model, optimizer)
 

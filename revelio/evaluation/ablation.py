@@ -1,6 +1,7 @@
 """What a latent does in the model: its share of the activation is taken away, and the output looked at.
 
-The latent's code times its decoder row is taken from every cell of an image. Two measures, on what the
+The latent's code times its decoder row is taken from the cells of an image: of a k-SAE of pooled activations
+the code of their mean from all of them alike, of one of cells each cell's own. Two measures, on what the
 model makes of it (:mod:`revelio.evaluation.downstream`: a one-step prediction, or a ViT's embedding):
 
 ablation    For each class the latent that detects it best (of highest F1, on one half of the images). On
@@ -16,7 +17,7 @@ the same images, and another latent with as much total code. Where a latent is n
 changes nothing, by construction, so the change there is no measure.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,11 +27,12 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from revelio.analysis.paired import Measured, against, measured
-from revelio.evaluation.downstream import Downstream, Reader, without
+from revelio.evaluation.downstream import Change, Downstream, Reader
 from revelio.evaluation.encoded import Encoded
 from revelio.evaluation.measures import HeldOut, detector
 from revelio.sae.inputs import Source
 from revelio.sae.kernels.base import Codes
+from revelio.sae.model import KSparseAutoencoder
 from revelio.seeds import generator
 
 LATENTS = 20
@@ -40,11 +42,65 @@ RANDOM, OTHER = "a random direction", "another latent of equal mass"
 
 @dataclass(frozen=True)
 class _Pairs:
-    """Images from which a latent's share is taken: each latent's images and the vectors."""
+    """Latents and images, from which their share is taken.
 
+    Attributes:
+        model: whose latents they are.
+        latents: which ones.
+        places: of each pair its latent, as a place in ``latents``.
+        images: of each pair its image.
+        cells: whether each cell has a code of its own.
+        source: which input of the k-SAE the activations are of.
+    """
+
+    model: KSparseAutoencoder
+    latents: Int64[Tensor, " l"]
     places: Int64[Tensor, " p"]
     images: Int64[Tensor, " p"]
-    vectors: Float[Tensor, "p d"]
+    cells: bool
+    source: Source
+
+    @classmethod
+    def of(
+        cls,
+        codes: Encoded,
+        latents: Int64[Tensor, " l"],
+        chosen: Sequence[Int64[Tensor, " i"]],
+        images: HeldOut,
+        source: Source,
+    ) -> "_Pairs":
+        """Each latent with the images that were chosen for it."""
+        places = torch.cat([torch.full_like(one, place) for place, one in enumerate(chosen)])
+        cells = images.rows.ndim == 3
+        return cls(codes.model, latents, places, torch.cat(list(chosen)), cells, source)
+
+    def share(self, rows: Float[Tensor, "b s d"], part: slice) -> Float[Tensor, "b s d"]:
+        """What the latents of some pairs add to the activations of their images; s is 1 for pooled ones."""
+        seen = rows if self.cells else rows.mean(1, keepdim=True)
+        mine = self.latents[self.places[part]].repeat_interleave(seen.shape[1])[:, None]
+        codes = self.model.encode(seen.flatten(0, 1).cpu(), self.source)
+        values = (codes.values.clamp(min=0) * (codes.indices == mine)).sum(1, keepdim=True)
+        with_it, without = (
+            self.model.decode(Codes(one, mine), self.source)
+            for one in (values, torch.zeros_like(values))
+        )
+        return (with_it - without).view_as(seen)
+
+    def without(self, seed: int | None = None) -> Change:
+        """Take the share away; or, with a seed, a random direction a latent, as long."""
+        directions = None
+        if seed is not None:
+            draw = generator(seed, "directions to ablate")
+            drawn = torch.randn(len(self.latents), self.model.d, generator=draw)
+            directions = normalize(drawn, dim=1)[self.places, None]
+
+        def change(rows: Float[Tensor, "b s d"], part: slice) -> Float[Tensor, "b s d"]:
+            share = self.share(rows, part)
+            if directions is not None:
+                share = directions[part] * share.norm(dim=2, keepdim=True)
+            return rows - share.to(rows)
+
+        return change
 
 
 def ablations(
@@ -98,40 +154,20 @@ def ablations(
     return entries, told
 
 
-def _pairs(codes: Encoded, latents: Tensor, images: list[Tensor], source: Source) -> _Pairs:
-    """What each latent adds to the activation of each of its images."""
-    places = torch.cat([torch.full_like(one, i) for i, one in enumerate(images)])
-    which = torch.cat(images)
-    dense = torch.from_numpy(codes.matrix[:, latents.numpy()].toarray())
-    values = dense[which, places].float()[:, None]
-    model, column = codes.model, latents[places, None]
-    made = model.decode(Codes(values, column), source)
-    vectors = made - model.decode(Codes(torch.zeros_like(values), column), source)
-    return _Pairs(places, which, vectors.cpu())
-
-
-def _random(pairs: _Pairs, latents: int, seed: int) -> Float[Tensor, "p d"]:
-    """A random direction a latent, as long as what it adds."""
-    draw = generator(seed, "directions to ablate")
-    drawn = normalize(torch.randn(latents, pairs.vectors.shape[1], generator=draw), dim=1)
-    return drawn[pairs.places] * pairs.vectors.norm(dim=1, keepdim=True)
-
-
 def _effect(
     downstream: Downstream, codes: Encoded, images: HeldOut, seed: int, source: Source
 ) -> Measured | None:
     latents = codes.strongest(LATENTS, TOP)
     if not len(latents):
         return None
-    pairs = _pairs(codes, latents, [codes.top(one)[0][:TOP] for one in latents.tolist()], source)
+    strongest = [codes.top(one)[0][:TOP] for one in latents.tolist()]
+    pairs = _Pairs.of(codes, latents, strongest, images, source)
 
-    def changed(vectors: Tensor) -> Float[Tensor, "l top"]:
-        gap = (
-            downstream.outputs(without(vectors), pairs.images) - downstream.unchanged[pairs.images]
-        )
+    def changed(change: Change) -> Float[Tensor, "l top"]:
+        gap = downstream.outputs(change, pairs.images) - downstream.unchanged[pairs.images]
         return gap.double().square().flatten(1).sum(1).view(len(latents), TOP)
 
-    own, random = changed(pairs.vectors), changed(_random(pairs, len(latents), seed))
+    own, random = changed(pairs.without()), changed(pairs.without(seed))
     shown = pairs.images.view(len(latents), TOP)
 
     def mean_log_ratio(kept: Tensor) -> float:
@@ -174,9 +210,9 @@ def _drop(
         torch.from_numpy(codes.matrix[:, latents.numpy()].toarray() > 0) & images.judged[:, None]
     )
     drop = torch.zeros(len(latents), len(images.labels), dtype=torch.float64)
-    pairs = _pairs(codes, latents, [column.nonzero()[:, 0] for column in fires.T], source)
-    vectors = pairs.vectors if random is None else _random(pairs, len(latents), random)
-    outputs = downstream.outputs(without(vectors), pairs.images)
+    firing = [column.nonzero()[:, 0] for column in fires.T]
+    pairs = _Pairs.of(codes, latents, firing, images, source)
+    outputs = downstream.outputs(pairs.without(random), pairs.images)
     truth = images.labels[pairs.images, None]
 
     def read(found: Tensor) -> Float[Tensor, " p"]:

@@ -201,11 +201,6 @@ def replaced(replace: Replace | None, cells: bool = False) -> Change | None:
     return change
 
 
-def without(vectors: Float[Tensor, "p d"]) -> Change:
-    """Take a vector from every cell of an image: one an image that is asked for."""
-    return lambda rows, part: rows - vectors[part, None].to(rows)
-
-
 @dataclass(frozen=True)
 class Reader:
     """Which class an output shows: a logistic regression on unchanged outputs of one half of the images.

@@ -34,6 +34,7 @@ class Encoded:
         latents: their latents.
         errors: squared error of each image, summed over dimensions and cells.
         cosines: of each activation and its reconstruction, both about the mean activation; of cells the mean.
+        slope: how their mean changes with the mean activation that they are about.
     """
 
     model: KSparseAutoencoder
@@ -41,6 +42,7 @@ class Encoded:
     latents: Int64[Tensor, "images width"]
     errors: Float[Tensor, " images"]
     cosines: Float[Tensor, " images"]
+    slope: Float[Tensor, " d"]
 
     @cached_property
     def matrix(self) -> "csc_array":
@@ -100,8 +102,9 @@ def encoded(
         )
         for i in (0, 1)
     )
+    errors, cosines, slopes = (torch.cat([part[i] for part in parts]) for i in (2, 3, 4))
     return Encoded(
-        model, values, latents, *(torch.cat([part[i] for part in parts]) for i in (2, 3))
+        model, values, latents, errors, cosines, slopes.sum(0) / rows.flatten(0, -2).shape[0]
     )
 
 
@@ -115,12 +118,24 @@ def _batches(
         codes = model.encode(flat, source)
         made = model.decode(codes, source).cpu()
         errors = (made - flat).double().square().sum(1)
-        cosines = torch.cosine_similarity(made - mean, flat - mean).double()
+        cosines, slopes = _about(mean, made, flat)
         values, latents = codes.values.cpu(), codes.indices.cpu()
         if rows.ndim == 3:
             values, latents = (one.unflatten(0, (-1, cells)) for one in (values, latents))
             values, latents = _of_images(values, latents, model.n, over)
-        yield values, latents, errors.view(-1, cells).sum(1), cosines.view(-1, cells).mean(1)
+        cosines = cosines.view(-1, cells).mean(1)
+        yield values, latents, errors.view(-1, cells).sum(1), cosines, slopes.sum(0, keepdim=True)
+
+
+def _about(mean: Tensor, made: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines of rows about a mean, and their gradients by it."""
+    one, other = (made - mean).double(), (rows - mean).double()
+    sizes = one.norm(dim=1, keepdim=True), other.norm(dim=1, keepdim=True)
+    one, other = (x / size.clamp(min=1e-8) for x, size in zip((one, other), sizes, strict=True))
+    cosines = (one * other).sum(1, keepdim=True)
+    along = [size.clamp(min=1e-8).reciprocal() for size in sizes]
+    slopes = (cosines * one - other) * along[0] + (cosines * other - one) * along[1]
+    return cosines[:, 0], slopes
 
 
 def _of_images(

@@ -28,7 +28,7 @@ from revelio.sae.model import KSparseAutoencoder
 
 def reconstruction(model: KSparseAutoencoder, source: Source = None) -> Replace:
     """Activations (r d) as the k-SAE reconstructs them."""
-    return lambda rows: model.decode(model.encode(rows, source), source).to(rows)
+    return lambda rows: model.decode(model.encode(rows.cpu(), source), source).to(rows)
 
 
 def recovered(
@@ -40,6 +40,7 @@ def recovered(
     *,
     confidence: float = 0.95,
     source: Source = None,
+    cells: bool = False,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Loss recovered of a k-SAE beside its controls', and a probe's accuracy.
 
@@ -51,6 +52,7 @@ def recovered(
         reader: the probe; None: no accuracy.
         confidence: of all intervals of a measure together.
         source: which input of the k-SAE the activations are of.
+        cells: whether it reconstructs each cell, not their mean.
 
     Returns:
         ``loss recovered`` and ``downstream probe``, as :func:`revelio.analysis.paired.against` gives them;
@@ -64,7 +66,7 @@ def recovered(
     ways |= {name: reconstruction(model, source) for name, model in models.items()}
     losses, accuracy = {}, {}
     for name, way in ways.items():
-        output = downstream.outputs(replaced(way))
+        output = downstream.outputs(replaced(way, cells))
         losses[name] = downstream.losses(output)
         if reader is not None:
             accuracy[name] = _accuracy(downstream, output, images, reader)

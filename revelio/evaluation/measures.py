@@ -96,8 +96,14 @@ def fvu(codes: Encoded, images: HeldOut) -> Measured:
 
 
 def cosine(codes: Encoded, images: HeldOut) -> Measured:
-    """Mean cosine of activation and reconstruction, about the mean activation."""
-    return measured(lambda kept: float(codes.cosines[kept].mean()), images.subsets)
+    """Mean cosine of activation and reconstruction, about the mean activation.
+
+    A subset's is about its own mean activation, to first order: otherwise the interval would not hold the
+    chance of that mean.
+    """
+    rows = images.rows.mean(1) if images.rows.ndim == 3 else images.rows
+    shifts = (rows - rows.mean(0)).double() @ codes.slope
+    return measured(lambda kept: float((codes.cosines + shifts)[kept].mean()), images.subsets)
 
 
 def purity(form: str) -> Callable[[Encoded, HeldOut], Measured | None]:
@@ -123,7 +129,7 @@ def _purity(
         found = measures(kept_counts(top, labels, images.classes, kept, TOP))
         return float(found[form].nan_to_num(0.0).mean())
 
-    return measured(mean, images.subsets, of_top=True)
+    return measured(mean, images.subsets, steady=True)
 
 
 def _top_images(codes: Encoded, latents: Tensor, count: int) -> Int64[Tensor, "l count"]:
@@ -225,7 +231,7 @@ def coverage(above: float) -> Callable[[Encoded, HeldOut], Measured | None]:
             score = 2 * hit / ((fires & kept).sum(1) + (truth & kept).sum(1)).clamp(min=1)
             return float((score > above).double().mean())
 
-        return measured(covered, images.subsets)
+        return measured(covered, images.subsets, steady=True)
 
     return function
 
@@ -289,7 +295,7 @@ def significant(codes: Encoded, images: HeldOut) -> Measured | None:
         p = np.minimum(1.0, tails * images.classes)
         return float((stats.false_discovery_control(p) <= FALSE_DISCOVERIES).mean())
 
-    return measured(share, images.subsets, of_top=True)
+    return measured(share, images.subsets, steady=True)
 
 
 MEASURES: dict[str, Measure] = {

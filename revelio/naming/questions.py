@@ -7,7 +7,6 @@ shown numbered images, half of which the latent fires on, and says which ones sh
 
 import base64
 import io
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
@@ -133,8 +132,9 @@ def body(judge: str, question: str, jpeg: bytes, max_tokens: int) -> dict[str, A
 
 def reply_object(text: str) -> dict[str, Any]:
     """The JSON object in a reply, which may stand in prose or in a fenced block."""
-    found = re.search(r"\{.*\}", text, re.DOTALL)
-    value = parse_json(found.group(), "the reply") if found else None
+    # Not by a pattern, which takes a reply of many brackets the square of its length.
+    first, last = text.find("{"), text.rfind("}")
+    value = parse_json(text[first : last + 1], "the reply") if 0 <= first < last else None
     if not isinstance(value, dict):
         raise ValueError("the reply holds no JSON object")
     return value

@@ -28,9 +28,10 @@ from revelio.backbones.base import Backbone
 from revelio.backbones.prompts import CAPTIONS, FIXED, captions_sha256, prompt_texts
 from revelio.backbones.registry import load_backbone
 from revelio.bounds import check_fields
-from revelio.config import completed, to_yaml
+from revelio.config import completed, structure, to_yaml
 from revelio.data.dataset import ImageDataset
 from revelio.data.open import open_dataset
+from revelio.diffc.inputs import readable
 from revelio.files import write_whole
 from revelio.pipelines import Progress, Report, silent
 from revelio.run_dir import Run, versions, write_json
@@ -40,6 +41,7 @@ from revelio.trust import printable, read_object
 
 __all__ = ["Advice", "AdviseConfig", "advise"]
 
+SECONDS = "seconds.json"
 RESULTS = ("report.json", "heat_map.png", "diffc.yaml", "llava_tower.yaml")
 
 
@@ -54,6 +56,13 @@ class Advice:
     def words(self) -> list[str]:
         """Lines for a person."""
         return in_words(self.result)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """Seconds an image of each candidate, as a run keeps them."""
+
+    seconds: tuple[float, ...]
 
 
 def advise(config: AdviseConfig, progress: Report = silent) -> Advice:
@@ -149,12 +158,15 @@ class _Advisor:
         self._rows: dict[Candidate, list[torch.Tensor]] = {one: [] for one in self.candidates}
         self._kept: list[ActivationStore] = []
         self._until = 0
+        few = dataset.subset(range(min(config.batch_size, len(dataset))))
+        self._few = readable(few)[0] if config.data.on_error == "skip" else few
 
     def write(self, out: Path) -> None:
         """Run the race, and write everything but the run's own files."""
         config, by = self.config, self._by
+        seconds = self._seconds(out / SECONDS)
         rounds = halve(
-            self.candidates,
+            sorted(self.candidates, key=seconds.__getitem__),
             lambda racing, count: self._measured(racing, count, out / "activations"),
             sizes(self._first, len(self.dataset), config.growth),
             by=by,
@@ -162,7 +174,7 @@ class _Advisor:
             growth=config.growth,
             confidence=config.confidence,
         )
-        result = result_of(rounds, by, self._seconds(), config)
+        result = result_of(rounds, by, seconds, config)
         best = Candidate(
             **{key: result["recommended"][key] for key in ("model", "layer", "timestep", "prompt")}
         )
@@ -266,18 +278,21 @@ class _Advisor:
         parts = [store.labels for store in self._kept]
         return None if parts[0] is None else torch.cat([p for p in parts if p is not None]).numpy()
 
-    def _seconds(self) -> dict[Candidate, float]:
-        found: dict[Candidate, float] = {}
-        few = self.dataset.subset(range(min(self.config.batch_size, len(self.dataset))))
-        for name, model in self.models.items():
-            some = [one for one in self.candidates if one.model == name]
-            prompts = {one.prompt for one in some if one.timestep is not None}
-            text = {policy: self._texts_of_first(few, policy) for policy in prompts}
-            found |= seconds_an_image(model, few, some, text, self.config.batch_size)
-        return found
+    def _seconds(self, path: Path) -> dict[Candidate, float]:
+        """What an image costs; a re-run takes what was measured, so that it prefers the same candidates."""
+        if not path.is_file():
+            found: dict[Candidate, float] = {}
+            for name, model in self.models.items():
+                some = [one for one in self.candidates if one.model == name]
+                prompts = {one.prompt for one in some if one.timestep is not None}
+                text = {policy: self._texts_of_first(policy) for policy in prompts}
+                found |= seconds_an_image(model, self._few, some, text)
+            write_json(path, {"seconds": [found[one] for one in self.candidates]})
+        known = structure(Costs, read_object(path))
+        return dict(zip(self.candidates, known.seconds, strict=True))
 
-    def _texts_of_first(self, few: ImageDataset, policy: str) -> str:
-        return prompt_texts(policy, few.subset([0]), device=self.config.backbone.device)[0]
+    def _texts_of_first(self, policy: str) -> str:
+        return prompt_texts(policy, self._few.subset([0]), device=self.config.backbone.device)[0]
 
     def _control(self, best: Candidate) -> dict[str, float]:
         """What the deciding probe reaches on the recommended rows with shuffled labels."""
@@ -306,8 +321,8 @@ class _Advisor:
 
     def _tower(self, best: Candidate) -> str:
         model = self.models[best.model]
-        side = model.transform(self.dataset.read(0)).shape[-1]
-        text = _one_text(best.prompt, self.dataset)
+        side = model.transform(self._few.read(0)).shape[-1]
+        text = _one_text(best.prompt, self._few)
         return tower_yaml(best, model.layers[best.layer], side, self.config, text)
 
 

@@ -1,7 +1,7 @@
 """What a k-SAE's reconstruction and its latents do in the model: the part of an evaluation that runs it."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -44,6 +44,7 @@ class InModel:
                 f"loss_images is {config.loss_images}: intervals need {TOO_FEW} images up"
             )
         self.confidence, self.seed, self.about = config.confidence, config.seed, store.manifest
+        self.over: Literal["max", "mean"] = "mean" if config.over == "mean" else "max"
         dataset, places = _pictures(config, store)
         self.downstream = _downstream(config, store, dataset, places)
         where = {name: row for row, name in enumerate(store.ids)}
@@ -61,8 +62,9 @@ class InModel:
             mean: the mean activation.
         """
         how = {"confidence": self.confidence, "source": self.about}
-        entries, told = recovered(self.downstream, models, mean, self.images, self.reader, **how)
-        codes = {name: encoded(one, self.images.rows, self.about) for name, one in models.items()}
+        rows, inside = self.images.rows, (self.downstream, models, mean, self.images, self.reader)
+        entries, told = recovered(*inside, **how, cells=rows.ndim == 3)
+        codes = {n: encoded(one, rows, self.about, self.over) for n, one in models.items()}
         more, parts = ablations(
             self.downstream, codes, self.images, self.reader, seed=self.seed, **how
         )

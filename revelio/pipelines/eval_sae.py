@@ -124,6 +124,7 @@ class _Data:
         store: of the held-out images.
         rows: its activations, or those of all cells of each image.
         source: the activations that controls are made of, a row each.
+        source_sha256: of their store.
         random: activations of a backbone with random weights, of the held-out images and to train on; None:
             not wanted.
         notes: what is to be said of them.
@@ -133,6 +134,7 @@ class _Data:
     store: ActivationStore
     rows: Float[Tensor, "images d"] | Float[Tensor, "images c d"]
     source: Float[Tensor, "others d"]
+    source_sha256: str
     random: tuple[Tensor, Tensor] | None
     notes: list[str]
     untrained: dict[tuple[int, ...], Any] = field(default_factory=dict)
@@ -171,10 +173,7 @@ def _over(config: EvalSAEConfig, models: Mapping[str, KSparseAutoencoder]) -> Ov
         raise ValueError(
             f"{printable(cells)} was trained on cells, others on pooled rows: choose `over`"
         )
-    over = config.over or next(iter(own.values()))
-    if config.loss_images and over != "pooled":
-        raise ValueError("loss_images is of pooled activations: leave it out for codes of cells")
-    return over
+    return config.over or next(iter(own.values()))
 
 
 def _opened(path: Path, over: OverCells | None) -> ActivationStore:
@@ -207,7 +206,8 @@ def _data(config: EvalSAEConfig, models: Mapping[str, KSparseAutoencoder]) -> _D
     notes = [] if store.labels is not None else [UNLABELLED]
     random = _random(config, store)
     if config.train_store is None:
-        return _Data(store, rows, rows.flatten(0, -2), random, [NO_TRAIN_STORE, *notes])
+        notes = [NO_TRAIN_STORE, *notes]
+        return _Data(store, rows, rows.flatten(0, -2), store.sha256, random, notes)
     train = _opened(config.train_store, over)
     _check_channels(train, store)
     same = all(train.manifest.get(key) == store.manifest.get(key) for key in ("dataset", "split"))
@@ -219,7 +219,7 @@ def _data(config: EvalSAEConfig, models: Mapping[str, KSparseAutoencoder]) -> _D
         )
     if shared:
         notes = [f"{shared:,} of {store.images:,} images are training images", *notes]
-    return _Data(store, rows, _rows(train, over).flatten(0, -2), random, notes)
+    return _Data(store, rows, _rows(train, over).flatten(0, -2), train.sha256, random, notes)
 
 
 def _check_channels(other: ActivationStore, store: ActivationStore) -> None:
@@ -281,15 +281,14 @@ def _judged(
     untrained, taken = data.untrained[sizes]
     models, known = {"k-SAE": model} | untrained, dict(taken)
     if config.trained_controls:
-        key = (_sha256(path) or "")[:12]
+        key = _key(path, data.source_sha256, config.over)
         for name in TRAINED:
             models[name] = _trained(config, path, model, data.source, name, key, progress)
     others = {}
     if data.random is not None and config.random_train_store is not None:
         rows, source = data.random
         store = _opened(config.random_train_store, config.over)
-        key = f"{_sha256(path)}{store.sha256}"
-        key = blake2b(key.encode(), digest_size=6).hexdigest()
+        key = _key(path, store.sha256, config.over)
         control = _trained(config, path, model, source, RANDOM_WEIGHTS, key, progress)
         others[RANDOM_WEIGHTS] = (control, rows)
     entry = judge(
@@ -311,6 +310,12 @@ def _judged(
         entry["measures"] |= more.pop("measures")
         entry |= more
     return entry
+
+
+def _key(path: str, trained_on: str, over: OverCells | None) -> str:
+    """Of a trained control: the k-SAE that it stands beside, and what it sees."""
+    parts = f"{_sha256(path)} {trained_on} {over != 'pooled'}"
+    return blake2b(parts.encode(), digest_size=6).hexdigest()
 
 
 def _trained(
@@ -364,7 +369,7 @@ def _together(
         return {}
     first = next(iter(models.values()))
     directions = [live_directions(model, data.rows) for model in models.values()]
-    seeds = range(config.seed, config.seed + min(len(models), STABLE_SEEDS))
+    seeds = range(config.seed, config.seed + len(models))
     stable = {"k-SAE": stability(directions)}
     stable |= stability_of_controls(first, data.source, list(seeds))
     told = {}

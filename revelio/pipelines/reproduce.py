@@ -130,17 +130,22 @@ def _row(shared: Shared, ours: OurRow) -> Found:
         found = measure(shared, ours)
     except CANNOT as error:  # the other rows go on
         return {"missing": reason_of(error)}
-    write_json(_file(shared, ours), {"settings": _settings(shared, ours), "found": found})
+    about = {"settings": _settings(shared, ours), "pictures": shared.contents(ours)}
+    write_json(_file(shared, ours), about | {"found": found})
     return found
 
 
 def _written(shared: Shared, ours: OurRow) -> Found | None:
-    """A row's measures of an earlier run with the same settings."""
+    """A row's measures of an earlier run with the same settings, on the same pictures."""
     path = _file(shared, ours)
     check_file(path, has_keys("settings", "found"), "what a row measured")
-    if path.is_file() and (done := read_object(path))["settings"] == _settings(shared, ours):
-        return checked(done["found"], path)
-    return None
+    done = read_object(path) if path.is_file() else {"settings": None}
+    if done["settings"] != _settings(shared, ours):
+        return None
+    # Rows of older versions do not say which pictures; and those that are gone can't be compared.
+    if "pictures" in done and shared.contents(ours) not in (done["pictures"], None):
+        return None
+    return checked(done["found"], path)
 
 
 def _file(shared: Shared, ours: OurRow) -> Path:

@@ -14,6 +14,7 @@ from revelio.activations.vae_cache import cacheable
 from revelio.backbones.base import Backbone
 from revelio.backbones.prompts import CLIP, prompt_texts
 from revelio.backbones.registry import load_backbone
+from revelio.data.contents import combined
 from revelio.data.dataset import ImageDataset
 from revelio.data.open import open_dataset
 from revelio.data.registry import is_registered
@@ -81,6 +82,14 @@ class Shared:
                 train, test = (hashed(part, self.progress) for part in (train, test))
             self._pictures[ours.set_name] = train, test
         return self._pictures[ours.set_name]
+
+    def contents(self, ours: OurRow) -> str | None:
+        """A hash of a row's pictures; None where they can't be opened, or are stored nowhere."""
+        try:
+            found = [part.contents() for part in self.images(ours)]
+        except CANNOT:
+            return None
+        return None if None in found else combined(map(str, found))
 
     def _opened(self, ours: OurRow) -> tuple[ImageDataset, ImageDataset]:
         data = ours.data

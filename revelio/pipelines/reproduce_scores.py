@@ -27,6 +27,7 @@ _MODELS = {
     "clip-sd-t25": "mpt-7b-chat + clip+sd1.5 t=25",
     "clip-sd-t200": "mpt-7b-chat + clip+sd1.5 t=200",
 }
+LARGEST = 1e6  # of scores, which are from 0 to 10, or shares of the reference's in percent
 NOT_GIVEN = "made by its own commands: give what LLaVA-Bench said of it in scores"
 
 
@@ -64,7 +65,7 @@ def _entries(path: Path) -> list[dict[str, Any]]:
 def _found(row: Row, trainings: list[dict[str, Any]], seed: int) -> Found:
     category, key = row.dataset.partition(":")[2], _KEYS.get(row.metric, "")
     parts = [_category(one, category) for one in trainings]
-    known = [one for one in parts if one.get(key) is not None and one.get(f"{key}_interval")]
+    known = [one for one in parts if _is_number(one.get(key)) and _interval(one, key)]
     if not known:
         return {"missing": NOT_GIVEN}
     draw = np.random.default_rng(key_seed(seed, row.name, row.metric))
@@ -76,6 +77,16 @@ def _found(row: Row, trainings: list[dict[str, Any]], seed: int) -> Found:
         interval = {"interval": known[0][f"{key}_interval"], "interval_kind": "over questions"}
         found |= interval
     return found | {"chance": None, "images": {"questions": known[0].get("questions")}}
+
+
+def _interval(entry: Mapping[str, Any], key: str) -> bool:
+    """Whether a score has an interval of two numbers."""
+    found = entry.get(f"{key}_interval")
+    return isinstance(found, list) and len(found) == 2 and all(map(_is_number, found))
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= LARGEST
 
 
 def _category(scores: Mapping[str, Any], name: str) -> dict[str, Any]:

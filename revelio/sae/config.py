@@ -89,6 +89,9 @@ class TrainConfig:
     warmup_steps: Index = 500
     """Steps of linear warm-up; 0: none."""
 
+    decay: Share = 0.0
+    """The share of the steps, the last ones, over which the learning rate falls to 0; 0: none."""
+
     seed: Seed = 0
     """Of the first weights and of the rows' order."""
 

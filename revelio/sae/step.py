@@ -48,10 +48,11 @@ class Replay(Protocol):
 
 def learning_rate(model: KSparseAutoencoder, config: TrainConfig, t: int) -> float:
     """Update t's learning rate (t from 1). The released code's scheduler is one step ahead."""
-    if config.warmup_steps == 0:
-        return config.learning_rate
     ahead = 1 if model.mode == "as_code" else 0
-    return config.learning_rate * min(1.0, (t + ahead) / config.warmup_steps)
+    share = min(1.0, (t + ahead) / config.warmup_steps) if config.warmup_steps else 1.0
+    if config.decay:
+        share *= min(1.0, (config.steps + 1 - t) / (config.decay * config.steps))
+    return config.learning_rate * share
 
 
 class _Loss(NamedTuple):

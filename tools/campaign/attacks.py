@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from campaign import hostile, hostile_data, hostile_runs
+from campaign import hostile, hostile_data, hostile_runs, hostile_told
 from campaign.hostile import Case
 from campaign.sandbox import TRACEBACK, Limits, Outcome, run
 from campaign.world import World
@@ -36,6 +36,12 @@ KINDS: dict[str, tuple[Callable[..., Case], int]] = {
     "tables of prompts": (hostile_runs.prompts, 60),
     "runs of zero-shot, advise, reproduce": (hostile_runs.runs, 80),
     "caches of replies": (hostile_runs.caches, 40),
+    "names, measures, scores, galleries": (hostile_told.told, 60),
+    "masks and captions": (hostile_told.pictures_told, 50),
+    "benches and answers": (hostile_told.benches, 60),
+    "judges' replies": (hostile_told.replies, 40),
+    "projectors and runs of LLaVA": (hostile_told.projectors, 60),
+    "requests to a gallery's server": (hostile_told.uploads, 30),
     "config files (YAML, JSON)": (hostile_data.configs, 80),
     "flags": (hostile_data.flags, 100),
 }
@@ -129,8 +135,9 @@ def judged(
         found["outside"] = f"{outcome.touched[:5]}"
     if tree(world.outside) != before:
         found["outside"] = "a file outside differs"
-    if outcome.asked:
-        found["network"] = f"{outcome.asked[:3]}"
+    # A judge that the user named, and that nobody answers for.
+    if asked := [one for one in outcome.asked if "127.0.0.1" not in one]:
+        found["network"] = f"{asked[:3]}"
     if outcome.status == TRACEBACK or "Traceback (most recent" in outcome.err:
         found["traceback"] = outcome.err
     elif outcome.hung:

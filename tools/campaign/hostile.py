@@ -36,6 +36,17 @@ class Case:
     same: tuple[Path, Path] | None = None
 
 
+MODEL_FILES = (".json", ".safetensors", ".jinja")
+# Chat templates are programs, in a sandbox of transformers' own.
+TEMPLATES = (
+    b"{{ 1 / 0 }}",
+    b"{% for m in messages %}{{ m['content'] }}",
+    b"{{ ().__class__.__base__.__subclasses__() }}",
+    b"{{ cycler.__init__.__globals__.os.system('true') }}",
+    b"{% include '/etc/passwd' %}{% for m in messages %}{{ m['content'] }}{% endfor %}",
+    b"{{ raise_exception('\x1b[2J') }}",
+)
+STORES = ("store", "rows", "grids", "whole", "text")
 Kind = Callable[[Random, World, Path], Case]
 
 
@@ -67,11 +78,15 @@ def reader(rng: Random, world: World, store: str, place: Path, folder: Path) -> 
         "rows": ("train-ksae", "plan-ksae"),
         "grids": ("train-diffc", "eval-diffc", "probe"),
         "whole": ("locality",),
+        "text": ("train-ksae",),
     }
     name, out = rng.choice(names[store]), folder / "out"
     if name == "plan-ksae":
         return case(["plan-ksae", "--store", str(place)])
-    words = replaced(world.words(name, out), world.made / store, place)
+    used = "rows" if store == "text" else store
+    words = replaced(world.words(name, out), world.made / used, place)
+    if store == "text":  # of a text encoder's tokens, a row each
+        return case([*words, "--rows", "cells"])
     return case(words, (out, world.made / "clean" / name))
 
 
@@ -79,7 +94,7 @@ def manifests(rng: Random, world: World, folder: Path) -> Case:
     """A store whose manifest was edited, read or resumed."""
     if rng.random() < 0.3:
         return extractions(rng, world, folder)
-    store = rng.choice(("store", "rows", "grids", "whole"))
+    store = rng.choice(STORES)
     place = copied(world.made / store, folder / "s")
     edit_json(rng, world, place / "manifest.json")
     return reader(rng, world, store, place, folder)
@@ -104,7 +119,7 @@ def extractions(rng: Random, world: World, folder: Path) -> Case:
 
 def shards(rng: Random, world: World, folder: Path) -> Case:
     """A store with a damaged shard; half of them with the hash of the damage in the manifest."""
-    store = rng.choice(("store", "rows", "grids", "whole"))
+    store = rng.choice(STORES)
     place = copied(world.made / store, folder / "s")
     shard = place / "shard-00000.safetensors"
     shard.write_bytes(tensors_file(rng, shard.read_bytes(), world.outside))
@@ -161,7 +176,7 @@ def results(rng: Random, world: World, folder: Path) -> Case:
         lines = path.read_text().splitlines()
         lines[0] = json_text(rng, json.loads(lines[0]), world.outside).decode(errors="replace")
         path.write_text("\n".join(lines))
-        words = world.words("score", folder / "out.json")
+        words = world.words("llava-bench score", folder / "out.json")
         return case(replaced(words, world.made / "reviews.jsonl", path))
     name = rng.choice(("top-images", "gallery", "pca-maps", "eval-diffc"))
     out = copied(world.made / "clean" / name, folder / "out")
@@ -302,7 +317,7 @@ def llavas(rng: Random, world: World, folder: Path) -> Case:
     place = copied(world.made / "llava", folder / "m")
     for name in ("helpers.py", "modeling_evil.py"):
         (place / name).write_text(SENTINEL)
-    files = sorted(path for path in place.rglob("*") if path.suffix in (".json", ".safetensors"))
+    files = sorted(path for path in place.rglob("*") if path.suffix in MODEL_FILES)
     if rng.random() < 0.3:
         _ask_for_code(rng, rng.choice([path for path in files if path.suffix == ".json"]))
     else:
@@ -333,6 +348,8 @@ def edit_model_file(rng: Random, world: World, path: Path) -> None:
     """Edit a config, or the weights; some are swapped for a hostile pickle."""
     if path.suffix == ".json":
         edit_json(rng, world, path)
+    elif path.suffix == ".jinja":
+        path.write_bytes(rng.choice((damaged(rng, path.read_bytes()), *TEMPLATES)))
     elif rng.random() < 0.6:
         path.write_bytes(tensors_file(rng, path.read_bytes(), world.outside))
     else:

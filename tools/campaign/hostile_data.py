@@ -5,7 +5,6 @@ import os
 import struct
 import zlib
 from dataclasses import fields, is_dataclass
-from importlib import import_module
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -16,11 +15,9 @@ import yaml
 from campaign.hostile import Case, case, copied, plant
 from campaign.mutate import damaged, edited, junk
 from campaign.world import World
-from cli_helpers import WRITERS
+from cli_helpers import WRITERS, module_of
 from test_data_trust import NASTY
 from test_inputs_flags import BOMBS
-
-from revelio.cli import COMMANDS
 
 
 def extract_words(world: World, source: Path, folder: Path, rng: Random) -> list[str]:
@@ -244,8 +241,9 @@ def flags_of(config: Any, above: str = "") -> list[str]:
     return found
 
 
+OWN = ("--out", "--cache", "--vae-cache", "--device", "--base-url")
 # Commands with a short call in the table of writers, but the longest.
-SHORT = sorted(set(COMMANDS) & set(WRITERS) - {"demo"})
+SHORT = sorted(set(WRITERS) - {"demo"})
 
 
 def base_words(rng: Random, world: World, folder: Path) -> tuple[str, list[str]]:
@@ -262,9 +260,8 @@ def flags(rng: Random, world: World, folder: Path) -> Case:
     """One to three wrong values for flags of a command, or flags that it has not."""
     plant(folder)
     name, words = base_words(rng, world, folder)
-    known = flags_of(import_module(f"revelio.cli.{name.replace('-', '_')}").Config)
     # Where it writes stays inside the case; what an honest large number asks for is done.
-    known = [flag for flag in known if flag not in ("--out", "--vae-cache", "--device")] or ["--x"]
+    known = [flag for flag in flags_of(module_of(name).Config) if flag not in OWN] or ["--x"]
     for _ in range(rng.choice((1, 1, 2, 3))):
         flag = rng.choice(known) if rng.random() < 0.93 else f"--{junk(rng, world.outside)}"
         value = rng.choice(WRONG)
@@ -275,7 +272,7 @@ def flags(rng: Random, world: World, folder: Path) -> Case:
 def configs(rng: Random, world: World, folder: Path) -> Case:
     """A YAML or JSON file for ``--config``: a bomb, a tag, an edited config, damaged text."""
     plant(folder)
-    words = base_words(rng, world, folder)[1]
+    name, words = base_words(rng, world, folder)
     path = folder / "hostile.yaml"
     kind = rng.random()
     small = {"seed": 3, "batch_size": 4, "data": {"limit": 2}, "backbone": {"name": "helpers:loat"}}
@@ -291,4 +288,5 @@ def configs(rng: Random, world: World, folder: Path) -> Case:
     else:
         text = damaged(rng, yaml.safe_dump(small).encode())
     path.write_bytes(text)
-    return case([words[0], f"--config={path}", *words[1:]])
+    first = len(name.split())
+    return case([*words[:first], f"--config={path}", *words[first:]])

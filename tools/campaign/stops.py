@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 from campaign.sandbox import CRASHED, TRACEBACK, Limits, finish, run, start
 from campaign.world import World, call
+from cli_helpers import WRITERS
 from files_helpers import before_operations, results
 
 from revelio.files import is_partial
 
-RESUMED = ("extract", "train-ksae", "train-diffc", "demo", "zero-shot", "advise", "extract-text")
-# The words of all others are simply given again. Of these the result is a file:
-FILES = ("purity", "score", "probe", "locality")
+# So many of its short steps take a moment in which it can be killed.
+LONGER = {"train-ksae": ("--steps", 20), "train-diffc": ("--epochs", 3)}
 
 
 @dataclass
@@ -30,12 +30,14 @@ class Stops:
         stops: how many there were.
         same: after how many the next run gave the bytes of one that was never stopped.
         seconds: of the uninterrupted run.
+        every: crash points: one in so many file operations.
         notes: what was not as it should be.
     """
 
     stops: int = 0
     same: int = 0
     seconds: float = 0.0
+    every: int = 1
     notes: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, number: object, faults: list[str]) -> None:
@@ -50,8 +52,8 @@ class Bench:
     """One command: a run that nothing stops, and folders to stop others in."""
 
     def __init__(self, world: World, name: str, kind: str, *more: object) -> None:
-        self.world, self.name, self.more = world, name, more
-        self.root = world.root / "cases" / f"{kind}-{name}"
+        self.world, self.name, self.more, self.writer = world, name, more, WRITERS[name]
+        self.root = world.root / "cases" / f"{kind}-{name.replace(' ', '-')}"
         self.root.mkdir()
         whole = self.place("whole")
         outcome = run(self.action(whole), self.root, limits=Limits(120))
@@ -63,11 +65,11 @@ class Bench:
 
     def place(self, label: object) -> Path:
         """Where a run writes."""
-        return self.root / f"{label}" / ("out.json" if self.name in FILES else "out")
+        return self.root / f"{label}" / self.writer.place
 
     def action(self, out: Path, resume: bool = False) -> Callable[[], None]:
         """The command, begun or given again."""
-        again = ["--resume"] if resume and self.name in RESUMED else []
+        again = ["--resume"] if resume and self.writer.resumes else []
         return call(self.world.words(self.name, out, *self.more, *again))
 
     def stopped(self, out: Path, **how: Any) -> Any:
@@ -78,7 +80,8 @@ class Bench:
     def after(self, out: Path) -> list[str]:
         """What is wrong once the command is given again after a stop."""
         outcome = run(self.action(out, resume=True), self.root, limits=Limits(120))
-        if outcome.status != 0:
+        # What is finished already may be refused, and is compared like all others.
+        if outcome.status != 0 and not (self.writer.once and out.exists() and outcome.status == 2):
             return [f"status {outcome.status}, signal {outcome.signal}: {outcome.err[-600:]}"]
         found = comparable(out)
         names = sorted(
@@ -107,12 +110,12 @@ def comparable(out: Path) -> dict[str, Any]:
     return {name: value for name, value in found.items() if name not in timed and name != ".lock"}
 
 
-def kills(world: World, name: str, count: int, rng: Random) -> Stops:
-    """SIGKILL at random moments, one to three in a row, then --resume."""
-    more = {"train-ksae": ("--steps", 20), "train-diffc": ("--epochs", 3)}.get(name, ())
-    bench = Bench(world, name, "kill", *more)
+def kills(world: World, name: str, *, counts: dict[str, int], seed: int) -> Stops:
+    """SIGKILL at random moments, one to three in a row, then the command again."""
+    rng = Random(f"{seed} {name} kills")
+    bench = Bench(world, name, "kill", *LONGER.get(name, ()))
     found = Stops(seconds=bench.seconds)
-    for number in range(count):
+    for number in range(counts[name]):
         out = bench.place(number)
         faults = []
         for _ in range(rng.choice((1, 1, 1, 2, 3))):
@@ -124,11 +127,11 @@ def kills(world: World, name: str, count: int, rng: Random) -> Stops:
     return found
 
 
-def crash_points(world: World, name: str, step: int = 1, most: int = 2000) -> Stops:
+def crash_points(world: World, name: str, *, steps: dict[str, int], most: int = 5000) -> Stops:
     """Stop the process before its file operation 1, 1 + step, ..., then give the command again."""
     bench = Bench(world, name, "crash")
-    found = Stops(seconds=bench.seconds)
-    for number in range(1, most, step):
+    found = Stops(seconds=bench.seconds, every=steps[name])
+    for number in range(1, most, steps[name]):
         out = bench.place(number)
         out.parent.mkdir()
         outcome = run(crashing(bench.action(out), number), bench.root, limits=Limits(120))
@@ -162,7 +165,7 @@ def crashing(action: Callable[[], None], number: int) -> Callable[[], None]:
     return crash
 
 
-def full_disks(world: World, name: str, count: int) -> Stops | None:
+def full_disks(world: World, name: str, *, count: int) -> Stops | None:
     """The output on a small tmpfs, then room and the command again; None where nothing may be mounted."""
     bench = Bench(world, name, "disk")
     found = Stops(seconds=bench.seconds)
@@ -195,10 +198,10 @@ def mount(place: Path, size: int, how: str = "rw") -> int:
     return subprocess.run(words, capture_output=True, check=False).returncode
 
 
-def twins(world: World, name: str, count: int, rng: Random) -> Stops:
+def twins(world: World, name: str, *, count: int, seed: int) -> Stops:
     """Two processes in one folder, one a moment after the other; then the command once more."""
-    more = {"train-ksae": ("--steps", 20), "train-diffc": ("--epochs", 3)}.get(name, ())
-    bench = Bench(world, name, "twins", *more)
+    rng = Random(f"{seed} {name} twins")
+    bench = Bench(world, name, "twins", *LONGER.get(name, ()))
     found = Stops(seconds=bench.seconds)
     other = bench.root.with_name(f"{bench.root.name}-other")
     other.mkdir()
@@ -213,7 +216,7 @@ def twins(world: World, name: str, count: int, rng: Random) -> Stops:
         for status, err in ((ended, said), (second.status, second.err)):
             if status == TRACEBACK or status not in (0, 2):
                 faults.append(f"status {status}: {err[-600:]}")
-        if 0 not in (ended, second.status) and name in RESUMED:
+        if 0 not in (ended, second.status) and bench.writer.resumes:
             faults.append(f"neither did the work: {said[-200:]} {second.err[-200:]}")
         found.add(number, faults + bench.after(out))
         bench.clear(out)

@@ -14,17 +14,15 @@ import torch
 sys.path[:0] = [str(Path(__file__).parents[2] / "tests"), str(Path(__file__).parents[2])]
 
 from backbones_helpers import tiny_clip, tiny_dinov2
-from cli_helpers import commands, write_inputs
-from eval_helpers import make_bench
+from cli_helpers import commands, run_words, write_inputs
 from llava_helpers import model_config, tiny_llama
 from sae_helpers import random_model
 
-from eval.llava_bench import main as bench
 from llava_ext.checkpoint import save_model
 from llava_ext.config import TowerConfig
 from llava_ext.language import assemble, load_language_model, load_tokenizer
 from llava_ext.model_config import TowerShape
-from revelio.activations.store import write_store
+from revelio.activations.store import ActivationStore, write_store
 from revelio.cli import main
 from revelio.reply_cache import Reply, open_cache
 from revelio.sae.io.peers import export_saelens, export_sparsify
@@ -66,7 +64,7 @@ class World:
 
 def call(words: list[str]) -> Callable[[], None]:
     """The command line with these words."""
-    return lambda: bench(words) if words[0] in ("score", "judge", "answer") else main(words)
+    return lambda: run_words(words)
 
 
 def build(root: Path) -> World:
@@ -94,7 +92,6 @@ def _write(world: World) -> None:
     write_store(made / "rows6", rows, [str(i) for i in range(20)])
     tiny_clip(made / "clip")
     tiny_dinov2(made / "dinov2")
-    make_bench(made / "bench")
     _write_llava(made / "llava")
     model = random_model()
     export_saelens(model, made / "saelens")
@@ -102,8 +99,13 @@ def _write(world: World) -> None:
     export_released(model, made / "released.pt")
     clean = made / "clean"
     for name in CLEAN:
-        main(world.words(name, clean / name))
-    main(world.words("purity", clean / "purity.json"))
+        run_words(world.words(name, clean / name))
+    run_words(world.words("purity", clean / "purity.json"))
+    run_words(world.words("locality", made / "locality.json"))
+    run_words(world.words("extract-text", made / "texts"))
+    store = next(path.parent for path in (made / "texts").glob("*/manifest.json"))
+    store.rename(made / "text")
+    _write_served(made)
     with open_cache(made / "replies.sqlite") as cache:
         for number in range(20):
             cache.put({"number": number}, Reply(f"reply {number}", 1, 2))
@@ -111,7 +113,25 @@ def _write(world: World) -> None:
     # A run that was stopped after its first checkpoint.
     words = world.words("train-ksae", made / "half")
     _stop_after_checkpoint(words)
-    bench(answer_words(world, made / "llava", made / "answers.jsonl"))
+    run_words(answer_words(world, made / "llava", made / "answers.jsonl"))
+
+
+def _write_served(made: Path) -> None:
+    """A gallery that a server shows: of a model whose pictures it can encode."""
+    sd = [
+        "--backbone.name",
+        made / "sd",
+        "--backbone.image-size",
+        32,
+        "--data.source",
+        made / "images",
+    ]
+    run_words(["extract", *sd, "--layers", "up_ft1", "--pool", "none", "--out", made / "grids-sd"])
+    store = next(path.parent for path in (made / "grids-sd").glob("*/manifest.json"))
+    width = ActivationStore.open(store).row_shape[0]
+    random_model(d=width, n=4 * width, k=6).save_pretrained(made / "wide")
+    words = ["gallery", "--store", store, "--ksae", made / "wide", "--data.source", made / "images"]
+    run_words([*words, "--map-method", "pca", "--latents", 5, "--out", made / "served"])
 
 
 def _stop_after_checkpoint(words: list[str]) -> None:
@@ -148,5 +168,14 @@ def _write_llava(folder: Path) -> None:
 
 def answer_words(world: World, model: Path, out: Path) -> list[str]:
     """A short call of the bench's ``answer``."""
-    words = ["answer", "--bench", world.made / "bench", "--model", model, "--out", out]
+    words = [
+        "llava-bench",
+        "answer",
+        "--bench",
+        world.made / "bench",
+        "--model",
+        model,
+        "--out",
+        out,
+    ]
     return [*map(str, words), "--max-new-tokens", "2", "--batch", "6"]

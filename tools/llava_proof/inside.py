@@ -24,7 +24,8 @@ from llava_ext.dataset import Collator, ConversationDataset
 from llava_ext.images import image_id, open_picture
 from llava_ext.latents import ablation_check, read_ksaes
 from llava_ext.llava_json import image_names, read_records
-from llava_ext.tower_cache import CachedGrids, store_name
+from llava_ext.tower_cache import CachedGrids
+from llava_ext.tower_rows import store_name
 from llava_ext.towers import load_tower, load_towers, look
 from revelio.pipelines.train_sae import TrainSAEConfig, train_sae
 from revelio.probes.linear import linear_probe

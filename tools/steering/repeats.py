@@ -17,7 +17,7 @@ from tools.steering.setting import PLAIN, SPLITS, Method, Setting
 SEEDS = (1, 2, 3)
 LARGE = Recipe(expansion=8, k=8, steps=1500, batch=1024, learning_rate=3e-4, rows=60_000)
 PICTURES = 24
-STRENGTHS = (6.0, 8.0)
+STRENGTHS = (6.0, 8.0, 12.0)
 SPLIT = "seeds"
 
 

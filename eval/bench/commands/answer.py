@@ -39,7 +39,7 @@ class Config(AnswerConfig):
 
 def run(config: Config) -> None:
     """Check the files, load the model, answer what is left."""
-    from eval.bench.answers import Asking, answer_all, check_images, read_finished
+    from eval.bench.answers import Asking, answer_all, check_images, read_finished, weights_of
     from eval.bench.files import read_questions
     from revelio.files import check_folder, check_place
     from revelio.following import following
@@ -49,7 +49,11 @@ def run(config: Config) -> None:
     questions = read_questions(config.bench)
     images = config.images or config.bench / "images"
     check_images(questions, images)
-    asking = Asking(model_id=config.model_id or config.model.rstrip("/"), **config.decoding())
+    asking = Asking(
+        model_id=config.model_id or config.model.rstrip("/"),
+        weights=weights_of(config.model),
+        **config.decoding(),
+    )
     left = len(questions) - len(read_finished(config.out, questions, asking))
     if left:
         from tqdm import tqdm

@@ -127,7 +127,8 @@ def run(config: Config) -> None:
 def _are_reviews(path: Path) -> bool:
     from revelio.trust import read_json_lines
 
-    return all({"question_id", "answer1_id", "order"} <= set(row) for row in read_json_lines(path))
+    rows = read_json_lines(path)
+    return bool(rows) and all({"question_id", "answer1_id", "order"} <= set(row) for row in rows)
 
 
 def _judge(config: Config) -> "Judge":

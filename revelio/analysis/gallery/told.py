@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from revelio.analysis.redundancy import PARTNER
-from revelio.trust import printable, read_object
+from revelio.trust import WRONG, printable, read_object
 
 # What a measure of locality is called on a page.
 SHOWN = {
@@ -70,11 +70,11 @@ def told(names: Path | None, locality: Path | None, ksae: Mapping[str, Any]) -> 
     for path, read in ((names, _names), (locality, locality_measures)):
         if path is None:
             continue
+        result = read_object(path)
         try:
-            result = read_object(path)
             of = result["made_from"]["ksae"]["sha256"]
             parts = read(result) if of == ksae.get("sha256") else None
-        except (KeyError, TypeError, AttributeError, IndexError) as error:
+        except WRONG as error:
             raise ValueError(
                 f"{printable(path)} is no result that names or measures latents: give what `revelio "
                 "name-latents` or `revelio locality` wrote"
