@@ -7,7 +7,7 @@
 
 Training: a store of vectors and a store of whole grids with as many cells, both of `--gb` and both streamed
 (any size that fits the disk: nothing is held but the shuffling buffer), the same k-SAE for the same steps.
-`reading` is the loader alone, over a whole epoch. With `--cap` no process may hold more data than so many
+`reading` is the loader alone, for `--read` batches. With `--cap` no process may hold more data than so many
 GiB (RLIMIT_DATA), which a store larger than that shows to be streamed; the system's cache of its files is
 dropped before. Heat maps: `--latents` latents on `--images` images, some at a time; `dense` takes the
 pre-activations of all latents at all cells, keeps the k largest by `topk`, scatters them into a dense code
@@ -61,6 +61,7 @@ class Sizes:
     k: int
     batch: int
     steps: int
+    read: int
     gb: float
     images: int
     latents: int
@@ -110,7 +111,7 @@ def training(path: Path, kind: str, sizes: Sizes) -> dict[str, float]:
     _forget(path)
     batches = Shuffled(rows_of(path, kind), sizes.batch, workers=1)
     clock = Clock()
-    read = sum(len(batch) for batch in batches.epoch(0))
+    read = sum(len(batch) for batch in islice(batches.epoch(0), sizes.read))
     reading = clock.rates("reading_rows", read)
     model = KSparseAutoencoder(sizes.d, sizes.expansion * sizes.d, sizes.k, seed=None)
     loop = train(model, _Begun(batches), TrainConfig(steps=sizes.steps + 5, batch_size=sizes.batch))
@@ -237,6 +238,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--k", type=int, default=32)
     parser.add_argument("--batch", type=int, default=1024)
     parser.add_argument("--steps", type=int, default=300, help="enough that reading counts")
+    parser.add_argument("--read", type=int, default=1000, help="batches that are only read")
     parser.add_argument("--gb", type=float, default=1.0, help="of each store")
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--latents", type=int, default=1000)

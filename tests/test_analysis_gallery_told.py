@@ -234,6 +234,7 @@ def test_a_latent_shows_its_timesteps_and_measures_beside_chance(view, made):
     assert [float(cell) for cell in rows[0][1:]] == pytest.approx(numbers, rel=0.01)
     about = words(view("about"))
     assert "Locality and stability" in about and "Agreement with noise draw 1" in about
+    assert "the maximum of its codes over the cells" in about and "kept per cell (k)" in about
 
 
 @needs_browser

@@ -233,12 +233,24 @@ def llava_train_line(result: dict[str, Any]) -> str:
         for row, one in result["stage-1 step"].items()
     )
     memory = result["ZeRO-3 memory"]
-    one, two = (memory["peak_bytes"][count] / 2**30 for count in ("1", "2"))
+    size = (
+        f" of a language model of {memory['parameters'] / 1e6:.0f} M"
+        if "parameters" in memory
+        else ""
+    )
+    loading = (
+        f"; until it is loaded {_two_and_one(memory['loading'])}" if "loading" in memory else ""
+    )
     return (
         f"`benchmarks/llava_train.py` (SmolLM2-135M, {result['threads']} threads): a "
-        f"stage-1 step without the tower cache and with it: {steps}. Stage 2 with ZeRO-3 "
-        f"peaks at {two:.2f} GiB in each of two processes, {one:.2f} GiB in one, libraries included.\n"
+        f"stage-1 step without the tower cache and with it: {steps}. Stage 2{size} with ZeRO-3 "
+        f"peaks at {_two_and_one(memory)}{loading}, libraries included.\n"
     )
+
+
+def _two_and_one(memory: dict[str, Any]) -> str:
+    two, one = (memory["peak_bytes"][count] / 2**30 for count in ("2", "1"))
+    return f"{two:.2f} GiB in each of two processes, {one:.2f} GiB in one"
 
 
 def llava_fusion_line(result: dict[str, Any]) -> str:

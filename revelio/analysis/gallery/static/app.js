@@ -11,7 +11,7 @@
 
   function about() {
     const { missing } = data.images;
-    const shown = { model: "Model", dataset: "Data set", split: "Split", layer: "Layer", timestep: "Timestep t", prompt_policy: "Prompt policy", mode: "Mode", codes: "Codes", n: "Latents of the k-SAE", d: "Width of the activations", k: "Latents kept per image (k)", images: "Images", alive: "Latents that respond to some image", shown: "Latents in this gallery" };
+    const shown = { model: "Model", dataset: "Data set", split: "Split", layer: "Layer", timestep: "Timestep t", prompt_policy: "Prompt policy", mode: "Mode", codes: "Codes", n: "Latents of the k-SAE", d: "Width of the activations", k: `Latents kept per ${meta.cells === "max" || meta.cells === "mean" ? "cell" : "image"} (k)`, images: "Images", alive: "Latents that respond to some image", shown: "Latents in this gallery" };
     const rows = Object.entries(shown).filter(([key]) => meta[key] !== undefined && meta[key] !== null);
     const names = Object.entries(missing);
     main.replaceChildren(h("div", { class: "prose" },
@@ -51,7 +51,7 @@
     return [h("h2", {}, "Locality and stability"),
       h("table", { class: "controls" }, h("tr", { class: "quiet" }, ["", "mean over latents", "chance"].map((text) => h("th", { scope: "col" }, text))),
         data.measures.map(({ name, of, chance }) => h("tr", {}, h("th", { scope: "row" }, name), h("td", {}, said(of)), h("td", {}, said(chance))))),
-      h("p", { class: "quiet" }, "With 95 % intervals, as `revelio locality` measured them.")];
+      h("p", { class: "quiet" }, "With 95 % intervals, as ", h("code", {}, "revelio locality"), " measured them.")];
   }
 
   function changed() {

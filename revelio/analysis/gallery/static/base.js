@@ -20,6 +20,9 @@ const Gallery = (() => {
     locality: "How the firings of a latent lie in an image: entropy over its cells is 0 at one cell and 1 when spread evenly.",
     rare: "Switched on by 10 images or fewer: too few to say what it stands for.",
   };
+  if (meta.cells === "max" || meta.cells === "mean") {
+    TERMS.activation = `How strongly a latent responds to an image: the ${{ max: "maximum", mean: "mean" }[meta.cells]} of its codes over the cells of the image's grid, after only the k largest of each cell were kept.`;
+  }
   if (meta.codes === "dense") {
     TERMS.activation = "How strongly a latent responds to an image: its pre-activation, before the k largest are kept (as released).";
   }

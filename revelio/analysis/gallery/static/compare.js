@@ -29,7 +29,7 @@ Gallery.compareView = (() => {
       open.head = h("div", {});
       open.missing = h("p", { class: "empty" }, "That gallery does not have this image.");
       open.box = h("div", { class: "sides" },
-        h("section", {}, h("h2", {}, `${data.title} (this gallery)`), open.frames[0]), h("section", {}, h("div", { class: "row" }, choose), open.missing, open.frames[1]));
+        h("section", {}, h("h2", {}, `${data.title} (this gallery, k = ${meta.k}, n = ${whole(meta.n)})`), open.frames[0]), h("section", {}, h("div", { class: "row" }, choose), open.missing, open.frames[1]));
       main.replaceChildren(open.head, open.box);
     }
     open.head.replaceChildren(crumbs);

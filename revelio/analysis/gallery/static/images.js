@@ -73,7 +73,7 @@ Gallery.imagesView = (() => {
     activeLatents(row).then(({ active, more, maps }) => {
       list.replaceChildren(...lines(active, maps, () => thumb(row), layer));
       list.removeAttribute("aria-busy");
-      count.replaceChildren(`${plural(active.length, "active latent")} shown` + (more ? `, ${whole(more)} more outside this gallery ` : " "),
+      count.replaceChildren(`${plural(active.length, "active latent")} shown` + (more ? `, ${whole(more)} more not listed. ` : ". ") + (maps ? "Point at one to see where it fires, on a scale of its own. " : ""),
         download(() => [`image-${row + 1}.json`, JSON.stringify({ image: data.images.ids[row], active: active.map(([place, value]) => ({ latent: latents[place].id, activation: value })) }, null, 1)]));
       if (!active.length) list.append(h("p", { class: "empty" }, "None of the latents in this gallery responds to this image."));
     }, (error) => list.replaceChildren(h("p", { class: "empty" }, `${error.message}: write the gallery again.`)));

@@ -29,7 +29,7 @@ Gallery.latentView = (() => {
   function range(latent, found, name, title, most) {
     if (!found[name].length) return null;
     return h("section", { class: "range-part" }, h("h2", {}, title),
-      h("div", { class: "pictures" }, found[name].map((pair) => picture(latent, pair, most ? pair[1] / most : null, found.maps?.[pair[0]]))));
+      h("div", { class: name === "top" ? "pictures" : "pictures small" }, found[name].map((pair) => picture(latent, pair, most ? pair[1] / most : null, found.maps?.[pair[0]]))));
   }
 
   function histogram(found) {
@@ -95,7 +95,8 @@ Gallery.latentView = (() => {
   // The line that draws with more of the latent: its strongest activation, times each strength, is added to every
   // cell. That of a pooled activation, a mean, is small beside a cell's: it takes larger strengths to be seen.
   function steer(latent, found) {
-    if (!meta.model || !meta.layer || !found.top.length) return null;
+    // A model without timesteps draws nothing.
+    if (!meta.model || !meta.layer || !Number.isInteger(meta.timestep) || !found.top.length) return null;
     const strengths = meta.cells ? "0 1 2 4" : "0 10 20 40";
     const line = `revelio steer --backbone.name ${meta.model} --layer ${meta.layer} --ksae KSAE --latent-values ${latent.id}:${found.top[0][1]} --operation add --strength ${strengths} --texts "a photo" --images-per-prompt 4 --out steered-${latent.id}`;
     return h("section", {}, h("h2", {}, "Draw with more of it"), h("p", { class: "command" }, h("code", {}, line)));
@@ -127,7 +128,7 @@ Gallery.latentView = (() => {
     const most = found.top.length ? found.top[0][1] : 1;
     return [
       h("div", { class: "wide" },
-        h("div", { class: "row tools" }, h("span", {}, found.maps ? toggle(latent) : null), download(() => [`latent-${latent.id}.json`, JSON.stringify({ ...latent, ...found }, null, 1)])),
+        h("div", { class: "row tools" }, found.maps ? h("span", {}, toggle(latent), h("span", { class: "scale", title: "One scale for all images of this latent" }, "weak", h("i"), "strong")) : h("span"), download(() => [`latent-${latent.id}.json`, JSON.stringify({ ...latent, ...found }, null, 1)])),
         range(latent, found, "top", [`Top ${plural(found.top.length, "image")}, by `, term("activation")], most),
         range(latent, found, "middle", "Around the median of its activations", most),
         range(latent, found, "random", "Drawn from all images it fires on", most),
