@@ -153,17 +153,14 @@ def load_language_model(
     file = _check_files(source)
     empty = _described(source)
     held = held_tensors(source, "", TRANSFORMERS[0])
-    if held is None and settings:
-        raise ValueError(
-            f"{name} has no safetensors, which `{'`, `'.join(settings)}` need: save the model again in "
-            "transformers by `model.save_pretrained(FOLDER)`"
-        )
     if held is None:
+        if settings:
+            raise ValueError(f"{name} has no safetensors, which `{next(iter(settings))}` needs")
         return _of_pickles(source, empty, dtype)
-    packed = getattr(empty.config, "quantization_config", None) is not None
+    packed = PACKED if getattr(empty.config, "quantization_config", None) is not None else 1
     numbers = sum(prod(shape) for _, shape in held.values())
     wanted = sum(parameter.numel() for parameter in empty.parameters())
-    check_count(file, wanted, numbers * (PACKED if packed else 1))
+    check_count(file, wanted, numbers * packed)
     files = shareable(empty, held, zero or {})
     if files is not None and zero is not None:
         model = _with_generation(load_partitioned(empty, files, zero), source)

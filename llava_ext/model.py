@@ -238,7 +238,6 @@ class LlavaModel(PreTrainedModel, GenerationMixin):
             pixel_values: see :class:`llava_ext.processor.RevelioLlavaProcessor`.
             image_ids: the pictures' names, which key the towers' noise.
             settings: of transformers' ``generate``. With ``inputs_embeds`` alone, only new tokens come back.
-                An ``assistant_model`` beside pictures is a :class:`LlavaModel` of as many tokens an image.
 
         Returns:
             The prompts' tokens and the new ones, as from any model of transformers.
@@ -254,21 +253,9 @@ class LlavaModel(PreTrainedModel, GenerationMixin):
                 "pictures come with `input_ids` and `image_ids`: give all that one call of the processor "
                 "gives"
             )
-        check_assistant(settings, type(self), self.image_tokens)
-        if any(settings.get(name) is not None for name in ("assistant_model", "past_key_values")):
-            pictures = {"pixel_values": pixel_values, "image_ids": image_ids}
-            return super().generate(input_ids, **pictures, **settings)
+        check_assistant(settings)
         settings["inputs_embeds"] = self.embed_expanded(input_ids, pixel_values, image_ids)
         return self.language_model.generate(input_ids, **settings)
-
-    # `kwargs` by name: transformers looks for it, and takes the settings of `forward` then.
-    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """See :class:`GenerationMixin`; pictures are looked at in a prompt's first pass only."""
-        inputs = super().prepare_inputs_for_generation(*args, **kwargs)
-        past = inputs.get("past_key_values")
-        if past is not None and past.get_seq_length():
-            inputs = {k: v for k, v in inputs.items() if k not in ("pixel_values", "image_ids")}
-        return inputs
 
     def forward(
         self,

@@ -146,23 +146,16 @@ def test_beams_and_a_cache_left_out_are_those_of_the_embeddings(loaded, asked) -
     assert torch.equal(model.generate(**inputs, **settings, num_beams=3)[:, start:], beams)
 
 
-def test_an_assistant_that_sees_changes_no_token(saved, loaded, asked) -> None:
+def test_what_reads_a_pictures_tokens_as_words_is_refused(loaded, asked) -> None:
     model, _ = loaded
-    inputs, wanted, settings = asked
-    own = LlavaModel.from_pretrained(saved)  # each of its guesses is right
-    other = LlavaModel.from_pretrained(saved)
-    with torch.no_grad():
-        other.projectors[0].mlp[0].weight.mul_(-1)  # its guesses are often wrong
-    for assistant in (own, other):
-        found = model.generate(**inputs, **settings, assistant_model=assistant, use_cache=True)
-        assert torch.equal(found, wanted)
-    for wrong, message in (
-        ({"assistant_model": model.language_model}, "must see the pictures too"),
-        ({"prompt_lookup_num_tokens": 2}, "`prompt_lookup_num_tokens` reads a picture's tokens"),
-        ({"assistant_early_exit": 1}, "`assistant_early_exit` reads a picture's tokens"),
+    inputs, _, settings = asked
+    for name, value in (
+        ("assistant_model", model.language_model),
+        ("prompt_lookup_num_tokens", 2),
+        ("assistant_early_exit", 1),
     ):
-        with pytest.raises(ValueError, match=message):
-            model.generate(**inputs, **settings, **wrong)
+        with pytest.raises(ValueError, match=f"`{name}` reads a picture's tokens"):
+            model.generate(**inputs, **settings, **{name: value})
     with pytest.raises(ValueError, match="give all that one call of the processor gives"):
         model.generate(pixel_values=inputs["pixel_values"], **settings)
 
