@@ -32,7 +32,7 @@ from revelio.backbones.weights import (
     transformers_part,
 )
 from revelio.data.contents import combined, digest_of
-from revelio.trust import printable, tensor_headers
+from revelio.trust import tensor_headers
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -274,22 +274,11 @@ def _check_files(source: Source) -> str:
     known = generation and ("transformers_version" in generation or "eos_token_id" in generation)
     if generation is not None and (not known or "model_type" in generation):
         raise ValueError(f"{GENERATION} of {source.name} is empty, or no such config")
-    _check_token_ids(source, "config.json", config)
-    _check_token_ids(source, GENERATION, generation or {})
+    source.check(GENERATION, generation or {}, {})
     for file in sorted(folder.glob("*.safetensors")):
         tensor_headers(file)
     names = (name for name in WEIGHTS if (folder / name).is_file())
     return f"{next(names, 'the weights')} of {source.name}"
-
-
-def _check_token_ids(source: Source, path: str, config: Mapping[str, Any]) -> None:
-    """Raise a ValueError where a special token is no number, which generation would end in."""
-    for name, value in config.items():
-        ids = value if isinstance(value, list) else [value]
-        if name.endswith("_token_id") and any(type(one) not in (int, type(None)) for one in ids):
-            raise ValueError(
-                f"{path} of {source.name} has {name} = {printable(repr(value))[:80]}: it must be a number"
-            )
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> "PreTrainedTokenizerBase":

@@ -91,7 +91,9 @@ def results(folder: Path) -> dict[str, Any]:
     """Every file below ``folder``, but for the times that a run notes down, and where it is."""
     found: dict[str, Any] = contents(folder)
     for name, data in found.items():
-        if name.endswith(".json"):
+        if Path(name).name == "checked.json":  # times at which files were last changed
+            found[name] = None
+        elif name.endswith(".json"):
             found[name] = _timeless(json.loads(data))
         elif name.endswith(".jsonl"):
             found[name] = [_timeless(json.loads(line)) for line in data.splitlines()]

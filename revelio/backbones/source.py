@@ -199,6 +199,10 @@ class Source:
                 continue
             most = MOST_LAYERS if "layers" in name or "experts" in name else MOST
             for number in value if isinstance(value, list) else [value]:
+                if name.endswith("_token_id") and type(number) not in (int, type(None)):
+                    raise ValueError(
+                        f"{path} of {self.name} has {name} = {printable(repr(value))[:80]}: give a number"
+                    )
                 # The base of rotary embeddings sizes nothing, and goes beyond 10^9.
                 if "theta" in name or not isinstance(number, int | float):
                     continue
