@@ -3,9 +3,10 @@
 Each resampling draws images out of a folder of stores (`revelio extract` of several layers, timesteps and
 prompts). The full grid measures every candidate on all of them; the race is the advisor's own, with its
 defaults; both recommend by the same rule (the cheapest of those that are not told apart from the best; of
-equally cheap ones the first given). Counted are passes of the model, an image each, which is what both spend
-their time on. Which is the first given matters: timesteps and prompts come as they are sorted, in reverse,
-and shuffled anew for each resampling. Reported: how often both recommend the same; as the ceiling, how often
+equally cheap ones that of the first prompt with the least noise). Counted are passes of the model, an image
+each, which is what both spend their time on. What equally cheap ones are sorted by is a prior; how much hangs
+on it two other orders say: the reverse, which has the worst first, and one shuffled anew for each
+resampling. Reported: how often both recommend the same; as the ceiling, how often
 full grids on two resamplings do; how often the race's choice is one that the full grid does not tell apart
 from its best; and what the choices lose on all images.
 
@@ -35,7 +36,7 @@ Candidate = tuple[int, str, str]
 DEFAULT = AdviseConfig()
 BY = "linear"
 DEPTH = ("bottleneck", "up_ft0", "up_ft1", "up_ft2", "up_ft3")
-ORDERS = ("sorted", "reversed", "shuffled")
+ORDERS = ("the advisor's", "reversed", "shuffled")
 
 
 def opened(folder: Path) -> tuple[dict[Candidate, np.ndarray], np.ndarray]:
@@ -166,7 +167,7 @@ def main() -> None:
     found = {"candidates": len(rows), "passes": len(passes_of(rows)), "images": flags.images}
     found |= {"of": len(labels), "resamplings": flags.resamplings}
     orders = {order: compared(resamplings, order, whole) for order in ORDERS}
-    found["timesteps and prompts given"] = orders
+    found["order of equally cheap ones"] = orders
     print(json.dumps(found, indent=2))
     if flags.json:
         flags.json.write_text(json.dumps(found, indent=2) + "\n")

@@ -1,7 +1,7 @@
 """A training step of Diff-C from stored grids against one that makes its grids on-line, as the paper's does.
 
     python benchmarks/diffc_step.py --json diffc_step.json
-    python benchmarks/diffc_step.py --sd15 256 --batch 2 --width 1024 --steps 2 --json diffc_step_sd15.json
+    python benchmarks/diffc_step.py --sd15 64 --width 1024 --steps 3 --json diffc_step_sd15.json
 
 Both train the same head in the same batches by the same loop; on-line every batch goes through picture, crop,
 VAE and the U-Net up to the layer, stored grids are read from their store. They take turns; medians a
@@ -110,14 +110,13 @@ def at_papers_batch(found: dict[str, Any], flags: argparse.Namespace) -> dict[st
     }
 
 
-def sd15(side: int) -> Any:
-    """SD-1.5 with random weights, cut after up_ft1."""
+def sd15_parts() -> tuple[Any, ...]:
+    """U-Net, VAE, text and schedule of SD-1.5 with random weights."""
     unet = random_model(lambda: UNet2DConditionModel(**UNET), torch.float32, torch.device("cpu"))
     vae = random_model(lambda: AutoencoderKL(**VAE), torch.float32, torch.device("cpu"))
     unet, vae = (frozen(one, torch.device("cpu"), convolutional=True) for one in (unet, vae))
     latents, schedule = LatentSpace(vae, "sd-1.5", 64), reference_schedule("scaled_linear")
-    text = FixedText(torch.float32, torch.device("cpu"))
-    return backbone_of(unet, latents, text, schedule, ["up_ft1"], side)
+    return unet, latents, FixedText(torch.float32, torch.device("cpu")), schedule
 
 
 def main() -> None:
@@ -137,8 +136,11 @@ def main() -> None:
         noise = pictures(2 * flags.batch)
         labels = [number % 2 for number in range(len(noise))]
         images = replace(noise, labels=labels, classes=("a", "b"))
-        by_layer["up_ft1"] = ratios(images, {"on-line": sd15(flags.sd15)}, "up_ft1", flags)
-        by_layer["up_ft1"] |= at_papers_batch(by_layer["up_ft1"], flags)
+        by_layer["up_ft1"] = ratios(
+            images, {"on-line": backbone_of(*sd15_parts(), ["up_ft1"], flags.sd15)}, "up_ft1", flags
+        )
+        if flags.batch < PAPERS_BATCH:
+            by_layer["up_ft1"] |= at_papers_batch(by_layer["up_ft1"], flags)
     else:
         images = open_dataset(flags.source).spread(flags.images)
         for layer in LAYERS:

@@ -194,6 +194,10 @@ class TrainConfig(SamplesConfig):
     out: OutFolder
     """The run directory to create; `final/` in it is what stage 2 and chatting take."""
 
+    validation: File | None = None
+    """A JSON of conversations about pictures in the same folder, whose loss is measured at each
+    checkpoint."""
+
     cache: OutFolder | None = None
     """What `revelio llava cache` kept of the pictures; none: the towers see the pictures in every step."""
 

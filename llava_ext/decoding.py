@@ -6,8 +6,8 @@ what else is in the batch, and no global random state is used.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -142,3 +142,29 @@ def draw_keys(prompts: Sequence[Sequence[int]], images: Sequence[str]) -> list[s
 def shifted(out: OnText, start: int) -> OnText:
     """Report on a part of the questions as if it were the whole."""
     return lambda row, text: out(start + row, text)
+
+
+def check_assistant(settings: Mapping[str, Any], kind: type, image_tokens: int) -> None:
+    """Refuse what would read the tokens of a picture as words.
+
+    Args:
+        settings: of ``generate``, beside pictures.
+        kind: of an assistant that sees.
+        image_tokens: tokens an image.
+
+    Raises:
+        ValueError: one is such a setting.
+    """
+    for name in ("prompt_lookup_num_tokens", "assistant_early_exit"):
+        if settings.get(name) is not None:
+            raise ValueError(
+                f"`{name}` reads a picture's tokens as words: leave it out beside pictures"
+            )
+    assistant = settings.get("assistant_model")
+    if assistant is None:
+        return
+    if not isinstance(assistant, kind) or cast(Any, assistant).image_tokens != image_tokens:
+        raise ValueError(
+            f"the `assistant_model` must see the pictures too: give a {kind.__name__} of {image_tokens} "
+            "tokens an image, or leave it out"
+        )

@@ -2,7 +2,15 @@
 
 import os
 import socket
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from revelio.backbones.weights import check_finite
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
 
 from torch.serialization import add_safe_globals
 
@@ -53,6 +61,83 @@ def zero_config(
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
     }
+
+
+def shareable(
+    empty: "PreTrainedModel",
+    held: Mapping[str, tuple[Path, tuple[int, ...]]],
+    zero: Mapping[str, Any],
+) -> dict[str, Path] | None:
+    """The file of each weight, if this is ZeRO-3 and the files hold just the model's own names and shapes.
+
+    Others, which transformers knows to translate, are loaded whole and shared out afterwards.
+
+    Args:
+        empty: the model without weights.
+        held: file and shape of each tensor that is there.
+        zero: DeepSpeed's config.
+    """
+    wanted = {name: tuple(weight.shape) for name, weight in empty.named_parameters()}
+    names = dict(empty.named_parameters(remove_duplicate=False)).keys()
+    there = {name: shape for name, (_, shape) in held.items()}
+    fits = empty.state_dict().keys() == names and wanted.items() <= there.items()
+    if zero.get("zero_optimization", {}).get("stage") != 3 or not fits:
+        return None
+    return {name: held[name][0] for name in wanted}
+
+
+def load_partitioned(
+    empty: "PreTrainedModel",
+    files: Mapping[str, Path],
+    zero: Mapping[str, Any],
+) -> "PreTrainedModel":
+    """A model of which each process allocates its share alone (ZeRO-3), its weights read one by one.
+
+    The first process reads a weight and sends it round; nobody holds more than one whole weight at a time.
+
+    Args:
+        empty: the model without weights.
+        files: the safetensors file of each weight, by the model's own names.
+        zero: DeepSpeed's config.
+
+    Raises:
+        ValueError: a weight holds NaN or infinity.
+    """
+    from deepspeed import comm
+    from deepspeed.runtime.zero import GatheredParameters, Init
+    from safetensors import safe_open
+    from transformers.initialization import no_init_weights
+    from transformers.integrations.deepspeed import prevent_arange_dtype_change
+
+    settled = _settled(zero) | {"train_micro_batch_size_per_gpu": 1}
+    with no_init_weights(), prevent_arange_dtype_change(), Init(config_dict_or_path=settled):
+        model = type(empty)(empty.config)
+    model.tie_weights()
+    for name, parameter in model.named_parameters():
+        weight = None
+        if comm.get_rank() == 0:
+            # Opened for each: what is mapped counts as this process's memory until it is closed.
+            with safe_open(files[name], "pt") as file:
+                weight = file.get_tensor(name)
+            check_finite(files[name].name, name, weight)
+        with GatheredParameters([parameter], modifier_rank=0):
+            if weight is not None:
+                parameter.data.copy_(weight)
+    return model.eval()
+
+
+def _settled(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config without what the Trainer fills in; DeepSpeed has defaults for all of it."""
+    return {
+        key: _settled(value) if isinstance(value, Mapping) else value
+        for key, value in config.items()
+        if value != "auto"
+    }
+
+
+def is_partitioned(model: "nn.Module") -> bool:
+    """Whether this process holds but a share of a model's parameters."""
+    return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
 
 
 def state_bytes(trained: int, frozen: int, *, zero: int, processes: int) -> int:

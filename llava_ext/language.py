@@ -5,15 +5,16 @@ and its relatives, ... Padding is the tokenizer's own pad token, else its unknow
 code, SPEC 3.4), else the end-of-text token; padding is masked, so the choice changes no result.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from llava_ext.config import ModelConfig
+from llava_ext.deepspeed import load_partitioned, shareable
 from llava_ext.model import LlavaModel
 from llava_ext.model_config import TowerShape
 from llava_ext.templates import check_template
@@ -26,7 +27,7 @@ from revelio.backbones.weights import (
     check_count,
     check_finite,
     check_report,
-    held_numbers,
+    held_tensors,
     read_weights,
     transformers_part,
 )
@@ -66,7 +67,11 @@ FILLED = 0.9  # the least share of the embedding's rows that a tokenizer fills (
 
 
 def build_model(
-    config: ModelConfig, towers: Sequence[Tower], *, seed: int = 0
+    config: ModelConfig,
+    towers: Sequence[Tower],
+    *,
+    seed: int = 0,
+    zero: Mapping[str, Any] | None = None,
 ) -> tuple[LlavaModel, "PreTrainedTokenizerBase"]:
     """New projectors on a pretrained language model.
 
@@ -74,13 +79,14 @@ def build_model(
         config: of the model.
         towers: only the shapes of their grids are used.
         seed: of the projectors' first weights.
+        zero: DeepSpeed's config; under its ZeRO-3 each process loads its share of the language model.
 
     Raises:
         KeyError: an unknown packaged model.
         ValueError: the language model can't be loaded, or a setting doesn't fit it.
     """
     name, revision = config.language_model, config.revision
-    language_model = load_language_model(name, revision=revision, dtype=config.dtype)
+    language_model = load_language_model(name, revision=revision, dtype=config.dtype, zero=zero)
     tokenizer = load_tokenizer(name, revision)
     shapes = [TowerShape(tower.channels, tower.grid) for tower in towers]
     model = assemble(config, language_model, tokenizer, shapes, seed=seed)
@@ -123,41 +129,61 @@ def assemble(
 
 
 def load_language_model(
-    name: str, *, revision: str | None = None, dtype: str = "float32", **settings: Any
+    name: str,
+    *,
+    revision: str | None = None,
+    dtype: str = "float32",
+    zero: Mapping[str, Any] | None = None,
+    **settings: Any,
 ) -> "PreTrainedModel":
     """A causal language model.
 
     Args:
         name: a folder, a hub id, or a packaged model's name.
         revision: of a hub id.
-        dtype: ``float32``, ``bfloat16`` or ``float16``.
+        dtype: ``float32``, ``bfloat16`` or ``float16``; under ZeRO-3 it is what DeepSpeed's config says.
+        zero: DeepSpeed's config, for which the model is loaded.
         settings: of transformers' ``from_pretrained``: ``device_map``, ``quantization_config``,
             ``attn_implementation``, ...
 
     Raises:
         ValueError: there is none, it is not prepared, or it is no causal language model.
     """
-    from transformers import AutoModelForCausalLM
-
-    where = find_language_model(name)
-    source = Source(name, where, revision)
+    source = Source(name, find_language_model(name), revision)
     file = _check_files(source)
-    config, kind, wanted = _described(source)
-    held = held_numbers(source, "", TRANSFORMERS[0])
+    empty = _described(source)
+    held = held_tensors(source, "", TRANSFORMERS[0])
     if held is None and settings:
         raise ValueError(
             f"{name} has no safetensors, which `{'`, `'.join(settings)}` need: save the model again in "
             "transformers by `model.save_pretrained(FOLDER)`"
         )
     if held is None:
-        return _of_pickles(source, config, kind, dtype)
-    packed = getattr(config, "quantization_config", None) is not None
-    check_count(file, wanted, held * (PACKED if packed else 1))
+        return _of_pickles(source, empty, dtype)
+    packed = getattr(empty.config, "quantization_config", None) is not None
+    numbers = sum(prod(shape) for _, shape in held.values())
+    wanted = sum(parameter.numel() for parameter in empty.parameters())
+    check_count(file, wanted, numbers * (PACKED if packed else 1))
+    files = shareable(empty, held, zero or {})
+    if files is not None and zero is not None:
+        model = _with_generation(load_partitioned(empty, files, zero), source)
+    else:
+        model = _of_transformers(source, file, dtype, settings)
+    _own_outputs(model)
+    return model
+
+
+def _of_transformers(
+    source: Source, file: str, dtype: str, settings: Mapping[str, Any]
+) -> "PreTrainedModel":
+    """The model as transformers loads it; a ValueError names what is missing, unexpected or not finite."""
+    from transformers import AutoModelForCausalLM
+
     loader: Any = AutoModelForCausalLM
-    with reading(f"{name} as a causal language model"):
+    with reading(f"{source.name} as a causal language model"):
         model, report = loader.from_pretrained(
-            where,
-            revision=revision or "main",
+            source.location,
+            revision=source.revision or "main",
             dtype=dtype_of(dtype),
             trust_remote_code=False,  # by default it would ask, and run what came with the weights
             ignore_mismatched_sizes=True,  # to have them reported
@@ -165,16 +191,21 @@ def load_language_model(
             **settings,
         )
     check_report(file, report)
-    # What a pass gives back is asked for where it is run, whatever a config says.
-    model.config.output_hidden_states = model.config.output_attentions = False
     for key, tensor in model.state_dict().items():
         if type(tensor) is Tensor:  # quantised ones are of types that can't all be summed
             check_finite(file, key, tensor)
     return model
 
 
-def _described(source: Source) -> tuple["PretrainedConfig", type["PreTrainedModel"], int]:
-    """The config, the class of the model, and how many parameters it has; nothing is allocated.
+def _own_outputs(model: "PreTrainedModel") -> None:
+    """What a pass gives back is asked for where it is run, whatever a config says."""
+    model.config.output_hidden_states = model.config.output_attentions = False
+    generation: Any = model.generation_config
+    generation.output_hidden_states = generation.output_attentions = None
+
+
+def _described(source: Source) -> "PreTrainedModel":
+    """The model without weights: nothing is allocated.
 
     Raises:
         ValueError: it is no causal language model.
@@ -182,36 +213,25 @@ def _described(source: Source) -> tuple["PretrainedConfig", type["PreTrainedMode
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    with _withdrawn_said(source.name), reading(f"{source.name} as a causal language model"):
-        config = AutoConfig.from_pretrained(
-            source.location, revision=source.revision or "main", trust_remote_code=False
-        )
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    return config, type(model), sum(parameter.numel() for parameter in model.parameters())
-
-
-@contextmanager
-def _withdrawn_said(name: str) -> Iterator[None]:
-    """Say of a model that can't be had that its owner has withdrawn it."""
     try:
-        yield
+        with reading(f"{source.name} as a causal language model"), torch.device("meta"):
+            config = AutoConfig.from_pretrained(
+                source.location, revision=source.revision or "main", trust_remote_code=False
+            )
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except ValueError as error:
-        if name not in WITHDRAWN:
+        if source.name not in WITHDRAWN:
             raise
-        raise ValueError(f"{name} was withdrawn from the hub: {WITHDRAWN[name]}") from error
+        said = f"{source.name} was withdrawn from the hub: {WITHDRAWN[source.name]}"
+        raise ValueError(said) from error
 
 
-def _of_pickles(
-    source: Source, config: "PretrainedConfig", kind: type["PreTrainedModel"], dtype: str
-) -> "PreTrainedModel":
+def _of_pickles(source: Source, empty: "PreTrainedModel", dtype: str) -> "PreTrainedModel":
     """The model of ``pytorch_model*.bin`` files, read without running anything in them.
 
     Raises:
         ValueError: there are none, or they are damaged or another model's.
     """
-    from transformers import GenerationConfig
-
     try:
         weights = read_weights(source, "", TRANSFORMERS)
     except ValueError as error:
@@ -219,12 +239,20 @@ def _of_pickles(
             f"{error} (where these files are good, save the model again as safetensors: "
             "`model.save_pretrained(FOLDER)` in transformers)"
         ) from error
-    model = transformers_part(kind, config, weights, dtype=dtype_of(dtype))
+    model = transformers_part(type(empty), empty.config, weights, dtype=dtype_of(dtype))
+    return _with_generation(model, source)
+
+
+def _with_generation(model: "PreTrainedModel", source: Source) -> "PreTrainedModel":
+    """A model with the generation config that its files bring, if any."""
+    from transformers import GenerationConfig
+
     if source.file(GENERATION) is not None:
         with reading(f"{GENERATION} of {source.name}"):
             model.generation_config = GenerationConfig.from_pretrained(
                 source.location, revision=source.revision or "main"
             )
+    _own_outputs(model)
     return model
 
 
@@ -296,6 +324,8 @@ def load_tokenizer(name: str, revision: str | None = None) -> "PreTrainedTokeniz
         tokenizer = AutoTokenizer.from_pretrained(
             where, revision=revision or "main", trust_remote_code=False
         )
+    if type(tokenizer.model_max_length) not in (int, float):
+        raise ValueError(f"{TOKENIZER_CONFIG} of {name} has no number as model_max_length")
     set_pad_token(tokenizer, name)
     return tokenizer
 

@@ -15,7 +15,6 @@ projectors on none, so that all processes do the same and gradients are zeros, n
 """
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from inspect import signature
@@ -34,11 +33,12 @@ from transformers import (
 from transformers.utils.generic import ModelOutput
 
 from llava_ext.config import IGNORE_INDEX, ModelConfig
+from llava_ext.decoding import check_assistant
 from llava_ext.fusion import fuse, fused_length, widths
 from llava_ext.images import names_of, split_pixels
 from llava_ext.model_config import RevelioLlavaConfig, TowerShape
 from llava_ext.projector import Projector, token_raster
-from llava_ext.splice import Side, Spliced, splice
+from llava_ext.splice import Side, Spliced, rows_only, splice
 from llava_ext.stages import Stage
 from llava_ext.towers import Tower, load_towers, look, plain_transforms
 from revelio.backbones.loading import dtype_of
@@ -238,18 +238,37 @@ class LlavaModel(PreTrainedModel, GenerationMixin):
             pixel_values: see :class:`llava_ext.processor.RevelioLlavaProcessor`.
             image_ids: the pictures' names, which key the towers' noise.
             settings: of transformers' ``generate``. With ``inputs_embeds`` alone, only new tokens come back.
+                An ``assistant_model`` beside pictures is a :class:`LlavaModel` of as many tokens an image.
 
         Returns:
             The prompts' tokens and the new ones, as from any model of transformers.
+
+        Raises:
+            ValueError: a part of a processor's output is missing, or a setting is none beside pictures.
         """
         cast(Any, innermost(self.language_model)).generation_config = self.generation_config
-        if pixel_values is not None:
-            assert input_ids is not None
-            if settings.get("assistant_model") is not None:
-                raise ValueError("an assistant model sees no pictures: leave out `assistant_model`")
-            settings["inputs_embeds"] = self.embed_expanded(input_ids, pixel_values, image_ids)
-        language_model: Any = self.language_model
-        return language_model.generate(input_ids, **settings)
+        if pixel_values is None:
+            return self.language_model.generate(input_ids, **settings)
+        if input_ids is None or image_ids is None:
+            raise ValueError(
+                "pictures come with `input_ids` and `image_ids`: give all that one call of the processor "
+                "gives"
+            )
+        check_assistant(settings, type(self), self.image_tokens)
+        if any(settings.get(name) is not None for name in ("assistant_model", "past_key_values")):
+            pictures = {"pixel_values": pixel_values, "image_ids": image_ids}
+            return super().generate(input_ids, **pictures, **settings)
+        settings["inputs_embeds"] = self.embed_expanded(input_ids, pixel_values, image_ids)
+        return self.language_model.generate(input_ids, **settings)
+
+    # `kwargs` by name: transformers looks for it, and takes the settings of `forward` then.
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """See :class:`GenerationMixin`; pictures are looked at in a prompt's first pass only."""
+        inputs = super().prepare_inputs_for_generation(*args, **kwargs)
+        past = inputs.get("past_key_values")
+        if past is not None and past.get_seq_length():
+            inputs = {k: v for k, v in inputs.items() if k not in ("pixel_values", "image_ids")}
+        return inputs
 
     def forward(
         self,
@@ -312,7 +331,7 @@ class LlavaModel(PreTrainedModel, GenerationMixin):
         targets = nn.functional.pad(found.labels[:, 1:], (0, 1), value=IGNORE_INDEX).flatten()
         rows = (targets != IGNORE_INDEX).nonzero().flatten()
         head = cast(nn.Module, self.language_model.get_output_embeddings())
-        with _rows_only(head, rows):
+        with rows_only(head, rows):
             logits = self.language_model(**inputs).logits.flatten(0, -2)
         total = cross_entropy(logits.float(), targets[rows], reduction="sum")
         if num_items_in_batch is None:
@@ -365,21 +384,6 @@ class LlavaModel(PreTrainedModel, GenerationMixin):
     def activation_checkpointing_disable(self) -> None:
         """Pass through to the language model."""
         self.language_model.activation_checkpointing_disable()
-
-
-@contextmanager
-def _rows_only(head: nn.Module, rows: Int64[Tensor, " n"]) -> Iterator[None]:
-    """Let the vocabulary head see only ``rows`` of all positions; whatever follows it stays as it is."""
-
-    def select(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        hidden, *rest = arguments
-        return (hidden.flatten(0, -2)[rows][None], *rest)
-
-    handle = head.register_forward_pre_hook(select, prepend=True)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def innermost(model: PreTrainedModel) -> nn.Module:

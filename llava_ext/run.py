@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
 from statistics import median
@@ -15,7 +16,7 @@ from llava_ext.adapter import add_lora
 from llava_ext.checkpoint import CONFIG, load_projectors, save_model
 from llava_ext.config import FinetuneConfig, ModelConfig, TrainConfig
 from llava_ext.dataset import TOKENS, Collator, ConversationDataset, ImageProvider, Pictures
-from llava_ext.deepspeed import state_bytes
+from llava_ext.deepspeed import is_partitioned, state_bytes
 from llava_ext.images import picture_ids, plain_ids
 from llava_ext.import_llava import import_projectors
 from llava_ext.language import build_model, language_identity
@@ -35,6 +36,7 @@ from llava_ext.training import (
     LoggingCallback,
     accumulation,
     build_trainer,
+    deepspeed_settings,
     training_arguments,
     whole_state,
 )
@@ -61,6 +63,7 @@ class Job:
     records: list[Record]
     dataset: ConversationDataset
     collator: Collator
+    validation: ConversationDataset | None = None
 
 
 def run(config: TrainConfig) -> None:
@@ -86,6 +89,7 @@ def run(config: TrainConfig) -> None:
         )
     accumulation(config.stage.effective_batch, config.stage.batch_size, world_size())
     job = open_job(config, stage)
+    loaded = _peak_memory()
     run_dir = _open_run(config, stage, resume=config.resume) if is_main() else None
     if run_dir is not None:
         _record_inputs(run_dir, config, job)
@@ -95,8 +99,8 @@ def run(config: TrainConfig) -> None:
         run_dir.truncate_metrics(checkpoint_step(checkpoint) if checkpoint else 0)
     trainer = build_trainer(
         job.model, job.dataset, job.collator, config.stage,
-        training_arguments(config.stage, config.out),
-        towers=job.towers, watch=LoggingCallback(run_dir),
+        training_arguments(config.stage, config.out, validation=job.validation is not None),
+        towers=job.towers, validation=job.validation, watch=LoggingCallback(run_dir),
     )  # fmt: skip
     _say(_plan(job, trainer, config.stage, stage))
     if checkpoint is not None:
@@ -106,7 +110,7 @@ def run(config: TrainConfig) -> None:
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     state = whole_state(trainer, job.model)
     if run_dir is not None:
-        _write(run_dir, job, trainer, state, started)
+        _write(run_dir, job, trainer, state, started, loaded)
     trainer.end()
 
 
@@ -171,32 +175,36 @@ def open_job(config: TrainConfig, stage: Stage) -> Job:
     """
     data = config.data
     pictures_here = data.images is not None and data.images.is_dir()
-    records = read_records(
-        data.json,
-        data.images,
-        limit=config.limit,
+    read = partial(
+        read_records,
+        images=data.images,
         bad=config.bad_records,
         decode=config.check_pictures and config.cache is None,
         files=config.cache is None or pictures_here,
     )
+    records = read(data.json, limit=config.limit)
+    held_out = read(config.validation) if config.validation else []
     towers = load_towers(config.model, own_device())
-    images = open_images(config.cache, towers, data.images if pictures_here else None, records)
-    model, tokenizer = build_model(config.model, towers, seed=config.stage.seed)
-    dataset = ConversationDataset(
-        records,
-        tokenizer,
-        config.model,
-        model.image_tokens,
-        images,
+    folder = data.images if pictures_here else None
+    images = open_images(config.cache, towers, folder, [*records, *held_out])
+    zero = deepspeed_settings(config.stage) if config.stage.zero else None
+    model, tokenizer = build_model(config.model, towers, seed=config.stage.seed, zero=zero)
+    encoded = partial(
+        ConversationDataset,
+        tokenizer=tokenizer,
+        config=config.model,
+        image_tokens=model.image_tokens,
+        images=images,
         too_long=config.too_long,
-        kept=config.out / TOKENS,
     )
+    dataset = encoded(records, kept=config.out / TOKENS)
+    validation = encoded(held_out) if held_out else None
     if isinstance(config, FinetuneConfig):
         _begin_finetune(model, config.pretrained, config.lora, config.stage.seed)
     model.trainable(stage)
     pad: Any = tokenizer.pad_token_id
     collator = Collator(model.image_tokens, pad, images.stack)
-    return Job(model, tokenizer, tuple(images.towers), records, dataset, collator)
+    return Job(model, tokenizer, tuple(images.towers), records, dataset, collator, validation)
 
 
 def open_images(
@@ -276,7 +284,7 @@ def _plan(job: Job, trainer: LlavaTrainer, options: StageOptions, stage: Stage) 
 
 def _time(job: Job, trainer: LlavaTrainer, options: StageOptions) -> str:
     """How long it will take, measured on one batch of median length where that is cheap."""
-    if torch.cuda.is_available() or any(hasattr(p, "ds_id") for p in job.model.parameters()):
+    if torch.cuda.is_available() or is_partitioned(job.model):
         return "the bar will tell the time"
     order = sorted(range(len(job.dataset)), key=lambda i: job.dataset.lengths[i])
     middle = max(0, len(order) // 2 - options.batch_size // 2)
@@ -298,6 +306,7 @@ def _write(
     trainer: LlavaTrainer,
     state: dict[str, torch.Tensor] | None,
     started: float,
+    loaded: int,
 ) -> None:
     """The finished model and the report; then say where they are."""
     final = run_dir.path / "final"
@@ -305,17 +314,21 @@ def _write(
     trained = sum(
         getattr(p, "ds_numel", p.numel()) for p in job.model.parameters() if p.requires_grad
     )
-    losses = [line["loss"] for line in read_json_lines(run_dir.metrics_path)]
+    lines = list(read_json_lines(run_dir.metrics_path))
+    losses, validation = (
+        [line[name] for line in lines if name in line] for name in ("loss", "validation_loss")
+    )
     report = {
         "steps": trainer.state.global_step,
         "samples": trainer.state.global_step * trainer.sampler.effective_batch,
         "first_loss": losses[0] if losses else None,
         "last_loss": losses[-1] if losses else None,
+        **({"validation_loss": validation[-1]} if validation else {}),
         "trained_parameters": trained,
         "processes": world_size(),
         "seconds": round(time.monotonic() - started, 1),
-        # Of this process alone; ru_maxrss counts kilobytes.
-        "peak_memory_bytes": getrusage(RUSAGE_SELF).ru_maxrss * 1024,
+        "loading_memory_bytes": loaded,
+        "peak_memory_bytes": _peak_memory(),
     }
     write_json(run_dir.path / "report.json", report)
     run_dir.finish()
@@ -326,6 +339,11 @@ def _write(
         f"{final}  {size(sum(path.stat().st_size for path in files))}: the model\n"
         f"{run_dir.metrics_path}: a line a step\n{run_dir.path / 'report.json'}"
     )
+
+
+def _peak_memory() -> int:
+    """The most bytes that this process alone has held so far; ru_maxrss counts kilobytes."""
+    return getrusage(RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _say(text: str) -> None:

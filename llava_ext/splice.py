@@ -8,13 +8,14 @@ a search, so there is no loop over samples and no copy between host and device (
 a buffer on the CPU, sample by sample, SPEC 3.3).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from jaxtyping import Float, Int64
-from torch import Tensor
+from torch import Tensor, nn
 
 from llava_ext.config import IGNORE_INDEX, IMAGE_INDEX
 
@@ -108,3 +109,18 @@ def expanded_length(input_ids: Sequence[int], tokens_per_image: int) -> int:
     """Tokens of a sample after its placeholders are replaced."""
     images = sum(index == IMAGE_INDEX for index in input_ids)
     return len(input_ids) + images * (tokens_per_image - 1)
+
+
+@contextmanager
+def rows_only(head: nn.Module, rows: Int64[Tensor, " n"]) -> Iterator[None]:
+    """Let the vocabulary head see only ``rows`` of all positions; whatever follows it stays as it is."""
+
+    def select(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        hidden, *rest = arguments
+        return (hidden.flatten(0, -2)[rows][None], *rest)
+
+    handle = head.register_forward_pre_hook(select, prepend=True)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -62,6 +62,9 @@ class StageOptions:
     zero: Literal[0, 2, 3]
     """DeepSpeed's ZeRO stage; 0 trains without DeepSpeed."""
 
+    projector_rate: LearningRate | None = None
+    """At its peak, of the projectors; none: as of the rest (LLaVA's `mm_projector_lr`)."""
+
     offload: bool = False
     """Keep the optimiser's state in host memory, and under ZeRO-3 the weights as well: slower, and a 7B
     model's stage 2 fits smaller GPUs."""
@@ -100,14 +103,20 @@ class StageOptions:
     group_by_length: bool = True
     """Batches of samples of about one length, so that little is padding."""
 
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
+    """How the language model computes attention; `auto`: as transformers chooses for it."""
+
     save_steps: Count = 1000
-    """Steps between checkpoints."""
+    """Steps between checkpoints, and between losses on the validation set."""
 
     keep: Count = 1
     """Checkpoints kept."""
 
     log_steps: Count = 1
     """Steps between lines of metrics.jsonl."""
+
+    track: tuple[str, ...] = ()
+    """Trackers that transformers knows (`tensorboard`, `wandb`, ...), which are told of every line, too."""
 
     workers: Workers = 0
     """Processes that read images ahead."""

@@ -179,9 +179,14 @@ def _find(cache: Path, tower: Tower) -> KeptTower:
 
 
 def write_stamp(cache: Path, name: str) -> None:
-    """Note down that a store's files are what its manifest says: they were just written or compared."""
-    stamps = _stamps(cache) | {name: _stamp(cache / name)}
-    write_whole(cache / CHECKED, json.dumps({"format": 1, "stores": stamps}))
+    """Note down that a store's files are what its manifest says: they were just written or compared.
+
+    Nothing is noted where another file has the name.
+    """
+    stamps = _stamps(cache)
+    if stamps or not (cache / CHECKED).exists():
+        stamps |= {name: _stamp(cache / name)}
+        write_whole(cache / CHECKED, json.dumps({"format": 1, "stores": stamps}))
 
 
 def _stamps(cache: Path) -> dict[str, Any]:
@@ -192,7 +197,8 @@ def _stamps(cache: Path) -> dict[str, Any]:
     return {}
 
 
-def _stamp(path: Path) -> list[Any]:
+def _stamp(path: Path) -> list[dict[str, Any]]:
     """Size and time of change of the manifest and the shards, in order."""
     files = [path / MANIFEST, *sorted(path.glob("shard-*.safetensors"))]
-    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    stats = [(file.name, file.stat()) for file in files]
+    return [{"file": name, "size": s.st_size, "mtime_ns": s.st_mtime_ns} for name, s in stats]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import save_file
@@ -29,7 +29,7 @@ from llava_ext.towers import Tower, look
 from revelio.distributed import world_size
 from revelio.files import write_whole_by
 from revelio.run_dir import Run
-from revelio.trust import read_tensors
+from revelio.trust import read_object, read_tensors
 
 
 def accumulation(effective_batch: int, batch_size: int, processes: int) -> int:
@@ -57,9 +57,24 @@ class LlavaTrainer(Trainer):
     towers: Sequence[Tower] = ()
     sampler: StepSampler
     keep: int = 1
+    projector_rate: float | None = None
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
         return self.sampler
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The Trainer's, with groups of their own for the projectors where they have their own rate."""
+        if self.optimizer is not None or self.projector_rate is None:
+            return super().create_optimizer(model)
+        optimizer = super().create_optimizer(model)
+        projectors = set(cast(LlavaModel, self.model).projectors.parameters())
+        for group in list(optimizer.param_groups):
+            own = [parameter for parameter in group["params"] if parameter in projectors]
+            group["params"] = [each for each in group["params"] if each not in projectors]
+            if own:
+                optimizer.add_param_group(group | {"params": own, "lr": self.projector_rate})
+        optimizer.param_groups[:] = [each for each in optimizer.param_groups if each["params"]]
+        return optimizer
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Run the towers on what has no grids yet; the model never sees a tower.
@@ -179,7 +194,11 @@ class LoggingCallback(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Write a line, and show the loss."""
-        if self.run is None or "loss" not in (logs or {}):
+        if self.run is None or not logs:
+            return
+        if "eval_loss" in logs:
+            self.run.log(step=state.global_step, validation_loss=logs["eval_loss"])
+        if "loss" not in logs:
             return
         self.bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
         known = {key: logs[key] for key in ("loss", "learning_rate", "grad_norm") if key in logs}
@@ -199,6 +218,7 @@ def build_trainer(
     arguments: TrainingArguments,
     *,
     towers: Sequence[Tower] = (),
+    validation: ConversationDataset | None = None,
     watch: LoggingCallback | None = None,
 ) -> LlavaTrainer:
     """The Trainer of one stage; ``model.trainable`` was called.
@@ -210,23 +230,33 @@ def build_trainer(
         options: of the stage.
         arguments: of :func:`training_arguments`.
         towers: run on images whose grids are not cached.
+        validation: samples whose loss is measured, if ``arguments`` say when.
         watch: what follows the training.
 
     Raises:
-        ValueError: the effective batch can't be had.
+        ValueError: the effective batch can't be had, or a tracker is not installed.
     """
-    set_number_formats(model, arguments)
+    if options.attention != "auto":
+        model.language_model.set_attn_implementation(options.attention)
+    set_number_formats(model, arguments, options)
     model.register_load_state_dict_post_hook(_pass_over_frozen)
-    trainer = LlavaTrainer(
-        model=model,
-        args=arguments,
-        data_collator=collator,
-        train_dataset=dataset,
-        callbacks=[watch or LoggingCallback(None)],
-    )
+    try:
+        trainer = LlavaTrainer(
+            model=model,
+            args=arguments,
+            data_collator=collator,
+            train_dataset=dataset,
+            eval_dataset=validation,
+            callbacks=[watch or LoggingCallback(None)],
+        )
+    except RuntimeError as error:
+        if not options.track:
+            raise
+        raise ValueError(f"a tracker of `track` can't be used: {error}") from error
     trainer.remove_callback(PrinterCallback)
     trainer.towers = towers
     trainer.keep = options.keep
+    trainer.projector_rate = options.projector_rate
     trainer.sampler = StepSampler(
         dataset.lengths,
         options.effective_batch,
@@ -239,16 +269,24 @@ def build_trainer(
     return trainer
 
 
-def set_number_formats(model: LlavaModel, arguments: TrainingArguments) -> None:
+def set_number_formats(
+    model: LlavaModel, arguments: TrainingArguments, options: StageOptions
+) -> None:
     """Keep what trains in float32, and compute in the format asked for.
 
     AdamW's steps at 2e-5 are smaller than bfloat16's spacing, so that most would be lost. DeepSpeed keeps
     float32 copies itself where it runs in bfloat16; without it, weights stay float32 under autocast.
     """
-    if arguments.bf16 and arguments.use_cpu:
+    if options.attention == "auto" and arguments.bf16 and arguments.use_cpu:
         # The backward pass of SDPA's CPU kernel in bfloat16 took 42 % of a step of SmolLM2-135M.
         model.language_model.set_attn_implementation("eager")
-    if not arguments.bf16 and any(p.dtype != torch.float32 for p in model.parameters()):
+    if arguments.deepspeed and deepspeed.is_partitioned(model):
+        # The language model's shares have DeepSpeed's format already, what came after them gets it.
+        dtype = torch.bfloat16 if arguments.bf16 else torch.float32
+        for parameter in model.parameters():
+            if not hasattr(parameter, "ds_id"):
+                parameter.data = parameter.data.to(dtype)
+    elif not arguments.bf16 and any(p.dtype != torch.float32 for p in model.parameters()):
         model.float()
     elif not arguments.deepspeed:
         for parameter in model.parameters():
@@ -256,36 +294,64 @@ def set_number_formats(model: LlavaModel, arguments: TrainingArguments) -> None:
                 parameter.data = parameter.data.float()
 
 
-def training_arguments(options: StageOptions, out: Path) -> TrainingArguments:
+def on_cpu() -> bool:
+    """Whether there is no GPU to train on."""
+    return not torch.cuda.is_available()
+
+
+def in_bfloat16(options: StageOptions) -> bool:
+    """Whether a stage computes in bfloat16."""
+    return options.precision == "bfloat16" or (options.precision == "auto" and not on_cpu())
+
+
+def deepspeed_settings(options: StageOptions) -> dict[str, Any]:
+    """DeepSpeed's config of a stage, ours or the user's own; DeepSpeed is made ready.
+
+    Raises:
+        ValueError: the user's own is no such file.
+    """
+    deepspeed.prepare(cpu=on_cpu())
+    bfloat16 = in_bfloat16(options)
+    if options.deepspeed is None:
+        return deepspeed.zero_config(
+            options.zero, bfloat16=bfloat16, clip=options.clip, offload=options.offload
+        )
+    own = read_object(options.deepspeed)
+    if own.get("bf16") == {"enabled": "auto"}:
+        own["bf16"] = {"enabled": bfloat16}
+    return own
+
+
+def training_arguments(
+    options: StageOptions, out: Path, *, validation: bool = False
+) -> TrainingArguments:
     """The stage in the Trainer's words.
+
+    Args:
+        options: of the stage.
+        out: the run's folder.
+        validation: whether there is a validation set.
 
     Raises:
         ValueError: the effective batch can't be had.
     """
     steps = accumulation(options.effective_batch, options.batch_size, world_size())
-    cpu = not torch.cuda.is_available()
+    cpu = on_cpu()
     if not options.zero and torch.cuda.device_count() > 1 and "RANK" not in os.environ:
         raise ValueError(
             f"{torch.cuda.device_count()} GPUs but one process, which would make each batch as many times "
             "as large: start one process a GPU with `torchrun --nproc-per-node "
             f"{torch.cuda.device_count()} -m revelio llava ...`, or choose one by CUDA_VISIBLE_DEVICES"
         )
-    bfloat16 = options.precision == "bfloat16" or (options.precision == "auto" and not cpu)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    if options.zero:
-        deepspeed.prepare(cpu=cpu)
-        own = options.deepspeed
-        zero = (
-            str(own)
-            if own
-            else deepspeed.zero_config(
-                options.zero, bfloat16=bfloat16, clip=options.clip, offload=options.offload
-            )
-        )
     return TrainingArguments(
         output_dir=str(out / "checkpoints"),
         per_device_train_batch_size=options.batch_size,
+        per_device_eval_batch_size=options.batch_size,
+        eval_strategy="steps" if validation else "no",
+        eval_steps=options.save_steps,
+        prediction_loss_only=True,
         gradient_accumulation_steps=steps,
         learning_rate=options.learning_rate,
         lr_scheduler_type=options.schedule,
@@ -294,7 +360,7 @@ def training_arguments(options: StageOptions, out: Path) -> TrainingArguments:
         max_grad_norm=options.clip,
         num_train_epochs=options.epochs,
         optim="adamw_torch",
-        bf16=bfloat16,
+        bf16=in_bfloat16(options),
         activation_checkpointing=options.checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False} if options.checkpointing else None,
         save_steps=options.save_steps,
@@ -308,9 +374,9 @@ def training_arguments(options: StageOptions, out: Path) -> TrainingArguments:
         use_cpu=cpu,
         ddp_backend="gloo" if cpu and "RANK" in os.environ else None,
         ddp_find_unused_parameters=False,
-        deepspeed=zero if options.zero else None,
+        deepspeed=deepspeed_settings(options) if options.zero else None,
         disable_tqdm=True,
-        report_to=[],
+        report_to=list(options.track),
     )
 
 

@@ -14,7 +14,7 @@ import pytest
 OPERATIONS = ("replace", "rename", "link", "unlink", "mkdir", "rmdir")
 NOBODY = 2**22 + 1  # no process has so high an id
 TIMES = {"seconds", "started", "ended", "seconds_a_picture", "time_ratio", "out"}
-TIMES |= {"peak_memory_bytes"}
+TIMES |= {"peak_memory_bytes", "loading_memory_bytes", "mtime_ns"}
 SHOWN_TIMES = re.compile(rb"\d+\.\d+ s, x\d+\.\d+")
 
 

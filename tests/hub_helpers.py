@@ -63,13 +63,17 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
-        if found := re.fullmatch(r"/api/models/(.+?)(/(revision|tree)/.+)?", path):
+        if found := re.fullmatch(r"/api/models/(.+?)(/(revision|tree)/[^/]+(/.+)?)?", path):
             folder = self.root / found[1]
             files = {str(f.relative_to(folder)): f for f in folder.rglob("*") if f.is_file()}
             if found[3] == "tree":
+                below = (found[4] or "").lstrip("/")
+                sizes = {n: f.stat().st_size for n, f in files.items() if n.startswith(below)}
                 entry = {"type": "file", "oid": COMMIT}
-                sizes = {name: file.stat().st_size for name, file in files.items()}
-                self._json([entry | {"path": name, "size": sizes[name]} for name in files])
+                if sizes:
+                    self._json([entry | {"path": n, "size": size} for n, size in sizes.items()])
+                else:
+                    self._give(b"", 404, X_Error_Code="EntryNotFound")
                 return
             siblings = [{"rfilename": name} for name in files]
             self._json({"id": found[1], "modelId": found[1], "sha": COMMIT, "siblings": siblings})

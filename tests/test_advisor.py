@@ -17,12 +17,14 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from revelio.advisor.candidates import Candidate, cheapest_first
 from revelio.advisor.config import AdviseConfig
 from revelio.advisor.halving import (
     SPARED,
     WORSE,
     contenders,
     halve,
+    leaving,
     preferred,
     share_again,
     sizes,
@@ -199,6 +201,29 @@ def test_contenders_are_those_whose_paired_interval_holds_zero():
     assert contenders(same, "knn", 0.95) == ["a", "b"]
     ranks = {"a": Measured({}, {"rank": 1.0}), "b": Measured({}, {"rank": 2.0})}
     assert contenders(ranks, "rank", 0.95) == ["b"]
+
+
+def test_the_cheapest_pass_with_a_contender_stays():
+    """Few images tell its first layer apart from the best, but not its second."""
+    right = {(0, 0): 20, (0, 1): 46, (1, 0): 47, (1, 1): 50, (2, 0): 49, (2, 1): 49}
+    found = {one: Measured({"knn": np.arange(60) < n}, {}) for one, n in right.items()}
+    given = {"by": "knn", "pass_of": lambda one: one[0], "growth": 4, "confidence": 0.99}
+    assert contenders(found, "knn", 0.99) == [(0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]
+    left = leaving(found, **given, first=True)
+    assert left == {(0, 0): WORSE, (2, 0): SPARED, (2, 1): SPARED}
+    found[0, 1] = found[0, 0]
+    assert set(leaving(found, **given, first=True)) == {(0, 0), (0, 1)}
+    assert set(leaving(found, **given, first=False)) == {(0, 0), (0, 1), (2, 0), (2, 1)}
+
+
+def test_the_order_is_by_cost_then_prompt_then_noise():
+    some = [
+        Candidate("m", layer, t, p) for p in "ba" for t in (400, 25) for layer in ("deep", "up")
+    ]
+    order = cheapest_first(some, {one: float(one.layer == "deep") for one in some})
+    assert [(one.layer, one.prompt, one.timestep) for one in order] == [
+        (layer, prompt, t) for layer in ("up", "deep") for prompt in "ba" for t in (25, 400)
+    ]
 
 
 def test_how_sure_it_is_is_the_bootstraps_share():

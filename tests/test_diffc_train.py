@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffc_helpers import separable
 
+from revelio.diffc import conv
 from revelio.diffc import fit as fitting
 from revelio.diffc.config import FitConfig
 from revelio.diffc.conv import Conv2d, fixed_order
@@ -256,8 +257,13 @@ def test_validation_picks_the_epoch_only_where_it_is_large(monkeypatch: pytest.M
         assert hits == one[chosen]["test"]["correct"] == 60 - len(one[chosen]["test"]["wrong"])
 
 
+@pytest.mark.parametrize("in_parts", [True, False])
 @pytest.mark.parametrize("sizes", [(6, 4, 8, 16), (32, 1, 8, 12), (5, 9, 16, 33)])
-def test_the_number_of_threads_changes_nothing(sizes: tuple[int, int, int, int]) -> None:
+def test_the_number_of_threads_changes_nothing(
+    sizes: tuple[int, int, int, int], in_parts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if in_parts:
+        monkeypatch.setattr(conv, "PART_MACS", 1)
     channels, side, width, batch = sizes
     draw = torch.Generator().manual_seed(0)
     grids, labels = torch.randn(50, channels, side, side, generator=draw), torch.arange(50) % 4
@@ -276,7 +282,12 @@ def test_the_number_of_threads_changes_nothing(sizes: tuple[int, int, int, int])
     assert all(one == found[0] for one in found)
 
 
-def test_in_parts_a_convolution_is_what_it_was() -> None:
+@pytest.mark.parametrize("macs", [1, 10_000, 2**25])
+def test_in_parts_a_convolution_is_what_it_was(macs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conv, "PART_MACS", macs)
+    cuts = []
+    chunk = torch.Tensor.chunk
+    monkeypatch.setattr(torch.Tensor, "chunk", lambda x, n: cuts.append(n) or chunk(x, n))
     layer = Conv2d(5, 7, 3, stride=2, padding=1)
     x = torch.randn(9, 5, 6, 5, requires_grad=True)
 
@@ -291,12 +302,16 @@ def test_in_parts_a_convolution_is_what_it_was() -> None:
     plain = results()
     with fixed_order(torch.device("cpu")):
         in_parts = results()
+    # 9 images of 3 x 3 places, with 5 x 7 x 9 weights each; forward, and back for both.
+    parts = min(4, 9 * 9 * 315 // macs)
+    assert cuts == [parts] * 3 * (parts > 1)
     assert len(plain) == 4
     for one, other in zip(plain, in_parts, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
-def test_a_forked_process_trains_with_threads_of_its_own() -> None:
+def test_a_forked_process_trains_with_threads_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conv, "PART_MACS", 1)
     x = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(0))
     layer = Conv2d(3, 2, 3, padding=1)
     with fixed_order(torch.device("cpu")):

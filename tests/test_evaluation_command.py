@@ -185,7 +185,7 @@ def test_loss_recovered_of_an_extraction(tmp_path: Path, rows: Rows) -> None:
             pool="none",
         )
     )  # fmt: skip
-    runs = _trained(tmp_path, store.path, (0,), rows)
+    runs = _trained(tmp_path, store.path, (0, 1), rows)
     config = EvalSAEConfig(
         store=store.path,
         ksae=runs,
@@ -202,6 +202,10 @@ def test_loss_recovered_of_an_extraction(tmp_path: Path, rows: Rows) -> None:
         (losses["mean"] - losses["k-SAE"]) / whole
     )
     assert "effect" in entry["measures"] and NOT_IN_MODEL not in result["notes"]
+    # The second k-SAE stands beside the same controls, which are not run again: as if it stood alone.
+    alone = eval_sae(replace(config, ksae=runs[1:], out=tmp_path / "alone"))["ksaes"][runs[1]]
+    assert result["ksaes"][runs[1]]["in_model"] == alone["in_model"]
+    assert alone["in_model"]["loss"]["k-SAE"] != losses["k-SAE"]
     assert "| loss recovered |" in (tmp_path / "o" / "evaluation.md").read_text()
     with pytest.raises(ValueError, match="loss_images is 5: intervals need 10 images up"):
         eval_sae(replace(config, loss_images=5))

@@ -25,6 +25,7 @@ SIGNED = {"weights", "strength", "strengths"}
 NEGATIVE = {"seed", "order_seed", "random_weights", "run", "views"}
 AT_MOST_ONE = {
     "learning_rate",
+    "projector_rate",
     "early_stop",
     "specificity",
     "fraction",
@@ -41,11 +42,11 @@ READ = {
     "store", "top", "embeddings", "stores", "test_store", "images", "bench", "answers", "reference",
     "masks", "train_store", "against_store", "means", "concept", "concepts", "texts_file", "against_file",
     "mask", "deepspeed", "reviews", "compare", "root", "pretrained", "image", "source",
-    "names", "locality", "beside",
+    "names", "locality", "beside", "validation",
 }  # fmt: skip
 READ_FILES = {
     "answers", "reference", "reviews", "compare", "image", "texts_file", "against_file", "mask", "deepspeed",
-    "names", "locality",
+    "names", "locality", "validation",
 }  # fmt: skip
 WRITTEN_FILES = {
     ("purity", "out"),

@@ -3,14 +3,18 @@
 One process without DeepSpeed is what all of them are held against: the same loss curve.
 """
 
+import os
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from llava_helpers import tiny_llama, tiny_mpt, tiny_qwen2
 from llava_train_helpers import (
+    ROOT,
     deepspeed_launcher,
     losses,
     record,
@@ -67,14 +71,19 @@ def test_zero_2_in_two_processes_is_one_process(project, tmp_path) -> None:
     assert losses(tmp_path / "pre") == pytest.approx(losses(folder / "pre"), rel=1e-3)
 
 
-def resume(out: Path, words: tuple[object, ...], launcher: tuple[str, ...] = ()) -> None:
+def resume(
+    out: Path,
+    words: tuple[object, ...],
+    launcher: tuple[str, ...] = (),
+    script: str = "pretrain.py",
+) -> None:
     """Cut off the end of a run and go on: the projectors must come out bit for bit as before."""
     kept = load_file(out / "final" / "projectors.safetensors")
     assert read_json(out / "manifest.json")["status"] == "finished"
     (out / "report.json").unlink()
     shutil.rmtree(out / "final")
     shutil.rmtree(out / "checkpoints" / "checkpoint-4")
-    done = run_script("pretrain.py", *words, "--resume", launcher=launcher or deepspeed_launcher())
+    done = run_script(script, *words, "--resume", launcher=launcher or deepspeed_launcher())
     assert done.returncode == 0, done.stderr[-3000:]
     assert "going on from step 3" in done.stdout
     again = load_file(out / "final" / "projectors.safetensors")
@@ -100,6 +109,49 @@ def test_zero_3_in_two_processes_is_one_process(project, tmp_path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     assert losses(tmp_path / "fine") == pytest.approx(losses(folder / "fine"), rel=1e-3)
     same_weights(tmp_path / "fine", folder / "fine", 1e-3)
+    resume(tmp_path / "fine", words, script="finetune.py")
+    assert losses(tmp_path / "fine") == pytest.approx(losses(folder / "fine"), rel=1e-3)
+    same_weights(tmp_path / "fine", folder / "fine", 1e-3)
+
+
+LOADING = """
+import sys
+from llava_ext import deepspeed
+deepspeed.prepare(cpu=True)
+import torch
+from deepspeed.runtime.zero import GatheredParameters
+from llava_ext.language import load_language_model
+
+zero = deepspeed.zero_config(3, bfloat16=False, clip=1.0)
+for folder in sys.argv[1:]:
+    wanted, found = load_language_model(folder), load_language_model(folder, zero=zero)
+    shares = sum(parameter.ds_tensor.numel() for parameter in found.parameters())
+    assert shares <= 0.5 * sum(parameter.numel() for parameter in wanted.parameters()) + 99
+    assert found.generation_config.to_dict() == wanted.generation_config.to_dict()
+    ids = torch.arange(12)[None]
+    with GatheredParameters(list(found.parameters())), torch.no_grad():
+        state = found.state_dict()
+        assert all(torch.equal(value, state[name]) for name, value in wanted.state_dict().items())
+        assert torch.equal(found(ids).logits, wanted(ids).logits)
+"""
+
+
+def test_each_process_loads_its_share_of_a_language_model(tmp_path) -> None:
+    """Tied and untied embeddings, and position tables that are no parameters."""
+    folders = [
+        tiny_llama(tmp_path / "llama"),
+        tiny_mpt(tmp_path / "mpt"),
+        tiny_qwen2(tmp_path / "q"),
+    ]
+    (tmp_path / "load.py").write_text(LOADING)
+    done = subprocess.run(
+        [*torchrun(), str(tmp_path / "load.py"), *map(str, folders)],
+        env=os.environ
+        | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_a_cache_filled_by_two_processes_is_that_of_one(project, tmp_path) -> None:

@@ -134,6 +134,25 @@ def test_a_special_token_that_is_no_number_is_named(folders, tmp_path, file):
         load_language_model(str(folder))
 
 
+def test_outputs_and_lengths_that_a_folder_asks_for_are_its_own_affair(folders, tmp_path):
+    folder = copy(folders["llama"], tmp_path)
+    flags = {"output_hidden_states": [{"a": 1}], "output_attentions": True}
+    for file in ("generation_config.json", "config.json"):
+        values = json.loads((folder / file).read_text())
+        (folder / file).write_text(json.dumps(values | flags))
+    try:
+        model = load_language_model(str(folder))
+    except ValueError as error:
+        assert "as a causal language model" in str(error)
+    else:
+        assert model.generate(IDS, max_new_tokens=1).shape == (1, 5)
+    values = json.loads((folder / "tokenizer_config.json").read_text())
+    values = json.dumps(values | {"model_max_length": "x"})
+    (folder / "tokenizer_config.json").write_text(values)
+    with pytest.raises(ValueError, match="model_max_length"):
+        load_tokenizer(str(folder))
+
+
 def test_a_long_rotary_base_is_no_size(folders, tmp_path):
     folder = copy(folders["llama"], tmp_path)
     config = json.loads((folder / "config.json").read_text())

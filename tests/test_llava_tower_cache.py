@@ -360,8 +360,9 @@ def test_hashes_are_compared_once(project, tmp_path, monkeypatch) -> None:
     assert files_hashed() == 0
     (tmp_path / "c" / CHECKED).unlink()
     assert (files_hashed(), files_hashed()) == (2, 0)
-    (tmp_path / "c" / CHECKED).write_text("[")
-    assert (files_hashed(), files_hashed()) == (2, 0)
+    (tmp_path / "c" / CHECKED).write_text("mine")
+    assert (files_hashed(), files_hashed()) == (2, 2)
+    assert (tmp_path / "c" / CHECKED).read_text() == "mine"
     shard = next((tmp_path / "c").glob("sd-*/shard-*"))
     edited(shard.parent, shard.name)
     with pytest.raises(ValueError, match="was edited after it was written"):

@@ -336,6 +336,55 @@ def test_training_from_less_than_grids_needs_no_picture(project, tmp_path, keep)
     assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "live"), rel=within)
 
 
+def test_the_validation_loss_is_the_mean_over_its_batches(project, tmp_path) -> None:
+    """At each checkpoint and in the report; at a learning rate near 0 that of the model as it began."""
+    held_out = write_data(tmp_path / "held_out.json", [record(number) for number in range(4)])
+    config = pretrain(project, tmp_path / "run", stage={"learning_rate": 1e-12})
+    run(replace(config, validation=held_out))
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    found = [line for line in map(json.loads, lines) if "validation_loss" in line]
+    assert [line["step"] for line in found] == [2, 4]
+    job = open_job(replace(config, validation=held_out, out=tmp_path / "other"), "pretrain")
+    assert job.validation is not None and len(job.validation) == 4 and len(job.dataset) == 16
+    own = []
+    for some in ((0, 1), (2, 3)):
+        batch = job.collator([job.validation[number] for number in some])
+        pairs = zip(job.towers, batch["pixels"], strict=True)
+        grids = [tower.grids(pixels, batch["image_ids"]) for tower, pixels in pairs]
+        names = ("input_ids", "attention_mask", "labels")
+        with torch.no_grad():
+            own.append(job.model(**{name: batch[name] for name in names}, grids=grids).loss.item())
+    wanted = pytest.approx(sum(own) / 2, rel=1e-5)
+    assert found[0]["validation_loss"] == wanted
+    assert read_json(tmp_path / "run" / "report.json")["validation_loss"] == wanted
+
+
+def test_projectors_may_have_a_rate_of_their_own(project, tmp_path) -> None:
+    """With one near 0 nothing but the language model changes; attention and trackers are passed on."""
+    folder, model = project
+    stage = Finetune(**SMALL, projector_rate=1e-12, attention="eager", learning_rate=1e-3)  # type: ignore[arg-type]
+    config = FinetuneConfig(
+        out=tmp_path / "fine", data=data_options(folder), model=model, stage=stage
+    )
+    before = open_job(config, "finetune").model.state_dict()
+    run(config)
+    final = LlavaModel.from_pretrained(tmp_path / "fine" / "final")
+    for name, value in final.state_dict().items():
+        apart = (value - before[name]).abs().max()
+        assert apart < 1e-9 if name.startswith("projectors.") else apart > 1e-4, name
+    job = open_job(config, "finetune")
+    arguments = training_arguments(replace(stage, track=("tensorboard",)), config.out)
+    assert arguments.report_to == ["tensorboard"]
+    build_trainer(
+        job.model, job.dataset, job.collator, stage, training_arguments(stage, config.out)
+    )
+    assert job.model.language_model.config._attn_implementation == "eager"
+    unknown = replace(stage, track=("carrier_pigeon",))
+    with pytest.raises(ValueError, match="carrier_pigeon"):
+        arguments = training_arguments(unknown, config.out)
+        build_trainer(job.model, job.dataset, job.collator, unknown, arguments)
+
+
 def test_texts_and_several_images_train(project, tmp_path) -> None:
     text = [{"from": "human", "value": "hello"}, {"from": "gpt", "value": "it is a cat"}]
     two = [{"from": "human", "value": "<image> or <image>?"}, {"from": "gpt", "value": "a dog"}]

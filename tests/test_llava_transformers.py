@@ -116,29 +116,68 @@ def test_generate_is_the_greedy_answer_alone_in_a_batch_and_by_beams_of_one(save
     assert len(beams) == 2
 
 
-def test_a_device_map_gives_the_same_answer_and_an_assistant_is_refused(saved, loaded) -> None:
+@pytest.fixture(scope="module")
+def asked(loaded):
+    """A processor's input, the plain greedy tokens, and the settings of that."""
     model, processor = loaded
     inputs = processor.apply_chat_template(messages(QUESTIONS[0], 1), tokenize=True)
-    start = inputs["input_ids"].shape[1]
     settings = {"max_new_tokens": 6, "do_sample": False}
-    wanted = model.generate(**inputs, **settings)[:, start:]
+    return inputs, model.generate(**inputs, **settings), settings
+
+
+def test_a_device_map_gives_the_same_answer(saved, asked) -> None:
+    inputs, wanted, settings = asked
     mapped = AutoModelForImageTextToText.from_pretrained(saved, device_map="auto")
-    assert torch.equal(mapped.generate(**inputs, **settings)[:, start:], wanted)
-    with pytest.raises(ValueError, match="an assistant model sees no pictures"):
-        model.generate(**inputs, **settings, assistant_model=model.language_model)
+    assert torch.equal(mapped.generate(**inputs, **settings), wanted)
+
+
+def test_beams_and_a_cache_left_out_are_those_of_the_embeddings(loaded, asked) -> None:
+    model, _ = loaded
+    inputs, wanted, settings = asked
+    start = inputs["input_ids"].shape[1]
+    assert torch.equal(model.generate(**inputs, **settings, use_cache=False), wanted)
+    pictures = (inputs["pixel_values"], inputs["image_ids"])
+    beams = model.language_model.generate(
+        inputs_embeds=model.embed_expanded(inputs["input_ids"], *pictures),
+        attention_mask=inputs["attention_mask"],
+        **settings,
+        num_beams=3,
+    )
+    assert torch.equal(model.generate(**inputs, **settings, num_beams=3)[:, start:], beams)
+
+
+def test_an_assistant_that_sees_changes_no_token(saved, loaded, asked) -> None:
+    model, _ = loaded
+    inputs, wanted, settings = asked
+    own = LlavaModel.from_pretrained(saved)  # each of its guesses is right
+    other = LlavaModel.from_pretrained(saved)
+    with torch.no_grad():
+        other.projectors[0].mlp[0].weight.mul_(-1)  # its guesses are often wrong
+    for assistant in (own, other):
+        found = model.generate(**inputs, **settings, assistant_model=assistant, use_cache=True)
+        assert torch.equal(found, wanted)
+    for wrong, message in (
+        ({"assistant_model": model.language_model}, "must see the pictures too"),
+        ({"prompt_lookup_num_tokens": 2}, "`prompt_lookup_num_tokens` reads a picture's tokens"),
+        ({"assistant_early_exit": 1}, "`assistant_early_exit` reads a picture's tokens"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.generate(**inputs, **settings, **wrong)
+    with pytest.raises(ValueError, match="give all that one call of the processor gives"):
+        model.generate(pixel_values=inputs["pixel_values"], **settings)
 
 
 def test_pipeline_answers(saved, loaded) -> None:
     model, processor = loaded
     pipe = pipeline("image-text-to-text", model=str(saved), device="cpu")
-    (found,) = pipe(
-        text=messages(QUESTIONS[0], 1), max_new_tokens=6, return_full_text=False, do_sample=False
-    )
-    inputs = processor.apply_chat_template(messages(QUESTIONS[0], 1), tokenize=True)
-    row = model.generate(**inputs, max_new_tokens=6, do_sample=False)[
-        0, inputs["input_ids"].shape[1] :
-    ]
-    assert found["generated_text"] == processor.decode(row, skip_special_tokens=True)
+    talks = [messages(question, number) for number, question in enumerate(QUESTIONS)]
+    settings = {"max_new_tokens": 6, "do_sample": False}
+    for talk, (found,) in zip(
+        talks, pipe(text=talks, return_full_text=False, **settings), strict=True
+    ):
+        inputs = processor.apply_chat_template(talk, tokenize=True)
+        row = model.generate(**inputs, **settings)[0, inputs["input_ids"].shape[1] :]
+        assert found["generated_text"] == processor.decode(row, skip_special_tokens=True)
 
 
 def test_round_trip_and_the_whole_language_model(saved, loaded, tmp_path) -> None:

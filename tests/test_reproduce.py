@@ -233,13 +233,14 @@ def test_a_row_of_other_pictures_under_the_same_names_is_not_taken(
 ) -> None:
     images = Path(shutil.copytree(made.data.source, tmp_path / "images"))
     config = replace(made, out=tmp_path / "out", seeds=1, data=DataConfig(source=str(images)))
-    first = reproduce("table2a", config, sizes=TINY).result
-    assert all("value" in row for row in first["rows"])
+    first = reproduce("table2a", config, sizes=TINY).result["rows"]
+    made_of = [number for number, row in enumerate(first) if "value" in row]
+    assert made_of
     for path in images.rglob("*.png"):
         with Image.open(path) as picture:
             ImageOps.invert(picture.convert("RGB")).save(path)
-    again = reproduce("table2a", config, sizes=TINY).result
-    assert all("other pictures" in row["missing"] for row in again["rows"])
+    again = reproduce("table2a", config, sizes=TINY).result["rows"]
+    assert all("other pictures" in again[number]["missing"] for number in made_of)
 
 
 def test_a_killed_table_goes_on_with_the_next_row(
@@ -309,6 +310,9 @@ def test_the_plan_of_every_item(
     rows = our_rows(item(name).rows, ReproduceConfig(scale=scale))
     missing = 0 if item(name).commands else sum(bool(one.missing) for one in rows)
     assert said.count("missing:") == missing
+    lines = [line for line in said.splitlines() if line.startswith("  ")]
+    assert len(set(lines)) == len(lines) == (len(item(name).commands) or len(rows))
+    assert ("plan: no row can run" in said) == (0 < len(rows) == missing)
     assert all(command in said for command in item(name).commands)
 
 

@@ -8,6 +8,7 @@ from tools.tables import (
     ksae_lines,
     ksae_summary,
     llava_fusion_line,
+    llava_generate_line,
     llava_mini_line,
     llava_train_line,
     measured,
@@ -80,16 +81,33 @@ def test_the_k_sae_benchmarks_are_read_as_they_are_written() -> None:
 
 def test_the_llava_benchmarks_are_read_as_they_are_written() -> None:
     step = {"batch": 8, "seconds": {"towers run": 4.0, "cached": 1.6}, "speedup": 2.51}
-    memory = {"peak_bytes": {"1": 3 * 2**30, "2": 2 * 2**30}, "two_to_one": 0.667}
+    step |= {"plain / cached": 1.04}
+    peaks = {"peak_bytes": {"1": 3 * 2**30, "2": 2 * 2**30}, "two_to_one": 0.667}
+    more = {"peak_bytes": {"1": 6 * 2**30, "2": 3 * 2**30}, "two_to_one": 0.5}
+    memory = {"parameters": 305_000_000, "loading": peaks, **more}
     train = {"threads": 2, "stage-1 step": {"clip": step}, "ZeRO-3 memory": memory}
     line = llava_train_line(train)
-    assert "clip, batch 8, 4.00 s and 1.60 s (2.51x)" in line
-    assert "2.00 GiB in each of two processes, 3.00 GiB in one" in line
+    assert "clip, batch 8, 4.00 s and 1.60 s (2.51x, 1.04x as fast as plain transformers)" in line
+    assert "of a language model of 305 M with ZeRO-3 peaks at 3.00 GiB in each of two" in line
+    assert "6.00 GiB in one; until it is loaded 2.00 GiB in each of two processes, 3.00 GiB" in line
+    older = llava_train_line(train | {"ZeRO-3 memory": peaks})
+    assert (
+        "Stage 2 with ZeRO-3 peaks at 2.00 GiB in each of two processes, 3.00 GiB in one," in older
+    )
     sizes = {"tokens": 256, "batch": 16, "new_tokens": 24}
     ratios = {"fusion": {"loop / gather": 2.94}, "generation": {"no cache / cache": 3.42}}
     line = llava_fusion_line({"threads": 2, "sizes": sizes} | ratios)
     assert "into 16 texts" in line and "2.9 times" in line and "24 tokens" in line
     assert "3.4 times" in line
+    answers = {
+        "threads": 2,
+        "first token, seconds": {"ours": 0.5, "transformers": 0.6},
+        "tokens a second": {"ours": 12.3, "transformers": 12.0},
+        "first token, transformers / ours": 1.2,
+        "tokens a second, ours / transformers": 1.025,
+    }
+    line = llava_generate_line(answers)
+    assert "after 0.50 s, 0.60 s" in line and "(1.20x)" in line and "12.3 tokens a second" in line
 
 
 def test_the_proof_is_read_as_it_is_written() -> None:

@@ -168,6 +168,14 @@ def _shared_line(found: dict[str, Any]) -> str:
     )
 
 
+def _sd15_line(found: dict[str, Any]) -> str:
+    return (
+        f"- `benchmarks/reproduce.py`, {found['model']}, {found['images']} images: "
+        f"{found['times as fast as separate']} times as fast as four of our own, "
+        f"{found['times as fast as released']} times as four whole passes with the VAE again."
+    )
+
+
 def _step_line(found: dict[str, Any]) -> str:
     ratios = [row["times as fast as on-line"] for row in found["layers"].values()]
     span = f"{min(ratios)} to {max(ratios)}" if len(ratios) > 1 else f"{ratios[0]}"
@@ -196,25 +204,35 @@ def _classifier_line(found: dict[str, Any]) -> str:
 
 
 def _advisor_line(found: dict[str, Any]) -> str:
-    times, same = found["times as few passes"], found["same recommendation"]
-    lost = found["points that the best of all has over the choice"]
+    orders = found["order of equally cheap ones"]
+    one, worst = orders["the advisor's"], orders["reversed"]
+    same, within = one["same recommendation"], one["not told apart from the full grid's best"]
+    best = one["points that the best of all has over the choice"]
     return (
-        f"- `benchmarks/advisor.py`: {times['mean']} times as few passes as the full grid of "
-        f"{found['candidates']} candidates in {found['passes']} passes on {found['images']} images. Both "
-        f"recommend the very same candidate in {same['value']:.0%} of resamplings; full grids of two "
-        f"resamplings in {found['full grids of two resamplings agree']:.0%}: many candidates are as good. "
-        f"The choice was surely worse than the full grid's on its own images in {found[SURELY]} of them. "
-        f"Over all images the best candidate is {lost['race']} points above the race's choice, "
-        f"{lost['full grid']} above the full grid's, {lost['a candidate at random']} above one "
-        "at random."
+        f"- `benchmarks/advisor.py`: {one['times as few passes']['mean']} times as few passes as the full "
+        f"grid of {found['candidates']} candidates in {found['passes']} passes on {found['images']} images. "
+        f"Both recommend the very same candidate in {percent(same)} % of {found['resamplings']} resamplings; "
+        f"full grids of two resamplings in {one['full grids of two resamplings agree']:.0%}. In "
+        f"{percent(within)} % the full grid does not tell the choice apart from its best. Over all images "
+        f"the race loses {_points(one)} points against the full grid's choice; the best candidate is "
+        f"{best['race']} points above the race's, {best['full grid']} above the full grid's, "
+        f"{best['a candidate at random']} above one at random. Were equally cheap ones tried in the reverse "
+        f"order, from the most noise on, the race would lose {_points(worst)}: on few images it believes "
+        "that order."
     )
 
 
-SURELY = "surely worse than the full grid's, on its own images"
+def _points(found: Mapping[str, Any]) -> str:
+    value, low, high = (found["points lost on all images"][key] for key in ("value", "low", "high"))
+    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
+
+
 _SPEED: dict[str, Callable[[dict[str, Any]], str]] = {
     "reproduce": _shared_line,
+    "reproduce_sd15": _sd15_line,
     "diffusion_classifier": _classifier_line,
     "diffc_step": _step_line,
+    "diffc_step_photo": _step_line,
     "diffc_step_sd15": _step_line,
     "advisor": _advisor_line,
 }

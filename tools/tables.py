@@ -224,16 +224,33 @@ def llava_train_line(result: dict[str, Any]) -> str:
     """What the tower cache and ZeRO-3 save the small rows of the LLaVA extension."""
     steps = "; ".join(
         f"{row}, batch {one['batch']}, {one['seconds']['towers run']:.2f} s and "
-        f"{one['seconds']['cached']:.2f} s ({one['speedup']:.2f}x)"
+        f"{one['seconds']['cached']:.2f} s ({one['speedup']:.2f}x"
+        + (
+            f", {one['plain / cached']:.2f}x as fast as plain transformers)"
+            if "plain / cached" in one
+            else ")"
+        )
         for row, one in result["stage-1 step"].items()
     )
     memory = result["ZeRO-3 memory"]
-    one, two = (memory["peak_bytes"][count] / 2**30 for count in ("1", "2"))
+    size = (
+        f" of a language model of {memory['parameters'] / 1e6:.0f} M"
+        if "parameters" in memory
+        else ""
+    )
+    loading = (
+        f"; until it is loaded {_two_and_one(memory['loading'])}" if "loading" in memory else ""
+    )
     return (
         f"`benchmarks/llava_train.py` (SmolLM2-135M, {result['threads']} threads): a "
-        f"stage-1 step without the tower cache and with it: {steps}. Stage 2 with ZeRO-3 "
-        f"peaks at {two:.2f} GiB in each of two processes, {one:.2f} GiB in one, libraries included.\n"
+        f"stage-1 step without the tower cache and with it: {steps}. Stage 2{size} with ZeRO-3 "
+        f"peaks at {_two_and_one(memory)}{loading}, libraries included.\n"
     )
+
+
+def _two_and_one(memory: dict[str, Any]) -> str:
+    two, one = (memory["peak_bytes"][count] / 2**30 for count in ("2", "1"))
+    return f"{two:.2f} GiB in each of two processes, {one:.2f} GiB in one"
 
 
 def llava_fusion_line(result: dict[str, Any]) -> str:
@@ -248,6 +265,17 @@ def llava_fusion_line(result: dict[str, Any]) -> str:
     )
 
 
+def llava_generate_line(result: dict[str, Any]) -> str:
+    """Answers beside transformers' own LLaVA class."""
+    first, rate = result["first token, seconds"], result["tokens a second"]
+    return (
+        f"`benchmarks/llava_generate.py` (SmolLM2-135M, {result['threads']} threads): the first token after "
+        f"{first['ours']:.2f} s, {first['transformers']:.2f} s with transformers' own LLaVA class "
+        f"({result['first token, transformers / ours']:.2f}x); then {rate['ours']:.1f} tokens a second "
+        f"against {rate['transformers']:.1f} ({result['tokens a second, ours / transformers']:.2f}x).\n"
+    )
+
+
 RENDERED: dict[str, Callable[[dict[str, Any]], str]] = {
     "demo.json": demo_tables,
     "benchmarks/extraction.json": extraction_line,
@@ -257,6 +285,7 @@ RENDERED: dict[str, Callable[[dict[str, Any]], str]] = {
     "llava_mini.json": llava_mini_line,
     "benchmarks/llava_train.json": llava_train_line,
     "benchmarks/llava_fusion.json": llava_fusion_line,
+    "benchmarks/llava_generate.json": llava_generate_line,
 }
 # README's share of the same files: what a reader wants before the tables.
 SUMMARIZED: dict[str, Callable[[dict[str, Any]], str]] = {

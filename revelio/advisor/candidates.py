@@ -65,6 +65,18 @@ def candidates_of(models: Mapping[str, Backbone], config: AdviseConfig) -> list[
     return found
 
 
+def cheapest_first(
+    candidates: Sequence[Candidate], seconds: Mapping[Candidate, float]
+) -> list[Candidate]:
+    """From the least seconds on; equally cheap ones by prompt as given, then from the least noise on."""
+    prompts = list(dict.fromkeys(one.prompt for one in candidates))
+
+    def key(one: Candidate) -> tuple[float, int, int]:
+        return seconds[one], prompts.index(one.prompt), one.timestep or 0
+
+    return sorted(candidates, key=key)
+
+
 @torch.no_grad()
 def seconds_an_image(
     model: Backbone,

@@ -2,13 +2,14 @@
 
 Many candidates are as good as each other, and which of them is highest changes with every image. So the one
 that is preferred is the cheapest of the contenders, whose difference to the best, paired on the same images,
-may be zero; of equally cheap ones, the first that was given.
+may be zero; equally cheap ones come in an order of the caller's.
 
 After each round a candidate leaves that is surely worse than the best (all comparisons together by Holm's
 correction); and of the passes of the model only one in ``growth`` stay, those of the preferred candidates,
 which need not be surely better: that is the price of not measuring everything on everything (Jamieson and
-Talwalkar 2016, Alg. 1). Layers of one pass cost nothing more, so that it is passes that are counted. The race
-ends early where one candidate is surely better than all others.
+Talwalkar 2016, Alg. 1). Layers of one pass cost nothing more, so that it is passes that are counted; after
+the first round, on few images, any layer that is a contender speaks for its pass. The race ends early where
+one candidate is surely better than all others.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -80,8 +81,7 @@ def halve(
     for number, count in enumerate(images):
         found = measured(racing, count)
         last = number == len(images) - 1
-        least = 1 if number else LEAST_PASSES
-        left = {} if last else leaving(found, by, pass_of, growth, confidence, least)
+        left = {} if last else leaving(found, by, pass_of, growth, confidence, first=not number)
         rounds.append(Round(count, found, left))
         racing = [one for one in racing if one not in left]
         if len(racing) == 1:
@@ -95,9 +95,10 @@ def leaving(
     pass_of: Callable[[K], Hashable],
     growth: int,
     confidence: float,
-    least: int = LEAST_PASSES,
+    *,
+    first: bool,
 ) -> dict[K, str]:
-    """Who leaves after a round, and why; ``least`` passes stay, as far as they are not surely worse."""
+    """Who leaves after a round (the first has few images, and leaves two passes at least), and why."""
     best, *others = ranked(found, by)
     left: dict[K, str] = {}
     if others and by in found[best].right:
@@ -105,8 +106,12 @@ def leaving(
         adjusted = holm([gap.p for gap in gaps])
         surely = (p < 1 - confidence for p in adjusted)
         left = {one: WORSE for one, sure in zip(others, surely, strict=True) if sure}
-    racing = [one for one in preferred(found, by, confidence) if one not in left]
-    most = max(least, ceil(len({pass_of(one) for one in found}) / growth))
+    order = preferred(found, by, confidence)
+    if first:
+        likely = {pass_of(one) for one in contenders(found, by, confidence)}
+        order = [one for one in found if pass_of(one) in likely] + order
+    racing = [one for one in order if one not in left]
+    most = max(LEAST_PASSES if first else 1, ceil(len({pass_of(one) for one in found}) / growth))
     stay = set(list(dict.fromkeys(pass_of(one) for one in racing))[:most])
     return left | {one: SPARED for one in racing if pass_of(one) not in stay}
 

@@ -9,7 +9,6 @@ NaN. Read are whole files, shards with an index, and half-precision variants, sa
 the latter by :mod:`revelio.unpickle`, which runs nothing.
 """
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -76,8 +75,10 @@ def read_weights(source: Source, part: str, stems: tuple[str, str]) -> Weights:
     )
 
 
-def held_numbers(source: Source, part: str, stem: str) -> int | None:
-    """How many numbers a part's safetensors files hold by their headers; None where it has no such files.
+def held_tensors(
+    source: Source, part: str, stem: str
+) -> dict[str, tuple[Path, tuple[int, ...]]] | None:
+    """File and shape of each tensor of a part's safetensors files; None where it has no such files.
 
     Raises:
         ValueError: a file or the index of its shards is damaged, or lacks a shard.
@@ -92,8 +93,11 @@ def held_numbers(source: Source, part: str, stem: str) -> int | None:
             return None
         path = f"{folder}{stem}.safetensors.index.json"
         files = [file for _, file, _ in _shards(source, path, index)]
-    headers = (header for file in files for header in tensor_headers(file)[0].values())
-    return sum(math.prod(header.shape) for header in headers)
+    return {
+        name: (file, header.shape)
+        for file in files
+        for name, header in tensor_headers(file)[0].items()
+    }
 
 
 def read_file(path: Path) -> Weights:

@@ -61,7 +61,8 @@ def stability(directions: Sequence[Float[Tensor, "m d"]]) -> dict[str, Any]:
     cosines = [matched_cosines(a[:MOST], b[: 2 * MOST]) for a, b in pairs]
     entry: dict[str, Any] = {"latents": min((len(found) for found in cosines), default=0)}
     for level in LEVELS:
-        shares = [float((found > level).double().mean()) for found in cosines]
+        # A training without a live latent has found nothing.
+        shares = [float((found > level).double().sum()) / max(len(found), 1) for found in cosines]
         entry[str(level)] = {"value": sum(shares) / max(len(shares), 1), "pairs": shares}
     return entry
 

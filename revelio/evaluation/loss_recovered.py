@@ -25,6 +25,9 @@ from revelio.evaluation.measures import HeldOut
 from revelio.sae.inputs import Source
 from revelio.sae.model import KSparseAutoencoder
 
+Known = dict[str, tuple[Float[Tensor, " b"], Measured | None]]
+ENDS = ("true", "mean", "zero")
+
 
 def reconstruction(model: KSparseAutoencoder, source: Source = None) -> Replace:
     """Activations (r d) as the k-SAE reconstructs them."""
@@ -41,6 +44,7 @@ def recovered(
     confidence: float = 0.95,
     source: Source = None,
     cells: bool = False,
+    known: Known | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Loss recovered of a k-SAE beside its controls', and a probe's accuracy.
 
@@ -53,6 +57,8 @@ def recovered(
         confidence: of all intervals of a measure together.
         source: which input of the k-SAE the activations are of.
         cells: whether it reconstructs each cell, not their mean.
+        known: losses and accuracies by name, of replacements that are not to be tried again; the others are
+            put there.
 
     Returns:
         ``loss recovered`` and ``downstream probe``, as :func:`revelio.analysis.paired.against` gives them;
@@ -64,12 +70,14 @@ def recovered(
         "zero": torch.zeros_like,
     }
     ways |= {name: reconstruction(model, source) for name, model in models.items()}
-    losses, accuracy = {}, {}
+    known = {} if known is None else known
     for name, way in ways.items():
-        output = downstream.outputs(replaced(way, cells))
-        losses[name] = downstream.losses(output)
-        if reader is not None:
-            accuracy[name] = _accuracy(downstream, output, images, reader)
+        if name not in known:
+            output = downstream.outputs(replaced(way, cells))
+            right = None if reader is None else _accuracy(downstream, output, images, reader)
+            known[name] = downstream.losses(output), right
+    losses = {name: known[name][0] for name in ways}
+    accuracy = {name: right for name in ways if (right := known[name][1]) is not None}
     found = {"loss recovered": {n: loss_recovered(losses, n, images.subsets) for n in models}}
     told: dict[str, Any] = {"loss": {n: float(one.mean()) for n, one in losses.items()}}
     if accuracy:

@@ -19,7 +19,12 @@ from revelio.activations.extract import extract
 from revelio.activations.store import ActivationStore
 from revelio.activations.vae_cache import cacheable
 from revelio.advisor.advice import diffc_yaml, in_words, result_of, tower_yaml
-from revelio.advisor.candidates import Candidate, candidates_of, seconds_an_image
+from revelio.advisor.candidates import (
+    Candidate,
+    candidates_of,
+    cheapest_first,
+    seconds_an_image,
+)
 from revelio.advisor.config import FIRST_OF_CLASS, FOLDS, AdviseConfig
 from revelio.advisor.halving import Round, halve, sizes
 from revelio.advisor.heat_map import heat_map, short
@@ -166,7 +171,7 @@ class _Advisor:
         config, by = self.config, self._by
         seconds = self._seconds(out / SECONDS)
         rounds = halve(
-            sorted(self.candidates, key=seconds.__getitem__),
+            cheapest_first(self.candidates, seconds),
             lambda racing, count: self._measured(racing, count, out / "activations"),
             sizes(self._first, len(self.dataset), config.growth),
             by=by,

@@ -18,7 +18,7 @@ from revelio.evaluation.ablation import ablations
 from revelio.evaluation.config import EvalSAEConfig
 from revelio.evaluation.downstream import Denoised, Downstream, Embedded, Reader
 from revelio.evaluation.encoded import encoded
-from revelio.evaluation.loss_recovered import recovered
+from revelio.evaluation.loss_recovered import Known, recovered
 from revelio.evaluation.measures import held_out
 from revelio.sae.model import KSparseAutoencoder
 
@@ -54,16 +54,19 @@ class InModel:
         self.images = held_out(rows[chosen], labels, subsets, config.seed)
         self.reader = Reader.of(self.downstream, self.images)
 
-    def measure(self, models: Mapping[str, KSparseAutoencoder], mean: Tensor) -> dict[str, Any]:
+    def measure(
+        self, models: Mapping[str, KSparseAutoencoder], mean: Tensor, known: Known
+    ) -> dict[str, Any]:
         """``measures`` and ``in_model``: the loss and accuracy with each replacement, and what ablations do.
 
         Args:
             models: the k-SAE first, then the controls, by name.
             mean: the mean activation.
+            known: what other k-SAEs beside the same controls have measured of these; it is filled.
         """
         how = {"confidence": self.confidence, "source": self.about}
         rows, inside = self.images.rows, (self.downstream, models, mean, self.images, self.reader)
-        entries, told = recovered(*inside, **how, cells=rows.ndim == 3)
+        entries, told = recovered(*inside, **how, cells=rows.ndim == 3, known=known)
         codes = {n: encoded(one, rows, self.about, self.over) for n, one in models.items()}
         more, parts = ablations(
             self.downstream, codes, self.images, self.reader, seed=self.seed, **how

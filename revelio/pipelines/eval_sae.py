@@ -33,6 +33,7 @@ from revelio.evaluation.identity import (
     stability_verdicts,
 )
 from revelio.evaluation.judge import judge, over_trainings
+from revelio.evaluation.loss_recovered import ENDS
 from revelio.evaluation.page import page
 from revelio.files import write_folder, write_whole
 from revelio.hub import CARD
@@ -128,7 +129,8 @@ class _Data:
         random: activations of a backbone with random weights, of the held-out images and to train on; None:
             not wanted.
         notes: what is to be said of them.
-        untrained: by d, n and k the controls that need no training, and what was measured of them.
+        untrained: by d, n and k the controls that need no training, and what was measured of them: on the
+            activations, and in the model.
     """
 
     store: ActivationStore
@@ -277,8 +279,8 @@ def _judged(
 ) -> dict[str, Any]:
     sizes = (model.d, model.n, model.k)
     if sizes not in data.untrained:
-        data.untrained[sizes] = untrained_controls(model, data.source, config.seed), {}
-    untrained, taken = data.untrained[sizes]
+        data.untrained[sizes] = untrained_controls(model, data.source, config.seed), {}, {}
+    untrained, taken, seen = data.untrained[sizes]
     models, known = {"k-SAE": model} | untrained, dict(taken)
     if config.trained_controls:
         key = _key(path, data.source_sha256, config.over)
@@ -306,7 +308,9 @@ def _judged(
     taken |= {name: known[name] for name in untrained}
     if inside is not None:
         progress(Progress(f"{path}: {len(inside.downstream)} images through the model"))
-        more = inside.measure(models, data.source.mean(0))
+        in_model = dict(seen)
+        more = inside.measure(models, data.source.mean(0), in_model)
+        seen |= {name: in_model[name] for name in (*ENDS, *untrained)}
         entry["measures"] |= more.pop("measures")
         entry |= more
     return entry

@@ -14,7 +14,8 @@ from revelio.diffc.model import head_macs
 from revelio.machine import duration, size
 from revelio.reproduce.config import ReproduceConfig
 from revelio.reproduce.items import item
-from revelio.reproduce.row import SECONDS
+from revelio.reproduce.page import PROBES
+from revelio.reproduce.row import SECONDS, Row
 from revelio.reproduce.rows import SIZES, STORED, OurRow, Sizes, our_rows
 from revelio.sae.cost import Job, given_speed
 
@@ -39,6 +40,7 @@ class Plan:
 
     Attributes:
         lines: a line a row.
+        rows: how many there are, those that can't run included.
         runs: trainings and tests.
         bytes: of activations, VAE latents and k-SAEs.
         tera: 10^12 floating-point operations.
@@ -47,6 +49,7 @@ class Plan:
     """
 
     lines: list[str]
+    rows: int = 0
     runs: int = 0
     bytes: int = 0
     tera: float = 0.0
@@ -56,7 +59,8 @@ class Plan:
     def text(self) -> str:
         """For people."""
         if not self.runs:
-            return "\n".join(self.lines)
+            none = ["plan: no row can run"] if self.rows else []
+            return "\n".join([*self.lines, *none])
         hours = duration(self.tera / self.teraflops)
         said = f"plan: {self.runs} runs, {size(self.bytes)} on disk, "
         said += f"about {hours} at {self.teraflops:g} TFLOP/s"
@@ -78,14 +82,21 @@ def plan_item(name: str, config: ReproduceConfig) -> Plan:
         plan.lines += [f"  {command}" for command in wanted.commands]
         return plan
     rows = our_rows(wanted.rows, config)
+    plan.rows = len(rows)
     passes: set[tuple] = set()
     for ours in rows:
         if ours.missing:
-            plan.lines.append(f"  {ours.row.name}: missing: {ours.missing}")
+            plan.lines.append(f"  {_label(ours.row)}: missing: {ours.missing}")
             continue
-        plan.lines.append(f"  {ours.row.name}: {ours.backbone.name}, {ours.data.source}")
+        plan.lines.append(f"  {_label(ours.row)}: {ours.backbone.name}, {ours.data.source}")
         _add(plan, ours, sizes, config, passes)
     return plan
+
+
+def _label(row: Row) -> str:
+    """A row in words, with what is measured: Table 5 has several of a place."""
+    probe = f" ({row.kind})" if row.kind in PROBES else ""
+    return f"{row.name} {row.metric}{probe}".rstrip()
 
 
 def _add(

@@ -169,8 +169,8 @@ def check_number(value: object, what: str) -> float:
     """
     try:
         number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{what} is {value!r}: give a number") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{what} is {str(value)[:80]!r}: give a number") from error
     if not torch.isfinite(torch.tensor(number)):
         raise ValueError(f"{what} is {value!r}: give a finite number")
     return number

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from revelio.backbones.hooks import hooked
+from revelio.files import write_whole_by
 from revelio.pipelines.steer_eval import random_like
 from revelio.sae.config import TrainConfig
 from revelio.sae.dataloader import batches_of
@@ -264,7 +265,7 @@ class Methods:
             layer: torch.stack(parts, dim=1).flatten(1, 2).unflatten(0, (len(WORDS), -1))
             for layer, parts in found.items()
         }
-        torch.save(cells, path)
+        write_whole_by(path, lambda to: torch.save(cells, to))
 
     def _trained(self, rows: Tensor, layer: str, recipe: Recipe) -> KSparseAutoencoder:
         """A k-SAE of rows, begun from the data and then trained; kept on disk."""

@@ -7,6 +7,8 @@ Only newer VAEs (SD3, Flux) have a shift. z_0 is rounded to float16 once, so tha
 give the same activations.
 """
 
+import math
+
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from jaxtyping import Float
@@ -16,6 +18,7 @@ from revelio.backbones.hooks import full_precision
 from revelio.backbones.loading import LoadSettings, frozen, use_eager_attention
 from revelio.backbones.source import Source
 from revelio.backbones.weights import DIFFUSERS, diffusers_part, read_weights
+from revelio.trust import printable
 
 HALF_MAX = torch.finfo(torch.float16).max
 
@@ -63,6 +66,12 @@ class LatentSpace:
         self._name = name
         self._multiple = multiple
         self._shift: float = vae.config.get("shift_factor") or 0.0
+        for value in (self._shift, vae.config["scaling_factor"]):
+            if type(value) not in (int, float) or not math.isfinite(value):
+                raise ValueError(
+                    f"the VAE's config of {name} has {printable(repr(value))[:80]} as scaling_factor or "
+                    "shift_factor: it must be a number"
+                )
 
     @torch.no_grad()
     def encode(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c zh zw"]:
