@@ -8,7 +8,8 @@ from llava_ext.stages import LoraOptions
 from revelio.backbones.loading import reading
 from revelio.backbones.weights import check_fit, shapes_of
 from revelio.seeds import key_seed
-from revelio.trust import printable, read_object, read_tensors, tensor_headers
+from revelio.tensor_files import read_tensors, tensor_headers
+from revelio.trust import printable, read_object
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel

@@ -26,7 +26,7 @@ from llava_ext.templates import encode_all
 from revelio.data.contents import combined
 from revelio.distributed import is_main
 from revelio.files import write_whole_by
-from revelio.trust import read_tensors, tensor_headers
+from revelio.tensor_files import read_tensors, tensor_headers
 
 TOKENS = "tokens.safetensors"
 MANY = 10_000  # records whose encoding takes long enough for a bar

@@ -21,8 +21,9 @@ from torch import Tensor
 from llava_ext.checkpoint import load_state
 from llava_ext.model import LlavaModel
 from revelio.backbones.weights import check_finite
-from revelio.trust import printable, tensor_headers
-from revelio.trust import read_tensors as read_safetensors
+from revelio.tensor_files import read_tensors as read_safetensors
+from revelio.tensor_files import tensor_headers
+from revelio.trust import printable
 from revelio.unpickle import read_tensors
 
 KEY = re.compile(

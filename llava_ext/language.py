@@ -32,7 +32,7 @@ from revelio.backbones.weights import (
     transformers_part,
 )
 from revelio.data.contents import combined, digest_of
-from revelio.trust import tensor_headers
+from revelio.tensor_files import tensor_headers
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

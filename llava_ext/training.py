@@ -29,7 +29,8 @@ from llava_ext.towers import Tower, look
 from revelio.distributed import world_size
 from revelio.files import write_whole_by
 from revelio.run_dir import Run
-from revelio.trust import read_object, read_tensors
+from revelio.tensor_files import read_tensors
+from revelio.trust import read_object
 
 
 def accumulation(effective_batch: int, batch_size: int, processes: int) -> int:

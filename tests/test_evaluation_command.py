@@ -15,7 +15,8 @@ from revelio.data.config import DataConfig
 from revelio.evaluation.card import END, START
 from revelio.evaluation.config import EvalSAEConfig
 from revelio.evaluation.controls import TRAINED
-from revelio.pipelines.eval_sae import NO_TRAIN_STORE, NOT_IN_MODEL, UNLABELLED, eval_sae
+from revelio.pipelines.eval_sae import NOT_IN_MODEL, eval_sae
+from revelio.pipelines.eval_stores import NO_TRAIN_STORE, UNLABELLED
 from revelio.pipelines.extract import extract_to
 from revelio.pipelines.train_sae import train_sae
 from revelio.sae.config import Rows, TrainSAEConfig

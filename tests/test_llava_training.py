@@ -1,7 +1,6 @@
 """A stage in this process: what changes, what is printed, resume, the cache, bad settings."""
 
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,7 +38,6 @@ from llava_ext.tower_cache_job import fill, open_cache_job
 from llava_ext.towers import BackboneTower, load_towers
 from llava_ext.training import (
     EpochCallback,
-    accumulation,
     build_trainer,
     training_arguments,
 )
@@ -432,27 +430,6 @@ def test_another_image_is_another_answer(project) -> None:
     assert identity != job.dataset[4]["images"][0][1]
 
 
-@pytest.mark.parametrize(
-    ("effective", "batch", "processes", "times"), [(128, 16, 4, 2), (128, 4, 1, 32), (6, 3, 2, 1)]
-)
-def test_accumulation(effective: int, batch: int, processes: int, times: int) -> None:
-    assert accumulation(effective, batch, processes) == times
-
-
-def test_accumulation_must_divide() -> None:
-    with pytest.raises(ValueError, match="3 processes times batch_size 16 = 48"):
-        accumulation(128, 16, 3)
-
-
-def test_stages_are_table_11() -> None:
-    one, two = Pretrain(), Finetune()
-    assert (one.learning_rate, two.learning_rate) == (2e-3, 2e-5)
-    assert (one.zero, two.zero) == (2, 3)
-    for stage in (one, two):
-        assert (stage.effective_batch, stage.warmup, stage.weight_decay) == (128, 0.03, 0.0)
-        assert (stage.schedule, stage.epochs, stage.clip) == ("cosine", 1.0, 1.0)
-
-
 def test_learning_rate_follows_warmup_and_cosine(project, tmp_path) -> None:
     import math
 
@@ -465,28 +442,3 @@ def test_learning_rate_follows_warmup_and_cosine(project, tmp_path) -> None:
         for step in range(total)
     ]
     assert rates == pytest.approx([2e-3 * factor for factor in wanted])
-
-
-@pytest.mark.parametrize("by_length", [True, False])
-def test_order_visits_everything_and_groups_lengths(by_length: bool) -> None:
-    lengths = [1 + (7 * number) % 50 for number in range(203)]
-    order = StepSampler(lengths, 8, 0, by_length=by_length)
-    first = list(order)
-    assert len(first) == len(order) == 208 and set(first) == set(range(203))
-    assert first == list(order)
-    order.epoch = 1
-    assert first != list(order)
-    padding = sum(
-        max(lengths[i] for i in first[start : start + 8]) * 8
-        - sum(lengths[i] for i in first[start : start + 8])
-        for start in range(0, 208, 8)
-    )
-    assert (padding < 300) == by_length
-
-
-def test_order_of_less_than_a_batch() -> None:
-    assert sorted(StepSampler([5, 6, 7], 8, 0)) == [0, 0, 0, 1, 1, 1, 2, 2]
-
-
-def test_launcher_environment_is_not_left_behind() -> None:
-    assert "RANK" not in os.environ

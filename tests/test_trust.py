@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from revelio import trust
+from revelio import tensor_files, trust
 from revelio.command_line import run_module
 from revelio.pipelines.locality import read_masks
 from revelio.pipelines.steer_parts import read_mask
@@ -128,16 +128,16 @@ def test_any_edit_of_a_header_is_seen(tmp_path: Path, data: st.DataObject) -> No
     path.write_bytes(struct.pack("<Q", len(raw)) + raw + whole[8 + length :])
     same_count = key == "shape" and value == honest
     if same_count:
-        trust.tensor_headers(path)
+        tensor_files.tensor_headers(path)
         return
     try:
-        tensors, _ = trust.tensor_headers(path)
+        tensors, _ = tensor_files.tensor_headers(path)
     except ValueError as error:
         assert "t.safetensors" in str(error)
     else:  # another shape of the same number of elements is consistent: the reader compares shapes
         assert key == "shape"
         with pytest.raises(ValueError, match="has shape"):
-            trust.read_tensors(path, {"a": (3, 4), "b": (5,)})
+            tensor_files.read_tensors(path, {"a": (3, 4), "b": (5,)})
         assert tensors.keys() == {"a", "b"}
 
 
@@ -145,19 +145,19 @@ def test_tensors_are_exactly_what_is_asked(tmp_path: Path) -> None:
     path = tmp_path / "t.safetensors"
     save_file({"a": torch.ones(3), "b": torch.ones(2)}, path)
     with pytest.raises(ValueError, match="lacks c"):
-        trust.read_tensors(path, {"a": None, "b": None, "c": None})
+        tensor_files.read_tensors(path, {"a": None, "b": None, "c": None})
     with pytest.raises(ValueError, match="unexpected b"):
-        trust.read_tensors(path, {"a": None})
+        tensor_files.read_tensors(path, {"a": None})
     with pytest.raises(ValueError, match=r"shape \(3,\), not \(4,\)"):
-        trust.read_tensors(path, {"a": (4,), "b": None})
+        tensor_files.read_tensors(path, {"a": (4,), "b": None})
     save_file({"a": torch.tensor([1.0, float("nan")])}, path)
     with pytest.raises(ValueError, match="NaN"):
-        trust.read_tensors(path, {"a": None})
+        tensor_files.read_tensors(path, {"a": None})
     for cut in (0, 5, 8, 40, len(path.read_bytes()) - 1):
         cut_path = tmp_path / "cut.safetensors"
         cut_path.write_bytes(path.read_bytes()[:cut])
         with pytest.raises(ValueError, match=r"cut\.safetensors"):
-            trust.tensor_headers(cut_path)
+            tensor_files.tensor_headers(cut_path)
 
 
 def test_torn_last_line_is_dropped_only_where_asked(tmp_path: Path) -> None:

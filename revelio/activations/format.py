@@ -16,7 +16,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from revelio.run_dir import write_whole
-from revelio.trust import parse_json, regular_file, tensor_headers
+from revelio.tensor_files import tensor_headers
+from revelio.trust import parse_json, regular_file
 
 # Stores of cells are of format 2; all others stay of format 1, which older readers know.
 FORMATS = (1, 2)

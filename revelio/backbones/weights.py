@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from revelio.backbones.loading import quiet, reading
 from revelio.backbones.source import DENOISERS, Source
-from revelio.trust import printable, read_object, tensor_headers
+from revelio.tensor_files import tensor_headers
+from revelio.trust import printable, read_object
 from revelio.unpickle import read_tensors as unpickle
 
 M = TypeVar("M", bound=nn.Module)

@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional
 
-from revelio.trust import tensor_headers
+from revelio.tensor_files import tensor_headers
 
 
 @dataclass(frozen=True)

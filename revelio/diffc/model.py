@@ -24,7 +24,8 @@ from revelio.diffc.config import DiffCConfig
 from revelio.diffc.conv import Conv2d
 from revelio.hub import CARD_TEMPLATE, card_facts, save_whole
 from revelio.seeds import generator
-from revelio.trust import printable, read_object, read_tensors, tensor_headers
+from revelio.tensor_files import read_tensors, tensor_headers
+from revelio.trust import printable, read_object
 
 WIDTH = DiffCConfig.width
 STRIDES = (1, 2, 2, 2)  # Table 1

@@ -1,19 +1,16 @@
 """Judge k-SAEs on held-out images, each beside its controls."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import fields, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from revelio.activations.store import ActivationStore
 from revelio.analysis.config import OverCells
 from revelio.analysis.paired import method
-from revelio.analysis.top_images import check_width, own_over, pooled
+from revelio.analysis.top_images import own_over
 from revelio.bounds import check_fields
 from revelio.config import read_yaml, structure
 from revelio.evaluation.card import section, with_section
@@ -39,6 +36,7 @@ from revelio.files import write_folder, write_whole
 from revelio.hub import CARD
 from revelio.outputs import check_replaceable, claimed, replace_files
 from revelio.pipelines import Progress, Report, silent
+from revelio.pipelines.eval_stores import EvalData, eval_data, opened_for
 from revelio.pipelines.inputs import open_sae, place_of, sae_folder
 from revelio.run_dir import sha256, versions, write_json
 from revelio.sae.config import TrainSAEConfig
@@ -52,7 +50,6 @@ if TYPE_CHECKING:
 MAKER = "eval-ksae"
 RESULT, PAGE = "evaluation.json", "evaluation.md"
 STABLE_SEEDS = 3
-TOO_FEW = 100
 
 
 def eval_sae(config: EvalSAEConfig, progress: Report = silent) -> dict[str, Any]:
@@ -77,7 +74,8 @@ def eval_sae(config: EvalSAEConfig, progress: Report = silent) -> dict[str, Any]
     with claimed(out):
         models = {path: open_sae(path, "cpu", progress) for path in config.ksae}
         config = replace(config, over=_over(config, models))
-        data = _data(config, models)
+        _check_recipes(config)
+        data = eval_data(config, models)
         inside = None
         if config.loss_images:
             from revelio.pipelines.eval_downstream import InModel
@@ -108,38 +106,9 @@ def eval_sae(config: EvalSAEConfig, progress: Report = silent) -> dict[str, Any]
     return result
 
 
-UNLABELLED = "the images have no labels: only label-free measures were taken"
 NOT_IN_MODEL = (
     "loss recovered and ablations were not measured: they need the backbone (loss_images)"
 )
-NO_TRAIN_STORE = (
-    "no training store was given: controls are made of the held-out activations themselves"
-)
-
-
-@dataclass(frozen=True)
-class _Data:
-    """What the k-SAEs of an evaluation share.
-
-    Attributes:
-        store: of the held-out images.
-        rows: its activations, or those of all cells of each image.
-        source: the activations that controls are made of, a row each.
-        source_sha256: of their store.
-        random: activations of a backbone with random weights, of the held-out images and to train on; None:
-            not wanted.
-        notes: what is to be said of them.
-        untrained: by d, n and k the controls that need no training, and what was measured of them: on the
-            activations, and in the model.
-    """
-
-    store: ActivationStore
-    rows: Float[Tensor, "images d"] | Float[Tensor, "images c d"]
-    source: Float[Tensor, "others d"]
-    source_sha256: str
-    random: tuple[Tensor, Tensor] | None
-    notes: list[str]
-    untrained: dict[tuple[int, ...], Any] = field(default_factory=dict)
 
 
 def _write(folder: Path, result: Mapping[str, Any]) -> None:
@@ -178,102 +147,11 @@ def _over(config: EvalSAEConfig, models: Mapping[str, KSparseAutoencoder]) -> Ov
     return config.over or next(iter(own.values()))
 
 
-def _opened(path: Path, over: OverCells | None) -> ActivationStore:
-    """A store of whole images or, where codes are of cells, of cells."""
-    return ActivationStore.open(path, cells=over != "pooled")
-
-
-def _rows(store: ActivationStore, over: OverCells | None) -> Tensor:
-    if over == "pooled":
-        return torch.cat([pooled(batch) for _, batch in store.batches(1024)])
-    starts = range(0, store.images, 64)
-    return torch.cat([store.image_cells(at, min(at + 64, store.images)) for at in starts])
-
-
-def _data(config: EvalSAEConfig, models: Mapping[str, KSparseAutoencoder]) -> _Data:
-    """Open the stores, and refuse now what would fail after the work.
-
-    Raises:
-        ValueError: stores and k-SAEs do not fit together, images are in both, or too few.
-    """
-    store, over = _opened(config.store, config.over), config.over
-    recipes = config.trained_controls or config.random_store
-    for number, (path, model) in enumerate(models.items()):
-        check_width(model, store)
-        if recipes or (config.planted and not number):
-            _recipe(path)
-    if store.images < TOO_FEW:
-        raise ValueError(f"{config.store} holds {store.images} images: measures need {TOO_FEW} up")
-    rows = _rows(store, over)
-    notes = [] if store.labels is not None else [UNLABELLED]
-    random = _random(config, store)
-    if config.train_store is None:
-        notes = [NO_TRAIN_STORE, *notes]
-        return _Data(store, rows, rows.flatten(0, -2), store.sha256, random, notes)
-    train = _opened(config.train_store, over)
-    _check_channels(train, store)
-    same = all(train.manifest.get(key) == store.manifest.get(key) for key in ("dataset", "split"))
-    shared = len(set(train.ids) & set(store.ids)) if same else 0
-    if shared and config.overlap == "stop":
-        raise ValueError(
-            f"{shared:,} of the {store.images:,} images of {config.store} are in {config.train_store} too: "
-            "hold out other images, or set overlap to allow"
-        )
-    if shared:
-        notes = [f"{shared:,} of {store.images:,} images are training images", *notes]
-    return _Data(store, rows, _rows(train, over).flatten(0, -2), train.sha256, random, notes)
-
-
-def _check_channels(other: ActivationStore, store: ActivationStore) -> None:
-    if other.row_shape[0] != store.row_shape[0]:
-        raise ValueError(
-            f"{other.path} has {other.row_shape[0]} channels, {store.path} {store.row_shape[0]}: "
-            "give stores of one layer"
-        )
-
-
-def _random(config: EvalSAEConfig, store: ActivationStore) -> tuple[Tensor, Tensor] | None:
-    """The random weights' activations of the held-out images, in their order, and those to train on.
-
-    Raises:
-        ValueError: one of the two stores is missing, or they are of another layer, noise or other images.
-    """
-    if config.random_store is None and config.random_train_store is None:
-        return None
-    if config.random_store is None or config.random_train_store is None:
-        raise ValueError(
-            "random_store and random_train_store belong together: the images of store, and those to train on"
-        )
-    over, places = config.over, (config.random_store, config.random_train_store)
-    held, train = (_opened(path, over) for path in places)
-    for other in (held, train):
-        _check_channels(other, store)
-        for key in ("layer", "timestep", "prompt_policy"):
-            if other.manifest.get(key) != store.manifest.get(key):
-                raise ValueError(
-                    f"the {key} of {other.path} and of {store.path} differ ({other.manifest.get(key)} and "
-                    f"{store.manifest.get(key)}): extract both alike"
-                )
-    if held.manifest.get("model") == store.manifest.get("model"):
-        raise ValueError(
-            f"{held.path} and {store.path} are of the same model, {printable(held.manifest.get('model'))}: "
-            "extract the first with random_weights"
-        )
-    place = {name: row for row, name in enumerate(held.ids)}
-    missing = [name for name in store.ids if name not in place]
-    if missing:
-        raise ValueError(
-            f"{len(missing):,} of the {store.images:,} images of {store.path} are not in {held.path}: "
-            "extract the same images"
-        )
-    return _rows(held, over)[[place[name] for name in store.ids]], _rows(train, over).flatten(0, -2)
-
-
 def _judged(
     config: EvalSAEConfig,
     path: str,
     model: KSparseAutoencoder,
-    data: _Data,
+    data: EvalData,
     inside: "InModel | None",
     progress: Report,
 ) -> dict[str, Any]:
@@ -289,7 +167,7 @@ def _judged(
     others = {}
     if data.random is not None and config.random_train_store is not None:
         rows, source = data.random
-        store = _opened(config.random_train_store, config.over)
+        store = opened_for(config.random_train_store, config.over)
         key = _key(path, store.sha256, config.over)
         control = _trained(config, path, model, source, RANDOM_WEIGHTS, key, progress)
         others[RANDOM_WEIGHTS] = (control, rows)
@@ -345,6 +223,13 @@ def _trained(
     return open_sae(str(kept), "cpu")
 
 
+def _check_recipes(config: EvalSAEConfig) -> None:
+    """Refuse now what would fail after the work: what is to be trained again must say how."""
+    every = config.trained_controls or config.random_store
+    for path in config.ksae if every else config.ksae[: bool(config.planted)]:
+        _recipe(path)
+
+
 def _recipe(path: str) -> TrainSAEConfig:
     """How a k-SAE was trained, from its run folder.
 
@@ -363,7 +248,7 @@ def _together(
     config: EvalSAEConfig,
     models: Mapping[str, KSparseAutoencoder],
     entries: Mapping[str, Any],
-    data: _Data,
+    data: EvalData,
 ) -> dict[str, Any]:
     """What several trainings of one recipe say together; nothing of a single one or of different recipes."""
     sizes = {
@@ -388,7 +273,7 @@ def _together(
     }
 
 
-def _planted(config: EvalSAEConfig, data: _Data, progress: Report) -> dict[str, Any]:
+def _planted(config: EvalSAEConfig, data: EvalData, progress: Report) -> dict[str, Any]:
     if not config.planted:
         return {}
     recipe = _recipe(config.ksae[0])

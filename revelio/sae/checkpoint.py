@@ -20,7 +20,8 @@ from torch import Tensor
 
 from revelio.sae.model import KSparseAutoencoder
 from revelio.sae.state import TrainState
-from revelio.trust import check_names, file_in, printable, read_object, tensor_headers
+from revelio.tensor_files import check_names, tensor_headers
+from revelio.trust import file_in, printable, read_object
 
 FORMAT = 1
 DTYPES = {torch.float32: "F32", torch.int64: "I64"}

@@ -32,7 +32,8 @@ from revelio.steering.edits import (
     check_word,
     in_activations,
 )
-from revelio.trust import printable, read_object, read_tensors
+from revelio.tensor_files import read_tensors
+from revelio.trust import printable, read_object
 
 FORMAT = 1
 CARD, TENSORS = "concept.json", "concept.safetensors"

@@ -19,7 +19,8 @@ from torch import Tensor
 from revelio.files import write_whole, write_whole_by
 from revelio.sae.io.foreign import check_size, filled, is_off, refuse_settings, take, whole
 from revelio.sae.model import PAPER_K, KSparseAutoencoder
-from revelio.trust import read_object, read_tensors
+from revelio.tensor_files import read_tensors
+from revelio.trust import read_object
 
 CONFIG = "cfg.json"
 SAELENS, SPARSIFY = "sae_weights.safetensors", "sae.safetensors"

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from revelio.trust import kind_of, printable, read_object, read_tensors, tensor_headers
+from revelio.tensor_files import read_tensors, tensor_headers
+from revelio.trust import kind_of, printable, read_object
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _KINDS: Mapping[str, type | tuple[type, ...]] = {

@@ -1,0 +1,136 @@
+"""The activations that an evaluation is of: opened, and refused where they do not belong together."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from revelio.activations.store import ActivationStore
+from revelio.analysis.config import OverCells
+from revelio.analysis.top_images import check_width, pooled
+from revelio.evaluation.config import EvalSAEConfig
+from revelio.sae.model import KSparseAutoencoder
+from revelio.trust import printable
+
+TOO_FEW = 100
+UNLABELLED = "the images have no labels: only label-free measures were taken"
+NO_TRAIN_STORE = (
+    "no training store was given: controls are made of the held-out activations themselves"
+)
+
+
+@dataclass(frozen=True)
+class EvalData:
+    """What the k-SAEs of an evaluation share.
+
+    Attributes:
+        store: of the held-out images.
+        rows: its activations, or those of all cells of each image.
+        source: the activations that controls are made of, a row each.
+        source_sha256: of their store.
+        random: activations of a backbone with random weights, of the held-out images and to train on; None:
+            not wanted.
+        notes: what is to be said of them.
+        untrained: by d, n and k the controls that need no training, and what was measured of them: on the
+            activations, and in the model.
+    """
+
+    store: ActivationStore
+    rows: Float[Tensor, "images d"] | Float[Tensor, "images c d"]
+    source: Float[Tensor, "others d"]
+    source_sha256: str
+    random: tuple[Tensor, Tensor] | None
+    notes: list[str]
+    untrained: dict[tuple[int, ...], Any] = field(default_factory=dict)
+
+
+def opened_for(path: Path, over: OverCells | None) -> ActivationStore:
+    """A store of whole images or, where codes are of cells, of cells."""
+    return ActivationStore.open(path, cells=over != "pooled")
+
+
+def _rows(store: ActivationStore, over: OverCells | None) -> Tensor:
+    if over == "pooled":
+        return torch.cat([pooled(batch) for _, batch in store.batches(1024)])
+    starts = range(0, store.images, 64)
+    return torch.cat([store.image_cells(at, min(at + 64, store.images)) for at in starts])
+
+
+def eval_data(config: EvalSAEConfig, models: Mapping[str, KSparseAutoencoder]) -> EvalData:
+    """Open the stores, and refuse now what would fail after the work.
+
+    Raises:
+        ValueError: stores and k-SAEs do not fit together, images are in both, or too few.
+    """
+    store, over = opened_for(config.store, config.over), config.over
+    for model in models.values():
+        check_width(model, store)
+    if store.images < TOO_FEW:
+        raise ValueError(f"{config.store} holds {store.images} images: measures need {TOO_FEW} up")
+    rows = _rows(store, over)
+    notes = [] if store.labels is not None else [UNLABELLED]
+    random = _random(config, store)
+    if config.train_store is None:
+        notes = [NO_TRAIN_STORE, *notes]
+        return EvalData(store, rows, rows.flatten(0, -2), store.sha256, random, notes)
+    train = opened_for(config.train_store, over)
+    _check_channels(train, store)
+    same = all(train.manifest.get(key) == store.manifest.get(key) for key in ("dataset", "split"))
+    shared = len(set(train.ids) & set(store.ids)) if same else 0
+    if shared and config.overlap == "stop":
+        raise ValueError(
+            f"{shared:,} of the {store.images:,} images of {config.store} are in {config.train_store} too: "
+            "hold out other images, or set overlap to allow"
+        )
+    if shared:
+        notes = [f"{shared:,} of {store.images:,} images are training images", *notes]
+    return EvalData(store, rows, _rows(train, over).flatten(0, -2), train.sha256, random, notes)
+
+
+def _check_channels(other: ActivationStore, store: ActivationStore) -> None:
+    if other.row_shape[0] != store.row_shape[0]:
+        raise ValueError(
+            f"{other.path} has {other.row_shape[0]} channels, {store.path} {store.row_shape[0]}: "
+            "give stores of one layer"
+        )
+
+
+def _random(config: EvalSAEConfig, store: ActivationStore) -> tuple[Tensor, Tensor] | None:
+    """The random weights' activations of the held-out images, in their order, and those to train on.
+
+    Raises:
+        ValueError: one of the two stores is missing, or they are of another layer, noise or other images.
+    """
+    if config.random_store is None and config.random_train_store is None:
+        return None
+    if config.random_store is None or config.random_train_store is None:
+        raise ValueError(
+            "random_store and random_train_store belong together: the images of store, and those to train on"
+        )
+    over, places = config.over, (config.random_store, config.random_train_store)
+    held, train = (opened_for(path, over) for path in places)
+    for other in (held, train):
+        _check_channels(other, store)
+        for key in ("layer", "timestep", "prompt_policy"):
+            if other.manifest.get(key) != store.manifest.get(key):
+                raise ValueError(
+                    f"the {key} of {other.path} and of {store.path} differ ({other.manifest.get(key)} and "
+                    f"{store.manifest.get(key)}): extract both alike"
+                )
+    if held.manifest.get("model") == store.manifest.get("model"):
+        raise ValueError(
+            f"{held.path} and {store.path} are of the same model, {printable(held.manifest.get('model'))}: "
+            "extract the first with random_weights"
+        )
+    place = {name: row for row, name in enumerate(held.ids)}
+    missing = [name for name in store.ids if name not in place]
+    if missing:
+        raise ValueError(
+            f"{len(missing):,} of the {store.images:,} images of {store.path} are not in {held.path}: "
+            "extract the same images"
+        )
+    return _rows(held, over)[[place[name] for name in store.ids]], _rows(train, over).flatten(0, -2)
