@@ -194,7 +194,7 @@ class TrainConfig(SamplesConfig):
     out: OutFolder
     """The run directory to create; `final/` in it is what stage 2 and chatting take."""
 
-    validation: File | None = None
+    validation_data: File | None = None
     """A JSON of conversations about pictures in the same folder, whose loss is measured at each
     checkpoint."""
 

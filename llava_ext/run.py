@@ -183,7 +183,7 @@ def open_job(config: TrainConfig, stage: Stage) -> Job:
         files=config.cache is None or pictures_here,
     )
     records = read(data.json, limit=config.limit)
-    held_out = read(config.validation) if config.validation else []
+    held_out = read(config.validation_data) if config.validation_data else []
     towers = load_towers(config.model, own_device())
     folder = data.images if pictures_here else None
     images = open_images(config.cache, towers, folder, [*records, *held_out])

@@ -17,7 +17,8 @@ from revelio import cli
 ZERO = {
     "timesteps", "timestep", "diffc_timestep", "seed", "order_seed", "random_weights", "workers", "views",
     "warmup_steps", "auxk", "auxk_coefficient", "sparsity", "early_stop", "checkpoint_every", "memory_gib",
-    "weight_decay", "dropout", "validation", "cache_gb", "run", "temperature", "price_in", "price_out",
+    "weight_decay", "decay", "dropout", "validation", "cache_gb", "run", "temperature", "price_in",
+    "price_out",
     "index", "draw", "rank", "warmup", "held_out", "loss_images", "planted", "find", "guidance", "port",
     "specificity", "detector_threshold",
 }  # fmt: skip
@@ -27,6 +28,7 @@ AT_MOST_ONE = {
     "learning_rate",
     "projector_rate",
     "early_stop",
+    "decay",
     "specificity",
     "fraction",
     "validation",
@@ -42,11 +44,11 @@ READ = {
     "store", "top", "embeddings", "stores", "test_store", "images", "bench", "answers", "reference",
     "masks", "train_store", "against_store", "means", "concept", "concepts", "texts_file", "against_file",
     "mask", "deepspeed", "reviews", "compare", "root", "pretrained", "image", "source",
-    "names", "locality", "beside", "validation",
+    "names", "locality", "beside", "validation_data",
 }  # fmt: skip
 READ_FILES = {
     "answers", "reference", "reviews", "compare", "image", "texts_file", "against_file", "mask", "deepspeed",
-    "names", "locality", "validation",
+    "names", "locality", "validation_data",
 }  # fmt: skip
 WRITTEN_FILES = {
     ("purity", "out"),

@@ -338,11 +338,11 @@ def test_the_validation_loss_is_the_mean_over_its_batches(project, tmp_path) -> 
     """At each checkpoint and in the report; at a learning rate near 0 that of the model as it began."""
     held_out = write_data(tmp_path / "held_out.json", [record(number) for number in range(4)])
     config = pretrain(project, tmp_path / "run", stage={"learning_rate": 1e-12})
-    run(replace(config, validation=held_out))
+    run(replace(config, validation_data=held_out))
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     found = [line for line in map(json.loads, lines) if "validation_loss" in line]
     assert [line["step"] for line in found] == [2, 4]
-    job = open_job(replace(config, validation=held_out, out=tmp_path / "other"), "pretrain")
+    job = open_job(replace(config, validation_data=held_out, out=tmp_path / "other"), "pretrain")
     assert job.validation is not None and len(job.validation) == 4 and len(job.dataset) == 16
     own = []
     for some in ((0, 1), (2, 3)):
