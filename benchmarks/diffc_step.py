@@ -110,7 +110,7 @@ def at_papers_batch(found: dict[str, Any], flags: argparse.Namespace) -> dict[st
     }
 
 
-def sd15_parts() -> tuple[Any, ...]:
+def sd15_parts() -> tuple[Any, Any, Any, Any]:
     """U-Net, VAE, text and schedule of SD-1.5 with random weights."""
     unet = random_model(lambda: UNet2DConditionModel(**UNET), torch.float32, torch.device("cpu"))
     vae = random_model(lambda: AutoencoderKL(**VAE), torch.float32, torch.device("cpu"))

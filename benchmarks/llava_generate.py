@@ -96,7 +96,10 @@ def answers(model: Any, inputs: dict[str, Any], tokens: int) -> Callable[[], tor
 def compare(tokens: int, rounds: int) -> dict[str, Any]:
     """Rounds in turn."""
     ours, inputs = our_model()
-    pairs = {"transformers": their_model(ours, inputs), "ours": (ours, inputs)}
+    pairs: dict[str, tuple[Any, Any]] = {
+        "transformers": their_model(ours, inputs),
+        "ours": (ours, inputs),
+    }
     calls = {
         (name, count): answers(*pair, count)
         for count in (1, tokens)

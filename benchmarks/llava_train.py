@@ -50,7 +50,7 @@ from revelio.run_dir import read_json, write_json
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs" / "llava" / "mini"
 MEMORY_SAMPLES = 4
-MIDDLE = {
+MIDDLE: dict[str, Any] = {
     "hidden_size": 1024,
     "intermediate_size": 2816,
     "num_hidden_layers": 16,
@@ -92,7 +92,7 @@ class PlainStep:
         self.language_model: Any = model.language_model
         self.projectors, self.grids = model.projectors, batch["grids"]
         rows = [
-            self._expanded(*row, model.image_tokens)
+            self._expanded(row[0], row[1], row[2], model.image_tokens)
             for row in zip(
                 *(batch[name].tolist() for name in ("input_ids", "labels", "attention_mask")),
                 strict=True,

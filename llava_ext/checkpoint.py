@@ -98,7 +98,8 @@ def save_model(
             "the language model was trained, so its name alone would lose that: save it `whole`"
         )
     whole = model.language_changed if language == "auto" else language == "whole"
-    if whole and "quantization_config" in innermost(model.language_model).config.to_dict():
+    inner: Any = innermost(model.language_model)
+    if whole and "quantization_config" in inner.config.to_dict():
         raise ValueError(
             "the language model is quantised, so only its name can be saved: load it without "
             "`quantization_config` to save it `whole`"
