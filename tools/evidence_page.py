@@ -123,7 +123,9 @@ def verdicts(found: Mapping[str, Any]) -> dict[str, str]:
         "loss recovered": loss,
         "stability": stable,
         "planted recovery": planted,
-        "meaning": f"{BEATS} on {', '.join(won)}" if won else "beats every control on no measure",
+        "meaning": f"{BEATS} on {', '.join(won)}"
+        if won
+        else "no measure on which every control is beaten",
     }
 
 

@@ -100,7 +100,6 @@ CELLS = Case(
         k=2, expansion=2, steps=4000, batch_size=2048, learning_rate=8e-3, warmup_steps=100, decay=0.8,
         checkpoint_every=2000,
     ),
-    # A first look, with seeds 11 to 15 and fewer pictures, is in the JSON ("cells_first").
     seeds=tuple(range(21, 31)), other_k=(1, 4, 8, 16), train=30_000, test=5_000, loss_images=400,
 )  # fmt: skip
 
