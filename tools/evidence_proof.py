@@ -169,7 +169,8 @@ class Proof:
 
     def planted(self, number: int) -> dict[str, Any]:
         """The recipe on synthetic activations of the same width."""
-        d = ActivationStore.open(self.store("train")).row_shape[0]
+        cells = self.case.rows == "cells"
+        d = ActivationStore.open(self.store("train"), cells=cells).row_shape[0]
         return planted_recovery(self.case.recipe, d, PLANTED_ROWS, seed=number)
 
     def losses(self) -> list[dict[str, Any]]:
