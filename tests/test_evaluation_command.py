@@ -15,7 +15,7 @@ from revelio.data.config import DataConfig
 from revelio.evaluation.card import END, START
 from revelio.evaluation.config import EvalSAEConfig
 from revelio.evaluation.controls import TRAINED
-from revelio.pipelines.eval_sae import NOT_IN_MODEL, eval_sae
+from revelio.pipelines.eval_sae import NO_SCALE, NOT_IN_MODEL, eval_sae
 from revelio.pipelines.eval_stores import NO_TRAIN_STORE, UNLABELLED
 from revelio.pipelines.extract import extract_to
 from revelio.pipelines.train_sae import train_sae
@@ -198,16 +198,18 @@ def test_loss_recovered_of_an_extraction(tmp_path: Path, rows: Rows) -> None:
     result = eval_sae(config)
     entry = result["ksaes"][runs[0]]
     losses = entry["in_model"]["loss"]
-    whole = losses["mean"] - losses["true"]
-    assert entry["measures"]["loss recovered"]["value"] == pytest.approx(
-        (losses["mean"] - losses["k-SAE"]) / whole
-    )
+    scale = entry["in_model"]["loss_scale"]
+    assert scale["value"] == pytest.approx(losses["mean"] - losses["true"])
+    # A model of random weights predicts no better with the true activation.
+    assert scale["interval"][0] <= 0 and "loss recovered" not in entry["measures"]
+    assert NO_SCALE in result["notes"]
+    assert entry["measures"]["output recovered"]["value"] < 1
     assert "effect" in entry["measures"] and NOT_IN_MODEL not in result["notes"]
     # The second k-SAE stands beside the same controls, which are not run again: as if it stood alone.
     alone = eval_sae(replace(config, ksae=runs[1:], out=tmp_path / "alone"))["ksaes"][runs[1]]
     assert result["ksaes"][runs[1]]["in_model"] == alone["in_model"]
     assert alone["in_model"]["loss"]["k-SAE"] != losses["k-SAE"]
-    assert "| loss recovered |" in (tmp_path / "o" / "evaluation.md").read_text()
+    assert "| output recovered |" in (tmp_path / "o" / "evaluation.md").read_text()
     with pytest.raises(ValueError, match="loss_images is 5: intervals need 10 images up"):
         eval_sae(replace(config, loss_images=5))
     other = BackboneConfig(name=str(tiny_sd(tmp_path / "other", seed=1)), device="cpu")

@@ -14,7 +14,7 @@ from revelio.evaluation.ablation import ablations
 from revelio.evaluation.downstream import Denoised, Downstream, Embedded, Reader, replaced
 from revelio.evaluation.encoded import encoded
 from revelio.evaluation.judge import over_trainings
-from revelio.evaluation.loss_recovered import loss_recovered, reconstruction
+from revelio.evaluation.loss_recovered import loss_recovered, reconstruction, recovered
 from revelio.evaluation.measures import (
     held_out,
 )
@@ -140,6 +140,36 @@ def _ablated(model: KSparseAutoencoder, scales: tuple[float, ...] = ()):
     assert reader is not None
     codes = {"k-SAE": encoded(model, rows), "random": encoded(KSparseAutoencoder(8, 8, 1), rows)}
     return ablations(downstream, codes, images, reader), downstream, images, reader, rows
+
+
+class Missed(Channels):
+    """Its loss is how far the output is from its own, or, turned around, how near."""
+
+    def __init__(self, *arguments, sign: int) -> None:
+        super().__init__(*arguments)
+        self.sign = sign
+
+    def losses(self, outputs: torch.Tensor) -> torch.Tensor:
+        return self.sign * (outputs - self.unchanged).double().square().sum(1)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_loss_recovered_has_a_scale_only_where_the_mean_is_worse(sign: int) -> None:
+    rows, labels = classes_in_channels()
+    images = held_out(rows, labels, halves(len(rows), 0), 0)
+    downstream = Missed(Passing(), "x", rows[:, None], sign=sign)
+    models = {"k-SAE": reading(8, 8, 1), "random": KSparseAutoencoder(8, 8, 1)}
+    entries, told = recovered(downstream, models, rows.mean(0), images, None)
+    x, kept = rows[:, :4].double().numpy(), np.zeros((len(rows), 8))
+    for i, row in enumerate(rows):
+        kept[i, int(row.argmax())] = float(row.max())
+    wanted = 1 - ((kept[:, :4] - x) ** 2).sum() / ((x - x.mean(0)) ** 2).sum()
+    assert entries["output recovered"]["value"] == pytest.approx(wanted, rel=1e-4)
+    assert entries["output recovered"]["verdict"] == "beats every control"
+    assert (told["loss_scale"]["value"] > 0) == (sign > 0)
+    assert ("loss recovered" in entries) == (sign > 0)
+    if sign > 0:
+        assert entries["loss recovered"]["value"] == pytest.approx(wanted, rel=1e-4)
 
 
 @pytest.mark.parametrize("scales", [(), (0.5, 1.0, 1.5)])

@@ -115,7 +115,9 @@ def verdicts(found: Mapping[str, Any]) -> dict[str, str]:
     """What each of the four goals came to."""
     measures = found["measures"]
     won = [name for name in MEANING if measures.get(name, {}).get("verdict") == BEATS]
-    loss = measures.get("loss recovered", {}).get("verdict", "not measured")
+    loss = measures.get("loss recovered", {}).get("verdict", "no scale")
+    if "output recovered" in measures:
+        loss += f"; output recovered: {measures['output recovered']['verdict']}"
     stable = "; ".join(f"above {at}: {found['stability_verdict'][at]['verdict']}" for at in LEVELS)
     planted = found.get("planted_verdict", {})
     planted = "; ".join(f"above {at}: {planted[at]['verdict']}" for at in planted) or "not measured"
@@ -215,7 +217,13 @@ def _loss(found: Mapping[str, Any], pooled: bool) -> Iterator[str]:
         f"mean and {loss['zero']:.5f} with zero ({found['loss_images']} images)"
     )
     if not pooled:
-        yield f"Every cell of the layer is replaced; {ends}."
+        yield (
+            f"Every cell of the layer is replaced; {ends}. The mean is no worse than the truth: with the "
+            "empty prompt the model predicts no better with what the layer found in the picture, so that "
+            "loss recovered has no scale, and a k-SAE that keeps the layer's work keeps the loss as it is. "
+            "Output recovered asks for no loss: 1 minus the squared change of the prediction, as a share of "
+            "the change by the mean."
+        )
         return
     yield (
         f"A k-SAE of pooled activations replaces the layer's spatial mean. Here {ends}: the model hardly "
@@ -308,7 +316,7 @@ def _search(found: Mapping[str, Any]) -> Iterator[str]:
 def chart(found: Mapping[str, Any]) -> str:
     """The k-SAE beside its controls, a panel of shares and one of what changes with k."""
     measures = found["measures"]
-    shares = [name for name in ("loss recovered", *MEANING) if name in measures]
+    shares = [name for name in ("output recovered", "loss recovered", *MEANING) if name in measures]
     names = list(found["controls"]["fvu"])
     series = [_trainings(measures, shares)]
     series += [

@@ -149,7 +149,8 @@ class Proof:
         """`eval-ksae` of the trainings; of cells in the model, too: pooled ones have :meth:`losses`."""
         if not (self.work / name / RESULT).is_file():
             runs = self.trained(name, recipe, grid)
-            images = self.case.loss_images if self.case.rows == "cells" and len(runs) > 1 else 0
+            inside = self.case.rows == "cells" and name == "recipe"
+            images = self.case.loss_images if inside else 0
             eval_sae(replace(self.evaluation(name, tuple(runs)), loss_images=images))
 
     def evaluation(self, name: str, runs: tuple[str, ...]) -> EvalSAEConfig:

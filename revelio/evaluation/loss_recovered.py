@@ -5,7 +5,13 @@ The model's loss (:mod:`revelio.evaluation.downstream`) is taken with the layer'
 
     loss recovered = (L_mean - L_sae) / (L_mean - L_true)
 
-1 for a perfect reconstruction, 0 for the mean. A k-SAE of pooled activations knows one vector an image: the
+1 for a perfect reconstruction, 0 for the mean. It is a scale only where the mean is worse than the truth: a
+model may predict *better* without what a layer found (then the measure is left out). So there is a second one
+beside it, which asks for no loss: what the replacement changes in the output, y, of the unchanged model,
+
+    output recovered = 1 - |y_sae - y_true|^2 / |y_mean - y_true|^2
+
+A k-SAE of pooled activations knows one vector an image: the
 mean of the layer's cells is replaced and each cell keeps its deviation from it. One of cells replaces each.
 
 Where the images have labels, so is the accuracy of a linear probe of the model's output, which was fitted on
@@ -19,13 +25,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from revelio.analysis.paired import Measured, against, measured
+from revelio.analysis.paired import Measured, against, interval, measured
 from revelio.evaluation.downstream import Downstream, Reader, Replace, replaced
 from revelio.evaluation.measures import HeldOut
 from revelio.sae.inputs import Source
 from revelio.sae.model import KSparseAutoencoder
 
-Known = dict[str, tuple[Float[Tensor, " b"], Measured | None]]
+# Losses, squared changes of the output, accuracy.
+Known = dict[str, tuple[Float[Tensor, " b"], Float[Tensor, " b"], Measured | None]]
 ENDS = ("true", "mean", "zero")
 
 
@@ -57,12 +64,13 @@ def recovered(
         confidence: of all intervals of a measure together.
         source: which input of the k-SAE the activations are of.
         cells: whether it reconstructs each cell, not their mean.
-        known: losses and accuracies by name, of replacements that are not to be tried again; the others are
-            put there.
+        known: what was measured by name, of replacements that are not to be tried again; the others are put
+            there.
 
     Returns:
-        ``loss recovered`` and ``downstream probe``, as :func:`revelio.analysis.paired.against` gives them;
-        and the mean loss and the accuracy with each replacement, the ends of the scale among them.
+        ``output recovered``, ``loss recovered`` where it has a scale, and ``downstream probe``, as
+        :func:`revelio.analysis.paired.against` gives them; and the mean loss and the accuracy with each
+        replacement, the ends of the scale among them, and L_mean - L_true with its interval.
     """
     ways: dict[str, Replace | None] = {
         "true": None,
@@ -75,11 +83,18 @@ def recovered(
         if name not in known:
             output = downstream.outputs(replaced(way, cells))
             right = None if reader is None else _accuracy(downstream, output, images, reader)
-            known[name] = downstream.losses(output), right
-    losses = {name: known[name][0] for name in ways}
-    accuracy = {name: right for name in ways if (right := known[name][1]) is not None}
-    found = {"loss recovered": {n: loss_recovered(losses, n, images.subsets) for n in models}}
+            gap = (output - downstream.unchanged).double().square().flatten(1).mean(1)
+            known[name] = downstream.losses(output), gap, right
+    losses, gaps = ({name: known[name][place] for name in ways} for place in (0, 1))
+    accuracy = {name: right for name in ways if (right := known[name][2]) is not None}
+    # The truth changes nothing: the same share, of the squared change.
+    found = {"output recovered": {n: loss_recovered(gaps, n, images.subsets) for n in models}}
     told: dict[str, Any] = {"loss": {n: float(one.mean()) for n, one in losses.items()}}
+    whole = losses["mean"] - losses["true"]
+    scale = interval(measured(lambda kept: float(whole[kept].mean()), images.subsets))
+    told["loss_scale"] = {"value": float(whole.mean()), "interval": scale}
+    if scale[0] > 0:
+        found["loss recovered"] = {n: loss_recovered(losses, n, images.subsets) for n in models}
     if accuracy:
         found["downstream probe"] = {name: accuracy[name] for name in models}
         told["accuracy"] = {name: one.whole for name, one in accuracy.items()}

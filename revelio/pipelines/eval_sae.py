@@ -94,7 +94,7 @@ def eval_sae(config: EvalSAEConfig, progress: Report = silent) -> dict[str, Any]
             "ksaes": entries,
             **_together(config, models, entries, data),
             **_planted(config, data, progress),
-            "notes": [*data.notes, *([] if inside else [NOT_IN_MODEL])],
+            "notes": [*data.notes, *_in_model_notes(entries)],
             "made_from": {path: _sha256(path) for path in models},
             "versions": versions(),
         }
@@ -109,6 +109,19 @@ def eval_sae(config: EvalSAEConfig, progress: Report = silent) -> dict[str, Any]
 NOT_IN_MODEL = (
     "loss recovered and ablations were not measured: they need the backbone (loss_images)"
 )
+
+
+NO_SCALE = (
+    "loss recovered is left out: the model's loss is no higher with the mean activation than with the true "
+    "one"
+)
+
+
+def _in_model_notes(entries: Mapping[str, Any]) -> list[str]:
+    inside = [entry["in_model"] for entry in entries.values() if "in_model" in entry]
+    if not inside:
+        return [NOT_IN_MODEL]
+    return [NO_SCALE] if any(one["loss_scale"]["interval"][0] <= 0 for one in inside) else []
 
 
 def _write(folder: Path, result: Mapping[str, Any]) -> None:
