@@ -85,7 +85,8 @@ def recovered(
             right = None if reader is None else _accuracy(downstream, output, images, reader)
             gap = (output - downstream.unchanged).double().square().flatten(1).mean(1)
             known[name] = downstream.losses(output), gap, right
-    losses, gaps = ({name: known[name][place] for name in ways} for place in (0, 1))
+    losses = {name: known[name][0] for name in ways}
+    gaps = {name: known[name][1] for name in ways}
     accuracy = {name: right for name in ways if (right := known[name][2]) is not None}
     # The truth changes nothing: the same share, of the squared change.
     found = {"output recovered": {n: loss_recovered(gaps, n, images.subsets) for n in models}}
