@@ -120,8 +120,7 @@ def page(result: Mapping[str, Any]) -> str:
         "(Wilson, 95 %), then the claimed deviation over the true one.",
         "",
         f"Further than 2 points from 95 %, beyond what the draws leave open: {', '.join(far) or 'none'}. "
-        "Intervals of probes and coverage do not hold the chance of the half that latents were chosen on, "
-        "those of the cosine not that of the mean activation which it is about.",
+        "Intervals of probes and coverage do not hold the chance of the half that latents were chosen on.",
         "",
         "| measure | null | labels matter |",
         "|---|---:|---:|",
