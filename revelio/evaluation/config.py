@@ -51,8 +51,8 @@ class EvalSAEConfig:
     """What to do where held-out images are in the training store too."""
 
     loss_images: Index = 0
-    """Images that go through `backbone` with the layer replaced (loss recovered) and with latents ablated;
-    0: none."""
+    """Images that go through `backbone` with the layer replaced (output and loss recovered) and with latents
+    ablated; 0: none."""
 
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     """The model of `store`, for `loss_images`."""

@@ -130,11 +130,10 @@ def _batches(
 def _about(mean: Tensor, made: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Cosines of rows about a mean, and their gradients by it."""
     one, other = (made - mean).double(), (rows - mean).double()
-    sizes = one.norm(dim=1, keepdim=True), other.norm(dim=1, keepdim=True)
-    one, other = (x / size.clamp(min=1e-8) for x, size in zip((one, other), sizes, strict=True))
+    length, its = (x.norm(dim=1, keepdim=True).clamp(min=1e-8) for x in (one, other))
+    one, other = one / length, other / its
     cosines = (one * other).sum(1, keepdim=True)
-    along = [size.clamp(min=1e-8).reciprocal() for size in sizes]
-    slopes = (cosines * one - other) * along[0] + (cosines * other - one) * along[1]
+    slopes = (cosines * one - other) / length + (cosines * other - one) / its
     return cosines[:, 0], slopes
 
 

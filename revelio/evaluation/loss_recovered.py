@@ -26,13 +26,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from revelio.analysis.paired import Measured, against, interval, measured
-from revelio.evaluation.downstream import Downstream, Reader, Replace, replaced
+from revelio.evaluation.downstream import Change, Downstream, Reader, Replace, replaced
 from revelio.evaluation.measures import HeldOut
 from revelio.sae.inputs import Source
 from revelio.sae.model import KSparseAutoencoder
 
 # Losses, squared changes of the output, accuracy.
-Known = dict[str, tuple[Float[Tensor, " b"], Float[Tensor, " b"], Measured | None]]
+Tried = tuple[Float[Tensor, " b"], Float[Tensor, " b"], Measured | None]
+Known = dict[str, Tried]
 ENDS = ("true", "mean", "zero")
 
 
@@ -72,19 +73,13 @@ def recovered(
         :func:`revelio.analysis.paired.against` gives them; and the mean loss and the accuracy with each
         replacement, the ends of the scale among them, and L_mean - L_true with its interval.
     """
-    ways: dict[str, Replace | None] = {
-        "true": None,
-        "mean": lambda rows: mean.to(rows).expand_as(rows),
-        "zero": torch.zeros_like,
-    }
-    ways |= {name: reconstruction(model, source) for name, model in models.items()}
     known = {} if known is None else known
+    replacements = (None, lambda rows: mean.to(rows).expand_as(rows), torch.zeros_like)
+    ways: dict[str, Replace | None] = dict(zip(ENDS, replacements, strict=True))
+    ways |= {name: reconstruction(model, source) for name, model in models.items()}
     for name, way in ways.items():
         if name not in known:
-            output = downstream.outputs(replaced(way, cells))
-            right = None if reader is None else _accuracy(downstream, output, images, reader)
-            gap = (output - downstream.unchanged).double().square().flatten(1).mean(1)
-            known[name] = downstream.losses(output), gap, right
+            known[name] = _tried(downstream, replaced(way, cells), images, reader)
     losses = {name: known[name][0] for name in ways}
     gaps = {name: known[name][1] for name in ways}
     accuracy = {name: right for name in ways if (right := known[name][2]) is not None}
@@ -105,6 +100,16 @@ def recovered(
         for measure, each in found.items()
     }
     return entries, told
+
+
+def _tried(
+    downstream: Downstream, change: Change | None, images: HeldOut, reader: Reader | None
+) -> Tried:
+    """All images with the layer changed; as they are without a pass of their own."""
+    output = downstream.unchanged if change is None else downstream.outputs(change)
+    gap = (output - downstream.unchanged).double().square().flatten(1).mean(1)
+    right = None if reader is None else _accuracy(downstream, output, images, reader)
+    return downstream.losses(output), gap, right
 
 
 def loss_recovered(
