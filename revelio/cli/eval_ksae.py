@@ -9,8 +9,8 @@
 Measures: reconstruction (FVU, cosine), meaning (purity, sparse probing, class coverage, significant latents),
 identity (stability over seeds, recovery of planted directions), and with --loss-images what happens in the
 model (output and loss recovered, a probe's accuracy, ablation of latents). Controls: random directions, data
-rows, k-means, channels, principal and independent axes, with --trained-controls trained ones, and the recipe on
-the backbone with random weights. Results go into the k-SAE's run and its model card.
+rows, k-means, channels, principal and independent axes, with --trained-controls trained ones, and the recipe
+on the backbone with random weights. Results go into the k-SAE's run and its model card.
 """
 
 from dataclasses import dataclass
