@@ -12,35 +12,18 @@ import os
 import re
 import secrets
 import shutil
-import tempfile
+import stat
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from revelio.disk import FULL, DiskFull, existing, full_disk_named
 from revelio.process import machine, runs
 from revelio.trust import path_in, printable
 
 _PARTIAL = re.compile(r"\..+\.(\d+)(-[0-9a-f]{8,24})?\.partial")
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-class DiskFull(OSError):
-    """A file does not fit; the message is one line with the file, what it needs, and what is free."""
-
-    def __init__(self, path: Path, needed: int | None) -> None:
-        free = shutil.disk_usage(_existing(path)).free
-        needs = "" if needed is None else f"it needs {_size(needed)}, "
-        super().__init__(
-            errno.ENOSPC,
-            f"the disk is full: no room for {printable(path)} ({needs}{_size(free)} free); "
-            "make room, then resume or run it again",
-        )
-
-    def __str__(self) -> str:
-        """The line alone, without the error's number."""
-        return str(self.args[1])
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -93,6 +76,9 @@ def write_folder(
 ) -> list[str]:
     """Let ``write`` fill a new folder, then move it to ``path``, or its files one by one into what is there.
 
+    An empty folder that is this user's gives way to the new one, which gets its mode and group: a stop leaves
+    it empty or whole.
+
     Args:
         path: the folder.
         write: gets an empty folder.
@@ -114,17 +100,52 @@ def write_folder(
         check_ways(path, names, owned)
         if not path.exists():
             os.rename(folder, path)
-        else:
-            for name in names:
-                make_folder((path / name).parent)
-                os.replace(folder / name, path / name)
+        elif folder.parent == path or not _gives_way(path, folder):
+            _move_into(path, folder, names)
             for name in sorted(set(owned or ()) - set(names)):
                 _remove(path, name)
-            for inner in {(path / name).parent for name in names} - {path}:
-                sync_folder(inner)
             sync_folder(path)
     sync_folder(path.parent)
     return names
+
+
+def _move_into(path: Path, folder: Path, names: Sequence[str]) -> None:
+    for name in names:
+        make_folder((path / name).parent)
+        os.replace(folder / name, path / name)
+    for inner in {(path / name).parent for name in names} - {path}:
+        sync_folder(inner)
+
+
+def _may_give_way(path: Path) -> bool:
+    """Whether ``path`` is an empty folder of this user's, to which files can be moved from beside it."""
+    if path.is_symlink() or not path.is_dir() or any(path.iterdir()):
+        return False
+    if path.stat().st_uid != os.getuid():
+        return False
+    beside = partial_path(path)
+    inside = path / beside.name
+    try:  # no, where something is mounted
+        beside.open("xb").close()
+        os.rename(beside, inside)
+    except OSError:
+        return False
+    finally:
+        for probe in (beside, inside):
+            probe.unlink(missing_ok=True)
+    return True
+
+
+def _gives_way(path: Path, folder: Path) -> bool:
+    """Put ``folder`` in the place of the empty ``path``; False: something came into it meanwhile."""
+    about = path.stat()
+    with suppress(OSError):  # a group that this user is not in
+        os.chown(folder, -1, about.st_gid)
+    folder.chmod(stat.S_IMODE(about.st_mode))
+    with suppress(OSError):
+        os.rename(folder, path)
+        return True
+    return False
 
 
 def check_folder(path: Path) -> None:
@@ -135,7 +156,7 @@ def check_folder(path: Path) -> None:
     Raises:
         ValueError: a file stands there or above it, or it can't be written.
     """
-    place = _existing(path)
+    place = existing(path)
     if not place.is_dir():
         raise ValueError(f"{printable(place)} is a file, not a folder: choose another place")
     try:
@@ -143,7 +164,7 @@ def check_folder(path: Path) -> None:
         probe.open("xb").close()
         probe.unlink()
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in FULL:
             raise DiskFull(path, None) from error
         raise ValueError(f"{printable(path)} can't be written: {error.strerror}") from error
     for folder in (path, path.parent):
@@ -196,67 +217,6 @@ def _machine_id() -> str:
     return hashlib.sha256(machine().encode()).hexdigest()[:8]
 
 
-def reserve(path: Path, size: int) -> None:
-    """Make ``path`` a file of ``size`` bytes that the disk holds, so that it can be mapped without a fault.
-
-    Raises:
-        DiskFull: there is no room.
-    """
-    with full_disk_named(path, size), path.open("ab") as file:
-        file.truncate(size)
-        if size > shutil.disk_usage(path.parent).free + path.stat().st_blocks * 512:
-            raise DiskFull(path, size)
-        if hasattr(os, "posix_fallocate") and size:
-            try:
-                os.posix_fallocate(file.fileno(), 0, size)
-            except OSError as error:
-                # Some file systems cannot: the look at what is free must do.
-                if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-                    raise
-
-
-def user_cache() -> Path:
-    """Revelio's folder for what can be made again: in ``$XDG_CACHE_HOME``, ``~/.cache``, or temporary files.
-
-    The last is for users without a home (as in containers), by their id; it must be theirs alone.
-
-    Raises:
-        OSError: there is no home, and the temporary folder belongs to somebody else.
-    """
-    bases = [Path(os.environ.get("XDG_CACHE_HOME", ""))]
-    with suppress(RuntimeError):  # no HOME, and no entry for this user
-        bases.append(Path.home() / ".cache")
-    for base in bases:
-        place = _existing(base)
-        if base.is_absolute() and place.is_dir() and os.access(place, os.W_OK | os.X_OK):
-            return base / "revelio"
-    own = Path(tempfile.gettempdir()) / f"revelio-{os.getuid()}"
-    own.mkdir(mode=0o700, exist_ok=True)
-    about = own.lstat()
-    if own.is_symlink() or about.st_uid != os.getuid() or about.st_mode & 0o022:
-        raise PermissionError(f"{own} is not this user's alone: set XDG_CACHE_HOME to a folder")
-    return own
-
-
-@contextmanager
-def full_disk_named(path: Path, needed: int | None = None) -> Iterator[None]:
-    """Turn a full disk, as a library or the system says it, into one line about ``path``.
-
-    Raises:
-        DiskFull: there was no room.
-    """
-    try:
-        yield
-    except DiskFull:
-        raise
-    except Exception as error:
-        # safetensors and torch have errors of their own kinds for it.
-        full = getattr(error, "errno", None) in _FULL or "No space left on device" in str(error)
-        if not full:
-            raise
-        raise DiskFull(path, needed) from error
-
-
 def partial_path(path: Path) -> Path:
     """A name beside ``path`` for what is not whole yet, which says whose it is; :func:`sweep` knows it."""
     token = f"{_machine_id()}{secrets.token_hex(4)}"
@@ -299,7 +259,7 @@ def _staging(path: Path, needed: int | None) -> Iterator[Path]:
     """An empty folder on the same disk; it is gone afterwards, with what is still in it."""
     make_folder(path.parent)
     # Inside a folder that is there: above it this user may not write.
-    beside = path / "new" if path.is_dir() else path
+    beside = path / "new" if path.is_dir() and not _may_give_way(path) else path
     folder = partial_path(beside)
     with full_disk_named(path, needed):
         if needed is not None and shutil.disk_usage(path.parent).free < needed:
@@ -373,19 +333,3 @@ def _remove(path: Path, name: str) -> None:
     for inner in place.relative_to(path).parents[:-1]:
         if (path / inner).is_dir() and not any((path / inner).iterdir()):
             (path / inner).rmdir()
-
-
-def _existing(path: Path) -> Path:
-    """``path``, or the nearest folder above it that is there."""
-    place = Path(os.path.abspath(path))
-    while not os.path.lexists(place) and place != place.parent:
-        place = place.parent
-    return place
-
-
-def _size(count: int) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1000  # pyright: ignore[reportAssignmentType]
-    raise AssertionError

@@ -18,7 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from revelio.files import full_disk_named, partial_path, write_whole
+from revelio.disk import full_disk_named
+from revelio.files import partial_path, write_whole
 from revelio.process import alive, machine, start_of
 from revelio.trust import printable, read_object
 

@@ -1,7 +1,8 @@
-"""Which process wrote something, and whether it still runs."""
+"""Which process wrote something, whether it still runs, and where its user keeps what can be made again."""
 
 import os
 import socket
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -47,3 +48,26 @@ def start_of(pid: int) -> int | None:
     # The command's name, in brackets, may hold anything; the state and the rest stand behind it.
     fields = stat.rpartition(")")[2].split()
     return None if fields[0] in "ZX" else int(fields[19])
+
+
+def user_cache() -> Path:
+    """Revelio's folder for what can be made again: in ``$XDG_CACHE_HOME``, ``~/.cache``, or temporary files.
+
+    The last is for users without a home (as in containers), by their id; it must be theirs alone.
+
+    Raises:
+        OSError: there is no home, and the temporary folder belongs to somebody else.
+    """
+    bases = [Path(os.environ.get("XDG_CACHE_HOME", ""))]
+    with suppress(RuntimeError):  # no HOME, and no entry for this user
+        bases.append(Path.home() / ".cache")
+    for base in bases:
+        place = next(path for path in (base, *base.parents) if os.path.lexists(path))
+        if base.is_absolute() and place.is_dir() and os.access(place, os.W_OK | os.X_OK):
+            return base / "revelio"
+    own = Path(tempfile.gettempdir()) / f"revelio-{os.getuid()}"
+    own.mkdir(mode=0o700, exist_ok=True)
+    about = own.lstat()
+    if own.is_symlink() or about.st_uid != os.getuid() or about.st_mode & 0o022:
+        raise PermissionError(f"{own} is not this user's alone: set XDG_CACHE_HOME to a folder")
+    return own

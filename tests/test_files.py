@@ -17,11 +17,11 @@ from files_helpers import contents
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from revelio import files, lock
+from revelio import disk, files, lock
 from revelio.diffc.cache import CacheSettings, drop_cache, fill_cache
 from revelio.diffc.sources import TensorGrids
+from revelio.disk import DiskFull
 from revelio.files import (
-    DiskFull,
     check_folder,
     partial_path,
     write_folder,
@@ -104,6 +104,70 @@ def test_each_file_is_flushed_before_it_gets_its_name(
         write()
         assert done.index("sync b") < done.index("move"), done
         assert done[-1].startswith("sync "), done
+
+
+def test_an_empty_folder_becomes_the_new_one_at_once_and_keeps_its_mode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    out.chmod(0o2750)
+
+    def write(folder: Path) -> None:
+        for name in ("a", "b"):
+            (folder / name).write_text(name)
+
+    moved = []
+    monkeypatch.setattr(os, "replace", lambda *paths: moved.append(paths))
+    assert write_folder(out, write) == ["a", "b"] and not moved
+    assert contents(out) == {"a": b"a", "b": b"b"} and list(tmp_path.iterdir()) == [out]
+    assert stat.S_IMODE(out.stat().st_mode) == 0o2750
+
+
+@pytest.mark.parametrize("kind", ["link", "mount", "filled meanwhile", "parent closed"])
+def test_an_empty_folder_that_can_not_give_way_is_filled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    out, elsewhere = tmp_path / "in" / "out", tmp_path / "elsewhere"
+    (elsewhere if kind == "link" else out).mkdir(parents=True)
+    if kind == "link":
+        out.parent.mkdir()
+        out.symlink_to(elsewhere)
+    before = out.stat().st_ino
+    rename = os.rename
+
+    def crossing(a: Path, b: Path) -> None:
+        if out.resolve() in b.parents or b == out:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        rename(a, b)
+
+    if kind == "mount":
+        monkeypatch.setattr(os, "rename", crossing)
+    if kind == "parent closed":
+        opened = Path.open
+        monkeypatch.setattr(
+            Path,
+            "open",
+            lambda path, mode="r", **rest: (
+                closed()
+                if path.parent == out.parent and "x" in mode
+                else opened(path, mode, **rest)
+            ),
+        )
+
+    def write(folder: Path) -> None:
+        (folder / "a").write_text("ours")
+        if kind == "filled meanwhile":
+            (out / "thesis").write_text("precious")
+
+    assert write_folder(out, write) == ["a"]
+    assert out.stat().st_ino == before and out.is_symlink() == (kind == "link")
+    expected = {"a": b"ours"} | ({"thesis": b"precious"} if kind == "filled meanwhile" else {})
+    assert contents(out) == expected and sorted(os.listdir(out)) == sorted(expected)
+
+
+def closed() -> None:
+    raise PermissionError(errno.EACCES, "Permission denied")
 
 
 def test_earlier_names_are_replaced_and_removed_and_no_others(tmp_path: Path) -> None:
@@ -197,8 +261,8 @@ def test_room_is_looked_for_before_a_large_file_is_begun(tmp_path: Path) -> None
     with pytest.raises(DiskFull, match=r"needs 1000000\.0 GB"):
         write_whole_by(tmp_path / "a", tensors, 10**15)
     with pytest.raises(DiskFull, match=r"b \(it needs"):
-        files.reserve(tmp_path / "b", 1 << 62)
-    files.reserve(tmp_path / "c", 5000)
+        disk.reserve(tmp_path / "b", 1 << 62)
+    disk.reserve(tmp_path / "c", 5000)
     assert (tmp_path / "c").stat().st_size == 5000
     assert (tmp_path / "c").stat().st_blocks * 512 >= 5000  # not sparse
 

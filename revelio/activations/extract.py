@@ -20,8 +20,8 @@ from revelio.activations.format import Cells, shard_name, write_shard
 from revelio.backbones.base import Backbone
 from revelio.data.config import DataConfig
 from revelio.data.dataset import ImageDataset
+from revelio.disk import DiskFull
 from revelio.distributed import Processes
-from revelio.files import DiskFull
 
 
 @dataclass(frozen=True)

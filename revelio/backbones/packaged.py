@@ -21,7 +21,8 @@ from typing import Any, Literal
 
 from revelio.backbones.layers import vit_layers
 from revelio.backbones.source import Description
-from revelio.files import user_cache, write_folder, write_whole
+from revelio.files import write_folder, write_whole
+from revelio.process import user_cache
 from revelio.run_dir import read_json, sha256, versions, write_json
 from revelio.trust import file_in, read_object
 

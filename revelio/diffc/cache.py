@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from revelio.diffc.sources import GridSource, TensorGrids, chunks
-from revelio.files import remove_files, reserve
+from revelio.disk import reserve
+from revelio.files import remove_files
 from revelio.run_dir import sha256, write_json
 from revelio.trust import read_object
 

@@ -20,7 +20,8 @@ from pathlib import Path
 
 import torch
 
-from revelio.files import make_folder, user_cache, write_whole, write_whole_by
+from revelio.files import make_folder, write_whole, write_whole_by
+from revelio.process import user_cache
 
 SOURCES = Path(__file__).parent / "native"
 FLAGS = (
