@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from llava_ext.bounded import bounded
 from llava_ext.config import IMAGE_TOKEN
 from revelio.trust import printable
 
@@ -155,6 +156,8 @@ STYLES = {
         "the user provides, and assist the user with a variety of tasks using natural language.",
     ),
 }
+# A chat template may add so many characters, and say each message so often.
+MOST_ADDED, MOST_REPEATED = 1 << 20, 16
 # The system messages of models saved in format 1, which had others where they named none.
 FORMAT_1_SYSTEM = {
     "mpt": "A conversation between a user and an AI assistant that gives helpful and honest answers.",
@@ -192,15 +195,23 @@ def _templated(
     tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, str]], opening: bool
 ) -> str:
     try:
-        made = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=opening
-        )
+        with bounded():
+            made = tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=opening
+            )
     except Exception as error:  # the template is a file's own program: it may fail in any way
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"the tokenizer's chat template can't be used ({printable(reason)[:200]}): choose from "
             f"{', '.join(STYLES)}"
         ) from error
+    if len(made) > MOST_ADDED + MOST_REPEATED * sum(
+        len(message["content"]) for message in messages
+    ):
+        raise ValueError(
+            f"the tokenizer's chat template makes {len(made):,} characters of so short a conversation: "
+            f"choose from {', '.join(STYLES)}"
+        )
     return str(made)
 
 

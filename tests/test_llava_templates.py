@@ -1,5 +1,9 @@
 """Chat templates against brute force: what is learnt, where, and what the ids say."""
 
+import resource
+import time
+from contextlib import suppress
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -11,6 +15,8 @@ from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
+from llava_ext import conversation
+from llava_ext.bounded import TooLong, bounded
 from llava_ext.config import IGNORE_INDEX, IMAGE_INDEX
 from llava_ext.conversation import Turn, place_images
 from llava_ext.llava_json import Record
@@ -180,6 +186,7 @@ def test_tokenizer_without_chat_template() -> None:
         "{{ 1 / 0 }}",
         "{% include '/etc/passwd' %}",
         "{{ raise_exception('\n\x1b') }}",
+        "{{ 'a' * 10000000000 }}",
     ],
 )
 def test_a_chat_template_that_fails_is_one_line(template: str) -> None:
@@ -188,6 +195,34 @@ def test_a_chat_template_that_fails_is_one_line(template: str) -> None:
     with pytest.raises(ValueError, match="chat template can't be used") as caught:
         encode(tokenizer, "tokenizer", CHAT)
     assert str(caught.value).isprintable()
+
+
+def test_a_chat_template_that_never_ends_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conversation, "bounded", partial(bounded, seconds=0.2))
+    tokenizer = tiny_language_tokenizer()
+    loop = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    tokenizer.chat_template = loop
+    with pytest.raises(ValueError, match="can't be used \\(it runs too long\\)"):
+        encode(tokenizer, "tokenizer", CHAT)
+
+
+def test_a_chat_template_that_makes_too_much_text_is_refused() -> None:
+    tokenizer = tiny_language_tokenizer()
+    tokenizer.chat_template = "{{ 'a' * 2000000 }}"
+    with pytest.raises(ValueError, match="makes 2,000,000 characters of so short a conversation"):
+        encode(tokenizer, "tokenizer", CHAT)
+
+
+def test_bounds_end_with_what_they_bound() -> None:
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    for _ in range(50):  # now and then the time is over just when it ends
+        with suppress(TooLong), bounded(seconds=0.001):
+            time.sleep(0.001)
+    with pytest.raises(MemoryError), bounded(growth=1 << 20):
+        bytearray(1 << 30)
+    time.sleep(0.01)
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
+    assert len(bytearray(1 << 30)) == 1 << 30
 
 
 def test_chat_template_that_edits_earlier_turns_is_refused() -> None:

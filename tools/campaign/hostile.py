@@ -45,6 +45,9 @@ TEMPLATES = (
     b"{{ cycler.__init__.__globals__.os.system('true') }}",
     b"{% include '/etc/passwd' %}{% for m in messages %}{{ m['content'] }}{% endfor %}",
     b"{{ raise_exception('\x1b[2J') }}",
+    b"{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    b"{{ 'a' * 10000000000 }}",
+    b"{{ 'a' * 300000000 }}",
 )
 STORES = ("store", "rows", "grids", "whole", "text")
 Kind = Callable[[Random, World, Path], Case]

@@ -1,0 +1,73 @@
+"""A foreign program's run, bounded in time and memory: the chat template that came with a tokenizer."""
+
+import ctypes
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+# A chat template takes milliseconds and kilobytes.
+SECONDS = 10.0
+BYTES = 512 << 20
+
+
+class TooLong(Exception):
+    """What runs was stopped at its bound of time."""
+
+    def __init__(self) -> None:
+        super().__init__("it runs too long")
+
+
+@contextmanager
+def bounded(seconds: float = SECONDS, growth: int = BYTES) -> Iterator[None]:
+    """Stop Python code that runs too long or takes too much memory.
+
+    Args:
+        seconds: after which :class:`TooLong` is raised in it, at its next instruction.
+        growth: bytes beyond what the process has mapped; an allocation that exceeds it is a ``MemoryError``.
+            On Linux alone, and meanwhile for other threads too: keep what runs short.
+
+    Raises:
+        TooLong: the time was over.
+        MemoryError: the memory was.
+    """
+    thread, lock, running = threading.get_ident(), threading.Lock(), [True]
+
+    def raised(kind: type[Exception] | None) -> None:
+        what = None if kind is None else ctypes.py_object(kind)
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), what)
+
+    def stop() -> None:
+        with lock:
+            if running:
+                raised(TooLong)
+
+    timer = threading.Timer(seconds, stop)
+    timer.daemon = True
+    timer.start()
+    try:
+        with _mapped_at_most(growth):
+            yield
+    finally:
+        timer.cancel()
+        with lock:
+            running.clear()
+            raised(None)  # one that came too late must not hit what follows
+
+
+@contextmanager
+def _mapped_at_most(growth: int) -> Iterator[None]:
+    try:
+        import resource
+
+        mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    except (ImportError, OSError):
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limits = [limit for limit in (soft, hard, mapped + growth) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_AS, (min(limits), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
