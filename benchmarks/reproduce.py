@@ -90,7 +90,7 @@ def models(side: int | None, name: str) -> tuple[Any, Any, dict[str, Any]]:
         return load_backbone(name, layers=LAYERS), load_backbone(name), cut
     parts = sd15_parts()
     made = {layer: backbone_of(*parts, [layer], side) for layer in LAYERS}
-    return backbone_of(*parts, LAYERS, side), backbone_of(*parts, ["up_ft3"], side), made
+    return backbone_of(*parts, LAYERS, side), backbone_of(*parts, None, side), made
 
 
 def whole_table(flags: argparse.Namespace) -> dict[str, Any]:
