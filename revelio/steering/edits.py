@@ -151,8 +151,9 @@ def codes_of(
     ksae: KSparseAutoencoder, rows: Float[Tensor, "r d"], latents: list[int]
 ) -> Float[Tensor, "r l"]:
     """The sparse codes of some latents, 0 where they are not active."""
-    codes = ksae.encode(rows)
-    wanted = torch.tensor(latents, device=codes.indices.device)
+    wanted = torch.tensor(latents, device=rows.device)
+    codes = ksae.encode(rows, latents=wanted)
+    wanted = wanted.to(codes.indices.device)
     place = torch.full((ksae.n,), -1, device=wanted.device)
     place[wanted] = torch.arange(len(latents), device=wanted.device)
     columns = place[codes.indices]
