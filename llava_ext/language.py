@@ -195,10 +195,14 @@ def _of_transformers(
 
 
 def _own_outputs(model: "PreTrainedModel") -> None:
-    """What a pass gives back is asked for where it is run, whatever a config says."""
+    """What a pass gives back is asked for where it is run, whatever a config says.
+
+    Answers are made with a cache: MPT's config says without.
+    """
     model.config.output_hidden_states = model.config.output_attentions = False
     generation: Any = model.generation_config
     generation.output_hidden_states = generation.output_attentions = None
+    generation.use_cache = True
 
 
 def _described(source: Source) -> "PreTrainedModel":

@@ -85,7 +85,7 @@ def test_the_language_model_is_quantised_and_nothing_else(saved, make, tmp_path)
             torch.equal(value, plain.projectors.state_dict()[name])
             for name, value in model.projectors.state_dict().items()
         )
-        embeddings = plain.embed_expanded(inputs["input_ids"], *pictures)
+        embeddings = plain.embed_expanded(inputs["input_ids"], plain.get_image_features(*pictures))
         wanted = own(inputs_embeds=embeddings, attention_mask=inputs["attention_mask"]).logits
         found = model(**inputs).logits
         assert torch.equal(found, wanted)
