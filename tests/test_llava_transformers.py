@@ -211,9 +211,17 @@ def test_pipeline_answers(saved, loaded) -> None:
     pipe = pipeline("image-text-to-text", model=str(saved), device="cpu")
     talks = [messages(question, number) for number, question in enumerate(QUESTIONS)]
     settings = {"max_new_tokens": 6, "do_sample": False}
-    for talk, (found,) in zip(
-        talks, pipe(text=talks, return_full_text=False, **settings), strict=True
-    ):
+    talks.append(messages(QUESTIONS[0], 2) + [{"role": "assistant", "content": "a cat"}])
+    talks[2] += messages(QUESTIONS[1], 3)
+    rows: list[int] = []
+    pipe.model.register_forward_pre_hook(
+        lambda _, __, given: rows.append(len(given["input_ids"])), with_kwargs=True
+    )
+    alone, together = (
+        pipe(text=talks, return_full_text=False, batch_size=size, **settings) for size in (1, 2)
+    )
+    assert alone == together and set(rows) == {1, 2}
+    for talk, (found,) in zip(talks, together, strict=True):
         inputs = processor.apply_chat_template(talk, tokenize=True)
         row = model.generate(**inputs, **settings)[0, inputs["input_ids"].shape[1] :]
         assert found["generated_text"] == processor.decode(row, skip_special_tokens=True)
