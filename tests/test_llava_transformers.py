@@ -211,7 +211,7 @@ def test_pipeline_answers(saved, loaded) -> None:
     pipe = pipeline("image-text-to-text", model=str(saved), device="cpu")
     talks = [messages(question, number) for number, question in enumerate(QUESTIONS)]
     settings = {"max_new_tokens": 6, "do_sample": False}
-    talks.append(messages(QUESTIONS[0], 2) + [{"role": "assistant", "content": "a cat"}])
+    talks.append([*messages(QUESTIONS[0], 2), {"role": "assistant", "content": "a cat"}])
     talks[2] += messages(QUESTIONS[1], 3)
     rows: list[int] = []
     pipe.model.register_forward_pre_hook(
