@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from revelio.backbones.weights import check_finite
 
 if TYPE_CHECKING:
@@ -153,6 +155,27 @@ def state_bytes(trained: int, frozen: int, *, zero: int, processes: int) -> int:
     if zero == 3:
         return (whole + 14 * trained) // processes
     return whole + 14 * trained
+
+
+def memory(model: "nn.Module", *, zero: int, processes: int) -> int:
+    """:func:`state_bytes` of a model whose frozen weights may be quantised: those stay whole everywhere."""
+    everything, trained = counts(model)
+    packed = [each for each in model.parameters() if not each.is_floating_point()]
+    frozen = everything - trained - sum(map(_size, packed))
+    state = state_bytes(trained, frozen, zero=zero, processes=processes)
+    return state + sum(each.nbytes for each in packed)
+
+
+def counts(module: "nn.Module") -> tuple[int, int]:
+    """Parameters of a module, and how many of them train."""
+    sizes = [(_size(each), each.requires_grad) for each in module.parameters()]
+    return sum(size for size, _ in sizes), sum(size for size, learnt in sizes if learnt)
+
+
+def _size(parameter: "nn.Parameter") -> int:
+    """How many numbers it is: ZeRO-3 leaves that in ds_numel, and of 4 bits a byte holds two."""
+    held = getattr(parameter, "ds_numel", parameter.numel())
+    return 2 * held if parameter.dtype == torch.uint8 else held
 
 
 def prepare(*, cpu: bool) -> None:

@@ -391,4 +391,9 @@ def innermost(model: PreTrainedModel) -> nn.Module:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
+def is_quantised(model: LlavaModel) -> bool:
+    """Whether the language model's weights are in fewer bits than any number format."""
+    return "quantization_config" in cast(Any, innermost(model.language_model)).config.to_dict()
+
+
 AutoModelForImageTextToText.register(RevelioLlavaConfig, LlavaModel, exist_ok=True)

@@ -241,8 +241,8 @@ def test_every_config_file_is_read_by_both_stages() -> None:
     root = Path(__file__).resolve().parents[1] / "configs" / "llava"
     files = sorted(root.rglob("*.yaml"))
     rows = {"clip", "clip-dinov2", "clip-sd-t25", "clip-sd-t200"}
-    living = {"vicuna-7b", "smollm2-1.7b"}
-    assert {path.stem for path in files} == rows | living and len(files) == 10
+    living = {"vicuna-7b", "smollm2-1.7b", "vicuna-7b-qlora"}
+    assert {path.stem for path in files} == rows | living and len(files) == 11
     for path in files:
         one = read_section(path, "pretrain", PretrainConfig)
         two = read_section(path, "finetune", FinetuneConfig)
@@ -254,10 +254,9 @@ def test_every_config_file_is_read_by_both_stages() -> None:
                 2e-3,
                 2,
             )
+            assert bool(two.lora.rank) == (one.load_in == two.load_in == "4bit")
             assert (two.stage.effective_batch, two.stage.learning_rate, two.stage.zero) == (
-                128,
-                2e-5,
-                3,
+                (128, 2e-4, 2) if two.load_in else (128, 2e-5, 3)
             )
             assert one.stage.warmup == two.stage.warmup == 0.03 and two.stage.epochs == 1.0
             sizes = [(tower.tokens, tower.budget) for tower in one.model.towers]
