@@ -11,13 +11,15 @@ import torch
 from revelio.backbones.weights import check_finite
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
 from torch.serialization import add_safe_globals
 
 # Elements that are reduced or fetched together: DeepSpeed's own default is sized for large GPUs.
 BUCKET = 50_000_000
+# Numbers that are read of a file at once.
+BLOCK = 1 << 24
 # ZeRO-3 keeps parameters smaller than this whole on every process.
 PERSISTENT = 100_000
 
@@ -95,7 +97,8 @@ def load_partitioned(
 ) -> "PreTrainedModel":
     """A model of which each process allocates its share alone (ZeRO-3), its weights read one by one.
 
-    The first process reads a weight and sends it round; nobody holds more than one whole weight at a time.
+    The first process reads a weight and sends it round; nobody holds more than one whole weight at a time,
+    and what is read of the file beside it is a block.
 
     Args:
         empty: the model without weights.
@@ -107,7 +110,6 @@ def load_partitioned(
     """
     from deepspeed import comm
     from deepspeed.runtime.zero import GatheredParameters, Init
-    from safetensors import safe_open
     from transformers.initialization import no_init_weights
     from transformers.integrations.deepspeed import prevent_arange_dtype_change
 
@@ -116,16 +118,31 @@ def load_partitioned(
         model = type(empty)(empty.config)
     model.tie_weights()
     for name, parameter in model.named_parameters():
-        weight = None
-        if comm.get_rank() == 0:
-            # Opened for each: what is mapped counts as this process's memory until it is closed.
-            with safe_open(files[name], "pt") as file:
-                weight = file.get_tensor(name)
-            check_finite(files[name].name, name, weight)
         with GatheredParameters([parameter], modifier_rank=0):
-            if weight is not None:
-                parameter.data.copy_(weight)
+            if comm.get_rank() == 0:
+                _read_into(parameter.data, files[name], name)
     return model.eval()
+
+
+def _read_into(weight: "Tensor", path: Path, name: str) -> None:
+    """Fill a weight from a safetensors file, some rows at a time.
+
+    Raises:
+        ValueError: it holds NaN or infinity.
+    """
+    from safetensors import safe_open
+
+    rows = weight.view(len(weight), -1) if weight.ndim else weight.view(1, 1)
+    step = max(1, BLOCK // rows.shape[1])
+    for start in range(0, len(rows), step):
+        # Opened for each: what is mapped counts as this process's memory until it is closed.
+        with safe_open(path, "pt") as file:
+            part = (
+                file.get_slice(name)[start : start + step] if weight.ndim else file.get_tensor(name)
+            )
+            check_finite(path.name, name, part)
+            rows[start : start + step].copy_(part.reshape(-1, rows.shape[1]))
+            del part
 
 
 def _settled(config: Mapping[str, Any]) -> dict[str, Any]:

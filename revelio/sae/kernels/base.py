@@ -113,6 +113,10 @@ class Selective(Protocol):
         weights: Weights,
         k: int,
         only: Bool[Tensor, " n"],
+        least: float,
     ) -> Codes:
-        """Of the k largest pre-activations those of the latents in ``only``; zeros fill up a row."""
+        """Of the k largest pre-activations those of the latents in ``only``; zeros fill up a row.
+
+        What is not above ``least`` may be missing.
+        """
         ...

@@ -12,6 +12,7 @@ instructions. Compiled on first use: :mod:`revelio.sae.kernels.build`.
 """
 
 import ctypes
+from math import inf
 from typing import NamedTuple
 
 import torch
@@ -88,9 +89,10 @@ class NativeKernel:
         weights: Weights,
         k: int,
         only: Bool[Tensor, " n"],
+        least: float,
     ) -> Codes:
         """See :class:`~revelio.sae.kernels.base.Selective`: bounds tell of most others how they rank."""
-        return self._search(centred, weights, k, only=only)[0]
+        return self._search(centred, weights, k, only=only, least=least)[0]
 
     def _search(
         self,
@@ -100,6 +102,7 @@ class NativeKernel:
         among: Bool[Tensor, " n"] | None = None,
         k_among: int = 0,
         only: Bool[Tensor, " n"] | None = None,
+        least: float = -inf,
     ) -> tuple[Codes, Codes | None]:
         n, d = weights.W_enc.shape
         # Held by a name as long as the library reads it: an address keeps nothing alive.
@@ -117,7 +120,7 @@ class NativeKernel:
             *(_float(weights.W_enc), _float(weights.b_enc), _long(n)),
             *(_address(copy.integers), _long(copy.integers.shape[1]), _float(copy.rows), _long(k)),
             *(_address(mask) if mask is not None else None, _long(k_among)),
-            _address(wanted) if wanted is not None else None,
+            *(_address(wanted) if wanted is not None else None, ctypes.c_float(least)),
             *(_float(best.values), _address(best.indices)),
             *(_float(others.values), _address(others.indices)),
             *(ctypes.byref(scored), self._instructions(), self._threads()),
