@@ -63,10 +63,10 @@ class Settings:
     test_images: int = 28
     """Held-out photographs a class."""
 
-    captions: int = 1
+    captions: int = 2
     """Captions a photograph, for stage 1."""
 
-    questions: int = 2
+    questions: int = 3
     """Questions a photograph in stage 2's conversations, of 3 kinds; the open one is always asked."""
 
     at_once: int = 2
