@@ -80,7 +80,6 @@ def chance(
 def permutation_null(
     labels: Int64[Tensor, "images"],
     rows: Int64[Tensor, "l w"],
-    classes: int,
     *,
     permutations: int,
     seed: int,

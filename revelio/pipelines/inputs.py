@@ -10,6 +10,7 @@ from revelio.analysis.config import FROM_STORE
 from revelio.backbones.base import Backbone
 from revelio.backbones.config import BackboneConfig
 from revelio.backbones.registry import load_backbone
+from revelio.config import completed, to_yaml
 from revelio.data.config import DataConfig
 from revelio.data.dataset import ImageDataset
 from revelio.data.open import open_dataset
@@ -17,12 +18,21 @@ from revelio.data.registry import is_registered
 from revelio.distributed import device_of
 from revelio.following import beside
 from revelio.pipelines import Progress, Report, silent
+from revelio.run_dir import Run
 from revelio.sae.io.saved import WEIGHTS
 from revelio.sae.kernels.select import COMPILING, fastest_kernel, must_compile
 from revelio.sae.model import KSparseAutoencoder
 from revelio.trust import printable, read_object
 
 FINAL = "final"
+
+
+def open_run(config: Any, command: str, results: Sequence[str] = ()) -> Run:
+    """The run folder of a config that has ``out`` and ``resume``; see :meth:`Run.open`."""
+    text, complete = to_yaml(config), completed(config)
+    return Run.open(
+        config.out, command, text, resume=config.resume, results=results, complete=complete
+    )
 
 
 def backbone_of(config: BackboneConfig, layers: Sequence[str] | None) -> Backbone:

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from revelio.config import to_plain
 from revelio.outputs import check_replaceable, replace_files
 from revelio.pipelines import Report, counted, silent
 from revelio.pipelines.steer_parts import build_edits, open_pipeline, the_prompts
@@ -53,7 +54,7 @@ def steer(config: SteerConfig, progress: Report = silent) -> Steered:
     )
     report: dict[str, Any] = {
         "model": layers.name,
-        "config": plain_values(asdict(config)),
+        "config": to_plain(config),
         "prompts": [asdict(one) for one in prompts],
         "made_with": versions(),
     }
@@ -79,12 +80,3 @@ def steer(config: SteerConfig, progress: Report = silent) -> Steered:
 def at_strength(edits: Sequence[Edit], strength: float) -> list[Edit]:
     """The edits, each times a strength."""
     return [replace(one, strength=one.strength * strength) for one in edits]
-
-
-def plain_values(value: Any) -> Any:
-    """Paths as texts, for JSON."""
-    if isinstance(value, dict):
-        return {name: plain_values(inner) for name, inner in value.items()}
-    if isinstance(value, tuple):
-        return [plain_values(inner) for inner in value]
-    return str(value) if isinstance(value, Path) else value

@@ -19,10 +19,10 @@ from revelio.backbones.base import DiffusionModel, schedule_of
 from revelio.backbones.prompts import ZeroShot, class_texts
 from revelio.backbones.registry import load_backbone
 from revelio.bounds import check_fields
-from revelio.config import completed, to_yaml
 from revelio.data.dataset import ImageDataset
 from revelio.data.open import open_dataset
 from revelio.pipelines import Report, counted, silent
+from revelio.pipelines.inputs import open_run
 from revelio.probes.config import ZeroShotConfig
 from revelio.probes.diffusion_classifier import diffusion_classifier
 from revelio.probes.score import score
@@ -74,14 +74,7 @@ def zero_shot(config: ZeroShotConfig, progress: Report = silent) -> ZeroShotRun:
         )
     if config.method == "diffusion" and len(config.templates) > 1:
         raise ValueError(f"{len(config.templates)} templates: the Diffusion Classifier takes one")
-    run = Run.open(
-        config.out,
-        "zero-shot",
-        to_yaml(config),
-        resume=config.resume,
-        results=("report.json", "metrics.jsonl"),
-        complete=completed(config),
-    )
+    run = open_run(config, "zero-shot", ("report.json", "metrics.jsonl"))
     try:
         return _finished(run, config, dataset, progress)
     finally:

@@ -14,7 +14,7 @@ from revelio.backbones.base import Backbone
 from revelio.backbones.random_init import load_random_backbone
 from revelio.backbones.registry import describe_one
 from revelio.bounds import check_fields
-from revelio.config import completed, to_plain, to_yaml
+from revelio.config import to_plain
 from revelio.data.dataset import ImageDataset
 from revelio.diffc.pixels import PixelsBackbone
 from revelio.files import check_folder
@@ -24,7 +24,7 @@ from revelio.pipelines.demo.diffc import diffc_stage, headline
 from revelio.pipelines.demo.report import write_report
 from revelio.pipelines.demo.sources import demo_images
 from revelio.pipelines.demo.stages import extract, measure, show, shown_cell, train_saes
-from revelio.pipelines.inputs import backbone_of, hashed
+from revelio.pipelines.inputs import backbone_of, hashed, open_run
 from revelio.run_dir import Run, read_json, versions, write_json
 
 __all__ = ["Demo", "DemoConfig", "findings", "run_demo"]
@@ -64,8 +64,7 @@ def run_demo(config: DemoConfig, progress: Report = silent) -> Demo:
     without = "" if train.labels else "\nLabels   none: measures that need labels are left out"
     said = f"Model    {known.name}\nImages   {len(train):,} of {train.name}{held}{without}"
     progress(Progress(said))
-    text = to_yaml(config)
-    run = Run.open(config.out, "demo", text, resume=config.resume, complete=completed(config))
+    run = open_run(config, "demo")
     report = _Stages(config, run, train, test, known.name, noisy, progress).execute()
     run.finish(files=list(FILES))
     return Demo(config.out, report)
