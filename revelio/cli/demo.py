@@ -11,18 +11,12 @@ CPU cores.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from revelio.pipelines.demo.config import DemoConfig
+from revelio.pipelines.demo.config import DemoConfig as Config
 
 if TYPE_CHECKING:
     from revelio.pipelines.demo.run import Demo
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config(DemoConfig):
-    """The demo's flags."""
 
 
 def run(config: Config) -> None:
