@@ -26,11 +26,12 @@ from revelio.analysis.locality import (
 from revelio.analysis.redundancy import partners, redundancy
 from revelio.analysis.top_images import top_images
 from revelio.analysis.top_images_files import ksae_identity, store_identity
+from revelio.backbones.registry import load_backbone
 from revelio.bounds import check_fields
 from revelio.data.picture import decoded
 from revelio.outputs import check_file, has_keys
 from revelio.pipelines import Made, Report, counted, silent
-from revelio.pipelines.inputs import backbone_of, open_sae, pictures_of, place_of
+from revelio.pipelines.inputs import open_sae, pictures_of, place_of
 from revelio.pipelines.sae_rows import open_stores
 from revelio.run_dir import versions, write_json
 from revelio.sae.model import KSparseAutoencoder
@@ -137,7 +138,7 @@ def _moved(
 ) -> dict[str, Any]:
     """How maps agree once the image was mirrored or shifted and the map moved back."""
     about, layer = store.manifest, store.manifest["layer"]
-    backbone = backbone_of(config.backbone, [layer])
+    backbone = load_backbone(config.backbone, layers=[layer])
     if backbone.name != about.get("model") or about.get("prompt_policy") not in (None, "empty"):
         raise ValueError(
             f"{store.path} is of {about.get('model')} under prompts {about.get('prompt_policy')}, the "

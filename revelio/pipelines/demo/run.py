@@ -12,7 +12,7 @@ from revelio.activations.store import ActivationStore
 from revelio.analysis.controls import in_words
 from revelio.backbones.base import Backbone
 from revelio.backbones.random_init import load_random_backbone
-from revelio.backbones.registry import describe_one
+from revelio.backbones.registry import describe_one, load_backbone
 from revelio.bounds import check_fields
 from revelio.config import to_plain
 from revelio.data.dataset import ImageDataset
@@ -24,7 +24,7 @@ from revelio.pipelines.demo.diffc import diffc_stage, headline
 from revelio.pipelines.demo.report import write_report
 from revelio.pipelines.demo.sources import demo_images
 from revelio.pipelines.demo.stages import extract, measure, show, shown_cell, train_saes
-from revelio.pipelines.inputs import backbone_of, hashed, open_run
+from revelio.pipelines.inputs import hashed, open_run
 from revelio.run_dir import Run, read_json, versions, write_json
 
 __all__ = ["Demo", "DemoConfig", "findings", "run_demo"]
@@ -140,7 +140,7 @@ class _Stages:
 
     @cached_property
     def _backbone(self) -> Backbone:
-        return backbone_of(self.config.backbone, self.config.layers)
+        return load_backbone(self.config.backbone, layers=self.config.layers)
 
     def _extract(self, pooled: ExtractConfig, stores: int) -> int:
         self._take("activations", self.train, self._backbone, pooled, "activations")
