@@ -117,7 +117,7 @@ def _of_stores(made: Path) -> dict[str, Words]:
             *("--epochs", 1, "--width", 2, "--out", out),
         ],
         "eval-diffc": lambda out: [
-            *("eval-diffc", "--model", made / "diffc", "--store", made / "grids", "--out", out),
+            *("eval-diffc", "--model", made / "diffc", "--store", made / "grids", "--out", out)
         ],
         "top-images": lambda out: ["top-images", *ksae, "--out", out],
         "gallery": lambda out: [
@@ -125,10 +125,10 @@ def _of_stores(made: Path) -> dict[str, Words]:
             *("--latents", 5, "--map-method", "pca", "--out", out),
         ],
         "eval-ksae": lambda out: [
-            *("eval-ksae", "--store", made / "many", "--ksae", made / "small", "--out", out),
+            *("eval-ksae", "--store", made / "many", "--ksae", made / "small", "--out", out)
         ],
         "locality": lambda out: [
-            *("locality", "--store", made / "whole", "--ksae", made / "small", "--out", out),
+            *("locality", "--store", made / "whole", "--ksae", made / "small", "--out", out)
         ],
         "probe": lambda out: [
             *("probe", "--store", made / "grids", "--test-store", made / "others"),
@@ -142,7 +142,7 @@ def _of_stores(made: Path) -> dict[str, Words]:
             *("--side", 24, "--cache", made / "replies" / "names.sqlite", "--out", out),
         ],
         "convert-ksae": lambda out: [
-            *("convert-ksae", "--source", made / "ksae", "--to", "sparsify", "--out", out),
+            *("convert-ksae", "--source", made / "ksae", "--to", "sparsify", "--out", out)
         ],
         "configs copy": lambda out: ["configs", "copy", "ksae/quick", "--out", out],
     }
@@ -216,10 +216,10 @@ def _of_llava(made: Path) -> dict[str, Words]:
             *("--lora.rank", 2, "--out", out),
         ],
         "llava export": lambda out: [
-            *("llava", "export", *model[:2], "--form", "merged", "--out", out),
+            *("llava", "export", *model[:2], "--form", "merged", "--out", out)
         ],
         "llava tokens": lambda out: [
-            *("llava", "tokens", *model[:2], *at, "--layer", "block1", "--out", out),
+            *("llava", "tokens", *model[:2], *at, "--layer", "block1", "--out", out)
         ],
         "llava explain": lambda out: [
             *("llava", "explain", *model, "--image", made / "chat" / "images" / "0.png"),
@@ -234,7 +234,7 @@ def _of_benches(made: Path) -> dict[str, Words]:
     bench, model = ["--bench", made / "bench"], _answering(made)
     return {
         "llava-bench answer": lambda out: [
-            *("llava-bench", "answer", *bench, *model, "--max-new-tokens", 2, "--out", out),
+            *("llava-bench", "answer", *bench, *model, "--max-new-tokens", 2, "--out", out)
         ],
         "llava-bench judge": lambda out: [
             *("llava-bench", "judge", *bench, "--answers", made / "bench" / "tiny.jsonl"),
@@ -246,7 +246,7 @@ def _of_benches(made: Path) -> dict[str, Words]:
             *("--out", out),
         ],
         "mmvp": lambda out: [
-            *("mmvp", "--bench", made / "mmvp", *model, "--max-new-tokens", 2, "--out", out),
+            *("mmvp", "--bench", made / "mmvp", *model, "--max-new-tokens", 2, "--out", out)
         ],
     }
 

@@ -25,11 +25,7 @@ from revelio.backbones.layers import LayerSpec
 from revelio.backbones.registry import describe_one, load_backbone
 
 PROMPTS = [" A Cat on grass", ""]
-KINDS = {
-    "alpha": PixArtAlphaPipeline,
-    "sigma": PixArtSigmaPipeline,
-    "sizes": PixArtAlphaPipeline,
-}
+KINDS = {"alpha": PixArtAlphaPipeline, "sigma": PixArtSigmaPipeline, "sizes": PixArtAlphaPipeline}
 # transformer/config.json of PixArt-alpha/PixArt-XL-2-512x512, and what Sigma's 512-MS has beside it.
 REAL = {
     "_class_name": "Transformer2DModel",

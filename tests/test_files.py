@@ -21,13 +21,7 @@ from revelio import disk, files
 from revelio.diffc.cache import CacheSettings, drop_cache, fill_cache
 from revelio.diffc.sources import TensorGrids
 from revelio.disk import DiskFull
-from revelio.files import (
-    check_folder,
-    partial_path,
-    write_folder,
-    write_whole,
-    write_whole_by,
-)
+from revelio.files import check_folder, partial_path, write_folder, write_whole, write_whole_by
 from revelio.outputs import RECORD, check_file, has_keys, replace_files
 from revelio.run_dir import Run
 

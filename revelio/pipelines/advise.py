@@ -19,12 +19,7 @@ from revelio.activations.extract import extract
 from revelio.activations.store import ActivationStore
 from revelio.activations.vae_cache import cacheable
 from revelio.advisor.advice import diffc_yaml, in_words, result_of, tower_yaml
-from revelio.advisor.candidates import (
-    Candidate,
-    candidates_of,
-    cheapest_first,
-    seconds_an_image,
-)
+from revelio.advisor.candidates import Candidate, candidates_of, cheapest_first, seconds_an_image
 from revelio.advisor.config import FIRST_OF_CLASS, FOLDS, AdviseConfig
 from revelio.advisor.halving import Round, halve, sizes
 from revelio.advisor.heat_map import heat_map, short

@@ -15,12 +15,7 @@ from revelio.bounds import check_fields
 from revelio.config import read_yaml, structure
 from revelio.evaluation.card import section, with_section
 from revelio.evaluation.config import EvalSAEConfig
-from revelio.evaluation.controls import (
-    RANDOM_WEIGHTS,
-    TRAINED,
-    trained_control,
-    untrained_controls,
-)
+from revelio.evaluation.controls import RANDOM_WEIGHTS, TRAINED, trained_control, untrained_controls
 from revelio.evaluation.identity import (
     live_directions,
     planted_recovery,

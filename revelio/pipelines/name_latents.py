@@ -211,10 +211,7 @@ def _checked(
     given = [known[(i + shift) % len(known)][1].name for i in range(len(known))]
     count = len(subjects[0].checked)
     asked = [
-        (
-            check_question(name, count),
-            pictures.sheet(subjects[place].checked, numbered=True),
-        )
+        (check_question(name, count), pictures.sheet(subjects[place].checked, numbered=True))
         for (place, _), name in zip(known, given, strict=True)
     ]
     title = "control: another latent's name" if shift else "checking names"

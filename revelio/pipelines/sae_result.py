@@ -28,11 +28,7 @@ class Training:
 
 
 def finish(
-    training: Training,
-    batches: Batches,
-    kept: JoinedRows,
-    held_out: JoinedRows,
-    progress: Report,
+    training: Training, batches: Batches, kept: JoinedRows, held_out: JoinedRows, progress: Report
 ) -> None:
     """Measure the k-SAE on the rows it was trained on and on those kept out; write it with its report."""
     config, record, run = training.config, training.record, training.run

@@ -241,12 +241,7 @@ def _open(
     text = complete(to_yaml(config))  # numbers as YAML has them: 2 epochs are 2.0
     if context.main:
         record = Run.open(
-            config.out,
-            "train-ksae",
-            text,
-            resume=config.resume,
-            results=RESULTS,
-            complete=complete,
+            config.out, "train-ksae", text, resume=config.resume, results=RESULTS, complete=complete
         )
         if not record.finished:
             for number, part in enumerate(rows.parts):

@@ -24,14 +24,7 @@ from revelio.backbones.diffusion.pipeline_layers import PipelineLayers
 from revelio.files import write_folder
 from revelio.run_dir import write_json
 from revelio.sae.model import KSparseAutoencoder
-from revelio.steering.edits import (
-    Branch,
-    Direction,
-    Edit,
-    check_number,
-    check_word,
-    in_activations,
-)
+from revelio.steering.edits import Branch, Direction, Edit, check_number, check_word, in_activations
 from revelio.tensor_files import read_tensors
 from revelio.trust import printable, read_object
 

@@ -12,11 +12,7 @@ from revelio.activations.config import ExtractConfig
 from revelio.activations.extract import run as run_extraction
 from revelio.activations.extraction_plan import ExtractionPlan
 from revelio.activations.store import ActivationStore
-from revelio.analysis.config import (
-    MakeGalleryConfig,
-    MakeTopImagesConfig,
-    MeasurePurityConfig,
-)
+from revelio.analysis.config import MakeGalleryConfig, MakeTopImagesConfig, MeasurePurityConfig
 from revelio.backbones.base import Backbone
 from revelio.data.dataset import ImageDataset
 from revelio.pipelines import Report, counted, silent

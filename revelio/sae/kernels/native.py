@@ -109,11 +109,7 @@ class NativeKernel:
         return best, others if among is not None else None
 
     def encode_some(
-        self,
-        centred: Float[Tensor, "b d"],
-        weights: Weights,
-        k: int,
-        only: Bool[Tensor, " n"],
+        self, centred: Float[Tensor, "b d"], weights: Weights, k: int, only: Bool[Tensor, " n"]
     ) -> Codes:
         """See :class:`~revelio.sae.kernels.base.Selective`: bounds tell of most others how they rank."""
         return self.encode(centred, weights, k, only=only)[0]
