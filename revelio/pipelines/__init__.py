@@ -38,6 +38,14 @@ class Made:
     result: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Reported:
+    """A folder that a pipeline filled, and what the `report.json` in it holds."""
+
+    path: Path
+    report: dict[str, Any]
+
+
 Report = Callable[[Progress], None]
 
 

@@ -44,7 +44,7 @@ from revelio.diffc.trained_on import trained_on
 from revelio.files import check_folder
 from revelio.machine import available_memory, free_disk
 from revelio.machine import size as printed
-from revelio.pipelines import Progress, Report, counted, silent
+from revelio.pipelines import Progress, Report, Reported, counted, silent
 from revelio.pipelines.inputs import hashed, open_run
 from revelio.run_dir import Run, write_folder, write_json, write_whole
 from revelio.trust import printable, read_object
@@ -58,16 +58,8 @@ RESULTS = ("report.json", "confusion.png", *WEIGHTS)
 
 
 @dataclass(frozen=True)
-class TrainedDiffC:
-    """A finished run.
-
-    Attributes:
-        path: its folder.
-        report: what `report.json` holds: top-1 with its interval, each seed's measures, settings, ...
-    """
-
-    path: Path
-    report: dict[str, Any]
+class TrainedDiffC(Reported):
+    """A finished run; its report: top-1 with its interval, each seed's measures, settings, ..."""
 
     def model(self) -> DiffC:
         """The first seed's classifier, read from the folder."""

@@ -11,7 +11,6 @@ no line yet.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from time import perf_counter
 from typing import Any, cast
 
@@ -21,7 +20,7 @@ from revelio.backbones.registry import load_backbone
 from revelio.bounds import check_fields
 from revelio.data.dataset import ImageDataset
 from revelio.data.open import open_dataset
-from revelio.pipelines import Report, counted, silent
+from revelio.pipelines import Report, Reported, counted, silent
 from revelio.pipelines.inputs import open_run
 from revelio.probes.config import ZeroShotConfig
 from revelio.probes.diffusion_classifier import diffusion_classifier
@@ -35,17 +34,13 @@ CLIP_BATCH = 64
 
 
 @dataclass(frozen=True)
-class ZeroShotRun:
-    """What a zero-shot run holds.
+class ZeroShotRun(Reported):
+    """A zero-shot run; its report: accuracy with interval, seconds an image, and how it was measured.
 
     Attributes:
-        path: the run directory.
-        report: accuracy with interval, seconds an image, and how it was measured.
         rows: one an image, in the order of the data set.
     """
 
-    path: Path
-    report: dict[str, Any]
     rows: list[dict[str, Any]]
 
 

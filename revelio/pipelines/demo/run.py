@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 from revelio.activations.config import ExtractConfig
@@ -18,30 +17,28 @@ from revelio.config import to_plain
 from revelio.data.dataset import ImageDataset
 from revelio.diffc.pixels import PixelsBackbone
 from revelio.files import check_folder
-from revelio.pipelines import Progress, Report, silent
+from revelio.pipelines import Progress, Report, Reported, silent
 from revelio.pipelines.demo.config import DemoConfig
 from revelio.pipelines.demo.diffc import diffc_stage, headline
 from revelio.pipelines.demo.report import write_report
-from revelio.pipelines.demo.sources import demo_images
-from revelio.pipelines.demo.stages import extract, measure, show, shown_cell, train_saes
+from revelio.pipelines.demo.stages import (
+    demo_images,
+    extract,
+    measure,
+    show,
+    shown_cell,
+    train_saes,
+)
 from revelio.pipelines.inputs import hashed, open_run
 from revelio.run_dir import Run, read_json, versions, write_json
 
-__all__ = ["Demo", "DemoConfig", "findings", "run_demo"]
+__all__ = ["DemoConfig", "findings", "run_demo"]
 
 FORMAT = 1
 FILES = ("report.html", "report.json", "gallery/index.html")
 
 
-@dataclass(frozen=True)
-class Demo:
-    """A finished demo: its folder and what `report.json` holds."""
-
-    path: Path
-    report: dict[str, Any]
-
-
-def run_demo(config: DemoConfig, progress: Report = silent) -> Demo:
+def run_demo(config: DemoConfig, progress: Report = silent) -> Reported:
     """Extract, train k-SAEs, measure purity, write a gallery, train Diff-C, and report.
 
     Args:
@@ -67,7 +64,7 @@ def run_demo(config: DemoConfig, progress: Report = silent) -> Demo:
     run = open_run(config, "demo")
     report = _Stages(config, run, train, test, known.name, noisy, progress).execute()
     run.finish(files=list(FILES))
-    return Demo(config.out, report)
+    return Reported(config.out, report)
 
 
 @dataclass
