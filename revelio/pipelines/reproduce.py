@@ -33,8 +33,7 @@ from revelio.pipelines.reproduce_scores import scored
 from revelio.reproduce.config import ReproduceConfig
 from revelio.reproduce.items import Item, item
 from revelio.reproduce.orderings import Replicates, judge
-from revelio.reproduce.page import page
-from revelio.reproduce.picture import picture
+from revelio.reproduce.page import page, picture
 from revelio.reproduce.row import DELTA, TOP1, Row
 from revelio.reproduce.rows import SIZES, OurRow, Sizes, our_rows
 from revelio.run_dir import versions, write_json
