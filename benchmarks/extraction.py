@@ -126,16 +126,20 @@ def backbone_of(
     latents: LatentSpace,
     text: FixedText,
     schedule: Schedule,
-    layers: Sequence[str],
+    layers: Sequence[str] | None,
     side: int,
 ) -> Any:
-    """A backbone cut after the deepest of ``layers``; it shares ``unet``'s weights."""
+    """A backbone cut after the deepest of ``layers``, or whole; it shares ``unet``'s weights."""
     kept = cut_after(unet_layers(dict(unet.config), VAE | {"latent_channels": 4}), layers, "sd-1.5")
     part = copy(unet)
     part._modules = dict(unet._modules)
-    cut(part, kept)
+    whole = layers is None
+    if not whole:
+        cut(part, kept)
     made: Any = StableDiffusionBackbone
-    return made(part, latents, text, name="sd-1.5", layers=kept, image_size=side, schedule=schedule)
+    return made(
+        part, latents, text, name="sd-1.5", layers=kept, image_size=side, schedule=schedule, whole=whole
+    )  # fmt: skip
 
 
 def pictures(count: int) -> ImageDataset:

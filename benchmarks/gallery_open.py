@@ -36,6 +36,9 @@ from revelio.sae.model import KSparseAutoencoder
 
 WIDTH, CLASSES = 32, 100
 
+# Pixels a frame: a quick turn of the wheel, and half a screen.
+SCROLLED = (60, 400)
+
 
 def generate(folder: Path, latents: int, images: int) -> Path:
     """Write a gallery of so many latents and images; its folder."""
@@ -71,6 +74,26 @@ def timed(page: Page, do: Callable[[], object], until: str) -> float:
     return time.perf_counter() - start
 
 
+def own_thread(page: Page) -> float:
+    """Seconds of processor time of the page's main thread so far."""
+    numbers = page.send("Performance.getMetrics")["metrics"]
+    return next(one["value"] for one in numbers if one["name"] == "ThreadTime")
+
+
+def scrolled(page: Page, pixels: int) -> tuple[float, float]:
+    """Seconds a frame of 60 that each scroll by so many pixels: on the clock, and of the page's own thread.
+
+    On the clock, frames are painted by software here, on a screen by the graphics card.
+    """
+    begun = own_thread(page)
+    frame = page.run(
+        "new Promise((done) => { let n = 0; const start = performance.now(); const step = () => { "
+        f"scrollBy(0, {pixels}); if (++n === 60) done((performance.now() - start) / 60000); "
+        "else requestAnimationFrame(step); }; requestAnimationFrame(step); })"
+    )
+    return frame, (own_thread(page) - begun) / 60
+
+
 def measure(gallery: Path, rounds: int) -> dict[str, Any]:
     """Seconds to open, to the end of the list, to a latent, to an image, to a filtered list, to the map."""
     shown = "[...document.querySelectorAll('.card img')]"
@@ -84,10 +107,7 @@ def measure(gallery: Path, rounds: int) -> dict[str, Any]:
             page.open("about:blank")
             page.send("Performance.enable", timeDomain="threadTicks")
             times = {"open": timed(page, lambda: page.send("Page.navigate", url=url), cards)}
-            numbers = page.send("Performance.getMetrics")["metrics"]
-            times["open, the page's own thread"] = next(
-                one["value"] for one in numbers if one["name"] == "ThreadTime"
-            )
+            times["open, the page's own thread"] = own_thread(page)
             bottom = (
                 "scrollY > 0 && scrollY + innerHeight >= document.documentElement.scrollHeight - 2"
             )
@@ -104,11 +124,10 @@ def measure(gallery: Path, rounds: int) -> dict[str, Any]:
                 times[name] = timed(page, lambda go=go: page.run(go), there)
             page.run("location.hash = '#/latents'")
             page.until(cards)
-            times["a frame while scrolling"] = page.run(
-                "new Promise((done) => { let n = 0; const start = performance.now(); const step = () => { "
-                "scrollBy(0, 400); if (++n === 60) done((performance.now() - start) / 60000); "
-                "else requestAnimationFrame(step); }; requestAnimationFrame(step); })"
-            )
+            for pixels in SCROLLED:
+                frame, own = scrolled(page, pixels)
+                times[f"a frame, scrolling {pixels} px in each"] = frame
+                times[f"a frame, scrolling {pixels} px in each, the page's own thread"] = own
             for name, seconds in times.items():
                 found.setdefault(name, []).append(seconds)
         memory = page.run("performance.memory.usedJSHeapSize") / 2**20

@@ -9,9 +9,9 @@ same model and samples, rounds interleaved; medians of wall time and of each rou
 step written with transformers alone (embed, project, scatter, the language model's own loss), its features,
 ids and labels ready in memory; the losses are compared first. --sd15 adds a step with a tower of SD-1.5's
 real size: random weights, 512 px, 2 GB of temporary files. Memory: the peak resident size of the first
-process of scripts/finetune.py with ZeRO-3, of one and of two on the CPU, for a random language model of 300 M
-parameters in float32: once it is loaded (towers and libraries included), and over the whole stage, with
-gradients and optimiser. Pictures and texts are made up; no data is needed.
+process of scripts/finetune.py with ZeRO-3 and LoRA, of one and of two on the CPU, for a random language model
+of 2 billion parameters in float32 (8 GB of temporary files): when it is loaded, towers and libraries
+included, and over the whole stage. Pictures and texts are made up; no data is needed.
 """
 
 import argparse
@@ -51,9 +51,9 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs" / "llava" / "mini"
 MEMORY_SAMPLES = 4
 MIDDLE: dict[str, Any] = {
-    "hidden_size": 1024,
-    "intermediate_size": 2816,
-    "num_hidden_layers": 16,
+    "hidden_size": 2048,
+    "intermediate_size": 5504,
+    "num_hidden_layers": 36,
     "num_attention_heads": 16,
 }
 
@@ -215,8 +215,8 @@ def steps(
     }
 
 
-def write_language_model(folder: Path) -> Path:
-    """A Llama of some 300 M parameters with random weights and a shipped model's tokenizer."""
+def write_language_model(folder: Path) -> int:
+    """A Llama with random weights and a shipped model's tokenizer; gives its number of parameters."""
     import torch
     from extraction import random_model
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -226,17 +226,19 @@ def write_language_model(folder: Path) -> Path:
     tokenizer = load_tokenizer("smollm2-135m-instruct")
     config = LlamaConfig(vocab_size=len(tokenizer), **MIDDLE)
     make = partial(LlamaForCausalLM, config)
-    random_model(make, torch.float32, torch.device("cpu")).save_pretrained(folder)
+    model = random_model(make, torch.float32, torch.device("cpu"))
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return folder
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def memory(path: Path, data: ConversationData, folder: Path) -> dict[str, Any]:
-    """Peak resident bytes of the first of one and of two processes of stage 2 with ZeRO-3.
+    """Peak resident bytes of the first of one and of two processes of stage 2 (LoRA) with ZeRO-3.
 
     The first process reads the files; the others hold no more than it does.
     """
-    language_model = write_language_model(folder / "language-model")
+    language_model = folder / "language-model"
+    parameters = write_language_model(language_model)
     found: dict[str, dict[str, int]] = {"loading": {}, "whole stage": {}}
     for processes in (1, 2):
         launcher = [sys.executable, str(Path(sys.executable).parent / "deepspeed")]
@@ -255,7 +257,7 @@ def memory(path: Path, data: ConversationData, folder: Path) -> dict[str, Any]:
         found["whole stage"][str(processes)] = report["peak_memory_bytes"]
     ratios = {what: round(peaks["2"] / peaks["1"], 3) for what, peaks in found.items()}
     return {
-        "parameters": report["trained_parameters"],
+        "parameters": parameters,
         "peak_bytes": found["whole stage"],
         "two_to_one": ratios["whole stage"],
         "loading": {"peak_bytes": found["loading"], "two_to_one": ratios["loading"]},

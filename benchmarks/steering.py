@@ -4,9 +4,10 @@
     python benchmarks/steering.py --steps 25 --pictures 8 --rounds 9
 
 The text route adds a concept to one layer of the text encoder. The denoiser route ablates eight latents of a
-k-SAE in one layer at each step, in both halves of the guided batch (the default edits one, half as many
-rows): every cell is encoded, or their mean. Rounds are interleaved and begin
-with another method each; medians of the processor's time and of each round's ratio to plain are printed.
+k-SAE in one layer at each step: every cell is encoded, or their mean, in the conditional half of the guided
+batch as by default, or in both. The k-SAE is trained for a moment on the layer's cells, and the latents are
+drawn among those that fire. Rounds are interleaved and begin with another method each; medians of the
+processor's time and of each round's ratio to plain are printed.
 """
 
 import argparse
@@ -24,35 +25,71 @@ from typing import Any
 import torch
 
 from revelio.backbones.diffusion.pipeline_layers import PipelineLayers
+from revelio.backbones.hooks import hooked
 from revelio.backbones.registry import load_backbone
 from revelio.run_dir import versions
+from revelio.sae.config import TrainConfig
+from revelio.sae.dataloader import batches_of
 from revelio.sae.kernels.select import fastest_kernel
 from revelio.sae.model import KSparseAutoencoder
+from revelio.sae.train import SAERun, begin, train_many
 from revelio.steering.concept import from_texts
 from revelio.steering.edits import Edit, LatentChange
 from revelio.steering.steer import edited, steered
 
 TEXT_LAYER, DENOISER_LAYER = "text_encoder.block1", "up_ft1"
-LATENTS = dict.fromkeys(range(8), 0.0)
+LATENTS, TRAINING_STEPS = 8, 300
 
 
-def methods(layers: PipelineLayers, expansion: int, k: int) -> dict[str, Callable[[], Any]]:
+def methods(layers: PipelineLayers, flags: argparse.Namespace) -> dict[str, Callable[[], Any]]:
     """By name what makes the context to draw in."""
     concept = from_texts(layers, TEXT_LAYER, None, ["a dress"], ["a bag"])
-    width = layers.layers[DENOISER_LAYER].channels
-    ksae = KSparseAutoencoder(width, expansion * width, k).eval()
-    ksae.kernel = fastest_kernel(ksae)
+    ksae, latents = trained(layers, flags)
 
-    def ablated(read: Any) -> AbstractContextManager[None]:
-        change = LatentChange(ksae, LATENTS, "ablate", read)
-        return edited(layers, [Edit(DENOISER_LAYER, change, width, branch="both")])
+    def ablated(read: Any, branch: Any) -> AbstractContextManager[None]:
+        change = LatentChange(ksae, dict.fromkeys(latents, 0.0), "ablate", read)
+        return edited(layers, [Edit(DENOISER_LAYER, change, ksae.d, branch=branch)])
 
     return {
         "plain": nullcontext,
         "text": lambda: steered(layers, concept, -0.5),
-        "denoiser, cells": lambda: ablated("cells"),
-        "denoiser, pooled": lambda: ablated("pooled"),
+        "denoiser, cells": lambda: ablated("cells", "conditional"),
+        "denoiser, cells, both halves": lambda: ablated("cells", "both"),
+        "denoiser, pooled": lambda: ablated("pooled", "conditional"),
     }
+
+
+def trained(
+    layers: PipelineLayers, flags: argparse.Namespace
+) -> tuple[KSparseAutoencoder, list[int]]:
+    """A k-SAE of the cells of the layer while it draws, and some of its latents.
+
+    Untrained where memory is measured: training would take more of it than any drawing.
+    """
+    if flags.only:
+        width = layers.layers[DENOISER_LAYER].channels
+        ksae = KSparseAutoencoder(width, flags.expansion * width, flags.k).eval()
+        ksae.kernel = fastest_kernel(ksae)
+        return ksae, list(range(LATENTS))
+    seen: list[torch.Tensor] = []
+
+    def note(output: torch.Tensor) -> None:
+        seen.append(output.flatten(2).transpose(1, 2).flatten(0, 1).float())
+
+    with hooked(layers, {DENOISER_LAYER: note}, exact=False):
+        drawing(layers, flags)
+    rows = torch.cat(seen)
+    ksae = KSparseAutoencoder(rows.shape[1], flags.expansion * rows.shape[1], flags.k)
+    config = TrainConfig(steps=TRAINING_STEPS, batch_size=1024, warmup_steps=20)
+    batches = batches_of(rows, config)
+    kernel = fastest_kernel(ksae)
+    for _ in train_many([SAERun(ksae, config, begin(ksae, batches, config), kernel)], batches):
+        pass
+    ksae.eval().kernel = kernel
+    codes = ksae.encode(rows)
+    firing = codes.indices[codes.values > 0].unique()
+    picked = torch.randperm(len(firing), generator=torch.Generator().manual_seed(0))[:LATENTS]
+    return ksae, firing[picked].tolist()
 
 
 def drawing(layers: PipelineLayers, flags: argparse.Namespace) -> None:
@@ -69,9 +106,8 @@ def drawing(layers: PipelineLayers, flags: argparse.Namespace) -> None:
 
 def timed(layers: PipelineLayers, flags: argparse.Namespace) -> dict[str, list[float]]:
     """Processor seconds a picture, by method, a number a round."""
-    chosen = methods(layers, flags.expansion, flags.k)
+    chosen = methods(layers, flags)
     found: dict[str, list[float]] = {name: [] for name in chosen}
-    drawing(layers, flags)
     names = list(chosen)
     for number in range(flags.rounds):
         turn = number % len(names)
@@ -110,7 +146,7 @@ def main() -> None:
     pipeline.set_progress_bar_config(disable=True)
     layers = PipelineLayers(pipeline, flags.model)
     if flags.only:
-        with methods(layers, flags.expansion, flags.k)[flags.only]():
+        with methods(layers, flags)[flags.only]():
             drawing(layers, flags)
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         return

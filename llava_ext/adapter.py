@@ -1,10 +1,13 @@
-"""Low-rank adapters of the language model (peft): put in, folded in, read from files."""
+"""Low-rank adapters of the language model (peft): put in, folded in, read from files.
+
+The model below them may be quantised (QLoRA, arXiv 2305.14314).
+"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava_ext.model import LlavaModel
-from llava_ext.stages import LoraOptions
+from llava_ext.model import LlavaModel, is_quantised
+from llava_ext.stages import LoadIn, LoraOptions
 from revelio.backbones.loading import reading
 from revelio.backbones.weights import check_fit, shapes_of
 from revelio.seeds import key_seed
@@ -27,6 +30,34 @@ FREE_SETTINGS = (
     "inference_mode",
     "revision",
 )
+
+
+def quantised(load_in: LoadIn | None, *, bfloat16: bool, device: str) -> dict[str, Any]:
+    """What ``from_pretrained`` takes to load a language model in fewer bits: NF4 (QLoRA's), or LLM.int8.
+
+    peft's ``prepare_model_for_kbit_training`` is not needed: the model is frozen anyway, its norms compute in
+    float32 by themselves, and checkpointing is not the reentrant kind that wants a hook. What is left of it,
+    embeddings in float32, only costs memory.
+
+    Args:
+        load_in: how many bits; None loads it as it is.
+        bfloat16: whether the model computes in bfloat16.
+        device: where it is to be.
+    """
+    if load_in is None:
+        return {}
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    settings: dict[str, Any] = {"load_in_8bit": True}
+    if load_in == "4bit":
+        settings = {
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_use_double_quant": True,
+            "bnb_4bit_compute_dtype": torch.bfloat16 if bfloat16 else torch.float32,
+        }
+    return {"quantization_config": BitsAndBytesConfig(**settings), "device_map": {"": device}}
 
 
 def add_lora(model: LlavaModel, options: LoraOptions, *, seed: int = 0) -> None:
@@ -60,13 +91,18 @@ def merge_adapter(model: LlavaModel) -> None:
     """Fold the adapter into the language model's own weights.
 
     Raises:
-        ValueError: the model has none.
+        ValueError: the model has none, or is quantised.
     """
     from peft import PeftModel
 
     wrapped: Any = model.language_model
     if not isinstance(wrapped, PeftModel):
         raise ValueError("the model has no adapter, so there is nothing to fold in")
+    if is_quantised(model):
+        raise ValueError(
+            "the language model is quantised, so an adapter can't be folded in: load the model without "
+            "`quantization_config` first"
+        )
     model.set_language_model(wrapped.merge_and_unload())
     model.language_changed = True
 

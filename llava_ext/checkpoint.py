@@ -29,7 +29,7 @@ from llava_ext.language import (
     load_language_model,
     load_tokenizer,
 )
-from llava_ext.model import LlavaModel, innermost
+from llava_ext.model import LlavaModel, is_quantised
 from llava_ext.model_config import TowerShape
 from llava_ext.processor import RevelioLlavaProcessor
 from revelio.backbones.loading import dtype_of
@@ -98,8 +98,7 @@ def save_model(
             "the language model was trained, so its name alone would lose that: save it `whole`"
         )
     whole = model.language_changed if language == "auto" else language == "whole"
-    inner: Any = innermost(model.language_model)
-    if whole and "quantization_config" in inner.config.to_dict():
+    if whole and is_quantised(model):
         raise ValueError(
             "the language model is quantised, so only its name can be saved: load it without "
             "`quantization_config` to save it `whole`"

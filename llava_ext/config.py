@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from tyro.conf import UseAppendAction
 
-from llava_ext.stages import Finetune, LoraOptions, Pretrain, StageOptions
+from llava_ext.stages import Finetune, LoadIn, LoraOptions, Pretrain, StageOptions
 from revelio.bounds import (
     AnyText,
     Count,
@@ -203,6 +203,10 @@ class TrainConfig(SamplesConfig):
 
     stage: StageOptions
     """How it is trained."""
+
+    load_in: LoadIn | None = None
+    """Quantise the language model as it is loaded (bitsandbytes: NF4 or LLM.int8), so that a 7B model takes 4
+    or 7 GB: it stays frozen, and stage 2 trains an adapter on it (QLoRA), which fits the plain model, too."""
 
     too_long: Literal["stop", "drop"] = "stop"
     """What a record does that is longer than `model.max_length` with its images expanded."""

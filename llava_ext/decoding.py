@@ -7,11 +7,13 @@ what else is in the batch, and no global random state is used.
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor
+from transformers.generation.candidate_generator import CandidateGenerator
 from transformers.generation.streamers import BaseStreamer
 
 from llava_ext.config import IMAGE_INDEX
@@ -144,10 +146,65 @@ def shifted(out: OnText, start: int) -> OnText:
     return lambda row, text: out(start + row, text)
 
 
-def check_assistant(settings: Mapping[str, Any]) -> None:
-    """Raise a ValueError for settings of ``generate`` that would read the tokens of a picture as words."""
-    for name in ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit"):
-        if settings.get(name) is not None:
-            raise ValueError(
-                f"`{name}` reads a picture's tokens as words: leave it out beside pictures"
-            )
+class WordsOnly(CandidateGenerator):
+    """Drafts of a text without the tokens of its pictures, which only the model itself can read."""
+
+    def __init__(self, drafts: CandidateGenerator, image_token: int) -> None:
+        self.drafts = drafts
+        self.image_token = image_token
+
+    def get_candidates(self, input_ids: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The text with the draft behind it, and the draft's logits where there are any."""
+        words = input_ids[input_ids != self.image_token][None]
+        found, logits = self.drafts.get_candidates(cast(Any, words), **kwargs)
+        draft = found[:, words.shape[1] :].to(input_ids.device)
+        return torch.cat([input_ids, draft], dim=1), logits
+
+    def update_candidate_strategy(
+        self, input_ids: Tensor, scores: Tensor, num_matches: int
+    ) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Tell how many tokens of the draft were right."""
+        self.drafts.update_candidate_strategy(cast(Any, input_ids), cast(Any, scores), num_matches)
+
+
+def drafts_from_words(
+    make: Callable[..., CandidateGenerator],
+    image_token: int,
+    input_ids: Tensor,
+    model_kwargs: Mapping[str, Any],
+    *,
+    generation_config: GenerationConfig,
+    inputs_tensor: Tensor,
+    **tools: Any,
+) -> CandidateGenerator:
+    """What drafts tokens for assisted generation: ``make``'s, on the words of a prompt.
+
+    Args:
+        make: of a language model, as transformers' ``generate`` calls it.
+        image_token: stands for a token of a picture.
+        input_ids: of one prompt.
+        model_kwargs: of ``generate``; drafts need the mask only.
+        generation_config: of ``generate``.
+        inputs_tensor: the prompt again.
+        tools: the assistant, tokenizers and logits processors.
+
+    Raises:
+        ValueError: the prompt came as embeddings, which hold no words.
+    """
+    if "inputs_embeds" in model_kwargs:
+        raise ValueError(
+            "an assistant reads the prompt's tokens: give `input_ids` instead of `inputs_embeds`"
+        )
+    words = input_ids[0] != image_token
+    text, mask = input_ids[:, words], model_kwargs.get("attention_mask")
+    shorter = deepcopy(generation_config)
+    for name in ("max_length", "min_length"):
+        setattr(shorter, name, max(0, getattr(shorter, name) - int((~words).sum())))
+    drafts = make(
+        generation_config=shorter,
+        input_ids=text,
+        inputs_tensor=text,
+        model_kwargs={} if mask is None else {"attention_mask": mask[:, words]},
+        **tools,
+    )
+    return WordsOnly(drafts, image_token)

@@ -6,16 +6,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from revelio.backbones.weights import check_finite
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
 from torch.serialization import add_safe_globals
 
 # Elements that are reduced or fetched together: DeepSpeed's own default is sized for large GPUs.
 BUCKET = 50_000_000
+# Numbers that are read of a file at once.
+BLOCK = 1 << 24
 # ZeRO-3 keeps parameters smaller than this whole on every process.
 PERSISTENT = 100_000
 
@@ -93,7 +97,8 @@ def load_partitioned(
 ) -> "PreTrainedModel":
     """A model of which each process allocates its share alone (ZeRO-3), its weights read one by one.
 
-    The first process reads a weight and sends it round; nobody holds more than one whole weight at a time.
+    The first process reads a weight and sends it round; nobody holds more than one whole weight at a time,
+    and what is read of the file beside it is a block.
 
     Args:
         empty: the model without weights.
@@ -105,7 +110,6 @@ def load_partitioned(
     """
     from deepspeed import comm
     from deepspeed.runtime.zero import GatheredParameters, Init
-    from safetensors import safe_open
     from transformers.initialization import no_init_weights
     from transformers.integrations.deepspeed import prevent_arange_dtype_change
 
@@ -114,16 +118,31 @@ def load_partitioned(
         model = type(empty)(empty.config)
     model.tie_weights()
     for name, parameter in model.named_parameters():
-        weight = None
-        if comm.get_rank() == 0:
-            # Opened for each: what is mapped counts as this process's memory until it is closed.
-            with safe_open(files[name], "pt") as file:
-                weight = file.get_tensor(name)
-            check_finite(files[name].name, name, weight)
         with GatheredParameters([parameter], modifier_rank=0):
-            if weight is not None:
-                parameter.data.copy_(weight)
+            if comm.get_rank() == 0:
+                _read_into(parameter.data, files[name], name)
     return model.eval()
+
+
+def _read_into(weight: "Tensor", path: Path, name: str) -> None:
+    """Fill a weight from a safetensors file, some rows at a time.
+
+    Raises:
+        ValueError: it holds NaN or infinity.
+    """
+    from safetensors import safe_open
+
+    rows = weight.view(len(weight), -1) if weight.ndim else weight.view(1, 1)
+    step = max(1, BLOCK // rows.shape[1])
+    for start in range(0, len(rows), step):
+        # Opened for each: what is mapped counts as this process's memory until it is closed.
+        with safe_open(path, "pt") as file:
+            part = (
+                file.get_slice(name)[start : start + step] if weight.ndim else file.get_tensor(name)
+            )
+            check_finite(path.name, name, part)
+            rows[start : start + step].copy_(part.reshape(-1, rows.shape[1]))
+            del part
 
 
 def _settled(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,6 +172,27 @@ def state_bytes(trained: int, frozen: int, *, zero: int, processes: int) -> int:
     if zero == 3:
         return (whole + 14 * trained) // processes
     return whole + 14 * trained
+
+
+def memory(model: "nn.Module", *, zero: int, processes: int) -> int:
+    """:func:`state_bytes` of a model whose frozen weights may be quantised: those stay whole everywhere."""
+    everything, trained = counts(model)
+    packed = [each for each in model.parameters() if not each.is_floating_point()]
+    frozen = everything - trained - sum(map(_size, packed))
+    state = state_bytes(trained, frozen, zero=zero, processes=processes)
+    return state + sum(each.nbytes for each in packed)
+
+
+def counts(module: "nn.Module") -> tuple[int, int]:
+    """Parameters of a module, and how many of them train."""
+    sizes = [(_size(each), each.requires_grad) for each in module.parameters()]
+    return sum(size for size, _ in sizes), sum(size for size, learnt in sizes if learnt)
+
+
+def _size(parameter: "nn.Parameter") -> int:
+    """How many numbers it is: ZeRO-3 leaves that in ds_numel, and of 4 bits a byte holds two."""
+    held = getattr(parameter, "ds_numel", parameter.numel())
+    return 2 * held if parameter.dtype == torch.uint8 else held
 
 
 def prepare(*, cpu: bool) -> None:

@@ -230,7 +230,7 @@ class Assistant:
             tools["logits_processor"] = [KeyedGumbel(temperature, seed, draw_keys(prompts, keys))]
         if on_text is not None:
             tools["streamer"] = TextOut(lambda ids: self._text(ids, ends), self.stops, on_text)
-        tokens = self.model.generate(
+        tokens = cast(Any, self.model).generate(
             inputs_embeds=found.embeddings,
             attention_mask=found.attention_mask,
             generation_config=generation_config(self.tokenizer, room, ends, self.stops),

@@ -72,6 +72,7 @@ def build_model(
     *,
     seed: int = 0,
     zero: Mapping[str, Any] | None = None,
+    **settings: Any,
 ) -> tuple[LlavaModel, "PreTrainedTokenizerBase"]:
     """New projectors on a pretrained language model.
 
@@ -80,13 +81,15 @@ def build_model(
         towers: only the shapes of their grids are used.
         seed: of the projectors' first weights.
         zero: DeepSpeed's config; under its ZeRO-3 each process loads its share of the language model.
+        settings: of :func:`load_language_model`.
 
     Raises:
         KeyError: an unknown packaged model.
         ValueError: the language model can't be loaded, or a setting doesn't fit it.
     """
     name, revision = config.language_model, config.revision
-    language_model = load_language_model(name, revision=revision, dtype=config.dtype, zero=zero)
+    settings |= {"revision": revision, "dtype": config.dtype, "zero": zero}
+    language_model = load_language_model(name, **settings)
     tokenizer = load_tokenizer(name, revision)
     shapes = [TowerShape(tower.channels, tower.grid) for tower in towers]
     model = assemble(config, language_model, tokenizer, shapes, seed=seed)
@@ -195,10 +198,14 @@ def _of_transformers(
 
 
 def _own_outputs(model: "PreTrainedModel") -> None:
-    """What a pass gives back is asked for where it is run, whatever a config says."""
+    """What a pass gives back is asked for where it is run, whatever a config says.
+
+    Answers are made with a cache: MPT's config says without.
+    """
     model.config.output_hidden_states = model.config.output_attentions = False
     generation: Any = model.generation_config
     generation.output_hidden_states = generation.output_attentions = None
+    generation.use_cache = True
 
 
 def _described(source: Source) -> "PreTrainedModel":

@@ -25,15 +25,13 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import (
-    AutoModelForImageTextToText,
-    GenerationMixin,
-    PreTrainedModel,
-)
+from transformers import AutoModelForImageTextToText, GenerationMixin, PreTrainedModel
+from transformers.generation.candidate_generator import CandidateGenerator
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.generic import ModelOutput
 
 from llava_ext.config import IGNORE_INDEX, ModelConfig
-from llava_ext.decoding import check_assistant
+from llava_ext.decoding import drafts_from_words
 from llava_ext.fusion import fuse, fused_length, widths
 from llava_ext.images import names_of, split_pixels
 from llava_ext.model_config import RevelioLlavaConfig, TowerShape
@@ -200,22 +198,18 @@ class LlavaModel(PreTrainedModel, GenerationMixin):
         return splice(input_ids, attention_mask, labels, text, images, padding_side, length)
 
     def embed_expanded(
-        self,
-        input_ids: Int64[Tensor, "b L"],
-        pixel_values: UInt8[Tensor, "i n"] | None = None,
-        image_ids: Int64[Tensor, "i 2"] | None = None,
+        self, input_ids: Int64[Tensor, "b L"], features: BaseModelOutputWithPooling | None = None
     ) -> Float[Tensor, "b L d"]:
-        """Embeddings of a processor's text, whose images have their full length already.
+        """Embeddings of a processor's text, whose images (:meth:`get_image_features`) have their full length.
 
         Raises:
             ValueError: there are not as many image tokens as the pictures have.
         """
         place = input_ids == self.config.image_token_id
         text = self.get_input_embeddings()(input_ids.masked_fill(place, 0))
-        if pixel_values is None:
+        if features is None:
             return text
-        assert image_ids is not None
-        images = self.image_embeddings(self.see(pixel_values, image_ids)).to(text)
+        images = torch.stack(tuple(cast(Any, features.pooler_output))).to(text)
         if int(place.sum()) != images.shape[0] * images.shape[1]:
             raise ValueError(
                 f"the text has {int(place.sum())} image tokens, the {len(images)} pictures have "
@@ -223,39 +217,49 @@ class LlavaModel(PreTrainedModel, GenerationMixin):
             )
         return text.masked_scatter(place[..., None], images)
 
-    @torch.no_grad()
-    def generate(
+    def get_image_features(
         self,
-        input_ids: Int64[Tensor, "b L"] | None = None,
-        pixel_values: UInt8[Tensor, "i n"] | None = None,
+        pixel_values: UInt8[Tensor, "i n"],
         image_ids: Int64[Tensor, "i 2"] | None = None,
-        **settings: Any,
-    ) -> Any:
-        """The language model's own ``generate``: greedy, sampled, beams, streamed, assisted, ...
-
-        Args:
-            input_ids: of a processor, with ``pixel_values`` and ``image_ids`` where it has pictures.
-            pixel_values: see :class:`llava_ext.processor.RevelioLlavaProcessor`.
-            image_ids: the pictures' names, which key the towers' noise.
-            settings: of transformers' ``generate``. With ``inputs_embeds`` alone, only new tokens come back.
+        **_: Any,
+    ) -> BaseModelOutputWithPooling:
+        """What ``generate`` asks for once, before the first token: a processor's pictures as tokens.
 
         Returns:
-            The prompts' tokens and the new ones, as from any model of transformers.
+            (T d) of each picture as ``pooler_output``.
 
         Raises:
-            ValueError: a part of a processor's output is missing, or a setting is none beside pictures.
+            ValueError: the pictures come without their names.
         """
-        cast(Any, innermost(self.language_model)).generation_config = self.generation_config
-        if pixel_values is None:
-            return self.language_model.generate(input_ids, **settings)
-        if input_ids is None or image_ids is None:
+        if image_ids is None:
             raise ValueError(
-                "pictures come with `input_ids` and `image_ids`: give all that one call of the processor "
-                "gives"
+                "pictures come with `image_ids`: give all that one call of the processor gives"
             )
-        check_assistant(settings)
-        settings["inputs_embeds"] = self.embed_expanded(input_ids, pixel_values, image_ids)
-        return self.language_model.generate(input_ids, **settings)
+        found = self.image_embeddings(self.see(pixel_values, image_ids))
+        return BaseModelOutputWithPooling(pooler_output=cast(Any, list(found)))
+
+    def prepare_inputs_for_generation(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        input_ids: Tensor,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """The language model's own way, which passes pictures on in the first step only."""
+        inner: Any = innermost(self.language_model)
+        return inner.prepare_inputs_for_generation(
+            input_ids, past_key_values=past_key_values, inputs_embeds=inputs_embeds, **kwargs
+        )
+
+    def _supports_logits_to_keep(self) -> bool:
+        return cast(Any, innermost(self.language_model))._supports_logits_to_keep()
+
+    def _get_candidate_generator(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, *, input_ids: Tensor, model_kwargs: dict[str, Any], **tools: Any
+    ) -> CandidateGenerator:
+        """Let assistants and prompt lookup draft from the words alone, without the tokens of pictures."""
+        make = cast(Any, innermost(self.language_model))._get_candidate_generator
+        return drafts_from_words(make, self.config.image_token_id, input_ids, model_kwargs, **tools)
 
     def forward(
         self,
@@ -269,6 +273,8 @@ class LlavaModel(PreTrainedModel, GenerationMixin):
         pixel_values: UInt8[Tensor, "i n"] | None = None,
         image_ids: Int64[Tensor, "i 2"] | None = None,
         inputs_embeds: Float[Tensor, "b L d"] | None = None,
+        mm_encoder_outputs: dict[str, Any] | None = None,
+        position_ids: Int64[Tensor, "b L"] | None = None,
         **settings: Any,
     ) -> Any:
         """The loss of a batch, or without labels its logits.
@@ -285,6 +291,8 @@ class LlavaModel(PreTrainedModel, GenerationMixin):
             pixel_values: a processor's pictures.
             image_ids: their names.
             inputs_embeds: instead of a processor's text.
+            mm_encoder_outputs: ``image``, of :meth:`get_image_features`, in place of the pictures.
+            position_ids: left out where the language model counts for itself.
             settings: of the language model's ``forward``: ``past_key_values``, ``use_cache``, ...
 
         Raises:
@@ -297,9 +305,12 @@ class LlavaModel(PreTrainedModel, GenerationMixin):
             return self._spliced(found, num_items_in_batch)
         if inputs_embeds is None:
             assert input_ids is not None
-            inputs_embeds = self.embed_expanded(input_ids, pixel_values, image_ids)
-        if not self._takes_positions:
-            settings.pop("position_ids", None)
+            features = (mm_encoder_outputs or {}).get("image")
+            if pixel_values is not None:
+                features = self.get_image_features(pixel_values, image_ids)
+            inputs_embeds = self.embed_expanded(input_ids, features)
+        if self._takes_positions:
+            settings["position_ids"] = position_ids
         return self.language_model(
             inputs_embeds=inputs_embeds, attention_mask=attention_mask, labels=labels, **settings
         )
@@ -378,6 +389,11 @@ def innermost(model: PreTrainedModel) -> nn.Module:
     from peft import PeftModel
 
     return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def is_quantised(model: LlavaModel) -> bool:
+    """Whether the language model's weights are in fewer bits than any number format."""
+    return "quantization_config" in cast(Any, innermost(model.language_model)).config.to_dict()
 
 
 AutoModelForImageTextToText.register(RevelioLlavaConfig, LlavaModel, exist_ok=True)

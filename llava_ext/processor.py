@@ -62,6 +62,7 @@ class RevelioLlavaProcessor(ProcessorMixin):
         self.image_tokens, self.image_token_id = image_tokens, image_token_id
         self.transforms = list(transforms)
         super().__init__(tokenizer, **settings)
+        self.tokenizer.padding_side = "left"  # as here, where a pipeline makes batches of its own
 
     @classmethod
     def of(cls, model: LlavaModel, tokenizer: Any) -> "RevelioLlavaProcessor":
@@ -85,6 +86,11 @@ class RevelioLlavaProcessor(ProcessorMixin):
             image_token_id=model.config.image_token_id,
             transforms=model.config.transforms,
         )
+
+    @property
+    def image_processor(self) -> "RevelioLlavaProcessor":
+        """What makes the pictures: a pipeline asks for it to make batches."""
+        return self
 
     @property
     def model_input_names(self) -> list[str]:

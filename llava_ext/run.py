@@ -10,13 +10,12 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
-from llava_ext.adapter import add_lora
+from llava_ext.adapter import add_lora, quantised
 from llava_ext.checkpoint import CONFIG, load_projectors, save_model
 from llava_ext.config import FinetuneConfig, ModelConfig, TrainConfig
 from llava_ext.dataset import TOKENS, Collator, ConversationDataset, ImageProvider, Pictures
-from llava_ext.deepspeed import is_partitioned, state_bytes
+from llava_ext.deepspeed import counts, is_partitioned, memory
 from llava_ext.images import picture_ids, plain_ids
 from llava_ext.import_llava import import_projectors
 from llava_ext.language import build_model, language_identity
@@ -37,6 +36,8 @@ from llava_ext.training import (
     accumulation,
     build_trainer,
     deepspeed_settings,
+    in_bfloat16,
+    on_cpu,
     training_arguments,
     whole_state,
 )
@@ -82,6 +83,8 @@ def run(config: TrainConfig) -> None:
         require("deepspeed", "ZeRO")
     if isinstance(config, FinetuneConfig) and config.lora.rank:
         require("peft", "an adapter")
+    if config.load_in:
+        _check_quantised(config)
     check_folder(config.out)
     if is_main() and not config.resume and (config.out / "manifest.json").exists():
         raise ValueError(
@@ -112,6 +115,30 @@ def run(config: TrainConfig) -> None:
     if run_dir is not None:
         _write(run_dir, job, trainer, state, started, loaded)
     trainer.end()
+
+
+def _check_quantised(config: TrainConfig) -> None:
+    """Refuse what can't be done with quantised weights, before anything is read.
+
+    Raises:
+        ValueError: it can't; or bitsandbytes is not installed.
+    """
+    require("bitsandbytes", f"`load_in: {config.load_in}`")
+    if isinstance(config, FinetuneConfig) and not config.lora.rank:
+        raise ValueError(
+            f"`load_in: {config.load_in}` freezes the language model, so stage 2 trains an adapter on it: "
+            "set `lora.rank`, or leave `load_in` out to train its weights"
+        )
+    if config.load_in == "4bit" and config.validation_data and on_cpu():
+        raise ValueError(
+            "on a CPU bitsandbytes repacks 4-bit weights to measure a loss, and can't train on them after "
+            "it: leave `validation_data` out, or set `load_in: 8bit`"
+        )
+    zero = deepspeed_settings(config.stage) if config.stage.zero else {}
+    if zero.get("zero_optimization", {}).get("stage") == 3:
+        raise ValueError(
+            f"`load_in: {config.load_in}` makes weights that ZeRO-3 can't share out: set `stage.zero: 2` or 0"
+        )
 
 
 def _open_run(config: TrainConfig, stage: Stage, *, resume: bool) -> Run:
@@ -188,7 +215,9 @@ def open_job(config: TrainConfig, stage: Stage) -> Job:
     folder = data.images if pictures_here else None
     images = open_images(config.cache, towers, folder, [*records, *held_out])
     zero = deepspeed_settings(config.stage) if config.stage.zero else None
-    model, tokenizer = build_model(config.model, towers, seed=config.stage.seed, zero=zero)
+    bfloat16 = in_bfloat16(config.stage)
+    fewer = quantised(config.load_in, bfloat16=bfloat16, device=own_device())
+    model, tokenizer = build_model(config.model, towers, seed=config.stage.seed, zero=zero, **fewer)
     encoded = partial(
         ConversationDataset,
         tokenizer=tokenizer,
@@ -264,8 +293,8 @@ def _plan(job: Job, trainer: LlavaTrainer, options: StageOptions, stage: Stage) 
     world, data = world_size(), job.dataset
     times = accumulation(options.effective_batch, options.batch_size, world)
     steps = -(-trainer.sampler.steps * options.epochs // 1)
-    everything, trained = _counts(job.model)
-    state = state_bytes(trained, everything - trained, zero=options.zero, processes=world)
+    _, trained = counts(job.model)
+    state = memory(job.model, zero=options.zero, processes=world)
     # Weights, and AdamW's two moments in float32.
     held = trained * 12 * min(options.keep, max(1, int(steps) // options.save_steps))
     lines = [
@@ -311,9 +340,7 @@ def _write(
     """The finished model and the report; then say where they are."""
     final = run_dir.path / "final"
     save_model(job.model, job.tokenizer, final, state=state)
-    trained = sum(
-        getattr(p, "ds_numel", p.numel()) for p in job.model.parameters() if p.requires_grad
-    )
+    _, trained = counts(job.model)
     lines = list(read_json_lines(run_dir.metrics_path))
     losses, validation = (
         [line[name] for line in lines if name in line] for name in ("loss", "validation_loss")
@@ -364,16 +391,10 @@ def frozen_and_trained(model: LlavaModel, towers: Sequence[str] = ()) -> str:
     parts = [*zip(names, model.projectors, strict=True), ("language model", model.language_model)]
     everything = trained = 0
     for name, module in parts:
-        total, learnt = _counts(module)
+        total, learnt = counts(module)
         everything, trained = everything + total, trained + learnt
         state = "trains" if learnt == total else "frozen" if not learnt else f"{learnt:,} train"
         rows.append((name, state, f"{total:,}"))
     rows.append(("in all", f"{trained:,} train", f"{everything:,}"))
     first, second = (max(len(row[column]) for row in rows) for column in (0, 1))
     return "\n".join(f"{a:<{first}}  {b:<{second}}  {c:>15}".rstrip() for a, b, c in rows)
-
-
-def _counts(module: nn.Module) -> tuple[int, int]:
-    """Parameters of a module, and how many of them train; ZeRO-3 leaves the true size in ds_numel."""
-    sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in module.parameters()]
-    return sum(size for size, _ in sizes), sum(size for size, learnt in sizes if learnt)

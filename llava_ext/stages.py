@@ -27,6 +27,7 @@ from revelio.bounds import (
 )
 
 Stage = Literal["pretrain", "finetune"]
+LoadIn = Literal["4bit", "8bit"]
 
 EFFECTIVE_BATCH = 128
 PRETRAIN_RATE = 2e-3

@@ -24,7 +24,13 @@ T = TypeVar("T")
 STOPPED = "stopped; what was written is whole, --resume continues"
 AGAIN = "stopped; what was written is whole, run the same command again"
 # Packages that Revelio does without until a command needs them, and the extra that brings each.
-EXTRAS = {"deepspeed": "llava", "peft": "llava", "gguf": "demo", "openai": "eval"}
+EXTRAS = {
+    "deepspeed": "llava",
+    "peft": "llava",
+    "bitsandbytes": "qlora",
+    "gguf": "demo",
+    "openai": "eval",
+}
 # What launchers put in front of a script's own words.
 LAUNCHERS = ("--local_rank=", "--local-rank=")
 LONGEST = 2000  # characters of the line that an error becomes

@@ -311,8 +311,9 @@ def _read_manifest(path: Path, command: str) -> dict[str, Any]:
             f"{path.parent} holds a run of {printable(manifest['command'])}, not of {command}: "
             "choose another --out"
         )
-    if type(manifest.get("seconds", 0.0)) not in (int, float):
-        raise ValueError(f"{printable(path)} has seconds {printable(manifest['seconds'])}")
+    for name, kinds in (("seconds", (int, float)), ("inputs", (dict,))):
+        if name in manifest and type(manifest[name]) not in kinds:
+            raise ValueError(f"{printable(path)} has {name} {printable(manifest[name])}")
     return manifest
 
 

@@ -26,8 +26,11 @@ from llava_train_helpers import (
 )
 from safetensors.torch import load_file
 
+from llava_ext.cli.command import parse
+from llava_ext.config import FinetuneConfig
 from llava_ext.deepspeed import state_bytes, zero_config
 from llava_ext.model import LlavaModel
+from llava_ext.run import run
 from revelio.run_dir import read_json
 
 
@@ -112,6 +115,31 @@ def test_zero_3_in_two_processes_is_one_process(project, tmp_path) -> None:
     resume(tmp_path / "fine", words, script="finetune.py")
     assert losses(tmp_path / "fine") == pytest.approx(losses(folder / "fine"), rel=1e-3)
     same_weights(tmp_path / "fine", folder / "fine", 1e-3)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_lora_under_zero_3_is_one_process(project, tmp_path, precision) -> None:
+    """The language model is partitioned as it is loaded, the adapter is put in afterwards."""
+    folder, config = project
+    words = ("--config", config, "--pretrained", folder / "pre", "--lora.rank", 2)
+    words = (*words, "--stage.precision", precision, "--stage.learning-rate", 0.01)
+    alone = map(str, (*words, "--stage.threads", 1, "--out", tmp_path / "one"))
+    run(parse(FinetuneConfig, list(alone), "", "finetune"))
+    words = (*words, "--stage.zero", 3, "--out", tmp_path / "two")
+    done = run_script("finetune.py", *words, launcher=deepspeed_launcher())
+    assert done.returncode == 0, done.stderr[-3000:]
+    near = 1e-3 if precision == "float32" else 2e-2
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=near)
+    file = Path("final") / "adapter" / "adapter_model.safetensors"
+    one, shared = (load_file(tmp_path / name / file) for name in ("one", "two"))
+    assert one.keys() == shared.keys()
+    for name, value in one.items():
+        assert value.abs().max() > 0
+        torch.testing.assert_close(shared[name].float(), value, rtol=0, atol=near, msg=name)
+    assert not (tmp_path / "two" / "final" / "language_model").exists()
+    resume(tmp_path / "two", words, script="finetune.py")
+    again = load_file(tmp_path / "two" / file)
+    assert all(torch.equal(value, again[name]) for name, value in shared.items())
 
 
 LOADING = """
@@ -236,13 +264,13 @@ def test_memory_of_a_process_and_offload() -> None:
 
 def test_every_config_file_is_read_by_both_stages() -> None:
     from llava_ext.cli.command import read_section
-    from llava_ext.config import CacheConfig, FinetuneConfig, PretrainConfig
+    from llava_ext.config import CacheConfig, PretrainConfig
 
     root = Path(__file__).resolve().parents[1] / "configs" / "llava"
     files = sorted(root.rglob("*.yaml"))
     rows = {"clip", "clip-dinov2", "clip-sd-t25", "clip-sd-t200"}
-    living = {"vicuna-7b", "smollm2-1.7b"}
-    assert {path.stem for path in files} == rows | living and len(files) == 10
+    living = {"vicuna-7b", "smollm2-1.7b", "vicuna-7b-qlora"}
+    assert {path.stem for path in files} == rows | living and len(files) == 11
     for path in files:
         one = read_section(path, "pretrain", PretrainConfig)
         two = read_section(path, "finetune", FinetuneConfig)
@@ -254,10 +282,9 @@ def test_every_config_file_is_read_by_both_stages() -> None:
                 2e-3,
                 2,
             )
+            assert bool(two.lora.rank) == (one.load_in == two.load_in == "4bit")
             assert (two.stage.effective_batch, two.stage.learning_rate, two.stage.zero) == (
-                128,
-                2e-5,
-                3,
+                (128, 2e-4, 2) if two.load_in else (128, 2e-5, 3)
             )
             assert one.stage.warmup == two.stage.warmup == 0.03 and two.stage.epochs == 1.0
             sizes = [(tower.tokens, tower.budget) for tower in one.model.towers]
@@ -265,7 +292,7 @@ def test_every_config_file_is_read_by_both_stages() -> None:
 
 
 def test_config_keys_are_strict(tmp_path: Path) -> None:
-    from llava_ext.cli.command import parse, read_section
+    from llava_ext.cli.command import read_section
     from llava_ext.config import PretrainConfig
 
     path = tmp_path / "c.yaml"

@@ -20,8 +20,9 @@ from transformers import (
 
 import llava_ext  # noqa: F401  registers with the Auto classes
 from llava_ext.checkpoint import load_model, save_model
+from llava_ext.decoding import WordsOnly
 from llava_ext.generate import Assistant
-from llava_ext.language import build_model
+from llava_ext.language import build_model, load_language_model
 from llava_ext.model import LlavaModel
 from llava_ext.templates import encode_prompt
 from llava_ext.towers import load_towers
@@ -138,7 +139,9 @@ def test_beams_and_a_cache_left_out_are_those_of_the_embeddings(loaded, asked) -
     assert torch.equal(model.generate(**inputs, **settings, use_cache=False), wanted)
     pictures = (inputs["pixel_values"], inputs["image_ids"])
     beams = model.language_model.generate(
-        inputs_embeds=model.embed_expanded(inputs["input_ids"], *pictures),
+        inputs_embeds=model.embed_expanded(
+            inputs["input_ids"], model.get_image_features(*pictures)
+        ),
         attention_mask=inputs["attention_mask"],
         **settings,
         num_beams=3,
@@ -146,18 +149,61 @@ def test_beams_and_a_cache_left_out_are_those_of_the_embeddings(loaded, asked) -
     assert torch.equal(model.generate(**inputs, **settings, num_beams=3)[:, start:], beams)
 
 
-def test_what_reads_a_pictures_tokens_as_words_is_refused(loaded, asked) -> None:
+@pytest.mark.parametrize("pictures", [1, 2])
+def test_assistants_and_prompt_lookup_give_the_greedy_answer(
+    loaded, pictures, tmp_path, monkeypatch
+) -> None:
+    """Whatever is drafted, by a model that doesn't see or from the prompt's words."""
+    model, processor = loaded
+    text = {"type": "text", "text": "it is a dog, it is a dog. what is it?"}
+    images = [{"type": "image", "image": picture(number)} for number in range(pictures)]
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": [*images, text]}], tokenize=True
+    )
+    tiny = LANGUAGE[model.config.text_config.model_type]
+    other = load_language_model(str(tiny(tmp_path / "other", seed=1)))
+    drafted, passed = [0], [0]
+    own = WordsOnly.get_candidates
+
+    def counted(self, input_ids, **kwargs):
+        found = own(self, input_ids, **kwargs)
+        new = found[0][:, input_ids.shape[1] :]
+        assert processor.image_token_id not in new
+        drafted[0] += new.shape[1]
+        return found
+
+    def count(_, __, settings) -> None:
+        passed[0] += settings["input_ids"].shape[1]
+
+    monkeypatch.setattr(WordsOnly, "get_candidates", counted)
+    settings = {"max_new_tokens": 16, "do_sample": False, "pad_token_id": 0}
+    accepted = 0
+    with model.register_forward_pre_hook(count, with_kwargs=True):
+        wanted = model.generate(**inputs, **settings)
+        plain, start = passed[0], inputs["input_ids"].shape[1]
+        assert plain == wanted.shape[1] - 1  # each token once
+        early = [{"assistant_early_exit": 1}] * (tiny is not tiny_mpt)  # MPT's class has none
+        for more in (
+            {"assistant_model": other},
+            {"assistant_model": model.language_model},
+            {"prompt_lookup_num_tokens": 3},
+            *early,
+        ):
+            drafted[0] = passed[0] = 0
+            assert torch.equal(model.generate(**inputs, **settings, **more), wanted), more
+            assert drafted[0] > 0 and passed[0] <= plain + drafted[0], more
+            accepted += plain + drafted[0] - passed[0]
+    assert accepted > 0 and wanted.shape[1] == start + 16
+
+
+def test_what_brings_no_words_is_refused(loaded, asked) -> None:
     model, _ = loaded
     inputs, _, settings = asked
-    for name, value in (
-        ("assistant_model", model.language_model),
-        ("prompt_lookup_num_tokens", 2),
-        ("assistant_early_exit", 1),
-    ):
-        with pytest.raises(ValueError, match=f"`{name}` reads a picture's tokens"):
-            model.generate(**inputs, **settings, **{name: value})
+    embeddings = model.embed_expanded(inputs["input_ids"])
+    with pytest.raises(ValueError, match="an assistant reads the prompt's tokens"):
+        model.generate(inputs_embeds=embeddings, **settings, prompt_lookup_num_tokens=2)
     with pytest.raises(ValueError, match="give all that one call of the processor gives"):
-        model.generate(pixel_values=inputs["pixel_values"], **settings)
+        model.generate(**{**inputs, "image_ids": None}, **settings)
 
 
 def test_pipeline_answers(saved, loaded) -> None:
@@ -165,9 +211,17 @@ def test_pipeline_answers(saved, loaded) -> None:
     pipe = pipeline("image-text-to-text", model=str(saved), device="cpu")
     talks = [messages(question, number) for number, question in enumerate(QUESTIONS)]
     settings = {"max_new_tokens": 6, "do_sample": False}
-    for talk, (found,) in zip(
-        talks, pipe(text=talks, return_full_text=False, **settings), strict=True
-    ):
+    talks.append([*messages(QUESTIONS[0], 2), {"role": "assistant", "content": "a cat"}])
+    talks[2] += messages(QUESTIONS[1], 3)
+    rows: list[int] = []
+    pipe.model.register_forward_pre_hook(
+        lambda _, __, given: rows.append(len(given["input_ids"])), with_kwargs=True
+    )
+    alone, together = (
+        pipe(text=talks, return_full_text=False, batch_size=size, **settings) for size in (1, 2)
+    )
+    assert alone == together and set(rows) == {1, 2}
+    for talk, (found,) in zip(talks, together, strict=True):
         inputs = processor.apply_chat_template(talk, tokenize=True)
         row = model.generate(**inputs, **settings)[0, inputs["input_ids"].shape[1] :]
         assert found["generated_text"] == processor.decode(row, skip_special_tokens=True)

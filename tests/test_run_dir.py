@@ -172,3 +172,15 @@ def test_a_store_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('{"format": 1, "shards": []}')
     with pytest.raises(ValueError, match="no run's manifest"):
         Run.open(tmp_path, "t", "a: 1\n", resume=True)
+
+
+@pytest.mark.parametrize("name", ["seconds", "inputs"])
+@pytest.mark.parametrize("value", [None, [], "much", True])
+def test_a_manifest_of_another_form_is_one_line(tmp_path: Path, name: str, value: object) -> None:
+    Run.open(tmp_path / "run", "t", "a: 1\n").add_input("x", {"a": 1})
+    path = tmp_path / "run" / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+    lock.take_lock(tmp_path / "run").release()
+    with pytest.raises(ValueError, match=rf"manifest\.json has {name} ") as caught:
+        Run.open(tmp_path / "run", "t", "a: 1\n", resume=True)
+    assert "\n" not in str(caught.value)

@@ -6,6 +6,7 @@ from typing import Any
 
 from revelio.charts import Series, dot_chart
 from revelio.config import read_yaml
+from revelio.evaluation.controls import TRAINED
 from revelio.evaluation.identity import planted_together, stability_verdicts
 from revelio.evaluation.judge import over_trainings
 from revelio.files import write_whole
@@ -21,6 +22,12 @@ LEVELS = ("0.7", "0.9")
 BEATS = "beats every control"
 RECIPE = ("k", "expansion", "steps", "batch_size", "learning_rate", "decay")
 
+# Stages of several trainings, by their headings.
+TOGETHER = {
+    "trained": "Beside controls that were trained as the k-SAE was",
+    "batch-topk": "BatchTopK, beside the untrained controls",
+    "matryoshka": "Matryoshka, prefixes of 64 and 128, beside the untrained controls",
+}
 
 # What a case's rows are, in words; the order of the page.
 CASES = {
@@ -74,6 +81,11 @@ def gathered(work: Path) -> dict[str, Any]:
     found["measures"] = measures
     if where := _stage(work / "where.json"):
         found["what_the_mean_does"] = where
+    for name in TOGETHER:
+        path = work / name / "evaluation.json"
+        if path.is_file():
+            entries = list(read_json(path)["ksaes"].values())
+            found[name] = _beside([one["measures"] for one in entries], name == "trained")
     for name in ("by-k", "before"):
         path = work / name / "evaluation.json"
         if path.is_file():
@@ -84,6 +96,26 @@ def gathered(work: Path) -> dict[str, Any]:
                 for run, entry in read_json(path)["ksaes"].items()
             }  # fmt: skip
     return found
+
+
+def _beside(entries: Sequence[Mapping[str, Any]], trained: bool) -> dict[str, Any]:
+    """Several trainings beside the controls that were trained, or the others."""
+    own = [
+        {
+            measure: one | {"controls": kept}
+            for measure, one in entry.items()
+            if (kept := {n: c for n, c in one["controls"].items() if (n in TRAINED) == trained})
+        }
+        for entry in entries
+    ]
+    values = {
+        measure: {
+            name: sum(entry[measure]["controls"][name]["value"] for entry in own) / len(own)
+            for name in one["controls"]
+        }
+        for measure, one in own[0].items()
+    }
+    return {"measures": over_trainings(own), "controls": values, "trainings": len(own)}
 
 
 def _stage(path: Path) -> list[Any]:
@@ -131,8 +163,7 @@ def verdicts(found: Mapping[str, Any]) -> dict[str, str]:
 def page(cases: Mapping[str, Any]) -> Iterator[str]:
     """The document."""
     found = {name: cases[name] for name in CASES if name in cases}
-    yield "# Does a k-SAE beat what learned nothing?"
-    yield ""
+    yield "# Does a k-SAE beat what learned nothing?\n"
     yield (
         "<!-- written by tools/evidence_page.py; the figures are in evidence.json -->\n"
         "`python -m tools.evidence_proof --fashion FOLDER`. mini-sd, up_ft1, t = 100 (d = 128), "
@@ -185,10 +216,8 @@ def _partly(verdict: str) -> bool:
     return any(BEATS not in part for part in verdict.split("; "))
 
 
-def _table(found: Mapping[str, Any]) -> Iterator[str]:
+def _values_and_gaps(found: Mapping[str, Any]) -> Iterator[str]:
     names = list(next(iter(found["controls"].values())))
-    yield "\n### Every measure, every control\n"
-    yield f"The k-SAE: mean over {found['trainings']} trainings. Below, its difference to each control.\n"
     yield f"| measure | k-SAE | {' | '.join(names)} | verdict |\n|---|---:{'|---:' * len(names)}|---|"
     for measure, entry in found["measures"].items():
         values = found["controls"].get(measure, {})
@@ -197,6 +226,12 @@ def _table(found: Mapping[str, Any]) -> Iterator[str]:
     yield f"\n| difference | {' | '.join(names)} |\n|---{'|---:' * len(names)}|"
     for measure, entry in found["measures"].items():
         yield f"| {measure} | {' | '.join(_gap(entry['differences'].get(name)) for name in names)} |"
+
+
+def _table(found: Mapping[str, Any]) -> Iterator[str]:
+    yield "\n### Every measure, every control\n"
+    yield f"The k-SAE: mean over {found['trainings']} trainings. Below, its difference to each control.\n"
+    yield from _values_and_gaps(found)
     live = ", ".join(str(one["more_than_10_images"]) for one in found["latents"])
     n = found["latents"][0].get("n") or found["planted"]["n"]
     yield f"\nLatents that fire on more than 10 of the pictures, of {n}, by training: {live}."
@@ -228,8 +263,7 @@ def _loss(found: Mapping[str, Any], pooled: bool) -> Iterator[str]:
         "values (0 for the mean, 1 for the truth) are noise, and nothing can be told apart by it. Only FVU "
         "and cosine judge a reconstruction here."
     )
-    rows = found.get("what_the_mean_does")
-    if rows:
+    if rows := found.get("what_the_mean_does"):
         yield (
             "\nWhere the mean matters at all: the rise of the loss when it is replaced by the mean over "
             "images, 64 test pictures, with two standard errors.\n"
@@ -265,6 +299,10 @@ def _identity(found: Mapping[str, Any]) -> Iterator[str]:
 
 def _others(found: Mapping[str, Any]) -> Iterator[str]:
     shown = ("fvu", "purity", "distinct purity", "probe 1", "probe 5", "probe 20", "significant")
+    for name, title in TOGETHER.items():
+        if name in found:
+            yield f"\n### {title}, {found[name]['trainings']} trainings\n"
+            yield from _values_and_gaps(found[name])
     for name, title in (
         ("by-k", "Other k, one training each"),
         ("before", "The demo's k-SAE before"),

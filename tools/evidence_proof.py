@@ -52,6 +52,8 @@ BEFORE = RunConfig(
     checkpoint_every=0,
 )  # fmt: skip
 MEAN_IMAGES, PLANTED, PLANTED_ROWS = 64, 5, 60_000
+# Trainings beside controls that were trained, and of other activations; Matryoshka's prefixes.
+BESIDE_TRAINED, PREFIXES = 3, (64, 128)
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,13 @@ class Proof:
             images = self.case.loss_images if inside else 0
             eval_sae(replace(self.evaluation(name, tuple(runs)), loss_images=images))
 
+    def with_trained_controls(self) -> None:
+        """The first trainings beside controls that were trained as they were."""
+        if not (self.work / "trained" / RESULT).is_file():
+            runs = self.trained("recipe", self.case.recipe, SweepConfig(seed=self.case.seeds))
+            some = self.evaluation("trained", tuple(runs[:BESIDE_TRAINED]))
+            eval_sae(replace(some, trained_controls=True))
+
     def evaluation(self, name: str, runs: tuple[str, ...]) -> EvalSAEConfig:
         """The settings of an evaluation."""
         return EvalSAEConfig(
@@ -241,6 +250,12 @@ class Proof:
             if not (self.work / "where.json").is_file():
                 write_json(self.work / "where.json", self.where_the_mean_matters())
             self.judged("before", BEFORE, SweepConfig(seed=self.case.seeds[:1]))
+        if self.case.rows == "cells":
+            self.with_trained_controls()
+            batch = replace(recipe, activation="batch-topk")
+            self.judged("batch-topk", batch, SweepConfig(seed=self.case.seeds[:BESIDE_TRAINED]))
+            nested = replace(recipe, prefixes=PREFIXES)
+            self.judged("matryoshka", nested, SweepConfig(seed=self.case.seeds[:BESIDE_TRAINED]))
         self.judged("by-k", recipe, SweepConfig(k=self.case.other_k, seed=self.case.seeds[:1]))
 
 

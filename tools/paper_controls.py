@@ -184,7 +184,8 @@ def _step_line(found: dict[str, Any]) -> str:
         for name, value in found["layers"].get("up_ft1", {}).items()
         if "images a step" in name
     ]
-    more = f", {large[0]} times with 16 images a step" if large else ""
+    reckoned = "reckoned from a measured step of the head and the passes above"
+    more = f", {large[0]} times with 16 images a step, {reckoned}" if large else ""
     (said,) = (value for name, value in found.items() if name.startswith("multiplications"))
     return (
         f"- `benchmarks/diffc_step.py`, {found['model']}, head of width {found['width']}: a step from stored "

@@ -101,6 +101,8 @@ def campaign(options: argparse.Namespace, path: Path) -> None:
 
     # What counts as a hang, and equal bytes, are those of one thread.
     torch.set_num_threads(1)
+    # The client of judges tells its server the processor's name: Python runs `uname` for it, once a process.
+    platform.processor()
     folder = Path(tempfile.mkdtemp(prefix="reliability-"))
     kept = {name: os.environ.get(name) for name in CHANGED}
     try:

@@ -3,6 +3,7 @@
     python -m tools.steering_proof                 everything, into docs/steering.md and docs/steering.json
     python -m tools.steering_proof --page          only the page, from what work/steering holds
     python -m tools.steering_proof --repeats       only the denoiser route with a larger k-SAE, on three seeds
+    python -m tools.steering_proof --blocks        only mini-dit's blocks, alone and together
 
 Every method chooses its strength on seeds of its own (split `choose`) and is judged on others (`judge`). All
 pictures are kept under work/, so that a stopped run goes on. About 2,500 of 32 px: ten minutes of
@@ -12,12 +13,13 @@ one processor core that nobody else uses.
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from revelio.run_dir import write_json, write_whole
 from revelio.trust import read_object
 from tools.steering.methods import Methods
 from tools.steering.page import JSON, PAGE, text, write_page
-from tools.steering.repeats import PICTURES, repeats
+from tools.steering.repeats import BLOCKS, PICTURES, blocks, repeats
 from tools.steering.report import report
 from tools.steering.setting import DiTSetting, Setting
 
@@ -34,9 +36,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--fashion", type=Path, default=FASHION)
     parser.add_argument("--page", action="store_true", help="draw nothing, write what is there")
     parser.add_argument("--repeats", action="store_true", help="draw only the three seeds")
+    parser.add_argument("--blocks", action="store_true", help="draw only mini-dit's blocks")
     asked = parser.parse_args(arguments)
-    if asked.repeats:
-        _add_repeats(asked)
+    if asked.repeats or asked.blocks:
+        _add(asked, repeats_too=asked.repeats, blocks_too=asked.blocks)
         return 0
     setting = Setting(asked.work, asked.fashion)
     found = report(setting, Methods(setting), draw=not asked.page)
@@ -44,17 +47,20 @@ def main(arguments: list[str]) -> int:
     dit = DiTSetting(asked.work / "dit", asked.fashion)
     found["dit"] = report(dit, Methods(dit), draw=not asked.page)
     write_page(found, setting, asked.docs)
-    _add_repeats(asked)
+    _add(asked, repeats_too=True, blocks_too=True)
     return 0
 
 
-def _add_repeats(asked: argparse.Namespace) -> None:
-    """The larger k-SAE on several seeds, put into the figures that are there."""
-    large = Setting(
-        asked.work / "large", asked.fashion, denoiser_layers=("up_ft1",), pictures_a_class=PICTURES
-    )
+def _add(asked: argparse.Namespace, *, repeats_too: bool, blocks_too: bool) -> None:
+    """The larger k-SAE on several seeds, and in mini-dit's blocks, put into the figures that are there."""
     found = read_object(asked.docs / JSON)
-    found["repeats"] = repeats(large)
+    settings: dict[str, Any] = {"fashion": asked.fashion, "pictures_a_class": PICTURES}
+    if repeats_too:
+        large = Setting(asked.work / "large", denoiser_layers=("up_ft1",), **settings)
+        found["repeats"] = repeats(large)
+    if blocks_too:
+        dit = DiTSetting(asked.work / "dit-blocks", denoiser_layers=BLOCKS, **settings)
+        found["blocks"] = blocks(dit)
     write_json(asked.docs / JSON, found)
     write_whole(asked.docs / PAGE, text(found))
 

@@ -276,6 +276,62 @@ def llava_generate_line(result: dict[str, Any]) -> str:
     )
 
 
+def maps_line(result: dict[str, Any]) -> str:
+    """Heat maps of some latents against the dense way."""
+    sizes, ratio = result["sizes"], result["times_faster_than_dense"]["per_processor_second"]
+    ours, dense = (max(one["peak_gib"] for one in result["maps"][way]) for way in ("ours", "dense"))
+    return (
+        f"`benchmarks/cells.py --only maps`: heat maps of {sizes['latents']:,} latents (d = {sizes['d']}, "
+        f"n = {sizes['d'] * sizes['expansion']:,}, k = {sizes['k']}, grids of {sizes['side']}) {ratio:.2f} "
+        f"times as fast as by dense codes, with the same maps, in {ours:.2f} GiB against {dense:.2f}.\n"
+    )
+
+
+def cells_line(result: dict[str, Any]) -> str:
+    """Training on cells that are streamed against training on pooled rows."""
+    sizes, ratio, rounds = result["sizes"], result["cells_over_pooled"], result["training"]["cells"]
+    peak = max(one["peak_gib"] for one in rounds)
+    return (
+        f"`benchmarks/cells.py --only training`: cells streamed from a store of {sizes['gb']:g} GB, in a "
+        f"process held to {sizes['cap']:g} GiB of data (peak {peak:.2f}): {ratio['per_second']:.2f} times as "
+        f"many rows a second as pooled ones at the same sizes, {ratio['per_processor_second']:.2f} times as "
+        f"many a second of the processor's (medians of {len(rounds)}; rounds differ by a seventh).\n"
+    )
+
+
+def gallery_line(result: dict[str, Any]) -> str:
+    """How soon a large gallery is there."""
+    took = result["seconds"]
+    frames = [
+        f"{pixels} px in each {1000 * took[name]:.0f} ms"
+        for pixels in (60, 400)
+        if (name := f"a frame, scrolling {pixels} px in each, the page's own thread") in took
+    ]
+    seen = ("a latent", "an image", "a class, by purity", "the map")
+    return (
+        f"`benchmarks/gallery_open.py`: a gallery of {result['latents']:,} latents and {result['images']:,} "
+        f"images opens from disk in {took['open']:.2f} s; "
+        f"{', '.join(f'{name} {took[name]:.2f} s' for name in seen)}; of a frame the page's own thread "
+        f"takes, scrolling {', '.join(frames)}.\n"
+    )
+
+
+def steering_line(result: dict[str, Any]) -> str:
+    """What steering costs over plain drawing."""
+    asked, methods = result["asked"], result["methods"]
+    ratios = [
+        "{} {:.3f} [{:.3f}, {:.3f}]".format(name, one["ratio"], *one["ratio_quartiles"])
+        for name, one in methods.items()
+        if name != "plain"
+    ]
+    memory = max(one["peak_ratio"] for one in methods.values())
+    return (
+        f"`benchmarks/steering.py` ({asked['model']}, {asked['steps']} steps, {asked['rounds']} rounds in "
+        f"turn): processor time of a picture over the plain pipeline's, median and quartiles: "
+        f"{', '.join(ratios)}; peak memory at most {memory:.2f} times.\n"
+    )
+
+
 RENDERED: dict[str, Callable[[dict[str, Any]], str]] = {
     "demo.json": demo_tables,
     "benchmarks/extraction.json": extraction_line,
@@ -286,6 +342,10 @@ RENDERED: dict[str, Callable[[dict[str, Any]], str]] = {
     "benchmarks/llava_train.json": llava_train_line,
     "benchmarks/llava_fusion.json": llava_fusion_line,
     "benchmarks/llava_generate.json": llava_generate_line,
+    "benchmarks/cells_maps.json": maps_line,
+    "benchmarks/cells_training.json": cells_line,
+    "benchmarks/gallery_open.json": gallery_line,
+    "benchmarks/steering.json": steering_line,
 }
 # README's share of the same files: what a reader wants before the tables.
 SUMMARIZED: dict[str, Callable[[dict[str, Any]], str]] = {

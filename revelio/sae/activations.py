@@ -86,7 +86,8 @@ class TopK:
         kernel, centred, weights, _, _, only = request
         if only is None or not isinstance(kernel, Selective):
             return self.keep(request).codes
-        codes = kernel.encode_some(centred, weights, self.k, only)
+        least = 0.0 if self.rectifies else -math.inf
+        codes = kernel.encode_some(centred, weights, self.k, only, least)
         if self.rectifies:
             codes.values.clamp_(min=0)
         return codes

@@ -150,10 +150,12 @@ def judged(
 
 
 def one_line(err: str) -> bool:
-    """Whether stderr holds one printable line, progress bars aside."""
+    """Whether stderr holds one printable line, progress bars and printable warnings before it aside."""
     lines = [line.rpartition("\r")[2] for line in err.rstrip("\n").split("\n")]
     said = [line for line in lines if line.strip() and not re.search(r"\d+%\||\[\d\d:\d\d", line)]
-    return len(said) == 1 and said[0].isprintable() and len(said[0]) < 3000
+    *before, last = said or [""]
+    warned = all(line.startswith("revelio: warning: ") for line in before)
+    return last != "" and warned and all(line.isprintable() and len(line) < 3000 for line in said)
 
 
 def difference(folder: Path, clean: Path) -> str | None:

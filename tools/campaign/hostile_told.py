@@ -45,12 +45,12 @@ def told(rng: Random, world: World, folder: Path) -> Case:
 def json_text_of(rng: Random, value: Any, world: World) -> str:
     """Well-formed JSON of an edited value."""
     while True:
-        text = json_text(rng, value, world.outside)
         try:
+            text = json_text(rng, value, world.outside).decode()
             json.loads(text)
         except (ValueError, RecursionError):
             continue
-        return text.decode()
+        return text
 
 
 def pictures_told(rng: Random, world: World, folder: Path) -> Case:

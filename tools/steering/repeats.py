@@ -1,4 +1,4 @@
-"""The denoiser route once more with a larger k-SAE, judged on several seeds.
+"""The denoiser route once more with a larger k-SAE, judged on several seeds; and by blocks of a transformer.
 
 The strength is chosen on pictures of the split `choose`, and judged on those of three other seeds; the k-SAE
 and the latents are the same throughout.
@@ -19,6 +19,10 @@ LARGE = Recipe(expansion=8, k=8, steps=1500, batch=1024, learning_rate=3e-4, row
 PICTURES = 24
 STRENGTHS = (6.0, 8.0, 12.0)
 SPLIT = "seeds"
+# Of mini-dit's blocks: each alone, and some at once.
+ALONE, SEVERAL = (2.0, 4.0, 8.0), (1.0, 2.0, 4.0)
+BLOCKS = tuple(f"block{number}" for number in range(8))
+TOGETHER = (BLOCKS[:3], BLOCKS[4:], BLOCKS[6:], BLOCKS)
 
 
 def repeats(first: Setting) -> dict[str, Any]:
@@ -54,6 +58,27 @@ def repeats(first: Setting) -> dict[str, Any]:
         },
         "made_with": versions(),
     }  # fmt: skip
+
+
+def blocks(first: Setting) -> dict[str, Any]:
+    """Where in a transformer the class's latents are ablated: target and others by blocks and strength.
+
+    Args:
+        first: of all blocks; rates are those of the seeds that choose a strength.
+    """
+    made = Methods(first, LARGE)
+    found = []
+    for layers in (*((layer,) for layer in first.denoiser_layers), *TOGETHER):
+        method = Method(
+            f"latents of {'+'.join(layers)}",
+            "denoiser",
+            lambda target, strength, layers=layers: made.denoiser(layers, target, strength),
+            ALONE if len(layers) == 1 else SEVERAL,
+        )
+        rates = {s: pooled_rates([first.drawn(method, s, "choose")]) for s in method.strengths}
+        found.append({"layers": list(layers), "curve": {f"{s:g}": one for s, one in rates.items()}})
+    plain = pooled_rates([first.drawn(PLAIN, 1.0, "choose")])
+    return {"model": first.model, "settings": asdict(LARGE), "plain": plain, "blocks": found}
 
 
 def _measured(own: Sequence[dict[str, Drawn]], plain: Sequence[dict[str, Drawn]]) -> dict[str, Any]:

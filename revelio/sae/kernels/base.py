@@ -108,7 +108,15 @@ class Selective(Protocol):
     """A kernel that is faster where the codes of some latents alone are wanted."""
 
     def encode_some(
-        self, centred: Float[Tensor, "b d"], weights: Weights, k: int, only: Bool[Tensor, " n"]
+        self,
+        centred: Float[Tensor, "b d"],
+        weights: Weights,
+        k: int,
+        only: Bool[Tensor, " n"],
+        least: float,
     ) -> Codes:
-        """Of the k largest pre-activations those of the latents in ``only``; zeros fill up a row."""
+        """Of the k largest pre-activations those of the latents in ``only``; zeros fill up a row.
+
+        What is not above ``least`` may be missing.
+        """
         ...

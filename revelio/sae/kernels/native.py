@@ -12,6 +12,7 @@ instructions. Compiled on first use: :mod:`revelio.sae.kernels.build`.
 """
 
 import ctypes
+from math import inf
 from typing import NamedTuple
 
 import torch
@@ -74,10 +75,11 @@ class NativeKernel:
         among: Bool[Tensor, " n"] | None = None,
         k_among: int = 0,
         only: Bool[Tensor, " n"] | None = None,
+        least: float = -inf,
     ) -> tuple[Codes, Codes | None]:
         """See :class:`~revelio.sae.kernels.base.Kernel`; larger first, ties to the lower index.
 
-        With ``only``, of the k those that are in it: see :meth:`encode_some`.
+        With ``only`` and ``least``, of the k those that :meth:`encode_some` gives.
 
         Raises:
             ValueError: activations or weights that are not finite.
@@ -98,7 +100,7 @@ class NativeKernel:
             *(_float(weights.W_enc), _float(weights.b_enc), _long(n)),
             *(_address(copy.integers), _long(copy.integers.shape[1]), _float(copy.rows), _long(k)),
             *(_address(mask) if mask is not None else None, _long(k_among)),
-            _address(wanted) if wanted is not None else None,
+            *(_address(wanted) if wanted is not None else None, ctypes.c_float(least)),
             *(_float(best.values), _address(best.indices)),
             *(_float(others.values), _address(others.indices)),
             *(ctypes.byref(scored), self._instructions(), self._threads()),
@@ -109,10 +111,15 @@ class NativeKernel:
         return best, others if among is not None else None
 
     def encode_some(
-        self, centred: Float[Tensor, "b d"], weights: Weights, k: int, only: Bool[Tensor, " n"]
+        self,
+        centred: Float[Tensor, "b d"],
+        weights: Weights,
+        k: int,
+        only: Bool[Tensor, " n"],
+        least: float,
     ) -> Codes:
         """See :class:`~revelio.sae.kernels.base.Selective`: bounds tell of most others how they rank."""
-        return self.encode(centred, weights, k, only=only)[0]
+        return self.encode(centred, weights, k, only=only, least=least)[0]
 
     @torch.no_grad()
     def decode(self, codes: Codes, rows: Float[Tensor, "n d"]) -> Float[Tensor, "b d"]:

@@ -17,6 +17,9 @@
 // A latent whose upper bound is below the k-th best lower bound found so far cannot be among the k best; all
 // others are scored in float, in the fixed order, and the k best are kept: larger first, then the lower index. So
 // the result is the same, bit for bit, whatever multiplied.
+//
+// Where the codes of a few latents alone are wanted, those are scored first. A latent that cannot come before the
+// least of their scores above `least` cannot change their codes, and is not nominated.
 #include <algorithm>
 #include <cstring>
 #include <functional>
@@ -30,6 +33,9 @@ using namespace revelio;
 
 enum Status : int { FINE = 0, INPUT_NOT_FINITE = 1, SCORE_IS_NAN = 2, STALE = 3 };
 
+// Latents that are wanted are few if there are so many times as many in all.
+constexpr int64_t FEW = 64;
+
 struct Scored {
     float value;
     int64_t latent;
@@ -40,14 +46,15 @@ bool before(const Scored &a, const Scored &b) {
     return a.value > b.value || (a.value == b.value && a.latent < b.latent);
 }
 
-// The k largest lower bounds so far of every image, as heaps with the least on top, which is the threshold.
+// The k largest lower bounds so far of every image, as heaps with the least on top, which is the threshold unless
+// a larger one was given.
 struct Floor {
     int64_t k;
     std::vector<float> heaps, thresholds;
     std::vector<int64_t> sizes;
 
-    Floor(int64_t k, int64_t padded)
-        : k(k), heaps(k * padded), thresholds(padded, k ? -INFINITY : INFINITY), sizes(padded, 0) {}
+    Floor(int64_t k, const std::vector<float> &thresholds)
+        : k(k), heaps(k * thresholds.size()), thresholds(thresholds), sizes(thresholds.size(), 0) {}
 
     void offer(int64_t image, float lower) {
         float *heap = heaps.data() + image * k;
@@ -58,7 +65,7 @@ struct Floor {
         }
         heap[size++] = lower;
         std::push_heap(heap, heap + size, std::greater<float>());
-        if (size == k) thresholds[image] = heap[0];
+        if (size == k) thresholds[image] = std::max(thresholds[image], heap[0]);
     }
 
     void offer_all(const Floor &other, int64_t image) {
@@ -102,6 +109,25 @@ struct Latents {
     const Quantised *rows;
     const uint8_t *among;
 };
+
+// Of each image the least score above `least` of the latents in `only`, if they are few; else what rules out none.
+std::vector<float> least_wanted(const Batch &batch, const Latents &latents, const uint8_t *only, float least,
+                                int threads) {
+    std::vector<int64_t> wanted;
+    for (int64_t j = 0; only && j < latents.n; j++)
+        if (only[j]) wanted.push_back(j);
+    const bool few = only && int64_t(wanted.size()) * FEW <= latents.n;
+    std::vector<float> found(batch.padded, few ? INFINITY : -INFINITY);
+    if (!few) return found;
+    share(batch.b, threads, [&](int64_t i, int) {
+        for (int64_t j : wanted) {
+            const float score = dot(latents.W + j * batch.d, batch.x + i * batch.d, batch.d) + latents.bias[j];
+            // What is not a number rules out none, and is reported when it is scored.
+            if (!(score <= least) && !(score >= found[i])) found[i] = score;
+        }
+    });
+    return found;
+}
 
 // One thread's search: thresholds and nominees are its own.
 struct Search {
@@ -267,15 +293,16 @@ int revelio_quantise(const float *W, int64_t n, int64_t d, int64_t width, int16_
 // The k best latents of each of b images, and the k_among best of those with among[latent] != 0.
 int revelio_encode(const float *x, int64_t b, int64_t d, const float *W, const float *bias, int64_t n,
                    const int16_t *q, int64_t width, const float *rows, int64_t k, const uint8_t *among,
-                   int64_t k_among, const uint8_t *only, float *values, int64_t *indices, float *other_values,
+                   int64_t k_among, const uint8_t *only, float least, float *values, int64_t *indices, float *other_values,
                    int64_t *other_indices, int64_t *scored, int instructions, int threads) {
     const Product product = product_of(Instructions(instructions));
     const Judge judge = judge_of(Instructions(instructions));
     Batch batch{b, 0, d, width, product.floats, x, {}, {}, {}, {}};
     if (!pack(batch)) return INPUT_NOT_FINITE;
     const Latents latents{n, W, bias, q, reinterpret_cast<const Quantised *>(rows), among};
-    std::vector<Search> searches(threads, Search{batch, latents, Floor(k, batch.padded),
-                                                 Floor(k_among, batch.padded),
+    const std::vector<float> wanted = least_wanted(batch, latents, only, least, threads);
+    const std::vector<float> others(batch.padded, k_among ? -INFINITY : INFINITY);
+    std::vector<Search> searches(threads, Search{batch, latents, Floor(k, wanted), Floor(k_among, others),
                                                  std::vector<std::vector<Nominee>>(b)});
     revelio::share((n + product.block - 1) / product.block, threads, [&](int64_t block, int thread) {
         const int64_t first = block * product.block;
