@@ -180,7 +180,7 @@ def tiny_sd(
         ),
         seed,
     )
-    pipeline = StableDiffusionPipeline(
+    StableDiffusionPipeline(
         vae=tiny_vae(seed),
         text_encoder=seeded(
             lambda: CLIPTextModel(tiny_text_config(text_width, **(text or {}))), seed
@@ -191,8 +191,7 @@ def tiny_sd(
         safety_checker=None,  # type: ignore[arg-type]
         feature_extractor=None,  # type: ignore[arg-type]
         requires_safety_checker=False,
-    )
-    pipeline.save_pretrained(folder)
+    ).save_pretrained(folder)
     return folder
 
 
@@ -262,7 +261,7 @@ def tiny_if(folder: Path, *, seed: int = 0) -> Path:
         ),
         seed,
     )
-    pipeline = IFPipeline(
+    IFPipeline(
         tokenizer=tiny_t5_tokenizer(),
         text_encoder=tiny_t5(seed=seed),
         unet=unet,
@@ -273,8 +272,7 @@ def tiny_if(folder: Path, *, seed: int = 0) -> Path:
         feature_extractor=None,
         watermarker=None,
         requires_safety_checker=False,
-    )
-    pipeline.save_pretrained(folder)
+    ).save_pretrained(folder)
     return folder
 
 
