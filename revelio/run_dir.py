@@ -149,14 +149,7 @@ class Run:
         for name in ("", "checkpoints", "final", "gallery", "ksae", "seeds", "stages"):
             sweep(path / name)
         # Looked at again: until now another process may have written it.
-        if manifest_path.exists():
-            _check_config(path, config_yaml, complete)
-            manifest = _read_manifest(manifest_path, command)
-            if not all((path / name).exists() for name in results):
-                manifest["status"] = "running"
-        else:
-            write_whole(path / "config.yaml", config_yaml)
-            manifest = _new_manifest(command)
+        manifest = _settle(path, command, config_yaml, complete, results)
         run = cls(path, manifest, lock)
         run.truncate_metrics(math.inf)
         run._write_manifest()
@@ -321,6 +314,20 @@ def _read_manifest(path: Path, command: str) -> dict[str, Any]:
     for name, kinds in (("seconds", (int, float)), ("inputs", (dict,))):
         if name in manifest and type(manifest[name]) not in kinds:
             raise ValueError(f"{printable(path)} has {name} {printable(manifest[name])}")
+    return manifest
+
+
+def _settle(
+    path: Path, command: str, config_yaml: str, complete: Complete, results: Sequence[str]
+) -> dict[str, Any]:
+    """The manifest of the run that is there, unfinished where a result is missing; or of one begun now."""
+    if not (path / "manifest.json").exists():
+        write_whole(path / "config.yaml", config_yaml)
+        return _new_manifest(command)
+    _check_config(path, config_yaml, complete)
+    manifest = _read_manifest(path / "manifest.json", command)
+    if not all((path / name).exists() for name in results):
+        manifest["status"] = "running"
     return manifest
 
 

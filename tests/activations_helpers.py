@@ -1,7 +1,6 @@
 """A tiny deterministic backbone, a data set in memory, and what tests compare stores by."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -106,12 +105,3 @@ def memory_dataset(
         labels=[index % 3 for index in range(count)] if labelled else None,
         read=read,
     )
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    """Every file under a folder, hidden ones too, by its path inside."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }

@@ -180,7 +180,7 @@ def tiny_sd(
         ),
         seed,
     )
-    pipeline = StableDiffusionPipeline(
+    StableDiffusionPipeline(
         vae=tiny_vae(seed),
         text_encoder=seeded(
             lambda: CLIPTextModel(tiny_text_config(text_width, **(text or {}))), seed
@@ -191,13 +191,18 @@ def tiny_sd(
         safety_checker=None,  # type: ignore[arg-type]
         feature_extractor=None,  # type: ignore[arg-type]
         requires_safety_checker=False,
-    )
-    pipeline.save_pretrained(folder)
+    ).save_pretrained(folder)
     return folder
 
 
 def tiny_sdxl(folder: Path, *, seed: int = 0) -> Path:
     """A whole ``StableDiffusionXLPipeline`` folder."""
+    sdxl_pipeline(seed).save_pretrained(folder)
+    return folder
+
+
+def sdxl_pipeline(seed: int = 0, **more: Any) -> StableDiffusionXLPipeline:
+    """The pipeline of :func:`tiny_sdxl` in memory."""
     unet = seeded(
         lambda: UNet2DConditionModel(
             sample_size=16,
@@ -219,7 +224,7 @@ def tiny_sdxl(folder: Path, *, seed: int = 0) -> Path:
     text, text_2 = tiny_text_config(), tiny_text_config(20, hidden_act="gelu")
     tokenizer_2 = tiny_tokenizer()
     tokenizer_2.pad_token = "!"  # as OpenCLIP's
-    pipeline = StableDiffusionXLPipeline(
+    return StableDiffusionXLPipeline(
         vae=tiny_vae(seed),
         text_encoder=seeded(lambda: CLIPTextModel(text), seed),
         text_encoder_2=seeded(lambda: CLIPTextModelWithProjection(text_2), seed + 1),
@@ -228,9 +233,8 @@ def tiny_sdxl(folder: Path, *, seed: int = 0) -> Path:
         unet=unet,
         scheduler=_scheduler("scaled_linear", "epsilon"),
         add_watermarker=False,
+        **more,
     )
-    pipeline.save_pretrained(folder)
-    return folder
 
 
 def tiny_if(folder: Path, *, seed: int = 0) -> Path:
@@ -257,7 +261,7 @@ def tiny_if(folder: Path, *, seed: int = 0) -> Path:
         ),
         seed,
     )
-    pipeline = IFPipeline(
+    IFPipeline(
         tokenizer=tiny_t5_tokenizer(),
         text_encoder=tiny_t5(seed=seed),
         unet=unet,
@@ -268,13 +272,18 @@ def tiny_if(folder: Path, *, seed: int = 0) -> Path:
         feature_extractor=None,
         watermarker=None,
         requires_safety_checker=False,
-    )
-    pipeline.save_pretrained(folder)
+    ).save_pretrained(folder)
     return folder
 
 
 def tiny_dit(folder: Path, *, classes: int = 10, seed: int = 0) -> Path:
     """A whole ``DiTPipeline`` folder."""
+    dit_pipeline(classes, seed).save_pretrained(folder)
+    return folder
+
+
+def dit_pipeline(classes: int, seed: int = 0) -> DiTPipeline:
+    """The pipeline of :func:`tiny_dit` in memory."""
     transformer = seeded(
         lambda: DiTTransformer2DModel(
             num_attention_heads=2,
@@ -288,11 +297,9 @@ def tiny_dit(folder: Path, *, classes: int = 10, seed: int = 0) -> Path:
         ),
         seed,
     )
-    pipeline = DiTPipeline(
+    return DiTPipeline(
         transformer=transformer, vae=tiny_vae(seed), scheduler=_scheduler("linear", "epsilon")
     )
-    pipeline.save_pretrained(folder)
-    return folder
 
 
 def tiny_pixart(folder: Path, *, sigma: bool = False, sizes: bool = False, seed: int = 0) -> Path:

@@ -27,6 +27,9 @@ from revelio.sae.model import KSparseAutoencoder
 
 Words = Callable[[Path], list[object]]
 
+# An endpoint where nobody listens.
+NOBODY = ("--base-url", "http://127.0.0.1:9/v1", "--tries", 1)
+
 
 def write_inputs(root: Path) -> Path:
     """A store, a k-SAE, pictures, grids, a classifier and reviews."""
@@ -93,27 +96,18 @@ def write_replies(root: Path) -> None:
 
 def commands(made: Path) -> dict[str, Words]:
     """A short call of every command that writes, for a place to write to."""
-    backbone = ["--backbone.name", made / "sd", "--backbone.image-size", 32]
+    groups = (_of_stores, _of_models, _of_prompts, _of_llava, _of_benches)
+    return {name: words for group in groups for name, words in group(made).items()}
+
+
+def _answering(made: Path) -> list[object]:
+    return ["--model", made / "chat" / "finetune" / "final", "--device", "cpu"]
+
+
+def _of_stores(made: Path) -> dict[str, Words]:
+    """What reads stores and k-SAEs, and Diff-C."""
     ksae = ["--store", made / "store", "--ksae", made / "ksae"]
-    draw = ["--prompts", made / "prompts.csv", "--concept", made / "concept", "--steps", 1]
-    draw += ["--size", 32, "--backbone.name", made / "sd"]
-    stage = [
-        "--config",
-        made / "chat" / "config.yaml",
-        "--stage.save-steps",
-        1,
-        "--stage.epochs",
-        0.5,
-    ]
-    model = ["--model", made / "chat" / "finetune" / "final", "--device", "cpu"]
-    bench = ["--bench", made / "bench"]
-    nobody = ["--base-url", "http://127.0.0.1:9/v1", "--tries", 1]
-    at = ["--data.json", made / "chat" / "data.json", "--data.images", made / "chat" / "images"]
     return {
-        "extract": lambda out: [
-            *("extract", *backbone, "--data.limit", 3, "--data.source", made / "images"),
-            *("--layers", "bottleneck", "--out", out),
-        ],
         "train-ksae": lambda out: [
             *("train-ksae", "--store", made / "rows", "--steps", 2, "--expansion", 2, "--k", 2),
             *("--kernel", "torch", "--checkpoint-every", 1, "--out", out),
@@ -123,60 +117,52 @@ def commands(made: Path) -> dict[str, Words]:
             *("--epochs", 1, "--width", 2, "--out", out),
         ],
         "eval-diffc": lambda out: [
-            *("eval-diffc", "--model", made / "diffc", "--store", made / "grids", "--out", out),
+            *("eval-diffc", "--model", made / "diffc", "--store", made / "grids", "--out", out)
         ],
         "top-images": lambda out: ["top-images", *ksae, "--out", out],
         "gallery": lambda out: [
             *("gallery", *ksae, "--top", made / "top", "--data.source", made / "images"),
             *("--latents", 5, "--map-method", "pca", "--out", out),
         ],
-        "pca-maps": lambda out: [
-            *("pca-maps", *backbone, "--data.limit", 3, "--data.source", made / "images"),
-            *("--layers", "bottleneck", "--out", out),
-        ],
         "eval-ksae": lambda out: [
-            *("eval-ksae", "--store", made / "many", "--ksae", made / "small", "--out", out),
+            *("eval-ksae", "--store", made / "many", "--ksae", made / "small", "--out", out)
         ],
         "locality": lambda out: [
-            *("locality", "--store", made / "whole", "--ksae", made / "small", "--out", out),
+            *("locality", "--store", made / "whole", "--ksae", made / "small", "--out", out)
         ],
         "probe": lambda out: [
             *("probe", "--store", made / "grids", "--test-store", made / "others"),
             *("--probes", "knn", "--out", out),
         ],
+        "purity": lambda out: ["purity", "--top", made / "top", "--random-sets", 9, "--out", out],
+        "name-latents": lambda out: [
+            *("name-latents", *ksae, "--top", made / "top", "--data.source", made / "images"),
+            *("--judge", "sees", "--latents", 2, "--shown", 4, "--checked", 4, "--repeats", 1),
+            *NOBODY,
+            *("--side", 24, "--cache", made / "replies" / "names.sqlite", "--out", out),
+        ],
+        "convert-ksae": lambda out: [
+            *("convert-ksae", "--source", made / "ksae", "--to", "sparsify", "--out", out)
+        ],
+        "configs copy": lambda out: ["configs", "copy", "ksae/quick", "--out", out],
+    }
+
+
+def _of_models(made: Path) -> dict[str, Words]:
+    """What loads a model and pictures."""
+    backbone = ["--backbone.name", made / "sd", "--backbone.image-size", 32]
+    return {
+        "extract": lambda out: [
+            *("extract", *backbone, "--data.limit", 3, "--data.source", made / "images"),
+            *("--layers", "bottleneck", "--out", out),
+        ],
+        "pca-maps": lambda out: [
+            *("pca-maps", *backbone, "--data.limit", 3, "--data.source", made / "images"),
+            *("--layers", "bottleneck", "--out", out),
+        ],
         "zero-shot": lambda out: [
             *("zero-shot", *backbone, "--data.source", made / "folders", "--data.limit", 2),
             *("--classifier.samples", 1, 2, "--classifier.keep", 1, "--out", out),
-        ],
-        "extract-text": lambda out: [
-            *("extract-text", "--prompts", made / "prompts.csv", "--backbone.name", made / "sd"),
-            *("--layers", "text_encoder.block1", "--out", out),
-        ],
-        "concept": lambda out: [
-            *(
-                "concept",
-                "--texts",
-                "a dog",
-                "--against",
-                "a cat",
-                "--layer",
-                "text_encoder.block1",
-            ),
-            *("--backbone.name", made / "sd", "--out", out),
-        ],
-        "steer": lambda out: ["steer", *draw, "--strength", 0, "--out", out],
-        "steer-eval": lambda out: [
-            *(
-                "steer-eval",
-                *draw,
-                "--strength",
-                -1,
-                "--target",
-                "dog",
-                "--judge",
-                "cli_helpers:see",
-            ),
-            *("--baselines", "random-direction", "--bootstrap", 9, "--out", out),
         ],
         "advise": lambda out: [
             *("advise", *backbone, "--data.source", made / "pets", "--layers", "bottleneck"),
@@ -186,21 +172,43 @@ def commands(made: Path) -> dict[str, Words]:
             *("reproduce", "figure10", "--scale", "mini", "--model", made / "sd", "--seeds", 1),
             *("--data.source", made / "pets", "--out", out),
         ],
-        "purity": lambda out: ["purity", "--top", made / "top", "--random-sets", 9, "--out", out],
         "demo": lambda out: [
             *("demo", "--data.source", made / "folders", *backbone, "--layers", "bottleneck"),
             *("--timesteps", "25", "--sae.steps", 1, "--out", out),
         ],
-        "name-latents": lambda out: [
-            *("name-latents", *ksae, "--top", made / "top", "--data.source", made / "images"),
-            *("--judge", "sees", "--latents", 2, "--shown", 4, "--checked", 4, "--repeats", 1),
-            *nobody,
-            *("--side", 24, "--cache", made / "replies" / "names.sqlite", "--out", out),
+    }
+
+
+def _of_prompts(made: Path) -> dict[str, Words]:
+    """Concepts and pictures of prompts."""
+    draw = ["--prompts", made / "prompts.csv", "--concept", made / "concept", "--steps", 1]
+    draw += ["--size", 32, "--backbone.name", made / "sd"]
+    return {
+        "extract-text": lambda out: [
+            *("extract-text", "--prompts", made / "prompts.csv", "--backbone.name", made / "sd"),
+            *("--layers", "text_encoder.block1", "--out", out),
         ],
-        "convert-ksae": lambda out: [
-            *("convert-ksae", "--source", made / "ksae", "--to", "sparsify", "--out", out),
+        "concept": lambda out: [
+            *("concept", "--texts", "a dog", "--against", "a cat"),
+            *("--layer", "text_encoder.block1"),
+            *("--backbone.name", made / "sd", "--out", out),
         ],
-        "configs copy": lambda out: ["configs", "copy", "ksae/quick", "--out", out],
+        "steer": lambda out: ["steer", *draw, "--strength", 0, "--out", out],
+        "steer-eval": lambda out: [
+            *("steer-eval", *draw, "--strength", -1, "--target", "dog"),
+            *("--judge", "cli_helpers:see"),
+            *("--baselines", "random-direction", "--bootstrap", 9, "--out", out),
+        ],
+    }
+
+
+def _of_llava(made: Path) -> dict[str, Words]:
+    """The LLaVA extension's."""
+    config = made / "chat" / "config.yaml"
+    stage = ["--config", config, "--stage.save-steps", 1, "--stage.epochs", 0.5]
+    at = ["--data.json", made / "chat" / "data.json", "--data.images", made / "chat" / "images"]
+    model = _answering(made)
+    return {
         "llava cache": lambda out: ["llava", "cache", *stage[:2], "--cache", out],
         "llava pretrain": lambda out: ["llava", "pretrain", *stage, "--out", out],
         "llava finetune": lambda out: [
@@ -208,28 +216,29 @@ def commands(made: Path) -> dict[str, Words]:
             *("--lora.rank", 2, "--out", out),
         ],
         "llava export": lambda out: [
-            "llava",
-            "export",
-            *model[:2],
-            "--form",
-            "merged",
-            "--out",
-            out,
+            *("llava", "export", *model[:2], "--form", "merged", "--out", out)
         ],
         "llava tokens": lambda out: [
-            *("llava", "tokens", *model[:2], *at, "--layer", "block1", "--out", out),
+            *("llava", "tokens", *model[:2], *at, "--layer", "block1", "--out", out)
         ],
         "llava explain": lambda out: [
             *("llava", "explain", *model, "--image", made / "chat" / "images" / "0.png"),
             *("--question", "what is it?", "--answer", "a dog", "--latents", 1, "--pairs", 1),
             *("--ksae", f"block1={made / 'chat' / 'ksae'}", "--out", out),
         ],
+    }
+
+
+def _of_benches(made: Path) -> dict[str, Words]:
+    """LLaVA-Bench and MMVP."""
+    bench, model = ["--bench", made / "bench"], _answering(made)
+    return {
         "llava-bench answer": lambda out: [
-            *("llava-bench", "answer", *bench, *model, "--max-new-tokens", 2, "--out", out),
+            *("llava-bench", "answer", *bench, *model, "--max-new-tokens", 2, "--out", out)
         ],
         "llava-bench judge": lambda out: [
             *("llava-bench", "judge", *bench, "--answers", made / "bench" / "tiny.jsonl"),
-            *nobody,
+            *NOBODY,
             *("--judge", "reads", "--cache", made / "replies" / "judge.sqlite", "--out", out),
         ],
         "llava-bench score": lambda out: [
@@ -237,7 +246,7 @@ def commands(made: Path) -> dict[str, Words]:
             *("--out", out),
         ],
         "mmvp": lambda out: [
-            *("mmvp", "--bench", made / "mmvp", *model, "--max-new-tokens", 2, "--out", out),
+            *("mmvp", "--bench", made / "mmvp", *model, "--max-new-tokens", 2, "--out", out)
         ],
     }
 

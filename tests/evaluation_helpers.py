@@ -5,9 +5,7 @@ import torch
 from revelio.analysis.paired import halves
 from revelio.evaluation.encoded import encoded
 from revelio.evaluation.judge import measures_of
-from revelio.evaluation.measures import (
-    held_out,
-)
+from revelio.evaluation.measures import held_out
 from revelio.sae.model import KSparseAutoencoder
 
 

@@ -1,17 +1,23 @@
 """What the test of every family of diffusion models compares: ours with the pipeline's own parts."""
 
+import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
-from backbones_helpers import picture
+from backbones_helpers import fp16_only, picture
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from revelio.backbones.base import DiffusionModel
 from revelio.backbones.diffusion.schedule import keyed_noise
+from revelio.backbones.diffusion.unet import cut, layer_module
+from revelio.backbones.layers import LayerSpec
 from revelio.backbones.registry import load_backbone
+from revelio.backbones.source import Description
 
 IDS = ["a", "b"]
 NEAR = {"atol": 1e-5, "rtol": 1e-4}
@@ -111,3 +117,48 @@ def check_generation(ours: Any, theirs: Any, **settings: Any) -> None:
         given = {"num_inference_steps": 2, "guidance_scale": 2.0, "output_type": "np"} | settings
         pictures.append(torch.as_tensor(pipeline("a cat", generator=drawn, **given).images))
     torch.testing.assert_close(pictures[0], pictures[1], atol=1e-4, rtol=1e-3)
+
+
+def check_files(
+    folder: Path, place: Path, layer: str, x0: Tensor, prompts: Sequence[str], expected: Tensor
+) -> None:
+    """A half-precision variant gives nearly the same at t = 25, the U-Net in a single file the same.
+
+    Args:
+        folder: the model.
+        place: an empty folder.
+        layer: that is compared.
+        x0: two encoded pictures.
+        prompts: of both.
+        expected: the layer's activations.
+    """
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    copy = shutil.copy(weights, place / "whole.safetensors")
+    names = {str(fp16_only(folder, place / "m")): 0.02, f"{folder}+{copy}": 0.0}
+    for name, tolerance in names.items():
+        other = load_whole(name, layers=[layer])
+        found = other.activations(x0, IDS, [layer], timestep=25, prompts=prompts)[layer]
+        assert (found - expected).norm() <= tolerance * expected.norm()
+
+
+def check_refused(
+    folder: Path, place: Path, part: str, changes: Mapping[str, Any], words: str, **settings: Any
+) -> None:
+    """A copy of the model whose part's config is changed so is refused by one line with these words."""
+    copy = Path(shutil.copytree(folder, place / "m"))
+    path = copy / part / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(ValueError, match=words) as error:
+        load_whole(copy, **settings)
+    assert "\n" not in str(error.value)
+
+
+def check_shapes(
+    unet: Any, about: Description, call: Callable[[], Tensor], shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    """A U-Net on the meta device, cut here, gives layers of these shapes, as the catalogue has them."""
+    cut(unet, about.layers)
+    kept, _ = captured({layer: layer_module(unet, layer) for layer in about.layers}, call)
+    assert {layer: tuple(output.shape[1:]) for layer, output in kept.items()} == shapes
+    for layer, (channels, side, _) in shapes.items():
+        assert about.layers[layer] == LayerSpec(channels, about.image_size // side)

@@ -30,6 +30,12 @@ from transformers import CLIPTextModel
 
 def tiny_sd3(folder: Path, *, t5: bool = True, dual: tuple[int, ...] = ()) -> Path:
     """A ``StableDiffusion3Pipeline`` folder at 32 px."""
+    sd3_pipeline(t5=t5, dual=dual).save_pretrained(folder)
+    return folder
+
+
+def sd3_pipeline(*, t5: bool = True, dual: tuple[int, ...] = ()) -> StableDiffusion3Pipeline:
+    """The pipeline of :func:`tiny_sd3` in memory."""
     transformer = seeded(
         lambda: SD3Transformer2DModel(
             sample_size=16,
@@ -47,7 +53,7 @@ def tiny_sd3(folder: Path, *, t5: bool = True, dual: tuple[int, ...] = ()) -> Pa
         ),
         1,
     )
-    StableDiffusion3Pipeline(
+    return StableDiffusion3Pipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=tiny_vae(shift_factor=0.25, use_quant_conv=False, use_post_quant_conv=False),
@@ -57,12 +63,17 @@ def tiny_sd3(folder: Path, *, t5: bool = True, dual: tuple[int, ...] = ()) -> Pa
         tokenizer_2=tiny_tokenizer(),
         text_encoder_3=tiny_t5(48) if t5 else None,  # type: ignore[arg-type]
         tokenizer_3=tiny_t5_tokenizer() if t5 else None,  # type: ignore[arg-type]
-    ).save_pretrained(folder)
-    return folder
+    )
 
 
 def tiny_flux(folder: Path, *, dev: bool = True) -> Path:
     """A ``FluxPipeline`` folder; of dev's kind, or of schnell's without guidance and shift."""
+    flux_pipeline(dev=dev).save_pretrained(folder)
+    return folder
+
+
+def flux_pipeline(*, dev: bool = True) -> FluxPipeline:
+    """The pipeline of :func:`tiny_flux` in memory."""
     transformer = seeded(
         lambda: FluxTransformer2DModel(
             in_channels=16,
@@ -78,7 +89,7 @@ def tiny_flux(folder: Path, *, dev: bool = True) -> Path:
         1,
     )
     shifting: Any = {"shift": 3.0, "use_dynamic_shifting": True} if dev else {"shift": 1.0}
-    FluxPipeline(
+    return FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(**shifting),
         vae=tiny_vae(shift_factor=0.25, use_quant_conv=False, use_post_quant_conv=False),
         text_encoder=seeded(lambda: CLIPTextModel(tiny_text_config(16)), 1),
@@ -86,5 +97,4 @@ def tiny_flux(folder: Path, *, dev: bool = True) -> Path:
         text_encoder_2=tiny_t5(24),
         tokenizer_2=tiny_t5_tokenizer(),
         transformer=transformer,
-    ).save_pretrained(folder)
-    return folder
+    )

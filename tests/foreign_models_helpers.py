@@ -7,14 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from backbones_helpers import (
-    picture,
-    tiny_clip,
-    tiny_dinov2,
-    tiny_dit,
-    tiny_pixart,
-    tiny_sd,
-)
+from backbones_helpers import picture, tiny_clip, tiny_dinov2, tiny_dit, tiny_pixart, tiny_sd
 from llava_helpers import model_config, tiny_llama, tiny_mpt
 from safetensors.torch import load_file, save_file
 from torch import Tensor

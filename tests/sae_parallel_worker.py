@@ -11,12 +11,7 @@ from sae_helpers import planted
 from revelio.sae.checkpoint import save_checkpoint
 from revelio.sae.config import TrainConfig
 from revelio.sae.dataloader import Shuffled
-from revelio.sae.distributed import (
-    DataParallelKernel,
-    Group,
-    SharedRows,
-    sharded_model,
-)
+from revelio.sae.distributed import DataParallelKernel, Group, SharedRows, sharded_model
 from revelio.sae.kernels.sparse import SparseKernel
 from revelio.sae.metrics import evaluate
 from revelio.sae.model import KSparseAutoencoder

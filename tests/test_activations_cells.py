@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from activations_helpers import FakeBackbone, memory_dataset, tree
+from activations_helpers import FakeBackbone, memory_dataset
+from files_helpers import contents
 from scipy.stats import chisquare
 
 from revelio.activations.config import ExtractConfig
@@ -113,7 +114,7 @@ def test_a_million_images_of_a_paper_sized_layer_are_planned(tmp_path):
     assert plan.row_bytes("deep") == 16 * (6 * 2 + 4)
     cost = estimate(plan)
     assert cost.bytes_left == 3 * plan.row_bytes("deep")
-    stored = sum(len(data) for data in tree(tmp_path).values())
+    stored = sum(len(data) for data in contents(tmp_path).values())
     assert stored == 0
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from activations_helpers import FakeBackbone, memory_dataset, picture, tree
+from activations_helpers import FakeBackbone, memory_dataset, picture
 from backbones_helpers import tiny_dinov2, tiny_sd
+from command_helpers import fails
+from files_helpers import contents
 
 from revelio.activations.config import ExtractRunConfig
 from revelio.activations.store import ActivationStore
@@ -116,9 +118,7 @@ def test_the_cache_of_latents_has_its_new_name(model, photos, tmp_path, capsys):
         (("--latents=z0",), "--latents is called --vae-cache now"),
         (("--config", str(tmp_path / "old.yaml")), "`latents` is called `vae_cache` now"),
     ):
-        with pytest.raises(SystemExit) as stopped:
-            main(arguments(model, photos, tmp_path / "run", *words))
-        assert stopped.value.code == 2 and line in capsys.readouterr().err
+        assert line in fails(capsys, *arguments(model, photos, tmp_path / "run", *words))
 
 
 def test_no_more_readers_than_batches(monkeypatch):
@@ -147,7 +147,7 @@ def test_plan_writes_nothing(model, photos, tmp_path, capsys):
 
 def test_mistakes_are_one_line(model, photos, tmp_path, capsys):
     main(arguments(model, photos, tmp_path / "run"))
-    before = tree(tmp_path / "run")
+    before = contents(tmp_path / "run")
     for more, message in (
         ((), "already holds a store: go on with resume, or choose another folder"),
         (("--resume", "--seed", "1"), "was made with `seed` 0, not 1"),
@@ -158,13 +158,8 @@ def test_mistakes_are_one_line(model, photos, tmp_path, capsys):
         (("--data.source", str(tmp_path / "absent")), "absent"),
     ):
         out = tmp_path / ("run" if not more or more[0] == "--resume" else "other")
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            main(arguments(model, photos, out, *more))
-        said = capsys.readouterr().err.strip().splitlines()
-        assert stopped.value.code == 2
-        assert said[-1].startswith("revelio: ") and message in said[-1], said
-    assert tree(tmp_path / "run") == before
+        assert message in fails(capsys, *arguments(model, photos, out, *more))
+    assert contents(tmp_path / "run") == before
 
 
 def test_two_processes_give_the_bytes_of_one(model, photos, tmp_path):
@@ -184,10 +179,10 @@ def test_two_processes_give_the_bytes_of_one(model, photos, tmp_path):
         main(arguments(model, photos, tmp_path / "one", *more))
     finally:
         (photos / "cat" / "broken.png").unlink()
-    two, one = tree(tmp_path / "two"), tree(tmp_path / "one")
+    two, one = contents(tmp_path / "two"), contents(tmp_path / "one")
     del two["config.yaml"], one["config.yaml"]
     assert len(one) == 8 and two == one
-    assert tree(tmp_path / "z0") == tree(tmp_path / "z1")
+    assert contents(tmp_path / "z0") == contents(tmp_path / "z1")
 
 
 def test_a_model_without_noise(photos, tmp_path, capsys):

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from activations_helpers import SETTINGS, FakeBackbone, memory_dataset, tree
+from activations_helpers import SETTINGS, FakeBackbone, memory_dataset
+from files_helpers import contents
 
 from revelio.activations.config import ExtractConfig
 from revelio.activations.cost import estimate
@@ -170,14 +171,14 @@ def test_an_unreadable_image_stops_by_name_and_whole_shards_stay(tmp_path):
         ActivationStore.open(tmp_path / "a/deep-t25-empty-d0")
     extract(broken, FakeBackbone(), tmp_path / "a", resume=True, on_error="skip", **settings)
     extract(broken, FakeBackbone(), tmp_path / "b", on_error="skip", **settings)
-    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
 def test_cached_latents_need_no_image_and_give_the_same_bytes(tmp_path):
     dataset, cache = memory_dataset(11), tmp_path / "z0"
     extract(dataset, FakeBackbone(), tmp_path / "a", vae_cache=cache, **SETTINGS)
     extract(dataset, FakeBackbone(), tmp_path / "b", **SETTINGS)
-    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
     store = ActivationStore.open(cache)
     assert store.manifest["kind"] == "latents" and store.manifest["dtype"] == "float16"
     assert store.row_shape == (3, 8, 8) and store.ids == dataset.ids
@@ -188,7 +189,7 @@ def test_cached_latents_need_no_image_and_give_the_same_bytes(tmp_path):
     extract(unreadable, cached, tmp_path / "c", vae_cache=cache, **later | {"shard_rows": 6})
     extract(dataset, FakeBackbone(), tmp_path / "d", **later | {"shard_rows": 6})
     assert cached.encoded == 1  # the probe
-    assert tree(tmp_path / "c") == tree(tmp_path / "d")
+    assert contents(tmp_path / "c") == contents(tmp_path / "d")
 
 
 def test_cached_latents_of_skipped_images(tmp_path):
@@ -196,7 +197,7 @@ def test_cached_latents_of_skipped_images(tmp_path):
     settings = SETTINGS | {"on_error": "skip"}
     extract(dataset, FakeBackbone(), tmp_path / "a", vae_cache=cache, **settings)
     extract(dataset, FakeBackbone(), tmp_path / "b", vae_cache=cache, **settings)
-    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
     with pytest.raises(ValueError, match=r"made without image class 2/002.png"):
         extract(dataset, FakeBackbone(), tmp_path / "c", vae_cache=cache, **SETTINGS)
 
@@ -244,7 +245,7 @@ def test_processes_share_the_shards(tmp_path, world):
         pass
     for _ in run(job(0, tmp_path / "one")):
         pass
-    assert tree(tmp_path / "many") == tree(tmp_path / "one")
+    assert contents(tmp_path / "many") == contents(tmp_path / "one")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from activations_helpers import SETTINGS, FakeBackbone, memory_dataset, tree
+from activations_helpers import SETTINGS, FakeBackbone, memory_dataset
+from files_helpers import contents
 
 from revelio.activations.extract import extract
 from revelio.activations.format import write_shard
@@ -41,7 +42,7 @@ def test_resume_after_a_kill_at_any_write_gives_the_same_bytes(tmp_path, monkeyp
         extract(dataset, FakeBackbone(), cut, vae_cache=cut / "z0", **settings)
     monkeypatch.undo()
     extract(dataset, FakeBackbone(), cut, vae_cache=cut / "z0", resume=True, **settings)
-    assert tree(cut) == tree(whole)
+    assert contents(cut) == contents(whole)
 
 
 def test_a_process_killed_outright_resumes_to_the_same_bytes(tmp_path):
@@ -67,7 +68,7 @@ def test_a_process_killed_outright_resumes_to_the_same_bytes(tmp_path):
     extract(memory_dataset(11), resumed, tmp_path / "cut", resume=True, **SETTINGS)
     extract(memory_dataset(11), FakeBackbone(), tmp_path / "whole", **SETTINGS)
     assert resumed.encoded == 7
-    assert tree(tmp_path / "cut") == tree(tmp_path / "whole")
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
 @pytest.mark.parametrize(
@@ -101,7 +102,7 @@ def test_resume_with_other_images_or_model_is_refused(tmp_path):
 
 def test_a_store_is_not_overwritten(tmp_path):
     extract(memory_dataset(5), FakeBackbone(), tmp_path, **SETTINGS)
-    before = tree(tmp_path)
+    before = contents(tmp_path)
     with pytest.raises(
         ValueError, match="already holds a store: go on with resume, or choose another folder"
     ):
@@ -109,7 +110,7 @@ def test_a_store_is_not_overwritten(tmp_path):
     idle = FakeBackbone()
     extract(memory_dataset(5), idle, tmp_path, resume=True, **SETTINGS)
     assert idle.encoded == 0 and not idle.passes
-    assert tree(tmp_path) == before
+    assert contents(tmp_path) == before
 
 
 def test_resume_adds_timesteps_and_mends_a_cut_shard(tmp_path):
@@ -118,7 +119,7 @@ def test_resume_adds_timesteps_and_mends_a_cut_shard(tmp_path):
     cut.write_bytes(cut.read_bytes()[:-5])
     extract(memory_dataset(11), FakeBackbone(), tmp_path / "a", resume=True, **SETTINGS)
     extract(memory_dataset(11), FakeBackbone(), tmp_path / "b", **SETTINGS)
-    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
 def test_a_full_disk_is_one_line_and_resume_continues(tmp_path, monkeypatch):
@@ -137,7 +138,7 @@ def test_a_full_disk_is_one_line_and_resume_continues(tmp_path, monkeypatch):
     monkeypatch.undo()
     extract(memory_dataset(11), FakeBackbone(), tmp_path / "a", resume=True, **SETTINGS)
     extract(memory_dataset(11), FakeBackbone(), tmp_path / "b", **SETTINGS)
-    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
 def test_a_finished_extraction_is_taken_as_it_is_and_tells_where_it_stands(tmp_path):
@@ -146,8 +147,8 @@ def test_a_finished_extraction_is_taken_as_it_is_and_tells_where_it_stands(tmp_p
     paths = extract(memory_dataset(11), first, tmp_path, progress=steps.append, **SETTINGS)
     assert [step.images for step in steps] == [2, 4, 6, 8, 10, 11]
     assert {(step.total, step.skipped) for step in steps} == {(11, 0)}
-    before, again = tree(tmp_path), FakeBackbone()
+    before, again = contents(tmp_path), FakeBackbone()
     settings = SETTINGS | {"resume": True}
     assert extract(memory_dataset(11), again, tmp_path, progress=steps.append, **settings) == paths
-    assert tree(tmp_path) == before
+    assert contents(tmp_path) == before
     assert (first.encoded, again.encoded, len(steps)) == (11, 0, 6)

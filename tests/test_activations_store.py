@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from activations_helpers import tree
+from files_helpers import contents
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -104,7 +104,7 @@ def test_files_are_as_the_format_says(tmp_path):
         assert set(tensors) == {"activations", "ids", "labels"}
         assert torch.equal(tensors["activations"], rows)
         assert json.loads(bytes(tensors["ids"].tolist())) == part
-    assert sorted(tree(folder)) == [
+    assert sorted(contents(folder)) == [
         "manifest.json",
         "shard-00000.safetensors",
         "shard-00001.safetensors",

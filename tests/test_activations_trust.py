@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from activations_helpers import SETTINGS, FakeBackbone, memory_dataset, tree
+from activations_helpers import SETTINGS, FakeBackbone, memory_dataset
+from files_helpers import contents
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
@@ -98,11 +99,11 @@ def edited(place: Path, tmp: Path, change) -> bool:
     manifest = json.loads((folder / "manifest.json").read_text())
     change(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    outside = {name: content for name, content in tree(tmp).items() if "a/s/" not in name}
+    outside = {name: content for name, content in contents(tmp).items() if "a/s/" not in name}
     shards = {path.name for path in folder.glob("shard-*")}
     opened = one_line(lambda: open_and_read(folder), str(folder))
     one_line(lambda: resume(folder), str(folder))
-    assert {n: c for n, c in tree(tmp).items() if "a/s/" not in n} == outside
+    assert {n: c for n, c in contents(tmp).items() if "a/s/" not in n} == outside
     assert outside["precious.txt"] == b"mine"
     assert {path.name for path in folder.glob("shard-*")} <= shards
     return opened

@@ -4,11 +4,12 @@ from pathlib import Path
 import pytest
 from analysis_helpers import gallery_parts, write_pictures
 from backbones_helpers import tiny_sd
+from command_helpers import fails, run
 from PIL import Image
 from safetensors.torch import load_file
 
 from revelio.analysis.top_images_files import load_top_images
-from revelio.cli import gallery, main, pca_maps, purity, top_images
+from revelio.cli import gallery, pca_maps, purity, top_images
 from revelio.config import load_config
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "analysis"
@@ -21,19 +22,6 @@ def inputs(tmp_path):
     model.save_pretrained(tmp_path / "ksae")
     write_pictures(tmp_path / "images")
     return tmp_path
-
-
-def run(*words: object) -> None:
-    main([str(word) for word in words])
-
-
-def fails(capsys, *words: object) -> str:
-    with pytest.raises(SystemExit) as stopped:
-        run(*words)
-    assert stopped.value.code == 2
-    line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert line.startswith("revelio: ")
-    return line
 
 
 def test_from_store_to_purity_and_gallery(inputs, capsys):

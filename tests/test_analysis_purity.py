@@ -102,11 +102,11 @@ def test_null_z_is_near_zero_for_random_labels_and_large_for_pure_latents():
     rng = torch.Generator().manual_seed(0)
     rows = torch.stack([torch.randperm(200, generator=rng)[:10] for _ in range(50)])
     labels = torch.arange(200) % 8
-    z, p, null = permutation_null(labels, rows, 8, permutations=300, seed=0)
+    z, p, null = permutation_null(labels, rows, permutations=300, seed=0)
     assert abs(z) < 3.5
     assert null == pytest.approx((200 / 8 - 1) / 199, abs=0.01)
     pure = torch.arange(0, 200, 8)[:10].expand(50, 10)
-    z, p, _ = permutation_null(labels, pure, 8, permutations=300, seed=0)
+    z, p, _ = permutation_null(labels, pure, permutations=300, seed=0)
     assert z > 5
     assert p == pytest.approx(1 / 301)
 

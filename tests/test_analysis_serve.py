@@ -225,7 +225,7 @@ def test_what_took_a_files_place_is_not_given(made: Path, address: tuple[str, in
 def test_an_edited_gallery_is_one_line(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gallery, model = made / "run" / "gallery", open_sae(str(made / "run"))
     monkeypatch.setattr(serve, "open_sae", lambda *a, **k: model)
-    monkeypatch.setattr(serve, "backbone_of", lambda *a: None)
+    monkeypatch.setattr(serve, "load_backbone", lambda *a, **k: None)
     data, rows = (gallery / "gallery.json").read_text(), (gallery / "images.jsonl").read_text()
     odd = (None, 3, "x", [], {}, [1], {"a": 1}, -1, 10**30, ["x"], 0.5)
     asked = (config(made), replace(config(made), backbone=BackboneConfig(name=FROM_GALLERY)))

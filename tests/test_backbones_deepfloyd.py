@@ -5,23 +5,23 @@ import shutil
 
 import pytest
 import torch
-from backbones_helpers import fp16_only, tiny_if
+from backbones_helpers import tiny_if
 from diffusers import DDPMScheduler, IFPipeline, UNet2DConditionModel
 from families_helpers import (
     IDS,
     NEAR,
-    captured,
     check_family,
+    check_files,
     check_generation,
+    check_refused,
+    check_shapes,
     load_whole,
     pixels_for,
     unet_modules,
 )
 
 from revelio.backbones.diffusion.schedule import reference_schedule
-from revelio.backbones.diffusion.unet import cut, layer_module
-from revelio.backbones.layers import LayerSpec
-from revelio.backbones.registry import describe_one, load_backbone
+from revelio.backbones.registry import describe_one
 
 PROMPTS = [" A Cat on grass", ""]
 # unet/config.json of DeepFloyd/IF-I-XL-v1.0, what of it is no default.
@@ -115,13 +115,7 @@ def test_timesteps_match_by_signal_to_noise(model):
 def test_half_precision_variants_and_single_files_load(folder, tmp_path, model):
     x0 = pixels_for(model)
     expected = model.activations(x0, IDS, ["up_ft0"], timestep=25, prompts=PROMPTS)["up_ft0"]
-    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    copy = shutil.copy(weights, tmp_path / "whole.safetensors")
-    names = {str(fp16_only(folder, tmp_path / "m")): 0.02, f"{folder}+{copy}": 0.0}
-    for name, tolerance in names.items():
-        other = load_backbone(name, layers=["up_ft0"], device="cpu")
-        found = other.activations(x0, IDS, ["up_ft0"], timestep=25, prompts=PROMPTS)["up_ft0"]
-        assert (found - expected).norm() <= tolerance * expected.norm()
+    check_files(folder, tmp_path, "up_ft0", x0, PROMPTS, expected)
 
 
 @pytest.mark.parametrize("part", ["text_encoder", "tokenizer", "listed"])
@@ -150,12 +144,7 @@ def test_a_missing_text_part_is_one_line(folder, tmp_path, part):
     ],
 )
 def test_other_unets_are_refused(folder, tmp_path, changes, words):
-    copy = shutil.copytree(folder, tmp_path / "m")
-    path = copy / "unet" / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    with pytest.raises(ValueError, match=words) as error:
-        load_whole(copy)
-    assert "\n" not in str(error.value)
+    check_refused(folder, tmp_path, "unet", changes, words)
 
 
 def test_the_real_unet_has_the_catalogues_layers():
@@ -164,18 +153,13 @@ def test_the_real_unet_has_the_catalogues_layers():
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(REAL)
         assert 4.25e9 < unet.num_parameters() < 4.35e9
-        cut(unet, about.layers)
-        modules = {layer: layer_module(unet, layer) for layer in about.layers}
-        kept, _ = captured(
-            modules, lambda: unet(torch.empty(1, 3, 64, 64), 25, torch.empty(1, 77, 4096)).sample
-        )
-    shapes = {layer: tuple(output.shape[1:]) for layer, output in kept.items()}
-    assert shapes == {
-        "bottleneck": (2816, 8, 8),
-        "up_ft0": (2816, 16, 16),
-        "up_ft1": (2112, 32, 32),
-        "up_ft2": (1408, 64, 64),
-        "up_ft3": (704, 64, 64),
-    }
-    for layer, (channels, side, _) in shapes.items():
-        assert about.layers[layer] == LayerSpec(channels, 64 // side)
+        pixels, text = torch.empty(1, 3, 64, 64), torch.empty(1, 77, 4096)
+        shapes = {
+            "bottleneck": (2816, 8, 8),
+            "up_ft0": (2816, 16, 16),
+            "up_ft1": (2112, 32, 32),
+            "up_ft2": (1408, 64, 64),
+            "up_ft3": (704, 64, 64),
+        }
+        check_shapes(unet, about, lambda: unet(pixels, 25, text).sample, shapes)
+    assert about.image_size == 64

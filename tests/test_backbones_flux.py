@@ -1,7 +1,5 @@
 """Flux against diffusers' own pipeline and transformer with plain hooks."""
 
-import json
-import shutil
 from typing import Any
 
 import pytest
@@ -9,6 +7,7 @@ import torch
 from backbones_helpers import fp16_only
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
+from families_helpers import check_generation, check_refused
 from flow_helpers import tiny_flux
 
 from revelio.backbones.base import DiffusionModel
@@ -153,19 +152,7 @@ def test_schedules_are_shifted_where_the_scheduler_shifts(folders):
 
 @pytest.mark.parametrize("name", ["dev", "schnell"])
 def test_the_pipeline_generates_what_diffusers_does(folders, name):
-    images = []
-    for pipeline in (load(folders[name]).pipeline(), uncut(folders[name])):
-        pipeline.set_progress_bar_config(disable=True)
-        made: Any = pipeline(
-            "a cat",
-            height=SIZE,
-            width=SIZE,
-            generator=torch.Generator().manual_seed(1),
-            num_inference_steps=2,
-            output_type="np",
-        )
-        images.append(torch.as_tensor(made.images))
-    torch.testing.assert_close(images[0], images[1], atol=1e-4, rtol=1e-3)
+    check_generation(load(folders[name]).pipeline(), uncut(folders[name]), height=SIZE, width=SIZE)
 
 
 def test_half_precision_variants_and_eager_attention(folders, pixels, tmp_path):
@@ -199,12 +186,7 @@ def test_half_precision_variants_and_eager_attention(folders, pixels, tmp_path):
     ],
 )
 def test_parts_that_do_not_fit_are_one_line(folders, tmp_path, part, changes, words):
-    folder = shutil.copytree(folders["dev"], tmp_path / "m")
-    path = folder / part / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    with pytest.raises(ValueError, match=words) as error:
-        load(folder)
-    assert "\n" not in str(error.value)
+    check_refused(folders["dev"], tmp_path, part, changes, words, image_size=SIZE)
 
 
 FULL: dict[str, Any] = {

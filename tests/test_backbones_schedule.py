@@ -124,12 +124,7 @@ def test_a_schedule_matches_itself(timestep):
 
 @pytest.mark.parametrize(
     ("timestep", "words"),
-    [
-        (None, "give a timestep"),
-        (1000, "outside"),
-        (-1, "outside"),
-        (True, "no"),
-    ],
+    [(None, "give a timestep"), (1000, "outside"), (-1, "outside"), (True, "no")],
 )
 def test_wrong_timesteps_are_named(timestep, words):
     with pytest.raises(ValueError, match=words) as error:

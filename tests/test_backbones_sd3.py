@@ -11,6 +11,7 @@ from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import (
     StableDiffusion3Pipeline,
 )
+from families_helpers import check_generation, check_refused
 from flow_helpers import tiny_sd3
 
 from revelio.backbones.base import DiffusionModel
@@ -133,13 +134,7 @@ def test_latents_come_back_as_the_pipelines_pixels(folders, pixels):
 
 @pytest.mark.parametrize("name", ["sd3", "no-t5"])
 def test_the_pipeline_generates_what_diffusers_does(folders, name):
-    model, images = load(folders[name]), []
-    for pipeline in (model.pipeline(), uncut(folders[name])):
-        pipeline.set_progress_bar_config(disable=True)
-        drawn = torch.Generator().manual_seed(1)
-        made: Any = pipeline("a cat", generator=drawn, num_inference_steps=2, output_type="np")
-        images.append(torch.as_tensor(made.images))
-    torch.testing.assert_close(images[0], images[1], atol=1e-4, rtol=1e-3)
+    check_generation(load(folders[name]).pipeline(), uncut(folders[name]))
 
 
 def test_half_precision_variants_and_eager_attention(folders, pixels, tmp_path):
@@ -184,12 +179,7 @@ def test_timesteps_match_ddpms_by_signal_to_noise_ratio(folders):
     ],
 )
 def test_parts_that_do_not_fit_are_one_line(folders, tmp_path, part, changes, words):
-    folder = shutil.copytree(folders["sd3"], tmp_path / "m")
-    path = folder / part / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    with pytest.raises(ValueError, match=words) as error:
-        load(folder)
-    assert "\n" not in str(error.value)
+    check_refused(folders["sd3"], tmp_path, part, changes, words)
 
 
 def test_another_schedule_is_refused(folders, tmp_path):

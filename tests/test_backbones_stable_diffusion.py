@@ -11,12 +11,12 @@ from backbones_helpers import SD_LAYERS, picture, tiny_sd
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
-from families_helpers import NEAR, captured, check_family, load_whole, unet_modules
+from families_helpers import NEAR, check_family, check_shapes, load_whole, unet_modules
 from torch import nn
 
 from revelio.backbones.diffusion.schedule import keyed_noise
-from revelio.backbones.diffusion.unet import cut, layer_module
-from revelio.backbones.layers import LayerSpec, unet_layers
+from revelio.backbones.diffusion.unet import cut
+from revelio.backbones.layers import unet_layers
 from revelio.backbones.registry import describe_one, load_backbone
 
 IDS = ["a", "b", "c"]
@@ -283,15 +283,13 @@ def test_the_full_size_unet_has_the_papers_shapes(name, config, parameters, side
     with torch.device("meta"):
         unet = UNet2DConditionModel(sample_size=latents, **config)
         assert unet.num_parameters() == parameters
-        cut(unet, about.layers)
-        modules = {layer: layer_module(unet, layer) for layer in about.layers}
-        text = torch.empty(1, 77, config["cross_attention_dim"])
-        kept, _ = captured(modules, lambda: unet(torch.empty(1, 4, latents, latents), 25, text)[0])
-    channels = (1280, 1280, 1280, 640, 320)
-    shapes = {layer: tuple(output.shape[1:]) for layer, output in kept.items()}
-    assert shapes == {
-        layer: (width, side, side)
-        for layer, width, side in zip(SD_LAYERS, channels, sides, strict=True)
-    }
-    for layer, (width, side, _) in shapes.items():
-        assert about.layers[layer] == LayerSpec(width, about.image_size // side)
+        z, text = (
+            torch.empty(1, 4, latents, latents),
+            torch.empty(1, 77, config["cross_attention_dim"]),
+        )
+        channels = (1280, 1280, 1280, 640, 320)
+        shapes = {
+            layer: (width, side, side)
+            for layer, width, side in zip(SD_LAYERS, channels, sides, strict=True)
+        }
+        check_shapes(unet, about, lambda: unet(z, 25, text)[0], shapes)

@@ -13,10 +13,12 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from activations_helpers import SETTINGS, FakeBackbone, memory_dataset, tree
+from activations_helpers import SETTINGS, FakeBackbone, memory_dataset
 from backbones_helpers import tiny_dinov2
+from command_helpers import fails
 from data_helpers import noise_picture, png
 from diffc_helpers import FormulaBackbone
+from files_helpers import contents
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
@@ -99,7 +101,7 @@ def test_stores_do_not_depend_on_times_or_places(tmp_path):
         path.touch()
     for name, folder in (("a", one), ("b", two)):
         extract(open_dataset(folder), FakeBackbone(), tmp_path / name, **RUN)
-    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
     manifest = json.loads((tmp_path / "a/deep-t25-empty-d0/manifest.json").read_text())
     lines = "\n".join(open_dataset(one).digests() or [])
     assert manifest["contents_sha256"] == hashlib.sha256(lines.encode()).hexdigest()
@@ -112,10 +114,10 @@ def test_a_latent_cache_of_the_same_names_does_not_serve_other_pictures(tmp_path
         invert(path)
     cache = tmp_path / "z0"
     extract(open_dataset(one), FakeBackbone(), tmp_path / "a", vae_cache=cache, **RUN)
-    before = tree(cache)
+    before = contents(cache)
     with pytest.raises(ValueError, match=r"z0 was made of other pictures .* another folder"):
         extract(open_dataset(two), FakeBackbone(), tmp_path / "b", vae_cache=cache, **RUN)
-    assert tree(cache) == before and not (tmp_path / "b").exists()
+    assert contents(cache) == before and not (tmp_path / "b").exists()
     # In an unfinished cache as well: its first shard is there.
     manifest = json.loads((cache / "manifest.json").read_text())
     shutil.rmtree(cache)
@@ -130,14 +132,14 @@ def test_a_latent_cache_of_the_same_names_does_not_serve_other_pictures(tmp_path
     # A mended picture changes no row that is there: the same run goes on, to the same bytes.
     extract(open_dataset(one), FakeBackbone(), tmp_path / "c", vae_cache=cache, resume=True, **RUN)
     assert json.loads((cache / "manifest.json").read_text()) == manifest
-    assert tree(cache) == before
-    assert tree(tmp_path / "c") == tree(tmp_path / "a")
+    assert contents(cache) == before
+    assert contents(tmp_path / "c") == contents(tmp_path / "a")
 
 
 def test_resume_does_not_mix_pictures(tmp_path):
     folder = folder_of(tmp_path / "1")
     extract(open_dataset(folder), FakeBackbone(), tmp_path / "a", **RUN)
-    before = tree(tmp_path / "a")
+    before = contents(tmp_path / "a")
     invert(folder / open_dataset(folder).ids[7])
     with pytest.raises(ValueError, match=r"was made of other pictures .* another folder"):
         extract(open_dataset(folder), FakeBackbone(), tmp_path / "a", resume=True, **RUN)
@@ -146,7 +148,7 @@ def test_resume_does_not_mix_pictures(tmp_path):
         extract(open_dataset(folder), FakeBackbone(), tmp_path / "a", resume=True, **RUN)
     invert(folder / open_dataset(folder).ids[7])
     extract(open_dataset(folder), FakeBackbone(), tmp_path / "a", resume=True, **RUN)
-    assert tree(tmp_path / "a") == before
+    assert contents(tmp_path / "a") == before
 
 
 def test_stores_from_before_contents_were_recorded_go_on_as_they_were(tmp_path):
@@ -156,10 +158,10 @@ def test_stores_from_before_contents_were_recorded_go_on_as_they_were(tmp_path):
         manifest = json.loads(path.read_text())
         del manifest["contents_sha256"]
         path.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
-    before = tree(tmp_path / "a")
+    before = contents(tmp_path / "a")
     (tmp_path / "a/deep-t25-empty-d0/shard-00001.safetensors").unlink()
     extract(open_dataset(folder), FakeBackbone(), tmp_path / "a", resume=True, **RUN)
-    assert tree(tmp_path / "a") == before
+    assert contents(tmp_path / "a") == before
     with pytest.warns(UserWarning, match=r"z0 was made before the contents of pictures"):
         extract(
             open_dataset(folder), FakeBackbone(), tmp_path / "b", vae_cache=tmp_path / "z0", **RUN
@@ -235,15 +237,6 @@ def unfinish(run: Path) -> None:
     (run / "report.json").unlink()
 
 
-def refused(words: list[str], capsys) -> str:
-    """The line with which the command line refuses."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        cli.main(words)
-    assert ended.value.code == 2
-    return capsys.readouterr().err.splitlines()[-1]
-
-
 def test_train_ksae_does_not_resume_on_another_stores_rows(tmp_path, capsys):
     def store(layer: str, seed: int) -> None:
         shutil.rmtree(tmp_path / "s", ignore_errors=True)
@@ -258,7 +251,7 @@ def test_train_ksae_does_not_resume_on_another_stores_rows(tmp_path, capsys):
     unfinish(tmp_path / "run")
     for layer, seed in (("up_ft1", 1), ("up_ft0", 0)):
         store(layer, seed)
-        assert "was started with another store" in refused([*words, "--resume"], capsys)
+        assert "was started with another store" in fails(capsys, *words, "--resume")
     store("up_ft1", 0)
     cli.main([*words, "--resume"])
     assert (tmp_path / "run" / "report.json").exists()
@@ -276,7 +269,7 @@ def test_train_diffc_does_not_resume_on_other_pictures(tmp_path, capsys, views):
     unfinish(tmp_path / "run")
     changed = next((tmp_path / "data" / "train").rglob("*.png"))
     invert(changed)
-    assert "was started with another set of pictures" in refused([*words, "--resume"], capsys)
+    assert "was started with another set of pictures" in fails(capsys, *words, "--resume")
     invert(changed)
     cli.main([*words, "--resume"])
     assert (tmp_path / "run" / "report.json").exists()

@@ -73,10 +73,7 @@ def test_split_folders_share_one_list_of_classes(tmp_path: Path) -> None:
     write_class_folders(tmp_path / "test", {"c": 2, "a": 1})
     train, test = open_folder(tmp_path), open_folder(tmp_path, split="test")
     assert train.split == "train" and train.classes == test.classes == ("a", "b", "c")
-    assert (test.ids, test.labels) == (
-        ["test/a/0.png", "test/c/0.png", "test/c/1.png"],
-        [0, 2, 2],
-    )
+    assert (test.ids, test.labels) == (["test/a/0.png", "test/c/0.png", "test/c/1.png"], [0, 2, 2])
     assert colours(test) == [(1, 0), (0, 0), (0, 1)]
     assert len(open_folder(tmp_path, split="all")) == 6
     with pytest.raises(ValueError, match=r"no split 'val'.*choose from test, train, all"):

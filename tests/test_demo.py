@@ -18,8 +18,7 @@ from revelio.data.config import DataConfig
 from revelio.pipelines.demo.config import DemoConfig
 from revelio.pipelines.demo.diffc import headline, verdicts
 from revelio.pipelines.demo.run import findings
-from revelio.pipelines.demo.sources import demo_images
-from revelio.pipelines.demo.stages import shown_cell
+from revelio.pipelines.demo.stages import demo_images, shown_cell
 from revelio.stats import NOT_APART as APART
 
 CLASSES = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}

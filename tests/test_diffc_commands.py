@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from command_helpers import fails
 from diffc_helpers import write_folders
 from PIL import Image
 
@@ -27,16 +28,6 @@ PIXELS = ["--backbone.name", "pixels", "--layer", "pixels", "--timestep", "None"
 def train_flags(data: Path, out: Path) -> list[str]:
     source = ["--data.source", str(data), "--test.split", "None", "--out", str(out)]
     return ["train-diffc", *source, *PIXELS, *BRIEF]
-
-
-def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line that a user's mistake gives."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stopped:
-        cli.main(arguments)
-    assert stopped.value.code == 2
-    line = capsys.readouterr().err.strip().splitlines()[-1]
-    return line
 
 
 def report_of(out: Path) -> dict:
@@ -102,7 +93,7 @@ def test_eval_without_labels_and_with_unknown_classes(
     assert "no labels" in capsys.readouterr().out
     assert "top1" not in report_of(tmp_path / "eval")
     (tmp_path / "data" / "red").rename(tmp_path / "data" / "pink")
-    line = fails([*flags, "--data.source", str(tmp_path / "data")], capsys)
+    line = fails(capsys, *flags, "--data.source", str(tmp_path / "data"))
     assert "doesn't know pink" in line
 
 
@@ -131,7 +122,7 @@ def test_killed_run_goes_on_to_the_same_bytes(
         cli.main(cut)
     assert stopped.value.code == 130
     monkeypatch.setattr(pipeline, "save_training", real)
-    assert "already holds a run" in fails(cut, capsys)
+    assert "already holds a run" in fails(capsys, *cut)
     cli.main([*cut, "--resume"])
     for name in ("final/model.safetensors", "confusion.png"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
@@ -171,17 +162,17 @@ def test_stores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         write_store(tmp_path / name, grids, [f"i{n}" for n in range(24)], labels, settings=made)
     out = tmp_path / "run"
     flags = ["train-diffc", "--stores", str(tmp_path / "d0"), str(tmp_path / "d1"), *BRIEF]
-    assert "test_store" in fails(flags, capsys)
+    assert "test_store" in fails(capsys, *flags)
     cli.main([*flags, "--test-store", str(tmp_path / "test"), "--out", str(out)])
     assert report_of(out)["views"] == 2
     flags = ["eval-diffc", "--model", str(out / "final"), "--out", str(tmp_path / "eval")]
     cli.main([*flags, "--store", str(tmp_path / "test")])
     selected = report_of(out)["seeds"][0][report_of(out)["selected"]]
     assert report_of(tmp_path / "eval")["top1"] == selected["test"]["top1"]
-    assert "trained on stored grids" in fails(flags, capsys)
+    assert "trained on stored grids" in fails(capsys, *flags)
     other = made | {"timestep": 200}
     write_store(tmp_path / "t200", grids, [f"i{n}" for n in range(24)], labels, settings=other)
-    assert "timestep 200" in fails([*flags, "--store", str(tmp_path / "t200")], capsys)
+    assert "timestep 200" in fails(capsys, *flags, "--store", str(tmp_path / "t200"))
 
 
 @pytest.mark.parametrize(
@@ -201,7 +192,7 @@ def test_mistakes(
     tmp_path: Path, change: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = write_folders(tmp_path / "data", 4)
-    assert message in fails([*train_flags(data, tmp_path / "run"), *change], capsys)
+    assert message in fails(capsys, *train_flags(data, tmp_path / "run"), *change)
     assert not (tmp_path / "run").exists()
 
 
@@ -261,7 +252,7 @@ def test_plain_class_folders_hold_a_fifth_out_which_eval_finds_again(
     assert "red" not in hashes.read_text() and "0.png" not in hashes.read_text()
     hashes.write_text('{"format": 1, "pictures": [3], "ids": []}')
     flags = ["eval-diffc", "--model", str(run / "final"), "--data.source", str(data)]
-    assert "trained_on.json is no list" in fails(flags, capsys)
+    assert "trained_on.json is no list" in fails(capsys, *flags)
     hashes.unlink()
     assert (
         evaluated(run / "final", tmp_path / "e", "--data.source", str(data))["trained_on"] is None
@@ -291,11 +282,11 @@ def test_stores_that_were_trained_on_are_left_out(tmp_path: Path) -> None:
 
 def test_unlabelled_images_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write_folders(tmp_path / "data", 4)
-    assert "no labels" in fails(train_flags(data / "red", tmp_path / "run"), capsys)
+    assert "no labels" in fails(capsys, *train_flags(data / "red", tmp_path / "run"))
 
 
 def test_eval_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    line = fails(["eval-diffc", "--model", str(tmp_path / "none")], capsys)
+    line = fails(capsys, "eval-diffc", "--model", str(tmp_path / "none"))
     assert "the folder that train-diffc names" in line
 
 
@@ -337,7 +328,7 @@ def test_no_escape_sequence_of_a_name_reaches_the_terminal(
     captured = capsys.readouterr()
     assert "\\x1b[31mdata has no splits" in captured.out
     assert "\x1b" not in captured.out and "\x07" not in captured.out
-    line = fails(["train-diffc", *flags[:2], *flags[4:], "--out", str(tmp_path / "r")], capsys)
+    line = fails(capsys, "train-diffc", *flags[:2], *flags[4:], "--out", str(tmp_path / "r"))
     assert "broken\\x1b[2J.png" in line and line.isprintable()
 
 
@@ -349,7 +340,7 @@ def test_views_that_memory_cannot_hold_are_refused_before_they_are_made(
     flags = train_flags(write_folders(tmp_path / "data", 16), tmp_path / "run")
     monkeypatch.setattr("revelio.pipelines.train_diffc.available_memory", lambda: free)
     if free < 4e5:
-        line = fails(flags, capsys)
+        line = fails(capsys, *flags)
         assert "the views need 119.8 kB of memory, of which 100.0 kB are available" in line
         assert "smaller cache_gb, which keeps them in files" in line
         assert not list((tmp_path / "run").rglob("*.bin"))

@@ -8,11 +8,7 @@ from revelio.data.splits import stratified_split
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    st.lists(st.integers(0, 5), min_size=1, max_size=80),
-    st.floats(0.0, 0.9),
-    st.integers(0, 5),
-)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=80), st.floats(0.0, 0.9), st.integers(0, 5))
 def test_disjoint_whole_and_stratified(labels: list[int], fraction: float, seed: int) -> None:
     kept, held = stratified_split(labels, fraction, seed, "x")
     assert sorted(kept + held) == list(range(len(labels)))

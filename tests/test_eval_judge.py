@@ -236,10 +236,7 @@ def test_an_endpoint_that_is_down_or_refuses_the_key_ends_it_at_once(
     def refuse(body: dict, number: int) -> Response:
         return Response(raw=b'{"error": {"message": "wrong key"}}', status=401)
 
-    with (
-        judge_server(refuse) as server,
-        pytest.raises(ValueError, match=r"wrong key"),
-    ):
+    with judge_server(refuse) as server, pytest.raises(ValueError, match=r"wrong key"):
         run_judge(bench, server.base_url, concurrency=1, tries=4)
     assert len(server.bodies) == 1
 

@@ -12,9 +12,9 @@ from revelio.activations.config import ExtractRunConfig
 from revelio.activations.store import ActivationStore, write_store
 from revelio.backbones.config import BackboneConfig
 from revelio.data.config import DataConfig
-from revelio.evaluation.card import END, START
 from revelio.evaluation.config import EvalSAEConfig
 from revelio.evaluation.controls import TRAINED
+from revelio.evaluation.page import END, START
 from revelio.pipelines.eval_sae import NO_SCALE, NOT_IN_MODEL, eval_sae
 from revelio.pipelines.eval_stores import NO_TRAIN_STORE, UNLABELLED
 from revelio.pipelines.extract import extract_to

@@ -15,9 +15,7 @@ from revelio.evaluation.downstream import Denoised, Downstream, Embedded, Reader
 from revelio.evaluation.encoded import encoded
 from revelio.evaluation.judge import over_trainings
 from revelio.evaluation.loss_recovered import loss_recovered, reconstruction, recovered
-from revelio.evaluation.measures import (
-    held_out,
-)
+from revelio.evaluation.measures import held_out
 from revelio.sae.model import KSparseAutoencoder
 
 

@@ -4,23 +4,8 @@ import os
 from pathlib import Path
 
 import pytest
-from cli_helpers import (
-    FILES,
-    READERS,
-    WRITERS,
-    all_commands,
-    commands,
-    run_words,
-    write_inputs,
-)
-from files_helpers import (
-    before_operations,
-    bury,
-    bury_partials,
-    contents,
-    killed_at,
-    results,
-)
+from cli_helpers import FILES, READERS, WRITERS, all_commands, commands, run_words, write_inputs
+from files_helpers import before_operations, bury, bury_partials, contents, killed_at, results
 
 from revelio.outputs import RECORD
 

@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from activations_helpers import SETTINGS, FakeBackbone, memory_dataset, tree
+from activations_helpers import SETTINGS, FakeBackbone, memory_dataset
+from command_helpers import fails
 from files_helpers import contents
 from sae_helpers import planted, random_model
 
@@ -17,7 +18,6 @@ from revelio.activations.config import ExtractConfig
 from revelio.activations.extract import extract
 from revelio.activations.extraction_plan import ExtractionPlan
 from revelio.activations.store import write_store
-from revelio.cli import main
 from revelio.distributed import Processes
 from revelio.lock import NAME, take_lock
 from revelio.outputs import claimed, replace_files
@@ -70,10 +70,7 @@ def test_a_second_process_is_refused_before_the_work(
     words = words_of(tmp_path)[command]
     hold(tmp_path / "out", other)
     before = contents(tmp_path / "out")
-    with pytest.raises(SystemExit) as stopped:
-        main([*words, "--out", str(tmp_path / "out")])
-    assert stopped.value.code == 2
-    line = capsys.readouterr().err.strip().splitlines()[-1]
+    line = fails(capsys, *words, "--out", tmp_path / "out")
     assert f"is in use by process {other} on " in line and "wait until it has ended" in line
     assert contents(tmp_path / "out") == before
 
@@ -95,7 +92,7 @@ def test_a_second_extraction_of_a_store_is_refused(tmp_path: Path, other: int) -
         assert [path.name for path in held.iterdir()] == [NAME]
         (held / NAME).unlink()
         extract(dataset, FakeBackbone(), cut, vae_cache=cache, resume=True, **settings)
-        assert tree(cut) == tree(tmp_path / "whole")
+        assert contents(cut) == contents(tmp_path / "whole")
 
 
 def test_the_store_is_held_while_it_is_filled_and_read_without(tmp_path: Path, other: int) -> None:

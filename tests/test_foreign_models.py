@@ -11,13 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from foreign_models_helpers import (
-    FAMILIES,
-    Family,
-    change_tensors,
-    copy_of,
-    refusal,
-)
+from foreign_models_helpers import FAMILIES, Family, change_tensors, copy_of, refusal
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 

@@ -4,11 +4,9 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
-from backbones_helpers import picture
 from llava_helpers import tiny_llama, tiny_mpt
 from llava_train_helpers import (
     SMALL,
@@ -20,28 +18,21 @@ from llava_train_helpers import (
     write_data,
 )
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoProcessor
+from transformers import AutoModelForCausalLM
 
 from llava_ext.config import (
-    CacheConfig,
-    ConversationData,
     FinetuneConfig,
     ModelConfig,
 )
-from llava_ext.generate import Assistant
-from llava_ext.images import image_id
 from llava_ext.model import LlavaModel
 from llava_ext.run import open_job, run
 from llava_ext.sampler import StepSampler
 from llava_ext.stages import Finetune, LoraOptions, Pretrain
-from llava_ext.tower_cache_job import fill, open_cache_job
-from llava_ext.towers import BackboneTower, load_towers
 from llava_ext.training import (
     EpochCallback,
     build_trainer,
     training_arguments,
 )
-from revelio.distributed import Processes
 from revelio.run_dir import read_json
 
 
@@ -193,97 +184,6 @@ def test_without_deepspeed_weights_are_float32_and_saved_in_their_own_format(
     assert all(value.dtype == torch.bfloat16 for value in final.state_dict().values())
 
 
-def test_damaged_pictures_are_bad_records(project, tmp_path) -> None:
-    (tmp_path / "images").mkdir()
-    for number in range(4):
-        picture(number).save(tmp_path / "images" / f"{number}.png")
-    broken = (tmp_path / "images" / "2.png").read_bytes()[:200]
-    (tmp_path / "images" / "2.png").write_bytes(broken)
-    data = ConversationData(
-        write_data(tmp_path / "d.json", [record(n) for n in range(4)]), tmp_path / "images"
-    )
-    config = replace(pretrain(project, tmp_path / "run"), data=data)
-    with pytest.raises(ValueError, match=r"record 2 \(id 'r2'\).*2\.png") as caught:
-        run(config)
-    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
-    with pytest.warns(UserWarning, match="left out"):
-        job = open_job(replace(config, bad_records="skip"), "pretrain")
-    assert len(job.dataset) == 3
-
-
-@pytest.mark.parametrize("number_format", ["float32", "bfloat16"])
-def test_a_model_of_any_number_format_sees_the_towers_own_grids(
-    project, tmp_path, monkeypatch, number_format
-) -> None:
-    """In training, from the cache, in answers, and from a processor under autocast."""
-    _, model = project
-    own = []
-    for tower in load_towers(model, "cpu"):
-        pixels = [tower.pixels(picture(number)) for number in range(16)]
-        ids = [image_id(picture(number)) for number in range(16)]
-        own.append(tower.grids(torch.stack(pixels), ids))
-    seen: list[Any] = []
-    embeddings = LlavaModel.image_embeddings
-
-    def watched(self: LlavaModel, grids: Any) -> torch.Tensor:
-        seen.append(grids)
-        return embeddings(self, grids)
-
-    def check(pictures: int) -> None:
-        """Each grid is one of the towers' own, and all pictures are among them."""
-        for column, known in zip(zip(*seen, strict=True), own, strict=True):
-            grids = torch.cat(column)
-            apart = (grids[:, None] - known).abs().amax(dim=(2, 3, 4))
-            assert grids.dtype == torch.float32 and apart.amin(dim=1).max() < 1e-5
-            assert len(set(apart.argmin(dim=1).tolist())) == pictures
-        seen.clear()
-
-    monkeypatch.setattr(LlavaModel, "image_embeddings", watched)
-    config = pretrain(project, tmp_path / "run", stage={"precision": number_format})
-    config = replace(config, model=replace(model, dtype=number_format))
-    run(config)
-    check(16)
-    cache = CacheConfig(
-        cache=tmp_path / "cache", data=config.data, model=config.model, keep="latents"
-    )
-    for _ in fill(open_cache_job(cache, Processes())):
-        pass
-    run(replace(config, out=tmp_path / "cached", cache=cache.cache))
-    check(16)
-    final = tmp_path / "run" / "final"
-    Assistant.load(final, device="cpu").answer(["what is it?"], [[picture(3)]], max_new_tokens=1)
-    check(1)
-    talk = [{"role": "user", "content": [{"type": "image", "image": picture(5)}]}]
-    inputs = AutoProcessor.from_pretrained(final).apply_chat_template(talk, tokenize=True)
-    with torch.autocast("cpu", torch.bfloat16):
-        LlavaModel.from_pretrained(final)(**inputs)
-    check(1)
-
-
-def test_deepspeed_does_not_round_what_towers_see(project) -> None:
-    config = pretrain(project, project[0] / "unused")
-    job = open_job(config, "pretrain")
-    trainer = build_trainer(
-        job.model,
-        job.dataset,
-        job.collator,
-        config.stage,
-        training_arguments(config.stage, config.out),
-        towers=job.towers,
-    )
-    batch = job.collator([job.dataset[0], job.dataset[1]])
-    wanted = [
-        tower.grids(each, batch["image_ids"])
-        for tower, each in zip(job.towers, batch["pixels"], strict=True)
-    ]
-    # As with DeepSpeed in bfloat16.
-    trainer.is_deepspeed_enabled = True
-    dtypes = SimpleNamespace(hf_ds_config=SimpleNamespace(dtype=lambda: torch.bfloat16))
-    trainer.accelerator = SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=dtypes))  # type: ignore[assignment]
-    found = trainer._prepare_inputs(batch)["grids"]
-    assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
-
-
 def test_several_gpus_without_a_launcher_are_refused(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
@@ -297,41 +197,6 @@ def test_cut_of_a_batch_does_not_change_the_loss(project, tmp_path) -> None:
     run(one)
     run(other)
     assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "other"), rel=1e-4)
-
-
-def test_cached_training_runs_no_tower_and_gives_the_same_curve(
-    project, tmp_path, monkeypatch
-) -> None:
-    folder, model = project
-    cache = CacheConfig(
-        cache=tmp_path / "cache", data=data_options(folder), model=model, batch_size=3
-    )
-    for _ in fill(open_cache_job(cache, Processes())):
-        pass
-    run(pretrain(project, tmp_path / "live"))
-
-    def refuse(*arguments: object) -> None:
-        raise AssertionError("a tower ran")
-
-    monkeypatch.setattr(BackboneTower, "grids", refuse)
-    monkeypatch.setattr(BackboneTower, "pixels", refuse)
-    run(pretrain(project, tmp_path / "cached", cache=tmp_path / "cache"))
-    assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "live"), rel=2e-3)
-
-
-@pytest.mark.parametrize("keep", ["int8", "latents"])
-def test_training_from_less_than_grids_needs_no_picture(project, tmp_path, keep) -> None:
-    """From latents the losses are those of the pictures themselves."""
-    folder, model = project
-    cache = CacheConfig(cache=tmp_path / "cache", data=data_options(folder), model=model, keep=keep)
-    for _ in fill(open_cache_job(cache, Processes())):
-        pass
-    run(pretrain(project, tmp_path / "live"))
-    data = ConversationData(folder / "data.json", tmp_path / "gone")
-    cached = pretrain(project, tmp_path / "cached", cache=tmp_path / "cache", data=data)
-    run(cached)
-    within = 1e-6 if keep == "latents" else 2e-2
-    assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "live"), rel=within)
 
 
 def test_the_validation_loss_is_the_mean_over_its_batches(project, tmp_path) -> None:
@@ -383,23 +248,6 @@ def test_projectors_may_have_a_rate_of_their_own(project, tmp_path) -> None:
         build_trainer(job.model, job.dataset, job.collator, unknown, arguments)
 
 
-def test_texts_and_several_images_train(project, tmp_path) -> None:
-    text = [{"from": "human", "value": "hello"}, {"from": "gpt", "value": "it is a cat"}]
-    two = [{"from": "human", "value": "<image> or <image>?"}, {"from": "gpt", "value": "a dog"}]
-    path = write_data(
-        tmp_path / "mixed.json",
-        [
-            {"id": "text", "conversations": text},
-            {"id": "two", "image": ["0.png", "1.png"], "conversations": two},
-            record(2),
-            {"id": "more", "conversations": text},
-        ],
-    )
-    config = pretrain(project, tmp_path / "out", stage={"batch_size": 1})
-    run(replace(config, data=replace(config.data, json=path)))
-    assert len(losses(tmp_path / "out")) == 1
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -417,17 +265,6 @@ def test_projectors_of_other_towers_are_refused(project, tmp_path, changes, mess
     config = replace(config, stage=Finetune(**SMALL))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=message):
         run(config)
-
-
-def test_another_image_is_another_answer(project) -> None:
-    """The towers see what the record names: pixels are those of the picture."""
-    folder, model = project
-    towers = load_towers(model, "cpu")
-    config = pretrain(project, folder / "unused")
-    job = open_job(config, "pretrain")
-    (pixels, identity), *_ = job.dataset[3]["images"]
-    assert torch.equal(pixels[0], towers[0].pixels(picture(3)))
-    assert identity != job.dataset[4]["images"][0][1]
 
 
 def test_learning_rate_follows_warmup_and_cosine(project, tmp_path) -> None:

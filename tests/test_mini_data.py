@@ -12,13 +12,7 @@ from PIL import Image
 from revelio.data.builtin import FASHION_CLASSES
 from revelio.data.sources.idx import read_idx
 from tools.mini.captions import captions, corpus, noun
-from tools.mini.data import (
-    PictureSet,
-    load_caltech101,
-    load_fashion_mnist,
-    square,
-    to_pixels,
-)
+from tools.mini.data import PictureSet, load_caltech101, load_fashion_mnist, square, to_pixels
 from tools.mini.samples import balanced_rows
 from tools.mini.tokenizer import build_tokenizer
 

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import random
 import shutil
 import sys
 from dataclasses import replace
@@ -13,6 +12,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from backbones_helpers import tiny_if, tiny_sd
+from command_helpers import fails
 from PIL import Image, ImageOps
 from test_sae_distributed import torchrun
 
@@ -29,7 +29,7 @@ from revelio.pipelines.reproduce_parts import Shared
 from revelio.probes.config import DiffusionClassifierConfig
 from revelio.reproduce.config import ReproduceConfig
 from revelio.reproduce.items import item, items
-from revelio.reproduce.orderings import Ordering, Replicates, judge
+from revelio.reproduce.orderings import judge
 from revelio.reproduce.row import DELTA
 from revelio.reproduce.rows import Sizes, our_rows
 from revelio.sae.config import RunConfig
@@ -320,78 +320,8 @@ def test_the_list_and_an_unknown_item(capsys: pytest.CaptureFixture[str]) -> Non
     main(["reproduce", "--list"])
     listed = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in listed] == list(items())
-    with pytest.raises(SystemExit) as stop:
-        main(["reproduce", "table12"])
-    assert stop.value.code == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    line = fails(capsys, "reproduce", "table12")
     assert "table12" in line and "table2a" in line and "figure10" in line
-
-
-def brute(ordering: Ordering, rows: list, values: dict) -> bool:
-    """An ordering by loops over all pairs of rows that differ in its axis alone."""
-    axes = ("model", "layer", "timestep", "dataset", "prompt")
-    signs, ok = [], True
-    for a, b in product(rows, rows):
-        same = all(getattr(a, x) == getattr(b, x) for x in axes if x != ordering.axis)
-        if a is b or not same:
-            continue
-        if ordering.kind == "rising":
-            if rows.index(a) < rows.index(b):
-                ok &= values[a] < values[b]
-        elif getattr(a, ordering.axis) == ordering.winner:
-            gap = values[a] - values[b]
-            gap = -gap if ordering.kind == "least" else gap
-            signs.append(gap > 0)
-            ok &= gap > 0 and gap >= ordering.margin
-    return any(signs) and not all(signs) if ordering.kind == "mixed" else bool(ok)
-
-
-def test_orderings_against_brute_force() -> None:
-    draw = random.Random(1)
-    outcomes = set()
-    for name, one in items().items():
-        for ordering, spread in product(one.orderings, (0.1, 3.0, 30.0)):
-            about = ordering.about(one.rows)
-            for _ in range(10):
-                values = {row: row.paper + draw.gauss(0, spread) for row in about}
-                found = ordering.holds(about, np.array([[values[row] for row in about]]))[0]
-                assert found == brute(ordering, about, values), (name, ordering.text)
-                outcomes.add((ordering.kind, bool(found)))
-                if ordering.kind == "mixed":  # a gain in every cell is not mixed
-                    values = {row: 9.0 * (row.prompt == ordering.winner) for row in about}
-                    found = ordering.holds(about, np.array([[values[row] for row in about]]))[0]
-                    assert found == brute(ordering, about, values)
-                    outcomes.add((ordering.kind, bool(found)))
-    assert outcomes == set(product(("least", "most", "rising", "mixed"), (True, False)))
-
-
-def test_the_probability_is_that_of_normal_means() -> None:
-    from scipy.stats import norm
-
-    a, b = items()["table2c"].rows
-    ordering, draw = items()["table2c"].orderings[0], np.random.default_rng(3)
-    # Many trainings: the difference is normal, with the variances of both means and the images' shifts.
-    values = [draw.normal(9.0, 1.0, 40), draw.normal(9.2, 1.0, 40)]
-    shift = draw.normal(0, 0.3, (2, 50))
-    found = {
-        row: Replicates(one, np.tile(each, (40, 1)))
-        for row, one, each in zip((a, b), values, shift, strict=True)
-    }
-    error2 = sum(one.var(ddof=1) / 40 for one in values) + (shift[1] - shift[0]).var()
-    expected = norm.cdf((values[1].mean() - values[0].mean()) / np.sqrt(error2))
-    entry = judge(ordering, (a, b), found)
-    assert entry["probability"] == pytest.approx(expected, abs=0.05)
-    assert entry["by_chance"] == pytest.approx(0.5, abs=0.05)
-    assert entry["verdict"] == "not settled" and entry["rows"] == [2, 2]
-    # Far apart: settled either way, but not by one training each.
-    for gap, verdict in ((1.0, "holds"), (-1.0, "does not hold")):
-        far = {
-            a: Replicates(values[0], found[a].shifts),
-            b: Replicates(values[0] + gap, found[b].shifts),
-        }
-        assert judge(ordering, (a, b), far)["verdict"] == verdict
-        once = {row: Replicates(one.values[:1], one.shifts[:1]) for row, one in far.items()}
-        assert judge(ordering, (a, b), once)["verdict"] == "not settled"
 
 
 if __name__ == "__main__":  # one of the processes that test_two_processes_find_what_one_does starts

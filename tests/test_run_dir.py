@@ -3,7 +3,10 @@ import json
 from pathlib import Path
 
 import pytest
+from files_helpers import contents
 
+from revelio import lock
+from revelio.disk import DiskFull
 from revelio.run_dir import Run, read_json, sha256, write_json, write_whole, write_whole_by
 
 
@@ -83,3 +86,101 @@ def test_checkpoints_keep_the_last_and_metrics_are_cut_back(tmp_path: Path) -> N
         10,
         20,
     ]
+
+
+def test_metrics_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run.open(tmp_path / "run", "t", "a: 1\n")
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full")
+    (tmp_path / "run" / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(DiskFull, match=r"no room for .*metrics\.jsonl"):
+        run.log(step=1)
+
+
+@pytest.mark.parametrize("tail", [b"", b'{"step": 3, "lo', b"\0" * 40, b'{"a": "\xc3', b"\n\n"])
+def test_a_torn_line_is_dropped(tmp_path: Path, tail: bytes) -> None:
+    run = Run.open(tmp_path / "run", "t", "a: 1\n")
+    for step in (1, 2):
+        run.log(step=step, loss=float("nan"))
+    whole = run.metrics_path.read_bytes()
+    run.metrics_path.write_bytes(whole + tail)
+    run = Run.open(tmp_path / "run", "t", "a: 1\n", resume=True)
+    assert run.metrics_path.read_bytes() == whole
+    run.truncate_metrics(1)
+    assert run.metrics_path.read_bytes() == whole.splitlines(keepends=True)[0]
+
+
+@pytest.mark.parametrize("left", ["", "\0\0\0", "a: 1\n", None])
+def test_a_run_that_was_hardly_begun_goes_on(tmp_path: Path, left: str | None) -> None:
+    path = tmp_path / "run"
+    path.mkdir()
+    (path / ".lock").write_text(json.dumps({**lock._self(), "pid": 2**22 + 9}))
+    if left is not None:
+        (path / "config.yaml").write_text(left)
+    (path / "log.txt").write_text("mine")
+    (path / ".step_00000010.77.partial").mkdir()
+    run = Run.open(path, "t", "a: 1\n", resume=True)
+    assert not run.finished and (path / "config.yaml").read_text() == "a: 1\n"
+    assert sorted(p.name for p in path.iterdir()) == [
+        ".lock",
+        "config.yaml",
+        "log.txt",
+        "manifest.json",
+    ]
+
+
+def test_half_written_checkpoints_are_swept_and_others_stay(tmp_path: Path) -> None:
+    run = Run.open(tmp_path / "run", "t", "a: 1\n")
+    run.save_checkpoint(10, lambda folder: (folder / "a.safetensors").write_text(""))
+    folder = run.path / "checkpoints"
+    for name in (".step_00000020.77.partial", ".step_00000020.77-0123abcd.partial"):
+        (folder / name).mkdir()
+        (folder / name / "a.safetensors").write_text("")
+    (folder / "step_best").mkdir()
+    (folder / "step_best" / "mine").write_text("mine")
+    (folder / "step_00000010" / "notes").write_text("mine")
+    (folder / ".notes.partial").write_text("mine")
+    run = Run.open(tmp_path / "run", "t", "a: 1\n", resume=True)
+    for step in (20, 30, 40):
+        run.save_checkpoint(step, lambda folder: (folder / "a.safetensors").write_text(""))
+    assert sorted(contents(folder)) == [
+        ".notes.partial",
+        "step_00000010/notes",
+        "step_00000030/a.safetensors",
+        "step_00000040/a.safetensors",
+        "step_best/mine",
+    ]
+    assert run.latest_checkpoint() == (40, folder / "step_00000040")
+    run.drop_checkpoints(keep=0)
+    assert sorted(contents(folder)) == [".notes.partial", "step_00000010/notes", "step_best/mine"]
+
+
+def test_a_finished_run_that_lost_a_result_is_unfinished(tmp_path: Path) -> None:
+    run = Run.open(tmp_path / "run", "t", "a: 1\n", results=["report.json"])
+    run.finish()
+    again = Run.open(tmp_path / "run", "t", "a: 1\n", resume=True, results=["report.json"])
+    assert not again.finished
+    (tmp_path / "run" / "report.json").write_text("{}")
+    again.finish()
+    again = Run.open(tmp_path / "run", "t", "a: 1\n", resume=True, results=["report.json"])
+    assert again.finished
+    with pytest.raises(ValueError, match="holds a run of t, not of train-ksae"):
+        Run.open(tmp_path / "run", "train-ksae", "a: 1\n", resume=True)
+
+
+def test_a_store_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"format": 1, "shards": []}')
+    with pytest.raises(ValueError, match="no run's manifest"):
+        Run.open(tmp_path, "t", "a: 1\n", resume=True)
+
+
+@pytest.mark.parametrize("name", ["seconds", "inputs"])
+@pytest.mark.parametrize("value", [None, [], "much", True])
+def test_a_manifest_of_another_form_is_one_line(tmp_path: Path, name: str, value: object) -> None:
+    Run.open(tmp_path / "run", "t", "a: 1\n").add_input("x", {"a": 1})
+    path = tmp_path / "run" / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+    lock.take_lock(tmp_path / "run").release()
+    with pytest.raises(ValueError, match=rf"manifest\.json has {name} ") as caught:
+        Run.open(tmp_path / "run", "t", "a: 1\n", resume=True)
+    assert "\n" not in str(caught.value)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_helpers import fails
 from sae_helpers import planted
 
 from revelio.activations.store import write_store
@@ -100,10 +101,7 @@ def test_the_command_takes_sizes_or_a_store(tmp_path: Path, capsys):
     ],
 )
 def test_mistakes_are_one_line_and_status_2(capsys, flags, named):
-    with pytest.raises(SystemExit) as stopped:
-        main(["plan-ksae", *flags])
-    assert stopped.value.code == 2
-    assert named in capsys.readouterr().err.strip().splitlines()[-1]
+    assert named in fails(capsys, "plan-ksae", *flags)
 
 
 def test_a_device_holds_what_was_measured_on_an_h100():

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 from backbones_helpers import tiny_sd
+from command_helpers import fails, run
 from PIL import Image
 from steering_helpers import ksae_of
 
 from revelio.activations.store import ActivationStore, write_store
-from revelio.cli import main
 from revelio.pipelines.steer_parts import reading_of
 from revelio.sae.model import KSparseAutoencoder
 from revelio.steering.concept import Concept
@@ -23,20 +23,6 @@ FEW = ("--steps", 2, "--guidance", 3, "--size", 32)
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
     return tiny_sd(tmp_path_factory.mktemp("models") / "tiny")
-
-
-def run(*words: object) -> None:
-    main([str(word) for word in words])
-
-
-def fails(capsys, *words: object) -> str:
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stopped:
-        run(*words)
-    assert stopped.value.code == 2
-    line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert line.startswith("revelio: ")
-    return line
 
 
 def released(folder: Path, ksae: KSparseAutoencoder) -> Path:

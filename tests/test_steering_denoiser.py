@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from steering_helpers import dit, draw, flux, ksae_of, sd, sd3
+from flow_helpers import sd3_pipeline
+from steering_helpers import dit, draw, flux, ksae_of, sd
 
 from revelio.backbones.diffusion.pipeline_layers import PipelineLayers
 from revelio.backbones.hooks import capture, hooked
@@ -124,7 +125,7 @@ def test_a_dit_tells_branches_by_the_null_class():
         assert not torch.equal(draw_dit(pipeline), plain)
     moved = after[layer] - before[layer]
     torch.testing.assert_close(
-        moved[0], (3 * ksae.W_dec[2].detach()).expand(16, 16), atol=1e-5, rtol=0
+        moved[0], (3 * ksae.W_dec[2].detach()).expand(64, 16), atol=1e-5, rtol=0
     )
     assert not moved[1].any()
     assert torch.equal(draw_dit(pipeline), plain)
@@ -133,7 +134,7 @@ def test_a_dit_tells_branches_by_the_null_class():
 @pytest.mark.parametrize(
     ("build", "layer", "path"),
     [
-        (sd3, "block0", "transformer_blocks.0"),
+        (sd3_pipeline, "block0", "transformer_blocks.0"),
         (flux, "double0", "transformer_blocks.0"),
         (flux, "single0", "single_transformer_blocks.0"),
     ],

@@ -82,8 +82,8 @@ def test_joined_layers_and_the_trainer_read_such_a_store(tmp_path: Path):
     layer = TEXT_LAYERS["sdxl"]
     job = TokenExtraction(prompts_of(TEXTS), PipelineLayers(sdxl()), [layer], tmp_path)
     store = finish(job)
-    assert store.row_shape == (32,)
-    model = ksae_of(32)
+    assert store.row_shape == (36,)
+    model = ksae_of(36)
     before = model.W_dec.detach().clone()
     from revelio.sae.dataloader import batches_of
 

@@ -77,10 +77,7 @@ def gathered(work: Path) -> dict[str, Any]:
         inside = [one["measures"] for one in loss]
         measures |= over_trainings(inside) if len(inside) > 1 else {}
         found["controls"] |= _values(inside[0])
-        found["loss_images"], found["loss"] = (
-            loss[0]["images"],
-            loss[0]["loss"],
-        )
+        found["loss_images"], found["loss"] = (loss[0]["images"], loss[0]["loss"])
     found["measures"] = measures
     if where := _stage(work / "where.json"):
         found["what_the_mean_does"] = where

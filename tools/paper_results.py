@@ -19,8 +19,7 @@ from revelio.files import write_whole
 from revelio.pipelines.reproduce import ReproduceConfig, reproduce
 from revelio.pipelines.reproduce_parts import Shared
 from revelio.reproduce.items import item
-from revelio.reproduce.page import page
-from revelio.reproduce.picture import picture
+from revelio.reproduce.page import page, picture
 from revelio.reproduce.rows import SIZES, our_rows
 from revelio.run_dir import write_json
 from revelio.trust import read_json

@@ -146,11 +146,7 @@ def answer_all(
 def _ask(answerer: Answerer, part: Sequence[Question], images: Path, asking: Asking) -> list[str]:
     pictures = [[_picture(question, images)] for question in part]
     try:
-        return answerer.answer(
-            [question.text for question in part],
-            pictures,
-            **asking.decoding(),
-        )
+        return answerer.answer([question.text for question in part], pictures, **asking.decoding())
     except ValueError as error:
         # The model counts the questions of its batch; a user knows them by the bench's ids.
         ids = name_ids([question.id for question in part])

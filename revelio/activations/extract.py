@@ -84,23 +84,10 @@ def extract(
         ImageError: an image can't be read and ``on_error`` is ``stop``.
         OSError: a shard can't be written.
     """
-    config = ExtractConfig(
-        layers=tuple(layers),
-        timesteps=tuple(timesteps),
-        prompts=tuple(prompts),
-        data=DataConfig(on_error=on_error),
-        **settings,
-    )
-    job = ExtractionPlan(
-        dataset,
-        backbone,
-        out,
-        config,
-        texts or {},
-        provenance or {},
-        resume=resume,
-        processes=processes or Processes(),
-    )
+    settings |= {"layers": tuple(layers), "timesteps": tuple(timesteps), "prompts": tuple(prompts)}
+    config = ExtractConfig(**settings, data=DataConfig(on_error=on_error))
+    rest = (texts or {}, provenance or {}, resume, processes or Processes())
+    job = ExtractionPlan(dataset, backbone, out, config, *rest)
     for step in run(job):
         if progress is not None:
             progress(step)

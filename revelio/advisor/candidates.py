@@ -79,10 +79,7 @@ def cheapest_first(
 
 @torch.no_grad()
 def seconds_an_image(
-    model: Backbone,
-    dataset: ImageDataset,
-    candidates: Sequence[Candidate],
-    text: Mapping[str, str],
+    model: Backbone, dataset: ImageDataset, candidates: Sequence[Candidate], text: Mapping[str, str]
 ) -> dict[Candidate, float]:
     """The seconds of one image through a model, by layer: encoding, and a pass that ends at the layer.
 

@@ -78,12 +78,7 @@ def chance(
 
 
 def permutation_null(
-    labels: Int64[Tensor, "images"],
-    rows: Int64[Tensor, "l w"],
-    classes: int,
-    *,
-    permutations: int,
-    seed: int,
+    labels: Int64[Tensor, "images"], rows: Int64[Tensor, "l w"], *, permutations: int, seed: int
 ) -> tuple[float, float, float]:
     """The same-class pair rate against labels shuffled over the whole store.
 

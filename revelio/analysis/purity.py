@@ -137,7 +137,7 @@ def _label_measures(
     classes, draws, seed = _class_number(labels, named), config.random_sets, config.seed
     found = measures(class_counts(labels[rows], classes))
     random = chance(labels, classes, images=config.m, draws=draws, seed=seed)
-    z, p, _ = permutation_null(labels, rows, classes, permutations=config.permutations, seed=seed)
+    z, p, _ = permutation_null(labels, rows, permutations=config.permutations, seed=seed)
     intervals = bootstrap_intervals(found, samples=config.bootstrap, seed=seed)
     means = {name: float(value.mean()) for name, value in found.items()}
     return {

@@ -10,12 +10,7 @@ from revelio.backbones.source import Description, Source
 
 VAE = {"block_out_channels": (128, 256, 512, 512)}
 UNET = {"block_out_channels": (320, 640, 1280, 1280)}
-DIT_XL_2 = {
-    "num_attention_heads": 16,
-    "attention_head_dim": 72,
-    "num_layers": 28,
-    "patch_size": 2,
-}
+DIT_XL_2 = {"num_attention_heads": 16, "attention_head_dim": 72, "num_layers": 28, "patch_size": 2}
 
 SDXL = {"block_out_channels": (320, 640, 1280)}
 

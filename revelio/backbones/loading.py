@@ -77,11 +77,7 @@ def check_attention(name: str) -> str:
 
 def use_eager_attention(model: nn.Module) -> None:
     """Make diffusers' attention modules compute softmax(q k) v step by step."""
-    from diffusers.models.attention_processor import (
-        Attention,
-        AttnAddedKVProcessor,
-        AttnProcessor,
-    )
+    from diffusers.models.attention_processor import Attention, AttnAddedKVProcessor, AttnProcessor
 
     for module in model.modules():
         if isinstance(module, Attention):

@@ -219,8 +219,7 @@ class ZeroShot:
     def _embed_text(self, text: str) -> Float[Tensor, "1 c"]:
         model = self._model
         length = min(
-            self._tokenizer.model_max_length,
-            model.text_model.config.max_position_embeddings,
+            self._tokenizer.model_max_length, model.text_model.config.max_position_embeddings
         )
         tokens = self._tokenizer(text, truncation=True, max_length=length, return_tensors="pt")
         pooled = model.text_model(tokens.input_ids.to(model.device)).pooler_output

@@ -26,14 +26,7 @@ from revelio.backbones.families import (
     family_of,
 )
 from revelio.backbones.packaged import VIT, packaged_backbones, packaged_path
-from revelio.backbones.source import (
-    CONFIG_LIMIT,
-    DENOISERS,
-    HUB_ID,
-    Description,
-    Source,
-    kinds_of,
-)
+from revelio.backbones.source import CONFIG_LIMIT, DENOISERS, HUB_ID, Description, Source, kinds_of
 from revelio.trust import printable, read_object
 
 if TYPE_CHECKING:

@@ -9,14 +9,7 @@ writes a Diff-C config and a LLaVA tower config. Without labels it goes by label
     revelio advise --data.source my/photos --timesteps 25 100 200 --prompts empty generic --resume
 """
 
-from dataclasses import dataclass
-
-from revelio.advisor.config import AdviseConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config(AdviseConfig):
-    """What to compare, on which images."""
+from revelio.advisor.config import AdviseConfig as Config
 
 
 def run(config: Config) -> None:

@@ -10,14 +10,7 @@ K is a run of `revelio train-ksae`, or a released checkpoint. Without --ksae tex
 difference of means.
 """
 
-from dataclasses import dataclass
-
-from revelio.steering.config import ConceptConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config(ConceptConfig):
-    """What a concept is made of."""
+from revelio.steering.config import ConceptConfig as Config
 
 
 def run(config: Config) -> None:

@@ -11,18 +11,12 @@ CPU cores.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from revelio.pipelines.demo.config import DemoConfig
+from revelio.pipelines.demo.config import DemoConfig as Config
 
 if TYPE_CHECKING:
-    from revelio.pipelines.demo.run import Demo
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config(DemoConfig):
-    """The demo's flags."""
+    from revelio.pipelines import Reported
 
 
 def run(config: Config) -> None:
@@ -41,7 +35,7 @@ def run(config: Config) -> None:
         print(line)
 
 
-def _next(config: Config, made: "Demo") -> str:
+def _next(config: Config, made: "Reported") -> str:
     """After the shipped pictures, the user's own; after those, a larger k-SAE of the layer shown."""
     from revelio.following import beside, flags, following
 
@@ -55,7 +49,7 @@ def _next(config: Config, made: "Demo") -> str:
     return following("extract", *chosen, "--out", beside(config.out, "activations"))
 
 
-def _steer(config: Config, made: "Demo") -> Iterator[str]:
+def _steer(config: Config, made: "Reported") -> Iterator[str]:
     """The line that draws with more of the report's first latent; only of a U-Net, which takes any text."""
     from revelio.backbones.registry import describe_one
     from revelio.following import beside, flags, following

@@ -8,15 +8,9 @@ Without labels it writes what it takes each image for, and no accuracy.
     revelio eval-diffc --model runs/diffc/final --store runs/test/up_ft1-t25-empty-d0
 """
 
-from dataclasses import dataclass
 from typing import Any
 
-from revelio.diffc.config import EvalDiffCConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config(EvalDiffCConfig):
-    """Which classifier to test, on what."""
+from revelio.diffc.config import EvalDiffCConfig as Config
 
 
 def run(config: Config) -> None:

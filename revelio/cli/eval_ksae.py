@@ -13,14 +13,7 @@ rows, k-means, channels, principal and independent axes, with --trained-controls
 on the backbone with random weights. Results go into the k-SAE's run and its model card.
 """
 
-from dataclasses import dataclass
-
-from revelio.evaluation.config import EvalSAEConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config(EvalSAEConfig):
-    """Which k-SAEs are judged, on which held-out images, beside which controls."""
+from revelio.evaluation.config import EvalSAEConfig as Config
 
 
 def run(config: Config) -> None:

@@ -8,14 +8,7 @@ share the prompts.
     torchrun --nproc-per-node 4 -m revelio extract-text --config configs/steering/flux.yaml --prompts P
 """
 
-from dataclasses import dataclass
-
-from revelio.steering.config import ExtractTextConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config(ExtractTextConfig):
-    """Which text layers of which prompts to store."""
+from revelio.steering.config import ExtractTextConfig as Config
 
 
 def run(config: Config) -> None:

@@ -9,18 +9,13 @@ active latents; a map of the latents.
 Open index.html of the folder in a browser.
 """
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from revelio.analysis.config import FROM_STORE, MakeGalleryConfig
+from revelio.analysis.config import FROM_STORE
+from revelio.analysis.config import MakeGalleryConfig as Config
 
 if TYPE_CHECKING:
     from revelio.pipelines.gallery import MadeGallery
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config(MakeGalleryConfig):
-    """Which latents to show of which images."""
 
 
 def run(config: Config) -> None:

@@ -14,15 +14,9 @@ Wilson's.
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from revelio.analysis.config import LocalityConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config(LocalityConfig):
-    """Which latents, on which stores, and beside what."""
+from revelio.analysis.config import LocalityConfig as Config
 
 
 def run(config: Config) -> None:

@@ -11,14 +11,7 @@ OpenAI-compatible endpoint; replies are kept, so that a second run sends nothing
         --judge my-model --base-url http://localhost:8000/v1
 """
 
-from dataclasses import dataclass
-
-from revelio.naming.config import NameLatentsConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config(NameLatentsConfig):
-    """Which latents, by which judge."""
+from revelio.naming.config import NameLatentsConfig as Config
 
 
 def run(config: Config) -> None:

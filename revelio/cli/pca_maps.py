@@ -10,14 +10,7 @@ throughout a column of the sheet.
 Writes sheet.png, maps.safetensors (a set of tensors for each layer and timestep) and maps.json.
 """
 
-from dataclasses import dataclass
-
-from revelio.analysis.config import MakePCAMapsConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config(MakePCAMapsConfig):
-    """Which images through which layers."""
+from revelio.analysis.config import MakePCAMapsConfig as Config
 
 
 def run(config: Config) -> None:

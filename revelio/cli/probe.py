@@ -8,14 +8,7 @@ images and tested on stores of other images; all in one table, with the paired d
     revelio probe --store runs/grids --test-store runs/grids-test --probes linear attention resnet
 """
 
-from dataclasses import dataclass
-
-from revelio.probes.config import ProbeConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config(ProbeConfig):
-    """Which probes, on which stores."""
+from revelio.probes.config import ProbeConfig as Config
 
 
 def run(config: Config) -> None:

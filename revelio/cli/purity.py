@@ -13,14 +13,7 @@ Intervals are over images where controls are measured: latents share images. Wit
 over latents, which is too narrow.
 """
 
-from dataclasses import dataclass
-
-from revelio.analysis.config import MeasurePurityConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config(MeasurePurityConfig):
-    """Which top images, and how they are judged."""
+from revelio.analysis.config import MeasurePurityConfig as Config
 
 
 def run(config: Config) -> None:

@@ -10,14 +10,7 @@ guidance amplifies it. Latents of a denoiser's layer are edited while it samples
 A table's seed and guidance columns (of the I2P prompts) are taken as they are.
 """
 
-from dataclasses import dataclass
-
-from revelio.steering.config import SteerConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config(SteerConfig):
-    """What to draw, steered how."""
+from revelio.steering.config import SteerConfig as Config
 
 
 def run(config: Config) -> None:

@@ -14,14 +14,7 @@ picture.
         --judge endpoint:gpt-4o-mini --features dinov2-vit-s-14 --group-column kind --out O
 """
 
-from dataclasses import dataclass
-
-from revelio.steering.config import SteerEvalConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config(SteerEvalConfig):
-    """What to measure, by whom."""
+from revelio.steering.config import SteerEvalConfig as Config
 
 
 def run(config: Config) -> None:

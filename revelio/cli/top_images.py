@@ -8,18 +8,12 @@ One pass over a store, in memory that does not grow with the number of images.
 Writes top_images.safetensors and top_images.json, which `revelio purity` and `revelio gallery` read.
 """
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from revelio.analysis.config import MakeTopImagesConfig
+from revelio.analysis.config import MakeTopImagesConfig as Config
 
 if TYPE_CHECKING:
     from revelio.pipelines.top_images import MadeTopImages
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config(MakeTopImagesConfig):
-    """Which store and k-SAE, and how many images to keep."""
 
 
 def run(config: Config) -> None:

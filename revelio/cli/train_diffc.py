@@ -11,14 +11,7 @@ Two baselines take the same path: `--backbone.name pixels --layer pixels --times
 itself, `--random-weights 0` the same backbone untrained.
 """
 
-from dataclasses import dataclass
-
-from revelio.diffc.config import TrainDiffCConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config(TrainDiffCConfig):
-    """Which grids to train on, and how."""
+from revelio.diffc.config import TrainDiffCConfig as Config
 
 
 def run(config: Config) -> None:

@@ -8,14 +8,7 @@ this machine. One line of JSON an image goes to `metrics.jsonl`; a stopped run g
     revelio zero-shot --classifier.samples 16 64 256 --classifier.keep 10 3 --out runs/dc --resume
 """
 
-from dataclasses import dataclass
-
-from revelio.probes.config import ZeroShotConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config(ZeroShotConfig):
-    """Which images, and by what."""
+from revelio.probes.config import ZeroShotConfig as Config
 
 
 def run(config: Config) -> None:

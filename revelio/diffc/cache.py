@@ -52,8 +52,7 @@ class CacheSettings:
 
     def gigabytes(self, source: GridSource) -> float:
         """Size of all views of a source."""
-        grid = math.prod(source.shape) * self.dtype.itemsize
-        return (1 + self.views) * len(source.ids) * grid / GB
+        return (1 + self.views) * _bytes(source, self.dtype) / GB
 
 
 @dataclass
@@ -96,8 +95,7 @@ def _fill_view(
     else:
         partial.parent.mkdir(parents=True, exist_ok=True)
         # A mapped file that outgrows the disk would end the process without a word.
-        size = len(source.ids) * math.prod(source.shape) * settings.dtype.itemsize
-        reserve(partial, size)
+        reserve(partial, _bytes(source, settings.dtype))
         kept = _map(partial, source, settings.dtype)
     for indices in chunks(range(len(source.ids)), settings.batch_size):
         grids = source.grids(indices, view).cpu()

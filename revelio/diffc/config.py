@@ -123,11 +123,7 @@ class FitConfig(DiffCConfig):
         """The settings as they took effect, for reports."""
         own = {one.name: getattr(self, one.name) for one in fields(FitConfig)}
         del own["device"]
-        return own | {
-            "validation": self.held_out,
-            "end_rate": self.end_rate,
-            "period": self.period,
-        }
+        return own | {"validation": self.held_out, "end_rate": self.end_rate, "period": self.period}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,11 +1,16 @@
-"""An evaluation as text: a line a measure, with its strongest control and the verdict."""
+"""An evaluation as text: a line a measure, with its strongest control and the verdict.
 
+In a model card it is a section of its own, between two marks.
+"""
+
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from revelio.trust import markdown
+from revelio.trust import markdown, printable
 
 HEAD = "| measure | k-SAE | strongest control | difference | verdict |\n|---|---:|---:|---:|---|"
+START, END = "<!-- revelio eval-ksae -->", "<!-- /revelio eval-ksae -->"
 
 
 def page(result: Mapping[str, Any]) -> str:
@@ -61,3 +66,26 @@ def _levels(found: Mapping[str, Any]) -> Iterator[str]:
             shares = [entry[level] for level in ("0.7", "0.9")]
             values = [one["value"] if isinstance(one, Mapping) else one for one in shares]
             yield f"| {name} | {values[0]:.1%} | {values[1]:.1%} |"
+
+
+def section(result: Mapping[str, Any], ksae: str) -> str:
+    """The measures of one k-SAE of an evaluation, each with its strongest control and the verdict."""
+    lines = [
+        START,
+        "## Beside what learned nothing",
+        "",
+        f"{result['images']:,} held-out images of {printable(result['store'])}. Intervals of differences: "
+        f"{result['interval_method']}.",
+        "",
+        *rows(result["ksaes"][ksae]["measures"]),
+    ]
+    notes = [f"- {note}" for note in result["notes"]]
+    return "\n".join([*lines, *(["", *notes] if notes else []), END])
+
+
+def with_section(card: str, made: str) -> str:
+    """A card with this section in the place of an earlier one, or at its end; the rest stays as it is."""
+    earlier = re.compile(f"{re.escape(START)}.*?{re.escape(END)}", re.DOTALL)
+    if earlier.search(card):
+        return earlier.sub(lambda _: made, card, count=1)
+    return f"{card.rstrip()}\n\n{made}\n"

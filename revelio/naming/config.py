@@ -4,15 +4,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
 from revelio.analysis.config import FROM_STORE
-from revelio.bounds import (
-    Count,
-    Device,
-    Folder,
-    OutFile,
-    Pixels,
-    Range,
-    Seed,
-)
+from revelio.bounds import Count, Device, Folder, OutFile, Pixels, Range, Seed
 from revelio.data.config import DataConfig
 from revelio.endpoint import AskingConfig
 

@@ -122,10 +122,7 @@ def read_picks(text: str, count: int) -> list[int]:
 def body(judge: str, question: str, jpeg: bytes, max_tokens: int) -> dict[str, Any]:
     """The chat completion to ask for."""
     url = "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
-    content = [
-        {"type": "text", "text": question},
-        {"type": "image_url", "image_url": {"url": url}},
-    ]
+    content = [{"type": "text", "text": question}, {"type": "image_url", "image_url": {"url": url}}]
     messages = [{"role": "user", "content": content}]
     return {"model": judge, "messages": messages, "max_tokens": max_tokens, "temperature": 0.0}
 

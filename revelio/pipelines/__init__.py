@@ -5,6 +5,8 @@ How far it is goes to one callable, which gets a :class:`Progress` now and then.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,22 @@ class Progress:
     unit: str = ""
     numbers: tuple[tuple[str, str], ...] = ()
     title: str = ""
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a pipeline wrote: its JSON file, or a page beside that, and what the JSON file holds."""
+
+    path: Path
+    result: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Reported:
+    """A folder that a pipeline filled, and what the `report.json` in it holds."""
+
+    path: Path
+    report: dict[str, Any]
 
 
 Report = Callable[[Progress], None]

@@ -19,12 +19,7 @@ from revelio.activations.extract import extract
 from revelio.activations.store import ActivationStore
 from revelio.activations.vae_cache import cacheable
 from revelio.advisor.advice import diffc_yaml, in_words, result_of, tower_yaml
-from revelio.advisor.candidates import (
-    Candidate,
-    candidates_of,
-    cheapest_first,
-    seconds_an_image,
-)
+from revelio.advisor.candidates import Candidate, candidates_of, cheapest_first, seconds_an_image
 from revelio.advisor.config import FIRST_OF_CLASS, FOLDS, AdviseConfig
 from revelio.advisor.halving import Round, halve, sizes
 from revelio.advisor.heat_map import heat_map, short
@@ -33,13 +28,14 @@ from revelio.backbones.base import Backbone
 from revelio.backbones.prompts import CAPTIONS, FIXED, captions_sha256, prompt_texts
 from revelio.backbones.registry import load_backbone
 from revelio.bounds import check_fields
-from revelio.config import completed, structure, to_yaml
+from revelio.config import structure
 from revelio.data.dataset import ImageDataset
 from revelio.data.open import open_dataset
 from revelio.diffc.inputs import readable
 from revelio.files import write_whole
-from revelio.pipelines import Progress, Report, silent
-from revelio.run_dir import Run, versions, write_json
+from revelio.pipelines import Made, Progress, Report, silent
+from revelio.pipelines.inputs import open_run
+from revelio.run_dir import versions, write_json
 from revelio.seeds import key_seed
 from revelio.stats import proportion
 from revelio.trust import printable, read_object
@@ -51,11 +47,8 @@ RESULTS = ("report.json", "heat_map.png", "diffc.yaml", "llava_tower.yaml")
 
 
 @dataclass(frozen=True)
-class Advice:
-    """What was advised (``result``: plain values), in words, and in which run directory it is."""
-
-    path: Path
-    result: dict[str, Any]
+class Advice(Made):
+    """What was advised, in words, and in which run directory it is."""
 
     @property
     def words(self) -> list[str]:
@@ -89,14 +82,7 @@ def advise(config: AdviseConfig, progress: Report = silent) -> Advice:
     """
     check_fields(config)
     dataset = _chosen(config)
-    run = Run.open(
-        config.out,
-        "advise",
-        to_yaml(config),
-        resume=config.resume,
-        results=RESULTS,
-        complete=completed(config),
-    )
+    run = open_run(config, "advise", RESULTS)
     try:
         run.add_input("set of images", _identity(config, dataset))
         if not run.finished:

@@ -13,14 +13,8 @@ from revelio.analysis.paired import method
 from revelio.analysis.top_images import own_over
 from revelio.bounds import check_fields
 from revelio.config import read_yaml, structure
-from revelio.evaluation.card import section, with_section
 from revelio.evaluation.config import EvalSAEConfig
-from revelio.evaluation.controls import (
-    RANDOM_WEIGHTS,
-    TRAINED,
-    trained_control,
-    untrained_controls,
-)
+from revelio.evaluation.controls import RANDOM_WEIGHTS, TRAINED, trained_control, untrained_controls
 from revelio.evaluation.identity import (
     live_directions,
     planted_recovery,
@@ -31,7 +25,7 @@ from revelio.evaluation.identity import (
 )
 from revelio.evaluation.judge import judge, over_trainings
 from revelio.evaluation.loss_recovered import ENDS
-from revelio.evaluation.page import page
+from revelio.evaluation.page import page, section, with_section
 from revelio.files import write_folder, write_whole
 from revelio.hub import CARD
 from revelio.outputs import check_replaceable, claimed, replace_files

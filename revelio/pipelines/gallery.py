@@ -14,13 +14,7 @@ from revelio.bounds import check_fields
 from revelio.data.dataset import ImageDataset
 from revelio.outputs import claimed
 from revelio.pipelines import Report, counted, silent
-from revelio.pipelines.inputs import (
-    check_same_source,
-    made_from,
-    open_sae,
-    pictures_of,
-    place_of,
-)
+from revelio.pipelines.inputs import check_same_source, made_from, open_sae, pictures_of, place_of
 from revelio.pipelines.purity import controls_of
 from revelio.pipelines.top_images import compute, read_top_images
 from revelio.sae.model import KSparseAutoencoder

@@ -7,16 +7,15 @@ from typing import Any
 
 from revelio.activations.store import ActivationStore
 from revelio.analysis.config import FROM_STORE
-from revelio.backbones.base import Backbone
-from revelio.backbones.config import BackboneConfig
-from revelio.backbones.registry import load_backbone
+from revelio.config import completed, to_yaml
 from revelio.data.config import DataConfig
 from revelio.data.dataset import ImageDataset
 from revelio.data.open import open_dataset
 from revelio.data.registry import is_registered
 from revelio.distributed import device_of
 from revelio.following import beside
-from revelio.pipelines import Progress, Report, silent
+from revelio.pipelines import Progress, Report, counted, silent
+from revelio.run_dir import Run
 from revelio.sae.io.saved import WEIGHTS
 from revelio.sae.kernels.select import COMPILING, fastest_kernel, must_compile
 from revelio.sae.model import KSparseAutoencoder
@@ -25,9 +24,12 @@ from revelio.trust import printable, read_object
 FINAL = "final"
 
 
-def backbone_of(config: BackboneConfig, layers: Sequence[str] | None) -> Backbone:
-    """The backbone that a config names, cut after the deepest of ``layers``."""
-    return load_backbone(config, layers=layers)
+def open_run(config: Any, command: str, results: Sequence[str] = ()) -> Run:
+    """The run folder of a config that has ``out`` and ``resume``; see :meth:`Run.open`."""
+    text, complete = to_yaml(config), completed(config)
+    return Run.open(
+        config.out, command, text, resume=config.resume, results=results, complete=complete
+    )
 
 
 def pictures_of(config: DataConfig, store: ActivationStore) -> ImageDataset:
@@ -58,15 +60,8 @@ def hashed(dataset: ImageDataset, progress: Report) -> ImageDataset:
     """The data set with the hashes of its pictures, which are read now."""
     if dataset.digest is None:
         return dataset
-    count, done = len(dataset), 0
-
-    def tell(images: int = 1) -> None:
-        nonlocal done
-        done += images
-        progress(Progress("", done, count, "image", title=f"reading {count:,} pictures"))
-
-    tell(0)
-    return dataset.hashed(tell)
+    count = len(dataset)
+    return dataset.hashed(counted(progress, f"reading {count:,} pictures", count, "image"))
 
 
 def sae_folder(path: str) -> Path | None:

@@ -1,7 +1,6 @@
 """How local, stable and distinct the latents of a k-SAE of cells are, measured and written as JSON."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,32 +26,25 @@ from revelio.analysis.locality import (
 from revelio.analysis.redundancy import partners, redundancy
 from revelio.analysis.top_images import top_images
 from revelio.analysis.top_images_files import ksae_identity, store_identity
+from revelio.backbones.registry import load_backbone
 from revelio.bounds import check_fields
 from revelio.data.picture import decoded
 from revelio.outputs import check_file, has_keys
-from revelio.pipelines import Report, counted, silent
-from revelio.pipelines.inputs import backbone_of, open_sae, pictures_of, place_of
+from revelio.pipelines import Made, Report, counted, silent
+from revelio.pipelines.inputs import open_sae, pictures_of, place_of
 from revelio.pipelines.sae_rows import open_stores
 from revelio.run_dir import versions, write_json
 from revelio.sae.model import KSparseAutoencoder
 from revelio.trust import path_in, printable
 
-__all__ = ["LocalityConfig", "MeasuredLocality", "measure_locality", "read_masks"]
+__all__ = ["LocalityConfig", "measure_locality", "read_masks"]
 
 BATCH = 8
 # What tells stores of the same activations apart, by what they differ in.
 SAME = ("model", "layer", "prompt_policy", "dataset_sha256")
 
 
-@dataclass(frozen=True)
-class MeasuredLocality:
-    """What a locality file holds, and where it is."""
-
-    path: Path
-    result: dict[str, Any]
-
-
-def measure_locality(config: LocalityConfig, progress: Report = silent) -> MeasuredLocality:
+def measure_locality(config: LocalityConfig, progress: Report = silent) -> Made:
     """Measure the strongest latents, and write the result.
 
     Args:
@@ -96,7 +88,7 @@ def measure_locality(config: LocalityConfig, progress: Report = silent) -> Measu
     if config.moved:
         result["moved"] = _moved(config, model, store, latents, found[0].maps(), progress)
     write_json(out, result | {"versions": versions()})
-    return MeasuredLocality(out, result)
+    return Made(out, result)
 
 
 def _check_same(stores: Sequence[ActivationStore]) -> None:
@@ -146,7 +138,7 @@ def _moved(
 ) -> dict[str, Any]:
     """How maps agree once the image was mirrored or shifted and the map moved back."""
     about, layer = store.manifest, store.manifest["layer"]
-    backbone = backbone_of(config.backbone, [layer])
+    backbone = load_backbone(config.backbone, layers=[layer])
     if backbone.name != about.get("model") or about.get("prompt_policy") not in (None, "empty"):
         raise ValueError(
             f"{store.path} is of {about.get('model')} under prompts {about.get('prompt_policy')}, the "

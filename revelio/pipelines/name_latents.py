@@ -11,7 +11,6 @@ Every reply is kept in a cache at once: a stopped run goes on, and a second one 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,7 +33,7 @@ from revelio.naming.questions import (
 )
 from revelio.naming.verdicts import LEVEL, fleiss_kappa, tells_apart
 from revelio.outputs import check_file, has_keys
-from revelio.pipelines import Progress, Report, silent
+from revelio.pipelines import Made, Progress, Report, silent
 from revelio.pipelines.inputs import open_sae, pictures_of
 from revelio.pipelines.top_images import read_top_images
 from revelio.pipelines.vision_judge import VisionJudge
@@ -43,18 +42,10 @@ from revelio.run_dir import versions, write_json
 from revelio.seeds import key_seed
 from revelio.stats import proportion
 
-__all__ = ["NameLatentsConfig", "NamedLatents", "name_latents"]
+__all__ = ["NameLatentsConfig", "name_latents"]
 
 # What OpenAI counts for a picture of about 1000 x 1000 pixels; other judges count otherwise.
 SHEET_TOKENS, TEXT_TOKENS, REPLY_TOKENS = 765, 120, 40
-
-
-@dataclass(frozen=True)
-class NamedLatents:
-    """What the file of names holds, and where it is; after an estimate there is no file."""
-
-    path: Path
-    result: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -67,7 +58,7 @@ class Subject:
     fires: list[bool]
 
 
-def name_latents(config: NameLatentsConfig, progress: Report = silent) -> NamedLatents:
+def name_latents(config: NameLatentsConfig, progress: Report = silent) -> Made:
     """Have the strongest latents named and the names checked, and write the result.
 
     Args:
@@ -75,9 +66,10 @@ def name_latents(config: NameLatentsConfig, progress: Report = silent) -> NamedL
         progress: told how many replies there are, and the cost before anything is sent.
 
     Returns:
-        The names. ``latents``: kind, agreement, name, confidence, ``p`` and ``passed`` of each; ``passed``:
-        the share of names by which the judge tells firing images from others; ``control``: the same share
-        with the name of another latent; ``kappa``: agreement of the repeats beyond chance.
+        The names; after an estimate there is no file. ``latents``: kind, agreement, name, confidence, ``p``
+        and ``passed`` of each; ``passed``: the share of names by which the judge tells firing images from
+        others; ``control``: the same share with the name of another latent; ``kappa``: agreement of the
+        repeats beyond chance.
 
     Raises:
         ValueError: parts that do not belong together, no latent that fires on enough images, no key, or a
@@ -94,7 +86,7 @@ def name_latents(config: NameLatentsConfig, progress: Report = silent) -> NamedL
     cost = _cost(config, len(subjects))
     progress(Progress(cost.pop("words")))
     if config.estimate:
-        return NamedLatents(out, cost)
+        return Made(out, cost)
     pictures = _Pictures(store, pictures_of(config.data, store), config.side)
     with open_cache(config.cache or out.with_suffix(".cache.sqlite")) as cache:
         judge = VisionJudge(config.judge, config.max_tokens, config, cache, progress)
@@ -103,7 +95,7 @@ def name_latents(config: NameLatentsConfig, progress: Report = silent) -> NamedL
         control = _checked(judge, pictures, subjects, names, shift=1) if len(subjects) > 1 else []
     result = _result(config, subjects, names, checks, control)
     write_json(out, result | {"made_from": top.source, "versions": versions()})
-    return NamedLatents(out, result)
+    return Made(out, result)
 
 
 def _subjects(
@@ -219,10 +211,7 @@ def _checked(
     given = [known[(i + shift) % len(known)][1].name for i in range(len(known))]
     count = len(subjects[0].checked)
     asked = [
-        (
-            check_question(name, count),
-            pictures.sheet(subjects[place].checked, numbered=True),
-        )
+        (check_question(name, count), pictures.sheet(subjects[place].checked, numbered=True))
         for (place, _), name in zip(known, given, strict=True)
     ]
     title = "control: another latent's name" if shift else "checking names"

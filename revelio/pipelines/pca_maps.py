@@ -12,13 +12,13 @@ from torch import Tensor
 from revelio.analysis.config import MakePCAMapsConfig, PCAMapsConfig
 from revelio.analysis.pca_maps import PcaMaps, pca_maps, sheet
 from revelio.backbones.base import Backbone, schedule_of
-from revelio.backbones.registry import describe_one
+from revelio.backbones.registry import describe_one, load_backbone
 from revelio.bounds import check_fields
 from revelio.data.loading import Batch, batches
 from revelio.data.open import open_dataset
 from revelio.outputs import Older, check_replaceable, claimed, replace_files
 from revelio.pipelines import Report, counted, silent
-from revelio.pipelines.inputs import backbone_of, check_same_source
+from revelio.pipelines.inputs import check_same_source
 from revelio.run_dir import versions, write_json
 
 __all__ = ["MadePCAMaps", "MakePCAMapsConfig", "collect", "make_pca_maps"]
@@ -67,7 +67,7 @@ def make_pca_maps(config: MakePCAMapsConfig, progress: Report = silent) -> MadeP
         maps: dict[str, PcaMaps] = {}
         models, kept, skipped = [], [], []
         for name, layers in _layers_of(names, config).items():
-            backbone = backbone_of(replace(config.backbone, name=name), layers)
+            backbone = load_backbone(replace(config.backbone, name=name), layers=layers)
             models.append(backbone.name)
             ours = ["+".join(models), dataset.name]
             if len(models) == len(names):

@@ -14,14 +14,13 @@ from statistics import mean
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from revelio.activations.store import ActivationStore
 from revelio.analysis.top_images import pooled
 from revelio.bounds import check_fields
 from revelio.distributed import device_of
 from revelio.outputs import check_file, has_keys
-from revelio.pipelines import Report, counted, silent
+from revelio.pipelines import Made, Report, counted, silent
 from revelio.probes.chosen import Probed
 from revelio.probes.config import ProbeConfig, ProbeName
 from revelio.probes.knn import knn_probe
@@ -35,17 +34,13 @@ __all__ = ["ProbeConfig", "ProbedStores", "probe"]
 
 
 @dataclass(frozen=True)
-class ProbedStores:
-    """A table of probes.
+class ProbedStores(Made):
+    """A table of probes; ``entries`` of its result: a probe on a store each.
 
     Attributes:
-        path: its file.
-        result: what that holds; ``entries``: a probe on a store each.
         right: for each entry, which test images each training was right on, (seeds images).
     """
 
-    path: Path
-    result: dict[str, Any]
     right: list[np.ndarray]
 
     @property
@@ -183,13 +178,9 @@ def _trained(name: ProbeName, pair: Pair, config: ProbeConfig, seed: int) -> Pro
             seed=seed,
             device=str(device_of(config.device)),
         )
-    train, test = (_means(each) for each in rows)
+    train, test = (pooled(each).numpy() for each in rows)
     fit = linear_probe if name == "linear" else knn_probe
     return fit(train, pair.labels, test, pair.test_labels, seed=seed)
-
-
-def _means(rows: Tensor) -> np.ndarray:
-    return pooled(rows).numpy()
 
 
 def _entry(name: str, pair: Pair, found: Sequence[Probed]) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """How pure the latents of k-SAEs are, against chance and beside controls, measured and written."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from revelio.activations.store import ActivationStore
@@ -14,7 +13,7 @@ from revelio.analysis.top_images import TopImages
 from revelio.analysis.top_images_files import check_ksae, check_store, load_top_images
 from revelio.bounds import check_fields
 from revelio.outputs import check_file, has_keys
-from revelio.pipelines import Report, counted, silent
+from revelio.pipelines import Made, Report, counted, silent
 from revelio.pipelines.inputs import check_same_source, made_from, open_sae
 from revelio.run_dir import versions, write_json
 from revelio.sae.model import KSparseAutoencoder
@@ -27,11 +26,8 @@ NO_CONTROLS = (
 
 
 @dataclass(frozen=True)
-class MeasuredPurity:
+class MeasuredPurity(Made):
     """What a purity file holds (``entries``: one for each of the top images), and where it is."""
-
-    path: Path
-    result: dict[str, Any]
 
     @property
     def entries(self) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ the numbers are those of one process.
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,39 +26,25 @@ from revelio.config import to_plain
 from revelio.distributed import apart, launched
 from revelio.files import write_whole
 from revelio.outputs import check_file, claimed, has_keys
-from revelio.pipelines import Progress, Report, silent
+from revelio.pipelines import Made, Progress, Report, silent
 from revelio.pipelines.reproduce_parts import CANNOT, Shared, reason_of
 from revelio.pipelines.reproduce_rows import Found, checked, gain, measure
 from revelio.pipelines.reproduce_scores import scored
 from revelio.reproduce.config import ReproduceConfig
 from revelio.reproduce.items import Item, item
 from revelio.reproduce.orderings import Replicates, judge
-from revelio.reproduce.page import page
-from revelio.reproduce.picture import picture
+from revelio.reproduce.page import page, picture
 from revelio.reproduce.row import DELTA, TOP1, Row
 from revelio.reproduce.rows import SIZES, OurRow, Sizes, our_rows
 from revelio.run_dir import versions, write_json
 from revelio.trust import printable, read_object
 
-__all__ = ["ReproduceConfig", "Reproduced", "reproduce"]
-
-
-@dataclass(frozen=True)
-class Reproduced:
-    """A finished item.
-
-    Attributes:
-        path: its page, `<item>.md`; `<item>.json` is beside it, and `<item>.svg` where a row was measured.
-        result: what the JSON file holds.
-    """
-
-    path: Path
-    result: dict[str, Any]
+__all__ = ["ReproduceConfig", "reproduce"]
 
 
 def reproduce(
     name: str, config: ReproduceConfig, progress: Report = silent, *, sizes: Sizes | None = None
-) -> Reproduced:
+) -> Made:
     """Run the rows of a table or figure that are not done yet; write every value beside the paper's.
 
     Args:
@@ -66,6 +52,9 @@ def reproduce(
         config: on which models and pictures, how.
         progress: told which row is at work, and what it is at.
         sizes: how large everything is; none: those of the config's scale.
+
+    Returns:
+        The page, `<item>.md`; `<item>.json` is beside it, and `<item>.svg` where a row was measured.
 
     Raises:
         KeyError: there is no such item.
@@ -89,7 +78,7 @@ def reproduce(
         if processes.main:
             _write(path, result)
     processes.close()
-    return Reproduced(path.with_suffix(".md"), result)
+    return Made(path.with_suffix(".md"), result)
 
 
 def _write(path: Path, result: dict[str, Any]) -> None:

@@ -76,11 +76,7 @@ class DistContext:
         return 1 if self.group is None else self.group.world
 
     def model(
-        self,
-        config: SAEConfig,
-        d: int,
-        trained_on: dict[str, Any],
-        inputs: Sequence[Input] = (),
+        self, config: SAEConfig, d: int, trained_on: dict[str, Any], inputs: Sequence[Input] = ()
     ) -> KSparseAutoencoder:
         """A k-SAE whose weights training will draw, this process's part of it where they share the latents.
 

@@ -28,11 +28,7 @@ class Training:
 
 
 def finish(
-    training: Training,
-    batches: Batches,
-    kept: JoinedRows,
-    held_out: JoinedRows,
-    progress: Report,
+    training: Training, batches: Batches, kept: JoinedRows, held_out: JoinedRows, progress: Report
 ) -> None:
     """Measure the k-SAE on the rows it was trained on and on those kept out; write it with its report."""
     config, record, run = training.config, training.record, training.run
@@ -46,11 +42,10 @@ def finish(
     if unseen is not None:
         model.trained_on.update(held_out_rows=unseen["rows"], held_out_fvu=unseen["fvu"])
     stores = _by_store(model, kept, held_out)
-    measured = {key: value for key, value in asdict(found).items() if key != "density"}
     settings = {one.name: getattr(run.config, one.name) for one in fields(TrainConfig)}
-    said = {"training": settings, "on the training rows": measured}
+    said = {"training": settings, "on the training rows": _without_density(asdict(found))}
     if unseen is not None:
-        said["on held-out rows"] = {key: value for key, value in unseen.items() if key != "density"}
+        said["on held-out rows"] = _without_density(unseen)
     _save(training, said)
     if not training.context.main:
         return
@@ -94,11 +89,13 @@ def _by_store(
         for name, rows in (("trained", kept.parts[place]), ("held_out", held_out.parts[place])):
             if len(rows):
                 measured = evaluate(model, rows.batches(raw=True), place)
-                about[name] = {
-                    key: value for key, value in asdict(measured).items() if key != "density"
-                }
+                about[name] = _without_density(asdict(measured))
         found.append(about)
     return found
+
+
+def _without_density(measured: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in measured.items() if key != "density"}
 
 
 def _unseen(model: KSparseAutoencoder, rows: JoinedRows) -> dict[str, Any] | None:

@@ -34,12 +34,12 @@ from revelio.analysis.gallery.records import short
 from revelio.analysis.top_images_files import ksae_identity
 from revelio.backbones.base import Backbone
 from revelio.backbones.config import BackboneConfig
-from revelio.backbones.registry import describe
+from revelio.backbones.registry import describe, load_backbone
 from revelio.bounds import check_fields
 from revelio.data.picture import read_picture
 from revelio.outputs import read_record
 from revelio.pipelines import Progress, Report, silent
-from revelio.pipelines.inputs import FINAL, backbone_of, open_sae
+from revelio.pipelines.inputs import FINAL, open_sae
 from revelio.sae.model import KSparseAutoencoder
 from revelio.trust import path_in, printable, read_json_lines, read_object, regular_file
 
@@ -202,7 +202,7 @@ def open_server(config: ServeConfig, progress: Report = silent) -> ThreadingHTTP
     with _as_written(folder):
         asked = _backbone(config, data)
     progress(Progress(f"loading {asked.name} and the k-SAE at {ksae}"))
-    backbone = backbone_of(asked, (meta["layer"],))
+    backbone = load_backbone(asked, layers=(meta["layer"],))
     images = read_json_lines(folder / "images.jsonl")
     model = open_sae(ksae, progress=progress)
     with _as_written(folder):

@@ -1,12 +1,13 @@
 """Prompts drawn at several strengths: pictures, a contact sheet with strengths as columns, a report."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from revelio.config import to_plain
 from revelio.outputs import check_replaceable, replace_files
-from revelio.pipelines import Report, counted, silent
+from revelio.pipelines import Report, Reported, counted, silent
 from revelio.pipelines.steer_parts import build_edits, open_pipeline, the_prompts
 from revelio.run_dir import versions, write_json
 from revelio.steering.config import SteerConfig
@@ -18,20 +19,7 @@ MAKER = "steer"
 PICTURES, SHEET, REPORT = "pictures", "sheet.png", "report.json"
 
 
-@dataclass(frozen=True)
-class Steered:
-    """What was drawn.
-
-    Attributes:
-        path: the folder.
-        report: what `report.json` holds.
-    """
-
-    path: Path
-    report: dict[str, Any]
-
-
-def steer(config: SteerConfig, progress: Report = silent) -> Steered:
+def steer(config: SteerConfig, progress: Report = silent) -> Reported:
     """Draw every prompt at every strength with the same noise.
 
     Args:
@@ -53,7 +41,7 @@ def steer(config: SteerConfig, progress: Report = silent) -> Steered:
     )
     report: dict[str, Any] = {
         "model": layers.name,
-        "config": plain_values(asdict(config)),
+        "config": to_plain(config),
         "prompts": [asdict(one) for one in prompts],
         "made_with": versions(),
     }
@@ -73,18 +61,9 @@ def steer(config: SteerConfig, progress: Report = silent) -> Steered:
         write_json(folder / REPORT, report)
 
     replace_files(config.out, MAKER, write)
-    return Steered(config.out, report)
+    return Reported(config.out, report)
 
 
 def at_strength(edits: Sequence[Edit], strength: float) -> list[Edit]:
     """The edits, each times a strength."""
     return [replace(one, strength=one.strength * strength) for one in edits]
-
-
-def plain_values(value: Any) -> Any:
-    """Paths as texts, for JSON."""
-    if isinstance(value, dict):
-        return {name: plain_values(inner) for name, inner in value.items()}
-    if isinstance(value, tuple):
-        return [plain_values(inner) for inner in value]
-    return str(value) if isinstance(value, Path) else value

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from inspect import signature
 from itertools import product
 from pathlib import Path
@@ -12,11 +12,12 @@ import numpy as np
 import torch
 
 from revelio.backbones.diffusion.pipeline_layers import PipelineLayers
+from revelio.config import to_plain
 from revelio.data.picture import read_picture
 from revelio.following import beside
 from revelio.outputs import check_replaceable, replace_files
 from revelio.pipelines import Report, counted, silent
-from revelio.pipelines.steer import PICTURES, SHEET, at_strength, plain_values
+from revelio.pipelines.steer import PICTURES, SHEET, at_strength
 from revelio.pipelines.steer_judges import REPLY_TOKENS, Eye, open_eye
 from revelio.pipelines.steer_page import write_page
 from revelio.pipelines.steer_parts import build_edits, open_pipeline, the_prompts
@@ -87,7 +88,7 @@ def steer_eval(config: SteerEvalConfig, progress: Report = silent) -> dict[str, 
     cache = config.cache or beside(config.out, "judge").with_suffix(".cache.sqlite")
     report: dict[str, Any] = {
         "model": layers.name,
-        "config": plain_values(asdict(config)),
+        "config": to_plain(config),
         "classes": classes,
         "made_with": versions(),
     }

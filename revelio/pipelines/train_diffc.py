@@ -10,7 +10,6 @@ final/             the first seed's classifier, the epoch that was selected
 report.json        all seeds together        confusion.png    the first seed's
 """
 
-import shutil
 import time
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -21,7 +20,6 @@ import torch
 
 from revelio.backbones.loading import dtype_of
 from revelio.bounds import check_fields
-from revelio.config import completed, to_yaml
 from revelio.data.config import DataConfig
 from revelio.data.dataset import ImageDataset
 from revelio.data.splits import NoSplits
@@ -44,10 +42,10 @@ from revelio.diffc.sources import GridSource
 from revelio.diffc.train import load_training, save_training
 from revelio.diffc.trained_on import trained_on
 from revelio.files import check_folder
-from revelio.machine import available_memory
+from revelio.machine import available_memory, free_disk
 from revelio.machine import size as printed
-from revelio.pipelines import Progress, Report, counted, silent
-from revelio.pipelines.inputs import hashed
+from revelio.pipelines import Progress, Report, Reported, counted, silent
+from revelio.pipelines.inputs import hashed, open_run
 from revelio.run_dir import Run, write_folder, write_json, write_whole
 from revelio.trust import printable, read_object
 
@@ -60,16 +58,8 @@ RESULTS = ("report.json", "confusion.png", *WEIGHTS)
 
 
 @dataclass(frozen=True)
-class TrainedDiffC:
-    """A finished run.
-
-    Attributes:
-        path: its folder.
-        report: what `report.json` holds: top-1 with its interval, each seed's measures, settings, ...
-    """
-
-    path: Path
-    report: dict[str, Any]
+class TrainedDiffC(Reported):
+    """A finished run; its report: top-1 with its interval, each seed's measures, settings, ..."""
 
     def model(self) -> DiffC:
         """The first seed's classifier, read from the folder."""
@@ -97,7 +87,7 @@ def train_diffc(config: TrainDiffCConfig, progress: Report = silent) -> TrainedD
     check_folder(config.out)
     started = time.monotonic()
     live = _open_stored(config) if config.stores else _open_images(config, progress)
-    run = _open_run(config)
+    run = open_run(config, "train-diffc", RESULTS)
     opened = time.monotonic()
     task = _keep_views(live, config, progress)
     viewed = time.monotonic()
@@ -122,20 +112,10 @@ def train_diffc(config: TrainDiffCConfig, progress: Report = silent) -> TrainedD
     return TrainedDiffC(config.out, report)
 
 
-def _open_run(config: TrainDiffCConfig) -> Run:
-    return Run.open(
-        config.out,
-        "train-diffc",
-        to_yaml(config),
-        resume=config.resume,
-        results=RESULTS,
-        complete=completed(config),
-    )
-
-
 def _finish_again(config: TrainDiffCConfig, progress: Report) -> TrainedDiffC:
     """Finish a run whose results are all there: it was stopped at the very end, or not at all."""
-    run, report = _open_run(config), read_object(config.out / "report.json")
+    run = open_run(config, "train-diffc", RESULTS)
+    report = read_object(config.out / "report.json")
     _finish(run, config, report)
     progress(Progress(f"this run is finished: see {config.out / 'report.json'}"))
     return TrainedDiffC(config.out, report)
@@ -254,8 +234,8 @@ def _views_cost(source: GridSource, cache: CacheSettings, total: int) -> str:
         )
     if gigabytes > cache.memory_gb:
         where = f"in {cache.folder}"
-        free = shutil.disk_usage(_existing(cache.folder)).free
-        if gigabytes * 1e9 > free:
+        free = free_disk(cache.folder)
+        if free is not None and gigabytes * 1e9 > free:
             raise ValueError(
                 f"the views need {needed} in {cache.folder}, where {printed(free)} are free: "
                 "take fewer views, another cache_dir, or views -1 (on-line)"
@@ -268,10 +248,6 @@ def _views_cost(source: GridSource, cache: CacheSettings, total: int) -> str:
         f"{shape}, {gigabytes:.2f} GB {where}, {total / max(seconds, 1e-9):.3g} images/s, about "
         + (f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min")
     )
-
-
-def _existing(folder: Path) -> Path:
-    return folder if folder.exists() else _existing(folder.absolute().parent)
 
 
 def _announce(task: Task, config: TrainDiffCConfig, progress: Report) -> None:

@@ -19,7 +19,7 @@ from revelio.activations.store import ActivationStore
 from revelio.bounds import check_fields
 from revelio.config import completed, to_yaml
 from revelio.files import check_folder
-from revelio.pipelines import Progress, Report, silent
+from revelio.pipelines import Progress, Report, Reported, silent
 from revelio.pipelines.held_out import divide, with_share
 from revelio.pipelines.plan_sae import announce, job_of, refuse_shortage, remarks, shortage
 from revelio.pipelines.sae_processes import DistContext
@@ -43,16 +43,8 @@ RESULTS = ("report.json", "final/config.json", "final/model.safetensors")
 
 
 @dataclass(frozen=True)
-class TrainedSAE:
-    """A finished run.
-
-    Attributes:
-        path: its folder.
-        report: what `report.json` holds: sizes, fraction of variance unexplained, L0, dead latents, ...
-    """
-
-    path: Path
-    report: dict[str, Any]
+class TrainedSAE(Reported):
+    """A finished run; its report: sizes, fraction of variance unexplained, L0, dead latents, ..."""
 
     def model(self) -> KSparseAutoencoder:
         """The k-SAE, read from the folder."""
@@ -241,12 +233,7 @@ def _open(
     text = complete(to_yaml(config))  # numbers as YAML has them: 2 epochs are 2.0
     if context.main:
         record = Run.open(
-            config.out,
-            "train-ksae",
-            text,
-            resume=config.resume,
-            results=RESULTS,
-            complete=complete,
+            config.out, "train-ksae", text, resume=config.resume, results=RESULTS, complete=complete
         )
         if not record.finished:
             for number, part in enumerate(rows.parts):

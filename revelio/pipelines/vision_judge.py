@@ -36,10 +36,7 @@ class VisionJudge:
         self._settings = replace(settings, base_url=self._address)
 
     def ask(
-        self,
-        title: str,
-        questions: Sequence[tuple[str, bytes]],
-        read: Callable[[int, str], T],
+        self, title: str, questions: Sequence[tuple[str, bytes]], read: Callable[[int, str], T]
     ) -> list[T | None]:
         """What is read out of the reply to each question; None where it can't be.
 

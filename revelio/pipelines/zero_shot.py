@@ -11,7 +11,6 @@ no line yet.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from time import perf_counter
 from typing import Any, cast
 
@@ -19,10 +18,10 @@ from revelio.backbones.base import DiffusionModel, schedule_of
 from revelio.backbones.prompts import ZeroShot, class_texts
 from revelio.backbones.registry import load_backbone
 from revelio.bounds import check_fields
-from revelio.config import completed, to_yaml
 from revelio.data.dataset import ImageDataset
 from revelio.data.open import open_dataset
-from revelio.pipelines import Report, counted, silent
+from revelio.pipelines import Report, Reported, counted, silent
+from revelio.pipelines.inputs import open_run
 from revelio.probes.config import ZeroShotConfig
 from revelio.probes.diffusion_classifier import diffusion_classifier
 from revelio.probes.score import score
@@ -35,17 +34,13 @@ CLIP_BATCH = 64
 
 
 @dataclass(frozen=True)
-class ZeroShotRun:
-    """What a zero-shot run holds.
+class ZeroShotRun(Reported):
+    """A zero-shot run; its report: accuracy with interval, seconds an image, and how it was measured.
 
     Attributes:
-        path: the run directory.
-        report: accuracy with interval, seconds an image, and how it was measured.
         rows: one an image, in the order of the data set.
     """
 
-    path: Path
-    report: dict[str, Any]
     rows: list[dict[str, Any]]
 
 
@@ -74,14 +69,7 @@ def zero_shot(config: ZeroShotConfig, progress: Report = silent) -> ZeroShotRun:
         )
     if config.method == "diffusion" and len(config.templates) > 1:
         raise ValueError(f"{len(config.templates)} templates: the Diffusion Classifier takes one")
-    run = Run.open(
-        config.out,
-        "zero-shot",
-        to_yaml(config),
-        resume=config.resume,
-        results=("report.json", "metrics.jsonl"),
-        complete=completed(config),
-    )
+    run = open_run(config, "zero-shot", ("report.json", "metrics.jsonl"))
     try:
         return _finished(run, config, dataset, progress)
     finally:

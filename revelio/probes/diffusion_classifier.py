@@ -26,11 +26,7 @@ from revelio.backbones.diffusion.schedule import Schedule, keyed_noise
 from revelio.data.dataset import ImageDataset
 from revelio.probes.config import DiffusionClassifierConfig
 
-LOSSES = {
-    "l1": functional.l1_loss,
-    "l2": functional.mse_loss,
-    "huber": functional.huber_loss,
-}
+LOSSES = {"l1": functional.l1_loss, "l2": functional.mse_loss, "huber": functional.huber_loss}
 
 
 class Denoiser(Protocol):

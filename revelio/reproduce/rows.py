@@ -196,10 +196,7 @@ def _pictures(
         data = replace(data, split=None, root=None)
     split = data.split or (_MINI_SPLITS.get(row.dataset) if mini else None)
     found = replace(
-        data,
-        source=source or row.dataset,
-        root=Path(root) if root else data.root,
-        split=split,
+        data, source=source or row.dataset, root=Path(root) if root else data.root, split=split
     )
     if source is None or row.dataset == "unrel":
         where = f"in {config.scale} scale" if row.dataset == FGVC else "by name"

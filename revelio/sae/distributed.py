@@ -199,10 +199,7 @@ class ShardedKernel:
         own_among = min(k_among, int(mask.sum()))
         wanted = (mask, own_among) if own_among else (None, 0)
         codes, others = self.inner.encode(centred, weights, own_k, *wanted)
-        return (
-            self._best(codes, centred, k),
-            self._best(others, centred, k_among),
-        )
+        return (self._best(codes, centred, k), self._best(others, centred, k_among))
 
     @torch.no_grad()
     def decode(self, codes: Codes, rows: Float[Tensor, "n d"]) -> Float[Tensor, "b d"]:

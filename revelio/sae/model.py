@@ -31,13 +31,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from revelio.hub import CARD_TEMPLATE, card_facts, save_whole
-from revelio.sae.activations import (
-    Activation,
-    BatchTopK,
-    EncodeRequest,
-    JumpReLU,
-    TopK,
-)
+from revelio.sae.activations import Activation, BatchTopK, EncodeRequest, JumpReLU, TopK
 from revelio.sae.config import ActivationName, Mode, PreBias
 from revelio.sae.inputs import Source, find, read_inputs
 from revelio.sae.io.saved import fill, saved_files, saved_settings

@@ -24,14 +24,7 @@ from revelio.backbones.diffusion.pipeline_layers import PipelineLayers
 from revelio.files import write_folder
 from revelio.run_dir import write_json
 from revelio.sae.model import KSparseAutoencoder
-from revelio.steering.edits import (
-    Branch,
-    Direction,
-    Edit,
-    check_number,
-    check_word,
-    in_activations,
-)
+from revelio.steering.edits import Branch, Direction, Edit, check_number, check_word, in_activations
 from revelio.tensor_files import read_tensors
 from revelio.trust import printable, read_object
 
@@ -161,7 +154,6 @@ def from_texts(
     *,
     codes: CodesName = "dense",
     positions: Positions = "each",
-    strengths: tuple[float, float] = (-1.0, 1.0),
 ) -> Concept:
     """A concept of a text, of the mean of several, or of their contrast with others.
 
@@ -173,7 +165,6 @@ def from_texts(
         against: what it is not.
         codes: `dense` (ReLU of all pre-activations, as released) or `sparse` (TopK).
         positions: a vector for `each` token position, or the `mean` over those that are no padding.
-        strengths: what the card suggests.
 
     Raises:
         KeyError: an unknown layer.
@@ -189,7 +180,7 @@ def from_texts(
         mean = mean - _mean_codes(source, layer, ksae, against, codes, positions)
     made = {"texts": list(texts), "against": list(against), "codes": codes, "positions": positions}
     return Concept(
-        source.name, layer, decoded(ksae, mean), made, strengths, about_ksae(ksae)
+        source.name, layer, decoded(ksae, mean), made, ksae=about_ksae(ksae)
     )  # fmt: skip
 
 
@@ -201,7 +192,6 @@ def from_rows(
     against: Float[Tensor, "b d"],
     *,
     codes: CodesName = "dense",
-    strengths: tuple[float, float] = (-1.0, 1.0),
     made: Mapping[str, Any] | None = None,
 ) -> Concept:
     """A concept of the contrast of two sets of pooled activations, such as two classes of a store.
@@ -214,7 +204,7 @@ def from_rows(
     _check_width(ksae, rows.shape[1], layer)
     mean = codes_mean(ksae, rows, codes) - codes_mean(ksae, against, codes)
     about = {"rows": len(rows), "against": len(against), "codes": codes, **(made or {})}
-    return Concept(model, layer, decoded(ksae, mean[None]), about, strengths, about_ksae(ksae))
+    return Concept(model, layer, decoded(ksae, mean[None]), about, ksae=about_ksae(ksae))
 
 
 def from_latents(
@@ -223,7 +213,6 @@ def from_latents(
     ksae: KSparseAutoencoder,
     weights: Mapping[int, float],
     *,
-    strengths: tuple[float, float] = (-1.0, 1.0),
     made: Mapping[str, Any] | None = None,
 ) -> Concept:
     """A concept of latents by number.
@@ -240,7 +229,7 @@ def from_latents(
         z[0, latent] = check_number(weight, f"the weight of latent {latent}")
     about = {"latents": len(weights), **(made or {})}
     vector = decoded(ksae, z)
-    return Concept(model, layer, vector, about, strengths, about_ksae(ksae), dict(weights))
+    return Concept(model, layer, vector, about, ksae=about_ksae(ksae), latents=dict(weights))
 
 
 def combined(concepts: Sequence[Concept], weights: Sequence[float] | None = None) -> Concept:

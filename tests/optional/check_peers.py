@@ -59,11 +59,7 @@ def test_saelens_reads_what_is_exported(tmp_path, activation):
 @pytest.mark.parametrize("subtract", [False, True])
 def test_saelens_topk_is_read(tmp_path, rescale, subtract):
     config = TopKSAEConfig(
-        d_in=D,
-        d_sae=N,
-        k=K,
-        rescale_acts_by_decoder_norm=rescale,
-        apply_b_dec_to_input=subtract,
+        d_in=D, d_sae=N, k=K, rescale_acts_by_decoder_norm=rescale, apply_b_dec_to_input=subtract
     )
     theirs = TopKSAE(config)
     fill(theirs)

@@ -102,11 +102,7 @@ def one_case(
     case = kind(random.Random(key), world, folder)
     limits = Limits()
     outcome = run(
-        case.action,
-        folder,
-        writable=(world.root / "cache",),
-        outside=world.outside,
-        limits=limits,
+        case.action, folder, writable=(world.root / "cache",), outside=world.outside, limits=limits
     )
     found = judged(world, case, outcome, limits, before)
     tally.inputs += 1

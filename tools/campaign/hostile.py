@@ -69,6 +69,14 @@ def edit_json(rng: Random, world: World, path: Path) -> None:
     path.write_bytes(json_text(rng, json.loads(path.read_text()), world.outside))
 
 
+def edit_file(rng: Random, world: World, path: Path) -> None:
+    """Edit a JSON file, or one of tensors, in place."""
+    if path.suffix == ".json":
+        edit_json(rng, world, path)
+    else:
+        path.write_bytes(tensors_file(rng, path.read_bytes(), world.outside))
+
+
 def replaced(words: list[str], old: Path, new: Path) -> list[str]:
     """The words with one path for another."""
     return [str(new) if word == str(old) else word for word in words]
@@ -168,10 +176,7 @@ def results(rng: Random, world: World, folder: Path) -> Case:
     if kind == 0:
         top = copied(world.made / "top", folder / "top")
         path = top / rng.choice(("top_images.json", "top_images.safetensors"))
-        if path.suffix == ".json":
-            edit_json(rng, world, path)
-        else:
-            path.write_bytes(tensors_file(rng, path.read_bytes(), world.outside))
+        edit_file(rng, world, path)
         name = rng.choice(("purity", "gallery"))
         return case(replaced(world.words(name, folder / "out"), world.made / "top", top))
     if kind == 1:
@@ -269,10 +274,7 @@ def foreign_ksaes(rng: Random, world: World, folder: Path) -> Case:
         hostile_pt(rng, world, place, place.read_bytes())
     else:
         path = rng.choice(sorted(place.iterdir()))
-        if path.suffix == ".json":
-            edit_json(rng, world, path)
-        else:
-            path.write_bytes(tensors_file(rng, path.read_bytes(), world.outside))
+        edit_file(rng, world, path)
 
     def action() -> None:
         from revelio.command_line import one_line_errors

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from random import Random
 
-from campaign.hostile import Case, case, copied, edit_json, replaced
-from campaign.mutate import damaged, junk, tensors_file
+from campaign.hostile import Case, case, copied, edit_file, edit_json, replaced
+from campaign.mutate import damaged, junk
 from campaign.world import World
 
 
@@ -18,10 +18,7 @@ def concepts(rng: Random, world: World, folder: Path) -> Case:
     if kind < 0.25:
         return _masked(rng, world, folder)
     path = place / rng.choice(("concept.json", "concept.json", "concept.safetensors"))
-    if path.suffix == ".json":
-        edit_json(rng, world, path)
-    else:
-        path.write_bytes(tensors_file(rng, path.read_bytes(), world.outside))
+    edit_file(rng, world, path)
     if kind < 0.5:
         words = world.words("steer", folder / "out")
         return case(replaced(words, world.made / "concept", place))

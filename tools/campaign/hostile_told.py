@@ -9,9 +9,9 @@ from random import Random
 from typing import Any
 
 import torch
-from campaign.hostile import Case, case, copied, edit_json, hostile_pt, plant, replaced
+from campaign.hostile import Case, case, copied, edit_file, edit_json, hostile_pt, plant, replaced
 from campaign.hostile_data import png, spoil
-from campaign.mutate import damaged, json_text, junk, tensors_file
+from campaign.mutate import damaged, json_text, junk
 from campaign.world import World
 
 
@@ -174,10 +174,7 @@ def projectors(rng: Random, world: World, folder: Path) -> Case:
         path = rng.choice(
             sorted(p for p in place.iterdir() if p.suffix in (".json", ".safetensors"))
         )
-        if path.suffix == ".json":
-            edit_json(rng, world, path)
-        else:
-            path.write_bytes(tensors_file(rng, path.read_bytes(), world.outside))
+        edit_file(rng, world, path)
         return case(replaced(words, pretrained, place))
     stage = world.made / "chat" / "pretrain"
     out = copied(stage, folder / "out")

@@ -128,11 +128,7 @@ def ask(
     elif kind == "yes-no":
         right = bool(torch.randint(2, (), generator=random))
         asked = noun if right else photos.nouns[others[order[0]]]
-        text, answer, chance = (
-            f"Is this {with_article(asked)}?",
-            "yes" if right else "no",
-            1 / 2,
-        )
+        text, answer, chance = (f"Is this {with_article(asked)}?", "yes" if right else "no", 1 / 2)
     else:
         names = [noun, *(photos.nouns[others[i]] for i in order[: CHOICES - 1])]
         turn = torch.randperm(len(names), generator=random).tolist()

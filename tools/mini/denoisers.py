@@ -195,10 +195,7 @@ def caption_table(sets: list[PictureSet]) -> tuple[list[str], list[list[int]], l
 
 
 def text_denoiser(
-    shape: UnetShape,
-    clip_folder: Path,
-    sets: list[PictureSet],
-    device: torch.device | str = "cpu",
+    shape: UnetShape, clip_folder: Path, sets: list[PictureSet], device: torch.device | str = "cpu"
 ) -> TextDenoiser:
     """An untrained U-Net with the text states of the sets' captions by a trained mini-clip."""
     encoder = CLIPTextModel.from_pretrained(

@@ -20,13 +20,7 @@ from revelio.probes.config import DiffusionClassifierConfig
 from revelio.probes.diffusion_classifier import classify
 from tools.mini.configs import DiffusionConfig, Views
 from tools.mini.data import PictureSet, held_out_part
-from tools.mini.denoisers import (
-    ClassDenoiser,
-    Denoiser,
-    TextDenoiser,
-    build_dit,
-    text_denoiser,
-)
+from tools.mini.denoisers import ClassDenoiser, Denoiser, TextDenoiser, build_dit, text_denoiser
 from tools.mini.latents import cached_latents
 from tools.mini.loop import Trainer
 from tools.mini.runs import run
@@ -85,10 +79,7 @@ def noise_loss(
 
 
 def build_denoiser(
-    config: DiffusionConfig,
-    sets: list[PictureSet],
-    out: Path,
-    device: torch.device | str = "cpu",
+    config: DiffusionConfig, sets: list[PictureSet], out: Path, device: torch.device | str = "cpu"
 ) -> Denoiser:
     """The untrained model a config asks for.
 

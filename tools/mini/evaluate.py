@@ -8,12 +8,7 @@ from revelio.run_dir import write_whole
 from tools.mini.distance import mini_dit_distance, mini_sd_distance, mini_sd_photo_distance
 from tools.mini.page import render
 from tools.mini.report import Inputs, Section, read_report, write_section
-from tools.mini.sections import (
-    clip_by_name,
-    diffusion_classifier,
-    dit_samples,
-    samples,
-)
+from tools.mini.sections import clip_by_name, diffusion_classifier, dit_samples, samples
 from tools.mini.sections_features import mini_dit, mini_sd
 from tools.mini.sections_photo import mini_sd_photo, mini_sd_photo_curve, vit_photo, vit_random
 

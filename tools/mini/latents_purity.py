@@ -35,6 +35,5 @@ def ksae_purity(
         pass
     top = top_images(model, store, TopImagesConfig(m=TOP))  # pyright: ignore
     return purity(
-        top,
-        PurityConfig(m=TOP, random_sets=5000, permutations=100, bootstrap=500, seed=seed),
+        top, PurityConfig(m=TOP, random_sets=5000, permutations=100, bootstrap=500, seed=seed)
     )

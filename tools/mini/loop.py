@@ -104,9 +104,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         with torch.autocast(
-            self.device.type,
-            torch.bfloat16,
-            enabled=self.schedule.precision == "bfloat16",
+            self.device.type, torch.bfloat16, enabled=self.schedule.precision == "bfloat16"
         ):
             loss = loss_function(self.generator)
         loss.backward()

@@ -59,29 +59,20 @@ def _folder(path: Path | None, flag: str) -> Path:
     return path
 
 
-def load_sets(sources: Sources, folders: Folders, side: int) -> list[PictureSet]:
-    """The training pictures a config asks for, of the training splits only."""
+def load_sets(
+    sources: Sources, folders: Folders, side: int, split: str = "train"
+) -> list[PictureSet]:
+    """The training pictures a config asks for; or held-out ones, for the log (CIFAR-10 has none here)."""
     sets = []
     if sources.fashion_mnist:
-        sets.append(load_fashion_mnist(_folder(folders.fashion_mnist, "--fashion-mnist"), "train"))
+        sets.append(load_fashion_mnist(_folder(folders.fashion_mnist, "--fashion-mnist"), split))
     if sources.caltech101:
         folder = _folder(folders.caltech101, "--caltech101")
-        sets.append(load_caltech101(folder, "train", side))
-    if sources.cifar10:
+        sets.append(load_caltech101(folder, split, side))
+    if sources.cifar10 and split == "train":
         cifar = load_cifar10(_folder(folders.cifar10, "--cifar10"))
         limit = sources.cifar10_limit or len(cifar)
         sets.append(cifar.subset(torch.arange(min(limit, len(cifar)))))
-    return sets
-
-
-def load_held_out(sources: Sources, folders: Folders, side: int) -> list[PictureSet]:
-    """Held-out pictures of the same sources, for the log only (CIFAR-10 has none at hand)."""
-    sets = []
-    if sources.fashion_mnist:
-        sets.append(load_fashion_mnist(_folder(folders.fashion_mnist, "--fashion-mnist"), "test"))
-    if sources.caltech101:
-        folder = _folder(folders.caltech101, "--caltech101")
-        sets.append(load_caltech101(folder, "test", side))
     return sets
 
 
@@ -134,7 +125,7 @@ def prepare_latents(config: DiffusionConfig, folders: Folders, out: Path) -> Non
     torch.set_num_threads(config.schedule.threads * config.schedule.processes)
     side = config.views.side or config.side
     load_latents(config, load_sets(config.sources, folders, side), out, "train")
-    held_out = load_held_out(config.sources, folders, side)
+    held_out = load_sets(config.sources, folders, side, "test")
     load_latents(config, held_out_part(held_out), out, "test")
 
 
@@ -171,7 +162,7 @@ def train_here(
     torch.set_num_threads(config.schedule.threads)
     side = config.side if isinstance(config, VaeConfig) else config.views.side or config.side
     sets = load_sets(config.sources, folders, side)
-    held_out = load_held_out(config.sources, folders, side)
+    held_out = load_sets(config.sources, folders, side, "test")
     folder = out / config.name
     if isinstance(config, VaeConfig):
         from tools.mini.vae import train_vae

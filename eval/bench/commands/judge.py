@@ -21,15 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from eval.bench.files import REFERENCE_FILE, name_ids
 from eval.bench.prompts import SYSTEM, Mode
-from revelio.bounds import (
-    AnyText,
-    Count,
-    File,
-    Folder,
-    NotNegative,
-    OutFile,
-    Seed,
-)
+from revelio.bounds import AnyText, Count, File, Folder, NotNegative, OutFile, Seed
 from revelio.endpoint import AskingConfig
 
 if TYPE_CHECKING:

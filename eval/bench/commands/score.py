@@ -86,11 +86,7 @@ def make_report(config: Config, files: "list[Scores]") -> dict[str, Any]:
     from revelio.run_dir import sha256
 
     other = read_scores(config.compare, config.mode) if config.compare else None
-    chosen = {
-        "resamples": config.resamples,
-        "confidence": config.confidence,
-        "seed": config.seed,
-    }
+    chosen = {"resamples": config.resamples, "confidence": config.confidence, "seed": config.seed}
     report: dict[str, Any] = {"format": 1, "mode": config.mode, **chosen, "files": []}
     for file in files:
         entry = {

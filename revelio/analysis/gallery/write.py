@@ -101,18 +101,9 @@ def write_gallery(
     if not len(chosen):
         raise ValueError("no latent is active on any image: train the k-SAE on this store first")
     indices = _matched(store, dataset)
-    fired = firing(model, store, chosen, top.source.get("cells", "pooled"))
-    similar = similar_latents(model, top, chosen, fired, config)
-    shared: dict[str, Any] = _shared(model, top, chosen, config) | {"purity": purity}
-    shared |= {"measures": known.measures, "beside": [other.about for other in others]}
-    shared["latents"] |= {"repeats": similar.repeats, **known.columns(chosen.tolist())}
-    records = latent_records(model, store, top, chosen, fired, similar, config)
-    records = (record | known.details(record["id"]) for record in records)
-    seen = image_records(fired, config.image_latents)
-    if len(store.row_shape) == 3:
-        shared["meta"]["grid"] = list(store.row_shape[1:])
-        records = _with_maps(list(records), model, store, chosen)
-        seen = image_maps(model, store, chosen, seen)
+    shared, records, seen = _contents(model, store, top, chosen, config, known)
+    shared |= {"purity": purity, "measures": known.measures}
+    shared["beside"] = [other.about for other in others]
 
     def fill(folder: Path) -> None:
         missing = _write_thumbnails(folder, store.ids, indices, dataset, config.thumbnail, progress)
@@ -126,6 +117,29 @@ def write_gallery(
     replace_files(out, MAKER, fill, older=OLDER)
     missing = shared["images"]["missing"]
     return {"latents": len(chosen), "images": store.images, "missing": missing}
+
+
+def _contents(
+    model: "KSparseAutoencoder",
+    store: "ActivationStore",
+    top: TopImages,
+    chosen: Tensor,
+    config: GalleryConfig,
+    known: Told,
+) -> tuple[dict[str, Any], Iterable[dict[str, Any]], Iterable[dict[str, Any]]]:
+    """What all pages share, the records of the chosen latents, and those of the images."""
+    fired = firing(model, store, chosen, top.source.get("cells", "pooled"))
+    similar = similar_latents(model, top, chosen, fired, config)
+    shared = _shared(model, top, chosen, config)
+    shared["latents"] |= {"repeats": similar.repeats, **known.columns(chosen.tolist())}
+    records = latent_records(model, store, top, chosen, fired, similar, config)
+    records = (record | known.details(record["id"]) for record in records)
+    seen = image_records(fired, config.image_latents)
+    if len(store.row_shape) == 3:
+        shared["meta"]["grid"] = list(store.row_shape[1:])
+        records = _with_maps(list(records), model, store, chosen)
+        seen = image_maps(model, store, chosen, seen)
+    return shared, records, seen
 
 
 def _shared(

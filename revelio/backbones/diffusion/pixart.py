@@ -99,8 +99,7 @@ class PixArtBackbone(TransformerBackbone):
 
         told, rows = self.text.tables(prompts)
         return Conditioning(
-            rows,
-            {"encoder_hidden_states": told["states"], "encoder_attention_mask": told["mask"]},
+            rows, {"encoder_hidden_states": told["states"], "encoder_attention_mask": told["mask"]}
         )
 
     def inputs(self, x_t: Tensor, conditioning: Conditioning) -> dict[str, Any]:

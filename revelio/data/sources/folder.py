@@ -130,7 +130,7 @@ def read_lists(images: Path, lists: dict[str, list[Path]]) -> Listing:
     there = dict(_classes(images, "", folders, []))
     splits: dict[str, list[tuple[str, int | None]]] = {}
     for split, files in lists.items():
-        lines = [line.strip() for file in files for line in _lines(file)]
+        lines = [line.strip() for file in files for line in read_text(file).split("\n")]
         paths = [line for line in lines if line in there or Path(line).suffix.lower() in known]
         missing = [path for path in paths if path not in there]
         if missing:
@@ -276,7 +276,3 @@ def _check_no_stray(path: Path, folders: list[str]) -> None:
 def _folders(path: Path) -> list[str]:
     with os.scandir(path) as entries:
         return sorted(one.name for one in entries if one.is_dir() and not is_service(one.name))
-
-
-def _lines(file: Path) -> list[str]:
-    return read_text(file).split("\n")

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 from revelio.activations.config import ExtractConfig
@@ -12,36 +11,34 @@ from revelio.activations.store import ActivationStore
 from revelio.analysis.controls import in_words
 from revelio.backbones.base import Backbone
 from revelio.backbones.random_init import load_random_backbone
-from revelio.backbones.registry import describe_one
+from revelio.backbones.registry import describe_one, load_backbone
 from revelio.bounds import check_fields
-from revelio.config import completed, to_plain, to_yaml
+from revelio.config import to_plain
 from revelio.data.dataset import ImageDataset
 from revelio.diffc.pixels import PixelsBackbone
 from revelio.files import check_folder
-from revelio.pipelines import Progress, Report, silent
+from revelio.pipelines import Progress, Report, Reported, silent
 from revelio.pipelines.demo.config import DemoConfig
 from revelio.pipelines.demo.diffc import diffc_stage, headline
 from revelio.pipelines.demo.report import write_report
-from revelio.pipelines.demo.sources import demo_images
-from revelio.pipelines.demo.stages import extract, measure, show, shown_cell, train_saes
-from revelio.pipelines.inputs import backbone_of, hashed
+from revelio.pipelines.demo.stages import (
+    demo_images,
+    extract,
+    measure,
+    show,
+    shown_cell,
+    train_saes,
+)
+from revelio.pipelines.inputs import hashed, open_run
 from revelio.run_dir import Run, read_json, versions, write_json
 
-__all__ = ["Demo", "DemoConfig", "findings", "run_demo"]
+__all__ = ["DemoConfig", "findings", "run_demo"]
 
 FORMAT = 1
 FILES = ("report.html", "report.json", "gallery/index.html")
 
 
-@dataclass(frozen=True)
-class Demo:
-    """A finished demo: its folder and what `report.json` holds."""
-
-    path: Path
-    report: dict[str, Any]
-
-
-def run_demo(config: DemoConfig, progress: Report = silent) -> Demo:
+def run_demo(config: DemoConfig, progress: Report = silent) -> Reported:
     """Extract, train k-SAEs, measure purity, write a gallery, train Diff-C, and report.
 
     Args:
@@ -64,11 +61,10 @@ def run_demo(config: DemoConfig, progress: Report = silent) -> Demo:
     without = "" if train.labels else "\nLabels   none: measures that need labels are left out"
     said = f"Model    {known.name}\nImages   {len(train):,} of {train.name}{held}{without}"
     progress(Progress(said))
-    text = to_yaml(config)
-    run = Run.open(config.out, "demo", text, resume=config.resume, complete=completed(config))
+    run = open_run(config, "demo")
     report = _Stages(config, run, train, test, known.name, noisy, progress).execute()
     run.finish(files=list(FILES))
-    return Demo(config.out, report)
+    return Reported(config.out, report)
 
 
 @dataclass
@@ -141,7 +137,7 @@ class _Stages:
 
     @cached_property
     def _backbone(self) -> Backbone:
-        return backbone_of(self.config.backbone, self.config.layers)
+        return load_backbone(self.config.backbone, layers=self.config.layers)
 
     def _extract(self, pooled: ExtractConfig, stores: int) -> int:
         self._take("activations", self.train, self._backbone, pooled, "activations")

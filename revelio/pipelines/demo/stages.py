@@ -1,27 +1,32 @@
 """The stages of the demo; each does what a user's own command does, by the same pipeline.
 
+pictures: a training part for k-SAEs and Diff-C, a held-out part for Diff-C
 activations -> k-SAEs -> top images, purity -> gallery
 grids -> Diff-C beside its baselines            diffc.py
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from revelio.activations.config import ExtractConfig
 from revelio.activations.extract import run as run_extraction
 from revelio.activations.extraction_plan import ExtractionPlan
 from revelio.activations.store import ActivationStore
-from revelio.analysis.config import (
-    MakeGalleryConfig,
-    MakeTopImagesConfig,
-    MeasurePurityConfig,
-)
+from revelio.analysis.config import MakeGalleryConfig, MakeTopImagesConfig, MeasurePurityConfig
+from revelio.analysis.gallery.write import thumbnail_path
+from revelio.analysis.purity import eligible, latent_measures
+from revelio.analysis.top_images import TopImages
 from revelio.backbones.base import Backbone
 from revelio.data.dataset import ImageDataset
+from revelio.data.open import open_dataset
+from revelio.data.registry import is_registered
+from revelio.data.splits import stratified_split
 from revelio.pipelines import Report, counted, silent
 from revelio.pipelines.demo.config import DemoConfig
-from revelio.pipelines.demo.examples import examples
 from revelio.pipelines.gallery import make_gallery
 from revelio.pipelines.purity import measure_purity
 from revelio.pipelines.top_images import make_top_images
@@ -30,6 +35,30 @@ from revelio.sae.config import TrainSAEConfig
 
 # What a report has of each k-SAE.
 TRAINED = ("d", "n", "k", "fvu", "l0", "dead_share")
+HELD_OUT = 0.2
+
+
+def demo_images(config: DemoConfig) -> tuple[ImageDataset, ImageDataset | None]:
+    """Open the demo's pictures: for training, and held out.
+
+    A known data set has its own train and test split. Of anything else a fifth of every class is held out,
+    keyed by the seed. Where there are no labels nothing is held out: there is nothing to classify.
+
+    Raises:
+        ValueError: the source is not there, empty or unreadable.
+    """
+    data = config.data
+    if is_registered(data.source) and data.split is None:
+        train, test = (open_dataset(replace(data, split=split)) for split in ("train", "test"))
+        return train.spread(config.train_images), test.spread(config.test_images)
+    whole = open_dataset(data)
+    if whole.labels is None:
+        return whole.spread(config.train_images), None
+    kept, held = stratified_split(whole.labels, HELD_OUT, config.seed, "demo", "held out")
+    if not held:
+        return whole.spread(config.train_images), None
+    train, test = whole.subset(kept), whole.subset(held)
+    return train.spread(config.train_images), test.spread(config.test_images)
 
 
 def extract(
@@ -130,3 +159,38 @@ def shown_cell(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """
     known = [entry for entry in entries if entry["majority_share"] is not None]
     return max(known, key=lambda entry: entry["majority_share"]) if known else entries[0]
+
+
+def examples(top: TopImages, images: int, count: int = 12) -> list[dict[str, Any]]:
+    """Strong latents for the report: the purest of each class, or simply the strongest."""
+    strongest = eligible(top, images)[:200]
+    if top.labels is None or not len(strongest):
+        return [_example(top, int(latent), images) for latent in strongest[:count]]
+    share = latent_measures(top, strongest, images)["majority"]
+    shown, seen = [], set[int]()
+    for place in torch.sort(share, descending=True, stable=True).indices.tolist():
+        latent = int(strongest[place])
+        label = int(top.labels[top.indices[latent, :images]].mode().values)
+        if label not in seen and len(shown) < count:
+            seen.add(label)
+            same = round(float(share[place]) * images)
+            note = f"{same} of {images} are {top.classes[label]}"
+            shown.append(_example(top, latent, images) | {"note": note})
+    return shown
+
+
+def _example(top: TopImages, latent: int, images: int) -> dict[str, Any]:
+    rows = [row for row in top.indices[latent, :images].tolist() if row >= 0]
+    names = top.classes if top.labels is not None else ()
+    return {
+        "latent": latent,
+        "strongest": round(float(top.values[latent, 0]), 3),
+        "note": f"active on {int(top.counts[latent])} images",
+        "images": [
+            {
+                "src": f"gallery/{thumbnail_path(row)}",
+                "label": names[int(top.labels[row])] if names and top.labels is not None else "",
+            }
+            for row in rows
+        ],
+    }

@@ -74,36 +74,16 @@ class NativeKernel:
         k: int,
         among: Bool[Tensor, " n"] | None = None,
         k_among: int = 0,
+        only: Bool[Tensor, " n"] | None = None,
+        least: float = -inf,
     ) -> tuple[Codes, Codes | None]:
         """See :class:`~revelio.sae.kernels.base.Kernel`; larger first, ties to the lower index.
+
+        With ``only`` and ``least``, of the k those that :meth:`encode_some` gives.
 
         Raises:
             ValueError: activations or weights that are not finite.
         """
-        return self._search(centred, weights, k, among, k_among)
-
-    @torch.no_grad()
-    def encode_some(
-        self,
-        centred: Float[Tensor, "b d"],
-        weights: Weights,
-        k: int,
-        only: Bool[Tensor, " n"],
-        least: float,
-    ) -> Codes:
-        """See :class:`~revelio.sae.kernels.base.Selective`: bounds tell of most others how they rank."""
-        return self._search(centred, weights, k, only=only, least=least)[0]
-
-    def _search(
-        self,
-        centred: Float[Tensor, "b d"],
-        weights: Weights,
-        k: int,
-        among: Bool[Tensor, " n"] | None = None,
-        k_among: int = 0,
-        only: Bool[Tensor, " n"] | None = None,
-        least: float = -inf,
-    ) -> tuple[Codes, Codes | None]:
         n, d = weights.W_enc.shape
         # Held by a name as long as the library reads it: an address keeps nothing alive.
         centred = centred.contiguous()
@@ -129,6 +109,17 @@ class NativeKernel:
             raise ValueError(_ERRORS[status])
         self.scored = scored.value
         return best, others if among is not None else None
+
+    def encode_some(
+        self,
+        centred: Float[Tensor, "b d"],
+        weights: Weights,
+        k: int,
+        only: Bool[Tensor, " n"],
+        least: float,
+    ) -> Codes:
+        """See :class:`~revelio.sae.kernels.base.Selective`: bounds tell of most others how they rank."""
+        return self.encode(centred, weights, k, only=only, least=least)[0]
 
     @torch.no_grad()
     def decode(self, codes: Codes, rows: Float[Tensor, "n d"]) -> Float[Tensor, "b d"]:
