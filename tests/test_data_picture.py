@@ -1,5 +1,6 @@
 import pickle
 import struct
+import warnings
 import zlib
 from io import BytesIO
 from pathlib import Path
@@ -13,7 +14,7 @@ from PIL import Image
 
 from revelio.data.config import Limits
 from revelio.data.dataset import ImageError
-from revelio.data.picture import read_picture
+from revelio.data.picture import decoded, read_picture
 
 
 def saved(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -198,3 +199,20 @@ def test_an_image_error_crosses_processes() -> None:
     error = pickle.loads(pickle.dumps(ImageError("a/b.jpg", "it is empty")))  # noqa: S301 - our own bytes
     assert (error.image_id, error.reason) == ("a/b.jpg", "it is empty")
     assert str(error) == "image a/b.jpg can't be read: it is empty"
+
+
+def test_warnings_of_pillow_alone_are_passed_over() -> None:
+    """Also while a picture is read, so that readers in other threads cost nobody a warning."""
+    picture = Image.new("RGB", (4, 4))
+    exif = Image.Exif()
+    exif[0x0112] = 1
+    torn = saved(picture, "JPEG", exif=exif.tobytes()[:-6])
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        with decoded(torn, "x") as image:
+            assert image.getexif().get(0x0112) is None
+            warnings.warn("the user's own", stacklevel=1)
+    assert [str(one.message) for one in found] == ["the user's own"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_picture(torn, "x").size == (4, 4)

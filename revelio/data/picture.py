@@ -12,6 +12,7 @@ Rules, where a file leaves a choice:
 - CMYK goes to RGB by Pillow's plain formula; embedded colour profiles are not applied.
 """
 
+import re
 import stat
 import warnings
 from collections.abc import Iterator
@@ -60,6 +61,9 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
+# The filter of warnings that Pillow gives, in the form in which Python keeps them.
+_OF_PILLOW = ("ignore", None, Warning, re.compile(r"PIL\b"), 0)
+
 
 def read_picture(source: bytes | Path, image_id: str, limits: Limits = LIMITS) -> Image.Image:
     """Read one picture as 8-bit RGB, upright, on white.
@@ -89,21 +93,29 @@ def decoded(
     if not content:
         raise ImageError(image_id, "it is empty (0 bytes)")
     try:
-        with warnings.catch_warnings():
-            # What Pillow only warns of (a torn EXIF block, odd TIFF tags) leaves the pixels whole.
-            warnings.simplefilter("ignore")
-            with Image.open(BytesIO(content), formats=readable()) as image:
-                _check_size(*image.size, limits)
-                if image.format == "TIFF" and image.mode == "I":
-                    raise ValueError(f"its pixels are 32-bit integers {NO_WHITE}")
-                image.load()
-                # Some formats (Windows icons of TIFFs, JPEG 2000) tell their true size only now.
-                _check_size(*image.size, limits)
-                yield image
+        _hush_pillow()
+        with Image.open(BytesIO(content), formats=readable()) as image:
+            _check_size(*image.size, limits)
+            if image.format == "TIFF" and image.mode == "I":
+                raise ValueError(f"its pixels are 32-bit integers {NO_WHITE}")
+            image.load()
+            # Some formats (Windows icons of TIFFs, JPEG 2000) tell their true size only now.
+            _check_size(*image.size, limits)
+            yield image
     except UnidentifiedImageError as error:
         raise ImageError(image_id, "its content is no known picture format") from error
     except Exception as error:  # Decoders raise nearly anything on a broken file.
         raise ImageError(image_id, " ".join(str(error).split()) or type(error).__name__) from error
+
+
+def _hush_pillow() -> None:
+    """Pass over what Pillow only warns of (a torn EXIF block, odd TIFF tags): the pixels are whole.
+
+    Not by ``catch_warnings``: threads that read side by side would put back one another's filters, and the
+    whole process could be left without warnings.
+    """
+    if warnings.filters[:1] != [_OF_PILLOW]:
+        warnings.filterwarnings("ignore", module=_OF_PILLOW[3].pattern)
 
 
 @cache
@@ -131,10 +143,9 @@ def opens(path: Path | str) -> bool:
     """Whether a file of any name begins as a picture does; TGA files have no mark of their own."""
     formats = [name for name in readable() if name != "TGA"]
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path, formats=formats):
-                return True
+        _hush_pillow()
+        with Image.open(path, formats=formats):
+            return True
     except Exception:  # Parsers raise nearly anything on what is no picture.
         return False
 
