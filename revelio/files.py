@@ -23,6 +23,8 @@ from revelio.disk import FULL, DiskFull, existing, full_disk_named
 from revelio.process import machine, runs
 from revelio.trust import path_in, printable
 
+# Folders that this process has looked through for what killed writers left.
+_swept: set[Path] = set()
 _PARTIAL = re.compile(r"\..+\.(\d+)(-[0-9a-f]{8,24})?\.partial")
 
 
@@ -36,7 +38,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
     # A name that is not UTF-8 becomes an escape, which JSON reads back as it was.
     data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     check_place(path)
-    make_folder(path.parent)
+    _ready(path.parent)
     temporary = partial_path(path)
     with full_disk_named(path, len(data)), _removed(temporary):
         with temporary.open("xb") as file:
@@ -228,6 +230,16 @@ def is_partial(name: str) -> bool:
     return _PARTIAL.fullmatch(name) is not None
 
 
+def _ready(folder: Path) -> None:
+    """Make a folder, and the first time that this process writes there remove what killed writers left."""
+    make_folder(folder)
+    place = Path(os.path.abspath(folder))
+    if place not in _swept:
+        with suppress(OSError):  # one that this user may not list, or another process that sweeps
+            sweep(place, dead=True)
+        _swept.add(place)
+
+
 def make_folder(path: Path) -> None:
     """Make a folder and those above it, flushed to the disk."""
     if path.is_dir():
@@ -257,7 +269,7 @@ def sync_folder(path: Path) -> None:
 @contextmanager
 def _staging(path: Path, needed: int | None) -> Iterator[Path]:
     """An empty folder on the same disk; it is gone afterwards, with what is still in it."""
-    make_folder(path.parent)
+    _ready(path.parent)
     # Inside a folder that is there: above it this user may not write.
     beside = path / "new" if path.is_dir() and not _may_give_way(path) else path
     folder = partial_path(beside)

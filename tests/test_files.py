@@ -282,6 +282,25 @@ def test_only_dead_writers_leftovers_are_swept_before_a_command(tmp_path: Path) 
     assert left == {*alive, *others}
 
 
+def test_a_first_write_sweeps_its_folder(tmp_path: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", "pass"])
+    child.wait()
+    for write in (
+        write_whole,
+        lambda path, text: write_whole_by(path, lambda to: to.write_text(text)),
+    ):
+        folder = tmp_path / write.__name__
+        folder.mkdir()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "getpid", lambda: child.pid)
+            dead = partial_path(folder / "other")
+        alive = partial_path(folder / "other")
+        for path in (dead, alive):
+            path.write_text("half")
+        write(folder / "a", "whole")
+        assert sorted(folder.iterdir()) == sorted([alive, folder / "a"])
+
+
 def test_a_record_that_is_a_link_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "theirs.json").write_text('{"files": {"t": ["a"]}}')
     (tmp_path / "out").mkdir()
