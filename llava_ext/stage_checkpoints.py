@@ -28,13 +28,17 @@ _OURS = re.compile(
 _FOLDER = re.compile(r"checkpoint-(\d{1,12})")
 
 
+def begin(folder: Path) -> None:
+    """Say that a checkpoint is not whole yet: without the file it would pass for one of the first versions."""
+    write_json(folder / FILES, {})
+
+
 def commit(folder: Path) -> None:
     """Flush a checkpoint's files, and note them down: from now on it is whole."""
     sweep(folder)  # of a run that was stopped at this step before
-    (folder / FILES).unlink(missing_ok=True)
     settle(folder)
-    names = [name for name in names_in(folder) if _OURS.fullmatch(Path(name).name)]
-    write_json(folder / FILES, {name: sha256(folder / name) for name in names})
+    names = {name for name in names_in(folder) if _OURS.fullmatch(Path(name).name)} - {FILES}
+    write_json(folder / FILES, {name: sha256(folder / name) for name in sorted(names)})
 
 
 def last_checkpoint(out: Path) -> Path | None:

@@ -23,9 +23,10 @@ from llava_ext import deepspeed
 from llava_ext.dataset import Collator, ConversationDataset
 from llava_ext.model import LlavaModel
 from llava_ext.sampler import StepSampler
-from llava_ext.stage_checkpoints import TRAINED, commit, drop_checkpoints, readable
+from llava_ext.stage_checkpoints import TRAINED, begin, commit, drop_checkpoints, readable
 from llava_ext.stages import StageOptions
 from llava_ext.towers import Tower, look
+from revelio.disk import full_disk_named
 from revelio.distributed import world_size
 from revelio.files import write_whole_by
 from revelio.run_dir import Run
@@ -114,12 +115,15 @@ class LlavaTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write a checkpoint, then say that it is whole, then remove older ones."""
-        super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            place = Path(str(self.args.output_dir))
-            commit(place / f"checkpoint-{self.state.global_step}")
-            drop_checkpoints(place.parent, self.keep)
+        place = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        with full_disk_named(place):
+            if self.args.should_save:
+                begin(place)
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                commit(place)
+                drop_checkpoints(place.parent.parent, self.keep)
 
     def _run_epoch(self, *arguments: Any, **named: Any) -> None:
         """Take no step beyond the last: of a part of an epoch, the Trainer would on a resume."""

@@ -44,9 +44,15 @@ def full_disk_named(path: Path, needed: int | None = None) -> Iterator[None]:
     except Exception as error:
         # safetensors and torch have errors of their own kinds for it.
         full = getattr(error, "errno", None) in FULL or "No space left on device" in str(error)
-        if not full:
+        if not (full or _torn_archive(error, path)):
             raise
         raise DiskFull(path, needed) from error
+
+
+def _torn_archive(error: Exception, path: Path) -> bool:
+    """Whether torch could not write the end of its file, and there is no room: it does not say why."""
+    torn = isinstance(error, RuntimeError) and "inline_container" in str(error)
+    return torn and shutil.disk_usage(existing(path)).free < 1 << 20
 
 
 def reserve(path: Path, size: int) -> None:

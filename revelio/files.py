@@ -169,7 +169,7 @@ def check_folder(path: Path) -> None:
         if error.errno in FULL:
             raise DiskFull(path, None) from error
         raise ValueError(f"{printable(path)} can't be written: {error.strerror}") from error
-    for folder in (path, path.parent):
+    for folder in (path, path.parent, place):
         with suppress(OSError):  # one that this user may not list, or another process that sweeps
             sweep(folder, dead=True)
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -249,6 +250,21 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, error: Excep
         line = str(caught.value)
         assert place in line and "needs 5.0 MB" in line and "free" in line and "\n" not in line
         assert contents(tmp_path) == before
+
+
+def test_an_archive_that_torch_could_not_end_is_a_full_disk_where_there_is_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torn = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 6976 vs 6868")
+
+    def fail(path: Path) -> None:
+        raise torn
+
+    with pytest.raises(RuntimeError, match="inline_container"):
+        write_whole_by(tmp_path / "a", fail)
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: Mock(free=4096))
+    with pytest.raises(DiskFull, match="no room for .*a"):
+        write_whole_by(tmp_path / "a", fail)
 
 
 def test_room_is_looked_for_before_a_large_file_is_begun(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from llava_ext.stage_checkpoints import (
     FILES,
     STATE,
     TRAINED,
+    begin,
     check_processes,
     commit,
     drop_checkpoints,
@@ -157,6 +158,8 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over(again: PretrainConfig) ->
     last, before = (again.out / "checkpoints" / f"checkpoint-{step}" for step in (3, 2))
     expected = comparable(again.out)
     (last / TRAINED).unlink()
+    assert last_checkpoint(again.out) == before
+    begin(last)  # stopped before it was noted down
     assert last_checkpoint(again.out) == before
     (last / FILES).unlink()  # the first versions wrote none: a state that was cut
     (last / STATE).write_text((last / STATE).read_text()[:40])
