@@ -29,7 +29,7 @@ _FOLDER = re.compile(r"checkpoint-(\d{1,12})")
 
 
 def begin(folder: Path) -> None:
-    """Say that a checkpoint is not whole yet: without the file it would pass for one of the first versions."""
+    """Say that a checkpoint is not whole yet: without the file it would pass for one of a first version."""
     write_json(folder / FILES, {})
 
 

@@ -263,7 +263,7 @@ def test_an_archive_that_torch_could_not_end_is_a_full_disk_where_there_is_no_ro
     with pytest.raises(RuntimeError, match="inline_container"):
         write_whole_by(tmp_path / "a", fail)
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: Mock(free=4096))
-    with pytest.raises(DiskFull, match="no room for .*a"):
+    with pytest.raises(DiskFull, match=r"no room for .*a"):
         write_whole_by(tmp_path / "a", fail)
 
 
