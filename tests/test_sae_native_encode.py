@@ -272,6 +272,24 @@ def test_of_some_latents_those_among_the_best_of_all_are_given(
         assert set(rest[rest != 0]) <= set(scores[row][wanted[len(above) :]])
 
 
+@pytest.mark.parametrize("spread", [0, 2, 3])
+@pytest.mark.parametrize("least", [-np.inf, 0.0])
+def test_of_a_few_latents_ranks_are_counted(spread, least):
+    """Where bounds tell, no other latent is scored; where rows differ by little, they are."""
+    x, w = awkward(70, 128, 3, spread), awkward(900, 128, 4, spread)
+    weights, kernel = weights_of(w), NativeKernel(2)
+    only = torch.zeros(900, dtype=torch.bool)
+    only[::80] = True
+    codes, scores = kernel.encode_some(x, weights, 300, only, least), scores_of(x, weights)
+    for row, (values, indices) in enumerate(zip(codes.values, codes.indices, strict=True)):
+        best = np.argsort(-scores[row], kind="stable")[:300]
+        wanted = best[only.numpy()[best] & (scores[row][best] > least)]
+        assert indices[: len(wanted)].tolist() == wanted.tolist()
+        assert np.array_equal(values[: len(wanted)].numpy(), scores[row][wanted])
+    if spread == 0:
+        assert kernel.scored < 2 * int(only.sum()) * len(x)
+
+
 def test_of_some_latents_few_others_are_scored():
     kernel, only = NativeKernel(), torch.zeros(4000, dtype=torch.bool)
     only[::40] = True

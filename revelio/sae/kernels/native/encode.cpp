@@ -18,23 +18,20 @@
 // others are scored in float, in the fixed order, and the k best are kept: larger first, then the lower index. So
 // the result is the same, bit for bit, whatever multiplied.
 //
-// Where the codes of a few latents alone are wanted, those are scored first. A latent that cannot come before the
-// least of their scores above `least` cannot change their codes, and is not nominated.
+// Where the codes of a few latents alone are wanted, those are scored first, and the bounds of all others are only
+// counted: how many surely come before each, and how many perhaps. Images for which that does not tell are searched
+// as above.
 #include <algorithm>
 #include <cstring>
 #include <functional>
 
-#include "products.h"
-#include "rows.h"
+#include "batch.h"
 
 namespace {
 
 using namespace revelio;
 
 enum Status : int { FINE = 0, INPUT_NOT_FINITE = 1, SCORE_IS_NAN = 2, STALE = 3 };
-
-// Latents that are wanted are few if there are so many times as many in all.
-constexpr int64_t FEW = 64;
 
 struct Scored {
     float value;
@@ -46,15 +43,14 @@ bool before(const Scored &a, const Scored &b) {
     return a.value > b.value || (a.value == b.value && a.latent < b.latent);
 }
 
-// The k largest lower bounds so far of every image, as heaps with the least on top, which is the threshold unless
-// a larger one was given.
+// The k largest lower bounds so far of every image, as heaps with the least on top, which is the threshold.
 struct Floor {
     int64_t k;
     std::vector<float> heaps, thresholds;
     std::vector<int64_t> sizes;
 
-    Floor(int64_t k, const std::vector<float> &thresholds)
-        : k(k), heaps(k * thresholds.size()), thresholds(thresholds), sizes(thresholds.size(), 0) {}
+    Floor(int64_t k, int64_t padded)
+        : k(k), heaps(k * padded), thresholds(padded, k ? -INFINITY : INFINITY), sizes(padded, 0) {}
 
     void offer(int64_t image, float lower) {
         float *heap = heaps.data() + image * k;
@@ -65,7 +61,7 @@ struct Floor {
         }
         heap[size++] = lower;
         std::push_heap(heap, heap + size, std::greater<float>());
-        if (size == k) thresholds[image] = std::max(thresholds[image], heap[0]);
+        if (size == k) thresholds[image] = heap[0];
     }
 
     void offer_all(const Floor &other, int64_t image) {
@@ -78,63 +74,44 @@ struct Nominee {
     int64_t latent;
 };
 
-struct Batch {
-    int64_t b, padded, d, width;
-    bool floats;
-    const float *x;
-    std::vector<int16_t> panels;
-    std::vector<float> scale, norm, rest;
-};
-
-bool pack(Batch &batch) {
-    const int64_t b = batch.b, width = batch.width;
-    batch.padded = (b + 2 * PANEL - 1) / (2 * PANEL) * (2 * PANEL);
-    batch.panels.assign(batch.padded * width, 0);
-    for (auto *part : {&batch.scale, &batch.norm, &batch.rest}) part->assign(batch.padded, 0.0f);
-    std::vector<int16_t> row(width);
-    for (int64_t i = 0; i < b; i++) {
-        Quantised found;
-        if (!quantise(batch.x + i * batch.d, batch.d, width, batch.floats, row.data(), found)) return false;
-        batch.scale[i] = found.scale, batch.norm[i] = found.norm, batch.rest[i] = found.rest;
-        int16_t *panel = batch.panels.data() + i / PANEL * PANEL * width + i % PANEL * 2;
-        for (int64_t p = 0; p < width / 2; p++) std::memcpy(panel + p * PANEL * 2, row.data() + 2 * p, 4);
-    }
-    return true;
-}
-
-struct Latents {
-    int64_t n;
-    const float *W, *bias;
-    const int16_t *q;
-    const Quantised *rows;
-    const uint8_t *among;
-};
-
-// Of each image the least score above `least` of the latents in `only`, if they are few; else what rules out none.
-std::vector<float> least_wanted(const Batch &batch, const Latents &latents, const uint8_t *only, float least,
-                                int threads) {
-    std::vector<int64_t> wanted;
-    for (int64_t j = 0; only && j < latents.n; j++)
-        if (only[j]) wanted.push_back(j);
-    const bool few = only && int64_t(wanted.size()) * FEW <= latents.n;
-    std::vector<float> found(batch.padded, few ? INFINITY : -INFINITY);
-    if (!few) return found;
-    share(batch.b, threads, [&](int64_t i, int) {
-        for (int64_t j : wanted) {
-            const float score = dot(latents.W + j * batch.d, batch.x + i * batch.d, batch.d) + latents.bias[j];
-            // What is not a number rules out none, and is reported when it is scored.
-            if (!(score <= least) && !(score >= found[i])) found[i] = score;
-        }
-    });
-    return found;
-}
-
-// One thread's search: thresholds and nominees are its own.
+// One thread's search: thresholds and nominees are its own; of wanted latents, the counts.
 struct Search {
     const Batch &batch;
     const Latents &latents;
     Floor best, others;
     std::vector<std::vector<Nominee>> nominees;
+    const Wanted *wanted;
+    std::vector<int32_t> surely, perhaps;  // as wanted's scores; a latent perhaps comes before itself
+
+    // Of some latents, how they rank beside the wanted ones, for the images of a panel.
+    void count(const int32_t *sums, const RowTerms *rows, int64_t count, int64_t at) {
+        for (int64_t r = 0; r < count; r++)
+            for (int64_t from = 0; from < PANEL; from += 8) {
+                const RowTerms &row = rows[r];
+                const __m256i raw = _mm256_loadu_si256((const __m256i *)(sums + r * PANEL + from));
+                const __m256 sum = batch.floats ? _mm256_castsi256_ps(raw) : _mm256_cvtepi32_ps(raw);
+                const auto times = [&](float of, const std::vector<float> &part) {
+                    return _mm256_mul_ps(_mm256_set1_ps(of), _mm256_loadu_ps(part.data() + at + from));
+                };
+                const __m256 scaled = _mm256_mul_ps(sum, _mm256_set1_ps(row.scale));
+                const __m256 product = _mm256_mul_ps(scaled, _mm256_loadu_ps(batch.scale.data() + at + from));
+                const __m256 guess = _mm256_add_ps(product, _mm256_set1_ps(row.bias));
+                const __m256 both = _mm256_add_ps(times(row.by_norm, batch.norm), times(row.by_rest, batch.rest));
+                const __m256 bound = _mm256_add_ps(both, _mm256_set1_ps(row.fixed));
+                const __m256 lower = _mm256_sub_ps(guess, bound), upper = _mm256_add_ps(guess, bound);
+                for (size_t w = 0; w < wanted->latents.size(); w++) {
+                    const int64_t place = w * batch.padded + at + from;
+                    const __m256 score = _mm256_loadu_ps(wanted->scores.data() + place);
+                    add(surely.data() + place, _mm256_cmp_ps(lower, score, _CMP_GT_OQ));
+                    add(perhaps.data() + place, _mm256_cmp_ps(upper, score, _CMP_NLT_UQ));
+                }
+            }
+    }
+
+    static void add(int32_t *counts, __m256 which) {
+        const __m256i before = _mm256_loadu_si256((const __m256i *)counts);
+        _mm256_storeu_si256((__m256i *)counts, _mm256_sub_epi32(before, _mm256_castps_si256(which)));
+    }
 
     void nominate(int64_t latent, int64_t image, float sum, const RowTerms &row) {
         const float guess = sum * row.scale * batch.scale[image] + row.bias;
@@ -174,6 +151,10 @@ struct Search {
             const int64_t at = image + p * PANEL;
             const float *limit = best.thresholds.data() + at, *other = others.thresholds.data() + at;
             const int32_t *own = sums + p * product.latents * PANEL;
+            if (wanted) {
+                this->count(own, rows, count, at);
+                continue;
+            }
             judge(own, rows, count,
                   {batch.scale.data() + at, batch.norm.data() + at, batch.rest.data() + at, limit, other}, bits);
             for (int64_t r = 0; r < count; r++)
@@ -250,6 +231,16 @@ struct Finalists {
     }
 };
 
+// The k best of what was found of an image, and zeros after them.
+void place(std::vector<Scored> &found, int64_t k, float *values, int64_t *indices) {
+    const int64_t kept = std::min<int64_t>(k, found.size());
+    std::partial_sort(found.begin(), found.begin() + kept, found.end(), before);
+    for (int64_t c = 0; c < k; c++) {
+        values[c] = c < kept ? found[c].value : 0.0f;
+        indices[c] = c < kept ? found[c].latent : 0;
+    }
+}
+
 // The k best of an image by their float scores; of them those in `only`, if that is given, and zeros after them.
 Status settle(Finalists &left, int64_t k, const uint8_t *only, float *values, int64_t *indices) {
     std::vector<Scored> found;
@@ -261,12 +252,94 @@ Status settle(Finalists &left, int64_t k, const uint8_t *only, float *values, in
         if (Status status = only ? left.among_best(c, k, best) : FINE) return status;
         if (best) found.push_back({left.scores[c], latent});
     }
-    const int64_t kept = std::min<int64_t>(k, found.size());
-    std::partial_sort(found.begin(), found.begin() + kept, found.end(), before);
-    for (int64_t c = 0; c < k; c++) {
-        values[c] = c < kept ? found[c].value : 0.0f;
-        indices[c] = c < kept ? found[c].latent : 0;
+    place(found, k, values, indices);
+    return FINE;
+}
+
+// What is asked of a batch, and where the results go.
+struct Request {
+    const Latents &latents;
+    Product product;
+    Judge judge;
+    int64_t k, k_among;
+    const uint8_t *only;
+    int threads;
+    float *values;
+    int64_t *indices;
+    float *other_values;
+    int64_t *other_indices;
+    int64_t scored = 0;
+};
+
+// All latents against a batch, each block of them by one thread.
+std::vector<Search> searched(const Batch &batch, const Request &asked, const Wanted *wanted) {
+    const size_t counts = wanted ? wanted->scores.size() : 0;
+    std::vector<Search> searches(
+        asked.threads, Search{batch, asked.latents, Floor(asked.k, batch.padded), Floor(asked.k_among, batch.padded),
+                              std::vector<std::vector<Nominee>>(wanted ? 0 : batch.b), wanted,
+                              std::vector<int32_t>(counts), std::vector<int32_t>(counts)});
+    const int64_t n = asked.latents.n, size = asked.product.block;
+    share((n + size - 1) / size, asked.threads, [&](int64_t block, int thread) {
+        searches[thread].block(asked.product, asked.judge, block * size, std::min(n, (block + 1) * size));
+    });
+    return searches;
+}
+
+Status search(const Batch &batch, Request &asked) {
+    std::vector<Search> searches = searched(batch, asked, nullptr);
+    std::atomic<int> status{FINE};
+    std::vector<int64_t> counts(asked.threads, 0);
+    share(batch.b, asked.threads, [&](int64_t i, int thread) {
+        const int64_t k = asked.k, k_among = asked.k_among;
+        Finalists best(searches, &Search::best, false, i);
+        Status own = settle(best, k, asked.only, asked.values + i * k, asked.indices + i * k);
+        counts[thread] += best.scored;
+        if (own == FINE && k_among) {
+            Finalists others(searches, &Search::others, true, i);
+            own = settle(others, k_among, nullptr, asked.other_values + i * k_among,
+                         asked.other_indices + i * k_among);
+            counts[thread] += others.scored;
+        }
+        if (own != FINE) status = own;
+    });
+    for (int64_t count : counts) asked.scored += count;
+    return Status(status.load());
+}
+
+// The codes of a few latents by counting; an image for which the counts do not tell is searched.
+Status search_few(const Batch &batch, const Wanted &wanted, Request &asked) {
+    const std::vector<Search> searches = searched(batch, asked, &wanted);
+    const int64_t k = asked.k, d = batch.d;
+    std::vector<int64_t> open;
+    std::vector<float> rows;
+    for (int64_t i = 0; i < batch.b; i++) {
+        std::vector<Scored> found;
+        bool told = true;
+        for (size_t w = 0; w < wanted.latents.size(); w++) {
+            const int64_t at = w * batch.padded + i;
+            if (std::isinf(wanted.scores[at])) continue;
+            int64_t surely = 0, perhaps = -1;
+            for (const Search &one : searches) surely += one.surely[at], perhaps += one.perhaps[at];
+            if (perhaps < k) found.push_back({wanted.scores[at], wanted.latents[w]});
+            else if (surely < k) told = false;
+        }
+        if (!told) open.push_back(i), rows.insert(rows.end(), batch.x + i * d, batch.x + (i + 1) * d);
+        place(found, k, asked.values + i * k, asked.indices + i * k);
+        asked.scored += wanted.latents.size();
     }
+    if (open.empty()) return FINE;
+    std::vector<float> values(open.size() * k);
+    std::vector<int64_t> indices(open.size() * k);
+    Batch part{int64_t(open.size()), 0, d, batch.width, batch.floats, rows.data(), {}, {}, {}, {}};
+    if (!pack(part)) return INPUT_NOT_FINITE;
+    Request rest = asked;
+    rest.values = values.data(), rest.indices = indices.data(), rest.scored = 0;
+    if (Status status = search(part, rest)) return status;
+    for (size_t i = 0; i < open.size(); i++) {
+        std::memcpy(asked.values + open[i] * k, values.data() + i * k, k * sizeof(float));
+        std::memcpy(asked.indices + open[i] * k, indices.data() + i * k, k * sizeof(int64_t));
+    }
+    asked.scored += rest.scored;
     return FINE;
 }
 
@@ -290,40 +363,21 @@ int revelio_quantise(const float *W, int64_t n, int64_t d, int64_t width, int16_
     return bad;
 }
 
-// The k best latents of each of b images, and the k_among best of those with among[latent] != 0.
+// The k best latents of each of b images, and the k_among best of those with among[latent] != 0; with `only`, of the k
+// best those with only[latent] != 0, where what is not above `least` may be missing.
 int revelio_encode(const float *x, int64_t b, int64_t d, const float *W, const float *bias, int64_t n,
                    const int16_t *q, int64_t width, const float *rows, int64_t k, const uint8_t *among,
-                   int64_t k_among, const uint8_t *only, float least, float *values, int64_t *indices, float *other_values,
-                   int64_t *other_indices, int64_t *scored, int instructions, int threads) {
+                   int64_t k_among, const uint8_t *only, float least, float *values, int64_t *indices,
+                   float *other_values, int64_t *other_indices, int64_t *scored, int instructions, int threads) {
     const Product product = product_of(Instructions(instructions));
-    const Judge judge = judge_of(Instructions(instructions));
     Batch batch{b, 0, d, width, product.floats, x, {}, {}, {}, {}};
     if (!pack(batch)) return INPUT_NOT_FINITE;
     const Latents latents{n, W, bias, q, reinterpret_cast<const Quantised *>(rows), among};
-    const std::vector<float> wanted = least_wanted(batch, latents, only, least, threads);
-    const std::vector<float> others(batch.padded, k_among ? -INFINITY : INFINITY);
-    std::vector<Search> searches(threads, Search{batch, latents, Floor(k, wanted), Floor(k_among, others),
-                                                 std::vector<std::vector<Nominee>>(b)});
-    revelio::share((n + product.block - 1) / product.block, threads, [&](int64_t block, int thread) {
-        const int64_t first = block * product.block;
-        searches[thread].block(product, judge, first, std::min(n, first + product.block));
-    });
-    std::atomic<int> status{FINE};
-    std::vector<int64_t> counts(threads, 0);
-    revelio::share(b, threads, [&](int64_t i, int thread) {
-        Finalists best(searches, &Search::best, false, i);
-        Status own = settle(best, k, only, values + i * k, indices + i * k);
-        counts[thread] += best.scored;
-        if (own == FINE && k_among) {
-            Finalists others(searches, &Search::others, true, i);
-            own = settle(others, k_among, nullptr, other_values + i * k_among, other_indices + i * k_among);
-            counts[thread] += others.scored;
-        }
-        if (own != FINE) status = own;
-    });
-    if (status != FINE) return status;
-    *scored = 0;
-    for (int64_t count : counts) *scored += count;
-    return FINE;
+    Request asked{latents, product, judge_of(Instructions(instructions)), k, k_among, only, threads,
+                  values, indices, other_values, other_indices};
+    const Wanted wanted = wanted_of(batch, latents, only, least, threads);
+    const Status status = wanted.latents.empty() ? search(batch, asked) : search_few(batch, wanted, asked);
+    *scored = asked.scored;
+    return status;
 }
 }
