@@ -30,6 +30,7 @@ def render(figures: Figures) -> str:
     lines = [
         HEAD.format(classes=len(data["classes"])),
         verdict(figures),
+        *([figures["note"] + "\n"] if "note" in figures else []),
         METHOD,
         f"{records['pretrain']:,} captions train stage 1 and {records['finetune']:,} conversations of "
         f"{settings['questions']} questions stage 2; {records['held-out']:,} questions about "
