@@ -9,6 +9,8 @@ from pathlib import Path
 # A chat template takes milliseconds and kilobytes.
 SECONDS = 10.0
 BYTES = 512 << 20
+# The bound of memory is the process's: two at once would put back one another's.
+_ONE_AT_A_TIME = threading.Lock()
 
 
 class TooLong(Exception):
@@ -20,7 +22,7 @@ class TooLong(Exception):
 
 @contextmanager
 def bounded(seconds: float = SECONDS, growth: int = BYTES) -> Iterator[None]:
-    """Stop Python code that runs too long or takes too much memory.
+    """Stop Python code that runs too long or takes too much memory; threads wait for one another.
 
     Args:
         seconds: after which :class:`TooLong` is raised in it, at its next instruction.
@@ -44,15 +46,16 @@ def bounded(seconds: float = SECONDS, growth: int = BYTES) -> Iterator[None]:
 
     timer = threading.Timer(seconds, stop)
     timer.daemon = True
-    timer.start()
-    try:
-        with _mapped_at_most(growth):
-            yield
-    finally:
-        timer.cancel()
-        with lock:
-            running.clear()
-            raised(None)  # one that came too late must not hit what follows
+    with _ONE_AT_A_TIME:
+        timer.start()
+        try:
+            with _mapped_at_most(growth):
+                yield
+        finally:
+            timer.cancel()
+            with lock:
+                running.clear()
+                raised(None)  # one that came too late must not hit what follows
 
 
 @contextmanager

@@ -262,12 +262,12 @@ def config_of(made: Path, out: Path, **changes) -> AdviseConfig:
     return replace(config, **changes)
 
 
+def steady(*asked):  # two runs time the same candidates differently
+    return {one: 1.0 + number for number, one in enumerate(seconds_an_image(*asked))}
+
+
 def test_an_advice_is_whole_and_a_stopped_one_goes_on(made, tmp_path, capsys, monkeypatch):
     from llava_ext.config import ModelConfig
-
-    def steady(*asked):  # two runs time the same candidates differently
-        found = seconds_an_image(*asked)
-        return {one: number + min(found.values()) for number, one in enumerate(found)}
 
     monkeypatch.setattr("revelio.pipelines.advise.seconds_an_image", steady)
     config = config_of(made, tmp_path / "advice")

@@ -2,6 +2,7 @@
 
 import resource
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from itertools import pairwise
@@ -221,6 +222,16 @@ def test_bounds_end_with_what_they_bound() -> None:
     with pytest.raises(MemoryError), bounded(growth=1 << 20):
         bytearray(1 << 30)
     time.sleep(0.01)
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
+
+    def overlap(seconds: float) -> None:
+        with bounded():
+            time.sleep(seconds)
+
+    with ThreadPoolExecutor(
+        2
+    ) as pool:  # the second would begin in the first's bounds and end after it
+        list(pool.map(overlap, (0.05, 0.1)))
     assert resource.getrlimit(resource.RLIMIT_AS) == before
     assert len(bytearray(1 << 30)) == 1 << 30
 
