@@ -17,10 +17,11 @@ The bound is Cauchy-Schwarz on the two rounding errors, plus what accumulating i
 
     e(x) = |x - x~| + 2^-12 |x~| + d 2^-22 |x|,   m(w) = max(|w|, 2^12 |w - w~|)
 
-with ``m(w)`` kept up to date for every row that an update changes. The update is one program a
-latent: the sums of its gradient's terms in the order of the images, projection, Adam, unit length, and
-the row's float16 copy. It leaves rows alone that cannot change (:mod:`revelio.sae.optim`). Nothing is
-added atomically, so the same inputs give the same bits.
+with ``m(w)`` kept up to date for every row that an update changes. The update is one program a latent: the
+sums of its gradient's terms in the order of the images (those of a latent with many terms in blocks that
+other programs have added), projection, Adam, unit length, and the row's float16 copy. It leaves rows alone
+that cannot change (:mod:`revelio.sae.optim`). Nothing is added atomically, so the same inputs give the same
+bits.
 """
 
 from collections.abc import Iterator
@@ -44,6 +45,9 @@ LARGEST = 2.0**14
 MOST = 256
 # A row that all latents are scored for keeps at least so many at a time: one by one would take ages.
 RESCUED = 32
+# A latent's terms are added in blocks of so many, each by a program of its own: where a latent fires on
+# thousands of images, one program would still run long after all others have ended.
+TERMS = 64
 # PyTorch's settings that let a product on CUDA add with less than float32.
 ROUNDING = ("allow_fp16_reduced_precision_reduction", "allow_fp16_accumulation", "allow_tf32")
 
@@ -178,15 +182,19 @@ class CudaKernel:
         go = latents.new_ones(1) if step.go is None else step.go.to(torch.int32)
         now = clock(step, weights.W_enc.device) if step.clock is None else step.clock
         betas = (step.beta1, step.beta2, step.eps)
+        terms = (
+            *(gradient.images[order], gradient.output_rows[order]),
+            *(gradient.gradients[order], gradient.values[order]),
+            *(gradient.inputs.contiguous(), gradient.outputs.contiguous()),
+        )
+        sums = _block_sums(latents, terms, d)
         programs.update[(n,)](
             *(weights.W_enc, weights.W_dec, moments.W_enc.mean, moments.W_enc.square),
             *(moments.W_dec.mean, moments.W_dec.square, moments.last),
-            *(copy.half, copy.bounds, starts),
-            *(gradient.images[order], gradient.output_rows[order]),
-            *(gradient.gradients[order], gradient.values[order]),
-            *(gradient.inputs.contiguous(), gradient.outputs.contiguous(), d_b_enc, go),
-            *(now, *betas, d),
+            *(copy.half, copy.bounds, starts, *terms, d_b_enc),
+            *(*sums, go, now, *betas, d),
             UNIT=step.unit_norm,
+            TERMS=TERMS,
             **_row(d),
         )
         for vector, gradients, kept in (
@@ -301,6 +309,19 @@ class _Search:
 def _empty(x: Tensor, k: int) -> Codes:
     indices = torch.empty(len(x), k, dtype=torch.int64, device=x.device)
     return Codes(torch.empty(len(x), k, device=x.device), indices)
+
+
+def _block_sums(latents: Tensor, terms: tuple[Tensor, ...], d: int) -> tuple[Tensor, ...]:
+    """The gradients' sums of each whole block of terms of one latent; the others' are not set."""
+    blocks, device = len(latents) // TERMS, latents.device
+    enc, dec = (torch.empty(blocks, d, device=device) for _ in range(2))
+    bias = torch.empty(blocks, device=device)
+    counts = torch.empty(blocks, dtype=torch.int32, device=device)
+    if blocks:
+        programs.sum_blocks[(blocks,)](
+            latents, *terms, enc, dec, bias, counts, d, TERMS=TERMS, **_row(d)
+        )
+    return enc, dec, bias, counts
 
 
 def _row(d: int) -> dict[str, Any]:

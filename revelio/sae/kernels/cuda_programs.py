@@ -215,11 +215,56 @@ def vector(vector, gradients, means, squares, go, clock, n, beta1, beta2, eps, B
 
 
 @triton.jit
+def add_terms(
+    g_enc, g_dec, g_bias, count, first, end,
+    images, output_rows, gradients, values, inputs, outputs, d, D: tl.constexpr,
+):  # fmt: skip
+    """Add the terms ``first`` to ``end`` to a latent's gradients, one after another."""
+    i = tl.arange(0, D)
+    for term in range(first, end):
+        gradient, value = tl.load(gradients + term), tl.load(values + term)
+        x = tl.load(inputs + tl.load(images + term) * d + i, mask=i < d, other=0.0)
+        out = tl.load(outputs + tl.load(output_rows + term) * d + i, mask=i < d, other=0.0)
+        g_enc += gradient * x
+        g_dec += value * out
+        g_bias += gradient
+        # Kept values that a ReLU has set to zero wake no row.
+        count += ((gradient != 0.0) | (value != 0.0)).to(tl.int32)
+    return g_enc, g_dec, g_bias, count
+
+
+@triton.jit
+def sum_blocks(
+    latents, images, output_rows, gradients, values, inputs, outputs,
+    enc_sums, dec_sums, bias_sums, counts, d,
+    TERMS: tl.constexpr, D: tl.constexpr,
+):  # fmt: skip
+    """A block of terms that are all of one latent: their sum, so that no program adds thousands."""
+    block, i = tl.program_id(0).to(tl.int64), tl.arange(0, D)
+    first, end = block * TERMS, (block + 1) * TERMS
+    if tl.load(latents + first) == tl.load(latents + end - 1):
+        zeros, zero, none = (
+            tl.zeros([D], tl.float32),
+            tl.full([], 0.0, tl.float32),
+            tl.full([], 0, tl.int32),
+        )
+        g_enc, g_dec, g_bias, count = add_terms(
+            zeros, zeros, zero, none, first, end,
+            images, output_rows, gradients, values, inputs, outputs, d, D,
+        )  # fmt: skip
+        tl.store(enc_sums + block * d + i, g_enc, mask=i < d)
+        tl.store(dec_sums + block * d + i, g_dec, mask=i < d)
+        tl.store(bias_sums + block, g_bias)
+        tl.store(counts + block, count)
+
+
+@triton.jit
 def update(
     W_enc, W_dec, enc_mean, enc_square, dec_mean, dec_square, last,
     half, bounds, starts, images, output_rows, gradients, values, inputs, outputs, d_b_enc,
+    enc_sums, dec_sums, bias_sums, counts,
     go, clock, beta1, beta2, eps, d,
-    UNIT: tl.constexpr, D: tl.constexpr,
+    UNIT: tl.constexpr, TERMS: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
     """One latent's rows: gradient, projection, Adam, unit length, float16 copy."""
     row, i = tl.program_id(0).to(tl.int64), tl.arange(0, D)
@@ -229,17 +274,28 @@ def update(
         rate, root = tl.load(clock + 1).to(tl.float32), tl.load(clock + 2).to(tl.float32)
         looking = tl.load(clock + 3) != 0
         here, inside = row * d + i, i < d
-        g_enc, g_dec, g_bias = tl.zeros([D], tl.float32), tl.zeros([D], tl.float32), 0.0
-        terms = 0
-        for term in range(first, end):
-            gradient, value = tl.load(gradients + term), tl.load(values + term)
-            x = tl.load(inputs + tl.load(images + term) * d + i, mask=inside, other=0.0)
-            out = tl.load(outputs + tl.load(output_rows + term) * d + i, mask=inside, other=0.0)
-            g_enc += gradient * x
-            g_dec += value * out
-            g_bias += gradient
-            terms += ((gradient != 0.0) | (value != 0.0)).to(tl.int32)
-        # Kept values that a ReLU has set to zero wake no row.
+        # Up to the first whole block of terms, then the blocks' sums, then what is left.
+        whole, cut = tl.cdiv(first, TERMS), end // TERMS
+        head = tl.minimum(end, whole * TERMS)
+        zeros, zero, none = (
+            tl.zeros([D], tl.float32),
+            tl.full([], 0.0, tl.float32),
+            tl.full([], 0, tl.int32),
+        )
+        g_enc, g_dec, g_bias, terms = add_terms(
+            zeros, zeros, zero, none, first, head,
+            images, output_rows, gradients, values, inputs, outputs, d, D,
+        )  # fmt: skip
+        for block in range(whole, cut):
+            place = tl.full([], block, tl.int64) * d + i
+            g_enc += tl.load(enc_sums + place, mask=inside, other=0.0)
+            g_dec += tl.load(dec_sums + place, mask=inside, other=0.0)
+            g_bias += tl.load(bias_sums + block)
+            terms += tl.load(counts + block)
+        g_enc, g_dec, g_bias, terms = add_terms(
+            g_enc, g_dec, g_bias, terms, tl.maximum(head, cut * TERMS), end,
+            images, output_rows, gradients, values, inputs, outputs, d, D,
+        )  # fmt: skip
         active = terms > 0
         inside = inside & (active | (state > 0))
         enc = tl.load(W_enc + here, mask=inside, other=0.0)

@@ -1,0 +1,94 @@
+"""The CUDA kernel's programs in Triton's interpreter, on the CPU; skipped where Triton is not installed."""
+
+import os
+import sys
+from dataclasses import replace
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import torch
+from test_sae_optim import D, Dense
+
+from revelio.sae.kernels.base import Gradient, Weights
+from revelio.sae.kernels.sparse import SparseKernel
+from revelio.sae.optim import AdamRows, AdamStep
+
+if not find_spec("triton") or torch.cuda.is_available():
+    pytest.skip("needs Triton and no CUDA device", allow_module_level=True)
+if "triton" in sys.modules and not os.environ.get("TRITON_INTERPRET"):
+    pytest.skip("Triton was imported to compile", allow_module_level=True)
+os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
+
+from revelio.sae.kernels import cuda
+
+# Masked lanes compute what is never stored.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
+N, B, K = 12, 9, 4
+
+
+def start(seed: int) -> Weights:
+    draw = torch.Generator().manual_seed(seed)
+    W_enc, W_dec = torch.randn(2, N, D, generator=draw)
+    return Weights(W_enc, torch.zeros(N), W_dec / W_dec.norm(dim=1, keepdim=True), torch.zeros(D))
+
+
+def terms(seed: int, hot: float) -> Gradient:
+    """A batch's terms, of which a share is latent 7's and a tenth is zero."""
+    draw = torch.Generator().manual_seed(seed)
+    latents = torch.randint(N, (B * K,), generator=draw)
+    latents[torch.rand(B * K, generator=draw) < hot] = 7
+    values, pulls = torch.randn(2, B * K, generator=draw)
+    zero = torch.rand(B * K, generator=draw) < 0.1
+    values[zero] = pulls[zero] = 0
+    images = torch.arange(B).repeat_interleave(K)
+    inputs, outputs = torch.randn(2, B, D, generator=draw)
+    return Gradient(latents, images, images, values, pulls, inputs, outputs, outputs.sum(0))
+
+
+@pytest.mark.parametrize("hot", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize("block", [1, 4, 64])
+def test_an_update_in_blocks_of_terms_is_the_dense_one(monkeypatch, hot: float, block: int) -> None:
+    monkeypatch.setattr(cuda, "TERMS", block)
+    first = start(0)
+    own = Weights(*(getattr(first, name).clone() for name in ("W_enc", "b_enc", "W_dec", "b_dec")))
+    moments = AdamRows.start(own.W_enc, own.W_dec, own.b_enc, own.b_dec)
+    kernel, dense = cuda.CudaKernel(), Dense(first)
+    for t in range(1, 9):
+        step = AdamStep(t, 1e-3)
+        clock = cuda_clock(step)
+        kernel.update(own, moments, terms(t, hot), replace(step, clock=clock))
+        dense.update(terms(t, hot), step)
+    for name in ("W_enc", "W_dec"):
+        assert np.abs(getattr(own, name).double().numpy() - dense.W[name]).max() < 1e-5, name
+    # Biases and the float16 copy.
+    other, rows = start(0), SparseKernel()
+    kept = AdamRows.start(other.W_enc, other.W_dec, other.b_enc, other.b_dec)
+    for t in range(1, 9):
+        rows.update(other, kept, terms(t, hot).by_latent(), AdamStep(t, 1e-3))
+    assert torch.allclose(own.b_enc, other.b_enc, atol=1e-5)
+    assert torch.allclose(own.b_dec, other.b_dec, atol=1e-5)
+    assert torch.equal(kernel._copied(own.W_enc).half, own.W_enc.half())
+
+
+def cuda_clock(step: AdamStep) -> torch.Tensor:
+    """:func:`revelio.sae.kernels.cuda.clock` without pinned memory, which wants a device."""
+    rate, root = step.learning_rate / (1 - step.beta1**step.t), (1 - step.beta2**step.t) ** 0.5
+    return torch.tensor([step.t, rate, root, False, 0], dtype=torch.float64)
+
+
+def test_the_search_finds_the_best_latents_whatever_their_norms() -> None:
+    draw = torch.Generator().manual_seed(1)
+    n, k = 300, 5
+    W_enc = torch.randn(n, D, generator=draw) * torch.exp(torch.randn(n, 1, generator=draw))
+    weights = Weights(W_enc, 0.3 * torch.randn(n, generator=draw), W_enc, torch.zeros(D))
+    x = torch.randn(2, D, generator=draw) * torch.exp(3 * torch.randn(2, 1, generator=draw))
+    among = torch.rand(n, generator=draw) < 0.6
+    best, others = cuda.CudaKernel().encode(x, weights, k, among, 3)
+    scores = x.double() @ W_enc.double().T + weights.b_enc.double()
+    assert torch.equal(best.indices, scores.topk(k).indices)
+    assert others is not None
+    wanted = scores.masked_fill(~among, float("-inf")).topk(3)
+    assert torch.equal(others.indices, wanted.indices)
+    assert torch.allclose(others.values.double(), wanted.values, rtol=1e-5, atol=1e-5)
