@@ -268,11 +268,21 @@ def llava_fusion_line(result: dict[str, Any]) -> str:
 def llava_generate_line(result: dict[str, Any]) -> str:
     """Answers beside transformers' own LLaVA class."""
     first, rate = result["first token, seconds"], result["tokens a second"]
+    spread = {
+        what: "{:.2f}x [{:.2f}, {:.2f}]".format(*result[f"{what}, {pair}"])
+        for what, pair in (
+            ("first token", "transformers / ours"),
+            ("first token without processors", "transformers / ours"),
+            ("tokens a second", "ours / transformers"),
+        )
+    }
     return (
-        f"`benchmarks/llava_generate.py` (SmolLM2-135M, {result['threads']} threads): the first token after "
-        f"{first['ours']:.2f} s, {first['transformers']:.2f} s with transformers' own LLaVA class "
-        f"({result['first token, transformers / ours']:.2f}x); then {rate['ours']:.1f} tokens a second "
-        f"against {rate['transformers']:.1f} ({result['tokens a second, ours / transformers']:.2f}x).\n"
+        f"`benchmarks/llava_generate.py` (SmolLM2-135M, {result['threads']} threads): the first token "
+        f"{first['ours']:.2f} s after the picture and the question, {first['transformers']:.2f} s with "
+        f"transformers' own LLaVA class (median of {result['rounds']} rounds and quartiles: "
+        f"{spread['first token']}; without the processors {spread['first token without processors']}); "
+        f"then {rate['ours']:.1f} tokens a second against {rate['transformers']:.1f} "
+        f"({spread['tokens a second']}).\n"
     )
 
 
