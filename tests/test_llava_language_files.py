@@ -3,12 +3,14 @@
 import json
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from llava_helpers import tiny_llama, tiny_mpt
 from safetensors.torch import load_file
+from transformers import PreTrainedModel
 
 from llava_ext.language import load_language_model, load_tokenizer
 
@@ -185,3 +187,14 @@ def test_a_sentencepiece_model_alone_is_a_tokenizer(tmp_path, monkeypatch):
     text = "a green cat on it"
     assert tokenizer(text, add_special_tokens=False).input_ids == own.encode(text)
     assert tokenizer.pad_token == "<unk>"
+
+
+def test_models_loaded_in_threads_are_whole(tmp_path) -> None:
+    """While transformers makes a model, its method that ties weights is another, for all threads."""
+    tie = PreTrainedModel.tie_weights
+    folder = tiny_llama(tmp_path / "llama")
+    with ThreadPoolExecutor(4) as threads:
+        models = list(threads.map(load_language_model, [str(folder)] * 24))
+    for model in models:
+        assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert PreTrainedModel.tie_weights is tie

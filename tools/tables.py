@@ -105,7 +105,9 @@ def _controls(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _verdicts(rows: list[dict[str, Any]]) -> str:
-    verdicts = Counter(row["verdict"]["majority"] for row in rows)
+    said = [row["verdict"]["majority"] for row in rows]
+    some = "not told apart from one control or several"
+    verdicts = Counter(some if one.startswith("not told apart") else one for one in said)
     return "; ".join(f"{words} in {count}" for words, count in verdicts.most_common())
 
 

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from threading import RLock
 from typing import Any, TypeVar
 
 import torch
@@ -15,6 +16,8 @@ from revelio.trust import printable
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ATTENTION = ("sdpa", "eager")
+# Held while a library makes a model.
+LOADING = RLock()
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -150,19 +153,24 @@ def reading(what: str) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Load models without the libraries' own progress bars and advice; restores both after."""
+    """Load models without the libraries' own progress bars and advice; restores both after.
+
+    One thread at a time: while transformers and accelerate make a model they replace methods of classes that
+    all threads share (tied weights stay apart meanwhile), and may restore another thread's replacement.
+    """
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
-    before = []
-    for log in (diffusers_logging, transformers_logging):
-        before.append((log, log.get_verbosity(), log.is_progress_bar_enabled()))
-        log.set_verbosity_error()
-        log.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for log, verbosity, bar in before:
-            log.set_verbosity(verbosity)
-            if bar:
-                log.enable_progress_bar()
+    with LOADING:
+        before = []
+        for log in (diffusers_logging, transformers_logging):
+            before.append((log, log.get_verbosity(), log.is_progress_bar_enabled()))
+            log.set_verbosity_error()
+            log.disable_progress_bar()
+        try:
+            yield
+        finally:
+            for log, verbosity, bar in before:
+                log.set_verbosity(verbosity)
+                if bar:
+                    log.enable_progress_bar()
