@@ -6,15 +6,17 @@
     python benchmarks/cells.py --gb 10 --only training --stores /data/tmp --cap 2 --rounds 1
 
 Training: a store of vectors and a store of whole grids with as many cells, both of `--gb` and both streamed
-(any size that fits the disk: nothing is held but the shuffling buffer), the same k-SAE for the same steps.
-`reading` is the loader alone, for `--read` batches. With `--cap` no process may hold more data than so many
-GiB (RLIMIT_DATA), which a store larger than that shows to be streamed; the system's cache of its files is
-dropped before. Heat maps: `--latents` latents on `--images` images, some at a time; `dense` takes the
-pre-activations of all latents at all cells, keeps the k largest by `topk`, scatters them into a dense code
-and picks the latents out of it; `ours` is `encode_grid(..., latents=...).maps(...)`. Each part runs in a
-process of its own, which gives its peak memory; results of the two ways are compared. Ways take turns, and
-each comes in rows or images a second and a second of processor time: on a machine that others use too, only
-the latter is the program's own.
+(any size that fits the disk: nothing is held but the shuffling buffer), the same k-SAE for the same steps, in
+one process that takes turns of `--turn` steps, so that what else the machine does falls on both; the ratio of
+two turns that follow each other, its mean over pairs (of logarithms) with a 95 % t interval. Alone, a process
+each: `reading` is the loader for `--read` batches, then one turn, for the peak memory. With `--cap` no
+process may hold more data than so many GiB (RLIMIT_DATA), which a store larger than that shows to be
+streamed; the system's cache of its files is dropped before. Heat maps: `--latents` latents on `--images`
+images, some at a time; `dense` takes the pre-activations of all latents at all cells, keeps the k largest by
+`topk`, scatters them into a dense code and picks the latents out of it; `ours` is `encode_grid(...,
+latents=...).maps(...)`, in turns of a process each; results of the two ways are compared. Both come in rows
+or images a second and a second of processor time: on a machine that others use too, only the latter is the
+program's own.
 """
 
 import argparse
@@ -28,8 +30,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from math import exp, log
 from multiprocessing import get_context
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -46,8 +50,10 @@ from revelio.sae.dataloader import Shuffled
 from revelio.sae.kernels.select import fastest_kernel
 from revelio.sae.model import KSparseAutoencoder
 from revelio.sae.train import train
+from revelio.stats import mean95
 
 GIB = 2**30
+TIMES = ("second", "processor_second")
 SHARD_BYTES = 2**26
 
 
@@ -61,6 +67,7 @@ class Sizes:
     k: int
     batch: int
     steps: int
+    turn: int
     read: int
     gb: float
     images: int
@@ -105,22 +112,57 @@ def rows_of(path: Path, kind: str) -> StoreRows:
     return StoreRows(store, torch.arange(store.images), cells=kind == "cells")
 
 
-def training(path: Path, kind: str, sizes: Sizes) -> dict[str, float]:
-    """Rows a second of training from a streamed store, and of reading alone."""
+def alone(path: Path, kind: str, sizes: Sizes) -> dict[str, float]:
+    """Rows a second of reading alone, and the memory that reading and training take."""
     _begin(sizes)
     _forget(path)
     batches = Shuffled(rows_of(path, kind), sizes.batch, workers=1)
     clock = Clock()
     read = sum(len(batch) for batch in islice(batches.epoch(0), sizes.read))
     reading = clock.rates("reading_rows", read)
-    model = KSparseAutoencoder(sizes.d, sizes.expansion * sizes.d, sizes.k, seed=None)
-    loop = train(model, _Begun(batches), TrainConfig(steps=sizes.steps + 5, batch_size=sizes.batch))
-    for _ in islice(loop, 5):
+    for _ in islice(_loop(path, kind, sizes), sizes.turn):
         pass
-    clock, rows = Clock(), 0
-    for _ in loop:
-        rows += sizes.batch
-    return {**clock.rates("rows", rows), **reading, "peak_gib": _peak()}
+    return {**reading, "peak_gib": _peak()}
+
+
+def side_by_side(paths: dict[str, Path], sizes: Sizes) -> dict[str, Any]:
+    """Rows a second of training from each streamed store, in turns of some steps."""
+    _begin(sizes)
+    for path in paths.values():
+        _forget(path)
+    loops = {kind: _loop(path, kind, sizes) for kind, path in paths.items()}
+    rates: dict[str, list[dict[str, float]]] = {kind: [] for kind in paths}
+    for number in range(-1, sizes.steps // sizes.turn):
+        # Which one is first changes, so that a machine that slows down favors neither.
+        for kind in sorted(loops, reverse=bool(number % 2)):
+            clock = Clock()
+            for _ in islice(loops[kind], sizes.turn):
+                pass
+            if number >= 0:
+                rates[kind].append(clock.rates("rows", sizes.turn * sizes.batch))
+        print(number, *(f"{kind} {some[-1:]}" for kind, some in rates.items()), flush=True)
+    ratios = {
+        time: [a[f"rows_per_{time}"] / b[f"rows_per_{time}"] for a, b in zip(*pair, strict=True)]
+        for time in TIMES
+        for pair in [(rates["cells"], rates["pooled"])]
+    }
+    return {
+        "turns": rates,
+        "cells_over_pooled": {f"per_{time}": _mean_ratio(some) for time, some in ratios.items()},
+    }
+
+
+def _mean_ratio(ratios: list[float]) -> dict[str, Any]:
+    logs = [log(one) for one in ratios]
+    return {"mean": exp(mean(logs)), "interval": [exp(end) for end in mean95(logs)]}
+
+
+def _loop(path: Path, kind: str, sizes: Sizes) -> Iterator[Any]:
+    """Training without an end that a turn would meet."""
+    batches = Shuffled(rows_of(path, kind), sizes.batch, workers=1)
+    model = KSparseAutoencoder(sizes.d, sizes.expansion * sizes.d, sizes.k, seed=None)
+    config = TrainConfig(steps=sizes.steps + 2 * sizes.turn, batch_size=sizes.batch)
+    return train(model, _Begun(batches), config)
 
 
 class Clock:
@@ -217,15 +259,14 @@ def in_turns(calls: dict[str, tuple[Any, ...]], rounds: int) -> dict[str, list[A
     return found
 
 
-def ratios(found: dict[str, list[Any]], ours: str, other: str, what: str) -> dict[str, float]:
+def best_ratios(found: dict[str, list[Any]], ours: str, other: str, what: str) -> dict[str, float]:
     """Our best rate over the other's, in either time."""
-    times = ("second", "processor_second")
     best = {
         (name, time): max(one[f"{what}_per_{time}"] for one in found[name])
         for name in (ours, other)
-        for time in times
+        for time in TIMES
     }
-    return {f"per_{time}": best[ours, time] / best[other, time] for time in times}
+    return {f"per_{time}": best[ours, time] / best[other, time] for time in TIMES}
 
 
 def arguments() -> argparse.Namespace:
@@ -237,7 +278,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--expansion", type=int, default=64)
     parser.add_argument("--k", type=int, default=32)
     parser.add_argument("--batch", type=int, default=1024)
-    parser.add_argument("--steps", type=int, default=300, help="enough that reading counts")
+    parser.add_argument("--steps", type=int, default=600, help="of each k-SAE")
+    parser.add_argument("--turn", type=int, default=20, help="steps in a turn")
     parser.add_argument("--read", type=int, default=1000, help="batches that are only read")
     parser.add_argument("--gb", type=float, default=1.0, help="of each store")
     parser.add_argument("--images", type=int, default=1000)
@@ -272,19 +314,19 @@ def main() -> None:
                 if options.stores
                 else {kind: make_store(folder, sizes, kind) for kind in kinds}
             )
-            calls = {kind: (training, path, kind, sizes) for kind, path in paths.items()}
-            found["training"] = in_turns(calls, options.rounds)
+            found |= apart(side_by_side, paths, sizes)
+            calls = {kind: (alone, path, kind, sizes) for kind, path in paths.items()}
+            found["alone"] = in_turns(calls, options.rounds)
         finally:
             shutil.rmtree(folder)
-        found["cells_over_pooled"] = ratios(found["training"], "cells", "pooled", "rows")
-        found["reading"] = ratios(found["training"], "cells", "pooled", "reading_rows")
+        found["reading"] = best_ratios(found["alone"], "cells", "pooled", "reading_rows")
         print(f"training on cells over pooled: {found['cells_over_pooled']}, {found['reading']}")
     if options.only != "training":
         calls = {way: (maps, way, sizes) for way in ("dense", "ours")}
         found["maps"] = of = in_turns(calls, options.rounds)
         sums = [of[way][0]["sum"] for way in of]
         assert abs(sums[0] - sums[1]) < 1e-3 * abs(sums[0])
-        found["times_faster_than_dense"] = ratios(of, "ours", "dense", "images")
+        found["times_faster_than_dense"] = best_ratios(of, "ours", "dense", "images")
         print(f"heat maps over dense: {found['times_faster_than_dense']}")
     if options.json:
         options.json.write_text(json.dumps(found, indent=2) + "\n")

@@ -301,17 +301,17 @@ def maps_line(result: dict[str, Any]) -> str:
 
 def cells_line(result: dict[str, Any]) -> str:
     """Training on cells that are streamed against training on pooled rows."""
-    sizes, ratio, rounds = result["sizes"], result["cells_over_pooled"], result["training"]["cells"]
-    peak = max(one["peak_gib"] for one in rounds)
-    speed = "rows_per_processor_second"
-    pairs = zip(rounds, result["training"]["pooled"], strict=True)
-    each = [ours[speed] / theirs[speed] for ours, theirs in pairs]
+    sizes, turns = result["sizes"], len(result["turns"]["cells"])
+    peak = max(one["peak_gib"] for one in result["alone"]["cells"])
+    wall, own = (
+        "{:.3f} [{:.3f}, {:.3f}]".format(one["mean"], *one["interval"])
+        for one in result["cells_over_pooled"].values()
+    )
     return (
         f"`benchmarks/cells.py --only training`: cells streamed from a store of {sizes['gb']:g} GB, in a "
-        f"process held to {sizes['cap']:g} GiB of data (peak {peak:.2f}): {ratio['per_second']:.2f} times as "
-        f"many rows a second as pooled ones at the same sizes, {ratio['per_processor_second']:.2f} times as "
-        f"many a second of the processor's (medians of {len(rounds)}; single rounds, in turn, "
-        f"{min(each):.2f} to {max(each):.2f}).\n"
+        f"process held to {sizes['cap']:g} GiB of data (peak alone {peak:.2f}): {wall} times as many rows a "
+        f"second as pooled ones at the same sizes, {own} times as many a second of the processor's (mean of "
+        f"{turns} pairs of {sizes['turn']} steps in turn, 95 % interval).\n"
     )
 
 
