@@ -202,6 +202,19 @@ def test_few_latents_are_scored_twice(instructions):
     assert 32 * 64 <= kernel.scored < share * 32 * 64
 
 
+def test_amx_gives_way_where_its_bounds_leave_many_in(instructions):
+    """Scores that are small beside the norms, as of a trained k-SAE: a search later AVX-512 multiplies."""
+    w, x = draw(4000, 128), draw(64, 128, seed=1)
+    w[:, 64:], x[:, :64] = 0.02 * w[:, 64:], 0.05 * x[:, :64]
+    weights, kernel, left = weights_of(w), NativeKernel(), []
+    for _ in range(2):
+        assert_chosen(kernel.encode(x, weights, 8)[0], scores_of(x, weights), 8)
+        left.append(kernel.scored / 64)
+    assert kernel.instructions == ("avx512" if instructions == "amx" else instructions)
+    assert left[1] < 2 * 8 + 4000 / 200
+    assert (left[0] > 2 * 8 + 4000 / 200) == (instructions == "amx")
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("place", [0, 8, 19])
 def test_numbers_that_are_not_finite_are_refused(bad, place):
