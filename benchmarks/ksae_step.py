@@ -7,6 +7,8 @@ Each takes steps in turn with the native kernel, on the same structured rows (64
 medians of wall and processor time, and of the ratios of neighbouring steps, are printed. `native` and `torch`
 are the two kernels as they come; `native, all rows moving` is the worst case, in which every latent's row is
 updated. Peak memory is each variant's own process's. sparsify runs in an interpreter of its own.
+What a step takes depends on what the k-SAE has learned: --trained 1500 trains the native one before, and says
+what it multiplied with in the end. The others' steps cost the same at any time, but for the rows that move.
 The instruction set that the native kernel multiplies with is printed; REVELIO_NATIVE=avx2 or avx512 caps it.
 With --json, other instruction sets and other batches measured earlier with the same sizes stay in the file.
 """
@@ -69,6 +71,10 @@ class OwnStep:
         whole = rows[: len(rows) // batch * batch]  # no smaller batch at an epoch's end
         self.loop: Any = train(model, whole, settings, kernel=self.kernel)  # pyright: ignore
         self.state = next(self.loop).state
+        for number in range(arguments.trained if name == "native" else 0):
+            if number % 100 == 0:
+                print(f"  step {number} of {arguments.trained} before the comparison", flush=True)
+            next(self.loop)
 
     def __call__(self) -> Times:
         """A step as it comes."""
@@ -142,7 +148,8 @@ def compare(arguments: argparse.Namespace, rows: Tensor, batch: int) -> dict[str
             result[name]["peak_gib"] = round(step.close(), 2)
         del step
     parts = {name: round(s / len(own), 4) for name, s in native.kernel.seconds.items()}
-    result["native"] = summary(batch, own) | {"parts": parts}
+    used = native.kernel.inner.instructions
+    result["native"] = summary(batch, own) | {"parts": parts, "multiplied_with": used}
     result["native, all rows moving"] = summary(
         batch, [native.moving() for _ in range(arguments.rounds)]
     )
@@ -202,6 +209,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--d", type=int, default=1280)
     parser.add_argument("--n", type=int, default=81_920)
     parser.add_argument("--k", type=int, default=32)
+    parser.add_argument(
+        "--trained", type=int, default=0, help="steps before the native one is timed"
+    )
     parser.add_argument("--sparsify-python", help="an interpreter that has eai-sparsify")
     parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
     parser.add_argument("--memory-of", choices=["dense", "native", "torch"], help=argparse.SUPPRESS)
@@ -211,7 +221,7 @@ def parse() -> argparse.Namespace:
 def write(path: Path, report: dict[str, Any]) -> None:
     """Write the report, keeping what else an earlier one with the same sizes has."""
     earlier = json.loads(path.read_text()) if path.is_file() else {}
-    if all(earlier.get(key) == report[key] for key in ("d", "n", "k")):
+    if all(earlier.get(key) == report[key] for key in ("d", "n", "k", "trained_steps")):
         for name, machine in report["machines"].items():
             new = {result["batch"] for result in machine["batches"]}
             before = earlier["machines"].get(name, {"batches": []})["batches"]
@@ -229,6 +239,7 @@ def main() -> None:
         return
     size = 2 * arguments.d * arguments.n + arguments.d + arguments.n
     report: dict[str, Any] = {"d": arguments.d, "n": arguments.n, "k": arguments.k}
+    report["trained_steps"] = arguments.trained
     report["allowed_gib"] = round(1.2 * 16 * size / GIB, 2)
     machine: dict[str, Any] = {"torch": torch.__version__, "batches": []}
     report["machines"] = {instruction_set(): machine}
