@@ -92,3 +92,20 @@ def test_the_search_finds_the_best_latents_whatever_their_norms() -> None:
     wanted = scores.masked_fill(~among, float("-inf")).topk(3)
     assert torch.equal(others.indices, wanted.indices)
     assert torch.allclose(others.values.double(), wanted.values, rtol=1e-5, atol=1e-5)
+
+
+def test_more_candidates_than_fit_are_searched_anew(monkeypatch) -> None:
+    """Scores that are small beside the norms, as of a k-SAE that has learned, and rows without a bound."""
+    monkeypatch.setattr(cuda, "WIDE", 8)
+    draw = torch.Generator().manual_seed(3)
+    n, k, d = 150, 3, 64
+    W_enc, x = torch.randn(n, d, generator=draw), torch.randn(2, d, generator=draw)
+    W_enc[:, d // 2 :] *= 1e-3
+    x[:, : d // 2] *= 1e-3
+    huge = W_enc.clone()
+    huge[5] *= 1e6  # float16 does not hold it
+    for rows in (W_enc, huge):
+        weights = Weights(rows, torch.zeros(n), rows, torch.zeros(d))
+        best, _ = cuda.CudaKernel().encode(x, weights, k)
+        scores = x.double() @ rows.double().T
+        assert torch.equal(best.indices, scores.topk(k).indices)

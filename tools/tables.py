@@ -157,6 +157,21 @@ def ksae_lines(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def ksae_trained_line(result: dict[str, Any]) -> str:
+    """The same after some training, when scores lie closer together."""
+    said = [
+        f"{name} (by then {one['native']['multiplied_with']}) at batch {one['batch']} "
+        f"{one['dense']['by_processor_time']:.1f} times"
+        for name, machine in result["machines"].items()
+        for one in machine["batches"]
+    ]
+    return (
+        f"After {result['trained_steps']:,} steps of training (`--trained`), when the k-th score of a row is "
+        f"small beside the norms and more latents have to be scored, by processor time over the dense "
+        f"step: {'; '.join(said)}.\n"
+    )
+
+
 def _ksae_line(instructions: str, one: dict[str, Any]) -> str:
     dense, native = one["dense"], one["native"]
     # These steps are not taken in turn: their wall time depends on what else the machine did.
@@ -352,6 +367,7 @@ RENDERED: dict[str, Callable[[dict[str, Any]], str]] = {
     "demo.json": demo_tables,
     "benchmarks/extraction.json": extraction_line,
     "benchmarks/ksae_step.json": ksae_lines,
+    "benchmarks/ksae_step_trained.json": ksae_trained_line,
     "benchmarks/ksae_top_images.json": top_images_line,
     "benchmarks/ksae_time_to_fvu.json": fvu_line,
     "llava_mini.json": llava_mini_line,

@@ -9,7 +9,7 @@ Encoding is a search in three parts, exact in float32:
    exact score, so every latent of the exact top k has an ``a + eps`` of at least that. The k-th largest of
    disjoint groups' maxima is a lower bound of it that one pass finds.
 3. Rescoring. The candidates, a few more than k, are scored in float32; the k best are kept, ties going to the
-   lower index. An image with more candidates than fit is scored in float32 against all latents.
+   lower index. Candidates that do not fit are found anew, some at a time.
 
 The bound is Cauchy-Schwarz on the two rounding errors, plus what accumulating in float32 can lose:
 
@@ -43,7 +43,9 @@ BUFFER = 48 << 20
 LARGEST = 2.0**14
 # The most latents an image that are chosen by candidates; more (AuxK) take whole products.
 MOST = 256
-# A row that all latents are scored for keeps at least so many at a time: one by one would take ages.
+# How many candidates an image has room for. A k-SAE that has learned leaves more of them than a fresh one.
+WIDE = 512
+# An image with more of them has at least so many scored at a time: one by one would take ages.
 RESCUED = 32
 # A latent's terms are added in blocks of so many, each by a program of its own: where a latent fires on
 # thousands of images, one program would still run long after all others have ended.
@@ -267,14 +269,15 @@ class _Search:
         if k > MOST:
             self._plainly(best, x, rows, among)
             return
-        wide = triton.next_power_of_2(max(128, 2 * k))
+        wide = triton.next_power_of_2(max(WIDE, 2 * k))
+        floors = torch.empty(count, device=x.device)
         candidates = torch.empty(count, wide, dtype=torch.int32, device=x.device)
         found = torch.zeros(count, dtype=torch.int32, device=x.device)
         mask = among if among is not None else found
         groups = triton.next_power_of_2(max(2048, 8 * k))
         programs.select[(count,)](
             *(scores, self.eps[rows], self.slack, self.copy.bounds),
-            *(mask, candidates, found, self.n, k),
+            *(mask, candidates, found, floors, self.n, k),
             MASKED=among is not None,
             GROUPS=groups,
             WIDE=wide,
@@ -290,7 +293,8 @@ class _Search:
             exact, candidates, found, values, indices, k, WIDE=wide, num_warps=4
         )
         programs.rescue[(count,)](
-            *(x, weight, self.b_enc, mask, found, values, indices, self.n, d, k),
+            *(x, weight, self.b_enc, scores, self.eps[rows], self.copy.bounds, floors),
+            *(mask, found, values, indices, self.n, d, k),
             MASKED=among is not None,
             WIDE=wide,
             KEPT=triton.next_power_of_2(max(k, RESCUED)),

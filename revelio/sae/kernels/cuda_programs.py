@@ -39,7 +39,7 @@ def bounds_of(source, half, bounds, d, D: tl.constexpr):
 
 @triton.jit
 def select(
-    scores, eps, slack, bounds, mask, candidates, found, n, k,
+    scores, eps, slack, bounds, mask, candidates, found, floors, n, k,
     MASKED: tl.constexpr, GROUPS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """The latents of an image that may be among its k best; more than fit are only counted."""
@@ -58,6 +58,7 @@ def select(
         best = tl.maximum(best, tl.where(part > low, part - off, low))
     ordered = tl.sort(best, descending=True)
     floor = tl.sum(tl.where(i == k - 1, ordered, 0.0), 0) - 2 * tl.load(slack)
+    tl.store(floors + row, floor)
     for start in range(0, n, GROUPS):
         j = start + i
         part = tl.load(scores + row * n + j, mask=j < n, other=low).to(tl.float32)
@@ -123,30 +124,38 @@ def pick(exact, candidates, found, values, indices, k, WIDE: tl.constexpr):
 
 @triton.jit
 def rescue(
-    x, weight, bias, mask, found, values, indices, n, d, k,
+    x, weight, bias, scores, eps, bounds, floors, mask, found, values, indices, n, d, k,
     MASKED: tl.constexpr, WIDE: tl.constexpr, KEPT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Rows with too many candidates: all latents in float32. Slow, exact, and hardly ever needed."""
+    """Rows with more candidates than fit: all of them in float32, some at a time. Slow, and seldom needed."""
     row = tl.program_id(0).to(tl.int64)
     if tl.load(found + row) > WIDE:
         i, half = tl.arange(0, KEPT), tl.arange(0, 2)
-        best = tl.full([KEPT], -(2**63), tl.int64)
+        best = _key(tl.full([KEPT], float("-inf"), tl.float32), i * 0)
+        e, floor = tl.load(eps + row), tl.load(floors + row)
         for start in range(0, n, KEPT):
             j = start + i
-            score = tl.load(bias + j, mask=j < n, other=0.0)
-            for first in range(0, d, BLOCK):
-                c = first + tl.arange(0, BLOCK)
-                own = tl.load(x + row * d + c, mask=c < d, other=0.0)
-                inside = (j < n)[:, None] & (c < d)[None, :]
-                place = weight + j.to(tl.int64)[:, None] * d + c[None, :]
-                score += tl.sum(tl.load(place, mask=inside, other=0.0) * own[None, :], 1)
-            allowed = j < n
+            part = tl.load(scores + row * n + j, mask=j < n, other=0.0).to(tl.float32)
+            off = (
+                e * tl.load(bounds + j, mask=j < n, other=0.0).to(tl.float32)
+                + tl.abs(part) * 0.0005
+            )
+            # Without a bound nothing is below the floor.
+            wanted = (j < n) & ((part + off < floor) == 0)
             if MASKED:
-                allowed = allowed & (tl.load(mask + j, mask=j < n, other=0) != 0)
-            score = tl.where(allowed, score, float("-inf"))
-            both = tl.reshape(tl.join(best, _key(score, j)), [2 * KEPT])
-            both = tl.sort(both, descending=True)
-            best = tl.sum(tl.where((half == 0)[:, None], tl.reshape(both, [2, KEPT]), 0), 0)
+                wanted = wanted & (tl.load(mask + j, mask=j < n, other=0) != 0)
+            if tl.sum(wanted.to(tl.int32), 0) > 0:
+                score = tl.load(bias + j, mask=wanted, other=0.0)
+                for first in range(0, d, BLOCK):
+                    c = first + tl.arange(0, BLOCK)
+                    own = tl.load(x + row * d + c, mask=c < d, other=0.0)
+                    inside = wanted[:, None] & (c < d)[None, :]
+                    place = weight + j.to(tl.int64)[:, None] * d + c[None, :]
+                    score += tl.sum(tl.load(place, mask=inside, other=0.0) * own[None, :], 1)
+                score = tl.where(wanted, score, float("-inf"))
+                both = tl.reshape(tl.join(best, _key(score, j)), [2 * KEPT])
+                both = tl.sort(both, descending=True)
+                best = tl.sum(tl.where((half == 0)[:, None], tl.reshape(both, [2, KEPT]), 0), 0)
         score, chosen = _unkey(best)
         tl.store(values + row * k + i, score, mask=i < k)
         tl.store(indices + row * k + i, chosen, mask=i < k)
