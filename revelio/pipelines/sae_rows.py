@@ -69,8 +69,11 @@ class StoreRows:
             end = min(at + step, high)
             inside = wanted[(wanted >= at) & (wanted < end)]
             if len(inside):
-                found.append(self._vectors(at, end)[inside - at][self._drawn(inside)])
-        flat = torch.cat(found).flatten(0, 1)
+                vectors = self._vectors(at, end)
+                if len(inside) < end - at:
+                    vectors = vectors[inside - at]
+                found.append(vectors[self._drawn(inside)].flatten(0, 1))
+        flat = found[0] if len(found) == 1 else torch.cat(found)
         return flat[start - first * self.group : stop - first * self.group]
 
     def _vectors(self, start: int, stop: int) -> Float[Tensor, "images c d"]:
