@@ -3,10 +3,12 @@
 from pathlib import Path
 
 from tools.tables import (
+    cells_line,
     demo_tables,
     fvu_line,
     ksae_lines,
     ksae_summary,
+    ksae_trained_line,
     llava_fusion_line,
     llava_generate_line,
     llava_mini_line,
@@ -101,13 +103,36 @@ def test_the_llava_benchmarks_are_read_as_they_are_written() -> None:
     assert "3.4 times" in line
     answers = {
         "threads": 2,
+        "rounds": 9,
         "first token, seconds": {"ours": 0.5, "transformers": 0.6},
         "tokens a second": {"ours": 12.3, "transformers": 12.0},
-        "first token, transformers / ours": 1.2,
-        "tokens a second, ours / transformers": 1.025,
+        "first token, transformers / ours": [1.2, 1.1, 1.3],
+        "first token without processors, transformers / ours": [1.1, 0.9, 1.2],
+        "tokens a second, ours / transformers": [1.025, 0.98, 1.04],
     }
     line = llava_generate_line(answers)
-    assert "after 0.50 s, 0.60 s" in line and "(1.20x)" in line and "12.3 tokens a second" in line
+    assert "the first token 0.50 s after" in line and "0.60 s with transformers' own" in line
+    assert "median of 9 rounds and quartiles: 1.20x [1.10, 1.30]; without" in line
+    assert "12.3 tokens a second against 12.0 (1.02x [0.98, 1.04])" in line
+
+
+def test_turns_on_cells_are_read_as_they_are_written() -> None:
+    interval = {"mean": 0.98, "interval": [0.955, 1.005]}
+    result = {
+        "sizes": {"gb": 22.0, "cap": 4.0, "turn": 15},
+        "turns": {"cells": [{}] * 80, "pooled": [{}] * 80},
+        "alone": {"cells": [{"peak_gib": 1.2}, {"peak_gib": 1.4}]},
+        "cells_over_pooled": {"per_second": interval, "per_processor_second": interval},
+    }
+    line = cells_line(result)
+    assert "0.980 [0.955, 1.005] times as many rows a second" in line
+    assert "(peak alone 1.40)" in line and "80 pairs of 15 steps" in line
+
+
+def test_the_step_after_training_is_read_as_it_is_written() -> None:
+    one = {"batch": 256, "native": {"multiplied_with": "avx512"}, "dense": {"by_processor_time": 9}}
+    line = ksae_trained_line({"trained_steps": 1500, "machines": {"amx": {"batches": [one]}}})
+    assert "After 1,500 steps" in line and "amx (by then avx512) at batch 256 9.0 times" in line
 
 
 def test_the_proof_is_read_as_it_is_written() -> None:
