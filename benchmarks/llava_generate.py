@@ -127,11 +127,13 @@ def compare(tokens: int, rounds: int) -> dict[str, Any]:
     assert torch.equal(*found), "the two models answer differently"
     times: dict[tuple[str, str], list[float]] = {key: [] for key in calls}
     for number in range(rounds + 1):
-        for key, call in calls.items():
-            began = time.perf_counter()
-            call()
-            if number:
-                times[key].append(time.perf_counter() - began)
+        # The same question to both, one after the other, each first in every other round.
+        for what in ("first", "generate", "all"):
+            for name in sorted(pairs, reverse=bool(number % 2)):
+                began = time.perf_counter()
+                calls[name, what]()
+                if number:
+                    times[name, what].append(time.perf_counter() - began)
     first, alone = ({name: times[name, what] for name in pairs} for what in ("first", "generate"))
     rest = {
         name: [b - a for a, b in zip(times[name, "generate"], times[name, "all"], strict=True)]
