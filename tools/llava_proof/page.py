@@ -183,9 +183,9 @@ def bench_part(found: Figures) -> str:
         f"{NAMES[found['row']]} answers the bench's questions (`eval/llava_bench.py answer`); `judge` and "
         "`score` go on from its file. No judge was asked for this page: a model that knows a few classes is "
         f"far below what the bench tells apart. {found['answers']} answers, {found['different_answers']} "
-        f"different ones, {found['words']} words on average: one phrase each, as all that stage 2 taught is to "
-        "answer with a class's name, yes or no, or a choice. Longer answers need data such as Instruct-80K. "
-        "The first:\n",
+        f"different ones, {found['words']} words on average: one phrase each, as stage 2 taught "
+        "no more than to answer with a class's name, yes or no, or a choice. Longer answers need data such "
+        "as Instruct-80K. The first:\n",
         "| question | answer |",
         "|---|---|",
     ]
