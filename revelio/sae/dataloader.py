@@ -140,7 +140,9 @@ class Shuffled:
         size = self.block if group == 1 else max(1, self.block // GROUPED // group) * group
         starts = torch.arange(0, len(self.rows), size)
         starts = starts[torch.randperm(len(starts), generator=order)].tolist()
-        blocks = _ahead(partial(_block, self.rows, size), starts, self.workers)
+        # As many rows ahead, whatever a block's size.
+        ahead = self.workers if group == 1 else self.workers * GROUPED
+        blocks = _ahead(partial(_block, self.rows, size), starts, self.workers, ahead)
         if group == 1:
             windows = self._windows(blocks, len(starts), order)
         else:
@@ -177,13 +179,15 @@ def _buffered(blocks: Iterator[Tensor], size: int, order: torch.Generator) -> It
     yield held[torch.randperm(len(held), generator=order)]
 
 
-def _ahead(read: Callable[[int], Tensor], starts: list[int], workers: int) -> Iterator[Tensor]:
+def _ahead(
+    read: Callable[[int], Tensor], starts: list[int], workers: int, ahead: int
+) -> Iterator[Tensor]:
     if workers == 0:
         yield from map(read, starts)
         return
     with ThreadPoolExecutor(workers) as pool:
-        pending = [pool.submit(read, start) for start in starts[:workers]]
-        for start in [*starts[workers:], *[None] * len(pending)]:
+        pending = [pool.submit(read, start) for start in starts[:ahead]]
+        for start in [*starts[ahead:], *[None] * len(pending)]:
             done = pending.pop(0).result()
             if start is not None:
                 pending.append(pool.submit(read, start))
