@@ -34,7 +34,7 @@ gpu-check:
 	$(PYTHON) tools/gpu_check.py
 
 test: .venv/dev
-	$(BIN)/python -m pytest -n auto --dist loadscope
+	$(BIN)/python -m pytest -n auto --dist loadscope --no-loadscope-reorder
 
 reliability: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/python tools/reliability.py

@@ -12,3 +12,22 @@ import torch
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
     torch.set_num_threads(1)
+
+
+# Modules that start launchers, or kill commands again and again. They are begun first, so that in the end no
+# worker waits for one of them (with --no-loadscope-reorder).
+LONGEST = (
+    "test_llava_deepspeed.py",
+    "test_llava_mpt.py",
+    "test_sae_distributed.py",
+    "test_reproduce.py",
+    "test_evaluation_command.py",
+    "test_files_kills.py",
+    "test_reliability.py",
+    "test_files_commands.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
