@@ -2,7 +2,6 @@
 
 import os
 import sys
-from dataclasses import replace
 from importlib.util import find_spec
 
 import numpy as np
@@ -57,8 +56,7 @@ def test_an_update_in_blocks_of_terms_is_the_dense_one(monkeypatch, hot: float, 
     kernel, dense = cuda.CudaKernel(), Dense(first)
     for t in range(1, 9):
         step = AdamStep(t, 1e-3)
-        clock = cuda_clock(step)
-        kernel.update(own, moments, terms(t, hot), replace(step, clock=clock))
+        kernel.update(own, moments, terms(t, hot), step)
         dense.update(terms(t, hot), step)
     for name in ("W_enc", "W_dec"):
         assert np.abs(getattr(own, name).double().numpy() - dense.W[name]).max() < 1e-5, name
@@ -70,12 +68,6 @@ def test_an_update_in_blocks_of_terms_is_the_dense_one(monkeypatch, hot: float, 
     assert torch.allclose(own.b_enc, other.b_enc, atol=1e-5)
     assert torch.allclose(own.b_dec, other.b_dec, atol=1e-5)
     assert torch.equal(kernel._copied(own.W_enc).half, own.W_enc.half())
-
-
-def cuda_clock(step: AdamStep) -> torch.Tensor:
-    """:func:`revelio.sae.kernels.cuda.clock` without pinned memory, which wants a device."""
-    rate, root = step.learning_rate / (1 - step.beta1**step.t), (1 - step.beta2**step.t) ** 0.5
-    return torch.tensor([step.t, rate, root, False, 0], dtype=torch.float64)
 
 
 def test_the_search_finds_the_best_latents_whatever_their_norms() -> None:

@@ -61,7 +61,8 @@ def clock(step: AdamStep, device: torch.device, samples: int = 0) -> Float64[Ten
     looking = step.t >= FIRST_REST and step.t % REST_EVERY == 0
     told = torch.tensor([step.t, rate, root, looking, samples], dtype=torch.float64)
     # From pinned memory, so that the host does not wait.
-    return told.pin_memory().to(device, non_blocking=True)
+    told = told.pin_memory() if device.type == "cuda" else told
+    return told.to(device, non_blocking=True)
 
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager[Any]:

@@ -38,6 +38,13 @@ def bounds_of(source, half, bounds, d, D: tl.constexpr):
 
 
 @triton.jit
+def error_of(score, eps, bounds, latents, inside):
+    """How far a score may be off; rounding one to float16 moves it by 2^-11 of itself."""
+    bound = tl.load(bounds + latents, mask=inside, other=0.0).to(tl.float32)
+    return eps * bound + tl.abs(score) * 0.0005
+
+
+@triton.jit
 def select(
     scores, eps, slack, bounds, mask, candidates, found, floors, n, k,
     MASKED: tl.constexpr, GROUPS: tl.constexpr, WIDE: tl.constexpr,
@@ -53,8 +60,7 @@ def select(
         part = tl.load(scores + row * n + j, mask=j < n, other=low).to(tl.float32)
         if MASKED:
             part = tl.where(tl.load(mask + j, mask=j < n, other=0) != 0, part, low)
-        # Rounding a score to float16 moves it by 2^-11 of itself.
-        off = e * tl.load(bounds + j, mask=j < n, other=0.0).to(tl.float32) + tl.abs(part) * 0.0005
+        off = error_of(part, e, bounds, j, j < n)
         best = tl.maximum(best, tl.where(part > low, part - off, low))
     ordered = tl.sort(best, descending=True)
     floor = tl.sum(tl.where(i == k - 1, ordered, 0.0), 0) - 2 * tl.load(slack)
@@ -64,7 +70,7 @@ def select(
         part = tl.load(scores + row * n + j, mask=j < n, other=low).to(tl.float32)
         if MASKED:
             part = tl.where(tl.load(mask + j, mask=j < n, other=0) != 0, part, low)
-        off = e * tl.load(bounds + j, mask=j < n, other=0.0).to(tl.float32) + tl.abs(part) * 0.0005
+        off = error_of(part, e, bounds, j, j < n)
         wanted = (part > low) & (part + off >= floor)
         # Candidates may stand in any order: `pick` sorts them.
         place = tl.atomic_add(found + row + i * 0, 1, mask=wanted, sem="relaxed")
@@ -136,10 +142,7 @@ def rescue(
         for start in range(0, n, KEPT):
             j = start + i
             part = tl.load(scores + row * n + j, mask=j < n, other=0.0).to(tl.float32)
-            off = (
-                e * tl.load(bounds + j, mask=j < n, other=0.0).to(tl.float32)
-                + tl.abs(part) * 0.0005
-            )
+            off = error_of(part, e, bounds, j, j < n)
             # Without a bound nothing is below the floor.
             wanted = (j < n) & ((part + off < floor) == 0)
             if MASKED:
@@ -225,11 +228,11 @@ def vector(vector, gradients, means, squares, go, clock, n, beta1, beta2, eps, B
 
 @triton.jit
 def add_terms(
-    g_enc, g_dec, g_bias, count, first, end,
-    images, output_rows, gradients, values, inputs, outputs, d, D: tl.constexpr,
+    first, end, images, output_rows, gradients, values, inputs, outputs, d, D: tl.constexpr,
 ):  # fmt: skip
-    """Add the terms ``first`` to ``end`` to a latent's gradients, one after another."""
+    """A latent's gradients from some of its terms, added one after another; how many are not zero."""
     i = tl.arange(0, D)
+    g_enc, g_dec, g_bias, count = tl.zeros([D], tl.float32), tl.zeros([D], tl.float32), 0.0, 0
     for term in range(first, end):
         gradient, value = tl.load(gradients + term), tl.load(values + term)
         x = tl.load(inputs + tl.load(images + term) * d + i, mask=i < d, other=0.0)
@@ -252,19 +255,39 @@ def sum_blocks(
     block, i = tl.program_id(0).to(tl.int64), tl.arange(0, D)
     first, end = block * TERMS, (block + 1) * TERMS
     if tl.load(latents + first) == tl.load(latents + end - 1):
-        zeros, zero, none = (
-            tl.zeros([D], tl.float32),
-            tl.full([], 0.0, tl.float32),
-            tl.full([], 0, tl.int32),
-        )
         g_enc, g_dec, g_bias, count = add_terms(
-            zeros, zeros, zero, none, first, end,
-            images, output_rows, gradients, values, inputs, outputs, d, D,
-        )  # fmt: skip
+            first, end, images, output_rows, gradients, values, inputs, outputs, d, D
+        )
         tl.store(enc_sums + block * d + i, g_enc, mask=i < d)
         tl.store(dec_sums + block * d + i, g_dec, mask=i < d)
         tl.store(bias_sums + block, g_bias)
         tl.store(counts + block, count)
+
+
+@triton.jit
+def gradient_of(
+    first, end, images, output_rows, gradients, values, inputs, outputs,
+    enc_sums, dec_sums, bias_sums, counts, d,
+    TERMS: tl.constexpr, D: tl.constexpr,
+):  # fmt: skip
+    """All terms of a latent: up to the first whole block, the blocks' sums, then what is left."""
+    i = tl.arange(0, D)
+    whole, cut = tl.cdiv(first, TERMS), end // TERMS
+    head = tl.minimum(end, whole * TERMS)
+    g_enc, g_dec, g_bias, terms = add_terms(
+        first, head, images, output_rows, gradients, values, inputs, outputs, d, D
+    )
+    for block in range(whole, cut):
+        place = tl.full([], block, tl.int64) * d + i
+        g_enc += tl.load(enc_sums + place, mask=i < d, other=0.0)
+        g_dec += tl.load(dec_sums + place, mask=i < d, other=0.0)
+        g_bias += tl.load(bias_sums + block)
+        terms += tl.load(counts + block)
+    tail_enc, tail_dec, tail_bias, tail = add_terms(
+        tl.maximum(head, cut * TERMS), end,
+        images, output_rows, gradients, values, inputs, outputs, d, D,
+    )  # fmt: skip
+    return g_enc + tail_enc, g_dec + tail_dec, g_bias + tail_bias, terms + tail
 
 
 @triton.jit
@@ -283,27 +306,9 @@ def update(
         rate, root = tl.load(clock + 1).to(tl.float32), tl.load(clock + 2).to(tl.float32)
         looking = tl.load(clock + 3) != 0
         here, inside = row * d + i, i < d
-        # Up to the first whole block of terms, then the blocks' sums, then what is left.
-        whole, cut = tl.cdiv(first, TERMS), end // TERMS
-        head = tl.minimum(end, whole * TERMS)
-        zeros, zero, none = (
-            tl.zeros([D], tl.float32),
-            tl.full([], 0.0, tl.float32),
-            tl.full([], 0, tl.int32),
-        )
-        g_enc, g_dec, g_bias, terms = add_terms(
-            zeros, zeros, zero, none, first, head,
-            images, output_rows, gradients, values, inputs, outputs, d, D,
-        )  # fmt: skip
-        for block in range(whole, cut):
-            place = tl.full([], block, tl.int64) * d + i
-            g_enc += tl.load(enc_sums + place, mask=inside, other=0.0)
-            g_dec += tl.load(dec_sums + place, mask=inside, other=0.0)
-            g_bias += tl.load(bias_sums + block)
-            terms += tl.load(counts + block)
-        g_enc, g_dec, g_bias, terms = add_terms(
-            g_enc, g_dec, g_bias, terms, tl.maximum(head, cut * TERMS), end,
-            images, output_rows, gradients, values, inputs, outputs, d, D,
+        g_enc, g_dec, g_bias, terms = gradient_of(
+            first, end, images, output_rows, gradients, values, inputs, outputs,
+            enc_sums, dec_sums, bias_sums, counts, d, TERMS, D,
         )  # fmt: skip
         active = terms > 0
         inside = inside & (active | (state > 0))
