@@ -141,19 +141,19 @@ def side_by_side(paths: dict[str, Path], sizes: Sizes) -> dict[str, Any]:
             if number >= 0:
                 rates[kind].append(clock.rates("rows", sizes.turn * sizes.batch))
         print(number, *(f"{kind} {some[-1:]}" for kind, some in rates.items()), flush=True)
-    ratios = {
-        time: [a[f"rows_per_{time}"] / b[f"rows_per_{time}"] for a, b in zip(*pair, strict=True)]
-        for time in TIMES
-        for pair in [(rates["cells"], rates["pooled"])]
-    }
+    names = [f"per_{time}" for time in TIMES]
     return {
         "turns": rates,
-        "cells_over_pooled": {f"per_{time}": _mean_ratio(some) for time, some in ratios.items()},
+        "cells_over_pooled": {
+            name: _mean_ratio(*([turn[f"rows_{name}"] for turn in rates[kind]] for kind in paths))
+            for name in names
+        },
     }
 
 
-def _mean_ratio(ratios: list[float]) -> dict[str, Any]:
-    logs = [log(one) for one in ratios]
+def _mean_ratio(pooled: list[float], cells: list[float]) -> dict[str, Any]:
+    """Of turns that follow each other, the second kind's rate over the first's."""
+    logs = [log(b / a) for a, b in zip(pooled, cells, strict=True)]
     return {"mean": exp(mean(logs)), "interval": [exp(end) for end in mean95(logs)]}
 
 

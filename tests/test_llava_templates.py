@@ -228,9 +228,8 @@ def test_bounds_end_with_what_they_bound() -> None:
         with bounded():
             time.sleep(seconds)
 
-    with ThreadPoolExecutor(
-        2
-    ) as pool:  # the second would begin in the first's bounds and end after it
+    # The second would begin in the first's bounds and end after it.
+    with ThreadPoolExecutor(2) as pool:
         list(pool.map(overlap, (0.05, 0.1)))
     assert resource.getrlimit(resource.RLIMIT_AS) == before
     assert len(bytearray(1 << 30)) == 1 << 30
