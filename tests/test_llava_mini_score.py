@@ -149,6 +149,8 @@ def test_the_page_says_first_what_was_not_reached() -> None:
     row |= {"blind": accuracy([[False] * 10]), "probe": accuracy([[True] * 10])}
     row |= {"of_probe": 0.6, "stages": {"pretrain": [report], "finetune": [report]}}
     over = difference([kinds["open"]], [[False] * 10])
+    near = difference([[True] * 8 + [False] * 2], [[0.8] * 9 + [0.0]])
+    assert (near["value"], near["low"] > 0) == (0.08, False)
     page = render(
         {
             "data": {
@@ -159,12 +161,16 @@ def test_the_page_says_first_what_was_not_reached() -> None:
             "rows": {
                 "clip": row,
                 "clip-sd-t25": row | {"above_clip": over, "probe_above_clip": over},
+                "clip-dinov2": row | {"of_probe": 0.85, "above_goal": near},
+                "clip-sd-t200": row | {"of_probe": 0.95, "above_goal": over},
             },
             "settings": {"seeds": 1, "questions": 2},
             "command": "python x",
         }
     )
     assert page.index("**Not reached:** CLIP reaches 60 % of its probe") < page.index("| row |")
+    assert "Above 80 % of the probe: CLIP + ViT-S/14 (DINOv2 layout), by 8.0 [" in page
+    assert "points, not told apart from it; CLIP + SD up_ft1, t = 200, by 60.0 [23.1, 96.9]" in page
     assert "| CLIP | 60.0 [31.3, 83.2] | 100.0 [72.2, 100.0] | 60 % | 0.0 [0.0, 27.8] |" in page
     assert "t = 25 answers more than CLIP alone by 60.0 [23.1, 96.9] points (one training" in page
     assert "CLIP: stage 1 5.00 to 0.50 in 9 steps, stage 2 5.00 to 0.50 in 9 steps" in page

@@ -78,11 +78,14 @@ def verdict(figures: Figures) -> str:
             f"{NAMES['clip-dinov2']} answers {100 * vit['open']['value']:.1f} % of the open questions, "
             f"not {100 * OF_VIT:.0f} %"
         )
-    reached = [NAMES[row] for row, found in rows.items() if found["of_probe"] >= OF_PROBE]
+    reached = [
+        f"{NAMES[row]}, by {percent(found['above_goal'])} points"
+        + ("" if found["above_goal"]["low"] > 0 else ", not told apart from it")
+        for row, found in rows.items()
+        if found["of_probe"] >= OF_PROBE
+    ]
     said = [f"**Not reached:** {'; '.join(missed)}."] if missed else []
-    said += (
-        [f"At least {100 * OF_PROBE:.0f} % of the probe: {', '.join(reached)}."] if reached else []
-    )
+    said += [f"Above {100 * OF_PROBE:.0f} % of the probe: {'; '.join(reached)}."] if reached else []
     return "\n".join([*said, *map(adds, added(rows))])
 
 

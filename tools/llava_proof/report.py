@@ -130,6 +130,8 @@ def row_figures(places: Places, row: str, right: dict[str, Figures]) -> Figures:
     own = right[row]
     found: Figures = {name: accuracy(own[name]) for name in (*KINDS, "blind", "probe")}
     found["of_probe"] = round(found["open"]["value"] / found["probe"]["value"], 4)
+    goal = [[OF_PROBE * one for one in each] for each in own["probe"]]
+    found["above_goal"] = difference(own["open"], goal)
     found["above_blind"] = difference(own["open"], own["blind"])
     if row != "clip" and "clip" in right:
         found["above_clip"] = difference(own["open"], right["clip"]["open"])

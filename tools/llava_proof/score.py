@@ -101,7 +101,9 @@ def accuracy(trainings: Sequence[Sequence[bool]]) -> dict[str, Any]:
     }
 
 
-def difference(ours: Sequence[Sequence[bool]], theirs: Sequence[Sequence[bool]]) -> dict[str, Any]:
+def difference(
+    ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]
+) -> dict[str, Any]:
     """How much oftener ``ours`` is right on the same questions, paired over trainings and questions."""
     found = paired(np.array(ours), np.array(theirs))
     return rounded(found.value, found.interval) | {"trainings": found.trainings}
