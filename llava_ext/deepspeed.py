@@ -2,7 +2,8 @@
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -195,8 +196,23 @@ def _size(parameter: "nn.Parameter") -> int:
     return 2 * held if parameter.dtype == torch.uint8 else held
 
 
+@contextmanager
+def environment_kept() -> Iterator[None]:
+    """Leave this process's environment as it was: what DeepSpeed needs there is of one stage.
+
+    `torch.load` and a stage without DeepSpeed behave otherwise with it.
+    """
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
+
+
 def prepare(*, cpu: bool) -> None:
-    """Make DeepSpeed ready in this process; call it before the Trainer is made.
+    """Make DeepSpeed ready in this process; call it before the Trainer is made, in `environment_kept`.
 
     Without a launcher, this process becomes a group of one. On a CPU, DeepSpeed's shared-memory
     communication is left out: it would be compiled first, for more than a minute.

@@ -15,7 +15,7 @@ from llava_ext.adapter import add_lora, quantised
 from llava_ext.checkpoint import CONFIG, load_projectors, save_model
 from llava_ext.config import FinetuneConfig, ModelConfig, TrainConfig
 from llava_ext.dataset import TOKENS, Collator, ConversationDataset, ImageProvider, Pictures
-from llava_ext.deepspeed import counts, is_partitioned, memory
+from llava_ext.deepspeed import counts, environment_kept, is_partitioned, memory
 from llava_ext.images import picture_ids, plain_ids
 from llava_ext.import_llava import import_projectors
 from llava_ext.language import build_model, language_identity
@@ -67,6 +67,7 @@ class Job:
     validation: ConversationDataset | None = None
 
 
+@environment_kept()
 def run(config: TrainConfig) -> None:
     """Train a stage; see the scripts.
 

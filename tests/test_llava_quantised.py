@@ -1,5 +1,6 @@
 """QLoRA's wiring, without bitsandbytes; `tests/optional/check_quantised.py` trains with it."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,6 +49,8 @@ def test_what_quantised_weights_cannot_do_is_one_line(config, tmp_path, monkeypa
     ]:
         with pytest.raises(ValueError, match=message):
             run.run(wrong)
+        # DeepSpeed was made ready for the last of them: of that this process keeps nothing.
+        assert not {"RANK", "MASTER_PORT", "TORCH_FORCE_WEIGHTS_ONLY_LOAD"} & os.environ.keys()
     assert not config.out.exists()
 
 
