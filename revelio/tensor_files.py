@@ -20,10 +20,17 @@ _SIZES |= {"BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8
 
 @dataclass(frozen=True)
 class TensorHeader:
-    """What a safetensors header says of one tensor: its dtype by the format's name, and its shape."""
+    """What a safetensors header says of one tensor: its dtype by the format's name, its shape and place.
+
+    Attributes:
+        dtype: by the format's name.
+        shape: of the tensor.
+        begin: the byte of the file that it begins at.
+    """
 
     dtype: str
     shape: tuple[int, ...]
+    begin: int
 
 
 def tensor_headers(path: Path) -> tuple[dict[str, TensorHeader], dict[str, str]]:
@@ -44,7 +51,7 @@ def tensor_headers(path: Path) -> tuple[dict[str, TensorHeader], dict[str, str]]
     try:
         header = parse_json(raw.decode("utf-8"), printable(path))
         metadata = header.pop("__metadata__", {})
-        tensors = {name: _tensor_header(entry) for name, entry in header.items()}
+        tensors = {name: _tensor_header(entry, 8 + length) for name, entry in header.items()}
         ends = sorted(tuple(entry["data_offsets"]) for entry in header.values())
         position = 0
         for begin, end in ends:
@@ -61,7 +68,7 @@ def tensor_headers(path: Path) -> tuple[dict[str, TensorHeader], dict[str, str]]
     return tensors, metadata
 
 
-def _tensor_header(entry: Mapping[str, Any]) -> TensorHeader:
+def _tensor_header(entry: Mapping[str, Any], data: int) -> TensorHeader:
     dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not all(type(side) is int and side >= 0 for side in (*shape, begin, end)):
         raise ValueError("a shape or an offset is not a number")
@@ -70,7 +77,7 @@ def _tensor_header(entry: Mapping[str, Any]) -> TensorHeader:
         count *= side
     if count != end - begin:
         raise ValueError(f"a tensor of {dtype} {shape} takes {end - begin} bytes")
-    return TensorHeader(dtype, tuple(shape))
+    return TensorHeader(dtype, tuple(shape), data + begin)
 
 
 def read_tensors(path: Path, shapes: Mapping[str, Sequence[int] | None]) -> dict[str, Any]:

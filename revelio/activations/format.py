@@ -4,6 +4,7 @@ The normative page is ``FORMAT.md`` in this folder. A shard is written whole and
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -232,15 +233,31 @@ def check_names(path: Path, header: ShardHeader, classes: int, limit: int) -> No
 
 
 def read_activations(path: Path, start: int, stop: int) -> Shaped[Tensor, "b ..."]:
-    """Rows ``start:stop`` of a shard; only they are read from disk."""
-    with safe_open(path, "pt") as file:
-        return file.get_slice("activations")[start:stop]
+    """Rows ``start:stop`` of a shard, as many of them as there are; only they are read from disk.
+
+    Raises:
+        ValueError: it is no whole shard.
+    """
+    return _rows(path, "activations", start, stop)
 
 
 def read_places(path: Path, start: int, stop: int) -> Int16[Tensor, "b 2"]:
     """Where rows ``start:stop`` of a shard of cells lie: y, x."""
-    with safe_open(path, "pt") as file:
-        return file.get_slice("cells")[start:stop]
+    return _rows(path, "cells", start, stop)
+
+
+def _rows(path: Path, name: str, start: int, stop: int) -> Tensor:
+    """By one read at their place: mapped, as safetensors reads, few rows come from the disk page by page."""
+    header = tensor_headers(path)[0][name]
+    start, stop, _ = slice(start, stop).indices(header.shape[0])
+    dtype = torch.int16 if header.dtype == "I16" else DTYPES[_HEADER_DTYPES[header.dtype]]
+    rows = torch.empty(stop - start, *header.shape[1:], dtype=dtype)
+    raw = rows.flatten().view(torch.uint8).numpy().data
+    with path.open("rb") as file:
+        file.seek(header.begin + start * math.prod(header.shape[1:]) * dtype.itemsize)
+        if file.readinto(raw) != len(raw):
+            raise ValueError(f"{path} is cut: extract it again")
+    return rows
 
 
 def read_ids(path: Path) -> list[str]:

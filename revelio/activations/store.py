@@ -183,7 +183,9 @@ class ActivationStore:
         each = self.cells_an_image
         if self.cells is not None:
             return self.rows(start * each, stop * each).float().unflatten(0, (-1, each))
-        return self.rows(start, stop).float().flatten(2).transpose(1, 2)
+        grids = self.rows(start, stop).float().flatten(2)
+        # NumPy copies in this thread alone; torch would begin a team of threads in every reading thread.
+        return torch.from_numpy(grids.numpy().transpose(0, 2, 1).copy())
 
     def cell_places(self, cells: Int64[Tensor, " b"]) -> Int64[Tensor, "b 2"]:
         """Y and x of cells, counted image by image over the whole store."""
