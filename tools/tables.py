@@ -160,7 +160,7 @@ def ksae_lines(result: dict[str, Any]) -> str:
 def ksae_trained_line(result: dict[str, Any]) -> str:
     """The same after some training, when scores lie closer together."""
     said = [
-        f"{name} (by then {one['native']['multiplied_with']}) at batch {one['batch']} "
+        f"{name} (it multiplies with {one['native']['multiplied_with']} by then), batch {one['batch']}: "
         f"{one['dense']['by_processor_time']:.1f} times"
         for name, machine in result["machines"].items()
         for one in machine["batches"]
