@@ -1,5 +1,6 @@
 """DeepSpeed's ZeRO as the Trainer takes it, on GPUs or on CPUs, under a launcher or without one."""
 
+import ctypes
 import os
 import socket
 from collections.abc import Iterator, Mapping
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from revelio.backbones.weights import check_finite
+from revelio.tensor_files import read_rows
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -21,6 +23,8 @@ from torch.serialization import add_safe_globals
 BUCKET = 50_000_000
 # Numbers that are read of a file at once.
 BLOCK = 1 << 24
+# Of malloc.h, for mallopt.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 # ZeRO-3 keeps parameters smaller than this whole on every process.
 PERSISTENT = 100_000
 
@@ -115,14 +119,34 @@ def load_partitioned(
     from transformers.integrations.deepspeed import prevent_arange_dtype_change
 
     settled = _settled(zero) | {"train_micro_batch_size_per_gpu": 1}
-    with no_init_weights(), prevent_arange_dtype_change(), Init(config_dict_or_path=settled):
-        model = type(empty)(empty.config)
-    model.tie_weights()
-    for name, parameter in model.named_parameters():
-        with GatheredParameters([parameter], modifier_rank=0):
-            if comm.get_rank() == 0:
-                _read_into(parameter.data, files[name], name)
+    with _freed_memory_returned():
+        with no_init_weights(), prevent_arange_dtype_change(), Init(config_dict_or_path=settled):
+            model = type(empty)(empty.config)
+        model.tie_weights()
+        for name, parameter in model.named_parameters():
+            with GatheredParameters([parameter], modifier_rank=0):
+                if comm.get_rank() == 0:
+                    _read_into(parameter.data, files[name], name)
     return model.eval()
+
+
+@contextmanager
+def _freed_memory_returned() -> Iterator[None]:
+    """Give whole weights back to the system as soon as they are shared out.
+
+    glibc raises the size from which it does so with every large block that is freed, up to 32 MiB: of weights
+    that come and go it kept up to 0.7 of a model's bytes. Other C libraries are left as they are.
+    """
+    settle = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if settle is not None:
+        settle(_MMAP_THRESHOLD, 1 << 20)
+    try:
+        yield
+    finally:
+        if settle is not None:
+            # What it rises to by itself.
+            settle(_MMAP_THRESHOLD, 32 << 20)
+            settle(_TRIM_THRESHOLD, 64 << 20)
 
 
 def _read_into(weight: "Tensor", path: Path, name: str) -> None:
@@ -131,19 +155,12 @@ def _read_into(weight: "Tensor", path: Path, name: str) -> None:
     Raises:
         ValueError: it holds NaN or infinity.
     """
-    from safetensors import safe_open
-
     rows = weight.view(len(weight), -1) if weight.ndim else weight.view(1, 1)
     step = max(1, BLOCK // rows.shape[1])
     for start in range(0, len(rows), step):
-        # Opened for each: what is mapped counts as this process's memory until it is closed.
-        with safe_open(path, "pt") as file:
-            part = (
-                file.get_slice(name)[start : start + step] if weight.ndim else file.get_tensor(name)
-            )
-            check_finite(path.name, name, part)
-            rows[start : start + step].copy_(part.reshape(-1, rows.shape[1]))
-            del part
+        part = read_rows(path, name, start, start + step)
+        check_finite(path.name, name, part)
+        rows[start : start + step].copy_(part.reshape(-1, rows.shape[1]))
 
 
 def _settled(config: Mapping[str, Any]) -> dict[str, Any]:

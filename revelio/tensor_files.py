@@ -3,6 +3,7 @@
 Part of what :mod:`revelio.trust` is for: bounded, typed, and every error one line that names the file.
 """
 
+import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ HEADER_LIMIT = 100_000_000
 
 _SIZES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "U16": 2, "I16": 2, "F16": 2}
 _SIZES |= {"BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8, "C64": 8}
+_TORCH = {"BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "I32": "int32"}
+_TORCH |= {"I64": "int64", "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,31 @@ def _tensor_header(entry: Mapping[str, Any], data: int) -> TensorHeader:
     if count != end - begin:
         raise ValueError(f"a tensor of {dtype} {shape} takes {end - begin} bytes")
     return TensorHeader(dtype, tuple(shape), data + begin)
+
+
+def read_rows(path: Path, name: str, start: int, stop: int) -> Any:
+    """Rows ``start:stop`` of one tensor of a safetensors file, as many of them as there are, by one read.
+
+    Mapped, as safetensors reads, few rows come from the disk page by page, and count as held while they do.
+
+    Raises:
+        ValueError: the file is cut while it is read, or see :func:`tensor_headers`.
+        KeyError: it holds no such tensor, or one of a number format that torch has no like of.
+    """
+    import torch
+
+    header = tensor_headers(path)[0][name]
+    dtype = getattr(torch, _TORCH[header.dtype])
+    # A number alone is one row.
+    count, *row = header.shape or (1,)
+    start, stop, _ = slice(start, stop).indices(count)
+    rows = torch.empty(max(0, stop - start), *row, dtype=dtype)
+    raw = rows.flatten().view(torch.uint8).numpy().data
+    with path.open("rb") as file:
+        file.seek(header.begin + start * math.prod(row) * dtype.itemsize)
+        if file.readinto(raw) != len(raw):
+            raise ValueError(f"{printable(path)} is cut")
+    return rows
 
 
 def read_tensors(path: Path, shapes: Mapping[str, Sequence[int] | None]) -> dict[str, Any]:

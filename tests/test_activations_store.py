@@ -9,10 +9,8 @@ import torch
 from files_helpers import contents
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors import safe_open
 from safetensors.torch import load_file
 
-from revelio.activations.format import read_activations
 from revelio.activations.manifest import UNFINISHED
 from revelio.activations.store import ActivationStore, write_manifest, write_shard, write_store
 
@@ -128,21 +126,6 @@ def test_a_cut_shard_is_named_when_the_store_is_opened(folder):
     path.unlink()
     with pytest.raises(ValueError, match=r"shard-00001.safetensors is missing"):
         ActivationStore.open(folder)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "uint8"])
-def test_rows_of_a_shard_are_those_that_safetensors_reads(tmp_path, dtype) -> None:
-    values = (100 * torch.randn(7, 3, 2)).abs().to(DTYPES.get(dtype, torch.uint8))
-    write_shard(tmp_path, 0, values, [str(i) for i in range(7)])
-    path = tmp_path / "shard-00000.safetensors"
-    with safe_open(path, "pt") as file:
-        whole = file.get_slice("activations")
-        for start, stop in [(0, 7), (2, 5), (3, 3), (6, 7), (0, 99)]:
-            rows = read_activations(path, start, stop)
-            assert rows.dtype == values.dtype and torch.equal(rows, whole[start:stop])
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ValueError, match="shard-00000"):
-        read_activations(path, 0, 7)
 
 
 def test_an_edited_shard_is_named_when_its_rows_are_read(folder):

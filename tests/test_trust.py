@@ -15,6 +15,7 @@ import torch
 from data_helpers import blank_png
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from revelio import tensor_files, trust
@@ -158,6 +159,22 @@ def test_tensors_are_exactly_what_is_asked(tmp_path: Path) -> None:
         cut_path.write_bytes(path.read_bytes()[:cut])
         with pytest.raises(ValueError, match=r"cut\.safetensors"):
             tensor_files.tensor_headers(cut_path)
+
+
+@pytest.mark.parametrize("dtype", tensor_files._TORCH.values())
+def test_rows_are_those_that_safetensors_itself_reads(tmp_path: Path, dtype: str) -> None:
+    path = tmp_path / "t.safetensors"
+    values = (100 * torch.randn(7, 3, 2)).abs().to(getattr(torch, dtype))
+    save_file({"a": torch.ones(5, dtype=torch.uint8), "b": values, "c": values[0, 0, 0].clone()}, path)
+    with safe_open(path, "pt") as file:
+        whole = file.get_slice("b")
+        for start, stop in [(0, 7), (2, 5), (3, 3), (5, 3), (6, 7), (0, 99)]:
+            rows = tensor_files.read_rows(path, "b", start, stop)
+            assert rows.dtype == values.dtype and torch.equal(rows, whole[start:stop])
+    assert torch.equal(tensor_files.read_rows(path, "c", 0, 1), values[:1, 0, 0])
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"t\.safetensors"):
+        tensor_files.read_rows(path, "b", 0, 1)
 
 
 def test_torn_last_line_is_dropped_only_where_asked(tmp_path: Path) -> None:

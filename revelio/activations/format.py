@@ -4,7 +4,6 @@ The normative page is ``FORMAT.md`` in this folder. A shard is written whole and
 """
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from revelio.run_dir import write_whole
-from revelio.tensor_files import tensor_headers
+from revelio.tensor_files import read_rows, tensor_headers
 from revelio.trust import parse_json, regular_file
 
 # Stores of cells are of format 2; all others stay of format 1, which older readers know.
@@ -238,26 +237,12 @@ def read_activations(path: Path, start: int, stop: int) -> Shaped[Tensor, "b ...
     Raises:
         ValueError: it is no whole shard.
     """
-    return _rows(path, "activations", start, stop)
+    return read_rows(path, "activations", start, stop)
 
 
 def read_places(path: Path, start: int, stop: int) -> Int16[Tensor, "b 2"]:
     """Where rows ``start:stop`` of a shard of cells lie: y, x."""
-    return _rows(path, "cells", start, stop)
-
-
-def _rows(path: Path, name: str, start: int, stop: int) -> Tensor:
-    """By one read at their place: mapped, as safetensors reads, few rows come from the disk page by page."""
-    header = tensor_headers(path)[0][name]
-    start, stop, _ = slice(start, stop).indices(header.shape[0])
-    dtype = torch.int16 if header.dtype == "I16" else DTYPES[_HEADER_DTYPES[header.dtype]]
-    rows = torch.empty(stop - start, *header.shape[1:], dtype=dtype)
-    raw = rows.flatten().view(torch.uint8).numpy().data
-    with path.open("rb") as file:
-        file.seek(header.begin + start * math.prod(header.shape[1:]) * dtype.itemsize)
-        if file.readinto(raw) != len(raw):
-            raise ValueError(f"{path} is cut: extract it again")
-    return rows
+    return read_rows(path, "cells", start, stop)
 
 
 def read_ids(path: Path) -> list[str]:
