@@ -132,7 +132,10 @@ def test_turns_on_cells_are_read_as_they_are_written() -> None:
 def test_the_step_after_training_is_read_as_it_is_written() -> None:
     one = {"batch": 256, "native": {"multiplied_with": "avx512"}, "dense": {"by_processor_time": 9}}
     line = ksae_trained_line({"trained_steps": 1500, "machines": {"amx": {"batches": [one]}}})
-    assert "After 1,500 steps" in line and "amx (it multiplies with avx512 by then), batch 256: 9.0 times" in line
+    assert (
+        "After 1,500 steps" in line
+        and "amx (it multiplies with avx512 by then), batch 256: 9.0 times" in line
+    )
 
 
 def test_the_proof_is_read_as_it_is_written() -> None:

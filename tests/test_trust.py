@@ -165,7 +165,9 @@ def test_tensors_are_exactly_what_is_asked(tmp_path: Path) -> None:
 def test_rows_are_those_that_safetensors_itself_reads(tmp_path: Path, dtype: str) -> None:
     path = tmp_path / "t.safetensors"
     values = (100 * torch.randn(7, 3, 2)).abs().to(getattr(torch, dtype))
-    save_file({"a": torch.ones(5, dtype=torch.uint8), "b": values, "c": values[0, 0, 0].clone()}, path)
+    save_file(
+        {"a": torch.ones(5, dtype=torch.uint8), "b": values, "c": values[0, 0, 0].clone()}, path
+    )
     with safe_open(path, "pt") as file:
         whole = file.get_slice("b")
         for start, stop in [(0, 7), (2, 5), (3, 3), (5, 3), (6, 7), (0, 99)]:

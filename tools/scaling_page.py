@@ -16,7 +16,8 @@ LAUNCHERS = """
   (`--sharing latents`). Many k-SAEs are faster with one GPU each: start one command a GPU.
 - `deepspeed scripts/pretrain.py` and `finetune.py` for LLaVA. Under ZeRO-3 each process loads its own share
   of the language model, as long as its weights are safetensors under the model's own names; others are loaded
-  whole in each process and then shared out: eight processes of a 7B model in bfloat16 take 107 GB for a moment.
+  whole in each process and then shared out: eight processes of a 7B model in bfloat16 take 107 GB of host
+  memory for a moment.
 - `accelerate launch` starts one process a GPU. **On a CPU it starts one process, whatever `--num_processes`
   says**: its CPU launcher sets the address of a group and leaves starting the others to MPI. Use `torchrun`
   there.
