@@ -18,7 +18,7 @@ from llava_ext.deepspeed import free_port
 from llava_ext.stages import Pretrain
 from revelio.config import to_plain
 
-ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 SMALL = {"effective_batch": 4, "batch_size": 2, "zero": 0, "threads": 1, "save_steps": 2}
 WORDS = ("dog", "cat", "green grass", "a small picture", "it")
 
@@ -94,19 +94,19 @@ def torchrun() -> tuple[str, ...]:
     return (sys.executable, *run)
 
 
-def run_script(
-    script: str, *words: Any, launcher: tuple[str, ...] = (), timeout: int = 600
+def run_launcher(
+    launcher: tuple[str, ...], script: str, *words: Any, timeout: int = 600
 ) -> subprocess.CompletedProcess[str]:
-    """Run a script as a user does, in processes of its own."""
+    """Run a script as a user of a launcher does."""
     known = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
     environment = known | {
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
         "CUDA_VISIBLE_DEVICES": "",
     }
-    command = [*(launcher or (sys.executable,)), str(ROOT / "scripts" / script), *map(str, words)]
+    command = [*launcher, str(SCRIPTS / script), *map(str, words)]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment,
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=SCRIPTS.parent, env=environment,
         start_new_session=True,
     ) as process:  # fmt: skip
         try:

@@ -1,9 +1,9 @@
-"""The real scripts under the real launchers: two CPU processes, gloo, ZeRO-2, then ZeRO-3, and without.
+"""The real scripts in two CPU processes: gloo, ZeRO-2, then ZeRO-3, and without.
 
-One process without DeepSpeed is what all of them are held against: the same loss curve.
+One process without DeepSpeed is what all of them are held against: the same loss curve. A first run is
+started by the real launcher, `deepspeed` and `torchrun`; others by ``in_processes``, which is faster.
 """
 
-import os
 import shutil
 import subprocess
 import sys
@@ -14,16 +14,17 @@ import pytest
 import torch
 from llava_helpers import tiny_llama, tiny_mpt, tiny_qwen2
 from llava_train_helpers import (
-    ROOT,
+    SCRIPTS,
     deepspeed_launcher,
     losses,
     record,
-    run_script,
+    run_launcher,
     tiny_project,
     torchrun,
     write_config,
     write_data,
 )
+from process_helpers import in_processes
 from safetensors.torch import load_file
 
 from llava_ext.cli.command import parse
@@ -43,7 +44,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     )
     for script in ("pretrain.py", "finetune.py"):
         more = ("--pretrained", folder / "pre") if script == "finetune.py" else ()
-        done = run_script(script, "--config", config, *more)
+        done = in_processes(1, SCRIPTS / script, "--config", config, *more)
         assert done.returncode == 0, done.stderr
         assert "effective batch: 4 = 1 processes x 2 samples x 2 accumulated" in done.stdout
     return folder, config
@@ -59,7 +60,7 @@ def same_weights(one: Path, other: Path, atol: float) -> None:
 def test_zero_2_in_two_processes_is_one_process(project, tmp_path) -> None:
     folder, config = project
     words = ("--config", config, "--stage.zero", 2, "--out", tmp_path / "pre")
-    done = run_script("pretrain.py", *words, launcher=deepspeed_launcher())
+    done = run_launcher(deepspeed_launcher(), "pretrain.py", *words)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "effective batch: 4 = 2 processes x 2 samples x 1 accumulated; ZeRO 2" in done.stdout
     assert losses(tmp_path / "pre") == pytest.approx(losses(folder / "pre"), rel=1e-3)
@@ -74,19 +75,14 @@ def test_zero_2_in_two_processes_is_one_process(project, tmp_path) -> None:
     assert losses(tmp_path / "pre") == pytest.approx(losses(folder / "pre"), rel=1e-3)
 
 
-def resume(
-    out: Path,
-    words: tuple[object, ...],
-    launcher: tuple[str, ...] = (),
-    script: str = "pretrain.py",
-) -> None:
+def resume(out: Path, words: tuple[object, ...], script: str = "pretrain.py") -> None:
     """Cut off the end of a run and go on: the projectors must come out bit for bit as before."""
     kept = load_file(out / "final" / "projectors.safetensors")
     assert read_json(out / "manifest.json")["status"] == "finished"
     (out / "report.json").unlink()
     shutil.rmtree(out / "final")
     shutil.rmtree(out / "checkpoints" / "checkpoint-4")
-    done = run_script(script, *words, "--resume", launcher=launcher or deepspeed_launcher())
+    done = in_processes(2, SCRIPTS / script, *words, "--resume")
     assert done.returncode == 0, done.stderr[-3000:]
     assert "going on from step 3" in done.stdout
     again = load_file(out / "final" / "projectors.safetensors")
@@ -96,11 +92,11 @@ def resume(
 def test_torchrun_resumes_in_the_second_epoch(project, tmp_path) -> None:
     folder, config = project
     words = ("--config", config, "--out", tmp_path / "pre")
-    done = run_script("pretrain.py", *words, launcher=torchrun())
+    done = run_launcher(torchrun(), "pretrain.py", *words)
     assert done.returncode == 0, done.stderr[-3000:]
     assert losses(tmp_path / "pre") == pytest.approx(losses(folder / "pre"), rel=1e-3)
     same_weights(tmp_path / "pre", folder / "pre", 1e-3)
-    resume(tmp_path / "pre", words, torchrun())
+    resume(tmp_path / "pre", words)
     assert losses(tmp_path / "pre") == pytest.approx(losses(folder / "pre"), rel=1e-3)
 
 
@@ -108,7 +104,7 @@ def test_zero_3_in_two_processes_is_one_process(project, tmp_path) -> None:
     folder, config = project
     words = ("--config", config, "--stage.zero", 3, "--out", tmp_path / "fine")
     words = (*words, "--pretrained", folder / "pre")
-    done = run_script("finetune.py", *words, launcher=deepspeed_launcher())
+    done = in_processes(2, SCRIPTS / "finetune.py", *words)
     assert done.returncode == 0, done.stderr[-3000:]
     assert losses(tmp_path / "fine") == pytest.approx(losses(folder / "fine"), rel=1e-3)
     same_weights(tmp_path / "fine", folder / "fine", 1e-3)
@@ -126,7 +122,7 @@ def test_lora_under_zero_3_is_one_process(project, tmp_path, precision) -> None:
     alone = map(str, (*words, "--stage.threads", 1, "--out", tmp_path / "one"))
     run(parse(FinetuneConfig, list(alone), "", "finetune"))
     words = (*words, "--stage.zero", 3, "--out", tmp_path / "two")
-    done = run_script("finetune.py", *words, launcher=deepspeed_launcher())
+    done = in_processes(2, SCRIPTS / "finetune.py", *words)
     assert done.returncode == 0, done.stderr[-3000:]
     near = 1e-3 if precision == "float32" else 2e-2
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=near)
@@ -172,22 +168,16 @@ def test_each_process_loads_its_share_of_a_language_model(tmp_path) -> None:
         tiny_qwen2(tmp_path / "q"),
     ]
     (tmp_path / "load.py").write_text(LOADING)
-    done = subprocess.run(
-        [*torchrun(), str(tmp_path / "load.py"), *map(str, folders)],
-        env=os.environ
-        | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-    )
+    done = in_processes(2, tmp_path / "load.py", *folders)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_a_cache_filled_by_two_processes_is_that_of_one(project, tmp_path) -> None:
     _, config = project
     found = {}
-    for name, launcher in (("one", ()), ("two", torchrun())):
+    for processes, name in ((1, "one"), (2, "two")):
         words = ("--config", config, "--cache", tmp_path / name, "--batch-size", 2)
-        done = run_script("cache_towers.py", *words, launcher=launcher)
+        done = in_processes(processes, SCRIPTS / "cache_towers.py", *words)
         assert done.returncode == 0, done.stderr[-3000:]
         assert "2 stores in" in done.stdout
         files = sorted((tmp_path / name).rglob("*.safetensors"))
@@ -198,7 +188,7 @@ def test_a_cache_filled_by_two_processes_is_that_of_one(project, tmp_path) -> No
 def test_zero_without_a_launcher(project, tmp_path) -> None:
     folder, config = project
     words = ("--config", config, "--out", tmp_path / "pre", "--stage.zero", 2)
-    done = run_script("pretrain.py", "--local_rank=0", *words)
+    done = in_processes(1, SCRIPTS / "pretrain.py", "--local_rank=0", *words)
     assert done.returncode == 0, done.stderr[-3000:]
     assert losses(tmp_path / "pre") == pytest.approx(losses(folder / "pre"), rel=1e-3)
 
@@ -213,7 +203,7 @@ def test_a_mistake_is_one_line_and_status_2(project, tmp_path) -> None:
         (("--cache", tmp_path), "no finished cache"),
     ]:
         extra = () if "--out" in words else ("--out", tmp_path / "out")
-        done = run_script("pretrain.py", "--config", config, *extra, *words)
+        done = in_processes(1, SCRIPTS / "pretrain.py", "--config", config, *extra, *words)
         assert done.returncode == 2, done.stderr
         assert message in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
@@ -231,10 +221,8 @@ def test_help_needs_no_torch() -> None:
 
 
 def run_code(code: str) -> str:
-    import subprocess
-
-    root = Path(__file__).resolve().parents[1]
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=SCRIPTS.parent)
     return done.stderr if done.returncode else ""
 
 

@@ -11,14 +11,14 @@ import pytest
 from backbones_helpers import picture
 from llava_helpers import tiny_mpt
 from llava_train_helpers import (
+    SCRIPTS,
     WORDS,
     data_options,
-    deepspeed_launcher,
     losses,
-    run_script,
     tiny_project,
     write_config,
 )
+from process_helpers import in_processes
 
 from llava_ext.config import FinetuneConfig, ModelConfig, PretrainConfig
 from llava_ext.generate import Assistant
@@ -83,7 +83,7 @@ def test_two_processes_in_bfloat16_follow_one_in_float32(project, tmp_path) -> N
         ("finetune.py", "fine", ("--stage.zero", 3, "--pretrained", two / "pre")),
     ):
         words = ("--config", config, "--out", two / name, *more)
-        done = run_script(script, *words, launcher=deepspeed_launcher())
+        done = in_processes(2, SCRIPTS / script, *words)
         assert done.returncode == 0, done.stderr[-3000:]
         curve, exact = losses(two / name), losses(one / name)
         # bfloat16 keeps 8 bits: each of some dozens of operations rounds by up to 0.4 %.
