@@ -106,8 +106,8 @@ def run_launcher(
     }
     command = [*launcher, str(SCRIPTS / script), *map(str, words)]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=SCRIPTS.parent, env=environment,
-        start_new_session=True,
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=SCRIPTS.parent,
+        env=environment, start_new_session=True,
     ) as process:  # fmt: skip
         try:
             output, errors = process.communicate(timeout=timeout)

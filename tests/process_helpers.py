@@ -1,7 +1,7 @@
 """Processes as a launcher starts them, without the wait: forked from one that has imported the libraries.
 
 The imports of a real start take ten seconds a process. What is imported is all that the processes share.
-The launchers themselves are run in test_llava_deepspeed.py and test_sae_distributed.py.
+The launchers themselves are run in test_llava_deepspeed.py and test_activations_command.py.
 """
 
 import os
@@ -16,6 +16,7 @@ from typing import Any
 
 from llava_ext.deepspeed import free_port
 
+REVELIO = Path(__file__).parents[1] / "revelio" / "__main__.py"
 CONTEXT = get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [
@@ -78,7 +79,6 @@ def _become(argv: list[str], environment: dict[str, str], output: Path, errors: 
         os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), descriptor)
     os.environ.update(environment)
     sys.argv = argv
-    sys.path.insert(0, str(Path(argv[0]).parent))
     runpy.run_path(argv[0], run_name="__main__")
 
 

@@ -1,4 +1,4 @@
-"""What each of several processes does in tests/test_sae_distributed.py: torch.distributed.run runs it."""
+"""What each of several processes does in tests/test_sae_distributed.py."""
 
 import json
 import sys

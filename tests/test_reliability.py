@@ -62,7 +62,7 @@ def test_the_sandbox_sees(tmp_path: Path, code: str, fault: str) -> None:
     outside.mkdir()
     (outside / "precious.txt").write_text("x")
     names = {"folder": folder, "outside": outside, "os": __import__("os"), "sys": sys}
-    limits = Limits(seconds=1.0 if fault == "hang" else 30.0)
+    limits = Limits(seconds=0.2 if fault == "hang" else 30.0)
     found = run(lambda: exec(code, names), folder, outside=outside, limits=limits)
     seen = {
         "touched": bool(found.touched),

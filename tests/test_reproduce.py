@@ -14,7 +14,7 @@ import pytest
 from backbones_helpers import tiny_if, tiny_sd
 from command_helpers import fails
 from PIL import Image, ImageOps
-from test_sae_distributed import torchrun
+from test_sae_distributed import in_two
 
 import revelio.pipelines.reproduce_rows as pipeline
 from revelio.activations.store import ActivationStore
@@ -121,7 +121,7 @@ def test_a_purity_table_and_a_diffc_table_end_to_end(made: ReproduceConfig) -> N
 def test_two_processes_find_what_one_does(made: ReproduceConfig, tmp_path: Path) -> None:
     """Passes and rows are divided: each process trains some, and all numbers are those of one process."""
     one = reproduce("table2a", made, sizes=TINY).result
-    torchrun(__file__, str(tmp_path), made.model[0], made.data.source)
+    in_two(Path(__file__), tmp_path, made.model[0], made.data.source)
     two = json.loads((tmp_path / "mini-fixed/table2a.json").read_text())
     assert two["rows"] == one["rows"] and two["orderings"] == one["orderings"]
 

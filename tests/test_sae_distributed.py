@@ -1,12 +1,11 @@
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 import sae_parallel_worker as worker
 import torch
+from process_helpers import REVELIO, in_processes
 from sae_helpers import planted
 from test_sae_command import FLAGS, train_ksae, weights
 
@@ -18,28 +17,8 @@ from revelio.sae.model import KSparseAutoencoder
 from revelio.sae.train import train
 
 
-def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Two processes on this machine, one thread each."""
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-    ]
-    # The workers run this checkout, whichever one is installed.
-    tests = Path(__file__).parent
-    paths = os.pathsep.join([str(tests), str(tests.parent)])
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
-    done = subprocess.run(
-        [*command, *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment,
-        timeout=280,
-    )
+def in_two(script: Path, *words: object) -> CompletedProcess[str]:
+    done = in_processes(2, script, *words)
     assert done.returncode == 0, "\n".join(done.stderr.splitlines()[:60])
     return done
 
@@ -48,7 +27,7 @@ def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
 def two(tmp_path_factory) -> Path:
     """What two processes made of every case."""
     out = tmp_path_factory.mktemp("two")
-    torchrun(str(Path(worker.__file__)), str(out))
+    in_two(Path(worker.__file__), out)
     return out
 
 
@@ -108,8 +87,8 @@ def test_the_command_in_two_processes_goes_on_with_what_one_began(sharing, tmp_p
     with pytest.raises(SystemExit):
         train_ksae(store, tmp_path / "two", *options)
     monkeypatch.undo()
-    command = ["-m", "revelio", "train-ksae", "--store", str(store), "--out", str(tmp_path / "two")]
-    done = torchrun(*command, *FLAGS, *options, "--resume", "--sharing", sharing)
+    command = ["train-ksae", "--store", store, "--out", tmp_path / "two"]
+    done = in_two(REVELIO, *command, *FLAGS, *options, "--resume", "--sharing", sharing)
     assert done.stdout.count("fraction of variance unexplained") == 1
     for name, tensor in weights(tmp_path / "whole").items():
         torch.testing.assert_close(tensor, weights(tmp_path / "two")[name], atol=2e-6, rtol=1e-5)
