@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from unittest.mock import patch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -18,11 +19,8 @@ def one_thread() -> None:
 @pytest.fixture(autouse=True)
 def own_environment() -> Iterator[None]:
     """What a test, or a library in it, sets in the environment is gone for the next one, in any order."""
-    before = dict(os.environ)
-    yield
-    for name in os.environ.keys() - before.keys():
-        del os.environ[name]
-    os.environ.update(before)
+    with patch.dict(os.environ):
+        yield
 
 
 # Modules that start launchers, or kill commands again and again. They are begun first, so that in the end no

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
 from torch import Tensor
 
 from revelio.sae.checkpoint import DTYPES
 from revelio.sae.distributed import Group
 from revelio.sae.model import KSparseAutoencoder
+from revelio.tensor_files import read_rows
 
 # Rows that travel at a time: 21 MB at the width 1,280.
 CHUNK = 4096
@@ -75,12 +75,8 @@ class ShardedFiles:
 
     def load(self, path: Path, name: str, into: Tensor) -> None:
         """Fill this process's part of a tensor from a file."""
-        with safe_open(path, framework="pt") as file:
-            if _whole(name):
-                into.copy_(file.get_tensor(name))
-            else:
-                share = self.group.share(self.n)
-                into.copy_(file.get_slice(name)[share.start : share.stop])
+        share = range(len(into)) if _whole(name) else self.group.share(self.n)
+        into.copy_(read_rows(path, name, share.start, share.stop))
 
     def shape(self, name: str, tensor: Tensor) -> list[int]:
         """The whole tensor's shape, of which this process holds a part."""
