@@ -90,7 +90,7 @@ def gathered(work: Path) -> dict[str, Any]:
         path = work / name / "evaluation.json"
         if path.is_file():
             found[name] = {
-                Path(run).name: {
+                Path(run).name.split("-")[0]: {
                     measure: _short(each) for measure, each in entry["measures"].items()
                 }
                 for run, entry in read_json(path)["ksaes"].items()
