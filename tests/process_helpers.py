@@ -1,7 +1,7 @@
 """Processes as a launcher starts them, without the wait: forked from one that has imported the libraries.
 
 The imports of a real start take ten seconds a process. What is imported is all that the processes share.
-The launchers themselves are run in test_llava_deepspeed.py and test_activations_command.py.
+The launchers themselves are run in test_llava_deepspeed.py.
 """
 
 import os
@@ -92,5 +92,5 @@ def _wait(started: list[BaseProcess], timeout: int) -> int:
         if failed or not ended:
             for process in running.values():
                 process.kill()
-            return failed[0].exitcode if failed else -1
+            return next((process.exitcode for process in failed if process.exitcode), -1)
     return 0

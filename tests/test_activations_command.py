@@ -1,8 +1,5 @@
 """``revelio extract`` on a tiny Stable Diffusion: files, resume, processes, what it says."""
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +9,7 @@ from activations_helpers import FakeBackbone, memory_dataset, picture
 from backbones_helpers import tiny_dinov2, tiny_sd
 from command_helpers import fails
 from files_helpers import contents
+from process_helpers import REVELIO, in_processes
 
 from revelio.activations.config import ExtractRunConfig
 from revelio.activations.store import ActivationStore
@@ -165,14 +163,9 @@ def test_mistakes_are_one_line(model, photos, tmp_path, capsys):
 def test_two_processes_give_the_bytes_of_one(model, photos, tmp_path):
     (photos / "cat" / "broken.png").write_bytes(b"no picture")
     more = ("--data.on-error", "skip", "--vae-cache", str(tmp_path / "z0"))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    launcher += ["--nproc-per-node", "2", "-m", "revelio"]
     try:
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(
-            [*launcher, *arguments(model, photos, tmp_path / "two", *more)],
-            env=environment, capture_output=True, text=True, timeout=300, check=False,
-        )  # fmt: skip
+        words = arguments(model, photos, tmp_path / "two", *more)
+        done = in_processes(2, REVELIO, *words)
         assert done.returncode == 0, done.stderr[-2000:]
         assert done.stdout.count("plan: ") == 1 and "in 2 processes" in done.stdout
         more = (*more[:3], str(tmp_path / "z1"))

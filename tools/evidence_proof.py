@@ -54,6 +54,8 @@ BEFORE = RunConfig(
 MEAN_IMAGES, PLANTED, PLANTED_ROWS = 64, 5, 60_000
 # Trainings beside controls that were trained, and of other activations; Matryoshka's prefixes.
 BESIDE_TRAINED, PREFIXES = 3, (64, 128)
+# Of cells, after the curves over k had shown it best: so with trainings of its own.
+CHOSEN_K, CHOSEN_SEEDS = 8, (31, 32, 33, 34, 35)
 
 
 @dataclass(frozen=True)
@@ -256,6 +258,8 @@ class Proof:
             self.judged("batch-topk", batch, SweepConfig(seed=self.case.seeds[:BESIDE_TRAINED]))
             nested = replace(recipe, prefixes=PREFIXES)
             self.judged("matryoshka", nested, SweepConfig(seed=self.case.seeds[:BESIDE_TRAINED]))
+            more = replace(recipe, k=CHOSEN_K)
+            self.judged("more", more, SweepConfig(seed=CHOSEN_SEEDS))
         self.judged("by-k", recipe, SweepConfig(k=self.case.other_k, seed=self.case.seeds[:1]))
 
 

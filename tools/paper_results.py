@@ -46,8 +46,7 @@ HEAD = """# The paper's tables in small
 Rendered by `tools/paper_results.py` from `results.json`. The shipped models stand in for the paper's,
 held-out Fashion-MNIST for Oxford-IIIT Pet: values cannot be compared with the paper's, orderings can.
 Sizes are far below the paper's (`sizes` in the JSON), so that many orderings are not settled. Seconds an
-image (table5: 400 pictures, one training) are wall-clock on a machine that did other work at the same time:
-their ratios are rough.
+image (table5) are wall-clock on a machine that did other work at the same time: their ratios are rough.
 """
 
 
