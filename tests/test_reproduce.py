@@ -146,7 +146,8 @@ def test_classifiers_pictures_and_maps(made: ReproduceConfig, tmp_path: Path) ->
     assert (figure.path.parent / row["gallery"]).is_file() and row["paper"] == 9.67
     (maps,) = reproduce("figure10", config, sizes=TINY).result["rows"]
     assert len(maps["shows"]) == 4 and all(0 < share <= 1 for share in maps["shows"].values())
-    assert next(tmp_path.glob("*/rows/pca*/pca/sheet.png")).stat().st_size > 0
+    assert (tmp_path / "mini-fixed" / maps["sheet"]).stat().st_size > 0
+    assert f"({maps['sheet']})" in (tmp_path / "mini-fixed/figure10.md").read_text()
 
 
 def test_a_model_on_pixels_has_no_latents_to_cache(made: ReproduceConfig, tmp_path: Path) -> None:

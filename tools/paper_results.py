@@ -24,14 +24,15 @@ from revelio.reproduce.rows import SIZES, our_rows
 from revelio.run_dir import write_json
 from revelio.trust import read_json
 from tools.paper_controls import against_pixels, controls_page, layer_probes, speed_page
+from tools.paper_pictures import pictures_of, without_paths
 
 DOCS = Path(__file__).parents[1] / "docs"
 ITEMS = (
     *("table2a", "table2b", "table2d", "table3", "table5", "table7", "table8", "table9"),
-    *("figure4", "figure6"),
+    *("figure3", "figure4", "figure5", "figure6", "figure8", "figure9", "figure10"),
 )
 # Of Caltech-101 alone.
-CALTECH = ("table8",)
+CALTECH = ("table8", "figure5", "figure10")
 MINI = SIZES["mini"]
 SMALL = replace(
     MINI,
@@ -68,13 +69,22 @@ def main() -> None:
         if name in CONTROLS:
             found[name] = CONTROLS[name](config)
         else:
-            found["items"][name] = reproduce(name, config, print_line, sizes=SMALL).result
+            found["items"][name] = run(name, config)
         write_json(path, found | {"sizes": to_plain(SMALL)})
     pages = [_findings(found["items"])]
     pages += [_part(result) for _, result in sorted(found["items"].items())]
     pages.append(controls_page(found.get("probes", {}), found.get("pixels", {})))
     pages.append(speed_page(DOCS / "benchmarks"))
     write_whole(DOCS / "results.md", "\n".join([HEAD, *pages]))
+
+
+def run(name: str, config: ReproduceConfig) -> dict[str, Any]:
+    """Run an item; what it shows is written beside the page."""
+    made = reproduce(name, config, print_line, sizes=SMALL)
+    shown = pictures_of(made.result, made.path.parent)
+    if shown is not None:
+        shown.save(DOCS / f"results_{name}.png", optimize=True)
+    return without_paths(made.result)
 
 
 def probes(config: ReproduceConfig) -> dict[str, Any]:
@@ -103,9 +113,9 @@ def _findings(items: Mapping[str, Any]) -> str:
             if one["verdict"] in said:
                 line = f"- {name}: {one['text']} (probability {one['probability']:.2f}, "
                 said[one["verdict"]].append(line + f"by chance {one['by_chance']:.2f})")
-    judged = [
-        row["controls"] for one in items.values() for row in one["rows"] if row.get("controls")
-    ]
+    # The figures show k-SAEs of the tables.
+    tables = [one for name, one in items.items() if name.startswith("table")]
+    judged = [row["controls"] for one in tables for row in one["rows"] if row.get("controls")]
     beaten = sum(verdict.startswith("beaten") for verdict in judged)
     lines = ["## What holds of the paper's orderings", ""]
     lines += [
@@ -123,7 +133,9 @@ def _part(result: dict[str, Any]) -> str:
     drawn, name = picture(result), f"results_{result['item']}.svg"
     if drawn:
         write_whole(DOCS / name, drawn)
-    return page(result, name if drawn else "").replace("# ", "## ", 1)
+    text = page(result, name if drawn else "").replace("# ", "## ", 1)
+    shown = f"results_{result['item']}.png"
+    return f"{text}\n![what it shows]({shown})\n" if (DOCS / shown).is_file() else text
 
 
 def config_of(name: str, given: argparse.Namespace) -> ReproduceConfig:
@@ -131,6 +143,8 @@ def config_of(name: str, given: argparse.Namespace) -> ReproduceConfig:
     fashion = DataConfig(source="fashion-mnist", root=Path(given.fashion), split="test")
     roots = (f"caltech101={given.caltech}",) if given.caltech else ()
     config = ReproduceConfig(out=given.out, scale="mini", device="cpu", roots=roots)
+    if name == "figure10":  # UnRel's pictures are not at hand
+        return replace(config, data=DataConfig(source="caltech101", root=given.caltech))
     return config if name in CALTECH else replace(config, data=fashion)
 
 

@@ -260,7 +260,11 @@ def _pca(shared: Shared, ours: OurRow) -> Found:
         out=shared.place(ours) / "pca",
     )
     made = make_pca_maps(asked, shared.progress)
-    return {"shows": {name: float(one.explained.sum()) for name, one in made.maps.items()}}
+    sheet = (asked.out / "sheet.png").relative_to(shared.root).as_posix()
+    return {
+        "shows": {name: float(one.explained.sum()) for name, one in made.maps.items()},
+        "sheet": sheet,
+    }
 
 
 _KINDS: dict[str, Callable[[Shared, OurRow], Found]] = {
@@ -316,6 +320,7 @@ class Measured:
     images: dict[str, int] = field(default_factory=dict)
     controls: str | None = None
     gallery: str = ""
+    sheet: str = ""
     shows: dict[str, float] = field(default_factory=dict)
 
 

@@ -81,6 +81,7 @@ def _speed_ups(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def _shown(row: Mapping[str, Any]) -> list[str]:
     """Lines on the pictures of a row."""
     lines = [f"- [{_where(row)}]({row['gallery']})"] if "gallery" in row else []
+    lines += [f"- [{_where(row)}: the maps]({row['sheet']})"] if "sheet" in row else []
     for name, share in row.get("shows", {}).items():
         lines.append(
             f"- {markdown(row['our_model'])} {name}: three components hold {share:.1%} of the variance"
