@@ -4,6 +4,7 @@ One process without DeepSpeed is what all of them are held against: the same los
 started by the real launcher, `deepspeed` and `torchrun`; others by ``in_processes``, which is faster.
 """
 
+import platform
 import shutil
 import subprocess
 import sys
@@ -169,6 +170,36 @@ def test_each_process_loads_its_share_of_a_language_model(tmp_path) -> None:
     ]
     (tmp_path / "load.py").write_text(LOADING)
     done = in_processes(2, tmp_path / "load.py", *folders)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+FREED = """
+from pathlib import Path
+import torch
+from llava_ext.deepspeed import _freed_memory_returned
+
+def kept():
+    before = held()
+    weights = [torch.ones(2 << 20) for _ in range(20)]
+    other = [torch.ones(8) for _ in range(2000)]
+    assert held() - before > 150 << 20
+    weights.clear()
+    return held() - before
+
+def held():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+torch.ones(31 << 18)  # glibc keeps blocks up to the largest that was freed
+with _freed_memory_returned():
+    assert kept() < 16 << 20
+assert kept() > 100 << 20
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's malloc")
+def test_weights_that_are_shared_out_go_back_to_the_system(tmp_path) -> None:
+    (tmp_path / "freed.py").write_text(FREED)
+    done = in_processes(1, tmp_path / "freed.py")
     assert done.returncode == 0, done.stderr[-3000:]
 
 
