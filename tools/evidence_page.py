@@ -27,6 +27,7 @@ TOGETHER = {
     "trained": "Beside controls that were trained as the k-SAE was",
     "batch-topk": "BatchTopK, beside the untrained controls",
     "matryoshka": "Matryoshka, prefixes of 64 and 128, beside the untrained controls",
+    "more": "k = 8, which looked best of other k below, trained anew",
 }
 
 # What a case's rows are, in words; the order of the page.
