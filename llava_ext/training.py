@@ -5,6 +5,7 @@ processes share the batch or how it is cut. Towers stand outside: the input step
 not cached. A checkpoint holds what trains and the optimiser; ``final/`` is what a user loads.
 """
 
+import gc
 import os
 import time
 from collections.abc import Sequence
@@ -154,6 +155,17 @@ class LlavaTrainer(Trainer):
         with torch.no_grad():
             for name, parameter in trained.items():
                 parameter.copy_(state[name])
+
+    def end(self) -> None:
+        """Free what shares the gradients, then leave the group of processes.
+
+        It is freed under the interpreter's lock: as the last to hold gloo's group, it would wait for a thread
+        of the group that may wait for the lock.
+        """
+        self.model_wrapped = self.model
+        self.accelerator.free_memory()
+        gc.collect()
+        super().end()
 
 
 def _trained(model: Any) -> dict[str, torch.nn.Parameter]:

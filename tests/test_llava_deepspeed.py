@@ -139,6 +139,33 @@ def test_lora_under_zero_3_is_one_process(project, tmp_path, precision) -> None:
     assert all(torch.equal(value, again[name]) for name, value in shared.items())
 
 
+ENDING = """
+import gc
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from llava_ext.cli import run_script
+
+leave = torch.distributed.destroy_process_group
+
+def leave_without_a_wrapper(*group):
+    assert not any(type(one) is DistributedDataParallel for one in gc.get_objects())
+    print("left")
+    leave(*group)
+
+torch.distributed.destroy_process_group = leave_without_a_wrapper
+run_script("pretrain")
+"""
+
+
+def test_what_shares_gradients_is_freed_before_the_group(project, tmp_path) -> None:
+    """As the last to hold gloo's group it would now and then wait for ever."""
+    (tmp_path / "end.py").write_text(ENDING)
+    words = ("--config", project[1], "--out", tmp_path / "pre")
+    done = in_processes(2, tmp_path / "end.py", *words)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("left") == 2
+
+
 LOADING = """
 import sys
 from llava_ext import deepspeed
