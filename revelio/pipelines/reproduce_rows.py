@@ -252,18 +252,18 @@ def _diffusion_classifier(shared: Shared, ours: OurRow) -> Found:
 
 def _pca(shared: Shared, ours: OurRow) -> Found:
     """The sheet of PCA maps, and how much of the variance it shows."""
+    out = shared.place(ours) / "pca"
     asked = MakePCAMapsConfig(
         layers=ours.layers,
         timesteps=() if ours.row.timestep is None else (ours.row.timestep,),
         data=replace(ours.data, limit=ours.data.limit or 8),
         backbone=ours.backbone,
-        out=shared.place(ours) / "pca",
+        out=out,
     )
     made = make_pca_maps(asked, shared.progress)
-    sheet = (asked.out / "sheet.png").relative_to(shared.root).as_posix()
     return {
         "shows": {name: float(one.explained.sum()) for name, one in made.maps.items()},
-        "sheet": sheet,
+        "sheet": (out / "sheet.png").relative_to(shared.root).as_posix(),
     }
 
 
