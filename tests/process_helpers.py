@@ -32,11 +32,7 @@ CONTEXT.set_forkserver_preload(
 
 
 def in_processes(
-    count: int,
-    script: Path,
-    *words: Any,
-    environment: dict[str, str] | None = None,
-    timeout: int = 300,
+    count: int, script: Path, *words: Any, timeout: int = 300
 ) -> CompletedProcess[str]:
     """Run a script in ``count`` processes that find each other as under `torchrun`; one: without a group.
 
@@ -44,14 +40,12 @@ def in_processes(
         count: how many.
         script: what each of them runs as `__main__`.
         words: its arguments.
-        environment: set on top of this process's.
         timeout: seconds until all are killed.
 
     Returns:
         The first status that is not 0, and what all printed, process by process.
     """
     shared = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-    shared |= environment or {}
     if count > 1:
         shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         shared |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
