@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from backbones_helpers import tiny_dinov2, tiny_dit, tiny_sd
 from PIL import Image
 from sae_helpers import random_model
 
+from revelio.activations.format import Cells
 from revelio.activations.store import ActivationStore, write_store
 from revelio.analysis.config import (
     MakeGalleryConfig,
@@ -89,6 +91,57 @@ def test_purity_stands_beside_its_controls(made: Path, capsys: pytest.CaptureFix
     without = replace(purity_config(made, top), store=(), ksae=())
     (entry,) = measure_purity(without).entries
     assert "controls" not in entry and any("no controls" in note for note in entry["notes"])
+
+
+@pytest.mark.parametrize(
+    ("cells", "how"),
+    [
+        (None, {"mode": "as_code"}),
+        (None, {"codes": "dense"}),
+        (None, {"mode": "as_paper"}),
+        (16, {"over": "mean"}),
+        (16, {"over": "max"}),
+        (16, {"over": "pooled"}),
+        (5, {"over": "mean"}),
+    ],
+)
+def test_a_value_its_interval_and_its_controls_are_of_the_same_codes(
+    tmp_path: Path, cells: int | None, how: dict[str, Any]
+) -> None:
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.arange(200) % 4
+    shape = (200, 12) if cells is None else (200, 12, 4, 4)
+    means = torch.randn(4, 12, generator=draw)[labels]
+    rows = torch.randn(shape, generator=draw) + 2 * means.view(200, 12, *[1] * (len(shape) - 2))
+    ids, settings = [f"i{i}" for i in range(200)], {"classes": list("abcd")}
+    if cells == 5:
+        places = torch.cartesian_prod(torch.arange(4), torch.arange(4))
+        picked = torch.stack([torch.randperm(16, generator=draw)[:5].sort().values for _ in ids])
+        taken = rows.flatten(2).mT.gather(1, picked[..., None].expand(-1, -1, 12))
+        lie = Cells(places[picked].flatten(0, 1).to(torch.int16), (4, 4))
+        write_store(
+            tmp_path / "store",
+            taken.flatten(0, 1),
+            ids,
+            labels.tolist(),
+            settings=settings,
+            cells=lie,
+        )
+    else:
+        write_store(tmp_path / "store", rows, ids, labels.tolist(), settings=settings)
+    model = KSparseAutoencoder(12, 48, 3, seed=1)
+    model.trained_on = {"rows_are": "cells"} if cells else {}
+    model.save_pretrained(tmp_path / "run" / "final")
+    config = MakeTopImagesConfig(store=tmp_path / "store", ksae=str(tmp_path / "run"), m=12, **how)
+    top = make_top_images(config)
+    (entry,) = measure_purity(purity_config(tmp_path, top.path)).entries
+    names = {"sigma": "sigma_label", "majority": "majority_share", "pairs": "same_class_pairs"}
+    for measure, name in (names | {"entropy": "entropy"}).items():
+        low, high = entry["intervals"][name]
+        assert (low + high) / 2 == pytest.approx(entry[name])
+        for control in entry["controls"].values():
+            gap = entry[name] - control[measure]["value"]
+            assert control[measure]["difference"]["value"] == pytest.approx(gap)
 
 
 def test_a_result_of_another_store_is_not_overwritten(made: Path, tmp_path: Path) -> None:

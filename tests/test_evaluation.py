@@ -23,6 +23,7 @@ from revelio.evaluation.identity import (
 )
 from revelio.evaluation.measures import _best_threshold, cosine, distinct, held_out
 from revelio.sae.config import RunConfig, TrainConfig
+from revelio.sae.inputs import measure
 from revelio.sae.model import KSparseAutoencoder
 
 
@@ -226,6 +227,44 @@ def test_trained_controls_keep_what_is_frozen() -> None:
     assert moved("shuffled", "W_dec") < 0.99
     with pytest.raises(ValueError, match="unknown control 'icy'"):
         trained_control("icy", model, rows, config)
+
+
+@pytest.mark.parametrize("kind", ["per-dimension", "mean-norm"])
+def test_controls_of_a_k_sae_that_normalizes_are_those_of_the_normalized_activations(
+    kind: Any,
+) -> None:
+    rows = planted(400, 12, 30, 3)[0]
+    rows[:, :3] *= 300  # loud channels
+    x = rows.double().numpy()
+    if kind == "per-dimension":
+        by_hand = (x - x.mean(0)) / x.std(0)
+    else:
+        by_hand = x / np.linalg.norm(x, axis=1).mean() * 12**0.5
+    by_hand = torch.from_numpy(by_hand).float()
+    model = KSparseAutoencoder(12, 48, 3, inputs=[measure({"layer": "a"}, kind, [rows])])
+    plain, about = KSparseAutoencoder(12, 48, 3), {"layer": "a"}
+    config = TrainConfig(steps=20, batch_size=100, learning_rate=1e-2, warmup_steps=1)
+    pairs = {
+        name: (
+            trained_control(name, model, rows, config, source=about),
+            trained_control(name, plain, by_hand, config),
+        )
+        for name in TRAINED
+    }
+    made = untrained_controls(model, rows, source=about)
+    alike = untrained_controls(plain, by_hand)
+    pairs |= {name: (made[name], alike[name]) for name in made if name != "independent axes"}
+    for name, (ours, expected) in pairs.items():
+        cosines = torch.nn.functional.cosine_similarity(ours.W_dec, expected.W_dec)
+        assert cosines.abs().median() > 1 - 1e-3, name
+        codes, wanted = encoded(ours, rows, about), encoded(expected, by_hand)
+        assert codes.firings.float().mean() == pytest.approx(
+            float(wanted.firings.float().mean()), rel=0.02
+        )
+    # Of random weights the scale is their own.
+    quiet = trained_control("random weights", model, rows / 1000, config, source=about)
+    loud = trained_control("random weights", model, rows, config, source=about)
+    assert torch.allclose(quiet.W_dec, loud.W_dec, atol=1e-3)
 
 
 def test_axes_that_are_independent_are_found() -> None:

@@ -104,6 +104,54 @@ def test_the_same_recipe_on_random_weights_is_a_control(tmp_path: Path) -> None:
             eval_sae(replace(config, **change))
 
 
+def test_k_saes_of_several_normalized_stores_are_measured_to_the_end(tmp_path: Path) -> None:
+    rows, classes = classes_in_channels(500)
+    for number, scale in ((0, 1.0), (1, 50.0)):
+        for name, part in (("train", slice(0, 300)), ("test", slice(300, 500))):
+            settings = {"dataset": "d", "timestep": number, "classes": list("abcd")}
+            ids = [f"i{i}" for i in range(500)][part]
+            write_store(
+                tmp_path / name / f"{number}",
+                scale * rows[part],
+                ids,
+                classes[part].tolist(),
+                settings=settings,
+            )
+    stores = (tmp_path / "train" / "0", tmp_path / "train" / "1")
+    runs = tuple(
+        str(train_sae(
+            TrainSAEConfig(
+                store=stores, out=tmp_path / f"k{s}", k=2, expansion=4, steps=40, batch_size=64, seed=s,
+                learning_rate=1e-2, warmup_steps=1, held_out=0.0, normalize="per-dimension",
+            )
+        )[0].path)
+        for s in range(3)
+    )  # fmt: skip
+    found = [
+        eval_sae(
+            EvalSAEConfig(
+                store=tmp_path / "test" / f"{number}", train_store=tmp_path / "train" / f"{number}", ksae=runs,
+                out=tmp_path / f"out{number}", trained_controls=True,
+            )
+        )
+        for number in (0, 1)
+    ]  # fmt: skip
+    # The two differ in scale alone, which is normalized away: so do k-SAE and controls.
+    first, second = ([one["ksaes"][run]["measures"] for run in runs] for one in found)
+    for one, other in zip(first, second, strict=True):
+        for name, entry in one.items():
+            assert entry["value"] == pytest.approx(other[name]["value"], abs=0.02)
+            for control in TRAINED:
+                assert entry["controls"][control]["value"] == pytest.approx(
+                    other[name]["controls"][control]["value"], abs=0.05
+                ), (name, control)
+    write_store(
+        tmp_path / "else", rows[300:], [f"i{i}" for i in range(200)], settings={"timestep": 7}
+    )
+    with pytest.raises(ValueError, match="normalizes by store"):
+        eval_sae(EvalSAEConfig(store=tmp_path / "else", ksae=runs, out=tmp_path / "other"))
+
+
 def test_the_card_shows_the_result_and_keeps_what_else_it_says(tmp_path: Path) -> None:
     train, test = _stores(tmp_path, labels=False)
     runs = _trained(tmp_path, train, (0,))

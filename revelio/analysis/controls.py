@@ -3,7 +3,7 @@
 Purity asks how alike the labels of a latent's top images are. A backbone's activations alone make it high,
 so it says little without a control (for language models: "Sanity Checks for Sparse Autoencoders",
 arXiv:2602.14111). Each control has the width, the number of latents and the k of the k-SAE that it stands
-beside, or fewer latents where there are no more directions:
+beside, or fewer latents where there are no more directions, and normalizes activations as that does:
 
     random directions   drawn on the unit sphere
     data rows           centered activations of random images of the store, at unit length
@@ -15,7 +15,7 @@ Intervals are of the *difference* between the k-SAE and a control, over images t
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,6 +27,7 @@ from revelio.analysis.label_measures import kept_counts, measures
 from revelio.analysis.paired import Measured, against, halves, interval, method
 from revelio.analysis.purity import eligible
 from revelio.analysis.top_images import TopImages, over_cells, pooled, top_images
+from revelio.sae.inputs import Source
 from revelio.seeds import generator
 
 if TYPE_CHECKING:
@@ -55,7 +56,10 @@ class Judged:
 
 
 def control_models(
-    model: "KSparseAutoencoder", rows: Float[Tensor, "images d"], seed: int = 0
+    model: "KSparseAutoencoder",
+    rows: Float[Tensor, "images d"],
+    seed: int = 0,
+    source: Source = None,
 ) -> dict[str, "KSparseAutoencoder"]:
     """The controls of ``model`` on a store's activations, by name.
 
@@ -63,7 +67,9 @@ def control_models(
         model: the k-SAE that they stand beside.
         rows: the pooled activations of the store.
         seed: of the drawn directions.
+        source: which of the k-SAE's inputs they are of.
     """
+    rows = model.normalized(rows, source)
     centered = rows - rows.mean(0)
     draw = generator(seed, "k-sae controls")
     random = torch.randn(model.n, model.d, generator=draw)
@@ -88,8 +94,8 @@ def control_of(
 ) -> "KSparseAutoencoder":
     """An autoencoder of ``model``'s k with given directions, as encoder and decoder, for its latents.
 
-    Codes have the one scale that reconstructs the rows best; of more directions than the k-SAE has latents
-    the first are taken.
+    Directions and rows are of normalized activations, where ``model`` normalizes. Codes have the one scale
+    that reconstructs the rows best; of more directions than the k-SAE has latents the first are taken.
     """
     from revelio.sae.kernels.select import fastest_kernel
     from revelio.sae.model import best_scale
@@ -98,7 +104,7 @@ def control_of(
     # A row equal to the mean has no direction.
     directions = directions[length[:, 0] > 0][: model.n]
     unit = directions / directions.norm(dim=1, keepdim=True)
-    made = type(model)(model.d, len(unit), min(model.k, len(unit)), seed=None)
+    made = type(model)(model.d, len(unit), min(model.k, len(unit)), inputs=model.inputs, seed=None)
     with torch.no_grad():
         made.W_enc.copy_(unit)
         made.W_dec.copy_(unit)
@@ -146,6 +152,7 @@ def compare(
     model: "KSparseAutoencoder",
     store: "ActivationStore",
     config: PurityConfig | None = None,
+    how: TopImagesConfig | None = None,
     *,
     confidence: float = 0.95,
     device: str | torch.device = "cpu",
@@ -158,6 +165,7 @@ def compare(
         store: labelled activations, better of images that it was not trained on.
         config: how many images a latent is judged by, how many of the strongest latents of each model are
             averaged, and the seed of the controls and of the subsets of images.
+        how: which codes top images are chosen by, and what an image's code is.
         confidence: of all intervals together.
         device: where the k-SAE and the controls run.
         progress: told the name of each model before it is judged.
@@ -173,11 +181,12 @@ def compare(
     """
     config = config or PurityConfig()
     images, latents, seed = config.m, config.latents, config.seed
-    how = TopImagesConfig(m=SPARE * images, over=over_cells(model, TopImagesConfig()))
+    how = how or TopImagesConfig()
+    how = replace(how, m=SPARE * images, over=over_cells(model, how))
     rows = _rows(store, how, seed)
     subsets = halves(store.images, seed)
     judged = {}
-    for name, each in {"": model, **control_models(model, rows, seed)}.items():
+    for name, each in {"": model, **control_models(model, rows, seed, store.manifest)}.items():
         if progress is not None:
             progress(name or "k-SAE")
         top = top_images(each, store, how, device=device)

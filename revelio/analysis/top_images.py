@@ -57,6 +57,13 @@ class TopImages:
     places: Int64[Tensor, "n m 2"] | None = None
 
     @property
+    def how(self) -> TopImagesConfig:
+        """Which codes they were chosen by, and what an image's code was."""
+        source = self.source
+        over = source.get("cells", "pooled")
+        return TopImagesConfig(m=self.m, codes=source["codes"], mode=source["mode"], over=over)
+
+    @property
     def m(self) -> int:
         """How many images are kept for each latent."""
         return self.values.shape[1]

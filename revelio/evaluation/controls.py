@@ -16,6 +16,9 @@ With the k-SAE's own budget (steps, batch, learning rate, seed):
     soft-frozen         decoder directions stay within a cosine of 0.8 of their start
     shuffled            all of it learns, on activations whose channels are permuted over images one by one
     random weights      all of it learns, on activations of the same backbone with random weights
+
+A control of a k-SAE that normalizes activations normalizes them alike: otherwise loud channels alone would
+tell the two apart.
 """
 
 import warnings
@@ -30,6 +33,7 @@ from torch.nn.functional import normalize
 from revelio.analysis.controls import control_models, control_of, signed
 from revelio.sae.config import TrainConfig
 from revelio.sae.dataloader import batches_of
+from revelio.sae.inputs import Source, find, measure
 from revelio.sae.kernels.base import Weights
 from revelio.sae.kernels.select import fastest_kernel
 from revelio.sae.model import KSparseAutoencoder
@@ -46,7 +50,10 @@ MOST_ROWS = 2**15
 
 
 def untrained_controls(
-    model: KSparseAutoencoder, rows: Float[Tensor, "images d"], seed: int = 0
+    model: KSparseAutoencoder,
+    rows: Float[Tensor, "images d"],
+    seed: int = 0,
+    source: Source = None,
 ) -> dict[str, KSparseAutoencoder]:
     """The controls that need no training, by name.
 
@@ -56,14 +63,16 @@ def untrained_controls(
         model: the k-SAE that they stand beside.
         rows: activations of its training images.
         seed: of the drawn directions.
+        source: which of the k-SAE's inputs they are of.
     """
+    rows = model.normalized(rows, source)
     centered = rows - rows.mean(0)
     found = {
         "k-means": _centroids(centered, model.n, seed),
         "independent axes": signed(_independent(centered, seed)),
     }
     more = {name: control_of(model, directions, rows) for name, directions in found.items()}
-    return control_models(model, rows, seed) | more
+    return control_models(model, rows, seed, "normalized") | more
 
 
 def trained_control(
@@ -72,6 +81,8 @@ def trained_control(
     rows: Float[Tensor, "images d"],
     config: TrainConfig,
     progress: Callable[[int, int], object] | None = None,
+    *,
+    source: Source = None,
 ) -> KSparseAutoencoder:
     """A control that is trained as the k-SAE was.
 
@@ -81,13 +92,21 @@ def trained_control(
         rows: the training activations; of `random weights` those of that backbone.
         config: the k-SAE's training.
         progress: told the steps done and in all.
+        source: which of the k-SAE's inputs the activations are of; those of `random weights` are normalized
+            as that input is, by their own scale.
 
     Raises:
         ValueError: another name; or a training that fails.
     """
     if name not in (*TRAINED, RANDOM_WEIGHTS):
         raise ValueError(f"unknown control {name!r}: choose from {', '.join(TRAINED)}")
-    control = KSparseAutoencoder(**model.settings() | {"trained_on": None, "inputs": ()})
+    own = find(model.inputs, source)
+    if own is not None:
+        if name == RANDOM_WEIGHTS:
+            own = measure(own.about, own.kind, [rows])
+        rows = own.normalized(rows)
+    inputs = () if own is None else (own,)
+    control = KSparseAutoencoder(**model.settings() | {"trained_on": None, "inputs": inputs})
     if name == "shuffled":
         rows = _shuffled(rows, config.seed)
     config = config.for_rows(len(rows))

@@ -9,7 +9,7 @@ anything, so that stability is told apart only from controls that chance has a p
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -21,6 +21,7 @@ from revelio.evaluation.controls import untrained_controls
 from revelio.evaluation.encoded import encoded
 from revelio.sae.config import RunConfig
 from revelio.sae.dataloader import batches_of
+from revelio.sae.inputs import Source
 from revelio.sae.kernels.select import fastest_kernel
 from revelio.sae.model import KSparseAutoencoder
 from revelio.sae.train import train
@@ -173,20 +174,27 @@ def _compared(gaps: Mapping[str, tuple[float, float, float]], confidence: float)
 
 
 def live_directions(
-    model: KSparseAutoencoder, rows: Float[Tensor, "images d"] | Float[Tensor, "images c d"]
+    model: KSparseAutoencoder,
+    rows: Float[Tensor, "images d"] | Float[Tensor, "images c d"],
+    source: Source = None,
+    over: Literal["max", "mean"] = "max",
 ) -> Float[Tensor, "m d"]:
     """Decoder rows of the latents that fire on more than 10 images, the strongest first."""
-    return model.W_dec.data[encoded(model, rows).strongest(2 * MOST, 11)]
+    return model.W_dec.data[encoded(model, rows, source, over).strongest(2 * MOST, 11)]
 
 
 def stability_of_controls(
-    model: KSparseAutoencoder, rows: Float[Tensor, "images d"], seeds: Sequence[int]
+    model: KSparseAutoencoder,
+    rows: Float[Tensor, "images d"],
+    seeds: Sequence[int],
+    source: Source = None,
 ) -> dict[str, Any]:
     """The same for each untrained control, drawn or computed anew with each seed."""
-    drawn = [untrained_controls(model, rows, seed) for seed in seeds]
+    drawn = [untrained_controls(model, rows, seed, source) for seed in seeds]
     seen = rows[:: -(-len(rows) // SEEN)]
     return {
-        name: stability([live_directions(one[name], seen) for one in drawn]) for name in drawn[0]
+        name: stability([live_directions(one[name], seen, source) for one in drawn])
+        for name in drawn[0]
     }
 
 

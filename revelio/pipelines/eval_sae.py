@@ -4,9 +4,7 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal
 
 from revelio.analysis.config import OverCells
 from revelio.analysis.paired import method
@@ -34,6 +32,7 @@ from revelio.pipelines.eval_stores import EvalData, eval_data, opened_for
 from revelio.pipelines.inputs import open_sae, place_of, sae_folder
 from revelio.run_dir import sha256, versions, write_json
 from revelio.sae.config import TrainSAEConfig
+from revelio.sae.inputs import find
 from revelio.sae.io.saved import WEIGHTS
 from revelio.sae.model import KSparseAutoencoder
 from revelio.trust import printable, read_text
@@ -162,22 +161,22 @@ def _judged(
     inside: "InModel | None",
     progress: Report,
 ) -> dict[str, Any]:
-    sizes = (model.d, model.n, model.k)
-    if sizes not in data.untrained:
-        data.untrained[sizes] = untrained_controls(model, data.source, config.seed), {}, {}
-    untrained, taken, seen = data.untrained[sizes]
+    kind = (model.d, model.n, model.k, _normalization(model, data.source_about))
+    if kind not in data.untrained:
+        controls = untrained_controls(model, data.source, config.seed, data.source_about)
+        data.untrained[kind] = controls, {}, {}
+    untrained, taken, seen = data.untrained[kind]
     models, known = {"k-SAE": model} | untrained, dict(taken)
     if config.trained_controls:
-        key = _key(path, data.source_sha256, config.over)
+        key = _key(config, path, model, data.source_sha256, data.source_about)
         for name in TRAINED:
-            models[name] = _trained(config, path, model, data.source, name, key, progress)
+            models[name] = _trained(config, path, model, data, name, key, progress)
     others = {}
     if data.random is not None and config.random_train_store is not None:
-        rows, source = data.random
         store = opened_for(config.random_train_store, config.over)
-        key = _key(path, store.sha256, config.over)
-        control = _trained(config, path, model, source, RANDOM_WEIGHTS, key, progress)
-        others[RANDOM_WEIGHTS] = (control, rows)
+        key = _key(config, path, model, store.sha256, store.manifest)
+        control = _trained(config, path, model, data, RANDOM_WEIGHTS, key, progress)
+        others[RANDOM_WEIGHTS] = (control, data.random[0])
     entry = judge(
         models,
         data.rows,
@@ -185,7 +184,7 @@ def _judged(
         confidence=config.confidence,
         seed=config.seed,
         source=data.store.manifest,
-        over="mean" if config.over == "mean" else "max",
+        over=_of_cells(config),
         others=others,
         known=known,
         progress=lambda name: progress(Progress(f"{path}: measuring {name}")),
@@ -201,9 +200,25 @@ def _judged(
     return entry
 
 
-def _key(path: str, trained_on: str, over: OverCells | None) -> str:
+def _of_cells(config: EvalSAEConfig) -> Literal["max", "mean"]:
+    return "mean" if config.over == "mean" else "max"
+
+
+def _normalization(model: KSparseAutoencoder, about: Mapping[str, Any]) -> str:
+    """What a k-SAE does to the rows of a store, as text; empty: nothing."""
+    found = find(model.inputs, about)
+    return "" if found is None else f" {found.kind} {found.shift} {found.scale}"
+
+
+def _key(
+    config: EvalSAEConfig,
+    path: str,
+    model: KSparseAutoencoder,
+    trained_on: str,
+    about: Mapping[str, Any],
+) -> str:
     """Of a trained control: the k-SAE that it stands beside, and what it sees."""
-    parts = f"{_sha256(path)} {trained_on} {over != 'pooled'}"
+    parts = f"{_sha256(path)} {trained_on} {config.over != 'pooled'}{_normalization(model, about)}"
     return blake2b(parts.encode(), digest_size=6).hexdigest()
 
 
@@ -211,7 +226,7 @@ def _trained(
     config: EvalSAEConfig,
     path: str,
     model: KSparseAutoencoder,
-    rows: Tensor,
+    data: EvalData,
     name: str,
     key: str,
     progress: Report,
@@ -224,7 +239,11 @@ def _trained(
         def told(done: int, total: int) -> None:
             progress(Progress("", done, total, "step", (("control", name),)))
 
-        control = trained_control(name, model, rows, _recipe(path), told)
+        rows = data.source
+        if name == RANDOM_WEIGHTS:
+            assert data.random is not None
+            rows = data.random[1]
+        control = trained_control(name, model, rows, _recipe(path), told, source=data.source_about)
         kept.parent.mkdir(parents=True, exist_ok=True)
         write_folder(kept, control.save_pretrained)
     return open_sae(str(kept), "cpu")
@@ -264,10 +283,13 @@ def _together(
     if len(models) < 2 or len(sizes) > 1:
         return {}
     first = next(iter(models.values()))
-    directions = [live_directions(model, data.rows) for model in models.values()]
+    directions = [
+        live_directions(model, data.rows, data.store.manifest, _of_cells(config))
+        for model in models.values()
+    ]
     seeds = range(config.seed, config.seed + len(models))
     stable = {"k-SAE": stability(directions)}
-    stable |= stability_of_controls(first, data.source, list(seeds))
+    stable |= stability_of_controls(first, data.source, list(seeds), data.source_about)
     told = {}
     if len(models) >= STABLE_SEEDS:
         told = {"stability_verdict": stability_verdicts(stable, config.confidence)}

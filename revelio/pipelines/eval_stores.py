@@ -13,6 +13,7 @@ from revelio.activations.store import ActivationStore
 from revelio.analysis.config import OverCells
 from revelio.analysis.top_images import check_width, pooled
 from revelio.evaluation.config import EvalSAEConfig
+from revelio.sae.inputs import find
 from revelio.sae.model import KSparseAutoencoder
 from revelio.trust import printable
 
@@ -32,20 +33,22 @@ class EvalData:
         rows: its activations, or those of all cells of each image.
         source: the activations that controls are made of, a row each.
         source_sha256: of their store.
+        source_about: its manifest.
         random: activations of a backbone with random weights, of the held-out images and to train on; None:
             not wanted.
         notes: what is to be said of them.
-        untrained: by d, n and k the controls that need no training, and what was measured of them: on the
-            activations, and in the model.
+        untrained: by d, n, k and normalization the controls that need no training, and what was measured of
+            them: on the activations, and in the model.
     """
 
     store: ActivationStore
     rows: Float[Tensor, "images d"] | Float[Tensor, "images c d"]
     source: Float[Tensor, "others d"]
     source_sha256: str
+    source_about: Mapping[str, Any]
     random: tuple[Tensor, Tensor] | None
     notes: list[str]
-    untrained: dict[tuple[int, ...], Any] = field(default_factory=dict)
+    untrained: dict[tuple[Any, ...], Any] = field(default_factory=dict)
 
 
 def opened_for(path: Path, over: OverCells | None) -> ActivationStore:
@@ -71,14 +74,19 @@ def eval_data(config: EvalSAEConfig, models: Mapping[str, KSparseAutoencoder]) -
         check_width(model, store)
     if store.images < TOO_FEW:
         raise ValueError(f"{config.store} holds {store.images} images: measures need {TOO_FEW} up")
+    train = opened_for(config.train_store, over) if config.train_store else store
+    for each in (store, train):
+        _check_channels(each, store)
+        for model in models.values():
+            find(model.inputs, each.manifest)
     rows = _rows(store, over)
     notes = [] if store.labels is not None else [UNLABELLED]
     random = _random(config, store)
     if config.train_store is None:
         notes = [NO_TRAIN_STORE, *notes]
-        return EvalData(store, rows, rows.flatten(0, -2), store.sha256, random, notes)
-    train = opened_for(config.train_store, over)
-    _check_channels(train, store)
+        return EvalData(
+            store, rows, rows.flatten(0, -2), store.sha256, store.manifest, random, notes
+        )
     same = all(train.manifest.get(key) == store.manifest.get(key) for key in ("dataset", "split"))
     shared = len(set(train.ids) & set(store.ids)) if same else 0
     if shared and config.overlap == "stop":
@@ -88,7 +96,8 @@ def eval_data(config: EvalSAEConfig, models: Mapping[str, KSparseAutoencoder]) -
         )
     if shared:
         notes = [f"{shared:,} of {store.images:,} images are training images", *notes]
-    return EvalData(store, rows, _rows(train, over).flatten(0, -2), train.sha256, random, notes)
+    source = _rows(train, over).flatten(0, -2)
+    return EvalData(store, rows, source, train.sha256, train.manifest, random, notes)
 
 
 def _check_channels(other: ActivationStore, store: ActivationStore) -> None:

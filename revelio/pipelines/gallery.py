@@ -106,5 +106,5 @@ def _purity(
     how = PurityConfig(m=min(10, top.m), seed=config.seed)
     entry = purity(top, how)
     if config.beside_controls and top.labels is not None and entry["latents"]:
-        entry |= controls_of(model, store, how, progress)
+        entry |= controls_of(model, store, top, how, progress)
     return entry

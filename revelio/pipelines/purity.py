@@ -82,7 +82,7 @@ def _entry(
     if not config.store:
         entry = purity(top, config)
         return _noted(entry, NO_CONTROLS) if top.labels is not None else entry
-    store = ActivationStore.open(config.store[number])
+    store = ActivationStore.open(config.store[number], cells=top.how.over != "pooled")
     check_store(top, store)
     units = None
     if config.similarity:
@@ -95,7 +95,7 @@ def _entry(
         return _noted(entry, NO_CONTROLS)
     model = open_sae(config.ksae[number], config.device, progress)
     check_ksae(top, model)
-    return entry | controls_of(model, store, config, progress)
+    return entry | controls_of(model, store, top, config, progress)
 
 
 def _noted(entry: dict[str, Any], note: str) -> dict[str, Any]:
@@ -103,15 +103,20 @@ def _noted(entry: dict[str, Any], note: str) -> dict[str, Any]:
 
 
 def controls_of(
-    model: KSparseAutoencoder, store: ActivationStore, config: PurityConfig, progress: Report
+    model: KSparseAutoencoder,
+    store: ActivationStore,
+    top: TopImages,
+    config: PurityConfig,
+    progress: Report,
 ) -> dict[str, Any]:
     """What a purity entry holds of its controls: `controls`, `verdict`, `controls_method`.
 
-    Its own intervals, too, are then over images, which latents share, and not over latents.
+    Their images are chosen by the codes that ``top``, the k-SAE's, were chosen by. The entry's own intervals,
+    too, are then over images, which latents share, and not over latents.
     """
     count = counted(progress, "controls", CONTROLS + 1, "model")
     device = next(model.parameters()).device
-    found = compare(model, store, config, device=device, progress=lambda _: count(1))
+    found = compare(model, store, config, top.how, device=device, progress=lambda _: count(1))
     kept = {name: found[name] for name in ("controls", "verdict")}
     if found["intervals"]:
         kept |= {
