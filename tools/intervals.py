@@ -122,11 +122,11 @@ def page(result: Mapping[str, Any]) -> str:
         "(Wilson, 95 %), then the claimed deviation over the true one.",
         "",
         f"Further than 2 points from 95 %, beyond what the draws leave open: {', '.join(far) or 'none'}; by "
-        f"the share alone also: {', '.join(alone) or 'none'}. Intervals of probes and coverage do not hold the "
-        "chance of the half that latents were chosen on. Where labels say nothing, sigma_label is nearly "
+        f"the share alone also: {', '.join(alone) or 'none'}. Intervals of probes and coverage do not hold "
+        "the chance of the half that latents were chosen on. Where labels say nothing, sigma_label is nearly "
         "linear in the counts of the top images, and its variance grows with how often latents share them, "
-        "which is more often among more images: half of them show too little. Scaling by that sharing makes "
-        "its intervals wide enough there, and too wide where labels matter and for the other forms of purity.",
+        "which is more often among more images: half of them show too little. Scaling by that sharing "
+        "makes its intervals wide enough there, and too wide where labels matter and for the other forms of purity.",
         "",
         "| measure | null | labels matter |",
         "|---|---:|---:|",
