@@ -126,7 +126,7 @@ def page(result: Mapping[str, Any]) -> str:
         "the chance of the half that latents were chosen on. Where labels say nothing, sigma_label is nearly "
         "linear in the counts of the top images, and its variance grows with how often latents share them, "
         "which is more often among more images: half of them show too little. Scaling by that sharing "
-        "makes its intervals wide enough there, and too wide where labels matter and for the other forms of purity.",
+        "makes its intervals wide enough there, and too wide where labels matter and for the other forms.",
         "",
         "| measure | null | labels matter |",
         "|---|---:|---:|",
