@@ -1,12 +1,13 @@
 """A conversation in the terminal, as ``revelio llava chat`` holds it: pictures are looked at once."""
 
 import sys
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TextIO
 
-from torch import Tensor
+from PIL.Image import Image
 
-from llava_ext.config import IMAGE_TOKEN, ChatConfig
+from llava_ext.config import IMAGE_TOKEN, QUESTION, ChatConfig
 from llava_ext.conversation import Turn
 from llava_ext.generate import Assistant
 from llava_ext.images import open_picture
@@ -15,14 +16,16 @@ PROMPT = "> "
 
 
 class Dialogue:
-    """One conversation about the same pictures, with all its turns."""
+    """One conversation about the same pictures, with all its turns.
 
-    def __init__(
-        self, assistant: Assistant, pictures: int, grids: list[Tensor], out: TextIO
-    ) -> None:
+    They are looked at at once; by towers whose prompt is the question, with the first one that is asked.
+    """
+
+    def __init__(self, assistant: Assistant, pictures: Sequence[Image], out: TextIO) -> None:
         self.assistant = assistant
         self.pictures = pictures
-        self.grids = grids
+        self.asks = any(tower.config.prompt == QUESTION for tower in assistant.towers)
+        self.grids = [] if self.asks else assistant.see(pictures)
         self.out = out
         self.turns: list[Turn] = []
 
@@ -37,7 +40,9 @@ class Dialogue:
             ValueError: the conversation no longer fits; it is as it was before the question.
         """
         # The pictures belong to the first turn only.
-        head = f"{IMAGE_TOKEN}\n" * self.pictures if not self.turns else ""
+        head = f"{IMAGE_TOKEN}\n" * len(self.pictures) if not self.turns else ""
+        if self.asks and not self.turns:
+            self.grids = self.assistant.see(self.pictures, [question.strip()] * len(self.pictures))
         turns = [*self.turns, Turn("user", head + question.strip())]
         (answer,) = self.assistant.reply(
             [turns],
@@ -69,9 +74,7 @@ def chat(config: ChatConfig) -> None:
         towers=bool(pictures),
         allow=config.allow,
     )
-    asked = None if config.question is None else [config.question.strip()] * len(pictures)
-    grids = assistant.see(pictures, asked)
-    dialogue = Dialogue(assistant, len(pictures), grids, sys.stdout)
+    dialogue = Dialogue(assistant, pictures, sys.stdout)
     with _edits(config, assistant):
         _converse(config, dialogue)
 

@@ -215,7 +215,8 @@ def load_model(
     Args:
         path: the folder, or a hub id.
         dtype: instead of the one it was written in.
-        config: not used: it is read from the folder.
+        config: what the Auto classes have read, for the attention that was asked for; the rest is read from
+            the folder.
         settings: of transformers' ``from_pretrained``: ``revision``, ``token``, ``cache_dir``,
             ``local_files_only`` and ``force_download`` of the hub id; ``device_map``,
             ``quantization_config``, ``attn_implementation``, ... of the language model.
@@ -224,6 +225,10 @@ def load_model(
         ValueError: it is no such folder, of another format, or damaged, or a setting is unknown; one line
             that says which.
     """
+    dtype = settings.pop("torch_dtype", dtype)  # its old name
+    attention = getattr(config, "_attn_implementation_internal", None)
+    if attention is not None:
+        settings.setdefault("attn_implementation", attention)
     for name in settings:
         if name not in (*PASSED_ON, *HUB, *PASSED_OVER):
             known = ", ".join(("dtype", *PASSED_ON, *HUB))

@@ -26,9 +26,9 @@ from llava_ext.latents import (
     Effects,
     attribute,
     log_probabilities,
-    random_pairs,
     raster,
     read_ksaes,
+    top_and_random,
     without,
 )
 from llava_ext.model import LlavaModel
@@ -112,8 +112,7 @@ def _layer(
 ) -> dict[str, Any]:
     """One layer's latents, and what the answer loses without them."""
     (found,) = attribute(model, asked.batch, layer, ksae)
-    top = found.chosen(torch.arange(min(config.pairs, len(found))))
-    random = random_pairs(found, config.pairs, config.seed)
+    top, random = top_and_random(found, config.pairs, config.seed)
     with torch.no_grad():
         whole = float(log_probabilities(model, asked.batch))
     lost = {
@@ -128,7 +127,7 @@ def _layer(
     return {
         "layer": layer,
         "log_probability": whole,
-        "pairs": config.pairs,
+        "pairs": len(top),
         "lost_without_top": lost["top"],
         "lost_without_random": lost["random"],
         "predicted": float(top.effects.sum()),

@@ -220,7 +220,8 @@ def ablation_check(
         batches: at least two samples in all; see :func:`attribute`.
         layer: of :class:`ModelLayers`.
         ksae: trained on the layer's tokens.
-        count: (latent, token) pairs that are taken away of each sample.
+        count: (latent, token) pairs that are taken away of each sample; half of those that fire, where there
+            are fewer than twice as many.
         seed: of the random ones, drawn from those that fire on the same sample and are not among the top.
 
     Returns:
@@ -230,8 +231,8 @@ def ablation_check(
     falls: dict[str, list[float]] = {name: [] for name in ("top", "random", "predicted")}
     for number, batch in enumerate(batches):
         found = attribute(model, batch, layer, ksae)
-        top = [each.chosen(torch.arange(min(count, len(each)))) for each in found]
-        random = [random_pairs(each, count, seed, number, i) for i, each in enumerate(found)]
+        pairs = [top_and_random(each, count, seed, number, i) for i, each in enumerate(found)]
+        top, random = zip(*pairs, strict=True)
         with torch.no_grad():
             before = log_probabilities(model, batch)
         for name, removed in (("top", top), ("random", random)):
@@ -246,10 +247,14 @@ def ablation_check(
     }
 
 
-def random_pairs(found: Effects, count: int, *key: int) -> Effects:
-    """As many random pairs of latent and token, of those that are not among the top ``count``."""
-    order = torch.randperm(max(0, len(found) - count), generator=generator("ablation", *key))
-    return found.chosen(count + order[:count])
+def top_and_random(found: Effects, count: int, *key: int) -> tuple[Effects, Effects]:
+    """The ``count`` pairs of latent and token with the largest effects, and as many random ones of the rest.
+
+    Both are fewer where fewer than twice as many fire: otherwise the control would be of fewer pairs.
+    """
+    count = min(count, len(found) // 2)
+    order = torch.randperm(len(found) - count, generator=generator("ablation", *key))
+    return found.chosen(torch.arange(count)), found.chosen(count + order[:count])
 
 
 def _mean(values: Sequence[float]) -> dict[str, float]:
@@ -298,6 +303,12 @@ def edited(
 
 def _changed(changes: Sequence[LatentChange], x: Tensor) -> Tensor:
     """All changes of a layer, each read off the unchanged tokens."""
+    for change in changes:
+        if change.ksae.d != x.shape[-1]:
+            raise ValueError(
+                f"the k-SAE takes {change.ksae.d} channels and the layer has {x.shape[-1]}: give the k-SAE "
+                "of this layer"
+            )
     return x + sum(change(x) for change in changes)
 
 

@@ -375,6 +375,23 @@ class LlavaModel(PreTrainedModel, GenerationMixin):
 
         return load_model(path, **settings)[0]
 
+    @classmethod
+    def _from_config(cls, config: Any, **settings: Any) -> "LlavaModel":
+        raise ValueError(
+            "a config alone holds no language model: make a new model with `llava_ext.language.build_model`, "
+            "or read a saved one with `from_pretrained`"
+        )
+
+    def resize_token_embeddings(self, *arguments: Any, **settings: Any) -> Any:
+        """Not to be had: what stands for an image lies beyond the vocabulary, and would lie in it.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            "the vocabulary is the language model's: resize that before the model is built around it"
+        )
+
     def activation_checkpointing_enable(self, *arguments: Any, **settings: Any) -> None:
         """Pass through to the language model, which holds nearly all activations."""
         self.language_model.activation_checkpointing_enable(*arguments, **settings)

@@ -28,6 +28,7 @@ from llava_ext.images import id_of, image_id, join_pixels
 from llava_ext.model import LlavaModel
 from llava_ext.model_config import RevelioLlavaConfig
 from llava_ext.templates import prompt_ids, render
+from revelio.trust import printable
 
 
 class RevelioLlavaProcessor(ProcessorMixin):
@@ -115,6 +116,8 @@ class RevelioLlavaProcessor(ProcessorMixin):
             ValueError: there are not as many pictures as ``<image>``.
         """
         texts = [text] if isinstance(text, str) else list(text or ())
+        if not texts:
+            raise ValueError("there is no text: give a prompt, or several")
         pictures = [load_image(image).convert("RGB") for image in _flat(images)]
         rows = [prompt_ids(self.tokenizer, self.template, one) for one in texts]
         wanted = sum(row.count(IMAGE_INDEX) for row in rows)
@@ -144,7 +147,7 @@ class RevelioLlavaProcessor(ProcessorMixin):
 
         Args:
             conversation: messages with ``role`` and ``content``: a text, or parts of type ``text`` and
-                ``image`` (with ``image``, ``url`` or ``path``).
+                ``image`` (with ``image``, ``url`` or ``path``; without, the picture is given to the call).
             chat_template: not taken: another template is another model.
             add_generation_prompt: the last message is the user's, always followed by the assistant's opening.
             tokenize: give the model's input instead of the text.
@@ -152,11 +155,14 @@ class RevelioLlavaProcessor(ProcessorMixin):
             settings: passed over, where they are of transformers' own templates.
 
         Raises:
-            ValueError: the roles don't alternate, or a text holds a tag of the template.
+            ValueError: there is no message, the roles don't alternate, a part is neither text nor picture, or
+                a text holds a tag of the template.
         """
         if chat_template is not None:
             raise ValueError("the template is the model's own: it takes no `chat_template`")
-        single = bool(conversation) and isinstance(conversation[0], Mapping)
+        if not conversation:
+            raise ValueError("the conversation has no message: give one of the user's")
+        single = isinstance(conversation[0], Mapping)
         texts, pictures = [], []
         for messages in [conversation] if single else conversation:
             turns, system = [], self.system
@@ -166,7 +172,7 @@ class RevelioLlavaProcessor(ProcessorMixin):
                 if message["role"] == "system":
                     system = said
                 else:
-                    turns.append(Turn(message["role"], place_images(said, len(seen))))
+                    turns.append(Turn(message["role"], place_images(said)))
             segments = render(self.template, turns, system, self.tokenizer)
             texts.append("".join(segment.text for segment in segments))
         if not tokenize:
@@ -198,16 +204,27 @@ def _flat(images: Any) -> list[Any]:
 
 
 def message_parts(content: Any) -> tuple[str, list[Any]]:
-    """The text of a message, with ``<image>`` where a picture stands, and the pictures."""
+    """The text of a message, with ``<image>`` where a picture stands, and the pictures that it brings.
+
+    Raises:
+        ValueError: a part is neither a text nor a picture.
+    """
     if isinstance(content, str):
         return content, []
     texts, pictures = [], []
     for part in content:
-        if part["type"] == "image":
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind == "image":
             texts.append(IMAGE_TOKEN)
-            pictures.append(next(part[key] for key in ("image", "url", "path") if key in part))
-        else:
+            # One without a picture only says where it stands.
+            pictures += [part[key] for key in ("image", "url", "path") if key in part][:1]
+        elif kind == "text" and isinstance(part.get("text"), str):
             texts.append(part["text"])
+        else:
+            raise ValueError(
+                f"a message has a part of type {printable(repr(kind))}: these models take parts "
+                "`{'type': 'text', 'text': ...}` and `{'type': 'image'}`, with `image`, `url` or `path`"
+            )
     return "\n".join(texts), pictures
 
 

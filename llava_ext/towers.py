@@ -152,8 +152,8 @@ class BackboneTower:
             return [prompt] * images if prompt else None
         if questions is None:
             raise ValueError(
-                f"tower {self.config.backbone} {self.config.layer} is prompted by the question: ask about "
-                "the picture where it is looked at"
+                f"tower {self.config.backbone} {self.config.layer} is prompted by the question, which is not "
+                "known here: ask with Assistant.answer, chat or the benchmarks"
             )
         return questions
 

@@ -216,6 +216,23 @@ def test_llava_s_summary(tmp_path: Path) -> None:
     assert "llava_bench_conv 30.2 88.3 26.7" in llava_summary("tiny", scores.reviews, "fixed")
 
 
+def test_half_answered_questions_are_in_no_summary(tmp_path: Path) -> None:
+    orders = ("reference_first", "model_first")
+    rows = [
+        review_row(number, "conv", (8, 4 if order == orders[0] else 6)) | {"order": order}
+        for number in range(6)
+        for order in orders
+    ]
+    rows[1] |= {"tuple": None}
+    rows[4] |= {"tuple": None, "category": None}
+    rows[5] |= {"category": None}
+    scores = read_scores(write_jsonl(tmp_path / "r.jsonl", rows), "fixed")
+    shown = llava_summary("x", scores.counted, "fixed").splitlines()
+    assert shown[1] == "all 62.5 80.0 50.0"  # of four questions in both orders
+    table = {name: scores.rows(name) for name in scores.names()}
+    assert len(table["all"]) == 4 and "None" not in table
+
+
 def test_drift_of_the_reference(tmp_path: Path) -> None:
     rows = synthetic(4)
     generator = np.random.default_rng(9)

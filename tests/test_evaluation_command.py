@@ -130,8 +130,8 @@ def test_k_saes_of_several_normalized_stores_are_measured_to_the_end(tmp_path: P
     found = [
         eval_sae(
             EvalSAEConfig(
-                store=tmp_path / "test" / f"{number}", train_store=tmp_path / "train" / f"{number}", ksae=runs,
-                out=tmp_path / f"out{number}", trained_controls=True,
+                store=tmp_path / "test" / f"{number}", train_store=tmp_path / "train" / f"{number}",
+                ksae=runs, out=tmp_path / f"out{number}", trained_controls=True,
             )
         )
         for number in (0, 1)

@@ -36,7 +36,7 @@ def assistant(saved):
 
 def test_a_talk_remembers_its_turns(assistant):
     grids, out = assistant.see([picture(1)]), io.StringIO()
-    talk = Dialogue(assistant, 1, grids, out)
+    talk = Dialogue(assistant, [picture(1)], out)
     first = talk.ask("what is it?", **SETTINGS)
     second = talk.ask("is it small?", **SETTINGS)
     turns = [

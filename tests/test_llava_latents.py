@@ -11,6 +11,7 @@ from llava_helpers import model_config, picture, tiny_llama, tower_configs
 from llava_ext.checkpoint import save_model
 from llava_ext.cli import main
 from llava_ext.config import IMAGE_INDEX, ExplainConfig
+from llava_ext.conversation import Turn
 from llava_ext.explain import ask, cells_of, explain
 from llava_ext.generate import Assistant
 from llava_ext.language import build_model
@@ -20,10 +21,10 @@ from llava_ext.latents import (
     attribute,
     edited,
     log_probabilities,
-    random_pairs,
     raster,
     read_edits,
     read_ksaes,
+    top_and_random,
     without,
 )
 from llava_ext.towers import load_towers
@@ -118,11 +119,44 @@ def test_latents_are_taken_away_at_their_tokens_only(layer: str, assistant, aske
     by_hand = shifted(assistant.model, asked.batch, layer, int(one.tokens[0]), step)
     removed = without(assistant.model, asked.batch, layer, ksae, [one])
     assert float(removed) == pytest.approx(by_hand, abs=1e-5)
-    others = random_pairs(found, 5, 0)
+    first, others = top_and_random(found, 5, 0)
+    assert torch.equal(first.effects, found.effects[:5])
     pairs = set(zip(others.latents.tolist(), others.tokens.tolist(), strict=True))
     assert len(pairs) == 5
     top = zip(found.latents[:5].tolist(), found.tokens[:5].tolist(), strict=True)
     assert not pairs & set(top)
+
+
+def test_top_and_random_pairs_are_as_many_and_apart(assistant, asked, ksaes) -> None:
+    (found,) = attribute(assistant.model, asked.batch, "block1", ksaes["block1"])
+    for count in (1, len(found) // 2, len(found) - 1, len(found), 10 * len(found)):
+        top, random = top_and_random(found, count, 0)
+        assert len(top) == len(random) == min(count, len(found) // 2)
+        some, others = (
+            set(zip(each.latents.tolist(), each.tokens.tolist(), strict=True))
+            for each in (top, random)
+        )
+        assert not some & others and len(others) == len(random)
+    for size in (0, 1):  # nothing to compare
+        few = found.chosen(torch.arange(size))
+        assert [len(each) for each in top_and_random(few, 8, 0)] == [0, 0]
+
+
+@pytest.mark.parametrize("strength", ["2", "off"])
+def test_edits_of_another_width_are_one_line_and_of_no_picture_nothing(
+    strength: str, assistant, ksaes
+) -> None:
+    wide = KSparseAutoencoder(33, 64, 3)
+    changes = read_edits([f"projected0:1:{strength}"], {"projected0": wide})
+    turns = [[Turn("user", "<image>\nwhat is it?")]]
+    refused = pytest.raises(ValueError, match="33 channels and the layer has 32")
+    with refused, edited(assistant.model, changes):
+        assistant.reply(turns, assistant.see([picture(1)]), max_new_tokens=2)
+    ours = read_edits([f"tower1:1:{strength}", f"projected0:1:{strength}"], ksaes)
+    text = [[Turn("user", "what is it?")]]
+    expected = assistant.reply(text, max_new_tokens=4)
+    with edited(assistant.model, ours):
+        assert assistant.reply(text, max_new_tokens=4) == expected
 
 
 def test_the_check_compares_top_and_random_pairs_answer_by_answer(assistant, ksaes) -> None:
@@ -134,8 +168,7 @@ def test_the_check_compares_top_and_random_pairs_answer_by_answer(assistant, ksa
         (effects,) = attribute(model, batch, "projected0", ksae)
         with torch.no_grad():
             before = float(log_probabilities(model, batch))
-        chosen = {"top": effects.chosen(torch.arange(4))}
-        chosen["random"] = random_pairs(effects, 4, 7, number, 0)
+        chosen = dict(zip(("top", "random"), top_and_random(effects, 4, 7, number, 0), strict=True))
         for name, some in chosen.items():
             after = without(model, batch, "projected0", ksae, [some])
             falls[name].append(before - float(after))

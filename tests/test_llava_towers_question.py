@@ -1,6 +1,7 @@
 """Towers beyond the paper: the question as the prompt, several layers and timesteps in one, a resampler."""
 
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from llava_helpers import model_config, picture, tiny_llama, tower_configs
 
+from llava_ext.chat import Dialogue
 from llava_ext.config import TowerConfig
 from llava_ext.dataset import Collator, ConversationDataset, Pictures
 from llava_ext.generate import Assistant
@@ -49,7 +51,7 @@ def test_the_question_is_the_prompt_of_its_picture(sd: TowerConfig) -> None:
         )["up_ft1"][0]
         torch.testing.assert_close(found[number], wanted, atol=1e-5, rtol=1e-4)
     assert not torch.allclose(found[0], found[1], atol=1e-3)
-    with pytest.raises(ValueError, match="prompted by the question: ask"):
+    with pytest.raises(ValueError, match="prompted by the question, which is not known here"):
         seen(tower)
     with pytest.raises(ValueError, match="train without a cache"):
         store_name(tower.config)
@@ -84,6 +86,14 @@ def test_questions_reach_the_tower_in_training_and_in_answers(
     prompts = [f"<image>\n{QUESTIONS[1]}", "<image><image> same?"]
     assistant.answer(prompts, [[picture(1)], [picture(1), picture(2)]], max_new_tokens=2)
     assert asked == [[QUESTIONS[1], "same?", "same?"]]
+
+    asked.clear()
+    talk = Dialogue(assistant, [picture(1)], StringIO())
+    for question in QUESTIONS:  # the first one that is asked, and of a new talk its own
+        talk.ask(question, max_new_tokens=2)
+    talk.turns = []
+    talk.ask("and now?", max_new_tokens=2)
+    assert asked == [[QUESTIONS[0]], ["and now?"]]
 
 
 def test_several_layers_and_timesteps_are_one_tower(sd: TowerConfig) -> None:

@@ -61,6 +61,61 @@ def loaded(saved):
     return AutoModelForImageTextToText.from_pretrained(saved), AutoProcessor.from_pretrained(saved)
 
 
+def test_attention_and_the_old_name_of_dtype_pass_through_auto(saved) -> None:
+    for attention in ("eager", "sdpa") if "mpt" not in str(saved) else ("eager",):
+        model = AutoModelForImageTextToText.from_pretrained(
+            saved, attn_implementation=attention, torch_dtype=torch.bfloat16
+        )
+        assert model.language_model.config._attn_implementation == attention
+        assert model.language_model.dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="build_model"):
+        AutoModelForImageTextToText.from_config(model.config)
+    with pytest.raises(ValueError, match="the vocabulary is the language model's"):
+        model.resize_token_embeddings(7)
+
+
+def test_a_picture_that_is_given_to_the_call_stands_where_its_part_says(loaded) -> None:
+    _, processor = loaded
+    parts = [{"type": "image"}, {"type": "text", "text": QUESTIONS[0]}]
+    prompt = processor.apply_chat_template([{"role": "user", "content": parts}])
+    found = processor(images=picture(1), text=prompt)
+    expected = processor.apply_chat_template(messages(QUESTIONS[0], 1), tokenize=True)
+    assert set(found) == set(expected)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    two = [{"type": "text", "text": "this"}, {"type": "image"}, {"type": "image"}]
+    prompt = processor.apply_chat_template([{"role": "user", "content": two}])
+    assert prompt.count("<image>") == 2
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda p: p.apply_chat_template([]), "has no message"),
+        (lambda p: p.apply_chat_template([], tokenize=True), "has no message"),
+        (lambda p: p(), "there is no text"),
+        (lambda p: p(text=[]), "there is no text"),
+        (
+            lambda p: p.apply_chat_template([{"role": "user", "content": [{"type": "video"}]}]),
+            "type 'video'",
+        ),
+        (lambda p: p.apply_chat_template([{"role": "user", "content": ["cat"]}]), "type None"),
+        (
+            lambda p: p.apply_chat_template([{"role": "user", "content": [{"type": "text"}]}]),
+            "'text'",
+        ),
+        (
+            lambda p: p.apply_chat_template(
+                [{"role": "user", "content": [{"type": "image"}]}], tokenize=True
+            ),
+            "1 <image>, and 0 pictures",
+        ),
+    ],
+)
+def test_what_is_no_message_is_one_line(loaded, call, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call(loaded[1])
+
+
 def test_the_prompt_has_training_s_ids_and_the_towers_see_the_same(saved, loaded) -> None:
     model, processor = loaded
     assert type(model) is LlavaModel

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from lmms_eval.api.model import lmms  # pyright: ignore[reportMissingImports]
 from tqdm import tqdm
 
+from llava_ext.config import IMAGE_TOKEN
 from llava_ext.conversation import Turn, place_images
 from llava_ext.generate import Assistant
 from llava_ext.processor import message_parts
@@ -71,15 +72,16 @@ class RevelioLlava(lmms):
         return [answers[place] for place in range(len(requests))]
 
     def _answer(self, asked: Sequence[tuple[Any, ...]]) -> list[str]:
-        conversations, pictures = [], []
+        conversations, pictures, questions = [], [], []
         for _, to_messages, _, number, task, split in asked:
             turns, seen = conversation(to_messages(self.task_dict[task][split][number]))
             conversations.append(turns)
             pictures += [picture.convert("RGB") for picture in seen]
+            questions += [turns[0].text.replace(IMAGE_TOKEN, "").strip()] * len(seen)
         settings = asked[0][2]
         texts = self.assistant.reply(
             conversations,
-            self.assistant.see(pictures),
+            self.assistant.see(pictures, questions),
             keys=[image_id(picture) for picture in pictures],
             **decoding(settings),
         )

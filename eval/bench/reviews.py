@@ -56,6 +56,11 @@ class Scores:
         """``all``, then the categories by name: those that have a review, scored or not."""
         return [ALL, *sorted({review.category for review in self.reviews} - {""})]
 
+    @property
+    def counted(self) -> list[Review]:
+        """The reviews of questions that were scored in every order, and those without a score."""
+        return [review for review in self.reviews if review.question_id not in self.half]
+
     def rows(self, category: str) -> np.ndarray:
         """The positions of a category's questions."""
         if category == ALL:
@@ -91,7 +96,7 @@ def _review(row: Mapping[str, Any], where: str) -> Review:
         raise ValueError(f"{where}: tuple must be [reference, model], not {scores!r}")
     return Review(
         question_id=str(row.get("question_id", row.get("id"))),
-        category=str(row.get("category", "")).removeprefix(CATEGORY_PREFIX),
+        category=str(row.get("category") or "").removeprefix(CATEGORY_PREFIX),
         order=str(row.get("order", "reference_first")),
         scores=None if scores is None or min(scores) < 0 else (float(scores[0]), float(scores[1])),
     )

@@ -23,6 +23,6 @@ def run(config: Config) -> None:
             print(
                 f"  {layer['layer']}: latents {names}; the log-probability falls by "
                 f"{layer['lost_without_top']:.2f} without the top {layer['pairs']} pairs, by "
-                f"{layer['lost_without_random']:.2f} without random ones"
+                f"{layer['lost_without_random']:.2f} without as many random ones"
             )
     print(config.out / "index.html")

@@ -127,7 +127,7 @@ class LatentChange:
             delta = (target @ directions).expand(len(rows), -1)  # nothing has to be encoded
         else:
             delta = self._moved(codes_of(self.ksae, rows, latents), target) @ directions
-        return delta.view(*read.shape[:2], -1).to(x)
+        return delta.view(*read.shape[:2], self.ksae.d).to(x)
 
     def _moved(self, z: Float[Tensor, "r l"], c: Float[Tensor, " l"]) -> Float[Tensor, "r l"]:
         """Z' - z."""

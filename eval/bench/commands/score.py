@@ -67,7 +67,7 @@ def run(config: Config) -> None:
     report = make_report(config, files)
     if config.format == "llava":
         for file in files:
-            print(llava_summary(file.path.stem, file.reviews, config.mode))
+            print(llava_summary(file.path.stem, file.counted, config.mode))
     else:
         print(report_text(report))
     if config.out is not None:
