@@ -98,12 +98,17 @@ class LlavaTrainer(Trainer):
         return inputs | {"grids": tuple(each.to(self.args.device) for each in grids)}
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        hook = None
         if self.is_deepspeed_enabled:
             # What is frozen is read from where it came from: of a 7B model it is 13 GB a checkpoint.
             engine: Any = self.model_wrapped
             save = type(engine).save_checkpoint
             engine.save_checkpoint = partial(save, engine, exclude_frozen_parameters=True)
+            # DeepSpeed leaves a tied weight in by its second name.
+            hook = engine.module.register_state_dict_post_hook(_without_frozen)
         super()._save_optimizer_and_scheduler(output_dir)
+        if hook is not None:
+            hook.remove()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write what trains, into a checkpoint; DeepSpeed writes its own share of everything."""
@@ -172,9 +177,21 @@ def _trained(model: Any) -> dict[str, torch.nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
+def _frozen(model: torch.nn.Module) -> set[str]:
+    """The names of frozen weights, all of them where a weight is tied."""
+    named = model.named_parameters(remove_duplicate=False)
+    return {name for name, parameter in named if not parameter.requires_grad}
+
+
+def _without_frozen(model: torch.nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    """Take what is frozen out of a state dict."""
+    for name in _frozen(model):
+        state.pop(prefix + name, None)
+
+
 def _pass_over_frozen(model: torch.nn.Module, keys: Any) -> None:
     """Let a checkpoint lack what is frozen."""
-    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    frozen = _frozen(model)
     keys.missing_keys[:] = [name for name in keys.missing_keys if name not in frozen]
 
 

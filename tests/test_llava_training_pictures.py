@@ -83,7 +83,8 @@ def test_a_model_of_any_number_format_sees_the_towers_own_grids(
         for column, known in zip(zip(*seen, strict=True), own, strict=True):
             grids = torch.cat(column)
             apart = (grids[:, None] - known).abs().amax(dim=(2, 3, 4))
-            assert grids.dtype == torch.float32 and apart.amin(dim=1).max() < 1e-5
+            # Batches of other sizes round differently, by 1e-5; rounded pixels would be 1e-3 apart.
+            assert grids.dtype == torch.float32 and apart.amin(dim=1).max() < 5e-5
             assert len(set(apart.argmin(dim=1).tolist())) == pictures
         seen.clear()
 
