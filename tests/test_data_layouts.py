@@ -207,6 +207,21 @@ def test_metadata_of_image_folders_gives_the_labels(tmp_path: Path, kind: str) -
         open_dataset(tmp_path)
 
 
+def test_two_labels_for_one_picture_are_refused(tmp_path: Path) -> None:
+    for name in "ab":
+        noise_picture(4, 4).save(tmp_path / f"{name}.png")
+    row, other = {"file_name": "a.png", "label": "cat"}, {"file_name": "b.png", "label": "owl"}
+    labelled(tmp_path, [row, other, row], "csv")  # twice the same says nothing else
+    assert open_dataset(tmp_path).classes == ("cat", "owl")
+    labelled(tmp_path, [row, other, {**row, "label": "dog"}], "csv")
+    with pytest.raises(ValueError, match=r"gives a\.png the label dog, and it has cat already"):
+        open_dataset(tmp_path)
+    labelled(tmp_path, [row, other], "csv")
+    labelled(tmp_path, [{**row, "file_name": "./a.png", "label": "dog"}], "jsonl")
+    with pytest.raises(ValueError, match=r"metadata\.jsonl gives a\.png the label dog"):
+        open_dataset(tmp_path)
+
+
 def test_metadata_of_splits_and_of_captions(tmp_path: Path) -> None:
     for split, count in (("train", 3), ("test", 2)):
         (tmp_path / split).mkdir()

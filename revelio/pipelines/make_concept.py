@@ -9,7 +9,7 @@ from torch import Tensor
 from revelio.activations.store import ActivationStore
 from revelio.analysis.top_images import pooled
 from revelio.outputs import check_replaceable, replace_files
-from revelio.pipelines.steer_parts import open_ksae, open_pipeline, parse_latents
+from revelio.pipelines.steer_parts import check_trained_on, open_ksae, open_pipeline, parse_latents
 from revelio.sae.model import KSparseAutoencoder
 from revelio.steering.concept import (
     CARD,
@@ -96,6 +96,8 @@ def _of_stores(config: ConceptConfig) -> Concept:
         )
     model = str(store.manifest.get("model") or config.backbone.name)
     ksae = None if config.ksae is None else open_ksae(config.ksae)
+    if ksae is not None:
+        check_trained_on(ksae, model, layer)
     made = {"store": config.store.resolve().name, "class": config.class_name}
     if not config.find:
         return from_rows(model, layer, ksae, rows, against, codes=config.codes, made=made)
@@ -118,7 +120,15 @@ def _rows_of(config: ConceptConfig, store: ActivationStore) -> tuple[Tensor, Ten
     if config.class_name is None:
         if config.against_store is None:
             raise ValueError("which pictures are the concept's? give class_name or against_store")
-        return rows, pooled(ActivationStore.open(config.against_store).tensor())
+        against = ActivationStore.open(config.against_store)
+        for key in ("model", "layer", "timestep", "prompt_policy"):
+            ours, theirs = store.manifest.get(key), against.manifest.get(key)
+            if ours != theirs:
+                raise ValueError(
+                    f"the {key} of {against.path} and of {store.path} differ ({printable(theirs)} and "
+                    f"{printable(ours)}): a concept is the difference of like activations, extract both alike"
+                )
+        return rows, pooled(against.tensor())
     if store.labels is None or config.class_name not in store.classes:
         known = printable(", ".join(store.classes)) or "none"
         raise ValueError(f"{store.path} has no class {config.class_name!r}: it has {known}")

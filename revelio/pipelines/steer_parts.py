@@ -170,15 +170,20 @@ def _of_latents(
             f"the k-SAE is {ksae.d} wide, layer {layer} of {layers.name} {width}: it was trained on "
             "another layer or model"
         )
-    for name, wanted in (("model", layers.name), ("layer", layer)):
-        if ksae.trained_on.get(name) not in (None, wanted):
-            raise ValueError(
-                f"the k-SAE was trained on {name} {printable(ksae.trained_on[name])}, not {wanted}: "
-                "choose another"
-            )
+    check_trained_on(ksae, layers.name, layer)
     read = config.read or reading_of(ksae)
     change = LatentChange(ksae, values, config.operation, read, config.where)
     return Edit(layer, change, width, 1.0, **_places(config))
+
+
+def check_trained_on(ksae: KSparseAutoencoder, model: str, layer: str) -> None:
+    """Raise ValueError where a k-SAE says that it was trained on another model or layer."""
+    for name, wanted in (("model", model), ("layer", layer)):
+        if ksae.trained_on.get(name) not in (None, wanted):
+            raise ValueError(
+                f"the k-SAE was trained on {name} {printable(ksae.trained_on[name])}, not "
+                f"{printable(wanted)}: choose another"
+            )
 
 
 def reading_of(ksae: KSparseAutoencoder) -> Read:

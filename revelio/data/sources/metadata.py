@@ -29,13 +29,18 @@ def with_metadata(listing: Listing, column: str | None) -> Listing:
         column: the labels'; none: ``label``, where there is one.
 
     Raises:
-        ValueError: a file is broken, a row names a picture that is not there or has no label where others
-            have one, or the column that was asked for is nowhere.
+        ValueError: a file is broken, a row names a picture that is not there, has no label where others have
+            one or gives it another one, or the column that was asked for is nowhere.
     """
     files = _files(listing.root)
     labels: dict[str, Any] = {}
     for file in files:
-        labels |= _labels(file, listing.root, column)
+        for path, label in _labels(file, listing.root, column):
+            if labels.setdefault(path, label) != label:
+                raise ValueError(
+                    f"{printable(file)} gives {printable(path)} the label {printable(label)}, and it has "
+                    f"{printable(labels[path])} already: keep one"
+                )
     if not labels:
         if column is not None:
             what = (
@@ -60,8 +65,8 @@ def _files(root: Path) -> list[Path]:
     ]
 
 
-def _labels(file: Path, root: Path, column: str | None) -> dict[str, Any]:
-    """The label of each picture that a metadata file names, by its path under ``root``."""
+def _labels(file: Path, root: Path, column: str | None) -> list[tuple[str, Any]]:
+    """The picture that each row of a metadata file names, by its path under ``root``, and its label."""
     rows = _rows(file)
     columns = list(rows[0]) if rows else []
     wanted = LABEL if column is None else column
@@ -72,12 +77,12 @@ def _labels(file: Path, root: Path, column: str | None) -> dict[str, Any]:
             "gives no labels",
             stacklevel=4,
         )
-        return {}
+        return []
     above = file.parent.relative_to(root).as_posix()
-    return {
-        posixpath.normpath(posixpath.join(above, str(row.get(FILE_NAME)))): row.get(wanted)
+    return [
+        (posixpath.normpath(posixpath.join(above, str(row.get(FILE_NAME)))), row.get(wanted))
         for row in rows
-    }
+    ]
 
 
 def _rows(file: Path) -> Sequence[dict[str, Any]]:
