@@ -1,7 +1,9 @@
 """`revelio convert-ksae`: every form in, every form out, the same codes; nothing is written over."""
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from sae_helpers import planted, random_model
@@ -9,7 +11,8 @@ from sae_helpers import planted, random_model
 from revelio.activations.store import write_store
 from revelio.cli import main
 from revelio.pipelines.convert_sae import convert_sae, read_sae
-from revelio.sae.config import TrainConfig
+from revelio.sae.config import Mode, Normalize, TrainConfig
+from revelio.sae.inputs import measure
 from revelio.sae.model import KSparseAutoencoder
 from revelio.sae.train import train
 
@@ -36,6 +39,74 @@ def test_every_form_goes_to_every_other_with_its_codes(first, tmp_path, capsys):
         assert (again.d, again.n, again.k, again.mode) == (6, 20, 3, model.mode)
         for mine, theirs in zip(again.encode(x), model.encode(x), strict=True):
             assert torch.equal(mine, theirs)
+
+
+def normalized_model(kind: Normalize, mode: Mode = "fixed", stores: int = 1, **more: Any):
+    """A k-SAE of random weights on rows far from scale 1, and such rows."""
+    draw = torch.Generator().manual_seed(1)
+    rows = 100 + 30 * torch.randn(50, 6, generator=draw) * torch.linspace(0.2, 3, 6)
+    inputs = [measure({"layer": str(i)}, kind, [rows * (i + 1)]) for i in range(stores)]
+    model = KSparseAutoencoder(6, 20, 3, mode, inputs=inputs, **more)
+    model.load_state_dict(random_model().state_dict(), strict=False)
+    if model.threshold is not None:
+        model.threshold.copy_(torch.linspace(0.1, 1.5, len(model.threshold)))
+    return model, rows
+
+
+@pytest.mark.parametrize("kind", ["mean-norm", "per-dimension"])
+@pytest.mark.parametrize(
+    ("form", "mode", "activation"),
+    [
+        ("saelens", "fixed", "topk"),
+        ("saelens", "fixed", "batch-topk"),
+        ("saelens", "fixed", "jumprelu"),
+        ("sparsify", "fixed", "topk"),
+        ("released", "as_code", "topk"),
+    ],
+)
+def test_a_normalization_goes_into_the_weights_of_others(tmp_path, kind, form, mode, activation):
+    model, rows = normalized_model(kind, mode, activation=activation)
+    model.save_pretrained(tmp_path / "ours")
+    back = read_sae(convert_sae(tmp_path / "ours", place(tmp_path, form), form).path)
+    assert not back.inputs and back.mode == mode
+    # By hand: normalize, then the same weights without an input.
+    numbers = rows.double().numpy()
+    scale = np.linalg.norm(numbers, axis=1).mean() / 6**0.5
+    shift = 0.0
+    if kind == "per-dimension":
+        shift, scale = numbers.mean(0), numbers.std(0)
+    plain = KSparseAutoencoder(6, 20, 3, mode, activation=activation)
+    plain.load_state_dict(model.state_dict())
+    normal = torch.from_numpy((numbers - shift) / scale).float()
+    wanted = plain(normal).double().numpy() * scale + shift
+    np.testing.assert_allclose(back(rows).double().numpy(), wanted, rtol=1e-4, atol=1e-2)
+    for mine, theirs in zip(dense(back, rows), dense(plain, normal), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+def dense(model: KSparseAutoencoder, x: torch.Tensor) -> torch.Tensor:
+    codes = model.encode(x)
+    return torch.zeros(len(x), model.n).scatter_add_(1, codes.indices, codes.values)
+
+
+def test_a_form_that_cannot_say_what_is_computed_is_refused(tmp_path, capsys):
+    def said(model: KSparseAutoencoder, form: str) -> str:
+        source, out = tmp_path / "ours", place(tmp_path / "out", form)
+        model.save_pretrained(source)
+        text = refused(["--source", str(source), "--to", form, "--out", str(out)], capsys)
+        assert not out.exists()
+        return text
+
+    for form in ("saelens", "sparsify"):
+        assert "2 stores, each in its own way" in said(
+            normalized_model("per-dimension", stores=2)[0], form
+        )
+    two = normalized_model("mean-norm", "as_code", stores=2)[0]
+    assert "2 stores, each in its own way" in said(two, "released")
+    assert "mode fixed rectifies" in said(random_model(), "released")
+    for activation in ("batch-topk", "jumprelu"):
+        model = KSparseAutoencoder(6, 20, 3, activation=activation)
+        assert f"no {activation}: export to SAELens" in said(model, "released")
 
 
 def refused(words: list[str], capsys) -> str:

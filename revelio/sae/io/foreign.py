@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from revelio.sae.kernels.base import Weights
 from revelio.sae.model import KSparseAutoencoder
 from revelio.trust import printable
 from revelio.unpickle import Name
@@ -174,3 +175,33 @@ def filled(
     model.W_dec.copy_(W_dec)
     model.b_dec.copy_(b_dec)
     return model
+
+
+def unscaled(model: KSparseAutoencoder, form: str) -> Weights:
+    """The weights that do on activations as they are what the k-SAE does on normalized ones.
+
+    Others' files have no place for a normalization, so it goes into the weights, with the same codes: of
+    ``(x - shift) / scale``
+
+        W_enc' = W_enc / scale      W_dec' = scale W_dec      b_dec' = scale b_dec + shift
+
+    Args:
+        model: the k-SAE; not changed.
+        form: what is written, for the message.
+
+    Raises:
+        ValueError: it normalizes several stores, each in its own way.
+    """
+    weights = model.weights
+    ways = {(one.kind, one.shift, one.scale) for one in model.inputs}
+    if all(kind == "none" for kind, _, _ in ways):
+        return weights
+    if len(ways) > 1:
+        raise ValueError(
+            f"the k-SAE normalizes {len(model.inputs)} stores, each in its own way, which {form} has no "
+            "place for: keep Revelio's form, or train on one store"
+        )
+    ((_, shift, scaling),) = ways
+    scale = weights.b_dec.new_tensor(scaling)
+    b_dec = scale * weights.b_dec + (weights.b_dec.new_tensor(shift) if shift else 0)
+    return Weights(weights.W_enc / scale, weights.b_enc, weights.W_dec * scale, b_dec)

@@ -5,7 +5,8 @@
   with one threshold, and so it is here.
 - *sparsify* (``sae.safetensors``): ``encoder.weight`` (n d), ``encoder.bias``, ``W_dec`` (n d), ``b_dec``.
 
-Both apply a ReLU to what they keep, as mode ``fixed`` does; b_pre is subtracted first.
+Both apply a ReLU to what they keep, as mode ``fixed`` does; b_pre is subtracted first. A normalization is
+folded into the weights that are written.
 """
 
 import json
@@ -17,7 +18,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from revelio.files import write_whole, write_whole_by
-from revelio.sae.io.foreign import check_size, filled, is_off, refuse_settings, take, whole
+from revelio.sae.io.foreign import (
+    check_size,
+    filled,
+    is_off,
+    refuse_settings,
+    take,
+    unscaled,
+    whole,
+)
 from revelio.sae.model import PAPER_K, KSparseAutoencoder
 from revelio.tensor_files import read_tensors
 from revelio.trust import read_object
@@ -77,14 +86,15 @@ def export_saelens(model: KSparseAutoencoder, folder: Path) -> None:
     """Write a folder that ``SAE.load_from_disk`` of SAELens reads.
 
     Raises:
-        ValueError: the mode keeps negative values.
+        ValueError: the mode keeps negative values, or several stores are normalized.
     """
     _check_rectifies(model, "SAELens")
+    weights = unscaled(model, "SAELens")
     tensors = {
-        "W_enc": model.W_enc.data.T,
-        "b_enc": model.b_enc.data,
-        "W_dec": model.W_dec.data,
-        "b_dec": model.b_dec.data,
+        "W_enc": weights.W_enc.T,
+        "b_enc": weights.b_enc,
+        "W_dec": weights.W_dec,
+        "b_dec": weights.b_dec,
     }
     config: dict[str, Any] = {
         "d_in": model.d,
@@ -108,21 +118,24 @@ def export_sparsify(model: KSparseAutoencoder, folder: Path) -> None:
     """Write a folder that ``SparseCoder.load_from_disk`` of sparsify reads.
 
     Raises:
-        ValueError: the mode keeps negative values, or the activation is not TopK.
+        ValueError: the mode keeps negative values, the activation is not TopK, or several stores are
+            normalized.
     """
     _check_rectifies(model, "sparsify")
     if model.activation != "topk":
         raise ValueError(f"sparsify has no {model.activation}: export to SAELens instead")
+    weights = unscaled(model, "sparsify")
     tensors = {
-        "encoder.weight": model.W_enc.data,
-        "encoder.bias": model.b_enc.data,
-        "W_dec": model.W_dec.data,
-        "b_dec": model.b_dec.data,
+        "encoder.weight": weights.W_enc,
+        "encoder.bias": weights.b_enc,
+        "W_dec": weights.W_dec,
+        "b_dec": weights.b_dec,
     }
     config = {
         "activation": "topk",
         "expansion_factor": max(model.n // model.d, 1),
-        "normalize_decoder": True,
+        # Of their training alone. A normalization in the decoder's rows is not to be taken out.
+        "normalize_decoder": all(one.kind == "none" for one in model.inputs),
         "num_latents": model.n,
         "k": model.k,
         "multi_topk": False,

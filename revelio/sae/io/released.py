@@ -24,6 +24,7 @@ from revelio.sae.io.foreign import (
     refuse_settings,
     refuse_tensors,
     take,
+    unscaled,
     whole,
 )
 from revelio.sae.io.peers import import_peer, is_peer
@@ -79,8 +80,22 @@ def check_reconstruction(
 
 
 def export_released(model: KSparseAutoencoder, path: Path) -> None:
-    """Write the released form: a dict of plain ``cfg`` and ``state_dict``, no pickled class."""
-    weights = model.weights
+    """Write the released form: a dict of plain ``cfg`` and ``state_dict``, no pickled class.
+
+    A normalization is folded into the weights.
+
+    Raises:
+        ValueError: the activation is not TopK, the mode rectifies, which nothing in the form says, or several
+            stores are normalized.
+    """
+    if model.activation != "topk":
+        raise ValueError(f"the released form has no {model.activation}: export to SAELens instead")
+    if model.rectifies:
+        raise ValueError(
+            f"mode {model.mode} rectifies what it keeps, which the released form does not: export to SAELens "
+            "or sparsify instead"
+        )
+    weights = unscaled(model, "the released form")
     tensors = {
         "W_enc": weights.W_enc.T.contiguous(),
         "b_enc": weights.b_enc,
