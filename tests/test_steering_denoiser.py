@@ -58,6 +58,15 @@ def test_only_the_latents_share_changes(operation, read, where):
         assert 0 < fired < 3 * len(rows)
 
 
+@pytest.mark.parametrize("operation", ["scale", "clamp", "ablate", "add"])
+@pytest.mark.parametrize("where", ["everywhere", "fires"])
+def test_whole_numbers_are_values_too(operation, where):
+    ksae, x = ksae_of(WIDTH), torch.randn(2, 3, WIDTH)
+    found = LatentChange(ksae, {3: 2, 11: -1}, operation, where=where)(x)
+    wanted = LatentChange(ksae, {3: 2.0, 11: -1.0}, operation, where=where)(x)
+    assert found.dtype == torch.float32 and torch.equal(found, wanted)
+
+
 def test_pooled_edits_move_the_pooled_activation_by_exactly_the_latents_share():
     ksae = ksae_of(WIDTH)
     before, after = first_change(

@@ -121,7 +121,9 @@ class LatentChange:
         latents = list(self.values)
         rows = read.flatten(0, 1)
         device = self.ksae.W_dec.device
-        target = torch.tensor(list(self.values.values()), device=device)
+        # Whole numbers are values too.
+        values = [float(value) for value in self.values.values()]
+        target = torch.tensor(values, dtype=torch.float32, device=device)
         directions = in_activations(self.ksae, self.ksae.W_dec[latents])
         if self.operation == "add" and self.where == "everywhere":
             delta = (target @ directions).expand(len(rows), -1)  # nothing has to be encoded
