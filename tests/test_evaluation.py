@@ -1,6 +1,7 @@
 """Measures of a k-SAE and their controls: against loops, closed forms, and what is known to be so."""
 
 from itertools import permutations
+from math import comb
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from revelio.evaluation.identity import (
     stability,
     stability_verdicts,
 )
+from revelio.evaluation.judge import judge
 from revelio.evaluation.measures import _best_threshold, cosine, distinct, held_out
 from revelio.sae.config import RunConfig, TrainConfig
 from revelio.sae.inputs import measure
@@ -63,6 +65,36 @@ def test_latents_that_are_the_classes_score_one() -> None:
     for name in ("purity", "probe 1", "probe 5", "coverage 0.5", "coverage 0.8", "significant"):
         assert found[name].whole == 1.0, name
         assert torch.all(found[name].subsets == 1.0), name
+
+
+@pytest.mark.parametrize("count", [11, 12, 16, 19, 20, 21, 22, 23])
+def test_few_images_leave_out_what_needs_more(count: int) -> None:
+    labels = torch.arange(count) % 2
+    rows = torch.rand(count, 4, generator=torch.Generator().manual_seed(1)) + 0.1
+    rows[:, 0] += 5 * labels
+    model = reading(4, 4, 4)
+    found = judge({"ours": model, "control": random_model(4, 4, 4)}, rows, labels)
+    # In a half of 10 images each latent's top images are all of them: there is nothing to tell apart.
+    assert ("significant" in found["not_measured"]) == (count // 2 <= 10)
+    codes, measures = judged(model, rows, labels)
+    if "significant" in measures:
+        order = [codes.top(latent)[0][:10] for latent in range(4)]
+        tails = [
+            min(
+                1.0,
+                2 * min(_tail(int((labels[top] == one).sum()), labels == one) for one in (0, 1)),
+            )
+            for top in order
+        ]
+        kept = np.mean(stats.false_discovery_control(tails) <= 0.05)
+        assert measures["significant"].whole == pytest.approx(kept)
+
+
+def _tail(hits: int, members: torch.Tensor) -> float:
+    """The chance that 10 of the images hold so many members or more, by counting."""
+    total, size = len(members), int(members.sum())
+    ways = [comb(size, i) * comb(total - size, 10 - i) for i in range(hits, 11) if i <= size]
+    return sum(ways) / comb(total, 10)
 
 
 def test_latents_of_noise_score_chance() -> None:

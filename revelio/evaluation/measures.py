@@ -277,12 +277,13 @@ def significant(codes: Encoded, images: HeldOut) -> Measured | None:
     """The share of the strongest latents whose top images hold more of their commonest class than chance.
 
     Exact hypergeometric tail, times the number of classes, under a false-discovery rate of 5 %
-    (Benjamini and Hochberg, 1995).
+    (Benjamini and Hochberg, 1995). Of no more images than top images no latent's hold more of a class than
+    chance: where a subset has so few, nothing is measured.
     """
     from scipy import stats
 
     latents = codes.strongest(STRONGEST, MIN_FIRINGS)
-    if images.labels is None or not len(latents):
+    if images.labels is None or not len(latents) or int(images.subsets.sum(1).min()) <= TOP:
         return None
     top, labels = _top_images(codes, latents, SPARE * TOP), images.labels
 
