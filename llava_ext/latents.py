@@ -9,8 +9,9 @@ latent l away at token c changes the log-probability of an answer by minus
 
     effect = z_cl (W_dec[l] . d log p(answer) / d x_c)           gradient x activation
 
-with z the k-SAE's codes of the tokens x. :func:`ablation_check` says whether that holds: it takes the latents
-with the largest effects away, and as many random ones that fire on the same picture.
+with z the k-SAE's codes of the tokens x, and W_dec in their scale where the k-SAE normalizes them.
+:func:`ablation_check` says whether that holds: it takes the latents with the largest effects away, and as
+many random ones that fire on the same picture.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,7 +32,7 @@ from revelio.backbones.hooks import edit, hooked
 from revelio.sae.model import KSparseAutoencoder
 from revelio.seeds import generator
 from revelio.stats import mean95, rounded
-from revelio.steering.edits import LatentChange, check_number
+from revelio.steering.edits import LatentChange, check_number, in_activations
 
 OFF = "off"
 Batch = Mapping[str, Any]
@@ -137,7 +138,8 @@ def attribute(
 
     Raises:
         KeyError: an unknown layer.
-        ValueError: the k-SAE is of another width, or samples don't have one picture each.
+        ValueError: the k-SAE is of another width, or scales several stores each in its own way; or samples
+            don't have one picture each.
     """
     seen: list[Tensor] = []
 
@@ -156,7 +158,9 @@ def attribute(
         )
     codes = ksae.encode(tokens.flatten(0, 1))
     along = torch.einsum(
-        "nkd,nd->nk", ksae.W_dec.detach()[codes.indices], gradient.flatten(0, 1).float()
+        "nkd,nd->nk",
+        in_activations(ksae, ksae.W_dec.detach()[codes.indices]),
+        gradient.flatten(0, 1).float(),
     )
     values = codes.values.view(samples, length, -1)
     effects = codes.values.mul(along).view(samples, length, -1)
@@ -183,7 +187,7 @@ def removal(
     directions = ksae.W_dec.detach().cpu()
     for sample, some in enumerate(removed):
         parts = some.activations[:, None] * directions[some.latents]
-        delta[sample].index_add_(0, some.tokens, parts)
+        delta[sample].index_add_(0, some.tokens, in_activations(ksae, parts))
     return delta
 
 

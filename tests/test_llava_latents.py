@@ -24,11 +24,15 @@ from llava_ext.latents import (
     raster,
     read_edits,
     read_ksaes,
+    removal,
     top_and_random,
     without,
 )
 from llava_ext.towers import load_towers
 from revelio.activations.store import ActivationStore
+from revelio.sae.config import Normalize
+from revelio.sae.inputs import measure
+from revelio.sae.kernels.base import Codes
 from revelio.sae.model import KSparseAutoencoder
 
 LAYERS = ("tower1", "projected0", "block1")
@@ -157,6 +161,43 @@ def test_edits_of_another_width_are_one_line_and_of_no_picture_nothing(
     expected = assistant.reply(text, max_new_tokens=4)
     with edited(assistant.model, ours):
         assert assistant.reply(text, max_new_tokens=4) == expected
+
+
+@pytest.mark.parametrize("kind", ["mean-norm", "per-dimension"])
+def test_latents_of_a_normalized_ksae_act_in_the_scale_of_the_tokens(
+    kind: Normalize, assistant, asked
+) -> None:
+    model, layer = assistant.model, "tower1"
+    seen: list[torch.Tensor] = []
+    handle = (
+        ModelLayers(model)
+        .module(layer)
+        .register_forward_hook(lambda _m, _i, out: seen.append(out.detach()[0]))
+    )
+    with torch.no_grad():
+        log_probabilities(model, asked.batch)
+    handle.remove()
+    tokens = seen[0].float()
+    ksae = KSparseAutoencoder(
+        tokens.shape[1], 64, 3, seed=4, inputs=[measure({"store": "s"}, kind, [tokens])]
+    )
+    codes = ksae.encode(tokens)
+    (found,) = attribute(model, asked.batch, layer, ksae)
+    for place in (0, len(found) - 1):
+        latent, token = int(found.latents[place]), int(found.tokens[place])
+        # Its share of the token, by the k-SAE's own reconstruction with it and without.
+        left = codes.values.masked_fill(codes.indices == latent, 0.0)
+        share = (ksae.decode(codes) - ksae.decode(Codes(left, codes.indices)))[token]
+        one = found.chosen(torch.tensor([place]))
+        expected = torch.zeros_like(tokens)
+        expected[token] = share
+        taken = removal(ksae, [one], tokens[None].shape)
+        torch.testing.assert_close(taken[0], expected, atol=1e-5, rtol=1e-4)
+        up, down = (
+            shifted(model, asked.batch, layer, token, sign * 1e-2 * share) for sign in (1, -1)
+        )
+        effect = float(found.effects[place])
+        assert effect == pytest.approx((up - down) / 2e-2, rel=0.05, abs=2e-3)
 
 
 def test_the_check_compares_top_and_random_pairs_answer_by_answer(assistant, ksaes) -> None:

@@ -138,7 +138,7 @@ class LatentChange:
         return change * (z != 0) if self.where == "fires" else change
 
 
-def in_activations(ksae: KSparseAutoencoder, share: Float[Tensor, "r d"]) -> Float[Tensor, "r d"]:
+def in_activations(ksae: KSparseAutoencoder, share: Float[Tensor, "*r d"]) -> Float[Tensor, "*r d"]:
     """What latents contribute, in the scale of the activations: a k-SAE may have been trained on scaled ones.
 
     Raises:
