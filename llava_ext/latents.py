@@ -14,6 +14,7 @@ with z the k-SAE's codes of the tokens x, and W_dec in their scale where the k-S
 many random ones that fire on the same picture.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -70,9 +71,19 @@ class ModelLayers:
 
 
 def raster(model: LlavaModel, layer: str) -> tuple[int, int]:
-    """Rows and columns of the cells that a layer's tokens of a picture stand for."""
-    number = int(layer[-1]) if not layer.startswith("block") else 0
-    return token_raster(model.settings.towers[number], model.shapes[number].grid)
+    """Rows and columns of the cells that a layer's tokens of a picture stand for; of a block tower 0's."""
+    return tower_raster(model, tower_of(layer) or 0)
+
+
+def tower_raster(model: LlavaModel, tower: int) -> tuple[int, int]:
+    """Rows and columns of a tower's tokens."""
+    return token_raster(model.settings.towers[tower], model.shapes[tower].grid)
+
+
+def tower_of(layer: str) -> int | None:
+    """Which tower a layer belongs to; None of the language model's blocks, which hold all towers' tokens."""
+    found = re.fullmatch(r"(?:tower|projected)(\d+)", layer)
+    return int(found[1]) if found else None
 
 
 def log_probabilities(model: LlavaModel, batch: Batch) -> Float[Tensor, " b"]:

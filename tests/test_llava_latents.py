@@ -2,6 +2,8 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from llava_helpers import model_config, picture, tiny_llama, tower_configs
 
 from llava_ext.checkpoint import save_model
 from llava_ext.cli import main
-from llava_ext.config import IMAGE_INDEX, ExplainConfig
+from llava_ext.config import IMAGE_INDEX, ExplainConfig, TowerConfig
 from llava_ext.conversation import Turn
 from llava_ext.explain import ask, cells_of, explain
 from llava_ext.generate import Assistant
@@ -28,6 +30,7 @@ from llava_ext.latents import (
     top_and_random,
     without,
 )
+from llava_ext.model_config import TowerShape
 from llava_ext.towers import load_towers
 from revelio.activations.store import ActivationStore
 from revelio.sae.config import Normalize
@@ -260,6 +263,15 @@ def test_cells_of_the_language_models_tokens_are_the_pictures(assistant, asked) 
     found = cells_of(assistant.model, ids, "block1", tokens)
     assert found.tolist() == [-1, 0, 0, 15, -1]  # two towers of 16 tokens, interleaved
     assert cells_of(assistant.model, ids, "tower1", torch.tensor([3])).tolist() == [3]
+
+
+def test_a_layer_of_the_eleventh_tower_has_its_raster() -> None:
+    towers = [TowerConfig("x", "l", tokens="pool", budget=(n + 1) ** 2) for n in range(12)]
+    shapes = [TowerShape(8, (16, 16)) for _ in towers]
+    model: Any = SimpleNamespace(settings=SimpleNamespace(towers=towers), shapes=shapes)
+    for kind in ("tower", "projected"):
+        found = [raster(model, f"{kind}{n}") for n in range(12)]
+        assert found == [(n + 1, n + 1) for n in range(12)]
 
 
 def test_the_page_shows_the_answer_and_where_latents_carried_it(root: Path, tmp_path: Path) -> None:
