@@ -1,20 +1,25 @@
 """A page a picture: the answer, and for each k-SAE the latents that carried it, with where they did.
 
     explanation.json   the numbers: effects by latent and token, and the check by ablation
-    index.html         the same to look at; pictures/0.jpg, ...; gallery.css
+    index.html         the same to look at; gallery.css
+    pictures/          0.jpg, ...: the pictures; 0-tower1.jpg, ...: what of them a tower sees
 
 An effect is gradient x activation (:mod:`llava_ext.latents`), shown summed over a latent's tokens; its heat
-map is what it comes to at each cell. Beside it stands what the answer's log-probability really loses without
-the strongest pairs of latent and token, and without random ones.
+map is what it comes to at each cell. In the language model, paired towers share a map; towers that stand one
+behind the other (``fusion: sequence``) have one each. Beside it stands what the answer's log-probability
+really loses without the strongest pairs of latent and token, and without random ones.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import accumulate, pairwise
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Int64
 from PIL import Image
 from torch import Tensor
 
@@ -26,15 +31,16 @@ from llava_ext.latents import (
     Effects,
     attribute,
     log_probabilities,
-    raster,
     read_ksaes,
     top_and_random,
+    tower_of,
+    tower_raster,
     without,
 )
 from llava_ext.model import LlavaModel
 from llava_ext.templates import encode
+from llava_ext.towers import seen_square
 from revelio.analysis.gallery.heat_maps import LEVELS, levels
-from revelio.data.transforms import center_square
 from revelio.outputs import replace_files
 from revelio.pages import render_page
 from revelio.run_dir import write_json
@@ -67,7 +73,7 @@ def explain(config: ExplainConfig) -> dict[str, Any]:
         ]
         parts.append({"picture": path.name, "answer": asked.answer, "layers": layers})
     found = {"question": config.question, "model": Path(config.model).name, "pictures": parts}
-    replace_files(config.out, MAKER, lambda folder: _write(folder, found, pictures))
+    replace_files(config.out, MAKER, lambda folder: _write(folder, found, pictures, assistant))
     return found
 
 
@@ -119,9 +125,10 @@ def _layer(
         name: whole - float(without(model, asked.batch, layer, ksae, [removed]))
         for name, removed in (("top", top), ("random", random))
     }
-    height, width = raster(model, layer)
+    towers = _towers(model, layer)
+    rasters = zip(towers, (tower_raster(model, each) for each in towers), strict=True)
     latents = [
-        {"latent": latent, "effect": effect, "map": _map(model, asked, layer, found, latent)}
+        {"latent": latent, "effect": effect, "maps": _maps(model, asked, layer, found, latent)}
         for latent, effect in found.by_latent(config.latents)
     ]
     return {
@@ -131,47 +138,82 @@ def _layer(
         "lost_without_top": lost["top"],
         "lost_without_random": lost["random"],
         "predicted": float(top.effects.sum()),
-        "rows": height,
-        "columns": width,
+        "views": [{"tower": each, "rows": h, "columns": w} for each, (h, w) in rasters],
         "latents": latents,
     }
 
 
-def cells_of(model: LlavaModel, ids: Sequence[int], layer: str, tokens: Tensor) -> Tensor:
-    """The cell that each token stands for; -1 for text. In the language model, of whichever tower."""
-    if not layer.startswith("block"):
-        return tokens
+def _towers(model: LlavaModel, layer: str) -> list[int]:
+    """The towers on whose rasters a layer is drawn: in a block all, where they follow each other."""
+    one = tower_of(layer)
+    if one is None and model.settings.fusion == "sequence":
+        return list(range(len(model.settings.towers)))
+    return [one or 0]
+
+
+def cells_of(
+    model: LlavaModel, ids: Sequence[int], layer: str, tokens: Int64[Tensor, " e"]
+) -> tuple[Int64[Tensor, " e"], Int64[Tensor, " e"]]:
+    """What each token stands for: which of :func:`_towers`, by its place there, and the cell of its raster.
+
+    Both are -1 for text. Paired towers stand for the same cells.
+    """
+    if tower_of(layer) is not None:
+        return torch.zeros_like(tokens), tokens
     place = tokens - list(ids).index(IMAGE_INDEX)
-    inside = (place >= 0) & (place < model.image_tokens)
-    height, width = raster(model, layer)
-    interleaved = model.settings.fusion == "interleave"
-    cells = place // len(model.settings.towers) if interleaved else place % (height * width)
-    return torch.where(inside, cells, -1)
+    if model.settings.fusion == "interleave":
+        view, cell = torch.zeros_like(place), place // len(model.settings.towers)
+    else:
+        lengths = [prod(tower_raster(model, each)) for each in _towers(model, layer)]
+        ends = torch.tensor(lengths).cumsum(0)
+        view = torch.bucketize(place, ends[:-1], right=True)
+        cell = place - (ends - torch.tensor(lengths))[view]
+    text = (place < 0) | (place >= model.image_tokens)
+    return view.masked_fill(text, -1), cell.masked_fill(text, -1)
 
 
-def _map(
+def _maps(
     model: LlavaModel, asked: Asked, layer: str, found: Effects, latent: int
-) -> list[list[float]]:
-    """Effects of a latent as (cell, effect, level) of 255, cells ascending; text has no cell."""
+) -> list[list[list[float]]]:
+    """Effects of a latent by view as (cell, effect, level) of 255, cells ascending; text has no cell.
+
+    Levels are of the strongest cell of all views.
+    """
     some = found.chosen(found.latents == latent)
-    cells = cells_of(model, asked.batch["input_ids"][0].tolist(), layer, some.tokens)
-    height, width = raster(model, layer)
-    total = torch.zeros(height * width).index_add_(0, cells[cells >= 0], some.effects[cells >= 0])
+    views, cells = cells_of(model, asked.batch["input_ids"][0].tolist(), layer, some.tokens)
+    sizes = [prod(tower_raster(model, each)) for each in _towers(model, layer)]
+    starts = list(accumulate(sizes, initial=0))
+    inside = cells >= 0
+    flat = torch.tensor(starts)[views[inside]] + cells[inside]
+    total = torch.zeros(starts[-1]).index_add_(0, flat, some.effects[inside])
     at = (total > 0).nonzero().flatten()
-    flat = levels({0: (at, total[at])})[0] if len(at) else []
+    shown = levels({0: (at, total[at])})[0] if len(at) else []
+    pairs = list(zip(shown[::2], shown[1::2], strict=True))
     return [
-        [cell, float(total[cell]), level / LEVELS]
-        for cell, level in zip(flat[::2], flat[1::2], strict=True)
+        [
+            [cell - low, float(total[cell]), level / LEVELS]
+            for cell, level in pairs
+            if low <= cell < high
+        ]
+        for low, high in pairwise(starts)
     ]
 
 
-def _write(folder: Path, found: dict[str, Any], pictures: Sequence[Image.Image]) -> None:
+def _write(
+    folder: Path, found: dict[str, Any], pictures: Sequence[Image.Image], assistant: Assistant
+) -> None:
     """The page, its pictures and the numbers."""
     write_json(folder / "explanation.json", found)
     (folder / "pictures").mkdir()
-    for number, picture in enumerate(pictures):
-        square = center_square(picture.convert("RGB"), min(SIDE, *picture.size), "bicubic")
-        square.save(folder / "pictures" / f"{number}.jpg", quality=85)
+    aspect = assistant.model.settings.aspect
+    for number, (picture, part) in enumerate(zip(pictures, found["pictures"], strict=True)):
+        shown = {f"{number}": picture.convert("RGB")}
+        shown[f"{number}"].thumbnail((SIDE, SIDE))
+        for tower in {view["tower"] for layer in part["layers"] for view in layer["views"]}:
+            square = seen_square(assistant.towers[tower], picture, aspect, SIDE)
+            shown[f"{number}-tower{tower}"] = square
+        for name, image in shown.items():
+            image.save(folder / "pictures" / f"{name}.jpg", quality=85)
     style = files("revelio.analysis.gallery") / "static" / "gallery.css"
     (folder / "gallery.css").write_bytes(style.read_bytes())
     page = render_page("llava_ext", "explain.html.j2", found, folder="pages", strict=True)

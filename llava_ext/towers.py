@@ -30,7 +30,7 @@ from revelio.backbones.layers import check_grid
 from revelio.backbones.registry import load_backbone
 from revelio.backbones.weights_hash import weights_hash as weights_hash
 from revelio.config import to_plain
-from revelio.data.transforms import SquareTransform
+from revelio.data.transforms import SquareTransform, center_square
 
 GREY = (0.5, 0.5, 0.5)
 P = ParamSpec("P")
@@ -93,15 +93,12 @@ class BackboneTower:
         self.channels = sum(spec.channels for spec in specs) * len(self.timesteps)
         self.grid = (height // specs[0].stride, width // specs[0].stride)
         self.backbone = backbone
-        self.aspect = aspect
+        self.aspect: Aspect = aspect
         self._weights = ""
 
     def pixels(self, image: Image.Image) -> Float[Tensor, "3 h w"]:
         """The picture cropped, or padded with the mean colour of the tower's own normalisation."""
-        picture = image.convert("RGB")
-        if self.aspect == "pad":
-            picture = pad_to_square(picture, _mean_colour(self.backbone.transform))
-        return self.backbone.transform(picture)
+        return self.backbone.transform(_whole(image, self.backbone.transform, self.aspect))
 
     def grids(
         self,
@@ -270,12 +267,37 @@ def register(name: str, factory: Factory) -> None:
     _registered[name] = factory
 
 
+def seen_square(tower: Tower, image: Image.Image, aspect: Aspect, most: int) -> Image.Image:
+    """The part of a picture that a tower's grid lies over, to be looked at.
+
+    Args:
+        tower: of whose image processing only the geometry counts; the middle square where it isn't known.
+        image: of any size.
+        aspect: the model's.
+        most: pixels a side that are wanted; the picture is not enlarged to get them.
+    """
+    transform = getattr(getattr(tower, "backbone", None), "transform", None)
+    picture = _whole(image, transform, aspect)
+    side = min(most, *picture.size)
+    if not isinstance(transform, SquareTransform):
+        return center_square(picture, side, "bicubic")
+    # Cut at another size than the tower's, with as much left out.
+    resize = round(side * (transform.resize or transform.size) / transform.size)
+    return center_square(picture, side, "bicubic", resize=resize, stretch=transform.stretch)
+
+
 def plain_transforms(towers: Sequence[Tower]) -> list[dict[str, Any]]:
     """The towers' image processing as plain values, where all have a ``SquareTransform``; else nothing."""
     found = [getattr(getattr(tower, "backbone", None), "transform", None) for tower in towers]
     if not all(isinstance(each, SquareTransform) for each in found):
         return []
     return [asdict(each) for each in found]  # pyright: ignore[reportArgumentType]
+
+
+def _whole(image: Image.Image, transform: object, aspect: Aspect) -> Image.Image:
+    """The picture before a tower's processing: in RGB, padded where the model pads."""
+    picture = image.convert("RGB")
+    return picture if aspect == "crop" else pad_to_square(picture, _mean_colour(transform))
 
 
 def _mean_colour(transform: object) -> tuple[float, float, float]:

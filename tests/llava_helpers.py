@@ -23,7 +23,11 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from llava_ext.checkpoint import save_model
 from llava_ext.config import ModelConfig, TowerConfig
+from llava_ext.language import build_model
+from llava_ext.towers import load_towers
+from revelio.sae.model import KSparseAutoencoder
 
 END, START, STOP, PAD = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"
 CORPUS = [
@@ -129,6 +133,20 @@ def model_config(language_model: Path, *towers: TowerConfig, **settings: Any) ->
     return ModelConfig(str(language_model), towers, **{"max_length": 128, **settings})
 
 
+def write_answering(root: Path) -> None:
+    """A model of two towers in ``final``, a k-SAE of each of three layers, named by it, and ``cat.png``."""
+    towers = tower_configs(root)
+    config = model_config(
+        tiny_llama(root / "llama"), towers["clip"], towers["dinov2"], template="tokenizer"
+    )
+    model, tokenizer = build_model(config, load_towers(config, "cpu"))
+    save_model(model, tokenizer, root / "final")
+    widths = {"tower1": model.shapes[1].channels, "projected0": 32, "block1": 32}
+    for seed, (layer, width) in enumerate(widths.items()):
+        KSparseAutoencoder(width, 4 * width, 3, seed=seed).save_pretrained(root / layer)
+    picture(1).save(root / "cat.png")
+
+
 __all__ = [
     "model_config",
     "picture",
@@ -136,4 +154,5 @@ __all__ = [
     "tiny_llama",
     "tiny_mpt",
     "tiny_qwen2",
+    "write_answering",
 ]

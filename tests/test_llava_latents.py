@@ -8,15 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from llava_helpers import model_config, picture, tiny_llama, tower_configs
+from llava_helpers import picture, write_answering
 
-from llava_ext.checkpoint import save_model
 from llava_ext.cli import main
-from llava_ext.config import IMAGE_INDEX, ExplainConfig, TowerConfig
+from llava_ext.config import IMAGE_INDEX, TowerConfig
 from llava_ext.conversation import Turn
-from llava_ext.explain import ask, cells_of, explain
+from llava_ext.explain import ask
 from llava_ext.generate import Assistant
-from llava_ext.language import build_model
 from llava_ext.latents import (
     ModelLayers,
     ablation_check,
@@ -31,7 +29,6 @@ from llava_ext.latents import (
     without,
 )
 from llava_ext.model_config import TowerShape
-from llava_ext.towers import load_towers
 from revelio.activations.store import ActivationStore
 from revelio.sae.config import Normalize
 from revelio.sae.inputs import measure
@@ -45,16 +42,7 @@ LAYERS = ("tower1", "projected0", "block1")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved model with two towers, and a random k-SAE of each of three layers."""
     root = tmp_path_factory.mktemp("inside")
-    towers = tower_configs(root)
-    config = model_config(
-        tiny_llama(root / "llama"), towers["clip"], towers["dinov2"], template="tokenizer"
-    )
-    model, tokenizer = build_model(config, load_towers(config, "cpu"))
-    save_model(model, tokenizer, root / "final")
-    widths = {"tower1": model.shapes[1].channels, "projected0": 32, "block1": 32}
-    for seed, (layer, width) in enumerate(widths.items()):
-        KSparseAutoencoder(width, 4 * width, 3, seed=seed).save_pretrained(root / layer)
-    picture(1).save(root / "cat.png")
+    write_answering(root)
     return root
 
 
@@ -255,16 +243,6 @@ def test_wrong_edits_and_layers_are_one_line(ksaes, assistant, asked) -> None:
         attribute(assistant.model, asked.batch, "tower7", ksaes["tower1"])
 
 
-def test_cells_of_the_language_models_tokens_are_the_pictures(assistant, asked) -> None:
-    ids = asked.batch["input_ids"][0].tolist()
-    first = ids.index(IMAGE_INDEX)
-    tokens = torch.tensor([first - 1, first, first + 1, first + 31, first + 32])
-    assert raster(assistant.model, "block1") == (4, 4)
-    found = cells_of(assistant.model, ids, "block1", tokens)
-    assert found.tolist() == [-1, 0, 0, 15, -1]  # two towers of 16 tokens, interleaved
-    assert cells_of(assistant.model, ids, "tower1", torch.tensor([3])).tolist() == [3]
-
-
 def test_a_layer_of_the_eleventh_tower_has_its_raster() -> None:
     towers = [TowerConfig("x", "l", tokens="pool", budget=(n + 1) ** 2) for n in range(12)]
     shapes = [TowerShape(8, (16, 16)) for _ in towers]
@@ -272,31 +250,6 @@ def test_a_layer_of_the_eleventh_tower_has_its_raster() -> None:
     for kind in ("tower", "projected"):
         found = [raster(model, f"{kind}{n}") for n in range(12)]
         assert found == [(n + 1, n + 1) for n in range(12)]
-
-
-def test_the_page_shows_the_answer_and_where_latents_carried_it(root: Path, tmp_path: Path) -> None:
-    config = ExplainConfig(
-        model=str(root / "final"),
-        image=(root / "cat.png",),
-        question="what <b>is</b> it?",
-        answer="a cat",
-        ksae=(f"tower1={root / 'tower1'}", f"block1={root / 'block1'}"),
-        latents=2,
-        pairs=4,
-        out=tmp_path / "page",
-        device="cpu",
-    )
-    found = explain(config)
-    assert json.loads((config.out / "explanation.json").read_text()) == found
-    page = (config.out / "index.html").read_text()
-    assert "what &lt;b&gt;is&lt;/b&gt; it?" in page and "<strong>a cat</strong>" in page
-    (part,) = found["pictures"]
-    assert [layer["layer"] for layer in part["layers"]] == ["tower1", "block1"]
-    for layer in part["layers"]:
-        for latent in layer["latents"]:
-            assert f"latent {latent['latent']}<" in page
-            assert all(0 <= cell < 16 and 0 < level <= 1 for cell, _, level in latent["map"])
-    explain(config)  # its own files are replaced
 
 
 def test_tokens_are_stored_as_the_layers_give_them(root: Path, assistant, tmp_path: Path) -> None:
