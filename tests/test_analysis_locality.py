@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from sae_helpers import random_model
 from test_analysis_cells import dense_maps, dictionary
 
 from revelio.activations.config import ExtractRunConfig
+from revelio.activations.encode import grids_as_stored
 from revelio.activations.store import write_store
 from revelio.analysis.cells import encode_grid
 from revelio.analysis.config import LocalityConfig
@@ -299,6 +301,47 @@ def test_maps_of_moved_images_by_the_backbone(tmp_path):
     assert made.result["moved"]["shifted"]["value"] == pytest.approx(1, abs=1e-3)
     assert made.result["moved"]["shifted"]["chance"]["high"] < 0.9
     assert made.result["moved"]["mirrored"]["value"] == pytest.approx(1, abs=1e-3)
+
+
+def test_moved_images_get_the_mean_of_the_draws_that_the_store_is_of(tmp_path):
+    pictures = {f"{number}.png": picture(number) for number in range(6)}
+    (tmp_path / "pictures").mkdir()
+    for name, one in pictures.items():
+        one.save(tmp_path / "pictures" / name)
+    backbone = FakeBackbone("noisy-cells")
+    register("noisy-cells", lambda **_: backbone)
+    data = DataConfig(source=str(tmp_path / "pictures"))
+    [store] = extract_to(
+        ExtractRunConfig(
+            out=tmp_path / "run", layers=("deep",), timesteps=(200,), draws=3, average_draws=True,
+            pool="none", dtype="float32", seed=4, data=data,
+            backbone=BackboneConfig(name="noisy-cells"),
+        )
+    )  # fmt: skip
+
+    def mean(encoded: torch.Tensor) -> torch.Tensor:
+        drawn = [
+            backbone.activations(encoded, store.ids, ["deep"], timestep=200, seed=4, draw=draw)
+            for draw in range(3)
+        ]
+        return torch.stack([one["deep"] for one in drawn]).mean(0)
+
+    pixels = torch.stack([backbone.transform(pictures[Path(name).name]) for name in store.ids])
+    again = grids_as_stored(backbone, backbone.encode(pixels), store.ids, store.manifest)
+    torch.testing.assert_close(again, store.rows(0, 6))
+    model = random_model()
+    model.save_pretrained(tmp_path / "ksae")
+    made = measure_locality(
+        LocalityConfig(
+            store=(store.path,), ksae=str(tmp_path / "ksae"), moved=True, device="cpu", latents=5,
+            data=data, backbone=BackboneConfig(name="noisy-cells"),
+        )
+    )  # fmt: skip
+    latents = torch.tensor(made.result["latents"])
+    ours = encode_grid(model, store.rows(0, 6)).maps(latents)
+    theirs = encode_grid(model, mean(backbone.encode(pixels.flip(-1)))).maps(latents)
+    expected = agreement(ours, theirs.flip(-1))["value"]
+    assert made.result["moved"]["mirrored"]["value"] == pytest.approx(expected, abs=1e-4)
 
 
 class LocalBackbone(FakeBackbone):

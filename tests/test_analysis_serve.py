@@ -28,7 +28,7 @@ from revelio.data.config import DataConfig
 from revelio.pipelines import serve
 from revelio.pipelines.gallery import make_gallery
 from revelio.pipelines.inputs import open_sae
-from revelio.pipelines.serve import UPLOAD_LIMIT, UPLOADS, open_server
+from revelio.pipelines.serve import UPLOAD_LIMIT, UPLOADS, Encoder, open_server
 
 LAYER = "up_ft1"
 
@@ -122,6 +122,34 @@ def test_a_picture_is_answered_with_its_codes_cells_and_similar_images(
     lengths = [np.linalg.norm(list(one.values())) for one in (ours, images[row])]
     product = sum(value * images[row].get(place, 0.0) for place, value in ours.items())
     assert cosine == pytest.approx(product / (lengths[0] * lengths[1]), rel=1e-2)
+
+
+def test_a_picture_is_seen_with_all_draws_that_the_gallerys_images_are_means_of(
+    made: Path,
+) -> None:
+    folder, size = made / "averaged", ["--backbone.image-size", "32"]
+    main(["extract", "--backbone.name", str(made / "sd"), *size, "--layers", LAYER, "--pool", "none",
+          "--data.source", str(made / "images"), "--draws", "2", "--average-draws",
+          "--out", str(folder)])  # fmt: skip
+    (store,) = [path.parent for path in folder.glob("*/manifest.json")]
+    gallery = MakeGalleryConfig(
+        store=store, ksae=str(made / "run"), data=DataConfig(source=str(made / "images")),
+        map_method="pca", beside_controls=False, out=folder / "gallery",
+    )  # fmt: skip
+    make_gallery(gallery)
+    data = json.loads((folder / "gallery" / "gallery.json").read_text())
+    backbone = load_backbone(str(made / "sd"), layers=[LAYER], image_size=32)
+    model = open_sae(str(made / "run"))
+    found = Encoder(data, [], backbone, model)(picture := Image.new("RGB", (40, 40), "teal"), "x")
+    encoded = backbone.encode(backbone.transform(picture)[None])
+    drawn = [
+        backbone.activations(encoded, ["x"], [LAYER], timestep=25, draw=draw)[LAYER][0]
+        for draw in (0, 1)
+    ]
+    codes = model.encode(((drawn[0] + drawn[1]) / 2).mean((1, 2))[None])
+    expected = dict(zip(codes.indices[0].tolist(), codes.values[0].tolist(), strict=True))
+    shown = {data["latents"]["id"][place]: value for place, value, _ in found["active"]}
+    assert shown == pytest.approx({one: expected[one] for one in shown}, rel=1e-3) and shown
 
 
 def test_only_the_gallerys_own_files_are_given(made: Path, address: tuple[str, int]) -> None:

@@ -1,5 +1,6 @@
 """`eval-ksae` from stores to its page, its card and its refusals."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -218,6 +219,17 @@ def test_without_labels_and_with_too_few_images(tmp_path: Path) -> None:
     write_store(tmp_path / "few", torch.rand(20, 8), [f"f{i}" for i in range(20)])
     with pytest.raises(ValueError, match="holds 20 images: measures need 100 up"):
         eval_sae(EvalSAEConfig(store=tmp_path / "few", ksae=runs, out=tmp_path / "few-out"))
+
+
+def test_means_over_draws_are_not_measured_in_the_model(tmp_path: Path) -> None:
+    train, test = _stores(tmp_path)
+    runs = _trained(tmp_path, train, (0,))
+    about = json.loads((test / "manifest.json").read_text()) | {"draw": [0, 1]}
+    (test / "manifest.json").write_text(json.dumps(about))
+    config = EvalSAEConfig(store=test, ksae=runs, out=tmp_path / "out")
+    assert "fvu" in eval_sae(config)["ksaes"][runs[0]]["measures"]
+    with pytest.raises(ValueError, match=r"means over 2 noise draws.* or leave loss_images out"):
+        eval_sae(replace(config, loss_images=60, out=tmp_path / "other"))
 
 
 @pytest.mark.parametrize("rows", ["images", "cells"])

@@ -4,11 +4,11 @@ Shard i is always the images ``[i * size, (i + 1) * size)`` of the data set, cut
 that what is computed for it depends on nothing that came before.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from math import ceil
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int64, Shaped
@@ -91,6 +91,42 @@ def pooled(grid: Float[Tensor, "b ..."], pool: Pool) -> Shaped[Tensor, "b ..."]:
         return whole
     height, width = whole.shape[2:]
     return adaptive_avg_pool2d(whole, (min(pool, height), min(pool, width)))
+
+
+def draws_of(about: Mapping[str, Any]) -> list[int]:
+    """The noise draws that a store's manifest says its rows are the mean of; one draw, 0, without noise."""
+    draw = about.get("draw") or 0
+    return draw if isinstance(draw, list) else [draw]
+
+
+@torch.no_grad()
+def grids_as_stored(
+    backbone: Backbone,
+    encoded: Float[Tensor, "b c y x"],
+    ids: Sequence[str],
+    about: Mapping[str, Any],
+) -> Float[Tensor, "b d h w"]:
+    """The grids of other images, made as those of a store were: the mean over its draws, in float32.
+
+    Args:
+        backbone: the store's model.
+        encoded: what ``backbone.encode`` gave.
+        ids: the images' ids, which key the noise.
+        about: the store's manifest; its prompts are empty.
+    """
+    layer, draws = about["layer"], draws_of(about)
+    found = [
+        backbone.activations(
+            encoded,
+            ids,
+            [layer],
+            timestep=about.get("timestep"),
+            seed=about.get("seed") or 0,
+            draw=draw,
+        )[layer].float()
+        for draw in draws
+    ]
+    return sum(found[1:], start=found[0]) / len(draws)
 
 
 def random_cells(

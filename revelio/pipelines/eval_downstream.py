@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from revelio.activations.encode import draws_of
 from revelio.activations.store import ActivationStore
 from revelio.analysis.paired import halves
 from revelio.backbones.base import Backbone, DiffusionModel, EmbeddingModel
@@ -34,14 +35,19 @@ class InModel:
         rows: its activations.
 
     Raises:
-        ValueError: too few images; the backbone is not the store's or gives nothing to measure by; or the
-            images are others.
+        ValueError: too few images; rows that are means over draws; the backbone is not the store's or gives
+            nothing to measure by; or the images are others.
     """
 
     def __init__(self, config: EvalSAEConfig, store: ActivationStore, rows: Tensor) -> None:
         if config.loss_images < TOO_FEW:
             raise ValueError(
                 f"loss_images is {config.loss_images}: intervals need {TOO_FEW} images up"
+            )
+        if len(draws := draws_of(store.manifest)) > 1:
+            raise ValueError(
+                f"{config.store} holds means over {len(draws)} noise draws, which no pass of the model has: "
+                "give a store of one draw, or leave loss_images out"
             )
         self.confidence, self.seed, self.about = config.confidence, config.seed, store.manifest
         self.over: Literal["max", "mean"] = "mean" if config.over == "mean" else "max"
@@ -122,7 +128,7 @@ def _denoised(
     images: ImageDataset,
 ) -> Denoised:
     """The predictions with the store's own timestep, prompts and noise."""
-    policy, draw = about.get("prompt_policy") or "empty", about.get("draw") or 0
+    policy, (draw,) = about.get("prompt_policy") or "empty", draws_of(about)
     texts = None
     if policy != "empty":
         texts = prompt_texts(policy, images, device=config.backbone.device)
@@ -134,6 +140,6 @@ def _denoised(
         about["timestep"],
         prompts=texts,
         seed=about["seed"],
-        draw=draw if isinstance(draw, int) else draw[0],
+        draw=draw,
         batch_size=config.batch_size,
     )

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int64
 from PIL import Image
 from torch import Tensor
 
+from revelio.activations.encode import grids_as_stored
 from revelio.activations.store import ActivationStore
 from revelio.analysis.cells import encode_grid
 from revelio.analysis.config import LocalityConfig, TopImagesConfig
@@ -160,14 +161,7 @@ def _moved(
             ("shifted", pixels.roll(cells * pixels_a_cell, -1)),
         ):
             with torch.no_grad():
-                grids = backbone.activations(
-                    backbone.encode(image),
-                    names,
-                    [layer],
-                    timestep=about.get("timestep"),
-                    seed=about.get("seed") or 0,
-                    draw=about.get("draw") or 0,
-                )[layer]
+                grids = grids_as_stored(backbone, backbone.encode(image), names, about)
             moved[name].append(encode_grid(model, grids, about, latents).maps(latents).cpu())
         told(len(names))
     mirrored, shifted = (torch.cat(parts) for parts in moved.values())

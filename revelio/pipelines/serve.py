@@ -27,6 +27,7 @@ import torch
 from PIL import Image
 from scipy.sparse import csr_matrix
 
+from revelio.activations.encode import grids_as_stored
 from revelio.analysis.cells import GridCodes, encode_grid, image_codes
 from revelio.analysis.config import FROM_GALLERY, ServeConfig
 from revelio.analysis.gallery.heat_maps import levels, sparse_maps
@@ -144,17 +145,8 @@ class Encoder:
         return values[order], latents[order]
 
     def _grid(self, picture: Image.Image, name: str) -> torch.Tensor:
-        layer = self.meta["layer"]
-        pixels = self.backbone.transform(picture)[None]
-        grids = self.backbone.activations(
-            self.backbone.encode(pixels),
-            [name],
-            [layer],
-            timestep=self.meta.get("timestep"),
-            seed=self.meta.get("seed") or 0,
-            draw=self.meta.get("draw") or 0,
-        )
-        return grids[layer][0].float().cpu()
+        encoded = self.backbone.encode(self.backbone.transform(picture)[None])
+        return grids_as_stored(self.backbone, encoded, [name], self.meta)[0].cpu()
 
     def _alike(self, places: list[int], values: list[float]) -> list[list[float]]:
         if not places:
