@@ -14,6 +14,8 @@ from eval_helpers import Response, judge_server
 from PIL import Image
 from scipy.stats import hypergeom
 
+from revelio.activations.format import Cells
+from revelio.activations.store import write_store
 from revelio.analysis.config import TopImagesConfig
 from revelio.analysis.top_images import top_images
 from revelio.analysis.top_images_files import save_top_images, with_source
@@ -112,6 +114,37 @@ def test_a_judge_that_sees_names_latents_and_a_second_run_sends_nothing(made):
     assert result["passed"]["value"] == 1 and result["control"]["value"] == 0
     assert all(entry["agreement"] == 1 for entry in result["latents"])
     assert json.loads(found.path.read_text())["passed"] == result["passed"]
+
+
+@pytest.mark.parametrize("kind", ["grids", "cells"])
+def test_latents_of_cells_are_checked_on_images_where_they_fire_in_any_cell(made, tmp_path, kind):
+    model, pooled, _, _ = gallery_parts(tmp_path / "pooled")
+    plant(model)
+    model.trained_on["rows_are"] = "cells"
+    model.save_pretrained(tmp_path / "of-cells")
+    # Every second image of a color has it in one cell of nine: the mean over the cells is below the bias.
+    grids = torch.zeros(60, 12, 3, 3)
+    for image in range(60):
+        grids[image, image % 3, 1, 2] = 3.0
+        if image % 2:
+            grids[image, image % 3] = 3.0
+    rows, cells = grids, None
+    if kind == "cells":
+        places = torch.tensor([(y, x) for y in range(3) for x in range(3)], dtype=torch.int16)
+        rows, cells = grids.flatten(2).mT.flatten(0, 1), Cells(places.repeat(60, 1), (3, 3))
+    store = write_store(tmp_path / kind, rows, pooled.ids, settings=pooled.manifest, cells=cells)
+    top = with_source(top_images(model, store, TopImagesConfig(m=4)), model, store)
+    save_top_images(top, tmp_path / "top-of-cells")
+    config = replace(
+        made, top=tmp_path / "top-of-cells", store=store.path, ksae=str(tmp_path / "of-cells")
+    )
+    with judge_server(eye) as server:
+        result = name_latents(replace(config, base_url=server.base_url, checked=8)).result
+    names = {entry["latent"]: entry["name"] for entry in result["latents"]}
+    assert names == {0: "red", 1: "green", 2: "blue"}
+    # The judge's eye picks each image of the color, and no other.
+    perfect = hypergeom.sf(7, 16, 8, 8)
+    assert [entry["p"] for entry in result["latents"]] == pytest.approx([perfect] * 3)
 
 
 @pytest.mark.parametrize("text", ["{" * 1_000_000, "}{", "", "[1]", "{" * 70 + "}" * 70])

@@ -79,7 +79,8 @@ def name_latents(config: NameLatentsConfig, progress: Report = silent) -> Made:
     check_fields(config)
     out = config.out or config.top / "names.json"
     check_file(out, has_keys("latents", "passed", "judge"), "a file of names")
-    store = ActivationStore.open(config.store)
+    # Top images over cells may be of a store of cells; those of another store are refused below.
+    store = ActivationStore.open(config.store, cells=True)
     model = open_sae(config.ksae, config.device, progress)
     top = read_top_images(config.top, store, model)
     subjects = _subjects(config, top, store, model)
@@ -114,13 +115,14 @@ def _subjects(
             f"no latent fires on {config.shown + config.checked} images or more: show or check fewer, or "
             "extract more images"
         )
-    codes = firing(model, store, chosen).codes.tocsc()
+    # Firing is what the top images call it: of a k-SAE of cells, in any cell.
+    codes = firing(model, store, chosen, top.source.get("cells", "pooled")).codes.tocsc()
     found = []
     for place, latent in enumerate(chosen.tolist()):
         fired = set(codes[:, [place]].nonzero()[0].tolist())
         shown = top.indices[latent, : config.shown].tolist()
         draw = np.random.default_rng(key_seed(config.seed, "checked", latent))
-        parts = (sorted(fired - set(shown)), sorted(set(range(len(store))) - fired))
+        parts = (sorted(fired - set(shown)), sorted(set(range(store.images)) - fired))
         if min(map(len, parts)) < config.checked:
             continue
         rows = [int(row) for part in parts for row in draw.choice(part, config.checked, False)]
