@@ -11,6 +11,8 @@ from evaluation_helpers import classes_in_channels, judged
 
 from revelio.activations.config import ExtractRunConfig
 from revelio.activations.store import ActivationStore, write_store
+from revelio.analysis.config import TopImagesConfig
+from revelio.analysis.top_images import top_images
 from revelio.backbones.config import BackboneConfig
 from revelio.data.config import DataConfig
 from revelio.evaluation.config import EvalSAEConfig
@@ -208,6 +210,44 @@ def test_training_images_among_the_held_out_are_refused_or_said(tmp_path: Path) 
         eval_sae(EvalSAEConfig(**config))
     notes = eval_sae(EvalSAEConfig(**config, overlap="allow"))["notes"]
     assert notes == ["300 of 300 images are training images", NOT_IN_MODEL]
+
+
+def test_the_same_pictures_in_a_data_set_of_another_name_are_found(tmp_path: Path) -> None:
+    train, test = _stores(tmp_path)
+    runs = _trained(tmp_path, train, (0,))
+    rows = torch.cat(
+        [ActivationStore.open(test).tensor()[:150], ActivationStore.open(train).tensor()[:50]]
+    )
+    ids = [f"i{i}" for i in (*range(300, 450), *range(50))]
+    rows[150:] *= 1 + 1e-4  # of another batch
+    write_store(tmp_path / "b" / "test", rows, ids, settings={"dataset": "other"})
+    config = EvalSAEConfig(store=tmp_path / "b" / "test", train_store=train, ksae=runs)
+    with pytest.raises(ValueError, match="50 of the 200 images"):
+        eval_sae(config)
+    rows[150:] = torch.rand(50, 8)  # other pictures of the same names
+    write_store(tmp_path / "c" / "test", rows, ids, settings={"dataset": "other"})
+    notes = eval_sae(replace(config, store=tmp_path / "c" / "test", out=tmp_path / "out"))["notes"]
+    assert not any("training images" in note for note in notes)
+
+
+@pytest.mark.parametrize(("key", "value"), [("model", "n"), ("layer", "down")])
+def test_a_store_of_another_model_or_layer_is_no_test(tmp_path: Path, key: str, value: str) -> None:
+    rows, classes = classes_in_channels(300)
+    about = {"model": "m", "layer": "up", "timestep": 25, "classes": list("abcd")}
+    for name, more in (("train", {}), ("test", {key: value}), ("later", {"timestep": 900})):
+        ids = [f"{name}{i}" for i in range(300)]
+        write_store(tmp_path / name, rows, ids, classes.tolist(), settings=about | more)
+    runs = _trained(tmp_path, tmp_path / "train", (0,))
+    config = EvalSAEConfig(store=tmp_path / "test", ksae=runs, out=tmp_path / "out")
+    wrong = r"test is of model .*, and the k-SAE was trained on model m, layer up: give"
+    with pytest.raises(ValueError, match=wrong):
+        eval_sae(config)
+    how = TopImagesConfig(m=5)
+    model = KSparseAutoencoder.from_pretrained(Path(runs[0]) / "final")
+    with pytest.raises(ValueError, match=wrong):
+        top_images(model, ActivationStore.open(tmp_path / "test"), how)
+    with pytest.warns(UserWarning, match="later is of timestep 900, .*trained on timestep 25"):
+        top_images(model, ActivationStore.open(tmp_path / "later"), how)
 
 
 def test_without_labels_and_with_too_few_images(tmp_path: Path) -> None:

@@ -123,6 +123,31 @@ def test_stores_that_no_probe_can_take_are_refused(stores, tmp_path):
         probe(replace(config, out=tmp_path / "notes.json"))
 
 
+def test_stores_of_other_models_or_of_the_same_pictures_are_not_tested_on(tmp_path):
+    labels = np.arange(60) % 3
+    about = {"model": "m", "layer": "up", "timestep": 25, "classes": list(CLASSES)}
+
+    def made(name, seed, ids, **more):
+        rows = grids(labels, 1.5, seed)
+        settings = about | {"dataset": name} | more
+        return write_store(tmp_path / name, rows, ids, labels.tolist(), settings=settings).path
+
+    ids = [f"i{i}" for i in range(60)]
+    train = made("a", 0, ids)
+    config = ProbeConfig(store=(train,), test_store=(), out=tmp_path / "p.json")
+    for key, value in (("model", "n"), ("layer", "down")):
+        other = made(f"other-{key}", 1, ids, **{key: value})
+        with pytest.raises(ValueError, match=f"the {key} of .*: extract both alike"):
+            probe(replace(config, test_store=(other,)))
+    later = made("later", 1, ids, timestep=100)
+    with pytest.warns(UserWarning, match="the timestep of .* is 25, of .* 100"):
+        probe(replace(config, test_store=(later,)))
+    # Another data set's name does not make the same pictures others, nor equal names other pictures the same.
+    with pytest.raises(ValueError, match="60 of the 60 test images"):
+        probe(replace(config, test_store=(made("copy", 0, ids),)))
+    assert probe(replace(config, test_store=(made("b", 1, ids),))).entries
+
+
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("photos")

@@ -6,7 +6,8 @@ code took ReLU of the pre-activations before TopK (`codes="dense"`), the paper's
 the TopK codes (`codes="sparse"`). Larger values come first; ties go to the lower row.
 """
 
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +20,14 @@ from revelio.analysis.config import OverCells, TopImagesConfig
 from revelio.bounds import check_fields
 from revelio.sae.kernels.base import Codes
 from revelio.sae.metrics import density_histogram
+from revelio.trust import printable
 
 if TYPE_CHECKING:
     from revelio.activations.store import ActivationStore
     from revelio.sae.model import KSparseAutoencoder
 
+# Where a store's activations were taken, and how.
+PLACE, SETTING = ("model", "layer"), ("timestep", "prompt_policy")
 MIN_IMAGES = 10
 """A latent counts as active when more images than this have a code > 0 (released code)."""
 
@@ -158,11 +162,11 @@ def top_images(
         progress: told the number of images after each batch.
 
     Raises:
-        ValueError: a setting is outside its bounds, or the store's width is not the k-SAE's.
+        ValueError: a setting is outside its bounds, or the store is none of the k-SAE's (:func:`check_fits`).
     """
     config = config or TopImagesConfig()
     check_fields(config)
-    check_width(model, store)
+    check_fits(model, store)
     model = model.to(device).eval()
     running, over = RunningTop(model.n, config.kept), over_cells(model, config)
     read = _read_pooled if over == "pooled" else _read_cells
@@ -256,14 +260,37 @@ def pooled(rows: Tensor) -> Float[Tensor, "b d"]:
     return rows.mean((-2, -1)) if rows.ndim == 4 else rows
 
 
-def check_width(model: "KSparseAutoencoder", store: "ActivationStore") -> None:
-    """Raise ValueError where the k-SAE was trained on activations of another width."""
-    width = store.row_shape[0]
+def check_fits(model: "KSparseAutoencoder", store: "ActivationStore") -> None:
+    """Warn where a store is of another timestep or other prompts than what the k-SAE was trained on.
+
+    Raises:
+        ValueError: it is of another width, model or layer.
+    """
+    width, about = store.row_shape[0], store.manifest
     if width != model.d:
         raise ValueError(
             f"the store's activations have {width} channels and the k-SAE takes {model.d}: "
             "give the store (layer) that the k-SAE was trained on"
         )
+    trained = model.trained_on.get("stores") or [model.trained_on]
+    if about.get("model") is None or not all(one.get("model") for one in trained):
+        return
+    like = [one for one in trained if all(one.get(key) == about.get(key) for key in PLACE)]
+    if not like:
+        raise ValueError(
+            f"{store.path} is of {_told(about, PLACE)}, and the k-SAE was trained on "
+            f"{_told(trained[0], PLACE)}: give a store of that"
+        )
+    if not any(all(one.get(key) == about.get(key) for key in SETTING) for one in like):
+        warnings.warn(
+            f"{store.path} is of {_told(about, SETTING)}, and the k-SAE was trained on "
+            f"{_told(like[0], SETTING)}: its latents may mean something else there",
+            stacklevel=3,
+        )
+
+
+def _told(about: Mapping[str, Any], keys: Sequence[str]) -> str:
+    return ", ".join(f"{key.replace('_', ' ')} {printable(about.get(key))}" for key in keys)
 
 
 def _add_sparse(running: RunningTop, codes: Codes, start: int) -> None:

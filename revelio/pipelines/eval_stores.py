@@ -11,13 +11,15 @@ from torch import Tensor
 
 from revelio.activations.store import ActivationStore
 from revelio.analysis.config import OverCells
-from revelio.analysis.top_images import check_width, pooled
+from revelio.analysis.top_images import check_fits, pooled
 from revelio.evaluation.config import EvalSAEConfig
 from revelio.sae.inputs import find
 from revelio.sae.model import KSparseAutoencoder
 from revelio.trust import printable
 
 TOO_FEW = 100
+# Relative distance of activations of one picture, which rounding keeps it below.
+SAME = 1e-2
 UNLABELLED = "the images have no labels: only label-free measures were taken"
 NO_TRAIN_STORE = (
     "no training store was given: controls are made of the held-out activations themselves"
@@ -70,14 +72,13 @@ def eval_data(config: EvalSAEConfig, models: Mapping[str, KSparseAutoencoder]) -
         ValueError: stores and k-SAEs do not fit together, images are in both, or too few.
     """
     store, over = opened_for(config.store, config.over), config.over
-    for model in models.values():
-        check_width(model, store)
     if store.images < TOO_FEW:
         raise ValueError(f"{config.store} holds {store.images} images: measures need {TOO_FEW} up")
     train = opened_for(config.train_store, over) if config.train_store else store
     for each in (store, train):
         _check_channels(each, store)
         for model in models.values():
+            check_fits(model, each)
             find(model.inputs, each.manifest)
     rows = _rows(store, over)
     notes = [] if store.labels is not None else [UNLABELLED]
@@ -87,8 +88,8 @@ def eval_data(config: EvalSAEConfig, models: Mapping[str, KSparseAutoencoder]) -
         return EvalData(
             store, rows, rows.flatten(0, -2), store.sha256, store.manifest, random, notes
         )
-    same = all(train.manifest.get(key) == store.manifest.get(key) for key in ("dataset", "split"))
-    shared = len(set(train.ids) & set(store.ids)) if same else 0
+    train_rows = _rows(train, over)
+    shared = shared_images(train, train_rows, store, rows)
     if shared and config.overlap == "stop":
         raise ValueError(
             f"{shared:,} of the {store.images:,} images of {config.store} are in {config.train_store} too: "
@@ -96,8 +97,28 @@ def eval_data(config: EvalSAEConfig, models: Mapping[str, KSparseAutoencoder]) -
         )
     if shared:
         notes = [f"{shared:,} of {store.images:,} images are training images", *notes]
-    source = _rows(train, over).flatten(0, -2)
+    source = train_rows.flatten(0, -2)
     return EvalData(store, rows, source, train.sha256, train.manifest, random, notes)
+
+
+def shared_images(
+    train: ActivationStore, train_rows: Tensor, store: ActivationStore, rows: Tensor
+) -> int:
+    """How many images of ``store`` are in ``train`` too.
+
+    Of one data set ids say it. Others may hold the same pictures, and different ones of the same name: there
+    the activations of equal ids are compared, up to the rounding of another batch.
+    """
+    place = {name: number for number, name in enumerate(train.ids)}
+    both = [number for number, name in enumerate(store.ids) if name in place]
+    keys = ("dataset", "split")
+    if all(train.manifest.get(key) == store.manifest.get(key) for key in keys) or not both:
+        return len(both)
+    ours, theirs = rows[both].flatten(1), train_rows[[place[store.ids[n]] for n in both]].flatten(1)
+    if ours.shape != theirs.shape:
+        return 0
+    apart = (ours - theirs).norm(dim=1) / ours.norm(dim=1).clamp(min=1e-12)
+    return int((apart < SAME).sum())
 
 
 def _check_channels(other: ActivationStore, store: ActivationStore) -> None:

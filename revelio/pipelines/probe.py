@@ -7,6 +7,7 @@ found = probe(ProbeConfig(store=(Path("runs/train/up_ft1-t25-empty-d0"),),
 found.entries[0]["value"]
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,12 @@ from typing import Any
 import numpy as np
 
 from revelio.activations.store import ActivationStore
-from revelio.analysis.top_images import pooled
+from revelio.analysis.top_images import PLACE, SETTING, pooled
 from revelio.bounds import check_fields
 from revelio.distributed import device_of
 from revelio.outputs import check_file, has_keys
 from revelio.pipelines import Made, Report, counted, silent
+from revelio.pipelines.eval_stores import shared_images
 from revelio.probes.chosen import Probed
 from revelio.probes.config import ProbeConfig, ProbeName
 from revelio.probes.knn import knn_probe
@@ -136,6 +138,7 @@ def _pair(train_path: Path, test_path: Path) -> Pair:
             f"rows of {train.path} are {train.row_shape}, of {test.path} {test.row_shape}: give stores of "
             "the same layer"
         )
+    _check_alike(train, test)
     _check_apart(train, test)
     known = {name: number for number, name in enumerate(train.classes)}
     missing = [name for name in test.classes if name not in known]
@@ -152,15 +155,27 @@ def _pair(train_path: Path, test_path: Path) -> Pair:
 
 def _check_apart(train: ActivationStore, test: ActivationStore) -> None:
     """Refuse test images that a probe is trained on."""
-    both = set(train.ids) & set(test.ids)
-    same = all(
-        train.manifest.get(key) == test.manifest.get(key) for key in ("dataset", "split", "classes")
-    )
-    if both and same:
+    shared = shared_images(train, train.tensor(), test, test.tensor())
+    if shared:
         raise ValueError(
-            f"{len(both)} of the {len(test)} test images of {test.path} are training images, such as "
-            f"{printable(min(both))}: give a store of other images"
+            f"{shared} of the {len(test)} test images of {test.path} are training images, such as "
+            f"{printable(min(set(train.ids) & set(test.ids)))}: give a store of other images"
         )
+
+
+def _check_alike(train: ActivationStore, test: ActivationStore) -> None:
+    """Refuse activations of another model or layer; warn of another timestep or other prompts."""
+    if not all(store.manifest.get("model") for store in (train, test)):
+        return  # not of an extraction
+    for key in (*PLACE, *SETTING):
+        ours, theirs = (printable(one.manifest.get(key)) for one in (train, test))
+        said = f"the {key} of {train.path} is {ours}, of {test.path} {theirs}"
+        if ours != theirs and key in PLACE:
+            raise ValueError(f"{said}: extract both alike")
+        if ours != theirs:
+            warnings.warn(
+                f"{said}: the probe is tested on what it was not trained for", stacklevel=2
+            )
 
 
 def _trained(name: ProbeName, pair: Pair, config: ProbeConfig, seed: int) -> Probed:

@@ -35,7 +35,7 @@ from revelio.analysis.gallery.records import (
 )
 from revelio.analysis.gallery.told import Told
 from revelio.analysis.purity import eligible
-from revelio.analysis.top_images import TopImages, check_width
+from revelio.analysis.top_images import TopImages, check_fits
 from revelio.bounds import check_fields
 from revelio.data.dataset import ImageDataset, ImageError
 from revelio.data.transforms import center_square
@@ -203,7 +203,7 @@ def check_place(out: Path) -> None:
 
 def _check(out: Path, model: Any, store: Any, top: TopImages) -> None:
     check_place(out)
-    check_width(model, store)
+    check_fits(model, store)
     if len(top.counts) != model.n or top.images != store.images:
         raise ValueError(
             f"the top images are of {len(top.counts)} latents and {top.images} images, the k-SAE has "
