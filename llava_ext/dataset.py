@@ -4,6 +4,7 @@ All conversations are encoded when the data set is made, so that a record that c
 long once its images are expanded, is named before anything is trained.
 """
 
+import json
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -94,6 +95,15 @@ class Opened(Dataset):
         return self.pictures.get(self.names[index])
 
 
+def _rules(tokenizer: "PreTrainedTokenizerBase") -> object:
+    """What makes a text tokens: of a fast tokenizer merges, normalizer and all, of another its words."""
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    if fast is None:
+        return sorted(tokenizer.get_vocab().items())
+    passing = ("padding", "truncation")  # of the last call
+    return [pair for pair in json.loads(fast.to_str()).items() if pair[0] not in passing]
+
+
 @dataclass(frozen=True)
 class EncodedRecords:
     """The tokens of all records, one behind the other; a file of them saves the next start from encoding.
@@ -123,8 +133,8 @@ class EncodedRecords:
         Raises:
             ValueError: a record can't be masked; the message names it.
         """
-        words = sorted(tokenizer.get_vocab().items())
-        settings = (words, tokenizer.chat_template, config.template, config.system)
+        rules = _rules(tokenizer)
+        settings = (rules, tokenizer.chat_template, config.template, config.system)
         key = combined([repr(settings), *(repr(record.turns) for record in records)])
         if path is not None and path.is_file():
             with suppress(ValueError):  # damaged: encoded anew

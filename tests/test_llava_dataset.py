@@ -1,11 +1,13 @@
 """Samples and batches: ids, labels, lengths after expansion, padding, images in reading order."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from llava_helpers import tiny_language_tokenizer
+from tokenizers import Tokenizer
 from torch.utils.data import DataLoader
 
 from llava_ext.config import IGNORE_INDEX, IMAGE_INDEX, ModelConfig, TowerConfig
@@ -118,3 +120,29 @@ def test_kept_tokens_are_read_where_they_are_the_same(tmp_path, monkeypatch) -> 
         made.clear()
         EncodedRecords.read_or_make(path, changed, tokenizer, other)
         assert made
+    made.clear()
+    tokenizer(["a", "b c"], padding=True, truncation=True, max_length=4)
+    EncodedRecords.read_or_make(path, records, tokenizer, config)
+    assert not made
+
+
+@pytest.mark.parametrize("part", ["merges", "normalizer"])
+def test_kept_tokens_of_a_tokenizer_of_the_same_words_are_not_read(part: str, tmp_path) -> None:
+    records = [
+        Record("0", ("a",), (Turn("user", "<image> a dog?"), Turn("assistant", "A small dog")))
+    ]
+    config = ModelConfig("x", (TowerConfig("c", "l"),), template="mpt", max_length=200)
+    tokenizer, other = tiny_language_tokenizer(), tiny_language_tokenizer()
+    parts = json.loads(other.backend_tokenizer.to_str())
+    if part == "merges":
+        parts["model"]["merges"] = []
+    else:
+        parts["normalizer"] = {"type": "Lowercase"}
+    other._tokenizer = Tokenizer.from_str(json.dumps(parts))
+    assert other.get_vocab() == tokenizer.get_vocab()
+    path = tmp_path / "tokens.safetensors"
+    kept = EncodedRecords.read_or_make(path, records, tokenizer, config)
+    kept.save(path)
+    (by_hand,) = encode_all(other, "mpt", [("", records[0].turns)])
+    found = EncodedRecords.read_or_make(path, records, other, config)
+    assert found.sample(0)[0].tolist() == by_hand.input_ids != kept.sample(0)[0].tolist()
