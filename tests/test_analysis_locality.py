@@ -37,6 +37,8 @@ from revelio.cli import main
 from revelio.data.config import DataConfig
 from revelio.pipelines.extract import extract_to
 from revelio.pipelines.locality import measure_locality
+from revelio.sae.inputs import measure
+from revelio.sae.model import KSparseAutoencoder
 from revelio.trust import read_object
 
 ALL = torch.arange(6)
@@ -199,6 +201,35 @@ def test_partners_in_another_run():
     assert partners(ours, ours, torch.arange(12))["value"] == 1
     with pytest.raises(ValueError, match="widths 32 and 6"):
         partners(ours, random_model(), torch.arange(3))
+
+
+def test_partners_of_k_saes_that_normalize_otherwise_are_compared_in_one_scale():
+    rows = torch.randn(400, 32, generator=DRAW) * torch.logspace(-1, 1, 32)
+    inputs = {
+        kind: [measure({"store": kind}, kind, [rows])] for kind in ("mean-norm", "per-dimension")
+    }
+    plain = random_model(d=32, n=12, seed=0)
+    ksaes = {"none": plain} | {
+        kind: KSparseAutoencoder(32, 12, 3, inputs=one) for kind, one in inputs.items()
+    }
+    with torch.no_grad():
+        for ksae in ksaes.values():
+            ksae.W_dec.copy_(plain.W_dec)
+            if ksae is ksaes["per-dimension"]:
+                ksae.W_dec.div_(
+                    rows.std(0, correction=0)
+                )  # so that restored ones point the same way
+    for ours in ksaes.values():
+        for theirs in ksaes.values():
+            found = partners(ours, theirs, torch.arange(12))
+            assert found["of_latents"] == pytest.approx([1] * 12, abs=1e-3)
+    both = inputs["per-dimension"] + [
+        measure({"store": "b"}, "per-dimension", [rows * 2 + rows**2])
+    ]
+    two = KSparseAutoencoder(32, 12, 3, seed=1, inputs=both)
+    assert partners(two, two, torch.arange(12))["value"] == 1
+    with pytest.raises(ValueError, match="normalize 0 and 2 stores"):
+        partners(plain, two, torch.arange(12))
 
 
 def test_an_interval_of_nothing_is_none_and_others_cover_the_mean():

@@ -81,22 +81,41 @@ def partners(
 ) -> dict[str, Any]:
     """The share of latents that have a partner of cosine above 0.7 in another run, beside random directions.
 
-    ``of_latents``: the largest cosine of each.
+    ``of_latents``: the largest cosine of each, between directions in the scale that the k-SAE was trained in.
 
     Raises:
-        ValueError: the k-SAEs are of other widths.
+        ValueError: the k-SAEs are of other widths, or of several stores that they scale differently.
     """
     if model.d != other.d:
         raise ValueError(f"k-SAEs of widths {model.d} and {other.d} have no latents in common")
     normalize = torch.nn.functional.normalize
     rows = normalize(model.W_dec.detach().cpu().float()[latents], dim=1)
-    theirs = normalize(other.W_dec.detach().cpu().float(), dim=1)
+    theirs = normalize(_rescaled(other.W_dec.detach().cpu().float(), other, model), dim=1)
     source = torch.Generator().manual_seed(key_seed("random partners"))
     random = normalize(torch.randn(theirs.shape, generator=source), dim=1)
     ours, chance = (_highest(rows, directions) for directions in (theirs, random))
     share, at_random = (proportion(int((one > PARTNER).sum()), len(rows)) for one in (ours, chance))
     each = [round(value, 4) for value in ours.tolist()]
     return share | {"chance": at_random, "of_latents": each}
+
+
+def _rescaled(
+    directions: Float[Tensor, "n d"], of: "KSparseAutoencoder", to: "KSparseAutoencoder"
+) -> Float[Tensor, "n d"]:
+    """Directions of one k-SAE as another, which normalizes otherwise, has them; but for their length."""
+    ours, theirs = ([one.scale for one in each.inputs] for each in (to, of))
+    if ours == theirs or all(len(scale) == 1 for scale in ours + theirs):
+        return directions  # one number changes no direction
+    if len(ours) > 1 or len(theirs) > 1:
+        raise ValueError(
+            f"the k-SAEs normalize {len(ours)} and {len(theirs)} stores, each in its own way: compare ones "
+            "of the same stores, or of one store"
+        )
+    for scale in theirs:
+        directions = directions * directions.new_tensor(scale)
+    for scale in ours:
+        directions = directions / directions.new_tensor(scale)
+    return directions
 
 
 def _highest(rows: Tensor, directions: Tensor) -> Float[Tensor, " l"]:
