@@ -308,25 +308,26 @@ def test_masks_and_stores_that_do_not_match_are_named(made):
     assert not (made / "x.json").exists()
 
 
-def test_maps_of_moved_images_by_the_backbone(tmp_path):
+@pytest.mark.parametrize("pool", ["none", 2])
+def test_maps_of_moved_images_by_the_backbone(pool, tmp_path):
     """On a backbone without noise whose cells see only themselves, maps move with the image exactly."""
     pictures = tmp_path / "pictures"
     for number in range(6):
         path = pictures / ("a", "b")[number % 2] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         picture(number).save(path)
-    register("local-cells", lambda **_: LocalBackbone())
+    register(f"local-cells-{pool}", lambda **_: LocalBackbone())
     [store] = extract_to(
         ExtractRunConfig(
-            out=tmp_path / "run", layers=("deep",), timesteps=(), pool="none",
-            data=DataConfig(source=str(pictures)), backbone=BackboneConfig(name="local-cells"),
+            out=tmp_path / "run", layers=("deep",), timesteps=(), pool=pool,
+            data=DataConfig(source=str(pictures)), backbone=BackboneConfig(name=f"local-cells-{pool}"),
         )
     )  # fmt: skip
     random_model().save_pretrained(tmp_path / "ksae")
     made = measure_locality(
         LocalityConfig(
             store=(store.path,), ksae=str(tmp_path / "ksae"), moved=True, device="cpu", latents=5,
-            data=DataConfig(source=str(pictures)), backbone=BackboneConfig(name="local-cells"),
+            data=DataConfig(source=str(pictures)), backbone=BackboneConfig(name=f"local-cells-{pool}"),
         )
     )  # fmt: skip
     assert made.result["moved"]["shifted"]["value"] == pytest.approx(1, abs=1e-3)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from analysis_helpers import write_pictures
 from backbones_helpers import tiny_sd
 from browser_helpers import Page, needs_browser
@@ -128,7 +129,7 @@ def test_a_picture_is_seen_with_all_draws_that_the_gallerys_images_are_means_of(
     made: Path,
 ) -> None:
     folder, size = made / "averaged", ["--backbone.image-size", "32"]
-    main(["extract", "--backbone.name", str(made / "sd"), *size, "--layers", LAYER, "--pool", "none",
+    main(["extract", "--backbone.name", str(made / "sd"), *size, "--layers", LAYER, "--pool", "2",
           "--data.source", str(made / "images"), "--draws", "2", "--average-draws",
           "--out", str(folder)])  # fmt: skip
     (store,) = [path.parent for path in folder.glob("*/manifest.json")]
@@ -146,10 +147,20 @@ def test_a_picture_is_seen_with_all_draws_that_the_gallerys_images_are_means_of(
         backbone.activations(encoded, ["x"], [LAYER], timestep=25, draw=draw)[LAYER][0]
         for draw in (0, 1)
     ]
-    codes = model.encode(((drawn[0] + drawn[1]) / 2).mean((1, 2))[None])
+    mean = (drawn[0] + drawn[1]) / 2
+    codes = model.encode(mean.mean((1, 2))[None])
     expected = dict(zip(codes.indices[0].tolist(), codes.values[0].tolist(), strict=True))
     shown = {data["latents"]["id"][place]: value for place, value, _ in found["active"]}
     assert shown == pytest.approx({one: expected[one] for one in shown}, rel=1e-3) and shown
+    half = mean.shape[1] // 2
+    corners = [
+        mean[:, y : y + half, x : x + half].mean((1, 2)) for y in (0, half) for x in (0, half)
+    ]
+    cells = model.encode(torch.stack(corners))
+    assert found["grid"] == [2, 2] and mean.shape[1] > 2
+    for place, _, flat in found["active"]:
+        hits = ((cells.indices == data["latents"]["id"][place]) & (cells.values > 0)).any(1)
+        assert flat[::2] == hits.nonzero()[:, 0].tolist()
 
 
 def test_only_the_gallerys_own_files_are_given(made: Path, address: tuple[str, int]) -> None:

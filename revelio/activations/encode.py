@@ -108,6 +108,8 @@ def grids_as_stored(
 ) -> Float[Tensor, "b d h w"]:
     """The grids of other images, made as those of a store were: the mean over its draws, in float32.
 
+    Averaged to a side where the store's are; whole where it holds one vector an image.
+
     Args:
         backbone: the store's model.
         encoded: what ``backbone.encode`` gave.
@@ -126,7 +128,9 @@ def grids_as_stored(
         )[layer].float()
         for draw in draws
     ]
-    return sum(found[1:], start=found[0]) / len(draws)
+    mean = sum(found[1:], start=found[0]) / len(draws)
+    side = about.get("pool")
+    return pooled(mean, side if isinstance(side, int) else "none")
 
 
 def random_cells(

@@ -138,8 +138,8 @@ def _moved(
     progress: Report,
 ) -> dict[str, Any]:
     """How maps agree once the image was mirrored or shifted and the map moved back."""
-    about, layer = store.manifest, store.manifest["layer"]
-    backbone = load_backbone(config.backbone, layers=[layer])
+    about = store.manifest
+    backbone = load_backbone(config.backbone, layers=[about["layer"]])
     if backbone.name != about.get("model") or about.get("prompt_policy") not in (None, "empty"):
         raise ValueError(
             f"{store.path} is of {about.get('model')} under prompts {about.get('prompt_policy')}, the "
@@ -150,16 +150,13 @@ def _moved(
     if missing := [name for name in ids if name not in place]:
         raise ValueError(f"the data set has no image {printable(missing[0])}: give the store's own")
     cells = max(1, maps.shape[-1] // 8)
-    pixels_a_cell = backbone.layers[layer].stride
     told = counted(progress, "moved images", len(ids), "image")
     moved: dict[str, list[Tensor]] = {"mirrored": [], "shifted": []}
     for start in range(0, len(ids), BATCH):
         names = ids[start : start + BATCH]
         pixels = torch.stack([backbone.transform(dataset.read(place[name])) for name in names])
-        for name, image in (
-            ("mirrored", flipped(pixels)),
-            ("shifted", pixels.roll(cells * pixels_a_cell, -1)),
-        ):
+        shift = round(cells * pixels.shape[-1] / maps.shape[-1])
+        for name, image in (("mirrored", flipped(pixels)), ("shifted", pixels.roll(shift, -1))):
             with torch.no_grad():
                 grids = grids_as_stored(backbone, backbone.encode(image), names, about)
             moved[name].append(encode_grid(model, grids, about, latents).maps(latents).cpu())

@@ -192,7 +192,7 @@ def image_records(fired: Firing, limit: int) -> Iterator[dict[str, Any]]:
 def describe(top: TopImages, chosen: Tensor, config: GalleryConfig) -> dict[str, Any]:
     """What the gallery is of: the numbers and names at its head."""
     known = ("model", "dataset", "split", "layer", "timestep", "prompt_policy", "mode", "codes")
-    known += ("seed", "draw", "image_size", "cells")
+    known += ("seed", "draw", "pool", "image_size", "cells")
     meta = {key: top.source[key] for key in known if top.source.get(key) is not None}
     ksae = top.source.get("ksae", {})
     return meta | {
