@@ -8,9 +8,12 @@ from sae_helpers import planted
 from sae_reference_kernel import ReferenceKernel
 from torch import Tensor, nn
 
+from revelio.sae.activations import EncodeRequest
 from revelio.sae.checkpoint import load_checkpoint, save_checkpoint
 from revelio.sae.config import TrainConfig
 from revelio.sae.dataloader import Shuffled
+from revelio.sae.kernels.select import fastest_kernel
+from revelio.sae.kernels.sparse import SparseKernel
 from revelio.sae.metrics import evaluate
 from revelio.sae.model import KSparseAutoencoder
 from revelio.sae.train import begin, train
@@ -152,6 +155,25 @@ def test_inference_is_all_above_the_threshold():
     pre, codes = jump.preactivations(x), jump.encode(x)
     dense = torch.zeros(len(x), N).scatter_add(1, codes.indices, codes.values)
     torch.testing.assert_close(dense, pre * (pre > jump.threshold))
+
+
+KERNELS = {"sparse": SparseKernel, "reference": ReferenceKernel, "fastest": None}
+
+
+@pytest.mark.parametrize("options", [{}, *OPTIONS], ids=str)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_no_rows_have_no_codes(options, kernel):
+    model = fresh(**options)
+    made = KERNELS[kernel]
+    model.kernel = made() if made else fastest_kernel(model)
+    none, latents = rows()[:0], torch.tensor([1, 5])
+    # As PyTorch's own top k of no rows: no rows of at least one code.
+    for codes in (model.encode(none), model.encode(none, latents=latents)):
+        assert codes.values.shape == codes.indices.shape and len(codes.values) == 0
+        assert codes.values.shape[1] >= 1 and model.decode(codes).shape == none.shape
+    request = EncodeRequest(model.kernel, model.centre(none), model.weights)
+    kept = model.rule(bandwidth=0.5).keep(request)
+    assert len(kept.codes.values) == 0 and kept.dead is None
 
 
 @pytest.mark.parametrize("options", OPTIONS[:3], ids=str)

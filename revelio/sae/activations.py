@@ -127,8 +127,9 @@ class BatchTopK:
         while True:
             codes, more = _first(request, width, dead)
             dead = dead or more
-            cut = codes.values.flatten().topk(total).values[-1]
-            if width == self.n or bool(codes.values[:, -1].max() <= cut):
+            cut = codes.values.flatten().topk(total).values[-1:]
+            # Holds of no rows, too, which have no maximum.
+            if width == self.n or bool((codes.values[:, -1:] <= cut).all()):
                 break
             width = min(4 * width, self.n)
         places = codes.values.flatten().topk(total).indices
@@ -229,7 +230,7 @@ def _above(request: EncodeRequest, k: int, n: int, floor: float) -> ActivationOu
     while True:
         codes, more = _first(request, width, dead)
         dead = dead or more
-        if width == n or bool(codes.values[:, -1].max() <= floor):
+        if width == n or bool((codes.values[:, -1] <= floor).all()):
             break
         width = min(4 * width, n)
     found, _, counts = narrowed(codes, codes.values > floor)
