@@ -1,5 +1,6 @@
 """`revelio convert-ksae`: every form in, every form out, the same codes; nothing is written over."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,13 @@ import pytest
 import torch
 from sae_helpers import planted, random_model
 
+from revelio.activations.format import Cells
 from revelio.activations.store import write_store
 from revelio.cli import main
 from revelio.pipelines.convert_sae import convert_sae, read_sae
 from revelio.sae.config import Mode, Normalize, TrainConfig
-from revelio.sae.inputs import measure
+from revelio.sae.inputs import Input, measure
+from revelio.sae.io.peers import export_sparsify
 from revelio.sae.model import KSparseAutoencoder
 from revelio.sae.train import train
 
@@ -161,3 +164,68 @@ def test_a_store_shows_whether_the_k_sae_is_of_this_layer(tmp_path):
     with pytest.raises(ValueError, match="of the variance unexplained"):
         convert_sae(tmp_path / "ours", tmp_path / "no", "saelens", store=tmp_path / "foreign")
     assert not (tmp_path / "no").exists()
+
+
+def reading(kind: str, inputs: Sequence[Input] = ()) -> KSparseAutoencoder:
+    """Its latents are the four dimensions and their opposites, of which it keeps one: no bias."""
+    model = KSparseAutoencoder(4, 8, 1, inputs=inputs, trained_on={"rows_are": kind}, seed=None)
+    with torch.no_grad():
+        model.W_enc.copy_(torch.cat([torch.eye(4), -torch.eye(4)]))
+        model.W_dec.copy_(model.W_enc)
+    return model
+
+
+def one_dimension_a_cell() -> torch.Tensor:
+    """Grids (40 4 2 3) whose cells are all on an axis, at either side of 0, so that their means are not."""
+    draw = torch.Generator().manual_seed(2)
+    axis = torch.randint(4, (40, 6), generator=draw)
+    size = torch.randn(40, 6, generator=draw)
+    return (torch.eye(4)[axis] * size[..., None]).transpose(1, 2).reshape(40, 4, 2, 3)
+
+
+def test_a_store_measures_a_k_sae_of_cells_on_cells(tmp_path):
+    grids, ids = one_dimension_a_cell(), [str(i) for i in range(40)]
+    write_store(tmp_path / "grids", grids, ids, settings={"pool": "none"})
+    cells = grids.flatten(2).transpose(1, 2)
+    drawn = torch.stack([torch.randperm(6)[:2].sort().values for _ in ids])
+    write_store(
+        tmp_path / "cells",
+        cells[torch.arange(40)[:, None], drawn].flatten(0, 1),
+        ids,
+        cells=Cells(torch.stack([drawn // 3, drawn % 3], 2).flatten(0, 1).to(torch.int16), (2, 3)),
+    )
+    reading("cells").save_pretrained(tmp_path / "of cells")
+    reading("images").save_pretrained(tmp_path / "of images")
+    export_sparsify(reading("cells"), tmp_path / "theirs")
+    for source, store, rows in (
+        ("of cells", "grids", 240),
+        ("of cells", "cells", 80),
+        ("theirs", "cells", 80),
+    ):
+        out = tmp_path / f"{source} {store}"
+        made = convert_sae(tmp_path / source, out, store=tmp_path / store)
+        assert made.metrics is not None and made.metrics.rows == rows
+        assert made.metrics.fvu == pytest.approx(0, abs=1e-9)
+    # What one dimension leaves of the means, about their mean.
+    means = grids.mean((2, 3)).double().numpy()
+    left = (means**2).sum() - (means**2).max(1).sum()
+    share = left / ((means - means.mean(0)) ** 2).sum()
+    made = convert_sae(tmp_path / "of images", tmp_path / "out", store=tmp_path / "grids")
+    assert made.metrics is not None and made.metrics.fvu == pytest.approx(share, rel=1e-4)
+
+
+def test_a_store_measures_a_k_sae_of_several_by_its_own_input(tmp_path):
+    cells = one_dimension_a_cell().flatten(2).transpose(1, 2).flatten(0, 1)
+    rows, ids = {"up_ft0": cells, "up_ft1": 100 + 7 * cells}, [str(i) for i in range(len(cells))]
+    inputs = [
+        Input({"layer": "up_ft0"}, "per-dimension", (0.0,) * 4, (1.0,)),
+        Input({"layer": "up_ft1"}, "per-dimension", (100.0,) * 4, (7.0,)),
+    ]
+    reading("images", inputs).save_pretrained(tmp_path / "ours")
+    for layer, held in rows.items():
+        write_store(tmp_path / layer, held, ids, settings={"layer": layer})
+        made = convert_sae(tmp_path / "ours", tmp_path / f"of {layer}", store=tmp_path / layer)
+        assert made.metrics is not None and made.metrics.fvu == pytest.approx(0, abs=1e-9)
+    write_store(tmp_path / "mid", rows["up_ft0"], ids, settings={"layer": "mid"})
+    with pytest.raises(ValueError, match="was given layer mid"):
+        convert_sae(tmp_path / "ours", tmp_path / "no", store=tmp_path / "mid")

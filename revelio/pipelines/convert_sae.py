@@ -7,9 +7,9 @@ from typing import Literal
 import torch
 
 from revelio.activations.store import ActivationStore
-from revelio.analysis.top_images import pooled
 from revelio.files import check_folder, write_folder, write_whole_by
 from revelio.pipelines import Progress, Report, silent
+from revelio.pipelines.sae_rows import StoreRows
 from revelio.sae.io.peers import export_saelens, export_sparsify
 from revelio.sae.io.released import check_reconstruction, export_released, import_ksae
 from revelio.sae.io.saved import WEIGHTS
@@ -101,8 +101,9 @@ def convert_sae(
 
 
 def _measured(model: KSparseAutoencoder, path: Path) -> Metrics:
-    store = ActivationStore.open(path)
-    count, parts = min(len(store), MEASURED_ROWS), []
-    for start in range(0, count, 1024):
-        parts.append(pooled(store.rows(start, min(start + 1024, count))))
-    return check_reconstruction(model, torch.cat(parts))
+    """On the rows that it knows: cells where it was trained on them, or where the store has nothing else."""
+    store = ActivationStore.open(path, cells=True)
+    cells = store.cells is not None or model.trained_on.get("rows_are") == "cells"
+    rows = StoreRows(store, torch.arange(store.images), cells=cells)
+    read = rows.raw(0, min(len(rows), MEASURED_ROWS))
+    return check_reconstruction(model, read, source=store.manifest)

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from revelio.sae.inputs import Source
 from revelio.sae.io.foreign import (
     check_size,
     filled,
@@ -62,15 +63,24 @@ def import_ksae(path: Path, k: int | None = None) -> KSparseAutoencoder:
 
 
 def check_reconstruction(
-    model: KSparseAutoencoder, rows: Float[Tensor, "b d"], worst_fvu: float = 0.5
+    model: KSparseAutoencoder,
+    rows: Float[Tensor, "b d"],
+    worst_fvu: float = 0.5,
+    source: Source = None,
 ) -> Metrics:
     """Measure an imported k-SAE on activations that it should know.
 
+    Args:
+        model: the k-SAE.
+        rows: the activations.
+        worst_fvu: the share of their variance that it may leave unexplained.
+        source: which of its inputs they are of; see :meth:`KSparseAutoencoder.encode`.
+
     Raises:
         ValueError: it leaves more than ``worst_fvu`` of their variance unexplained: another layer,
-            model or scale, or a file read wrongly.
+            model or scale, or a file read wrongly; or they are of no input of the k-SAE.
     """
-    found = evaluate(model, rows.split(1024))
+    found = evaluate(model, rows.split(1024), source)
     if not found.fvu <= worst_fvu:
         raise ValueError(
             f"the k-SAE leaves {found.fvu:.3f} of the variance unexplained (at most {worst_fvu} "
