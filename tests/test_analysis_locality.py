@@ -165,6 +165,12 @@ def test_masks_are_found_and_shifted_ones_are_chance(tmp_path):
         for one in (1, 2, 3)
     )
     assert entry["mean"]["value"] > entry["mean"]["chance"]["high"]
+    # Dimensions 4 and 5 are 0 everywhere: latents that never fire are no part of the mean.
+    assert entry["latents"][4:] == [{"class": None, "iou": None, "chance": None}] * 2
+    each = [one["iou"] for one in entry["latents"]]
+    assert entry["mean"]["of_latents"] == each and entry["mean"]["latents"] == 4
+    assert entry["mean"]["value"] == pytest.approx(np.mean(each[:4]), abs=1e-4)
+    assert entry["mean"]["chance"]["latents"] == 4
     with pytest.raises(ValueError, match="for 24 images of grid"):
         mask_iou(found, masks[:, :7])
     with pytest.raises(ValueError, match="name no class but"):

@@ -239,6 +239,8 @@ def mask_iou(
 ) -> dict[str, Any]:
     """The IoU of each latent with the class that it fits best, and the mean over latents, beside chance.
 
+    A latent that never fires fits no class: its values are None, and no part of the mean.
+
     Args:
         found: where latents fire.
         masks: the class of each cell, on the grid of the firings, of the same images in the same order.
@@ -267,8 +269,10 @@ def mask_iou(
     )
     chance = _ious(found, above, shifted, classes).max(1)
     best = ious.argmax(1)
-    latents = [
+    latents: list[dict[str, Any]] = [
         {"class": classes[place], "iou": round(float(row[place]), 4), "chance": round(float(at), 4)}
+        if at == at
+        else {"class": None, "iou": None, "chance": None}
         for row, place, at in zip(ious, best, chance, strict=True)
     ]
     return {"latents": latents, "mean": _beside(ious.max(1), chance, seed, samples)}
@@ -283,6 +287,7 @@ def _above_half(found: Firings) -> Bool[Tensor, " e"]:
 def _ious(
     found: Firings, above: Bool[Tensor, " e"], masks: Tensor, classes: Sequence[int]
 ) -> Float[np.ndarray, "l classes"]:
+    """NaN: the latent never fires."""
     flat = masks.flatten(1)
     latents, at = found.latents[above], flat[found.images[above], found.cells[above]]
     fired = torch.bincount(latents, minlength=found.asked)
@@ -291,7 +296,7 @@ def _ious(
         both = torch.bincount(latents[at == one], minlength=found.asked)
         union = fired + int((flat == one).sum()) - both
         columns.append(both.double() / union)
-    return torch.stack(columns, dim=1).numpy()
+    return torch.stack(columns, dim=1).masked_fill(fired[:, None] == 0, torch.nan).numpy()
 
 
 def _beside(
