@@ -196,6 +196,28 @@ def test_ablating_the_latents_of_the_classes_takes_them_and_nothing_else(
     assert parts["k-SAE"]["others"] == 0.0  # with k = 1 no other image has the latent
 
 
+def test_a_class_that_the_reader_never_saw_is_no_part_of_the_ablation() -> None:
+    rows, labels = classes_in_channels()
+    rows, labels = torch.cat([rows, torch.eye(8)[7:]]), torch.cat([labels, torch.tensor([4])])
+    images = held_out(rows, labels, halves(len(rows), 0), 0)
+    assert images.judged[-1]  # its one image is not in the half that is read
+    downstream = Channels(Passing(), "x", rows[:, None], batch_size=64)
+    reader = Reader.of(downstream, images)
+    assert reader is not None and reader.knows(torch.arange(5)).tolist() == [True] * 4 + [False]
+    model = reading(8, 8, 1)
+    entries, parts = ablations(downstream, {"k-SAE": encoded(model, rows)}, images, reader)
+    # No detector fires on that image, whose dimension is the eighth: by a loop over the other classes.
+    own = []
+    for c in range(4):
+        kept = (images.judged & (labels == c)).nonzero()[:, 0].tolist()
+        x = rows[kept, :4].double().numpy()
+        without = x * ((x != x.max(1, keepdims=True)) | (np.arange(4) != c))
+        read = reader.fitted.predict_log_proba
+        own.append((read(x)[:, c] - read(without)[:, c]).mean())
+    assert parts["k-SAE"] == {"own": pytest.approx(np.mean(own), rel=1e-5), "others": 0.0}
+    assert entries["ablation"]["value"] == pytest.approx(np.mean(own), rel=1e-5)
+
+
 def test_the_effect_of_what_the_model_reads_is_above_a_random_directions() -> None:
     (entries, _), *_ = _ablated(reading(8, 8, 1))
     assert entries["effect"]["controls"]["a random direction"]["value"] == 0.0

@@ -203,6 +203,8 @@ def _drop(
 ) -> Float[Tensor, "classes images"]:
     """How much the ablation of each latent lowers the log-probability of each judged image's own class.
 
+    NaN: the reader never saw the class, whether a latent fires on the image or not.
+
     ``random``: take a random direction from this seed instead, as long.
     """
     assert images.labels is not None
@@ -220,7 +222,7 @@ def _drop(
         return reader.log_probabilities(features).gather(1, truth)[:, 0]
 
     drop[pairs.places, pairs.images] = read(downstream.unchanged[pairs.images]) - read(outputs)
-    return drop
+    return drop.masked_fill(~reader.knows(images.labels), torch.nan)
 
 
 def _means(
@@ -245,4 +247,6 @@ def _selective(drop: Float[Tensor, "classes images"], images: HeldOut) -> Measur
 
 def _parts(drop: Float[Tensor, "classes images"], images: HeldOut) -> dict[str, float]:
     own, others = _means(drop, images, torch.ones(drop.shape[1], dtype=torch.bool))
-    return {"own": float(own.nanmean()), "others": float(others.nanmean())}
+    # Of the classes that `_selective` takes, so that it is their difference.
+    taken = ~(own - others).isnan()
+    return {"own": float(own[taken].mean()), "others": float(others[taken].mean())}

@@ -18,7 +18,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
@@ -231,6 +231,10 @@ class Reader:
             warnings.simplefilter("ignore", ConvergenceWarning)
             model.fit(features.double().numpy(), images.labels[chosen].numpy())
         return cls(model, images.classes)
+
+    def knows(self, labels: Int64[Tensor, " i"]) -> Bool[Tensor, " i"]:
+        """Which labels had an image in the half that it was fitted on."""
+        return torch.isin(labels, torch.from_numpy(self.fitted.classes_))
 
     def log_probabilities(self, features: Float[Tensor, "p f"]) -> Float[Tensor, "p classes"]:
         """Of each class."""
