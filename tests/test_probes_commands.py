@@ -104,20 +104,22 @@ def test_stores_that_no_probe_can_take_are_refused(stores, tmp_path):
     bare = write_store(tmp_path / "bare", rows, ids)
     with pytest.raises(ValueError, match="bare has no labels"):
         probe(replace(config, test_store=(bare.path,)))
-    flat = write_store(
-        tmp_path / "flat", rows, ids, [0, 1, 2] * 3, settings={"classes": ["ant", "bee", "elk"]}
-    )
+    settings = {"classes": ["ant", "bee", "elk"], "layer": "good"}
+    flat = write_store(tmp_path / "flat", rows, ids, [0, 1, 2] * 3, settings=settings)
     with pytest.raises(ValueError, match="needs grids"):
         probe(replace(config, store=(flat.path,), test_store=(write_store(
             tmp_path / "flat2", rows, ["x" + i for i in ids], [0, 1, 2] * 3,
-            settings={"classes": ["ant", "bee", "elk"]}).path,), probes=("attention",)))  # fmt: skip
+            settings=settings).path,), probes=("attention",)))  # fmt: skip
     with pytest.raises(ValueError, match="give stores of the same layer"):
         probe(replace(config, test_store=(flat.path,)))
     other = write_store(
-        tmp_path / "other", grids(np.array([0]), 0, 0), ["a"], [0], settings={"classes": ["elk"]}
-    )
+        tmp_path / "other", grids(np.array([0]), 0, 0), ["a"], [0],
+        settings={"classes": ["elk"], "layer": "good"},
+    )  # fmt: skip
     with pytest.raises(ValueError, match="has no class elk"):
         probe(replace(config, test_store=(other.path,)))
+    with pytest.raises(ValueError, match=r"good and .*noise differ in `layer` \(good and noise\)"):
+        probe(replace(config, test_store=(test[1],)))
     (tmp_path / "notes.json").write_text("{}")
     with pytest.raises(ValueError, match="is there and is not a table of probes"):
         probe(replace(config, out=tmp_path / "notes.json"))

@@ -186,6 +186,50 @@ def test_concepts_of_stores_and_their_sums(tmp_path: Path, capsys):
         assert not (tmp_path / "no").exists()
 
 
+def test_a_contrast_is_of_stores_and_a_k_sae_of_one_layer(model: Path, tmp_path: Path, capsys):
+    draw = torch.Generator().manual_seed(0)
+    made = {"model": "m", "layer": "up_ft0", "timestep": 25, "prompt_policy": "empty"}
+    rows = {}
+
+    def written(name: str, other: dict | None = None, d: int = 16) -> Path:
+        rows[name] = torch.randn(8, d, generator=draw)
+        ids = [f"{name}{index}" for index in range(8)]
+        return write_store(tmp_path / name, rows[name], ids, settings=made | (other or {})).path
+
+    def saved(name: str, **told) -> Path:
+        ksae = ksae_of(16)
+        ksae.trained_on = told
+        ksae.save_pretrained(tmp_path / name)
+        return tmp_path / name
+
+    words = ("concept", "--store", written("s"))
+    run(*words, "--against-store", written("t", {"draw": 3}), "--out", tmp_path / "c")
+    found = Concept.load(tmp_path / "c")
+    torch.testing.assert_close(found.vector[0], rows["s"].mean(0) - rows["t"].mean(0))
+    out = ("--out", tmp_path / "no")
+    for name, other in (
+        ("model", "n"), ("layer", "up_ft1"), ("timestep", 900), ("prompt_policy", "generic"),
+    ):  # fmt: skip
+        against = written(f"other_{name}", {name: other})
+        said = fails(capsys, *words, "--against-store", against, *out)
+        assert f"other_{name} differ in `{name}` ({made[name]} and {other})" in said
+    narrow = written("narrow", d=12)
+    assert "of the same layer" in fails(capsys, *words, "--against-store", narrow, *out)
+    against = ("--against-store", tmp_path / "t")
+    run(*words, *against, "--ksae", saved("k", model="m", layer="up_ft0"), "--out", tmp_path / "d")
+    several = [{"model": "m", "layer": layer} for layer in ("up_ft1", "up_ft2")]
+    other = saved("several", model="m", stores=several)
+    wrong = (("layer up_ft1, up_ft2, not up_ft0", other),
+             ("model n, not m", saved("n", model="n", layer="up_ft0")))  # fmt: skip
+    for line, ksae in wrong:
+        assert line in fails(capsys, *words, *against, "--ksae", ksae, *out)
+    elsewhere = ("concept", "--layer", LAYER, "--ksae", other)
+    assert "not text_encoder.block1" in fails(capsys, *elsewhere, "--latent-values", 1, *out)
+    where = ("--backbone.name", model, "--texts", "a cat")
+    assert "trained on model m, not tiny" in fails(capsys, *elsewhere, *where, *out)
+    assert not (tmp_path / "no").exists()
+
+
 def test_the_k_sae_says_layer_and_reading_and_its_scale_is_the_activations(
     model: Path, tmp_path: Path
 ):
@@ -202,6 +246,18 @@ def test_the_k_sae_says_layer_and_reading_and_its_scale_is_the_activations(
     assert reading_of(ksae_of(16)) == "cells"
     ksae.trained_on["rows_are"] = "cells"
     assert reading_of(ksae) == "cells"
+
+
+def test_a_k_sae_of_stores_that_are_pooled_differently_reads_means(tmp_path: Path):
+    grids = torch.randn(8, 16, 2, 2, generator=torch.Generator().manual_seed(0))
+    ids = [str(index) for index in range(8)]
+    for name, rows in (("none", grids), ("mean", grids.mean((2, 3)))):
+        write_store(tmp_path / name, rows, ids, settings={"layer": "up_ft0", "pool": name})
+    words = ("train-ksae", "--store", tmp_path / "none", tmp_path / "mean", "--expansion", 2, "--k", 3,
+             "--steps", 2, "--batch-size", 4, "--out", tmp_path / "k")  # fmt: skip
+    run(*words)
+    ksae = KSparseAutoencoder.from_pretrained(tmp_path / "k" / "final")
+    assert "pool" not in ksae.trained_on and reading_of(ksae) == "pooled"
 
 
 def see(pictures: list[Image.Image]) -> list[str]:

@@ -22,6 +22,8 @@ from revelio.sae.model import KSparseAutoencoder
 from revelio.trust import printable, read_object
 
 FINAL = "final"
+# What two stores have in common whose rows can be compared: places in manifests.
+ALIKE = ("model", "layer", "timestep", "prompt_policy")
 
 
 def open_run(config: Any, command: str, results: Sequence[str] = ()) -> Run:
@@ -54,6 +56,26 @@ def pictures_of(config: DataConfig, store: ActivationStore) -> ImageDataset:
         raise ValueError(
             f"the store's images ({recorded}) can't be opened: give their source (data.source) ({error})"
         ) from error
+
+
+def check_alike(store: ActivationStore, other: ActivationStore) -> None:
+    """See that the rows of two stores can be compared: of one model, layer, timestep and prompt policy.
+
+    Raises:
+        ValueError: they can't; the first difference is named.
+    """
+    for name in ALIKE:
+        one, two = (each.manifest.get(name) for each in (store, other))
+        if one != two:
+            raise ValueError(
+                f"{store.path} and {other.path} differ in `{name}` ({printable(one)} and {printable(two)}): "
+                "give stores that were extracted alike"
+            )
+    if store.row_shape != other.row_shape:
+        raise ValueError(
+            f"rows of {store.path} are {store.row_shape}, of {other.path} {other.row_shape}: give stores of "
+            "the same layer"
+        )
 
 
 def hashed(dataset: ImageDataset, progress: Report) -> ImageDataset:

@@ -9,7 +9,13 @@ from torch import Tensor
 from revelio.activations.store import ActivationStore
 from revelio.analysis.top_images import pooled
 from revelio.outputs import check_replaceable, replace_files
-from revelio.pipelines.steer_parts import check_trained_on, open_ksae, open_pipeline, parse_latents
+from revelio.pipelines.inputs import check_alike
+from revelio.pipelines.steer_parts import (
+    check_trained_on,
+    open_ksae,
+    open_pipeline,
+    parse_latents,
+)
 from revelio.sae.model import KSparseAutoencoder
 from revelio.steering.concept import (
     CARD,
@@ -72,6 +78,8 @@ def _of_texts(config: ConceptConfig) -> Concept:
     layers = open_pipeline(config.backbone)
     ksae = None if config.ksae is None else open_ksae(config.ksae, layers.denoiser.device)
     assert config.layer is not None
+    if ksae is not None:
+        check_trained_on(ksae, str(config.ksae), layers.name, config.layer)
     if not config.find:
         return from_texts(
             layers, config.layer, ksae, texts, against,
@@ -97,7 +105,7 @@ def _of_stores(config: ConceptConfig) -> Concept:
     model = str(store.manifest.get("model") or config.backbone.name)
     ksae = None if config.ksae is None else open_ksae(config.ksae)
     if ksae is not None:
-        check_trained_on(ksae, model, layer)
+        check_trained_on(ksae, str(config.ksae), store.manifest.get("model"), layer)
     made = {"store": config.store.resolve().name, "class": config.class_name}
     if not config.find:
         return from_rows(model, layer, ksae, rows, against, codes=config.codes, made=made)
@@ -110,7 +118,7 @@ def _rows_of(config: ConceptConfig, store: ActivationStore) -> tuple[Tensor, Ten
     """The rows of the concept, and the others.
 
     Raises:
-        ValueError: the stores don't say which are which, or are of prompts.
+        ValueError: the stores don't say which are which, can't be compared, or are of prompts.
     """
     if "prompts" in store.manifest:
         raise ValueError(
@@ -121,13 +129,7 @@ def _rows_of(config: ConceptConfig, store: ActivationStore) -> tuple[Tensor, Ten
         if config.against_store is None:
             raise ValueError("which pictures are the concept's? give class_name or against_store")
         against = ActivationStore.open(config.against_store)
-        for key in ("model", "layer", "timestep", "prompt_policy"):
-            ours, theirs = store.manifest.get(key), against.manifest.get(key)
-            if ours != theirs:
-                raise ValueError(
-                    f"the {key} of {against.path} and of {store.path} differ ({printable(theirs)} and "
-                    f"{printable(ours)}): a concept is the difference of like activations, extract both alike"
-                )
+        check_alike(store, against)
         return rows, pooled(against.tensor())
     if store.labels is None or config.class_name not in store.classes:
         known = printable(", ".join(store.classes)) or "none"
@@ -141,6 +143,7 @@ def _of_latents(config: ConceptConfig) -> Concept:
         raise ValueError("latents are a k-SAE's: give ksae")
     assert config.layer is not None
     ksae = open_ksae(config.ksae)
+    check_trained_on(ksae, config.ksae, None, config.layer)
     model = str(ksae.trained_on.get("model") or config.backbone.name)
     return from_latents(model, config.layer, ksae, parse_latents(config.latent_values, 1.0))
 

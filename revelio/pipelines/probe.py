@@ -22,7 +22,7 @@ from revelio.bounds import check_fields
 from revelio.distributed import device_of
 from revelio.outputs import check_file, has_keys
 from revelio.pipelines import Made, Report, counted, silent
-from revelio.pipelines.eval_stores import shared_images
+from revelio.pipelines.inputs import check_alike
 from revelio.probes.chosen import Probed
 from revelio.probes.config import ProbeConfig, ProbeName
 from revelio.probes.knn import knn_probe
@@ -133,12 +133,7 @@ def _pair(train_path: Path, test_path: Path) -> Pair:
     for store in (train, test):
         if store.labels is None:
             raise ValueError(f"{store.path} has no labels: a probe needs images with classes")
-    if train.row_shape != test.row_shape:
-        raise ValueError(
-            f"rows of {train.path} are {train.row_shape}, of {test.path} {test.row_shape}: give stores of "
-            "the same layer"
-        )
-    _check_alike(train, test)
+    check_alike(train, test)
     _check_apart(train, test)
     known = {name: number for number, name in enumerate(train.classes)}
     missing = [name for name in test.classes if name not in known]

@@ -170,27 +170,48 @@ def _of_latents(
             f"the k-SAE is {ksae.d} wide, layer {layer} of {layers.name} {width}: it was trained on "
             "another layer or model"
         )
-    check_trained_on(ksae, layers.name, layer)
+    check_trained_on(ksae, path, layers.name, layer)
     read = config.read or reading_of(ksae)
     change = LatentChange(ksae, values, config.operation, read, config.where)
     return Edit(layer, change, width, 1.0, **_places(config))
 
 
-def check_trained_on(ksae: KSparseAutoencoder, model: str, layer: str) -> None:
-    """Raise ValueError where a k-SAE says that it was trained on another model or layer."""
+def check_trained_on(ksae: KSparseAutoencoder, path: str, model: str | None, layer: str) -> None:
+    """See that a k-SAE was trained on a model's layer, where it says what it was trained on.
+
+    Args:
+        ksae: the k-SAE.
+        path: where it came from, for messages.
+        model: the model's name; None: not known.
+        layer: the layer.
+
+    Raises:
+        ValueError: it was trained on another, or on several others.
+    """
     for name, wanted in (("model", model), ("layer", layer)):
-        if ksae.trained_on.get(name) not in (None, wanted):
+        known = [one.get(name) for one in trained_stores(ksae)]
+        if wanted is not None and None not in known and wanted not in known:
+            said = printable(", ".join(map(str, dict.fromkeys(known))))
             raise ValueError(
-                f"the k-SAE was trained on {name} {printable(ksae.trained_on[name])}, not "
-                f"{printable(wanted)}: choose another"
+                f"the k-SAE {printable(path)} was trained on {name} {said}, not {printable(wanted)}: choose "
+                "another"
             )
+
+
+def trained_stores(ksae: KSparseAutoencoder) -> list[dict[str, Any]]:
+    """What a k-SAE says of each store that it was trained on; of one that says nothing, an empty entry."""
+    told = ksae.trained_on
+    # Of several stores, what they do not share stands with each of them alone.
+    stores = told.get("stores")
+    entries = [one for one in stores if isinstance(one, dict)] if isinstance(stores, list) else []
+    return [{**told, **one} for one in entries] or [told]
 
 
 def reading_of(ksae: KSparseAutoencoder) -> Read:
     """What a k-SAE reads: the mean of all cells where it was trained on such, else every cell or token."""
-    told = ksae.trained_on
     # Stores of pictures say how they are pooled, and are averaged to train on; those of tokens don't.
-    return "pooled" if "pool" in told and told.get("rows_are") != "cells" else "cells"
+    pictures = all("pool" in one for one in trained_stores(ksae))
+    return "pooled" if pictures and ksae.trained_on.get("rows_are") != "cells" else "cells"
 
 
 def read_mask(path: Path) -> Tensor:
