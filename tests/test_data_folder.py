@@ -88,6 +88,10 @@ def test_lists_give_the_splits(tmp_path: Path) -> None:
     assert (train.ids, train.labels, train.split) == (["a/0.png", "b/2.png"], [0, 1], "train")
     assert colours(train) == [(0, 0), (1, 2)]
     assert open_folder(tmp_path, split="test").ids == ["b/0.png"]
+    # Every file of a split counts.
+    (tmp_path / "Test_set.txt").write_text("b/1.png\n")
+    assert open_folder(tmp_path, split="test").ids == ["b/0.png", "b/1.png"]
+    (tmp_path / "Test_set.txt").unlink()
     assert open_folder(tmp_path, split="all").ids == ["a/0.png", "b/0.png", "b/2.png"]
 
 

@@ -239,6 +239,28 @@ def test_metadata_of_splits_and_of_captions(tmp_path: Path) -> None:
         open_dataset(tmp_path / "other" / "a", label_column="label")
 
 
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_two_labels_of_a_picture_are_refused_and_the_same_one_twice_is_taken(
+    tmp_path: Path, kind: str
+) -> None:
+    write_class_folders(tmp_path, {"a": 2, "in": 1})
+    rows = [
+        {"file_name": name, "label": label}
+        for name, label in (("a/0.png", "cat"), ("a/1.png", "dog"), ("in/0.png", "cat"))
+    ]
+    labelled(tmp_path, [*rows, {"file_name": "a/./0.png", "label": "cat"}], kind)
+    dataset = open_dataset(tmp_path)
+    assert [dataset.classes[label] for label in dataset.labels or []] == ["cat", "dog", "cat"]
+    labelled(tmp_path, [*rows, {"file_name": "a/./0.png", "label": "dog"}], kind)
+    with pytest.raises(ValueError, match=r"gives a/0\.png the label dog, and cat stood before"):
+        open_dataset(tmp_path)
+    # In two files just as in one.
+    labelled(tmp_path, rows, kind)
+    labelled(tmp_path / "in", [{"file_name": "0.png", "label": "dog"}], kind)
+    with pytest.raises(ValueError, match=r"in/metadata\.\w+ gives in/0\.png the label dog"):
+        open_dataset(tmp_path)
+
+
 def test_limits_come_from_the_settings(tmp_path: Path) -> None:
     write_class_folders(tmp_path, {"a": 1, "b": 1}, size=20)
     small = open_dataset(tmp_path, max_pixels=399)

@@ -149,6 +149,10 @@ def test_pets_from_their_archive(tmp_path: Path) -> None:
     assert (train.ids, train.labels) == (["Abyssinian_100.jpg", "basset_hound_9.jpg"], [0, 1])
     test = open_dataset("oxford-iiit-pet", root=tmp_path, split="test")
     assert (test.labels, reds(test), test.name) == ([2], [2], "oxford-iiit-pet")
+    (tmp_path / "annotations" / "test.txt").write_text("Bengal_3 2 1 2\n")
+    with pytest.raises(ValueError, match=r"test\.txt line 1 is not as expected: 'Bengal_3 2"):
+        open_dataset("oxford-iiit-pet", root=tmp_path)
+    (tmp_path / "annotations" / "test.txt").write_text(lists["test"])
     (tmp_path / "images" / "Bengal_3.jpg").unlink()
     with pytest.raises(ValueError, match=r"test\.txt lists 1 pictures .* first is Bengal_3\.jpg"):
         open_dataset("oxford-iiit-pet", root=tmp_path, split="test")
@@ -220,6 +224,17 @@ def test_numbers_get_the_known_class_names(tmp_path: Path) -> None:
     dataset = open_dataset("cifar10", root=tmp_path / "train.parquet")
     assert [dataset.classes[label] for label in dataset.labels or []] == ["ship", "automobile"]
     assert (dataset.name, len(dataset.classes)) == ("cifar10", 10)
+
+
+def test_folders_of_numbers_get_the_known_names_only_where_0_is_among_them(tmp_path: Path) -> None:
+    for name, numbers in (("from0", (0, 1, 3)), ("from1", (1, 2, 3))):
+        write_class_folders(tmp_path / name, {str(number): 1 for number in numbers})
+    dataset = open_dataset("cifar10", root=tmp_path / "from0")
+    names = [dataset.classes[label] for label in dataset.labels or []]
+    assert names == ["airplane", "automobile", "cat"]
+    # Of ten classes numbered from 1 those without a folder may be 4 to 10; numbered from 0, 0 and 4 to 9.
+    dataset = open_dataset("cifar10", root=tmp_path / "from1")
+    assert [dataset.classes[label] for label in dataset.labels or []] == ["1", "2", "3"]
 
 
 def test_a_known_data_set_needs_labels(tmp_path: Path) -> None:

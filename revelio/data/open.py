@@ -21,7 +21,7 @@ from revelio.data.sources.huggingface import (
     saved_splits,
 )
 from revelio.data.sources.idx import has_idx, open_idx
-from revelio.data.sources.listing import find_pictures, listed_dataset
+from revelio.data.sources.listing import FileReader, find_pictures, listed_dataset
 from revelio.data.sources.parquet import parquet_files, parquet_splits
 from revelio.data.spec import DatasetSpec
 from revelio.trust import printable
@@ -155,10 +155,13 @@ def _open_copy(spec: DatasetSpec, root: Path, config: DataConfig, columns: Colum
 
 
 def _named(dataset: ImageDataset, spec: DatasetSpec) -> ImageDataset:
-    """Under the known name, with its class names where the copy holds only numbers."""
+    """Under the known name, with its class names where the copy holds only numbers, counted from 0."""
     known = spec.classes
     bare = all(name.isdecimal() and int(name) < len(known) for name in dataset.classes)
-    if known and bare and dataset.labels is not None:
+    # Columns of numbers count from 0; folders and lists are numbered from 0 or from 1, which 0 alone tells.
+    listed = isinstance(dataset.read, FileReader)
+    sure = not listed or any(int(name) == 0 for name in dataset.classes if bare)
+    if known and bare and sure and dataset.labels is not None:
         # Some of the numbers may not occur at all: each keeps its own name.
         labels = [int(dataset.classes[label]) for label in dataset.labels]
         return replace(dataset, name=spec.name, classes=known, labels=labels)

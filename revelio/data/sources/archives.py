@@ -24,7 +24,9 @@ def oxford_pet(root: Path, _: DatasetSpec) -> Listing | None:
 
     def line(text: str) -> tuple[str, int]:
         stem, number = text.split()[:2]
-        names[int(number) - 1] = stem.rpartition("_")[0]
+        breed = stem.rpartition("_")[0]
+        if names.setdefault(int(number) - 1, breed) != breed:
+            raise ValueError(f"class {number} has two names")
         return f"{stem}.jpg", int(number) - 1
 
     splits = _read(root / "images", lists, line)

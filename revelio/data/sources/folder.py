@@ -113,8 +113,11 @@ def unwrapped(path: Path) -> Path:
 
 def split_lists(path: Path) -> dict[str, list[Path]]:
     """The list files ``train.txt``, ``Test.txt``, ... in ``path``, by split."""
-    files = {file: split_name(file.stem) for file in sorted(path.glob("*.[tT][xX][tT]"))}
-    return {name: [file] for file, name in files.items() if name is not None and file.is_file()}
+    found: dict[str, list[Path]] = {}
+    for file in sorted(path.glob("*.[tT][xX][tT]")):
+        if (name := split_name(file.stem)) is not None and file.is_file():
+            found.setdefault(name, []).append(file)
+    return found
 
 
 def read_lists(images: Path, lists: dict[str, list[Path]]) -> Listing:

@@ -29,18 +29,19 @@ def with_metadata(listing: Listing, column: str | None) -> Listing:
         column: the labels'; none: ``label``, where there is one.
 
     Raises:
-        ValueError: a file is broken, a row names a picture that is not there, has no label where others have
-            one or gives it another one, or the column that was asked for is nowhere.
+        ValueError: a file is broken, a row names a picture that is not there or has no label where others
+            have one, rows give a picture two labels, or the column that was asked for is nowhere.
     """
     files = _files(listing.root)
     labels: dict[str, Any] = {}
     for file in files:
         for path, label in _labels(file, listing.root, column):
-            if labels.setdefault(path, label) != label:
+            if path in labels and labels[path] != label:
                 raise ValueError(
-                    f"{printable(file)} gives {printable(path)} the label {printable(label)}, and it has "
-                    f"{printable(labels[path])} already: keep one"
+                    f"{printable(file)} gives {printable(path)} the label {printable(label)}, and "
+                    f"{printable(labels[path])} stood before: keep one of the two"
                 )
+            labels[path] = label
     if not labels:
         if column is not None:
             what = (
@@ -66,7 +67,7 @@ def _files(root: Path) -> list[Path]:
 
 
 def _labels(file: Path, root: Path, column: str | None) -> list[tuple[str, Any]]:
-    """The picture that each row of a metadata file names, by its path under ``root``, and its label."""
+    """For each row of a metadata file the picture's path under ``root``, and its label."""
     rows = _rows(file)
     columns = list(rows[0]) if rows else []
     wanted = LABEL if column is None else column
