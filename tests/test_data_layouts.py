@@ -214,7 +214,7 @@ def test_two_labels_for_one_picture_are_refused(tmp_path: Path) -> None:
     labelled(tmp_path, [row, other, row], "csv")  # twice the same says nothing else
     assert open_dataset(tmp_path).classes == ("cat", "owl")
     labelled(tmp_path, [row, other, {**row, "label": "dog"}], "csv")
-    with pytest.raises(ValueError, match=r"gives a\.png the label dog, and it has cat already"):
+    with pytest.raises(ValueError, match=r"gives a\.png the label dog, and cat stood before"):
         open_dataset(tmp_path)
     labelled(tmp_path, [row, other], "csv")
     labelled(tmp_path, [{**row, "file_name": "./a.png", "label": "dog"}], "jsonl")

@@ -7,7 +7,6 @@ found = probe(ProbeConfig(store=(Path("runs/train/up_ft1-t25-empty-d0"),),
 found.entries[0]["value"]
 """
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from revelio.activations.store import ActivationStore
-from revelio.analysis.top_images import PLACE, SETTING, pooled
+from revelio.analysis.top_images import pooled
 from revelio.bounds import check_fields
 from revelio.distributed import device_of
 from revelio.outputs import check_file, has_keys
@@ -156,21 +155,6 @@ def _check_apart(train: ActivationStore, test: ActivationStore) -> None:
             f"{shared} of the {len(test)} test images of {test.path} are training images, such as "
             f"{printable(min(set(train.ids) & set(test.ids)))}: give a store of other images"
         )
-
-
-def _check_alike(train: ActivationStore, test: ActivationStore) -> None:
-    """Refuse activations of another model or layer; warn of another timestep or other prompts."""
-    if not all(store.manifest.get("model") for store in (train, test)):
-        return  # not of an extraction
-    for key in (*PLACE, *SETTING):
-        ours, theirs = (printable(one.manifest.get(key)) for one in (train, test))
-        said = f"the {key} of {train.path} is {ours}, of {test.path} {theirs}"
-        if ours != theirs and key in PLACE:
-            raise ValueError(f"{said}: extract both alike")
-        if ours != theirs:
-            warnings.warn(
-                f"{said}: the probe is tested on what it was not trained for", stacklevel=2
-            )
 
 
 def _trained(name: ProbeName, pair: Pair, config: ProbeConfig, seed: int) -> Probed:
