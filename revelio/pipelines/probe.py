@@ -21,6 +21,7 @@ from revelio.bounds import check_fields
 from revelio.distributed import device_of
 from revelio.outputs import check_file, has_keys
 from revelio.pipelines import Made, Report, counted, silent
+from revelio.pipelines.eval_stores import shared_images
 from revelio.pipelines.inputs import check_alike
 from revelio.probes.chosen import Probed
 from revelio.probes.config import ProbeConfig, ProbeName
