@@ -28,7 +28,8 @@ BUDGET = 570.0
 OLDEST_TORCH = (2, 6)
 PACKAGES = (
     "torch", "triton", "diffusers", "transformers", "accelerate", "datasets", "safetensors", "tyro", "cattrs",
-    "jaxtyping", "sklearn", "jinja2", "pytest", "hypothesis", "beartype", "peft", "gguf", "deepspeed",
+    "jaxtyping", "sklearn", "jinja2", "numpy", "scipy", "PIL", "yaml", "tqdm", "huggingface_hub",
+    "sentencepiece", "pytest", "hypothesis", "beartype", "peft", "gguf", "deepspeed",
 )  # fmt: skip
 # Compared with where they are installed; nothing is missing without them.
 PEERS = ("sparsify",)

@@ -97,7 +97,7 @@ def control_of(
     Directions and rows are of normalized activations, where ``model`` normalizes. Codes have the one scale
     that reconstructs the rows best; of more directions than the k-SAE has latents the first are taken.
     """
-    from revelio.sae.kernels.select import fastest_kernel
+    from revelio.sae.kernels.select import fastest_kernel, moved
     from revelio.sae.model import best_scale
 
     length = directions.norm(dim=1, keepdim=True)
@@ -111,7 +111,7 @@ def control_of(
         made.b_dec.copy_(rows.mean(0))
         made.W_enc.mul_(best_scale(made, rows))
     made.kernel = fastest_kernel(made)
-    return made
+    return moved(made, model.W_enc.device)
 
 
 def judge(

@@ -164,10 +164,12 @@ def top_images(
     Raises:
         ValueError: a setting is outside its bounds, or the store is none of the k-SAE's (:func:`check_fits`).
     """
+    from revelio.sae.kernels.select import moved
+
     config = config or TopImagesConfig()
     check_fields(config)
     check_fits(model, store)
-    model = model.to(device).eval()
+    model = moved(model, device).eval()
     running, over = RunningTop(model.n, config.kept), over_cells(model, config)
     read = _read_pooled if over == "pooled" else _read_cells
     with torch.inference_mode():

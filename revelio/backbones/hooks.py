@@ -39,13 +39,18 @@ class _Done(Exception):
 @contextmanager
 def full_precision() -> Iterator[None]:
     """Convolutions in float32 are computed in float32: cuDNN's default on CUDA is TF32."""
-    cudnn = torch.backends.cudnn
-    before = cudnn.allow_tf32
-    cudnn.allow_tf32 = False
+    cudnn: Any = torch.backends.cudnn
+    place, name, exact = cudnn, "allow_tf32", False
+    try:
+        before = cudnn.allow_tf32
+    except RuntimeError:  # set by PyTorch's newer names, which the older one can't be mixed with
+        place, name, exact = cudnn.conv, "fp32_precision", "ieee"
+        before = cudnn.conv.fp32_precision
+    setattr(place, name, exact)
     try:
         yield
     finally:
-        cudnn.allow_tf32 = before
+        setattr(place, name, before)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from revelio.trust import printable
 TOO_FEW = 100
 # Relative distance of activations of one picture, which rounding keeps it below.
 SAME = 1e-2
+OWN_STORE = "the images are those that the k-SAE was trained on"
 UNLABELLED = "the images have no labels: only label-free measures were taken"
 NO_TRAIN_STORE = (
     "no training store was given: controls are made of the held-out activations themselves"
@@ -84,7 +85,17 @@ def eval_data(config: EvalSAEConfig, models: Mapping[str, KSparseAutoencoder]) -
     notes = [] if store.labels is not None else [UNLABELLED]
     random = _random(config, store)
     if config.train_store is None:
-        notes = [NO_TRAIN_STORE, *notes]
+        own = any(
+            one.get("sha256") == store.sha256
+            for model in models.values()
+            for one in model.trained_on.get("stores") or [model.trained_on]
+        )
+        if own and config.overlap == "stop":
+            raise ValueError(
+                f"{config.store} is what the k-SAE was trained on: hold out other images, or set overlap to "
+                "allow"
+            )
+        notes = [*([OWN_STORE] if own else []), NO_TRAIN_STORE, *notes]
         return EvalData(
             store, rows, rows.flatten(0, -2), store.sha256, store.manifest, random, notes
         )

@@ -51,7 +51,7 @@ RESCUED = 32
 # thousands of images, one program would still run long after all others have ended.
 TERMS = 64
 # PyTorch's settings that let a product on CUDA add with less than float32.
-ROUNDING = ("allow_fp16_reduced_precision_reduction", "allow_fp16_accumulation", "allow_tf32")
+ROUNDING = ("allow_fp16_reduced_precision_reduction", "allow_fp16_accumulation")
 
 
 def clock(step: AdamStep, device: torch.device, samples: int = 0) -> Float64[Tensor, "5"]:
@@ -73,12 +73,17 @@ def on_device_of(tensor: Tensor) -> AbstractContextManager[Any]:
 @contextmanager
 def _float32_sums() -> Iterator[None]:
     """What the bound presumes of products: otherwise cuBLAS may add parts in float16, or round to TF32."""
-    matmul = torch.backends.cuda.matmul
+    matmul: Any = torch.backends.cuda.matmul
     # What an older PyTorch has no name for it does not do.
     before = {name: getattr(matmul, name) for name in ROUNDING if hasattr(matmul, name)}
+    exact: dict[str, Any] = dict.fromkeys(before, False)
     try:
-        for name in before:
-            setattr(matmul, name, False)
+        before["allow_tf32"], exact["allow_tf32"] = matmul.allow_tf32, False
+    except RuntimeError:  # set by PyTorch's newer names, which the older one can't be mixed with
+        before["fp32_precision"], exact["fp32_precision"] = matmul.fp32_precision, "ieee"
+    try:
+        for name, value in exact.items():
+            setattr(matmul, name, value)
         yield
     finally:
         for name, value in before.items():

@@ -7,6 +7,7 @@ one, is taken plainly. Where the weights have moved to other addresses (``model.
 anew.
 """
 
+from collections import Counter
 from typing import NamedTuple
 
 import torch
@@ -31,23 +32,28 @@ class RecordedStep:
 
     def __init__(self, model: KSparseAutoencoder, kernel: CudaKernel) -> None:
         self._model, self._kernel = model, kernel
-        self._plain = 0
+        self._seen: Counter[torch.Size] = Counter()
         self._recorded: _Recorded | None = None
 
     def bound(self, take: Take) -> Take:
-        """``take``, recorded when it has run a few times at one batch size."""
+        """``take``, recorded when it has run a few times at one batch size, of two at the larger."""
 
         def step(x: Tensor, adam: AdamStep, samples: int | Tensor) -> Tensor:
             if self._recorded is not None and self._recorded.places != self._places():
                 # Whatever lies at the old addresses now is not to be written to.
-                self._recorded, self._plain = None, 0
+                self._recorded = None
+                self._seen.clear()
             held = self._recorded
-            if (held is not None and x.shape != held.x.shape) or self._plain < PLAIN_STEPS:
-                self._plain += 1
+            other = held is None or x.shape != held.x.shape
+            if other and (
+                (held is not None and len(x) < len(held.x)) or self._seen[x.shape] < PLAIN_STEPS
+            ):
+                self._seen[x.shape] += 1
                 return take(x, adam, samples)
             with on_device_of(x):
                 now = clock(adam, x.device, int(samples))
-                held = self._recorded = held or self._record(take, x, adam, now)
+                if held is None or other:
+                    held = self._recorded = self._record(take, x, adam, now)
                 held.x.copy_(x)
                 held.clock.copy_(now)
                 held.graph.replay()

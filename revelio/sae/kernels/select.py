@@ -83,6 +83,16 @@ def fastest_kernel(model: KSparseAutoencoder) -> Kernel:
     return model.kernel
 
 
+def moved(model: KSparseAutoencoder, device: torch.device | str) -> KSparseAutoencoder:
+    """The model on a device, with what computes fastest there: a native kernel knows CPUs alone."""
+    before = model.W_enc.device
+    model = model.to(device)
+    if model.W_enc.device != before:
+        model.kernel = SparseKernel()
+        model.kernel = fastest_kernel(model)
+    return model
+
+
 def must_compile(name: KernelName, device: torch.device | str) -> bool:
     """Whether :func:`choose_kernel` would have to compile first, which takes some seconds."""
     if name == "torch" or torch.device(device).type != "cpu":
