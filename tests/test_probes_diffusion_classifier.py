@@ -175,6 +175,38 @@ def test_the_stopping_rule_is_a_paired_t_test():
     assert _separated(errors, active, best, 0.95).tolist() == expected
 
 
+def test_the_confidence_holds_over_all_stages_together(monkeypatch):
+    from revelio.probes import diffusion_classifier as module
+
+    # Errors of two classes at 24 samples, by hand: looks at 8 and at 16, and no more at the end.
+    images, confidence = 300, 0.9
+    table = torch.randn(
+        images, 24, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(2)
+    )
+    monkeypatch.setattr(
+        module._Passes, "errors", lambda _, i, s, k: table[i[:, None, None], s[:, None], k[:, None]]
+    )
+    model, classes = planted(classes=2)
+    config = DiffusionClassifierConfig(
+        samples=(8, 16, 24), keep=(2, 2), confidence=confidence, timesteps=(700, 800)
+    )
+    x0 = model.means[:1].expand(images, -1, -1, -1)
+    rows = classify(model, x0, [str(i) for i in range(images)], classes, config)
+    first, second, _ = stages((8, 16, 24))
+    expected, each_alone = [], 0
+    for one in table:
+        looks = [one[first], one[torch.cat([first, second])]]
+        # Half of the two-sided p: the worse class is asked about, whichever it is.
+        tests: Any = [ttest_1samp((x[:, 0] - x[:, 1]).numpy(), 0) for x in looks]
+        p = [float(test.pvalue) / 2 for test in tests]
+        stops = [k for k, value in enumerate(p, 1) if value < (1 - confidence) / 2]
+        expected.append(stops[0] if stops else 3)
+        each_alone += min(p) < 1 - confidence
+    assert [len(row.by_stage) for row in rows] == expected
+    # Were each look of that confidence alone, many more would stop.
+    assert 20 < sum(count < 3 for count in expected) < 0.7 * each_alone
+
+
 def test_samples_are_spread_evenly_in_every_stage():
     assert even_timesteps(4, None, 1000).tolist() == [125, 375, 625, 875]
     assert even_timesteps(2, (100, 200), 1000).tolist() == [125, 175]

@@ -33,7 +33,7 @@ class DiffusionClassifierConfig:
 
     confidence: float | None = None
     """Stop an image after a stage when its best class is better than every other by a paired t-test of this
-    confidence together, such as 0.99; None goes through all stages."""
+    confidence over all classes and stages together, such as 0.99; None goes through all stages."""
 
     batch_size: int = 32
     """Passes of the network at once, of whatever images, samples and classes."""

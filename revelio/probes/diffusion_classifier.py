@@ -123,6 +123,10 @@ def classify(
     if classes < 2:
         raise ValueError(f"{classes} classes: give prompts of two or more")
     passes = _Passes(model, encoded, ids, conditioning, config)
+    confidence = config.confidence
+    if confidence is not None:
+        # All looks hold together, by Bonferroni's correction for their number.
+        confidence = 1 - (1 - confidence) / max(len(config.keep), 1)
     # Images x samples x classes; NaN where a class was not asked.
     errors = torch.full((len(ids), config.samples[-1], classes), torch.nan, dtype=torch.float64)
     active = torch.arange(classes).expand(len(ids), -1)
@@ -140,7 +144,7 @@ def classify(
             by_stage[image].append(int(active[image, best[image]]))
         if stage < len(config.keep):
             kept = means.topk(min(config.keep[stage], active.shape[1]), largest=False).indices
-            stopped = _separated(errors, active, best, config.confidence)
+            stopped = _separated(errors, active, best, confidence)
             active = active.gather(1, kept.sort(1).values)
             running = running[~stopped[running]]
     return _rows(ids, by_stage, errors, perf_counter() - begun)
