@@ -28,6 +28,10 @@ def made(tmp_path_factory) -> Path:
     """Stores of two timesteps and two draws, names and locality, and a gallery of each timestep."""
     root = tmp_path_factory.mktemp("told")
     model, rows, _, _ = gallery_parts(root / "rows")
+    with torch.no_grad():  # latents that fire where others do, and one that also writes what another does
+        model.W_enc[:6] = model.W_enc[6:12]
+        model.b_enc[:6] = model.b_enc[6:12]
+        model.W_dec[0] = model.W_dec[6]
     model.save_pretrained(root / "run" / "final")
     noise = torch.randn(3, 60, 12, 4, 4, generator=torch.Generator().manual_seed(0))
     about = {"model": "toy", "layer": "up_ft1", "dataset_sha256": "x", "prompt_policy": "empty"}
@@ -110,12 +114,24 @@ def test_maps_of_an_images_strongest_latents_are_its_cells_codes(made):
 
 
 def test_repeated_latents_name_the_first_of_their_kind(made):
+    from revelio.activations.store import ActivationStore
+    from revelio.analysis.cells import encode_grid
+    from revelio.pipelines.inputs import open_sae
+
     data = read_object(made / "gallery" / "gallery.json")["latents"]
     repeats = data["repeats"]
     firsts = {one for one in repeats if one is not None}
     assert firsts and all(repeats[first] is None for first in firsts)
     records = read_json_lines(made / "gallery/latents.jsonl")
-    tops = [{row for row, _ in one["top"]} for one in records]
+    store = ActivationStore.open(made / "a")
+    codes = encode_grid(
+        open_sae(str(made / "run"), "cpu"), store.rows(0, len(store)), store.manifest
+    )
+    # Parts of one thing share images: what counts is the cell, the first of the strongest.
+    tops = []
+    for record in records:
+        cells = codes.maps(torch.tensor([record["id"]]))[:, 0].flatten(1).argmax(1)
+        tops.append({(row, int(cells[row])) for row, _ in record["top"]})
     for place, record in enumerate(records):
         near = {other for other, cosine in record["near"] if cosine > 0.9}
         for other, _ in (*record["near"], *record["alike"]):

@@ -4,12 +4,12 @@ Many candidates are as good as each other, and which of them is highest changes 
 that is preferred is the cheapest of the contenders, whose difference to the best, paired on the same images,
 may be zero; equally cheap ones come in an order of the caller's.
 
-After each round a candidate leaves that is surely worse than the best (all comparisons together by Holm's
-correction); and of the passes of the model only one in ``growth`` stay, those of the preferred candidates,
-which need not be surely better: that is the price of not measuring everything on everything (Jamieson and
-Talwalkar 2016, Alg. 1). Layers of one pass cost nothing more, so that it is passes that are counted; after
-the first round, on few images, any layer that is a contender speaks for its pass. The race ends early where
-one candidate is surely better than all others.
+After each round a candidate leaves that is surely worse than the best (all comparisons of the round together
+by Holm's correction); and of the passes of the model only one in ``growth`` stay, those of the preferred
+candidates, which need not be surely better: that is the price of not measuring everything on everything
+(Jamieson and Talwalkar 2016, Alg. 1). Layers of one pass cost nothing more, so that it is passes that are
+counted; after the first round, on few images, any layer that is a contender speaks for its pass. The race
+ends early where one candidate is surely better than all others.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -75,7 +75,7 @@ def halve(
         by: the probe, or the number, that decides; more is better.
         pass_of: the model pass that a candidate comes from.
         growth: one in so many passes stays.
-        confidence: of the contenders' intervals, and of all that leave as surely worse, together.
+        confidence: of the contenders' intervals, and of all that leave in a round as surely worse, together.
     """
     rounds, racing = [], list(candidates)
     for number, count in enumerate(images):

@@ -94,7 +94,8 @@ def similar_latents(
     """Of each latent those most like it, and which stronger one it repeats.
 
     It repeats one of these whose decoder row has a cosine above 0.9 with its own, or that shares more than
-    half of either's top images; and what that one repeats.
+    half of either's top images (of k-SAEs of cells: of the cells at which they fire most in them); and what
+    that one repeats.
     """
     found = neighbours(directions(model, chosen), config.neighbours)
     near = [_pairs(*pair) for pair in zip(*(one.tolist() for one in found), strict=True)]
@@ -102,7 +103,7 @@ def similar_latents(
         [[other, short(cosine)] for other, cosine in pairs]
         for pairs in together(fired.codes, config.neighbours)
     ]
-    images = [set(rows) - {-1} for rows in top.indices[chosen].tolist()]
+    images = _top_places(top, chosen)
     repeats: list[int | None] = []
     for place, ours in enumerate(images):
         same = [int(other) for other, cosine in near[place] if cosine > SAME_DIRECTION]
@@ -113,6 +114,14 @@ def similar_latents(
         # A stronger one is settled already: so is what it repeats.
         repeats.append(first if first is None or repeats[first] is None else repeats[first])
     return Similar(near, alike, repeats)
+
+
+def _top_places(top: TopImages, chosen: Int64[Tensor, "l"]) -> list[set[tuple[int, ...]]]:
+    """Each latent's top images, with the cells where it fires most: parts of a thing share images alone."""
+    parts = top.indices[chosen][..., None]
+    if top.places is not None:
+        parts = torch.cat([parts, top.places[chosen]], dim=-1)
+    return [{tuple(part) for part in row if part[0] >= 0} for row in parts.tolist()]
 
 
 def latent_records(

@@ -16,7 +16,7 @@ const Gallery = (() => {
     together: "Latents that fire on the same images; the number is the cosine between their activations over all images.",
     misses: "Images on which the latent came closest to firing; the number is what its activation lacked.",
     chance: "The share of the class among all images: what a latent that knows nothing of classes would show.",
-    repeats: "A latent whose direction has a cosine above 0.9 with a stronger one's, or that shares more than half of either's top images: shown with that one.",
+    repeats: "A latent whose direction has a cosine above 0.9 with a stronger one's, or that shares more than half of either's top images (of latents of cells: at the same cells): shown with that one.",
     locality: "How the firings of a latent lie in an image: entropy over its cells is 0 at one cell and 1 when spread evenly.",
     rare: "Switched on by 10 images or fewer: too few to say what it stands for.",
   };
