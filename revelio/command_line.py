@@ -149,10 +149,14 @@ def one_line_errors(name: str, stopped: str = STOPPED) -> Iterator[None]:
             raise
         fail(name, f"this needs {lacking(package)}")
     except (ValueError, KeyError, OSError) as error:
-        if os.environ.get("REVELIO_DEBUG"):
+        # The key of a dict that no one looked up for the user, such as in a backbone of their own.
+        bare = isinstance(error, KeyError) and not isinstance(
+            error.args[0] if error.args else 0, str
+        )
+        if os.environ.get("REVELIO_DEBUG") or bare:
             raise
         # str() of a KeyError is the repr of its message.
-        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        message = error.args[0] if isinstance(error, KeyError) else error
         fail(name, str(message))
     except (MemoryError, OverflowError, RuntimeError) as error:
         if os.environ.get("REVELIO_DEBUG") or not _too_large(error):

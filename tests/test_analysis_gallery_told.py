@@ -28,7 +28,9 @@ def made(tmp_path_factory) -> Path:
     """Stores of two timesteps and two draws, names and locality, and a gallery of each timestep."""
     root = tmp_path_factory.mktemp("told")
     model, rows, _, _ = gallery_parts(root / "rows")
-    with torch.no_grad():  # latents that fire where others do, and one that also writes what another does
+    with (
+        torch.no_grad()
+    ):  # latents that fire where others do, and one that also writes what another does
         model.W_enc[:6] = model.W_enc[6:12]
         model.b_enc[:6] = model.b_enc[6:12]
         model.W_dec[0] = model.W_dec[6]

@@ -6,11 +6,17 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
 from llava_ext.cli.command import read_section
 from llava_ext.config import FinetuneConfig, PretrainConfig
+from revelio.activations.config import ExtractRunConfig
+from revelio.backbones.config import BackboneConfig
 from revelio.cli import COMMANDS
 from revelio.config import load_config
+from revelio.data.config import DataConfig
+from revelio.pipelines.extract import extract_to
 from tools.mini.train import read_config
 
 ROOT = Path(__file__).parent.parent
@@ -63,6 +69,34 @@ def test_every_config_loads(path: Path) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "tools" / "configs").rglob("*.yaml")), ids=str)
 def test_every_config_of_a_shipped_model_loads(path: Path) -> None:
     assert read_config(path).name == path.stem
+
+
+def test_the_backbone_of_contributing_is_extracted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [code] = [block for block in python_blocks("CONTRIBUTING.md") if "class MyBackbone" in block]
+    (tmp_path / "my_models_of_docs.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    for number in range(3):
+        Image.new("RGB", (70, 80), (60 * number, 0, 0)).save(tmp_path / f"{number}.png")
+    config = ExtractRunConfig(
+        data=DataConfig(source=str(tmp_path)),
+        backbone=BackboneConfig(name="my_models_of_docs:load", device="cpu"),
+        layers=("block0", "block1"),
+        timesteps=(),
+        out=tmp_path / "made",
+    )
+    stores = extract_to(config)
+    assert [store.row_shape for store in stores] == [(16,), (32,)]
+    made = import_module("my_models_of_docs").load(
+        layers=None, revision=None, image_size=None, dtype=None, attention=None, device="cpu"
+    )
+    pixels = torch.stack(
+        [made.transform(Image.open(tmp_path / f"{number}.png")) for number in range(3)]
+    )
+    torch.testing.assert_close(
+        stores[1].tensor(), made.network(pixels).mean((2, 3)).detach(), atol=1e-5, rtol=1e-4
+    )
 
 
 def test_readme_lists_every_command_and_names_files_that_exist() -> None:

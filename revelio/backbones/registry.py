@@ -168,7 +168,8 @@ def find_source(name: str, revision: str | None = None) -> Source:
     near = get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise KeyError(
-        f"unknown backbone {name!r}: {hint}known are {', '.join(known)}; or give a folder or a hub id"
+        f"unknown backbone {name!r}: {hint}known are {', '.join(known)}; or give a folder, a hub id, or "
+        "MODULE:FUNCTION of a backbone of your own"
     )
 
 
