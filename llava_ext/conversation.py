@@ -158,6 +158,10 @@ STYLES = {
 }
 # A chat template may add so many characters, and say each message so often.
 MOST_ADDED, MOST_REPEATED = 1 << 20, 16
+_CHANGES = (
+    "the tokenizer's chat template changes earlier turns or the answer itself, so what is learned can't be "
+    f"told: choose from {', '.join(STYLES)}"
+)
 # The system messages of models saved in format 1, which had others where they named none.
 FORMAT_1_SYSTEM = {
     "mpt": "A conversation between a user and an AI assistant that gives helpful and honest answers.",
@@ -168,36 +172,100 @@ FORMAT_1_SYSTEM = {
 def by_tokenizer(
     tokenizer: "PreTrainedTokenizerBase", turns: Sequence[Turn], system: str | None
 ) -> list[Segment]:
-    """Segments by the tokenizer's own chat template, found as what each turn adds to the text.
+    """Segments by the tokenizer's own chat template: what it puts around marks in the turns' place.
+
+    A template may open an answer by more where it is the last: Qwen3 puts an empty `<think>` there, and none
+    before earlier answers. Each is learnt as it stands in the whole conversation.
 
     Raises:
-        ValueError: the chat template changes what stands before a turn, or the answer.
+        ValueError: the chat template changes what stands before a turn, or a turn's text.
     """
-    messages = [] if system is None else [{"role": "system", "content": system}]
+    head = _system_message(tokenizer, system)
+    marks = [Turn(turn.role, f"\ue000{number}\ue001") for number, turn in enumerate(turns)]
+    frames = [_frame(tokenizer, head, marks[: number + 1]) for number in range(len(turns))]
+    whole = frames[-1]
+    texts = [turn.text for turn in turns]
+    said = "".join(piece + text for piece, text in zip(whole, [*texts, ""], strict=True))
+    if not all(_leads_to(own, whole) for own in frames) or said != _templated(
+        tokenizer, head, turns
+    ):
+        raise ValueError(_CHANGES)
     segments: list[Segment] = []
-    done = ""
-    for turn in turns:
-        messages = [*messages, {"role": turn.role, "content": turn.text}]
-        opening = turn.role == "user"
-        text = _templated(tokenizer, messages, opening)
-        added = text.removeprefix(done)
-        if not text.startswith(done) or (not opening and not added.startswith(turn.text)):
-            raise ValueError(
-                "the tokenizer's chat template changes earlier turns or the answer itself, so what "
-                f"is learned can't be told: choose from {', '.join(STYLES)}"
-            )
-        segments += [Segment(added, False)] if opening else _learned(added)
-        done = text
-    return segments
+    gap = whole[0]
+    for turn, own, after in zip(turns, frames, whole[1:], strict=True):
+        if turn.role == "user":
+            gap += turn.text + after
+            continue
+        closing = own[-1].rstrip()  # the newline after the tag belongs to nobody
+        segments += [Segment(gap, False), Segment(turn.text + closing, True)]
+        gap = after.removeprefix(closing)
+    return [*segments, Segment(gap, False)]
+
+
+def _frame(
+    tokenizer: "PreTrainedTokenizerBase", head: list[dict[str, str]], marks: Sequence[Turn]
+) -> list[str]:
+    """What stands before, between and after the turns.
+
+    Raises:
+        ValueError: a turn is missing, or is there twice.
+    """
+    pieces, rest = [], _templated(tokenizer, head, marks)
+    for mark in marks:
+        before, _, after = rest.partition(mark.text)
+        if rest.count(mark.text) != 1:
+            raise ValueError(_CHANGES)
+        pieces.append(before)
+        rest = after
+    return [*pieces, rest]
+
+
+def _leads_to(own: list[str], whole: list[str]) -> bool:
+    """Whether a conversation goes on as it began; answers before the last may be opened by less."""
+    last = len(whole) - 2
+    for place, (was, now) in enumerate(zip(own, whole, strict=False)):
+        if place % 2 and place < last:
+            same = was.startswith(now)
+        elif place % 2 == 0 and place == len(own) - 1:  # the closing tag, then the next turn
+            same = now.startswith(was)
+        else:
+            same = was == now
+        if not same:
+            return False
+    return True
+
+
+def _system_message(
+    tokenizer: "PreTrainedTokenizerBase", system: str | None
+) -> list[dict[str, str]]:
+    """The message for a system text; "" is none, for which some templates would put their own.
+
+    Qwen2.5's is kept away by an empty message; Gemma's takes no message at all.
+    """
+    if system is None:
+        return []
+    message = [{"role": "system", "content": system}]
+    if system:
+        return message
+    probe = [Turn("user", "a")]
+    try:
+        with_empty = _templated(tokenizer, message, probe)
+    except ValueError:
+        return []
+    return message if len(with_empty) < len(_templated(tokenizer, [], probe)) else []
 
 
 def _templated(
-    tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, str]], opening: bool
+    tokenizer: "PreTrainedTokenizerBase", head: list[dict[str, str]], turns: Sequence[Turn]
 ) -> str:
+    messages = [*head, *({"role": turn.role, "content": turn.text} for turn in turns)]
     try:
         with bounded():
             made = tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=opening
+                messages,
+                tokenize=False,
+                add_generation_prompt=turns[-1].role == "user",
+                enable_thinking=False,  # LLaVA's answers have no thinking in them
             )
     except Exception as error:  # the template is a file's own program: it may fail in any way
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -213,9 +281,3 @@ def _templated(
             f"choose from {', '.join(STYLES)}"
         )
     return str(made)
-
-
-def _learned(added: str) -> list[Segment]:
-    """The answer and its closing tag; the newline after the tag belongs to nobody."""
-    tail = added[len(added.rstrip()) :]
-    return [Segment(added.removesuffix(tail) if tail else added, True), Segment(tail, False)]
