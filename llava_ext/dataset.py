@@ -1,14 +1,15 @@
 """Records -> samples -> batches: ids, labels, and images, as pictures for the towers or as cached grids.
 
-All conversations are encoded when the data set is made, so that a record that can't be masked, or is too
-long once its images are expanded, is named before anything is trained.
+All conversations are encoded when the data set is made, so that all records that can't be masked, or are too
+long once their images are expanded, are named before anything is trained.
 """
 
 import json
+import warnings
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -21,13 +22,14 @@ from torch.utils.data import Dataset
 from llava_ext.config import IGNORE_INDEX, IMAGE_INDEX, IMAGE_TOKEN, ModelConfig
 from llava_ext.conversation import Turn
 from llava_ext.images import image_id, open_picture
-from llava_ext.llava_json import Record
+from llava_ext.llava_json import Record, report
 from llava_ext.splice import expanded_length
 from llava_ext.templates import encode_all
 from revelio.data.contents import combined
 from revelio.distributed import is_main
 from revelio.files import write_whole_by
 from revelio.tensor_files import read_tensors, tensor_headers
+from revelio.trust import printable
 
 TOKENS = "tokens.safetensors"
 MANY = 10_000  # records whose encoding takes long enough for a bar
@@ -113,12 +115,14 @@ class EncodedRecords:
         ids: of all records.
         learned: whether a token is.
         starts: where each record begins, and the end.
+        wrong: by number, why a record can't be masked; it has no tokens.
     """
 
     key: str
     ids: Int32[Tensor, " n"]
     learned: Bool[Tensor, " n"]
     starts: Int64[Tensor, " r"]
+    wrong: Mapping[int, str] = field(default_factory=dict)
 
     @classmethod
     def read_or_make(
@@ -131,7 +135,7 @@ class EncodedRecords:
         """From the file where it holds these records, else by encoding them.
 
         Raises:
-            ValueError: a record can't be masked; the message names it.
+            ValueError: the template fits no record.
         """
         rules = _rules(tokenizer)
         settings = (rules, tokenizer.chat_template, config.template, config.system)
@@ -141,7 +145,8 @@ class EncodedRecords:
                 _, about = tensor_headers(path)
                 if about.get("key") == key:
                     found = read_tensors(path, {"ids": None, "learned": None, "starts": None})
-                    return cls(key, found["ids"], found["learned"].bool(), found["starts"])
+                    wrong = {int(n): why for n, why in json.loads(about.get("wrong", "{}")).items()}
+                    return cls(key, found["ids"], found["learned"].bool(), found["starts"], wrong)
         return cls._make(key, records, tokenizer, config)
 
     @classmethod
@@ -154,17 +159,23 @@ class EncodedRecords:
         named = ((f"record {record.id!r}", record.turns) for record in records)
         encoded = encode_all(tokenizer, config.template, named, config.system)
         quiet = len(records) < MANY or not is_main()
-        for sample in tqdm(encoded, "tokens", len(records), disable=quiet, leave=False):
-            ids.extend(sample.input_ids)
-            learned.extend(label != IGNORE_INDEX for label in sample.labels)
+        bar = tqdm(encoded, "tokens", len(records), disable=quiet, leave=False)
+        wrong: dict[int, str] = {}
+        for number, sample in enumerate(bar):
+            if isinstance(sample, ValueError):
+                wrong[number] = str(sample)
+            else:
+                ids.extend(sample.input_ids)
+                learned.extend(label != IGNORE_INDEX for label in sample.labels)
             starts.append(len(ids))
         flags = torch.tensor(learned, dtype=torch.bool)
-        return cls(key, torch.tensor(ids, dtype=torch.int32), flags, torch.tensor(starts))
+        return cls(key, torch.tensor(ids, dtype=torch.int32), flags, torch.tensor(starts), wrong)
 
     def save(self, path: Path) -> None:
         """Keep the tokens for the next start."""
         tensors = {"ids": self.ids, "learned": self.learned.to(torch.uint8), "starts": self.starts}
-        write_whole_by(path, lambda place: save_file(tensors, place, {"key": self.key}))
+        about = {"key": self.key, "wrong": json.dumps(self.wrong)}
+        write_whole_by(path, lambda place: save_file(tensors, place, about))
 
     def lengths(self, image_tokens: int) -> list[int]:
         """Tokens of each record with its images expanded."""
@@ -183,6 +194,7 @@ class ConversationDataset(Dataset):
     """Encoded conversations; an item is a dict of ``input_ids``, ``labels``, ``images``, ``id``.
 
     Attributes:
+        records: of the samples.
         lengths: tokens of each sample with its images expanded.
         dropped: ids of the records left out for their length.
     """
@@ -196,7 +208,9 @@ class ConversationDataset(Dataset):
         images: ImageProvider,
         *,
         too_long: Literal["stop", "drop"] = "stop",
+        bad: Literal["stop", "skip"] = "stop",
         kept: Path | None = None,
+        source: Path | None = None,
     ) -> None:
         """Encode and check every record.
 
@@ -207,34 +221,60 @@ class ConversationDataset(Dataset):
             image_tokens: tokens an image is expanded to.
             images: where images come from.
             too_long: what a record beyond ``max_length`` does.
+            bad: what a record does that can't be masked: ``stop``, or be left out, with a warning that names
+                all such.
             kept: a file of tokens that an earlier start may have left; see :class:`EncodedRecords`.
+            source: the records' file, for messages.
 
         Raises:
-            ValueError: a record can't be masked or is too long; the message names it.
+            ValueError: records can't be masked or are too long, or all are; the message names them.
         """
         self.images = images
         self.encoded = EncodedRecords.read_or_make(kept, records, tokenizer, config)
+        where = f"{printable(source)}: " if source else ""
+        self._refuse_wrong(records, bad, where)
         lengths = self.encoded.lengths(image_tokens)
         long = [number for number, length in enumerate(lengths) if length > config.max_length]
         if long and too_long == "stop":
+            named = [(repr(records[number].id), lengths[number]) for number in long]
+            said = [
+                (name, f"record {name} has {n} tokens with its images expanded")
+                for name, n in named
+            ]
             raise ValueError(
-                f"record {records[long[0]].id!r} has {lengths[long[0]]} tokens with its images expanded, "
-                f"`max_length` is {config.max_length}: raise it, give the towers fewer "
-                "tokens, or leave such records out (`too_long: drop`)"
+                f"{where}{report(said, len(records), 'too long')}, `max_length` is {config.max_length}: "
+                "raise it, give the towers fewer tokens, or leave such records out (`too_long: drop`)"
             )
         self.dropped = [records[number].id for number in long]
-        left_out = set(long)
+        left_out = {*long, *self.encoded.wrong}
         self._numbers = [number for number in range(len(records)) if number not in left_out]
         self.lengths = [lengths[number] for number in self._numbers]
-        self._records = records
+        self.records = [records[number] for number in self._numbers]
         if not self._numbers:
-            raise ValueError(f"every record is longer than `max_length` {config.max_length}")
+            others = " or can't be masked" if self.encoded.wrong else ""
+            raise ValueError(
+                f"{where}every record is longer than `max_length` {config.max_length}{others}"
+            )
+
+    def _refuse_wrong(
+        self, records: Sequence[Record], bad: Literal["stop", "skip"], where: str
+    ) -> None:
+        """Name all records that can't be masked, as an error or in a warning."""
+        wrong = [(repr(records[number].id), why) for number, why in self.encoded.wrong.items()]
+        if not wrong:
+            return
+        said = report(wrong, len(records))
+        if bad == "skip" and len(wrong) < len(records):
+            warnings.warn(f"{where}left out: {said}", stacklevel=3)
+            return
+        remedy = " (`bad_records: skip` leaves them out)" if len(wrong) < len(records) else ""
+        raise ValueError(f"{where}{said}{remedy}")
 
     def __len__(self) -> int:
         return len(self._numbers)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        record = self._records[self._numbers[index]]
+        record = self.records[index]
         ids, learned = self.encoded.sample(self._numbers[index])
         return {
             "input_ids": ids,

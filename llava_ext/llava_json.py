@@ -73,7 +73,7 @@ def read_records(
     if files and images is not None and not images.is_dir():
         raise ValueError(f"no image folder at {images}: choose it by `data.images`")
     records: list[Record] = []
-    wrong: list[str] = []
+    wrong: list[tuple[str, str]] = []
     # What is wrong with each image, None where nothing is.
     found = _damaged(entries, images) if decode and images is not None else {}
     for number, entry in enumerate(entries):
@@ -82,26 +82,32 @@ def read_records(
             if files:
                 _check_images(record, number, images, found)
         except ValueError as error:
-            wrong.append(str(error))
+            wrong.append((str(number), str(error)))
         else:
             records.append(record)
     if wrong and (bad == "stop" or not records):
         remedy = " (`bad_records: skip` leaves them out)" if records else ""
-        raise ValueError(f"{printable(path)}: {_report(wrong, len(entries))}{remedy}")
+        raise ValueError(f"{printable(path)}: {report(wrong, len(entries))}{remedy}")
     if wrong:
-        warnings.warn(f"{printable(path)}: left out: {_report(wrong, len(entries))}", stacklevel=2)
+        warnings.warn(f"{printable(path)}: left out: {report(wrong, len(entries))}", stacklevel=2)
     return records
 
 
-def _report(wrong: Sequence[str], total: int) -> str:
-    """All wrong records: the first ones with what is wrong, of the others the numbers."""
+def report(wrong: Sequence[tuple[str, str]], total: int, what: str = "wrong") -> str:
+    """All wrong records in one line: the first ones with what is wrong, of the others the names.
+
+    Args:
+        wrong: what each is called, and what is wrong with it.
+        total: of how many.
+        what: they are.
+    """
     if len(wrong) == 1:
-        return wrong[0]
-    reasons = "; ".join(wrong[:SHOWN])
-    others = [reason.split(" ")[1].rstrip(":") for reason in wrong[SHOWN : SHOWN + NAMED]]
+        return wrong[0][1]
+    reasons = "; ".join(reason for _, reason in wrong[:SHOWN])
+    others = [name for name, _ in wrong[SHOWN : SHOWN + NAMED]]
     more = f"; also records {', '.join(others)}" if others else ""
     rest = len(wrong) - SHOWN - NAMED
-    return f"{len(wrong):,} of {total:,} records are wrong: {reasons}{more}" + (
+    return f"{len(wrong):,} of {total:,} records are {what}: {reasons}{more}" + (
         f" and {rest:,} more" if rest > 0 else ""
     )
 

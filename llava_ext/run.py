@@ -226,9 +226,10 @@ def open_job(config: TrainConfig, stage: Stage) -> Job:
         image_tokens=model.image_tokens,
         images=images,
         too_long=config.too_long,
+        bad=config.bad_records,
     )
-    dataset = encoded(records, kept=config.out / TOKENS)
-    validation = encoded(held_out) if held_out else None
+    dataset = encoded(records, kept=config.out / TOKENS, source=data.json)
+    validation = encoded(held_out, source=config.validation_data) if held_out else None
     if isinstance(config, FinetuneConfig):
         _begin_finetune(model, config.pretrained, config.lora, config.stage.seed)
     model.trainable(stage)

@@ -35,6 +35,8 @@ def show(config: ShowConfig) -> str:
     conversations = [(f"record {record.id!r}", record.turns)]
     model = config.model
     encoded = next(encode_all(tokenizer, model.template, conversations, model.system))
+    if isinstance(encoded, ValueError):
+        raise encoded
     colour = config.colour and sys.stdout.isatty()
     return describe(record, encoded, tokenizer, colour=colour)
 

@@ -6,11 +6,11 @@ a prompt at inference has the ids that it had in training. A conversation that b
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from llava_ext.bounded import TooLong
 from llava_ext.config import IGNORE_INDEX, IMAGE_INDEX, IMAGE_TOKEN
 from llava_ext.conversation import STYLES, Segment, Turn, by_tokenizer, place_images
 
@@ -83,7 +83,10 @@ def encode(
         ValueError: as :func:`render`; or a token covers learned and unlearned text, so that the
             masking can't be consistent.
     """
-    return next(encode_all(tokenizer, template, [("", turns)], system))
+    found = next(encode_all(tokenizer, template, [("", turns)], system))
+    if isinstance(found, ValueError):
+        raise found
+    return found
 
 
 def encode_all(
@@ -91,8 +94,10 @@ def encode_all(
     template: str,
     conversations: Iterable[tuple[str, Sequence[Turn]]],
     system: str | None = None,
-) -> Iterator[Encoded]:
+) -> Iterator[Encoded | ValueError]:
     """Many conversations, several hundred at a time through the tokenizer.
+
+    One that can't be masked is an error in its place, so that the others are still seen.
 
     Args:
         tokenizer: of the language model.
@@ -100,21 +105,32 @@ def encode_all(
         conversations: what messages call each, and its turns.
         system: see :func:`render`.
 
+    Yields:
+        What each became, or the error of :func:`encode`, which begins with what the conversation is called.
+
     Raises:
-        ValueError: as :func:`encode`; the message begins with what the conversation is called.
+        ValueError: the template fits no conversation: it is unknown, or runs without an end.
     """
+    check_template(template, tokenizer)
     bos = _bos(tokenizer, template)
     for some in _batched(conversations, ENCODE_TOGETHER):
-        rendered = []
-        for name, turns in some:
-            with _named(name):
-                rendered.append(_merge(render(template, turns, system, tokenizer)))
-        beginnings = [list(accumulate(part.text for part in segments)) for segments in rendered]
-        found = iter(_all_ids(tokenizer, [text for texts in beginnings for text in texts]))
+        rendered = [_rendered(name, template, turns, system, tokenizer) for name, turns in some]
+        texts = [
+            text
+            for segments in rendered
+            if not isinstance(segments, ValueError)
+            for text in accumulate(part.text for part in segments)
+        ]
+        found = iter(_all_ids(tokenizer, texts))
         for (name, _), segments in zip(some, rendered, strict=True):
-            with _named(name):
-                ids = [bos + next(found) for _ in segments]
+            if isinstance(segments, ValueError):
+                yield segments
+                continue
+            ids = [bos + next(found) for _ in segments]
+            try:
                 yield Encoded(ids[-1], _labels(tokenizer, template, segments, ids))
+            except ValueError as error:
+                yield _named(name, error)
 
 
 def encode_prompt(
@@ -208,13 +224,25 @@ def _batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield some
 
 
-@contextmanager
-def _named(name: str) -> Iterator[None]:
-    """Begin an error's message with what the conversation is called."""
+def _rendered(
+    name: str,
+    template: str,
+    turns: Sequence[Turn],
+    system: str | None,
+    tokenizer: "PreTrainedTokenizerBase",
+) -> list[Segment] | ValueError:
+    """A conversation in pieces, or why it has none."""
     try:
-        yield
+        return _merge(render(template, turns, system, tokenizer))
     except ValueError as error:
-        raise ValueError(f"{name}: {error}" if name else str(error)) from error
+        if isinstance(error.__cause__, TooLong | MemoryError):
+            raise _named(name, error) from error  # each of the others would take as long
+        return _named(name, error)
+
+
+def _named(name: str, error: ValueError) -> ValueError:
+    """The error, its message begun with what the conversation is called."""
+    return ValueError(f"{name}: {error}") if name else error
 
 
 def check_template(template: str, tokenizer: "PreTrainedTokenizerBase | None" = None) -> None:

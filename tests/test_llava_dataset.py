@@ -90,10 +90,49 @@ def test_length_is_checked_after_expansion() -> None:
         dataset(config={"max_length": 3}, too_long="drop")
 
 
-def test_a_record_that_cannot_be_masked_is_named(tmp_path: Path) -> None:
-    bad = Record("bad", (), (Turn("user", "<|im_start|>"), Turn("assistant", "x")))
-    with pytest.raises(ValueError, match="record 'bad': a turn of the user"):
-        ConversationDataset([*RECORDS, bad], TOKENIZER, CONFIG, TOKENS, Names())
+def test_all_records_that_are_too_long_are_named() -> None:
+    lengths = dataset().lengths
+    limit = sorted(lengths)[0]
+    with pytest.raises(ValueError) as caught:
+        dataset(config={"max_length": limit}, source=Path("d.json"))
+    said = str(caught.value)
+    assert said.startswith("d.json: 2 of 3 records are too long: ") and "\n" not in said
+    for record, length in zip(RECORDS, lengths, strict=True):
+        assert (f"record {record.id!r} has {length} tokens" in said) == (length > limit)
+
+
+def bad(name: str) -> Record:
+    return Record(name, ("a",), (Turn("user", "<image>"), Turn("assistant", "<|im_end|>")))
+
+
+def test_a_record_that_cannot_be_masked_is_named() -> None:
+    with pytest.raises(ValueError, match=r"^record 'bad': a turn of the assistant"):
+        ConversationDataset([*RECORDS, bad("bad")], TOKENIZER, CONFIG, TOKENS, Names())
+
+
+def test_records_that_cannot_be_masked_are_named_together_or_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.safetensors"
+    records = [bad("x"), RECORDS[0], bad("y"), *RECORDS[1:]]
+    fine = dataset()
+    for _ in range(2):  # encoded, then read again
+        with pytest.raises(ValueError) as caught:
+            ConversationDataset(records, TOKENIZER, CONFIG, TOKENS, Names(), kept=path)
+        said = str(caught.value)
+        assert said.startswith("2 of 5 records are wrong: record 'x': a turn of the assistant")
+        assert "record 'y'" in said and "`bad_records: skip` leaves them out" in said
+        with pytest.warns(UserWarning, match="left out: 2 of 5 records.*'x'.*'y'"):
+            found = ConversationDataset(
+                records, TOKENIZER, CONFIG, TOKENS, Names(), kept=path, bad="skip"
+            )
+        assert (len(found), found.lengths, found.records) == (3, fine.lengths, RECORDS)
+        for number in range(3):
+            assert found[number]["id"] == RECORDS[number].id
+            assert torch.equal(found[number]["input_ids"], fine[number]["input_ids"])
+            assert torch.equal(found[number]["labels"], fine[number]["labels"])
+        found.encoded.save(path)
+    with pytest.raises(ValueError, match="2 of 2 records are wrong") as caught:
+        ConversationDataset([bad("x"), bad("y")], TOKENIZER, CONFIG, TOKENS, Names(), bad="skip")
+    assert "leaves them out" not in str(caught.value)
 
 
 def test_kept_tokens_are_read_where_they_are_the_same(tmp_path, monkeypatch) -> None:

@@ -150,9 +150,26 @@ def straddling() -> PreTrainedTokenizerFast:
 
 def test_a_token_across_the_boundary_is_an_error_with_the_id() -> None:
     bad = straddling()
-    fine = [("record 'ok'", [Turn("user", "x"), Turn("assistant", "y")])]
-    with pytest.raises(ValueError, match=r"record 'r7'.*can't be masked"):
-        list(encode_all(bad, "vicuna_v1", [*fine, ("record 'r7'", CHAT[:2])], ""))
+    with pytest.raises(ValueError, match="can't be masked"):
+        encode(bad, "vicuna_v1", CHAT[:2], "")
+    chats = [("record 'r7'", CHAT[:2]), ("record 'r8'", CHAT[:2])]
+    for (name, _), found in zip(chats, encode_all(bad, "vicuna_v1", chats, ""), strict=True):
+        assert isinstance(found, ValueError)
+        assert str(found).startswith(f"{name}: template 'vicuna_v1' can't be masked")
+
+
+@pytest.mark.parametrize("size", [1, 2, 500])
+def test_what_cannot_be_masked_is_an_error_in_its_place(size, monkeypatch) -> None:
+    monkeypatch.setattr("llava_ext.templates.ENCODE_TOGETHER", size)
+    tagged = [Turn("user", "x"), Turn("assistant", "<|im_end|>")]
+    chats = [CHAT, tagged, CHAT[:2], tagged, CHAT]
+    found = list(encode_all(TOKENIZER, "mpt", ((f"chat {n}", c) for n, c in enumerate(chats))))
+    for number, (chat, sample) in enumerate(zip(chats, found, strict=True)):
+        if chat is tagged:
+            assert isinstance(sample, ValueError)
+            assert str(sample).startswith(f"chat {number}: a turn of the assistant holds the templ")
+        else:
+            assert sample == encode(TOKENIZER, "mpt", chat)
 
 
 @pytest.mark.parametrize(
@@ -205,6 +222,9 @@ def test_a_chat_template_that_never_ends_is_stopped(monkeypatch: pytest.MonkeyPa
     tokenizer.chat_template = loop
     with pytest.raises(ValueError, match="can't be used \\(it runs too long\\)"):
         encode(tokenizer, "tokenizer", CHAT)
+    # Each of many conversations would take as long: the first one ends it.
+    with pytest.raises(ValueError, match=r"record 'r0': .*runs too long"):
+        list(encode_all(tokenizer, "tokenizer", [("record 'r0'", CHAT)] * 9))
 
 
 def test_a_chat_template_that_makes_too_much_text_is_refused() -> None:

@@ -61,6 +61,27 @@ def test_pretrain_changes_projectors_only(project, tmp_path, capsys) -> None:
     assert len(curve) == 4 and curve[-1] < curve[0]
 
 
+def test_records_that_cannot_be_masked_are_bad_records(project, tmp_path) -> None:
+    """Of the data and of the validation data."""
+    wrong = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "<|im_end|>"}]
+    records = [record(n) for n in range(6)]
+    for number in (1, 4):
+        records[number] = {"id": f"tag{number}", "conversations": wrong}
+    path = write_data(tmp_path / "tags.json", records)
+    model = replace(project[1], template="mpt")
+    config = pretrain((project[0], model), tmp_path / "out")
+    for changed in (
+        replace(config, data=replace(config.data, json=path)),
+        replace(config, validation_data=path),
+    ):
+        with pytest.raises(ValueError, match=r"tags\.json: 2 of 6 .*'tag1'.*'tag4'"):
+            open_job(changed, "pretrain")
+        with pytest.warns(UserWarning, match=r"tags\.json: left out: 2 of 6 .*'tag1'.*'tag4'"):
+            job = open_job(replace(changed, bad_records="skip"), "pretrain")
+        found = job.validation or job.dataset
+        assert [found[n]["id"] for n in range(len(found))] == ["r0", "r2", "r3", "r5"]
+
+
 def test_finetune_changes_the_language_model_and_starts_from_stage_1(project, tmp_path) -> None:
     folder, model = project
     run(pretrain(project, tmp_path / "pre"))
