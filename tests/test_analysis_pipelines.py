@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -28,6 +29,8 @@ from revelio.analysis.controls import compare, strongest
 from revelio.backbones.config import BackboneConfig
 from revelio.cli import main
 from revelio.data.config import DataConfig
+from revelio.data.contents import combined
+from revelio.data.open import open_dataset
 from revelio.pipelines import Progress
 from revelio.pipelines.gallery import make_gallery
 from revelio.pipelines.inputs import open_sae, place_of
@@ -142,6 +145,29 @@ def test_a_value_its_interval_and_its_controls_are_of_the_same_codes(
         for control in entry["controls"].values():
             gap = entry[name] - control[measure]["value"]
             assert control[measure]["difference"]["value"] == pytest.approx(gap)
+
+
+def test_a_gallery_warns_of_other_pictures_of_the_same_names(made: Path, tmp_path: Path) -> None:
+    store = ActivationStore.open(made / "store")
+    images = open_dataset(DataConfig(source=str(made / "images")))
+    kept = {key: store.manifest[key] for key in ("layer", "classes") if key in store.manifest}
+    place = {name: number for number, name in enumerate(images.ids)}
+    read = images.digests()
+    assert read is not None
+    contents = combined([read[place[name]] for name in store.ids])
+    labels = None if store.labels is None else store.labels.tolist()
+    settings = kept | {"contents_sha256": contents}
+    write_store(tmp_path / "store", store.tensor(), store.ids, labels, settings=settings)
+    shutil.copytree(made / "images", tmp_path / "images")
+    config = MakeGalleryConfig(
+        store=tmp_path / "store", ksae=str(made / "run"), out=tmp_path / "gallery", latents=4,
+        data=DataConfig(source=str(tmp_path / "images")), map_method="pca", beside_controls=False,
+    )  # fmt: skip
+    make_gallery(config)  # warnings are errors here
+    victim = next((tmp_path / "images").rglob("*.png"))
+    Image.new("RGB", (30, 20), (1, 2, 3)).save(victim)
+    with pytest.warns(UserWarning, match="what is shown may be other pictures"):
+        make_gallery(config)
 
 
 def test_a_result_of_another_store_is_not_overwritten(made: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ never as HTML.
 """
 
 import json
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.resources import files
 from itertools import islice
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, StrictUndefined
 from torch import Tensor
 
+from revelio.activations.writer import CONTENTS
 from revelio.analysis.config import GalleryConfig
 from revelio.analysis.gallery.beside import opened
 from revelio.analysis.gallery.firing import firing
@@ -37,6 +39,7 @@ from revelio.analysis.gallery.told import Told
 from revelio.analysis.purity import eligible
 from revelio.analysis.top_images import TopImages, check_fits
 from revelio.bounds import check_fields
+from revelio.data.contents import combined, digests
 from revelio.data.dataset import ImageDataset, ImageError
 from revelio.data.transforms import center_square
 from revelio.lock import NAME as LOCK
@@ -184,6 +187,21 @@ def _matched(store: "ActivationStore", dataset: ImageDataset) -> list[int | None
         raise ValueError(
             f"{dataset.name} has none of the store's {len(indices)} images (first {store.ids[0]}): "
             "give the data set that was extracted (data.source)"
+        )
+    known, digest = store.manifest.get(CONTENTS), dataset.digest
+    places = [index for index in indices if index is not None]
+    if (
+        known is None
+        or digest is None
+        or len(places) < len(indices)
+        or store.manifest.get("skipped")
+    ):
+        return indices
+    if combined(digests(lambda place: digest(places[place]), len(places))) != known:
+        warnings.warn(
+            f"the pictures of {dataset.name} are not the files that the store was made of, though names "
+            "agree: what is shown may be other pictures",
+            stacklevel=4,
         )
     return indices
 
