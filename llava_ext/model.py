@@ -70,7 +70,6 @@ class LlavaModel(PreTrainedModel, GenerationMixin):
     main_input_name = "input_ids"
     input_modalities = ["image", "text"]  # noqa: RUF012
     supports_gradient_checkpointing = True
-
     # The Trainer hands over the number of labels of a whole (accumulated, all processes') batch.
     accepts_loss_kwargs = True
 
@@ -94,6 +93,8 @@ class LlavaModel(PreTrainedModel, GenerationMixin):
             ValueError: a budget or the fusion can't be met.
         """
         entries = [{"channels": each.channels, "grid": list(each.grid)} for each in shapes]
+        # In files that are saved: not where it lies on this machine.
+        language_model.name_or_path = language_model.config._name_or_path = config.language_model
         # A copy: transformers writes its choice of attention into a model's config and those inside it.
         text_config = deepcopy(language_model.config)
         super().__init__(RevelioLlavaConfig(to_plain(config), entries, text_config))

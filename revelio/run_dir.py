@@ -373,7 +373,7 @@ def _check_same_config(old: str, new: str, path: Path, complete: Complete) -> No
         old = complete(old)
     # What only says how to run, not what to make, may change between a run and its continuation.
     free = ("resume:", "plan:", "device:", "workers:", "sharing:", "cache_gb:")
-    free += ("changed_inputs:", "check_pictures:")
+    free += ("changed_inputs:", "check_pictures:", "out:")  # a folder may be moved
     before = [line for line in old.splitlines() if not line.strip().startswith(free)]
     after = [line for line in new.splitlines() if not line.strip().startswith(free)]
     for was, now in zip(before, after, strict=False):
