@@ -75,6 +75,15 @@ def add_lora(model: LlavaModel, options: LoraOptions, *, seed: int = 0) -> None:
     from peft import LoraConfig
 
     targets = list(options.targets)
+    layers = [name for name, _ in model.language_model.named_modules()]
+    for target in targets:
+        # As peft looks for it; where others are found, it would pass over this one.
+        found = any(name == target or name.endswith(f".{target}") for name in layers)
+        if target != LORA_TARGETS and not found:
+            raise ValueError(
+                f"`lora.targets` names {target}, and no layer of {model.settings.language_model} is called "
+                f"so: give the ends of layers' names (q_proj), or {LORA_TARGETS} alone"
+            )
     settings = LoraConfig(
         r=options.rank,
         lora_alpha=2 * options.rank if options.alpha is None else options.alpha,

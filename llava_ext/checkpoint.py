@@ -329,6 +329,12 @@ def load_projectors(model: LlavaModel, path: str | Path) -> None:
     load_state(model.projectors, read_weights_file(file), str(file))
 
 
+def projectors_folder(pretrained: Path) -> Path | None:
+    """The saved model that stage 1 left in a run directory or a folder; None where there is none."""
+    places = (pretrained / "final", pretrained)
+    return next((place for place in places if (place / CONFIG).is_file()), None)
+
+
 def load_state(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Copy weights into a module, in its own number format.
 

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from llava_ext.stages import StageOptions
 from revelio.backbones.weights import check_finite
 from revelio.tensor_files import read_rows
+from revelio.trust import read_object
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -70,6 +72,60 @@ def zero_config(
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
     }
+
+
+def on_cpu() -> bool:
+    """Whether there is no GPU to train on."""
+    return not torch.cuda.is_available()
+
+
+def in_bfloat16(options: StageOptions) -> bool:
+    """Whether a stage computes in bfloat16."""
+    return options.precision == "bfloat16" or (options.precision == "auto" and not on_cpu())
+
+
+def deepspeed_settings(options: StageOptions) -> dict[str, Any]:
+    """DeepSpeed's config of a stage, ours or the user's own; DeepSpeed is made ready.
+
+    Raises:
+        ValueError: the user's own is no such file.
+    """
+    prepare(cpu=on_cpu())
+    bfloat16 = in_bfloat16(options)
+    if options.deepspeed is None:
+        return zero_config(
+            options.zero, bfloat16=bfloat16, clip=options.clip, offload=options.offload
+        )
+    own = own_settings(options.deepspeed)
+    if own.get("bf16") == {"enabled": "auto"}:
+        own["bf16"] = {"enabled": bfloat16}
+    return own
+
+
+def own_settings(file: Path) -> dict[str, Any]:
+    """The user's own DeepSpeed JSON.
+
+    Raises:
+        ValueError: it is no such file.
+    """
+    own = read_object(file)
+    zero = own.get("zero_optimization", {})
+    if not isinstance(zero, dict) or zero.get("stage", 0) not in (0, 1, 2, 3):
+        raise ValueError(
+            f"{file} has no `zero_optimization` that is an object with `stage` 0, 1, 2 or 3"
+        )
+    return own
+
+
+def zero_stage(options: StageOptions) -> int:
+    """ZeRO's stage, which the user's own JSON may say; 0 without DeepSpeed.
+
+    Raises:
+        ValueError: the user's own is no such file.
+    """
+    if not options.zero or options.deepspeed is None:
+        return options.zero
+    return own_settings(options.deepspeed).get("zero_optimization", {}).get("stage", 0)
 
 
 def shareable(
@@ -182,9 +238,11 @@ def state_bytes(trained: int, frozen: int, *, zero: int, processes: int) -> int:
 
     A trained weight takes 16 in bfloat16 (2 + 2, and float32 copy and moments 12; without DeepSpeed
     4 + 4 + 8), a frozen one 2. ZeRO-2 shares gradients and the optimiser's 12 among the
-    processes, ZeRO-3 the weights, too.
+    processes, ZeRO-3 the weights, too; ZeRO-1 only the 12.
     """
     whole = 2 * (trained + frozen)
+    if zero == 1:
+        return whole + 2 * trained + 12 * trained // processes
     if zero == 2:
         return whole + 14 * trained // processes
     if zero == 3:

@@ -31,7 +31,6 @@ from revelio.backbones.weights import (
     read_weights,
     transformers_part,
 )
-from revelio.data.contents import combined, digest_of
 from revelio.tensor_files import tensor_headers
 
 if TYPE_CHECKING:
@@ -373,22 +372,6 @@ def find_language_model(name: str) -> str:
             f"no language model at {name!r}: give a folder, a hub id, or one of {', '.join(PACKAGED)}"
         )
     return name
-
-
-def language_identity(name: str, revision: str | None = None) -> dict[str, str]:
-    """What tells a language model's weights from others: a hub's commit, or a hash of the files' contents."""
-    from transformers import AutoConfig
-
-    where = find_language_model(name)
-    if not Path(where).is_dir():
-        config = AutoConfig.from_pretrained(
-            where, revision=revision or "main", trust_remote_code=False
-        )
-        return {"commit": str(config._commit_hash)}
-    files = sorted(
-        file for end in ("*.safetensors", "*.bin", "*.gguf") for file in Path(where).glob(end)
-    )
-    return {"weights": combined(f"{file.name} {digest_of(file)}" for file in files)}
 
 
 def context_length(config: "PretrainedConfig") -> int | None:

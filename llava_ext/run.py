@@ -12,13 +12,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from llava_ext.adapter import add_lora, quantised
-from llava_ext.checkpoint import CONFIG, load_projectors, save_model
+from llava_ext.checkpoint import CONFIG, load_projectors, projectors_folder, save_model
 from llava_ext.config import FinetuneConfig, ModelConfig, TrainConfig
 from llava_ext.dataset import TOKENS, Collator, ConversationDataset, ImageProvider, Pictures
-from llava_ext.deepspeed import counts, environment_kept, is_partitioned, memory
-from llava_ext.images import picture_ids, plain_ids
+from llava_ext.deepspeed import (
+    counts,
+    deepspeed_settings,
+    environment_kept,
+    in_bfloat16,
+    is_partitioned,
+    memory,
+    zero_stage,
+)
 from llava_ext.import_llava import import_projectors
-from llava_ext.language import build_model, language_identity
+from llava_ext.language import build_model
 from llava_ext.llava_json import Record, image_names, read_records
 from llava_ext.model import LlavaModel
 from llava_ext.stage_checkpoints import (
@@ -27,6 +34,8 @@ from llava_ext.stage_checkpoints import (
     checkpoint_step,
     last_checkpoint,
 )
+from llava_ext.stage_checks import check_settings
+from llava_ext.stage_inputs import record_inputs, stage_inputs
 from llava_ext.stages import LoraOptions, Stage, StageOptions
 from llava_ext.tower_cache import CachedGrids
 from llava_ext.towers import Tower, load_towers
@@ -35,19 +44,14 @@ from llava_ext.training import (
     LoggingCallback,
     accumulation,
     build_trainer,
-    deepspeed_settings,
-    in_bfloat16,
-    on_cpu,
     training_arguments,
     whole_state,
 )
-from revelio.command_line import require
 from revelio.config import completed, structure, to_plain, to_yaml
-from revelio.data.contents import combined
 from revelio.distributed import is_main, own_device, world_size
 from revelio.files import check_folder
 from revelio.machine import duration, size
-from revelio.run_dir import Run, read_json, sha256, write_json
+from revelio.run_dir import Run, read_json, write_json
 from revelio.trust import read_json_lines
 
 if TYPE_CHECKING:
@@ -80,12 +84,7 @@ def run(config: TrainConfig) -> None:
     if config.resume and (config.out / "report.json").is_file():
         _finish_again(config, stage)
         return
-    if config.stage.zero:
-        require("deepspeed", "ZeRO")
-    if isinstance(config, FinetuneConfig) and config.lora.rank:
-        require("peft", "an adapter")
-    if config.load_in:
-        _check_quantised(config)
+    check_settings(config)
     check_folder(config.out)
     if is_main() and not config.resume and (config.out / "manifest.json").exists():
         raise ValueError(
@@ -94,18 +93,20 @@ def run(config: TrainConfig) -> None:
     accumulation(config.stage.effective_batch, config.stage.batch_size, world_size())
     job = open_job(config, stage)
     loaded = _peak_memory()
-    run_dir = _open_run(config, stage, resume=config.resume) if is_main() else None
+    watch = LoggingCallback(None)
+    trainer = build_trainer(
+        job.model, job.dataset, job.collator, config.stage,
+        training_arguments(config.stage, config.out, validation=job.validation is not None),
+        towers=job.towers, validation=job.validation, watch=watch,
+    )  # fmt: skip
+    # Only now: a run that can't begin leaves none behind, which would have to be resumed as it is.
+    run_dir = watch.run = _open_run(config, stage, resume=config.resume) if is_main() else None
     if run_dir is not None:
-        _record_inputs(run_dir, config, job)
+        _record(run_dir, config, job)
         job.dataset.encoded.save(run_dir.path / TOKENS)
     checkpoint = last_checkpoint(config.out) if config.resume else None
     if run_dir is not None:
         run_dir.truncate_metrics(checkpoint_step(checkpoint) if checkpoint else 0)
-    trainer = build_trainer(
-        job.model, job.dataset, job.collator, config.stage,
-        training_arguments(config.stage, config.out, validation=job.validation is not None),
-        towers=job.towers, validation=job.validation, watch=LoggingCallback(run_dir),
-    )  # fmt: skip
     _say(_plan(job, trainer, config.stage, stage))
     if checkpoint is not None:
         check_processes(checkpoint)
@@ -116,30 +117,6 @@ def run(config: TrainConfig) -> None:
     if run_dir is not None:
         _write(run_dir, job, trainer, state, started, loaded)
     trainer.end()
-
-
-def _check_quantised(config: TrainConfig) -> None:
-    """Refuse what can't be done with quantised weights, before anything is read.
-
-    Raises:
-        ValueError: it can't; or bitsandbytes is not installed.
-    """
-    require("bitsandbytes", f"`load_in: {config.load_in}`")
-    if isinstance(config, FinetuneConfig) and not config.lora.rank:
-        raise ValueError(
-            f"`load_in: {config.load_in}` freezes the language model, so stage 2 trains an adapter on it: "
-            "set `lora.rank`, or leave `load_in` out to train its weights"
-        )
-    if config.load_in == "4bit" and config.validation_data and on_cpu():
-        raise ValueError(
-            "on a CPU bitsandbytes repacks 4-bit weights to measure a loss, and can't train on them after "
-            "it: leave `validation_data` out, or set `load_in: 8bit`"
-        )
-    zero = deepspeed_settings(config.stage) if config.stage.zero else {}
-    if zero.get("zero_optimization", {}).get("stage") == 3:
-        raise ValueError(
-            f"`load_in: {config.load_in}` makes weights that ZeRO-3 can't share out: set `stage.zero: 2` or 0"
-        )
 
 
 def _open_run(config: TrainConfig, stage: Stage, *, resume: bool) -> Run:
@@ -163,35 +140,11 @@ def _finish_again(config: TrainConfig, stage: Stage) -> None:
     _say(f"this run is finished: see {config.out / 'final'}")
 
 
-def _record_inputs(run_dir: Run, config: TrainConfig, job: Job) -> None:
-    """Hash what the run reads; a resumed run compares, because other records have another order.
-
-    Raises:
-        ValueError: something has changed since the run began, and is not accepted.
-    """
-    names, folder = image_names(job.records), config.data.images or Path()
-    inputs: dict[str, dict[str, Any]] = {
-        "data": {"sha256": sha256(config.data.json), "samples": len(job.dataset)},
-        "language model": language_identity(config.model.language_model, config.model.revision),
-    }
-    if config.cache is None:
-        exact = picture_ids(folder, names, run_dir.path, keep=True) if config.check_pictures else ()
-        inputs["pictures"] = {"names and sizes": combined(plain_ids(folder, names))}
-        inputs["pictures"] |= {"contents": combined(exact)} if exact else {}
-    for number, tower in enumerate(job.towers):
-        inputs[f"tower {number}"] = {"weights": tower.identity()["weights"]}
-    for name, value in inputs.items():
-        was = run_dir.manifest["inputs"].get(name, {})
-        changed = [key for key in was.keys() & value.keys() if was[key] != value[key]]
-        if changed and config.changed_inputs == "stop":
-            raise ValueError(
-                f"{run_dir.path} was started with another {name} (its {changed[0]} has changed): put back "
-                "what was there, or set `changed_inputs: accept` to go on with what is there now"
-            )
-        if changed:
-            _say(f"{name}: {', '.join(changed)} changed since the run began, which is accepted")
-            del run_dir.manifest["inputs"][name]
-        run_dir.add_input(name, value)
+def _record(run_dir: Run, config: TrainConfig, job: Job) -> None:
+    """Note what the run reads; say what has changed where that is accepted."""
+    inputs = stage_inputs(config, job.dataset, job.records, job.towers, job.tokenizer, run_dir.path)
+    if said := record_inputs(run_dir, inputs, accept=config.changed_inputs == "accept"):
+        _say(f"changed since the run began, which is accepted: {said}")
 
 
 def open_job(config: TrainConfig, stage: Stage) -> Job:
@@ -260,9 +213,7 @@ def _begin_finetune(
         ValueError: they are of other towers; or the adapter finds no layer.
     """
     if pretrained is not None:
-        inside = pretrained / "final"
-        folder = inside if (inside / CONFIG).is_file() else pretrained
-        if (folder / CONFIG).is_file():
+        if (folder := projectors_folder(pretrained)) is not None:
             _check_towers(folder, model.settings)
             load_projectors(model, folder)
         else:
@@ -296,7 +247,8 @@ def _plan(job: Job, trainer: LlavaTrainer, options: StageOptions, stage: Stage) 
     times = accumulation(options.effective_batch, options.batch_size, world)
     steps = -(-trainer.sampler.steps * options.epochs // 1)
     _, trained = counts(job.model)
-    state = memory(job.model, zero=options.zero, processes=world)
+    zero = zero_stage(options)  # the user's own JSON's, where there is one
+    state = memory(job.model, zero=zero, processes=world)
     # Weights, and AdamW's two moments in float32.
     held = trained * 12 * min(options.keep, max(1, int(steps) // options.save_steps))
     lines = [
@@ -305,7 +257,7 @@ def _plan(job: Job, trainer: LlavaTrainer, options: StageOptions, stage: Stage) 
         f"{median(data.lengths):.0f}, {job.model.image_tokens} an image"
         + (f"; {len(data.dropped)} dropped as too long" if data.dropped else ""),
         f"effective batch: {options.effective_batch} = {world} processes x {options.batch_size} "
-        f"samples x {times} accumulated; ZeRO {options.zero or 'off'}",
+        f"samples x {times} accumulated; ZeRO {zero or 'off'}",
         f"plan: {stage}, {steps:,.0f} steps, peak learning rate {options.learning_rate:g}; "
         f"{_time(job, trainer, options)}; checkpoints about {size(held)}",
         f"memory of a process: {size(state)} of weights, gradients and optimiser, and activations",

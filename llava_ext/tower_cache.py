@@ -27,6 +27,7 @@ from llava_ext.towers import Tower
 from revelio.activations.manifest import MANIFEST
 from revelio.activations.store import ActivationStore
 from revelio.activations.writer import check_same
+from revelio.data.contents import combined
 from revelio.distributed import is_main
 from revelio.files import write_whole
 from revelio.trust import printable, read_object
@@ -85,6 +86,17 @@ class CachedGrids:
             return cls(stores, kept, [_row_numbers(store, names, ids, ids) for store, ids in pairs])
         ids, plain = picture_ids(folder, names, cache), plain_ids(folder, names)
         return cls(stores, kept, [_row_numbers(store, names, ids, plain) for store in stores])
+
+    def identities(self) -> list[dict[str, str]]:
+        """Hashes of each tower's weights and of its rows."""
+        pairs = zip(self._kept, self.stores, strict=True)
+        return [
+            {
+                "weights": kept.identity()["weights"],
+                "cache": combined(shard["sha256"] for shard in store.manifest["shards"]),
+            }
+            for kept, store in pairs
+        ]
 
     def get(self, name: str) -> tuple[Tensor, ...]:
         """One row a tower."""

@@ -22,8 +22,9 @@ from transformers.trainer_callback import PrinterCallback
 
 from llava_ext import deepspeed
 from llava_ext.dataset import Collator, ConversationDataset
-from llava_ext.model import LlavaModel
-from llava_ext.sampler import StepSampler
+from llava_ext.deepspeed import deepspeed_settings, in_bfloat16, on_cpu
+from llava_ext.model import LlavaModel, innermost
+from llava_ext.sampler import EpochCallback, StepSampler
 from llava_ext.stage_checkpoints import TRAINED, begin, commit, drop_checkpoints, readable
 from llava_ext.stages import StageOptions
 from llava_ext.towers import Tower, look
@@ -32,7 +33,6 @@ from revelio.distributed import world_size
 from revelio.files import write_whole_by
 from revelio.run_dir import Run
 from revelio.tensor_files import read_tensors
-from revelio.trust import read_object
 
 
 def accumulation(effective_batch: int, batch_size: int, processes: int) -> int:
@@ -195,17 +195,6 @@ def _pass_over_frozen(model: torch.nn.Module, keys: Any) -> None:
     keys.missing_keys[:] = [name for name in keys.missing_keys if name not in frozen]
 
 
-class EpochCallback(TrainerCallback):
-    """Tells the sampler its epoch, which a resumed run enters in the middle."""
-
-    def __init__(self, sampler: StepSampler) -> None:
-        self.sampler = sampler
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Count the epochs by the steps that are done: all steps of an epoch are taken."""
-        self.sampler.epoch = state.global_step // self.sampler.steps
-
-
 class LoggingCallback(TrainerCallback):
     """Shows the bar and writes ``metrics.jsonl``."""
 
@@ -268,12 +257,14 @@ def build_trainer(
         watch: what follows the training.
 
     Raises:
-        ValueError: the effective batch can't be had, or a tracker is not installed.
+        ValueError: the effective batch or the attention can't be had, or a tracker is not installed.
     """
-    if options.attention != "auto":
-        model.language_model.set_attn_implementation(options.attention)
+    _set_attention(model, options.attention)
     set_number_formats(model, arguments, options)
     model.register_load_state_dict_post_hook(_pass_over_frozen)
+    # The Trainer makes its folder at once: in `out`, where no run is opened yet, that one is a run's.
+    checkpoints = str(arguments.output_dir)
+    arguments.output_dir = str(Path(checkpoints).parent)
     try:
         trainer = LlavaTrainer(
             model=model,
@@ -287,6 +278,8 @@ def build_trainer(
         if not options.track:
             raise
         raise ValueError(f"a tracker of `track` can't be used: {error}") from error
+    finally:
+        arguments.output_dir = checkpoints
     trainer.remove_callback(PrinterCallback)
     trainer.towers = towers
     trainer.keep = options.keep
@@ -301,6 +294,29 @@ def build_trainer(
     # The model's loss has no label at a sample's first position, whatever stands there.
     trainer._loss_shifts_labels = True
     return trainer
+
+
+def _set_attention(model: LlavaModel, name: str) -> None:
+    """Choose how the language model computes attention.
+
+    Raises:
+        ValueError: it can't be computed so, by this model or on this machine.
+    """
+    if name == "auto":
+        return
+    before = model.language_model.config._attn_implementation
+    try:
+        model.language_model.set_attn_implementation(name)
+    except (ImportError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"`stage.attention: {name}` can't be had here ({reason}): choose sdpa, eager or auto"
+        ) from error
+    if model.language_model.config._attn_implementation == before != name:
+        kind = type(innermost(model.language_model)).__name__
+        raise ValueError(
+            f"{kind} can't compute attention by `stage.attention: {name}`: choose auto"
+        )
 
 
 def set_number_formats(
@@ -326,34 +342,6 @@ def set_number_formats(
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
-
-
-def on_cpu() -> bool:
-    """Whether there is no GPU to train on."""
-    return not torch.cuda.is_available()
-
-
-def in_bfloat16(options: StageOptions) -> bool:
-    """Whether a stage computes in bfloat16."""
-    return options.precision == "bfloat16" or (options.precision == "auto" and not on_cpu())
-
-
-def deepspeed_settings(options: StageOptions) -> dict[str, Any]:
-    """DeepSpeed's config of a stage, ours or the user's own; DeepSpeed is made ready.
-
-    Raises:
-        ValueError: the user's own is no such file.
-    """
-    deepspeed.prepare(cpu=on_cpu())
-    bfloat16 = in_bfloat16(options)
-    if options.deepspeed is None:
-        return deepspeed.zero_config(
-            options.zero, bfloat16=bfloat16, clip=options.clip, offload=options.offload
-        )
-    own = read_object(options.deepspeed)
-    if own.get("bf16") == {"enabled": "auto"}:
-        own["bf16"] = {"enabled": bfloat16}
-    return own
 
 
 def training_arguments(
