@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 
@@ -151,3 +152,26 @@ def _files(folder: Path) -> dict[str, str]:
     if not {TRAINED, STATE} & set(found):
         raise ValueError(f"{printable(folder / FILES)} lists no checkpoint")
     return found
+
+
+def trained_parameters(model: Any) -> dict[str, torch.nn.Parameter]:
+    """What a checkpoint holds of a model: the parameters that train, by name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _frozen(model: torch.nn.Module) -> set[str]:
+    """The names of frozen weights, all of them where a weight is tied."""
+    named = model.named_parameters(remove_duplicate=False)
+    return {name for name, parameter in named if not parameter.requires_grad}
+
+
+def without_frozen(model: torch.nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    """Take what is frozen out of a state dict."""
+    for name in _frozen(model):
+        state.pop(prefix + name, None)
+
+
+def pass_over_frozen(model: torch.nn.Module, keys: Any) -> None:
+    """Let a checkpoint lack what is frozen."""
+    frozen = _frozen(model)
+    keys.missing_keys[:] = [name for name in keys.missing_keys if name not in frozen]

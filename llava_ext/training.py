@@ -25,7 +25,16 @@ from llava_ext.dataset import Collator, ConversationDataset
 from llava_ext.deepspeed import deepspeed_settings, in_bfloat16, on_cpu
 from llava_ext.model import LlavaModel, innermost
 from llava_ext.sampler import EpochCallback, StepSampler
-from llava_ext.stage_checkpoints import TRAINED, begin, commit, drop_checkpoints, readable
+from llava_ext.stage_checkpoints import (
+    TRAINED,
+    begin,
+    commit,
+    drop_checkpoints,
+    pass_over_frozen,
+    readable,
+    trained_parameters,
+    without_frozen,
+)
 from llava_ext.stages import StageOptions
 from llava_ext.towers import Tower, look
 from revelio.disk import full_disk_named
@@ -105,7 +114,7 @@ class LlavaTrainer(Trainer):
             save = type(engine).save_checkpoint
             engine.save_checkpoint = partial(save, engine, exclude_frozen_parameters=True)
             # DeepSpeed leaves a tied weight in by its second name.
-            hook = engine.module.register_state_dict_post_hook(_without_frozen)
+            hook = engine.module.register_state_dict_post_hook(without_frozen)
         super()._save_optimizer_and_scheduler(output_dir)
         if hook is not None:
             hook.remove()
@@ -116,7 +125,7 @@ class LlavaTrainer(Trainer):
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         if self.is_deepspeed_enabled or not self.args.should_save:
             return
-        trained = {name: p.detach().cpu() for name, p in _trained(self.model).items()}
+        trained = {name: p.detach().cpu() for name, p in trained_parameters(self.model).items()}
         write_whole_by(Path(output_dir) / TRAINED, lambda path: save_file(trained, path))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -154,7 +163,7 @@ class LlavaTrainer(Trainer):
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: torch.nn.Module | None = None
     ) -> None:
-        trained = _trained(self.model)
+        trained = trained_parameters(self.model)
         shapes = {name: tuple(parameter.shape) for name, parameter in trained.items()}
         state = read_tensors(Path(resume_from_checkpoint) / TRAINED, shapes)
         with torch.no_grad():
@@ -171,28 +180,6 @@ class LlavaTrainer(Trainer):
         self.accelerator.free_memory()
         gc.collect()
         super().end()
-
-
-def _trained(model: Any) -> dict[str, torch.nn.Parameter]:
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-
-def _frozen(model: torch.nn.Module) -> set[str]:
-    """The names of frozen weights, all of them where a weight is tied."""
-    named = model.named_parameters(remove_duplicate=False)
-    return {name for name, parameter in named if not parameter.requires_grad}
-
-
-def _without_frozen(model: torch.nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
-    """Take what is frozen out of a state dict."""
-    for name in _frozen(model):
-        state.pop(prefix + name, None)
-
-
-def _pass_over_frozen(model: torch.nn.Module, keys: Any) -> None:
-    """Let a checkpoint lack what is frozen."""
-    frozen = _frozen(model)
-    keys.missing_keys[:] = [name for name in keys.missing_keys if name not in frozen]
 
 
 class LoggingCallback(TrainerCallback):
@@ -261,7 +248,7 @@ def build_trainer(
     """
     _set_attention(model, options.attention)
     set_number_formats(model, arguments, options)
-    model.register_load_state_dict_post_hook(_pass_over_frozen)
+    model.register_load_state_dict_post_hook(pass_over_frozen)
     # The Trainer makes its folder at once: in `out`, where no run is opened yet, that one is a run's.
     checkpoints = str(arguments.output_dir)
     arguments.output_dir = str(Path(checkpoints).parent)
