@@ -1,6 +1,7 @@
 """An extraction that was killed, interrupted or lacked room goes on to the same bytes."""
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from files_helpers import contents
 
 from revelio.activations.extract import extract
 from revelio.activations.format import write_shard
+from revelio.activations.store import ActivationStore
+from revelio.data.transforms import Crop, SquareTransform
 
 
 class Killed(BaseException):
@@ -86,6 +89,29 @@ def test_resume_with_other_settings_names_the_setting(tmp_path, change, name):
     extract(memory_dataset(5), FakeBackbone(), tmp_path, **settings)
     with pytest.raises(ValueError, match=f"was made with `{name}`"):
         extract(memory_dataset(5), FakeBackbone(), tmp_path, resume=True, **settings | change)
+
+
+def test_the_crop_is_recorded_and_a_store_from_before_it_was_goes_on(tmp_path):
+    def cropping(resize: int) -> FakeBackbone:
+        backbone = FakeBackbone()
+        backbone.transform = SquareTransform(16, resize=resize)
+        return backbone
+
+    settings = SETTINGS | {"layers": ("deep",), "timesteps": (25,), "draws": 1}
+    (folder,) = extract(memory_dataset(5), cropping(20), tmp_path, **settings)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    wanted = {"size": 16, "resize": 20, "stretch": False, "offset": "even"}
+    assert manifest["crop"] == wanted and Crop.of(manifest) == Crop(16, 20)
+    extract(memory_dataset(5), cropping(20), tmp_path, resume=True, **settings)
+    with pytest.raises(ValueError, match="was made with `crop`"):
+        extract(memory_dataset(5), cropping(24), tmp_path, resume=True, **settings)
+    del manifest["crop"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    extract(memory_dataset(5), cropping(20), tmp_path, resume=True, **settings)
+    manifest["crop"] = wanted | {"size": 10**9}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="no usable `crop`"):
+        ActivationStore.open(folder)
 
 
 def test_resume_with_other_images_or_model_is_refused(tmp_path):

@@ -36,7 +36,7 @@ JUNK = [
 FIELDS = (
     *("format", "kind", "layer", "dtype", "row_shape", "rows", "labelled", "classes", "skipped", "shards"),
     *("model", "revision", "compute_dtype", "attention", "stride", "timestep", "match_snr", "pool"),
-    *("prompt_policy", "seed", "draw", "mode", "image_size", "dataset", "split", "images"),
+    *("prompt_policy", "seed", "draw", "mode", "image_size", "crop", "dataset", "split", "images"),
     *("dataset_sha256", "contents_sha256", "batch_size", "shard_images", "made_with", "probe"),
 )  # fmt: skip
 REQUIRED = FIELDS[:10]

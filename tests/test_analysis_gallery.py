@@ -1,9 +1,11 @@
 import json
 import re
 import statistics
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from analysis_helpers import gallery_parts
@@ -223,6 +225,31 @@ def test_thumbnails_are_the_centre_squares(written):
             centre = original.getpixel((original.width // 2, original.height // 2))
             ours = picture.getpixel((12, 12))
             assert all(abs(a - b) < 12 for a, b in zip(centre, ours, strict=True))
+
+
+def test_thumbnails_are_what_the_model_saw(tmp_path):
+    model, store, top, dataset = gallery_parts(tmp_path / "store")
+
+    def framed(index: int) -> Image.Image:
+        """A picture in a frame of 5 pixels, wide as it is: the model cuts the frame and the sides off."""
+        page = Image.new("RGB", (90, 50), "white")
+        page.paste(dataset.read(index).resize((40, 40)), (25, 5))
+        return page
+
+    for crop, side, white in (
+        ({"size": 32, "resize": 40, "stretch": False, "offset": "even"}, 40, 0.0),
+        ({"size": 32, "resize": 32, "stretch": True, "offset": "even"}, 50, 1 - 1600 / 4500),
+        (None, 50, 1 - 1600 / 2500),
+    ):
+        store.manifest["crop"] = crop
+        out = tmp_path / f"out{side}{white}"
+        write_gallery(
+            out, model, store, top, replace(dataset, read=framed), GalleryConfig(latents=5)
+        )
+        with Image.open(out / thumbnail_path(3)) as picture:
+            assert picture.size == (side, side)
+            share = (np.asarray(picture).min(2) > 170).mean()
+        assert share == pytest.approx(white, abs=0.03)
 
 
 def test_missing_and_broken_pictures_are_named_and_keep_their_place(tmp_path):

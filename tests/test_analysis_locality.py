@@ -35,8 +35,9 @@ from revelio.backbones.config import BackboneConfig
 from revelio.backbones.registry import register
 from revelio.cli import main
 from revelio.data.config import DataConfig
+from revelio.data.transforms import Crop
 from revelio.pipelines.extract import extract_to
-from revelio.pipelines.locality import measure_locality
+from revelio.pipelines.locality import measure_locality, read_masks
 from revelio.sae.inputs import measure
 from revelio.sae.model import KSparseAutoencoder
 from revelio.trust import read_object
@@ -291,6 +292,38 @@ def test_the_command_measures_all_that_is_given(made, capsys):
     with pytest.raises(SystemExit):
         (made / "y.json").write_text("{}")
         main(["locality", *words, "--out", str(made / "y.json")])
+
+
+@pytest.mark.parametrize(
+    ("crop", "cell", "border"),
+    [
+        # The middle 32 of 40 pixels: a mask with a border of 4 all around.
+        ({"size": 32, "resize": 40, "stretch": False, "offset": "down"}, (4, 4), (4, 4)),
+        # The same of a wide picture, and the whole of a wide picture, stretched.
+        ({"size": 32, "resize": 40, "stretch": False, "offset": "down"}, (4, 4), (4, 24)),
+        ({"size": 32, "resize": 32, "stretch": True, "offset": "down"}, (4, 9), (0, 0)),
+        (None, (4, 4), (0, 8)),
+    ],
+)
+def test_masks_are_cut_as_the_model_cut_the_pictures(made, crop, cell, border):
+    grids, masks = blobs()
+    ids = [f"{number}.jpg" for number in range(24)]
+    write_store(made / "cut", grids, ids, settings={"layer": "up", "crop": crop})
+    (made / "cut-masks").mkdir()
+    for name, mask in zip(ids, masks, strict=True):
+        whole = np.kron(mask.numpy(), np.ones(cell)).astype(np.uint8)
+        around = [(side, side) for side in border]
+        path = (made / "cut-masks" / name).with_suffix(".png")
+        Image.fromarray(np.pad(whole, around, constant_values=9)).save(path)
+    config = LocalityConfig(
+        store=(made / "cut",), ksae=str(made / "ksae"), out=made / "cut.json", device="cpu",
+        masks=made / "cut-masks", latents=3,
+    )  # fmt: skip
+    found = measure_locality(config).result
+    entry = found["masks"]["latents"][found["latents"].index(2)]
+    assert entry["class"] == 2 and entry["iou"] == 1.0
+    read = read_masks(config.masks, ids, (8, 8), Crop.of({"crop": crop}))
+    assert torch.equal(read, masks)
 
 
 def test_masks_and_stores_that_do_not_match_are_named(made):

@@ -4,7 +4,8 @@ import torch
 from PIL import Image
 from sklearn.decomposition import PCA
 
-from revelio.analysis.pca_maps import PcaFit, pca_maps, sheet
+from revelio.analysis.pca_maps import PcaFit, pca_maps, sheet, side_by_side
+from revelio.data.transforms import Crop
 
 
 def planted(b=5, c=7, h=4, w=6):
@@ -73,3 +74,14 @@ def test_sheet_places_maps_beside_their_images():
     assert page.getpixel((middle, row[1])) == (255, 0, 0)
     assert page.getpixel((middle + 68, row[0])) == (0, 255, 0)
     assert page.getpixel((middle + 68, row[1])) == (0, 0, 0)
+
+
+def test_sheet_shows_the_square_that_the_maps_are_of():
+    # Green with a red frame that the model cuts off.
+    image = Image.new("RGB", (80, 40), "red")
+    image.paste(Image.new("RGB", (32, 32), (0, 255, 0)), (24, 4))
+    page = sheet([image], [("up", torch.zeros(1, 3, 2, 2))], side=64, crop=Crop(16, 20))
+    seen = np.asarray(page.crop((4, page.height - 72, 68, page.height - 8)))
+    assert (seen == (0, 255, 0)).all()
+    both = np.asarray(side_by_side([page, page]))
+    assert (both[:, : page.width] == both[:, page.width :]).all() and len(both) == page.height

@@ -250,6 +250,14 @@ def test_a_unet_a_dit_and_a_vit_are_on_one_sheet(made: Path, tmp_path: Path) -> 
     assert torch.equal(*same)
     with Image.open(together.path / "sheet.png") as sheet:
         assert sheet.width == 5 * (160 + 5) + 5
+    # A model that sees another square gets a column of its own with it.
+    processor = Path(names[2]) / "preprocessor_config.json"
+    entries = json.loads(processor.read_text())
+    entries |= {"size": {"shortest_edge": 2 * entries["crop_size"]["height"]}}
+    processor.write_text(json.dumps(entries))
+    make_pca_maps(replace(config, out=tmp_path / "apart"))
+    with Image.open(tmp_path / "apart" / "sheet.png") as sheet:
+        assert sheet.width == 4 * (160 + 5) + 5 + 2 * (160 + 5) + 5
     for layers, error, said in (
         (("bottleneck",), ValueError, "has none of the layers"),
         (("bottleneck", "block1", "block77"), KeyError, "unknown layer 'block77'"),

@@ -7,6 +7,7 @@ import os
 import socket
 import struct
 import threading
+from base64 import b64decode
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -26,6 +27,7 @@ from revelio.backbones.config import BackboneConfig
 from revelio.backbones.registry import load_backbone
 from revelio.cli import main
 from revelio.data.config import DataConfig
+from revelio.data.transforms import SquareTransform
 from revelio.pipelines import serve
 from revelio.pipelines.gallery import make_gallery
 from revelio.pipelines.inputs import open_sae
@@ -161,6 +163,26 @@ def test_a_picture_is_seen_with_all_draws_that_the_gallerys_images_are_means_of(
     for place, _, flat in found["active"]:
         hits = ((cells.indices == data["latents"]["id"][place]) & (cells.values > 0)).any(1)
         assert flat[::2] == hits.nonzero()[:, 0].tolist()
+
+
+def test_the_answer_shows_what_the_model_saw(
+    made: Path, address: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Blue with a red frame that the model's square has none of.
+    picture = Image.new("RGB", (90, 50), "red")
+    picture.paste(Image.new("RGB", (40, 40), "blue"), (25, 5))
+    server = open_server(config(made))
+    encoder = server.RequestHandlerClass.encoder  # type: ignore[attr-defined]
+    server.server_close()
+    for transform, red in ((SquareTransform(32, resize=40), 0.0),
+                           (SquareTransform(32, stretch=True), 1 - 1600 / 4500)):  # fmt: skip
+        monkeypatch.setattr(encoder.backbone, "transform", transform)
+        kind, _, content = encoder(picture, "x")["seen"].partition(",")
+        assert kind == "data:image/jpeg;base64"
+        with Image.open(io.BytesIO(b64decode(content))) as seen:
+            assert seen.width == seen.height >= 40
+            share = (np.asarray(seen)[..., 0] > 128).mean()
+        assert share == pytest.approx(red, abs=0.03)
 
 
 def test_only_the_gallerys_own_files_are_given(made: Path, address: tuple[str, int]) -> None:

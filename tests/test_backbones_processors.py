@@ -3,9 +3,11 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from data_helpers import noise_picture
+from PIL import Image
 from transformers import BitImageProcessorPil, CLIPImageProcessorPil, ViTImageProcessorPil
 from transformers.models.convnext.image_processing_pil_convnext import ConvNextImageProcessorPil
 from transformers.models.deit.image_processing_pil_deit import DeiTImageProcessorPil
@@ -60,6 +62,32 @@ def test_pixels_are_the_image_processor_s_own(name: str, tmp_path: Path) -> None
         picture = noise_picture(*shape, seed=number)
         wanted = processor(picture, return_tensors="pt").pixel_values[0]
         torch.testing.assert_close(transform(picture), wanted, rtol=0, atol=1e-5, msg=str(shape))
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("shape", [(90, 41), (33, 70), (64, 64), (20, 31)])
+def test_a_crop_shows_the_square_that_the_processor_takes(
+    name: str, shape: tuple[int, int], tmp_path: Path
+) -> None:
+    processor = CASES[name]
+    source = source_of(tmp_path, processor.to_dict())
+    crop = transform_of(source, source.crop_size(7)).crop
+    # Red says the column and green the row; blue is 0 only beyond the picture.
+    ramp = np.full((shape[1], shape[0], 3), 255, np.uint8)
+    ramp[..., 0], ramp[..., 1] = np.arange(shape[0]), np.arange(shape[1])[:, None]
+    plain = processor(
+        Image.fromarray(ramp), do_normalize=False, do_rescale=False, return_tensors="np"
+    )
+    wanted = plain.pixel_values[0].transpose(1, 2, 0).astype(float)
+    seen = np.asarray(crop.view(Image.fromarray(ramp), (32, 32), "nearest")).astype(float)
+    there = wanted[..., 2] > 0
+    assert (there == (seen[..., 2] > 0)).all() and there.mean() > 0.6
+    # Half a pixel by the nearest one, one by the ramp's ends, where interpolation has no neighbor.
+    assert np.abs(seen - wanted)[there][:, :2].max() < 1.6
+    # At another size it is the same square: each pixel of the small view stands for 2 x 2.
+    small = np.asarray(crop.view(Image.fromarray(ramp), (16, 16), "nearest")).astype(float)
+    whole = there.reshape(16, 2, 16, 2).all((1, 3))
+    assert np.abs(small - wanted.reshape(16, 2, 16, 2, 3).mean((1, 3)))[whole][:, :2].max() < 2.5
 
 
 def test_another_size_takes_the_same_share_of_the_picture(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ before and however many processes share the work.
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from revelio.activations.writer import CONTENTS, SHARD_CONTENTS, StoreWriter
 from revelio.backbones.base import Backbone
 from revelio.data.contents import combined
 from revelio.data.dataset import ImageDataset
+from revelio.data.transforms import crop_of
 from revelio.distributed import Processes
 from revelio.lock import Lock
 from revelio.run_dir import versions
@@ -189,6 +190,7 @@ class ExtractionPlan:
     def _common(self) -> dict[str, Any]:
         """Manifest fields that every store of the run shares."""
         labels = self.dataset.labels
+        crop = crop_of(self.backbone.transform)
         identity = json.dumps([list(self.dataset.ids), labels and [int(x) for x in labels]])
         return {
             "model": self.backbone.name,
@@ -196,6 +198,7 @@ class ExtractionPlan:
             "compute_dtype": "float32",
             **self.provenance,
             "image_size": self.image_size,
+            "crop": None if crop is None else asdict(crop),
             "dataset": self.dataset.name,
             "split": self.dataset.split,
             "classes": list(self.dataset.classes),

@@ -25,6 +25,8 @@ MANIFEST = "manifest.json"
 UNFINISHED = "unfinished.json"
 # Class ids of stores without class names stay below this: measures count up to the largest.
 LABEL_LIMIT = 2**20
+# How many times a model's square may be the resized picture that it is cut from.
+MOST_BEYOND = 4
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 
@@ -248,6 +250,15 @@ def _is_side(value: Any) -> bool:
     return _is_count(value) and value > 0
 
 
+def _is_crop(value: Any) -> bool:
+    if not isinstance(value, dict) or set(value) != {"size", "resize", "stretch", "offset"}:
+        return False
+    size, resize = value["size"], value["resize"]
+    # What is beyond the picture is made up when it is shown, and must not fill the memory.
+    good = _is_side(size) and _is_side(resize) and size <= MOST_BEYOND * resize
+    return good and isinstance(value["stretch"], bool) and value["offset"] in ("even", "down")
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
@@ -285,6 +296,7 @@ MADE_BY: _Fields = {
     ),
     "pool": ("mean, none or a side", lambda x: _is_side(x) or x in ("mean", "none")),
     "image_size": ("one or two sides", lambda x: _is_side(x) or _is_list(_is_side, 1)(x)),
+    "crop": ("an object as in FORMAT.md", _is_crop),
     "made_with": ("an object", lambda x: isinstance(x, dict)),
     "probe": ("a list of numbers", _is_list(_is_number)),
 }

@@ -90,6 +90,8 @@ class StoreWriter:
         elif not (self.path / UNFINISHED).exists():
             raise ValueError(f"{self.path} holds shards of unknown making: choose another folder")
         was = self.written_settings()
+        # A store of a version that did not record the crop is taken at its image size.
+        free |= {"crop"} - set(was)
         if not (self.path / MANIFEST).exists() and self._smaller_batches(was):
             free |= {"batch_size"}
         check_same(self.path, was, self.settings, free=free)

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from revelio.data.transforms import center_square
+from revelio.data.transforms import Crop
 
 COMPONENTS = 3
 CLIP = 0.01
@@ -117,8 +117,16 @@ def sheet(
     columns: Sequence[tuple[str, Float[Tensor, "b 3 h w"]]],
     *,
     side: int = 160,
+    crop: Crop | None = None,
 ) -> Image.Image:
-    """One picture: a row an image, the image first, then its map in each column, under headings."""
+    """One picture: a row an image, the image first, then its map in each column, under headings.
+
+    Args:
+        images: of any size.
+        columns: a heading and the maps of each.
+        side: of an image and a map, in pixels.
+        crop: which square of an image the maps are of; None: not known, the middle square.
+    """
     gap, head = max(4, side // 32), max(20, side // 7)
     width = (len(columns) + 1) * (side + gap) + gap
     page = Image.new("RGB", (width, head + len(images) * (side + gap) + gap), "white")
@@ -129,11 +137,21 @@ def sheet(
         draw.text((centre, head // 2 + gap // 2), title, fill="#222", font=font, anchor="mm")
     for row, image in enumerate(images):
         top = head + row * (side + gap)
-        page.paste(center_square(image.convert("RGB"), side, "bicubic"), (gap, top))
+        short = min(image.size)
+        seen = crop or Crop(short, short)
+        page.paste(seen.view(image.convert("RGB"), (side, side), "bicubic"), (gap, top))
         for column, (_, maps) in enumerate(columns, start=1):
             picture = Image.fromarray(_bytes(maps[row]))
             resized = picture.resize((side, side), Image.Resampling.NEAREST)
             page.paste(resized, (gap + column * (side + gap), top))
+    return page
+
+
+def side_by_side(sheets: Sequence[Image.Image]) -> Image.Image:
+    """Sheets of the same images as one picture."""
+    page = Image.new("RGB", (sum(one.width for one in sheets), sheets[0].height), "white")
+    for number, one in enumerate(sheets):
+        page.paste(one, (sum(before.width for before in sheets[:number]), 0))
     return page
 
 

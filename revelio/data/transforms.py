@@ -6,8 +6,9 @@ Augmentation as in the paper's classifier: scale 0.8 to 1, ratio 3/4 to 4/3, fli
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,6 +20,58 @@ Interpolation = Literal["bilinear", "bicubic", "lanczos", "nearest"]
 Offset = Literal["even", "down"]
 RATIO = (3 / 4, 4 / 3)
 _ATTEMPTS = 10
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Which square of a picture a model sees: the middle ``size`` pixels of the picture, resized.
+
+    Attributes:
+        size: the side of the square, in pixels.
+        resize: what the shorter side is resized to, in pixels.
+        stretch: both sides are resized to it, whatever the picture's shape.
+        offset: how half a pixel of the crop's offset is rounded; see :class:`SquareTransform`.
+    """
+
+    size: int
+    resize: int
+    stretch: bool = False
+    offset: Offset = "even"
+
+    @classmethod
+    def of(cls, about: Mapping[str, Any]) -> "Crop | None":
+        """That of a store's manifest; None where it doesn't say, as those of older versions."""
+        found = about.get("crop")
+        return None if found is None else cls(**found)
+
+    def place(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """The width and height that a picture is resized to, then left and top of the square in it."""
+        short, whole = min(width, height), round if self.offset == "even" else math.floor
+        # The longer side is cut down to whole pixels.
+        wide, high = (
+            self.resize if self.stretch else int(self.resize * side / short)
+            for side in (width, height)
+        )
+        left, top = (whole((side - self.size) / 2.0) for side in (wide, high))
+        return wide, high, left, top
+
+    def box(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """Left, top, right, bottom of the square in the picture's own pixels, which it may cut in parts."""
+        wide, high, left, top = self.place(width, height)
+        across, down = width / wide, height / high
+        right, bottom = left + self.size, top + self.size
+        return left * across, top * down, right * across, bottom * down
+
+    def view(
+        self, image: Image.Image, size: tuple[int, int], interpolation: Interpolation
+    ) -> Image.Image:
+        """What the model sees of a picture, ``size`` (width, height) large, from the picture's own pixels."""
+        left, top, right, bottom = self.box(*image.size)
+        x, y = math.floor(left), math.floor(top)
+        # Cut first: outside the picture is black, where a box of `resize` may not reach.
+        part = image.crop((x, y, math.ceil(right), math.ceil(bottom)))
+        box = (left - x, top - y, min(right - x, part.width), min(bottom - y, part.height))
+        return part.resize(size, _filter(interpolation), box=box)
 
 
 @dataclass(frozen=True)
@@ -56,6 +109,11 @@ class SquareTransform:
     def __call__(self, image: Image.Image) -> Float[Tensor, "3 h w"]:
         """The pixels of an RGB picture."""
         return _pixels(self.square(image), self.mean, self.std)
+
+    @property
+    def crop(self) -> Crop:
+        """Which square of a picture it takes."""
+        return Crop(self.size, self.resize or self.size, self.stretch, self.offset)
 
     def square(self, image: Image.Image) -> Image.Image:
         """The picture resized and cut, before normalization."""
@@ -113,6 +171,27 @@ class RandomCropTransform:
         return left, top, left + wide, top + high
 
 
+def crop_of(transform: object) -> Crop | None:
+    """Which square of a picture a model's transform takes; None where that is not known."""
+    return transform.crop if isinstance(transform, SquareTransform) else None
+
+
+def thumbnail(image: Image.Image, side: int, crop: Crop | None) -> Image.Image:
+    """What a model sees of a picture, to be looked at; smaller pictures are not enlarged.
+
+    Args:
+        image: of any size.
+        side: of the thumbnail at most, in pixels.
+        crop: the model's; None: not known, the middle square.
+    """
+    image = image.convert("RGB")
+    if crop is None:
+        return center_square(image, min(side, *image.size), "bicubic")
+    left, top, right, bottom = crop.box(*image.size)
+    side = max(1, min(side, round(right - left), round(bottom - top)))
+    return crop.view(image, (side, side), "bicubic")
+
+
 def center_square(
     image: Image.Image,
     size: int,
@@ -122,11 +201,8 @@ def center_square(
     stretch: bool = False,
 ) -> Image.Image:
     """The middle ``size`` pixels of a resized picture; see :class:`SquareTransform`."""
-    short, whole = min(image.size), round if offset == "even" else math.floor
-    # The longer side is cut down to whole pixels.
-    wanted = resize or size
-    width, height = (wanted if stretch else int(wanted * side / short) for side in image.size)
-    left, top = (whole((side - size) / 2.0) for side in (width, height))
+    crop = Crop(size, resize or size, stretch, offset)
+    width, height, left, top = crop.place(*image.size)
     resized = image.resize((width, height), _filter(interpolation))
     return resized.crop((left, top, left + size, top + size))
 

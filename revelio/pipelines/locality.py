@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
-from PIL import Image
 from torch import Tensor
 
 from revelio.activations.encode import grids_as_stored
@@ -30,6 +29,7 @@ from revelio.analysis.top_images_files import ksae_identity, store_identity
 from revelio.backbones.registry import load_backbone
 from revelio.bounds import check_fields
 from revelio.data.picture import decoded
+from revelio.data.transforms import Crop
 from revelio.outputs import check_file, has_keys
 from revelio.pipelines import Made, Report, counted, silent
 from revelio.pipelines.inputs import open_sae, pictures_of, place_of
@@ -82,7 +82,8 @@ def measure_locality(config: LocalityConfig, progress: Report = silent) -> Made:
         **_of_other_stores(stores, found, config.seed),
     }
     if config.masks is not None:
-        masks = read_masks(config.masks, store.ids[: found[0].count], found[0].grid)
+        crop = Crop.of(store.manifest)
+        masks = read_masks(config.masks, store.ids[: found[0].count], found[0].grid, crop)
         result["masks"] = mask_iou(found[0], masks, seed=config.seed)
     if config.other is not None:
         result["partners"] = partners(model, open_sae(config.other), latents)
@@ -170,14 +171,15 @@ def _moved(
 
 
 def read_masks(
-    folder: Path, ids: Sequence[str], grid: tuple[int, int]
+    folder: Path, ids: Sequence[str], grid: tuple[int, int], crop: Crop | None = None
 ) -> Int64[Tensor, "images h w"]:
-    """The class of each cell: of the pixel at its middle, once masks are cropped to a square, as images are.
+    """The class of each cell: of the pixel at its middle, once masks are cut as the model cuts pictures.
 
     Args:
         folder: holds a picture for each image, named by its id with the suffix `.png`.
         ids: of the images.
         grid: height and width of the grids.
+        crop: the model's; None: not known, the middle square.
 
     Raises:
         ImageError: a mask is missing or no picture of one channel; it is named.
@@ -189,8 +191,7 @@ def read_masks(
             if picture.mode not in ("L", "P", "1"):
                 raise ValueError(f"it has the mode {picture.mode}: give one channel of classes")
             side = min(picture.size)
-            left, upper = (picture.width - side) // 2, (picture.height - side) // 2
-            square = picture.crop((left, upper, left + side, upper + side))
-            small = square.resize((grid[1], grid[0]), Image.Resampling.NEAREST)
+            seen = crop or Crop(side, side, offset="down")
+            small = seen.view(picture, (grid[1], grid[0]), "nearest")
             found.append(torch.from_numpy(np.array(small).astype(np.int64)))
     return torch.stack(found)

@@ -10,12 +10,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from revelio.analysis.config import MakePCAMapsConfig, PCAMapsConfig
-from revelio.analysis.pca_maps import PcaMaps, pca_maps, sheet
+from revelio.analysis.pca_maps import PcaMaps, pca_maps, sheet, side_by_side
 from revelio.backbones.base import Backbone, schedule_of
 from revelio.backbones.registry import describe_one, load_backbone
 from revelio.bounds import check_fields
 from revelio.data.loading import Batch, batches
 from revelio.data.open import open_dataset
+from revelio.data.transforms import Crop, crop_of
 from revelio.outputs import Older, check_replaceable, claimed, replace_files
 from revelio.pipelines import Report, counted, silent
 from revelio.pipelines.inputs import check_same_source
@@ -65,6 +66,8 @@ def make_pca_maps(config: MakePCAMapsConfig, progress: Report = silent) -> MadeP
         dataset = open_dataset(config.data)
         told = counted(progress, "grids", len(names) * len(dataset), "image")
         maps: dict[str, PcaMaps] = {}
+        # Models that see the same square of an image share the column that shows it.
+        seen: dict[tuple[float, bool] | None, tuple[Crop | None, dict[str, PcaMaps]]] = {}
         models, kept, skipped = [], [], []
         for name, layers in _layers_of(names, config).items():
             backbone = load_backbone(replace(config.backbone, name=name), layers=layers)
@@ -79,12 +82,19 @@ def make_pca_maps(config: MakePCAMapsConfig, progress: Report = silent) -> MadeP
             own = replace(config, layers=layers, timesteps=_timesteps(backbone, config))
             kept, skipped, grids = collect(own, backbone, loaded, told)
             before = f"{Path(backbone.name).name} " if config.others else ""
-            maps |= {before + column: pca_maps(grid) for column, grid in grids.items()}
+            found = {before + column: pca_maps(grid) for column, grid in grids.items()}
+            maps |= found
+            crop = crop_of(backbone.transform)
+            square = None if crop is None else (crop.resize / crop.size, crop.stretch)
+            seen.setdefault(square, (crop, {}))[1].update(found)
         about = {"model": "+".join(models), "dataset": dataset.name, "seed": config.seed}
         made = MadePCAMaps(out, maps, [dataset.ids[index] for index in kept])
-        columns = [(name, found.rgb) for name, found in maps.items()]
-        page = sheet([dataset.read(index) for index in kept], columns, side=config.side)
-        _write(made, page, about | {"ids": made.ids, "skipped": skipped})
+        images = [dataset.read(index) for index in kept]
+        sheets = [
+            sheet(images, [(k, v.rgb) for k, v in part.items()], side=config.side, crop=crop)
+            for crop, part in seen.values()
+        ]
+        _write(made, side_by_side(sheets), about | {"ids": made.ids, "skipped": skipped})
     return made
 
 

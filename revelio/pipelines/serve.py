@@ -9,6 +9,7 @@ latents that fire on it, the cells where they do, and the known images that are 
 
 import json
 import sys
+from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,6 +17,7 @@ from hashlib import sha256
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
+from io import BytesIO
 from ipaddress import ip_address
 from pathlib import Path
 from threading import BoundedSemaphore, Lock
@@ -38,6 +40,7 @@ from revelio.backbones.config import BackboneConfig
 from revelio.backbones.registry import describe, load_backbone
 from revelio.bounds import check_fields
 from revelio.data.picture import read_picture
+from revelio.data.transforms import crop_of, thumbnail
 from revelio.outputs import read_record
 from revelio.pipelines import Progress, Report, silent
 from revelio.pipelines.inputs import FINAL, open_sae
@@ -49,6 +52,7 @@ __all__ = ["Encoder", "ServeConfig", "open_server"]
 UPLOAD_LIMIT = 64 * 2**20
 UPLOADS = 8  # pictures that are received at once
 ALIKE = 12
+SEEN = 512  # of the picture as the model saw it, in pixels at most
 SCRIPT = "assets/drop.js"
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:",
@@ -102,7 +106,8 @@ class Encoder:
         Returns:
             ``grid``: height and width of the layer's grid; ``active``: [place in the gallery, code, cells],
             strongest first, cells as a gallery's heat maps have them; ``more``: how many latents outside the
-            gallery fire; ``alike``: [row, cosine of the codes] of known images.
+            gallery fire; ``alike``: [row, cosine of the codes] of known images; ``seen``: the part of the
+            picture that the model saw, as the address of a JPEG.
         """
         with self._one_at_a_time, torch.inference_mode():
             grid = self._grid(picture, name)
@@ -125,6 +130,7 @@ class Encoder:
             "grid": list(grid.shape[1:]),
             "active": shown,
             "more": int((~kept).sum()),
+            "seen": self._seen(picture),
             "alike": self._alike(
                 [place for place, _, _ in shown], [value for _, value, _ in shown]
             ),
@@ -147,6 +153,12 @@ class Encoder:
     def _grid(self, picture: Image.Image, name: str) -> torch.Tensor:
         encoded = self.backbone.encode(self.backbone.transform(picture)[None])
         return grids_as_stored(self.backbone, encoded, [name], self.meta)[0].cpu()
+
+    def _seen(self, picture: Image.Image) -> str:
+        stream = BytesIO()
+        small = thumbnail(picture, SEEN, crop_of(self.backbone.transform))
+        small.save(stream, "JPEG", quality=90)
+        return "data:image/jpeg;base64," + b64encode(stream.getvalue()).decode()
 
     def _alike(self, places: list[int], values: list[float]) -> list[list[float]]:
         if not places:

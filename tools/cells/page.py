@@ -17,7 +17,7 @@ from revelio.analysis.gallery.told import locality_measures
 from revelio.analysis.top_images import TopImages, top_images
 from revelio.data.dataset import ImageDataset
 from revelio.data.open import open_dataset
-from revelio.data.transforms import center_square
+from revelio.data.transforms import Crop
 from revelio.evaluation.measures import MEASURES
 from revelio.pipelines.inputs import open_sae
 from revelio.run_dir import write_json, write_whole
@@ -79,9 +79,10 @@ def _strip(
     grids = np.stack([store.rows(row, row + 1)[0].float().numpy() for row in rows])
     codes = encode_grid(model, torch.from_numpy(grids), store.manifest)
     maps = codes.maps(torch.tensor([latent]))[:, 0].numpy()
+    crop = Crop.of(store.manifest) or Crop(SIDE, SIDE)
     for number, (row, one) in enumerate(zip(rows, maps / max(maps.max(), 1e-9), strict=True)):
         seen = pictures.read(place[store.ids[row]]).convert("RGB")
-        square = np.asarray(center_square(seen, SIDE, "bicubic")).astype(float)
+        square = np.asarray(crop.view(seen, (SIDE, SIDE), "bicubic")).astype(float)
         heat = Image.fromarray((255 * one).astype(np.uint8)).resize((SIDE, SIDE), 0)
         alpha = 0.75 * np.asarray(heat)[:, :, None] / 255
         grey = 0.6 * square.mean(2, keepdims=True) + 0.4 * square

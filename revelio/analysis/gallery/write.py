@@ -41,13 +41,11 @@ from revelio.analysis.top_images import TopImages, check_fits
 from revelio.bounds import check_fields
 from revelio.data.contents import combined, digests
 from revelio.data.dataset import ImageDataset, ImageError
-from revelio.data.transforms import center_square
+from revelio.data.transforms import Crop, thumbnail
 from revelio.lock import NAME as LOCK
 from revelio.outputs import Older, check_replaceable, read_record, replace_files
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from revelio.activations.store import ActivationStore
     from revelio.sae.model import KSparseAutoencoder
 
@@ -109,7 +107,7 @@ def write_gallery(
     shared["beside"] = [other.about for other in others]
 
     def fill(folder: Path) -> None:
-        missing = _write_thumbnails(folder, store.ids, indices, dataset, config.thumbnail, progress)
+        missing = _write_thumbnails(folder, store, indices, dataset, config.thumbnail, progress)
         labels = None if top.labels is None else top.labels.tolist()
         shared["images"] = {"ids": list(store.ids), "labels": labels, "missing": missing}
         _write_data(folder, shared, records, seen)
@@ -238,31 +236,29 @@ def _title(top: TopImages) -> str:
 
 def _write_thumbnails(
     folder: Path,
-    ids: Sequence[str],
+    store: "ActivationStore",
     indices: Sequence[int | None],
     dataset: ImageDataset,
     side: int,
     progress: Callable[[int], object] | None,
 ) -> dict[str, str]:
-    """Write a thumbnail of every image; returns row -> reason of those that have no picture."""
+    """Write what the model saw of every image; returns row -> reason of those that have no picture."""
     missing: dict[str, str] = {}
+    crop = Crop.of(store.manifest)
     for row, index in enumerate(indices):
         path = folder / thumbnail_path(row)
         path.parent.mkdir(parents=True, exist_ok=True)
         if index is None:
-            missing[str(row)] = f"{dataset.name} has no image {ids[row]}"
+            missing[str(row)] = f"{dataset.name} has no image {store.ids[row]}"
         else:
             try:
-                _thumbnail(dataset.read(index), side).save(path, quality=82, optimize=True)
+                small = thumbnail(dataset.read(index), side, crop)
+                small.save(path, quality=82, optimize=True)
             except ImageError as error:
                 missing[str(row)] = str(error)
         if progress is not None:
             progress(1)
     return missing
-
-
-def _thumbnail(image: "Image.Image", side: int) -> "Image.Image":
-    return center_square(image.convert("RGB"), min(side, *image.size), "bicubic")
 
 
 def _names(data: dict[str, Any]) -> list[str]:

@@ -35,12 +35,11 @@
       return { error: `${file.name} could not be sent: is \`revelio serve\` still running? (${error.message})` };
     }
   }
-  function show(file, { grid, active, more, alike }) {
+  function show(file, { grid, active, more, alike, seen }) {
     const layer = h("span", { class: "layers" });
-    const source = URL.createObjectURL(file);
-    const picture = () => h("img", { class: "thumb", src: source, alt: file.name });
+    // What the model saw, which the cells lie over: not the file itself.
+    const picture = () => h("img", { class: "thumb", src: seen, alt: file.name });
     layer.append(picture());
-    addEventListener("hashchange", () => URL.revokeObjectURL(source), { once: true });
     const lines = imagesView.lines(active, active.map(([, , cells]) => cells), picture, layer, grid);
     document.title = `${file.name} \u00b7 ${data.title} | Revelio gallery`;
     main.replaceChildren(
