@@ -30,7 +30,7 @@ from revelio.backbones.layers import check_grid
 from revelio.backbones.registry import load_backbone
 from revelio.backbones.weights_hash import weights_hash as weights_hash
 from revelio.config import to_plain
-from revelio.data.transforms import SquareTransform, center_square
+from revelio.data.transforms import SquareTransform, crop_of, thumbnail
 
 GREY = (0.5, 0.5, 0.5)
 P = ParamSpec("P")
@@ -277,13 +277,7 @@ def seen_square(tower: Tower, image: Image.Image, aspect: Aspect, most: int) -> 
         most: pixels a side that are wanted; the picture is not enlarged to get them.
     """
     transform = getattr(getattr(tower, "backbone", None), "transform", None)
-    picture = _whole(image, transform, aspect)
-    side = min(most, *picture.size)
-    if not isinstance(transform, SquareTransform):
-        return center_square(picture, side, "bicubic")
-    # Cut at another size than the tower's, with as much left out.
-    resize = round(side * (transform.resize or transform.size) / transform.size)
-    return center_square(picture, side, "bicubic", resize=resize, stretch=transform.stretch)
+    return thumbnail(_whole(image, transform, aspect), most, crop_of(transform))
 
 
 def plain_transforms(towers: Sequence[Tower]) -> list[dict[str, Any]]:
