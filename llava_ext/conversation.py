@@ -238,21 +238,19 @@ def _leads_to(own: list[str], whole: list[str]) -> bool:
 def _system_message(
     tokenizer: "PreTrainedTokenizerBase", system: str | None
 ) -> list[dict[str, str]]:
-    """The message for a system text; "" is none, for which some templates would put their own.
+    """The message for a system text; "" is an empty one, which keeps a template's own away (Qwen2.5).
 
-    Qwen2.5's is kept away by an empty message; Gemma's takes no message at all.
+    A template that takes none at all, as Gemma's, gets none.
     """
     if system is None:
         return []
     message = [{"role": "system", "content": system}]
-    if system:
-        return message
-    probe = [Turn("user", "a")]
-    try:
-        with_empty = _templated(tokenizer, message, probe)
-    except ValueError:
-        return []
-    return message if len(with_empty) < len(_templated(tokenizer, [], probe)) else []
+    if not system:
+        try:
+            _templated(tokenizer, message, [Turn("user", "a")])
+        except ValueError:
+            return []
+    return message
 
 
 def _templated(

@@ -126,12 +126,17 @@ def test_variants_shards_and_prefixes_give_the_same(folders, place):
     folder = copy_of(folders["sd"], place)
     family = FAMILIES["sd"]
     before = family.outputs(folder)
+
+    def same() -> None:
+        # Weights lie elsewhere in memory, and with that some processors add in another order.
+        torch.testing.assert_close(family.outputs(folder), before, atol=1e-6, rtol=1e-5)
+
     for part in ("unet", "vae", "text_encoder"):
         file = next((folder / part).glob("*.safetensors"))
         tensors, whole = load_file(file), file.read_bytes()
         for prefix in ("_orig_mod.", "module."):
             save_file({prefix + key: value for key, value in tensors.items()}, file)
-            assert torch.equal(family.outputs(folder), before)
+            same()
         file.unlink()
         half = file.with_name(f"{file.stem}.fp16.safetensors")
         save_file({key: value.half() for key, value in tensors.items()}, half)
@@ -139,10 +144,10 @@ def test_variants_shards_and_prefixes_give_the_same(folders, place):
         half.unlink()
         stem = "pytorch_model" if part == "text_encoder" else file.stem
         torch.save(tensors, folder / part / f"{stem}.bin")
-        assert torch.equal(family.outputs(folder), before)
+        same()
         (folder / part / f"{stem}.bin").unlink()
         shards = write_shards(folder / part, file.stem, tensors)
-        assert torch.equal(family.outputs(folder), before)
+        same()
         check_shards(family, folder, shards)
         for path in shards:
             path.unlink()

@@ -114,12 +114,12 @@ def test_a_system_message_that_moves_is_refused() -> None:
 
 
 @pytest.mark.parametrize("template", [CHAT, NO_SYSTEM, OWN_SYSTEM])
-def test_an_empty_system_message_is_none(template: str) -> None:
+def test_an_empty_system_message_is_sent_where_the_template_takes_one(template: str) -> None:
     tokenizer = tokenizer_with(template)
     said = "".join(part.text for part in render("tokenizer", chat("a", "b"), "", tokenizer))
     plain = "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n"
     # An empty message is what keeps the template's own away.
-    assert said == ("<|im_start|>system\n<|im_end|>\n" if template == OWN_SYSTEM else "") + plain
+    assert said == ("" if template == NO_SYSTEM else "<|im_start|>system\n<|im_end|>\n") + plain
     own = "".join(part.text for part in render("tokenizer", chat("a", "b"), None, tokenizer))
     assert (
         own

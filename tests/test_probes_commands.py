@@ -36,7 +36,7 @@ def grids(labels: np.ndarray, signal: float, seed: int) -> torch.Tensor:
 
 
 def store(folder: Path, labels: np.ndarray, signal: float, seed: int, names: str) -> Path:
-    settings = {"layer": folder.name, "classes": list(CLASSES), "dataset": "toy"}
+    settings = {"model": "m", "layer": folder.name, "classes": list(CLASSES), "dataset": "toy"}
     ids = [f"{names}{i}" for i in range(len(labels))]
     write_store(folder, grids(labels, signal, seed), ids, labels.tolist(), settings=settings)
     return folder
