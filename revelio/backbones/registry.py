@@ -74,8 +74,8 @@ def load_backbone(
         if not imports:
             raise ValueError(
                 f"a config that came with weights names the backbone {printable(name)!r}, which would import "
-                f"and run the module {printable(name.partition(':')[0])!r}: if you trust that code, allow it "
-                "by naming this backbone yourself"
+                f"and run the module {printable(name.partition(':')[0])!r}: if you trust that code, name it "
+                "yourself: as `allow` for the tower of a LLaVA model, as `backbone` for a classifier"
             )
         return _imported(name)(revision=revision, **asked)
     from revelio.backbones.diffusion.base import load_family
