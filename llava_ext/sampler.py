@@ -6,11 +6,9 @@ length meet, then the steps are shuffled. The order depends on (seed, epoch) and
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch.utils.data import Sampler
-from transformers import TrainerCallback
 
 from revelio.seeds import generator
 
@@ -59,14 +57,3 @@ class StepSampler(Sampler[int]):
             batches += [some[first : first + size] for first in range(0, len(some), size)]
         for number in torch.randperm(len(batches), generator=source).tolist():
             yield from batches[number]
-
-
-class EpochCallback(TrainerCallback):
-    """Tells the sampler its epoch, which a resumed run enters in the middle."""
-
-    def __init__(self, sampler: StepSampler) -> None:
-        self.sampler = sampler
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Count the epochs by the steps that are done: all steps of an epoch are taken."""
-        self.sampler.epoch = state.global_step // self.sampler.steps

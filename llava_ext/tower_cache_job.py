@@ -20,6 +20,7 @@ from llava_ext.config import CacheConfig, Keep
 from llava_ext.dataset import Opened, Pictures
 from llava_ext.images import picture_ids, plain_ids
 from llava_ext.llava_json import image_names, read_records
+from llava_ext.reading import Careful, CarefulCollator, raised
 from llava_ext.tower_cache import FREE, write_stamp
 from llava_ext.tower_rows import KeptTower
 from llava_ext.towers import Tower, load_towers
@@ -313,12 +314,12 @@ def _opened(
     """Pixels for each store's tower, and the pictures' ids, a batch at a time, read ahead by workers."""
     pictures = Pictures(job.folder, job.kept)
     loader = DataLoader(
-        Opened(pictures, names),
+        Careful(Opened(pictures, names)),
         batch_size=job.batch_size,
         num_workers=job.workers if workers is None else workers,
-        collate_fn=pictures.stack,
+        collate_fn=CarefulCollator(pictures.stack),
     )
-    return ((batch["pixels"], batch["image_ids"]) for batch in loader)
+    return ((batch["pixels"], batch["image_ids"]) for batch in map(raised, loader))
 
 
 def _compute(job: CacheJob, pixels: Sequence[Tensor], ids: Sequence[str]) -> list[Tensor]:

@@ -7,8 +7,7 @@ not cached. A checkpoint holds what trains and the optimiser; ``final/`` is what
 
 import gc
 import os
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -17,14 +16,16 @@ from typing import Any, cast
 import torch
 from safetensors.torch import save_file
 from torch.utils.data import Sampler
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from llava_ext import deepspeed
+from llava_ext.callbacks import EpochCallback, LoggingCallback
 from llava_ext.dataset import Collator, ConversationDataset
 from llava_ext.deepspeed import deepspeed_settings, in_bfloat16, on_cpu
 from llava_ext.model import LlavaModel, innermost
-from llava_ext.sampler import EpochCallback, StepSampler
+from llava_ext.reading import Careful, CarefulCollator, raised
+from llava_ext.sampler import StepSampler
 from llava_ext.stage_checkpoints import (
     TRAINED,
     begin,
@@ -40,7 +41,6 @@ from llava_ext.towers import Tower, look
 from revelio.disk import full_disk_named
 from revelio.distributed import world_size
 from revelio.files import write_whole_by
-from revelio.run_dir import Run
 from revelio.tensor_files import read_tensors
 
 
@@ -88,13 +88,17 @@ class LlavaTrainer(Trainer):
         optimizer.param_groups[:] = [each for each in optimizer.param_groups if each["params"]]
         return optimizer
 
+    def get_batch_samples(self, epoch_iterator: Iterator, *given: Any) -> Any:
+        """The batches of a step; what a worker could not read is raised here."""
+        return super().get_batch_samples(map(raised, epoch_iterator), *given)
+
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Run the towers on what has no grids yet; the model never sees a tower.
 
         Pixels and grids don't pass through the Trainer, which would round them to DeepSpeed's number format:
         towers give the same grids here as when a cache is filled and when questions are answered.
         """
-        inputs = dict(inputs)
+        inputs = dict(raised(inputs))
         pixels, ids = inputs.pop("pixels", None), inputs.pop("image_ids", ())
         questions, grids = inputs.pop("questions", None), inputs.pop("grids", ())
         inputs = super()._prepare_inputs(inputs)
@@ -182,44 +186,6 @@ class LlavaTrainer(Trainer):
         super().end()
 
 
-class LoggingCallback(TrainerCallback):
-    """Shows the bar and writes ``metrics.jsonl``."""
-
-    def __init__(self, run: Run | None) -> None:
-        self.run = run
-        self.started = time.monotonic()
-        self.bar: Any = None
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Begin the bar where the run stands."""
-        from tqdm import tqdm
-
-        self.bar = tqdm(
-            total=state.max_steps, initial=state.global_step, unit="step", disable=self.run is None
-        )
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Move the bar."""
-        self.bar.update(state.global_step - self.bar.n)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Write a line, and show the loss."""
-        if self.run is None or not logs:
-            return
-        if "eval_loss" in logs:
-            self.run.log(step=state.global_step, validation_loss=logs["eval_loss"])
-        if "loss" not in logs:
-            return
-        self.bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
-        known = {key: logs[key] for key in ("loss", "learning_rate", "grad_norm") if key in logs}
-        seconds = round(time.monotonic() - self.started, 3)
-        self.run.log(step=state.global_step, **known, seconds=seconds)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """End the bar."""
-        self.bar.close()
-
-
 def build_trainer(
     model: LlavaModel,
     dataset: ConversationDataset,
@@ -256,9 +222,9 @@ def build_trainer(
         trainer = LlavaTrainer(
             model=model,
             args=arguments,
-            data_collator=collator,
-            train_dataset=dataset,
-            eval_dataset=validation,
+            data_collator=CarefulCollator(collator),
+            train_dataset=Careful(dataset),
+            eval_dataset=Careful(validation) if validation else None,
             callbacks=[watch or LoggingCallback(None)],
         )
     except RuntimeError as error:

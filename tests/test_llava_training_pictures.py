@@ -24,7 +24,7 @@ from llava_ext.config import (
     ModelConfig,
 )
 from llava_ext.generate import Assistant
-from llava_ext.images import image_id
+from llava_ext.images import image_id, open_picture
 from llava_ext.model import LlavaModel
 from llava_ext.run import open_job, run
 from llava_ext.tower_cache_job import fill, open_cache_job
@@ -42,22 +42,51 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ModelConfig
     return folder, tiny_project(folder)
 
 
-def test_damaged_pictures_are_bad_records(project, tmp_path) -> None:
-    (tmp_path / "images").mkdir()
+@pytest.fixture
+def damaged(tmp_path) -> ConversationData:
+    """Four records, the picture of the third cut off."""
+    images = tmp_path / "images"
+    images.mkdir()
     for number in range(4):
-        picture(number).save(tmp_path / "images" / f"{number}.png")
-    broken = (tmp_path / "images" / "2.png").read_bytes()[:200]
-    (tmp_path / "images" / "2.png").write_bytes(broken)
-    data = ConversationData(
-        write_data(tmp_path / "d.json", [record(n) for n in range(4)]), tmp_path / "images"
-    )
-    config = replace(pretrain(project, tmp_path / "run"), data=data)
+        picture(number).save(images / f"{number}.png")
+    (images / "2.png").write_bytes((images / "2.png").read_bytes()[:200])
+    return ConversationData(write_data(tmp_path / "d.json", [record(n) for n in range(4)]), images)
+
+
+def test_damaged_pictures_are_bad_records(project, tmp_path, damaged) -> None:
+    config = replace(pretrain(project, tmp_path / "run"), data=damaged)
     with pytest.raises(ValueError, match=r"record 2 \(id 'r2'\).*2\.png") as caught:
         run(config)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
     with pytest.warns(UserWarning, match="left out"):
         job = open_job(replace(config, bad_records="skip"), "pretrain")
     assert len(job.dataset) == 3
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_picture_that_cannot_be_read_in_the_middle_is_one_line(
+    project, tmp_path, damaged, workers
+) -> None:
+    """The same line whoever reads it: torch's own would hold the worker's traceback."""
+    with pytest.raises(ValueError) as opened:
+        open_picture(tmp_path / "images" / "2.png")
+    stage = {"workers": workers, "save_steps": 1}
+    live = pretrain(project, tmp_path / "live", data=damaged, check_pictures=False, stage=stage)
+    good = write_data(tmp_path / "good.json", [record(n) for n in (0, 1, 3, 0)])
+    validated = replace(
+        live, out=tmp_path / "val", data=replace(damaged, json=good), validation_data=damaged.json
+    )
+    for config in (live, validated):
+        with pytest.raises(ValueError) as caught:
+            run(config)
+        assert str(caught.value) == str(opened.value)
+    cache = CacheConfig(
+        cache=tmp_path / "cache", data=data_options(project[0]), model=project[1], workers=workers
+    )
+    job = replace(open_cache_job(cache, Processes()), folder=tmp_path / "images", names=["2.png"])
+    with pytest.raises(ValueError) as caught:
+        list(fill(job))
+    assert str(caught.value) == str(opened.value)
 
 
 @pytest.mark.parametrize("number_format", ["float32", "bfloat16"])
