@@ -397,6 +397,9 @@ def test_what_cannot_be_advised_on_is_one_line(made, tmp_path):
         advise(replace(config, data=many))
     with pytest.raises(KeyError, match="unknown layer 'up_ft9'"):
         advise(config_of(made, tmp_path / "o", layers=("up_ft9",)))
+    with pytest.raises(ValueError, match="1500 is outside"):
+        advise(config_of(made, tmp_path / "o", timesteps=(25, 1500)))
+    assert not (tmp_path / "o").exists(), "the corrected settings must begin"
     with pytest.raises(ValueError, match="there is one candidate"):
         one = {"layers": ("bottleneck",), "timesteps": (25,), "prompts": ("empty",), "others": ()}
         advise(config_of(made, tmp_path / "p", **one))

@@ -243,3 +243,32 @@ def test_ticks_are_round_inside_and_evenly_spaced(low: float, span: float, most:
     assert len({float(f"{step:.3g}") for step in steps}) <= 1
     for step in steps:
         assert f"{step:.0e}"[0] in "125" and step == pytest.approx(float(f"{step:.0e}"), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (["--layers", "up_ft9"], "up_ft9"),
+        (["--timesteps", "25", "1500"], "1500"),
+        (["--timesteps", "25", "25"], "twice"),
+        (["--diffc-timestep", "1500"], "1500"),
+        (["--sae.k", "5000"], "sae.k=5000, but a k-SAE of up_ft1 has"),
+        (["--sae.prefixes", "9", "5"], "prefixes"),
+        (["--m", "49"], "m=49 top images, but latents are judged on 48 images"),
+        (["--test-images", "1"], "test_images"),
+        (["--backbone.dtype", "float8"], "float8"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_the_folder_is_made(
+    tmp_path: Path,
+    model: Path,
+    capsys: pytest.CaptureFixture[str],
+    wrong: list[str],
+    said: str,
+) -> None:
+    images, out = make_pictures(tmp_path / "images", 20), tmp_path / "run"
+    flags = ["--data.source", str(images), "--backbone.name", str(model), "--out", str(out), *SMALL]
+    with pytest.raises(SystemExit):
+        main(["demo", *flags, *wrong])
+    assert said in capsys.readouterr().err
+    assert not out.exists(), "the corrected command must begin"

@@ -24,7 +24,7 @@ from revelio.advisor.config import FIRST_OF_CLASS, FOLDS, AdviseConfig
 from revelio.advisor.halving import Round, halve, sizes
 from revelio.advisor.heat_map import heat_map, short
 from revelio.advisor.measures import Measured, measure, nested_order
-from revelio.backbones.base import Backbone
+from revelio.backbones.base import Backbone, check_request
 from revelio.backbones.prompts import CAPTIONS, FIXED, captions_sha256, prompt_texts
 from revelio.backbones.registry import load_backbone
 from revelio.bounds import check_fields
@@ -34,7 +34,7 @@ from revelio.data.open import open_dataset
 from revelio.diffc.inputs import readable
 from revelio.files import write_whole
 from revelio.pipelines import Made, Progress, Report, silent
-from revelio.pipelines.inputs import open_run
+from revelio.pipelines.inputs import begins, open_run
 from revelio.run_dir import versions, write_json
 from revelio.seeds import key_seed
 from revelio.stats import proportion
@@ -82,11 +82,12 @@ def advise(config: AdviseConfig, progress: Report = silent) -> Advice:
     """
     check_fields(config)
     dataset = _chosen(config)
+    advisor = _Advisor(config, dataset, progress) if begins(config) else None
     run = open_run(config, "advise", RESULTS)
     try:
         run.add_input("set of images", _identity(config, dataset))
         if not run.finished:
-            _Advisor(config, dataset, progress).write(run.path)
+            (advisor or _Advisor(config, dataset, progress)).write(run.path)
             run.finish()
     finally:
         run.close()
@@ -146,6 +147,8 @@ class _Advisor:
             name: load_backbone(replace(config.backbone, name=name)) for name in names
         }
         self.candidates = candidates_of(self.models, config)
+        for one in self.candidates:
+            check_request(self.models[one.model], one.timestep, ())
         self._rows: dict[Candidate, list[torch.Tensor]] = {one: [] for one in self.candidates}
         self._kept: list[ActivationStore] = []
         self._until = 0

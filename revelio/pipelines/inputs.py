@@ -34,6 +34,14 @@ def open_run(config: Any, command: str, results: Sequence[str] = ()) -> Run:
     )
 
 
+def begins(config: Any) -> bool:
+    """Whether a run folder holds no run yet.
+
+    Settings that can't be are refused before one is written there: it goes on with the same settings only.
+    """
+    return not (config.out / "manifest.json").exists()
+
+
 def pictures_of(config: DataConfig, store: ActivationStore) -> ImageDataset:
     """The data set that a config names, or the one that the store was made from.
 

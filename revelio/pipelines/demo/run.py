@@ -3,8 +3,8 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import Any, Literal
+from functools import cache
+from typing import Any
 
 from revelio.activations.config import ExtractConfig
 from revelio.activations.store import ActivationStore
@@ -18,6 +18,12 @@ from revelio.data.dataset import ImageDataset
 from revelio.diffc.pixels import PixelsBackbone
 from revelio.files import check_folder
 from revelio.pipelines import Progress, Report, Reported, silent
+from revelio.pipelines.demo.check import (
+    check_model,
+    check_pictures,
+    grid_extraction,
+    pooled_extraction,
+)
 from revelio.pipelines.demo.config import DemoConfig
 from revelio.pipelines.demo.diffc import diffc_stage, headline
 from revelio.pipelines.demo.report import write_report
@@ -29,7 +35,7 @@ from revelio.pipelines.demo.stages import (
     shown_cell,
     train_saes,
 )
-from revelio.pipelines.inputs import hashed, open_run
+from revelio.pipelines.inputs import begins, hashed, open_run
 from revelio.run_dir import Run, read_json, versions, write_json
 
 __all__ = ["DemoConfig", "findings", "run_demo"]
@@ -46,8 +52,9 @@ def run_demo(config: DemoConfig, progress: Report = silent) -> Reported:
         progress: told what each stage is at.
 
     Raises:
-        ValueError: a setting is outside its bounds, pictures or model can't be opened, or the folder is
-            taken.
+        KeyError: an unknown model or layer.
+        ValueError: a setting is outside its bounds or can't be with these pictures or this model, pictures or
+            model can't be opened, or the folder is taken.
     """
     check_fields(config)
     check_folder(config.out)
@@ -61,8 +68,12 @@ def run_demo(config: DemoConfig, progress: Report = silent) -> Reported:
     without = "" if train.labels else "\nLabels   none: measures that need labels are left out"
     said = f"Model    {known.name}\nImages   {len(train):,} of {train.name}{held}{without}"
     progress(Progress(said))
+    backbone = cache(lambda: load_backbone(config.backbone, layers=config.layers))
+    if begins(config):
+        check_pictures(config, train, test)
+        check_model(config, train, test, backbone(), noisy=noisy)
     run = open_run(config, "demo")
-    report = _Stages(config, run, train, test, known.name, noisy, progress).execute()
+    report = _Stages(config, run, train, test, known.name, noisy, backbone, progress).execute()
     run.finish(files=list(FILES))
     return Reported(config.out, report)
 
@@ -78,6 +89,7 @@ class _Stages:
         test: held-out pictures for Diff-C, or None where there are no labels.
         model: the model's name.
         noisy: whether the model takes timesteps.
+        backbone: loads the model, once.
         progress: told what each stage is at.
         seconds: what each stage took.
     """
@@ -88,6 +100,7 @@ class _Stages:
     test: ImageDataset | None
     model: str
     noisy: bool
+    backbone: Callable[[], Backbone]
     progress: Report
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -107,7 +120,7 @@ class _Stages:
     def execute(self) -> dict[str, Any]:
         """Run what is not done yet and write ``report.json`` and ``report.html``."""
         config, told, saes = self.config, self.progress, self.run.path / "ksae"
-        pooled = self._extraction("mean", config.timesteps)
+        pooled = pooled_extraction(config, noisy=self.noisy)
         stores = [
             self.run.path / "activations" / one.store_name(layer)
             for one in pooled.passes()
@@ -123,24 +136,8 @@ class _Stages:
         diffc = self.stage("Diff-C", self._diffc) if self.test is not None else []
         return self._report(entries, trained, shown, examples, diffc)
 
-    def _extraction(self, pool: Literal["mean", "none"], timesteps: Sequence[int]) -> ExtractConfig:
-        config = self.config
-        return ExtractConfig(
-            layers=config.layers,
-            timesteps=tuple(timesteps) if self.noisy else (),
-            seed=config.seed,
-            pool=pool,
-            batch_size=config.batch_size,
-            mode=config.sae.mode,
-            data=config.data,
-        )
-
-    @cached_property
-    def _backbone(self) -> Backbone:
-        return load_backbone(self.config.backbone, layers=self.config.layers)
-
     def _extract(self, pooled: ExtractConfig, stores: int) -> int:
-        self._take("activations", self.train, self._backbone, pooled, "activations")
+        self._take("activations", self.train, self.backbone(), pooled, "activations")
         return stores
 
     def _take(
@@ -150,12 +147,12 @@ class _Stages:
 
     def _diffc(self) -> list[dict[str, Any]]:
         assert self.test is not None
-        grids = self._extraction("none", (self.config.diffc_timestep,))
         config = self.config
+        grids = grid_extraction(config, noisy=self.noisy)
         random = load_random_backbone(config.backbone, config.seed, layers=config.layers)
         pixels = replace(grids, layers=("pixels",), timesteps=())
         for source, backbone, how in (
-            ("trained", self._backbone, grids),
+            ("trained", self.backbone(), grids),
             ("random", random, grids),
             ("pixels", PixelsBackbone(), pixels),
         ):

@@ -1,0 +1,86 @@
+"""What the demo can't do, found before its folder is made: a run goes on with the same settings only."""
+
+from typing import Literal
+
+import torch
+
+from revelio.activations.config import ExtractConfig
+from revelio.activations.extraction_plan import ExtractionPlan
+from revelio.backbones.base import Backbone, check_request
+from revelio.data.dataset import ImageDataset
+from revelio.pipelines.demo.config import DemoConfig
+from revelio.sae.model import KSparseAutoencoder
+
+
+def pooled_extraction(config: DemoConfig, *, noisy: bool) -> ExtractConfig:
+    """How the activations of the k-SAEs are taken; a model without noise takes no timesteps."""
+    return _extraction(config, "mean", config.timesteps if noisy else ())
+
+
+def grid_extraction(config: DemoConfig, *, noisy: bool) -> ExtractConfig:
+    """How Diff-C's grids are taken."""
+    return _extraction(config, "none", (config.diffc_timestep,) if noisy else ())
+
+
+def _extraction(
+    config: DemoConfig, pool: Literal["mean", "none"], timesteps: tuple[int, ...]
+) -> ExtractConfig:
+    return ExtractConfig(
+        layers=config.layers,
+        timesteps=timesteps,
+        seed=config.seed,
+        pool=pool,
+        batch_size=config.batch_size,
+        mode=config.sae.mode,
+        data=config.data,
+    )
+
+
+def check_pictures(config: DemoConfig, train: ImageDataset, test: ImageDataset | None) -> None:
+    """Refuse settings that so few pictures can't have.
+
+    Raises:
+        ValueError: ``m`` is above the number of pictures, or one picture alone is held out.
+    """
+    if config.m > len(train):
+        raise ValueError(
+            f"m={config.m} top images, but latents are judged on {len(train):,} images: give at most so many"
+        )
+    if test is not None and len(test) < 2:
+        raise ValueError(
+            "one picture is held out, and Diff-C is compared on two or more: raise test_images, or give more "
+            "pictures"
+        )
+
+
+def check_model(
+    config: DemoConfig,
+    train: ImageDataset,
+    test: ImageDataset | None,
+    backbone: Backbone,
+    *,
+    noisy: bool,
+) -> None:
+    """Refuse settings that the model can't have.
+
+    Raises:
+        KeyError: an unknown layer.
+        ValueError: a timestep outside the schedule, something given twice, or sizes of a k-SAE that can't be.
+    """
+    plans = [pooled_extraction(config, noisy=noisy)]
+    if test is not None:
+        plans.append(grid_extraction(config, noisy=noisy))
+    for how in plans:
+        ExtractionPlan(train, backbone, config.out, how)
+        for one in how.passes():
+            check_request(backbone, one.timestep, (one.prompt,))
+    config.sae.check_budget()
+    for layer in config.layers:
+        sizes = config.sae.sizes(backbone.layers[layer].channels)
+        if config.sae.k > sizes["n"]:
+            raise ValueError(
+                f"sae.k={config.sae.k}, but a k-SAE of {layer} has {sizes['n']} latents (sae.expansion * "
+                f"{sizes['d']} channels): give a sae.k of at most so many, or raise sae.expansion"
+            )
+        with torch.device("meta"):
+            KSparseAutoencoder(**sizes)
