@@ -82,6 +82,13 @@ def test_results_go_to_the_runs_own_folder_and_come_back(
     assert capsys.readouterr().out == ""
 
 
+def test_purity_over_more_images_than_there_are_is_refused(made: Path) -> None:
+    top = make_top_images(replace(top_config(made), m=500, out=made / "wide"))
+    with pytest.raises(ValueError, match=r"m=61 images, but .* are of 60:"):
+        measure_purity(replace(purity_config(made, top.path), m=61))
+    assert not (top.path / "purity.json").exists()
+
+
 def test_purity_stands_beside_its_controls(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     top = make_top_images(top_config(made)).path
     (entry,) = measure_purity(purity_config(made, top)).entries

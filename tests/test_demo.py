@@ -169,6 +169,8 @@ def test_findings_name_a_winner_only_where_intervals_support_one() -> None:
     assert "is beaten by data rows" in cards[1]["text"]
     unlabelled = findings(best | {"majority_share": None}, [], 90.0, [best])
     assert "nothing ranks layers" in unlabelled[0]["text"]
+    silent = findings(best | {"majority_share": None}, [], 90.0, [best], labelled=True)
+    assert silent[0]["text"].endswith("no latent is active on enough images to rank layers by")
 
 
 def verdict(pixels: str, *layers: str) -> dict[str, str]:

@@ -43,14 +43,20 @@ def measure_purity(config: MeasurePurityConfig, progress: Report = silent) -> Me
         progress: told which control is at work.
 
     Raises:
-        ValueError: a setting is outside its bounds, parts do not belong together, or something else stands at
-            the file to write: also the purity of other top images.
+        ValueError: a setting is outside its bounds, `m` is above the number of images, parts do not belong
+            together, or something else stands at the file to write: also the purity of other top images.
     """
     check_fields(config)
     _check_numbers(config)
     out = config.out or config.top[0] / "purity.json"
     check_file(out, has_keys("entries", "made_from"), "a result of purity")
     tops = [load_top_images(folder) for folder in config.top]
+    for folder, top in zip(config.top, tops, strict=True):
+        if config.m > top.images:
+            raise ValueError(
+                f"purity over m={config.m} images, but the top images in {folder} are of {top.images:,}: "
+                "give at most so many"
+            )
     sources = [top.source for top in tops]
     ours = [made_from(source) for source in sources]
     check_same_source(out, lambda found: [made_from(each) for each in found["made_from"]], ours)

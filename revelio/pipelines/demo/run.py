@@ -195,10 +195,12 @@ class _Stages:
             "labelled": labelled,
             # The shipped pictures are of the set that the shipped models were trained on.
             "shipped": self.train.name == "samples" and self.model.startswith("mini-"),
-            "findings": findings(shown, diffc, sum(self.seconds.values()), entries),
+            "findings": findings(
+                shown, diffc, sum(self.seconds.values()), entries, labelled=labelled
+            ),
             "shown": cell,
             # Without labels no measure compares layers of different widths.
-            "best": cell if labelled else None,
+            "best": None if shown["majority_share"] is None else cell,
             "examples": examples,
             "purity": entries,
             "diffc": diffc,
@@ -217,14 +219,17 @@ def findings(
     diffc: list[dict[str, Any]],
     seconds: float,
     entries: Sequence[dict[str, Any]] = (),
+    *,
+    labelled: bool = False,
 ) -> list[dict[str, str]]:
     """The few numbers that the report opens with; a winner is named only where intervals support one."""
     at = f"{best['layer']}" + ("" if best["timestep"] is None else f", t = {best['timestep']}")
     cards = []
     if best["majority_share"] is None:
-        cards.append(
-            {"value": at, "text": "is shown in the gallery: without labels nothing ranks layers"}
-        )
+        why = "without labels nothing ranks layers"
+        if labelled:
+            why = "no latent is active on enough images to rank layers by"
+        cards.append({"value": at, "text": f"is shown in the gallery: {why}"})
     else:
         near = [one for one in entries if one is not best and not _below(one, best)]
         text = "has the purest latents"
