@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from jaxtyping import Bool
 
 NOT_APART = "not told apart from"
+NOT_COMPARED = "one training: not compared with"
 
 
 def wilson95(right: int, of: int) -> list[float]:
@@ -142,13 +143,19 @@ def told_apart(differences: Sequence[Difference]) -> list[str]:
     """For each of several comparisons what they support together: above, below, not told apart from.
 
     Holm's correction is for all of them: where the best of many is compared, so are the others. A model that
-    was trained once is not told apart from anything, since another training might say otherwise.
+    was trained once is not compared with anything, since another training might say otherwise.
     """
     adjusted = holm([one.p for one in differences])
     return [
-        NOT_APART if p >= 0.05 or one.trainings < 2 else ("above" if one.value > 0 else "below")
+        NOT_COMPARED if one.trainings < 2 else _word(one.value, p)
         for one, p in zip(differences, adjusted, strict=True)
     ]
+
+
+def _word(value: float, p: float) -> str:
+    if p >= 0.05:
+        return NOT_APART
+    return "above" if value > 0 else "below"
 
 
 def percent(entry: Mapping[str, Any]) -> str:

@@ -20,6 +20,7 @@ from revelio.pipelines.demo.diffc import headline, verdicts
 from revelio.pipelines.demo.run import findings
 from revelio.pipelines.demo.stages import demo_images, shown_cell
 from revelio.stats import NOT_APART as APART
+from revelio.stats import NOT_COMPARED as ONCE
 
 CLASSES = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
 SMALL = [
@@ -188,6 +189,11 @@ def verdict(pixels: str, *layers: str) -> dict[str, str]:
         (verdict("below", "above", APART), "on x, not told apart from layer1; below raw pixels"),
         (verdict(APART, APART, APART), f"not told apart from 2 other layers; {APART} raw pixels"),
         (verdict("above"), "top-1 on x; above raw pixels (70.0 %)"),
+        (verdict(ONCE), "top-1 on x; one training: not compared with raw pixels (70.0 %)"),
+        (
+            verdict(ONCE, ONCE),
+            "on x; one training: not compared with the other layers or raw pixels (70.0 %)",
+        ),
     ],
 )
 def test_the_headline_says_what_was_told_apart(words: dict[str, str], said: str) -> None:
@@ -220,7 +226,7 @@ def test_no_layer_is_named_the_best_of_equals_nor_after_one_training() -> None:
     assert words["b"]["a"] == "below" and words["b"]["c"] == APART
     once = {name: found(rng, share, 1) for name, share in (("a", 0.9), ("b", 0.5))}
     for one in verdicts(once, once, found(rng, 0.2, 1)).values():
-        assert set(one.values()) == {APART}
+        assert set(one.values()) == {ONCE}
 
 
 def test_charts_place_values_in_proportion() -> None:

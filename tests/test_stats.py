@@ -118,4 +118,5 @@ def test_a_winner_is_named_only_where_all_comparisons_together_support_it() -> N
     assert told_apart([gap(0.1, 0.04)]) == ["above"]
     assert told_apart([gap(0.1, 0.04), gap(0.1, 0.04)]) == ["not told apart from"] * 2
     assert told_apart([gap(0.1, 0.01), gap(-0.1, 0.001)]) == ["above", "below"]
-    assert told_apart([gap(0.5, 1e-9, trainings=1)]) == ["not told apart from"]
+    assert told_apart([gap(0.5, 1e-9, trainings=1)]) == ["one training: not compared with"]
+    assert told_apart([gap(0.5, 0.9, trainings=1)]) == ["one training: not compared with"]

@@ -83,7 +83,7 @@ class ProbeConfig:
 
     seeds: Count = 1
     """How many times each probe is trained, from seed, seed + 1, ...: another validation part, and first
-    weights. With one alone the intervals hold the test images' part only, and nothing is told apart."""
+    weights. With one alone the intervals hold the test images' part only, and nothing is compared."""
 
     seed: Seed = 0
     """Of the validation part and of first weights."""

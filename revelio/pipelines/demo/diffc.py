@@ -9,11 +9,11 @@ from revelio.diffc.config import FitConfig
 from revelio.diffc.fit import fit, right_of
 from revelio.pipelines import Report, counted
 from revelio.pipelines.demo.config import DemoConfig
-from revelio.stats import NOT_APART, paired, told_apart
+from revelio.stats import NOT_COMPARED, paired, told_apart
 
 PIXELS, RANDOM = "raw pixels", "random weights"
 # Towards which side of a comparison a word points, seen from the other side.
-REVERSED = {"above": "below", "below": "above", NOT_APART: NOT_APART}
+REVERSED = {"above": "below", "below": "above"}
 
 Found = Mapping[str, Any]
 
@@ -59,15 +59,16 @@ def verdicts(
 ) -> dict[str, dict[str, str]]:
     """By layer, how its accuracy stands to that of every other one: above, below, not told apart from.
 
-    On the same test images, over trainings. Holm's correction is for all pairs of layers together, since the
-    best is picked among them, and for all layers against each baseline.
+    On the same test images, over trainings; after one training of each, not compared. Holm's correction is
+    for all pairs of layers together, since the best is picked among them, and for all layers against each
+    baseline.
     """
     right = {layer: right_of(one) for layer, one in found.items()}
     words: dict[str, dict[str, str]] = {layer: {} for layer in right}
     pairs = list(combinations(right, 2))
     said = told_apart([paired(right[one], right[other]) for one, other in pairs])
     for (one, other), word in zip(pairs, said, strict=True):
-        words[one][other], words[other][one] = word, REVERSED[word]
+        words[one][other], words[other][one] = word, REVERSED.get(word, word)
     baselines = {PIXELS: dict.fromkeys(right, pixels), RANDOM: chance}
     for name, others in baselines.items():
         gaps = [paired(right[layer], right_of(others[layer])) for layer in right]
@@ -83,6 +84,10 @@ def headline(rows: list[dict[str, Any]]) -> dict[str, str]:
     told, _ = words.pop(PIXELS), words.pop(RANDOM)
     level = [layer for layer, word in words.items() if word != "above"]
     text = f"Diff-C top-1 on {top['layer']}"
+    if told == NOT_COMPARED:
+        others = "the other layers or " if words else ""
+        pixels = f"raw pixels ({top['pixels_top1']:.1f} %)"
+        return {"value": f"{top['top1']:.1f} %", "text": f"{text}; {told} {others}{pixels}"}
     if words:
         text += (
             f", not told apart from {_listed(level)}" if level else ", more than on any other layer"
