@@ -5,9 +5,8 @@ long once their images are expanded, are named before anything is trained.
 """
 
 import json
-import warnings
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +21,7 @@ from torch.utils.data import Dataset
 from llava_ext.config import IGNORE_INDEX, IMAGE_INDEX, IMAGE_TOKEN, ModelConfig
 from llava_ext.conversation import Turn
 from llava_ext.images import image_id, open_picture
-from llava_ext.llava_json import Record, report
+from llava_ext.llava_json import Bad, Record, refuse, report
 from llava_ext.splice import expanded_length
 from llava_ext.templates import encode_all
 from revelio.data.contents import combined
@@ -32,6 +31,7 @@ from revelio.tensor_files import read_tensors, tensor_headers
 from revelio.trust import printable
 
 TOKENS = "tokens.safetensors"
+WRONG = "wrong"
 MANY = 10_000  # records whose encoding takes long enough for a bar
 
 if TYPE_CHECKING:
@@ -142,12 +142,20 @@ class EncodedRecords:
         key = combined([repr(settings), *(repr(record.turns) for record in records)])
         if path is not None and path.is_file():
             with suppress(ValueError):  # damaged: encoded anew
-                _, about = tensor_headers(path)
+                held, about = tensor_headers(path)
                 if about.get("key") == key:
-                    found = read_tensors(path, {"ids": None, "learned": None, "starts": None})
-                    wrong = {int(n): why for n, why in json.loads(about.get("wrong", "{}")).items()}
-                    return cls(key, found["ids"], found["learned"].bool(), found["starts"], wrong)
+                    return cls(key, **cls._read(path, held))
         return cls._make(key, records, tokenizer, config)
+
+    @staticmethod
+    def _read(path: Path, held: Iterable[str]) -> dict[str, Any]:
+        names = ["ids", "learned", "starts", *({WRONG} & set(held))]
+        found: dict[str, Any] = dict(read_tensors(path, dict.fromkeys(names)))
+        found["learned"] = found["learned"].bool()
+        if WRONG in found:
+            said = json.loads(bytes(found[WRONG].tolist()))
+            found[WRONG] = {int(number): why for number, why in said.items()}
+        return found
 
     @classmethod
     def _make(
@@ -174,8 +182,10 @@ class EncodedRecords:
     def save(self, path: Path) -> None:
         """Keep the tokens for the next start."""
         tensors = {"ids": self.ids, "learned": self.learned.to(torch.uint8), "starts": self.starts}
-        about = {"key": self.key, "wrong": json.dumps(self.wrong)}
-        write_whole_by(path, lambda place: save_file(tensors, place, about))
+        if self.wrong:  # among the tensors: two texts of a header have no order
+            said = json.dumps(self.wrong).encode()
+            tensors[WRONG] = torch.frombuffer(bytearray(said), dtype=torch.uint8)
+        write_whole_by(path, lambda place: save_file(tensors, place, {"key": self.key}))
 
     def lengths(self, image_tokens: int) -> list[int]:
         """Tokens of each record with its images expanded."""
@@ -208,7 +218,7 @@ class ConversationDataset(Dataset):
         images: ImageProvider,
         *,
         too_long: Literal["stop", "drop"] = "stop",
-        bad: Literal["stop", "skip"] = "stop",
+        bad: Bad = "stop",
         kept: Path | None = None,
         source: Path | None = None,
     ) -> None:
@@ -231,8 +241,9 @@ class ConversationDataset(Dataset):
         """
         self.images = images
         self.encoded = EncodedRecords.read_or_make(kept, records, tokenizer, config)
+        wrong = [(repr(records[number].id), why) for number, why in self.encoded.wrong.items()]
+        refuse(wrong, len(records), bad, source)
         where = f"{printable(source)}: " if source else ""
-        self._refuse_wrong(records, bad, where)
         lengths = self.encoded.lengths(image_tokens)
         long = [number for number, length in enumerate(lengths) if length > config.max_length]
         if long and too_long == "stop":
@@ -255,20 +266,6 @@ class ConversationDataset(Dataset):
             raise ValueError(
                 f"{where}every record is longer than `max_length` {config.max_length}{others}"
             )
-
-    def _refuse_wrong(
-        self, records: Sequence[Record], bad: Literal["stop", "skip"], where: str
-    ) -> None:
-        """Name all records that can't be masked, as an error or in a warning."""
-        wrong = [(repr(records[number].id), why) for number, why in self.encoded.wrong.items()]
-        if not wrong:
-            return
-        said = report(wrong, len(records))
-        if bad == "skip" and len(wrong) < len(records):
-            warnings.warn(f"{where}left out: {said}", stacklevel=3)
-            return
-        remedy = " (`bad_records: skip` leaves them out)" if len(wrong) < len(records) else ""
-        raise ValueError(f"{where}{said}{remedy}")
 
     def __len__(self) -> int:
         return len(self._numbers)

@@ -4,13 +4,15 @@ A picture in a data set is known by name, size and what it holds:
 
     cat.jpg|48213|3f0c...      the file's name, its bytes, a hash of them (revelio.data.contents)
 
-Hashes are read once: ``pictures.json`` in a cache keeps each with the size and the time of change of its
-file, and a file that still has both is not read again.
+Hashes are read once: ``pictures.json`` in a run or a cache keeps each with the size and the time of change of
+its file, and a file that still has both is not read again. Only pictures that could be decoded get there.
 """
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,12 +29,14 @@ from revelio.data.contents import digest_of, digests
 from revelio.data.dataset import ImageError
 from revelio.data.picture import read_picture
 from revelio.data.transforms import SquareTransform
+from revelio.distributed import is_main, local_world_size
 from revelio.files import write_whole
 from revelio.seeds import generator
 from revelio.trust import read_object
 
 STAMPS = "pictures.json"
 NAME_BYTES = 16  # of an image_id
+MANY = 1000  # pictures whose decoding takes long enough for a bar
 
 
 def open_picture(path: Path) -> Image.Image:
@@ -100,8 +104,7 @@ def picture_ids(
     """
     stamps = _read_stamps(cache / STAMPS)
     keep = keep and (bool(stamps) or not (cache / STAMPS).exists())
-    stats = [(folder / name).stat() for name in names]
-    now = [[stat.st_size, stat.st_mtime_ns] for stat in stats]
+    now = [_size_and_time(folder / name) for name in names]
     known = [stamps.get(name, [])[:2] == stamp for name, stamp in zip(names, now, strict=True)]
     unread = [number for number, is_known in enumerate(known) if not is_known]
     found = digests(lambda place: digest_of(folder / names[unread[place]]), len(unread))
@@ -110,6 +113,52 @@ def picture_ids(
     if keep and unread:
         write_whole(cache / STAMPS, json.dumps({"format": 1, "pictures": stamps}))
     return [f"{name}|{stamps[name][0]}|{stamps[name][2]}" for name in names]
+
+
+def damaged(folder: Path, names: Sequence[str], cache: Path) -> dict[str, str]:
+    """Decode pictures, in several threads, under a bar.
+
+    Args:
+        folder: of the pictures.
+        names: their files.
+        cache: the run or cache whose ``pictures.json`` names those that were decoded before.
+
+    Returns:
+        Why each that can't be used can't.
+    """
+    from tqdm import tqdm
+
+    stamps = _read_stamps(cache / STAMPS)
+    names = [name for name in dict.fromkeys(names) if not _is_known(stamps, folder, name)]
+    threads = max(1, (os.cpu_count() or 1) // local_world_size())
+    with ThreadPoolExecutor(threads) as pool:
+        looked = pool.map(lambda name: _reason(folder, name), names)
+        quiet = len(names) < MANY or not is_main()
+        bar = tqdm(looked, "pictures", len(names), disable=quiet, leave=False)
+        return {name: reason for name, reason in zip(names, bar, strict=True) if reason}
+
+
+def _reason(folder: Path, name: str) -> str | None:
+    """Why a picture can't be used."""
+    if not (folder / name).is_file():
+        return f"no image {name} in {folder}"
+    try:
+        open_picture(folder / name)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _is_known(stamps: Mapping[str, Sequence[Any]], folder: Path, name: str) -> bool:
+    """Whether the picture was decoded before, and has not changed since."""
+    with suppress(OSError):
+        return name in stamps and stamps[name][:2] == _size_and_time(folder / name)
+    return False
+
+
+def _size_and_time(path: Path) -> list[int]:
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns]
 
 
 def _read_stamps(path: Path) -> dict[str, list[Any]]:

@@ -8,24 +8,24 @@ says stands for one of them, in order. Records that break this are one error
 that names them all. JSON Lines, a record a line, are read as well.
 """
 
-import os
 import warnings
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from llava_ext.config import IMAGE_TOKEN
 from llava_ext.conversation import Turn
-from llava_ext.images import open_picture
 from revelio.trust import leads_out, parse_json, printable, read_text
 
 # LLaVA's largest file, of 665,000 conversations, has 1 GB.
 DATA_LIMIT = 1 << 33
 # Wrong records that a message gives the reasons of, and those it only numbers.
 SHOWN, NAMED = 5, 40
-MANY = 1000  # pictures whose decoding takes long enough for a bar
+
+Bad = Literal["stop", "skip"]
+# A folder and pictures in it -> why each that can't be used can't.
+Decode = Callable[[Path, Sequence[str]], Mapping[str, str]]
 
 ROLES = {"human": "user", "gpt": "assistant"}
 
@@ -50,8 +50,8 @@ def read_records(
     images: Path | None = None,
     *,
     limit: int | None = None,
-    bad: Literal["stop", "skip"] = "stop",
-    decode: bool = False,
+    bad: Bad = "stop",
+    decode: Decode | None = None,
     files: bool = True,
 ) -> list[Record]:
     """Read and check a data file.
@@ -61,7 +61,8 @@ def read_records(
         images: the folder of the images, which must all be there; None where no record has any.
         limit: only the first so many records.
         bad: what a wrong record does: ``stop``, or be left out, with a warning that names all such.
-        decode: whether every picture is decoded, so that a damaged one is found here.
+        decode: looks into every picture (:func:`llava_ext.images.damaged`), so that a damaged one is found
+            here; None: only whether the files are there is seen.
         files: whether the pictures must be there; a cache of the towers' grids stands for them.
 
     Raises:
@@ -75,7 +76,9 @@ def read_records(
     records: list[Record] = []
     wrong: list[tuple[str, str]] = []
     # What is wrong with each image, None where nothing is.
-    found = _damaged(entries, images) if decode and images is not None else {}
+    found: dict[str, str | None] = {}
+    if decode and images is not None:
+        found |= decode(images, _names(entries))
     for number, entry in enumerate(entries):
         try:
             record = _record(entry, f"record {number}")
@@ -85,12 +88,32 @@ def read_records(
             wrong.append((str(number), str(error)))
         else:
             records.append(record)
-    if wrong and (bad == "stop" or not records):
-        remedy = " (`bad_records: skip` leaves them out)" if records else ""
-        raise ValueError(f"{printable(path)}: {report(wrong, len(entries))}{remedy}")
-    if wrong:
-        warnings.warn(f"{printable(path)}: left out: {report(wrong, len(entries))}", stacklevel=2)
+    refuse(wrong, len(entries), bad, path)
     return records
+
+
+def refuse(
+    wrong: Sequence[tuple[str, str]], total: int, bad: Bad, source: Path | None = None
+) -> None:
+    """Name all records that can't be used; with ``skip`` in a warning, unless none is left.
+
+    Args:
+        wrong: what each is called, and what is wrong with it.
+        total: of how many.
+        bad: what such a record does.
+        source: the records' file.
+
+    Raises:
+        ValueError: there are some, and they are not left out.
+    """
+    if not wrong:
+        return
+    where = f"{printable(source)}: " if source else ""
+    said, all_wrong = report(wrong, total), len(wrong) == total
+    if bad == "stop" or all_wrong:
+        remedy = "" if all_wrong else " (`bad_records: skip` leaves them out)"
+        raise ValueError(f"{where}{said}{remedy}")
+    warnings.warn(f"{where}left out: {said}", stacklevel=3)
 
 
 def report(wrong: Sequence[tuple[str, str]], total: int, what: str = "wrong") -> str:
@@ -195,30 +218,13 @@ def _images(value: Any, where: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _damaged(entries: Sequence[Any], folder: Path) -> dict[str, str | None]:
-    """Decode every picture of the records, in several threads, under a bar."""
-    from tqdm import tqdm
-
+def _names(entries: Sequence[Any]) -> list[str]:
+    """Every picture inside the folder that an entry names, whatever else is wrong with it."""
     values = [entry.get("image") for entry in entries if isinstance(entry, Mapping)]
     several = [value if isinstance(value, list) else [value] for value in values]
-    names = list(
+    return list(
         dict.fromkeys(str(name) for some in several for name in some if not leads_out(name))
     )
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        looked = pool.map(lambda name: _reason(folder, name), names)
-        bar = tqdm(looked, "pictures", len(names), disable=len(names) < MANY, leave=False)
-        return dict(zip(names, bar, strict=True))
-
-
-def _reason(folder: Path, name: str) -> str | None:
-    """Why a picture can't be used."""
-    if not (folder / name).is_file():
-        return f"no image {name} in {folder}"
-    try:
-        open_picture(folder / name)
-    except ValueError as error:
-        return str(error)
-    return None
 
 
 def _check_images(

@@ -24,6 +24,7 @@ from llava_ext.deepspeed import (
     memory,
     zero_stage,
 )
+from llava_ext.images import damaged, picture_ids
 from llava_ext.import_llava import import_projectors
 from llava_ext.language import build_model
 from llava_ext.llava_json import Record, image_names, read_records
@@ -103,6 +104,9 @@ def run(config: TrainConfig) -> None:
     run_dir = watch.run = _open_run(config, stage, resume=config.resume) if is_main() else None
     if run_dir is not None:
         _record(run_dir, config, job)
+        if job.validation is not None and config.data.images and _decodes(config):
+            seen = image_names(job.validation.records)  # decoded too: noted for the next start
+            picture_ids(config.data.images, seen, run_dir.path, keep=True)
         job.dataset.encoded.save(run_dir.path / TOKENS)
     checkpoint = last_checkpoint(config.out) if config.resume else None
     if run_dir is not None:
@@ -160,7 +164,7 @@ def open_job(config: TrainConfig, stage: Stage) -> Job:
         read_records,
         images=data.images,
         bad=config.bad_records,
-        decode=config.check_pictures and config.cache is None,
+        decode=partial(damaged, cache=config.out) if _decodes(config) else None,
         files=config.cache is None or pictures_here,
     )
     records = read(data.json, limit=config.limit)
@@ -189,6 +193,12 @@ def open_job(config: TrainConfig, stage: Stage) -> Job:
     pad: Any = tokenizer.pad_token_id
     collator = Collator(model.image_tokens, pad, images.stack)
     return Job(model, tokenizer, tuple(images.towers), records, dataset, collator, validation)
+
+
+def _decodes(config: TrainConfig) -> bool:
+    """Whether this process looks into the pictures: one does, unless all must know what is left out."""
+    here = is_main() or config.bad_records == "skip"
+    return config.check_pictures and config.cache is None and here
 
 
 def open_images(

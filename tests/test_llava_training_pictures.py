@@ -1,5 +1,7 @@
 """What a stage sees of pictures: live, from the tower cache, in any number format; bad records."""
 
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -87,6 +89,40 @@ def test_a_picture_that_cannot_be_read_in_the_middle_is_one_line(
     with pytest.raises(ValueError) as caught:
         list(fill(job))
     assert str(caught.value) == str(opened.value)
+
+
+def test_pictures_are_decoded_once_and_by_one_process(project, tmp_path, monkeypatch) -> None:
+    decoded: list[str] = []
+
+    def watched(path: Path) -> Any:
+        decoded.append(path.name)
+        return open_picture(path)
+
+    monkeypatch.setattr("llava_ext.images.open_picture", watched)
+    images = tmp_path / "images"
+    shutil.copytree(project[0] / "images", images)
+    data = ConversationData(write_data(tmp_path / "d.json", [record(n) for n in range(8)]), images)
+    held_out = write_data(tmp_path / "held-out.json", [record(n) for n in range(8, 12)])
+    config = pretrain(project, tmp_path / "run", data=data, validation_data=held_out)
+    names = [f"{number}.png" for number in range(12)]
+    monkeypatch.setattr("llava_ext.run.build_trainer", stop_here)
+    for again, wanted in ((False, names), (True, []), (True, ["9.png"])):
+        decoded.clear()
+        if wanted == ["9.png"]:
+            os.utime(images / "9.png", (1, 1))
+        with pytest.raises(KeyboardInterrupt):
+            run(replace(config, resume=again))
+        assert sorted(decoded) == sorted(wanted)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for bad, wanted in (("stop", []), ("skip", names)):  # all must know what is left out
+        decoded.clear()
+        open_job(replace(config, out=tmp_path / "other", bad_records=bad), "pretrain")
+        assert sorted(decoded) == sorted(wanted)
+
+
+def stop_here(*given: object, **named: object) -> None:
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("number_format", ["float32", "bfloat16"])
