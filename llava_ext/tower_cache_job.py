@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from llava_ext.config import CacheConfig, Keep
 from llava_ext.dataset import Opened, Pictures
-from llava_ext.images import picture_ids, plain_ids
+from llava_ext.images import damaged, picture_ids, plain_ids
 from llava_ext.llava_json import image_names, read_records
 from llava_ext.reading import Careful, CarefulCollator, raised
 from llava_ext.tower_cache import FREE, write_stamp
@@ -185,7 +185,16 @@ def open_cache_job(config: CacheConfig, processes: Processes) -> CacheJob:
     if config.batch_size < 1:
         raise ValueError(f"batch_size is {config.batch_size}: it must be at least 1")
     data = config.data
-    records = read_records(data.json, data.images, limit=config.limit, bad=config.bad_records)
+
+    def decode(folder: Path, names: Sequence[str]) -> dict[str, str]:
+        """By the main process, for all."""
+        assert config.cache is not None
+        found = damaged(folder, names, config.cache) if processes.main else {}
+        return dict(processes.gather(list(found.items())))
+
+    records = read_records(
+        data.json, data.images, limit=config.limit, bad=config.bad_records, decode=decode
+    )
     names = image_names(records)
     if config.data.images is None or not names:
         raise ValueError(f"{config.data.json} has no images, so there is nothing to cache")

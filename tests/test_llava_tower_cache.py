@@ -5,15 +5,17 @@ import shutil
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from backbones_helpers import picture, tiny_clip
 from llava_train_helpers import data_options, tiny_project
+from PIL import Image
 from torch.nn.functional import adaptive_avg_pool2d
 
-from llava_ext.config import CacheConfig, ModelConfig, TowerConfig
-from llava_ext.images import STAMPS, image_id, picture_ids, plain_ids
+from llava_ext.config import CacheConfig, ConversationData, ModelConfig, TowerConfig
+from llava_ext.images import STAMPS, image_id, open_picture, picture_ids, plain_ids
 from llava_ext.llava_json import read_records
 from llava_ext.tower_cache import CHECKED, CachedGrids, open_store
 from llava_ext.tower_cache_job import CacheJob, fill, open_cache_job, plan
@@ -246,6 +248,50 @@ def test_workers_read_ahead_and_change_nothing(project, tmp_path) -> None:
         for one in ("none", "two")
     ]
     assert shards[0] == shards[1] and shards[0]
+
+
+def test_damaged_pictures_are_bad_records_of_a_cache(project, tmp_path, monkeypatch) -> None:
+    """They are found before anything is written, by the main process for all, and once."""
+    images = tmp_path / "images"
+    shutil.copytree(project[0] / "images", images)
+    for name in ("2.png", "7.png"):
+        (images / name).write_bytes((images / name).read_bytes()[:200])
+    data = ConversationData(project[0] / "data.json", images)
+    config = CacheConfig(cache=tmp_path / "c", data=data, model=project[1], batch_size=2)
+    with pytest.raises(ValueError, match=r"2 of 10 records are wrong: .*2\.png.*7\.png"):
+        open_cache_job(config, Processes())
+    assert not (tmp_path / "c").exists()
+    config = replace(config, bad_records="skip")
+    rest = [name for name in NAMES if name not in ("2.png", "7.png")]
+    monkeypatch.setattr("llava_ext.tower_cache_job.SHARD_IMAGES", 4)
+    with pytest.warns(UserWarning, match="left out: 2 of 10"):
+        steps = fill(open_cache_job(config, Processes()))
+    for _ in range(3):
+        next(steps)
+    steps.close()
+    looked: list[str] = []
+
+    def watched(path: Path) -> Image.Image:
+        looked.append(path.name)
+        return open_picture(path)
+
+    monkeypatch.setattr("llava_ext.images.open_picture", watched)
+    told: list[list[Any]] = []
+    with pytest.warns(UserWarning, match="left out: 2 of 10"):
+        again = open_cache_job(config, Processes(gather=lambda items: told.append(items) or items))
+    assert sorted(looked) == ["2.png", "7.png"]
+    finish(again)
+    looked.clear()
+    with pytest.warns(UserWarning, match="left out: 2 of 10"):
+        other = open_cache_job(config, Processes(1, 2, gather=lambda items: items + told[0]))
+    assert not looked and other.names == again.names == rest
+    towers = load_towers(project[1], "cpu")
+    wanted = own_grids(project[1], rest)
+    cached = CachedGrids.open(tmp_path / "c", towers, images, rest)
+    for found, own in zip(
+        cached.stack([cached.get(n) for n in rest])["grids"], wanted, strict=True
+    ):
+        torch.testing.assert_close(found.float(), own, rtol=2e-3, atol=2e-3)
 
 
 def test_a_cache_needs_no_pictures(project, tmp_path) -> None:
