@@ -105,7 +105,7 @@ def test_pictures_are_decoded_once_and_by_one_process(project, tmp_path, monkeyp
     held_out = write_data(tmp_path / "held-out.json", [record(n) for n in range(8, 12)])
     config = pretrain(project, tmp_path / "run", data=data, validation_data=held_out)
     names = [f"{number}.png" for number in range(12)]
-    monkeypatch.setattr("llava_ext.run.build_trainer", stop_here)
+    monkeypatch.setattr("llava_ext.run._plan", stop_here)
     for again, wanted in ((False, names), (True, []), (True, ["9.png"])):
         decoded.clear()
         if wanted == ["9.png"]:

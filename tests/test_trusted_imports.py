@@ -79,9 +79,9 @@ def test_a_saved_llava_model_never_imports(workplace, name):
     model, tokenizer = build_model(config, load_towers(config, "cpu"))
     model.settings = replace(config, towers=(replace(towers["clip"], backbone=name),))
     save_model(model, tokenizer, workplace / "saved")
-    with pytest.raises(ValueError, match="would import and run the module .* as `allow` for"):
+    with pytest.raises(ValueError, match=r"would import and run the module .* as `allow` for"):
         Assistant.load(workplace / "saved", device="cpu")
-    with pytest.raises(ValueError, match="would import and run the module .* as `allow` for"):
+    with pytest.raises(ValueError, match=r"would import and run the module .* as `allow` for"):
         Assistant.load(workplace / "saved", device="cpu", allow=["another:load"])
     assert not (workplace / "ran.txt").exists()
     if name == NAMES[0]:
