@@ -8,7 +8,7 @@ setting is declared twice. Nothing here needs torch.
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import UseAppendAction
 
@@ -20,15 +20,17 @@ from revelio.bounds import (
     Dtype,
     Existing,
     File,
-    Folder,
     Index,
     NotNegative,
     OutFolder,
     Pixels,
+    Place,
     Seed,
     Workers,
 )
 
+# It need not be there where a cache stands for the images: whoever reads them sees whether it is.
+ImageFolder = Annotated[Path, Place("folder")]
 Tokens = Literal["flatten", "pool", "conv", "resample"]
 Fusion = Literal["interleave", "sequence", "channels"]
 Aspect = Literal["crop", "pad"]
@@ -143,7 +145,7 @@ class ConversationData:
     json: Path = Path("data/chat.json")
     """The records, as LLaVA ships them."""
 
-    images: Folder | None = None
+    images: ImageFolder | None = None
     """The folder of the images; none for text only."""
 
 

@@ -159,19 +159,17 @@ def open_job(config: TrainConfig, stage: Stage) -> Job:
         KeyError: an unknown name.
     """
     data = config.data
-    pictures_here = data.images is not None and data.images.is_dir()
     read = partial(
         read_records,
         images=data.images,
         bad=config.bad_records,
         decode=partial(damaged, cache=config.out) if _decodes(config) else None,
-        files=config.cache is None or pictures_here,
+        files=config.cache is None,
     )
     records = read(data.json, limit=config.limit)
     held_out = read(config.validation_data) if config.validation_data else []
     towers = load_towers(config.model, own_device())
-    folder = data.images if pictures_here else None
-    images = open_images(config.cache, towers, folder, [*records, *held_out])
+    images = open_images(config.cache, towers, data.images, [*records, *held_out])
     zero = deepspeed_settings(config.stage) if config.stage.zero else None
     bfloat16 = in_bfloat16(config.stage)
     fewer = quantised(config.load_in, bfloat16=bfloat16, device=own_device())

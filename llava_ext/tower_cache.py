@@ -30,7 +30,7 @@ from revelio.activations.writer import check_same
 from revelio.data.contents import combined
 from revelio.distributed import is_main
 from revelio.files import write_whole
-from revelio.trust import printable, read_object
+from revelio.trust import leads_out, printable, read_object
 
 # Caches up to this size are read into memory, larger ones row by row from disk.
 IN_MEMORY = 2 * 10**9
@@ -71,21 +71,27 @@ class CachedGrids:
         Args:
             cache: the folder that `revelio llava cache` made.
             towers: compared by identity; none is run.
-            folder: of the images; None where they are not here: then rows are found by the images' names, and
-                whether a picture has changed since can't be told.
+            folder: of the images, if there is one. Of those that are not in it, rows are found by the images'
+                names, and whether a picture has changed since can't be told.
             names: the images that will be asked for.
 
         Raises:
             ValueError: a store is missing or unfinished, is of another tower, or lacks an image.
         """
         stores, kept = zip(*(open_store(cache, tower) for tower in towers), strict=True)
-        if folder is None:
-            named = [{one.split("|")[0]: one for one in store.ids} for store in stores]
-            found = [[ids.get(name, name) for name in names] for ids in named]
-            pairs = zip(stores, found, strict=True)
-            return cls(stores, kept, [_row_numbers(store, names, ids, ids) for store, ids in pairs])
-        ids, plain = picture_ids(folder, names, cache), plain_ids(folder, names)
-        return cls(stores, kept, [_row_numbers(store, names, ids, plain) for store in stores])
+        here = [name for name in names if folder is not None and _is_inside(folder, name)]
+        where = folder or Path()
+        exact = dict(zip(here, picture_ids(where, here, cache), strict=True))
+        plain = dict(zip(here, plain_ids(where, here), strict=True))
+        rows = []
+        for store in stores:
+            gone = {} if len(here) == len(names) else {one.split("|")[0]: one for one in store.ids}
+            ids, old = (
+                [known.get(name) or gone.get(name, name) for name in names]
+                for known in (exact, plain)
+            )
+            rows.append(_row_numbers(store, names, ids, old))
+        return cls(stores, kept, rows)
 
     def identities(self) -> list[dict[str, str]]:
         """Hashes of each tower's weights and of its rows."""
@@ -121,6 +127,10 @@ class CachedGrids:
             return {"grids": tuple(kept.grids(rows) for kept, rows in pairs)}
         named = next((kept, rows) for kept, rows in pairs if kept.keep == "latents")
         return {"pixels": tuple(columns), "image_ids": named[0].names(named[1])}
+
+
+def _is_inside(folder: Path, name: str) -> bool:
+    return not leads_out(name) and (folder / name).is_file()
 
 
 def _row_numbers(

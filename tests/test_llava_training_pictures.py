@@ -16,10 +16,12 @@ from llava_train_helpers import (
     pretrain,
     record,
     tiny_project,
+    write_config,
     write_data,
 )
 from transformers import AutoProcessor
 
+from llava_ext.cli import main
 from llava_ext.config import (
     CacheConfig,
     ConversationData,
@@ -232,6 +234,40 @@ def test_training_from_less_than_grids_needs_no_picture(project, tmp_path, keep)
     run(cached)
     within = 1e-6 if keep == "latents" else 2e-2
     assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "live"), rel=within)
+
+
+def test_the_command_line_trains_from_a_cache_without_pictures(project, tmp_path, capsys) -> None:
+    """The folder is gone, empty, or holds some of them; those that are there are compared."""
+    folder, model = project
+    cache = CacheConfig(cache=tmp_path / "cache", data=data_options(folder), model=model)
+    for _ in fill(open_cache_job(cache, Processes())):
+        pass
+    run(pretrain(project, tmp_path / "live", stage={"batch_size": 1, "precision": "float32"}))
+    config = write_config(folder, model)
+    words = ["pretrain", "--config", config, "--cache", tmp_path / "cache", "--data.images"]
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "some").mkdir()
+    for number in range(3):
+        shutil.copy(folder / "images" / f"{number}.png", tmp_path / "some")
+    for name in ("gone", "empty", "some"):
+        main([str(word) for word in (*words, tmp_path / name, "--out", tmp_path / f"of-{name}")])
+        found = losses(tmp_path / f"of-{name}")
+        assert found == pytest.approx(losses(tmp_path / "live"), rel=2e-3)
+    picture(9).save(tmp_path / "some" / "1.png")
+    for cached, images, message in (
+        (True, "some", "lacks image 1.png, or holds it as it was"),
+        (False, "gone", "no image folder at"),
+        (False, "empty", "16 of 16 records are wrong"),
+    ):
+        given = [*words[:3], *(words[3:5] if cached else ()), "--data.images", tmp_path / images]
+        with pytest.raises(SystemExit):
+            main([str(word) for word in (*given, "--out", tmp_path / "refused")])
+        assert message in capsys.readouterr().err
+    for command in (["cache", "--cache", tmp_path / "new"], ["show"]):
+        given = [*command, "--config", config, "--data.images", tmp_path / "gone"]
+        with pytest.raises(SystemExit):
+            main([str(word) for word in given])
+        assert capsys.readouterr().err.endswith("gone: choose it by `data.images`\n")
 
 
 def test_texts_and_several_images_train(project, tmp_path) -> None:
