@@ -174,7 +174,7 @@ def _of_models(made: Path) -> dict[str, Words]:
         ],
         "demo": lambda out: [
             *("demo", "--data.source", made / "folders", *backbone, "--layers", "bottleneck"),
-            *("--timesteps", "25", "--sae.steps", 1, "--out", out),
+            *("--timesteps", "25", "--m", 2, "--sae.steps", 1, "--out", out),
         ],
     }
 

@@ -51,7 +51,7 @@ DIFFC = ["train-diffc", "--stores", "grids-train", "--test-store", "grids-test"]
 DIFFC += ["--epochs", "3", "--width", "2", "--batch-size", "9"]
 OUTPUTS = {
     "top": ["top-images", "--store", "extract/block1", "--ksae", "sae16", "--out", "top"],
-    "purity.json": ["purity", "--top", "top", "--out", "purity.json", "--latents", "5"],
+    "purity.json": ["purity", "--top", "top", "--m", "3", "--out", "purity.json", "--latents", "5"],
     "eval": ["eval-diffc", "--model", "diffc/final", "--store", "grids-test", "--out", "eval"],
     "maps": ["pca-maps", *EXTRACT[1:10], "--out", "maps", "--data.limit", "4", "--side", "16"],
     "gallery": [
