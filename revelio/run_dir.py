@@ -34,6 +34,7 @@ from revelio.files import (
 )
 from revelio.lock import NAME as LOCK
 from revelio.lock import Lock, take_lock
+from revelio.run_settings import difference
 from revelio.trust import printable, read_json, read_json_lines, read_object, read_text
 from revelio.version import __version__
 
@@ -371,16 +372,7 @@ def _check_same_config(old: str, new: str, path: Path, complete: Complete) -> No
     # A setting that the run's version did not know had the value that is the default now.
     with suppress(ValueError):
         old = complete(old)
-    # What only says how to run, not what to make, may change between a run and its continuation.
-    free = ("resume:", "plan:", "device:", "workers:", "sharing:", "cache_gb:")
-    free += ("changed_inputs:", "check_pictures:", "out:")  # a folder may be moved
-    before = [line for line in old.splitlines() if not line.strip().startswith(free)]
-    after = [line for line in new.splitlines() if not line.strip().startswith(free)]
-    for was, now in zip(before, after, strict=False):
-        if was != now:
-            raise ValueError(
-                f"{path} was started with `{was.strip()}`, not `{now.strip()}`: "
-                "resume with the same settings or choose another --out"
-            )
-    if len(before) != len(after):
-        raise ValueError(f"{path} was started with other settings: choose another --out")
+    if (said := difference(old, new)) is not None:
+        raise ValueError(
+            f"{path} was started with {said}: resume with the same settings or choose another --out"
+        )

@@ -1,8 +1,10 @@
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 from files_helpers import contents
 
 from revelio import lock
@@ -62,6 +64,33 @@ def test_a_second_run_needs_resume_and_the_same_settings(tmp_path: Path) -> None
         Run.open(path, "train-ksae", "k: 16\ndevice: cpu\nresume: true\n", resume=True)
     again = Run.open(path, "train-ksae", "k: 32\ndevice: cuda\nresume: true\n", resume=True)
     assert not again.finished
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "said"),
+    [
+        (
+            {"layers": ["up_ft1"]},
+            {"layers": ["up_ft9"]},
+            "`layers: [up_ft1]`, not `layers: [up_ft9]`",
+        ),
+        ({"layers": ["a", "b"]}, {"layers": ["a"]}, "`layers: [a, b]`, not `layers: [a]`"),
+        ({"sae": {"k": 4}}, {"sae": {"k": 8}}, "`sae.k: 4`, not `sae.k: 8`"),
+        (
+            {"to": [{"a": 1}, {"a": 2}]},
+            {"to": [{"a": 1}, {"a": 3}]},
+            "`to.1.a: 2`, not `to.1.a: 3`",
+        ),
+        ({"limit": None}, {"limit": 5}, "`limit: none`, not `limit: 5`"),
+        ({"k": 4}, {"k": 4, "seed": 1}, "`seed: none`, not `seed: 1`"),
+    ],
+)
+def test_a_setting_that_differs_is_named(tmp_path: Path, was: dict, now: dict, said: str) -> None:
+    path = tmp_path / "run"
+    Run.open(path, "demo", yaml.safe_dump(was)).close()
+    with pytest.raises(ValueError, match=re.escape(f"{path} was started with {said}: resume with")):
+        Run.open(path, "demo", yaml.safe_dump(now), resume=True)
+    Run.open(path, "demo", yaml.safe_dump(was), resume=True).close()
 
 
 def test_resume_refuses_a_folder_of_other_things(tmp_path: Path) -> None:
