@@ -27,7 +27,8 @@ def show(config: ShowConfig) -> str:
     Raises:
         ValueError: there is no such record, or it can't be masked.
     """
-    records = read_records(config.data.json, config.data.images)
+    data = config.data
+    records = read_records(data.json, data.images, limit=config.limit, bad=config.bad_records)
     if not 0 <= config.index < len(records):
         raise ValueError(f"index is {config.index}: there are records 0 to {len(records) - 1}")
     record = records[config.index]

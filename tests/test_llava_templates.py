@@ -4,13 +4,16 @@ import resource
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 
 import pytest
+from backbones_helpers import picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llava_helpers import tiny_language_tokenizer
+from llava_helpers import model_config, tiny_language_tokenizer, tiny_llama
+from llava_train_helpers import record, write_data
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
@@ -18,10 +21,16 @@ from transformers import PreTrainedTokenizerFast
 
 from llava_ext import conversation
 from llava_ext.bounded import TooLong, bounded
-from llava_ext.config import IGNORE_INDEX, IMAGE_INDEX
+from llava_ext.config import (
+    IGNORE_INDEX,
+    IMAGE_INDEX,
+    ConversationData,
+    ShowConfig,
+    TowerConfig,
+)
 from llava_ext.conversation import Turn, place_images
 from llava_ext.llava_json import Record
-from llava_ext.show import describe, marked
+from llava_ext.show import describe, marked, show
 from llava_ext.templates import (
     TEMPLATES,
     Encoded,
@@ -304,6 +313,23 @@ def test_show_marks_what_is_learnt() -> None:
     assert any(f"{IMAGE_INDEX}" in row and "<image>" in row for row in rows)
     positions = [int(row.split()[0]) for row in rows if row.strip()[:1].isdigit()]
     assert all(b == a + 1 for a, b in pairwise(positions))
+
+
+def test_show_takes_the_records_that_training_takes(tmp_path) -> None:
+    data = ConversationData(
+        write_data(tmp_path / "d.json", [record(0), record(1), record(2), record(3)]), tmp_path
+    )
+    for number in (0, 2, 3):
+        picture(number).save(tmp_path / f"{number}.png")
+    model = model_config(tiny_llama(tmp_path / "lm"), TowerConfig("c", "l"), template="mpt")
+    config = ShowConfig(data=data, model=model, index=1)
+    with pytest.raises(ValueError, match="`bad_records: skip` leaves them out"):
+        show(config)
+    with pytest.warns(UserWarning, match="left out"):
+        assert show(replace(config, bad_records="skip")).startswith("record 'r2', images 2.png")
+    assert show(replace(config, limit=1, index=0)).startswith("record 'r0'")
+    with pytest.raises(ValueError, match="index is 1: there are records 0 to 0"):
+        show(replace(config, limit=1))
 
 
 # From LLaVA's conversation.py, byte for byte: whole prompts with the templates' own system messages.
