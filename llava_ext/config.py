@@ -150,8 +150,19 @@ class ConversationData:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplesConfig:
-    """Which conversations a model sees: shared by all commands that read them."""
+class RecordsConfig:
+    """Which of a file's records are taken: shared by all commands that read them."""
+
+    limit: Count | None = None
+    """Only the first so many records."""
+
+    bad_records: Literal["stop", "skip"] = "stop"
+    """What a record does that can't be used (no picture, wrong turns, ...): stop, or be left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplesConfig(RecordsConfig):
+    """Which conversations a model sees."""
 
     data: ConversationData = field(default_factory=ConversationData)
     """The conversations: LLaVA's CC595k `chat.json` for the paper's stage 1, LLaVA-Instruct-80K for
@@ -159,12 +170,6 @@ class SamplesConfig:
 
     model: ModelConfig = PAPER_MODEL
     """Towers, fusion, language model, template."""
-
-    limit: Count | None = None
-    """Only the first so many records."""
-
-    bad_records: Literal["stop", "skip"] = "stop"
-    """What a record does that can't be used (no picture, wrong turns, ...): stop, or be left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,8 +283,8 @@ class Decoding:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnswerConfig(Decoding):
-    """Which finished model answers, and where it runs."""
+class FinishedConfig:
+    """A finished model, and where it runs."""
 
     model: str
     """A finished model: the `final` folder of a run, or a hub id."""
@@ -293,6 +298,11 @@ class AnswerConfig(Decoding):
     allow: UseAppendAction[tuple[str, ...]] = ()
     """A tower named MODULE:FUNCTION in the saved model's config that may be imported and run; may be
     repeated."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerConfig(FinishedConfig, Decoding):
+    """Which finished model answers, where, and how."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -315,11 +325,8 @@ class ChatConfig(AnswerConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokensConfig:
+class TokensConfig(RecordsConfig, FinishedConfig):
     """Settings of `revelio llava tokens`."""
-
-    model: str
-    """A finished model: the `final` folder of a run, or a hub id."""
 
     data: ConversationData = field(default_factory=ConversationData)
     """Conversations about one picture each; the tokens are of their first questions."""
@@ -333,9 +340,6 @@ class TokensConfig:
 
     out: OutFolder
     """The store to write."""
-
-    limit: Count | None = None
-    """Only the first so many records."""
 
     batch_size: Count = 16
     """Conversations a pass."""

@@ -7,9 +7,9 @@ token a row of the k-SAE. (A tower's own tokens are in its cache, which is such 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -17,8 +17,9 @@ from torch import Tensor
 from llava_ext.checkpoint import load_model
 from llava_ext.config import IMAGE_INDEX, TokensConfig
 from llava_ext.dataset import Collator, ConversationDataset, Pictures
+from llava_ext.images import damaged
 from llava_ext.latents import ModelLayers, raster
-from llava_ext.llava_json import Record, image_names, read_records
+from llava_ext.llava_json import Record, image_names, read_records, refuse
 from llava_ext.model import LlavaModel
 from llava_ext.tower_cache import CachedGrids
 from llava_ext.towers import load_towers, look
@@ -26,6 +27,7 @@ from revelio.activations.format import write_shard
 from revelio.activations.writer import StoreWriter
 from revelio.backbones.hooks import read_layers
 from revelio.data.contents import combined
+from revelio.distributed import device_of
 from revelio.run_dir import versions
 
 SHARD_IMAGES = 1024
@@ -38,7 +40,6 @@ class TokenJob:
     config: TokensConfig
     model: LlavaModel
     dataset: ConversationDataset
-    records: Sequence[Record]
     collate: Collator
 
     @cached_property
@@ -51,7 +52,7 @@ class TokenJob:
             "pool": "none",
             "dtype": "float32",
             "images": len(self.dataset),
-            "dataset_sha256": combined(repr(record) for record in self.records),
+            "dataset_sha256": combined(repr(record) for record in self.dataset.records),
             "shard_images": SHARD_IMAGES,
             "made_with": versions(),
         }
@@ -61,18 +62,21 @@ class TokenJob:
     def rows(self, numbers: Sequence[int]) -> Tensor:
         """The layer's tokens of some records as grids."""
         samples = [self.dataset[number] for number in numbers]
-        batch = self.collate(samples)
+        batch, device = self.collate(samples), self.model.device
         layer = self.config.layer
-        names = ("input_ids", "attention_mask", "labels", "grids")
-        if "grids" not in batch:
-            pairs = zip(self.dataset.images.towers, batch["pixels"], strict=True)
-            batch["grids"] = tuple(
-                look(tower, each, batch["image_ids"], batch["questions"]) for tower, each in pairs
-            )
-        inputs = {name: batch[name] for name in names} | {"labels": None}
+        pairs = zip(self.dataset.images.towers, batch.get("pixels", ()), strict=True)
+        grids = batch.get("grids") or [
+            look(tower, each.to(device), batch["image_ids"], batch["questions"])
+            for tower, each in pairs
+        ]
+        inputs: dict[str, Any] = {
+            name: batch[name].to(device) for name in ("input_ids", "attention_mask")
+        }
+        inputs |= {"labels": None, "grids": tuple(each.to(device) for each in grids)}
         found = read_layers(
             ModelLayers(self.model), [layer], lambda: self.model(**inputs), until=layer
-        )[layer].float()
+        )[layer]
+        found = found.float().cpu()
         if layer.startswith("block"):
             found = torch.stack(
                 [self._image_part(*pair) for pair in zip(found, samples, strict=True)]
@@ -94,30 +98,49 @@ def open_token_job(config: TokensConfig) -> TokenJob:
         KeyError: an unknown layer.
         ValueError: the data is wrong, or a record has not one picture.
     """
-    model, tokenizer = load_model(config.model)
+    records = _records(config)
+    device = device_of(config.device)
+    model, tokenizer = load_model(config.model, dtype=config.dtype)
     ModelLayers(model).module(config.layer)
     if config.layer.startswith("tower"):
         raise ValueError(
             f"{config.layer} is in the towers' cache already: train on its store, with rows cells"
         )
-    records = read_records(config.data.json, config.data.images, limit=config.limit)
-    for record in records:
-        if len(record.images) != 1:
-            raise ValueError(
-                f"record {record.id!r} has {len(record.images)} pictures: give one each"
-            )
-    model.towers = load_towers(model.settings, allow=())
+    known = model.config.transforms
+    model.towers = load_towers(model.settings, config.device, config.allow, known)
     folder = config.data.images
     images = (
         CachedGrids.open(config.cache, model.towers, folder, image_names(records))
         if config.cache
         else Pictures(folder or Path(), model.towers)
     )
-    dataset = ConversationDataset(records, tokenizer, model.settings, model.image_tokens, images)
+    dataset = ConversationDataset(
+        records, tokenizer, model.settings, model.image_tokens, images,
+        bad=config.bad_records, source=config.data.json,
+    )  # fmt: skip
     pad: Any = tokenizer.pad_token_id
-    return TokenJob(
-        config, model, dataset, records, Collator(model.image_tokens, pad, images.stack)
-    )
+    collate = Collator(model.image_tokens, pad, images.stack)
+    return TokenJob(config, cast(Any, model).to(device), dataset, collate)
+
+
+def _records(config: TokensConfig) -> list[Record]:
+    """The records about one picture each; the pictures are looked into, unless a cache stands for them.
+
+    Raises:
+        ValueError: some can't be used, and are not left out.
+    """
+    data, seen = config.data, config.cache is None
+    records = read_records(
+        data.json, data.images, limit=config.limit, bad=config.bad_records, files=seen,
+        decode=partial(damaged, cache=config.out) if seen else None,
+    )  # fmt: skip
+    wrong = [
+        (repr(one.id), f"record {one.id!r} has {len(one.images)} pictures: give one each")
+        for one in records
+        if len(one.images) != 1
+    ]
+    refuse(wrong, len(records), config.bad_records, data.json)
+    return [one for one in records if len(one.images) == 1]
 
 
 def fill(job: TokenJob) -> Iterator[int]:
@@ -138,7 +161,7 @@ def fill(job: TokenJob) -> Iterator[int]:
                 some = range(first, min(first + size, shards[number].stop))
                 parts.append(job.rows(some))
                 yield some.stop
-            ids = [job.records[i].id for i in shards[number]]
+            ids = [job.dataset.records[i].id for i in shards[number]]
             write_shard(job.writer.path, number, torch.cat(parts), ids)
         job.writer.finish(len(shards))
     finally:

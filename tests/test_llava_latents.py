@@ -1,6 +1,8 @@
 """Latents inside the model: effects against finite differences, ablations and edits by hand, the page."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +13,7 @@ import torch
 from llava_helpers import picture, write_answering
 
 from llava_ext.cli import main
-from llava_ext.config import IMAGE_INDEX, TowerConfig
+from llava_ext.config import IMAGE_INDEX, ConversationData, TokensConfig, TowerConfig
 from llava_ext.conversation import Turn
 from llava_ext.explain import ask
 from llava_ext.generate import Assistant
@@ -29,6 +31,8 @@ from llava_ext.latents import (
     without,
 )
 from llava_ext.model_config import TowerShape
+from llava_ext.tokens import fill, open_token_job
+from llava_ext.towers import load_towers
 from revelio.activations.store import ActivationStore
 from revelio.sae.config import Normalize
 from revelio.sae.inputs import measure
@@ -288,6 +292,69 @@ def test_tokens_are_stored_as_the_layers_give_them(root: Path, assistant, tmp_pa
     )
     with pytest.raises(SystemExit):
         main([*words, "--layer", "tower0", "--out", str(tmp_path / "tower0")])
+
+
+def test_tokens_are_of_the_records_that_can_be_used(root: Path, tmp_path: Path) -> None:
+    """Of all others each kind is left out, and rows keep their records' names."""
+    picture(1).save(tmp_path / "cat.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cat.png").read_bytes()[:200])
+
+    def record(name: str, images: list[str], answer: str = "a cat") -> dict:
+        asked = " ".join(["<image>"] * len(images)) + f" {name}?"
+        turns = [{"from": "human", "value": asked}, {"from": "gpt", "value": answer}]
+        return {"id": name, "image": images, "conversations": turns}
+
+    fine = [record("what", ["cat.png"]), record("a dog", ["cat.png"])]
+    records = [
+        record("cut", ["cut.png"]),
+        fine[0],
+        record("two", ["cat.png", "cat.png"]),
+        record("tag", ["cat.png"], "<|im_end|>"),
+        fine[1],
+    ]
+    stores = []
+    for name, some in (("mixed", records), ("fine", fine)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(some))
+        data = ConversationData(tmp_path / f"{name}.json", tmp_path)
+        config = TokensConfig(
+            model=str(root / "final"), data=data, layer="block1", out=tmp_path / name
+        )
+        if name == "mixed":
+            with pytest.raises(ValueError, match=r"cut\.png"):
+                open_token_job(config)
+            with pytest.warns(UserWarning) as warned:
+                job = open_token_job(replace(config, bad_records="skip"))
+            said = [str(one.message) for one in warned]
+            for wrong, one in zip(("'cut'", "'two' has 2 pictures", "'tag'"), said, strict=True):
+                assert "mixed.json: left out" in one and wrong in one
+        else:
+            job = open_token_job(config)
+        for _ in fill(job):
+            pass
+        stores.append(ActivationStore.open(tmp_path / name))
+    assert list(stores[0].ids) == list(stores[1].ids) == ["what", "a dog"]
+    assert torch.equal(stores[0].rows(0, 2), stores[1].rows(0, 2))
+
+
+def test_tokens_are_of_what_the_saved_model_sees(root: Path, tmp_path: Path) -> None:
+    """Pictures are made as in training, whatever the towers' own files say now."""
+    shutil.copytree(root / "final", tmp_path / "final")
+    entries = json.loads((tmp_path / "final" / "config.json").read_text())
+    entries["transforms"][0]["resize"] = 40
+    (tmp_path / "final" / "config.json").write_text(json.dumps(entries))
+    turns = [{"from": "human", "value": "<image>?"}, {"from": "gpt", "value": "a cat"}]
+    record = {"id": "r", "image": "cat.png", "conversations": turns}
+    (tmp_path / "d.json").write_text(json.dumps([record]))
+    data = ConversationData(tmp_path / "d.json", root)
+    config = TokensConfig(
+        model=str(tmp_path / "final"), data=data, layer="block1", out=tmp_path / "o", device="cpu"
+    )
+    assistant = Assistant.load(tmp_path / "final", device="cpu")
+    ((pixels, _),) = open_token_job(config).dataset[0]["images"]
+    for found, tower in zip(pixels, assistant.towers, strict=True):
+        assert torch.equal(found, tower.pixels(picture(1)))
+    with pytest.raises(ValueError, match="device 'nowhere' can't be used"):
+        open_token_job(replace(config, device="nowhere"))
 
 
 def test_chat_answers_with_an_edit(root: Path, monkeypatch, capsys) -> None:

@@ -9,11 +9,13 @@ from pickle import UnpicklingError
 import pytest
 import torch
 from diffc_helpers import write_folders
-from llava_helpers import model_config, tiny_llama, tower_configs
+from llava_helpers import model_config, picture, tiny_llama, tower_configs
 
 from llava_ext.checkpoint import save_model
+from llava_ext.config import ConversationData, TokensConfig
 from llava_ext.generate import Assistant
 from llava_ext.language import build_model, load_language_model, load_tokenizer
+from llava_ext.tokens import open_token_job
 from llava_ext.towers import load_towers
 from revelio.backbones.registry import load_backbone
 from revelio.cli import main
@@ -30,6 +32,8 @@ def load(**settings):
     from diffc_helpers import FormulaBackbone
     return FormulaBackbone()
 """
+TURNS = [{"from": "human", "value": "<image>?"}, {"from": "gpt", "value": "a cat"}]
+RECORD = {"image": "cat.png", "conversations": TURNS}
 NAMES = ("foreign_code:load", "foreign_code:", "foreign_code:load:more", "os:system")
 
 
@@ -83,11 +87,25 @@ def test_a_saved_llava_model_never_imports(workplace, name):
         Assistant.load(workplace / "saved", device="cpu")
     with pytest.raises(ValueError, match=r"would import and run the module .* as `allow` for"):
         Assistant.load(workplace / "saved", device="cpu", allow=["another:load"])
+    (workplace / "d.json").write_text(json.dumps([RECORD]))
+    picture(1).save(workplace / "cat.png")
+    tokens = TokensConfig(
+        model=str(workplace / "saved"), data=ConversationData(workplace / "d.json", workplace),
+        layer="block1", out=workplace / "tokens", device="cpu",
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="would import and run the module"):
+        open_token_job(tokens)
     assert not (workplace / "ran.txt").exists()
     if name == NAMES[0]:
-        with pytest.raises(KeyError):  # imported as allowed; it has no layer of that name
-            Assistant.load(workplace / "saved", device="cpu", allow=[name])
-        assert (workplace / "ran.txt").exists()
+        for load in (
+            lambda: Assistant.load(workplace / "saved", device="cpu", allow=[name]),
+            lambda: open_token_job(replace(tokens, allow=(name,))),
+        ):
+            with pytest.raises(KeyError):  # imported as allowed; it has no layer of that name
+                load()
+            assert (workplace / "ran.txt").exists()
+            (workplace / "ran.txt").unlink()
+            sys.modules.pop("foreign_code")
 
 
 @pytest.mark.parametrize("load", [load_language_model, load_tokenizer])
