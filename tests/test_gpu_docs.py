@@ -121,3 +121,17 @@ def test_the_effective_batch_stays_128(nodes: int) -> None:
     said = subprocess.run(["bash", "-c", sizes], capture_output=True, text=True, check=True).stdout
     gpus, batch = map(int, said.split())
     assert gpus == 8 * nodes and 128 % (gpus * batch) == 0 and 1 <= batch <= 16
+
+
+def test_first_commands_make_the_smallest_cache_of_the_table() -> None:
+    """What README and the script keep is the row of docs/llava_data.md that takes the least disk."""
+    table = (ROOT / "docs" / "llava_data.md").read_text()
+    rows = re.findall(r"^\| `(\w+)`.*\| ([\d.]+) ([GT]B) \| .* \|$", table, re.MULTILINE)
+    sizes = {keep: float(size) * {"GB": 1, "TB": 1000}[unit] for keep, size, unit in rows}
+    assert len(sizes) == 3
+    smallest = min(sizes, key=lambda keep: sizes[keep])
+    readme = (ROOT / "README.md").read_text()
+    assert re.findall(r"^revelio llava cache .*--keep (\w+)", readme, re.MULTILINE) == [smallest]
+    script = (ROOT / "configs" / "cluster" / "llava.sbatch").read_text()
+    assert re.findall(r"^KEEP=\$\{KEEP:-(\w+)\}", script, re.MULTILINE) == [smallest]
+    assert re.search(r"cache_towers\.py [^\n]*\\\n +--keep \"\$KEEP\"", script)

@@ -6,7 +6,8 @@ The paper's: CC595k, effective batch 128, learning rate 2e-3, cosine, 1 epoch, Z
     deepspeed scripts/pretrain.py --config configs/llava/clip-sd-t25.yaml
     torchrun --nproc-per-node 4 -m revelio llava pretrain --config configs/llava/clip.yaml --stage.zero 0
 
-Precompute the towers' grids with `revelio llava cache` and give --cache: a step then runs no tower.
+Look at the pictures once with `revelio llava cache` and give --cache: a step then reads none, and from cached
+grids runs no tower.
 """
 
 from llava_ext.config import PretrainConfig as Config
