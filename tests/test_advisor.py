@@ -1,6 +1,7 @@
 """The advisor: measures against brute force and scikit-learn, planted layers, runs on tiny random models."""
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -379,8 +380,13 @@ def test_without_labels_it_goes_by_rank_and_says_so(made, tmp_path, capsys):
     words += ["--backbone.device", "cpu", "--layers", "bottleneck", "up_ft1", "--timesteps", 25]
     main(list(map(str, words)))
     said = capsys.readouterr().out
-    assert "there are no labels" in said and "next: revelio train-diffc" in said
+    assert "there are no labels" in said and "train-diffc" not in said
     result = json.loads((tmp_path / "o" / "report.json").read_text())
+    main(shlex.split(said.splitlines()[-1].removeprefix("next: revelio ")))
+    (store,) = (tmp_path / "o-activations").glob("*/manifest.json")
+    made_of = json.loads(store.read_text())
+    for key in ("layer", "timestep"):
+        assert made_of[key] == result["recommended"][key]
     entries = result["candidates"]
     assert result["recommended"]["rank"] == max(entry["rank"] for entry in entries)
     assert result["difference"] is None and "linear" not in entries[0]

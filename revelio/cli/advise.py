@@ -9,17 +9,37 @@ writes a Diff-C config and a LLaVA tower config. Without labels it goes by label
     revelio advise --data.source my/photos --timesteps 25 100 200 --prompts empty generic --resume
 """
 
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
 from revelio.advisor.config import AdviseConfig as Config
+
+if TYPE_CHECKING:
+    from revelio.pipelines.advise import Advice
 
 
 def run(config: Config) -> None:
     """Race the candidates, and say what to take."""
     from revelio.cli.bar import Bar
-    from revelio.following import following
     from revelio.pipelines.advise import RESULTS, advise
 
     with Bar("advice") as bar:
         made = advise(config, bar)
     print("\n".join(made.words))
     print(f"wrote {', '.join(str(made.path / name) for name in RESULTS)}")
-    print(following("train-diffc", "--config", made.path / "diffc.yaml"))
+    print(_next(config, made))
+
+
+def _next(config: Config, made: "Advice") -> str:
+    """A classifier on the layer; without labels, which it needs, the layer's activations."""
+    from revelio.following import beside, flags, following
+
+    if made.result["labelled"]:
+        return following("train-diffc", "--config", made.path / "diffc.yaml")
+    best = made.result["recommended"]
+    backbone = replace(config.backbone, name=best["model"])
+    words = [*flags(config.data, "data"), *flags(backbone, "backbone")]
+    words += ["--layers", best["layer"], "--timesteps"]
+    if best["timestep"] is not None:
+        words += [best["timestep"], "--prompts", best["prompt"]]
+    return following("extract", *words, "--out", beside(made.path, "activations"))
