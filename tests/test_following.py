@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from data_helpers import write_class_folders
 
 from llava_ext import cli as llava_cli
 from revelio import cli, command_line
@@ -72,6 +73,22 @@ def test_each_command_leads_to_the_next_to_the_end(
     wanted = ["extract", "train-ksae", "top-images", "purity", "gallery", "train-diffc"]
     assert done == [*wanted, "eval-diffc", "pca-maps"] and words[0] == "extract"
     assert parse(words, monkeypatch).layers == ("bottleneck",)
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_grids_lead_to_a_ksae_of_cells_and_with_labels_to_a_classifier(
+    labelled: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = tmp_path / "images"
+    write_class_folders(images, {"ant": 2, "bee": 2}, size=32)
+    source = images if labelled else images / "ant"
+    out = tmp_path / "grids"
+    words = ["extract", "--layers", "bottleneck", "--timesteps", "25", "--pool", "none"]
+    cli.main([*words, "--data.source", str(source), "--out", str(out)])
+    ksae, *others = next_words(capsys.readouterr().out)
+    assert [one[0] for one in others] == ["train-diffc"] * labelled
+    cli.main([*ksae, *shlex.split(SMALL["train-ksae"])])
+    assert "a row is a cell: 4 of each" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ is written. A store is a folder `<out>/<layer>-t<timestep>-<prompt policy>-d<dra
     torchrun --nproc-per-node 4 -m revelio extract --config configs/extract/sd15-pets.yaml
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -46,22 +47,21 @@ def run(config: Config) -> None:
             return
         stores = extract_to(config, bar)
     if is_main():
-        print(_next(config, stores[0]))
+        print("\n".join(_next(config, stores[0])))
 
 
-def _next(config: Config, store: "ActivationStore") -> str:
-    """A k-SAE of pooled activations, or Diff-C of grids."""
+def _next(config: Config, store: "ActivationStore") -> Iterator[str]:
+    """A k-SAE of pooled activations or of cells; of grids also Diff-C, which needs labels."""
     from revelio.following import beside, following
 
-    if config.cells:
-        out = beside(config.out, "ksae")
-        return following("train-ksae", "--store", store.path, "--rows", "cells", "--out", out)
-    if config.pool != "mean":
+    ksae = ["train-ksae", "--store", store.path]
+    if config.grid_pool != "mean":
+        ksae += ["--rows", "cells"]
+    elif len(store) < SMALL_STORE:
+        ksae += ["--batch-size", 256, "--epochs", 50]
+    yield following(*ksae, "--out", beside(config.out, "ksae"))
+    if config.pool != "mean" and not config.cells and store.labels is not None:
         out = beside(config.out, "diffc")
-        return following(
+        yield following(
             "train-diffc", "--stores", store.path, "--test-store", "STORE", "--out", out
         )
-    more = ["--batch-size", 256, "--epochs", 50] if len(store) < SMALL_STORE else []
-    return following(
-        "train-ksae", "--store", store.path, "--out", beside(config.out, "ksae"), *more
-    )
