@@ -64,6 +64,17 @@ def test_from_store_to_purity_and_gallery(inputs, capsys):
     assert data["purity"]["sigma_label"] is not None
 
 
+@pytest.mark.parametrize(("labelled", "leads_to"), [(True, "train-diffc"), (False, "pca-maps")])
+def test_a_gallery_leads_to_a_classifier_only_with_labels(tmp_path, capsys, labelled, leads_to):
+    model, *_ = gallery_parts(tmp_path / "store", labelled=labelled)
+    model.save_pretrained(tmp_path / "ksae")
+    write_pictures(tmp_path / "images")
+    run("gallery", "--store", tmp_path / "store", "--ksae", tmp_path / "ksae", "--latents", 4,
+        "--out", tmp_path / "g", "--data.source", tmp_path / "images")  # fmt: skip
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(f"next: revelio {leads_to} --data.source {tmp_path / 'images'} ")
+
+
 def test_as_code_keeps_twenty_dense_codes(inputs):
     config = CONFIGS / "top-images-as-code.yaml"
     run("top-images", "--config", config, "--store", inputs / "store", "--ksae", inputs / "ksae",

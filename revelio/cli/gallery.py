@@ -35,12 +35,22 @@ def run(config: Config) -> None:
 
 
 def _next(config: Config, made: "MadeGallery") -> str:
-    """The classifier on the layer that the gallery shows."""
+    """The classifier on the layer that the gallery shows; without labels, which it needs, its PCA maps."""
     from revelio.following import beside, flags, following
 
     store = made.store
     source = store.get("dataset") if config.data.source == FROM_STORE else config.data.source
     data = [*flags(config.data, "data", "root"), "--data.source", source or "FOLDER"]
     backbone = ["--backbone.name", store.get("model") or "BACKBONE"]
-    layer = ["--layer", store["layer"], "--timestep", store.get("timestep")]
+    timestep = store.get("timestep")
+    if made.top.labels is None:
+        layer = [
+            "--layers",
+            store["layer"],
+            "--timesteps",
+            *([] if timestep is None else [timestep]),
+        ]
+        out = beside(made.path, "pca-maps")
+        return following("pca-maps", *data, *backbone, *layer, "--out", out)
+    layer = ["--layer", store["layer"], "--timestep", timestep]
     return following("train-diffc", *data, *backbone, *layer, "--out", beside(made.path, "diffc"))
