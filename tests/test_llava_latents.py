@@ -32,7 +32,6 @@ from llava_ext.latents import (
 )
 from llava_ext.model_config import TowerShape
 from llava_ext.tokens import fill, open_token_job
-from llava_ext.towers import load_towers
 from revelio.activations.store import ActivationStore
 from revelio.sae.config import Normalize
 from revelio.sae.inputs import measure
