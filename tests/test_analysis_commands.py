@@ -27,6 +27,7 @@ def inputs(tmp_path):
 def test_from_store_to_purity_and_gallery(inputs, capsys):
     store, ksae = inputs / "store", inputs / "ksae"
     run("top-images", "--store", store, "--ksae", ksae, "--out", inputs / "top", "--m", 12)
+    assert capsys.readouterr().out.endswith(f" --ksae {ksae} --data.source FOLDER\n")
     top = load_top_images(inputs / "top")
     assert (top.m, top.source["codes"], top.source["layer"]) == (12, "sparse", "up_ft1")
     assert str(inputs) not in (inputs / "top" / "top_images.json").read_text()
@@ -52,7 +53,8 @@ def test_from_store_to_purity_and_gallery(inputs, capsys):
         "similarity",
     ):
         assert entry[key] is not None
-    assert f"{entry['sigma_label']:.3f}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{entry['sigma_label']:.3f}" in said and said.endswith(" --data.source FOLDER\n")
 
     run("gallery", "--store", store, "--ksae", ksae, "--top", inputs / "top", "--out", inputs / "g",
         "--latents", 12, "--data.source", inputs / "images")  # fmt: skip

@@ -22,6 +22,7 @@ from revelio.analysis.config import LocalityConfig as Config
 def run(config: Config) -> None:
     """Measure, and print a line a measure."""
     from revelio.cli.bar import Bar
+    from revelio.cli.pictures import pictures_of_store
     from revelio.following import following
     from revelio.pipelines.locality import measure_locality
 
@@ -43,11 +44,8 @@ def run(config: Config) -> None:
     for timestep, latents in sorted(peaks.items()):
         print(f"fire most at t = {timestep}: {latents} latents")
     print(f"wrote {made.path}")
-    print(
-        following(
-            "gallery", "--store", config.store[0], "--ksae", config.ksae, "--locality", made.path
-        )
-    )
+    inputs = ("--store", config.store[0], "--ksae", config.ksae, "--locality", made.path)
+    print(following("gallery", *inputs, *pictures_of_store(config.store[0], config.data)))
 
 
 def _shown(entry: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ from revelio.naming.config import NameLatentsConfig as Config
 def run(config: Config) -> None:
     """Ask, check, and say how many names hold."""
     from revelio.cli.bar import Bar
+    from revelio.cli.pictures import pictures_of_store
     from revelio.command_line import require
     from revelio.following import following
     from revelio.pipelines.name_latents import name_latents
@@ -40,4 +41,5 @@ def run(config: Config) -> None:
     )
     print(f"names that hold on other images: {percent(result['passed'])} %{control}")
     print(f"wrote {made.path}")
-    print(following("gallery", "--top", config.top, "--store", config.store, "--ksae", config.ksae))
+    inputs = ("--top", config.top, "--store", config.store, "--ksae", config.ksae)
+    print(following("gallery", *inputs, *pictures_of_store(config.store, config.data)))

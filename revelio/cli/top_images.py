@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 def run(config: Config) -> None:
     """Make the top images, and say how the latents fire."""
     from revelio.cli.bar import Bar
+    from revelio.cli.pictures import pictures
     from revelio.following import following
     from revelio.pipelines.top_images import make_top_images
 
@@ -31,7 +32,7 @@ def run(config: Config) -> None:
     inputs = ("--top", made.path, "--store", config.store, "--ksae", config.ksae)
     if made.top.labels is not None:
         print(following("purity", *inputs))
-    print(following("gallery", *inputs))
+    print(following("gallery", *inputs, *pictures(made.top.source.get("dataset"))))
 
 
 def _summary(made: "MadeTopImages") -> str:
