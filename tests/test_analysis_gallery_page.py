@@ -367,7 +367,7 @@ def test_the_demos_report_fits_a_phone(browser, tmp_path):
         "shown": cell,
         "examples": [], "purity": [cell | purity, cell | purity | {"timestep": 200}], "diffc": [cell | diffc],
         "ksae": [cell | {"d": 4, "n": 8, "k": 2, "fvu": 0.1, "dead_share": 0.2}], "seconds": {"a": 1.0},
-        "settings": {"a" * 60: "b" * 60}, "versions": {},
+        "settings": {"m": 10, "a" * 60: "b" * 60}, "versions": {},
     }  # fmt: skip
     write_report(report, tmp_path / "report.html")
     browser.screen(390, 844, touch=True)
