@@ -28,7 +28,7 @@ from revelio.data.contents import combined
 from revelio.distributed import is_main
 from revelio.files import write_whole_by
 from revelio.tensor_files import read_tensors, tensor_headers
-from revelio.trust import printable
+from revelio.trust import parse_json, printable
 
 TOKENS = "tokens.safetensors"
 WRONG = "wrong"
@@ -103,7 +103,7 @@ def _rules(tokenizer: "PreTrainedTokenizerBase") -> object:
     if fast is None:
         return sorted(tokenizer.get_vocab().items())
     passing = ("padding", "truncation")  # of the last call
-    return [pair for pair in json.loads(fast.to_str()).items() if pair[0] not in passing]
+    return [pair for pair in parse_json(fast.to_str(), "the tokenizer").items() if pair[0] not in passing]
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class EncodedRecords:
         found: dict[str, Any] = dict(read_tensors(path, dict.fromkeys(names)))
         found["learned"] = found["learned"].bool()
         if WRONG in found:
-            said = json.loads(bytes(found[WRONG].tolist()))
+            said = parse_json(bytes(found[WRONG].tolist()).decode(), str(path))
             found[WRONG] = {int(number): why for number, why in said.items()}
         return found
 

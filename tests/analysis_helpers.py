@@ -28,7 +28,7 @@ class FakeKSAE(nn.Module):
         super().__init__()
         self.d = self.n = n
         self.k, self.mode, self.trained_on = k, "fixed", {}
-        self.weight = nn.Parameter(torch.eye(n))
+        self.W_enc = nn.Parameter(torch.eye(n))
 
     def preactivations(self, x: Tensor, latents: slice | None = None, source: Any = None) -> Tensor:
         return x[:, latents or slice(None)]

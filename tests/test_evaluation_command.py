@@ -19,7 +19,7 @@ from revelio.evaluation.config import EvalSAEConfig
 from revelio.evaluation.controls import TRAINED
 from revelio.evaluation.page import END, START
 from revelio.pipelines.eval_sae import NO_SCALE, NOT_IN_MODEL, eval_sae
-from revelio.pipelines.eval_stores import NO_TRAIN_STORE, UNLABELLED
+from revelio.pipelines.eval_stores import NO_TRAIN_STORE, OWN_STORE, UNLABELLED
 from revelio.pipelines.extract import extract_to
 from revelio.pipelines.train_sae import train_sae
 from revelio.sae.config import Rows, TrainSAEConfig
@@ -294,8 +294,12 @@ def test_loss_recovered_of_an_extraction(tmp_path: Path, rows: Rows) -> None:
         loss_images=60,
         data=data,
         backbone=backbone,
+        overlap="allow",
     )
     result = eval_sae(config)
+    assert OWN_STORE in result["notes"]
+    with pytest.raises(ValueError, match="is what the k-SAE was trained on"):
+        eval_sae(replace(config, overlap="stop"))
     entry = result["ksaes"][runs[0]]
     losses = entry["in_model"]["loss"]
     scale = entry["in_model"]["loss_scale"]

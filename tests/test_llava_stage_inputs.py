@@ -225,7 +225,7 @@ def test_a_moved_run_goes_on(project) -> None:
     shutil.move("run", "elsewhere/moved")
     run(replace(config, out=Path("elsewhere/moved"), resume=True))
     assert losses(Path("elsewhere/moved")) == expected and not Path("run").exists()
-    with pytest.raises(ValueError, match="was started with `seed: 0`"):
+    with pytest.raises(ValueError, match=r"was started with `stage\.seed: 0`"):
         stage = replace(config.stage, seed=1)
         moved = replace(config, out=Path("elsewhere/moved"), resume=True, stage=stage)
         run(moved)
