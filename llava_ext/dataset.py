@@ -103,7 +103,11 @@ def _rules(tokenizer: "PreTrainedTokenizerBase") -> object:
     if fast is None:
         return sorted(tokenizer.get_vocab().items())
     passing = ("padding", "truncation")  # of the last call
-    return [pair for pair in parse_json(fast.to_str(), "the tokenizer").items() if pair[0] not in passing]
+    return [
+        pair
+        for pair in parse_json(fast.to_str(), "the tokenizer").items()
+        if pair[0] not in passing
+    ]
 
 
 @dataclass(frozen=True)
