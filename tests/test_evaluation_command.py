@@ -246,6 +246,10 @@ def test_a_store_of_another_model_or_layer_is_no_test(tmp_path: Path, key: str, 
     model = KSparseAutoencoder.from_pretrained(Path(runs[0]) / "final")
     with pytest.raises(ValueError, match=wrong):
         top_images(model, ActivationStore.open(tmp_path / "test"), how)
+    for odd in (5, "x", [3], {}, [{}]):  # as of somebody else's file
+        model.trained_on, kept = {"stores": odd}, model.trained_on
+        top_images(model, ActivationStore.open(tmp_path / "test"), how)
+        model.trained_on = kept
     with pytest.warns(UserWarning, match="later is of timestep 900, .*trained on timestep 25"):
         top_images(model, ActivationStore.open(tmp_path / "later"), how)
 

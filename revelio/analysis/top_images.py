@@ -18,6 +18,7 @@ from torch import Tensor
 from revelio.analysis.cells import encode_cells, image_codes
 from revelio.analysis.config import OverCells, TopImagesConfig
 from revelio.bounds import check_fields
+from revelio.sae.inputs import trained_stores
 from revelio.sae.kernels.base import Codes
 from revelio.sae.metrics import density_histogram
 from revelio.trust import printable
@@ -274,7 +275,7 @@ def check_fits(model: "KSparseAutoencoder", store: "ActivationStore") -> None:
             f"the store's activations have {width} channels and the k-SAE takes {model.d}: "
             "give the store (layer) that the k-SAE was trained on"
         )
-    trained = model.trained_on.get("stores") or [model.trained_on]
+    trained = trained_stores(model.trained_on)
     if about.get("model") is None or not all(one.get("model") for one in trained):
         return
     like = [one for one in trained if all(one.get(key) == about.get(key) for key in PLACE)]

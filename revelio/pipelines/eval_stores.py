@@ -13,7 +13,7 @@ from revelio.activations.store import ActivationStore
 from revelio.analysis.config import OverCells
 from revelio.analysis.top_images import check_fits, pooled
 from revelio.evaluation.config import EvalSAEConfig
-from revelio.sae.inputs import find
+from revelio.sae.inputs import find, trained_stores
 from revelio.sae.model import KSparseAutoencoder
 from revelio.trust import printable
 
@@ -88,7 +88,7 @@ def eval_data(config: EvalSAEConfig, models: Mapping[str, KSparseAutoencoder]) -
         own = any(
             one.get("sha256") == store.sha256
             for model in models.values()
-            for one in model.trained_on.get("stores") or [model.trained_on]
+            for one in trained_stores(model.trained_on)
         )
         if own and config.overlap == "stop":
             raise ValueError(

@@ -7,6 +7,7 @@ from typing import Any
 
 from revelio.activations.store import ActivationStore
 from revelio.analysis.config import FROM_STORE
+from revelio.analysis.top_images import PLACE, SETTING
 from revelio.config import completed, to_yaml
 from revelio.data.config import DataConfig
 from revelio.data.dataset import ImageDataset
@@ -23,7 +24,7 @@ from revelio.trust import printable, read_object
 
 FINAL = "final"
 # What two stores have in common whose rows can be compared: places in manifests.
-ALIKE = ("model", "layer", "timestep", "prompt_policy")
+ALIKE = (*PLACE, *SETTING)
 
 
 def open_run(config: Any, command: str, results: Sequence[str] = ()) -> Run:

@@ -16,6 +16,7 @@ from revelio.backbones.registry import load_backbone
 from revelio.data.picture import decoded
 from revelio.pipelines.convert_sae import read_sae
 from revelio.pipelines.inputs import open_sae, sae_folder
+from revelio.sae.inputs import trained_stores
 from revelio.sae.kernels.select import fastest_kernel
 from revelio.sae.model import KSparseAutoencoder
 from revelio.steering.concept import Concept
@@ -189,7 +190,7 @@ def check_trained_on(ksae: KSparseAutoencoder, path: str, model: str | None, lay
         ValueError: it was trained on another, or on several others.
     """
     for name, wanted in (("model", model), ("layer", layer)):
-        known = [one.get(name) for one in trained_stores(ksae)]
+        known = [one.get(name) for one in trained_stores(ksae.trained_on)]
         if wanted is not None and None not in known and wanted not in known:
             said = printable(", ".join(map(str, dict.fromkeys(known))))
             raise ValueError(
@@ -198,19 +199,10 @@ def check_trained_on(ksae: KSparseAutoencoder, path: str, model: str | None, lay
             )
 
 
-def trained_stores(ksae: KSparseAutoencoder) -> list[dict[str, Any]]:
-    """What a k-SAE says of each store that it was trained on; of one that says nothing, an empty entry."""
-    told = ksae.trained_on
-    # Of several stores, what they do not share stands with each of them alone.
-    stores = told.get("stores")
-    entries = [one for one in stores if isinstance(one, dict)] if isinstance(stores, list) else []
-    return [{**told, **one} for one in entries] or [told]
-
-
 def reading_of(ksae: KSparseAutoencoder) -> Read:
     """What a k-SAE reads: the mean of all cells where it was trained on such, else every cell or token."""
     # Stores of pictures say how they are pooled, and are averaged to train on; those of tokens don't.
-    pictures = all("pool" in one for one in trained_stores(ksae))
+    pictures = all("pool" in one for one in trained_stores(ksae.trained_on))
     return "pooled" if pictures and ksae.trained_on.get("rows_are") != "cells" else "cells"
 
 

@@ -140,6 +140,14 @@ def find(inputs: Sequence[Input], source: Source) -> Input | None:
     raise ValueError(f"the k-SAE normalizes by store, and was given {asked}: it knows {known}")
 
 
+def trained_stores(trained_on: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What a k-SAE says of each store that it was trained on; of one that says nothing, an empty entry."""
+    # Of several stores, what they do not share stands with each of them alone.
+    stores = trained_on.get("stores")
+    entries = [one for one in stores if isinstance(one, dict)] if isinstance(stores, list) else []
+    return [{**trained_on, **one} for one in entries] or [dict(trained_on)]
+
+
 def _same(one: Input, source: Mapping[str, Any], names: Sequence[str]) -> bool:
     return all(one.about.get(name) == source.get(name) for name in names)
 
