@@ -68,6 +68,17 @@ def test_an_evaluation_from_stores_to_a_page(tmp_path: Path) -> None:
     assert result["notes"] == [NOT_IN_MODEL]
     page = (tmp_path / "out" / "evaluation.md").read_text()
     assert all(f"| {name} |" in page for name in ("fvu", "probe 5", "coverage 0.8"))
+    # Beside each table, of how many latents its means are: counted here from the codes.
+    rows = torch.cat([batch for _, batch in ActivationStore.open(test).batches(64)])
+    said = page.split("active on more than 10 images")[1:]
+    assert len(said) == len(runs)
+    for run, line in zip(runs, said, strict=True):
+        model = KSparseAutoencoder.from_pretrained(Path(run) / "final")
+        pre = (rows - model.b_dec) @ model.W_enc.T + model.b_enc
+        kept = torch.zeros_like(pre).scatter(1, pre.topk(2).indices, 1.0)
+        live = int(((kept * pre > 0).sum(0) > 10).sum())
+        assert line.startswith(f"): k-SAE {live},")
+        assert ("**Few: with" in line) == (live < 20)
 
 
 def _of_random_weights(folder: Path, train: Path, test: Path) -> dict[str, Path]:

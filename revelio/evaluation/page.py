@@ -7,9 +7,12 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from revelio.evaluation.measures import STRONGEST
 from revelio.trust import markdown, printable
 
 HEAD = "| measure | k-SAE | strongest control | difference | verdict |\n|---|---:|---:|---:|---|"
+# Below so many latents a mean over them is said to say little.
+FEW = 20
 START, END = "<!-- revelio eval-ksae -->", "<!-- /revelio eval-ksae -->"
 
 
@@ -27,6 +30,7 @@ def _lines(result: Mapping[str, Any]) -> Iterator[str]:
     yield f"Intervals of differences: {result['interval_method']}."
     for name, entry in result["ksaes"].items():
         yield from ("", f"## {markdown(name)}", "", *rows(entry["measures"]))
+        yield from ("", *latents(entry.get("latents", {})))
         if left := entry["not_measured"]:
             yield from ("", f"Too few images, classes or live latents for: {', '.join(left)}.")
     if "over_trainings" in result:
@@ -59,6 +63,18 @@ def rows(measures: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
+def latents(firing: Mapping[str, Any]) -> Iterator[str]:
+    """Of how many latents the measures of purity are means, by model; a warning where they are few."""
+    counts = {name: min(one["more_than_10_images"], STRONGEST) for name, one in firing.items()}
+    if not counts:
+        return
+    said = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+    yield f"Latents that measures of purity are means over (active on more than 10 images): {said}."
+    ours = next(iter(counts.values()))
+    if ours < FEW:
+        yield f"**Few: with {ours} latents of the k-SAE these measures say little of the whole.**"
+
+
 def _levels(found: Mapping[str, Any]) -> Iterator[str]:
     yield "| | cosine above 0.7 | above 0.9 |\n|---|---:|---:|"
     for name, entry in found.items():
@@ -78,6 +94,8 @@ def section(result: Mapping[str, Any], ksae: str) -> str:
         f"{result['interval_method']}.",
         "",
         *rows(result["ksaes"][ksae]["measures"]),
+        "",
+        *latents(result["ksaes"][ksae].get("latents", {})),
     ]
     notes = [f"- {note}" for note in result["notes"]]
     return "\n".join([*lines, *(["", *notes] if notes else []), END])
