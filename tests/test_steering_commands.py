@@ -222,7 +222,8 @@ def test_a_contrast_is_of_stores_and_a_k_sae_of_one_layer(model: Path, tmp_path:
     wrong = (("layer up_ft1, up_ft2, not up_ft0", other),
              ("model n, not m", saved("n", model="n", layer="up_ft0")))  # fmt: skip
     for line, ksae in wrong:
-        assert line in fails(capsys, *words, *against, "--ksae", ksae, *out)
+        for find in ((), ("--find", 3)):
+            assert line in fails(capsys, *words, *against, "--ksae", ksae, *find, *out)
     elsewhere = ("concept", "--layer", LAYER, "--ksae", other)
     assert "not text_encoder.block1" in fails(capsys, *elsewhere, "--latent-values", 1, *out)
     where = ("--backbone.name", model, "--texts", "a cat")

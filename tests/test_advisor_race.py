@@ -1,0 +1,161 @@
+"""The advisor's race: a planted layer wins, who leaves and why, how sure the choice is."""
+
+import numpy as np
+import pytest
+from scipy.stats import ttest_1samp
+from test_advisor import rows_of
+
+from revelio.advisor.candidates import Candidate, cheapest_first
+from revelio.advisor.halving import (
+    SPARED,
+    WORSE,
+    contenders,
+    halve,
+    leaving,
+    preferred,
+    share_again,
+    sizes,
+)
+from revelio.advisor.measures import Measured, nested_order, right_by_neighbors
+
+PASSES, LAYERS, BEST, IMAGES = 9, 4, (5, 2), 400
+
+
+STRENGTH = {
+    (p, layer): 2.5 if (p, layer) == BEST else 0.25 + 0.08 * layer + 0.02 * p
+    for p in range(PASSES)
+    for layer in range(LAYERS)
+}
+STORE = {one: rows_of(np.arange(2000) % 3, s, 100 * one[0] + one[1]) for one, s in STRENGTH.items()}
+
+
+def race(seed):
+    """36 candidates of one resampling of 400 images out of 2000: one layer holds more of the classes."""
+    draw = np.random.default_rng(seed)
+    images = draw.permutation(2000)[:IMAGES]
+    truth = np.arange(2000) % 3
+    order = images[nested_order(truth[images].tolist(), IMAGES, seed)]
+    asked = []
+
+    def measured(racing, count):
+        asked.append((len({one[0] for one in racing}), count))
+        chosen = order[:count]
+        return {
+            one: Measured({"knn": right_by_neighbors(STORE[one][chosen], truth[chosen])}, {})
+            for one in racing
+        }
+
+    rounds = halve(
+        list(STRENGTH),
+        measured,
+        sizes(32, IMAGES, 4),
+        by="knn",
+        pass_of=lambda one: one[0],
+        growth=4,
+        confidence=0.95,
+    )
+    return rounds, asked
+
+
+def test_a_planted_layer_wins_in_20_of_20_resamplings_at_a_fraction_of_the_passes():
+    won = spent = 0
+    for seed in range(20):
+        rounds, asked = race(seed)
+        last = rounds[-1]
+        best = max(last.found, key=lambda one: last.found[one].value("knn"))
+        won += best == BEST
+        before = 0
+        for passes, count in asked:
+            spent += passes * (count - before)
+            before = count
+    assert won == 20
+    assert spent / 20 < PASSES * IMAGES / 5
+
+
+def test_who_leaves_and_why():
+    rounds, _ = race(0)
+    # The planted layer is surely better than all others at once: no further images are asked for.
+    assert [one.images for one in rounds] == [32]
+    assert set(rounds[0].left.values()) == {WORSE}
+    assert set(rounds[0].found) - set(rounds[0].left) == {BEST}
+
+
+def test_equals_race_to_the_end_and_a_later_round_keeps_one_pass():
+    same = {key: Measured({"knn": np.arange(9) % 3 == 0}, {}) for key in STRENGTH}
+    rounds = halve(
+        list(STRENGTH),
+        lambda racing, count: {one: same[one] for one in racing},
+        sizes(32, IMAGES, 4),
+        by="knn",
+        pass_of=lambda one: one[0],
+        growth=4,
+        confidence=0.95,
+    )
+    assert [one.images for one in rounds] == [32, 128, 400] and not rounds[-1].left
+    assert [len({key[0] for key in one.found}) for one in rounds] == [9, 3, 1]
+    assert set(rounds[0].left.values()) == {SPARED}
+
+
+def some_right(seed, **shares):
+    draw = np.random.default_rng(seed)
+    return {n: Measured({"knn": draw.random(50) < share}, {}) for n, share in shares.items()}
+
+
+def test_contenders_are_those_whose_paired_interval_holds_zero():
+    seen = 0
+    for seed in range(30):
+        found = some_right(seed, a=0.6, b=0.72, c=0.9, d=0.8)
+        best = max(found, key=lambda one: found[one].value("knn"))
+        right = {one: each.right["knn"].astype(float) for one, each in found.items()}
+        expected = [
+            one
+            for one in found
+            if one == best
+            or ttest_1samp(right[best] - right[one], 0).confidence_interval(0.9).low <= 0
+        ]
+        assert contenders(found, "knn", 0.9) == expected
+        order = preferred(found, "knn", 0.9)
+        left = [one for one in order if one not in expected]
+        assert order == expected + left and order[0] == expected[0]
+        assert sorted(left, key=lambda one: -right[one].mean()) == left
+        seen += len(expected)
+    assert 30 < seen < 120
+    # Equal on every image: nothing tells them apart, and the cheapest is taken.
+    same = {one: Measured({"knn": np.arange(50) % 2 == 0}, {}) for one in "ab"}
+    assert contenders(same, "knn", 0.95) == ["a", "b"]
+    ranks = {"a": Measured({}, {"rank": 1.0}), "b": Measured({}, {"rank": 2.0})}
+    assert contenders(ranks, "rank", 0.95) == ["b"]
+
+
+def test_the_cheapest_pass_with_a_contender_stays():
+    """Few images tell its first layer apart from the best, but not its second."""
+    right = {(0, 0): 20, (0, 1): 46, (1, 0): 47, (1, 1): 50, (2, 0): 49, (2, 1): 49}
+    found = {one: Measured({"knn": np.arange(60) < n}, {}) for one, n in right.items()}
+    given = {"by": "knn", "pass_of": lambda one: one[0], "growth": 4, "confidence": 0.99}
+    assert contenders(found, "knn", 0.99) == [(0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]
+    left = leaving(found, **given, first=True)
+    assert left == {(0, 0): WORSE, (2, 0): SPARED, (2, 1): SPARED}
+    found[0, 1] = found[0, 0]
+    assert set(leaving(found, **given, first=True)) == {(0, 0), (0, 1)}
+    assert set(leaving(found, **given, first=False)) == {(0, 0), (0, 1), (2, 0), (2, 1)}
+
+
+def test_the_order_is_by_cost_then_prompt_then_noise():
+    some = [
+        Candidate("m", layer, t, p) for p in "ba" for t in (400, 25) for layer in ("deep", "up")
+    ]
+    order = cheapest_first(some, {one: float(one.layer == "deep") for one in some})
+    assert [(one.layer, one.prompt, one.timestep) for one in order] == [
+        (layer, prompt, t) for layer in ("up", "deep") for prompt in "ba" for t in (25, 400)
+    ]
+
+
+def test_how_sure_it_is_is_the_bootstraps_share():
+    found = some_right(0, a=0.7, b=0.8, c=0.9)
+    first, same, draw = preferred(found, "knn", 0.95)[0], [], np.random.default_rng(0)
+    for _ in range(1500):
+        some = draw.integers(0, 50, 50)
+        again = {one: Measured({"knn": e.right["knn"][some]}, {}) for one, e in found.items()}
+        same.append(preferred(again, "knn", 0.95)[0] == first)
+    assert 0.05 < np.mean(same) < 0.95
+    assert share_again(found, "knn", 0.95, 0) == pytest.approx(np.mean(same), abs=0.04)
