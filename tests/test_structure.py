@@ -1,6 +1,7 @@
 """The structure that CONTRIBUTING.md promises: no circle of imports, also not through lazy ones."""
 
 import ast
+import tomllib
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -45,3 +46,15 @@ def test_no_circle_of_imports_also_not_through_lazy_or_type_only_ones() -> None:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(f"a circle: {' <- '.join(error.args[1])}")
+
+
+def test_the_contracts_name_every_package() -> None:
+    """A new package is told, too, that diffusers and transformers are the backbones' alone."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    contracts = tomllib.loads(text)["tool"]["importlinter"]["contracts"]
+    named = {one["name"]: one for one in contracts}
+    packages = {f"revelio.{path.parent.name}" for path in (ROOT / "revelio").glob("*/__init__.py")}
+    only = named["of revelio, only backbones import diffusers and transformers"]
+    assert packages - set(only["source_modules"]) == {"revelio.backbones"}
+    [ours] = [one for name, one in named.items() if name.startswith("config, seeds and runs")]
+    assert packages == set(ours["forbidden_modules"])
