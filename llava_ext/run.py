@@ -53,6 +53,7 @@ from revelio.distributed import is_main, own_device, world_size
 from revelio.files import check_folder
 from revelio.machine import duration, size
 from revelio.run_dir import Run, read_json, write_json
+from revelio.text_tables import columns
 from revelio.trust import read_json_lines
 
 if TYPE_CHECKING:
@@ -358,5 +359,4 @@ def frozen_and_trained(model: LlavaModel, towers: Sequence[str] = ()) -> str:
         state = "trains" if learnt == total else "frozen" if not learnt else f"{learnt:,} train"
         rows.append((name, state, f"{total:,}"))
     rows.append(("in all", f"{trained:,} train", f"{everything:,}"))
-    first, second = (max(len(row[column]) for row in rows) for column in (0, 1))
-    return "\n".join(f"{a:<{first}}  {b:<{second}}  {c:>15}".rstrip() for a, b, c in rows)
+    return columns(rows, "llr")

@@ -9,6 +9,7 @@ import numpy as np
 from eval.bench.files import CATEGORY_PREFIX
 from eval.bench.prompts import Mode
 from eval.bench.reviews import ALL, FAILED, Review
+from revelio.text_tables import columns
 
 
 def score_table(entries: Mapping[str, Mapping[str, Any]]) -> str:
@@ -20,7 +21,7 @@ def score_table(entries: Mapping[str, Mapping[str, Any]]) -> str:
         shown = [_number(relative), _interval(entry["relative_interval"])]
         rows.append([name, *counts, *shown, _number(reference), _number(model)])
     head = ["", "questions", "failures", "relative", "interval", "reference", "model"]
-    return _grid(head, rows)
+    return columns([head, *rows], "lr")
 
 
 def published(
@@ -49,7 +50,7 @@ def compare_table(entries: Mapping[str, Mapping[str, Any]]) -> str:
         ]
         for name, entry in entries.items()
     ]
-    return _grid(["", "questions", "difference", "interval", "p"], rows)
+    return columns([["", "questions", "difference", "interval", "p"], *rows], "lr")
 
 
 def drift_table(entries: Mapping[str, Mapping[str, Any]]) -> str:
@@ -72,7 +73,7 @@ def drift_table(entries: Mapping[str, Mapping[str, Any]]) -> str:
         "question sd",
         "relative shift",
     ]
-    return _grid(head, rows)
+    return columns([head, *rows], "lr")
 
 
 def position_text(entries: Mapping[str, Mapping[str, float]]) -> str:
@@ -108,15 +109,3 @@ def _number(value: float | None, form: str = ".1f") -> str:
 
 def _interval(value: Sequence[float] | None, form: str = ".1f") -> str:
     return "-" if value is None else f"[{value[0]:{form}}, {value[1]:{form}}]"
-
-
-def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns of equal width, the first to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if place == 0 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in (head, *rows)
-    )

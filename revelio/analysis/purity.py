@@ -25,6 +25,7 @@ from revelio.analysis.label_measures import (
 from revelio.analysis.similarity import chance_similarity, pair_similarity
 from revelio.analysis.top_images import MIN_IMAGES, TopImages
 from revelio.bounds import check_fields
+from revelio.text_tables import columns
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -187,15 +188,10 @@ def _similarity(units: Tensor, rows: Tensor, codes: Tensor, config: PurityConfig
 
 def table(entries: "Sequence[dict[str, Any]]") -> str:
     """The entries as aligned text, a line each."""
-    columns = ("layer", "timestep", "latents", "sigma_label", "chance", "majority_share")
-    columns += ("entropy", "same_class_pairs", "null_z", "similarity")
-    shown = [name for name in columns if any(entry.get(name) is not None for entry in entries)]
-    rows = [shown] + [[_cell(entry.get(name)) for name in shown] for entry in entries]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(shown))]
-    return "\n".join(
-        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-        for row in rows
-    )
+    names = ("layer", "timestep", "latents", "sigma_label", "chance", "majority_share")
+    names += ("entropy", "same_class_pairs", "null_z", "similarity")
+    shown = [name for name in names if any(entry.get(name) is not None for entry in entries)]
+    return columns([shown, *([_cell(entry.get(name)) for name in shown] for entry in entries)], "r")
 
 
 def _cell(value: Any) -> str:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from revelio.following import following
+from revelio.text_tables import columns
 
 if TYPE_CHECKING:
     from revelio.backbones.source import Description
@@ -40,7 +41,9 @@ def run(config: Config) -> None:
 
     if config.name is None:
         rows = [_row(about) for about in describe()]
-        print(table([("name", "kind", "px", "layers: channels/stride", "source", "about"), *rows]))
+        print(
+            columns([("name", "kind", "px", "layers: channels/stride", "source", "about"), *rows])
+        )
         print(
             "\nAny of these, a folder, or a hub id is a --backbone.name. `revelio backbones NAME`: more."
         )
@@ -64,16 +67,6 @@ def _next(config: Config, about: "Description") -> str:
     )
 
 
-def table(rows: list[tuple[str, ...]]) -> str:
-    """Rows as columns, the first row as the head."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        for row in rows
-    ]
-    return "\n".join(line.rstrip() for line in lines)
-
-
 def details(about: "Description") -> str:
     """One model: a line a fact, then a line a layer with its grid at the model's image size."""
     facts = [("name", about.name), ("kind", about.kind), ("source", about.source)]
@@ -88,8 +81,8 @@ def details(about: "Description") -> str:
         side = about.image_size // spec.stride
         grid = f"{spec.channels}x{side}x{side}"
         rows.append((layer, str(spec.channels), str(spec.stride), grid))
-    head = table([(f"{name}:", value) for name, value in facts])
-    return f"{head}\n\n{table(rows)}" if about.layers else head
+    head = columns([(f"{name}:", value) for name, value in facts])
+    return f"{head}\n\n{columns(rows)}" if about.layers else head
 
 
 def _row(about: "Description") -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from tyro.conf import Positional
 
 from revelio.bounds import OutFolder
 from revelio.following import following
+from revelio.text_tables import columns
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,7 @@ def run(config: Config) -> None:
     if config.action == "list":
         if config.name is not None:
             raise ValueError(f"list takes no name: leave out {config.name}")
-        width = max(map(len, found), default=0)
-        print("\n".join(f"{name:<{width}}  {about(path)}" for name, path in found.items()))
+        print(columns([(name, about(path)) for name, path in found.items()]))
         print(f"\n{following('configs', 'copy', next(iter(found)))}")
     else:
         copied = copy(config.name, found, config.out)

@@ -25,6 +25,7 @@ from revelio.sae.cost import (
     smaller_batch,
 )
 from revelio.sae.kernels.select import COMPILING, choose_kernel, must_compile
+from revelio.text_tables import columns
 
 
 def job_of(
@@ -244,8 +245,7 @@ def table(job: Job, speed: Speed | None) -> str:
         ("  checkpoints", f"{files.checkpoints} of {size(files.checkpoint)}"),
         ("disk of the store", size(files.store)),
     ]  # fmt: skip
-    width = max(len(name) for name, _ in entries)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in entries)
+    return columns(entries)
 
 
 def _times(job: Job, speed: Speed | None) -> list[tuple[str, str]]:

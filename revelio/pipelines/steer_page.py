@@ -1,12 +1,13 @@
 """What `steer-eval` found, as a page and as a table for the terminal."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from revelio.charts import Series, line_chart
 from revelio.pages import render_page
 from revelio.run_dir import write_whole
+from revelio.text_tables import markdown_table
 
 COLUMNS = (
     "target: pictures of prompts that name it in which it shows. others: pictures of other prompts in which "
@@ -40,7 +41,7 @@ def write_page(report: Mapping[str, Any], path: Path, sheet: str) -> None:
 def markdown(report: Mapping[str, Any]) -> str:
     """The table for the terminal, and that of the groups where there are several."""
     tables = [table(report), *([group_table(report)] if len(group_table(report)[0]) > 3 else [])]
-    return "\n\n".join(_markdown(one) for one in tables)
+    return "\n\n".join(markdown_table(one) for one in tables)
 
 
 def table(report: Mapping[str, Any]) -> list[list[str]]:
@@ -100,8 +101,3 @@ def percents(entry: Mapping[str, float] | None) -> str:
 def _named(one: Mapping[str, Any]) -> list[str]:
     name = f"{one['method']} ({one['about']})" if one["about"] else one["method"]
     return [name, f"{one['strength']:g}" if one["strength"] else ""]
-
-
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([lines[0], f"|{'---|' * len(rows[0])}", *lines[1:]])
