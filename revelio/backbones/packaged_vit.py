@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from revelio.backbones.packaged_onnx import OnnxGraph, read_onnx
 from revelio.run_dir import write_json
 
 if TYPE_CHECKING:
+    from onnx import GraphProto, TensorProto
     from transformers import Dinov2Model
 
 PREFIX = "backbone."
@@ -64,7 +64,51 @@ def preprocessing() -> dict[str, Any]:
     }
 
 
-def dinov2_from_onnx(graph: OnnxGraph) -> "Dinov2Model":
+def read_onnx(path: Path) -> "GraphProto":
+    """The graph of an ONNX file: its nodes in order, and its weights (``initializer``).
+
+    Raises:
+        ValueError: the file is cut short or is no ONNX model; the message names it.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except DecodeError as error:
+        raise ValueError(f"{path.name} is no whole ONNX model: {error}") from error
+    if not model.HasField("graph"):
+        raise ValueError(f"{path.name} is no whole ONNX model: it has no graph")
+    return model.graph
+
+
+def float_weights(graph: "GraphProto") -> dict[str, np.ndarray]:
+    """The weights by name; integers (shapes, indices) are left out.
+
+    Raises:
+        ValueError: a weight does not fit its shape, or is said to be in another file, wherever that is: no
+            file but the one whose hash is known is opened.
+    """
+    from onnx import TensorProto
+
+    floats = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
+    return {each.name: _array(each) for each in graph.initializer if each.data_type in floats}
+
+
+def _array(tensor: "TensorProto") -> np.ndarray:
+    from onnx.external_data_helper import uses_external_data
+    from onnx.numpy_helper import to_array
+
+    if uses_external_data(tensor):
+        raise ValueError(f"{tensor.name} is kept in another file: give a model that is one file")
+    try:
+        return to_array(tensor)
+    except ValueError as error:
+        shape = "x".join(map(str, tensor.dims))
+        raise ValueError(f"{tensor.name} does not hold {shape} numbers: {error}") from error
+
+
+def dinov2_from_onnx(graph: "GraphProto") -> "Dinov2Model":
     """The ``Dinov2Model`` whose export is in ``graph``, with the sizes that its weights show.
 
     Raises:
@@ -101,27 +145,28 @@ def dinov2_from_onnx(graph: OnnxGraph) -> "Dinov2Model":
     return model.float().eval()
 
 
-def dinov2_weights(graph: OnnxGraph) -> dict[str, np.ndarray]:
+def dinov2_weights(graph: "GraphProto") -> dict[str, np.ndarray]:
     """The weights by the names that the exported ``Dinov2Model`` gave them.
 
     Linear weights are (out in), as PyTorch has them; the position embedding is (1, 1 + patches, d).
     """
+    weights = float_weights(graph)
     found = {
         name.removeprefix(PREFIX): array
-        for name, array in graph.weights.items()
+        for name, array in weights.items()
         if name.startswith(PREFIX)
     }
     class_position = patch_positions = None
-    for node in graph.nodes:
+    for node in graph.node:
         path = node.name.strip("/").replace("/", ".")
-        arrays = [graph.weights[name] for name in node.inputs if name in graph.weights]
+        arrays = [weights[name] for name in node.input if name in weights]
         if not path.startswith(PREFIX) or not arrays:
             continue
-        if node.kind == "MatMul":
+        if node.op_type == "MatMul":
             found[path.removeprefix(PREFIX).removesuffix("MatMul") + "weight"] = arrays[0].T
-        elif path.startswith(f"{PREFIX}embeddings.") and node.kind == "Concat":
+        elif path.startswith(f"{PREFIX}embeddings.") and node.op_type == "Concat":
             class_position = arrays[0]
-        elif path.startswith(f"{PREFIX}embeddings.") and node.kind == "Reshape":
+        elif path.startswith(f"{PREFIX}embeddings.") and node.op_type == "Reshape":
             patch_positions = arrays[0]
     if class_position is not None and patch_positions is not None:
         both = np.concatenate([class_position, patch_positions], axis=1)

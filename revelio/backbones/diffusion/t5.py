@@ -1,13 +1,13 @@
 """T5's encoder in front of a denoiser: see :mod:`revelio.backbones.diffusion.text_encoder`.
 
 Many folders on the hub have its tokenizer as ``spiece.model`` alone, a protobuf message of sentencepiece's.
-transformers needs protobuf's own runtime to read it; here it is read like the messages of ONNX.
 """
 
-import struct
 from collections.abc import Callable
 from pathlib import Path
 
+from google.protobuf.message import DecodeError
+from sentencepiece.sentencepiece_model_pb2 import ModelProto  # pyright: ignore[reportAttributeAccessIssue]
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from revelio.backbones.diffusion.text_encoder import (
@@ -18,7 +18,6 @@ from revelio.backbones.diffusion.text_encoder import (
     text_config,
 )
 from revelio.backbones.loading import LoadSettings, reading
-from revelio.backbones.packaged_onnx import fields
 from revelio.backbones.source import Source
 from revelio.trust import regular_file
 
@@ -79,23 +78,17 @@ def _load_tokenizer(source: Source, part: str) -> T5Tokenizer:
 def read_sentencepiece(file: Path) -> tuple[list[tuple[str, float]], bytes | None]:
     """The words with their scores, and the table of the normalizer, of a sentencepiece model.
 
-    Of sentencepiece_model.proto: 1 is a word (1 its text, 2 its score), 3 the normalizer (2 its table).
-
     Raises:
         ValueError: the file is broken, or holds no words.
     """
-    words: list[tuple[str, float]] = []
-    table: bytes | None = None
-    for number, value in fields(memoryview(regular_file(file).read_bytes())):
-        if number not in (1, 3) or isinstance(value, int):
-            continue
-        inner = {key: bytes(part) for key, part in fields(value) if not isinstance(part, int)}
-        if number == 3:
-            table = inner.get(2) or None
-        elif len(inner.get(2, b"")) == 4 and 1 in inner:
-            words.append((inner[1].decode(), struct.unpack("<f", inner[2])[0]))
-        else:
-            raise ValueError(f"word {len(words)} has no text or no score")
-    if not words:
+    try:
+        model = ModelProto.FromString(regular_file(file).read_bytes())
+    except DecodeError as error:
+        raise ValueError(str(error)) from error
+    for number, word in enumerate(model.pieces):
+        if not (word.HasField("piece") and word.HasField("score")):
+            raise ValueError(f"word {number} has no text or no score")
+    if not model.pieces:
         raise ValueError("it holds no words")
-    return words, table
+    words = [(word.piece, word.score) for word in model.pieces]
+    return words, model.normalizer_spec.precompiled_charsmap or None
