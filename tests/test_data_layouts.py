@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from data_helpers import noise_picture, write_class_folders
+from datasets import load_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
@@ -258,6 +259,58 @@ def test_two_labels_of_a_picture_are_refused_and_the_same_one_twice_is_taken(
     labelled(tmp_path, rows, kind)
     labelled(tmp_path / "in", [{"file_name": "0.png", "label": "dog"}], kind)
     with pytest.raises(ValueError, match=r"in/metadata\.\w+ gives in/0\.png the label dog"):
+        open_dataset(tmp_path)
+
+
+# (pictures, the metadata file, the names' places in it)
+NESTED = [
+    (("train/a/x/1.png", "train/a/y/2.png"), "train"),
+    (("data/a/1.png", "data/b/2.png"), ""),
+    (("w/v/a/1.png", "w/v/b/2.png"), "w"),
+    (("train/a/1.png", "train/a/2.png"), "train/a"),
+    (("train/train/a/1.png", "train/train/b/2.png"), "train/train"),
+    (("1.png", "2.png"), ""),
+]
+
+
+@pytest.mark.parametrize(("names", "place"), NESTED)
+def test_metadata_in_any_folder_above_pictures_is_read_as_imagefolder_reads_it(
+    tmp_path: Path, names, place: str
+) -> None:
+    given, labels = tmp_path / "given", ("later", "early")
+    rows = []
+    for number, (name, label) in enumerate(zip(names, labels, strict=True)):
+        (given / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(given / name)
+        rows.append({"file_name": Path(name).relative_to(place).as_posix(), "label": label})
+    labelled(given / place, rows, "jsonl")
+    theirs = load_dataset(
+        "imagefolder", data_dir=str(given), cache_dir=str(tmp_path), split="train"
+    )
+    meant = [(row["image"].getpixel((0, 0)), row["label"]) for row in theirs]
+    for kind in ("jsonl", "csv"):
+        labelled(given / place, rows, kind)
+        ours = open_dataset(given)
+        seen = [(ours.read(i).getpixel((0, 0)), ours.classes[ours.labels[i]]) for i in range(2)]
+        assert seen == meant
+        (given / place / f"metadata.{kind}").unlink()
+
+
+def test_metadata_above_splits_and_of_another_systems_slashes(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write_class_folders(tmp_path / "all" / split, {"a": 2})
+    rows = [
+        {"file_name": f"all\\{split}\\a\\{n}.png", "label": f"{split}{n}"}
+        for split in ("train", "test")
+        for n in range(2)
+    ]
+    labelled(tmp_path, rows, "csv")
+    for split, first in (("train", 2), ("test", 0)):
+        dataset = open_dataset(tmp_path, split=split)
+        assert dataset.classes == ("test0", "test1", "train0", "train1")
+        assert dataset.labels == [first, first + 1]
+    labelled(tmp_path, [*rows, {"file_name": "train/a/0.png", "label": "x"}], "csv")
+    with pytest.raises(ValueError, match=r"1 pictures that are not there, .* train/a/0\.png"):
         open_dataset(tmp_path)
 
 

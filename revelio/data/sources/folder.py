@@ -59,7 +59,7 @@ def open_folder(
         raise ValueError(f"no folder at {printable(path)}: give a folder that holds images")
     if not path.is_dir():
         raise ValueError(f"{printable(path)} is a file: give a folder that holds images")
-    listing = with_metadata(read_folder(path), label_column)
+    listing = with_metadata(read_folder(path), label_column, path)
     return listed_dataset(listing, split, name or path.resolve().name, limits)
 
 

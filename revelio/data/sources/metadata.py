@@ -3,7 +3,8 @@
     file_name,label                     {"file_name": "0001.png", "label": "cat"}
     0001.png,cat
 
-Names are relative to the folder of the file, which may be the data set's own or a split's.
+Names are relative to the folder of the file, which may be any one above the pictures that it names: the data
+set's own, a split's, a class's, or one that only wraps the others.
 """
 
 import posixpath
@@ -21,21 +22,22 @@ FILE_NAME = "file_name"
 LABEL = "label"
 
 
-def with_metadata(listing: Listing, column: str | None) -> Listing:
+def with_metadata(listing: Listing, column: str | None, top: Path) -> Listing:
     """The listing with the labels that metadata files give, where there are some with this column.
 
     Args:
         listing: a folder's pictures; those that no row names are left out, and counted by a warning.
         column: the labels'; none: ``label``, where there is one.
+        top: the folder that was given, which may wrap the listing's root.
 
     Raises:
         ValueError: a file is broken, a row names a picture that is not there or has no label where others
             have one, rows give a picture two labels, or the column that was asked for is nowhere.
     """
-    files = _files(listing.root)
+    files = _files(listing, top)
     labels: dict[str, Any] = {}
     for file in files:
-        for path, label in _labels(file, listing.root, column):
+        for path, label in _labels(file, top, column):
             if path in labels and labels[path] != label:
                 raise ValueError(
                     f"{printable(file)} gives {printable(path)} the label {printable(label)}, and "
@@ -50,24 +52,32 @@ def with_metadata(listing: Listing, column: str | None) -> Listing:
                 else "no such column in its metadata"
             )
             raise ValueError(
-                f"label_column is {column!r}, and {printable(listing.root)} has {what}: leave it out"
+                f"label_column is {column!r}, and {printable(top)} has {what}: leave it out"
             )
         return listing
-    return _relabelled(listing, labels)
+    return _relabelled(listing, labels, top)
 
 
-def _files(root: Path) -> list[Path]:
-    """The metadata files of a folder and of the folders in it."""
-    inner = sorted(
-        entry for entry in root.iterdir() if entry.is_dir() and not is_service(entry.name)
-    )
-    return [
-        folder / name for folder in (root, *inner) for name in NAMES if (folder / name).is_file()
-    ]
+def _files(listing: Listing, top: Path) -> list[Path]:
+    """The metadata files of every folder above a listed picture, and of those directly in the root."""
+    root = listing.root
+    inner = (one for one in root.iterdir() if one.is_dir() and not is_service(one.name))
+    folders = {top, root, *root.parents, *inner}
+    # A million pictures lie in far fewer folders.
+    holding = {
+        path.rpartition("/")[0] for pictures in listing.splits.values() for path, _ in pictures
+    }
+    for folder in holding:
+        place = root / folder
+        while place not in folders:
+            folders.add(place)
+            place = place.parent
+    below = sorted(folder for folder in folders if folder.is_relative_to(top))
+    return [folder / name for folder in below for name in NAMES if (folder / name).is_file()]
 
 
-def _labels(file: Path, root: Path, column: str | None) -> list[tuple[str, Any]]:
-    """For each row of a metadata file the picture's path under ``root``, and its label."""
+def _labels(file: Path, top: Path, column: str | None) -> list[tuple[str, Any]]:
+    """For each row of a metadata file the picture's path under ``top``, and its label."""
     rows = _rows(file)
     columns = list(rows[0]) if rows else []
     wanted = LABEL if column is None else column
@@ -79,11 +89,13 @@ def _labels(file: Path, root: Path, column: str | None) -> list[tuple[str, Any]]
             stacklevel=4,
         )
         return []
-    above = file.parent.relative_to(root).as_posix()
-    return [
-        (posixpath.normpath(posixpath.join(above, str(row.get(FILE_NAME)))), row.get(wanted))
-        for row in rows
-    ]
+    above = file.parent.relative_to(top).as_posix()
+    return [(_joined(above, str(row.get(FILE_NAME))), row.get(wanted)) for row in rows]
+
+
+def _joined(above: str, name: str) -> str:
+    """A row's path, whichever way the slashes of its author's system lean."""
+    return posixpath.normpath(posixpath.join(above, name.replace("\\", "/")))
 
 
 def _rows(file: Path) -> Sequence[dict[str, Any]]:
@@ -98,9 +110,12 @@ def _rows(file: Path) -> Sequence[dict[str, Any]]:
     return rows
 
 
-def _relabelled(listing: Listing, labels: dict[str, Any]) -> Listing:
-    where, entries = printable(listing.root), listing.splits.items()
-    listed = {path for _, pictures in entries for path, _ in pictures}
+def _relabelled(listing: Listing, labels: dict[str, Any], top: Path) -> Listing:
+    """The listing with the labels of paths under ``top``."""
+    where, entries = printable(top), listing.splits.items()
+    above = listing.root.relative_to(top).as_posix()
+    prefix = "" if above == "." else f"{above}/"
+    listed = {prefix + path for _, pictures in entries for path, _ in pictures}
     missing = [path for path in labels if path not in listed]
     if missing:
         raise ValueError(
@@ -118,7 +133,7 @@ def _relabelled(listing: Listing, labels: dict[str, Any]) -> Listing:
     )
     known = dict.fromkeys(labels) if ids is None else dict(zip(labels, ids, strict=True))
     splits = {
-        split: [(path, known[path]) for path, _ in pictures if path in known]
+        split: [(path, known[prefix + path]) for path, _ in pictures if prefix + path in known]
         for split, pictures in entries
     }
     return Listing(listing.root, classes, {split: some for split, some in splits.items() if some})
