@@ -10,11 +10,20 @@ from revelio.trust import printable
 
 ALL = "all"
 _VALIDATION = ("validation", "valid", "val", "dev")
-# What folders and files of splits are called: Train, Training, seg_train, test_set, train2017.
+# What a name may hold beside the split: Training, seg_train, "Test Set", imgs-val, train2017, 02_dev_32x32.
+# Any separator or none stands between; one character a step keeps the match linear.
+_BESIDE = r"(?:seg|data|sets?|split|images?|imgs?|pictures?|pics?|photos?|jpe?g|png|x(?=\d)|v(?=\d)|[\W\d_])*"
 _NAMED = re.compile(
-    r"(?:seg[_-])?(?:(train|test)ing|(trainval|train|test|validation|valid|val|dev|evaluation|eval))"
-    r"(?:[_-]?(?:set|split|data|images|imgs|\d{4}))?"
+    rf"{_BESIDE}(?:(train|test)ing|(train[\W_]*val|train|test|validation|valid|val|dev|evaluation|eval))"
+    rf"{_BESIDE}"
 )
+# Parts of data sets that are no training, validation or test split by name: their own name is all they say.
+_OWN = re.compile(
+    rf"{_BESIDE}(?:fold|part|query|gallery|probe|hold[\W_]*out|held[\W_]*out|un[\W_]*label+ed|extra|pred(?:iction)?s?)"
+    rf"{_BESIDE}"
+)
+_WORDS = re.compile(r"[^\W\d_]+")
+_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 
 class NoSplits(ValueError):
@@ -24,7 +33,21 @@ class NoSplits(ValueError):
 def split_name(name: str) -> str | None:
     """The split that a folder or file of this name holds, in any case; None where it names none."""
     found = _NAMED.fullmatch(name.casefold())
-    return None if found is None else found.group(1) or found.group(2)
+    if found is None:
+        return None
+    return found.group(1) or "".join(_WORDS.findall(found.group(2)))
+
+
+def split_like(name: str) -> str | None:
+    """What in a name may be meant as a split's, where it is not only that; None where nothing is.
+
+    ``PublicTest`` and ``cats_train`` hold a split's word beside others; ``fold1`` and ``gallery`` are what
+    parts of data sets are called.
+    """
+    if _OWN.fullmatch(name.casefold()):
+        return name.casefold()
+    words = _WORDS.findall(_CAMEL.sub(" ", name))
+    return next((found for word in words if (found := split_name(word)) is not None), None)
 
 
 def choose_split(available: Sequence[str], wanted: str | None, where: str) -> str | None:

@@ -30,8 +30,11 @@ from revelio.data.sources.listing import (
     warn_of,
 )
 from revelio.data.sources.metadata import with_metadata
-from revelio.data.splits import split_name
+from revelio.data.splits import split_like, split_name
 from revelio.trust import printable, read_text
+
+# Folders of boxes, masks' outlines and lists beside pictures, where they hold no pictures themselves.
+ABOUT = frozenset(("annotations", "annotation", "labels", "label", "xml", "xmls", "imagesets"))
 
 
 def open_folder(
@@ -153,9 +156,20 @@ def _splits(path: Path, folders: list[str]) -> dict[str, str]:
         ValueError: some are, and some hold other pictures; or two are the same split.
     """
     named = {folder: name for folder in folders if (name := split_name(folder)) is not None}
+    like = {folder: word for folder in folders if (word := split_like(folder)) is not None}
+    if not named and len(like) < len(folders):
+        _warn_of_shared(path, folders)
+        return {}
+    others = [folder for folder in folders if folder not in like and find_pictures(path / folder)]
+    if not others and len(like) > len(named):
+        if _shared(path, list(like)):
+            # Beside sure ones, or with the same classes in each, they are splits of their own names.
+            named = {folder: named.get(folder, folder) for folder in like}
+        elif not named and len(set(like.values())) > 1:
+            _warn_of_like(path, folders)
     if not named:
         return {}
-    others = [folder for folder in folders if folder not in named and find_pictures(path / folder)]
+    others += [folder for folder in like if folder not in named and find_pictures(path / folder)]
     holders = [folder for folder in named if _stray(path / folder) is None]
     if others and (holders or len(set(named.values())) > 1):
         raise ValueError(
@@ -180,6 +194,43 @@ def _splits(path: Path, folders: list[str]) -> dict[str, str]:
     return found
 
 
+def _shared(path: Path, folders: list[str]) -> list[str]:
+    """What folders in each of ``folders`` are called alike, where these hold no pictures of their own."""
+    common: set[str] = set()
+    for number, folder in enumerate(folders):
+        place = unwrapped(path / folder)
+        if _stray(place) is not None:
+            return []
+        below = set(_folders(place))
+        common = below if number == 0 else common & below
+        if len(common) < 2:
+            return []
+    return sorted(common) if len(folders) > 1 else []
+
+
+def _warn_of_shared(path: Path, folders: list[str]) -> None:
+    """Say that what is taken as classes may be splits, or another division of the same classes."""
+    if shared := _shared(path, folders):
+        warnings.warn(
+            f"{printable(path)}: the folders {_first(folders)} are taken as classes, though each holds "
+            f"the same folders ({_first(shared)}): if those are the classes, give one of the former, or "
+            "call them train, validation and test",
+            stacklevel=4,
+        )
+
+
+def _warn_of_like(path: Path, folders: list[str]) -> None:
+    warnings.warn(
+        f"{printable(path)}: the folders {_first(folders)} are taken as classes, though they are called "
+        "like splits: if they are, call them train, validation and test",
+        stacklevel=4,
+    )
+
+
+def _first(names: list[str]) -> str:
+    return printable(", ".join(names[:3]) + (", ..." if len(names) > 3 else ""))
+
+
 def _plain(path: Path, folders: list[str], left_out: list[str]) -> Listing:
     pictures = find_pictures(path, left_out=left_out)
     beside = [folder for folder in folders if any(p.startswith(f"{folder}/") for p in pictures)]
@@ -195,7 +246,7 @@ def _plain(path: Path, folders: list[str], left_out: list[str]) -> Listing:
 
 
 def _split_folders(path: Path, splits: dict[str, str], left_out: list[str]) -> Listing:
-    places = {name: _inner(path, folder) for name, folder in splits.items()}
+    places = _stepped(path, {name: _inner(path, folder) for name, folder in splits.items()})
     below = {name: _folders(path / place) for name, place in places.items()}
     # One list for all splits, so that a class missing from one doesn't shift the ids of others.
     classes = sorted({folder for folders in below.values() for folder in folders})
@@ -204,10 +255,11 @@ def _split_folders(path: Path, splits: dict[str, str], left_out: list[str]) -> L
     for split, place in places.items():
         if below[split]:
             _check_no_stray(path / place, below[split])
+        # Beside splits with classes there may be one without: the pictures of a contest to be submitted.
         direct = [] if below[split] else find_pictures(path / place, left_out=left_out)
-        if not below[split] and (classes or not direct):
+        if not below[split] and not direct:
             raise ValueError(
-                f"{printable(path / place)} holds no class folders with images, as others do"
+                f"{printable(path / place)} holds no images, as other splits do: fill or remove it"
             )
         own = _classes(path, f"{place}/", below[split], left_out)
         entries[split] = [(file, ids[below[split][label or 0]]) for file, label in own]
@@ -218,8 +270,22 @@ def _split_folders(path: Path, splits: dict[str, str], left_out: list[str]) -> L
 def _inner(path: Path, folder: str) -> str:
     """Where a split begins: archives wrap it in its own name once more (seg_train/seg_train/<class>)."""
     below = _folders(path / folder)
-    doubled = len(below) == 1 and split_name(below[0]) == split_name(folder)
-    return f"{folder}/{below[0]}" if doubled else folder
+    if len(below) != 1 or _stray(path / folder) is not None:
+        return folder
+    names = [split_name(name) or name.casefold() for name in (folder, *below)]
+    return f"{folder}/{below[0]}" if names[0] == names[1] else folder
+
+
+def _stepped(path: Path, places: dict[str, str]) -> dict[str, str]:
+    """Where splits begin that hold one folder, called alike, around their classes (train/images/<class>)."""
+    below = [_folders(path / place) for place in places.values()]
+    if len(below[0]) != 1 or any(names != below[0] for names in below):
+        return places
+    inner = {split: f"{place}/{below[0][0]}" for split, place in places.items()}
+    around = [path / place for place in (*places.values(), *inner.values())]
+    if any(_stray(place) is not None for place in around) or not all(map(_folders, around)):
+        return places
+    return _stepped(path, inner)
 
 
 def _classes(
@@ -277,5 +343,7 @@ def _check_no_stray(path: Path, folders: list[str]) -> None:
 
 
 def _folders(path: Path) -> list[str]:
+    """The folders in a folder, without those that only describe the pictures of others."""
     with os.scandir(path) as entries:
-        return sorted(one.name for one in entries if one.is_dir() and not is_service(one.name))
+        names = sorted(one.name for one in entries if one.is_dir() and not is_service(one.name))
+    return [name for name in names if name.casefold() not in ABOUT or find_pictures(path / name)]

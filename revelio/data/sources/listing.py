@@ -70,7 +70,7 @@ def listed_dataset(
     """The images of one split (or ``all``) in the order of their sorted paths, which are their ids.
 
     Raises:
-        ValueError: there is no such split, or a file is listed twice.
+        ValueError: there is no such split, a file is listed twice, or some splits have classes, others none.
     """
     chosen = choose_split([key for key in listing.splits if key], split, str(listing.root))
     keys = list(listing.splits) if chosen in (None, ALL) else [chosen]
@@ -82,12 +82,18 @@ def listed_dataset(
                 f"{printable(listing.root)} lists {printable(after)} twice: every image once"
             )
     labels = [label for _, label in entries if label is not None]
+    if labels and len(labels) < len(entries):
+        without = next(path for path, label in entries if label is None)
+        raise ValueError(
+            f"{printable(listing.root)} has splits with classes and some without ({printable(without)}, "
+            f"...): choose one split ({printable(', '.join(keys))})"
+        )
     return ImageDataset(
         name=name,
         split=chosen,
-        classes=listing.classes,
+        classes=listing.classes if labels else (),
         ids=paths,
-        labels=labels if listing.classes else None,
+        labels=labels or None,
         read=(reader := FileReader(listing.root, paths, limits)),
         digest=reader.digest,
     )
