@@ -132,8 +132,12 @@ def test_pictures_are_known_by_name_or_content_and_the_rest_is_counted(tmp_path:
         *(("e.ico", "ICO"), ("f.dib", "DIB"), ("g.pcx", "PCX")),
     ]:
         shown.save(tmp_path / name, kind)
-    for name in ("1.heic", "2.heic", "3.psd", "noise", "clip.mp4"):
+    for name in ("1.heic", "2.HEIC", "noise", "clip.mp4"):
         (tmp_path / name).write_bytes(b"not a picture at all" * 9)
+    shown.save(tmp_path / "3.dds", "DDS")  # which Pillow reads, and Revelio does not
+    shown.resize((3, 3)).save(
+        tmp_path / "4.NEF", "TIFF"
+    )  # a camera's thumbnail before its raw data
     for name in ("notes.txt", "labels.csv", ".hidden.png", "README", "Thumbs.db"):
         (tmp_path / name).write_bytes(b"x")
     with pytest.warns(UserWarning, match="left out") as said:
@@ -141,8 +145,14 @@ def test_pictures_are_known_by_name_or_content_and_the_rest_is_counted(tmp_path:
     assert list(dataset.ids) == ["a.jfif", "b.JPE", "c", "d.img", "e.ico", "f.dib", "g.pcx"]
     assert all(dataset.read(index).size == (6, 6) for index in range(7))
     [message] = [str(one.message) for one in said]
-    assert "5 files left out" in message and "2 .heic (1.heic, ...), 1 .mp4 (clip.mp4)" in message
-    assert "1 .psd" in message and "1 without a suffix (noise)" in message
+    for part in (
+        "6 files left out: 2 .heic (1.heic, ...: needs the package pillow-heif)",
+        "1 .dds (3.dds: the format DDS is not read: convert it)",
+        "1 .mp4 (clip.mp4: holds no picture)",
+        "1 .nef (4.NEF: a camera's raw data: convert it)",
+        "1 without a suffix (noise: holds no picture)",
+    ):
+        assert part in message
 
 
 def test_a_plug_in_of_pillow_brings_its_format(tmp_path: Path, monkeypatch) -> None:

@@ -28,8 +28,8 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from revelio.data.config import Limits
 from revelio.data.dataset import ImageError
 
-# Only bitmaps: Pillow would hand an EPS file to another program. HEIF is there where pillow-heif is
-# installed, JXL where the user has registered a plug-in.
+# Only bitmaps: Pillow would hand an EPS file to another program. HEIF and JXL are there where their plug-ins
+# are installed.
 FORMATS = (
     "JPEG",
     "MPO",
@@ -45,6 +45,15 @@ FORMATS = (
     "ICO",
 )
 FORMATS += ("PCX", "SGI", "QOI", "HEIF", "JXL", "TGA")
+# Packages that bring a format, by the suffixes of its files.
+PLUGINS = {".heic": "pillow-heif", ".heif": "pillow-heif", ".hif": "pillow-heif"}
+PLUGINS |= {".jxl": "pillow-jxl-plugin"}
+# What cameras write unprocessed: many are TIFFs to Pillow, whose first picture is a thumbnail.
+# fmt: off
+RAW = frozenset(
+    (".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".iiq", ".kdc", ".mef", ".mos", ".mrw")
+) | {".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f"}
+# fmt: on
 LIMITS = Limits()
 BYTES_A_PIXEL = 8
 
@@ -124,6 +133,8 @@ def _register_plugins() -> None:
     Image.init()
     with suppress(ImportError):
         import_module("pillow_heif").register_heif_opener()
+    with suppress(ImportError):
+        import_module("pillow_jxl")  # which registers itself
 
 
 def readable() -> list[str]:
@@ -139,8 +150,21 @@ def suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix, name in known.items() if name in FORMATS) - {".pfm"}
 
 
+def why_unread(suffix: str) -> str:
+    """Why a file of this suffix, in small letters, is no picture here."""
+    if suffix in PLUGINS:
+        return f"needs the package {PLUGINS[suffix]}"
+    if suffix in RAW:
+        return "a camera's raw data: convert it"
+    _register_plugins()
+    other = Image.registered_extensions().get(suffix)
+    return "holds no picture" if other is None else f"the format {other} is not read: convert it"
+
+
 def opens(path: Path | str) -> bool:
     """Whether a file of any name begins as a picture does; TGA files have no mark of their own."""
+    if Path(path).suffix.lower() in RAW:
+        return False
     formats = [name for name in readable() if name != "TGA"]
     try:
         _hush_pillow()

@@ -13,7 +13,7 @@ from PIL import Image
 from revelio.data.config import Limits
 from revelio.data.contents import digest_of
 from revelio.data.dataset import ImageDataset
-from revelio.data.picture import LIMITS, opens, read_picture, suffixes
+from revelio.data.picture import LIMITS, opens, read_picture, suffixes, why_unread
 from revelio.data.splits import ALL, choose_split
 from revelio.trust import printable
 
@@ -146,22 +146,21 @@ def find_pictures(
 
 
 def warn_of(root: Path, left_out: Sequence[str]) -> None:
-    """Say how many files of which kind are no pictures that can be read."""
+    """Say how many files of which kind are left out, and why each kind is."""
     kinds: defaultdict[str, list[str]] = defaultdict(list)
     for path in left_out:
-        kinds[os.path.splitext(path)[1].lower() or "without a suffix"].append(path)
+        kinds[os.path.splitext(path)[1].lower()].append(path)
     counted = sorted(kinds.items(), key=lambda kind: (-len(kind[1]), kind[0]))
     said = [
-        f"{len(paths):,} {kind} ({os.path.relpath(min(paths), root)}{', ...' if len(paths) > 1 else ''})"
+        f"{len(paths):,} {kind or 'without a suffix'} ({os.path.relpath(min(paths), root)}"
+        f"{', ...' if len(paths) > 1 else ''}: {why_unread(kind)})"
         for kind, paths in counted[:5]
     ]
     more = f" and {len(counted) - 5} more kinds" if len(counted) > 5 else ""
     if said:
         count = "1 file" if len(left_out) == 1 else f"{len(left_out):,} files"
         warnings.warn(
-            f"{printable(root)}: {count} left out, as Pillow finds no picture there: "
-            f"{printable(', '.join(said))}{more}",
-            stacklevel=3,
+            f"{printable(root)}: {count} left out: {printable(', '.join(said))}{more}", stacklevel=3
         )
 
 
