@@ -60,6 +60,19 @@ def test_a_saved_set_with_class_names(tmp_path: Path) -> None:
         open_dataset(path, split="dev")
 
 
+def test_names_that_no_picture_has_are_no_classes(tmp_path: Path) -> None:
+    """As in a data set that was filtered, of which only the features remember all names."""
+    names, splits = list("zyxwv"), {"train": [1, 3, 1], "test": [3, 0]}
+    path = save(
+        tmp_path,
+        {split: rows([5] * len(ids), label=ids, classes=names) for split, ids in splits.items()},
+    )
+    for split, ids in splits.items():
+        dataset = open_dataset(path, split=split)
+        assert dataset.classes == ("z", "y", "w")
+        assert [dataset.classes[label] for label in dataset.labels] == [names[n] for n in ids]
+
+
 def test_string_labels_are_sorted_over_all_splits(tmp_path: Path) -> None:
     path = save(
         tmp_path,

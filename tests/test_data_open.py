@@ -1,6 +1,7 @@
 import gzip
 import struct
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 
 import datasets
@@ -216,25 +217,38 @@ def test_fashion_mnist_from_idx_files(tmp_path: Path) -> None:
         open_dataset("fashion-mnist", root=tmp_path)
 
 
-def test_numbers_get_the_known_class_names(tmp_path: Path) -> None:
-    images = [{"bytes": png(Image.new("RGB", (2, 2))), "path": None}] * 2
-    features = datasets.Features({"img": datasets.Image(), "label": datasets.Value("int64")})
-    data = datasets.Dataset.from_dict({"img": images, "label": [8, 1]}, features=features)
-    data.to_parquet(tmp_path / "train.parquet")
-    dataset = open_dataset("cifar10", root=tmp_path / "train.parquet")
-    assert [dataset.classes[label] for label in dataset.labels or []] == ["ship", "automobile"]
-    assert (dataset.name, len(dataset.classes)) == ("cifar10", 10)
-
-
-def test_folders_of_numbers_get_the_known_names_only_where_0_is_among_them(tmp_path: Path) -> None:
-    for name, numbers in (("from0", (0, 1, 3)), ("from1", (1, 2, 3))):
-        write_class_folders(tmp_path / name, {str(number): 1 for number in numbers})
-    dataset = open_dataset("cifar10", root=tmp_path / "from0")
-    names = [dataset.classes[label] for label in dataset.labels or []]
-    assert names == ["airplane", "automobile", "cat"]
-    # Of ten classes numbered from 1 those without a folder may be 4 to 10; numbered from 0, 0 and 4 to 9.
-    dataset = open_dataset("cifar10", root=tmp_path / "from1")
-    assert [dataset.classes[label] for label in dataset.labels or []] == ["1", "2", "3"]
+@pytest.mark.parametrize(
+    ("numbers", "names"),
+    [
+        ([8, 1, 0], ("airplane", "automobile", "ship")),
+        ([10, 2, 1], ("airplane", "automobile", "truck")),  # 10 of ten: counted from 1
+        ([8, 1], None),  # the last class may be missing, or the first
+        ([9, 1], None),
+        ([10, 0], None),  # more than there are
+    ],
+)
+@pytest.mark.parametrize("form", ["column", "folders"])
+def test_numbers_get_the_known_names_where_they_tell_which(
+    tmp_path: Path, form: str, numbers: list[int], names
+) -> None:
+    if form == "folders":
+        write_class_folders(tmp_path, {str(number): 1 for number in numbers})
+    else:
+        images = [{"bytes": png(Image.new("RGB", (2, 2), (place, 0, 0))), "path": None}
+                  for place in range(len(numbers))]  # fmt: skip
+        features = datasets.Features({"img": datasets.Image(), "label": datasets.Value("int64")})
+        data = datasets.Dataset.from_dict({"img": images, "label": numbers}, features=features)
+        data.to_parquet(tmp_path / "train.parquet")
+    said = nullcontext() if names else pytest.warns(UserWarning, match="they keep their numbers")
+    with said:
+        dataset = open_dataset("cifar10", root=tmp_path)
+    assert dataset.name == "cifar10" and len(dataset.classes) == len(numbers)
+    known = get_spec("cifar10").classes
+    for index, red in enumerate(reds(dataset)):
+        number = numbers[red]
+        meant = known[number - (10 in numbers)] if names else str(number)
+        assert dataset.classes[dataset.labels[index]] == meant
+    assert names is None or dataset.classes == names
 
 
 def test_a_known_data_set_needs_labels(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from revelio.data.sources.huggingface import (
     saved_splits,
 )
 from revelio.data.sources.idx import has_idx, open_idx
-from revelio.data.sources.listing import FileReader, find_pictures, listed_dataset
+from revelio.data.sources.listing import find_pictures, listed_dataset
 from revelio.data.sources.parquet import parquet_files, parquet_splits
 from revelio.data.spec import DatasetSpec
 from revelio.trust import printable
@@ -155,17 +155,28 @@ def _open_copy(spec: DatasetSpec, root: Path, config: DataConfig, columns: Colum
 
 
 def _named(dataset: ImageDataset, spec: DatasetSpec) -> ImageDataset:
-    """Under the known name, with its class names where the copy holds only numbers, counted from 0."""
-    known = spec.classes
-    bare = all(name.isdecimal() and int(name) < len(known) for name in dataset.classes)
-    # Columns of numbers count from 0; folders and lists are numbered from 0 or from 1, which 0 alone tells.
-    listed = isinstance(dataset.read, FileReader)
-    sure = not listed or any(int(name) == 0 for name in dataset.classes if bare)
-    if known and bare and sure and dataset.labels is not None:
-        # Some of the numbers may not occur at all: each keeps its own name.
-        labels = [int(dataset.classes[label]) for label in dataset.labels]
-        return replace(dataset, name=spec.name, classes=known, labels=labels)
-    return replace(dataset, name=spec.name)
+    """Under the known name, with its class names where the copy holds only their numbers."""
+    known, dataset = spec.classes, replace(dataset, name=spec.name)
+    bare = all(name.isdecimal() for name in dataset.classes)
+    if not known or not bare or dataset.labels is None or dataset.classes == known:
+        return dataset
+    numbers = [int(name) for name in dataset.classes]
+    # A class may be missing, so only the ends tell whether they are counted from 0 or from 1.
+    first = 0 if min(numbers) == 0 else 1
+    if max(numbers) >= len(known) + first or (first and max(numbers) < len(known)):
+        warnings.warn(
+            f"{spec.name}: the copy's classes are numbers ({min(numbers)} to {max(numbers)}), and no 0 or "
+            f"{len(known)} tells whether they are counted from 0 or from 1: they keep their numbers as names",
+            stacklevel=4,
+        )
+        return dataset
+    used = sorted(set(numbers))
+    places = {number: place for place, number in enumerate(used)}
+    return replace(
+        dataset,
+        classes=tuple(known[number - first] for number in used),
+        labels=[places[numbers[label]] for label in dataset.labels],
+    )
 
 
 def _narrow(dataset: ImageDataset, config: DataConfig) -> ImageDataset:

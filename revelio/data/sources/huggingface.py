@@ -260,14 +260,19 @@ def _labels(
     feature, values = rows.features[column], rows[column][:]
     where = f"{name}: the column {column!r}"
     remedy = f": choose another label_column ({printable(', '.join(rows.column_names))})"
-    if isinstance(feature, datasets.ClassLabel):
-        _, ids = class_ids(values, values, where, remedy)
-        return ((), None) if ids is None else (tuple(feature.names), values)
     # Lists and records have no set of what occurs in them.
-    plain = isinstance(feature, datasets.Value)
-    some = [part for part in parts if column in part.column_names] if plain else []
+    plain = isinstance(feature, datasets.Value | datasets.ClassLabel)
+    some = [part for part in parts if plain and part.features.get(column) == feature]
     present = {value for part in some for value in part.unique(column)}
-    return class_ids(values, present, where, remedy)
+    classes, ids = class_ids(values, present, where, remedy)
+    if not isinstance(feature, datasets.ClassLabel):
+        return classes, ids
+    # A set that was filtered keeps the names of all; those that no picture has are no classes.
+    if classes and int(classes[-1]) >= len(feature.names):
+        raise ValueError(
+            f"{where} holds the class {classes[-1]}, but names only {len(feature.names)}{remedy}"
+        )
+    return tuple(feature.names[int(number)] for number in classes), ids
 
 
 def _stored_files(rows: "Dataset", column: str, name: str) -> "Dataset":
