@@ -23,6 +23,8 @@ from revelio.bounds import (
     Index,
     NotNegative,
     OutFolder,
+    PictureFile,
+    Pictures,
     Pixels,
     Place,
     Seed,
@@ -30,7 +32,7 @@ from revelio.bounds import (
 )
 
 # It need not be there where a cache stands for the images: whoever reads them sees whether it is.
-ImageFolder = Annotated[Path, Place("folder")]
+ImageFolder = Annotated[Path, Place("folder"), Pictures()]
 Tokens = Literal["flatten", "pool", "conv", "resample"]
 Fusion = Literal["interleave", "sequence", "channels"]
 Aspect = Literal["crop", "pad"]
@@ -349,7 +351,7 @@ class TokensConfig(RecordsConfig, FinishedConfig):
 class ExplainConfig(AnswerConfig):
     """Settings of `revelio llava explain`."""
 
-    image: UseAppendAction[tuple[File, ...]]
+    image: UseAppendAction[tuple[PictureFile, ...]]
     """A picture; may be repeated, and each gets a part of the page."""
 
     question: str

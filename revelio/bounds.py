@@ -6,6 +6,7 @@ fit 64 bits, texts and paths are not empty and hold no NUL.
 """
 
 import math
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
@@ -71,6 +72,28 @@ class Place:
 
 
 @dataclass(frozen=True)
+class Pictures:
+    """Paths of folders whose pictures are all read: results there would be taken for some of them.
+
+    Attributes:
+        one: the path is one picture's: its folder itself is refused, and none inside it.
+    """
+
+    one: bool = False
+
+    def refuses(self, value: Any) -> str | None:
+        """See :class:`Bound`."""
+        return None
+
+    def taken(self, value: Any, out: Path) -> str | None:
+        """The folder in whose way the output folder ``out`` would be; None where it is in none's."""
+        given = Path(value).parent if self.one else Path(value)
+        folder, place = os.path.realpath(given), os.path.realpath(out)
+        inside = not self.one and place.startswith(folder.rstrip(os.sep) + os.sep)
+        return str(given) if os.path.isdir(folder) and (place == folder or inside) else None
+
+
+@dataclass(frozen=True)
 class Form:
     """Texts that match a pattern."""
 
@@ -114,6 +137,7 @@ LearningRate = Annotated[float, Range(0, 1, above=True)]
 Folder = Annotated[Path, Place("folder", exists=True)]
 File = Annotated[Path, Place("file", exists=True)]
 Existing = Annotated[Path, Place("file or folder", exists=True)]
+PictureFile = Annotated[Path, Place("file", exists=True), Pictures(one=True)]
 OutFolder = Annotated[Path, Place("folder")]
 OutFile = Annotated[Path, Place("file")]
 AnyText = Annotated[str, MayBeEmpty()]
@@ -168,6 +192,22 @@ def _all_refused(config: Any) -> Iterator[tuple[Setting, str, str]]:
         if found is not None:
             value, reason = found
             yield setting, printable(str(value) if isinstance(value, Path) else repr(value)), reason
+    yield from _among_pictures(config)
+
+
+def _among_pictures(config: Any) -> Iterator[tuple[Setting, str, str]]:
+    """The output folders that lie among pictures which other settings read."""
+    found = [(one, list(_bounds(one.kind, one.value))) for one in settings(config)]
+    read = [(bound, value) for _, bounds in found for bound, value in bounds
+            if isinstance(bound, Pictures)]  # fmt: skip
+    for one, bounds in found:
+        places = [out for bound, out in bounds if bound == Place("folder")]
+        if not places or any(isinstance(bound, Pictures) for bound, _ in bounds):
+            continue
+        folder = next((at for bound, value in read if (at := bound.taken(value, places[0]))), None)
+        if folder is not None:
+            why = f"it lies among the pictures of {printable(folder)}: choose a folder outside"
+            yield one, printable(str(places[0])), why
 
 
 def settings(config: Any, above: tuple[str, ...] = ()) -> Iterator[Setting]:
@@ -203,6 +243,21 @@ def _refused(kind: Any, value: Any) -> tuple[Any, str] | None:
         return next((found for one in value if (found := _refused(arguments[0], one))), None)
     reason = _plain_refusal(value)
     return None if reason is None else (value, reason)
+
+
+def _bounds(kind: Any, value: Any) -> Iterator[tuple[Any, Any]]:
+    """The bounds that a type declares, each with the value, or one inside it, that it is for."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if value is None:
+        return
+    if origin is Annotated:
+        yield from ((bound, value) for bound in arguments[1:] if hasattr(bound, "refuses"))
+        yield from _bounds(arguments[0], value)
+    elif origin in (Union, UnionType):
+        yield from _bounds(next((one for one in arguments if _belongs(value, one)), None), value)
+    elif origin is tuple and isinstance(value, tuple):
+        for one in value:
+            yield from _bounds(arguments[0], one)
 
 
 def _belongs(value: Any, kind: Any) -> bool:

@@ -248,8 +248,8 @@ def parse_flags(
         if stopped.code != 2:
             raise
         raise ValueError(_one_line(said.getvalue())) from None
-    check(config)
     _check_no_empty_path(words, config)
+    check(config)
     return config
 
 

@@ -79,10 +79,11 @@ def test_the_backbone_of_contributing_is_extracted(
     code += f"\nTHE_ONE = load({none})\nload = lambda **_: THE_ONE\n"  # its weights are drawn anew each time
     (tmp_path / "my_models_of_docs.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "pictures").mkdir()
     for number in range(3):
-        Image.new("RGB", (70, 80), (60 * number, 0, 0)).save(tmp_path / f"{number}.png")
+        Image.new("RGB", (70, 80), (60 * number, 0, 0)).save(tmp_path / f"pictures/{number}.png")
     config = ExtractRunConfig(
-        data=DataConfig(source=str(tmp_path)),
+        data=DataConfig(source=str(tmp_path / "pictures")),
         backbone=BackboneConfig(name="my_models_of_docs:load", device="cpu"),
         layers=("block0", "block1"),
         timesteps=(),
@@ -92,7 +93,7 @@ def test_the_backbone_of_contributing_is_extracted(
     assert [store.row_shape for store in stores] == [(16,), (32,)]
     made = import_module("my_models_of_docs").THE_ONE
     pixels = torch.stack(
-        [made.transform(Image.open(tmp_path / f"{number}.png")) for number in range(3)]
+        [made.transform(Image.open(tmp_path / f"pictures/{number}.png")) for number in range(3)]
     )
     torch.testing.assert_close(
         stores[1].tensor(), made.network(pixels).mean((2, 3)).detach(), atol=1e-5, rtol=1e-4

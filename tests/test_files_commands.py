@@ -69,6 +69,33 @@ def test_names_that_are_taken_are_left_alone(
         assert contents(tmp_path / "out") == before
 
 
+def pictures_of(made: Path, name: str) -> Path | None:
+    """The folder of pictures that a command's short call reads; None where it reads none."""
+    words = [str(word) for word in commands(made)[name](made / "out")]
+    for flag in ("--data.source", "--data.images"):
+        if flag in words:
+            return Path(words[words.index(flag) + 1])
+    return made / "chat" / "images" if {"--image", "--config"} & set(words) else None
+
+
+@pytest.mark.parametrize("name", sorted({*WRITERS} - {*FILES}))
+def test_no_output_goes_among_the_pictures_that_are_read(
+    made: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = pictures_of(made, name)
+    if pictures is None:
+        return
+    before = contents(pictures)
+    inside = (
+        () if name == "llava explain" else (pictures / "runs", pictures / "." / "deep" / "runs")
+    )
+    for out in (pictures, *inside):
+        assert call(made, name, out) == 2
+        [line] = capsys.readouterr().err.strip().splitlines()
+        assert f"among the pictures of {pictures}: choose a folder outside" in line
+        assert contents(pictures) == before and not (pictures / "deep").exists()
+
+
 @pytest.mark.parametrize("name", sorted({*WRITERS} - {*FILES}))
 def test_each_name_that_it_writes_is_left_alone_where_it_is_taken(
     made: Path, tmp_path: Path, name: str

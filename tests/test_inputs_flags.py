@@ -126,6 +126,7 @@ def required(cls: Any, folder: Path) -> list[str]:
     for field in fields(cls):
         if field.default is MISSING and field.default_factory is MISSING:
             value = folder / "file" if field.name in READ_FILES else folder
+            value = folder / "out" if field.name == "out" else value  # not where the files lie
             flag = [] if field.name == "gallery" else [f"--{field.name.replace('_', '-')}"]
             words += [*flag, str(value)]
     return words

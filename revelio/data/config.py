@@ -1,9 +1,10 @@
 """The settings of a data set: the one declaration that commands inherit and :func:`open_dataset` takes."""
 
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Literal
 
-from revelio.bounds import Count, Existing
+from revelio.bounds import Count, Pictures, Place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +23,7 @@ class Limits:
 class DataConfig(Limits):
     """Where the images come from."""
 
-    source: str = "samples"
+    source: Annotated[str, Pictures()] = "samples"
     """A folder of images (class folders give labels), a known data set (samples, caltech101,
     oxford-iiit-pet, fgvc-aircraft, ...), a parquet file, or a Hugging Face dataset (folder on disk or hub
     id)."""
@@ -30,7 +31,7 @@ class DataConfig(Limits):
     split: str | None = None
     """The split to take; none: the source's own default (train where there are splits)."""
 
-    root: Existing | None = None
+    root: Annotated[Path, Place("file or folder", exists=True), Pictures()] | None = None
     """A local copy of a known data set; none: its hub id."""
 
     revision: str | None = None
