@@ -20,11 +20,18 @@ if "triton" in sys.modules and not os.environ.get("TRITON_INTERPRET"):
 os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
 
 from revelio.sae.kernels import cuda
+from revelio.sae.kernels.cuda_trial import tried
 
 # Masked lanes compute what is never stored.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 N, B, K = 12, 9, 4
+
+
+@pytest.fixture(autouse=True)
+def few_groups(monkeypatch) -> None:
+    """The interpreter sorts by loops: groups of as many latents as the tests need."""
+    monkeypatch.setattr(cuda, "GROUPS", 64)
 
 
 def start(seed: int) -> Weights:
@@ -101,3 +108,29 @@ def test_more_candidates_than_fit_are_searched_anew(monkeypatch) -> None:
         best, _ = cuda.CudaKernel().encode(x, weights, k)
         scores = x.double() @ rows.double().T
         assert torch.equal(best.indices, scores.topk(k).indices)
+
+
+def test_every_program_says_whether_it_fuses(monkeypatch) -> None:
+    """Triton's default is to change, and 3.9 warns of that: none is launched without the option."""
+    launched = []
+
+    class Launch:
+        def __init__(self, name: str, program) -> None:
+            self.name, self.program = name, program
+
+        def __getitem__(self, grid):
+            def launch(*values, **options):
+                launched.append((self.name, options.get("enable_fp_fusion")))
+                return self.program[grid](*values, **options)
+
+            return launch
+
+    names = ("bounds_of", "halve", "select", "rescore", "pick", "rescue", "decode", "products")
+    names += ("unit_norm", "sum_blocks", "update", "vector")
+    for name in names:
+        monkeypatch.setattr(cuda.programs, name, Launch(name, getattr(cuda.programs, name)))
+    monkeypatch.setattr(cuda, "WIDE", 8)
+    monkeypatch.setattr(cuda, "TERMS", 4)
+    tried(cuda.CudaKernel(), "cpu", images=2)
+    assert {name for name, _ in launched} == set(names)
+    assert {fused for _, fused in launched} == {True}

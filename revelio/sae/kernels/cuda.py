@@ -45,11 +45,16 @@ LARGEST = 2.0**14
 MOST = 256
 # How many candidates an image has room for. A k-SAE that has learned leaves more of them than a fresh one.
 WIDE = 512
+# Disjoint groups of latents, at least, whose maxima give a bound of the k-th best score.
+GROUPS = 2048
 # An image with more of them has at least so many scored at a time: one by one would take ages.
 RESCUED = 32
 # A latent's terms are added in blocks of so many, each by a program of its own: where a latent fires on
 # thousands of images, one program would still run long after all others have ended.
 TERMS = 64
+# Compiled with fused multiply-adds, whatever Triton's default or TRITON_DEFAULT_FP_FUSION is (3.9 warns where
+# it isn't told): the same bits from every version. No bound presumes a product that is rounded by itself.
+FUSED = {"enable_fp_fusion": True}
 # PyTorch's settings that let a product on CUDA add with less than float32.
 ROUNDING = ("allow_fp16_reduced_precision_reduction", "allow_fp16_accumulation")
 
@@ -212,6 +217,7 @@ class CudaKernel:
             programs.vector[(triton.cdiv(len(vector), 1024),)](
                 *(vector, gradients, kept.mean, kept.square, go, now, len(vector), *betas),
                 BLOCK=1024,
+                **FUSED,
             )
 
     @property
@@ -280,7 +286,7 @@ class _Search:
         candidates = torch.empty(count, wide, dtype=torch.int32, device=x.device)
         found = torch.zeros(count, dtype=torch.int32, device=x.device)
         mask = among if among is not None else found
-        groups = triton.next_power_of_2(max(2048, 8 * k))
+        groups = triton.next_power_of_2(max(GROUPS, 8 * k))
         programs.select[(count,)](
             *(scores, self.eps[rows], self.slack, self.copy.bounds),
             *(mask, candidates, found, floors, self.n, k),
@@ -288,6 +294,7 @@ class _Search:
             GROUPS=groups,
             WIDE=wide,
             num_warps=8,
+            **FUSED,
         )
         exact = torch.empty(count, wide, device=x.device)
         d, weight = x.shape[1], self.copy.source
@@ -296,7 +303,7 @@ class _Search:
         )
         values, indices = best.values[rows], best.indices[rows]
         programs.pick[(count,)](
-            exact, candidates, found, values, indices, k, WIDE=wide, num_warps=4
+            exact, candidates, found, values, indices, k, WIDE=wide, num_warps=4, **FUSED
         )
         programs.rescue[(count,)](
             *(x, weight, self.b_enc, scores, self.eps[rows], self.copy.bounds, floors),
@@ -306,6 +313,7 @@ class _Search:
             KEPT=triton.next_power_of_2(max(k, RESCUED)),
             BLOCK=64,
             num_warps=4,
+            **FUSED,
         )
 
     def _plainly(self, best: Codes, x: Tensor, rows: slice, among: Tensor | None) -> None:
@@ -337,7 +345,7 @@ def _block_sums(latents: Tensor, terms: tuple[Tensor, ...], d: int) -> tuple[Ten
 def _row(d: int) -> dict[str, Any]:
     """How a program holds one row of width d."""
     block = triton.next_power_of_2(d)
-    return {"D": block, "num_warps": 8 if block >= 2048 else 4 if block >= 512 else 1}
+    return {"D": block, "num_warps": 8 if block >= 2048 else 4 if block >= 512 else 1} | FUSED
 
 
 def _tile(d: int, k: int) -> dict[str, Any]:

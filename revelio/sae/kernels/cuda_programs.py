@@ -212,7 +212,7 @@ def _adam(w, g, mean, square, rate, root, beta1, beta2, eps):
 def vector(vector, gradients, means, squares, go, clock, n, beta1, beta2, eps, BLOCK: tl.constexpr):
     """Adam on a bias."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = (i < n) & (tl.load(go) != 0)
+    inside = i < tl.where(tl.load(go) != 0, n, 0)
     w, g = (
         tl.load(vector + i, mask=inside, other=0.0),
         tl.load(gradients + i, mask=inside, other=0.0),
@@ -305,13 +305,14 @@ def update(
         t = tl.load(clock).to(tl.int64)
         rate, root = tl.load(clock + 1).to(tl.float32), tl.load(clock + 2).to(tl.float32)
         looking = tl.load(clock + 3) != 0
-        here, inside = row * d + i, i < d
+        here = row * d + i
         g_enc, g_dec, g_bias, terms = gradient_of(
             first, end, images, output_rows, gradients, values, inputs, outputs,
             enc_sums, dec_sums, bias_sums, counts, d, TERMS, D,
         )  # fmt: skip
         active = terms > 0
-        inside = inside & (active | (state > 0))
+        # Triton 3.9's interpreter takes no mask that a truth value of the whole row was joined to.
+        inside = i < tl.where(active | (state > 0), d, 0)
         enc = tl.load(W_enc + here, mask=inside, other=0.0)
         dec = tl.load(W_dec + here, mask=inside, other=0.0)
         m_enc = tl.load(enc_mean + here, mask=inside, other=0.0)
