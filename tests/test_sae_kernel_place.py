@@ -1,14 +1,19 @@
 """Where a k-SAE computes: what is moved gets what runs there, and what CUDA steps record."""
 
+import re
+import sys
+from collections.abc import Iterator
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from revelio.backbones.hooks import full_precision
+from revelio.sae.kernels import select
 from revelio.sae.kernels.build import NativeUnavailable, library
 from revelio.sae.kernels.native import NativeKernel
-from revelio.sae.kernels.select import fastest_kernel, moved
+from revelio.sae.kernels.select import choose_kernel, fastest_kernel, moved
 from revelio.sae.kernels.sparse import SparseKernel
 from revelio.sae.model import KSparseAutoencoder
 
@@ -23,6 +28,82 @@ def test_a_moved_model_has_a_kernel_of_its_device() -> None:
     assert isinstance(model.kernel, NativeKernel)
     assert moved(model, "cpu").kernel is model.kernel  # nothing moved: its copies stay
     assert isinstance(moved(model, "meta").kernel, SparseKernel)
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A CUDA device as far as the choice looks, with a Triton that does what is asked."""
+
+    class Card:
+        capability = (9, 0)
+        fails: Exception | None = None
+        trials = 0
+
+        def tried(self, kernel: object, device: object) -> None:
+            self.trials += 1
+            if self.fails is not None:
+                raise self.fails
+
+    card = Card()
+    for name, member in (("cuda", "CudaKernel"), ("cuda_trial", "tried")):
+        module = ModuleType(f"revelio.sae.kernels.{name}")
+        setattr(module, member, SparseKernel if name == "cuda" else card.tried)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(select, "find_spec", lambda name: name)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: card.capability)
+    select._without_triton.cache_clear()
+    yield card
+    select._without_triton.cache_clear()
+
+
+def test_a_card_that_triton_compiles_for_is_tried_once(card: Any) -> None:
+    for _ in range(3):
+        assert choose_kernel("auto", "cuda").reason.startswith("kernel: Triton, exact")
+    assert choose_kernel("triton", "cuda") and card.trials == 1
+    with pytest.raises(ValueError, match="no native kernel: it runs on a CPU, not on cuda"):
+        choose_kernel("native", "cuda")
+
+
+@pytest.mark.parametrize(
+    ("fails", "said"),
+    [
+        (RuntimeError("Failed to find C compiler.\nSet CC"), "Failed to find C compiler. Set CC"),
+        (ImportError("libcuda.so: driver too old"), "ImportError: libcuda.so: driver too old"),
+        (AssertionError("x" * 999), f"AssertionError: {'x' * select.LONGEST_CAUSE}\\)"),
+    ],
+    ids=["no compiler", "driver", "long"],
+)  # fmt: skip
+def test_where_triton_cannot_compile_pytorch_is_taken_and_the_cause_said(
+    card: Any, fails: Exception, said: str
+) -> None:
+    card.fails = fails
+    chosen = choose_kernel("auto", "cuda")
+    assert isinstance(chosen.kernel, SparseKernel) and "\n" not in chosen.reason
+    assert re.search(rf"^kernel: PyTorch \(no Triton kernel: its programs .*{said}", chosen.reason)
+    with pytest.raises(ValueError, match=r"no triton kernel: its programs .*; or set kernel to"):
+        choose_kernel("triton", "cuda")
+    assert card.trials == 1
+
+
+def test_an_old_card_is_not_tried_and_memory_that_ran_out_is_no_fault_of_triton(card: Any) -> None:
+    card.capability = (7, 5)
+    assert (
+        "compute capability is 7.5, Triton compiles from 8.0"
+        in choose_kernel("auto", "cuda:1").reason
+    )
+    assert card.trials == 0
+    card.capability, card.fails = (8, 0), torch.OutOfMemoryError("out of memory")
+    with pytest.raises(torch.OutOfMemoryError):
+        choose_kernel("auto", "cuda:0")
+
+
+def test_who_takes_a_model_s_fastest_kernel_is_warned_in_a_line(card: Any) -> None:
+    card.fails = RuntimeError("no ptxas")
+    weight = SimpleNamespace(dtype=torch.float32, device=torch.device("cuda"), is_cuda=True)
+    model: Any = SimpleNamespace(kernel=SparseKernel(), W_enc=weight)
+    with pytest.warns(UserWarning, match="^kernel: PyTorch .*no ptxas") as said:
+        fastest_kernel(model)
+    assert len(said) == 1
 
 
 @pytest.fixture

@@ -1,5 +1,12 @@
-"""Which kernel a training uses: native code on a CPU that can build it, Triton on CUDA, else PyTorch."""
+"""Which kernel a training uses: native code on a CPU that can build it, Triton on CUDA, else PyTorch.
 
+Whether Triton's programs compile is not known before they have been: the first choice for a device takes one
+small step with them, some seconds where nothing is compiled yet. Where that fails (a driver too old, no C
+compiler, a card that Triton does not compile for) PyTorch's kernel is taken and the cause is said.
+"""
+
+import warnings
+from functools import cache
 from importlib.util import find_spec
 from typing import NamedTuple, get_args
 
@@ -20,6 +27,11 @@ class ChosenKernel(NamedTuple):
     kernel: Kernel
     reason: str
 
+
+# The least compute capability that Triton compiles for.
+OLDEST_CAPABILITY = (8, 0)
+# Characters of a foreign error that are quoted.
+LONGEST_CAUSE = 200
 
 # What commands say before the seconds that compiling may take.
 COMPILING = "compiling the native kernel, once: some seconds"
@@ -51,11 +63,12 @@ def choose_kernel(name: KernelName = "auto", device: torch.device | str = "cpu")
 
 
 def _triton(name: KernelName, device: torch.device | str) -> ChosenKernel:
-    why = "" if find_spec("triton") else "the package triton is not installed"
-    if torch.device(device).type != "cuda":
-        why = f"it runs on a CUDA device, not on {device}"
     if name == "native":
         why = f"it runs on a CPU, not on {device}"
+    elif torch.device(device).type != "cuda":
+        why = f"it runs on a CUDA device, not on {device}"
+    else:
+        why = _without_triton(torch.device(device))
     if why and name != "auto":
         raise ValueError(f"no {name} kernel: {why}; or set kernel to torch")
     if why:
@@ -63,6 +76,28 @@ def _triton(name: KernelName, device: torch.device | str) -> ChosenKernel:
     from revelio.sae.kernels.cuda import CudaKernel
 
     return ChosenKernel(CudaKernel(), "kernel: Triton, exact (float16 nomination, float32 scores)")
+
+
+@cache
+def _without_triton(device: torch.device) -> str:
+    """Why Triton's programs can't run on a CUDA device; empty: they can. Tried once a process."""
+    if not find_spec("triton"):
+        return "the package triton is not installed"
+    found = torch.cuda.get_device_capability(device)
+    if found < OLDEST_CAPABILITY:
+        capability, oldest = (".".join(map(str, pair)) for pair in (found, OLDEST_CAPABILITY))
+        return f"the card's compute capability is {capability}, Triton compiles from {oldest} on"
+    try:
+        from revelio.sae.kernels.cuda import CudaKernel
+        from revelio.sae.kernels.cuda_trial import tried
+
+        tried(CudaKernel(), device)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # compilers, drivers and Triton raise whatever they like
+        text = " ".join(str(error).split())[:LONGEST_CAUSE]
+        return f"its programs don't compile or run: {type(error).__name__}: {text}"
+    return ""
 
 
 def replayed(model: KSparseAutoencoder, kernel: Kernel, config: TrainConfig) -> Replay | None:
@@ -78,9 +113,12 @@ def replayed(model: KSparseAutoencoder, kernel: Kernel, config: TrainConfig) -> 
 
 def fastest_kernel(model: KSparseAutoencoder) -> Kernel:
     """What a model computes with if nothing else is said: its own kernel, but native for PyTorch's."""
-    if isinstance(model.kernel, SparseKernel) and model.W_enc.dtype == torch.float32:
-        return choose_kernel("auto", model.W_enc.device).kernel
-    return model.kernel
+    if not isinstance(model.kernel, SparseKernel) or model.W_enc.dtype != torch.float32:
+        return model.kernel
+    chosen = choose_kernel("auto", model.W_enc.device)
+    if model.W_enc.is_cuda and isinstance(chosen.kernel, SparseKernel):
+        warnings.warn(chosen.reason, stacklevel=2)
+    return chosen.kernel
 
 
 def moved(model: KSparseAutoencoder, device: torch.device | str) -> KSparseAutoencoder:
