@@ -8,14 +8,16 @@ from sae_helpers import planted
 from sae_reference_kernel import ReferenceKernel
 from torch import Tensor, nn
 
-from revelio.sae.activations import EncodeRequest
+from revelio.sae.activations import ActivationOutput, BatchTopK, EncodeRequest, JumpReLU
 from revelio.sae.checkpoint import load_checkpoint, save_checkpoint
 from revelio.sae.config import TrainConfig
 from revelio.sae.dataloader import Shuffled
+from revelio.sae.kernels.base import Codes
 from revelio.sae.kernels.select import fastest_kernel
 from revelio.sae.kernels.sparse import SparseKernel
 from revelio.sae.metrics import evaluate
 from revelio.sae.model import KSparseAutoencoder
+from revelio.sae.optim import AdamStep, Moments
 from revelio.sae.train import begin, train
 
 N, K = 64, 3
@@ -140,6 +142,53 @@ def test_training_equals_dense_autograd(options):
         assert float((model.threshold - dense.theta).detach().abs().max()) < 3e-6
         assert float((model.threshold - start.threshold).abs().max()) > 1e-3
     assert wanted[-1] < wanted[0]
+
+
+def learnt(activation: str, device: str, go: bool | None, steps: int = 3) -> Tensor:
+    """Thresholds after some steps on drawn codes: equal latents, near margins, -inf that fills up."""
+    draw = torch.Generator().manual_seed(2)
+    margins = 0.2 * torch.randn(33, 7, generator=draw)
+    margins[torch.rand(33, 7, generator=draw) < 0.3] = -float("inf")
+    margins, pulls = margins.to(device), torch.randn(33, 7, generator=draw).to(device)
+    indices = torch.randint(N, (33, 7), generator=draw).to(device)
+    output = ActivationOutput(Codes(margins.clamp(min=0), indices), None, margins)
+    threshold = torch.full((N if activation == "jumprelu" else 1,), 0.3, device=device)
+    rule = BatchTopK(K, N, threshold)
+    if activation == "jumprelu":
+        rule = JumpReLU(K, N, threshold, range(N), Moments.like(threshold), 0.31, 0.7)
+    flag = None if go is None else torch.tensor(go).to(device)
+    for t in range(1, steps + 1):
+        rule.learn(output, pulls, AdamStep(t, 1e-2, go=flag))
+    return threshold
+
+
+@pytest.mark.parametrize("activation", ["batch-topk", "jumprelu"])
+def test_thresholds_learn_without_a_wait_and_stay_where_a_step_is_left_out(activation):
+    moved = learnt(activation, "cpu", None)
+    assert torch.equal(learnt(activation, "cpu", True), moved)
+    still = learnt(activation, "cpu", False)
+    assert bool((still == 0.3).all()) and float((moved - 0.3).abs().max()) > 1e-2
+    # A tensor without values gives none to the host: whatever asks for one raises.
+    assert learnt(activation, "meta", False).is_meta
+
+
+def test_a_threshold_s_first_step_is_the_loops():
+    """Adam's first step goes by the gradient's sign, which loops over codes give; so does the least value."""
+    draw = torch.Generator().manual_seed(2)
+    margins = 0.2 * torch.randn(33, 7, generator=draw).double()
+    margins[torch.rand(33, 7, generator=draw) < 0.3] = -float("inf")
+    pulls = torch.randn(33, 7, generator=draw)
+    indices = torch.randint(N, (33, 7), generator=draw)
+    total, active = [0.0] * N, int((margins > 0).sum())
+    for i in range(33):
+        for j in range(7):
+            if abs(float(margins[i, j])) < 0.31 / 2:
+                of_count = -0.7 * 2 * (active / 33 / K - 1) / (K * 33)
+                total[indices[i, j]] += (-0.3 * float(pulls[i, j]) + of_count) / 0.31
+    wanted = [0.3 - 1e-2 * g / (abs(g) + 1e-8) for g in total]
+    assert learnt("jumprelu", "cpu", None, 1).tolist() == pytest.approx(wanted, abs=1e-6)
+    least = min(float(m) for m in margins.flatten() if m > 0)
+    assert float(learnt("batch-topk", "cpu", None, 1)) == pytest.approx(least)
 
 
 def test_inference_is_all_above_the_threshold():

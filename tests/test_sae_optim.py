@@ -157,3 +157,18 @@ def test_a_row_at_rest_in_a_block_that_is_updated_in_place_is_left_untouched():
     kernel.update(run.weights, run.moments, gradient(231, range(7)), AdamStep(231, 1e-5))
     assert int(run.moments.last[7]) == last
     assert all(torch.equal(a, tensor[7]) for a, tensor in zip(before, held, strict=True))
+
+
+def test_pytorch_s_kernel_leaves_a_step_out_that_is_not_to_be_taken() -> None:
+    """As on a CUDA device without Triton, where a loss that is not finite raises only when it is read."""
+    draw = torch.Generator().manual_seed(0)
+    matrices = torch.randn(2, 6, D, generator=draw)
+    weights = Weights(matrices[0], torch.zeros(6), matrices[1], torch.zeros(D))
+    moments = AdamRows.start(weights.W_enc, weights.W_dec, weights.b_enc, weights.b_dec)
+    kernel = SparseKernel()
+    kernel.update(weights, moments, gradient(1, [0, 3]), AdamStep(1, 1e-2, go=torch.tensor(True)))
+    held = [*vars(weights).values(), moments.W_enc.mean, moments.b_dec.square, moments.last]
+    before = [tensor.clone() for tensor in held]
+    assert float(weights.b_dec.abs().max()) > 1e-3
+    kernel.update(weights, moments, gradient(2, [1, 3]), AdamStep(2, 1e-2, go=torch.tensor(False)))
+    assert all(torch.equal(a, b) for a, b in zip(held, before, strict=True))

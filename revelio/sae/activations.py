@@ -8,7 +8,7 @@
   where k latents a row are active, so that codes are sparse from the first step on.
 
 The last two take from the kernel more than k a row, and again more until none is missed: exact, and
-cheap as long as rows are not far fuller than k.
+cheap as long as rows are not far fuller than k. Whether one is missed, the host asks the device.
 """
 
 import math
@@ -144,10 +144,12 @@ class BatchTopK:
     ) -> None:
         """See :class:`Activation`."""
         values = output.codes.values
-        if bool((values > 0).any()):
-            least = values[values > 0].min()
-            rate = 1.0 if step.t == 1 else THRESHOLD_RATE
-            self.threshold.lerp_(least, rate)
+        if not values.numel():
+            return
+        least = torch.where(values > 0, values, math.inf).min()
+        learns = least.isfinite() if step.go is None else least.isfinite() & (step.go != 0)
+        moved = self.threshold.lerp(least, 1.0 if step.t == 1 else THRESHOLD_RATE)
+        self.threshold.copy_(torch.where(learns, moved, self.threshold))
 
 
 @dataclass(frozen=True)
@@ -194,14 +196,15 @@ class JumpReLU:
     ) -> None:
         """See :class:`Activation`. The derivatives of the values, and of L0, in the thresholds."""
         assert output.margins is not None and self.moments is not None
-        near = output.margins.abs() < self.bandwidth / 2
-        latents = output.codes.indices[near]
-        of_values = -self.threshold[latents] * gradients[near]
+        near, latents = output.margins.abs() < self.bandwidth / 2, output.codes.indices
+        of_values = -self.threshold[latents] * gradients
         b = len(output.margins)
-        excess = float((output.margins > 0).sum()) / b / self.k - 1
+        excess = (output.margins > 0).sum().double() / b / self.k - 1
         of_count = -self.sparsity * 2 * excess / (self.k * b)
-        pull = (of_values + of_count) / self.bandwidth
-        total = torch.zeros_like(self.threshold).index_put_((latents,), pull, accumulate=True)
+        # Zero where a margin is not near, which adds nothing: picking the others would make the host wait.
+        pull = torch.where(near, (of_values + of_count) / self.bandwidth, 0)
+        total = torch.zeros_like(self.threshold)
+        total.index_put_((latents.flatten(),), pull.flatten(), accumulate=True)
         update_vector(self.threshold, total, self.moments, step)
         self.threshold.clamp_(min=SMALLEST)
 
@@ -212,11 +215,23 @@ def first_threshold(request: EncodeRequest, k: int, n: int) -> float:
     return max(float(least[least > 0].min()) if bool((least > 0).any()) else 0.0, SMALLEST)
 
 
+def fullest(wanted: Bool[Tensor, "b k"]) -> Int64[Tensor, ""]:
+    """How many are wanted of the row that most are wanted of, at least 1; on the device."""
+    counts = wanted.sum(1) if len(wanted) else wanted.new_ones(1, dtype=torch.int64)
+    return counts.amax().clamp_(min=1)
+
+
 def narrowed(
-    codes: Codes, wanted: Bool[Tensor, "b k"]
+    codes: Codes, wanted: Bool[Tensor, "b k"], width: int | None = None
 ) -> tuple[Codes, Int64[Tensor, "b w"], Bool[Tensor, "b w"]]:
-    """The wanted codes, as wide as the fullest row; where they stood, and which only fill up."""
-    width = max(int(wanted.sum(1).max()), 1) if len(wanted) else 1
+    """The wanted codes; where they stood, and which only fill up.
+
+    Args:
+        codes: what to choose from.
+        wanted: which of them.
+        width: of the result, as :func:`fullest` says; None: it is asked, which the host waits for.
+    """
+    width = int(fullest(wanted)) if width is None else width
     places = wanted.int().sort(dim=1, descending=True, stable=True).indices[:, :width]
     counts = wanted.gather(1, places)
     values = torch.where(counts, codes.values.gather(1, places), 0)

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from revelio.sae.activations import narrowed
+from revelio.sae.activations import fullest, narrowed
 from revelio.sae.kernels.base import Codes, Kernel
 
 
@@ -41,9 +41,13 @@ class Nested:
         """Split codes by ascending prefixes, to which n is added."""
         if not prefixes:
             return cls(codes, [codes], None)
-        edges = torch.tensor(prefixes, device=codes.indices.device)
-        part_of = torch.bucketize(codes.indices, edges, right=True)
-        found = [narrowed(codes, part_of == part) for part in range(len(prefixes) + 1)]
+        # Compared with plain numbers: a copy of them to the device would be waited for.
+        beyond = [(codes.indices >= prefix).int() for prefix in prefixes]
+        part_of = torch.stack(beyond).sum(0)
+        wanted = [part_of == part for part in range(len(prefixes) + 1)]
+        # All parts' widths at once: a device is waited for once a step, not once a part.
+        widths = torch.stack([fullest(part) for part in wanted]).tolist()
+        found = [narrowed(codes, *each) for each in zip(wanted, widths, strict=True)]
         return cls(codes, [f[0] for f in found], [f[1:] for f in found])
 
     def decoded(self, kernel: Kernel, rows: Float[Tensor, "n d"]) -> list[Float[Tensor, "b d"]]:

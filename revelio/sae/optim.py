@@ -32,8 +32,9 @@ IN_PLACE_SHARE = 0.25
 class AdamStep:
     """What one update needs to know: its number t (from 1), its learning rate, the constants.
 
-    ``go`` and ``clock`` are read by the CUDA kernel alone: where ``go`` is False, on the device, nothing is
-    changed; ``clock`` holds t and what follows from it on the device, for a step that is replayed.
+    Where ``go`` is False, on the device, nothing is changed, neither by a kernel nor by what learns beside
+    it; None is True. ``clock`` holds t and what follows from it on the device, for a step that is replayed;
+    the CUDA kernel alone reads it.
     """
 
     t: int
@@ -201,11 +202,13 @@ class _Part:
 
 
 def update_vector(vector: Tensor, gradient: Tensor, moments: Moments, step: AdamStep) -> None:
-    """Adam on a bias, whole and in place."""
+    """Adam on a bias, whole and in place; not where ``step.go`` is False, for which no host waits."""
     _adam(vector, gradient, moments.mean, moments.square, step)
 
 
 def _adam(weight: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, step: AdamStep) -> None:
+    # A gradient that some number of is not finite leaves all as it was: what `GradScaler` has this for.
+    found = None if step.go is None else (step.go == 0).float()
     # What `Adam(fused=True)` calls, without its per-call checks and imports: a block has to be cheap.
     torch.ops.aten._fused_adam_(
         [weight],
@@ -213,7 +216,8 @@ def _adam(weight: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, step: 
         [mean],
         [square],
         [],
-        [torch.tensor(float(step.t), device=weight.device)],
+        # Filled there: a copy would make the host wait.
+        [torch.full((), float(step.t), device=weight.device)],
         lr=step.learning_rate,
         beta1=step.beta1,
         beta2=step.beta2,
@@ -221,6 +225,7 @@ def _adam(weight: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, step: 
         eps=step.eps,
         amsgrad=False,
         maximize=False,
+        found_inf=found,
     )
 
 

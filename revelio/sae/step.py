@@ -9,8 +9,12 @@ component along them removed. What the modes change:
 | as_paper | squared error of a row (Eq. 5)   | after the update        | t / 500             |
 | as_code  | MSE / variance of the batch      | before the forward pass | (t + 1) / 500       |
 
-A step on a CUDA device does not wait for it: losses and counts stay there until somebody reads them
-(:class:`~revelio.sae.state.StepState`), and an update whose loss is not finite is left out on the device.
+A step of TopK on a CUDA device does not wait for it: losses and counts stay there until somebody reads
+them (:class:`~revelio.sae.state.StepState`), and an update whose loss is not finite is left out on the
+device. What decides how much there is to compute is waited for: how many latents are dead (AuxK, once a
+step, and not before ``dead_after`` rows), how full the fullest row is (prefixes, once a step), whether rows
+may hold more codes than were looked at (BatchTopK and JumpReLU, twice a step or more). PyTorch's kernel
+waits in every step.
 
 AuxK (Gao et al., 2024) adds ``coefficient * loss(residual, reconstruction of it by dead latents)``, codes
 rectified in every mode. Its loss is divided by what the main loss is divided by (the variance of the set;
@@ -208,7 +212,9 @@ def _request(
     state: TrainState,
     kernel: Kernel,
 ) -> EncodeRequest:
-    among = _dead(state, config) if config.auxk else None
+    # None can be dead yet: nothing to ask the device for.
+    may_be = config.auxk and state.samples >= config.dead_after
+    among = _dead(state, config) if may_be else None
     k_dead = min(config.auxk, int(among.sum())) if among is not None else 0
     return EncodeRequest(kernel, centred, model.weights, among if k_dead else None, k_dead)
 

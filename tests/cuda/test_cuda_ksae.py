@@ -185,11 +185,11 @@ def test_the_same_seed_gives_the_same_bits() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*(run.parameters() for run in runs), strict=True))
 
 
-def test_a_step_does_not_wait_for_the_device() -> None:
+@pytest.mark.parametrize(("prefixes", "waits"), [((), 0), ((64, 256, 1024), 1)])
+def test_a_step_does_not_wait_for_the_device(prefixes, waits) -> None:
     x, _ = planted(512, 32, 60, 4, noise=0.1)
-    steps = train(
-        KSparseAutoencoder(32, 2048, 8).cuda(), x.cuda(), TrainConfig(steps=50, batch_size=128)
-    )
+    model = KSparseAutoencoder(32, 2048, 8, prefixes=prefixes).cuda()
+    steps = train(model, x.cuda(), TrainConfig(steps=50, batch_size=128))
     for _ in range(5):
         next(steps)
     with warnings.catch_warnings(record=True) as caught:
@@ -198,7 +198,8 @@ def test_a_step_does_not_wait_for_the_device() -> None:
         step = next(steps)  # within an epoch: its beginning copies the order
         torch.cuda.set_sync_debug_mode("default")
     places = [f"{w.filename}:{w.lineno}" for w in caught if "synchroniz" in str(w.message)]
-    assert [place for place in places if "cuda/__init__" not in place] == []
+    places = [place for place in places if "cuda/__init__" not in place]
+    assert len(places) == waits, places
     assert 0 < step.loss < 10
 
 

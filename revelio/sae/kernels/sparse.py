@@ -71,6 +71,8 @@ class SparseKernel:
         self, weights: Weights, moments: AdamRows, gradient: Gradient, step: AdamStep
     ) -> None:
         """See :class:`Kernel`. One pass over blocks of the rows that can change at all."""
+        if step.go is not None and not bool(step.go):
+            return
         gradient = gradient.by_latent()
         latents = gradient.latents
         by_latent = _Columns(
