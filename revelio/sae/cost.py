@@ -121,8 +121,8 @@ def device_memory(job: Job) -> int:
     """What one process takes of its CUDA device, in bytes.
 
     Weights, moments, a float16 copy of ``W_enc`` with its bounds, approximate scores, a latent's counters,
-    and the larger of the batch with its copies and of the first rows, twice, that training starts from; other
-    rows stay on the host.
+    and the larger of the batch with its copies and of the first rows, twice, that training starts from. All
+    rows are held there, too, where they take no more than half of what is left (:mod:`revelio.sae.feeding`).
     """
     held, size = memory(job), job.train.batch_size
     copy = 2 * job.local_latents * (job.d + 1)

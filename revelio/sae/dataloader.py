@@ -128,6 +128,10 @@ class Shuffled:
         self.rows, self.batch_size, self.seed = rows, batch_size, seed
         self.block, self.window, self.workers = block, window, workers
 
+    def over(self, rows: Tensor) -> "Shuffled":
+        """The same batches, of rows that lie elsewhere."""
+        return Shuffled(rows, self.batch_size, self.seed)
+
     def epoch(self, index: int) -> Iterator[Float[Tensor, "b d"]]:
         """The batches of epoch ``index``."""
         order = generator(self.seed, "k-sae rows", index)

@@ -16,6 +16,7 @@ from torch import Tensor
 from revelio.sae.activations import EncodeRequest, first_threshold
 from revelio.sae.config import TrainConfig
 from revelio.sae.dataloader import Batches, RowSource, batches_of
+from revelio.sae.feeding import fed
 from revelio.sae.kernels.base import Kernel
 from revelio.sae.kernels.select import fastest_kernel, replayed
 from revelio.sae.metrics import spread
@@ -132,6 +133,8 @@ def train_many(runs: Sequence[SAERun], batches: Batches) -> Iterator[tuple[int, 
         if run.config.auxk and run.model.mode == "as_code":
             raise ValueError("mode as_code has no AuxK: set auxk to 0 or choose mode fixed")
     begin_many([run for run in runs if run.state is None], batches)
+    # Now that the weights and moments have their memory.
+    batches = fed(batches, runs[0].model.b_dec.device) if runs else batches
     while left := [run for run in runs if not run.done]:
         places = [(run.state.epoch, run.state.batch) for run in left if run.state]
         epoch, first = min(places)

@@ -10,6 +10,7 @@ from sae_helpers import planted
 from sae_reference_kernel import ReferenceKernel
 from test_sae_optim import D, Dense, gradient
 
+from revelio.sae import feeding
 from revelio.sae.checkpoint import load_checkpoint, save_checkpoint
 from revelio.sae.config import TrainConfig
 from revelio.sae.kernels.base import Gradient, Weights
@@ -201,6 +202,22 @@ def test_a_step_does_not_wait_for_the_device(prefixes, waits) -> None:
     places = [place for place in places if "cuda/__init__" not in place]
     assert len(places) == waits, places
     assert 0 < step.loss < 10
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5], ids=["copied", "moved"])
+def test_rows_on_the_host_give_the_bits_of_rows_on_the_device(share, monkeypatch) -> None:
+    monkeypatch.setattr(feeding, "SHARE", share)
+    x, _ = planted(500, 32, 60, 4, noise=0.1)
+    models = []
+    for rows in (x, x.cuda()):
+        model = KSparseAutoencoder(32, 512, 8).cuda()
+        model.mode = (
+            "as_paper"  # no variance of the set, whose sums the two devices round differently
+        )
+        for _step in train(model, rows, TrainConfig(steps=30, batch_size=64), kernel=kernel()):
+            pass
+        models.append(model)
+    assert all(torch.equal(a, b) for a, b in zip(*(m.parameters() for m in models), strict=True))
 
 
 def test_a_loss_that_is_not_finite_changes_no_weight_and_is_said() -> None:
