@@ -3,8 +3,9 @@
 import ctypes
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -156,10 +157,11 @@ def load_partitioned(
     files: Mapping[str, Path],
     zero: Mapping[str, Any],
 ) -> "PreTrainedModel":
-    """A model of which each process allocates its share alone (ZeRO-3), its weights read one by one.
+    """A model of which each process allocates its share alone (ZeRO-3), and reads that share from the files.
 
-    The first process reads a weight and sends it round; nobody holds more than one whole weight at a time,
-    and what is read of the file beside it is a block.
+    Nobody holds more than one whole weight at a time, and what is read of a file is a block. Where DeepSpeed
+    keeps shares in another form (on a disk, quantised, or twice), the first process reads a weight and sends
+    it round.
 
     Args:
         empty: the model without weights.
@@ -169,8 +171,7 @@ def load_partitioned(
     Raises:
         ValueError: a weight holds NaN or infinity.
     """
-    from deepspeed import comm
-    from deepspeed.runtime.zero import GatheredParameters, Init
+    from deepspeed.runtime.zero import Init
     from transformers.initialization import no_init_weights
     from transformers.integrations.deepspeed import prevent_arange_dtype_change
 
@@ -180,10 +181,38 @@ def load_partitioned(
             model = type(empty)(empty.config)
         model.tie_weights()
         for name, parameter in model.named_parameters():
-            with GatheredParameters([parameter], modifier_rank=0):
-                if comm.get_rank() == 0:
-                    _read_into(parameter.data, files[name], name)
+            _read_share(parameter, files[name], name)
     return model.eval()
+
+
+def _read_share(parameter: Any, path: Path, name: str) -> None:
+    """Fill this process's share of a weight: of its numbers in a row, the part that its rank has."""
+    from deepspeed import comm
+    from deepspeed.runtime.zero import GatheredParameters
+
+    share = parameter.ds_tensor
+    if _is_plain(parameter):
+        first = share.ds_numel * comm.get_rank()
+        held = min(share.ds_numel, parameter.ds_numel - first)  # the last ones may be filled up
+        if held > 0:
+            _read_into(share[:held], path, name, tuple(parameter.ds_shape), first)
+        return
+    with GatheredParameters([parameter], modifier_rank=0):
+        if comm.get_rank() == 0:
+            _read_into(parameter.data.view(-1), path, name, tuple(parameter.ds_shape))
+
+
+def _is_plain(parameter: Any) -> bool:
+    """Whether shares lie in memory as they are, one a process, in the order of all processes."""
+    from deepspeed import comm
+
+    share = parameter.ds_tensor
+    return (
+        share.final_location is None
+        and share.dtype == parameter.dtype
+        and getattr(parameter, "ds_secondary_tensor", None) is None
+        and parameter.ds_process_group == comm.get_world_group()
+    )
 
 
 @contextmanager
@@ -205,18 +234,28 @@ def _freed_memory_returned() -> Iterator[None]:
             settle(_TRIM_THRESHOLD, 64 << 20)
 
 
-def _read_into(weight: "Tensor", path: Path, name: str) -> None:
-    """Fill a weight from a safetensors file, some rows at a time.
+def _read_into(
+    numbers: "Tensor", path: Path, name: str, shape: Sequence[int], first: int = 0
+) -> None:
+    """Fill numbers of a weight from a safetensors file, some rows at a time.
+
+    Args:
+        numbers: of the weight, in a row.
+        path: the file.
+        name: of the weight there.
+        shape: of the whole weight.
+        first: the place of the first one in the whole weight.
 
     Raises:
         ValueError: it holds NaN or infinity.
     """
-    rows = weight.view(len(weight), -1) if weight.ndim else weight.view(1, 1)
-    step = max(1, BLOCK // rows.shape[1])
-    for start in range(0, len(rows), step):
-        part = read_rows(path, name, start, start + step)
+    width = prod(shape[1:])
+    stop, step = first + len(numbers), max(1, BLOCK // width)
+    for row in range(first // width, -(-stop // width), step):
+        begin, end = max(first, row * width), min(stop, (row + step) * width)
+        part = read_rows(path, name, row, -(-end // width)).view(-1)
         check_finite(path.name, name, part)
-        rows[start : start + step].copy_(part.reshape(-1, rows.shape[1]))
+        numbers[begin - first : end - first].copy_(part[begin - row * width : end - row * width])
 
 
 def _settled(config: Mapping[str, Any]) -> dict[str, Any]:

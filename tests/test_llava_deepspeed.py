@@ -26,8 +26,9 @@ from llava_train_helpers import (
     write_data,
 )
 from process_helpers import in_processes
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from llava_ext import deepspeed
 from llava_ext.cli.command import parse
 from llava_ext.config import FinetuneConfig
 from llava_ext.deepspeed import state_bytes, zero_config
@@ -173,11 +174,16 @@ import sys
 from llava_ext import deepspeed
 deepspeed.prepare(cpu=True)
 import torch
-from deepspeed.runtime.zero import GatheredParameters
+from deepspeed.runtime import zero as ds
 from llava_ext.language import load_language_model
 
+GatheredParameters = ds.GatheredParameters
 zero = deepspeed.zero_config(3, bfloat16=False, clip=1.0)
-for folder in sys.argv[1:]:
+plain = deepspeed._is_plain
+for gathered, folder in [(False, each) for each in sys.argv[1:]] + [(True, sys.argv[1])]:
+    # Shares are read from the files alone, unless DeepSpeed keeps them in another form.
+    deepspeed._is_plain = (lambda _: False) if gathered else plain
+    ds.GatheredParameters = GatheredParameters if gathered else None
     wanted, found = load_language_model(folder), load_language_model(folder, zero=zero)
     shares = sum(parameter.ds_tensor.numel() for parameter in found.parameters())
     assert shares <= 0.5 * sum(parameter.numel() for parameter in wanted.parameters()) + 99
@@ -200,6 +206,24 @@ def test_each_process_loads_its_share_of_a_language_model(tmp_path) -> None:
     (tmp_path / "load.py").write_text(LOADING)
     done = in_processes(2, tmp_path / "load.py", *folders)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("block", [1, 7, 1 << 24])
+def test_a_share_is_those_numbers_of_a_weight(tmp_path, monkeypatch, block) -> None:
+    """Shares begin and end within rows, and lie over several blocks."""
+    shapes = {"flat": (5,), "matrix": (6, 5), "kernel": (3, 2, 2), "number": ()}
+    whole = {name: torch.randn(shape) for name, shape in shapes.items()}
+    save_file(whole, tmp_path / "weights.safetensors")
+    monkeypatch.setattr(deepspeed, "BLOCK", block)
+    for name, weight in whole.items():
+        wanted = weight.numpy().ravel()
+        for first in range(len(wanted)):
+            for stop in range(first + 1, len(wanted) + 1):
+                found = torch.zeros(stop - first, dtype=torch.bfloat16)
+                deepspeed._read_into(
+                    found, tmp_path / "weights.safetensors", name, shapes[name], first
+                )
+                assert torch.equal(found, torch.tensor(wanted[first:stop]).bfloat16())
 
 
 FREED = """
