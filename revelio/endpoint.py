@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 # So many records without a reply in a row, and none with one between them: the endpoint is down.
 HOPELESS = 5
 ANSWER_LIMIT = 16 * 2**20
+# Statuses of a server that has nothing, or takes nothing, at the address.
+METHOD_NOT_ALLOWED = 405
+NO_SUCH_PLACE = (404, METHOD_NOT_ALLOWED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +205,8 @@ def _hopeless(error: Exception) -> bool:
     if isinstance(error, openai.APITimeoutError):
         return False
     refused = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
-    return isinstance(error, (openai.APIConnectionError, *refused))
+    no_place = isinstance(error, openai.APIStatusError) and error.status_code == METHOD_NOT_ALLOWED
+    return no_place or isinstance(error, (openai.APIConnectionError, *refused))
 
 
 def _reason(error: Exception) -> str:
@@ -212,7 +216,17 @@ def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, openai.APIConnectionError) and error.__cause__ is not None:
         text = f"{text} {' '.join(str(error.__cause__).split())}".strip()
-    return text[:300] or type(error).__name__
+    text = text[:300] or type(error).__name__
+    if isinstance(error, openai.APIStatusError) and error.status_code in NO_SUCH_PLACE:
+        # Not its query or its user, which may be secrets.
+        url = error.request.url.copy_with(query=None, fragment=None, userinfo=b"")
+        text += f" (POST {url}{_completed(url.path)})"
+    return text
+
+
+def _completed(path: str) -> str:
+    """What an address without the API's version may lack."""
+    return "" if "/v1/" in path else "; most servers want a base_url that ends in /v1"
 
 
 def _reply(completion: Any) -> Reply:
@@ -226,7 +240,9 @@ def _reply(completion: Any) -> Reply:
     from openai.types.chat.chat_completion import Choice
 
     if not isinstance(completion, ChatCompletion) or not isinstance(completion.choices, list):
-        raise ValueError("the server's answer is no chat completion: is base_url right?")
+        raise ValueError(
+            "the server's answer is no chat completion: is base_url right? (Most end in /v1.)"
+        )
     choice = completion.choices[0] if completion.choices else None
     if not isinstance(choice, Choice) or not isinstance(choice.message, ChatCompletionMessage):
         raise ValueError("the server's answer is a chat completion without a message")

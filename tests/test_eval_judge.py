@@ -1,6 +1,7 @@
 """The judge's path against a server in a thread that counts, limits, dawdles and talks nonsense."""
 
 import json
+import re
 import socket
 from collections import Counter
 from pathlib import Path
@@ -213,6 +214,27 @@ def test_a_server_that_speaks_no_openai_is_named(bench: Path) -> None:
             # One at a time: of several on their way, any may be the first to fail.
             run_judge(bench, server.base_url, concurrency=1)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("status", [404, 405])
+def test_an_address_without_the_version_is_told_what_it_lacks(bench: Path, status: int) -> None:
+    def nothing_here(body: dict, number: int) -> Response:
+        return Response(raw=b"", status=status)
+
+    with judge_server(nothing_here) as server:
+        root = server.base_url.removesuffix("/v1")
+        # What may be a secret is not repeated.
+        secret = root.replace("//", "//me:pass@") + "?key=word"
+        for url, ending in (
+            (root, f"{root}/chat/completions; most servers want a base_url that ends in /v1"),
+            (server.base_url, f"{server.base_url}/chat/completions"),
+            (secret, "most servers want a base_url that ends in /v1"),
+        ):
+            with pytest.raises(ValueError, match=re.escape(f"{ending})")) as caught:
+                run_judge(bench, url, concurrency=1)
+            reason = str(caught.value).partition("(POST ")[2]
+            assert "pass" not in reason and "word" not in reason
+    assert len(server.bodies) == 3  # no other request can fare better
 
 
 def test_an_endpoint_that_is_down_or_refuses_the_key_ends_it_at_once(

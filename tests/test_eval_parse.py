@@ -4,8 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from eval.bench.mmvp import read_verdict
 from eval.bench.parse import parse_scores
 from revelio.endpoint import base_address
+from revelio.thinking import ends_within_thinking, without_thinking
 
 SCORES = st.one_of(
     st.integers(0, 10).map(float), st.integers(0, 100).map(lambda tenths: tenths / 10)
@@ -51,6 +53,17 @@ HEADS = st.sampled_from(
         "Here are the scores:\n\n",
         "**My ratings are:**\n",
         "<think>7 7</think>Here are my values:\n",
+        "<think>\n\n</think>\n<reason>3 3</reason>\n",
+        "[THINK]1 2\n</b> [/THINK]",
+        "<thought>5 6</thought>\n",
+        "<Thinking>5 6</Thinking>\n",
+        "<seed:think>5 6</seed:think>",
+        "\u25c1think\u25b75 6\u25c1/think\u25b7",
+        "<|begin_of_thought|>\n1 1\n<|end_of_thought|>\n\n<|begin_of_solution|>\n",
+        "<|channel|>analysis<|message|>1 1?<|end|><|start|>assistant<|channel|>final<|message|>",
+        "<|start|>assistant<|channel|>analysis<|message|>2 2<|end|><|start|>assistant<|channel|>"
+        "commentary<|message|>3 3<|end|><|start|>assistant<|channel|>final <|constrain|>json<|message|>",
+        "analysisThe first is an 8.\n5 5assistantfinal",
     )
 )
 
@@ -118,9 +131,31 @@ def test_a_long_line_is_named_short() -> None:
     assert len(str(caught.value)) < 110
 
 
-def test_a_reply_cut_within_its_thinking_says_so() -> None:
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "<think>\n8 7 would be",
+        "<think>a</think>\n<think>\n8 7",
+        "[THINK]8 7",
+        " <thought>\n8 7",
+        "<reasoning>8 7",
+        "<|begin_of_thought|>8 7",
+        "<|channel|>analysis<|message|>8 7",
+        "<|start|>assistant<|channel|>analysis<|message|>8 7<|end|>",
+    ],
+)
+def test_a_reply_cut_within_its_thinking_says_so(reply: str) -> None:
     with pytest.raises(ValueError, match="raise max_tokens"):
-        parse_scores("<think>\n8 7 would be")
+        parse_scores(reply)
+    assert read_verdict(reply.replace("8 7", "yes")) is None
+
+
+@pytest.mark.parametrize(
+    "reply",
+    ["8 7", "analysis: none", "[1, 2]", "<b>x</b>", "", "I think 8 7", '{"name": "analysis"}'],
+)
+def test_a_reply_without_thinking_is_left_as_it_is(reply: str) -> None:
+    assert without_thinking(reply) == reply and not ends_within_thinking(reply)
 
 
 @pytest.mark.parametrize("tail", ["", "/", "/chat/completions", "/chat/completions/"])

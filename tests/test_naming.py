@@ -165,6 +165,17 @@ def test_a_judge_that_guesses_passes_no_name(made):
     assert result["passed"]["value"] == 0 and all(e["p"] == 1 for e in result["latents"])
 
 
+def test_what_a_judge_thinks_is_no_part_of_its_reply(made):
+    def thinks(body: dict, number: int) -> Response:
+        said = '<think>Is it {"name": "a wheel"} or {1}?</think>\n' + eye(body, number).text
+        return Response(said)
+
+    with judge_server(thinks) as server:
+        result = name_latents(replace(made, base_url=server.base_url)).result
+    names = {entry["latent"]: entry["name"] for entry in result["latents"]}
+    assert names == {0: "red", 1: "green", 2: "blue"} and result["unread"] == 0
+
+
 def test_a_judge_that_is_down_loses_nothing(made, capsys):
     count = 0
 

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from eval.bench.files import Question
-from eval.bench.parse import without_thinking
 from revelio.endpoint import Settings, ask_all
 from revelio.reply_cache import Reply, ReplyCache
 from revelio.stats import proportion
+from revelio.thinking import without_thinking
 from revelio.trust import printable, read_csv
 
 QUESTIONS, PICTURES = "Questions.csv", "MMVP Images"

@@ -8,7 +8,7 @@ decides; it may be written in these ways (markdown marks around it do not count)
     Assistant 1: 8 \n Assistant 2: 7          a labelled score a line, the next line too
     Here are the scores: \n 8 7               the scores after a line that announces them
 
-What a reasoning judge thinks first (``<think>...</think>``) is passed over.
+What a reasoning judge thinks first (:mod:`revelio.thinking`) is passed over.
 
 Scores are from 0 to 10: the rule's scale starts at 1, but judges give 0 to an answer that isn't one. All
 else is a failure, never a score: prose with numbers in it, a third number, a score above 10 or below 0,
@@ -16,6 +16,8 @@ a decimal comma (``8,5 7,5`` is four numbers), one score alone (``8/10``).
 """
 
 import re
+
+from revelio.thinking import ends_within_thinking, without_thinking
 
 LOWEST, HIGHEST = 0.0, 10.0
 LONGEST_LINE = 1000  # a longer one is prose; patterns take the square of a line's length
@@ -27,8 +29,7 @@ _LABELLED = re.compile(
     rf"(?:assistant|answer|response)\s*#?([12])(?:'s\s+score|\s+score)?\s*(?:[:=]|-)\s*{_NUMBER}",
     re.I,
 )
-# What a reasoning model writes before its reply, and the line that announces the scores.
-_THINKING = re.compile(r"\A.*?</(?:think|thinking|reasoning)>", re.I | re.S)
+# The line that announces the scores.
 _INTRODUCTION = re.compile(r"[^\d]*\b(?:scores?|ratings?|values?|evaluation)\b[^\d]*:", re.I)
 _BETWEEN = re.compile(r"[\s,;|&.]*(?:and)?[\s,;|&.]*", re.I)
 
@@ -39,10 +40,9 @@ def parse_scores(reply: str) -> tuple[float, float]:
     Raises:
         ValueError: there are no two scores where they must stand; says what stood there.
     """
-    said = without_thinking(reply)
-    if said.lstrip().lower().startswith(("<think", "<reasoning")):
+    if ends_within_thinking(reply):
         raise ValueError("the reply ends within its thinking: raise max_tokens")
-    lines = [plain for line in said.splitlines() if (plain := _plain(line))]
+    lines = [plain for line in without_thinking(reply).splitlines() if (plain := _plain(line))]
     if lines and len(lines[0]) <= LONGEST_LINE and _INTRODUCTION.fullmatch(lines[0]):
         lines = lines[1:]
     if not lines:
@@ -53,11 +53,6 @@ def parse_scores(reply: str) -> tuple[float, float]:
     if not all(LOWEST <= score <= HIGHEST for score in found):
         raise ValueError(f"a score lies outside {LOWEST:g} to {HIGHEST:g}: {_short(lines[0])}")
     return found
-
-
-def without_thinking(reply: str) -> str:
-    """A reply without what a reasoning model writes before it."""
-    return _THINKING.sub("", reply)
 
 
 def _plain(line: str) -> str:

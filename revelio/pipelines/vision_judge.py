@@ -12,6 +12,7 @@ from revelio.endpoint import Settings, ask_all, key_of
 from revelio.naming.questions import body
 from revelio.pipelines import Report, counted
 from revelio.reply_cache import ReplyCache
+from revelio.thinking import without_thinking
 
 T = TypeVar("T")
 
@@ -70,7 +71,7 @@ class VisionJudge:
         for index, entry in enumerate(entries):
             reply = self._cache.get(entry)
             try:
-                found.append(read(index, reply.text if reply else ""))
+                found.append(read(index, without_thinking(reply.text) if reply else ""))
             except ValueError as error:
                 found.append(None)
                 why = str(error)
