@@ -4,9 +4,9 @@ The model below them may be quantised (QLoRA, arXiv 2305.14314).
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from llava_ext.model import LlavaModel, is_quantised
+from llava_ext.model import LlavaModel, innermost
 from llava_ext.stages import LoadIn, LoraOptions
 from revelio.backbones.loading import reading
 from revelio.backbones.weights import check_fit, shapes_of
@@ -177,3 +177,8 @@ def read_weights_file(file: Path) -> "dict[str, Tensor]":
         raise ValueError(f"no weights at {file}: give the folder of a saved model")
     headers, _ = tensor_headers(file)
     return read_tensors(file, dict.fromkeys(headers))
+
+
+def is_quantised(model: LlavaModel) -> bool:
+    """Whether the language model's weights are in fewer bits than any number format."""
+    return "quantization_config" in cast(Any, innermost(model.language_model)).config.to_dict()

@@ -7,7 +7,7 @@ from typing import Any, TextIO
 
 from PIL.Image import Image
 
-from llava_ext.config import IMAGE_TOKEN, QUESTION, ChatConfig
+from llava_ext.config import IMAGE_TOKEN, ChatConfig
 from llava_ext.conversation import Turn
 from llava_ext.generate import Assistant
 from llava_ext.images import open_picture
@@ -24,7 +24,7 @@ class Dialogue:
     def __init__(self, assistant: Assistant, pictures: Sequence[Image], out: TextIO) -> None:
         self.assistant = assistant
         self.pictures = pictures
-        self.asks = any(tower.config.prompt == QUESTION for tower in assistant.towers)
+        self.asks = assistant.model.settings.asks
         self.grids = [] if self.asks else assistant.see(pictures)
         self.out = out
         self.turns: list[Turn] = []

@@ -19,7 +19,7 @@ from warnings import warn
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from llava_ext.adapter import load_adapter, read_weights_file
+from llava_ext.adapter import is_quantised, load_adapter, read_weights_file
 from llava_ext.config import ModelConfig
 from llava_ext.conversation import FORMAT_1_SYSTEM
 from llava_ext.images import transform_from
@@ -29,7 +29,7 @@ from llava_ext.language import (
     load_language_model,
     load_tokenizer,
 )
-from llava_ext.model import LlavaModel, is_quantised
+from llava_ext.model import LlavaModel
 from llava_ext.model_config import TowerShape
 from llava_ext.processor import RevelioLlavaProcessor
 from revelio.backbones.loading import dtype_of

@@ -130,6 +130,11 @@ class ModelConfig:
         if self.max_length < 1:
             raise ValueError(f"`max_length` is {self.max_length}: give 1 or more tokens")
 
+    @property
+    def asks(self) -> bool:
+        """Whether a tower is prompted by the question."""
+        return any(tower.prompt == QUESTION for tower in self.towers)
+
 
 # The first row of Table 4; the others are in configs/llava.
 PAPER_MODEL = ModelConfig(

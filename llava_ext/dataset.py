@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from llava_ext.config import IGNORE_INDEX, IMAGE_INDEX, IMAGE_TOKEN, ModelConfig
-from llava_ext.conversation import Turn
+from llava_ext.asked import first_question
+from llava_ext.config import IGNORE_INDEX, IMAGE_INDEX, ModelConfig
 from llava_ext.images import image_id, open_picture
 from llava_ext.llava_json import Bad, Record, refuse, report
 from llava_ext.splice import expanded_length
@@ -284,11 +284,6 @@ class ConversationDataset(Dataset):
             "questions": [first_question(record.turns)] * len(record.images),
             "id": record.id,
         }
-
-
-def first_question(turns: Sequence[Turn]) -> str:
-    """What is asked first, which a tower may take as its prompt."""
-    return turns[0].text.replace(IMAGE_TOKEN, "").strip()
 
 
 @dataclass(frozen=True)

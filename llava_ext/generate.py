@@ -18,6 +18,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from llava_ext.asked import question_of
 from llava_ext.checkpoint import load_model
 from llava_ext.config import IMAGE_INDEX, IMAGE_TOKEN
 from llava_ext.conversation import Turn, place_images
@@ -123,9 +124,7 @@ class Assistant:
             seen = [picture for each in images[chosen] for picture in each]
             ids = [image_id(picture) for picture in seen]
             asked = zip(prompts[chosen], images[chosen], strict=True)
-            questions = [
-                prompt.replace(IMAGE_TOKEN, "").strip() for prompt, some in asked for _ in some
-            ]
+            questions = [question_of(prompt) for prompt, some in asked for _ in some]
             report = None if on_text is None else shifted(on_text, start)
             answers += self.answer_grids(
                 prompts[chosen],

@@ -8,15 +8,13 @@ and is replaced by its tokens (:mod:`llava_ext.splice`). A processor's text alre
 ``image_token_id`` as the image has tokens, and brings the pictures in ``pixel_values`` and their names in
 ``image_ids`` (:mod:`llava_ext.processor`); the towers then run here.
 
-Loss: the language model's own, but logits are computed only where a label stands: with a vocabulary of
-49,152 the head is a good part of a small model's time and memory. Every submodule is called through its
-``forward``, so that ZeRO-3's hooks gather what is partitioned, and a batch without images runs the
-projectors on none, so that all processes do the same and gradients are zeros, not missing (SPEC L10).
+Training's loss is :mod:`llava_ext.loss`'s. Every submodule is called through its ``forward``, so that
+ZeRO-3's hooks gather what is partitioned, and a batch without images runs the projectors on none, so that all
+processes do the same and gradients are zeros, not missing (SPEC L10).
 """
 
 from collections.abc import Collection, Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
 from typing import Any, cast
@@ -24,32 +22,24 @@ from typing import Any, cast
 import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from transformers import AutoModelForImageTextToText, GenerationMixin, PreTrainedModel
 from transformers.generation.candidate_generator import CandidateGenerator
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils.generic import ModelOutput
 
-from llava_ext.config import IGNORE_INDEX, ModelConfig
+from llava_ext.asked import split_questions
+from llava_ext.config import ModelConfig
 from llava_ext.decoding import drafts_from_words
 from llava_ext.fusion import fuse, fused_length, widths
 from llava_ext.images import names_of, split_pixels
+from llava_ext.loss import spliced_loss
 from llava_ext.model_config import RevelioLlavaConfig, TowerShape
 from llava_ext.projector import Projector, token_raster
-from llava_ext.splice import Side, Spliced, rows_only, splice
+from llava_ext.splice import Side, Spliced, splice
 from llava_ext.stages import Stage
 from llava_ext.towers import Tower, load_towers, look, plain_transforms
 from revelio.backbones.loading import dtype_of
 from revelio.config import to_plain
 from revelio.seeds import key_seed
-
-
-@dataclass
-class Output(ModelOutput):
-    """What :meth:`LlavaModel.forward` gives: the loss where labels were given, else all logits."""
-
-    loss: Float[Tensor, ""] | None = None
-    logits: Float[Tensor, "b L v"] | None = None
 
 
 class LlavaModel(PreTrainedModel, GenerationMixin):
@@ -157,15 +147,26 @@ class LlavaModel(PreTrainedModel, GenerationMixin):
         self.config.transforms = plain_transforms(self.towers)
 
     def see(
-        self, pixel_values: UInt8[Tensor, "i n"], image_ids: Int64[Tensor, "i 2"]
+        self,
+        pixel_values: UInt8[Tensor, "i n"],
+        image_ids: Int64[Tensor, "i 2"],
+        image_questions: UInt8[Tensor, " q"] | None = None,
     ) -> list[Float[Tensor, "i c h w"]]:
-        """The towers' grids of a processor's pictures, one tensor a tower."""
+        """The towers' grids of a processor's pictures, one tensor a tower.
+
+        Raises:
+            ValueError: a tower is prompted by the question, and there is not one a picture.
+        """
         if not self.towers:
             self.load_towers()
         pixels = split_pixels(pixel_values.to(self.device), self.config.transforms)
         ids = names_of(image_ids)
+        asked = None if image_questions is None else split_questions(image_questions)
+        if asked is not None and len(asked) != len(ids):
+            raise ValueError(f"{len(asked)} questions about {len(ids)} pictures: give one each")
+        pairs = zip(self.towers, pixels, strict=True)
         with torch.no_grad():
-            return [look(tower, each, ids) for tower, each in zip(self.towers, pixels, strict=True)]
+            return [look(tower, each, ids, asked) for tower, each in pairs]
 
     def image_embeddings(self, grids: Sequence[Float[Tensor, "i c h w"]]) -> Float[Tensor, "i T d"]:
         """Image tokens in the language model's width; no grids at all stand for no images.
@@ -222,6 +223,7 @@ class LlavaModel(PreTrainedModel, GenerationMixin):
         self,
         pixel_values: UInt8[Tensor, "i n"],
         image_ids: Int64[Tensor, "i 2"] | None = None,
+        image_questions: UInt8[Tensor, " q"] | None = None,
         **_: Any,
     ) -> BaseModelOutputWithPooling:
         """What ``generate`` asks for once, before the first token: a processor's pictures as tokens.
@@ -236,7 +238,7 @@ class LlavaModel(PreTrainedModel, GenerationMixin):
             raise ValueError(
                 "pictures come with `image_ids`: give all that one call of the processor gives"
             )
-        found = self.image_embeddings(self.see(pixel_values, image_ids))
+        found = self.image_embeddings(self.see(pixel_values, image_ids, image_questions))
         return BaseModelOutputWithPooling(pooler_output=cast(Any, list(found)))
 
     def prepare_inputs_for_generation(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -273,6 +275,7 @@ class LlavaModel(PreTrainedModel, GenerationMixin):
         num_items_in_batch: Tensor | int | None = None,
         pixel_values: UInt8[Tensor, "i n"] | None = None,
         image_ids: Int64[Tensor, "i 2"] | None = None,
+        image_questions: UInt8[Tensor, " q"] | None = None,
         inputs_embeds: Float[Tensor, "b L d"] | None = None,
         mm_encoder_outputs: dict[str, Any] | None = None,
         position_ids: Int64[Tensor, "b L"] | None = None,
@@ -291,6 +294,7 @@ class LlavaModel(PreTrainedModel, GenerationMixin):
             num_items_in_batch: what to divide the summed loss by; None is the labels in this batch.
             pixel_values: a processor's pictures.
             image_ids: their names.
+            image_questions: what each is asked; only towers whose prompt it is want it.
             inputs_embeds: instead of a processor's text.
             mm_encoder_outputs: ``image``, of :meth:`get_image_features`, in place of the pictures.
             position_ids: left out where the language model counts for itself.
@@ -303,39 +307,19 @@ class LlavaModel(PreTrainedModel, GenerationMixin):
         if grids is not None or not (own or labels is None):
             assert input_ids is not None and attention_mask is not None
             found = self.embed(input_ids, attention_mask, labels, grids or (), length=length)
-            return self._spliced(found, num_items_in_batch)
+            takes = self._takes_positions
+            return spliced_loss(self.language_model, found, num_items_in_batch, positions=takes)
         if inputs_embeds is None:
             assert input_ids is not None
             features = (mm_encoder_outputs or {}).get("image")
             if pixel_values is not None:
-                features = self.get_image_features(pixel_values, image_ids)
+                features = self.get_image_features(pixel_values, image_ids, image_questions)
             inputs_embeds = self.embed_expanded(input_ids, features)
         if self._takes_positions:
             settings["position_ids"] = position_ids
         return self.language_model(
             inputs_embeds=inputs_embeds, attention_mask=attention_mask, labels=labels, **settings
         )
-
-    def _spliced(self, found: Spliced, num_items_in_batch: Tensor | int | None) -> Output:
-        """Training's loss of a batch, or its logits."""
-        inputs: dict[str, Any] = {
-            "inputs_embeds": found.embeddings,
-            "attention_mask": found.attention_mask,
-            "use_cache": False,
-        }
-        if self._takes_positions:
-            inputs["position_ids"] = found.position_ids
-        if found.labels is None:
-            return Output(logits=self.language_model(**inputs).logits)
-        targets = nn.functional.pad(found.labels[:, 1:], (0, 1), value=IGNORE_INDEX).flatten()
-        rows = (targets != IGNORE_INDEX).nonzero().flatten()
-        head = cast(nn.Module, self.language_model.get_output_embeddings())
-        with rows_only(head, rows):
-            logits = self.language_model(**inputs).logits.flatten(0, -2)
-        total = cross_entropy(logits.float(), targets[rows], reduction="sum")
-        if num_items_in_batch is None:
-            return Output(loss=total / max(len(rows), 1))
-        return Output(loss=total / num_items_in_batch)
 
     def trainable(self, stage: Stage) -> None:
         """Choose what trains: projectors only, or with the language model (of a peft model its adapter)."""
@@ -407,11 +391,6 @@ def innermost(model: PreTrainedModel) -> nn.Module:
     from peft import PeftModel
 
     return model.get_base_model() if isinstance(model, PeftModel) else model
-
-
-def is_quantised(model: LlavaModel) -> bool:
-    """Whether the language model's weights are in fewer bits than any number format."""
-    return "quantization_config" in cast(Any, innermost(model.language_model)).config.to_dict()
 
 
 AutoModelForImageTextToText.register(RevelioLlavaConfig, LlavaModel, exist_ok=True)

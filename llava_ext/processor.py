@@ -9,6 +9,7 @@
     attention_mask (b L)
     pixel_values   (i n)  uint8: each picture as every tower sees it, one behind the other, not normalised
     image_ids      (i 2)  the pictures' names by content, which key the noise of diffusion towers
+    image_questions (n)   only where a tower is prompted by it: what each picture is asked (llava_ext.asked)
 
 Pixels stay whole numbers, so that no number format on the way rounds them: the towers, which run in the
 model, see what they see in training.
@@ -22,6 +23,7 @@ from torch import Tensor
 from transformers import AutoProcessor, BatchFeature, ProcessorMixin
 from transformers.image_utils import load_image
 
+from llava_ext.asked import first_question, join_questions, question_in
 from llava_ext.config import IMAGE_INDEX, IMAGE_TOKEN, Aspect
 from llava_ext.conversation import Turn, place_images
 from llava_ext.images import id_of, image_id, join_pixels
@@ -41,6 +43,7 @@ class RevelioLlavaProcessor(ProcessorMixin):
         image_tokens: tokens an image.
         image_token_id: what stands for each of them.
         transforms: each tower's, as plain values.
+        asks: whether a tower is prompted by the question.
     """
 
     attributes = ["tokenizer"]  # noqa: RUF012
@@ -56,12 +59,13 @@ class RevelioLlavaProcessor(ProcessorMixin):
         image_tokens: int = 1,
         image_token_id: int = -1,
         transforms: Sequence[Mapping[str, Any]] = (),
+        asks: bool = False,
         **settings: Any,
     ) -> None:
         self.template, self.system = template, system
         self.aspect: Aspect = aspect
         self.image_tokens, self.image_token_id = image_tokens, image_token_id
-        self.transforms = list(transforms)
+        self.transforms, self.asks = list(transforms), asks
         super().__init__(tokenizer, **settings)
         self.tokenizer.padding_side = "left"  # as here, where a pipeline makes batches of its own
 
@@ -86,6 +90,7 @@ class RevelioLlavaProcessor(ProcessorMixin):
             image_tokens=model.image_tokens,
             image_token_id=model.config.image_token_id,
             transforms=model.config.transforms,
+            asks=settings.asks,
         )
 
     @property
@@ -96,12 +101,14 @@ class RevelioLlavaProcessor(ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         """What a call gives."""
-        return ["input_ids", "attention_mask", "pixel_values", "image_ids"]
+        names = ["input_ids", "attention_mask", "pixel_values", "image_ids"]
+        return [*names, "image_questions"] if self.asks else names
 
     def __call__(
         self,
         images: Any = None,
         text: str | Sequence[str] | None = None,
+        questions: Sequence[str] | None = None,
         **settings: Any,
     ) -> BatchFeature:
         """Whole prompts and their pictures as a model's input.
@@ -110,10 +117,12 @@ class RevelioLlavaProcessor(ProcessorMixin):
             images: pictures, paths or addresses: one, a list, or a list a prompt.
             text: prompts with the template's tags, as :meth:`apply_chat_template` gives them, with
                 ``<image>`` for each picture in order.
+            questions: what a tower may be prompted by, one a prompt; None is the first thing that each asks.
             settings: ``return_tensors`` is "pt" in any case.
 
         Raises:
-            ValueError: there are not as many pictures as ``<image>``.
+            ValueError: there are not as many pictures as ``<image>``, or not as many questions as prompts; or
+                a tower is prompted by the question, and it can't be told from the prompt.
         """
         texts = [text] if isinstance(text, str) else list(text or ())
         if not texts:
@@ -131,7 +140,23 @@ class RevelioLlavaProcessor(ProcessorMixin):
             seen = [join_pixels(one, self.transforms, self.aspect) for one in pictures]
             data["pixel_values"] = torch.stack(seen)
             data["image_ids"] = torch.tensor([id_of(image_id(picture)) for picture in pictures])
+        if pictures and self.asks:
+            asked = self._asked(texts) if questions is None else list(questions)
+            if len(asked) != len(texts):
+                raise ValueError(f"{len(asked)} questions for {len(texts)} prompts: give one each")
+            counts = (row.count(IMAGE_INDEX) for row in rows)
+            each = [one for one, count in zip(asked, counts, strict=True) for _ in range(count)]
+            data["image_questions"] = join_questions(each)
         return BatchFeature(data)
+
+    def _asked(self, texts: Sequence[str]) -> list[str]:
+        """What each prompt asks first; of one without a picture nobody wants to know."""
+        return [
+            question_in(text, self.template, self.system, self.tokenizer)
+            if IMAGE_TOKEN in text
+            else ""
+            for text in texts
+        ]
 
     def apply_chat_template(
         self,
@@ -163,7 +188,7 @@ class RevelioLlavaProcessor(ProcessorMixin):
         if not conversation:
             raise ValueError("the conversation has no message: give one of the user's")
         single = isinstance(conversation[0], Mapping)
-        texts, pictures = [], []
+        texts, pictures, asked = [], [], []
         for messages in [conversation] if single else conversation:
             turns, system = [], self.system
             for message in messages:
@@ -175,9 +200,10 @@ class RevelioLlavaProcessor(ProcessorMixin):
                     turns.append(Turn(message["role"], place_images(said)))
             segments = render(self.template, turns, system, self.tokenizer)
             texts.append("".join(segment.text for segment in segments))
+            asked.append(first_question(turns))
         if not tokenize:
             return texts[0] if single else texts
-        found = self(images=pictures or None, text=texts)
+        found = self(images=pictures or None, text=texts, questions=asked)
         return found if return_dict else found["input_ids"]
 
     def _expanded(self, row: Sequence[int]) -> list[int]:

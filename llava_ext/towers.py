@@ -150,7 +150,8 @@ class BackboneTower:
         if questions is None:
             raise ValueError(
                 f"tower {self.config.backbone} {self.config.layer} is prompted by the question, which is not "
-                "known here: ask with Assistant.answer, chat or the benchmarks"
+                "known here: give all that one call of the processor gives (one saved before it knew "
+                "questions is made anew by `RevelioLlavaProcessor.of(model, processor.tokenizer)`)"
             )
         return questions
 

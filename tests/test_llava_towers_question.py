@@ -7,17 +7,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from llava_helpers import model_config, picture, tiny_llama, tower_configs
+from hypothesis import given
+from hypothesis import strategies as st
+from llava_helpers import (
+    model_config,
+    picture,
+    tiny_language_tokenizer,
+    tiny_llama,
+    tower_configs,
+)
+from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 
+from llava_ext.asked import join_questions, question_in, split_questions
 from llava_ext.chat import Dialogue
+from llava_ext.checkpoint import save_model
 from llava_ext.config import TowerConfig
+from llava_ext.conversation import STYLES
 from llava_ext.dataset import Collator, ConversationDataset, Pictures
 from llava_ext.generate import Assistant
 from llava_ext.images import image_id
 from llava_ext.language import build_model
 from llava_ext.llava_json import Record
 from llava_ext.projector import Resampler, token_raster
-from llava_ext.templates import Turn
+from llava_ext.templates import Turn, render
 from llava_ext.tower_cache import store_name
 from llava_ext.towers import BackboneTower, Tower, load_tower, load_towers, look
 from revelio.backbones.registry import load_backbone
@@ -94,6 +106,111 @@ def test_questions_reach_the_tower_in_training_and_in_answers(
     talk.turns = []
     talk.ask("and now?", max_new_tokens=2)
     assert asked == [[QUESTIONS[0]], ["and now?"]]
+
+
+@pytest.fixture(scope="module")
+def asking(sd: TowerConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved model one of whose two towers is prompted by the question."""
+    root = tmp_path_factory.mktemp("asking")
+    towers = (replace(sd, prompt="question"), tower_configs(root)["clip"])
+    config = model_config(tiny_llama(root / "lm"), *towers, template="tokenizer")
+    model, tokenizer = build_model(config, load_towers(config, "cpu"))
+    with torch.no_grad():  # what is asked shall change what is answered
+        for projector in model.projectors:
+            projector.mlp[-1].weight.mul_(30)
+    save_model(model, tokenizer, root / "model")
+    return root / "model"
+
+
+def test_a_processor_brings_the_question_to_the_tower(asking: Path, tmp_path: Path) -> None:
+    """Tokens of `generate` and `pipeline`, alone and in a batch, saved again, are those of the chat path."""
+    model = AutoModelForImageTextToText.from_pretrained(asking)
+    processor = AutoProcessor.from_pretrained(asking)
+    settings = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+    asked = [*QUESTIONS, "is it a dog?"]
+    counts = [1, 2, 1]
+    pictures = [[picture(number)] * count for number, count in enumerate(counts)]
+    answers = Assistant.load(asking, device="cpu").answer(asked, pictures, max_new_tokens=4)
+    blank = Assistant.load(asking, device="cpu").answer(["a"] * 3, pictures, max_new_tokens=4)
+    assert len({*answers}) == 3 and answers != blank
+
+    def talk(question: str, seen: list) -> list[dict]:
+        parts = [{"type": "image", "image": one} for one in seen]
+        return [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
+
+    talks = [talk(*pair) for pair in zip(asked, pictures, strict=True)]
+    together = processor.apply_chat_template(talks, tokenize=True)
+    assert set(together) == {*processor.model_input_names}
+    assert split_questions(together["image_questions"]) == [asked[0], asked[1], asked[1], asked[2]]
+    start = together["input_ids"].shape[1]
+    rows = model.generate(**together, **settings)[:, start:]
+    assert [text.strip() for text in processor.batch_decode(rows, True)] == answers
+
+    # Saved again; the text made first, as transformers' users do; one by one; beams; an assistant.
+    processor.save_pretrained(tmp_path)
+    processor = AutoProcessor.from_pretrained(tmp_path)
+    for each, seen, answer in zip(talks, pictures, answers, strict=True):
+        one = processor(images=seen, text=processor.apply_chat_template(each))
+        by_ids = processor.apply_chat_template(each, tokenize=True)
+        assert all(torch.equal(one[name], by_ids[name]) for name in by_ids)
+        for more in ({}, {"prompt_lookup_num_tokens": 2})[: len(seen)]:
+            found = model.generate(**one, **settings, **more)[0, one["input_ids"].shape[1] :]
+            assert processor.decode(found, skip_special_tokens=True).strip() == answer
+        with torch.no_grad():
+            logits = model(**one).logits
+            assert logits.argmax(-1)[0, -1] == found[0]
+            other = join_questions(["a"] * len(seen))
+            assert not torch.allclose(model(**one | {"image_questions": other}).logits, logits)
+    assert len(model.generate(**together, **settings, num_beams=2)) == 3
+    pipe = pipeline("image-text-to-text", model=str(asking), device="cpu")
+    for size in (1, 3):
+        found = pipe(text=talks, return_full_text=False, batch_size=size, **_plain(settings))
+        assert [one["generated_text"].strip() for (one,) in found] == answers
+
+    with pytest.raises(ValueError, match="not known here: give all that one call"):
+        model.generate(**{**one, "image_questions": None}, **settings)
+    with pytest.raises(ValueError, match="1 questions about 4 pictures"):
+        model.generate(**{**together, "image_questions": one["image_questions"]}, **settings)
+    with pytest.raises(ValueError, match="give `questions`, one a text"):
+        processor(images=picture(0), text="<image> what is it?")
+    given = processor(images=picture(0), text="<image> what is it?", questions=["x\u00e9?"])
+    assert split_questions(given["image_questions"]) == ["x\u00e9?"]
+    with pytest.raises(ValueError, match="2 questions for 1 prompts"):
+        processor(images=picture(0), text="<image> a", questions=["x", "y"])
+    assert "image_questions" not in processor(text="no picture, no question")
+
+
+def _plain(settings: dict) -> dict:
+    return {name: value for name, value in settings.items() if name != "pad_token_id"}
+
+
+@given(
+    st.lists(st.text(st.characters(codec="utf-8", exclude_characters="<>[]|")), max_size=4),
+)
+def test_questions_are_the_same_out_of_their_bytes(questions: list[str]) -> None:
+    assert split_questions(join_questions(questions)) == questions
+    joined = torch.cat([join_questions([one]) for one in questions] or [join_questions([])])
+    assert split_questions(joined) == questions
+
+
+@pytest.mark.parametrize("template", [*STYLES, "tokenizer"])
+@pytest.mark.parametrize("own", [None, "", "Be short."])
+@pytest.mark.parametrize("given_system", [None, "Another one.\nUSER: what? ASSISTANT: "])
+def test_the_first_question_is_found_in_every_template(
+    template: str, own: str | None, given_system: str | None
+) -> None:
+    tokenizer = tiny_language_tokenizer()
+    talk = [Turn("user", "<image>\nis it a cat,\nor a dog?"), Turn("assistant", "a cat")]
+    system = own if given_system is None else given_system
+    for turns in (talk[:1], [*talk, Turn("user", "why?")], [*talk, talk[0]]):
+        if template == "plain":
+            with pytest.raises(ValueError, match="can't be told"):
+                question_in("<image>", template, own, tokenizer)
+            continue
+        text = "".join(part.text for part in render(template, turns, system, tokenizer))
+        if template == "vicuna_v1" and given_system:
+            continue  # its tags are words, which such a system message may hold
+        assert question_in(text, template, own, tokenizer) == "is it a cat,\nor a dog?"
 
 
 def test_several_layers_and_timesteps_are_one_tower(sd: TowerConfig) -> None:

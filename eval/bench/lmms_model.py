@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from lmms_eval.api.model import lmms  # pyright: ignore[reportMissingImports]
 from tqdm import tqdm
 
-from llava_ext.config import IMAGE_TOKEN
+from llava_ext.asked import first_question
 from llava_ext.conversation import Turn, place_images
 from llava_ext.generate import Assistant
 from llava_ext.processor import message_parts
@@ -77,7 +77,7 @@ class RevelioLlava(lmms):
             turns, seen = conversation(to_messages(self.task_dict[task][split][number]))
             conversations.append(turns)
             pictures += [picture.convert("RGB") for picture in seen]
-            questions += [turns[0].text.replace(IMAGE_TOKEN, "").strip()] * len(seen)
+            questions += [first_question(turns)] * len(seen)
         settings = asked[0][2]
         texts = self.assistant.reply(
             conversations,
