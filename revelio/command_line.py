@@ -9,15 +9,16 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from functools import partial
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 
 from revelio.trust import printable
+from revelio.wording import did_you_mean
 
 T = TypeVar("T")
 
@@ -94,7 +95,8 @@ def choose(words: Sequence[str], commands: Mapping[str, str], prog: str, summary
         sys.stdout.write(usage(commands, prog, summary))
         return ""
     if words[0] not in commands:
-        fail(prog, f"unknown command {words[0]!r}: choose from {', '.join(commands)}")
+        hint = did_you_mean(words[0], commands)
+        fail(prog, f"unknown command {words[0]!r}: {hint}choose from {', '.join(commands)}")
     return words[0]
 
 
@@ -247,6 +249,7 @@ def parse_flags(
     except SystemExit as stopped:
         if stopped.code != 2:
             raise
+        _check_known(cls, words)
         raise ValueError(_one_line(said.getvalue())) from None
     _check_no_empty_path(words, config)
     check(config)
@@ -261,6 +264,43 @@ def _check_renamed(cls: type, words: Sequence[str]) -> None:
         flag = word.partition("=")[0].replace("_", "-")
         if flag.startswith("--") and flag[2:] in old:
             raise ValueError(f"{flag} is called --{old[flag[2:]]} now")
+
+
+def _check_known(cls: type, words: Sequence[str]) -> None:
+    """Name the first flag that there is none of: tyro tells only what lacks where something does.
+
+    Raises:
+        ValueError: there is one.
+    """
+    known = {"--config", "--help", *flags_of(cls)}
+    for word in words:
+        given = word.partition("=")[0]
+        flag = re.sub(r"\.\d+\.", ".0.", given.replace("_", "-"))
+        if not flag.startswith("--") or flag in known:
+            continue
+        # `--source` for `--data.source`.
+        inside = [one for one in sorted(known) if one.rpartition(".")[2] == flag.strip("-")]
+        near = did_you_mean(flag.strip("-"), (one.strip("-") for one in known), "--{}")
+        hint = f"did you mean {' or '.join(inside)}? " if inside else near
+        raise ValueError(f"unknown flag {given}: {hint}--help lists all")
+
+
+def flags_of(cls: type, above: str = "") -> Iterator[str]:
+    """The flags of a config and of those inside it; those of a list of configs as its first has them."""
+    from tyro.conf import Positional
+
+    for name, kind in get_type_hints(cls, include_extras=True).items():
+        if Positional in getattr(kind, "__metadata__", ()) or get_origin(kind) is ClassVar:
+            continue
+        flag = f"{above}{name}".replace("_", "-")
+        kinds = (one for one in (kind, *get_args(kind)) if isinstance(one, type))
+        inner = next((one for one in kinds if is_dataclass(one)), None)
+        if inner is not None:
+            yield from flags_of(inner, f"{flag}." if inner is kind else f"{flag}.0.")
+        else:
+            yield f"--{flag}"
+            if kind is bool:
+                yield f"--{above}no-{name}".replace("_", "-")
 
 
 @contextmanager

@@ -6,7 +6,6 @@ the command line: commands turn them into arguments.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar, get_origin, get_type_hints
 
@@ -14,6 +13,7 @@ import cattrs
 from cattrs.strategies import configure_union_passthrough
 
 from revelio.trust import kind_of, parse_yaml, printable, read_text
+from revelio.wording import did_you_mean
 
 T = TypeVar("T")
 
@@ -87,8 +87,7 @@ def structure(
             new = renamed(cls).get(str(key).replace("_", "-"), "").replace("-", "_")
             if new:
                 raise ValueError(f"`{where}{key}` is called `{where}{new}` now")
-            near = get_close_matches(str(key), names, n=1)
-            hint = f"did you mean `{near[0]}`? " if near else ""
+            hint = did_you_mean(str(key), names, "`{}`")
             key = printable(key)
             raise ValueError(f"unknown key `{where}{key}`: {hint}allowed are {', '.join(names)}")
     hints = get_type_hints(cls)

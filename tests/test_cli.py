@@ -65,19 +65,59 @@ def test_import_and_help_pages_need_no_torch() -> None:
 
 @pytest.mark.parametrize(("group", "name"), ALL)
 def test_every_command_explains_itself(
-    group: str, name: str, capsys: pytest.CaptureFixture[str]
+    group: str, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as stopped:
         main([*group.split(), name, "--help"])
     page = capsys.readouterr().out
     assert stopped.value.code == 0
     assert f"usage: revelio {group} {name}".replace("  ", " ") in page and "--config FILE" in page
+    # Flags that are told from unknown ones are those that tyro takes; each tower's have its number.
+    shown = {
+        one for line in page.splitlines() for one in re.findall(r"--[a-z][\w.-]*", _flags(line))
+    }
+    shown = {re.sub(r"\.\d+\.", ".0.", one) for one in shown} - {"--help"}
+    known = set(command_line.flags_of(find(group, name).Config))
+    assert shown == {one for one in known if ".0." not in one or one in shown}
+
+
+def _flags(line: str) -> str:
+    """Of a line of a help page, the flags that it explains."""
+    found = re.match(r"(?:[│|] |  )(-.*?)(?:\s\s|[│|]|$)", line)
+    return found[1] if found else ""
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        # More is lacking in each of these: what is unknown is told first.
+        ("extract --timestep 25", "unknown flag --timestep: did you mean --timesteps?"),
+        ("steer --strenght=2", "unknown flag --strenght: did you mean --strength?"),
+        ("extract --source x", "unknown flag --source: did you mean --data.source?"),
+        ("train-ksae --batch_sise 3", "unknown flag --batch_sise: did you mean --batch-size?"),
+        ("llava show --model.towers.1.layr x", "did you mean --model.towers.0.layer?"),
+        ("demo --image x", "unknown flag --image: --help lists all"),
+        ("purity --images 3", "--images is called --m now"),
+        ("llava chatt", "unknown command 'chatt': did you mean chat? choose from cache"),
+    ],
+)
+def test_a_mistyped_word_is_told_what_it_may_have_meant(
+    words: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(words.split())
+    line = capsys.readouterr().err
+    assert stopped.value.code == 2 and line.count("\n") == 1
+    assert said in line
 
 
 def test_unknown_command_is_one_line() -> None:
     done = revelio("extrct")
     assert done.returncode == 2
-    assert done.stderr.startswith("revelio: unknown command 'extrct': choose from backbones")
+    assert done.stderr.startswith(
+        "revelio: unknown command 'extrct': did you mean extract? choose from backbones"
+    )
     assert done.stderr.count("\n") == 1
 
 
@@ -91,7 +131,8 @@ def test_a_group_lists_its_commands(group: str, capsys: pytest.CaptureFixture[st
         main([group, "tain"])
     said = capsys.readouterr().err
     assert stopped.value.code == 2 and said.count("\n") == 1
-    assert said.startswith(f"revelio {group}: unknown command 'tain': choose from ")
+    near = "did you mean pretrain? " if group == "llava" else ""
+    assert said.startswith(f"revelio {group}: unknown command 'tain': {near}choose from ")
 
 
 @pytest.mark.parametrize(("package", "extra"), command_line.EXTRAS.items())

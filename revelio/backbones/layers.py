@@ -7,9 +7,10 @@ decoder block i *after* its upsampler, so that the last two have the same stride
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from itertools import groupby
 from typing import Any, Literal
+
+from revelio.wording import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,7 @@ def check_layers(known: Mapping[str, LayerSpec], wanted: Iterable[str], name: st
     """Raise a KeyError that names the first unknown layer and lists the known ones."""
     for layer in wanted:
         if layer not in known:
-            near = get_close_matches(layer, known, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
+            hint = did_you_mean(layer, known, "{!r}")
             raise KeyError(f"unknown layer {layer!r} of {name}: {hint}choose from {listed(known)}")
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +27,7 @@ from revelio.backbones.families import (
 from revelio.backbones.packaged import VIT, packaged_backbones, packaged_path
 from revelio.backbones.source import CONFIG_LIMIT, DENOISERS, HUB_ID, Description, Source, kinds_of
 from revelio.trust import printable, read_object
+from revelio.wording import did_you_mean
 
 if TYPE_CHECKING:
     from revelio.backbones.base import Backbone
@@ -165,8 +165,7 @@ def find_source(name: str, revision: str | None = None) -> Source:
         raise ValueError(f"no model folder at {name}: give a folder, a hub id, or a known name")
     if HUB_ID.fullmatch(name):
         return Source(name, name, revision)
-    near = get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    hint = did_you_mean(name, known, "{!r}")
     raise KeyError(
         f"unknown backbone {name!r}: {hint}known are {', '.join(known)}; or give a folder, a hub id, or "
         "MODULE:FUNCTION of a backbone of your own"

@@ -9,7 +9,6 @@ An existing file is never overwritten.
 
 import re
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,6 +17,7 @@ from tyro.conf import Positional
 from revelio.bounds import OutFolder
 from revelio.following import following
 from revelio.text_tables import columns
+from revelio.wording import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,7 @@ def copy(name: str | None, found: dict[str, Path], out: Path) -> Path:
         raise ValueError("copy needs a name: `revelio configs` lists them")
     source = found.get(name.removesuffix(".yaml"))
     if source is None:
-        near = get_close_matches(name, found, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
+        hint = did_you_mean(name, found)
         raise ValueError(f"there is no config {name}: {hint}`revelio configs` lists all")
     target = out / source.name
     if target.exists():

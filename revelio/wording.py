@@ -1,0 +1,30 @@
+"""How messages are worded: counted nouns, and what a mistyped name may have meant."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+# difflib's share of common characters from which a name is near another.
+NEAR = 0.65
+
+
+def plural(count: int, noun: str, more: str = "") -> str:
+    """A counted noun: `1 store`, `2,500 stores`.
+
+    Args:
+        count: how many.
+        noun: one of them.
+        more: several of them, where that is not the noun and an s.
+    """
+    return f"{count:,} {noun if count == 1 else more or noun + 's'}"
+
+
+def did_you_mean(given: str, known: Iterable[str], quoted: str = "{}") -> str:
+    """The question that a message about an unknown name asks, with a space behind it; "" where none is near.
+
+    Args:
+        given: what is unknown.
+        known: the names that there are.
+        quoted: how a name is shown.
+    """
+    near = get_close_matches(given, list(known), n=1, cutoff=NEAR)
+    return f"did you mean {quoted.format(near[0])}? " if near else ""
