@@ -64,7 +64,7 @@ def test_narrowing_refuses_what_it_cannot_do(tmp_path: Path) -> None:
 
 
 def test_unknown_sources_list_the_known_names(tmp_path: Path) -> None:
-    for source in ("oxford-pets", str(tmp_path / "gone"), "./gone/away"):
+    for source in ("oxford-pets", str(tmp_path / "gone"), "./gone/away", "gone/away.parquet"):
         with pytest.raises(ValueError, match=r"no folder or file at .*oxford-iiit-pet, caltech101"):
             open_dataset(source)
     with pytest.raises(KeyError, match=r"no known data set 'pets': choose from samples"):

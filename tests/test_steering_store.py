@@ -115,6 +115,24 @@ def test_files_of_prompts(tmp_path: Path):
         read_prompts(str(lines))
 
 
+@pytest.mark.parametrize(
+    "name", ["nofile.txt", "a dress", "a/b/c", "some/i2p.csv", "./set", "/x/y"]
+)
+def test_prompts_of_a_missing_file_are_not_looked_for_on_the_hub(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    asked: list[str] = []
+    monkeypatch.setattr("revelio.data.sources.huggingface.hub_splits", asked.append)
+    with pytest.raises(ValueError, match=f"no file of prompts at {name}: give one prompt a line"):
+        read_prompts(name)
+    monkeypatch.setattr(
+        "revelio.data.sources.huggingface.hub_splits", lambda name: {"all": [{"prompt": name}]}
+    )
+    assert [one.text for one in read_prompts("AIML-TUDA/i2p")] == ["AIML-TUDA/i2p"]
+    assert not asked
+
+
 def test_a_saved_data_set_of_prompts(tmp_path: Path):
     from datasets import Dataset
 

@@ -1,6 +1,5 @@
 """One entrance to every source of images: known data sets, folders, parquet files, Hugging Face data sets."""
 
-import re
 import warnings
 from collections import defaultdict
 from dataclasses import replace
@@ -16,6 +15,7 @@ from revelio.data.sources.folder import levels, open_folder
 from revelio.data.sources.huggingface import (
     Columns,
     hub_splits,
+    is_hub_id,
     is_saved_dataset,
     open_splits,
     saved_splits,
@@ -27,7 +27,6 @@ from revelio.data.spec import DatasetSpec
 from revelio.trust import printable
 
 SAMPLES = "samples"
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def open_dataset(source: DataConfig | str | Path = SAMPLES, **settings: Any) -> ImageDataset:
@@ -69,8 +68,7 @@ def _open_other(config: DataConfig) -> ImageDataset:
     if path.exists():
         return _open_path(path, config, path.resolve().stem, columns)
     missing = f"no folder or file at {printable(config.source)}"
-    # A single word could be an old-style hub id; it is far more often a misspelt name.
-    if not _HUB_ID.fullmatch(config.source) or not path.parent.name or config.source[0] == ".":
+    if not is_hub_id(config.source):
         known = ", ".join(dataset_names())
         raise ValueError(f"{missing}, and no data set of this name: known ones are {known}")
     try:

@@ -89,9 +89,19 @@ def _csv_rows(path: Path) -> list[dict[str, str]]:
 
 
 def _dataset_rows(source: str, split: str | None) -> Iterable[Mapping[str, Any]]:
-    from revelio.data.sources.huggingface import hub_splits, is_saved_dataset, saved_splits
+    from revelio.data.sources.huggingface import (
+        hub_splits,
+        is_hub_id,
+        is_saved_dataset,
+        saved_splits,
+    )
 
     path = Path(source)
+    if not path.exists() and not is_hub_id(source):
+        raise ValueError(
+            f"there is no file of prompts at {printable(source)}: give one prompt a line, a .csv or .tsv "
+            "table, or a data set (a folder, or its hub id `owner/name`); prompts themselves are texts"
+        )
     if path.exists() and not is_saved_dataset(path):
         raise ValueError(f"{printable(source)} is neither a file of prompts nor a saved data set")
     splits = saved_splits(path) if path.exists() else hub_splits(source)

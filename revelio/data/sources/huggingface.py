@@ -5,6 +5,7 @@ file without features of its own works too: pictures are ``struct<bytes, path>``
 ``split`` in a set without splits makes splits.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 ID_COLUMNS = ("id", "image_id")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+# Endings of files: such a name that is not there is a missing file, not a data set on the hub.
+FILES = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow", ".zip", ".tar", ".gz")
 # What a column of pictures may hold: files, or their paths.
 STORED = ("binary", "large_binary", "string", "large_string")
 
@@ -137,6 +141,14 @@ def _check_saved(path: Path) -> None:
             raise ValueError(f"{part} is no whole saved data set: it lists no data files")
         for file in files:
             regular_file(file_in(part, file.get("filename"), what="a data file"))
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name can be that of a data set on the hub: `owner/name`, and no file's that is missing.
+
+    A single word could be an old-style id; it is far more often a misspelt name.
+    """
+    return bool(HUB_ID.fullmatch(name)) and Path(name).suffix.lower() not in FILES
 
 
 def hub_splits(hub_id: str, revision: str | None = None) -> dict[str, "Dataset"]:
