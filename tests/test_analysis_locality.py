@@ -261,6 +261,20 @@ def test_masks_are_cut_as_the_model_cut_the_pictures(made, crop, cell, border):
     assert torch.equal(read, masks)
 
 
+def test_the_result_of_another_store_is_not_replaced(made):
+    config = LocalityConfig(
+        store=(made / "a",), ksae=str(made / "ksae"), out=made / "kept.json", device="cpu"
+    )
+    measure_locality(config)
+    kept = (made / "kept.json").read_bytes()
+    grids, _ = blobs()
+    write_store(made / "else", 2 * grids, [str(i) for i in range(24)])
+    with pytest.raises(ValueError, match=r"kept\.json is the result of another store"):
+        measure_locality(replace(config, store=(made / "else",)))
+    assert (made / "kept.json").read_bytes() == kept
+    measure_locality(config)  # the same again is what a stopped command is given
+
+
 def test_masks_and_stores_that_do_not_match_are_named(made):
     config = LocalityConfig(
         store=(made / "a",), ksae=str(made / "ksae"), out=made / "x.json", device="cpu"

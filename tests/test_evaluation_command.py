@@ -79,6 +79,10 @@ def test_an_evaluation_from_stores_to_a_page(tmp_path: Path) -> None:
         live = int(((kept * pre > 0).sum(0) > 10).sum())
         assert line.startswith(f"): k-SAE {live},")
         assert ("**Few: with" in line) == (live < 20)
+    _, other = _stores(tmp_path / "other", scale=2.0)
+    with pytest.raises(ValueError, match=r"evaluation\.json is the result of another store"):
+        eval_sae(replace(config, store=other, train_store=None, planted=0))
+    assert (tmp_path / "out" / "evaluation.md").read_text() == page
 
 
 def _of_random_weights(folder: Path, train: Path, test: Path) -> dict[str, Path]:

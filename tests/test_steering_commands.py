@@ -129,6 +129,28 @@ def test_latents_of_a_denoisers_layer_from_the_command_line(model: Path, tmp_pat
     assert "holds no prompts" in fails(capsys, *words, *edit, "--latent-values", "1", *out)
 
 
+def test_pictures_of_other_settings_are_not_replaced(model: Path, tmp_path: Path, capsys):
+    ksae_of(16).save_pretrained(tmp_path / "ksae")
+    (tmp_path / "p.csv").write_text("prompt,class\na cat,cat\na dog,dog\n")
+    words = ("--backbone.name", model, *FEW, "--prompts", tmp_path / "p.csv", "--layer", "up_ft0")
+    words += ("--ksae", tmp_path / "ksae", "--latent-values", 3)
+    judged = ("--target", "cat", "--judge", "cli_helpers:see", "--bootstrap", 9)
+    for command, more, changed in (
+        ("steer", (), ("--guidance", 4)),
+        ("steer-eval", judged, ("--bootstrap", 8)),
+    ):
+        call = (command, *words, *more, "--strength", 1, "--out", tmp_path / command)
+        run(*call)
+        first = {
+            one: one.stat().st_mtime_ns for one in (tmp_path / command).rglob("*") if one.is_file()
+        }
+        name = changed[0].strip("-")
+        assert f"holds a result of `{name}: " in fails(capsys, *call, *changed)
+        assert "`strength: [1.0]`, not `strength: [2.0]`" in fails(capsys, *call, "--strength", 2)
+        assert first == {one: one.stat().st_mtime_ns for one in first}
+        run(*call)  # the same again is what a stopped command is given
+
+
 def test_tokens_to_a_k_sae_to_a_found_concept(model: Path, tmp_path: Path, capsys):
     cats, dogs = tmp_path / "cats.txt", tmp_path / "dogs.txt"
     cats.write_text("\n".join(f"cat {letter}" for letter in "abcdef"))

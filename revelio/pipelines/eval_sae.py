@@ -29,7 +29,7 @@ from revelio.hub import CARD
 from revelio.outputs import check_replaceable, claimed, replace_files
 from revelio.pipelines import Progress, Report, silent
 from revelio.pipelines.eval_stores import EvalData, eval_data, opened_for
-from revelio.pipelines.inputs import open_sae, place_of, sae_folder
+from revelio.pipelines.inputs import check_same_source, open_sae, place_of, sae_folder
 from revelio.run_dir import sha256, versions, write_json
 from revelio.sae.config import TrainSAEConfig
 from revelio.sae.inputs import find
@@ -69,6 +69,7 @@ def eval_sae(config: EvalSAEConfig, progress: Report = silent) -> dict[str, Any]
         config = replace(config, over=_over(config, models))
         _check_recipes(config)
         data = eval_data(config, models)
+        check_same_source(out / RESULT, lambda found: found.get("store_sha256"), data.store.sha256)
         inside = None
         if config.loss_images:
             from revelio.pipelines.eval_downstream import InModel

@@ -1,6 +1,8 @@
 """What configs name, opened once and passed on; and where results of a k-SAE go by default."""
 
+import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from revelio.distributed import device_of
 from revelio.following import beside
 from revelio.pipelines import Progress, Report, counted, silent
 from revelio.run_dir import Run
+from revelio.run_settings import difference
 from revelio.sae.io.saved import WEIGHTS
 from revelio.sae.kernels.select import COMPILING, fastest_kernel, must_compile
 from revelio.sae.model import KSparseAutoencoder
@@ -148,6 +151,29 @@ def check_same_source(path: Path, sources: Callable[[dict[str, Any]], Any], ours
         raise ValueError(
             f"{printable(path)} is the result of another store, model or k-SAE: give another place to write "
             "to, or remove it first"
+        )
+
+
+def check_same_settings(path: Path, config: Any) -> None:
+    """See that an earlier result, which is about to be replaced, was made with the same settings.
+
+    Args:
+        path: its JSON file, where there is one, which holds the settings as `config`.
+        config: the settings of the new result.
+
+    Raises:
+        ValueError: it was made with others; the first is named.
+    """
+    if not path.is_file():
+        return
+    earlier = json.dumps(read_object(path).get("config"), ensure_ascii=False)
+    # A setting that the earlier version did not know had the value that is the default now.
+    with suppress(ValueError):
+        earlier = completed(config)(earlier)
+    if (said := difference(earlier, to_yaml(config))) is not None:
+        raise ValueError(
+            f"{printable(path.parent)} holds a result of {said}: give another place to write to, or remove "
+            "it first"
         )
 
 

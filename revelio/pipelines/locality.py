@@ -1,6 +1,6 @@
 """How local, stable and distinct the latents of a k-SAE of cells are, measured and written as JSON."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from revelio.data.picture import decoded
 from revelio.data.transforms import Crop
 from revelio.outputs import check_file, has_keys
 from revelio.pipelines import Made, Report, counted, silent
-from revelio.pipelines.inputs import open_sae, pictures_of, place_of
+from revelio.pipelines.inputs import check_same_source, open_sae, pictures_of, place_of
 from revelio.pipelines.sae_rows import open_stores
 from revelio.run_dir import versions, write_json
 from revelio.sae.model import KSparseAutoencoder
@@ -64,16 +64,15 @@ def measure_locality(config: LocalityConfig, progress: Report = silent) -> Made:
     store, model = stores[0], open_sae(config.ksae, config.device, progress)
     told = counted(progress, "top images", store.images, "image")
     device = next(model.parameters()).device
+    made = {"ksae": ksae_identity(model), "stores": [store_identity(one) for one in stores]}
+    check_same_source(out, lambda found: _sources(found["made_from"]), _sources(made))
     top = top_images(model, store, TopImagesConfig(over="max"), device=device, progress=told)
     latents = top.ranking(config.latents)
     if not len(latents):
         raise ValueError(f"no latent of {printable(config.ksae)} fires on {store.path}")
     found = [firings(model, one, latents, config.limit) for one in stores]
     result: dict[str, Any] = {
-        "made_from": {
-            "ksae": ksae_identity(model),
-            "stores": [store_identity(one) for one in stores],
-        },
+        "made_from": made,
         "latents": latents.tolist(),
         "images": found[0].count,
         "grid": list(found[0].grid),
@@ -91,6 +90,11 @@ def measure_locality(config: LocalityConfig, progress: Report = silent) -> Made:
         result["moved"] = _moved(config, model, store, latents, found[0].maps(), progress)
     write_json(out, result | {"versions": versions()})
     return Made(out, result)
+
+
+def _sources(made_from: Mapping[str, Any]) -> list[Any]:
+    """Which k-SAE and which first store, whose timestep and draw the others are compared with."""
+    return [one.get("sha256") for one in (made_from["ksae"], made_from["stores"][0])]
 
 
 def _check_same(stores: Sequence[ActivationStore]) -> None:

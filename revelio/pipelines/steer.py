@@ -8,6 +8,7 @@ from typing import Any
 from revelio.config import to_plain
 from revelio.outputs import check_replaceable, replace_files
 from revelio.pipelines import Report, Reported, counted, silent
+from revelio.pipelines.inputs import check_same_settings
 from revelio.pipelines.steer_parts import build_edits, open_pipeline, the_prompts
 from revelio.run_dir import versions, write_json
 from revelio.steering.config import SteerConfig
@@ -28,10 +29,12 @@ def steer(config: SteerConfig, progress: Report = silent) -> Reported:
 
     Raises:
         KeyError: an unknown model or layer.
-        ValueError: something does not fit together, or a file is in the way; nothing is written.
+        ValueError: something does not fit together, a file is in the way, or the folder holds pictures of
+            other settings; nothing is written.
     """
     prompts = the_prompts(config)
     check_replaceable(config.out, MAKER, (SHEET, REPORT))
+    check_same_settings(config.out / REPORT, config)
     layers = open_pipeline(config.backbone)
     edits = build_edits(layers, config)
     with edited(layers, edits):

@@ -17,6 +17,7 @@ from revelio.data.picture import read_picture
 from revelio.following import beside
 from revelio.outputs import check_replaceable, replace_files
 from revelio.pipelines import Report, counted, silent
+from revelio.pipelines.inputs import check_same_settings
 from revelio.pipelines.steer import PICTURES, SHEET, at_strength
 from revelio.pipelines.steer_judges import REPLY_TOKENS, Eye, open_eye
 from revelio.pipelines.steer_page import write_page
@@ -72,9 +73,11 @@ def steer_eval(config: SteerEvalConfig, progress: Report = silent) -> dict[str, 
 
     Raises:
         KeyError: an unknown model or layer.
-        ValueError: something does not fit together; nothing is written.
+        ValueError: something does not fit together, or the folder holds a measure of other settings; nothing
+            is written.
     """
     check_replaceable(config.out, MAKER, (JSON, PAGE, SHEET))
+    check_same_settings(config.out / JSON, config)
     prompts = the_prompts(config, config.target_column, config.group_column)
     classes = list(dict.fromkeys(str(one.wanted) for one in prompts))
     _check_targets(config.target, classes)
