@@ -1,6 +1,7 @@
 """Every command's output beside a user's files and another run's: all found again byte for byte."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,10 @@ FOREIGN = (
     *("clip-block1-pool2/manifest.json", "pictures.json"),
     *("data/gallery.js", "assets/base.js", "gallery/index.html", "holiday/0.jpg", ".hidden"),
 )
+
+
+# Commands that read no weights here, and one that notes which rows could not run.
+NO_WEIGHTS = {"configs copy", "llava-bench score", "llava-bench judge", "reproduce"}
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +138,25 @@ def test_a_users_other_files_stay_and_a_second_run_replaces_only_its_own(
     after = contents(out)
     assert {key: after[key] for key in mine} == mine
     assert set(after) == written | set(mine)
+
+
+@pytest.fixture(scope="module")
+def damaged(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same inputs, with all weights cut short."""
+    copy = tmp_path_factory.mktemp("damaged") / "made"
+    shutil.copytree(made, copy)
+    config = copy / "chat" / "config.yaml"
+    config.write_text(config.read_text().replace(str(made), str(copy)))
+    for path in copy.rglob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:20])
+    return copy
+
+
+@pytest.mark.parametrize("name", sorted({*WRITERS} - NO_WEIGHTS))
+def test_what_can_not_be_loaded_leaves_no_folder(damaged: Path, tmp_path: Path, name: str) -> None:
+    """Else the right call would have to go elsewhere, or be given as a continuation of the wrong one."""
+    assert call(damaged, name, tmp_path / "out") == 2
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_gallery_is_replaced_around_a_users_files(made: Path, tmp_path: Path) -> None:

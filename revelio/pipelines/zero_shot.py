@@ -9,8 +9,9 @@ An image's line does not depend on what else is classified, so a stopped run goe
 no line yet.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from time import perf_counter
 from typing import Any, cast
 
@@ -21,7 +22,7 @@ from revelio.bounds import check_fields
 from revelio.data.dataset import ImageDataset
 from revelio.data.open import open_dataset
 from revelio.pipelines import Report, Reported, counted, silent
-from revelio.pipelines.inputs import open_run
+from revelio.pipelines.inputs import begins, open_run
 from revelio.probes.config import ZeroShotConfig
 from revelio.probes.diffusion_classifier import diffusion_classifier
 from revelio.probes.score import score
@@ -31,6 +32,8 @@ from revelio.trust import printable, read_json_lines, read_object
 __all__ = ["ZeroShotConfig", "ZeroShotRun", "zero_shot"]
 
 CLIP_BATCH = 64
+# Images -> the line of each, in their order.
+Classify = Callable[[ImageDataset], Iterator[dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -69,15 +72,22 @@ def zero_shot(config: ZeroShotConfig, progress: Report = silent) -> ZeroShotRun:
         )
     if config.method == "diffusion" and len(config.templates) > 1:
         raise ValueError(f"{len(config.templates)} templates: the Diffusion Classifier takes one")
+    load = cache(lambda: (_clip if config.method == "clip" else _diffusion)(config, dataset))
+    if begins(config):
+        load()
     run = open_run(config, "zero-shot", ("report.json", "metrics.jsonl"))
     try:
-        return _finished(run, config, dataset, progress)
+        return _finished(run, config, dataset, load, progress)
     finally:
         run.close()
 
 
 def _finished(
-    run: Run, config: ZeroShotConfig, dataset: ImageDataset, progress: Report
+    run: Run,
+    config: ZeroShotConfig,
+    dataset: ImageDataset,
+    load: Callable[[], Classify],
+    progress: Report,
 ) -> ZeroShotRun:
     run.add_input("set of images", {"sha256": dataset.contents(), "classes": list(dataset.classes)})
     rows = _rows_by_id(run)
@@ -90,9 +100,8 @@ def _finished(
     if not (run.finished and len(rows) == len(dataset)):
         count = counted(progress, "zero-shot", len(dataset), "image")
         count(len(rows))
-        found = _by_clip if config.method == "clip" else _by_diffusion
         left = dataset.subset([i for i, name in enumerate(dataset.ids) if name not in rows])
-        for row in found(config, left) if len(left) else ():
+        for row in load()(left) if len(left) else ():
             rows[row["id"]] = row
             run.log(**row)
             count(1)
@@ -116,7 +125,7 @@ def _rows_by_id(run: Run) -> dict[str, dict[str, Any]]:
     return {row["id"]: row for row in rows}
 
 
-def _by_diffusion(config: ZeroShotConfig, dataset: ImageDataset) -> Iterator[dict[str, Any]]:
+def _diffusion(config: ZeroShotConfig, dataset: ImageDataset) -> Classify:
     backbone = load_backbone(config.backbone)
     if schedule_of(backbone) is None:
         raise ValueError(
@@ -125,28 +134,34 @@ def _by_diffusion(config: ZeroShotConfig, dataset: ImageDataset) -> Iterator[dic
     template = config.templates[0] if config.templates else None
     prompts = class_texts(dataset, template)
     model = cast(DiffusionModel, backbone)
-    labels = dataset.labels or ()
-    for label, row in zip(
-        labels, diffusion_classifier(model, dataset, prompts, config.classifier), strict=True
-    ):
-        yield asdict(row) | {"label": int(label)}
+
+    def classify(images: ImageDataset) -> Iterator[dict[str, Any]]:
+        rows = diffusion_classifier(model, images, prompts, config.classifier)
+        for label, row in zip(images.labels or (), rows, strict=True):
+            yield asdict(row) | {"label": int(label)}
+
+    return classify
 
 
-def _by_clip(config: ZeroShotConfig, dataset: ImageDataset) -> Iterator[dict[str, Any]]:
+def _clip(config: ZeroShotConfig, dataset: ImageDataset) -> Classify:
     texts = [class_texts(dataset, template) for template in config.templates or (None,)]
     classifier = ZeroShot(config.clip, list(zip(*texts, strict=True)), config.device)
-    labels = dataset.labels or ()
-    begun = perf_counter()
-    for indices, found in classifier.classify_all(dataset, CLIP_BATCH):
-        seconds = (perf_counter() - begun) / len(indices)
-        for index, predicted in zip(indices, found, strict=True):
-            yield {
-                "id": dataset.ids[index],
-                "predicted": predicted,
-                "label": int(labels[index]),
-                "seconds": seconds,
-            }
+
+    def classify(images: ImageDataset) -> Iterator[dict[str, Any]]:
+        labels = images.labels or ()
         begun = perf_counter()
+        for indices, found in classifier.classify_all(images, CLIP_BATCH):
+            seconds = (perf_counter() - begun) / len(indices)
+            for index, predicted in zip(indices, found, strict=True):
+                yield {
+                    "id": images.ids[index],
+                    "predicted": predicted,
+                    "label": int(labels[index]),
+                    "seconds": seconds,
+                }
+            begun = perf_counter()
+
+    return classify
 
 
 def _report(
