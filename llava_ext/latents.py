@@ -167,7 +167,8 @@ def attribute(
         raise ValueError(
             f"{samples} pictures for {len(batch['input_ids'])} questions: attribution wants one picture each"
         )
-    codes = ksae.encode(tokens.flatten(0, 1))
+    with torch.no_grad():
+        codes = ksae.encode(tokens.flatten(0, 1))
     along = torch.einsum(
         "nkd,nd->nk",
         in_activations(ksae, ksae.W_dec.detach()[codes.indices]),

@@ -123,8 +123,9 @@ def test_latents_are_the_strongest_with_their_images(written):
 
 def test_the_whole_range_of_a_latent_equals_loops_over_all_images(written):
     out, (model, store, *_), _ = written
-    codes = model.encode(store.tensor())
-    pre = model.preactivations(store.tensor())
+    with torch.no_grad():
+        codes = model.encode(store.tensor())
+        pre = model.preactivations(store.tensor())
     for record in records(out, "latents"):
         j = record["id"]
         fires = {
@@ -161,7 +162,8 @@ def test_the_whole_range_of_a_latent_equals_loops_over_all_images(written):
 def test_latents_that_fire_together_equal_cosines_of_dense_codes(written):
     out, (model, store, top, _), _ = written
     chosen = top.ranking(40)
-    codes = model.encode(store.tensor())
+    with torch.no_grad():
+        codes = model.encode(store.tensor())
     dense = torch.zeros(60, model.n).scatter_(1, codes.indices, codes.values.clamp(min=0))
     units = torch.nn.functional.normalize(dense[:, chosen].double(), dim=0)
     cosines = (units.T @ units).fill_diagonal_(-1)
@@ -187,7 +189,8 @@ def test_heat_maps_are_the_codes_of_single_cells(tmp_path):
         assert set(map(int, record["maps"])) == shown
         dense = {}
         for row in shown:
-            codes = model.encode(grids[row].flatten(1).T)
+            with torch.no_grad():
+                codes = model.encode(grids[row].flatten(1).T)
             hits = (codes.indices == record["id"]) & (codes.values > 0)
             dense[row] = (codes.values * hits).sum(1)
         most = max(float(one.max()) for one in dense.values())
@@ -201,7 +204,8 @@ def test_heat_maps_are_the_codes_of_single_cells(tmp_path):
 def test_active_latents_of_images_are_their_codes(written):
     out, (model, store, top, _), _ = written
     chosen = top.ranking(40)
-    codes = model.encode(store.tensor())
+    with torch.no_grad():
+        codes = model.encode(store.tensor())
     found = records(out, "images")
     assert len(found) == len(store)
     for row, record in enumerate(found):

@@ -196,7 +196,7 @@ def test_thresholds_go_to_saelens_and_back(tmp_path, activation):
     model.load_state_dict(random_model().state_dict(), strict=False)
     assert model.threshold is not None
     model.threshold.copy_(torch.linspace(-0.2, 1.5, len(model.threshold)) + 0.3)
-    export_saelens(model, tmp_path)
+    export_saelens(model.eval(), tmp_path)
     file = load_file(tmp_path / "sae_weights.safetensors")
     pre = (inputs() - file["b_dec"]) @ file["W_enc"] + file["b_enc"]
     wanted = (torch.relu(pre) * (pre > file["threshold"])) @ file["W_dec"] + file["b_dec"]

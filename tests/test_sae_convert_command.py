@@ -79,10 +79,10 @@ def test_a_normalization_goes_into_the_weights_of_others(tmp_path, kind, form, m
     if kind == "per-dimension":
         shift, scale = numbers.mean(0), numbers.std(0)
     plain = KSparseAutoencoder(6, 20, 3, mode, activation=activation)
-    plain.load_state_dict(model.state_dict())
+    plain.eval().load_state_dict(model.state_dict())
     normal = torch.from_numpy((numbers - shift) / scale).float()
-    wanted = plain(normal).double().numpy() * scale + shift
-    np.testing.assert_allclose(back(rows).double().numpy(), wanted, rtol=1e-4, atol=1e-2)
+    wanted = plain(normal).detach().double().numpy() * scale + shift
+    np.testing.assert_allclose(back(rows).detach().double().numpy(), wanted, rtol=1e-4, atol=1e-2)
     for mine, theirs in zip(dense(back, rows), dense(plain, normal), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
 
@@ -160,7 +160,7 @@ def test_a_store_shows_whether_the_k_sae_is_of_this_layer(tmp_path):
     made = convert_sae(tmp_path / "ours", tmp_path / "theirs", "saelens", store=tmp_path / "known")
     assert made.metrics is not None and made.metrics.rows == 400
     error = (model(rows) - rows).square().sum() / (rows - rows.mean(0)).square().sum()
-    assert made.metrics.fvu == pytest.approx(float(error), rel=1e-3)
+    assert made.metrics.fvu == pytest.approx(error.item(), rel=1e-3)
     with pytest.raises(ValueError, match="of the variance unexplained"):
         convert_sae(tmp_path / "ours", tmp_path / "no", "saelens", store=tmp_path / "foreign")
     assert not (tmp_path / "no").exists()

@@ -19,6 +19,7 @@ def dense(codes: Codes, n: int) -> np.ndarray:
     return torch.zeros(len(codes.values), n).scatter(1, codes.indices, codes.values).numpy()
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("mode", MODES)
 def test_codes_and_reconstruction_equal_numpy_loops(mode):
     model = random_model(mode=mode)

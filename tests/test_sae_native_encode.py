@@ -236,7 +236,9 @@ def test_a_score_that_overflows_to_nan_is_refused():
 def test_weights_changed_behind_the_kernel_are_noticed():
     w, x, kernel = draw(100, 16), draw(8, 16, seed=1), NativeKernel()
     kernel.encode(x, weights_of(w), 4)
-    w *= -1
+    w *= -1  # PyTorch counts this write, so the kernel copies anew
+    assert_chosen(kernel.encode(x, weights_of(w), 4)[0], scores_of(x, weights_of(w)), 4)
+    w.numpy()[:] *= -1
     with pytest.raises(ValueError, match="make a new NativeKernel"):
         kernel.encode(x, weights_of(w), 4)
 

@@ -74,6 +74,7 @@ class _Pairs:
         cells = images.rows.ndim == 3
         return cls(codes.model, latents, places, torch.cat(list(chosen)), cells, source)
 
+    @torch.no_grad()
     def share(self, rows: Float[Tensor, "b s d"], part: slice) -> Float[Tensor, "b s d"]:
         """What the latents of some pairs add to the activations of their images; s is 1 for pooled ones."""
         seen = rows if self.cells else rows.mean(1, keepdim=True)

@@ -39,7 +39,12 @@ ENDS = ("true", "mean", "zero")
 
 def reconstruction(model: KSparseAutoencoder, source: Source = None) -> Replace:
     """Activations (r d) as the k-SAE reconstructs them."""
-    return lambda rows: model.decode(model.encode(rows.cpu(), source), source).to(rows)
+
+    @torch.no_grad()
+    def replace(rows: Float[Tensor, "r d"]) -> Float[Tensor, "r d"]:
+        return model.decode(model.encode(rows.cpu(), source), source).to(rows)
+
+    return replace
 
 
 def recovered(

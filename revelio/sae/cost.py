@@ -225,7 +225,7 @@ def measured_speed(job: Job, kernel: Kernel | None = None, seconds: float = 1.0)
     model = KSparseAutoencoder(d, n, min(job.config.k, n), seed=None)
     config = TrainConfig(steps=1, batch_size=b)
     state = begin(model, _Same(rows), config)
-    centred = model.centre(rows)
+    centred = model.centre(rows).detach()
     share = seconds / 3
     encode = _seconds(lambda: kernel.encode(centred, model.weights, model.k), share)
     step = _seconds(lambda: train_step(model, rows, config, state, kernel), share)

@@ -17,6 +17,8 @@ How the weights begin, by mode:
 The tied start is Gao et al.'s (2024), whom the paper follows; `fixed` scales it by the one factor that
 reconstructs the first activations best. b_enc is zero; b_dec is the mean or the geometric median of
 the first activations. A k-SAE that was just made has seen none: its scale is 1 and its b_dec zero.
+
+Codes and reconstructions are differentiable as any module's; without gradients they come from the kernel.
 """
 
 import json
@@ -33,6 +35,7 @@ from torch import Tensor, nn
 from revelio.hub import CARD_TEMPLATE, card_facts, save_whole
 from revelio.sae.activations import Activation, BatchTopK, EncodeRequest, JumpReLU, TopK
 from revelio.sae.config import ActivationName, Mode, PreBias
+from revelio.sae.gradients import decoded, refuse_thresholds, with_gradients
 from revelio.sae.inputs import Source, find, read_inputs
 from revelio.sae.io.saved import fill, saved_files, saved_settings
 from revelio.sae.kernels.base import Codes, Kernel, Weights
@@ -158,10 +161,9 @@ class KSparseAutoencoder(
 
     @property
     def weights(self) -> Weights:
-        """The parameters without gradients, sharing memory."""
-        return Weights(self.W_enc.data, self.b_enc.data, self.W_dec.data, self.b_dec.data)
+        """The parameters without gradients, sharing memory and PyTorch's count of writes."""
+        return Weights(*(w.detach() for w in (self.W_enc, self.b_enc, self.W_dec, self.b_dec)))
 
-    @torch.no_grad()
     def encode(
         self,
         x: Float[Tensor, "b d"],
@@ -173,6 +175,11 @@ class KSparseAutoencoder(
         With BatchTopK and JumpReLU rows differ in their number of active latents; codes are as wide as the
         fullest row, and what fills up the others has the value 0.
 
+        Values are differentiable in ``x``, ``W_enc``, ``b_enc`` and ``b_dec``. In an own training loop (in
+        train mode, with gradients) BatchTopK keeps the b k largest of the batch and its threshold follows
+        them; JumpReLU's thresholds are learnt by :mod:`revelio.sae.train` alone, so ``backward`` refuses
+        until the k-SAE is in eval mode.
+
         Args:
             x: the activations.
             source: which of :attr:`inputs` they are of, for a k-SAE that normalizes by store: its place in
@@ -180,15 +187,40 @@ class KSparseAutoencoder(
             latents: the ones whose codes are wanted, where not all are: others' may be missing.
 
         Raises:
-            ValueError: ``x`` is not (b d), or of no input of the k-SAE.
+            ValueError: ``x`` is not (b d), or of no input of the k-SAE; or gradients are wanted of a k-SAE
+                whose latents several processes share.
         """
         centred = self.centre(self.normalized(x, source))
-        request = EncodeRequest(self.kernel, centred, self.weights)
+        recorded = self._recorded(centred, self.W_enc, self.b_enc)
+        learns = recorded and self.training and self.W_enc.requires_grad
+        request = EncodeRequest(self.kernel, centred.detach(), self.weights)
         if latents is not None:
             only = torch.zeros(self.n, dtype=torch.bool)
             only[latents.cpu()] = True
             request = request._replace(only=only)
-        return self.rule().encode(request)
+        rule = self.rule()
+        with torch.no_grad():
+            if learns and isinstance(rule, BatchTopK):
+                codes = rule.keep(request).codes
+                rule.follow(codes, first=not bool(rule.threshold))
+            else:
+                codes = rule.encode(request)
+        if not recorded:
+            return codes
+        codes = with_gradients(codes, centred, self.W_enc, self.b_enc)
+        if learns and isinstance(rule, JumpReLU):
+            codes.values.register_hook(refuse_thresholds)
+        return codes
+
+    def _recorded(self, *tensors: Tensor) -> bool:
+        """Whether autograd follows what is computed from these."""
+        wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+        if wanted and len(self.held) < self.n:
+            raise ValueError(
+                f"this process holds {len(self.held)} of the k-SAE's {self.n} latents, so there are no "
+                "gradients outside of revelio.train: call it under torch.no_grad()"
+            )
+        return wanted
 
     def normalized(self, x: Float[Tensor, "b d"], source: Source = None) -> Float[Tensor, "b d"]:
         """Activations as the k-SAE was trained on them.
@@ -210,14 +242,15 @@ class KSparseAutoencoder(
             return BatchTopK(self.k, self.n, threshold)
         return JumpReLU(self.k, self.n, threshold, self.held, moments, bandwidth, sparsity)
 
-    @torch.no_grad()
     def decode(self, codes: Codes, source: Source = None) -> Float[Tensor, "b d"]:
         """The reconstruction of sparse codes, Eq. 4; ``source`` as in :meth:`encode`."""
         found = find(self.inputs, source)
-        x = self.kernel.decode(codes, self.W_dec.data) + self.b_dec.data
+        if self._recorded(codes.values, self.W_dec, self.b_dec):
+            x = decoded(codes, self.W_dec) + self.b_dec
+        else:
+            x = self.kernel.decode(codes, self.W_dec.data) + self.b_dec.data
         return x if found is None else found.restored(x)
 
-    @torch.no_grad()
     def preactivations(
         self, x: Float[Tensor, "b d"], latents: slice | None = None, source: Source = None
     ) -> Float[Tensor, "b l"]:
@@ -228,7 +261,7 @@ class KSparseAutoencoder(
         )
 
     def centre(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
-        """``x - b_pre`` in float32, of activations that are normalized already.
+        """``x - b_pre`` in the weights' dtype, of activations that are normalized already.
 
         Raises:
             ValueError: ``x`` is not (b d).
@@ -238,7 +271,7 @@ class KSparseAutoencoder(
                 f"activations of shape {tuple(x.shape)} for a k-SAE of width {self.d}: "
                 f"give (images, {self.d}), pooled if they are grids"
             )
-        return x.to(self.b_dec.device, torch.float32) - self.b_dec.data
+        return x.to(self.b_dec) - self.b_dec
 
     def settings(self) -> dict[str, Any]:
         """What ``config.json`` holds: enough to build the model anew, and what it was trained on."""
@@ -274,7 +307,7 @@ class KSparseAutoencoder(
         return save_whole(super().save_pretrained, save_directory, keywords)
 
     def forward(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
-        """The reconstruction of activations; training goes through :mod:`revelio.sae.train`."""
+        """The reconstruction of activations, differentiable; :mod:`revelio.sae.train` trains faster."""
         return self.decode(self.encode(x))
 
 

@@ -83,6 +83,7 @@ def _loss(model: KSparseAutoencoder, x: Tensor, error: Tensor, state: TrainState
     return _Loss(mse.double() / divisor, 2 / (error.numel() * divisor), fvu)
 
 
+@torch.no_grad()
 def train_step(
     model: KSparseAutoencoder,
     batch: Float[Tensor, "b d"],

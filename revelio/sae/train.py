@@ -122,7 +122,7 @@ def begin(model: KSparseAutoencoder, batches: Batches, config: TrainConfig) -> T
 
 
 def train_many(runs: Sequence[SAERun], batches: Batches) -> Iterator[tuple[int, StepState]]:
-    """Train them all in place; gives which of them took a step, and the step.
+    """Train them all in place, and leave them in eval mode; gives which of them took a step, and the step.
 
     Raises:
         ValueError: no rows, rows of another width, AuxK in ``as_code``, or a loss that is not finite.
@@ -132,6 +132,7 @@ def train_many(runs: Sequence[SAERun], batches: Batches) -> Iterator[tuple[int, 
             raise ValueError("epochs and samples need rows of a known number: give steps")
         if run.config.auxk and run.model.mode == "as_code":
             raise ValueError("mode as_code has no AuxK: set auxk to 0 or choose mode fixed")
+        run.model.eval()  # a step does not ask for train mode, and who encodes afterwards wants inference
     begin_many([run for run in runs if run.state is None], batches)
     # Now that the weights and moments have their memory.
     batches = fed(batches, runs[0].model.b_dec.device) if runs else batches
@@ -153,6 +154,7 @@ def train_many(runs: Sequence[SAERun], batches: Batches) -> Iterator[tuple[int, 
                 run.state.epoch, run.state.batch = epoch + 1, 0
 
 
+@torch.no_grad()
 def begin_many(runs: Sequence[SAERun], batches: Batches) -> None:
     """Initialise fresh k-SAEs from the first rows (`as_code`: from the first batch)."""
     if not runs:

@@ -103,6 +103,14 @@ class Kernel(Protocol):
         ...
 
 
+def writes(tensor: Tensor) -> int | None:
+    """How often PyTorch has written to a tensor; None of one of inference mode, where nobody counts.
+
+    Kernels write by its address, which does not count: a copy is theirs until somebody else writes.
+    """
+    return None if tensor.is_inference() else tensor._version
+
+
 @runtime_checkable
 class Selective(Protocol):
     """A kernel that is faster where the codes of some latents alone are wanted."""

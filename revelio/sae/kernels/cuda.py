@@ -34,7 +34,7 @@ from jaxtyping import Bool, Float, Float16, Float64
 from torch import Tensor
 
 from revelio.sae.kernels import cuda_programs as programs
-from revelio.sae.kernels.base import Codes, Gradient, Weights
+from revelio.sae.kernels.base import Codes, Gradient, Weights, writes
 from revelio.sae.optim import FIRST_REST, REST_EVERY, AdamRows, AdamStep
 
 # Approximate scores held at once: 96 MiB in float16.
@@ -99,6 +99,7 @@ class _Copy(NamedTuple):
     """The float16 copy of ``W_enc``; ``source`` is held so that its address stays its own."""
 
     source: Tensor
+    writes: int | None
     half: Float16[Tensor, "n d"]
     bounds: Float16[Tensor, " n"]
 
@@ -106,8 +107,8 @@ class _Copy(NamedTuple):
 class CudaKernel:
     """See :class:`~revelio.sae.kernels.base.Kernel`; weights, inputs and moments are float32, on CUDA.
 
-    A kernel keeps a float16 copy of one model's ``W_enc`` and renews it with every update it makes. Whoever
-    changes ``W_enc`` by other means makes a new kernel.
+    A kernel keeps a float16 copy of one model's ``W_enc`` and renews it with every update it makes; after
+    writes by PyTorch, such as another optimizer's, it is made anew.
 
     Args:
         buffer: approximate scores held at once.
@@ -228,14 +229,15 @@ class CudaKernel:
     def _copied(self, W_enc: Float[Tensor, "n d"]) -> _Copy:
         """The copy of these weights, made at their first use."""
         held = self._copy
-        if held is not None and held.source.data_ptr() == W_enc.data_ptr():
+        now = (W_enc.data_ptr(), writes(W_enc))
+        if held is not None and (held.source.data_ptr(), held.writes) == now:
             return held
         self._copy = None
         n, d = W_enc.shape
         half = torch.empty(n, d, dtype=torch.float16, device=W_enc.device)
         bounds = torch.empty(n, dtype=torch.float16, device=W_enc.device)
         programs.bounds_of[(n,)](W_enc, half, bounds, d, **_row(d))
-        self._copy = _Copy(W_enc, half, bounds)
+        self._copy = _Copy(W_enc, writes(W_enc), half, bounds)
         return self._copy
 
 

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Int16
 from torch import Tensor
 
-from revelio.sae.kernels.base import Codes, Gradient, Weights
+from revelio.sae.kernels.base import Codes, Gradient, Weights, writes
 from revelio.sae.kernels.build import INSTRUCTION_SETS, instruction_set, library
 from revelio.sae.optim import AdamRows, AdamStep, update_vector
 
@@ -42,6 +42,7 @@ class _Copy(NamedTuple):
 
     instructions: str
     source: Tensor
+    writes: int | None
     integers: Int16[Tensor, "rows width"]
     rows: Float[Tensor, "n 3"]
 
@@ -49,8 +50,8 @@ class _Copy(NamedTuple):
 class NativeKernel:
     """See :class:`revelio.sae.kernels.base.Kernel`; weights, inputs and moments are float32 on the CPU.
 
-    A kernel keeps a copy of one model's ``W_enc`` and renews it with every update it makes itself. Whoever
-    changes ``W_enc`` by other means makes a new kernel.
+    A kernel keeps a copy of one model's ``W_enc`` and renews it with every update it makes itself; after
+    writes by PyTorch, such as another optimizer's, it is made anew.
 
     Args:
         threads: how many to use; None: PyTorch's number. Results do not depend on it.
@@ -201,12 +202,13 @@ class NativeKernel:
     def _copied(self, W_enc: Float[Tensor, "n d"]) -> _Copy:
         """The copy of these weights, made at their first use."""
         held, used = self._copy, self.instructions
-        if held and held.source.data_ptr() == W_enc.data_ptr() and held.instructions == used:
+        same = held and (held.source.data_ptr(), held.writes) == (W_enc.data_ptr(), writes(W_enc))
+        if held and same and held.instructions == used:
             return held
         n, d = W_enc.shape
         self._copy = held = None
         integers = torch.zeros(-(-n // _ROWS) * _ROWS, -(-d // _WIDTH) * _WIDTH, dtype=torch.int16)
-        copy = _Copy(used, W_enc, integers, torch.empty(n, 3))
+        copy = _Copy(used, W_enc, writes(W_enc), integers, torch.empty(n, 3))
         bad = self.library.revelio_quantise(
             *(_float(W_enc), _long(n), _long(d), _long(integers.shape[1])),
             *(_address(integers), _float(copy.rows), _number(copy.instructions), self._threads()),
