@@ -143,14 +143,15 @@ class BatchTopK:
         self, output: ActivationOutput, gradients: Float[Tensor, "b k"], step: AdamStep
     ) -> None:
         """See :class:`Activation`."""
-        if output.codes.values.numel():
-            self.follow(output.codes, first=step.t == 1, go=step.go)
+        self.follow(output.codes, first=step.t == 1, go=step.go)
 
     def follow(self, codes: Codes, first: bool, go: Tensor | None = None) -> None:
         """Move the threshold towards the smallest value that a batch kept; from the first batch take it.
 
         Where nothing was kept, or ``go`` is 0, it stays; nothing waits for a device.
         """
+        if not codes.values.numel():
+            return
         least = torch.where(codes.values > 0, codes.values, math.inf).min()
         learns = least.isfinite() if go is None else least.isfinite() & (go != 0)
         moved = self.threshold.lerp(least, 1.0 if first else THRESHOLD_RATE)
