@@ -12,6 +12,7 @@ from files_helpers import contents
 from process_helpers import REVELIO, in_processes
 
 from revelio.activations.config import ExtractRunConfig
+from revelio.activations.cost import seconds_per_image
 from revelio.activations.store import ActivationStore
 from revelio.backbones.config import BackboneConfig
 from revelio.backbones.random_init import load_random_backbone
@@ -91,6 +92,20 @@ def test_the_pipeline_returns_the_stores_and_prints_nothing(model, photos, tmp_p
     more = replace(config, timesteps=(25, 200, 300), resume=True)
     left = plan_extraction(more)
     assert (left.stores, left.passes, left.bytes_left) == (3, 10, 10 * 16 * 4)
+
+
+def test_a_plan_says_that_it_measures_before_it_does(model, photos, tmp_path, capsys, monkeypatch):
+    """One image at a large size takes minutes, in which nothing was said."""
+    seen: list[str] = []
+
+    def watched(*given, **named):
+        seen.append(capsys.readouterr().err)
+        return seconds_per_image(*given, **named)
+
+    monkeypatch.setattr("revelio.activations.cost.seconds_per_image", watched)
+    main(arguments(model, photos, tmp_path / "run", "--plan"))
+    assert "measuring the first images:   0%" in seen[0] and "1/2" in seen[1]
+    assert "2/2" in capsys.readouterr().err
 
 
 def test_random_weights_are_the_baselines_and_said(model, photos, tmp_path):

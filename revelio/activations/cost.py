@@ -19,6 +19,9 @@ from revelio.machine import duration, free_disk, size
 # An image slower than this is measured alone; a faster model is warmed up by it, then timed on a batch.
 SLOW_SECONDS = 1.0
 
+# Told how many measurements are done, and of how many.
+Measured = Callable[[int, int], object]
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -107,8 +110,13 @@ def _seconds(call: Callable[[int], Any], images: int) -> float:
     return time.perf_counter() - started
 
 
-def estimate(job: ExtractionPlan) -> Cost:
+def estimate(job: ExtractionPlan, measured: Measured | None = None) -> Cost:
     """What is left of ``job`` and what it costs, measured on its first images; writes nothing.
+
+    Args:
+        job: the extraction.
+        measured: told how many measurements are done, of how many: a single image of a large model, or at a
+            large ``image_size``, takes minutes.
 
     Raises:
         ImageError: one of them can't be read and ``on_error`` is ``stop``.
@@ -135,13 +143,17 @@ def estimate(job: ExtractionPlan) -> Cost:
     )
     if todo:
         try:
-            found = _measured(job, found, (fresh or todo)[0])
+            found = _measured(job, found, (fresh or todo)[0], measured or _unheard)
         except torch.OutOfMemoryError as error:
             raise too_large(job, error) from error
     return found
 
 
-def _measured(job: ExtractionPlan, found: Cost, number: int) -> Cost:
+def _unheard(done: int, total: int) -> None:
+    """Tell nobody."""
+
+
+def _measured(job: ExtractionPlan, found: Cost, number: int, told: Measured) -> Cost:
     """The plan with times: of encoding and of one pass, for the first images of shard ``number``."""
     span, held = job.spans[number], list[Encoded]()
 
@@ -162,18 +174,21 @@ def _measured(job: ExtractionPlan, found: Cost, number: int) -> Cost:
     one = job.config.passes()[0]
     count = min(job.batch_size, len(span))
     compiled = bool(job.provenance.get("compile"))
+    told(0, 2)
     if found.encoded:
         found = replace(
             found, encode_seconds=seconds_per_image(encode_some, count, compiled=compiled)
         )
     elif job.cache is not None:
         held[:] = [next(job.cache.shard(number, span, job.batch_size))]
-    if not held or held[0].encoded is None:
-        return found
-    latents = held[0].encoded[0].numel() * 2 if job.cache is not None else 0
-    count = min(count, len(held[0].indices))
-    return replace(
-        found,
-        pass_seconds=seconds_per_image(pass_some, count, compiled=compiled),
-        bytes_left=found.bytes_left + latents * found.encoded,
-    )
+    told(1, 2)
+    if held and held[0].encoded is not None:
+        latents = held[0].encoded[0].numel() * 2 if job.cache is not None else 0
+        count = min(count, len(held[0].indices))
+        found = replace(
+            found,
+            pass_seconds=seconds_per_image(pass_some, count, compiled=compiled),
+            bytes_left=found.bytes_left + latents * found.encoded,
+        )
+    told(2, 2)
+    return found

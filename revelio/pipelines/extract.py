@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from revelio.activations.config import ExtractConfig, ExtractRunConfig
-from revelio.activations.cost import Cost, estimate
+from revelio.activations.cost import Cost, Measured, estimate
 from revelio.activations.extract import run
 from revelio.activations.extraction_plan import ExtractionPlan, Texts
 from revelio.activations.fitting import fitted
@@ -68,7 +68,7 @@ def extract_to(config: ExtractRunConfig, progress: Report = silent) -> list[Acti
         check_file(config.out / "config.yaml", _is_extraction, "the config of an extraction")
     plan = open_plan(config, processes, report)
     if processes.main:
-        cost = estimate(plan)
+        cost = estimate(plan, _measuring(report))
         report(Progress(cost.line()))
         if (reason := cost.shortage(config.out)) is not None:
             raise ValueError(reason)
@@ -92,7 +92,7 @@ def plan_extraction(config: ExtractRunConfig, progress: Report = silent) -> Cost
     """
     processes = launched(config.backbone.device)
     report = progress if processes.main else silent
-    cost = estimate(open_plan(config, processes, report))
+    cost = estimate(open_plan(config, processes, report), _measuring(report))
     report(Progress(cost.line()))
     if (reason := cost.shortage(config.out)) is not None:
         report(Progress(f"warning: {reason}"))
@@ -142,6 +142,12 @@ def open_plan(
     if config.compile:
         compile_backbone(backbone)
     return plan
+
+
+def _measuring(report: Report) -> Measured:
+    """Shows the measurements of a plan as they are made."""
+    title = "measuring the first images"
+    return lambda done, total: report(Progress(done=done, total=total, unit="step", title=title))
 
 
 def _is_extraction(path: Path) -> bool:
