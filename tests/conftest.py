@@ -29,6 +29,7 @@ LONGEST = (
     "test_llava_deepspeed.py",
     "test_llava_mpt.py",
     "test_sae_distributed.py",
+    "test_diffc_distributed.py",
     "test_reproduce.py",
     "test_evaluation_command.py",
     "test_files_kills.py",

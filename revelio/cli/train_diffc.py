@@ -6,6 +6,7 @@ what comes out, and the test set is seen once at the end. Needs labels: class fo
     revelio train-diffc --data.source caltech101 --backbone.name sd-1.5 --layer up_ft1 --timestep 25
     revelio train-diffc --config configs/diffc/mini-sd-samples.yaml --out runs/diffc --seeds 3
     revelio train-diffc --stores runs/train/up_ft1-t25-empty-d0 --test-store runs/test/up_ft1-t25-empty-d0
+    torchrun --nproc-per-node 2 -m revelio train-diffc --config configs/diffc/sd15-pets.yaml
 
 Two baselines take the same path: `--backbone.name pixels --layer pixels --timestep None` is the picture
 itself, `--random-weights 0` the same backbone untrained.
@@ -17,11 +18,13 @@ from revelio.diffc.config import TrainDiffCConfig as Config
 def run(config: Config) -> None:
     """Train and test, and name what was written."""
     from revelio.cli.bar import Bar
+    from revelio.distributed import is_main
     from revelio.pipelines.train_diffc import train_diffc
 
     with Bar("Diff-C") as bar:
         train_diffc(config, bar)
-    print(_next(config))
+    if is_main():
+        print(_next(config))
 
 
 def _next(config: Config) -> str:

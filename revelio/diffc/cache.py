@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from revelio.diffc.shared import Share
 from revelio.diffc.sources import GridSource, TensorGrids, chunks
 from revelio.disk import reserve
 from revelio.files import remove_files
@@ -63,22 +64,32 @@ class Filled:
     grids: TensorGrids | None = None
 
 
-def fill_cache(source: GridSource, settings: CacheSettings) -> Iterator[Filled]:
+def fill_cache(
+    source: GridSource, settings: CacheSettings, share: Share | None = None
+) -> Iterator[Filled]:
     """Compute every view of every image; yields after each batch, at last with the result.
+
+    Args:
+        source: makes the grids.
+        settings: how they are kept.
+        share: makes only this process's views, and files of them; there is no result then.
 
     Raises:
         ValueError: a grid has values that the number format can't hold.
     """
-    in_memory = settings.gigabytes(source) <= settings.memory_gb
+    in_memory = share is None and settings.gigabytes(source) <= settings.memory_gb
     views = []
     for view in range(1 + settings.views):
+        if share is not None and view % share.world != share.rank:
+            continue
         path = None if in_memory else settings.folder / f"{_name(source, settings)}-v{view}.bin"
         if path is not None and _is_whole(path, source, settings.dtype):
             views.append(_map(path, source, settings.dtype))
             yield Filled(len(source.ids))
             continue
         yield from _fill_view(source, view, settings, path, views)
-    yield Filled(0, TensorGrids(views, source.labels, source.ids, source.contents))
+    if share is None:
+        yield Filled(0, TensorGrids(views, source.labels, source.ids, source.contents))
 
 
 def drop_cache(folder: Path) -> None:

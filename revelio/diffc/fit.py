@@ -22,6 +22,7 @@ from revelio.data.splits import stratified_split
 from revelio.diffc.config import FitConfig
 from revelio.diffc.measures import confusion, measure, over_seeds
 from revelio.diffc.model import DiffC
+from revelio.diffc.shared import Share
 from revelio.diffc.sources import GridSource, TensorGrids
 from revelio.diffc.train import EpochEnd, StepState, Training, predict, train
 from revelio.distributed import device_of
@@ -84,13 +85,13 @@ class SeedRun:
         return train(self.training, source, self.train, self.config, validation=self.validation)
 
 
-def start_seed(task: Task, config: FitConfig, seed: int) -> SeedRun:
-    """Split off validation and make a new model for one seed."""
+def start_seed(task: Task, config: FitConfig, seed: int, share: Share | None = None) -> SeedRun:
+    """Split off validation and make a new model for one seed, which processes may share the work of."""
     kept, held = task.split(config, seed)
     sizes = config.sizes(task.source.shape[0], len(task.classes))
     model = DiffC(**sizes, class_names=list(task.classes), grids=task.made, seed=seed)
     own = replace(config, seed=seed)
-    training = Training.start(model.to(device_of(config.device)), own)
+    training = Training.start(model.to(device_of(config.device)), own, share)
     return SeedRun(seed, training, kept, held, own)
 
 
@@ -114,7 +115,8 @@ def finish_seed(run: SeedRun, task: Task) -> dict[str, Any]:
     for which in sorted(found, key=lambda one: one == chosen):
         epoch, weights = found[which]
         model.load_state_dict(weights)
-        logits = predict(model, task.test, range(len(labels)), 2 * run.config.batch_size)
+        every, size = range(len(labels)), 2 * run.config.batch_size
+        logits = predict(model, task.test, every, size, run.training.share)
         predicted = logits.argmax(dim=1)
         result[which] = {
             "epoch": epoch,

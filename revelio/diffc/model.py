@@ -22,6 +22,7 @@ from torch.nn.utils import skip_init
 
 from revelio.diffc.config import DiffCConfig
 from revelio.diffc.conv import Conv2d
+from revelio.diffc.shared import BatchNorm2d, Dropout, Dropout2d
 from revelio.hub import CARD_TEMPLATE, card_facts, save_whole
 from revelio.seeds import generator
 from revelio.tensor_files import read_tensors, tensor_headers
@@ -82,7 +83,7 @@ class DiffC(
         self.channels, self.classes, self.width = channels, classes, width
         self.class_names = tuple(class_names or map(str, range(classes)))
         self.grids = dict(grids or {})
-        self.norm = nn.BatchNorm2d(channels, affine=False)
+        self.norm = BatchNorm2d(channels, affine=False)
         widths = (channels, *[width] * len(STRIDES))
         self.blocks = nn.Sequential(
             *[
@@ -90,7 +91,7 @@ class DiffC(
                 for before, after, stride in zip(widths[:-1], widths[1:], STRIDES, strict=True)
             ]
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.head = skip_init(nn.Linear, width, classes)
         _draw_weights(self, seed)
 
@@ -203,9 +204,9 @@ def _check_files(folder: Path) -> None:
 def _block(before: int, after: int, stride: int, dropout: float) -> nn.Sequential:
     return nn.Sequential(
         skip_init(Conv2d, before, after, 3, stride=stride, padding=1),
-        nn.BatchNorm2d(after),
+        BatchNorm2d(after),
         nn.ReLU(),
-        nn.Dropout2d(dropout),
+        Dropout2d(dropout),
     )
 
 

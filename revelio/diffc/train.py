@@ -22,6 +22,7 @@ from torch import Tensor
 from revelio.diffc.config import FitConfig
 from revelio.diffc.conv import fixed_order
 from revelio.diffc.model import DiffC
+from revelio.diffc.shared import Share, mean_loss, part_of
 from revelio.diffc.sources import PLAIN, GridSource, chunks, training_view
 from revelio.run_dir import read_json, write_json
 from revelio.seeds import generator, key_seed
@@ -66,6 +67,7 @@ class Training:
         history: one entry an epoch that is done.
         best: copy of the model's state after the epoch of the best :attr:`EpochEnd.rank`.
         best_epoch: its epoch, counted from 1; 0 before there is one.
+        share: this process's part of every batch, where several train it together.
     """
 
     model: DiffC
@@ -73,9 +75,10 @@ class Training:
     history: list[EpochEnd] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
     best_epoch: int = 0
+    share: Share = field(default_factory=Share)
 
     @classmethod
-    def start(cls, model: DiffC, config: FitConfig) -> "Training":
+    def start(cls, model: DiffC, config: FitConfig, share: Share | None = None) -> "Training":
         """A training at its beginning."""
         optimizer = torch.optim.AdamW(
             model.parameters(),
@@ -83,7 +86,7 @@ class Training:
             weight_decay=config.weight_decay,
             fused=True,
         )
-        return cls(model, optimizer)
+        return cls(model, optimizer, share=share or Share())
 
     def plain(self) -> dict[str, Any]:
         """History and best epoch as plain values."""
@@ -123,9 +126,13 @@ def train(
         total = hits = 0.0
         batches = epoch_batches(indices, config.batch_size, config.seed, epoch)
         for number, batch in enumerate(batches, 1):
-            grids = source.grids(batch, training_view(epoch, source.views))
-            with _dropout_stream(model, config.seed, epoch, number):
-                loss, right = _step(training, grids, labels[batch])
+            own = batch[training.share.of(len(batch))]
+            grids = _grids(source, own, training_view(epoch, source.views))
+            with (
+                _dropout_stream(model, config.seed, epoch, number),
+                part_of(training.share, len(batch)),
+            ):
+                loss, right = _step(training, grids, labels[own])
             total, hits = total + loss * len(batch), hits + right
             state = StepState(len(batch), loss)
             if number == len(batches):
@@ -145,7 +152,7 @@ def _end_epoch(
 ) -> None:
     if validation:
         truth = labels[list(validation)]
-        logits = predict(training.model, source, validation, config.batch_size)
+        logits = predict(training.model, source, validation, config.batch_size, training.share)
         end.validation_top1 = (logits.argmax(dim=1) == truth).float().mean().item()
         end.validation_loss = F.cross_entropy(logits, truth).item()
         if all(end.rank > past.rank for past in training.history):
@@ -156,36 +163,47 @@ def _end_epoch(
 
 
 def _step(training: Training, grids: Tensor, labels: Int64[Tensor, " b"]) -> tuple[float, int]:
-    """One update; the loss and how many were right."""
-    model = training.model.train()
+    """One update; the whole batch's loss and how many of it were right."""
+    model, share = training.model.train(), training.share
     device = next(model.parameters()).device
     labels = labels.to(device)
     with fixed_order(device):
         logits = model(grids.to(device))
-        loss = F.cross_entropy(logits, labels)
+        loss = mean_loss(logits, labels)
         training.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        loss = share.sum_(loss.detach())
         if not torch.isfinite(loss):
             raise ValueError(
                 f"the loss became {loss.item()}: lower the learning rate or check the grids"
             )
+        share.sum_gradients(model)
         training.optimizer.step()
-    return loss.item(), int((logits.argmax(dim=1) == labels).sum())
+    return loss.item(), int(share.sum_((logits.argmax(dim=1) == labels).sum()))
+
+
+def _grids(source: GridSource, indices: Sequence[int], view: int) -> Tensor:
+    """The images' grids, also of none, as where there are more processes than images."""
+    return source.grids(indices, view) if len(indices) else torch.zeros(0, *source.shape)
 
 
 @torch.no_grad()
 def predict(
-    model: DiffC, source: GridSource, indices: Sequence[int], batch_size: int = 32
+    model: DiffC,
+    source: GridSource,
+    indices: Sequence[int],
+    batch_size: int = 32,
+    share: Share | None = None,
 ) -> Float[Tensor, "n classes"]:
-    """The logits of the images' plain views; on the CPU."""
+    """The logits of the images' plain views; on the CPU, and of all images on every process."""
     model.eval()
-    device = next(model.parameters()).device
-    found = []
-    for batch in chunks(indices, batch_size):
+    share, device = share or Share(), next(model.parameters()).device
+    found = [torch.zeros(0, model.classes, device=device)]
+    for batch in chunks(indices[share.of(len(indices))], batch_size):
         grids = source.grids(batch, PLAIN).to(device)
         with fixed_order(device):
-            found.append(model(grids).cpu())
-    return torch.cat(found)
+            found.append(model(grids))
+    return share.gather(torch.cat(found), len(indices)).cpu()
 
 
 def epoch_batches(

@@ -15,7 +15,7 @@ from revelio.data.config import DataConfig
 from revelio.data.dataset import ImageDataset
 from revelio.data.open import open_dataset
 from revelio.data.registry import is_registered
-from revelio.distributed import device_of
+from revelio.distributed import Processes, device_of
 from revelio.following import beside
 from revelio.pipelines import Progress, Report, counted, silent
 from revelio.run_dir import Run
@@ -30,12 +30,20 @@ FINAL = "final"
 ALIKE = (*PLACE, *SETTING)
 
 
-def open_run(config: Any, command: str, results: Sequence[str] = ()) -> Run:
-    """The run folder of a config that has ``out`` and ``resume``; see :meth:`Run.open`."""
-    text, complete = to_yaml(config), completed(config)
-    return Run.open(
-        config.out, command, text, resume=config.resume, results=results, complete=complete
-    )
+def open_run(
+    config: Any, command: str, results: Sequence[str] = (), processes: Processes | None = None
+) -> Run:
+    """The run folder of a config that has ``out`` and ``resume``; see :meth:`Run.open`.
+
+    Of several processes the main one opens it first, and the others only read it.
+    """
+    text, complete, processes = to_yaml(config), completed(config), processes or Processes()
+    about = {"results": results, "complete": complete}
+    run = None
+    if processes.main:
+        run = Run.open(config.out, command, text, resume=config.resume, **about)
+    processes.wait()
+    return run or Run.open(config.out, command, text, resume=True, writes=False, **about)
 
 
 def begins(config: Any) -> bool:

@@ -8,6 +8,9 @@ made.report["top1"], made.model()
 seeds/seed-0.json  one finished training: history, last and best epoch's measures, confusion
 final/             the first seed's classifier, the epoch that was selected
 report.json        all seeds together        confusion.png    the first seed's
+
+Under ``torchrun`` every process takes its share of each batch (:mod:`revelio.diffc.shared`) and of the views
+that are kept, in files then; the first one writes and reports.
 """
 
 import time
@@ -38,9 +41,11 @@ from revelio.diffc.inputs import (
 )
 from revelio.diffc.measures import confusion_png
 from revelio.diffc.model import DiffC, head_macs, load_diffc
+from revelio.diffc.shared import Share
 from revelio.diffc.sources import GridSource
 from revelio.diffc.train import load_training, save_training
 from revelio.diffc.trained_on import trained_on
+from revelio.distributed import Processes, launched, world_size
 from revelio.files import check_folder
 from revelio.machine import available_memory, free_disk
 from revelio.machine import size as printed
@@ -82,21 +87,33 @@ def train_diffc(config: TrainDiffCConfig, progress: Report = silent) -> TrainedD
         KeyError: an unknown backbone or layer.
     """
     check_fields(config)
-    if config.resume and all((config.out / name).is_file() for name in RESULTS):
-        return _finish_again(config, progress)
+    processes = Processes() if world_size() == 1 else launched(config.device)
+    try:
+        return _train(config, processes, progress if processes.main else silent)
+    finally:
+        processes.close()
+
+
+def _train(config: TrainDiffCConfig, processes: Processes, progress: Report) -> TrainedDiffC:
+    """Train, test and sum up, as one of the processes."""
+    done = config.resume and all((config.out / name).is_file() for name in RESULTS)
+    processes.wait()  # all have looked before one writes
+    if done:
+        return _finish_again(config, processes, progress)
     check_folder(config.out)
-    started = time.monotonic()
+    started, asked = time.monotonic(), config
+    config = _placed(config, processes)
     live = _open_stored(config) if config.stores else _open_images(config, progress)
-    run = open_run(config, "train-diffc", RESULTS)
+    run = open_run(asked, "train-diffc", RESULTS, processes)
     opened = time.monotonic()
-    task = _keep_views(live, config, progress)
+    task = _keep_views(live, config, processes, progress)
     viewed = time.monotonic()
-    contents = {"train": task.source.contents, "test": task.test.contents}
-    run.add_input("set of pictures", contents)
+    if processes.main:
+        contents = {"train": task.source.contents, "test": task.test.contents}
+        run.add_input("set of pictures", contents)
     _announce(task, config, progress)
-    results = [
-        _train_seed(run, live, task, config, number, progress) for number in range(config.seeds)
-    ]
+    every = range(config.seeds)
+    results = [_train_seed(run, live, task, config, n, processes, progress) for n in every]
     seconds = {
         "opening": round(opened - started, 2),
         "views": round(viewed - opened, 2),
@@ -104,19 +121,37 @@ def train_diffc(config: TrainDiffCConfig, progress: Report = silent) -> TrainedD
     }
     report = {"grids": task.made, "skipped": task.skipped, "seconds": seconds}
     report |= summarise(results, task, config)
+    if not processes.main:
+        processes.wait()
+        return TrainedDiffC(config.out, report)
     counts = torch.tensor(results[0]["confusion"])
     write_whole(run.path / "confusion.png", confusion_png(counts, task.classes))
     write_json(run.path / "report.json", report)
     _finish(run, config, report)
+    processes.wait()
     progress(Progress(_summary(config.out, report)))
     return TrainedDiffC(config.out, report)
 
 
-def _finish_again(config: TrainDiffCConfig, progress: Report) -> TrainedDiffC:
+def _placed(config: TrainDiffCConfig, processes: Processes) -> TrainDiffCConfig:
+    """The config with this process's own device, which is no part of what a run is known by."""
+    if processes.world == 1:
+        return config
+    own = {
+        name: processes.device if asked in ("auto", "cuda") else asked
+        for name, asked in (("fit", config.device), ("backbone", config.backbone.device))
+    }
+    backbone = replace(config.backbone, device=own["backbone"])
+    return replace(config, device=own["fit"], backbone=backbone)
+
+
+def _finish_again(config: TrainDiffCConfig, processes: Processes, progress: Report) -> TrainedDiffC:
     """Finish a run whose results are all there: it was stopped at the very end, or not at all."""
-    run = open_run(config, "train-diffc", RESULTS)
+    run = open_run(config, "train-diffc", RESULTS, processes)
     report = read_object(config.out / "report.json")
-    _finish(run, config, report)
+    if processes.main:
+        _finish(run, config, report)
+    processes.wait()
     progress(Progress(f"this run is finished: see {config.out / 'report.json'}"))
     return TrainedDiffC(config.out, report)
 
@@ -192,9 +227,12 @@ def _open_stored(config: TrainDiffCConfig) -> Task:
     return Task(source, test, tuple(made.pop("classes")), made)
 
 
-def _keep_views(task: Task, config: TrainDiffCConfig, progress: Report) -> Task:
+def _keep_views(
+    task: Task, config: TrainDiffCConfig, processes: Processes, progress: Report
+) -> Task:
     """The task with augmented views of train and the plain one of test, computed once.
 
+    Several processes compute each some of the views, into files that all read.
     Stored grids stay as they are, and so do live ones where every epoch is to make a fresh view.
     """
     if config.stores or config.kept_views == ON_LINE:
@@ -202,19 +240,25 @@ def _keep_views(task: Task, config: TrainDiffCConfig, progress: Report) -> Task:
     cache = CacheSettings(
         views=config.kept_views,
         dtype=dtype_of(config.cache_dtype),
-        memory_gb=config.cache_gb,
+        memory_gb=config.cache_gb if processes.world == 1 else 0.0,
         batch_size=config.pass_size,
         folder=config.cache_dir or config.out / "cache",
         key=task.made,
     )
-    source = _kept("train grids", task.source, cache, progress)
-    test = _kept("test grids", task.test, replace(cache, views=0), progress)
+    source = _kept("train grids", task.source, cache, processes, progress)
+    test = _kept("test grids", task.test, replace(cache, views=0), processes, progress)
     return replace(task, source=source, test=test)
 
 
-def _kept(name: str, source: GridSource, cache: CacheSettings, progress: Report) -> GridSource:
+def _kept(
+    name: str, source: GridSource, cache: CacheSettings, processes: Processes, progress: Report
+) -> GridSource:
     total = len(source.ids) * (1 + cache.views)
     progress(Progress(f"{name}: {total:,} of {_views_cost(source, cache, total)}"))
+    if processes.world > 1:
+        for _ in fill_cache(source, cache, Share(processes.rank, processes.world)):
+            pass
+        processes.wait()
     told, kept = counted(progress, name, total, "image"), source
     for state in fill_cache(source, cache):
         kept = state.grids or kept
@@ -270,30 +314,41 @@ def _announce(task: Task, config: TrainDiffCConfig, progress: Report) -> None:
 
 
 def _train_seed(
-    run: Run, live: Task, task: Task, config: TrainDiffCConfig, number: int, progress: Report
+    run: Run,
+    live: Task,
+    task: Task,
+    config: TrainDiffCConfig,
+    number: int,
+    processes: Processes,
+    progress: Report,
 ) -> dict[str, Any]:
     """Train and test one seed, unless that is done; what was measured.
 
     Raises:
         ValueError: a checkpoint is broken.
     """
+    processes.wait()  # what the main one wrote of the seed before is there
     seed = config.seed + number
     path = run.path / "seeds" / f"seed-{seed}.json"
     left = all((run.path / name).is_file() for name in WEIGHTS)
     if path.is_file() and (number > 0 or left):
         return read_object(path)
-    one = start_seed(task, config, seed)
+    one = start_seed(task, config, seed, Share(processes.rank, processes.world))
     before = number * config.epochs
-    _go_on(run, one, before)
-    _follow(run, one, task, before, progress)
+    _go_on(run, one, before, processes)
+    _follow(run, one, task, before, processes, progress)
     result = finish_seed(one, task)
+    if not processes.main:
+        return result
     if number == 0:
         write_folder(run.path / FINAL, partial(_save_final, one, live, result))
     write_json(path, result)
     return result
 
 
-def _follow(run: Run, one: SeedRun, task: Task, before: int, progress: Report) -> None:
+def _follow(
+    run: Run, one: SeedRun, task: Task, before: int, processes: Processes, progress: Report
+) -> None:
     """Train to the end; log, save and report each epoch."""
     images, epochs = len(one.train), one.config.epochs
     total, done = images * epochs, images * len(one.training.history)
@@ -302,22 +357,25 @@ def _follow(run: Run, one: SeedRun, task: Task, before: int, progress: Report) -
         done += state.images
         if (end := state.end) is not None:
             step = before + end.epoch
-            run.log(step=step, seed=one.seed, **asdict(end))
-            run.save_checkpoint(step, partial(save_training, one.training), keep=1)
+            if processes.main:
+                run.log(step=step, seed=one.seed, **asdict(end))
+                run.save_checkpoint(step, partial(save_training, one.training), keep=1)
             numbers = (("epoch", str(end.epoch)), ("loss", f"{end.train_loss:.3f}"))
             if end.validation_top1 is not None:
                 numbers += (("validation", f"{end.validation_top1:.1%}"),)
         progress(Progress("", done, total, "image", numbers, stage))
 
 
-def _go_on(run: Run, one: SeedRun, before: int) -> None:
+def _go_on(run: Run, one: SeedRun, before: int, processes: Processes) -> None:
     """Take up the seed's last whole epoch, if there is one."""
     found = run.latest_checkpoint()
     step = before
     if found is not None and found[0] > before:
         step, folder = found
         load_training(one.training, folder)
-    run.truncate_metrics(step)
+    processes.wait()  # all have read it before the main one writes the next
+    if processes.main:
+        run.truncate_metrics(step)
 
 
 def _save_final(one: SeedRun, live: Task, result: dict[str, Any], folder: Path) -> None:
