@@ -1,15 +1,47 @@
-"""Small charts as SVG text: for a page, lines over timesteps and bars; as a file, dots with intervals."""
+"""Charts by matplotlib: lines and bars for a page, dots with intervals and shaded tables as files.
 
-import math
-from collections.abc import Sequence
+Equal data give equal bytes: ids are hashes with a salt of ours, and no file holds a date. On a page texts
+take the page's colour, lines are grey, and what lies behind is seen: both themes of the page fit.
+"""
+
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
+from io import BytesIO, StringIO
+from typing import TYPE_CHECKING, Any
 
-WIDTH, HEIGHT = 640, 300
-LEFT, RIGHT, TOP, BOTTOM = 52, 16, 14, 42
-# Of the chart of dots: a line a label.
-WIDE, NAMES, LINE = 860, 400, 17
+import numpy as np
+from jaxtyping import Float
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+GREY = "0.55"
 COLOURS = ("#4063d8", "#cb3c33", "#389826", "#9558b2", "#b58900", "#0f8b8d", "#c0579a", "#6b7280")
+STYLE = {
+    "svg.fonttype": "none",  # texts stay texts
+    "svg.hashsalt": "revelio",
+    "text.parse_math": False,  # a name with two dollars is no formula
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 8,
+    "axes.edgecolor": GREY,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "xtick.color": GREY,
+    "xtick.labelcolor": "black",
+    "ytick.color": GREY,
+    "ytick.labelcolor": "black",
+    "grid.color": GREY,
+    "grid.alpha": 0.3,
+}
+DOTS = 100  # an inch: sizes in dots below
+EDGE = 0.12  # inches around a picture
 
 
 @dataclass(frozen=True)
@@ -24,47 +56,35 @@ class Series:
 
 
 def line_chart(title: str, labels: Sequence[str], series: Sequence[Series], unit: str) -> str:
-    """Lines over equally spaced ``labels``, with a legend; intervals as faint whiskers."""
-    low, high = _bounds(series, floor=None)
-    step = (WIDTH - LEFT - RIGHT) / max(len(labels) - 1, 1)
-    xs = [LEFT + i * step for i in range(len(labels))]
-    parts = _frame(title, labels, xs, low, high, unit)
-    for number, one in enumerate(series):
-        colour = COLOURS[number % len(COLOURS)]
-        points = [
-            (x, _y(v, low, high)) for x, v in zip(xs, one.values, strict=True) if v is not None
-        ]
-        dash = ' stroke-dasharray="5 4"' if one.dashed else ""
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-        parts.append(
-            f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"{dash}/>'
-        )
-        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in points]
-        parts += _whiskers(xs, one, low, high, colour)
-    return _svg(title, parts, series)
+    """Lines over equally spaced ``labels``, with a legend; intervals as faint whiskers. For a page."""
+    with _figure(6.4, 3.0) as figure:
+        axes = figure.subplots()
+        places = np.arange(len(labels))
+        for colour, one in _coloured(series):
+            style = "--" if one.dashed else "-"
+            axes.plot(places, _numbers(one.values), f"o{style}", color=colour, markersize=4.5)
+            axes.vlines(places, *_interval(one, len(labels)), color=colour, alpha=0.6)
+        _name_axes(axes, places, labels, unit)
+        return _inline(figure, title, series)
 
 
 def bar_chart(title: str, labels: Sequence[str], series: Sequence[Series], unit: str) -> str:
-    """Groups of bars, one group a label and one bar a series, with interval whiskers."""
-    low, high = _bounds(series, floor=0.0)
-    group = (WIDTH - LEFT - RIGHT) / max(len(labels), 1)
-    bar = group * 0.8 / max(len(series), 1)
-    centres = [LEFT + group * (i + 0.5) for i in range(len(labels))]
-    parts = _frame(title, labels, centres, low, high, unit)
-    for number, one in enumerate(series):
-        colour = COLOURS[number % len(COLOURS)]
-        xs = [c - group * 0.4 + bar * (number + 0.5) for c in centres]
-        for x, value in zip(xs, one.values, strict=True):
-            if value is None:
-                continue
-            y = _y(value, low, high)
-            parts.append(
-                f'<rect x="{x - bar * 0.46:.1f}" y="{y:.1f}" width="{bar * 0.92:.1f}" '
-                f'height="{HEIGHT - BOTTOM - y:.1f}" fill="{colour}">'
-                f"<title>{escape(one.name)}: {value:.3g} {escape(unit)}</title></rect>"
-            )
-        parts += _whiskers(xs, one, low, high, "currentColor")
-    return _svg(title, parts, series)
+    """Groups of bars, a group a label and a bar a series, with whiskers and values. For a page."""
+    with _figure(6.4, 3.0) as figure:
+        axes = figure.subplots()
+        places, wide = np.arange(len(labels)), 0.8 / max(len(series), 1)
+        for number, (colour, one) in enumerate(_coloured(series)):
+            middle = places + (number + 0.5) * wide - 0.4
+            lows, highs = _interval(one, len(labels))
+            values = _numbers(one.values)
+            axes.bar(middle, values, 0.92 * wide, color=colour)
+            axes.vlines(middle, lows, highs, color=GREY)
+            for x, top, value in zip(middle, np.fmax(values, highs), values, strict=True):
+                if not np.isnan(value):
+                    axes.text(x, top, f"{value:.3g}", ha="center", va="bottom", fontsize=6.5)
+        axes.set_ylim(bottom=0)
+        _name_axes(axes, places, labels, unit)
+        return _inline(figure, title, series)
 
 
 def dot_chart(title: str, panels: Sequence[tuple[str, Sequence[str], Sequence[Series]]]) -> str:
@@ -72,124 +92,149 @@ def dot_chart(title: str, panels: Sequence[tuple[str, Sequence[str], Sequence[Se
 
     Intervals are whiskers; a dashed series is drawn as upright strokes.
     """
-    parts = [f"<title>{escape(title)}</title>", f'<text x="8" y="20">{escape(title)}</text>']
-    named = {
-        one.name: (number, one.dashed)
-        for _, _, series in panels
-        for number, one in enumerate(series)
-    }
-    for name, (number, dashed) in named.items():
-        x = 20 + 160 * number
-        parts.append(_mark(x, 38, COLOURS[number], dashed=dashed))
-        parts.append(f'<text x="{x + 10}" y="42">{escape(name)}</text>')
-    top = 52
-    for unit, labels, series in panels:
-        parts += _dots(top, unit, labels, series)
-        top += LINE * (len(labels) + 3)
-    style = "text{font:12px sans-serif;fill:#222}.grid{stroke:#ddd}"
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDE} {top}" role="img">'
-        f"<style>{style}</style>"
-        f'<rect width="{WIDE}" height="{top}" fill="#fff"/>{"".join(parts)}</svg>\n'
-    )
-
-
-def _dots(top: int, unit: str, labels: Sequence[str], series: Sequence[Series]) -> list[str]:
-    low, high = _bounds(series, floor=None)
-    bottom = top + LINE * (len(labels) + 1)
-
-    def x(value: float) -> float:
-        return NAMES + (WIDE - NAMES - RIGHT) * (value - low) / (high - low)
-
-    parts = []
-    for tick in ticks(low, high):
-        at = f"{x(tick):.1f}"
-        parts.append(f'<line x1="{at}" x2="{at}" y1="{top}" y2="{bottom}" class="grid"/>')
-        parts.append(f'<text x="{at}" y="{bottom + 14}" text-anchor="middle">{tick:g}</text>')
-    parts.append(f'<text x="{NAMES - 8}" y="{bottom + 14}" text-anchor="end">{escape(unit)}</text>')
-    for row, label in enumerate(labels):
-        y = top + LINE * (row + 1)
-        parts.append(f'<text x="{NAMES - 8}" y="{y + 4}" text-anchor="end">{escape(label)}</text>')
-        for colour, one in zip(COLOURS, series, strict=False):
-            ends = [end[row] for end in (one.lows, one.highs) if end]
-            if len(ends) == 2 and None not in ends:
-                left, right = (x(end) for end in ends if end is not None)
-                parts.append(
-                    f'<line x1="{left:.1f}" x2="{right:.1f}" y1="{y}" y2="{y}" stroke="{colour}"/>'
+    lines = [len(labels) + 3 for _, labels, _ in panels]
+    with _figure(8.6, 0.19 * sum(lines) + 0.6) as figure:
+        rows = figure.subplots(len(panels), squeeze=False, height_ratios=lines)[:, 0]
+        named = {}
+        for axes, (unit, labels, series) in zip(rows, panels, strict=True):
+            places = np.arange(len(labels))
+            for colour, one in _coloured(series):
+                marks = "|" if one.dashed else "o"
+                values = _numbers(one.values)
+                [named[one.name]] = axes.plot(
+                    values, places, marks, color=colour, mew=2 if one.dashed else 0, alpha=0.85
                 )
-            if (value := one.values[row]) is not None:
-                parts.append(_mark(x(value), y, colour, dashed=one.dashed))
-    return parts
+                axes.hlines(places, *_interval(one, len(labels)), color=colour)
+            axes.set_yticks(places, labels)
+            axes.set_ylim(len(labels) - 0.4, -0.6)
+            axes.set_xlabel(unit, loc="right")
+            axes.tick_params(axis="y", length=0)
+            axes.grid(axis="x")
+        heading = {"title": title, "title_fontsize": 10, "alignment": "left", "frameon": False}
+        figure.legend(named.values(), named, loc="outside upper left", ncols=4, **heading)
+        figure.set_facecolor("white")
+        return _svg(figure)
 
 
-def _mark(x: float, y: float, colour: str, *, dashed: bool) -> str:
-    if dashed:
-        ends = f'x1="{x:.1f}" x2="{x:.1f}" y1="{y - 6}" y2="{y + 6}"'
-        return f'<line {ends} stroke="{colour}" stroke-width="2" stroke-dasharray="3 2"/>'
-    return f'<circle cx="{x:.1f}" cy="{y}" r="4" fill="{colour}" fill-opacity="0.8"/>'
+def heat_map(
+    shades: Float[np.ndarray, "r c"],
+    texts: Sequence[Sequence[str]],
+    names: tuple[Sequence[str], Sequence[str]],
+    *,
+    cell: tuple[int, int],
+    dark: str,
+    caption: str,
+    font: float = 12,
+    upright: bool = False,
+    framed: tuple[int, int] | None = None,
+) -> bytes:
+    """A table of shades as a PNG file.
 
+    Args:
+        shades: from 0, white, to 1, ``dark``; NaN is left white.
+        texts: of the cells.
+        names: of the rows, on the left, and of the columns, above.
+        cell: its width and height in dots.
+        dark: the colour of 1.
+        caption: below the table.
+        font: the height of letters in dots.
+        upright: the columns' names are read upwards.
+        framed: row and column of the cell with a frame.
+    """
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.patches import Rectangle
 
-def _bounds(series: Sequence[Series], floor: float | None) -> tuple[float, float]:
-    found = [v for s in series for vs in (s.values, s.lows, s.highs) for v in vs if v is not None]
-    low, high = (min(found), max(found)) if found else (0.0, 1.0)
-    margin = (high - low) * 0.08 or 0.5
-    return (low - margin if floor is None else floor), high + margin
-
-
-def ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Round values from ``low`` to ``high``, steps of 1, 2 or 5 times a power of ten, ``most`` or fewer."""
-    rough = (high - low) / (most - 1)
-    power = 10.0 ** math.floor(math.log10(rough))
-    for step in (power * one for one in (0.5, 1, 2, 5, 10)):
-        first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-        # The smallest step that gives few enough; one that is 2.5 times as large leaves one at least.
-        if last - first < most:
-            break
-    return [float(f"{number * step:.12g}") for number in range(first, last + 1)]
-
-
-def _y(value: float, low: float, high: float) -> float:
-    return TOP + (HEIGHT - TOP - BOTTOM) * (high - value) / (high - low)
-
-
-def _frame(
-    title: str, labels: Sequence[str], xs: Sequence[float], low: float, high: float, unit: str
-) -> list[str]:
-    parts = [f"<title>{escape(title)}</title>"]
-    for value in ticks(low, high):
-        y = _y(value, low, high)
-        parts.append(
-            f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>'
-            f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>'
+    high, wide = shades.shape
+    points = font * 72 / DOTS
+    with _figure(wide * cell[0] / DOTS, high * cell[1] / DOTS) as figure:
+        figure.set_layout_engine("none")
+        axes = figure.add_axes((0, 0, 1, 1))
+        colours = LinearSegmentedColormap.from_list("shades", ["white", dark])
+        edges = "0.9" if cell[1] > 8 else "none"
+        axes.pcolormesh(shades, cmap=colours, vmin=0, vmax=1, edgecolors=edges, linewidth=0.5)
+        for (row, column), shade in np.ndenumerate(shades):
+            if texts[row][column]:
+                ink = "white" if shade > 0.55 else "black"
+                place = (column + 0.5, row + 0.5, texts[row][column])
+                axes.text(*place, color=ink, fontsize=points, ha="center", va="center_baseline")
+        if framed is not None:
+            corner = (framed[1], framed[0])
+            axes.add_patch(
+                Rectangle(corner, 1, 1, fill=False, color="#d04818", lw=2, clip_on=False)
+            )
+        axes.set(xlim=(0, wide), ylim=(high, 0))
+        axes.set_yticks(np.arange(len(names[0])) + 0.5, names[0])
+        axes.set_xticks(np.arange(len(names[1])) + 0.5, names[1], rotation=90 if upright else 0)
+        axes.tick_params(length=0, labelsize=points)
+        axes.xaxis.tick_top()
+        axes.spines[:].set_visible(False)
+        # Not the axis's own label: that one moves with the names.
+        axes.annotate(
+            caption, (0, 0), (0, -18), xycoords="axes fraction", textcoords="offset points"
         )
-    parts += [
-        f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{escape(label)}</text>'
-        for x, label in zip(xs, labels, strict=True)
-    ]
-    middle = TOP + (HEIGHT - TOP - BOTTOM) / 2
-    parts.append(
-        f'<text transform="translate(11 {middle:.0f}) rotate(-90)" text-anchor="middle">'
-        f"{escape(unit)}</text>"
+        file, tight = BytesIO(), {"bbox_inches": "tight", "pad_inches": EDGE}
+        figure.savefig(file, format="png", facecolor="white", metadata={"Software": None}, **tight)
+        return file.getvalue()
+
+
+@contextmanager
+def _figure(width: float, height: float) -> "Iterator[Figure]":
+    """A figure of so many inches, in our style: no window, no global state but for the while."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(STYLE), warnings.catch_warnings():
+        # A sign that the font lacks is shown as a box, or, in an SVG, by the reader's own font.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        yield Figure((width, height), dpi=DOTS, facecolor="none", layout="constrained")
+
+
+def _coloured(series: Sequence[Series]) -> Iterator[tuple[str, Series]]:
+    return zip([COLOURS[i % len(COLOURS)] for i in range(len(series))], series, strict=True)
+
+
+def _numbers(values: Sequence[float | None]) -> Float[np.ndarray, " n"]:
+    return np.array([np.nan if value is None else value for value in values], dtype=float)
+
+
+def _interval(one: Series, count: int) -> tuple[Any, Any]:
+    """Both ends, NaN where either is not known."""
+    ends = [_numbers(end) if len(end) else np.full(count, np.nan) for end in (one.lows, one.highs)]
+    low, high = np.where(np.isnan(ends).any(0), np.nan, ends)
+    return low, high
+
+
+def _name_axes(axes: "Axes", places: Any, labels: Sequence[str], unit: str) -> None:
+    axes.set_facecolor("none")
+    axes.set_xticks(places, labels)
+    axes.set_ylabel(unit)
+    axes.grid(axis="y")
+
+
+def _svg(figure: "Figure") -> str:
+    """The file's text, from its ``<svg`` on."""
+    text = StringIO()
+    figure.savefig(
+        text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
     )
-    return parts
+    svg = text.getvalue()
+    return svg[svg.index("<svg") :]
 
 
-def _whiskers(xs: Sequence[float], one: Series, low: float, high: float, colour: str) -> list[str]:
-    return [
-        f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{_y(a, low, high):.1f}" y2="{_y(b, low, high):.1f}" '
-        f'stroke="{colour}" stroke-width="1.2" opacity="0.7"/>'
-        for x, a, b in zip(xs, one.lows, one.highs, strict=False)
-        if a is not None and b is not None
-    ]
+def _inline(figure: "Figure", title: str, series: Sequence[Series]) -> str:
+    """A figure of a page, as wide as there is room, with a legend that wraps.
 
-
-def _svg(title: str, parts: Sequence[str], series: Sequence[Series]) -> str:
+    The ids of matplotlib's parts are left out: several charts stand on a page. Those that are used are
+    hashes of what they name. Its style sheet would be the whole page's.
+    """
+    unwanted = r' id="[^"]*_\d+"|(?<=<svg )[^>]*(?=viewBox)|<defs>\s*<style.*?</style>\s*</defs>'
+    body = re.sub(unwanted, "", _svg(figure), flags=re.DOTALL)
+    named = escape(title)
+    body = body.replace("<svg ", f'<svg role="img" aria-label="{named}" ', 1)
     legend = "".join(
-        f'<span><i style="background:{COLOURS[i % len(COLOURS)]}"></i>{escape(s.name)}</span>'
-        for i, s in enumerate(series)
+        f'<span><i style="background:{colour}"></i>{escape(one.name)}</span>'
+        for colour, one in _coloured(series)
     )
-    body = "".join(parts)
     return (
-        f'<figure><figcaption>{escape(title)}</figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" '
-        f'role="img" aria-label="{escape(title)}">{body}</svg><div class="legend">{legend}</div></figure>'
+        f'<figure><figcaption>{named}</figcaption>{body}<div class="legend">{legend}</div></figure>'
     )

@@ -2,17 +2,13 @@
 
 import json
 import re
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 from backbones_helpers import tiny_sd
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
-from revelio.charts import Series, bar_chart, line_chart, ticks
 from revelio.cli import main
 from revelio.data.config import DataConfig
 from revelio.pipelines.demo.config import DemoConfig
@@ -227,30 +223,6 @@ def test_no_layer_is_named_the_best_of_equals_nor_after_one_training() -> None:
     once = {name: found(rng, share, 1) for name, share in (("a", 0.9), ("b", 0.5))}
     for one in verdicts(once, once, found(rng, 0.2, 1)).values():
         assert set(one.values()) == {ONCE}
-
-
-def test_charts_place_values_in_proportion() -> None:
-    line = line_chart("T", ["a", "b", "c"], [Series("s", [0.0, 0.5, 1.0])], "share")
-    points = re.search(r'polyline points="([^"]+)"', line)
-    assert points is not None
-    xs, ys = zip(*[map(float, p.split(",")) for p in points[1].split()], strict=True)
-    assert xs[1] - xs[0] == pytest.approx(xs[2] - xs[1], abs=0.11)
-    assert ys[0] - ys[1] == pytest.approx(ys[1] - ys[2], abs=0.11) and ys[0] > ys[2]
-    bars = bar_chart("T", ["a"], [Series("s", [2.0]), Series("<r>", [4.0])], "percent")
-    heights = [float(h) for h in re.findall(r'height="([0-9.]+)" fill', bars)]
-    assert heights[1] == pytest.approx(2 * heights[0], rel=0.01)
-    assert "&lt;r&gt;" in bars and "<r>" not in bars
-
-
-@given(low=st.floats(-1e3, 1e3), span=st.floats(1e-3, 1e4), most=st.integers(3, 10))
-def test_ticks_are_round_inside_and_evenly_spaced(low: float, span: float, most: int) -> None:
-    found = ticks(low, low + span, most)
-    assert 1 <= len(found) <= most and low - 1e-6 * span <= found[0] <= found[-1]
-    assert found[-1] <= low + span * (1 + 1e-6)
-    steps = {float(f"{b - a:.6g}") for a, b in pairwise(found)}
-    assert len({float(f"{step:.3g}") for step in steps}) <= 1
-    for step in steps:
-        assert f"{step:.0e}"[0] in "125" and step == pytest.approx(float(f"{step:.0e}"), rel=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ import revelio.pipelines.reproduce_rows as pipeline
 from revelio.activations.store import ActivationStore
 from revelio.analysis.config import PurityConfig
 from revelio.analysis.paired import image_subsets
+from revelio.charts import COLOURS
 from revelio.cli import main
 from revelio.data.config import DataConfig
 from revelio.diffc.config import FitConfig
@@ -102,7 +103,9 @@ def test_a_purity_table_and_a_diffc_table_end_to_end(made: ReproduceConfig) -> N
     texts = [one.text for one in drawn.iter(f"{space}text")]
     assert sum("tiny-sd up_ft1 t=25" in text for text in texts if text) == 1
     # Paper and ours of four rows, and of the legend; the interval and chance of each are lines.
-    assert len(list(drawn.iter(f"{space}circle"))) == 2 * 4 + 2
+    marks = [one.get("style", "") for one in drawn.iter(f"{space}use")]
+    for colour in COLOURS[:2]:
+        assert sum(f"fill: {colour}" in mark for mark in marks) == 4 + 1
     assert "(table2a.svg)" in page
     # One pass of the model gave all four layers, the VAE ran once.
     stores = sorted(path.name for path in made.out.glob("*/sets/*/train/mean/*"))
