@@ -167,7 +167,9 @@ def test_results_of_another_ksae_and_other_files_are_refused(made, tmp_path, nam
     assert not (made / "no").exists()
 
 
-def test_galleries_of_other_images_or_versions_are_refused(made, tmp_path):
+def test_galleries_of_other_images_or_versions_are_refused(made, tmp_path, monkeypatch):
+    # Before the work.
+    monkeypatch.setattr("revelio.pipelines.gallery.compute", lambda *_: pytest.fail("too late"))
     with pytest.raises(ValueError, match="no gallery of this version: write it again"):
         make_gallery(replace(of(made, "a", "no"), beside=(made / "run",)))
     store = write_store(

@@ -354,7 +354,7 @@ def test_moved_images_get_the_mean_of_the_draws_that_the_store_is_of(tmp_path):
     made = measure_locality(
         LocalityConfig(
             store=(store.path,), ksae=str(tmp_path / "ksae"), moved=True, device="cpu", latents=5,
-            data=data, backbone=BackboneConfig(name="noisy-cells"),
+            data=data,  # and the model that the store names
         )
     )  # fmt: skip
     latents = torch.tensor(made.result["latents"])

@@ -4,6 +4,7 @@ import http.client
 import io
 import json
 import os
+import shutil
 import socket
 import struct
 import threading
@@ -30,7 +31,7 @@ from revelio.data.config import DataConfig
 from revelio.data.transforms import SquareTransform
 from revelio.pipelines import serve
 from revelio.pipelines.gallery import make_gallery
-from revelio.pipelines.inputs import open_sae
+from revelio.pipelines.inputs import backbone_of, open_sae
 from revelio.pipelines.serve import UPLOAD_LIMIT, UPLOADS, Encoder, open_server
 
 LAYER = "up_ft1"
@@ -327,14 +328,25 @@ def test_what_does_not_belong_together_is_refused(made: Path, tmp_path: Path) ->
         open_server(replace(config(made), ksae=str(tmp_path / "other")))
 
 
+def test_a_demos_gallery_finds_its_k_sae(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "run" / "gallery", tmp_path / "gallery")
+    data = json.loads((made / "run" / "gallery" / "gallery.json").read_text())
+    name = data["made_from"]["store"]["name"]
+    with pytest.raises(ValueError, match="lies in no run of a k-SAE"):
+        open_server(replace(config(made), gallery=tmp_path / "gallery"))
+    random_model(seed=1).save_pretrained(tmp_path / "ksae" / "another" / "final")
+    shutil.copytree(made / "run" / "final", tmp_path / "ksae" / name / "final")
+    open_server(replace(config(made), gallery=tmp_path / "gallery")).server_close()
+
+
 def test_a_gallery_of_a_known_model_needs_no_model_named(made: Path) -> None:
     data = json.loads((made / "run" / "gallery" / "gallery.json").read_text())
     assert data["meta"]["image_size"] == [32, 32]
     data["meta"]["model"] = "mini-sd"
-    unnamed = ServeConfig(gallery=made)
-    assert serve._backbone(unnamed, data) == BackboneConfig(name="mini-sd", image_size=32)
-    larger = replace(unnamed, backbone=replace(unnamed.backbone, image_size=64))
-    assert serve._backbone(larger, data) == BackboneConfig(name="mini-sd", image_size=64)
+    unnamed, meta = ServeConfig(gallery=made).backbone, data["meta"]
+    assert backbone_of(unnamed, meta, "it") == BackboneConfig(name="mini-sd", image_size=32)
+    larger = replace(unnamed, image_size=64)
+    assert backbone_of(larger, meta, "it") == BackboneConfig(name="mini-sd", image_size=64)
 
 
 @needs_browser

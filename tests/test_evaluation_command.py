@@ -338,3 +338,9 @@ def test_loss_recovered_of_an_extraction(tmp_path: Path, rows: Rows) -> None:
     other = BackboneConfig(name=str(tiny_sd(tmp_path / "other", seed=1)), device="cpu")
     with pytest.raises(ValueError, match="needs the store's own model"):
         eval_sae(replace(config, backbone=other))
+    # Unless others are given, the store's own model and pictures are taken, where they are known by name.
+    own = EvalSAEConfig(store=store.path, ksae=runs)
+    with pytest.raises(ValueError, match=r"is of a model \(sd\) that is no known one: give it"):
+        eval_sae(replace(config, backbone=own.backbone))
+    with pytest.raises(ValueError, match=r"does not say where its images \(photos\) are"):
+        eval_sae(replace(config, data=own.data))

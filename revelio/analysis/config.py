@@ -275,8 +275,8 @@ class LocalityConfig:
     data: DataConfig = field(default_factory=lambda: DataConfig(source=FROM_STORE))
     """The images, for `moved`; `from-store`: the data set the store names."""
 
-    backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    """The model that the stores are of, for `moved`."""
+    backbone: BackboneConfig = field(default_factory=lambda: BackboneConfig(name=FROM_STORE))
+    """The model that the stores are of, for `moved`; from-store: the known model that they name."""
 
     device: Device = "auto"
     """`auto` (CUDA where there is one), `cpu`, `cuda`, `mps`: where the k-SAE runs."""

@@ -120,11 +120,15 @@ def store_identity(store: "ActivationStore") -> dict[str, Any]:
     return {"name": store.path.name, "sha256": sha256(store.path / "manifest.json")}
 
 
+def sources(model: "KSparseAutoencoder", store: "ActivationStore") -> dict[str, Any]:
+    """What tells the k-SAE and the store apart from others."""
+    return {"ksae": ksae_identity(model), "store": store_identity(store)}
+
+
 def with_source(top: TopImages, model: "KSparseAutoencoder", store: "ActivationStore") -> TopImages:
     """``top`` with what it was made from: the store's model, layer, ..., and both hashes."""
     made_from = {key: store.manifest[key] for key in MANIFEST_KEYS if key in store.manifest}
-    made_from |= {"ksae": ksae_identity(model), "store": store_identity(store)}
-    return replace(top, source=made_from | top.source)
+    return replace(top, source=made_from | sources(model, store) | top.source)
 
 
 def check_store(top: TopImages, store: "ActivationStore") -> None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from revelio.analysis.config import OverCells
+from revelio.analysis.config import FROM_STORE, OverCells
 from revelio.backbones.config import BackboneConfig
 from revelio.bounds import Count, Folder, Index, NotEmpty, OpenShare, OutFolder, Seed
 from revelio.data.config import DataConfig
@@ -54,11 +54,11 @@ class EvalSAEConfig:
     """Images that go through `backbone` with the layer replaced (output and loss recovered) and with latents
     ablated; 0: none."""
 
-    backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    """The model of `store`, for `loss_images`."""
+    backbone: BackboneConfig = field(default_factory=lambda: BackboneConfig(name=FROM_STORE))
+    """The model of `store`, for `loss_images`; from-store: the known model that it names."""
 
-    data: DataConfig = field(default_factory=DataConfig)
-    """The images of `store`, for `loss_images`."""
+    data: DataConfig = field(default_factory=lambda: DataConfig(source=FROM_STORE))
+    """The images of `store`, for `loss_images`; from-store: the known data set that it names."""
 
     planted: Index = 0
     """Trainings of the first k-SAE's recipe on synthetic activations with known directions; 0: none."""

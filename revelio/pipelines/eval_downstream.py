@@ -14,13 +14,13 @@ from revelio.backbones.prompts import prompt_texts
 from revelio.backbones.registry import load_backbone
 from revelio.data.dataset import ImageDataset
 from revelio.data.loading import batches
-from revelio.data.open import open_dataset
 from revelio.evaluation.ablation import ablations
 from revelio.evaluation.config import EvalSAEConfig
 from revelio.evaluation.downstream import Denoised, Downstream, Embedded, Reader
 from revelio.evaluation.encoded import encoded
 from revelio.evaluation.loss_recovered import Known, recovered
 from revelio.evaluation.measures import held_out
+from revelio.pipelines.inputs import backbone_of, pictures_of
 from revelio.sae.model import KSparseAutoencoder
 
 TOO_FEW = 10
@@ -83,12 +83,12 @@ class InModel:
 
 def _pictures(config: EvalSAEConfig, store: ActivationStore) -> tuple[ImageDataset, list[int]]:
     """The data set, and the places in it of the first images that are in the store."""
-    dataset = open_dataset(config.data)
+    dataset = pictures_of(config.data, store)
     known = set(store.ids)
     places = [i for i, name in enumerate(dataset.ids) if name in known][: config.loss_images]
     if len(places) < min(config.loss_images, len(store)):
         raise ValueError(
-            f"{len(places)} of the images of {config.store} are in {config.data.source}: give the data set "
+            f"{len(places)} of the images of {config.store} are in {dataset.name}: give the data set "
             "that it was extracted from"
         )
     return dataset, places
@@ -98,7 +98,7 @@ def _downstream(
     config: EvalSAEConfig, store: ActivationStore, dataset: ImageDataset, places: list[int]
 ) -> Downstream:
     about = store.manifest
-    backbone = load_backbone(config.backbone)
+    backbone = load_backbone(backbone_of(config.backbone, about, f"{config.store}"))
     if backbone.name != about["model"]:
         raise ValueError(
             f"{config.store} is of {about['model']}, the backbone is {backbone.name}: loss recovered needs "

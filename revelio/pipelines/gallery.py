@@ -6,10 +6,12 @@ from typing import Any
 
 from revelio.activations.store import ActivationStore
 from revelio.analysis.config import MakeGalleryConfig, PurityConfig
+from revelio.analysis.gallery.beside import opened
 from revelio.analysis.gallery.told import told
 from revelio.analysis.gallery.write import check_place, write_gallery
 from revelio.analysis.purity import purity
 from revelio.analysis.top_images import TopImages
+from revelio.analysis.top_images_files import sources
 from revelio.bounds import check_fields
 from revelio.data.dataset import ImageDataset
 from revelio.outputs import claimed
@@ -67,15 +69,19 @@ def make_gallery(
     check_place(out)
     with claimed(out):
         store = ActivationStore.open(config.store)
+        for path in config.beside:
+            opened(path, store.ids)  # refused before the work
         pictures = dataset or pictures_of(config.data, store)
         model = open_sae(config.ksae, config.device, progress)
+        ours, earlier = sources(model, store), out / "gallery.json"
+        check_same_source(
+            earlier, lambda found: made_from(found.get("made_from", {})), made_from(ours)
+        )
+        known = told(config.names, config.locality, ours["ksae"])
         if config.top is None:
             top = compute(config, store, model, progress)
         else:
             top = read_top_images(config.top, store, model)
-        earlier, ours = out / "gallery.json", made_from(top.source)
-        check_same_source(earlier, lambda found: made_from(found.get("made_from", {})), ours)
-        known = told(config.names, config.locality, top.source["ksae"])
         entry = entry or _purity(config, model, store, top, progress)
         count = counted(progress, "thumbnails", store.images, "image")
         summary = write_gallery(

@@ -1,15 +1,17 @@
 """What configs name, opened once and passed on; and where results of a k-SAE go by default."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from revelio.activations.store import ActivationStore
-from revelio.analysis.config import FROM_STORE
+from revelio.analysis.config import FROM_GALLERY, FROM_STORE
 from revelio.analysis.top_images import PLACE, SETTING
+from revelio.backbones.config import BackboneConfig
+from revelio.backbones.registry import describe
 from revelio.config import completed, to_yaml
 from revelio.data.config import DataConfig
 from revelio.data.dataset import ImageDataset
@@ -76,6 +78,28 @@ def pictures_of(config: DataConfig, store: ActivationStore) -> ImageDataset:
         raise ValueError(
             f"the store's images ({recorded}) can't be opened: give their source (data.source) ({error})"
         ) from error
+
+
+def backbone_of(config: BackboneConfig, about: Mapping[str, Any], what: str) -> BackboneConfig:
+    """The model that a config names, or the one that a store or a gallery was made by.
+
+    Args:
+        config: which model.
+        about: what the store or gallery says of it: `model`, `image_size`.
+        what: the store or gallery, for messages.
+
+    Raises:
+        ValueError: that is no known model's name: a file's path would pick what is loaded here.
+    """
+    if config.name not in (FROM_STORE, FROM_GALLERY):
+        return config
+    name, size = about.get("model"), about.get("image_size")
+    if name not in {known.name for known in describe()}:
+        raise ValueError(
+            f"{what} is of a model ({printable(name)}) that is no known one: give it (backbone)"
+        )
+    side = size[0] if isinstance(size, list | tuple) and size else size
+    return replace(config, name=name, image_size=config.image_size or side)
 
 
 def check_alike(store: ActivationStore, other: ActivationStore) -> None:

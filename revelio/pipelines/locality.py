@@ -26,13 +26,20 @@ from revelio.analysis.locality import (
 from revelio.analysis.redundancy import partners, redundancy
 from revelio.analysis.top_images import top_images
 from revelio.analysis.top_images_files import ksae_identity, store_identity
+from revelio.backbones.base import Backbone
 from revelio.backbones.registry import load_backbone
 from revelio.bounds import check_fields
 from revelio.data.picture import decoded
 from revelio.data.transforms import Crop
 from revelio.outputs import check_file, has_keys
 from revelio.pipelines import Made, Report, counted, silent
-from revelio.pipelines.inputs import check_same_source, open_sae, pictures_of, place_of
+from revelio.pipelines.inputs import (
+    backbone_of,
+    check_same_source,
+    open_sae,
+    pictures_of,
+    place_of,
+)
 from revelio.pipelines.sae_rows import open_stores
 from revelio.run_dir import versions, write_json
 from revelio.sae.model import KSparseAutoencoder
@@ -70,6 +77,7 @@ def measure_locality(config: LocalityConfig, progress: Report = silent) -> Made:
     latents = top.ranking(config.latents)
     if not len(latents):
         raise ValueError(f"no latent of {printable(config.ksae)} fires on {store.path}")
+    backbone = _own_backbone(config, store) if config.moved else None
     found = [firings(model, one, latents, config.limit) for one in stores]
     result: dict[str, Any] = {
         "made_from": made,
@@ -86,8 +94,8 @@ def measure_locality(config: LocalityConfig, progress: Report = silent) -> Made:
         result["masks"] = mask_iou(found[0], masks, seed=config.seed)
     if config.other is not None:
         result["partners"] = partners(model, open_sae(config.other), latents)
-    if config.moved:
-        result["moved"] = _moved(config, model, store, latents, found[0].maps(), progress)
+    if backbone is not None:
+        result["moved"] = _moved(config, backbone, model, store, latents, found[0].maps(), progress)
     write_json(out, result | {"versions": versions()})
     return Made(out, result)
 
@@ -134,8 +142,26 @@ def _of_other_stores(
     return entry
 
 
+def _own_backbone(config: LocalityConfig, store: ActivationStore) -> Backbone:
+    """The model that made the store's grids.
+
+    Raises:
+        ValueError: it is another, or saw prompts, which moved images have none of.
+    """
+    about = store.manifest
+    asked = backbone_of(config.backbone, about, f"{store.path}")
+    backbone = load_backbone(asked, layers=[about["layer"]])
+    if backbone.name != about.get("model") or about.get("prompt_policy") not in (None, "empty"):
+        raise ValueError(
+            f"{store.path} is of {about.get('model')} under prompts {about.get('prompt_policy')}, the "
+            f"backbone is {backbone.name}: moved images need the store's own model, and the empty prompt"
+        )
+    return backbone
+
+
 def _moved(
     config: LocalityConfig,
+    backbone: Backbone,
     model: KSparseAutoencoder,
     store: ActivationStore,
     latents: Int64[Tensor, " l"],
@@ -144,12 +170,6 @@ def _moved(
 ) -> dict[str, Any]:
     """How maps agree once the image was mirrored or shifted and the map moved back."""
     about = store.manifest
-    backbone = load_backbone(config.backbone, layers=[about["layer"]])
-    if backbone.name != about.get("model") or about.get("prompt_policy") not in (None, "empty"):
-        raise ValueError(
-            f"{store.path} is of {about.get('model')} under prompts {about.get('prompt_policy')}, the "
-            f"backbone is {backbone.name}: moved images need the store's own model, and the empty prompt"
-        )
     dataset, ids = pictures_of(config.data, store), store.ids[: len(maps)]
     place = {name: index for index, name in enumerate(dataset.ids)}
     if missing := [name for name in ids if name not in place]:

@@ -12,7 +12,6 @@ import sys
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from hashlib import sha256
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -31,19 +30,18 @@ from scipy.sparse import csr_matrix
 
 from revelio.activations.encode import grids_as_stored
 from revelio.analysis.cells import GridCodes, encode_grid, image_codes
-from revelio.analysis.config import FROM_GALLERY, ServeConfig
+from revelio.analysis.config import ServeConfig
 from revelio.analysis.gallery.heat_maps import levels, sparse_maps
 from revelio.analysis.gallery.records import short
 from revelio.analysis.top_images_files import ksae_identity
 from revelio.backbones.base import Backbone
-from revelio.backbones.config import BackboneConfig
-from revelio.backbones.registry import describe, load_backbone
+from revelio.backbones.registry import load_backbone
 from revelio.bounds import check_fields
 from revelio.data.picture import read_picture
 from revelio.data.transforms import crop_of, thumbnail
 from revelio.outputs import read_record
 from revelio.pipelines import Progress, Report, silent
-from revelio.pipelines.inputs import FINAL, open_sae
+from revelio.pipelines.inputs import FINAL, backbone_of, open_sae
 from revelio.sae.model import KSparseAutoencoder
 from revelio.trust import path_in, printable, read_json_lines, read_object, regular_file
 
@@ -202,9 +200,9 @@ def open_server(config: ServeConfig, progress: Report = silent) -> ThreadingHTTP
     known = data.get("format") == 2 and "index.html" in names
     if not known or not isinstance(meta, dict) or not isinstance(meta.get("layer"), str):
         raise _no_gallery(folder)
-    ksae = config.ksae or _own_ksae(folder)
     with _as_written(folder):
-        asked = _backbone(config, data)
+        ksae = config.ksae or _own_ksae(folder, data)
+        asked = backbone_of(config.backbone, meta, f"the gallery at {printable(folder)}")
     progress(Progress(f"loading {asked.name} and the k-SAE at {ksae}"))
     backbone = load_backbone(asked, layers=(meta["layer"],))
     images = read_json_lines(folder / "images.jsonl")
@@ -228,26 +226,18 @@ def _no_gallery(folder: Path) -> ValueError:
     return ValueError(f"{printable(folder)} holds no gallery of this version: write it again")
 
 
-def _own_ksae(folder: Path) -> str:
+def _own_ksae(folder: Path, data: dict[str, Any]) -> str:
+    """The k-SAE whose run a gallery lies in, or the one of its store among those of a demo's run."""
     run = folder.resolve().parent
-    if not (run / FINAL).is_dir():
+    store = data["made_from"].get("store", {}).get("name")
+    # Looked for among what is there: the name is a file's.
+    of_demo = [path for path in (run / "ksae").glob("*") if path.name == store]
+    run = next((path for path in (run, *of_demo) if (path / FINAL).is_dir()), None)
+    if run is None:
         raise ValueError(
             f"{printable(folder)} lies in no run of a k-SAE: say which k-SAE it is of (ksae)"
         )
     return str(run)
-
-
-def _backbone(config: ServeConfig, data: dict[str, Any]) -> BackboneConfig:
-    """The model that is asked for, or the one that the gallery names: a known name, no path of a file's."""
-    if config.backbone.name != FROM_GALLERY:
-        return config.backbone
-    name = data["meta"].get("model")
-    if name not in {known.name for known in describe()}:
-        raise ValueError(
-            f"the gallery's model ({printable(name)}) is no known one: give it (backbone)"
-        )
-    height, _ = data["meta"].get("image_size") or (None, None)
-    return replace(config.backbone, name=name, image_size=config.backbone.image_size or height)
 
 
 class _Server(ThreadingHTTPServer):

@@ -15,6 +15,7 @@ from revelio.analysis.top_images_files import (
     check_store,
     load_top_images,
     save_top_images,
+    sources,
     with_source,
 )
 from revelio.bounds import check_fields
@@ -52,9 +53,9 @@ def make_top_images(config: MakeTopImagesConfig, progress: Report = silent) -> M
         model = open_sae(config.ksae, config.device, progress)
         of_cells = over_cells(model, config) != "pooled"
         store = ActivationStore.open(config.store, cells=of_cells)
+        earlier, ours = out / DESCRIPTION, made_from(sources(model, store))
+        check_same_source(earlier, lambda found: made_from(found["source"]), ours)
         top = compute(config, store, model, progress)
-        earlier = out / DESCRIPTION
-        check_same_source(earlier, lambda found: made_from(found["source"]), made_from(top.source))
         save_top_images(top, out)
     return MadeTopImages(out, top)
 
