@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from revelio.activations.store import ActivationStore
@@ -15,6 +16,7 @@ from revelio.pipelines.steer_parts import (
     open_ksae,
     open_pipeline,
     parse_latents,
+    reading_of,
 )
 from revelio.sae.model import KSparseAutoencoder
 from revelio.steering.concept import (
@@ -28,11 +30,13 @@ from revelio.steering.concept import (
     from_texts,
 )
 from revelio.steering.config import ConceptConfig
+from revelio.steering.edits import Read
 from revelio.steering.find import Found, find_latents, prompt_codes
 from revelio.steering.prompts import read_prompts
 from revelio.trust import printable
 
 MAKER = "concept"
+CODED_AT_ONCE = 4096  # rows
 
 
 def make_concept(config: ConceptConfig) -> Concept:
@@ -94,8 +98,9 @@ def _of_texts(config: ConceptConfig) -> Concept:
 
 def _of_stores(config: ConceptConfig) -> Concept:
     assert config.store is not None
-    store = ActivationStore.open(config.store)
-    rows, against = _rows_of(config, store)
+    ksae = None if config.ksae is None else open_ksae(config.ksae)
+    read = "pooled" if ksae is None else reading_of(ksae)
+    store = ActivationStore.open(config.store, cells=read == "cells")
     layer = str(store.manifest["layer"])
     if config.layer not in (None, layer):
         raise ValueError(
@@ -103,39 +108,76 @@ def _of_stores(config: ConceptConfig) -> Concept:
             "concepts of a text layer are made of texts"
         )
     model = str(store.manifest.get("model") or config.backbone.name)
-    ksae = None if config.ksae is None else open_ksae(config.ksae)
     if ksae is not None:
         check_trained_on(ksae, str(config.ksae), store.manifest.get("model"), layer)
+    rows, against = _rows_of(config, store, read, only=_of_cells(ksae))
     made = {"store": config.store.resolve().name, "class": config.class_name}
     if not config.find:
-        return from_rows(model, layer, ksae, rows, against, codes=config.codes, made=made)
+        both = (rows.flatten(0, 1), against.flatten(0, 1))
+        return from_rows(model, layer, ksae, *both, codes=config.codes, made=made)
     assert ksae is not None
-    found = _found(config, *(all_codes(ksae, part, "sparse") for part in (rows, against)))
+    found = _found(config, *(_image_codes(ksae, part) for part in (rows, against)))
     return _of_found(model, layer, ksae, found, made)
 
 
-def _rows_of(config: ConceptConfig, store: ActivationStore) -> tuple[Tensor, Tensor]:
-    """The rows of the concept, and the others.
+def _of_cells(ksae: KSparseAutoencoder | None) -> bool:
+    """Whether a k-SAE says that it was trained on cells; without a word it may be of either."""
+    return ksae is not None and ksae.trained_on.get("rows_are") == "cells"
+
+
+def _read(store: ActivationStore, read: Read, only: bool) -> Float[Tensor, "b r d"]:
+    """What a k-SAE reads of each image: r cells, or the mean of all.
 
     Raises:
-        ValueError: the stores don't say which are which, can't be compared, or are of prompts.
+        ValueError: cells alone are read, and the store holds none.
+    """
+    rows = store.tensor()
+    if read == "pooled":
+        return pooled(rows)[:, None]
+    if rows.ndim == 4:
+        return rows.float().flatten(2).mT
+    if store.cells is None and only:
+        raise ValueError(
+            f"{store.path} holds one vector an image, and the k-SAE is of cells: extract whole grids (pool "
+            "none), or cells"
+        )
+    return rows.float().unflatten(0, (-1, store.cells or 1))
+
+
+def _rows_of(
+    config: ConceptConfig, store: ActivationStore, read: Read, *, only: bool
+) -> tuple[Float[Tensor, "a r d"], Float[Tensor, "b r d"]]:
+    """What is read of the pictures of the concept, and of the others.
+
+    Raises:
+        ValueError: the stores don't say which are which, can't be compared, are of prompts, or hold no cells
+            where a k-SAE reads such.
     """
     if "prompts" in store.manifest:
         raise ValueError(
             f"{store.path} holds tokens of prompts: give texts and a layer, or a store of pictures"
         )
-    rows = pooled(store.tensor())
+    rows = _read(store, read, only)
     if config.class_name is None:
         if config.against_store is None:
             raise ValueError("which pictures are the concept's? give class_name or against_store")
-        against = ActivationStore.open(config.against_store)
+        against = ActivationStore.open(config.against_store, cells=read == "cells")
         check_alike(store, against)
-        return rows, pooled(against.tensor())
+        return rows, _read(against, read, only)
     if store.labels is None or config.class_name not in store.classes:
         known = printable(", ".join(store.classes)) or "none"
         raise ValueError(f"{store.path} has no class {config.class_name!r}: it has {known}")
     inside = store.labels == store.classes.index(config.class_name)
     return rows[inside], rows[~inside]
+
+
+@torch.no_grad()
+def _image_codes(ksae: KSparseAutoencoder, rows: Float[Tensor, "b r d"]) -> Float[Tensor, "b n"]:
+    """The mean code of each latent over what is read of an image, as of a prompt's positions."""
+    parts = rows.split(max(1, CODED_AT_ONCE // rows.shape[1]))
+    codes = (all_codes(ksae, part.flatten(0, 1), "sparse") for part in parts)
+    means = [found.unflatten(0, (-1, rows.shape[1])).mean(1) for found in codes]
+    return torch.cat(means)
 
 
 def _of_latents(config: ConceptConfig) -> Concept:

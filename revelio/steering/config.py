@@ -96,7 +96,7 @@ class ConceptConfig:
     """A file with more texts of something else."""
 
     store: Folder | None = None
-    """A store of pooled activations of pictures of the concept."""
+    """A store of activations of pictures of the concept; a k-SAE of cells takes whole grids, or cells."""
 
     against_store: Folder | None = None
     """A store of other pictures; none: those of `store` outside `class_name`."""
