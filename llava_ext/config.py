@@ -23,6 +23,7 @@ from revelio.bounds import (
     Index,
     NotNegative,
     OutFolder,
+    PathFields,
     PictureFile,
     Pictures,
     Pixels,
@@ -146,7 +147,7 @@ PAPER_MODEL = ModelConfig(
 
 
 @dataclass(frozen=True)
-class ConversationData:
+class ConversationData(PathFields):
     """LLaVA's data: a JSON file of conversations and the folder of their images."""
 
     json: Path = Path("data/chat.json")
@@ -157,7 +158,7 @@ class ConversationData:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecordsConfig:
+class RecordsConfig(PathFields):
     """Which of a file's records are taken: shared by all commands that read them."""
 
     limit: Count | None = None
@@ -290,7 +291,7 @@ class Decoding:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinishedConfig:
+class FinishedConfig(PathFields):
     """A finished model, and where it runs."""
 
     model: str
@@ -379,7 +380,7 @@ class ExplainConfig(AnswerConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportConfig:
+class ExportConfig(PathFields):
     """Settings of `revelio llava export`."""
 
     model: str

@@ -19,7 +19,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -339,6 +338,5 @@ def read_ksaes(given: Sequence[str]) -> dict[str, KSparseAutoencoder]:
         layer, _, folder = text.partition("=")
         if not layer or not folder:
             raise ValueError(f"k-SAE {text!r}: give LAYER=FOLDER, such as tower0=runs/ksae")
-        run = Path(folder) / "final"  # of a run's folder
-        found[layer] = KSparseAutoencoder.from_pretrained(run if run.is_dir() else folder)
+        found[layer] = KSparseAutoencoder.from_pretrained(folder)
     return found

@@ -20,6 +20,7 @@ from revelio.bounds import (
     LearningRate,
     NotEmpty,
     NotNegative,
+    PathFields,
     Positive,
     Seed,
     Share,
@@ -54,7 +55,7 @@ class LoraOptions:
 
 
 @dataclass(frozen=True)
-class StageOptions:
+class StageOptions(PathFields):
     """How a stage is trained."""
 
     learning_rate: LearningRate

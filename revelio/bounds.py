@@ -10,8 +10,10 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
+from numbers import Integral, Real
 from pathlib import Path
-from types import NoneType, UnionType
+from types import UnionType
 from typing import Annotated, Any, Literal, Protocol, Union, get_args, get_origin, get_type_hints
 
 from revelio.trust import printable
@@ -121,6 +123,43 @@ class NotEmpty:
     def refuses(self, value: Any) -> str | None:
         """See :class:`Bound`."""
         return None if len(value) else "give one or more"
+
+
+class PathFields:
+    """What configs inherit so that their paths may be given as text, one alone where several may stand.
+
+    A text that names a model or a data set may be a path likewise.
+    """
+
+    def __post_init__(self) -> None:
+        """Make of every such value what its field declares; anything else is left to :func:`check`."""
+        for name, kind in _path_kinds(type(self)).items():
+            object.__setattr__(self, name, _converted(kind, getattr(self, name)))
+
+
+@cache
+def _path_kinds(cls: type) -> dict[str, Any]:
+    """The fields that hold a path, several, or a text, and which of the three."""
+    found = {}
+    for name, hint in get_type_hints(cls).items():
+        kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        held = [kind for kind in kinds if kind in (Path, str, tuple[Path, ...])]
+        if len(held) == 1:
+            found[name] = held[0]
+    return found
+
+
+def _converted(kind: Any, value: Any) -> Any:
+    if kind is str:
+        return str(value) if isinstance(value, Path) else value
+    if isinstance(value, str) and value:  # Path("") would be the working folder
+        value = Path(value)
+    if kind is Path:
+        return value
+    if isinstance(value, Path):
+        return (value,)
+    whole = isinstance(value, list | tuple)
+    return tuple(_converted(Path, one) for one in value) if whole else value
 
 
 Count = Annotated[int, Range(1)]
@@ -236,11 +275,15 @@ def _refused(kind: Any, value: Any) -> tuple[Any, str] | None:
     if origin in (Union, UnionType):
         chosen = next((one for one in arguments if _belongs(value, one)), None)
         literals = [one for one in arguments if get_origin(one) is Literal]
-        return _refused(chosen or (literals[0] if literals else NoneType), value)
+        return _refused(chosen or (literals or arguments)[0], value)
     if origin is Literal and value not in arguments:
         return value, f"choose from {', '.join(map(str, arguments))}"
-    if origin is tuple and isinstance(value, tuple):
+    if origin is tuple:
+        if not isinstance(value, tuple | list):
+            return value, "give a list"
         return next((found for one in value if (found := _refused(arguments[0], one))), None)
+    if (allowed := _KINDS.get(kind)) and not _is_a(value, allowed[0]):
+        return value, f"give {allowed[1]}"
     reason = _plain_refusal(value)
     return None if reason is None else (value, reason)
 
@@ -268,6 +311,20 @@ def _belongs(value: Any, kind: Any) -> bool:
     if plain is int and isinstance(value, bool):
         return False
     return isinstance(value, get_origin(plain) or plain)
+
+
+# What a value of a plain type may be; numpy's numbers are such, too.
+_KINDS: dict[Any, tuple[type, str]] = {
+    bool: (bool, "True or False"),
+    int: (Integral, "a whole number"),
+    float: (Real, "a number"),
+    str: (str, "a text"),
+    Path: (Path, "a path"),
+}
+
+
+def _is_a(value: Any, kind: type) -> bool:
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
 def _plain_refusal(value: Any) -> str | None:

@@ -13,7 +13,7 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any
 
-from revelio.bounds import Count, NotNegative, Positive, Range
+from revelio.bounds import Count, NotNegative, PathFields, Positive, Range
 from revelio.reply_cache import Reply
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ NO_SUCH_PLACE = (404, METHOD_NOT_ALLOWED)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(PathFields):
     """How to reach the endpoint."""
 
     base_url: str | None = None

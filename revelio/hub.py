@@ -12,6 +12,8 @@ from revelio.files import write_folder
 from revelio.trust import printable
 
 CARD = "README.md"
+WEIGHTS = "model.safetensors"
+FINAL = "final"  # where a run has its model
 CARD_TEMPLATE = """---
 {{ card_data }}
 ---
@@ -29,6 +31,12 @@ CARD_TEMPLATE = """---
 ```
 """
 LONGEST = 300  # characters of a value
+
+
+def trained(where: str | Path) -> str | Path:
+    """The folder that holds a trained model: the `final` folder of a run; else what was given."""
+    final = Path(where) / FINAL
+    return final if (final / WEIGHTS).is_file() and not (Path(where) / WEIGHTS).is_file() else where
 
 
 def card_facts(values: Mapping[str, Any], above: str = "") -> str:

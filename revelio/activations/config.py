@@ -9,7 +9,16 @@ from hashlib import sha256
 from typing import Annotated, Any, Literal
 
 from revelio.backbones.config import BackboneConfig
-from revelio.bounds import Count, Index, NotEmpty, OutFolder, Seed, Workers, check_fields
+from revelio.bounds import (
+    Count,
+    Index,
+    NotEmpty,
+    OutFolder,
+    PathFields,
+    Seed,
+    Workers,
+    check_fields,
+)
 from revelio.data.config import DataConfig
 
 Pool = Literal["mean", "none"] | Count
@@ -36,7 +45,7 @@ class ForwardPass:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExtractConfig:
+class ExtractConfig(PathFields):
     """What to extract, from which images, with which model."""
 
     layers: Annotated[tuple[str, ...], NotEmpty()] = ("up_ft1",)

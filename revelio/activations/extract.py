@@ -42,7 +42,7 @@ class Progress:
 def extract(
     dataset: ImageDataset,
     backbone: Backbone,
-    out: Path,
+    out: str | Path,
     *,
     layers: Sequence[str],
     timesteps: Sequence[int] = (),
@@ -87,7 +87,7 @@ def extract(
     settings |= {"layers": tuple(layers), "timesteps": tuple(timesteps), "prompts": tuple(prompts)}
     config = ExtractConfig(**settings, data=DataConfig(on_error=on_error))
     rest = (texts or {}, provenance or {}, resume, processes or Processes())
-    job = ExtractionPlan(dataset, backbone, out, config, *rest)
+    job = ExtractionPlan(dataset, backbone, Path(out), config, *rest)
     for step in run(job):
         if progress is not None:
             progress(step)

@@ -314,7 +314,7 @@ class ActivationStore:
 
 
 def write_store(
-    folder: Path,
+    folder: str | Path,
     activations: Shaped[Tensor, "b ..."],
     ids: Sequence[str],
     labels: Sequence[int] | None = None,
@@ -339,6 +339,7 @@ def write_store(
     Raises:
         ValueError: ``folder`` holds a manifest already, or there are no rows.
     """
+    folder = Path(folder)
     if (folder / "manifest.json").exists():
         raise ValueError(f"{folder} already holds a store: choose another folder")
     starts = range(0, max(len(ids), 1), shard_rows)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from revelio.backbones.config import BackboneConfig
-from revelio.bounds import Count, Index, NotEmpty, OpenShare, OutFolder, Range, Seed
+from revelio.bounds import Count, Index, NotEmpty, OpenShare, OutFolder, PathFields, Range, Seed
 from revelio.data.config import DataConfig
 
 Probe = Literal["linear", "knn"]
@@ -16,7 +16,7 @@ FIRST_OF_CLASS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdviseConfig:
+class AdviseConfig(PathFields):
     """What is compared on which images, and how much is spent on it."""
 
     data: DataConfig = field(default_factory=DataConfig)

@@ -17,6 +17,7 @@ from revelio.bounds import (
     NotEmpty,
     OutFile,
     OutFolder,
+    PathFields,
     Pixels,
     Range,
     Seed,
@@ -70,7 +71,7 @@ class TopImagesConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MakeTopImagesConfig(TopImagesConfig):
+class MakeTopImagesConfig(TopImagesConfig, PathFields):
     """A store and a k-SAE whose top images are made, and where they go."""
 
     store: Folder
@@ -110,7 +111,7 @@ class PurityConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasurePurityConfig(PurityConfig):
+class MeasurePurityConfig(PurityConfig, PathFields):
     """Which top images are judged, beside which controls, and where the result goes."""
 
     renamed: ClassVar[dict[str, str]] = {"images": "m", "draws": "random-sets"}
@@ -225,7 +226,7 @@ class PCAMapsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MakePCAMapsConfig(PCAMapsConfig):
+class MakePCAMapsConfig(PCAMapsConfig, PathFields):
     """Which images through which model, and where the maps go."""
 
     data: DataConfig = field(default_factory=lambda: DataConfig(limit=8))
@@ -243,7 +244,7 @@ class MakePCAMapsConfig(PCAMapsConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LocalityConfig:
+class LocalityConfig(PathFields):
     """Which latents of a k-SAE of cells are measured on which images, and beside what."""
 
     store: Annotated[tuple[Folder, ...], NotEmpty()]
@@ -289,7 +290,7 @@ class LocalityConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeConfig:
+class ServeConfig(PathFields):
     """Which gallery is shown, and what encodes a picture that is dropped in."""
 
     gallery: Folder

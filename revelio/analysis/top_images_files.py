@@ -32,7 +32,7 @@ OLDER = Older(
 )
 
 
-def save_top_images(top: TopImages, folder: Path) -> None:
+def save_top_images(top: TopImages, folder: str | Path) -> None:
     """Write ``top`` to ``folder``; other files there stay as they are.
 
     Raises:
@@ -63,15 +63,16 @@ def save_top_images(top: TopImages, folder: Path) -> None:
         write_json(made / DESCRIPTION, description | digest)
 
     needed = sum(tensor.nbytes for tensor in contiguous.values())
-    replace_files(folder, MAKER, fill, needed, OLDER)
+    replace_files(Path(folder), MAKER, fill, needed, OLDER)
 
 
-def load_top_images(folder: Path) -> TopImages:
+def load_top_images(folder: str | Path) -> TopImages:
     """Read what :func:`save_top_images` wrote.
 
     Raises:
         ValueError: files are missing, of another format, or do not belong together.
     """
+    folder = Path(folder)
     description = read_json(folder / DESCRIPTION)
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise ValueError(

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from revelio.bounds import Device, Pixels
+from revelio.bounds import Device, PathFields, Pixels
 
 
 @dataclass(frozen=True, kw_only=True)
-class BackboneConfig:
+class BackboneConfig(PathFields):
     """The model whose activations are taken."""
 
     name: str = "mini-sd"

@@ -14,14 +14,14 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional
 
-from revelio.bounds import OutFolder
+from revelio.bounds import OutFolder, PathFields
 from revelio.following import following
 from revelio.text_tables import columns
 from revelio.wording import did_you_mean
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(PathFields):
     """`revelio configs` as flags."""
 
     action: Annotated[Literal["list", "copy"], Positional] = "list"

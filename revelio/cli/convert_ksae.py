@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from revelio.bounds import Count, Existing, Folder, Place
+from revelio.bounds import Count, Existing, Folder, PathFields, Place
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(PathFields):
     """What to read, and where and how to write it."""
 
     source: Existing

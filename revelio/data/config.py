@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from revelio.bounds import Count, Pictures, Place
+from revelio.bounds import Count, PathFields, Pictures, Place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,7 @@ class Limits:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig(Limits):
+class DataConfig(Limits, PathFields):
     """Where the images come from."""
 
     source: Annotated[str, Pictures()] = "samples"

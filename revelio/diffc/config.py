@@ -19,6 +19,7 @@ from revelio.bounds import (
     NotNegative,
     OpenShare,
     OutFolder,
+    PathFields,
     Range,
     Seed,
     Share,
@@ -193,7 +194,7 @@ class TestConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainDiffCConfig(FitConfig, GridsConfig):
+class TrainDiffCConfig(FitConfig, GridsConfig, PathFields):
     """Diff-C trained on one layer's grids, and tested, in a run folder."""
 
     out: OutFolder = Path("runs/diffc")
@@ -238,7 +239,8 @@ class TrainDiffCConfig(FitConfig, GridsConfig):
     """Go on with the run in `out`, from its last whole epoch."""
 
     def __post_init__(self) -> None:
-        """Nothing: command lines check values under their flags' names, and pipelines when they begin."""
+        """Take paths as text; values are checked under their flags' names, or when the pipeline begins."""
+        PathFields.__post_init__(self)
 
     @property
     def kept_views(self) -> int:
@@ -249,11 +251,11 @@ class TrainDiffCConfig(FitConfig, GridsConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalDiffCConfig:
+class EvalDiffCConfig(PathFields):
     """A trained Diff-C, and what it is tested on."""
 
     model: str = "runs/diffc/final"
-    """The classifier: the `final` folder of a run, or a hub id."""
+    """The classifier: a run's folder, its `final` folder, or a hub id."""
 
     data: DataConfig = field(default_factory=lambda: DataConfig(split=TestConfig.split))
     """The images."""

@@ -23,7 +23,7 @@ from torch.nn.utils import skip_init
 from revelio.diffc.config import DiffCConfig
 from revelio.diffc.conv import Conv2d
 from revelio.diffc.shared import BatchNorm2d, Dropout, Dropout2d
-from revelio.hub import CARD_TEMPLATE, card_facts, save_whole
+from revelio.hub import CARD_TEMPLATE, card_facts, save_whole, trained
 from revelio.seeds import generator
 from revelio.tensor_files import read_tensors, tensor_headers
 from revelio.trust import printable, read_object
@@ -109,6 +109,11 @@ class DiffC(
         return self.head(self.dropout(self.blocks(self.norm(grid)).mean(dim=(2, 3))))
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **keywords: Any) -> "DiffC":
+        """Load from a folder, a run's folder, or a hub id; :func:`load_diffc` says more of what is wrong."""
+        return super().from_pretrained(trained(pretrained_model_name_or_path), **keywords)
+
+    @classmethod
     def _load_as_safetensor(
         cls, model: "DiffC", model_file: str, map_location: str, strict: bool
     ) -> "DiffC":
@@ -145,11 +150,12 @@ class DiffC(
 
 
 def load_diffc(source: str | Path) -> DiffC:
-    """Read a Diff-C from a folder that ``save_pretrained`` wrote, or from a hub id.
+    """Read a Diff-C from a folder that ``save_pretrained`` wrote, a run's folder, or a hub id.
 
     Raises:
         ValueError: there is none, or it is broken.
     """
+    source = trained(source)
     remedy = "give the folder that train-diffc names at its end, or a hub id"
     if Path(source).exists() and not (Path(source) / "config.json").is_file():
         raise ValueError(f"no Diff-C in {source} (it has no config.json): {remedy}")

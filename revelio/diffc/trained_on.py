@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from revelio.diffc.sources import GridSource, LiveGrids, short_hash
+from revelio.hub import trained
 from revelio.run_dir import write_json
 from revelio.trust import printable, read_object
 
@@ -48,18 +49,19 @@ def trained_on(source: GridSource, dataset: str | None) -> TrainedOn:
     return TrainedOn(frozenset(pictures), frozenset(ids))
 
 
-def load_trained_on(model: str) -> TrainedOn | None:
+def load_trained_on(model: str | Path) -> TrainedOn | None:
     """What the classifier in a folder or at a hub id was trained on; None where it does not say.
 
     Raises:
         ValueError: the file is there and is no such file.
     """
+    model = trained(model)
     path = Path(model) / FILE
     if not Path(model).is_dir():
         from huggingface_hub import hf_hub_download
 
         try:
-            path = Path(hf_hub_download(model, FILE))
+            path = Path(hf_hub_download(str(model), FILE))
         except (OSError, ValueError):
             return None
     if not path.exists():

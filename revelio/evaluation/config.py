@@ -5,12 +5,12 @@ from typing import Annotated, Literal
 
 from revelio.analysis.config import FROM_STORE, OverCells
 from revelio.backbones.config import BackboneConfig
-from revelio.bounds import Count, Folder, Index, NotEmpty, OpenShare, OutFolder, Seed
+from revelio.bounds import Count, Folder, Index, NotEmpty, OpenShare, OutFolder, PathFields, Seed
 from revelio.data.config import DataConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalSAEConfig:
+class EvalSAEConfig(PathFields):
     """Which k-SAEs are judged, on which held-out images, beside which controls."""
 
     store: Folder

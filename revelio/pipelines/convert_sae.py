@@ -9,10 +9,10 @@ import torch
 from revelio.activations.store import ActivationStore
 from revelio.files import check_folder, write_folder, write_whole_by
 from revelio.pipelines import Progress, Report, silent
+from revelio.pipelines.inputs import sae_folder
 from revelio.pipelines.sae_rows import StoreRows
 from revelio.sae.io.peers import export_saelens, export_sparsify
 from revelio.sae.io.released import check_reconstruction, export_released, import_ksae
-from revelio.sae.io.saved import WEIGHTS
 from revelio.sae.metrics import Metrics
 from revelio.sae.model import KSparseAutoencoder
 from revelio.trust import printable
@@ -37,7 +37,7 @@ class ConvertedSAE:
     metrics: Metrics | None
 
 
-def read_sae(path: Path, k: int | None = None) -> KSparseAutoencoder:
+def read_sae(path: str | Path, k: int | None = None) -> KSparseAutoencoder:
     """Read a k-SAE of any known form: a run folder of ours, its `final`, or another's file or folder.
 
     Args:
@@ -47,21 +47,20 @@ def read_sae(path: Path, k: int | None = None) -> KSparseAutoencoder:
     Raises:
         ValueError: it is of no known form, damaged or unsafe, or does what Revelio's k-SAEs do not.
     """
-    for folder in (path, path / "final"):
-        if (folder / WEIGHTS).is_file():
-            if k is not None:
-                raise ValueError(f"{printable(path)} says how many latents it keeps: leave k out")
-            return KSparseAutoencoder.from_pretrained(folder)
+    if sae_folder(path) is not None:
+        if k is not None:
+            raise ValueError(f"{printable(path)} says how many latents it keeps: leave k out")
+        return KSparseAutoencoder.from_pretrained(path)
     return import_ksae(path, k)
 
 
 def convert_sae(
-    source: Path,
-    out: Path,
+    source: str | Path,
+    out: str | Path,
     form: Form = "revelio",
     *,
     k: int | None = None,
-    store: Path | None = None,
+    store: str | Path | None = None,
     progress: Report = silent,
 ) -> ConvertedSAE:
     """Read a k-SAE of any known form and write it in another.
@@ -79,6 +78,7 @@ def convert_sae(
         ValueError: something stands at ``out``; the k-SAE can't be read, can't be said in ``form``, or leaves
             half of the store's variance unexplained.
     """
+    out = Path(out)
     if out.exists() and not (form != "released" and out.is_dir() and not any(out.iterdir())):
         raise ValueError(f"{printable(out)} is there already: give a new place")
     check_folder(out.parent if form == "released" else out)
@@ -100,7 +100,7 @@ def convert_sae(
     return ConvertedSAE(out, model, metrics)
 
 
-def _measured(model: KSparseAutoencoder, path: Path) -> Metrics:
+def _measured(model: KSparseAutoencoder, path: str | Path) -> Metrics:
     """On the rows that it knows: cells where it was trained on them, or where the store has nothing else."""
     store = ActivationStore.open(path, cells=True)
     cells = store.cells is not None or model.trained_on.get("rows_are") == "cells"

@@ -25,7 +25,7 @@ from revelio.evaluation.judge import judge, over_trainings
 from revelio.evaluation.loss_recovered import ENDS
 from revelio.evaluation.page import page, section, with_section
 from revelio.files import write_folder, write_whole
-from revelio.hub import CARD
+from revelio.hub import CARD, WEIGHTS
 from revelio.outputs import check_replaceable, claimed, replace_files
 from revelio.pipelines import Progress, Report, silent
 from revelio.pipelines.eval_stores import EvalData, eval_data, opened_for
@@ -33,7 +33,6 @@ from revelio.pipelines.inputs import check_same_source, open_sae, place_of, sae_
 from revelio.run_dir import sha256, versions, write_json
 from revelio.sae.config import TrainSAEConfig
 from revelio.sae.inputs import find
-from revelio.sae.io.saved import WEIGHTS
 from revelio.sae.model import KSparseAutoencoder
 from revelio.trust import printable, read_text
 

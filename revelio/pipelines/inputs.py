@@ -19,15 +19,14 @@ from revelio.data.open import open_dataset
 from revelio.data.registry import is_registered
 from revelio.distributed import Processes, device_of
 from revelio.following import beside
+from revelio.hub import FINAL, WEIGHTS, trained
 from revelio.pipelines import Progress, Report, counted, silent
 from revelio.run_dir import Run
 from revelio.run_settings import difference
-from revelio.sae.io.saved import WEIGHTS
 from revelio.sae.kernels.select import COMPILING, fastest_kernel, must_compile
 from revelio.sae.model import KSparseAutoencoder
 from revelio.trust import printable, read_object
 
-FINAL = "final"
 # What two stores have in common whose rows can be compared: places in manifests.
 ALIKE = (*PLACE, *SETTING)
 
@@ -132,18 +131,21 @@ def hashed(dataset: ImageDataset, progress: Report) -> ImageDataset:
     return dataset.hashed(counted(progress, f"reading {count:,} pictures", count, "image"))
 
 
-def sae_folder(path: str) -> Path | None:
+def sae_folder(path: str | Path) -> Path | None:
     """The folder of a k-SAE on disk: the one named, or the `final` folder of a run; None for a hub id."""
-    folder = Path(path)
-    return next((one for one in (folder, folder / FINAL) if (one / WEIGHTS).is_file()), None)
+    folder = Path(trained(path))
+    return folder if (folder / WEIGHTS).is_file() else None
 
 
-def open_sae(path: str, device: str = "auto", progress: Report = silent) -> KSparseAutoencoder:
+def open_sae(
+    path: str | Path, device: str = "auto", progress: Report = silent
+) -> KSparseAutoencoder:
     """The k-SAE of a run folder, of its `final` folder, or of a hub id, on the device.
 
     Raises:
         ValueError: there is none.
     """
+    path = str(path)
     inside, shown = sae_folder(path), printable(path)
     if Path(path).is_dir() and not inside:
         raise ValueError(f"{shown} holds no k-SAE ({WEIGHTS}): give a run that has finished")

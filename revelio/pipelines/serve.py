@@ -39,9 +39,10 @@ from revelio.backbones.registry import load_backbone
 from revelio.bounds import check_fields
 from revelio.data.picture import read_picture
 from revelio.data.transforms import crop_of, thumbnail
+from revelio.hub import FINAL
 from revelio.outputs import read_record
 from revelio.pipelines import Progress, Report, silent
-from revelio.pipelines.inputs import FINAL, backbone_of, open_sae
+from revelio.pipelines.inputs import backbone_of, open_sae
 from revelio.sae.model import KSparseAutoencoder
 from revelio.trust import path_in, printable, read_json_lines, read_object, regular_file
 

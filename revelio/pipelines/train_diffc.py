@@ -47,6 +47,7 @@ from revelio.diffc.train import load_training, save_training
 from revelio.diffc.trained_on import trained_on
 from revelio.distributed import Processes, launched, world_size
 from revelio.files import check_folder
+from revelio.hub import FINAL
 from revelio.machine import available_memory, free_disk
 from revelio.machine import size as printed
 from revelio.pipelines import Progress, Report, Reported, counted, silent
@@ -56,7 +57,6 @@ from revelio.trust import printable, read_object
 
 __all__ = ["TrainDiffCConfig", "TrainedDiffC", "train_diffc"]
 
-FINAL = "final"
 WEIGHTS = (f"{FINAL}/config.json", f"{FINAL}/model.safetensors")
 # What a finished run has.
 RESULTS = ("report.json", "confusion.png", *WEIGHTS)
@@ -68,7 +68,7 @@ class TrainedDiffC(Reported):
 
     def model(self) -> DiffC:
         """The first seed's classifier, read from the folder."""
-        return load_diffc(self.path / FINAL)
+        return load_diffc(self.path)
 
 
 def train_diffc(config: TrainDiffCConfig, progress: Report = silent) -> TrainedDiffC:

@@ -48,7 +48,7 @@ class TrainedSAE(Reported):
 
     def model(self) -> KSparseAutoencoder:
         """The k-SAE, read from the folder."""
-        return KSparseAutoencoder.from_pretrained(self.path / "final")
+        return KSparseAutoencoder.from_pretrained(self.path)
 
 
 def train_sae(config: TrainSAEConfig, progress: Report = silent) -> list[TrainedSAE]:

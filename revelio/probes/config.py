@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from revelio.backbones.config import BackboneConfig
-from revelio.bounds import Count, Device, Folder, NotEmpty, OutFile, OutFolder, Seed
+from revelio.bounds import Count, Device, Folder, NotEmpty, OutFile, OutFolder, PathFields, Seed
 from revelio.data.config import DataConfig
 
 ProbeName = Literal["linear", "knn", "attention", "resnet"]
@@ -67,7 +67,7 @@ class DiffusionClassifierConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeConfig:
+class ProbeConfig(PathFields):
     """Which probes are trained on which stores, and where the table goes."""
 
     store: Annotated[tuple[Folder, ...], NotEmpty()]
@@ -102,7 +102,7 @@ class ProbeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ZeroShotConfig:
+class ZeroShotConfig(PathFields):
     """Which images are classified by the names of their classes, and by what."""
 
     method: Literal["diffusion", "clip"] = "diffusion"

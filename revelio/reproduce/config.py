@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from revelio.bounds import Count, Device, OutFolder, Positive, Seed
+from revelio.bounds import Count, Device, OutFolder, PathFields, Positive, Seed
 from revelio.data.config import DataConfig
 from revelio.sae.config import Mode
 
@@ -13,7 +13,7 @@ Scale = Literal["full", "mini"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReproduceConfig:
+class ReproduceConfig(PathFields):
     """What is run for a table or figure of the paper, on which models and pictures."""
 
     out: OutFolder = Path("runs/reproduce")

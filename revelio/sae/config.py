@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field, replace
 from math import ceil
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from revelio.bounds import (
@@ -14,6 +13,7 @@ from revelio.bounds import (
     NotEmpty,
     NotNegative,
     OutFolder,
+    PathFields,
     Positive,
     Seed,
     Share,
@@ -186,7 +186,7 @@ class RunConfig(SAEConfig, TrainConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepConfig:
+class SweepConfig(PathFields):
     """Values to combine; a setting without values keeps the config's own."""
 
     store: tuple[Folder, ...] = ()
@@ -209,7 +209,7 @@ class SweepConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainSAEConfig(RunConfig):
+class TrainSAEConfig(RunConfig, PathFields):
     """One k-SAE, or a grid of them, trained on the rows of a store into run folders."""
 
     store: Annotated[tuple[Folder, ...], NotEmpty()]
@@ -237,6 +237,5 @@ class TrainSAEConfig(RunConfig):
     """Go on from the last checkpoint; on a CPU the result is bit-equal to an uninterrupted run."""
 
     def __post_init__(self) -> None:
-        """In Python a single store may be given by itself."""
-        if isinstance(self.store, Path):
-            object.__setattr__(self, "store", (self.store,))
+        """Take paths as text; values are checked when the pipeline begins."""
+        PathFields.__post_init__(self)

@@ -136,7 +136,7 @@ class KSparseAutoencoder(
         map_location: str | torch.device = "cpu",
         **hub: Any,
     ) -> "KSparseAutoencoder":
-        """Load from a folder or hub id.
+        """Load from a folder, a run's folder, or a hub id.
 
         Args:
             pretrained_model_name_or_path: the folder or id.

@@ -69,7 +69,7 @@ class Concept:
         change = Direction(self.vector)
         return Edit(self.layer, change, self.vector.shape[1], strength, branch, timesteps, mask)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | Path) -> None:
         """Write the two files.
 
         Raises:
@@ -92,15 +92,16 @@ class Concept:
             save_file({"vector": self.vector.float().cpu().contiguous()}, into / TENSORS)
             write_json(into / CARD, card)
 
-        write_folder(folder, write)
+        write_folder(Path(folder), write)
 
     @classmethod
-    def load(cls, folder: Path) -> "Concept":
+    def load(cls, folder: str | Path) -> "Concept":
         """Read a concept.
 
         Raises:
             ValueError: there is none, it is of another format, or a field or the vector is not as it must be.
         """
+        folder = Path(folder)
         path = folder / CARD
         card = read_object(path)
         if card.get("kind") != "concept" or card.get("format") != FORMAT:

@@ -14,6 +14,7 @@ from revelio.bounds import (
     NotNegative,
     OutFile,
     OutFolder,
+    PathFields,
     Pixels,
     Seed,
     Share,
@@ -24,7 +25,7 @@ Operation = Literal["scale", "clamp", "ablate", "add"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptsConfig:
+class PromptsConfig(PathFields):
     """Where prompts come from."""
 
     prompts: str | None = None
@@ -71,7 +72,7 @@ class ExtractTextConfig(PromptsConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConceptConfig:
+class ConceptConfig(PathFields):
     """What a concept is made of: texts, activation stores of pictures, latents, or other concepts."""
 
     out: OutFolder
@@ -139,7 +140,7 @@ class ConceptConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EditConfig:
+class EditConfig(PathFields):
     """What is changed while a model draws: concepts, or latents of one layer."""
 
     concept: tuple[Folder, ...] = ()

@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from eval.bench.prompts import Mode
-from revelio.bounds import Count, File, NotEmpty, OpenShare, OutFile, Seed
+from revelio.bounds import Count, File, NotEmpty, OpenShare, OutFile, PathFields, Seed
 
 if TYPE_CHECKING:
     from eval.bench.reviews import Scores
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(PathFields):
     """Which reviews, and how their scores are summed up."""
 
     reviews: Annotated[tuple[File, ...], NotEmpty()]

@@ -61,7 +61,7 @@ SCRIPTS = (*FIRST_SCRIPTS[:1], "grid.js", *FIRST_SCRIPTS[1:-1], "compare.js", "s
 
 
 def write_gallery(
-    out: Path,
+    out: str | Path,
     model: "KSparseAutoencoder",
     store: "ActivationStore",
     top: TopImages,
@@ -70,7 +70,7 @@ def write_gallery(
     *,
     purity: dict[str, Any] | None = None,
     known: Told | None = None,
-    beside: Sequence[Path] = (),
+    beside: Sequence[str | Path] = (),
     progress: Callable[[int], object] | None = None,
 ) -> dict[str, Any]:
     """Write the gallery folder ``out``; when it is whole, it replaces the files of an older one.
@@ -94,9 +94,9 @@ def write_gallery(
         ValueError: a file that no gallery wrote is in the way, the parts do not belong together, no latent
             is active, or the data set has none of the images.
     """
-    config, known = config or GalleryConfig(), known or Told()
+    out, config, known = Path(out), config or GalleryConfig(), known or Told()
     check_fields(config)
-    others = [opened(path, store.ids) for path in beside]
+    others = [opened(Path(path), store.ids) for path in beside]
     _check(out, model, store, top)
     chosen = top.ranking(config.latents)
     if not len(chosen):

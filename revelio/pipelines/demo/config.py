@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Annotated, ClassVar
 
 from revelio.backbones.config import BackboneConfig
-from revelio.bounds import Count, Index, OutFolder, Range, Seed
+from revelio.bounds import Count, Index, OutFolder, PathFields, Range, Seed
 from revelio.data.config import DataConfig
 from revelio.sae.config import RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoConfig:
+class DemoConfig(PathFields):
     """What the demo does with which pictures and model; every value is in its report."""
 
     renamed: ClassVar[dict[str, str]] = {

@@ -37,7 +37,7 @@ from revelio.unpickle import Inert, read_tensors
 _STEERERS = ("n_dirs_local", "d_model", "k", "auxk", "dead_steps_threshold", "auxk_coef")
 
 
-def import_ksae(path: Path, k: int | None = None) -> KSparseAutoencoder:
+def import_ksae(path: str | Path, k: int | None = None) -> KSparseAutoencoder:
     """Read a k-SAE of any of these formats.
 
     Args:
@@ -48,6 +48,7 @@ def import_ksae(path: Path, k: int | None = None) -> KSparseAutoencoder:
         ValueError: the file is not there, of no known form, damaged, or unsafe; it says no k and none is
             given; or it has settings or tensors that change the computation to one that Revelio has not.
     """
+    path = Path(path)
     if is_peer(path):
         return import_peer(path, k)
     if (path / "ae.pt").is_file():

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from revelio.hub import WEIGHTS, trained
 from revelio.tensor_files import read_tensors, tensor_headers
 from revelio.trust import kind_of, printable, read_object
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG = "config.json"
 _KINDS: Mapping[str, type | tuple[type, ...]] = {
     "d": int,
     "n": int,
@@ -30,12 +31,12 @@ _DTYPES = ("F32", "F16", "BF16")
 
 
 def saved_files(where: str | Path, **hub: Any) -> tuple[Path, Path]:
-    """The two files of a k-SAE, in a folder or, fetched, on the hub.
+    """The two files of a k-SAE, in a folder, in a run's folder or, fetched, on the hub.
 
     Raises:
         ValueError: there is no such k-SAE.
     """
-    folder = Path(where)
+    folder = Path(trained(where))
     if folder.is_dir():
         return folder / CONFIG, folder / WEIGHTS
     from huggingface_hub import hf_hub_download
