@@ -4,7 +4,7 @@
 
 Every file is written whole or not at all (:mod:`revelio.files`), by one process at a time
 (:mod:`revelio.lock`). A run is finished when its manifest says so, which is written after everything else;
-`--resume` goes on from whatever a kill, a power cut or a full disk has left.
+`resume` goes on from whatever a kill, a power cut or a full disk has left.
 """
 
 import hashlib
@@ -306,11 +306,11 @@ def _new_manifest(command: str) -> dict[str, Any]:
 def _read_manifest(path: Path, command: str) -> dict[str, Any]:
     manifest = read_object(path)
     if "command" not in manifest or not isinstance(manifest.get("status"), str):
-        raise ValueError(f"{printable(path)} is no run's manifest: choose another --out")
+        raise ValueError(f"{printable(path)} is no run's manifest: choose another folder")
     if manifest["command"] != command:
         raise ValueError(
             f"{path.parent} holds a run of {printable(manifest['command'])}, not of {command}: "
-            "choose another --out"
+            "choose another folder"
         )
     for name, kinds in (("seconds", (int, float)), ("inputs", (dict,))):
         if name in manifest and type(manifest[name]) not in kinds:
@@ -347,10 +347,10 @@ def _check_beginning(
     began = taken == ["config.yaml"] and _is_begun(path / "config.yaml", config_yaml, complete)
     if taken and not began:
         raise ValueError(
-            f"{path} holds {taken[0]}, which is of no run of this command: choose another --out"
+            f"{path} holds {taken[0]}, which is of no run of this command: choose another folder"
         )
     if resume and inside and not began and LOCK not in inside:
-        raise ValueError(f"{path} holds files but no run to resume: choose another --out")
+        raise ValueError(f"{path} holds files but no run to resume: choose another folder")
 
 
 def _is_begun(path: Path, config_yaml: str, complete: Complete) -> bool:
@@ -374,5 +374,5 @@ def _check_same_config(old: str, new: str, path: Path, complete: Complete) -> No
         old = complete(old)
     if (said := difference(old, new)) is not None:
         raise ValueError(
-            f"{path} was started with {said}: resume with the same settings or choose another --out"
+            f"{path} was started with {said}: resume with the same settings or choose another folder"
         )

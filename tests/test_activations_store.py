@@ -164,7 +164,7 @@ def test_what_is_no_store_is_refused_with_what_to_do(tmp_path, folder):
     with pytest.raises(ValueError, match="holds several stores: name one of s inside"):
         ActivationStore.open(tmp_path)
     (folder / "manifest.json").rename(folder / UNFINISHED)
-    with pytest.raises(ValueError, match=r"not finished: go on .* --resume"):
+    with pytest.raises(ValueError, match=r"not finished: go on .* resume"):
         ActivationStore.open(folder)
     (folder / UNFINISHED).unlink()
     with pytest.raises(ValueError, match=r"holds no manifest.json"):

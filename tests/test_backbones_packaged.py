@@ -86,7 +86,7 @@ def test_a_file_changed_or_cut_is_named(package: Path) -> None:
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    with pytest.raises(ValueError, match=r"model\.safetensors .* was changed .* --force"):
+    with pytest.raises(ValueError, match=r"model\.safetensors .* was changed .* force"):
         packaged.packaged_path(packaged.VIT)
     weights.write_bytes(data[:-1])
     assert packaged.state(model) == "damaged"

@@ -58,7 +58,7 @@ def test_every_config_takes_its_paths_as_text():
                 continue
             assert issubclass(cls, PathFields), f"{cls} has the path {name}"
             made = object.__new__(cls)
-            for field in fields(cls):
+            for field in fields(cls):  # pyright: ignore
                 object.__setattr__(made, field.name, None)
             for given in ("a/b", ["a/b"]) if several else ("a/b",):
                 object.__setattr__(made, name, given)

@@ -1,6 +1,7 @@
 """The structure that CONTRIBUTING.md promises: no circle of imports, also not through lazy ones."""
 
 import ast
+import re
 import tomllib
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -58,3 +59,41 @@ def test_the_contracts_name_every_package() -> None:
     assert packages - set(only["source_modules"]) == {"revelio.backbones"}
     [ours] = [one for name, one in named.items() if name.startswith("config, seeds and runs")]
     assert packages == set(ours["forbidden_modules"])
+
+
+# Where the words of a command line are at home, and texts of the library that quote a whole command line.
+COMMAND_LAYER = {"revelio/command_line.py", "revelio/completion.py", "eval/mmvp.py", "eval/lmms.py"}
+QUOTED = (
+    "torchrun --nproc-per-node",
+    "pip install --no-deps",
+    "# revelio train-diffc --config THIS FILE",  # a config's first line: how it is used
+    "revelio llava chat --model FOLDER --image FILE",  # of a model card
+    "--config configs/llava/",  # of the paper's items
+)
+
+
+def flags_named(path: Path) -> list[str]:
+    """The texts of a file that name a flag, docstrings and help texts of fields aside."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    documents = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    texts = (
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        if id(node) not in documents
+    )
+    bare = (re.sub("|".join(map(re.escape, QUOTED)), "", " ".join(text.split())) for text in texts)
+    return [text for text in bare if re.search(r"(?<![\w-])--[a-z]", text)]
+
+
+def test_no_text_of_the_library_names_a_flag() -> None:
+    found = {
+        str(path.relative_to(ROOT)): flags
+        for path in modules().values()
+        if not {"cli", "commands"} & set(path.parts)
+        if path.relative_to(ROOT).as_posix() not in COMMAND_LAYER
+        if (flags := flags_named(path))
+    }
+    assert not found, found
+    seen = flags_named(ROOT / "revelio/command_line.py")
+    assert "--config" in seen and len(seen) > 5  # the walk sees texts

@@ -39,7 +39,7 @@ def estimate_text(judge: Judge, to_send: Sequence[Request], cached: int, rates: 
     calls = len(to_send)
     sent = sum(count_tokens(judge, request) for request in to_send)
     usual, most = calls * min(USUAL_REPLY_TOKENS, judge.max_tokens), calls * judge.max_tokens
-    cost = "unknown; give --price-in and --price-out (per million tokens)"
+    cost = "unknown"
     if rates.known():
         cost = f"about {rates.price(sent, usual):.2f}, at most {rates.price(sent, most):.2f}"
     return (

@@ -306,7 +306,7 @@ def _why_no_manifest(folder: Path) -> str:
     if not folder.is_dir():
         return f"no activation store at {folder}: make one with `revelio extract`"
     if (folder / UNFINISHED).exists():
-        return f"{folder} is not finished: go on with the same `revelio extract` and --resume"
+        return f"{folder} is not finished: go on with the same `revelio extract`, with resume"
     inside = sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST}"))
     if inside:
         return (

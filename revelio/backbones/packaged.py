@@ -243,7 +243,7 @@ def _write(model: PackagedModel, source: Path, folder: Path) -> None:
 
 def _check(model: PackagedModel, folder: Path, *, hashes: bool) -> None:
     """Raise a ValueError unless the folder holds what :func:`prepare` wrote, from the same source."""
-    remedy = f"run `revelio models prepare {model.name} --force`"
+    remedy = f"run `revelio models prepare {model.name}` again, with force"
     try:
         manifest = read_object(folder / MANIFEST)
         made_from, files = manifest["sha256"], manifest["files"].items()

@@ -57,7 +57,7 @@ def _entries(path: Path) -> list[dict[str, Any]]:
     scores = [one["scores"] for one in parts if isinstance(one, dict) and "scores" in one]
     if not scores or not all(isinstance(one, dict) for one in scores):
         raise ValueError(
-            f"{path} holds no scores: give what `revelio llava-bench score --json` wrote"
+            f"{path} holds no scores: give the JSON that `revelio llava-bench score` wrote"
         )
     return scores
 

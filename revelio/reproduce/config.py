@@ -52,7 +52,7 @@ class ReproduceConfig(PathFields):
 
     scores: tuple[str, ...] = ()
     """What LLaVA-Bench said of the models of table4, as `NAME=FILE`: NAME is clip, clip-dinov2, clip-sd-t25
-    or clip-sd-t200, FILE what `revelio llava-bench score --json` wrote, of one training or of several."""
+    or clip-sd-t200, FILE what `revelio llava-bench score --out` wrote, of one training or of several."""
 
     teraflops: Positive | None = None
     """What the device sustains, for the hours of a plan; none: 20 in full scale, 0.03 (a core) in mini."""

@@ -104,6 +104,8 @@ def run(config: Config) -> None:
         cached = len(requests) - len(to_send)
         if config.estimate:
             print(estimate_text(judge, [requests[index] for index in to_send], cached, rates))
+            if not rates.known():
+                print("its price: give --price-in and --price-out (per million tokens)")
             return
         outcome = _ask(config, address, cache, entries, to_send)
         replies = [cache.get(entry) for entry in entries]
