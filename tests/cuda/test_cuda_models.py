@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from backbones_helpers import picture, tiny_clip, tiny_dinov2, tiny_dit, tiny_sd
+from backbones_helpers import picture
+from device_helpers import BOUNDS, FAMILIES, check_family, check_near
 from diffc_helpers import separable
 
 from revelio import ActivationStore, extract, load_backbone, open_dataset
@@ -19,14 +20,6 @@ from revelio.diffc.model import DiffC
 from revelio.diffc.sources import TensorGrids
 from revelio.diffc.train import Training, train
 
-# Relative error of grids against the CPU's float32: rounding of the format, some layers deep.
-BOUNDS = {"float32": 2e-4, "float16": 5e-3, "bfloat16": 4e-2}
-FAMILIES = {
-    "sd": (tiny_sd, ["bottleneck", "up_ft1", "up_ft3"], 25),
-    "dit": (tiny_dit, ["block1", "block3"], 25),
-    "clip": (tiny_clip, ["block0", "block2"], None),
-    "dinov2": (tiny_dinov2, ["block0", "block2"], None),
-}
 SHIPPED = {
     "mini-sd": (["up_ft1"], 25),
     "mini-dit": (["block6"], 25),
@@ -34,36 +27,17 @@ SHIPPED = {
 }
 
 
-def grids(name: str, layers: list[str], timestep: int | None, device: str, dtype: str):
-    backbone = load_backbone(name, layers=layers, device=device, dtype=dtype)
-    pixels = torch.stack([backbone.transform(picture(i)) for i in range(4)])
-    with torch.no_grad():
-        encoded = backbone.encode(pixels)
-        ids = [str(i) for i in range(4)]
-        found = backbone.activations(encoded, ids, layers, timestep=timestep, seed=1, draw=0)
-    return {layer: grid.float().cpu() for layer, grid in found.items()}
-
-
-def check_near(name, layers, timestep, dtype) -> None:
-    wanted = grids(name, layers, timestep, "cpu", "float32")
-    found = grids(name, layers, timestep, "cuda", dtype)
-    for layer in layers:
-        error = (found[layer] - wanted[layer]).norm() / wanted[layer].norm()
-        assert error < BOUNDS[dtype], (layer, float(error))
-
-
 @pytest.mark.parametrize("dtype", list(BOUNDS))
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_tiny_models_are_near_the_cpu(tmp_path: Path, family: str, dtype: str) -> None:
-    build, layers, timestep = FAMILIES[family]
-    check_near(str(build(tmp_path / family)), layers, timestep, dtype)
+    check_family(family, tmp_path, "cuda", dtype)
 
 
 @pytest.mark.parametrize("dtype", list(BOUNDS))
 @pytest.mark.parametrize("name", list(SHIPPED))
 def test_shipped_models_are_near_the_cpu(name: str, dtype: str) -> None:
     layers, timestep = SHIPPED[name]
-    check_near(name, layers, timestep, dtype)
+    check_near(name, layers, timestep, "cuda", dtype)
 
 
 def test_a_store_made_on_cuda_holds_the_cpus_rows(tmp_path: Path) -> None:

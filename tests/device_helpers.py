@@ -1,0 +1,161 @@
+"""Checks that run on any device: test_devices.py takes the CPU, tests/cuda the GPU."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from analysis_helpers import gallery_parts, write_pictures
+from backbones_helpers import (
+    picture,
+    tiny_clip,
+    tiny_dinov2,
+    tiny_dit,
+    tiny_if,
+    tiny_pixart,
+    tiny_sd,
+    tiny_sdxl,
+)
+from cli_helpers import commands, run_words
+from diffc_helpers import write_folders
+from flow_helpers import tiny_flux, tiny_sd3
+from PIL import Image
+from sae_helpers import planted
+from test_backbones_ddpm import tiny_ddpm
+from torch import Tensor
+
+from revelio.activations.store import write_store
+from revelio.backbones.registry import load_backbone
+from revelio.sae.model import KSparseAutoencoder
+
+# Relative error of grids against the CPU's float32: rounding of the format, some layers deep.
+BOUNDS = {"float32": 2e-4, "float16": 5e-3, "bfloat16": 4e-2}
+# Random weights that round more on their way: 6 and 10 % in bfloat16 on a CPU.
+WIDER = {"deepfloyd": 2.5, "flux": 3.5}
+# Every family: a tiny model, its layers that are read, the timestep.
+FAMILIES: dict[str, tuple[Callable[[Path], Path], list[str], int | None]] = {
+    "sd": (tiny_sd, ["bottleneck", "up_ft1", "up_ft3"], 25),
+    "sdxl": (tiny_sdxl, ["bottleneck", "up_ft1"], 25),
+    "deepfloyd": (tiny_if, ["bottleneck", "up_ft0"], 25),
+    "ddpm": (tiny_ddpm, ["bottleneck", "up_ft1"], 25),
+    "dit": (tiny_dit, ["block1", "block3"], 25),
+    "pixart": (tiny_pixart, ["block1", "block2"], 25),
+    "sd3": (tiny_sd3, ["block0", "block2"], 25),
+    "flux": (tiny_flux, ["double1", "single2"], 25),
+    "clip": (tiny_clip, ["block0", "block2"], None),
+    "dinov2": (tiny_dinov2, ["block0", "block2"], None),
+}
+# Pictures' sides, where a family's own is a thousand pixels even of a tiny model.
+SIDES = {"flux": 64}
+# Short calls of commands, by the flag that names their device.
+COMMANDS = {
+    "steer": "--backbone.device",
+    "eval-ksae": "--backbone.device",
+    "gallery": "--device",
+    "purity": "--device",
+}
+# What differs from run to run, or is no result.
+OTHERS = ("second", "bytes", "time", "started", "finished", "version", "threads", "memory", "rate")
+
+
+def grids(
+    name: str, layers: list[str], timestep: int | None, device: str, dtype: str, side: int | None
+) -> dict[str, Tensor]:
+    """A backbone's grids of four pictures, in float32 on the CPU."""
+    backbone = load_backbone(name, layers=layers, device=device, dtype=dtype, image_size=side)
+    pixels = torch.stack([backbone.transform(picture(i)) for i in range(4)])
+    with torch.no_grad():
+        encoded = backbone.encode(pixels)
+        ids = [str(i) for i in range(4)]
+        found = backbone.activations(encoded, ids, layers, timestep=timestep, seed=1, draw=0)
+    return {layer: grid.float().cpu() for layer, grid in found.items()}
+
+
+def check_near(
+    name: str,
+    layers: list[str],
+    timestep: int | None,
+    device: str,
+    dtype: str,
+    wider: float = 1.0,
+    side: int | None = None,
+) -> None:
+    """Grids on a device are near the CPU's in float32."""
+    wanted = grids(name, layers, timestep, "cpu", "float32", side)
+    found = grids(name, layers, timestep, device, dtype, side)
+    for layer in layers:
+        error = (found[layer] - wanted[layer]).norm() / wanted[layer].norm()
+        assert error < wider * BOUNDS[dtype], (layer, float(error))
+
+
+def check_family(family: str, folder: Path, device: str, dtype: str) -> None:
+    """The same of a family's tiny model, which is made in the folder."""
+    build, layers, timestep = FAMILIES[family]
+    model, wider = str(build(folder / family)), WIDER.get(family, 1.0)
+    check_near(model, layers, timestep, device, dtype, wider, SIDES.get(family))
+
+
+def write_few(root: Path) -> Path:
+    """What the commands of :data:`COMMANDS` and the demo read."""
+    model, *_ = gallery_parts(root / "store")
+    model.save_pretrained(root / "ksae")
+    write_pictures(root / "images")
+    write_folders(root / "folders", 2)
+    rows, _ = planted(120, 4, 6, 2)
+    write_store(root / "many", rows, [str(i) for i in range(120)], [i % 2 for i in range(120)])
+    KSparseAutoencoder(4, 8, 2).save_pretrained(root / "small")
+    (root / "prompts.csv").write_text("prompt,class\na dog,dog\na cat,cat\n")
+    tiny_sd(root / "sd")
+    for name, out in (("top-images", "top"), ("concept", "concept")):
+        run_words([*commands(root)[name](root / out), *_on("cpu", name)])
+    return root
+
+
+def _on(device: str, name: str) -> list[str]:
+    flag = COMMANDS.get(name, "--device" if name == "top-images" else "--backbone.device")
+    return [flag, device]
+
+
+def ran(name: str, made: Path, out: Path, device: str) -> Path:
+    """A short call of a command on a device; its output."""
+    run_words([*commands(made)[name](out), *_on(device, name)])
+    return out
+
+
+def check_command(name: str, made: Path, folder: Path, device: str) -> None:
+    """A command's numbers and pictures on a device are near the CPU's."""
+    one = two = ran(name, made, folder / "one", "cpu")
+    if device != "cpu":
+        two = ran(name, made, folder / "two", device)
+    wanted, found = (dict(_numbers(place)) for place in (one, two))
+    assert wanted and wanted.keys() == found.keys()
+    for key, value in wanted.items():
+        assert found[key] == pytest.approx(value, rel=0.05, abs=0.05), key
+    for path in sorted(one.rglob("*.png")):
+        pixels = (_pixels(path), _pixels(two / path.relative_to(one)))
+        assert np.abs(pixels[0] - pixels[1]).mean() < 2, path
+
+
+def _numbers(folder: Path) -> Iterator[tuple[str, float]]:
+    for path in [folder] if folder.is_file() else sorted(folder.rglob("*.json")):
+        yield from _leaves(json.loads(path.read_text()), str(path.relative_to(folder)))
+
+
+def _leaves(value: Any, name: str) -> Iterator[tuple[str, float]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if not any(other in key for other in OTHERS):
+                yield from _leaves(inner, f"{name}/{key}")
+    elif isinstance(value, list):
+        for place, inner in enumerate(value):
+            yield from _leaves(inner, f"{name}/{place}")
+    elif isinstance(value, int | float):
+        yield name, float(value)
+
+
+def _pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"), dtype=float)

@@ -1,0 +1,29 @@
+"""What tests/cuda checks on a GPU, on the CPU: the bodies of those tests are run where there is no GPU."""
+
+from pathlib import Path
+
+import pytest
+from device_helpers import COMMANDS, FAMILIES, check_command, check_family, write_few
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_every_family_in_bfloat16_is_near_float32(tmp_path: Path, family: str) -> None:
+    check_family(family, tmp_path, "cpu", "bfloat16")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_few(tmp_path_factory.mktemp("made"))
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_a_command_gives_numbers_to_compare(name: str, made: Path, tmp_path: Path) -> None:
+    check_command(name, made, tmp_path, "cpu")
+
+
+def test_the_extraction_benchmark_takes_a_batch_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    from extraction_cuda import fitting
+
+    assert [fitting(free, 512) for free in (79.0, 13.6, 11.0, 5.0)] == [32, 32, 16, 2]
+    assert fitting(5.0, 256) == 8
