@@ -93,13 +93,24 @@ def busy(call: Call) -> float:
     return round(total / 1e6 / wall, 3)
 
 
+def fitting(free_gib: float, side: int) -> int:
+    """The batch to take with so much free memory: 32, or less by halves.
+
+    On an H100 batches of 32 at 512 px took 13.6 GiB, of which the weights of both variants are 4.
+    """
+    batch = 32
+    while batch > 1 and 4.0 + 0.3 * batch * (side / 512) ** 2 > free_gib:
+        batch //= 2
+    return batch
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--side", type=int, default=512)
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--batch", type=int, help="default: 32, less where memory is short")
     parser.add_argument("--workers", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
@@ -114,6 +125,7 @@ def main() -> None:
             "extraction_cuda.py: no CUDA device is visible; extraction.py is for a CPU"
         )
     dtype, device = getattr(torch, options.dtype), torch.device("cuda")
+    options.batch = options.batch or fitting(torch.cuda.mem_get_info()[0] / 2**30, options.side)
     unet = random_model(lambda: UNet2DConditionModel(**UNET), dtype, device)
     vae = random_model(lambda: AutoencoderKL(**VAE), dtype, device)
     text, dataset = FixedText(dtype, device), pictures(options.images)

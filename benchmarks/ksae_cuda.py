@@ -8,11 +8,14 @@ timed by CUDA events, blocks of steps of the variants taking turns. `dense` is t
 Adam's fused form, in float32, with TF32 products, and under bfloat16 autocast. sparsify is EleutherAI's,
 with its Triton decoder and the same fused Adam, where the package is installed. Peak memory is PyTorch's
 own count. The parts of our step are the profiler's kernel times; a step is also taken while PyTorch
-looks for waits.
+looks for waits. The seconds of the first step, in which Triton compiles what it has not kept from before,
+are told apart. A batch for whose steps the free memory is too little is named and left out; if that were
+all of them, a smaller one is taken.
 """
 
 import argparse
 import json
+import time
 import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -124,6 +127,37 @@ def timed(step: Step, steps: int) -> float:
     return begin.elapsed_time(end) / steps
 
 
+def needed(arguments: argparse.Namespace, batch: int) -> int:
+    """Bytes that a batch takes, roughly: our k-SAE, a dense one with gradients, and its codes six times."""
+    parameters = 2 * arguments.d * arguments.n
+    ours, dense = 14 * parameters + 2**29, 16 * parameters
+    return ours + dense + 6 * 4 * batch * arguments.n
+
+
+def fitting(arguments: argparse.Namespace, free: int) -> list[int]:
+    """The batches that so much free memory holds, or else the largest half, quarter, ... of the least."""
+    fits = [batch for batch in arguments.batches if needed(arguments, batch) <= free]
+    batch = min(arguments.batches)
+    while not fits and batch > 1:
+        batch //= 2
+        fits = [batch] if needed(arguments, batch) <= free else []
+    return fits
+
+
+def first_step(step: Step) -> float:
+    """Seconds of a step that may compile first."""
+    began = time.perf_counter()
+    step()
+    torch.cuda.synchronize()
+    return round(time.perf_counter() - began, 2)
+
+
+def compiled(arguments: argparse.Namespace, rows: Tensor, batch: int) -> dict[str, float]:
+    """Seconds of a first step, and of the second."""
+    step = variants(arguments, rows, batch)["revelio"]()
+    return {"first_step_seconds": first_step(step), "second_step_seconds": first_step(step)}
+
+
 def measure(arguments: argparse.Namespace, rows: Tensor, batch: int) -> dict[str, Any]:
     """Each of the others in turn with ours; at most two in memory at a time."""
     made = variants(arguments, rows, batch)
@@ -134,9 +168,11 @@ def measure(arguments: argparse.Namespace, rows: Tensor, batch: int) -> dict[str
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     ours = made.pop("revelio")()
+    first = first_step(ours)
     timed(ours, arguments.warmup)
     result: dict[str, Any] = {"batch": batch}
-    own = {"peak_gib": round((torch.cuda.max_memory_allocated() - before) / GIB, 3)}
+    own: dict[str, Any] = {"first_step_seconds": first}
+    own |= {"peak_gib": round((torch.cuda.max_memory_allocated() - before) / GIB, 3)}
     own |= {"parts_ms": parts(ours), "waits_for_the_device": synchronises(ours)}
     taken: list[float] = []
     for name, make in made.items():
@@ -157,6 +193,8 @@ def measure(arguments: argparse.Namespace, rows: Tensor, batch: int) -> dict[str
         }
         del step
         torch.cuda.empty_cache()
+    # Where none of the others could be timed, there are no turns to take ours from.
+    taken = taken or [timed(ours, 5) for _ in range(arguments.rounds)]
     result["revelio"] = own | {"ms": round(median(taken), 3)}
     result["revelio"]["samples_per_second"] = round(1000 * batch / median(taken))
     result["product alone, ms"] = products(arguments, rows[:1].expand(batch, -1).contiguous())
@@ -218,6 +256,11 @@ def parse() -> argparse.Namespace:
         "--warmup", type=int, default=400, help="our steps before the first timed one"
     )
     parser.add_argument("--variants", nargs="+", help="only these of the others")
+    parser.add_argument(
+        "--compile-only",
+        action="store_true",
+        help="take one step at the smallest batch and say how long",
+    )
     parser.add_argument("--rows", type=int, default=65_536)
     parser.add_argument("--d", type=int, default=1280)
     parser.add_argument("--n", type=int, default=81_920)
@@ -235,10 +278,30 @@ def main() -> None:
     parameters = 2 * arguments.d * arguments.n + arguments.d + arguments.n
     report: dict[str, Any] = {"d": arguments.d, "n": arguments.n, "k": arguments.k}
     report |= {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
+    if arguments.compile_only:
+        report |= compiled(arguments, rows, min(arguments.batches))
+        print(json.dumps(report), flush=True)
+        if arguments.json:
+            arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+        return
     report |= {"warmup": arguments.warmup}
     report |= {"parameters_and_moments_gib": round(12 * parameters / GIB, 3), "batches": []}
-    for batch in arguments.batches:
-        result = measure(arguments, rows, batch)
+    free = torch.cuda.mem_get_info()[0]
+    sizes = fitting(arguments, free)
+    report["left_out"] = [
+        f"batch {batch}: it takes {needed(arguments, batch) / GIB:.1f} GiB, {free / GIB:.1f} are free"
+        for batch in arguments.batches
+        if batch not in sizes
+    ]
+    if not sizes:
+        raise SystemExit(f"ksae_cuda.py: {report['left_out'][0]}: give a smaller --n")
+    for text in report["left_out"]:
+        print(text, flush=True)
+    for batch in sizes:
+        try:
+            result = measure(arguments, rows, batch)
+        except Exception as error:  # the other batches go on
+            result = {"batch": batch, "failed": f"{type(error).__name__}: {str(error)[:200]}"}
         report["batches"].append(result)
         print(f"batch {batch}", flush=True)
         for name, found in result.items():

@@ -1,5 +1,6 @@
 """`make gpu-check` with its parts replaced: what it writes, that it goes on, what it says without a GPU."""
 
+import argparse
 import json
 import subprocess
 import sys
@@ -62,8 +63,8 @@ def test_everything_passes_but_what_lacks_a_package(card, tmp_path, capsys) -> N
     assert sum("missing: peft, gguf" in each for each in said) == 1
     assert any("needs peft" in each for each in said)
     assert report["missing"] == ["peft", "gguf"] and report["versions"] == {"torch": "2.11.0"}
-    assert report["parts"][0]["tests"] == {"passed": 2, "failed": 0, "skipped": 0}
-    assert report["parts"][0]["peak_gib"] == 1.25
+    assert report["parts"][1]["tests"] == {"passed": 2, "failed": 0, "skipped": 0}
+    assert report["parts"][1]["peak_gib"] == 1.25
     assert report["parts"][-1]["result"]["seconds"] == {"loop": 2.0}
 
 
@@ -127,7 +128,7 @@ def test_a_benchmark_that_names_a_failure_and_tests_that_were_not_run_have_not_p
     found = judged(PARTS[-1], Outcome(0, "", json.dumps(inner)))
     assert found["state"] == "failed" and found["failures"] == ["RuntimeError: x"]
     skipped = '<testsuite><testcase name="a"><skipped/></testcase></testsuite>'
-    assert judged(PARTS[0], Outcome(0, "", skipped))["why"] == "no test was run"
+    assert judged(PARTS[1], Outcome(0, "", skipped))["why"] == "no test was run"
 
 
 def test_a_part_is_run_and_stopped_at_its_limit() -> None:
@@ -176,3 +177,50 @@ def test_what_torch_must_be(monkeypatch, version, cuda, visible, says) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: visible)
     found = gpu_check.unfit()
     assert (found is None) if says is None else (says in str(found))
+
+
+@pytest.fixture
+def benchmarks(monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+
+
+def sizes(*batches: int) -> argparse.Namespace:
+    return argparse.Namespace(
+        d=1280, n=81_920, k=32, batches=list(batches), rounds=3, warmup=2, variants=None
+    )
+
+
+def test_batches_are_chosen_from_the_memory_that_is_free(benchmarks) -> None:
+    """By hand: 30 bytes a parameter of 210 M, half a GiB, and 24 bytes a code."""
+    import ksae_cuda
+
+    want = sizes(1024, 4096)
+    assert ksae_cuda.needed(want, 1024) == 30 * 2 * 1280 * 81_920 + 2**29 + 24 * 1024 * 81_920
+    assert ksae_cuda.fitting(want, 80 * 2**30) == [1024, 4096]
+    assert ksae_cuda.fitting(want, 11 * 2**30) == [1024]
+    assert ksae_cuda.fitting(want, 7 * 2**30) == [256]
+    assert ksae_cuda.fitting(want, 2**30) == []
+
+
+def test_the_ksae_benchmark_goes_on_where_all_the_others_fail(benchmarks, monkeypatch) -> None:
+    """On a card that is pretended: no other variant can be made, and no median of nothing is taken."""
+    import ksae_cuda
+
+    def fails() -> None:
+        raise RuntimeError("no memory")
+
+    steps: list[int] = []
+    made = {"revelio": lambda: lambda: steps.append(1), "dense tf32": fails, "sparsify tf32": fails}
+    monkeypatch.setattr(ksae_cuda, "variants", lambda *_: made)
+    monkeypatch.setattr(ksae_cuda, "timed", lambda step, count: 2.0)
+    for name in ("parts", "synchronises", "products"):
+        monkeypatch.setattr(ksae_cuda, name, lambda *_: {})
+    for name in ("reset_peak_memory_stats", "empty_cache", "synchronize"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    for name in ("memory_allocated", "max_memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda: 0)
+    found = ksae_cuda.measure(sizes(1024), torch.zeros(8, 4), 1024)
+    assert found["revelio"]["ms"] == 2.0 and found["revelio"]["samples_per_second"] == 512_000
+    assert found["revelio"]["first_step_seconds"] >= 0 and steps == [1]
+    assert "no memory" in found["dense tf32"]["failed"]
+    assert gpu_check._failures({"batches": [found]}) == ["RuntimeError: no memory"] * 2

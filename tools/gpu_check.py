@@ -65,21 +65,28 @@ def _tests(name: str, file: str, limit: float, *needs: str) -> Part:
 
 
 PARTS = (
-    _tests("k-SAE", "test_cuda_ksae.py", 140, "triton"),
-    _tests("backbones, extraction, Diff-C", "test_cuda_models.py", 120),
-    _tests("LLaVA: both stages and an answer", "test_cuda_llava.py", 90, "peft"),
+    # By itself and first, so that no test's or benchmark's seconds are the compiler's.
+    Part(
+        "Triton's programs, compiled",
+        ("benchmarks/ksae_cuda.py", "--compile-only", "--json", "{report}"),
+        60, ("triton",),
+    ),
+    _tests("k-SAE", "test_cuda_ksae.py", 110, "triton"),
+    _tests("backbones, extraction, Diff-C", "test_cuda_models.py", 100),
+    _tests("steering, measures, gallery, purity, demo", "test_cuda_commands.py", 60),
+    _tests("LLaVA: both stages and an answer", "test_cuda_llava.py", 70, "peft"),
     Part(
         "benchmark: k-SAE step",
         (
             "benchmarks/ksae_cuda.py", "--batches", "1024", "4096", "--rounds", "3", "--warmup", "100",
             "--variants", "dense tf32", "sparsify tf32", "--json", "{report}",
         ),
-        100, ("triton",),
+        85, ("triton",),
     ),
     Part(
         "benchmark: extraction",
         ("benchmarks/extraction_cuda.py", "--images", "128", "--rounds", "1", "--json", "{report}"),
-        120,
+        85,
     ),
 )  # fmt: skip
 
