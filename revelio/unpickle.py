@@ -9,14 +9,18 @@ Nothing grows beyond the file: members of the archive must be stored as they are
 tensors are views that are no larger than their storage, and nothing nested is ever hashed, joined or printed.
 """
 
+import io
 import math
 import pickletools
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
+from numpy.lib.format import read_array_header_1_0, read_array_header_2_0, read_magic
 
 from revelio.trust import MIB, printable, regular_file
 
@@ -24,6 +28,8 @@ T = TypeVar("T")
 
 # The pickle itself, without the tensors: that of a k-SAE has some kB.
 PICKLE_LIMIT = 8 * MIB
+# What compressed arrays may take, by their file's size: weights of floats hardly shrink.
+ARRAYS_GROWTH = 16
 # Characters of a key, a path or a device.
 TEXT_LIMIT = 4096
 
@@ -91,6 +97,52 @@ def read_tensors(path: Path) -> Any:
         raise ValueError(f"{where} cannot be read safely: {_first_line(error)}") from error
     except (OSError, OverflowError, RuntimeError) as error:
         raise ValueError(f"{where} is damaged: {_first_line(error)}") from error
+
+
+def modules_named(path: Path) -> set[str]:
+    """The packages whose classes and functions a ``.pt`` file's pickle names; none where it can't be told."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            pickle = _members(archive, path.stat().st_size).pickle
+        steps = pickletools.genops(pickle)
+        named = [str(argument) for step, argument, _ in steps if step.name == "GLOBAL"]
+    except (zipfile.BadZipFile, OSError, ValueError, EOFError, KeyError, RuntimeError):
+        return set()
+    return {argument.partition(" ")[0].partition(".")[0] for argument in named}
+
+
+def read_arrays(path: Path) -> dict[str, torch.Tensor]:
+    """The arrays of numbers in an ``.npz`` file, in memory that its size bounds; pickled objects are refused.
+
+    Raises:
+        ValueError: it is no such file, is damaged, takes far more memory than its size, or holds others.
+    """
+    limit, where = ARRAYS_GROWTH * regular_file(path).stat().st_size + MIB, printable(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            infos = archive.infolist()
+            if sum(info.file_size for info in infos) > limit:
+                raise ValueError(f"it unpacks to more than {limit:,} bytes")
+            return {
+                info.filename.removesuffix(".npy"): _array(archive.read(info)) for info in infos
+            }
+    except (zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError, RuntimeError) as error:
+        raise ValueError(f"{where} can't be read as arrays: {_first_line(error)}") from error
+
+
+def _array(content: bytes) -> torch.Tensor:
+    """An array of numbers from the content of an ``.npy`` file."""
+    file = io.BytesIO(content)
+    header = {(1, 0): read_array_header_1_0, (2, 0): read_array_header_2_0}.get(read_magic(file))
+    if header is None:
+        raise ValueError("an array is of an unknown version")
+    shape, fortran, dtype = header(file)
+    if dtype.kind not in "fiub" or math.prod(shape) * dtype.itemsize != len(content) - file.tell():
+        raise ValueError(f"an array of {dtype} {shape} is not what it says, or holds no numbers")
+    found = np.frombuffer(content, dtype, offset=file.tell()).reshape(
+        shape, order="F" if fortran else "C"
+    )
+    return torch.from_numpy(found.astype(dtype.newbyteorder("="), order="C"))
 
 
 def _first_line(error: Exception) -> str:

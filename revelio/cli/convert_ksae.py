@@ -4,8 +4,10 @@
     revelio convert-ksae --source saelens-folder --out runs/theirs/final --store runs/x/up_ft1-t25-empty-d0
     revelio convert-ksae --source runs/ksae --to saelens --out for-saelens
 
-Reads the released `.pt` file, folders of steerers, sdxl-unbox, SAELens and sparsify, and our own; nothing in
-a file is run. A setting that would change what it computes is refused by its name.
+Reads the released `.pt` file, folders of steerers, sdxl-unbox, SAELens and sparsify, dictionary_learning's
+TopK, BatchTopK, Matryoshka and JumpReLU folders, Gemma Scope's `params.npz`, saev's TopK files, and our own;
+nothing in a file is run. A setting that would change what it computes is refused by its name, and so are
+openai/sparse_autoencoder and overcomplete, which compute something else.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""k-SAEs from one form to another: ours, the released `.pt`, steerers and sdxl-unbox, SAELens, sparsify."""
+"""k-SAEs from one form to another: ours, the released `.pt`, SAELens and sparsify; others' are read."""
 
 from dataclasses import dataclass
 from pathlib import Path

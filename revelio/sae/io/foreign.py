@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from revelio.sae.kernels.base import Weights
-from revelio.sae.model import KSparseAutoencoder
+from revelio.sae.model import PAPER_K, KSparseAutoencoder
 from revelio.trust import printable
 from revelio.unpickle import Name
 
@@ -174,6 +174,32 @@ def filled(
     model.b_enc.copy_(b_enc)
     model.W_dec.copy_(W_dec)
     model.b_dec.copy_(b_dec)
+    return model
+
+
+def jumping(
+    path: Path,
+    k: int | None,
+    threshold: Float[Tensor, " n"],
+    W_enc: Float[Tensor, "n d"],
+    b_enc: Float[Tensor, " n"],
+    W_dec: Float[Tensor, "n d"],
+    b_dec: Float[Tensor, " d"],
+) -> KSparseAutoencoder:
+    """A JumpReLU k-SAE with these weights and thresholds; ``k`` is what it counts as, where it says none.
+
+    Raises:
+        ValueError: see :func:`filled`; or there is not one threshold a latent.
+    """
+    settings = {"k": min(k or PAPER_K, len(b_enc)), "mode": "fixed", "activation": "jumprelu"}
+    model = filled(path, settings, W_enc, b_enc, W_dec, b_dec)
+    assert model.threshold is not None
+    if threshold.shape != b_enc.shape or not bool(threshold.isfinite().all()):
+        raise ValueError(
+            f"{printable(path)}: thresholds do not match the encoder, or are not finite"
+        )
+    # Its ReLU comes first, so a threshold below 0 is one of 0.
+    model.threshold.copy_(threshold.clamp(min=0))
     return model
 
 

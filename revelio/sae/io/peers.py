@@ -22,12 +22,13 @@ from revelio.sae.io.foreign import (
     check_size,
     filled,
     is_off,
+    jumping,
     refuse_settings,
     take,
     unscaled,
     whole,
 )
-from revelio.sae.model import PAPER_K, KSparseAutoencoder
+from revelio.sae.model import KSparseAutoencoder
 from revelio.tensor_files import read_tensors
 from revelio.trust import read_object
 
@@ -184,6 +185,9 @@ def _from_saelens(folder: Path, config: dict[str, Any], k: int | None) -> KSpars
             f"{folder}/{CONFIG} names no architecture, as those of SAELens's first versions: load the folder "
             "with a newer SAELens and save it again"
         )
+    named = {config.get("activation_fn"), config.get("activation_fn_str")} - {None}
+    if architecture == "standard" and named == {"topk"}:
+        architecture = "topk"  # as versions before 6 wrote it
     if architecture not in ("topk", "jumprelu"):
         raise ValueError(f"{folder} has architecture {architecture!r}: topk and jumprelu are read")
     for name in ("normalize_activations", "reshape_activations"):
@@ -207,14 +211,7 @@ def _from_saelens(folder: Path, config: dict[str, Any], k: int | None) -> KSpars
     if architecture == "topk":
         settings = {"k": k or _whole(config, "k", folder), "mode": "fixed"}
         return filled(folder, settings, W_enc, b_enc, W_dec, tensors["b_dec"])
-    settings = {"k": min(k or PAPER_K, len(b_enc)), "mode": "fixed", "activation": "jumprelu"}
-    model = filled(folder, settings, W_enc, b_enc, W_dec, tensors["b_dec"])
-    assert model.threshold is not None
-    if tensors["threshold"].shape != b_enc.shape:
-        raise ValueError(f"{folder}: thresholds do not match the encoder")
-    # Its ReLU comes first, so a threshold below 0 is one of 0.
-    model.threshold.copy_(tensors["threshold"].clamp(min=0))
-    return model
+    return jumping(folder, k, tensors["threshold"], W_enc, b_enc, W_dec, tensors["b_dec"])
 
 
 def _check_functions(path: Path, config: dict[str, Any], architecture: str) -> None:

@@ -5,6 +5,9 @@
   ``latent_bias``, ``decoder.weight`` (d n), ``pre_bias``
 
 - *SAELens* and *sparsify*, folders of ``cfg.json`` and safetensors: :mod:`revelio.sae.io.peers`
+- *dictionary_learning*, *Gemma Scope* and *saev*: :mod:`revelio.sae.io.dictionaries`
+
+Those of openai/sparse_autoencoder and of overcomplete are known and refused: they compute something else.
 
 The released code applies no ReLU (mode ``as_code``); steerers and sdxl-unbox do (mode ``fixed``).
 """
@@ -18,6 +21,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from revelio.sae.inputs import Source
+from revelio.sae.io.dictionaries import (
+    GEMMA_SCOPE,
+    WEIGHTS,
+    import_dictionary,
+    import_gemma_scope,
+    import_saev,
+    is_saev,
+)
 from revelio.sae.io.foreign import (
     check_size,
     filled,
@@ -31,9 +42,13 @@ from revelio.sae.io.foreign import (
 from revelio.sae.io.peers import import_peer, is_peer
 from revelio.sae.metrics import Metrics, evaluate
 from revelio.sae.model import PAPER_K, KSparseAutoencoder
-from revelio.trust import read_object
-from revelio.unpickle import Inert, read_tensors
+from revelio.trust import printable, read_object
+from revelio.unpickle import Inert, modules_named, read_tensors
 
+NORMALIZES = (
+    "its loader normalizes each row by its own mean and deviation, which Revelio's k-SAEs do not"
+)
+OVERCOMPLETE = "its encoder is a network of its own with a batch normalization, saved as code"
 _STEERERS = ("n_dirs_local", "d_model", "k", "auxk", "dead_steps_threshold", "auxk_coef")
 
 
@@ -41,7 +56,7 @@ def import_ksae(path: str | Path, k: int | None = None) -> KSparseAutoencoder:
     """Read a k-SAE of any of these formats.
 
     Args:
-        path: a released ``.pt`` file, or a folder of steerers, sdxl-unbox, SAELens or sparsify.
+        path: a released ``.pt`` file, or a file or folder of one of the others.
         k: latents kept; None: what the file says.
 
     Raises:
@@ -51,16 +66,22 @@ def import_ksae(path: str | Path, k: int | None = None) -> KSparseAutoencoder:
     path = Path(path)
     if is_peer(path):
         return import_peer(path, k)
-    if (path / "ae.pt").is_file():
+    if (path / WEIGHTS).is_file():
+        return import_dictionary(path, k)
+    if path.suffix == ".npz" or (path / GEMMA_SCOPE).is_file():
+        return import_gemma_scope(path, k)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ValueError(
+                f"{printable(path)} holds no config.json or cfg.json: it is no folder of a known k-SAE"
+            )
+        return _import_steerers(path, k)
+    if path.suffix == ".safetensors":
         raise ValueError(
-            f"{path} is a folder of dictionary_learning (ae.pt), which is not read: load it with that "
-            "library and save W_enc (d n), b_enc, W_dec (n d), b_dec and k as {'cfg': ..., 'state_dict': ...}"
+            f"{printable(path)} holds weights alone, which do not say what is done with them: give the "
+            "folder with its cfg.json (SAELens: sae_weights.safetensors, sparsify: sae.safetensors)"
         )
-    if path.is_dir() and not (path / "config.json").is_file():
-        raise ValueError(
-            f"{path} holds no config.json or cfg.json: it is no folder of a known k-SAE"
-        )
-    return _import_steerers(path, k) if path.is_dir() else _import_released(path, k)
+    return import_saev(path, k) if is_saev(path) else _import_released(path, k)
 
 
 def check_reconstruction(
@@ -118,7 +139,7 @@ def export_released(model: KSparseAutoencoder, path: Path) -> None:
 
 
 def _import_released(path: Path, k: int | None) -> KSparseAutoencoder:
-    content = read_tensors(path)
+    content = _content(path)
     state = content.get("state_dict") if isinstance(content, Mapping) else None
     tensors = take(state, ("W_enc", "b_enc", "W_dec", "b_dec"), path)
     cfg = content.get("cfg")
@@ -140,6 +161,29 @@ def _import_released(path: Path, k: int | None) -> KSparseAutoencoder:
         tensors["W_dec"],
         tensors["b_dec"],
     )
+
+
+def _content(path: Path) -> Any:
+    """What a ``.pt`` file holds, where it is none of the forms that are known not to fit."""
+    try:
+        content = read_tensors(path)
+    except ValueError:
+        if "overcomplete" in modules_named(path):
+            raise _other(path, "overcomplete", OVERCOMPLETE) from None
+        raise
+    state = content.get("state_dict", content) if isinstance(content, Mapping) else {}
+    if isinstance(state, Mapping) and "dictionary._weights" in state:
+        raise _other(path, "overcomplete", OVERCOMPLETE)
+    if isinstance(state, Mapping) and {"latent_bias", "pre_bias", "activation"} <= set(state):
+        topk = state["activation"] == "TopK"
+        raise _other(
+            path, "openai/sparse_autoencoder", NORMALIZES if topk else "it keeps no k latents"
+        )
+    return content
+
+
+def _other(path: Path, name: str, why: str) -> ValueError:
+    return ValueError(f"{printable(path)} is a k-SAE of {name}, which is not read: {why}")
 
 
 def _import_steerers(folder: Path, k: int | None) -> KSparseAutoencoder:
