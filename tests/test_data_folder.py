@@ -105,6 +105,18 @@ def test_lists_that_name_what_is_not_there_or_twice(tmp_path: Path) -> None:
         open_folder(tmp_path)
 
 
+def test_lists_of_pictures_without_classes_and_lists_of_something_else(tmp_path: Path) -> None:
+    write_class_folders(tmp_path, {"images": 3})
+    (tmp_path / "train.txt").write_text("0.png\n2.png\n")
+    dataset = open_folder(tmp_path)
+    assert (dataset.split, dataset.ids, dataset.labels) == ("train", ["0.png", "2.png"], None)
+    (tmp_path / "train.txt").write_text("\n0.png 1\n2.png 0\n")  # of which none was taken, silently
+    with pytest.raises(
+        ValueError, match=r"train\.txt .*none of its pictures \(the first line is 0\.png 1"
+    ):
+        open_folder(tmp_path)
+
+
 def test_what_holds_no_images_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no folder at .*gone"):
         open_folder(tmp_path / "gone")

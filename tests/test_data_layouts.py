@@ -324,6 +324,36 @@ def test_metadata_above_splits_and_of_another_systems_slashes(tmp_path: Path) ->
         open_dataset(tmp_path)
 
 
+@pytest.mark.parametrize("table", ["train.csv", "labels.TSV"])
+def test_a_table_of_labels_under_another_name_is_said(tmp_path: Path, table: str) -> None:
+    for name in ("7.png", "8.png"):
+        (tmp_path / "train").mkdir(exist_ok=True)
+        noise_picture(4, 4).save(tmp_path / "train" / name)
+    mark = "\t" if table.endswith("TSV") else ","
+    (tmp_path / table).write_text(f'id{mark}breed\n7{mark}"pug"\n8{mark}"owl"\n')
+    (tmp_path / "prices.csv").write_text("breed,price\npug,900\n")
+    with pytest.warns(UserWarning, match=rf"{table} names pictures .*\(such as train/7\.png\)"):
+        assert open_dataset(tmp_path).labels is None
+    write_class_folders(tmp_path / "train", {"pug": 1, "owl": 1})
+    for name in ("7.png", "8.png"):
+        (tmp_path / "train" / name).rename(tmp_path / "train" / "pug" / name)
+    assert open_dataset(tmp_path).classes == ("owl", "pug")  # has labels: nothing is said
+
+
+def test_files_that_are_no_folder_of_pictures_say_what_they_are(tmp_path: Path) -> None:
+    for name, said in (
+        ("set.zip", "is an archive: unpack it"),
+        ("set.tar.gz", "is an archive: unpack it"),
+        ("labels.csv", r"is a list: give the folder of its pictures; .*metadata\.csv"),
+        ("train.txt", "is a list"),
+        ("a.jpg", "is a single picture: give the folder"),
+        ("model.bin", "is no parquet file"),
+    ):
+        (tmp_path / name).write_bytes(b"x")
+        with pytest.raises(ValueError, match=said):
+            open_dataset(tmp_path / name)
+
+
 def test_limits_come_from_the_settings(tmp_path: Path) -> None:
     write_class_folders(tmp_path, {"a": 1, "b": 1}, size=20)
     small = open_dataset(tmp_path, max_pixels=399)

@@ -72,7 +72,7 @@ def test_unknown_sources_list_the_known_names(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"and .* is none"):
         open_dataset(tmp_path, root=tmp_path)
     (tmp_path / "a.zip").write_bytes(b"PK")
-    with pytest.raises(ValueError, match=r"a\.zip is no parquet file"):
+    with pytest.raises(ValueError, match=r"a\.zip is an archive: unpack it"):
         open_dataset(tmp_path / "a.zip")
     with pytest.raises(ValueError, match=r"no copy of caltech101 at .*images/<class>/ beside"):
         open_dataset("caltech101", root=tmp_path / "gone")

@@ -49,6 +49,11 @@ CLASSES = [
     (("photo", "sketch"), ("cat", "dog"), r"each holds the same folders \(cat, dog\)"),
     (("amazon/images", "dslr/images"), ("mug", "pen"), r"amazon, dslr are .* folders \(mug, pen\)"),
     (("cats", "dogs"), ("img",), None),
+    (
+        ("images", "masks"),
+        None,
+        r"images, masks are .* masks holds masks of the others, give .*images$",
+    ),
 ]
 
 

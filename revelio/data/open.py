@@ -10,6 +10,7 @@ from typing import Any
 from revelio.bounds import check_fields
 from revelio.data.config import DataConfig
 from revelio.data.dataset import ImageDataset
+from revelio.data.picture import ARCHIVES, suffixes
 from revelio.data.registry import dataset_names, get_spec, is_registered
 from revelio.data.sources.folder import levels, open_folder
 from revelio.data.sources.huggingface import (
@@ -21,7 +22,7 @@ from revelio.data.sources.huggingface import (
     saved_splits,
 )
 from revelio.data.sources.idx import has_idx, open_idx
-from revelio.data.sources.listing import find_pictures, listed_dataset
+from revelio.data.sources.listing import find_pictures, is_picture, listed_dataset
 from revelio.data.sources.parquet import parquet_files, parquet_splits
 from revelio.data.spec import DatasetSpec
 from revelio.trust import printable
@@ -89,7 +90,7 @@ def _open_path(path: Path, config: DataConfig, name: str, columns: Columns) -> I
         splits = parquet_splits(parquet)
         folders = sorted({*folders, *(file.parent for file in parquet)}, reverse=True)
     elif path.is_file():
-        raise ValueError(f"{path} is no parquet file: give one, or a folder of images")
+        raise ValueError(f"{printable(path)} is {_kind(path)}")
     else:
         return open_folder(
             path,
@@ -101,6 +102,21 @@ def _open_path(path: Path, config: DataConfig, name: str, columns: Columns) -> I
     return open_splits(
         splits, config.split, name=name, columns=columns, folders=folders, limits=config
     )
+
+
+def _kind(path: Path) -> str:
+    """What a file that is no source of images is, and what to do."""
+    suffix = path.suffix.lower()
+    if suffix in ARCHIVES:
+        return "an archive: unpack it, and give the folder"
+    if suffix in (".csv", ".tsv", ".json", ".jsonl", ".txt"):
+        return (
+            "a list: give the folder of its pictures; labels are read from a metadata.csv there, with the "
+            "columns file_name and label"
+        )
+    if is_picture(str(path), suffixes()):
+        return "a single picture: give the folder that holds it"
+    return "no parquet file: give one, or a folder of images"
 
 
 def _check_alone(path: Path, rows: str, *, may_name: bool = False) -> None:

@@ -54,6 +54,7 @@ RAW = frozenset(
     (".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".iiq", ".kdc", ".mef", ".mos", ".mrw")
 ) | {".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f"}
 # fmt: on
+ARCHIVES = frozenset((".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar"))
 LIMITS = Limits()
 BYTES_A_PIXEL = 8
 
@@ -156,6 +157,8 @@ def why_unread(suffix: str) -> str:
         return f"needs the package {PLUGINS[suffix]}"
     if suffix in RAW:
         return "a camera's raw data: convert it"
+    if suffix in ARCHIVES:
+        return "an archive: unpack it"
     _register_plugins()
     other = Image.registered_extensions().get(suffix)
     return "holds no picture" if other is None else f"the format {other} is not read: convert it"

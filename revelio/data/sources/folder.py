@@ -33,8 +33,12 @@ from revelio.data.sources.metadata import with_metadata
 from revelio.data.splits import split_like, split_name
 from revelio.trust import printable, read_text
 
-# Folders of boxes, masks' outlines and lists beside pictures, where they hold no pictures themselves.
-ABOUT = frozenset(("annotations", "annotation", "labels", "label", "xml", "xmls", "imagesets"))
+# Folders that describe the pictures of others, where they hold none themselves.
+ABOUT = frozenset(
+    ("annotations", "annotation", "labels", "label", "xml", "xmls", "imagesets", "meta", "metadata")
+) | {"devkit", "attributes", "parts", "lists", "splits", "docs", "json", "csv"}
+# Folders of masks, which are pictures of pictures.
+MASKS = frozenset(("masks", "mask", "segmentation", "segmentations", "annotations", "labels", "gt"))
 
 
 def open_folder(
@@ -130,20 +134,27 @@ def read_lists(images: Path, lists: dict[str, list[Path]]) -> Listing:
     left out.
 
     Raises:
-        ValueError: a listed picture is not there, or lies in no class folder.
+        ValueError: a listed picture is not there, or a list names no picture at all.
     """
     folders, known = _folders(images), suffixes()
-    there = dict(_classes(images, "", folders, []))
+    flat = [] if folders else find_pictures(images)
+    there: dict[str, int | None] = dict.fromkeys(flat) | dict(_classes(images, "", folders, []))
     splits: dict[str, list[tuple[str, int | None]]] = {}
     for split, files in lists.items():
+        names = " and ".join(file.name for file in files)
         lines = [line.strip() for file in files for line in read_text(file).split("\n")]
         paths = [line for line in lines if line in there or Path(line).suffix.lower() in known]
         missing = [path for path in paths if path not in there]
         if missing:
-            names = " and ".join(file.name for file in files)
             raise ValueError(
                 f"{names} lists {len(missing)} pictures that are not under {printable(images)}, "
                 f"the first is {printable(missing[0])}: complete the folder or correct the list"
+            )
+        if not paths and any(lines):
+            raise ValueError(
+                f"{names} beside {printable(images)} names none of its pictures (the first line is "
+                f"{printable(next(filter(None, lines))[:80])}): write one path a line and nothing else, or "
+                "move it away"
             )
         splits[split] = [(path, there[path]) for path in paths]
     return Listing(images, tuple(folders), splits)
@@ -210,7 +221,15 @@ def _shared(path: Path, folders: list[str]) -> list[str]:
 
 def _warn_of_shared(path: Path, folders: list[str]) -> None:
     """Say that what is taken as classes may be splits, or another division of the same classes."""
-    if shared := _shared(path, folders):
+    masks = [folder for folder in folders if folder.casefold() in MASKS]
+    if len(folders) == 2 and len(masks) == 1:
+        other = next(folder for folder in folders if folder not in masks)
+        warnings.warn(
+            f"{printable(path)}: the folders {_first(folders)} are taken as classes: if "
+            f"{printable(masks[0])} holds masks of the others, give {printable(path / other)}",
+            stacklevel=4,
+        )
+    elif shared := _shared(path, folders):
         warnings.warn(
             f"{printable(path)}: the folders {_first(folders)} are taken as classes, though each holds "
             f"the same folders ({_first(shared)}): if those are the classes, give one of the former, or "

@@ -8,6 +8,7 @@ set's own, a split's, a class's, or one that only wraps the others.
 """
 
 import posixpath
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,11 +16,12 @@ from typing import Any
 
 from revelio.data.sources.labels import class_ids
 from revelio.data.sources.listing import Listing, is_service
-from revelio.trust import printable, read_csv, read_json_lines
+from revelio.trust import printable, read_csv, read_json_lines, regular_file
 
 NAMES = ("metadata.csv", "metadata.jsonl")
 FILE_NAME = "file_name"
 LABEL = "label"
+HEAD_BYTES = 1 << 16
 
 
 def with_metadata(listing: Listing, column: str | None, top: Path) -> Listing:
@@ -54,8 +56,37 @@ def with_metadata(listing: Listing, column: str | None, top: Path) -> Listing:
             raise ValueError(
                 f"label_column is {column!r}, and {printable(top)} has {what}: leave it out"
             )
+        if len(listing.classes) < 2:
+            _warn_of_tables(listing, top)
         return listing
     return _relabelled(listing, labels, top)
+
+
+def _warn_of_tables(listing: Listing, top: Path) -> None:
+    """Say that a table of pictures without labels is there under another name, and so is not read."""
+    paths = [path for pictures in listing.splits.values() for path, _ in pictures]
+    names = {posixpath.basename(path) for path in paths}
+    names |= {posixpath.splitext(name)[0] for name in names}
+    naming = [file.name for file in sorted(top.glob("*.[cCtT][sS][vV]"))
+              if file.name not in NAMES and not names.isdisjoint(_first_cells(file))]  # fmt: skip
+    if naming:
+        shown = (listing.root / paths[0]).relative_to(top).as_posix()
+        warnings.warn(
+            f"{printable(top)}: {printable(' and '.join(naming[:3]))} names pictures and is not read: labels "
+            f"are read from a metadata.csv with the columns file_name (such as {printable(shown)}) and label",
+            stacklevel=4,
+        )
+
+
+def _first_cells(file: Path) -> set[str]:
+    """What stands in the first two rows of a table, without folders; the others may be millions."""
+    try:
+        with regular_file(file).open("rb") as opened:
+            rows = opened.read(HEAD_BYTES).decode("utf-8-sig", "replace").splitlines()[:2]
+    except (OSError, ValueError):
+        return set()
+    cells = (cell.strip(" \"'") for row in rows for cell in re.split("[,;\t]", row))
+    return {posixpath.basename(cell) for cell in cells}
 
 
 def _files(listing: Listing, top: Path) -> list[Path]:
