@@ -265,6 +265,9 @@ class FinetuneConfig(TrainConfig):
 class ShowConfig(SamplesConfig):
     """Settings of `revelio llava show`; no weights are loaded."""
 
+    cache: OutFolder | None = None
+    """What `revelio llava cache` kept of the pictures, which need not be there then."""
+
     index: Index = 0
     """Which record, counted from 0."""
 

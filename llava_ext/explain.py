@@ -6,7 +6,8 @@
 
 An effect is gradient x activation (:mod:`llava_ext.latents`), shown summed over a latent's tokens; its heat
 map is what it comes to at each cell. In the language model, paired towers share a map; towers that stand one
-behind the other (``fusion: sequence``) have one each. Beside it stands what the answer's log-probability
+behind the other (``fusion: sequence``) have one each; a resampler's tokens stand for no cells, and have none.
+Beside it stands what the answer's log-probability
 really loses without the strongest pairs of latent and token, and without random ones.
 """
 
@@ -30,6 +31,7 @@ from llava_ext.images import open_picture
 from llava_ext.latents import (
     Effects,
     attribute,
+    has_cells,
     log_probabilities,
     read_ksaes,
     top_and_random,
@@ -41,10 +43,11 @@ from llava_ext.model import LlavaModel
 from llava_ext.templates import encode
 from llava_ext.towers import seen_square
 from revelio.analysis.gallery.heat_maps import LEVELS, levels
-from revelio.outputs import replace_files
+from revelio.outputs import read_record, replace_files
 from revelio.pages import render_page
 from revelio.run_dir import write_json
 from revelio.sae.model import KSparseAutoencoder
+from revelio.trust import printable
 
 MAKER = "explain"
 SIDE = 320  # of a picture on the page, in pixels
@@ -58,8 +61,10 @@ def explain(config: ExplainConfig) -> dict[str, Any]:
 
     Raises:
         KeyError: an unknown layer or backbone.
-        ValueError: a picture, model or k-SAE can't be read, or they don't fit together.
+        ValueError: a picture, model or k-SAE can't be read, they don't fit together, or the page's folder
+            holds pictures of the user's.
     """
+    _check_place(config)
     pictures = [open_picture(path) for path in config.image]
     ksaes = read_ksaes(config.ksae)
     assistant = Assistant.load(
@@ -75,6 +80,24 @@ def explain(config: ExplainConfig) -> dict[str, Any]:
     found = {"question": config.question, "model": Path(config.model).name, "pictures": parts}
     replace_files(config.out, MAKER, lambda folder: _write(folder, found, pictures, assistant))
     return found
+
+
+def _check_place(config: ExplainConfig) -> None:
+    """Refuse a folder of pictures that no earlier page brought: one looks for results elsewhere.
+
+    Raises:
+        ValueError: it is one.
+    """
+    out = config.out
+    ours = {name for names in read_record(out).values() for name in names}
+    here = (path.name for path in out.iterdir()) if out.is_dir() else ()
+    inside = (path.resolve() for path in config.image)
+    own = [str(path.relative_to(out.resolve())) for path in inside if out.resolve() in path.parents]
+    for name in sorted({*here, *own} - ours):
+        if Path(name).suffix.lower() in Image.registered_extensions():
+            raise ValueError(
+                f"{out} is a folder of pictures ({printable(name)}): choose another for the page"
+            )
 
 
 @dataclass(frozen=True)
@@ -125,8 +148,8 @@ def _layer(
         name: whole - float(without(model, asked.batch, layer, ksae, [removed]))
         for name, removed in (("top", top), ("random", random))
     }
-    towers = _towers(model, layer)
-    rasters = zip(towers, (tower_raster(model, each) for each in towers), strict=True)
+    views = _views(model, layer)
+    rasters = zip(views, (tower_raster(model, each) for each in views), strict=True)
     latents = [
         {"latent": latent, "effect": effect, "maps": _maps(model, asked, layer, found, latent)}
         for latent, effect in found.by_latent(config.latents)
@@ -139,37 +162,52 @@ def _layer(
         "lost_without_random": lost["random"],
         "predicted": float(top.effects.sum()),
         "views": [{"tower": each, "rows": h, "columns": w} for each, (h, w) in rasters],
+        "without_cells": [each for each in _towers(model, layer) if each not in views],
         "latents": latents,
     }
 
 
 def _towers(model: LlavaModel, layer: str) -> list[int]:
-    """The towers on whose rasters a layer is drawn: in a block all, where they follow each other."""
+    """The towers whose tokens a layer holds one behind the other; of paired ones the first that has cells."""
     one = tower_of(layer)
-    if one is None and model.settings.fusion == "sequence":
-        return list(range(len(model.settings.towers)))
-    return [one or 0]
+    if one is not None:
+        return [one]
+    every = list(range(len(model.settings.towers)))
+    if model.settings.fusion == "sequence":
+        return every
+    return [next((each for each in every if has_cells(model, each)), 0)]
+
+
+def _views(model: LlavaModel, layer: str) -> list[int]:
+    """The towers on whose rasters a layer is drawn."""
+    return [each for each in _towers(model, layer) if has_cells(model, each)]
 
 
 def cells_of(
     model: LlavaModel, ids: Sequence[int], layer: str, tokens: Int64[Tensor, " e"]
 ) -> tuple[Int64[Tensor, " e"], Int64[Tensor, " e"]]:
-    """What each token stands for: which of :func:`_towers`, by its place there, and the cell of its raster.
+    """What each token stands for: which of :func:`_views`, by its place there, and the cell of its raster.
 
-    Both are -1 for text. Paired towers stand for the same cells.
+    Both are -1 for text, and for tokens that stand for no cell. Paired towers stand for the same cells.
     """
     if tower_of(layer) is not None:
-        return torch.zeros_like(tokens), tokens
-    place = tokens - list(ids).index(IMAGE_INDEX)
-    if model.settings.fusion == "interleave":
-        view, cell = torch.zeros_like(place), place // len(model.settings.towers)
+        view, cell = torch.zeros_like(tokens), tokens
+        outside = torch.zeros_like(tokens, dtype=torch.bool)
     else:
-        lengths = [prod(tower_raster(model, each)) for each in _towers(model, layer)]
-        ends = torch.tensor(lengths).cumsum(0)
-        view = torch.bucketize(place, ends[:-1], right=True)
-        cell = place - (ends - torch.tensor(lengths))[view]
-    text = (place < 0) | (place >= model.image_tokens)
-    return view.masked_fill(text, -1), cell.masked_fill(text, -1)
+        place = tokens - list(ids).index(IMAGE_INDEX)
+        outside = (place < 0) | (place >= model.image_tokens)
+        if model.settings.fusion == "interleave":
+            view, cell = torch.zeros_like(place), place // len(model.settings.towers)
+        else:
+            lengths = [prod(tower_raster(model, each)) for each in _towers(model, layer)]
+            ends = torch.tensor(lengths).cumsum(0)
+            view = torch.bucketize(place, ends[:-1], right=True)
+            cell = place - (ends - torch.tensor(lengths))[view]
+    views = _views(model, layer)
+    drawn = [views.index(each) if each in views else -1 for each in _towers(model, layer)]
+    view = torch.tensor(drawn)[view]
+    outside = outside | (view < 0)
+    return view.masked_fill(outside, -1), cell.masked_fill(outside, -1)
 
 
 def _maps(
@@ -181,7 +219,7 @@ def _maps(
     """
     some = found.chosen(found.latents == latent)
     views, cells = cells_of(model, asked.batch["input_ids"][0].tolist(), layer, some.tokens)
-    sizes = [prod(tower_raster(model, each)) for each in _towers(model, layer)]
+    sizes = [prod(tower_raster(model, each)) for each in _views(model, layer)]
     starts = list(accumulate(sizes, initial=0))
     inside = cells >= 0
     flat = torch.tensor(starts)[views[inside]] + cells[inside]

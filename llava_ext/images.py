@@ -11,6 +11,7 @@ its file, and a file that still has both is not read again. Only pictures that c
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -36,6 +37,7 @@ from revelio.trust import read_object
 
 STAMPS = "pictures.json"
 NAME_BYTES = 16  # of an image_id
+EXACT_ID = re.compile(r"(.*)\|[0-9]+\|(?:[0-9a-f]{32}|unreadable)", re.S)
 MANY = 1000  # pictures whose decoding takes long enough for a bar
 
 
@@ -89,6 +91,12 @@ def smooth_picture(width: int, height: int) -> Image.Image:
 def plain_ids(folder: Path, names: Sequence[str]) -> list[str]:
     """Ids as the first version made them, of name and size only: an edit of equal size is not seen."""
     return [f"{name}|{(folder / name).stat().st_size}" for name in names]
+
+
+def name_of(identity: str) -> str:
+    """The file's name in an id of either kind; it may hold the ids' own mark."""
+    exact = EXACT_ID.fullmatch(identity)
+    return exact[1] if exact else identity.rpartition("|")[0]
 
 
 def picture_ids(

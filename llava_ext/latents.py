@@ -79,6 +79,11 @@ def tower_raster(model: LlavaModel, tower: int) -> tuple[int, int]:
     return token_raster(model.settings.towers[tower], model.shapes[tower].grid)
 
 
+def has_cells(model: LlavaModel, tower: int) -> bool:
+    """Whether a tower's tokens stand for cells of its picture; a resampler's each see all of it."""
+    return model.settings.towers[tower].tokens != "resample"
+
+
 def tower_of(layer: str) -> int | None:
     """Which tower a layer belongs to; None of the language model's blocks, which hold all towers' tokens."""
     found = re.fullmatch(r"(?:tower|projected)(\d+)", layer)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from llava_ext.config import QUESTION, Keep
-from llava_ext.images import picture_ids, plain_ids
+from llava_ext.images import name_of, picture_ids, plain_ids
 from llava_ext.tower_rows import KeptTower, store_name
 from llava_ext.towers import Tower
 from revelio.activations.manifest import MANIFEST
@@ -85,7 +85,7 @@ class CachedGrids:
         plain = dict(zip(here, plain_ids(where, here), strict=True))
         rows = []
         for store in stores:
-            gone = {} if len(here) == len(names) else {one.split("|")[0]: one for one in store.ids}
+            gone = {} if len(here) == len(names) else {name_of(one): one for one in store.ids}
             ids, old = (
                 [known.get(name) or gone.get(name, name) for name in names]
                 for known in (exact, plain)

@@ -7,6 +7,7 @@ tiny_mpt     2 blocks, 32 wide, max_seq_len 128; no pad token, unk = end of text
 from pathlib import Path
 from typing import Any
 
+import pytest
 from backbones_helpers import picture, seeded, tiny_clip, tiny_dinov2, tiny_sd
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
@@ -25,6 +26,8 @@ from transformers import (
 
 from llava_ext.checkpoint import save_model
 from llava_ext.config import ModelConfig, TowerConfig
+from llava_ext.explain import Asked, ask
+from llava_ext.generate import Assistant
 from llava_ext.language import build_model
 from llava_ext.towers import load_towers
 from revelio.sae.model import KSparseAutoencoder
@@ -133,6 +136,26 @@ def model_config(language_model: Path, *towers: TowerConfig, **settings: Any) ->
     return ModelConfig(str(language_model), towers, **{"max_length": 128, **settings})
 
 
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved model with two towers, and a random k-SAE of each of three layers."""
+    root = tmp_path_factory.mktemp("inside")
+    write_answering(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def assistant(root: Path) -> Assistant:
+    """The saved model, ready to answer."""
+    return Assistant.load(root / "final", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def asked(assistant: Assistant) -> Asked:
+    """A question about a picture and its answer."""
+    return ask(assistant, picture(1), "what is it?", "a small dog")
+
+
 def write_answering(root: Path) -> None:
     """A model of two towers in ``final``, a k-SAE of each of three layers, named by it, and ``cat.png``."""
     towers = tower_configs(root)
@@ -148,8 +171,11 @@ def write_answering(root: Path) -> None:
 
 
 __all__ = [
+    "asked",
+    "assistant",
     "model_config",
     "picture",
+    "root",
     "tiny_language_tokenizer",
     "tiny_llama",
     "tiny_mpt",

@@ -9,11 +9,14 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from llava_helpers import model_config, picture, write_answering
+from llava_helpers import asked as asked
+from llava_helpers import assistant as assistant
+from llava_helpers import model_config, picture
+from llava_helpers import root as root
 from PIL import Image
 
 from llava_ext.checkpoint import save_model
-from llava_ext.config import IMAGE_INDEX, Aspect, ExplainConfig, Fusion, TowerConfig
+from llava_ext.config import IMAGE_INDEX, Aspect, ExplainConfig, Fusion, Tokens, TowerConfig
 from llava_ext.explain import ask, cells_of, explain
 from llava_ext.fusion import fuse
 from llava_ext.generate import Assistant
@@ -24,24 +27,6 @@ from llava_ext.model_config import TowerShape
 from llava_ext.towers import BackboneTower, load_towers, seen_square
 from revelio.data.transforms import SquareTransform
 from revelio.sae.model import KSparseAutoencoder
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A saved model with two towers, and a random k-SAE of each of three layers."""
-    root = tmp_path_factory.mktemp("inside")
-    write_answering(root)
-    return root
-
-
-@pytest.fixture(scope="module")
-def assistant(root: Path) -> Assistant:
-    return Assistant.load(root / "final", device="cpu")
-
-
-@pytest.fixture(scope="module")
-def asked(assistant: Assistant):
-    return ask(assistant, picture(1), "what is it?", "a small dog")
 
 
 def test_cells_of_the_language_models_tokens_are_the_pictures(assistant, asked) -> None:
@@ -79,6 +64,81 @@ def test_cells_are_where_the_fusion_put_each_towers_tokens(
     assert cells.tolist() == [-1, -1, *fused[:, 1].tolist(), -1, -1]
     expected = fused[:, 0] if fusion == "sequence" else torch.zeros(len(fused))
     assert views.tolist() == [-1, -1, *expected.tolist(), -1, -1]
+
+
+@pytest.mark.parametrize(
+    ("fusion", "kinds", "drawn"),
+    [
+        ("sequence", ("pool", "resample", "pool"), [0, 2]),
+        ("interleave", ("resample", "pool"), [1]),
+        ("interleave", ("resample", "resample"), []),
+        ("channels", ("resample", "conv"), [1]),
+    ],
+)
+def test_a_resamplers_tokens_stand_for_no_cells(
+    fusion: Fusion, kinds: tuple[Tokens, ...], drawn: list[int]
+) -> None:
+    towers = [TowerConfig("x", "l", tokens=kind, budget=4) for kind in kinds]
+    tokens = [
+        torch.stack([torch.full((4,), tower), torch.arange(4)], 1)[None]
+        for tower in range(len(kinds))
+    ]
+    fused = fuse(fusion, tokens)[0] if fusion != "channels" else tokens[1][0]
+    model: Any = SimpleNamespace(
+        settings=SimpleNamespace(towers=towers, fusion=fusion),
+        shapes=[TowerShape(8, (2, 2))] * len(towers),
+        image_tokens=len(fused),
+    )
+    views, cells = cells_of(model, [IMAGE_INDEX, 7], "block3", torch.arange(len(fused) + 1))
+    for place, (tower, cell) in enumerate(fused.tolist()):
+        if fusion == "sequence":
+            wanted = (drawn.index(tower), cell) if tower in drawn else (-1, -1)
+        else:
+            wanted = (0, cell) if drawn else (-1, -1)
+        assert (int(views[place]), int(cells[place])) == wanted
+    assert (int(views[-1]), int(cells[-1])) == (-1, -1)
+    for number, kind in enumerate(kinds):
+        views, _ = cells_of(model, [IMAGE_INDEX], f"projected{number}", torch.arange(4))
+        assert views.tolist() == [-1 if kind == "resample" else 0] * 4
+
+
+def test_a_page_of_a_resampler_says_that_it_has_no_map(root: Path, assistant, tmp_path) -> None:
+    clip, dinov2 = assistant.model.settings.towers
+    towers = (replace(clip, tokens="resample"), replace(dinov2, tokens="resample"))
+    config = model_config(root / "llama", *towers, template="tokenizer")
+    model, tokenizer = build_model(config, load_towers(config, "cpu"))
+    save_model(model, tokenizer, tmp_path / "final")
+    page = ExplainConfig(
+        model=str(tmp_path / "final"),
+        image=(root / "cat.png",),
+        question="what is it?",
+        answer="a cat",
+        ksae=(f"block0={root / 'block1'}", f"projected0={root / 'projected0'}"),
+        latents=2,
+        out=tmp_path / "page",
+        device="cpu",
+    )
+    for layer in explain(page)["pictures"][0]["layers"]:
+        assert layer["views"] == [] and layer["without_cells"] == [0]
+        assert all(latent["maps"] == [] for latent in layer["latents"])
+    text = (page.out / "index.html").read_text()
+    assert text.count("No map of tower 0") == 2 and 'class="map"' not in text
+    assert [file.name for file in (page.out / "pictures").iterdir()] == ["0.jpg"]
+
+
+def test_a_folder_of_pictures_takes_no_page(root: Path, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    (photos / "inner").mkdir(parents=True)
+    cat = photos / "inner" / "cat.png"
+    picture(1).save(cat)
+    config = ExplainConfig(
+        model="none", image=(cat,), question="q", ksae=("tower0=none",), out=photos / "inner"
+    )
+    elsewhere = (root / "cat.png",)
+    for changed in (config, replace(config, out=photos), replace(config, image=elsewhere)):
+        with pytest.raises(ValueError, match=r"is a folder of pictures \((inner/)?cat.png\)"):
+            explain(changed)
+    assert [path.name for path in photos.rglob("*")] == ["inner", "cat.png"]
 
 
 def test_the_page_shows_the_answer_and_where_latents_carried_it(root: Path, tmp_path: Path) -> None:

@@ -10,7 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from llava_helpers import picture, write_answering
+from llava_helpers import asked as asked
+from llava_helpers import assistant as assistant
+from llava_helpers import picture
+from llava_helpers import root as root
 
 from llava_ext.cli import main
 from llava_ext.config import IMAGE_INDEX, ConversationData, TokensConfig, TowerConfig
@@ -42,26 +45,8 @@ LAYERS = ("tower1", "projected0", "block1")
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A saved model with two towers, and a random k-SAE of each of three layers."""
-    root = tmp_path_factory.mktemp("inside")
-    write_answering(root)
-    return root
-
-
-@pytest.fixture(scope="module")
-def assistant(root: Path) -> Assistant:
-    return Assistant.load(root / "final", device="cpu")
-
-
-@pytest.fixture(scope="module")
 def ksaes(root: Path) -> dict[str, KSparseAutoencoder]:
     return read_ksaes([f"{layer}={root / layer}" for layer in LAYERS])
-
-
-@pytest.fixture(scope="module")
-def asked(assistant: Assistant):
-    return ask(assistant, picture(1), "what is it?", "a small dog")
 
 
 def shifted(model, batch, layer: str, token: int, step: torch.Tensor) -> float:

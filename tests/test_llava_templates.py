@@ -330,6 +330,12 @@ def test_show_takes_the_records_that_training_takes(tmp_path) -> None:
     assert show(replace(config, limit=1, index=0)).startswith("record 'r0'")
     with pytest.raises(ValueError, match="index is 1: there are records 0 to 0"):
         show(replace(config, limit=1))
+    # Of a cache, or where the pictures' folder is gone, the text is the same.
+    whole = show(replace(config, index=3, cache=tmp_path / "cache"))
+    assert whole.startswith("record 'r3', images 3.png")
+    for folder in (None, tmp_path / "gone"):
+        elsewhere = ConversationData(data.json, folder)
+        assert show(replace(config, data=elsewhere, index=3)) == whole
 
 
 # From LLaVA's conversation.py, byte for byte: whole prompts with the templates' own system messages.

@@ -1,6 +1,5 @@
 """Cached tower grids: equal to the towers' own, tied to them, resumed to the same bytes, shared out."""
 
-import os
 import shutil
 import warnings
 from dataclasses import replace
@@ -15,7 +14,7 @@ from PIL import Image
 from torch.nn.functional import adaptive_avg_pool2d
 
 from llava_ext.config import CacheConfig, ConversationData, ModelConfig, TowerConfig
-from llava_ext.images import STAMPS, image_id, open_picture, picture_ids, plain_ids
+from llava_ext.images import image_id, open_picture
 from llava_ext.llava_json import read_records
 from llava_ext.tower_cache import CHECKED, CachedGrids, open_store
 from llava_ext.tower_cache_job import CacheJob, fill, open_cache_job, plan
@@ -210,30 +209,6 @@ def test_an_edited_picture_of_equal_size_is_noticed(project, tmp_path, monkeypat
         finish(again)
     # Further processes of a run leave the comparison to the first.
     replace(again, processes=Processes(1, 2)).check()
-
-
-def test_pictures_are_read_once(tmp_path, monkeypatch) -> None:
-    names = [f"{number}.png" for number in range(3)]
-    for number, name in enumerate(names):
-        picture(number).save(tmp_path / name)
-    read: list[str] = []
-
-    def digest(path: Path) -> str:
-        read.append(path.name)
-        return "0" * 32
-
-    monkeypatch.setattr("llava_ext.images.digest_of", digest)
-    first = picture_ids(tmp_path, names, tmp_path, keep=True)
-    assert sorted(read) == names and picture_ids(tmp_path, names, tmp_path) == first
-    assert [identity.rpartition("|")[0] for identity in first] == plain_ids(tmp_path, names)
-    assert len(read) == 3
-    os.utime(tmp_path / "1.png", (1, 1))
-    assert picture_ids(tmp_path, names, tmp_path, keep=True) == first and read[3:] == ["1.png"]
-    assert picture_ids(tmp_path, names, tmp_path) == first and len(read) == 4
-    for broken in ("", "[]", '{"pictures": {"0.png": [1, 2]}}', '{"pictures": 3}'):
-        (tmp_path / STAMPS).write_text(broken)
-        del read[:]
-        assert picture_ids(tmp_path, names, tmp_path) == first and sorted(read) == names
 
 
 def test_workers_read_ahead_and_change_nothing(project, tmp_path) -> None:

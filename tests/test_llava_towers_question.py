@@ -3,6 +3,7 @@
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -117,15 +118,15 @@ def asking(sd: TowerConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     model, tokenizer = build_model(config, load_towers(config, "cpu"))
     with torch.no_grad():  # what is asked shall change what is answered
         for projector in model.projectors:
-            projector.mlp[-1].weight.mul_(30)
+            cast(Any, projector).mlp[-1].weight.mul_(30)
     save_model(model, tokenizer, root / "model")
     return root / "model"
 
 
 def test_a_processor_brings_the_question_to_the_tower(asking: Path, tmp_path: Path) -> None:
     """Tokens of `generate` and `pipeline`, alone and in a batch, saved again, are those of the chat path."""
-    model = AutoModelForImageTextToText.from_pretrained(asking)
-    processor = AutoProcessor.from_pretrained(asking)
+    model: Any = AutoModelForImageTextToText.from_pretrained(asking)
+    processor: Any = AutoProcessor.from_pretrained(asking)
     settings = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
     asked = [*QUESTIONS, "is it a dog?"]
     counts = [1, 2, 1]
@@ -162,7 +163,7 @@ def test_a_processor_brings_the_question_to_the_tower(asking: Path, tmp_path: Pa
             other = join_questions(["a"] * len(seen))
             assert not torch.allclose(model(**one | {"image_questions": other}).logits, logits)
     assert len(model.generate(**together, **settings, num_beams=2)) == 3
-    pipe = pipeline("image-text-to-text", model=str(asking), device="cpu")
+    pipe: Any = pipeline("image-text-to-text", model=str(asking), device="cpu")
     for size in (1, 3):
         found = pipe(text=talks, return_full_text=False, batch_size=size, **_plain(settings))
         assert [one["generated_text"].strip() for (one,) in found] == answers
