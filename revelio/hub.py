@@ -39,9 +39,9 @@ def trained(where: str | Path) -> str | Path:
     return final if (final / WEIGHTS).is_file() and not (Path(where) / WEIGHTS).is_file() else where
 
 
-def card_facts(values: Mapping[str, Any], above: str = "") -> str:
+def card_facts(values: Mapping[str, Any]) -> str:
     """A model's numbers and settings as rows of a Markdown table; what is None or empty is left out."""
-    return "\n".join(f"| {name} | {value} |" for name, value in _facts(values, above))
+    return "\n".join(f"| {name} | {value} |" for name, value in _facts(values, ""))
 
 
 def _facts(values: Mapping[str, Any], above: str) -> Iterator[tuple[str, str]]:

@@ -141,10 +141,10 @@ def spatial(found: Firings) -> dict[str, Float[np.ndarray, " l"]]:
     }
 
 
-def locality(found: Firings, *, seed: int = 0, samples: int = SAMPLES) -> dict[str, Any]:
+def locality(found: Firings, *, seed: int = 0) -> dict[str, Any]:
     """Mean spatial entropy and half area over latents that fire, with intervals, beside chance."""
     ours, chance = spatial(found), spatial(found.shuffled(seed))
-    return {name: _beside(ours[name], chance[name], seed, samples) for name in ours}
+    return {name: _beside(ours[name], chance[name], seed) for name in ours}
 
 
 def agreement(
@@ -152,7 +152,6 @@ def agreement(
     others: Float[Tensor, "b l h w"],
     *,
     seed: int = 0,
-    samples: int = SAMPLES,
 ) -> dict[str, Any]:
     """The cosine of each latent's maps with other maps of the same images, and with those of other images.
 
@@ -160,7 +159,6 @@ def agreement(
         maps: where latents fire.
         others: where they fire once the image was moved and the map moved back, or at another noise draw.
         seed: of the bootstrap.
-        samples: of the bootstrap.
 
     Raises:
         ValueError: the maps are not of the same shape, or of one image alone.
@@ -170,7 +168,7 @@ def agreement(
             f"maps of shapes {tuple(maps.shape)} and {tuple(others.shape)}: give two images or more, of "
             "one shape"
         )
-    return _beside(_cosines(maps, others), _cosines(maps, others.roll(1, 0)), seed, samples)
+    return _beside(_cosines(maps, others), _cosines(maps, others.roll(1, 0)), seed)
 
 
 def _cosines(one: Tensor, other: Tensor) -> Float[np.ndarray, " l"]:
@@ -196,9 +194,7 @@ def overlap(
     return maps[..., :-cells], shifted[..., cells:]
 
 
-def timestep_profile(
-    of_timesteps: Mapping[int, Firings], *, seed: int = 0, samples: int = SAMPLES
-) -> list[dict[str, Any]]:
+def timestep_profile(of_timesteps: Mapping[int, Firings], *, seed: int = 0) -> list[dict[str, Any]]:
     """For each latent the share of cells at which it fires at each timestep, with a bootstrap over images.
 
     Raises:
@@ -209,9 +205,9 @@ def timestep_profile(
         raise ValueError("the stores are of other images: take a timestep profile of the same ones")
     rng = np.random.default_rng(key_seed(seed, "timestep profile"))
     latents, images = found[0].asked, found[0].count
-    weights = rng.multinomial(images, np.full(images, 1 / images), samples)
+    weights = rng.multinomial(images, np.full(images, 1 / images), SAMPLES)
     profiles: list[dict[str, Any]] = [{} for _ in range(latents)]
-    peaks = np.zeros((len(found), samples, latents))
+    peaks = np.zeros((len(found), SAMPLES, latents))
     for place, (timestep, one) in enumerate(of_timesteps.items()):
         counts = torch.bincount(one.latents * images + one.images, minlength=latents * images)
         shares = counts.view(latents, images).numpy().T / one.size
@@ -233,9 +229,7 @@ def mask_iou(
     found: Firings,
     masks: Int64[Tensor, "images h w"],
     *,
-    ignore: Sequence[int] = (0,),
     seed: int = 0,
-    samples: int = SAMPLES,
 ) -> dict[str, Any]:
     """The IoU of each latent with the class that it fits best, and the mean over latents, beside chance.
 
@@ -243,10 +237,8 @@ def mask_iou(
 
     Args:
         found: where latents fire.
-        masks: the class of each cell, on the grid of the firings, of the same images in the same order.
-        ignore: classes that no latent is compared with, such as the background.
+        masks: the class of each cell (0: none), on the grid of the firings, of the same images in order.
         seed: of the shifts and the bootstrap.
-        samples: of the bootstrap.
 
     Raises:
         ValueError: the masks are of other images or another grid, or name no class.
@@ -256,11 +248,9 @@ def mask_iou(
             f"masks of shape {tuple(masks.shape)} for {found.count} images of grid {found.grid}: give one "
             "class a cell"
         )
-    classes = [one for one in masks.unique().tolist() if one not in ignore]
+    classes = [one for one in masks.unique().tolist() if one != 0]
     if not classes:
-        raise ValueError(
-            f"the masks name no class but {list(ignore)}: there is nothing to compare with"
-        )
+        raise ValueError("the masks name no class but 0: there is nothing to compare with")
     above = _above_half(found)
     ious = _ious(found, above, masks, classes)
     rng = np.random.default_rng(key_seed(seed, "shifted masks"))
@@ -275,7 +265,7 @@ def mask_iou(
         else {"class": None, "iou": None, "chance": None}
         for row, place, at in zip(ious, best, chance, strict=True)
     ]
-    return {"latents": latents, "mean": _beside(ious.max(1), chance, seed, samples)}
+    return {"latents": latents, "mean": _beside(ious.max(1), chance, seed)}
 
 
 def _above_half(found: Firings) -> Bool[Tensor, " e"]:
@@ -300,22 +290,22 @@ def _ious(
 
 
 def _beside(
-    ours: Float[np.ndarray, " l"], chance: Float[np.ndarray, " l"], seed: int, samples: int
+    ours: Float[np.ndarray, " l"], chance: Float[np.ndarray, " l"], seed: int
 ) -> dict[str, Any]:
     """A mean over latents beside its chance level, and each latent's own value; None: it never fires."""
     each = [None if value != value else round(float(value), 4) for value in ours]
-    found = estimate(ours, seed, samples)
-    return found | {"chance": estimate(chance, seed, samples), "of_latents": each}
+    found = estimate(ours, seed)
+    return found | {"chance": estimate(chance, seed), "of_latents": each}
 
 
-def estimate(values: Iterable[float], seed: int, samples: int = SAMPLES) -> dict[str, Any]:
+def estimate(values: Iterable[float], seed: int) -> dict[str, Any]:
     """The mean of values that are no NaN, with its 95 % bootstrap interval; None where there are none."""
     kept = np.asarray(list(values), dtype=float)
     kept = kept[~np.isnan(kept)]
     if not len(kept):
         return {"value": None, "low": None, "high": None, "latents": 0}
-    rng = np.random.default_rng(key_seed(seed, "locality bootstrap", samples))
-    means = [kept[rng.integers(len(kept), size=len(kept))].mean() for _ in range(samples)]
+    rng = np.random.default_rng(key_seed(seed, "locality bootstrap", SAMPLES))
+    means = [kept[rng.integers(len(kept), size=len(kept))].mean() for _ in range(SAMPLES)]
     low, high = np.percentile(means, [2.5, 97.5])
     return _entry(float(kept.mean()), low, high) | {"latents": len(kept)}
 

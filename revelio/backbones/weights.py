@@ -184,7 +184,6 @@ def check_fit(
     where: str,
     wanted: Mapping[str, Sequence[int]],
     found: Mapping[str, Sequence[int]],
-    unused: str = HARMLESS,
 ) -> None:
     """Compare names and shapes of weights.
 
@@ -192,12 +191,11 @@ def check_fit(
         where: the file, for messages.
         wanted: the model's shapes, by name.
         found: the file's.
-        unused: names that the file may have beyond the model's, as a regular expression.
 
     Raises:
         ValueError: some are missing, unexpected or of another shape; the first of each are named.
     """
-    unexpected = {name for name in found.keys() - wanted.keys() if not re.fullmatch(unused, name)}
+    unexpected = {name for name in found.keys() - wanted.keys() if not re.fullmatch(HARMLESS, name)}
     shapes = [
         f"{name} of shape {tuple(found[name])} where {tuple(wanted[name])} is needed"
         for name in sorted(wanted.keys() & found.keys())
