@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from data_helpers import noise_picture, write_class_folders
-from datasets import load_dataset
+from datasets import Dataset, load_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
@@ -178,6 +178,9 @@ def test_service_folders_are_passed_over(tmp_path: Path) -> None:
 
 
 def labelled(folder: Path, rows: list[dict], kind: str) -> None:
+    if kind == "parquet":
+        Dataset.from_list(rows).to_parquet(folder / "metadata.parquet")
+        return
     if kind == "jsonl":
         text = "".join(json.dumps(row) + "\n" for row in rows)
     else:
@@ -231,6 +234,17 @@ def test_two_labels_for_one_picture_are_refused(tmp_path: Path) -> None:
     labelled(tmp_path, [{**row, "file_name": "./a.png", "label": "dog"}], "jsonl")
     with pytest.raises(ValueError, match=r"metadata\.jsonl gives a\.png the label dog"):
         open_dataset(tmp_path)
+
+
+def test_an_empty_label_is_none_and_no_class(tmp_path: Path) -> None:
+    for name in "ab":
+        noise_picture(4, 4).save(tmp_path / f"{name}.png")
+    rows = [{"file_name": "a.png", "label": "cat"}, {"file_name": "b.png", "label": ""}]
+    labelled(tmp_path, rows, "csv")
+    with pytest.raises(ValueError, match="row 1 has no label but others do"):
+        open_dataset(tmp_path)
+    labelled(tmp_path, [row | {"label": ""} for row in rows], "csv")
+    assert open_dataset(tmp_path).labels is None
 
 
 def test_metadata_of_splits_and_of_captions(tmp_path: Path) -> None:
@@ -298,7 +312,7 @@ def test_metadata_in_any_folder_above_pictures_is_read_as_imagefolder_reads_it(
         "imagefolder", data_dir=str(given), cache_dir=str(tmp_path), split="train"
     )
     meant = [(row["image"].getpixel((0, 0)), row["label"]) for row in theirs]
-    for kind in ("jsonl", "csv"):
+    for kind in ("jsonl", "csv", "parquet"):
         labelled(given / place, rows, kind)
         ours = open_dataset(given)
         seen = [(ours.read(i).getpixel((0, 0)), ours.classes[ours.labels[i]]) for i in range(2)]

@@ -251,6 +251,14 @@ def test_numbers_get_the_known_names_where_they_tell_which(
     assert names is None or dataset.classes == names
 
 
+def test_classes_that_differ_only_in_case_or_spaces_are_said(tmp_path: Path) -> None:
+    write_class_folders(tmp_path, {"Cat": 1, "cat ": 1, "dog": 1})
+    with pytest.warns(
+        UserWarning, match="the classes 'Cat' and 'cat ' differ only in case or spaces"
+    ):
+        assert len(open_dataset(tmp_path).classes) == 3
+
+
 def test_a_known_data_set_needs_labels(tmp_path: Path) -> None:
     paint(tmp_path / "a.png", 1)
     with pytest.raises(ValueError, match=r"holds images without classes: it may be images/"):

@@ -200,6 +200,15 @@ def _narrow(dataset: ImageDataset, config: DataConfig) -> ImageDataset:
             "labels tell nothing apart; is there a folder too many, or too few?",
             stacklevel=3,
         )
+    spelt = defaultdict[str, list[str]](list)
+    for name in dataset.classes:
+        spelt["".join(name.casefold().split())].append(name)
+    if alike := next((names for names in spelt.values() if len(names) > 1), None):
+        warnings.warn(
+            f"{printable(dataset.name)}: the classes {printable(' and '.join(map(repr, alike)))} differ only "
+            "in case or spaces: if they are one, give them one name",
+            stacklevel=3,
+        )
     if config.per_class is not None:
         if dataset.labels is None:
             raise ValueError(f"per_class needs labels and {dataset.name} has none: use limit")

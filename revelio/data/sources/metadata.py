@@ -1,4 +1,4 @@
-"""Labels by file name: the ``metadata.csv`` and ``metadata.jsonl`` of Hugging Face's image folders.
+"""Labels by file name: the ``metadata.csv``, ``.jsonl`` and ``.parquet`` of Hugging Face's image folders.
 
     file_name,label                     {"file_name": "0001.png", "label": "cat"}
     0001.png,cat
@@ -16,9 +16,10 @@ from typing import Any
 
 from revelio.data.sources.labels import class_ids
 from revelio.data.sources.listing import Listing, is_service
+from revelio.data.sources.parquet import METADATA, parquet_rows
 from revelio.trust import printable, read_csv, read_json_lines, regular_file
 
-NAMES = ("metadata.csv", "metadata.jsonl")
+NAMES = ("metadata.csv", "metadata.jsonl", METADATA)
 FILE_NAME = "file_name"
 LABEL = "label"
 HEAD_BYTES = 1 << 16
@@ -130,14 +131,20 @@ def _joined(above: str, name: str) -> str:
 
 
 def _rows(file: Path) -> Sequence[dict[str, Any]]:
+    if file.name == METADATA:
+        return parquet_rows(file)
     if file.suffix == ".jsonl":
         return read_json_lines(file)
-    rows: list[dict[str, Any]] = [dict(row) for row in read_csv(file)]
+    # An empty cell is none: as a name it would be a class without one.
+    rows: list[dict[str, Any]] = [
+        {name: cell or None for name, cell in row.items()} for row in read_csv(file)
+    ]
     # Columns of whole numbers are read as such, so that 10 comes after 9.
     for column in rows[0] if rows else ():
-        if all(row[column].isdecimal() for row in rows):
+        held = [row[column] for row in rows if row[column] is not None]
+        if held and all(cell.isdecimal() for cell in held):
             for row in rows:
-                row[column] = int(row[column])
+                row[column] = None if row[column] is None else int(row[column])
     return rows
 
 

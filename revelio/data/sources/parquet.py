@@ -17,6 +17,8 @@ IN_MEMORY_BYTES = 2**30
 # What rows may take, decoded: a parquet file can hold one picture and refer to it a billion times.
 GROWTH, SLACK = 32, 64 * MIB
 BATCH_ROWS = 1 << 14
+# Rows about pictures in files beside it, not a data set by itself.
+METADATA = "metadata.parquet"
 
 
 def parquet_files(path: Path) -> list[Path]:
@@ -24,7 +26,19 @@ def parquet_files(path: Path) -> list[Path]:
     if path.is_file():
         return [path] if path.suffix == ".parquet" else []
     inside = [*path.glob("*.parquet"), *path.glob("*/*.parquet")]
-    return sorted(file for file in inside if not file.name.startswith("."))
+    return sorted(one for one in inside if not one.name.startswith(".") and one.name != METADATA)
+
+
+def parquet_rows(file: Path) -> list[dict[str, Any]]:
+    """The rows of one file.
+
+    Raises:
+        ValueError: it can't be read.
+    """
+    try:
+        return [row for batch in _bounded(file) for row in batch.to_pylist()]
+    except Exception as error:
+        raise ValueError(f"{file.name} can't be read as parquet: {first_line(error)}") from error
 
 
 def parquet_splits(files: Sequence[Path]) -> dict[str, "Dataset"]:
