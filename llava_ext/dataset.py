@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
@@ -27,6 +28,7 @@ from llava_ext.templates import encode_all
 from revelio.data.contents import combined
 from revelio.distributed import is_main
 from revelio.files import write_whole_by
+from revelio.run_dir import sha256
 from revelio.tensor_files import read_tensors, tensor_headers
 from revelio.trust import parse_json, printable
 
@@ -98,16 +100,30 @@ class Opened(Dataset):
 
 
 def _rules(tokenizer: "PreTrainedTokenizerBase") -> object:
-    """What makes a text tokens: of a fast tokenizer merges, normalizer and all, of another its words."""
+    """What makes a text tokens: of a fast tokenizer merges and all, of another its files and words.
+
+    What else a slow one does by itself shows in the tokens of a text.
+    """
     fast = getattr(tokenizer, "backend_tokenizer", None)
     if fast is None:
-        return sorted(tokenizer.get_vocab().items())
+        with TemporaryDirectory() as folder:
+            files = sorted(map(Path, tokenizer.save_vocabulary(folder)))
+            held = [(file.name, sha256(file)) for file in files]
+        words = sorted(tokenizer.get_vocab().items())
+        return type(tokenizer).__name__, held, words, tokenizer(PROBE).input_ids
     passing = ("padding", "truncation")  # of the last call
     return [
         pair
         for pair in parse_json(fast.to_str(), "the tokenizer").items()
         if pair[0] not in passing
     ]
+
+
+# Blanks, cases, accents, digits, marks, an emoji, and words that merges make of several pieces.
+PROBE = (
+    "  The quick Fox's 1234 jumps--over\tthe \u00c4rger, na\u00efve (\u65e5\u672c) \U0001f436!\n\n"
+    "What is unusual about this photograph? USER: <s> </s> ASSISTANT:"
+)
 
 
 @dataclass(frozen=True)

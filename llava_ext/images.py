@@ -35,7 +35,7 @@ from revelio.files import write_whole
 from revelio.seeds import generator
 from revelio.trust import read_object
 
-STAMPS = "pictures.json"
+STAMPS, PICTURES = "pictures.json", "pictures"
 NAME_BYTES = 16  # of an image_id
 EXACT_ID = re.compile(r"(.*)\|[0-9]+\|(?:[0-9a-f]{32}|unreadable)", re.S)
 MANY = 1000  # pictures whose decoding takes long enough for a bar
@@ -110,16 +110,16 @@ def picture_ids(
         cache: the folder whose ``pictures.json`` holds hashes that were read before.
         keep: write that file, where a picture had to be read, unless another file has its name.
     """
-    stamps = _read_stamps(cache / STAMPS)
+    stamps = read_stamps(cache / STAMPS, PICTURES)
     keep = keep and (bool(stamps) or not (cache / STAMPS).exists())
-    now = [_size_and_time(folder / name) for name in names]
+    now = [size_and_time(folder / name) for name in names]
     known = [stamps.get(name, [])[:2] == stamp for name, stamp in zip(names, now, strict=True)]
     unread = [number for number, is_known in enumerate(known) if not is_known]
     found = digests(lambda place: digest_of(folder / names[unread[place]]), len(unread))
     for number, digest in zip(unread, found, strict=True):
         stamps[names[number]] = [*now[number], digest]
     if keep and unread:
-        write_whole(cache / STAMPS, json.dumps({"format": 1, "pictures": stamps}))
+        write_stamps(cache / STAMPS, PICTURES, stamps)
     return [f"{name}|{stamps[name][0]}|{stamps[name][2]}" for name in names]
 
 
@@ -136,7 +136,7 @@ def damaged(folder: Path, names: Sequence[str], cache: Path) -> dict[str, str]:
     """
     from tqdm import tqdm
 
-    stamps = _read_stamps(cache / STAMPS)
+    stamps = read_stamps(cache / STAMPS, PICTURES)
     names = [name for name in dict.fromkeys(names) if not _is_known(stamps, folder, name)]
     threads = max(1, (os.cpu_count() or 1) // local_world_size())
     with ThreadPoolExecutor(threads) as pool:
@@ -160,22 +160,31 @@ def _reason(folder: Path, name: str) -> str | None:
 def _is_known(stamps: Mapping[str, Sequence[Any]], folder: Path, name: str) -> bool:
     """Whether the picture was decoded before, and has not changed since."""
     with suppress(OSError):
-        return name in stamps and stamps[name][:2] == _size_and_time(folder / name)
+        return name in stamps and stamps[name][:2] == size_and_time(folder / name)
     return False
 
 
-def _size_and_time(path: Path) -> list[int]:
+def size_and_time(path: Path) -> list[int]:
+    """Bytes of a file and its time of change in nanoseconds."""
     stat = path.stat()
     return [stat.st_size, stat.st_mtime_ns]
 
 
-def _read_stamps(path: Path) -> dict[str, list[Any]]:
-    """What was read before; nothing where the file is missing or damaged: pictures are read again."""
+def read_stamps(path: Path, kind: str) -> dict[str, list[Any]]:
+    """Size, time of change and hash of files, by name, as they were read before.
+
+    Nothing where the file of stamps is missing or damaged: files are read again.
+    """
     with suppress(ValueError):
-        found = read_object(path).get("pictures")
+        found = read_object(path).get(kind)
         if isinstance(found, dict) and all(_is_stamp(stamp) for stamp in found.values()):
             return found
     return {}
+
+
+def write_stamps(path: Path, kind: str, stamps: Mapping[str, Sequence[Any]]) -> None:
+    """Keep them for the next start."""
+    write_whole(path, json.dumps({"format": 1, kind: stamps}))
 
 
 def _is_stamp(value: Any) -> bool:

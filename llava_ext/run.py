@@ -24,7 +24,7 @@ from llava_ext.deepspeed import (
     memory,
     zero_stage,
 )
-from llava_ext.images import damaged, picture_ids
+from llava_ext.images import damaged
 from llava_ext.import_llava import import_projectors
 from llava_ext.language import build_model
 from llava_ext.llava_json import Record, image_names, read_records
@@ -105,9 +105,6 @@ def run(config: TrainConfig) -> None:
     run_dir = watch.run = _open_run(config, stage, resume=config.resume) if is_main() else None
     if run_dir is not None:
         _record(run_dir, config, job)
-        if job.validation is not None and config.data.images and _decodes(config):
-            seen = image_names(job.validation.records)  # decoded too: noted for the next start
-            picture_ids(config.data.images, seen, run_dir.path, keep=True)
         job.dataset.encoded.save(run_dir.path / TOKENS)
     checkpoint = last_checkpoint(config.out) if config.resume else None
     if run_dir is not None:
@@ -147,7 +144,9 @@ def _finish_again(config: TrainConfig, stage: Stage) -> None:
 
 def _record(run_dir: Run, config: TrainConfig, job: Job) -> None:
     """Note what the run reads; say what has changed where that is accepted."""
-    inputs = stage_inputs(config, job.dataset, job.records, job.towers, job.tokenizer, run_dir.path)
+    held_out = job.validation.records if job.validation is not None else ()
+    read = (job.dataset, job.records, job.towers, job.tokenizer, run_dir.path, held_out)
+    inputs = stage_inputs(config, *read)
     if said := record_inputs(run_dir, inputs, accept=config.changed_inputs == "accept"):
         _say(f"changed since the run began, which is accepted: {said}")
 

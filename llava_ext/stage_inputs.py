@@ -9,7 +9,13 @@ from llava_ext.checkpoint import PROJECTORS, projectors_folder
 from llava_ext.config import FinetuneConfig, TrainConfig
 from llava_ext.dataset import ConversationDataset
 from llava_ext.deepspeed import zero_stage
-from llava_ext.images import picture_ids, plain_ids
+from llava_ext.images import (
+    picture_ids,
+    plain_ids,
+    read_stamps,
+    size_and_time,
+    write_stamps,
+)
 from llava_ext.import_llava import SUFFIXES
 from llava_ext.language import TOKENIZER_CONFIG, WORDS, find_language_model
 from llava_ext.llava_json import Record, image_names
@@ -26,6 +32,7 @@ if TYPE_CHECKING:
 TOKENIZER = (
     TOKENIZER_CONFIG, *WORDS, "merges.txt", "added_tokens.json", "special_tokens_map.json"
 )  # fmt: skip
+WEIGHTS = "weights.json"  # hashes of the language model's files
 DEEPSPEED, ZERO_STAGE = "DeepSpeed", "ZeRO stage"
 
 Inputs = dict[str, dict[str, Any]]
@@ -38,6 +45,7 @@ def stage_inputs(
     towers: "Sequence[Tower]",
     tokenizer: "PreTrainedTokenizerBase",
     run_folder: Path,
+    validation: "Sequence[Record]" = (),
 ) -> Inputs:
     """Hashes of all that a stage reads, by what it is called in messages.
 
@@ -47,11 +55,11 @@ def stage_inputs(
         records: what these are made of.
         towers: those that run.
         tokenizer: of the language model.
-        run_folder: keeps the hashes of pictures.
+        run_folder: keeps the hashes of pictures and of the language model's files.
+        validation: the records whose loss is measured.
     """
-    names, folder = image_names(records), config.data.images or Path()
     template = str(tokenizer.chat_template).encode()
-    language = language_identity(config.model.language_model, config.model.revision)
+    language = language_identity(config.model.language_model, config.model.revision, run_folder)
     inputs: Inputs = {
         "data": {"sha256": sha256(config.data.json), "samples": len(dataset)},
         "language model": {**language, "chat template": sha256_of(template).hexdigest()},
@@ -59,9 +67,9 @@ def stage_inputs(
     if config.validation_data is not None:
         inputs["validation data"] = {"sha256": sha256(config.validation_data)}
     if config.cache is None:
-        exact = picture_ids(folder, names, run_folder, keep=True) if config.check_pictures else ()
-        inputs["pictures"] = {"names and sizes": combined(plain_ids(folder, names))}
-        inputs["pictures"] |= {"contents": combined(exact)} if exact else {}
+        inputs["pictures"] = _pictures(config, records, run_folder)
+        if validation:
+            inputs["validation pictures"] = _pictures(config, validation, run_folder)
     for number, tower in enumerate(towers):
         inputs[f"tower {number}"] = {"weights": tower.identity()["weights"]}
     if isinstance(dataset.images, CachedGrids):
@@ -75,8 +83,25 @@ def stage_inputs(
     return inputs
 
 
-def language_identity(name: str, revision: str | None = None) -> dict[str, str]:
-    """What tells a language model and its tokenizer from others: a hub's commit, or hashes of files."""
+def _pictures(config: TrainConfig, records: "Sequence[Record]", run_folder: Path) -> dict[str, str]:
+    """Hashes of the records' pictures: of their contents too, where these are looked into."""
+    names, folder = image_names(records), config.data.images or Path()
+    found = {"names and sizes": combined(plain_ids(folder, names))}
+    exact = picture_ids(folder, names, run_folder, keep=True) if config.check_pictures else ()
+    return found | ({"contents": combined(exact)} if exact else {})
+
+
+def language_identity(
+    name: str, revision: str | None = None, keep: Path | None = None
+) -> dict[str, str]:
+    """What tells a language model and its tokenizer from others: a hub's commit, or hashes of files.
+
+    Args:
+        name: of the language model.
+        revision: of a hub id.
+        keep: the folder in which hashes of whole weights are kept with sizes and times of change, so that
+            files are read through once; none: they are not read through.
+    """
     from transformers import AutoConfig
 
     where = find_language_model(name)
@@ -86,14 +111,30 @@ def language_identity(name: str, revision: str | None = None) -> dict[str, str]:
         )
         return {"commit": str(config._commit_hash)}
     folder = Path(where)
-    weights = (file for end in ("*.safetensors", "*.bin", "*.gguf") for file in folder.glob(end))
+    found = (file for end in ("*.safetensors", "*.bin", "*.gguf") for file in folder.glob(end))
+    weights = sorted(found)
     words = (folder / name for name in TOKENIZER if (folder / name).is_file())
     return {
+        # Windows of each file: what versions noted that did not read all of it.
         "weights": _hash_of(weights),
+        **({} if keep is None else {"whole weights": _hash_of_whole(weights, keep)}),
         "config": sha256(folder / "config.json"),
         # Whole: an edit in the middle of a large file is not in a digest.
         "tokenizer": combined(f"{file.name} {sha256(file)}" for file in sorted(words)),
     }
+
+
+def _hash_of_whole(files: "Sequence[Path]", keep: Path) -> str:
+    """A hash of all that is in files; one that has its size and time of change is not read again."""
+    known = read_stamps(keep / WEIGHTS, "files")
+    stamps = {}
+    for file in files:
+        now = size_and_time(file)
+        was = known.get(file.name, [])
+        stamps[file.name] = was if was[:2] == now else [*now, sha256(file)]
+    if stamps != known:
+        write_stamps(keep / WEIGHTS, "files", stamps)
+    return combined(f"{name} {stamp[2]}" for name, stamp in stamps.items())
 
 
 def record_inputs(run_dir: Run, inputs: Inputs, *, accept: bool) -> str:

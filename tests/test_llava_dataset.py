@@ -3,12 +3,14 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from llava_helpers import tiny_language_tokenizer
 from tokenizers import Tokenizer
 from torch.utils.data import DataLoader
+from transformers import CTRLTokenizer
 
 from llava_ext.config import IGNORE_INDEX, IMAGE_INDEX, ModelConfig, TowerConfig
 from llava_ext.conversation import Turn
@@ -185,3 +187,19 @@ def test_kept_tokens_of_a_tokenizer_of_the_same_words_are_not_read(part: str, tm
     (by_hand,) = encode_all(other, "mpt", [("", records[0].turns)])
     found = EncodedRecords.read_or_make(path, records, other, config)
     assert found.sample(0)[0].tolist() == by_hand.input_ids != kept.sample(0)[0].tolist()
+
+
+def test_a_slow_tokenizers_rules_are_more_than_its_words(tmp_path) -> None:
+    """Of the same words, other merges make other tokens; of the probe they needn't."""
+    words = ["<unk>", *(c + end for c in "abcd" for end in ("@@", "")), "ab", "bc", "ab@@", "bc@@"]
+    (tmp_path / "vocab.json").write_text(json.dumps({word: n for n, word in enumerate(words)}))
+    config = ModelConfig("lm", (TowerConfig("c", "l"),), template="plain")
+    records = [Record("r", (), (Turn("user", "x"), Turn("assistant", "abc ab")))]
+    keys, ids = [], []
+    for merges in ("a b</w>\nb c</w>", "b c</w>\na b", "a b</w>\nb c</w>"):
+        (tmp_path / "merges.txt").write_text(f"#version\n{merges}\n")
+        tokenizer: Any = CTRLTokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
+        assert getattr(tokenizer, "backend_tokenizer", None) is None
+        keys.append(EncodedRecords.read_or_make(None, records, tokenizer, config).key)
+        ids.append(tokenizer("abc ab").input_ids)
+    assert ids[0] != ids[1] and keys[0] != keys[1] and keys[0] == keys[2]

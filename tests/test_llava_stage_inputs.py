@@ -1,6 +1,7 @@
 """A resumed run notices whatever has changed of what it reads; a moved run goes on."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,11 +20,13 @@ from llava_train_helpers import (
 )
 from safetensors.torch import load_file, save_file
 
+from llava_ext import stage_inputs as stage_inputs_module
 from llava_ext.config import CacheConfig, FinetuneConfig, ModelConfig, TrainConfig
 from llava_ext.run import open_job, run
-from llava_ext.stage_inputs import Inputs, record_inputs, stage_inputs
+from llava_ext.stage_inputs import Inputs, language_identity, record_inputs, stage_inputs
 from llava_ext.stages import Finetune
 from llava_ext.tower_cache_job import fill, open_cache_job
+from revelio.data.contents import WINDOW, WINDOWS
 from revelio.distributed import Processes
 from revelio.run_dir import Run, read_json, write_json
 
@@ -35,9 +38,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ModelConfig]:
     """A project whose pictures' files have one size, with a finished stage 1 and a cache."""
     folder = tmp_path_factory.mktemp("made")
     model = tiny_project(folder, records=6)
+    shutil.copyfile(folder / "images" / "0.png", folder / "images" / "7.png")
     for file in (folder / "images").iterdir():
         file.write_bytes(file.read_bytes().ljust(SIZE, b"\0"))
-    write_data(folder / "held_out.json", [record(0)])
+    write_data(folder / "held_out.json", [record(7)])
     write_json(folder / "zero.json", {"zero_optimization": {"stage": 2}})
     towers = tuple(replace(each, backbone=Path(each.backbone).name) for each in model.towers)
     model = replace(model, language_model="lm", towers=towers)
@@ -100,12 +104,20 @@ CHANGES: dict[str, tuple[Callable[[ModelConfig], Any], dict[str, set[str]]]] = {
         {"pictures": {"contents"}},
     ),
     "held-out records": (
-        lambda _: write_data(Path("held_out.json"), [record(1)]),
+        lambda _: write_data(Path("held_out.json"), [record(7, id="x")]),
         {"validation data": {"sha256"}},
     ),
     "the language model's weights": (
         lambda _: edit_weights(Path("lm/model.safetensors")),
-        {"language model": {"weights"}},
+        {"language model": {"weights", "whole weights"}},
+    ),
+    "a held-out picture": (
+        lambda _: shutil.copyfile("images/1.png", "images/7.png"),
+        {"validation pictures": {"contents"}},
+    ),
+    "the held-out pictures": (
+        lambda _: write_data(Path("held_out.json"), [record(1)]),
+        {"validation data": {"sha256"}, "validation pictures": {"names and sizes", "contents"}},
     ),
     "the language model's config": (
         lambda _: edit_json(Path("lm/config.json"), rms_norm_eps=0.1),
@@ -147,11 +159,18 @@ def finetuning(project: tuple[Path, ModelConfig]) -> FinetuneConfig:
     )  # fmt: skip
 
 
+def cached(config: FinetuneConfig) -> FinetuneConfig:
+    """The cache holds no held-out picture."""
+    return replace(config, cache=Path("cache"), validation_data=None)
+
+
 def inputs_of(config: TrainConfig, **deepspeed: Any) -> Inputs:
     job = open_job(config, "finetune")
     Path("run").mkdir(exist_ok=True)
     config = replace(config, stage=replace(config.stage, **deepspeed))
-    return stage_inputs(config, job.dataset, job.records, job.towers, job.tokenizer, Path("run"))
+    held_out = job.validation.records if job.validation else ()
+    read = (job.dataset, job.records, job.towers, job.tokenizer, Path("run"), held_out)
+    return stage_inputs(config, *read)
 
 
 def differing(before: Inputs, after: Inputs) -> dict[str, set[str]]:
@@ -166,7 +185,7 @@ def differing(before: Inputs, after: Inputs) -> dict[str, set[str]]:
 def test_every_input_is_told_from_another(project, change: str) -> None:
     edit, wanted = CHANGES[change]
     config = finetuning(project)
-    config = replace(config, cache=Path("cache")) if change == "the cache" else config
+    config = cached(config) if change == "the cache" else config
     own = {"zero": 2, "deepspeed": Path("zero.json")}
     before = inputs_of(config, **own)
     assert differing(before, inputs_of(config, **own)) == {}
@@ -190,10 +209,38 @@ def test_every_input_is_told_from_another(project, change: str) -> None:
 def test_each_thing_noted_has_its_change(project) -> None:
     own = {"zero": 2, "deepspeed": Path("zero.json")}
     config = finetuning(project)
-    both = [inputs_of(one, **own) for one in (config, replace(config, cache=Path("cache")))]
+    both = [inputs_of(one, **own) for one in (config, cached(config))]
     noted = {(name, key) for inputs in both for name, value in inputs.items() for key in value}
     tested = {(name, key) for _, told in CHANGES.values() for name in told for key in told[name]}
     assert noted - tested == {("tower 1", "weights")}
+
+
+def test_a_changed_weight_anywhere_is_seen_and_files_are_read_once(tmp_path, monkeypatch) -> None:
+    """A digest has but windows of a large file; times of change say which were read before."""
+    (tmp_path / "lm").mkdir()
+    (tmp_path / "lm" / "config.json").write_text('{"model_type": "llama"}')
+    for number in range(2):
+        file = tmp_path / "lm" / f"model-{number}.safetensors"
+        file.write_bytes(bytes([number]) * (WINDOW * (WINDOWS + 4)))
+    read: list[str] = []
+    own = stage_inputs_module.sha256
+    monkeypatch.setattr(
+        stage_inputs_module, "sha256", lambda file: read.append(file.name) or own(file)
+    )
+    before = language_identity(str(tmp_path / "lm"), keep=tmp_path)
+    assert language_identity(str(tmp_path / "lm"), keep=tmp_path) == before
+    assert sorted(set(read) - {"config.json"}) == [f"model-{n}.safetensors" for n in range(2)]
+    assert len(read) == 4  # the config twice
+    with file.open("r+b") as out:  # between two windows of the digest
+        out.seek(WINDOW + 10)
+        out.write(b"x")
+    os.utime(file, (1, 1))
+    after = language_identity(str(tmp_path / "lm"), keep=tmp_path)
+    assert after["weights"] == before["weights"]
+    assert after["whole weights"] != before["whole weights"]
+    assert read[4:] == ["model-1.safetensors", "config.json"]
+    (tmp_path / "weights.json").write_text("{")
+    assert language_identity(str(tmp_path / "lm"), keep=tmp_path) == after
 
 
 def test_a_run_says_what_has_changed_and_an_older_ones_manifest_is_enough(project) -> None:
