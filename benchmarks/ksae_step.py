@@ -10,6 +10,8 @@ updated. Peak memory is each variant's own process's. sparsify runs in an interp
 What a step takes depends on what the k-SAE has learned: --trained 1500 trains the native one before, and says
 what it multiplied with in the end. The others' steps cost the same at any time, but for the rows that move.
 The instruction set that the native kernel multiplies with is printed; REVELIO_NATIVE=avx2 or avx512 caps it.
+On a machine that others share give --ratio by_processor_time, and --machine where its instruction set has a
+row already: tables take the one and name the other.
 With --json, other instruction sets and other batches measured earlier with the same sizes stay in the file.
 """
 
@@ -213,6 +215,9 @@ def parse() -> argparse.Namespace:
         "--trained", type=int, default=0, help="steps before the native one is timed"
     )
     parser.add_argument("--sparsify-python", help="an interpreter that has eai-sparsify")
+    ratios = ("native_is_times_faster", "by_processor_time")
+    parser.add_argument("--ratio", choices=ratios, default=ratios[0], help="which one tables take")
+    parser.add_argument("--machine", default="", help="stands beside the instruction set")
     parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
     parser.add_argument("--memory-of", choices=["dense", "native", "torch"], help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -242,7 +247,10 @@ def main() -> None:
     report["trained_steps"] = arguments.trained
     report["allowed_gib"] = round(1.2 * 16 * size / GIB, 2)
     machine: dict[str, Any] = {"torch": torch.__version__, "batches": []}
-    report["machines"] = {instruction_set(): machine}
+    if arguments.ratio != "native_is_times_faster":
+        machine["ratio"] = arguments.ratio
+    name = ", ".join(filter(None, (instruction_set(), arguments.machine)))
+    report["machines"] = {name: machine}
     print(
         f"native kernel on {instruction_set()}, PyTorch on {torch.backends.cpu.get_cpu_capability()}"
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from revelio.run_dir import read_json
+from tools.ksae_tables import ksae_lines, ksae_summary, ksae_trained_line
 
 
 def measured(docs: Path) -> str:
@@ -32,23 +33,6 @@ def demo_lines(report: dict[str, Any]) -> str:
         f"{sum(report['seconds'].values()) / 60:.1f} minutes on two CPU cores:\n\n{said}\n"
         f"- Of {len(report['purity'])} k-SAEs, by the intervals of the differences: "
         f"{_verdicts(report['purity'])}\n"
-    )
-
-
-def ksae_summary(result: dict[str, Any]) -> str:
-    """The range of the k-SAE step's ratios over batch sizes, by machine."""
-    said = []
-    for name, machine in result["machines"].items():
-        dense, peer = (
-            [one[other]["native_is_times_faster"] for one in machine["batches"] if other in one]
-            for other in ("dense", "sparsify")
-        )
-        line = f"{name} {min(dense):.0f} to {max(dense):.0f} times"
-        said.append(line + (f" ({min(peer):.1f} to {max(peer):.1f})" if peer else ""))
-    return (
-        f"A training step of a k-SAE (d = {result['d']}, n = {result['n']:,}, k = {result['k']}) on two CPU "
-        "cores, as fast as the dense released step (in brackets as sparsify), from the worst to the best "
-        f"batch size: {'; '.join(said)}.\n"
     )
 
 
@@ -134,57 +118,6 @@ def extraction_line(result: dict[str, Any]) -> str:
         f"`benchmarks/extraction.py` (SD-1.5's architecture, {settings['side']} px, batch "
         f"{settings['batch']}, {settings['dtype']}, {settings['threads']} threads), a plain diffusers loop's "
         f"processor time over Revelio's; {ratios}.\n"
-    )
-
-
-def ksae_lines(result: dict[str, Any]) -> str:
-    """The k-SAE step's benchmark, a line a kind of machine and batch size."""
-    machines = result["machines"]
-    threads = next(iter(machines.values()))["batches"][0]["threads"]
-    lines = [
-        f"`benchmarks/ksae_step.py` (d = {result['d']}, n = {result['n']:,}, k = {result['k']}, {threads} "
-        "threads), samples a second of the native kernel over the others', steps taken in turn, by what the "
-        "processor multiplies with:",
-        "",
-        "| instructions | batch | over the dense step | every row moving (processor time) | over sparsify | "
-        "over PyTorch's float32 product alone | peak GiB, ours and dense | without the native kernel, over "
-        "the dense step (processor time) |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    lines += [
-        _ksae_line(name, one) for name, machine in machines.items() for one in machine["batches"]
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def ksae_trained_line(result: dict[str, Any]) -> str:
-    """The same after some training, when scores lie closer together."""
-    said = [
-        f"{name} (it multiplies with {one['native']['multiplied_with']} by then), batch {one['batch']}: "
-        f"{one['dense']['by_processor_time']:.1f} times"
-        for name, machine in result["machines"].items()
-        for one in machine["batches"]
-    ]
-    return (
-        f"After {result['trained_steps']:,} steps of training (`--trained`), when the k-th score of a row is "
-        f"small beside the norms and more latents have to be scored, by processor time over the dense "
-        f"step: {'; '.join(said)}.\n"
-    )
-
-
-def _ksae_line(instructions: str, one: dict[str, Any]) -> str:
-    dense, native = one["dense"], one["native"]
-    # These steps are not taken in turn: their wall time depends on what else the machine did.
-    moving = dense["processor_seconds"] / one["native, all rows moving"]["processor_seconds"]
-    portable = dense["processor_seconds"] / one["torch"]["processor_seconds"]
-    peer = f"{one['sparsify']['native_is_times_faster']:.1f}x" if "sparsify" in one else ""
-    floor = one["float32 product alone"]
-    product = floor.get("native_is_times_faster", floor["seconds"] / native["seconds"])
-    peaks = [one[name].get("peak_gib") for name in ("native", "dense")]
-    peak = " and ".join(f"{peak:.2f}" for peak in peaks if peak is not None)
-    return (
-        f"| {instructions} | {one['batch']} | {dense['native_is_times_faster']:.1f}x | {moving:.1f}x | "
-        f"{peer} | {product:.1f}x | {peak} | {portable:.1f}x |"
     )
 
 

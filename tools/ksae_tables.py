@@ -1,0 +1,97 @@
+"""The k-SAE step's benchmark on CPUs as tables, with the goals that it reaches and misses."""
+
+from typing import Any
+
+# Goals on every kind of machine: at least so many times as fast as each. The last one is that the whole step
+# takes at most 0.75 of PyTorch's plain float32 product.
+KSAE_GOALS = {"dense": 10.0, "sparsify": 4.0, "float32 product alone": 1 / 0.75}
+
+
+def ksae_summary(result: dict[str, Any]) -> str:
+    """The range of the k-SAE step's ratios over batch sizes, by machine."""
+    said = []
+    for name, machine in result["machines"].items():
+        ratio = _ratio_of(machine)
+        dense, peer = (
+            [one[other][ratio] for one in machine["batches"] if other in one]
+            for other in ("dense", "sparsify")
+        )
+        line = f"{name}{_how(machine)} {min(dense):.0f} to {max(dense):.0f} times"
+        said.append(line + (f" ({min(peer):.1f} to {max(peer):.1f})" if peer else ""))
+    return (
+        f"A training step of a k-SAE (d = {result['d']}, n = {result['n']:,}, k = {result['k']}) on two CPU "
+        "cores, as fast as the dense released step (in brackets as sparsify), from the worst to the best "
+        f"batch size: {'; '.join(said)}.\n"
+    )
+
+
+def ksae_lines(result: dict[str, Any]) -> str:
+    """The k-SAE step's benchmark, a line a kind of machine and batch size."""
+    machines = result["machines"]
+    threads = next(iter(machines.values()))["batches"][0]["threads"]
+    lines = [
+        f"`benchmarks/ksae_step.py` (d = {result['d']}, n = {result['n']:,}, k = {result['k']}, {threads} "
+        "threads), samples a second of the native kernel over the others', steps taken in turn, by what the "
+        "processor multiplies with (the goal on each is in the head; what is below it is **missed**):",
+        "",
+        "| instructions | batch | over the dense step (goal 10x) | every row moving (processor time) | "
+        "over sparsify (goal 4x) | over PyTorch's float32 product alone (goal 1.33x) | peak GiB, ours and "
+        "dense | without the native kernel, over "
+        "the dense step (processor time) |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        _ksae_line(f"{name}{_how(machine)}", one, _ratio_of(machine))
+        for name, machine in machines.items()
+        for one in machine["batches"]
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _ratio_of(machine: dict[str, Any]) -> str:
+    """Which ratio counts: of wall time, or, on a machine that others shared, of processor time."""
+    return machine.get("ratio", "native_is_times_faster")
+
+
+def _how(machine: dict[str, Any]) -> str:
+    """What is special about a machine's measurement."""
+    if _ratio_of(machine) == "native_is_times_faster":
+        return ""
+    threads = machine["batches"][0]["threads"]
+    return f" (by processor time, {threads} thread{'s' if threads > 1 else ''}, beside other work)"
+
+
+def _judged(value: float, other: str) -> str:
+    """A ratio, and whether it misses its goal."""
+    return f"{value:.1f}x" + (" **missed**" if value < KSAE_GOALS[other] else "")
+
+
+def ksae_trained_line(result: dict[str, Any]) -> str:
+    """The same after some training, when scores lie closer together."""
+    said = [
+        f"{name} (it multiplies with {one['native']['multiplied_with']} by then), batch {one['batch']}: "
+        f"{one['dense']['by_processor_time']:.1f} times"
+        for name, machine in result["machines"].items()
+        for one in machine["batches"]
+    ]
+    return (
+        f"After {result['trained_steps']:,} steps of training (`--trained`), when the k-th score of a row is "
+        f"small beside the norms and more latents have to be scored, by processor time over the dense "
+        f"step: {'; '.join(said)}.\n"
+    )
+
+
+def _ksae_line(instructions: str, one: dict[str, Any], ratio: str) -> str:
+    dense, native = one["dense"], one["native"]
+    # These steps are not taken in turn: their wall time depends on what else the machine did.
+    moving = dense["processor_seconds"] / one["native, all rows moving"]["processor_seconds"]
+    portable = dense["processor_seconds"] / one["torch"]["processor_seconds"]
+    peer = _judged(one["sparsify"][ratio], "sparsify") if "sparsify" in one else ""
+    floor = one["float32 product alone"]
+    product = floor.get(ratio, floor["seconds"] / native["seconds"])
+    peaks = [one[name].get("peak_gib") for name in ("native", "dense")]
+    peak = " and ".join(f"{peak:.2f}" for peak in peaks if peak is not None)
+    return (
+        f"| {instructions} | {one['batch']} | {_judged(dense[ratio], 'dense')} | {moving:.1f}x | "
+        f"{peer} | {_judged(product, 'float32 product alone')} | {peak} | {portable:.1f}x |"
+    )
