@@ -183,6 +183,10 @@ def test_a_result_of_another_store_is_not_overwritten(made: Path, tmp_path: Path
     measure_purity(purity_config(made, first))
     before = {path: path.read_bytes() for path in first.iterdir()}
     write_store(tmp_path / "other", torch.randn(60, 12), [f"{i}" for i in range(60)], [0] * 60)
+    for changed in ({"m": 7}, {"codes": "dense"}):
+        with pytest.raises(ValueError, match=r"or of other settings: give another place"):
+            make_top_images(replace(top_config(made), **changed))
+    make_top_images(replace(top_config(made), batch_size=7))  # gives the same
     other = replace(top_config(made), store=tmp_path / "other")
     with pytest.raises(ValueError, match="another store, model or k-SAE"):
         make_top_images(other)
@@ -231,6 +235,17 @@ def test_pca_maps_go_to_a_folder_of_model_and_data(
     found = make_pca_maps(config)
     assert found.path == Path("runs/pca-maps/sd-images") and (found.path / "sheet.png").is_file()
     assert list(found.maps) == ["bottleneck t=25"] and len(found.ids) == 3
+    make_pca_maps(replace(config, batch_size=2))  # is the same but for rounding
+    before = (found.path / "maps.json").read_bytes()
+    for changed in (
+        replace(config, timesteps=(50,)),
+        replace(config, layers=("bottleneck", "up_ft0")),
+        replace(config, seed=1),
+        replace(config, data=replace(config.data, limit=2)),
+    ):
+        with pytest.raises(ValueError, match=r"or of other settings: give another place"):
+            make_pca_maps(changed)
+    assert (found.path / "maps.json").read_bytes() == before
     other = replace(config, backbone=replace(backbone, name=str(tiny_sd(tmp_path / "two"))))
     with pytest.raises(ValueError, match="another store, model or k-SAE"):
         make_pca_maps(replace(other, out=found.path))

@@ -38,9 +38,11 @@ from revelio.diffc.sources import GridSource, chunks
 from revelio.diffc.train import predict
 from revelio.diffc.trained_on import load_trained_on
 from revelio.distributed import device_of
+from revelio.hub import WEIGHTS, trained
 from revelio.outputs import Older, check_replaceable, claimed, replace_files
 from revelio.pipelines import Progress, Report, counted, silent
-from revelio.run_dir import write_json
+from revelio.pipelines.inputs import check_same_source
+from revelio.run_dir import sha256, write_json
 from revelio.trust import printable
 
 __all__ = ["EvalDiffCConfig", "eval_diffc"]
@@ -77,7 +79,8 @@ def eval_diffc(config: EvalDiffCConfig, progress: Report = silent) -> dict[str, 
         labels, ``confusion``, ``grids`` (how they were made), ``trained_on``, ``skipped``.
 
     Raises:
-        ValueError: a value is outside its bounds, no such classifier, or images or grids that it can't take.
+        ValueError: a value is outside its bounds, no such classifier, images or grids that it can't take, or
+            the folder holds something else: also the report of another classifier, or on other images.
     """
     check_fields(config)
     older = Older("report.json", _is_report, lambda found: FILES)
@@ -92,11 +95,17 @@ def eval_diffc(config: EvalDiffCConfig, progress: Report = silent) -> dict[str, 
                 f"these grids have {opened.source.shape[0]} channels, the classifier takes "
                 f"{model.channels}: give grids of the layer it was trained on"
             )
+        head = {"model": portable(config.model), "sha256": _sha256(config.model)}
+        head |= {"grids": opened.made, "skipped": opened.skipped}
+        check_same_source(
+            config.out / "report.json",
+            _made_as,
+            _made_as(head | {"images": len(opened.source.ids)}),
+        )
         logits = _logits(model, opened.source, config.batch_size, progress)
         known = load_trained_on(config.model)
         seen = known and known.holds(opened.source, opened.made.get("dataset"))
         shares, found = logits.softmax(dim=1).max(dim=1)
-        head = {"model": portable(config.model), "grids": opened.made, "skipped": opened.skipped}
         report = head | _measured(model, opened, found, seen)
 
         def fill(folder: Path) -> None:
@@ -116,6 +125,21 @@ def _is_report(found: dict[str, Any]) -> bool:
     # A training's report counts its images by part.
     keys = {"model", "grids", "skipped", "images", "classes"}
     return keys <= set(found) and type(found["images"]) is int
+
+
+def _sha256(model: str) -> str | None:
+    """Of the classifier's weights; None for one on a hub."""
+    weights = Path(trained(model)) / WEIGHTS
+    return sha256(weights) if weights.is_file() else None
+
+
+def _made_as(report: dict[str, Any]) -> str | None:
+    """What a report was made from, to be compared; None: it does not say."""
+    if "sha256" not in report:
+        return None
+    weights, seen = report["sha256"] or report["model"], report.get("trained_on") or {}
+    images = report["images"] + (seen["images"] if seen.get("left_out") else 0)
+    return json.dumps([weights, report["grids"], images], sort_keys=True)
 
 
 def _open(config: EvalDiffCConfig, model: DiffC, progress: Report) -> _Opened:

@@ -171,7 +171,7 @@ def place_of(ksae: str, what: str) -> Path:
 
 
 def check_same_source(path: Path, sources: Callable[[dict[str, Any]], Any], ours: Any) -> None:
-    """See that an earlier result, which is about to be replaced, was made from the same.
+    """See that an earlier result, which is about to be replaced, was made from the same in the same way.
 
     Args:
         path: the JSON file of the earlier result, where there is one.
@@ -183,8 +183,8 @@ def check_same_source(path: Path, sources: Callable[[dict[str, Any]], Any], ours
     """
     if path.is_file() and sources(read_object(path)) not in (None, ours):
         raise ValueError(
-            f"{printable(path)} is the result of another store, model or k-SAE: give another place to write "
-            "to, or remove it first"
+            f"{printable(path)} is the result of another store, model or k-SAE, or of other settings: give "
+            "another place to write to, or remove it first"
         )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def make_pca_maps(config: MakePCAMapsConfig, progress: Report = silent) -> MadeP
     Raises:
         KeyError: a layer that no model has.
         ValueError: a setting is outside its bounds, a model has none of the layers, no image could be read,
-            or the folder holds something else: also the maps of another model or data set.
+            or the folder holds something else: also maps of another model or data set, or of other settings.
     """
     check_fields(config)
     # The default place is named after the images; a place that is given is claimed before they are opened.
@@ -68,20 +69,28 @@ def make_pca_maps(config: MakePCAMapsConfig, progress: Report = silent) -> MadeP
         maps: dict[str, PcaMaps] = {}
         # Models that see the same square of an image share the column that shows it.
         seen: dict[tuple[float, bool] | None, tuple[Crop | None, dict[str, PcaMaps]]] = {}
-        models, kept, skipped = [], [], []
+        models, columns, kept, skipped = [], [], [], []
         for name, layers in _layers_of(names, config).items():
             backbone = load_backbone(replace(config.backbone, name=name), layers=layers)
+            own = replace(config, layers=layers, timesteps=_timesteps(backbone, config))
+            before = f"{Path(backbone.name).name} " if config.others else ""
             models.append(backbone.name)
-            ours = ["+".join(models), dataset.name]
+            columns += [
+                before + _column(*pair) for pair in product(layers, own.timesteps or (None,))
+            ]
+            ours = [
+                "+".join(models),
+                dataset.name,
+                config.seed,
+                sorted(columns),
+                sorted(dataset.ids),
+            ]
             if len(models) == len(names):
-                earlier = out / "maps.json"
-                check_same_source(earlier, lambda found: [found["model"], found["dataset"]], ours)
+                check_same_source(out / "maps.json", _made_as, ours)
             loaded = batches(
                 dataset, backbone.transform, config.batch_size, on_error=config.data.on_error
             )
-            own = replace(config, layers=layers, timesteps=_timesteps(backbone, config))
             kept, skipped, grids = collect(own, backbone, loaded, told)
-            before = f"{Path(backbone.name).name} " if config.others else ""
             found = {before + column: pca_maps(grid) for column, grid in grids.items()}
             maps |= found
             crop = crop_of(backbone.transform)
@@ -96,6 +105,24 @@ def make_pca_maps(config: MakePCAMapsConfig, progress: Report = silent) -> MadeP
         ]
         _write(made, side_by_side(sheets), about | {"ids": made.ids, "skipped": skipped})
     return made
+
+
+def _made_as(found: dict[str, Any]) -> Any:
+    """What earlier maps were made from, and how, to be compared; None: they do not say."""
+    if not {"seed", "ids", "skipped", "explained"} <= set(found):
+        return None
+    ids = [*found["ids"], *(name for name, _ in found["skipped"])]
+    return [
+        found["model"],
+        found["dataset"],
+        found["seed"],
+        sorted(found["explained"]),
+        sorted(ids),
+    ]
+
+
+def _column(layer: str, timestep: int | None) -> str:
+    return layer if timestep is None else f"{layer} t={timestep}"
 
 
 def _layers_of(names: Sequence[str], config: MakePCAMapsConfig) -> dict[str, tuple[str, ...]]:
@@ -176,8 +203,7 @@ def collect(
                     encoded, batch.ids, config.layers, timestep=timestep, seed=config.seed
                 )
             for layer in config.layers:
-                name = layer if timestep is None else f"{layer} t={timestep}"
-                found.setdefault(name, []).append(grids[layer].float().cpu())
+                found.setdefault(_column(layer, timestep), []).append(grids[layer].float().cpu())
     if not kept:
         raise ValueError("not one image could be read")
     return kept, skipped, {name: torch.cat(parts) for name, parts in found.items()}

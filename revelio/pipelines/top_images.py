@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from revelio.activations.store import ActivationStore
 from revelio.analysis.config import MakeTopImagesConfig
@@ -44,20 +45,28 @@ def make_top_images(config: MakeTopImagesConfig, progress: Report = silent) -> M
 
     Raises:
         ValueError: a setting is outside its bounds, store and k-SAE do not fit together, or the folder holds
-            something else: also the top images of another store or k-SAE.
+            something else: also the top images of another store or k-SAE, or of other settings.
     """
     check_fields(config)
     out = config.out or place_of(config.ksae, "top-images")
     check_replaceable(out, MAKER, (TENSORS, DESCRIPTION), OLDER)
     with claimed(out):
         model = open_sae(config.ksae, config.device, progress)
-        of_cells = over_cells(model, config) != "pooled"
-        store = ActivationStore.open(config.store, cells=of_cells)
-        earlier, ours = out / DESCRIPTION, made_from(sources(model, store))
-        check_same_source(earlier, lambda found: made_from(found["source"]), ours)
+        over = over_cells(model, config)
+        store = ActivationStore.open(config.store, cells=over != "pooled")
+        how = {"codes": config.kind} | ({} if over == "pooled" else {"cells": over})
+        ours = _made_as({"source": sources(model, store) | how, "m": config.kept})
+        check_same_source(out / DESCRIPTION, _made_as, ours)
         top = compute(config, store, model, progress)
         save_top_images(top, out)
     return MadeTopImages(out, top)
+
+
+def _made_as(description: dict[str, Any]) -> Any:
+    """What top images were made from, and how, to be compared; None: they do not say."""
+    source, pair = description["source"], made_from(description["source"])
+    how = [source.get(name) for name in ("codes", "cells")]
+    return None if pair is None else [*pair, description["m"], *how]
 
 
 def compute(
