@@ -1,14 +1,16 @@
 """Tokenizers' own chat templates of the forms that are about, against what transformers renders."""
 
+import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from llava_helpers import CHAT, tiny_language_tokenizer
-from transformers import PreTrainedTokenizerFast
+from transformers import GPT2Tokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 
-from llava_ext.config import IGNORE_INDEX
+from llava_ext.config import IGNORE_INDEX, IMAGE_INDEX
 from llava_ext.conversation import Turn
 from llava_ext.templates import encode, encode_prompt, render, stop_strings
 
@@ -126,3 +128,93 @@ def test_an_empty_system_message_is_sent_where_the_template_takes_one(template: 
         == ("<|im_start|>system\nyou are a dog<|im_end|>\n" if template == OWN_SYSTEM else "")
         + plain
     )
+
+
+# Of published instruct models (Qwen2.5, SmolLM2, Llama-3), as far as conversations of text go.
+OF_CHATML = (
+    "{%- if messages[0]['role'] == 'system' %}{{- '<|im_start|>system\n' + messages[0]['content'] + "
+    "'<|im_end|>\n' }}{%- else %}{{- '<|im_start|>system\nOWN<|im_end|>\n' }}{%- endif %}"
+    "{%- for message in messages %}{%- if (message.role == 'user') or (message.role == 'assistant') %}"
+    "{{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>' + '\n' }}"
+    "{%- endif %}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
+)
+OF_LLAMA_3 = (
+    "{% for message in messages %}{% set content = '<|start_header_id|>' + message['role'] + "
+    "'<|end_header_id|>\n\n' + message['content'] | trim + '<|eot_id|>' %}"
+    "{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+QWEN = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+SMOLLM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+HEAD = ["<|start_header_id|>", "user", "<|end_header_id|>", "\n\n"]
+PUBLISHED: dict[str, tuple[Callable[..., Any], dict[str, str], str, list[str], list[str]]] = {
+    # How it is made, its special tokens, its template, what opens a first and what opens an answer.
+    "Qwen2.5": (
+        Qwen2Tokenizer,
+        {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"},
+        OF_CHATML.replace("OWN", QWEN),
+        ["<|im_start|>", f"system\n{QWEN}", "<|im_end|>", "\n", "<|im_start|>", "user\n"],
+        ["<|im_end|>", "\n", "<|im_start|>", "assistant\n"],
+    ),
+    "SmolLM2": (
+        GPT2Tokenizer,
+        {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|im_end|>"},
+        OF_CHATML.replace("OWN", SMOLLM),
+        ["<|im_start|>", f"system\n{SMOLLM}", "<|im_end|>", "\n", "<|im_start|>", "user\n"],
+        ["<|im_end|>", "\n", "<|im_start|>", "assistant\n"],
+    ),
+    "Llama-3": (
+        GPT2Tokenizer,
+        {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"},
+        OF_LLAMA_3,
+        ["<|begin_of_text|>", *HEAD],
+        ["<|eot_id|>", HEAD[0], "assistant", *HEAD[2:]],
+    ),
+}
+TAGS = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|begin_of_text|>", "<|eot_id|>", HEAD[0], HEAD[2],
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_whole_conversations_of_published_templates(name: str) -> None:
+    """Ids and labels by a specification written by hand, a list of (text, learnt) pieces."""
+    make, special, template, first, opening = PUBLISHED[name]
+    words = json.loads(tiny_language_tokenizer().backend_tokenizer.to_str())["model"]
+    vocabulary = {token: number for number, token in enumerate(words["vocab"])}
+    merges = [tuple(pair) for pair in words["merges"]]
+    tokenizer = make(vocab=vocabulary, merges=merges, **special)
+    tokenizer.add_special_tokens({"additional_special_tokens": [*TAGS]})
+    tokenizer.chat_template = template
+
+    def ids(*pieces: str) -> list[int]:
+        return [
+            number
+            for piece in pieces
+            for number in (
+                [tokenizer.convert_tokens_to_ids(piece)]
+                if piece in TAGS
+                else tokenizer(piece, add_special_tokens=False).input_ids
+            )
+        ]
+
+    end = opening[0]
+    between = ["\n", "<|im_start|>", "user\n"] if end == "<|im_end|>" else HEAD
+    # The text after a placeholder is cut there, as it is by an image.
+    image = [*ids(*first), IMAGE_INDEX]
+    pieces = [
+        (image + ids("\nwhat is it?", *opening), False),
+        (ids("a Dog's 12 cats", end), True),
+        (ids(*between, "why?", *opening), False),
+        (ids("it is.", end), True),
+    ]
+    turns = chat("<image>\nwhat is it?", "a Dog's 12 cats", "why?", "it is.")
+    found = encode(tokenizer, "tokenizer", turns)
+    assert found.input_ids == [number for some, _ in pieces for number in some]
+    assert found.labels == [
+        number if learnt else IGNORE_INDEX for some, learnt in pieces for number in some
+    ]
+    prompt = encode_prompt(tokenizer, "tokenizer", turns[:-1])
+    assert prompt == [number for some, _ in pieces[:-1] for number in some]
+    assert stop_strings("tokenizer", tokenizer) == [end]
