@@ -142,6 +142,18 @@ def test_the_interval_is_as_its_text_says() -> None:
     assert interval(Measured(2.0, torch.full((2 * ORDERS,), 2.0))) == [2.0, 2.0]
 
 
+def test_no_interval_leaves_the_range_of_its_measure() -> None:
+    noise = torch.randn(2 * ORDERS, generator=torch.Generator().manual_seed(0)).double()
+    near = {"sigma": 0.1, "majority": 0.98, "entropy": 0.02, "pairs": 0.99}
+    judged = controls.Judged(9, {name: Measured(value, noise) for name, value in near.items()})
+    found = controls._entry(judged, {"random directions": judged}, 0.95)["intervals"]
+    free = {name: interval(one) for name, one in judged.measures.items()}
+    assert all(low < 0 and high > 1 for low, high in free.values())
+    assert found == {
+        "sigma": [0, free["sigma"][1]], "majority": [0, 1], "entropy": [0, 1], "pairs": [0, 1],
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("case", ["null", "labels"])
 def test_intervals_cover_the_truth(case: str) -> None:
     """The coverage simulation of `tools/intervals.py` in small form; the truths are its draws' means."""

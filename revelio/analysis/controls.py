@@ -14,6 +14,7 @@ Intervals are of the *difference* between the k-SAE and a control, over images t
 (:mod:`revelio.analysis.paired`).
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from revelio.analysis.config import PurityConfig, TopImagesConfig
 from revelio.analysis.label_measures import kept_counts, measures
-from revelio.analysis.paired import Measured, against, halves, interval, method
+from revelio.analysis.paired import Measured, against, halves, interval, method, within
 from revelio.analysis.purity import eligible
 from revelio.analysis.top_images import TopImages, over_cells, pooled, top_images
 from revelio.sae.inputs import Source
@@ -40,6 +41,8 @@ CONTROLS = 4
 SPARE = 3
 # Which way is better, by the measure's name.
 BETTER = {"sigma": -1, "majority": 1, "entropy": -1, "pairs": 1}
+# What no value of a measure is above; none is below 0.
+HIGHEST = {"sigma": math.inf, "majority": 1, "entropy": 1, "pairs": 1}
 
 
 @dataclass(frozen=True)
@@ -235,7 +238,10 @@ def _entry(ours: Judged, judged: Mapping[str, Judged], confidence: float) -> dic
     return {
         "latents": ours.latents,
         "values": {measure: entry["value"] for measure, entry in found.items()},
-        "intervals": {measure: interval(one, confidence) for measure, one in ours.measures.items()},
+        "intervals": {
+            measure: within(interval(one, confidence), 0, HIGHEST[measure])
+            for measure, one in ours.measures.items()
+        },
         "controls": {
             name: {"latents": other.latents}
             | {measure: entry["controls"][name] for measure, entry in found.items()}

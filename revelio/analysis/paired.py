@@ -90,6 +90,11 @@ def interval(found: Measured, confidence: float = 0.95) -> list[float]:
     return [found.whole - half, found.whole + half]
 
 
+def within(ends: Sequence[float], low: float, high: float) -> list[float]:
+    """An interval without what the measure can't be."""
+    return [min(max(end, low), high) for end in ends]
+
+
 def against(
     ours: Measured, controls: Mapping[str, Measured], better: int, confidence: float = 0.95
 ) -> dict[str, Any]:
