@@ -2,9 +2,12 @@
 
 import importlib
 import pkgutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
+from types import FunctionType
 from typing import get_args, get_type_hints
 
 import numpy as np
@@ -15,6 +18,7 @@ from sae_helpers import random_model
 import eval
 import llava_ext
 import revelio
+import revelio.pipelines
 from revelio.activations.store import ActivationStore, write_store
 from revelio.analysis.config import MeasurePurityConfig, TopImagesConfig
 from revelio.analysis.top_images import top_images
@@ -136,3 +140,34 @@ def test_what_writes_and_reads_takes_text(tmp_path):
     concept = Concept("mini-sd", "up_ft1", torch.ones(1, 6), {})
     concept.save(f"{where}/concept")
     assert torch.equal(Concept.load(f"{where}/concept").vector, concept.vector)
+
+
+def test_dir_shows_what_is_meant_before_and_after_all_is_loaded():
+    def plain() -> set[str]:
+        return {name for name in dir(revelio) if not name.startswith("__")} | {"__version__"}
+
+    for name in revelio.__all__:
+        assert name == "__version__" or callable(getattr(revelio, name)), name
+    assert plain() == set(revelio.__all__)
+    assert revelio.__all__ == sorted(revelio.__all__)
+    code = "import sys, revelio; assert {n for n in dir(revelio) if n[:2] != '__'} < set(revelio.__all__)"
+    code += "; assert not {'torch', 'PIL', 'tyro', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_pipeline_and_its_config_are_at_the_top():
+    """What a command does is a function of a config, and both are `revelio`'s own names."""
+    seen, missing = 0, []
+    for found in pkgutil.iter_modules(revelio.pipelines.__path__, "revelio.pipelines."):
+        module = importlib.import_module(found.name)
+        for name, one in vars(module).items():
+            own = isinstance(one, FunctionType) and one.__module__ == found.name
+            takes = one.__annotations__.get("config") if own else None
+            if list(getattr(one, "__annotations__", ()))[:2] != ["config", "progress"] or not own:
+                continue
+            if name.startswith("_"):
+                continue
+            seen += 1
+            missing += [each for each in (name, takes.__name__) if each not in revelio.__all__]  # pyright: ignore
+    assert not missing
+    assert seen > 10
