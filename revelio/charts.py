@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 GREY = "0.55"
 COLOURS = ("#4063d8", "#cb3c33", "#389826", "#9558b2", "#b58900", "#0f8b8d", "#c0579a", "#6b7280")
-STYLE = {
+STYLE: dict[Any, Any] = {  # keys are of a type that matplotlib keeps to itself
     "svg.fonttype": "none",  # texts stay texts
     "svg.hashsalt": "revelio",
     "text.parse_math": False,  # a name with two dollars is no formula
@@ -153,10 +153,10 @@ def heat_map(
         edges = "0.9" if cell[1] > 8 else "none"
         axes.pcolormesh(shades, cmap=colours, vmin=0, vmax=1, edgecolors=edges, linewidth=0.5)
         for (row, column), shade in np.ndenumerate(shades):
-            if texts[row][column]:
+            if text := texts[int(row)][int(column)]:
                 ink = "white" if shade > 0.55 else "black"
-                place = (column + 0.5, row + 0.5, texts[row][column])
-                axes.text(*place, color=ink, fontsize=points, ha="center", va="center_baseline")
+                drawn = axes.text(column + 0.5, row + 0.5, text, color=ink)
+                drawn.set(fontsize=points, ha="center", va="center_baseline")
         if framed is not None:
             corner = (framed[1], framed[0])
             axes.add_patch(
