@@ -215,18 +215,21 @@ def steps(
     }
 
 
-def write_language_model(folder: Path) -> int:
+def write_language_model(
+    folder: Path,
+    layers: int = MIDDLE["num_hidden_layers"],
+    dtype: torch.dtype = torch.float32,
+) -> int:
     """A Llama with random weights and a shipped model's tokenizer; gives its number of parameters."""
-    import torch
     from extraction import random_model
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from llava_ext.language import load_tokenizer
 
     tokenizer = load_tokenizer("smollm2-135m-instruct")
-    config = LlamaConfig(vocab_size=len(tokenizer), **MIDDLE)
+    config = LlamaConfig(vocab_size=len(tokenizer), **MIDDLE | {"num_hidden_layers": layers})
     make = partial(LlamaForCausalLM, config)
-    model = random_model(make, torch.float32, torch.device("cpu"))
+    model = random_model(make, dtype, torch.device("cpu"))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return sum(parameter.numel() for parameter in model.parameters())

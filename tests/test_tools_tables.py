@@ -9,6 +9,7 @@ from tools.tables import (
     fvu_line,
     llava_fusion_line,
     llava_generate_line,
+    llava_loading_line,
     llava_mini_line,
     llava_train_line,
     measured,
@@ -107,6 +108,11 @@ def test_the_llava_benchmarks_are_read_as_they_are_written() -> None:
     assert (
         "Stage 2 with ZeRO-3 peaks at 2.00 GiB in each of two processes, 3.00 GiB in one," in older
     )
+    rows = [{"parameters": 305_000_000, **peaks}, {"parameters": 2_000_000_000, **more}]
+    assert (
+        "of 305 M, 2.00 GiB in each of two processes, 3.00 GiB in one (0.667 of it); of 2000 M, 3.00 GiB in "
+        "each of two processes, 6.00 GiB in one (0.500 of it)"
+    ) in llava_loading_line({"rows": rows})
     sizes = {"tokens": 256, "batch": 16, "new_tokens": 24}
     ratios = {"fusion": {"loop / gather": 2.94}, "generation": {"no cache / cache": 3.42}}
     line = llava_fusion_line({"threads": 2, "sizes": sizes} | ratios)

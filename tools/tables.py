@@ -198,6 +198,18 @@ def llava_train_line(result: dict[str, Any]) -> str:
     )
 
 
+def llava_loading_line(result: dict[str, Any]) -> str:
+    """What each process holds of a language model that is loaded under ZeRO-3."""
+    rows = "; ".join(
+        f"of {row['parameters'] / 1e6:.0f} M, {_two_and_one(row)} ({row['two_to_one']:.3f} of it)"
+        for row in result["rows"]
+    )
+    return (
+        f"`benchmarks/llava_loading.py`: until stage 2 of a language model in bfloat16 is loaded under "
+        f"ZeRO-3, at most: {rows}; libraries and towers included.\n"
+    )
+
+
 def _two_and_one(memory: dict[str, Any]) -> str:
     two, one = (memory["peak_bytes"][count] / 2**30 for count in ("2", "1"))
     return f"{two:.2f} GiB in each of two processes, {one:.2f} GiB in one"
@@ -305,6 +317,7 @@ RENDERED: dict[str, Callable[[dict[str, Any]], str]] = {
     "benchmarks/ksae_time_to_fvu.json": fvu_line,
     "llava_mini.json": llava_mini_line,
     "benchmarks/llava_train.json": llava_train_line,
+    "benchmarks/llava_loading.json": llava_loading_line,
     "benchmarks/llava_fusion.json": llava_fusion_line,
     "benchmarks/llava_generate.json": llava_generate_line,
     "benchmarks/cells_maps.json": maps_line,
