@@ -217,8 +217,8 @@ def test_a_latent_shows_its_range_classes_and_neighbours(page, data):
     assert mini == len(latent["near"]) + len(latent["alike"])
     assert f"{latent['count']} of 60 images" in text(shown)
     line = shown.run("document.querySelector('.command')?.textContent ?? ''")
-    row = f"--latent-values {latent['id']}:{latent['top'][0][1]:g} --operation add --strength 0 "
-    assert row in line
+    row = f"--latent-values {latent['id']}:{latent['top'][0][1]:g} --operation add "
+    assert f"{row}--strength 0 1 2 4 --guidance 3 --texts" in line
     shares = shown.run(
         "[...document.querySelectorAll('.profile li b')].map((b) => parseFloat(b.textContent))"
     )

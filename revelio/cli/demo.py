@@ -63,6 +63,9 @@ def _steer(config: Config, made: "Reported") -> Iterator[str]:
     name = f"{shown['layer']}-t{shown['timestep']}-empty-d0"
     latent = f"{examples[0]['latent']}:{examples[0]['strongest']}"
     words = ["steer", *flags(config.backbone, "backbone"), "--ksae", config.out / "ksae" / name]
-    words += ["--latent-values", latent, "--operation", "add", "--strength", 0, 10, 20, 40]
+    # On both shipped U-Nets pictures change by these and still show something; more, or a guidance of 7.5,
+    # which multiplies the change, leaves stripes.
+    words += ["--latent-values", latent, "--operation", "add", "--strength", 0, 1, 2, 4]
+    words += ["--guidance", 3]
     words += ["--texts", "a photo", "--images-per-prompt", 4, "--out", beside(config.out, "drawn")]
     yield following(*words).replace("next:", f"draw with more of latent {examples[0]['latent']}:")
