@@ -46,18 +46,20 @@ Times = tuple[float, float]
 
 
 class TimedKernel:
-    """A kernel that adds up the wall time of its parts."""
+    """A kernel that adds up the wall and the processor time of its parts."""
 
     def __init__(self, inner: Any) -> None:
-        self.inner, self.seconds = inner, {}
+        self.inner, self.seconds, self.processor = inner, {}, {}
 
     def __getattr__(self, name: str) -> Callable:
         part = getattr(self.inner, name)
 
         def call(*arguments: Any) -> Any:
-            began = time.perf_counter()
+            began, processor = time.perf_counter(), time.process_time()
             result = part(*arguments)
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+            taken = time.process_time() - processor
+            self.processor[name] = self.processor.get(name, 0.0) + taken
             return result
 
         return call
@@ -139,7 +141,7 @@ def compare(arguments: argparse.Namespace, rows: Tensor, batch: int) -> dict[str
     result: dict[str, Any] = {"batch": batch}
     own: list[Times] = []
     native()
-    native.kernel.seconds.clear()
+    native.kernel.seconds.clear(), native.kernel.processor.clear()
     for name, make in others.items():
         step = make()
         step()
@@ -149,9 +151,13 @@ def compare(arguments: argparse.Namespace, rows: Tensor, batch: int) -> dict[str
         if isinstance(step, SparsifyStep):
             result[name]["peak_gib"] = round(step.close(), 2)
         del step
-    parts = {name: round(s / len(own), 4) for name, s in native.kernel.seconds.items()}
+    parts, processor = (
+        {name: round(s / len(own), 4) for name, s in each.items()}
+        for each in (native.kernel.seconds, native.kernel.processor)
+    )
     used = native.kernel.inner.instructions
     result["native"] = summary(batch, own) | {"parts": parts, "multiplied_with": used}
+    result["native"]["processor_parts"] = processor
     result["native, all rows moving"] = summary(
         batch, [native.moving() for _ in range(arguments.rounds)]
     )

@@ -82,6 +82,12 @@ def test_the_k_sae_benchmarks_are_read_as_they_are_written() -> None:
     how = "by processor time, 1 thread, beside other work"
     cells = "10.0x **missed** | 12.0x | 1.3x **missed** | 1.3x **missed** |"
     assert f"| zen ({how}) | 256 | {cells}" in found
+    parts = {"encode": 3.0, "update": 1.0}
+    steps = [batch | {"native": own | {"processor_parts": parts}}]
+    told = {"batches": steps, "product_share_of_encoding": 0.87}
+    found = ksae_lines({"d": 1, "n": 2, "k": 3, "machines": {"zen": told}})
+    assert "time on zen: batch 256: encoding 75 %, the update 25 %. Of encoding, the nom" in found
+    assert "product is 87 % (perf)." in found and "processor time on" not in lines
     memory = {"sparse": 0.1, "dense codes": 5.2, "streamed": 0.4, "dense": 7.2}
     ways = {way: {"gib_above_inputs": gib} for way, gib in memory.items()}
     times = {"sparse, times": 3.21, "streamed, times": 2.15, "m": 10, "rows": 7349, "n": 81920}

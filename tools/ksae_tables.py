@@ -45,7 +45,40 @@ def ksae_lines(result: dict[str, Any]) -> str:
         for name, machine in machines.items()
         for one in machine["batches"]
     ]
+    lines += [f"\n{text}" for name, one in machines.items() if (text := _phases(name, one))]
     return "\n".join(lines) + "\n"
+
+
+# A kernel's parts, for people.
+PARTS = {
+    "encode": "encoding",
+    "update": "the update",
+    "decode": "decoding",
+    "code_gradients": "the codes' gradients",
+    "unit_norm": "unit lengths",
+}
+
+
+def _phases(name: str, machine: dict[str, Any]) -> str:
+    """What the native step's processor time goes into, where that was measured."""
+    said = []
+    for one in machine["batches"]:
+        parts = one["native"].get("processor_parts", {})
+        total = sum(parts.values())
+        shares = [
+            f"{words} {100 * parts[part] / total:.0f} %"
+            for part, words in PARTS.items()
+            if part in parts
+        ]
+        if shares:
+            said.append(f"batch {one['batch']}: {', '.join(shares)}")
+    if not said:
+        return ""
+    share = machine.get("product_share_of_encoding")
+    product = (
+        f" Of encoding, the nomination's product is {100 * share:.0f} % (perf)." if share else ""
+    )
+    return f"The kernel's processor time on {name}: {'; '.join(said)}.{product}"
 
 
 def _ratio_of(machine: dict[str, Any]) -> str:
