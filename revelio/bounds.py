@@ -139,11 +139,11 @@ class PathFields:
 
 @cache
 def _path_kinds(cls: type) -> dict[str, Any]:
-    """The fields that hold a path, several, or a text, and which of the three."""
+    """The fields that hold a path, several, or a text, and which of them."""
     found = {}
     for name, hint in get_type_hints(cls).items():
         kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-        held = [kind for kind in kinds if kind in (Path, str, tuple[Path, ...])]
+        held = [kind for kind in kinds if kind in (Path, str, tuple[Path, ...], tuple[str, ...])]
         if len(held) == 1:
             found[name] = held[0]
     return found
@@ -152,14 +152,12 @@ def _path_kinds(cls: type) -> dict[str, Any]:
 def _converted(kind: Any, value: Any) -> Any:
     if kind is str:
         return str(value) if isinstance(value, Path) else value
-    if isinstance(value, str) and value:  # Path("") would be the working folder
-        value = Path(value)
-    if kind is Path:
-        return value
-    if isinstance(value, Path):
-        return (value,)
+    if kind is Path:  # Path("") would be the working folder
+        return Path(value) if isinstance(value, str) and value else value
+    if isinstance(value, str | Path):
+        value = (value,)
     whole = isinstance(value, list | tuple)
-    return tuple(_converted(Path, one) for one in value) if whole else value
+    return tuple(_converted(get_args(kind)[0], one) for one in value) if whole else value
 
 
 Count = Annotated[int, Range(1)]

@@ -11,7 +11,9 @@ from data_helpers import write_class_folders
 
 from llava_ext import cli as llava_cli
 from revelio import cli, command_line
+from revelio.backbones.config import BackboneConfig
 from revelio.cli.configs import shipped_configs
+from revelio.data.config import DataConfig
 from revelio.distributed import is_main
 from revelio.following import beside, flags, following
 
@@ -199,3 +201,38 @@ def test_a_launchers_variable_that_was_left_over_is_named(
     monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=f"{name} is .*unset"):
         is_main()
+
+
+def test_measures_and_drawings_name_a_command_that_parses(monkeypatch: pytest.MonkeyPatch) -> None:
+    from revelio.cli import eval_ksae, probe, steer, zero_shot
+
+    drawn = {"prompts": "p.txt", "out": "runs/drawn"}
+    latents = {"layer": "up_ft0", "ksae": ("runs/k",), "latent_values": ("13:2.0",)} | drawn
+    backbone = BackboneConfig(name="mini-sd-photo")
+    lines = {
+        "top-images": eval_ksae._next(
+            eval_ksae.Config(store="runs/held out", ksae=("runs/k", "l"))
+        ),
+        "train-ksae": probe._next(
+            probe.Config(store=("runs/a", "runs/b"), test_store=("runs/c", "runs/d")),
+            [{"store": "a", "value": 0.5}, {"store": "b", "value": 0.75}],
+        ),
+        "train-diffc": zero_shot._next(
+            zero_shot.Config(data=DataConfig(source="my/photos", limit=3))
+        ),
+        "steer-eval": steer._next(steer.Config(concept=("runs/c",), backbone=backbone, **drawn)),
+    }
+    found = {name: parse(next_words(line)[0], monkeypatch) for name, line in lines.items()}
+    assert {name: next_words(line)[0][0] for name, line in lines.items()} == {n: n for n in lines}
+    assert (found["top-images"].store, found["top-images"].ksae) == (
+        Path("runs/held out"),
+        "runs/k",
+    )
+    assert found["train-ksae"].store == (Path("runs/b"),)
+    assert found["train-diffc"].data == DataConfig(source="my/photos")
+    assert found["steer-eval"].concept == (Path("runs/c"),)
+    assert found["steer-eval"].backbone == backbone
+    (words,) = next_words(steer._next(steer.Config(**latents)))
+    of_latents = parse(words, monkeypatch)
+    assert (of_latents.layer, of_latents.ksae) == ("up_ft0", ("runs/k",))
+    assert of_latents.latent_values == ("13:2.0",)

@@ -28,6 +28,7 @@ from revelio.bounds import PathFields, check_fields
 from revelio.data.config import DataConfig
 from revelio.diffc.config import EvalDiffCConfig, TrainDiffCConfig
 from revelio.diffc.model import DiffC, load_diffc
+from revelio.evaluation.config import EvalSAEConfig
 from revelio.hub import trained
 from revelio.pipelines.convert_sae import convert_sae, read_sae
 from revelio.pipelines.inputs import open_sae
@@ -75,6 +76,7 @@ def test_every_config_takes_its_paths_as_text():
 def test_texts_that_name_a_model_may_be_paths_and_defaults_stay():
     assert DataConfig(source=Path("a/b")).source == "a/b"  # pyright: ignore
     assert BackboneConfig(name=Path("a")).name == "a"  # pyright: ignore
+    assert EvalSAEConfig(store="s", ksae="k").ksae == ("k",)  # pyright: ignore
     assert EvalDiffCConfig().out == Path("runs/eval-diffc")
     made = TrainSAEConfig(store="a", out="b")  # pyright: ignore
     assert (made.store, made.out) == ((Path("a"),), Path("b"))

@@ -8,6 +8,7 @@ has the names of transformers' LLaVA. `revelio llava finetune --pretrained FOLDE
 """
 
 from llava_ext.config import ExportConfig as Config
+from revelio.following import following
 
 
 def run(config: Config) -> None:
@@ -16,3 +17,5 @@ def run(config: Config) -> None:
 
     for name in export_model(config.model, config.out, config.form):
         print(config.out / name)
+    if config.form == "merged":
+        print(following("llava", "chat", "--model", config.out, "--image", "FILE"))

@@ -25,3 +25,12 @@ def run(config: Config) -> None:
     with Bar("control") as bar:
         result = eval_sae(config, bar)
     print(page(result), end="")
+    print(f"\n{_next(config)}")
+
+
+def _next(config: Config) -> str:
+    """See what the latents respond to."""
+    from revelio.following import following
+
+    inputs = ("--store", config.store, "--ksae", config.ksae[0])
+    return following("top-images", *inputs, "--out", f"runs/{config.store.name}-top-images")

@@ -8,6 +8,9 @@ images and tested on stores of other images; all in one table, with the paired d
     revelio probe --store runs/grids --test-store runs/grids-test --probes linear attention resnet
 """
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from revelio.probes.config import ProbeConfig as Config
 
 
@@ -30,3 +33,13 @@ def run(config: Config) -> None:
     images, chance = made.result["test_images"], made.result["chance"]
     print(f"{images:,} test images; the commonest class alone reaches {100 * chance:.1f} %")
     print(f"wrote {made.path}")
+    print(_next(config, made.entries))
+
+
+def _next(config: Config, entries: Sequence[Mapping[str, Any]]) -> str:
+    """See what the best store holds: a k-SAE of it."""
+    from revelio.following import beside, following
+
+    best = max(entries, key=lambda entry: entry["value"])["store"]
+    store = next(path for path in config.store if path.resolve().name == best)
+    return following("train-ksae", "--store", store, "--out", beside(store, "ksae"))

@@ -23,3 +23,15 @@ def run(config: Config) -> None:
     took = ", ".join(f"{s}: {t:.2f} s" for s, t in made.report["seconds_a_picture"].items())
     print(f"time a picture, by strength: {took}")
     print(f"wrote {made.path}: see {made.path / SHEET}")
+    print(_next(config))
+
+
+def _next(config: Config) -> str:
+    """Measure it: the same edit on a table of prompts with classes."""
+    from revelio.following import beside, flags, following
+
+    given = {"layer": [config.layer], "ksae": config.ksae, "latent-values": config.latent_values}
+    given = {"concept": config.concept} if config.concept else given
+    edit = [word for name, each in given.items() if any(each) for word in (f"--{name}", *each)]
+    words = [*edit, *flags(config.backbone, "backbone"), "--prompts", "TABLE", "--target", "CLASS"]
+    return following("steer-eval", *words, "--out", beside(config.out, "eval"))

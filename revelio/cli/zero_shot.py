@@ -8,6 +8,8 @@ this machine. One line of JSON an image goes to `metrics.jsonl`; a stopped run g
     revelio zero-shot --classifier.samples 16 64 256 --classifier.keep 10 3 --out runs/dc --resume
 """
 
+from dataclasses import replace
+
 from revelio.probes.config import ZeroShotConfig as Config
 
 
@@ -25,3 +27,12 @@ def run(config: Config) -> None:
         f"chance {100 * report['chance']:.1f} %), {report['seconds']:.3g} seconds an image"
     )
     print(f"wrote {made.path / 'report.json'}, {made.path / 'metrics.jsonl'}")
+    print(_next(config))
+
+
+def _next(config: Config) -> str:
+    """What training adds: a Diff-C of the same classes."""
+    from revelio.following import beside, flags, following
+
+    data = flags(replace(config.data, split=None, limit=None), "data")
+    return following("train-diffc", *data, "--out", beside(config.out, "diffc"))
