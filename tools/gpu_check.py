@@ -28,8 +28,8 @@ BUDGET = 570.0
 OLDEST_TORCH = (2, 6)
 PACKAGES = (
     "torch", "triton", "diffusers", "transformers", "accelerate", "datasets", "safetensors", "tyro", "cattrs",
-    "jaxtyping", "sklearn", "jinja2", "numpy", "scipy", "PIL", "yaml", "tqdm", "huggingface_hub",
-    "sentencepiece", "pytest", "hypothesis", "beartype", "peft", "gguf", "onnx", "deepspeed",
+    "jaxtyping", "sklearn", "jinja2", "matplotlib", "rich", "numpy", "scipy", "PIL", "yaml", "tqdm",
+    "huggingface_hub", "sentencepiece", "pytest", "hypothesis", "beartype", "peft", "gguf", "onnx", "deepspeed",
 )  # fmt: skip
 # Compared with where they are installed; nothing is missing without them.
 PEERS = ("sparsify",)
