@@ -29,7 +29,8 @@ OLDEST_TORCH = (2, 6)
 PACKAGES = (
     "torch", "triton", "diffusers", "transformers", "accelerate", "datasets", "safetensors", "tyro", "cattrs",
     "jaxtyping", "sklearn", "jinja2", "matplotlib", "rich", "numpy", "scipy", "PIL", "yaml", "tqdm",
-    "huggingface_hub", "sentencepiece", "pytest", "hypothesis", "beartype", "peft", "gguf", "onnx", "deepspeed",
+    "huggingface_hub", "sentencepiece", "pytest", "hypothesis", "beartype", "peft", "gguf", "onnx",
+    "deepspeed",
 )  # fmt: skip
 # Compared with where they are installed; nothing is missing without them.
 PEERS = ("sparsify",)
