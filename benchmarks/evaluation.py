@@ -5,7 +5,7 @@
 
 Twice: from the activations alone, and with images through the model (output and loss recovered, ablations).
 The demo's k-SAE is judged on the images that it learned from, which changes what comes out, not how long it
-takes. Wall time, and processor time, which the load of other programs hardly changes; the goal is two minutes.
+takes. Wall time, and processor time, which the load of other programs hardly changes; goal: two minutes.
 """
 
 import argparse
