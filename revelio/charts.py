@@ -42,6 +42,11 @@ STYLE: dict[Any, Any] = {  # keys are of a type that matplotlib keeps to itself
 }
 DOTS = 100  # an inch: sizes in dots below
 EDGE = 0.12  # inches around a picture
+# Inches of a page's charts: the least, and what a name below a line and the value above a bar need.
+WIDTH, PLACE, BAR = 4.6, 0.45, 0.26
+READABLE = (
+    1.4  # dots of the screen a point, below which letters are too small: a chart scrolls instead
+)
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ class Series:
 
 def line_chart(title: str, labels: Sequence[str], series: Sequence[Series], unit: str) -> str:
     """Lines over equally spaced ``labels``, with a legend; intervals as faint whiskers. For a page."""
-    with _figure(6.4, 3.0) as figure:
+    with _figure(_width(PLACE * len(labels)), 2.6) as figure:
         axes = figure.subplots()
         places = np.arange(len(labels))
         for colour, one in _coloured(series):
@@ -70,7 +75,7 @@ def line_chart(title: str, labels: Sequence[str], series: Sequence[Series], unit
 
 def bar_chart(title: str, labels: Sequence[str], series: Sequence[Series], unit: str) -> str:
     """Groups of bars, a group a label and a bar a series, with whiskers and values. For a page."""
-    with _figure(6.4, 3.0) as figure:
+    with _figure(_width(BAR * len(labels) * len(series)), 2.6) as figure:
         axes = figure.subplots()
         places, wide = np.arange(len(labels)), 0.8 / max(len(series), 1)
         for number, (colour, one) in enumerate(_coloured(series)):
@@ -189,6 +194,10 @@ def _figure(width: float, height: float) -> "Iterator[Figure]":
         yield Figure((width, height), dpi=DOTS, facecolor="none", layout="constrained")
 
 
+def _width(needed: float) -> float:
+    return max(WIDTH, needed + 0.6)  # the axis is beside what is drawn
+
+
 def _coloured(series: Sequence[Series]) -> Iterator[tuple[str, Series]]:
     return zip([COLOURS[i % len(COLOURS)] for i in range(len(series))], series, strict=True)
 
@@ -222,7 +231,7 @@ def _svg(figure: "Figure") -> str:
 
 
 def _inline(figure: "Figure", title: str, series: Sequence[Series]) -> str:
-    """A figure of a page, as wide as there is room, with a legend that wraps.
+    """A figure of a page, as wide as there is room, with a legend that wraps; on a phone it scrolls.
 
     The ids of matplotlib's parts are left out: several charts stand on a page. Those that are used are
     hashes of what they name. Its style sheet would be the whole page's.
@@ -230,7 +239,9 @@ def _inline(figure: "Figure", title: str, series: Sequence[Series]) -> str:
     unwanted = r' id="[^"]*_\d+"|(?<=<svg )[^>]*(?=viewBox)|<defs>\s*<style.*?</style>\s*</defs>'
     body = re.sub(unwanted, "", _svg(figure), flags=re.DOTALL)
     named = escape(title)
+    least = round(figure.get_figwidth() * 72 * READABLE)
     body = body.replace("<svg ", f'<svg role="img" aria-label="{named}" ', 1)
+    body = f'<div style="overflow-x:auto"><div style="min-width:{least}px">{body}</div></div>'
     legend = "".join(
         f'<span><i style="background:{colour}"></i>{escape(one.name)}</span>'
         for colour, one in _coloured(series)

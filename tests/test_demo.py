@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from backbones_helpers import tiny_sd
+from browser_helpers import Page, needs_browser
 from PIL import Image
 
 from revelio.cli import main
 from revelio.data.config import DataConfig
 from revelio.pipelines.demo.config import DemoConfig
 from revelio.pipelines.demo.diffc import headline, verdicts
+from revelio.pipelines.demo.report import write_report
 from revelio.pipelines.demo.run import findings
 from revelio.pipelines.demo.stages import demo_images, shown_cell
 from revelio.stats import NOT_APART as APART
@@ -252,3 +254,36 @@ def test_what_cannot_be_is_refused_before_the_folder_is_made(
         main(["demo", *flags, *wrong])
     assert said in capsys.readouterr().err
     assert not out.exists(), "the corrected command must begin"
+
+
+@needs_browser
+def test_the_demos_report_fits_a_phone(tmp_path):
+    cell = {"layer": "up_ft1_with_a_long_name", "timestep": 25}
+    purity = {
+        "majority_share": 0.7, "majority_share_chance": 0.3, "sigma_label": 1.0, "chance": 2.0,
+        "interval": {"majority_share": [0.6, 0.8]}, "similarity": 0.5, "latents": 9,
+    }  # fmt: skip
+    diffc = {
+        "top1": 80.0, "interval": [70.0, 90.0], "pixels_top1": 60.0, "pixels_interval": [50.0, 70.0],
+        "random_weights_top1": 40.0, "random_weights_interval": [30.0, 50.0],
+    }  # fmt: skip
+    report = {
+        "model": "mini-sd", "dataset": "samples", "images": 100, "test_images": 10, "mode": "fixed",
+        "labelled": True, "findings": [{"value": "up_ft1", "text": "words " * 20}], "best": cell,
+        "shown": cell,
+        "examples": [], "purity": [cell | purity, cell | purity | {"timestep": 200}], "diffc": [cell | diffc],
+        "ksae": [cell | {"d": 4, "n": 8, "k": 2, "fvu": 0.1, "dead_share": 0.2}], "seconds": {"a": 1.0},
+        "settings": {"m": 10, "a" * 60: "b" * 60}, "versions": {},
+    }  # fmt: skip
+    write_report(report, tmp_path / "report.html")
+    browser = Page(tmp_path / "profile")
+    browser.screen(390, 844, touch=True)
+    browser.open((tmp_path / "report.html").as_uri())
+    assert browser.run("document.documentElement.scrollWidth") <= 390
+    # Charts keep letters that can be read, and scroll in their frames.
+    letters = browser.run(
+        "[...document.querySelectorAll('figure text')].filter((t) => t.textContent).map((t) => "
+        "parseFloat(getComputedStyle(t).fontSize) * Math.hypot(t.getScreenCTM().a, t.getScreenCTM().b))"
+    )
+    assert len(letters) > 10 and min(letters) > 9
+    browser.close()

@@ -50,7 +50,7 @@ def _purity_chart(purity: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _diffc_chart(diffc: Sequence[Mapping[str, Any]]) -> str:
-    labels = [f"{row['layer']} t={row['timestep']}" for row in diffc]
+    labels = [f"{row['layer']}\nt={row['timestep']}" for row in diffc]
 
     def bars(name: str, key: str, interval: str) -> Series:
         bounds = [row.get(interval) or [None, None] for row in diffc]
