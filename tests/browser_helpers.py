@@ -26,7 +26,15 @@ START = (
     "import os, sys; a, b = map(int, sys.argv[1:3]); os.dup2(a, 3); os.dup2(b, 4); "
     "os.execv(sys.argv[3], sys.argv[3:])"
 )
-KEYS = {"End": 35, "Home": 36, "Escape": 27, "Enter": 13, "ArrowDown": 40, "ArrowRight": 39}
+KEYS = {
+    "End": 35,
+    "Home": 36,
+    "Escape": 27,
+    "Enter": 13,
+    "ArrowDown": 40,
+    "ArrowRight": 39,
+    "Tab": 9,
+}
 
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="there is no Chromium on this machine")
 
@@ -80,6 +88,11 @@ class Page:
         )
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
+
+    def handle(self, selector: str) -> str:
+        """The browser's own id of an element."""
+        code = f"document.querySelector({json.dumps(selector)})"
+        return self.send("Runtime.evaluate", expression=code)["result"]["objectId"]
 
     def until(self, code: str, seconds: float = 20.0) -> Any:
         """Wait until the expression holds; its value."""

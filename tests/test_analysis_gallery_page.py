@@ -19,7 +19,6 @@ from revelio.analysis.config import GalleryConfig, TopImagesConfig
 from revelio.analysis.gallery.write import write_gallery
 from revelio.analysis.top_images import top_images
 from revelio.analysis.top_images_files import with_source
-from revelio.pipelines.demo.report import write_report
 
 NASTY = "<img src=x onerror=\"document.body.id='broken'\">"
 ENTRY = {
@@ -200,8 +199,20 @@ def test_class_filter_and_sort_come_from_the_address(page, data):
     found = cards(shown)
     of_class = [latent for latent in data["latents"] if latent["class"] == 2]
     assert sorted(found) == sorted(latent["id"] for latent in of_class)
-    purity = {latent["id"]: latent["majority"] for latent in of_class}
-    assert [purity[card] for card in found] == sorted(purity.values(), reverse=True)
+    purity = {latent["id"]: (latent["count"] <= 10, -latent["majority"]) for latent in of_class}
+    assert [purity[card] for card in found] == sorted(purity.values())
+
+
+@pytest.mark.parametrize(("sort", "measure"), [("strength", "mean"), ("purity", "majority")])
+def test_latents_of_a_few_images_come_last_and_that_is_said(page, data, sort, measure):
+    shown = page(f"latents?sort={sort}&all=1", height=6000)
+    found = {latent["id"]: latent for latent in data["latents"]}
+    rare = [found[card]["count"] <= 10 for card in cards(shown)]
+    assert rare == sorted(rare) and 0 < sum(rare) < len(rare)
+    known = [found[card][measure] for card in cards(shown)][: rare.index(True)]
+    assert known == sorted(known, reverse=True)
+    assert text(shown, ".order") == f"Rare latents ({sum(rare)}) come last."
+    assert page("latents?sort=sparse").run("document.querySelector('.order').hidden")
 
 
 def test_a_latent_shows_its_range_classes_and_neighbours(page, data):
@@ -253,6 +264,15 @@ def test_heat_maps_show_on_hover_as_a_toggle_and_by_address(page, data, tmp_path
     assert drawn == flat[::2] and row >= 0
     shown.click("#maps")
     shown.until(f"{opacity} === '0' && location.hash === '#/latent/{latent['id']}'")
+    # A button by its look, its name and the keyboard.
+    shown.run("document.querySelector('.pager a:last-of-type').focus()")
+    while shown.run("document.activeElement.id") != "maps":
+        shown.press("Tab")
+    said = shown.send("Accessibility.getPartialAXTree", objectId=shown.handle("#maps"))["nodes"][0]
+    assert (said["role"]["value"], said["name"]["value"]) == ("button", "Where it fires")
+    assert shown.run("getComputedStyle(document.activeElement).borderTopWidth") == "1px"
+    shown.press("Enter")
+    shown.until(f"{opacity} === '1'")
     again = page(f"latent/{latent['id']}?maps=1")
     again.until(f"{opacity} === '1'")
     with Image.open(again.picture(tmp_path / "maps.png")) as picture:
@@ -349,27 +369,3 @@ def test_screenshots_show_pictures_and_dots(page, place, tmp_path):
     assert len(counts) > 50
     vivid = sum(count for count, (r, g, b) in counts if max(r, g, b) - min(r, g, b) > 80)
     assert vivid > {"latents": 20_000, "map": 300}[place]
-
-
-def test_the_demos_report_fits_a_phone(browser, tmp_path):
-    cell = {"layer": "up_ft1_with_a_long_name", "timestep": 25}
-    purity = {
-        "majority_share": 0.7, "majority_share_chance": 0.3, "sigma_label": 1.0, "chance": 2.0,
-        "interval": {"majority_share": [0.6, 0.8]}, "similarity": 0.5, "latents": 9,
-    }  # fmt: skip
-    diffc = {
-        "top1": 80.0, "interval": [70.0, 90.0], "pixels_top1": 60.0, "pixels_interval": [50.0, 70.0],
-        "random_weights_top1": 40.0, "random_weights_interval": [30.0, 50.0],
-    }  # fmt: skip
-    report = {
-        "model": "mini-sd", "dataset": "samples", "images": 100, "test_images": 10, "mode": "fixed",
-        "labelled": True, "findings": [{"value": "up_ft1", "text": "words " * 20}], "best": cell,
-        "shown": cell,
-        "examples": [], "purity": [cell | purity, cell | purity | {"timestep": 200}], "diffc": [cell | diffc],
-        "ksae": [cell | {"d": 4, "n": 8, "k": 2, "fvu": 0.1, "dead_share": 0.2}], "seconds": {"a": 1.0},
-        "settings": {"m": 10, "a" * 60: "b" * 60}, "versions": {},
-    }  # fmt: skip
-    write_report(report, tmp_path / "report.html")
-    browser.screen(390, 844, touch=True)
-    browser.open((tmp_path / "report.html").as_uri())
-    assert browser.run("document.documentElement.scrollWidth") <= 390

@@ -321,6 +321,19 @@ def test_two_galleries_show_the_same_image_side_by_side(browser, made, tmp_path)
                     browser.run(f"getComputedStyle({inside}.querySelector('.bar')).display")
                     == "none"
                 )
+        # On a phone, too, both are seen at once, and nothing is cut off.
+        browser.screen(390, 844, touch=True)
+        boxes = browser.run(
+            "[...document.querySelectorAll('iframe')].map((f) => f.getBoundingClientRect().toJSON())"
+        )
+        assert boxes[0]["top"] == boxes[1]["top"] and all(box["bottom"] <= 844 for box in boxes)
+        assert boxes[0]["right"] <= boxes[1]["left"] and boxes[1]["right"] <= 390
+        for side in (0, 1):
+            inside = f"document.querySelectorAll('iframe')[{side}].contentDocument"
+            page = f"{inside}.documentElement"
+            browser.until(f"{page}.scrollWidth <= {page}.clientWidth")
+            line = f"{inside}.querySelector('.active').getBoundingClientRect().right"
+            assert browser.run(line) <= boxes[side]["width"]
         browser.press("Escape")
         browser.until("location.hash === '#/latents'")
     finally:

@@ -45,7 +45,8 @@ const Gallery = (() => {
     const latent = { place };
     for (const [name, values] of columns) latent[name] = values[place];
     latent.density = latent.count / meta.images;
-    latent.strength = latent.count > 10 ? latent.mean : 0;
+    latent.rare = latent.count <= 10;
+    latent.strength = latent.rare ? 0 : latent.mean;
     return latent;
   });
   // Latents that nearly repeat a stronger one are shown with it.

@@ -24,20 +24,24 @@ Gallery.filters = (() => {
     scale("strength", 0, last(latents.map((latent) => latent.strength)), false, number),
   ];
   const NAMES = { majority: "purity", density: "density", strength: "strength" };
+  // By what a few images say by chance (one is of one class, whatever it shows), rare latents come last.
+  const rareLast = (order) => (a, b) => a.rare - b.rare || order(a, b);
   const SORTS = [
-    ["strength", "Strength", (a, b) => b.strength - a.strength],
+    ["strength", "Strength", rareLast((a, b) => b.strength - a.strength)],
     ...(data.labelled
       ? [
-          ["purity", "Purity", (a, b) => b.majority - a.majority || b.pairs - a.pairs],
-          ["mixed", "Most mixed", (a, b) => b.entropy - a.entropy],
+          ["purity", "Purity", rareLast((a, b) => b.majority - a.majority || b.pairs - a.pairs)],
+          ["mixed", "Most mixed", rareLast((a, b) => b.entropy - a.entropy)],
         ]
       : []),
     ["dense", "Density, high first", (a, b) => b.count - a.count],
     ["sparse", "Density, low first", (a, b) => a.count - b.count],
-    ...(data.latents.spread ? [["local", "Most local", (a, b) => (a.spread ?? 2) - (b.spread ?? 2)]] : []),
+    ...(data.latents.spread ? [["local", "Most local", rareLast((a, b) => (a.spread ?? 2) - (b.spread ?? 2))]] : []),
     ["id", "Latent number", (a, b) => a.id - b.id],
   ];
 
+  const RARE_LAST = ["strength", "purity", "mixed", "local"];
+  const rare = latents.filter((latent) => latent.rare).length;
   const repeated = latents.filter(({ repeats }) => (repeats ?? null) !== null).length;
 
   const fresh = () => ({ class: null, all: false, sort: "strength", ranges: Object.fromEntries(SCALES.map((s) => [s.key, [0, 100]])) });
@@ -132,14 +136,17 @@ Gallery.filters = (() => {
   }
 
   function panel(node, change) {
-    const sort = h("select", { id: "sort", onchange: (event) => { state.sort = event.target.value; change(); } },
+    const sort = h("select", { id: "sort", onchange: (event) => { state.sort = event.target.value; say(); change(); } },
       SORTS.map(([key, name]) => h("option", { value: key, selected: key === state.sort }, name)));
+    const order = h("p", { class: "order" }, term("rare", "Rare latents"), ` (${whole(rare)}) come last.`);
+    const say = () => { order.hidden = !rare || !RARE_LAST.includes(state.sort); };
+    say();
     const every = h("label", { class: "inline" }, h("input", { type: "checkbox", id: "all", checked: state.all, onchange: (event) => { state.all = event.target.checked; change(); } }), h("span", {}, "Show ", term("repeats", "repeated latents"), ` (${whole(repeated)})`));
     const reset = h("button", { type: "button", class: "text", onclick: () => { state = fresh(); panel(node, change); change(); } }, "Reset");
     // On a phone the filters are folded away until they are asked for.
     const open = node.querySelector("details")?.open ?? !matchMedia("(max-width: 900px)").matches;
     node.replaceChildren(h("details", { open }, h("summary", {}, "Sort and filter"),
-      h("section", { class: "sort" }, h("label", { for: "sort" }, "Sort by"), sort),
+      h("section", { class: "sort" }, h("label", { for: "sort" }, "Sort by"), sort, order),
       h("section", {}, h("div", { class: "row" }, h("h2", {}, "Filter"), reset), SCALES.map((spec) => slider(spec, change)), repeated ? every : null),
       data.labelled ? classes(change)
         : h("section", {}, h("h2", {}, "Class"), h("p", { class: "quiet" }, "These images have no labels, so there is no purity and no class to search for."))));

@@ -5,7 +5,7 @@ Gallery.latentView = (() => {
 
   function facts(latent) {
     const rows = [
-      [term("strength", "Strength"), number(latent.mean), latent.count > 10 ? `rank ${whole(latent.place + 1)}` : term("rare", "rare latent")],
+      [term("strength", "Strength"), number(latent.mean), latent.rare ? term("rare", "rare latent") : `rank ${whole(latent.place + 1)}`],
       [term("density", "Density"), percent(latent.density), `${whole(latent.count)} of ${plural(meta.images, "image")}`],
     ];
     if (data.labelled) {
@@ -119,7 +119,7 @@ Gallery.latentView = (() => {
       button.setAttribute("aria-pressed", String(maps()));
       history.replaceState(history.state, "", `#/latent/${latent.id}${maps() ? "?maps=1" : ""}`);
     };
-    const button = h("button", { type: "button", class: "text", id: "maps", "aria-pressed": String(maps()), title: "Show where it fires (h)", onclick: set }, "Where it fires");
+    const button = h("button", { type: "button", class: "toggle", id: "maps", "aria-pressed": String(maps()), title: "Show where it fires (h)", onclick: set }, "Where it fires");
     return button;
   }
 

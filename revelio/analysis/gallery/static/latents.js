@@ -18,7 +18,7 @@ Gallery.latentsView = (() => {
         h("span", { title: "strength" }, h("b", {}, number(latent.mean)), " strength"),
         h("span", { title: "density" }, h("b", {}, percent(latent.density)), " density"),
         like ? h("span", { class: "like", title: `${plural(like.length, "latent")} nearly the same` }, `+${whole(like.length)}`) : null,
-        latent.count > 10 ? null : h("span", { class: "rare" }, "rare")));
+        latent.rare ? h("span", { class: "rare" }, "rare") : null));
   }
 
   function summary() {
