@@ -5,7 +5,8 @@
     channels     [a0 b0] [a1 b1] ...   each tower fills its share of the width
 
 Interleaving pairs token i of one tower with token i of the next, which means something only where both
-stand for the same place of the same picture: :func:`check_alignment` looks at that.
+stand for the same place of the same picture: :func:`check_alignment` looks at that, and what it finds is told
+before a cache is filled and before a stage is trained.
 """
 
 from collections.abc import Sequence
@@ -78,12 +79,18 @@ def widths(kind: Fusion, towers: int, width: int) -> list[int]:
     return [share + (place < left) for place in range(towers)]
 
 
-def check_alignment(towers: "Sequence[Tower]") -> list[str]:
+def check_alignment(kind: Fusion, towers: "Sequence[Tower]") -> list[str]:
     """What may be wrong with pairing the towers' tokens place by place; empty where nothing is.
 
     Compares the shape of the towers' token rasters, and what each tower's own processor makes of one
     oblong picture: another crop, a squashed or a mirrored picture shows.
+
+    Args:
+        kind: ``sequence`` pairs nothing, so that nothing can be wrong with it.
+        towers: one or more.
     """
+    if kind == "sequence":
+        return []
     first, *others = towers
     raster, seen = token_raster(first.config, first.grid), _probe(first)
     warnings = []
@@ -98,8 +105,8 @@ def check_alignment(towers: "Sequence[Tower]") -> list[str]:
         likeness = float((seen * _probe(tower)).mean())
         if likeness < ALIKE:
             warnings.append(
-                f"{pair} don't see the same part of a picture (likeness {likeness:.2f}): "
-                "give them the same crop"
+                f"{pair} don't see the same part of a picture (likeness {likeness:.2f} of 1): "
+                f"`fusion: {kind}` pairs tokens of different places"
             )
     return warnings
 

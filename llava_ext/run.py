@@ -24,6 +24,7 @@ from llava_ext.deepspeed import (
     memory,
     zero_stage,
 )
+from llava_ext.fusion import check_alignment
 from llava_ext.images import damaged
 from llava_ext.import_llava import import_projectors
 from llava_ext.language import build_model
@@ -269,6 +270,7 @@ def _plan(job: Job, trainer: LlavaTrainer, options: StageOptions, stage: Stage) 
         f"plan: {stage}, {steps:,.0f} steps, peak learning rate {options.learning_rate:g}; "
         f"{_time(job, trainer, options)}; checkpoints about {size(held)}",
         f"memory of a process: {size(state)} of weights, gradients and optimiser, and activations",
+        *(f"warning: {text}" for text in check_alignment(job.model.settings.fusion, job.towers)),
     ]
     return "\n".join(lines)
 

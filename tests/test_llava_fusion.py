@@ -1,15 +1,20 @@
 """Joining towers' tokens against plain loops; the check that their tokens mean the same place."""
 
+import json
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from llava_helpers import tower_configs
+from llava_train_helpers import data_options, pretrain, tiny_project
 
-from llava_ext.config import TowerConfig
+from llava_ext.cli import cache
+from llava_ext.config import CacheConfig, TowerConfig
 from llava_ext.fusion import check_alignment, fuse, fused_length, widths
 from llava_ext.images import smooth_picture
-from llava_ext.towers import load_tower
+from llava_ext.run import run
+from llava_ext.towers import load_tower, load_towers
 
 
 @settings(max_examples=60, deadline=None)
@@ -75,17 +80,31 @@ class Squashing:
 def test_alignment_warns_of_another_crop_or_raster(tmp_path):
     configs = tower_configs(tmp_path)
     clip, dinov2, sd = (load_tower(configs[name], "cpu") for name in ("clip", "dinov2", "sd"))
-    assert check_alignment([clip, dinov2, sd]) == []
+    assert check_alignment("interleave", [clip, dinov2, sd]) == []
     padded = load_tower(configs["sd"], "cpu", "pad")
-    assert ["don't see the same part" in text for text in check_alignment([clip, padded])] == [True]
+    (warning,) = check_alignment("channels", [clip, padded])
+    assert "don't see the same part" in warning and "`fusion: channels`" in warning
+    assert check_alignment("sequence", [clip, padded]) == []
     for tower in (Squashing(), Squashing(mirrored=True)):
-        (warning,) = check_alignment([clip, tower])  # type: ignore[list-item]
-        assert "squash" in warning and "same crop" in warning
+        (warning,) = check_alignment("interleave", [clip, tower])  # type: ignore[list-item]
+        assert "squash" in warning and "same part" in warning
     coarse = TowerConfig(configs["sd"].backbone, "up_ft1", 25, tokens="pool", budget=4)
-    (warning,) = check_alignment([clip, load_tower(coarse, "cpu")])
+    (warning,) = check_alignment("interleave", [clip, load_tower(coarse, "cpu")])
     assert "4x4 and 2x2" in warning
 
 
 def test_the_probe_picture_is_always_the_same():
     assert smooth_picture(9, 6).tobytes() == smooth_picture(9, 6).tobytes()
     assert smooth_picture(9, 6).size == (9, 6)
+
+
+def test_a_cache_and_a_stage_warn_before_they_begin(tmp_path, capsys):
+    model = tiny_project(tmp_path, records=4)
+    file = tmp_path / "clip" / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"size": {"shortest_edge": 64}}))
+    run(pretrain((tmp_path, model), tmp_path / "out"))
+    data = data_options(tmp_path)
+    cache.run(CacheConfig(cache=tmp_path / "c", data=data, model=model, plan=True))
+    found = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]
+    (warning,) = check_alignment(model.fusion, load_towers(model, "cpu"))
+    assert "same part" in warning and found == [f"warning: {warning}"] * 2

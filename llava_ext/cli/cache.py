@@ -23,6 +23,7 @@ def run(config: Config) -> None:
     """Plan, fill, and name what was written."""
     from tqdm import tqdm
 
+    from llava_ext.fusion import check_alignment
     from llava_ext.tower_cache_job import fill, open_cache_job, plan
     from revelio.activations.store import ActivationStore
     from revelio.distributed import launched
@@ -33,7 +34,8 @@ def run(config: Config) -> None:
     # Every process measures its own pace, so that none waits while another runs alone.
     line = plan(job)
     if processes.main:
-        print(line, flush=True)
+        warnings = check_alignment(config.model.fusion, job.towers)
+        print("\n".join([line, *(f"warning: {text}" for text in warnings)]), flush=True)
     if not config.plan:
         started = time.monotonic()
         with tqdm(total=job.share, unit=" images", disable=not processes.main) as bar:
