@@ -14,9 +14,21 @@ from functools import cache
 from numbers import Integral, Real
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, Protocol, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    Protocol,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from revelio.trust import printable
+
+T = TypeVar("T")
 
 WHOLE_LIMIT = 2**63
 
@@ -260,6 +272,17 @@ def settings(config: Any, above: tuple[str, ...] = ()) -> Iterator[Setting]:
             for number, inner in enumerate(value):
                 if is_dataclass(inner):
                     yield from settings(inner, (*path, str(number)))
+
+
+def shared(config: Any, cls: type) -> dict[str, Any]:
+    """The values of the settings that the dataclass ``cls`` declares, too, by name."""
+    own = {field.name for field in fields(config)}
+    return {one.name: getattr(config, one.name) for one in fields(cls) if one.name in own}
+
+
+def derived(config: Any, cls: type[T], **own: Any) -> T:
+    """A config ``cls`` of the settings that it shares with ``config``, and of its own, which win."""
+    return cls(**(shared(config, cls) | own))
 
 
 def _refused(kind: Any, value: Any) -> tuple[Any, str] | None:

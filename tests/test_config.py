@@ -6,6 +6,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from revelio.bounds import derived, shared
 from revelio.config import load_config, structure, to_plain, to_yaml
 
 
@@ -76,6 +77,20 @@ def test_a_mistake_is_one_line_that_names_it(tmp_path: Path, text: str, message:
     with pytest.raises(ValueError, match=message) as caught:
         load_config(Outer, write(tmp_path, text))
     assert "\n" not in str(caught.value)
+
+
+def test_a_config_is_derived_from_another_by_the_settings_that_both_declare() -> None:
+    @dataclass(frozen=True)
+    class Other:
+        rate: float
+        inner: Inner
+        limit: int = 3
+        keep: bool = True
+
+    given = Outer(Path("x"), rate=0.25, inner=Inner("there"))
+    assert shared(given, Other) == {"rate": 0.25, "inner": Inner("there"), "keep": False}
+    assert derived(given, Other, keep=True) == Other(0.25, Inner("there"), 3, True)
+    assert shared(given, Outer) == vars(given)
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:

@@ -11,22 +11,27 @@ from revelio.activations.store import ActivationStore
 from revelio.backbones.diffusion.pipeline_layers import PipelineLayers
 from revelio.distributed import Processes
 from revelio.sae.config import TrainConfig
+from revelio.steering.config import ExtractTextConfig
 from revelio.steering.prompts import prompts_of, read_prompts
 from revelio.steering.token_store import TokenExtraction
 
 TEXTS = ["a cat", "dogs", "b", "a red car", "a cat"]
 
 
-def extraction(out: Path, **more) -> TokenExtraction:
-    settings = {"shard_prompts": 2} | more
+def extraction(out: Path, processes: Processes | None = None, **more) -> TokenExtraction:
+    config = text_config(out, "text_encoder.block1", shard_prompts=2, **more)
     source = PipelineLayers(sd(), "tiny")
-    return TokenExtraction(prompts_of(TEXTS), source, ["text_encoder.block1"], out, **settings)
+    return TokenExtraction(prompts_of(TEXTS), source, config, processes or Processes())
+
+
+def text_config(out: Path, layer: str, **more) -> ExtractTextConfig:
+    return ExtractTextConfig(out=out, layers=(layer,), **more)
 
 
 def finish(job: TokenExtraction) -> ActivationStore:
     steps = list(job.run())
     assert not steps or steps[-1][0] == steps[-1][1]
-    return ActivationStore.open(job.out / job.layers[0])
+    return ActivationStore.open(job.config.out / job.config.layers[0])
 
 
 @pytest.mark.parametrize("padding", ["drop", "keep"])
@@ -80,7 +85,7 @@ def test_joined_layers_and_the_trainer_read_such_a_store(tmp_path: Path):
     from revelio.sae.train import SAERun, train_many
 
     layer = TEXT_LAYERS["sdxl"]
-    job = TokenExtraction(prompts_of(TEXTS), PipelineLayers(sdxl()), [layer], tmp_path)
+    job = TokenExtraction(prompts_of(TEXTS), PipelineLayers(sdxl()), text_config(tmp_path, layer))
     store = finish(job)
     assert store.row_shape == (36,)
     model = ksae_of(36)
@@ -145,4 +150,4 @@ def test_a_saved_data_set_of_prompts(tmp_path: Path):
 
 def test_layers_of_the_denoiser_give_no_tokens(tmp_path: Path):
     with pytest.raises(ValueError, match="up_ft0 of the pipeline takes no text"):
-        TokenExtraction(prompts_of(["a"]), PipelineLayers(sd()), ["up_ft0"], tmp_path)
+        TokenExtraction(prompts_of(["a"]), PipelineLayers(sd()), text_config(tmp_path, "up_ft0"))

@@ -25,6 +25,7 @@ from revelio.bounds import (
     Share,
     Workers,
     check_fields,
+    shared,
 )
 from revelio.data.config import DataConfig
 
@@ -48,8 +49,7 @@ class DiffCConfig:
 
     def sizes(self, channels: int, classes: int) -> dict[str, Any]:
         """The arguments of the classifier (`DiffC`) for grids of so many channels."""
-        own = {one.name: getattr(self, one.name) for one in fields(DiffCConfig)}
-        return {"channels": channels, "classes": classes} | own
+        return {"channels": channels, "classes": classes} | shared(self, DiffCConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +122,7 @@ class FitConfig(DiffCConfig):
 
     def plain(self) -> dict[str, Any]:
         """The settings as they took effect, for reports."""
-        own = {one.name: getattr(self, one.name) for one in fields(FitConfig)}
+        own = shared(self, FitConfig)
         del own["device"]
         return own | {"validation": self.held_out, "end_rate": self.end_rate, "period": self.period}
 

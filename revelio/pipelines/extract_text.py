@@ -22,18 +22,7 @@ def extract_text(config: ExtractTextConfig, progress: Report = silent) -> list[A
     backbone = config.backbone
     if backbone.device == "auto":
         backbone = replace(backbone, device=processes.device)
-    job = TokenExtraction(
-        prompts,
-        open_pipeline(backbone),
-        config.layers,
-        config.out,
-        padding=config.padding,
-        dtype=config.dtype,
-        shard_prompts=config.shard_prompts,
-        resume=config.resume,
-        provenance={"revision": backbone.revision, "compute_dtype": backbone.dtype},
-        processes=processes,
-    )
+    job = TokenExtraction(prompts, open_pipeline(backbone), config, processes)
     for done, total in job.run():
         if processes.main:
             progress(Progress("", done, total, "prompt"))

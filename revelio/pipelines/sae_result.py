@@ -1,9 +1,10 @@
 """A k-SAE at the end of its training: measured on the rows it saw and on those kept out, saved, reported."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
+from revelio.bounds import shared
 from revelio.pipelines import Progress, Report
 from revelio.pipelines.sae_processes import DistContext
 from revelio.pipelines.sae_rows import JoinedRows
@@ -42,8 +43,10 @@ def finish(
     if unseen is not None:
         model.trained_on.update(held_out_rows=unseen["rows"], held_out_fvu=unseen["fvu"])
     stores = _by_store(model, kept, held_out)
-    settings = {one.name: getattr(run.config, one.name) for one in fields(TrainConfig)}
-    said = {"training": settings, "on the training rows": _without_density(asdict(found))}
+    said = {
+        "training": shared(run.config, TrainConfig),
+        "on the training rows": _without_density(asdict(found)),
+    }
     if unseen is not None:
         said["on held-out rows"] = _without_density(unseen)
     _save(training, said)

@@ -19,6 +19,7 @@ from revelio.bounds import (
     Share,
     Workers,
     check_fields,
+    shared,
 )
 
 Mode = Literal["fixed", "as_paper", "as_code"]
@@ -59,8 +60,8 @@ class SAEConfig:
 
     def sizes(self, d: int) -> dict[str, Any]:
         """The arguments of the k-SAE (`KSparseAutoencoder`) for activations of width d."""
-        named = ("k", "mode", "activation", "prefixes")
-        return {"d": d, "n": self.expansion * d} | {name: getattr(self, name) for name in named}
+        own = shared(self, SAEConfig)
+        return {"d": d, "n": own.pop("expansion") * d} | own
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,11 +7,9 @@ interrupted run continues to the same bytes. The k-SAE trainer reads such a stor
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Literal
 
 import torch
 
@@ -20,12 +18,11 @@ from revelio.activations.writer import StoreWriter
 from revelio.backbones.diffusion.pipeline_layers import PipelineLayers, Tokens
 from revelio.distributed import Processes
 from revelio.run_dir import versions
+from revelio.steering.config import ExtractTextConfig
 from revelio.steering.prompts import Prompt
 
-Padding = Literal["drop", "keep"]
 # Tokens of this many prompts are encoded at once.
 BATCH = 32
-SHARD_PROMPTS = 256
 
 
 @dataclass(frozen=True)
@@ -35,25 +32,13 @@ class TokenExtraction:
     Attributes:
         prompts: the prompts.
         source: the pipeline.
-        layers: text layers; each gets a store.
-        out: the folder of the stores.
-        padding: whether the positions after the end of a text get rows.
-        dtype: of the stored numbers.
-        shard_prompts: prompts a shard.
-        resume: go on with stores that are there.
-        provenance: further manifest fields.
+        config: which layers are stored, and how.
         processes: this process and its like.
     """
 
     prompts: Sequence[Prompt]
     source: PipelineLayers
-    layers: Sequence[str]
-    out: Path
-    padding: Padding = "drop"
-    dtype: str = "float32"
-    shard_prompts: int = SHARD_PROMPTS
-    resume: bool = False
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    config: ExtractTextConfig
     processes: Processes = field(default_factory=Processes)
 
     def __post_init__(self) -> None:
@@ -63,35 +48,38 @@ class TokenExtraction:
             KeyError: an unknown layer.
             ValueError: no prompts, no layers, or a layer that is no text encoder's.
         """
-        if not self.prompts or not self.layers:
+        if not self.prompts or not self.config.layers:
             raise ValueError("give at least one prompt and one layer")
-        for layer in self.layers:
+        for layer in self.config.layers:
             if not all(self.source.is_text(part) for part in self.source.parts(layer)):
                 raise ValueError(f"layer {layer} of {self.source.name} takes no text")
 
     @cached_property
     def spans(self) -> list[range]:
         """The prompts of each shard."""
-        size, total = self.shard_prompts, len(self.prompts)
+        size, total = self.config.shard_prompts, len(self.prompts)
         return [range(first, min(first + size, total)) for first in range(0, total, size)]
 
     @cached_property
     def targets(self) -> dict[str, StoreWriter]:
         """The stores to make, by layer."""
+        config = self.config
         identity = json.dumps([[one.id, one.text] for one in self.prompts])
         common = {
             "kind": "activations",
             "model": self.source.name,
-            **self.provenance,
+            "revision": config.backbone.revision,
+            "compute_dtype": config.backbone.dtype,
             "prompts": len(self.prompts),
             "prompts_sha256": hashlib.sha256(identity.encode()).hexdigest(),
-            "shard_prompts": self.shard_prompts,
-            "padding": self.padding,
-            "dtype": self.dtype,
+            "shard_prompts": config.shard_prompts,
+            "padding": config.padding,
+            "dtype": config.dtype,
             "made_with": versions(),
         }
         return {
-            layer: StoreWriter(self.out / layer, common | {"layer": layer}) for layer in self.layers
+            layer: StoreWriter(config.out / layer, common | {"layer": layer})
+            for layer in config.layers
         }
 
     def run(self) -> Iterator[tuple[int, int]]:
@@ -109,7 +97,7 @@ class TokenExtraction:
             yield from self._fill()
             return
         for target in self.targets.values():
-            target.check(resume=self.resume)
+            target.check(resume=self.config.resume)
         locks = [lock for target in self.targets.values() if (lock := target.begin()) is not None]
         try:
             yield from self._fill()
@@ -126,7 +114,7 @@ class TokenExtraction:
         mine = shards[self.processes.rank :: self.processes.world]
         done, total = 0, sum(len(self.spans[number]) for number in mine)
         for number in mine:
-            found = [layer for layer in self.layers if number in lacking[layer]]
+            found = [layer for layer in self.config.layers if number in lacking[layer]]
             parts: dict[str, list[tuple[list[str], torch.Tensor]]] = {layer: [] for layer in found}
             span = self.spans[number]
             for first in span[::BATCH]:
@@ -144,13 +132,15 @@ class TokenExtraction:
 
     def _rows(self, batch: Sequence[Prompt], tokens: Tokens) -> tuple[list[str], torch.Tensor]:
         """Ids and rows of a batch's tokens."""
-        kept = torch.ones_like(tokens.content) if self.padding == "keep" else tokens.content
+        kept = torch.ones_like(tokens.content) if self.config.padding == "keep" else tokens.content
         names = [
             f"{one.id}/{place:03d}"
             for one, inside in zip(batch, kept, strict=True)
             for place in inside.nonzero().flatten().tolist()
         ]
-        rows = tokens.states.cpu()[kept].to(DTYPES[self.dtype])
+        rows = tokens.states.cpu()[kept].to(DTYPES[self.config.dtype])
         if not rows.isfinite().all():
-            raise ValueError(f"activations are not finite in {self.dtype}: store them in bfloat16")
+            raise ValueError(
+                f"activations are not finite in {self.config.dtype}: store them in bfloat16"
+            )
         return names, rows

@@ -1,12 +1,13 @@
 """What the demo can't do, found before its folder is made: a run goes on with the same settings only."""
 
-from typing import Literal
+from dataclasses import replace
 
 import torch
 
 from revelio.activations.config import ExtractConfig
 from revelio.activations.extraction_plan import ExtractionPlan
 from revelio.backbones.base import Backbone, check_request
+from revelio.bounds import derived
 from revelio.data.dataset import ImageDataset
 from revelio.pipelines.demo.config import DemoConfig
 from revelio.sae.model import KSparseAutoencoder
@@ -14,26 +15,18 @@ from revelio.sae.model import KSparseAutoencoder
 
 def pooled_extraction(config: DemoConfig, *, noisy: bool) -> ExtractConfig:
     """How the activations of the k-SAEs are taken; a model without noise takes no timesteps."""
-    return _extraction(config, "mean", config.timesteps if noisy else ())
+    return derived(
+        config,
+        ExtractConfig,
+        timesteps=config.timesteps if noisy else (),
+        mode=config.sae.mode,
+    )
 
 
 def grid_extraction(config: DemoConfig, *, noisy: bool) -> ExtractConfig:
     """How Diff-C's grids are taken."""
-    return _extraction(config, "none", (config.diffc_timestep,) if noisy else ())
-
-
-def _extraction(
-    config: DemoConfig, pool: Literal["mean", "none"], timesteps: tuple[int, ...]
-) -> ExtractConfig:
-    return ExtractConfig(
-        layers=config.layers,
-        timesteps=timesteps,
-        seed=config.seed,
-        pool=pool,
-        batch_size=config.batch_size,
-        mode=config.sae.mode,
-        data=config.data,
-    )
+    pooled = pooled_extraction(config, noisy=noisy)
+    return replace(pooled, pool="none", timesteps=(config.diffc_timestep,) if noisy else ())
 
 
 def check_pictures(config: DemoConfig, train: ImageDataset, test: ImageDataset | None) -> None:

@@ -5,6 +5,7 @@ from itertools import combinations
 from typing import Any
 
 from revelio.activations.store import ActivationStore
+from revelio.bounds import derived
 from revelio.diffc.config import FitConfig
 from revelio.diffc.fit import fit, right_of
 from revelio.pipelines import Report, counted
@@ -118,13 +119,12 @@ def _accuracy(
         test_store.tensor(),
         test_store.labels,
         classes=train_store.classes,
-        config=FitConfig(
-            width=config.width,
-            epochs=config.epochs,
+        config=derived(
+            config,
+            FitConfig,
             batch_size=32,
             learning_rate=1e-3,
             validation=0.0,
-            seed=config.seed,
             seeds=config.diffc_seeds,
             device="cpu",
         ),
