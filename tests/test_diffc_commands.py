@@ -12,7 +12,6 @@ from PIL import Image
 from revelio import cli
 from revelio.backbones.config import BackboneConfig
 from revelio.cli import eval_diffc, train_diffc
-from revelio.config import load_config
 from revelio.data.config import DataConfig
 from revelio.diffc.config import EvalDiffCConfig, TrainDiffCConfig
 from revelio.pipelines import Progress
@@ -20,7 +19,6 @@ from revelio.pipelines.eval_diffc import eval_diffc as eval_diffc_pipeline
 from revelio.pipelines.train_diffc import train_diffc as train_diffc_pipeline
 
 ROOT = Path(__file__).parents[1]
-YAMLS = sorted((ROOT / "configs" / "diffc").glob("*.yaml"))
 BRIEF = ["--epochs", "3", "--width", "8", "--learning-rate", "0.005", "--views", "1"]
 PIXELS = ["--backbone.name", "pixels", "--layer", "pixels", "--timestep", "None"]
 
@@ -32,17 +30,6 @@ def train_flags(data: Path, out: Path) -> list[str]:
 
 def report_of(out: Path) -> dict:
     return json.loads((out / "report.json").read_text())
-
-
-@pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
-def test_configs_load(path: Path) -> None:
-    config = load_config(train_diffc.Config, path)
-    assert config.out == Path("runs/diffc") / path.stem
-    assert path.read_text().startswith("# ")
-
-
-def test_there_are_configs_of_the_papers_runs() -> None:
-    assert {"sd15-pets", "sd15-caltech101", "sd15-fgvc", "dit-pets"} <= {p.stem for p in YAMLS}
 
 
 def test_train_then_eval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -338,7 +325,7 @@ def test_views_that_memory_cannot_hold_are_refused_before_they_are_made(
 ) -> None:
     """36 and 12 pictures of 3 x 32 x 32 numbers in float16, plain and in one view: 0.44 MB for train."""
     flags = train_flags(write_folders(tmp_path / "data", 16), tmp_path / "run")
-    monkeypatch.setattr("revelio.pipelines.train_diffc.available_memory", lambda: free)
+    monkeypatch.setattr("revelio.pipelines.diffc_views.available_memory", lambda: free)
     if free < 4e5:
         line = fails(capsys, *flags)
         assert "the views need 119.8 kB of memory, of which 100.0 kB are available" in line
@@ -354,7 +341,7 @@ def test_views_that_memory_cannot_hold_are_refused_before_they_are_made(
 def test_no_word_on_memory_where_the_system_does_not_tell(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("revelio.pipelines.train_diffc.available_memory", lambda: None)
+    monkeypatch.setattr("revelio.pipelines.diffc_views.available_memory", lambda: None)
     cli.main(train_flags(write_folders(tmp_path / "data", 4), tmp_path / "run"))
     assert report_of(tmp_path / "run")["images"]["test"] == 3
 

@@ -21,13 +21,12 @@ from typing import Any
 
 import torch
 
-from revelio.backbones.loading import dtype_of
 from revelio.bounds import check_fields
 from revelio.data.config import DataConfig
 from revelio.data.dataset import ImageDataset
 from revelio.data.splits import NoSplits
-from revelio.diffc.cache import CacheSettings, drop_cache, fill_cache
-from revelio.diffc.config import ON_LINE, TestConfig, TrainDiffCConfig
+from revelio.diffc.cache import drop_cache
+from revelio.diffc.config import TestConfig, TrainDiffCConfig
 from revelio.diffc.fit import SeedRun, Task, finish_seed, start_seed, summarise
 from revelio.diffc.inputs import (
     check_classes,
@@ -42,15 +41,13 @@ from revelio.diffc.inputs import (
 from revelio.diffc.measures import confusion_png
 from revelio.diffc.model import DiffC, head_macs, load_diffc
 from revelio.diffc.shared import Share
-from revelio.diffc.sources import GridSource
 from revelio.diffc.train import load_training, save_training
 from revelio.diffc.trained_on import trained_on
 from revelio.distributed import Processes, launched, world_size
 from revelio.files import check_folder
 from revelio.hub import FINAL
-from revelio.machine import available_memory, free_disk
-from revelio.machine import size as printed
-from revelio.pipelines import Progress, Report, Reported, counted, silent
+from revelio.pipelines import Progress, Report, Reported, silent
+from revelio.pipelines.diffc_views import keep_views
 from revelio.pipelines.inputs import hashed, open_run
 from revelio.run_dir import Run, write_folder, write_json, write_whole
 from revelio.trust import printable, read_object
@@ -106,7 +103,7 @@ def _train(config: TrainDiffCConfig, processes: Processes, progress: Report) -> 
     live = _open_stored(config) if config.stores else _open_images(config, progress)
     run = open_run(asked, "train-diffc", RESULTS, processes)
     opened = time.monotonic()
-    task = _keep_views(live, config, processes, progress)
+    task = keep_views(live, config, processes, progress)
     viewed = time.monotonic()
     if processes.main:
         contents = {"train": task.source.contents, "test": task.test.contents}
@@ -225,73 +222,6 @@ def _open_stored(config: TrainDiffCConfig) -> Task:
     test, other = open_stores([config.test_store], config.cache_gb)
     check_made(made, other)
     return Task(source, test, tuple(made.pop("classes")), made)
-
-
-def _keep_views(
-    task: Task, config: TrainDiffCConfig, processes: Processes, progress: Report
-) -> Task:
-    """The task with augmented views of train and the plain one of test, computed once.
-
-    Several processes compute each some of the views, into files that all read.
-    Stored grids stay as they are, and so do live ones where every epoch is to make a fresh view.
-    """
-    if config.stores or config.kept_views == ON_LINE:
-        return task
-    cache = CacheSettings(
-        views=config.kept_views,
-        dtype=dtype_of(config.cache_dtype),
-        memory_gb=config.cache_gb if processes.world == 1 else 0.0,
-        batch_size=config.pass_size,
-        folder=config.cache_dir or config.out / "cache",
-        key=task.made,
-    )
-    source = _kept("train grids", task.source, cache, processes, progress)
-    test = _kept("test grids", task.test, replace(cache, views=0), processes, progress)
-    return replace(task, source=source, test=test)
-
-
-def _kept(
-    name: str, source: GridSource, cache: CacheSettings, processes: Processes, progress: Report
-) -> GridSource:
-    total = len(source.ids) * (1 + cache.views)
-    progress(Progress(f"{name}: {total:,} of {_views_cost(source, cache, total)}"))
-    if processes.world > 1:
-        for _ in fill_cache(source, cache, Share(processes.rank, processes.world)):
-            pass
-        processes.wait()
-    told, kept = counted(progress, name, total, "image"), source
-    for state in fill_cache(source, cache):
-        kept = state.grids or kept
-        told(state.images)
-    return kept
-
-
-def _views_cost(source: GridSource, cache: CacheSettings, total: int) -> str:
-    """Shape, size, place and time, the last from one pass; refuses what memory or disk can't hold."""
-    gigabytes, shape = cache.gigabytes(source), "x".join(map(str, source.shape))
-    needed = printed(int(gigabytes * 1e9))
-    where, memory = "in memory", available_memory()
-    if memory is not None and memory / 1e9 < gigabytes <= cache.memory_gb:
-        raise ValueError(
-            f"the views need {needed} of memory, of which {printed(memory)} are available: "
-            "take fewer views, or a smaller cache_gb, which keeps them in files"
-        )
-    if gigabytes > cache.memory_gb:
-        where = f"in {cache.folder}"
-        free = free_disk(cache.folder)
-        if free is not None and gigabytes * 1e9 > free:
-            raise ValueError(
-                f"the views need {needed} in {cache.folder}, where {printed(free)} are free: "
-                "take fewer views, another cache_dir, or views -1 (on-line)"
-            )
-    batch = range(min(cache.batch_size, len(source.ids)))
-    started = time.monotonic()
-    source.grids(batch, 0)
-    seconds = total * (time.monotonic() - started) / len(batch)
-    return (
-        f"{shape}, {gigabytes:.2f} GB {where}, {total / max(seconds, 1e-9):.3g} images/s, about "
-        + (f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min")
-    )
 
 
 def _announce(task: Task, config: TrainDiffCConfig, progress: Report) -> None:
