@@ -9,8 +9,13 @@ import pytest
 
 from revelio.cli import COMMANDS, GROUPS, main
 from revelio.cli.configs import about, shipped_configs
+from revelio.config import load_config
+from revelio.diffc.config import TrainDiffCConfig
+from revelio.sae.config import TrainSAEConfig
+from revelio.steering.config import ExtractTextConfig
 
 ROOT = Path(__file__).parents[1] / "configs"
+DIFFC = sorted((ROOT / "diffc").glob("*.yaml"))
 
 
 def test_every_config_is_listed_with_a_line_of_its_own(capsys) -> None:
@@ -116,3 +121,24 @@ def test_bash_completes(typed: list[str], offered: set[str], bash_script: Path) 
     )
     done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=False)
     assert {word.strip() for word in done.stdout.split()} == offered, done.stderr
+
+
+@pytest.mark.parametrize("path", DIFFC, ids=lambda path: path.stem)
+def test_configs_of_diffc_load(path: Path) -> None:
+    config = load_config(TrainDiffCConfig, path)
+    assert config.out == Path("runs/diffc") / path.stem
+    assert path.read_text().startswith("# ")
+
+
+def test_there_are_diffc_configs_of_the_papers_runs() -> None:
+    assert {"sd15-pets", "sd15-caltech101", "sd15-fgvc", "dit-pets"} <= {p.stem for p in DIFFC}
+
+
+def test_the_presets_of_steering_are_the_published_settings() -> None:
+    settings = {"sd14": (4, 32), "sdxl": (32, 32), "flux": (16, 64)}
+    for name, (expansion, k) in settings.items():
+        tokens = load_config(ExtractTextConfig, ROOT / "steering" / f"{name}.yaml")
+        ksae = load_config(TrainSAEConfig, ROOT / "steering" / f"{name}-ksae.yaml")
+        assert (ksae.expansion, ksae.k, ksae.samples) == (expansion, k, 400_000_000)
+        assert ksae.store == (tokens.out / tokens.layers[0],)
+        assert tokens.padding == "keep"

@@ -384,18 +384,3 @@ def test_a_study_measures_concepts_one_by_one_and_several_targets_are_steered_at
         "--out", tmp_path / "drawn")  # fmt: skip
     apart = pixels(tmp_path / "drawn", "000000-0-+3.png").astype(int)
     assert np.abs(apart - pixels(tmp_path / "both", "000000-0-1.png")).max() <= 1
-
-
-def test_the_presets_are_the_published_settings():
-    from revelio.cli import extract_text, train_ksae
-    from revelio.config import load_config
-    from revelio.sae.config import TrainSAEConfig
-
-    folder = Path(__file__).parent.parent / "configs" / "steering"
-    settings = {"sd14": (4, 32), "sdxl": (32, 32), "flux": (16, 64)}
-    for name, (expansion, k) in settings.items():
-        tokens = load_config(extract_text.Config, folder / f"{name}.yaml")
-        ksae: TrainSAEConfig = load_config(train_ksae.Config, folder / f"{name}-ksae.yaml")
-        assert (ksae.expansion, ksae.k, ksae.samples) == (expansion, k, 400_000_000)
-        assert ksae.store == (tokens.out / tokens.layers[0],)
-        assert tokens.padding == "keep"

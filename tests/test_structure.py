@@ -97,3 +97,25 @@ def test_no_text_of_the_library_names_a_flag() -> None:
     assert not found, found
     seen = flags_named(ROOT / "revelio/command_line.py")
     assert "--config" in seen and len(seen) > 5  # the walk sees texts
+
+
+# Rooms whose files fit in the head, and how long a file and one of `scripts/` may be.
+ROOMS, LINES, SCRIPT_LINES = (*INSTALLED, "tools", "benchmarks", "tests"), 400, 60
+
+
+def test_no_file_is_longer_than_contributing_says() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert f"{LINES} lines at most" in text and f"scripts under {SCRIPT_LINES}" in text
+    allowed = dict.fromkeys(ROOMS, LINES) | {"scripts": SCRIPT_LINES - 1}
+    lengths = {
+        path.relative_to(ROOT).as_posix(): (
+            len(path.read_text(encoding="utf-8").splitlines()),
+            most,
+        )
+        for room, most in allowed.items()
+        for path in (ROOT / room).rglob("*")
+        if path.suffix in (".py", ".cpp", ".h", ".js", ".css", ".j2")
+    }
+    assert len(lengths) > 500  # the walk sees files
+    found = {name: lines for name, (lines, most) in lengths.items() if lines > most}
+    assert not found, f"split by what each part is for: {found}"
