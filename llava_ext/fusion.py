@@ -87,9 +87,9 @@ def check_alignment(kind: Fusion, towers: "Sequence[Tower]") -> list[str]:
 
     Args:
         kind: ``sequence`` pairs nothing, so that nothing can be wrong with it.
-        towers: one or more.
+        towers: none where a cache stands for them: it was told when that was filled.
     """
-    if kind == "sequence":
+    if kind == "sequence" or not towers:
         return []
     first, *others = towers
     raster, seen = token_raster(first.config, first.grid), _probe(first)
