@@ -1,7 +1,8 @@
 """The LLaVA extension proved on two processor cores: train the four rows small, ask held-out questions.
 
 Needs Caltech-101 (`images/`, `train.txt`, `test.txt`), the shipped mini models and `revelio models prepare`.
-Everything lands in --out; a second call goes on where the first one stopped.
+Everything lands in --out; a second call goes on where the first one stopped. `--search` tries learning rates
+on a part of the training photographs instead (`--search --quick --rows clip` is the smallest one).
 """
 
 from pathlib import Path
@@ -19,12 +20,21 @@ def main() -> None:
     page, figures = settings.docs / "llava_mini.md", settings.docs / "llava_mini.json"
     with one_line_errors("llava_mini", "stopped; what is finished is kept, the same call goes on"):
         places = Places(settings.sized(), Path(__file__).resolve().parents[1])
+        from revelio.run_dir import read_json, write_json, write_whole
+
+        if settings.search:
+            from tools.llava_proof.search import search
+
+            write_json(settings.docs / "llava_rates.json", search(places))
+            print(f"wrote {settings.docs / 'llava_rates.json'}")
+            return
         prove(places)
-        from revelio.run_dir import write_json, write_whole
         from tools.llava_proof.page import render
         from tools.llava_proof.report import measure
 
         measured = measure(places)
+        if (rates := settings.docs / "llava_rates.json").is_file():
+            measured["rates"] = read_json(rates)
         write_json(figures, measured)
         write_whole(page, render(measured))
         print(f"wrote {figures} and {page}")

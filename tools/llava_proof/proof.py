@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from revelio.bounds import LearningRate
 from revelio.data.open import open_dataset
 from revelio.run_dir import read_json, write_json
 from tools.llava_proof.questions import (
@@ -69,6 +70,16 @@ class Settings:
     questions: int = 3
     """Questions a photograph in stage 2's conversations, of 3 kinds; the open one is always asked."""
 
+    search: bool = False
+    """Instead of the proof: try pairs of learning rates on three quarters of the training photographs, ask
+    about the others, and write what each pair answers (`llava_rates.json` in `docs`)."""
+
+    pretrain_rates: tuple[LearningRate, ...] = (1e-3, 3e-3, 1e-2)
+    """Stage 1's learning rates that `search` tries."""
+
+    finetune_rates: tuple[LearningRate, ...] = (3e-4, 1e-3, 3e-3)
+    """Stage 2's, each after each of stage 1's."""
+
     at_once: int = 2
     """Trainings at the same time, one thread each."""
 
@@ -85,10 +96,23 @@ class Settings:
 
 @dataclass(frozen=True)
 class Training:
-    """One of a row's trainings."""
+    """One of a row's trainings.
+
+    Attributes:
+        row: which towers.
+        seed: of projectors, adapter and order.
+        rates: stage 1's and stage 2's learning rates; none: the row's own.
+    """
 
     row: str
     seed: int
+    rates: tuple[float, float] | None = None
+
+    def folder(self, stage: str) -> str:
+        """A stage's run: pairs with one rate of stage 1 share that stage."""
+        if self.rates is None:
+            return stage
+        return "-".join([stage, *(f"{rate:g}" for rate in self.rates[: 1 + (stage != "pretrain")])])
 
 
 @dataclass(frozen=True)
@@ -118,7 +142,7 @@ class Places:
 
     def run(self, training: Training, stage: str) -> Path:
         """A run directory."""
-        return self.settings.out / training.row / f"seed-{training.seed}" / stage
+        return self.settings.out / training.row / f"seed-{training.seed}" / training.folder(stage)
 
     @property
     def trainings(self) -> list[Training]:
@@ -137,11 +161,9 @@ def photos(settings: Settings, split: str, per_class: int) -> Photos:
     return choose_photos(dataset, CLASSES, per_class)
 
 
-def write_data(places: Places) -> None:
+def write_data(places: Places, train: Photos, test: Photos) -> None:
     """Records for both stages, for the held-out questions, and for the open ones asked blind."""
     settings = places.settings
-    train = photos(settings, "train", settings.train_images)
-    test = photos(settings, "test", settings.test_images)
     asked, shown = held_out_questions(test), blind_images(test)
     files: dict[str, Any] = {
         "pretrain": captions(train, settings.captions),
@@ -187,13 +209,42 @@ def train_stage(places: Places, training: Training, stage: str, *more: str | Pat
         return
     given: list[str | Path] = ["--data.json", places.data(stage), "--out", run]
     given += ["--stage.seed", str(training.seed), *more, *(["--resume"] if run.is_dir() else [])]
+    if training.rates is not None:
+        given += ["--stage.learning-rate", str(training.rates[stage != "pretrain"])]
     call(command(places, stage, training.row, *given), run.with_suffix(".log"))
 
 
-def train(places: Places, training: Training) -> None:
-    """Both stages; stage 1 in LLaVA's way, where picture and caption alone are the text."""
+def pretrain(places: Places, training: Training) -> None:
+    """Stage 1 in LLaVA's way, where picture and caption alone are the text."""
     train_stage(places, training, "pretrain", "--model.template", "plain")
+
+
+def finetune(places: Places, training: Training) -> None:
+    """Stage 2, on stage 1's projectors."""
     train_stage(places, training, "finetune", "--pretrained", places.run(training, "pretrain"))
+
+
+def train(places: Places, training: Training) -> None:
+    """Both stages."""
+    pretrain(places, training)
+    finetune(places, training)
+
+
+def see(places: Places, row: str) -> None:
+    """The row's towers look at all photographs, once."""
+    words = command(places, "cache", row, "--data.json", places.data("images"))
+    call(words, places.settings.out / row / "cache.log")
+
+
+def check_rows(settings: Settings) -> None:
+    """Refuse a row that there isn't.
+
+    Raises:
+        ValueError: one is unknown.
+    """
+    unknown = [row for row in settings.rows if row not in ROWS]
+    if unknown:
+        raise ValueError(f"unknown row {unknown[0]!r}: choose from {', '.join(ROWS)}")
 
 
 def answer_bench(places: Places, row: str, bench: Path) -> None:
@@ -211,12 +262,11 @@ def prove(places: Places) -> None:
     Raises:
         ValueError: an unknown row, data of other settings, or a command that failed.
     """
-    unknown = [row for row in places.settings.rows if row not in ROWS]
-    if unknown:
-        raise ValueError(f"unknown row {unknown[0]!r}: choose from {', '.join(ROWS)}")
-    write_data(places)
-    for row in places.settings.rows:
-        words = command(places, "cache", row, "--data.json", places.data("images"))
-        call(words, places.settings.out / row / "cache.log")
-    with ThreadPoolExecutor(places.settings.at_once) as pool:
+    settings = places.settings
+    check_rows(settings)
+    train_photos = photos(settings, "train", settings.train_images)
+    write_data(places, train_photos, photos(settings, "test", settings.test_images))
+    for row in settings.rows:
+        see(places, row)
+    with ThreadPoolExecutor(settings.at_once) as pool:
         list(pool.map(lambda training: train(places, training), places.trainings))
