@@ -11,7 +11,7 @@ compared with the key; a judge grades the others, without one they are wrong and
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 if __name__ == "__main__":  # so that it runs from any folder, installed or not
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -43,7 +43,9 @@ class Config(AnswerConfig, Settings):
 
     max_new_tokens: Count = 64
 
-    batch: Count = 1
+    renamed: ClassVar[dict[str, str]] = {"batch": "batch-size"}
+
+    batch_size: Count = 1
     """Questions answered at once; the answers do not depend on it at temperature 0."""
 
 
@@ -87,7 +89,9 @@ def _answers(config: Config, items: "Sequence[Item]") -> list[str]:
         assistant = Assistant.load(
             config.model, device=config.device, dtype=config.dtype, allow=config.allow
         )
-        steps = answer_all(assistant, questions, config.bench, asking, path, batch=config.batch)
+        steps = answer_all(
+            assistant, questions, config.bench, asking, path, batch=config.batch_size
+        )
         with tqdm(total=left, desc="answer", unit="question") as bar:
             for count in steps:
                 bar.update(count)

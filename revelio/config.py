@@ -168,17 +168,21 @@ def completed(config: Any) -> Callable[[str], str]:
     """How the YAML text of an older version's config of the same kind looks today.
 
     Settings that it lacks, because they were added since, get their defaults: a default must therefore be
-    what the program did before it had the setting.
+    what the program did before it had the setting. Those that were renamed since have their new names.
 
     Returns:
         A function of the text; a ValueError says that it holds what is unknown now, or lacks what is
         required.
     """
+    names = {field.name for field in fields(config)}
+    pairs = renamed(type(config)).items()
+    now = {old.replace("-", "_"): new.replace("-", "_") for old, new in pairs}
 
     def fill_up(text: str) -> str:
         values = parse_yaml(text, "config.yaml")
         if not isinstance(values, Mapping):
             raise ValueError(f"config.yaml holds a {kind_of(values)}")
+        values = {key if key in names else now.get(key, key): values[key] for key in values}
         return to_yaml(structure(type(config), values))
 
     return fill_up

@@ -113,11 +113,11 @@ def _of_stores(made: Path) -> dict[str, Words]:
             *("--kernel", "torch", "--checkpoint-every", 1, "--out", out),
         ],
         "train-diffc": lambda out: [
-            *("train-diffc", "--stores", made / "grids", "--test-store", made / "grids"),
+            *("train-diffc", "--store", made / "grids", "--test-store", made / "grids"),
             *("--epochs", 1, "--width", 2, "--out", out),
         ],
         "eval-diffc": lambda out: [
-            *("eval-diffc", "--model", made / "diffc", "--store", made / "grids", "--out", out)
+            *("eval-diffc", "--diffc", made / "diffc", "--store", made / "grids", "--out", out)
         ],
         "top-images": lambda out: ["top-images", *ksae, "--out", out],
         "gallery": lambda out: [
@@ -139,7 +139,7 @@ def _of_stores(made: Path) -> dict[str, Words]:
             *("name-latents", *ksae, "--top", made / "top", "--data.source", made / "images"),
             *("--judge", "sees", "--latents", 2, "--shown", 4, "--checked", 4, "--repeats", 1),
             *NOBODY,
-            *("--side", 24, "--cache", made / "replies" / "names.sqlite", "--out", out),
+            *("--side", 24, "--reply-cache", made / "replies" / "names.sqlite", "--out", out),
         ],
         "convert-ksae": lambda out: [
             *("convert-ksae", "--source", made / "ksae", "--to", "sparsify", "--out", out)
@@ -169,7 +169,7 @@ def _of_models(made: Path) -> dict[str, Words]:
             *("--timesteps", 25, 99, "--most-images", 20, "--out", out),
         ],
         "reproduce": lambda out: [
-            *("reproduce", "figure10", "--scale", "mini", "--model", made / "sd", "--seeds", 1),
+            *("reproduce", "figure10", "--scale", "mini", "--backbones", made / "sd", "--seeds", 1),
             *("--data.source", made / "pets", "--out", out),
         ],
         "demo": lambda out: [
@@ -181,11 +181,17 @@ def _of_models(made: Path) -> dict[str, Words]:
 
 def _of_prompts(made: Path) -> dict[str, Words]:
     """Concepts and pictures of prompts."""
-    draw = ["--prompts", made / "prompts.csv", "--concept", made / "concept", "--steps", 1]
+    draw = ["--prompts-file", made / "prompts.csv", "--concept", made / "concept", "--steps", 1]
     draw += ["--size", 32, "--backbone.name", made / "sd"]
     return {
         "extract-text": lambda out: [
-            *("extract-text", "--prompts", made / "prompts.csv", "--backbone.name", made / "sd"),
+            *(
+                "extract-text",
+                "--prompts-file",
+                made / "prompts.csv",
+                "--backbone.name",
+                made / "sd",
+            ),
             *("--layers", "text_encoder.block1", "--out", out),
         ],
         "concept": lambda out: [
@@ -239,10 +245,10 @@ def _of_benches(made: Path) -> dict[str, Words]:
         "llava-bench judge": lambda out: [
             *("llava-bench", "judge", *bench, "--answers", made / "bench" / "tiny.jsonl"),
             *NOBODY,
-            *("--judge", "reads", "--cache", made / "replies" / "judge.sqlite", "--out", out),
+            *("--judge", "reads", "--reply-cache", made / "replies" / "judge.sqlite", "--out", out),
         ],
         "llava-bench score": lambda out: [
-            *("llava-bench", "score", "--reviews", made / "reviews.jsonl", "--resamples", 9),
+            *("llava-bench", "score", "--reviews", made / "reviews.jsonl", "--bootstrap", 9),
             *("--out", out),
         ],
         "mmvp": lambda out: [

@@ -106,7 +106,7 @@ def test_what_takes_one_row_an_image_refuses_cells(tmp_path):
 
 def test_a_million_images_of_a_paper_sized_layer_are_planned(tmp_path):
     """The bytes alone: SD-1.5's up_ft1 at 512 px has 1280 channels on a 32 x 32 grid."""
-    config = ExtractConfig(cells=64, dtype="float16")
+    config = ExtractConfig(cells=64, store_dtype="float16")
     assert config.row_shape(1280, 32) == (64, 1280)
     plan = ExtractionPlan(
         memory_dataset(3), FakeBackbone(), tmp_path, replace(config, layers=("deep",))

@@ -101,7 +101,7 @@ def test_draws_are_averaged(tmp_path):
 def test_stored_dtype(tmp_path, dtype):
     one, other = memory_dataset(3), FakeBackbone()
     extract(one, other, tmp_path / "32", layers=("deep",), timesteps=(25,))
-    extract(one, other, tmp_path / "16", layers=("deep",), timesteps=(25,), dtype=dtype)
+    extract(one, other, tmp_path / "16", layers=("deep",), timesteps=(25,), store_dtype=dtype)
     full = ActivationStore.open(tmp_path / "32" / "deep-t25-empty-d0").tensor()
     half = ActivationStore.open(tmp_path / "16" / "deep-t25-empty-d0")
     assert torch.equal(half.rows(0, 3), full.to(getattr(torch, dtype)))
@@ -113,7 +113,12 @@ def test_activations_that_overflow_are_refused(tmp_path):
     fake.weights["deep"] = fake.weights["deep"] * 1e6
     with pytest.raises(ValueError, match="deep-t25-empty-d0 are not finite in float16"):
         extract(
-            memory_dataset(3), fake, tmp_path, layers=("deep",), timesteps=(25,), dtype="float16"
+            memory_dataset(3),
+            fake,
+            tmp_path,
+            layers=("deep",),
+            timesteps=(25,),
+            store_dtype="float16",
         )
 
 
@@ -257,7 +262,7 @@ def test_processes_share_the_shards(tmp_path, world):
         ({"pool": "max"}, "pool='max': choose from mean, none"),
         ({"pool": 0}, "pool=0: give 1 or more"),
         ({"pool": True}, "pool=True: choose from mean, none"),
-        ({"dtype": "int8"}, "dtype='int8': choose from float32, float16, bfloat16"),
+        ({"store_dtype": "int8"}, "store_dtype='int8': choose from float32, float16, bfloat16"),
         ({"timesteps": ()}, "draws and prompts need timesteps"),
         ({"timesteps": (1000,)}, "timestep 1000 is outside"),
         ({"prompts": ("generic",)}, "without its texts"),

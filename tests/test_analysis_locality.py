@@ -334,7 +334,7 @@ def test_moved_images_get_the_mean_of_the_draws_that_the_store_is_of(tmp_path):
     [store] = extract_to(
         ExtractRunConfig(
             out=tmp_path / "run", layers=("deep",), timesteps=(200,), draws=3, average_draws=True,
-            pool="none", dtype="float32", seed=4, data=data,
+            pool="none", store_dtype="float32", seed=4, data=data,
             backbone=BackboneConfig(name="noisy-cells"),
         )
     )  # fmt: skip

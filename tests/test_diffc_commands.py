@@ -55,7 +55,7 @@ def test_train_then_eval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "| last epoch, test images: top1 | 1 |" in card and "license" not in card
 
     fresh = write_folders(tmp_path / "fresh", 3, start=900)
-    flags = ["--model", str(out / "final"), "--data.source", str(fresh), "--data.split", "None"]
+    flags = ["--diffc", str(out / "final"), "--data.source", str(fresh), "--data.split", "None"]
     cli.main(["eval-diffc", *flags, "--out", str(tmp_path / "eval")])
     result = report_of(tmp_path / "eval")
     assert (result["top1"], result["images"]) == (1.0, 9)
@@ -75,7 +75,7 @@ def test_eval_without_labels_and_with_unknown_classes(
     for number, name in enumerate(("red", "blue")):
         source = tmp_path / "data" / name / "0.png"
         (flat / f"{number}.png").write_bytes(source.read_bytes())
-    flags = ["eval-diffc", "--model", str(out / "final"), "--data.split", "None"]
+    flags = ["eval-diffc", "--diffc", str(out / "final"), "--data.split", "None"]
     cli.main([*flags, "--data.source", str(flat), "--out", str(tmp_path / "eval")])
     assert "no labels" in capsys.readouterr().out
     assert "top1" not in report_of(tmp_path / "eval")
@@ -148,11 +148,11 @@ def test_stores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("d0", "d1", "test"):
         write_store(tmp_path / name, grids, [f"i{n}" for n in range(24)], labels, settings=made)
     out = tmp_path / "run"
-    flags = ["train-diffc", "--stores", str(tmp_path / "d0"), str(tmp_path / "d1"), *BRIEF]
+    flags = ["train-diffc", "--store", str(tmp_path / "d0"), str(tmp_path / "d1"), *BRIEF]
     assert "test_store" in fails(capsys, *flags)
     cli.main([*flags, "--test-store", str(tmp_path / "test"), "--out", str(out)])
     assert report_of(out)["views"] == 2
-    flags = ["eval-diffc", "--model", str(out / "final"), "--out", str(tmp_path / "eval")]
+    flags = ["eval-diffc", "--diffc", str(out / "final"), "--out", str(tmp_path / "eval")]
     cli.main([*flags, "--store", str(tmp_path / "test")])
     selected = report_of(out)["seeds"][0][report_of(out)["selected"]]
     assert report_of(tmp_path / "eval")["top1"] == selected["test"]["top1"]
@@ -184,7 +184,7 @@ def test_mistakes(
 
 
 def evaluated(model: Path, out: Path, *source: str) -> dict:
-    cli.main(["eval-diffc", "--model", str(model), "--out", str(out), *source])
+    cli.main(["eval-diffc", "--diffc", str(model), "--out", str(out), *source])
     return report_of(out)
 
 
@@ -238,7 +238,7 @@ def test_plain_class_folders_hold_a_fifth_out_which_eval_finds_again(
     hashes = run / "final" / "trained_on.json"
     assert "red" not in hashes.read_text() and "0.png" not in hashes.read_text()
     hashes.write_text('{"format": 1, "pictures": [3], "ids": []}')
-    flags = ["eval-diffc", "--model", str(run / "final"), "--data.source", str(data)]
+    flags = ["eval-diffc", "--diffc", str(run / "final"), "--data.source", str(data)]
     assert "trained_on.json is no list" in fails(capsys, *flags)
     hashes.unlink()
     assert (
@@ -260,7 +260,7 @@ def test_stores_that_were_trained_on_are_left_out(tmp_path: Path) -> None:
         write_store(tmp_path / name, grids[part], names[part], labels[part], settings=made)
     write_store(tmp_path / "x", grids, names, labels, settings=made | {"dataset": "others"})
     out = tmp_path / "run"
-    stores = ["--stores", str(tmp_path / "train"), "--test-store", str(tmp_path / "test")]
+    stores = ["--store", str(tmp_path / "train"), "--test-store", str(tmp_path / "test")]
     cli.main(["train-diffc", *stores, *BRIEF, "--out", str(out)])
     for name, left_out, images in (("test", 0, 8), ("both", 8, 8), ("x", 0, 24)):
         found = evaluated(out / "final", tmp_path / "e" / name, "--store", str(tmp_path / name))
@@ -273,7 +273,7 @@ def test_unlabelled_images_are_refused(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_eval_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    line = fails(capsys, "eval-diffc", "--model", str(tmp_path / "none"))
+    line = fails(capsys, "eval-diffc", "--diffc", str(tmp_path / "none"))
     assert "the folder that train-diffc names" in line
 
 

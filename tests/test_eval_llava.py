@@ -42,7 +42,7 @@ def test_answer_judge_score(
     words += ["--max-new-tokens", "5", "--device", "cpu"]
     alone, together = tmp_path / "alone.jsonl", tmp_path / "together.jsonl"
     main([*words, "--out", str(alone), "--model-id", "tiny"])
-    main([*words, "--out", str(together), "--model-id", "tiny", "--batch", "4"])
+    main([*words, "--out", str(together), "--model-id", "tiny", "--batch-size", "4"])
     assert alone.read_bytes() == together.read_bytes()
     # Other pictures and questions than it was taught, but its words are those that it was taught.
     known = {word for text in WORDS for word in text.split()}

@@ -53,7 +53,7 @@ def scores_of(bench: Path, *words: str) -> dict:
 
 
 def test_pairs_count_whose_both_answers_are_right(bench, capsys) -> None:
-    found = scores_of(bench, "--batch", "3")
+    found = scores_of(bench, "--batch-size", "3")
     assert found["pairs"]["value"] == 2 / 4 and found["questions"]["value"] == 6 / 8
     assert found["chance"] == 0.25 and found["neither a choice nor judged"] == 1
     assert found["one choice for both pictures"]["value"] == 1 / 4

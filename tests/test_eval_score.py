@@ -264,7 +264,7 @@ def test_the_command_prints_the_table_and_writes_the_json(
     a = str(write_jsonl(tmp_path / "a.jsonl", synthetic(5)))
     b = str(write_jsonl(tmp_path / "b.jsonl", synthetic(6, 1.0)))
     out = tmp_path / "deep" / "scores.json"
-    words = ["score", "--reviews", a, b, "--compare", b, "--out", str(out), "--resamples", "50"]
+    words = ["score", "--reviews", a, b, "--compare", b, "--out", str(out), "--bootstrap", "50"]
     main(words)
     text = capsys.readouterr().out
     report = json.loads(out.read_text())

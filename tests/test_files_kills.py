@@ -67,7 +67,7 @@ def diffc_words(root: Path) -> list[str]:
     settings = {"pool": "none", "layer": "mix", "classes": ["a", "b", "c"]}
     for name in ("train", "test"):
         write_store(root / name, grids, [str(i) for i in range(9)], labels, settings=settings)
-    words = ["train-diffc", "--stores", str(root / "train")]
+    words = ["train-diffc", "--store", str(root / "train")]
     words += ["--test-store", str(root / "test"), "--epochs", "1", "--width", "2"]
     return [*words, "--batch-size", "9"]
 

@@ -53,10 +53,10 @@ def words_of(root: Path) -> dict[str, list[str]]:
     return {
         "top-images": ["top-images", *parts],
         "gallery": ["gallery", *parts, "--data.source", str(root / "none")],
-        "eval-diffc": ["eval-diffc", "--model", "x/y", "--store", str(root / "grids")],
+        "eval-diffc": ["eval-diffc", "--diffc", "x/y", "--store", str(root / "grids")],
         "pca-maps": ["pca-maps", "--data.source", str(root / "none")],
         "train-ksae": ["train-ksae", "--store", str(root / "store"), "--resume"],
-        "train-diffc": ["train-diffc", "--stores", str(root / "grids"), "--test-store",
+        "train-diffc": ["train-diffc", "--store", str(root / "grids"), "--test-store",
                         str(root / "grids"), "--resume"],
     }  # fmt: skip
 

@@ -7,7 +7,7 @@ import pytest
 
 from revelio.cli import main
 from revelio.config import renamed, structure
-from tools.flags_page import all_commands, flags_of, flags_page
+from tools.flags_page import IDEAS, all_commands, flags_of, flags_page
 
 FLAGS = [flag for name, cls in all_commands() for flag in flags_of(name, cls)]
 OLD = [
@@ -29,6 +29,15 @@ def test_no_flag_takes_a_number_here_and_a_name_there() -> None:
     for flag in FLAGS:
         kinds[flag.name].add(flag.kind.replace("path", "text"))
     assert [name for name, found in kinds.items() if len(found) > 1] == []
+
+
+def test_what_a_flag_is_is_said_once_or_is_one_idea_in_several_places() -> None:
+    said: dict[str, set[tuple[str, str]]] = defaultdict(set)
+    for flag in FLAGS:
+        said[flag.name].add((flag.kind, flag.help))
+    several = {name for name, found in said.items() if len(found) > 1}
+    assert several - set(IDEAS) == set(), "one meaning a name: rename, or say the idea in IDEAS"
+    assert set(IDEAS) - several == set(), "these are said once: leave them out of IDEAS"
 
 
 @pytest.mark.parametrize(("name", "cls", "before", "now"), OLD)

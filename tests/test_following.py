@@ -206,7 +206,7 @@ def test_a_launchers_variable_that_was_left_over_is_named(
 def test_measures_and_drawings_name_a_command_that_parses(monkeypatch: pytest.MonkeyPatch) -> None:
     from revelio.cli import eval_ksae, probe, steer, zero_shot
 
-    drawn = {"prompts": "p.txt", "out": "runs/drawn"}
+    drawn = {"prompts_file": "p.txt", "out": "runs/drawn"}
     latents = {"layer": "up_ft0", "ksae": ("runs/k",), "latent_values": ("13:2.0",)} | drawn
     backbone = BackboneConfig(name="mini-sd-photo")
     lines = {

@@ -15,6 +15,7 @@ from revelio import cli
 
 # What the tests know by themselves of the settings: where 0, a negative number or nothing has a meaning.
 ZERO = {
+    "timestep_range",
     "timesteps", "timestep", "diffc_timestep", "seed", "order_seed", "random_weights", "workers", "views",
     "warmup_steps", "auxk", "auxk_coefficient", "sparsity", "early_stop", "checkpoint_every", "memory_gib",
     "weight_decay", "decay", "dropout", "validation", "cache_gb", "run", "temperature", "price_in",
@@ -22,7 +23,7 @@ ZERO = {
     "index", "draw", "rank", "warmup", "held_out", "loss_images", "planted", "find", "guidance", "port",
     "specificity", "detector_threshold",
 }  # fmt: skip
-SIGNED = {"weights", "strength", "strengths"}
+SIGNED = {"weights", "strength", "strength_range"}
 NEGATIVE = {"seed", "order_seed", "random_weights", "run", "views"}
 AT_MOST_ONE = {
     "learning_rate",
@@ -54,12 +55,12 @@ WRITTEN_FILES = {
     ("purity", "out"),
     ("probe", "out"),
     ("name-latents", "out"),
-    ("name-latents", "cache"),
-    ("steer-eval", "cache"),
+    ("name-latents", "reply_cache"),
+    ("steer-eval", "reply_cache"),
     ("locality", "out"),
     ("score", "out"),
     ("judge", "out"),
-    ("judge", "cache"),
+    ("judge", "reply_cache"),
     ("answer", "out"),
 }
 EITHER = {"root", "pretrained", "source"}  # a file or a folder
@@ -245,7 +246,7 @@ BOMBS = {
     "infinite": "seed: .inf",
     "an empty name": "backbone: {name: ''}",
     "zero": "batch_size: 0",
-    "a list for a word": "dtype: [float32]",
+    "a list for a word": "store_dtype: [float32]",
     "a mapping for a list": "layers: {a: b}",
     "bytes": "out: !!binary aGVsbG8=",
     "a date": "out: 2020-01-01",

@@ -47,12 +47,12 @@ EXTRACT = [
 EXTRACT += ["--layers", "block1", "--timesteps", "--batch-size", "2", "--shard-rows", "2"]
 KSAE = ["train-ksae", "--store", "rows", "--kernel", "torch", "--steps", "4", "--k", "2"]
 KSAE += ["--expansion", "2", "--batch-size", "10", "--checkpoint-every", "1", "--log-every", "1"]
-DIFFC = ["train-diffc", "--stores", "grids-train", "--test-store", "grids-test"]
+DIFFC = ["train-diffc", "--store", "grids-train", "--test-store", "grids-test"]
 DIFFC += ["--epochs", "3", "--width", "2", "--batch-size", "9"]
 OUTPUTS = {
     "top": ["top-images", "--store", "extract/block1", "--ksae", "sae16", "--out", "top"],
     "purity.json": ["purity", "--top", "top", "--m", "3", "--out", "purity.json", "--latents", "5"],
-    "eval": ["eval-diffc", "--model", "diffc/final", "--store", "grids-test", "--out", "eval"],
+    "eval": ["eval-diffc", "--diffc", "diffc/final", "--store", "grids-test", "--out", "eval"],
     "maps": ["pca-maps", *EXTRACT[1:10], "--out", "maps", "--data.limit", "4", "--side", "16"],
     "gallery": [
         "gallery", "--store", "extract/block1", "--ksae", "sae16", "--top", "top", "--out", "gallery",

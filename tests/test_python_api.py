@@ -80,7 +80,7 @@ def test_texts_that_name_a_model_may_be_paths_and_defaults_stay():
     assert EvalDiffCConfig().out == Path("runs/eval-diffc")
     made = TrainSAEConfig(store="a", out="b")  # pyright: ignore
     assert (made.store, made.out) == ((Path("a"),), Path("b"))
-    assert TrainDiffCConfig(stores=["a", Path("b")]).stores == (Path("a"), Path("b"))  # pyright: ignore
+    assert TrainDiffCConfig(store=["a", Path("b")]).store == (Path("a"), Path("b"))  # pyright: ignore
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_texts_that_name_a_model_may_be_paths_and_defaults_stay():
         (EvalDiffCConfig(batch_size="8"), "batch_size='8': give a whole number"),  # pyright: ignore
         (EvalDiffCConfig(batch_size=8.0), "batch_size=8.0: give a whole number"),  # pyright: ignore
         (EvalDiffCConfig(batch_size=True), "batch_size=True: give a whole number"),  # pyright: ignore
-        (EvalDiffCConfig(model=5), "model=5: give a text"),  # pyright: ignore
+        (EvalDiffCConfig(diffc=5), "diffc=5: give a text"),  # pyright: ignore
         (MeasurePurityConfig(top=7), "top=7: give a list"),  # pyright: ignore
         (MeasurePurityConfig(top=(".", 7)), "top=7: give a path"),  # pyright: ignore
         (TopImagesConfig(batch_size=None), "batch_size=None: give a whole number"),  # pyright: ignore

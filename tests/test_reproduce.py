@@ -58,7 +58,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> ReproduceConfig:
         Image.fromarray(pixels.astype("uint8")).save(root / "images" / name / f"{number}.png")
     return ReproduceConfig(
         out=root / "out",
-        model=(str(root / "tiny-sd"),),
+        backbones=(str(root / "tiny-sd"),),
         data=DataConfig(source=str(root / "images")),
         scale="mini",
         seeds=2,
@@ -144,7 +144,9 @@ def test_classifiers_pictures_and_maps(made: ReproduceConfig, tmp_path: Path) ->
     times = f"{slow['value'] / fast['value']:,.0f} times as fast (paper: 24 and 0.13 s, 185 times)"
     page = (tmp_path / "mini-fixed/table5.md").read_text()
     assert f"- diffc, {fast['value']:.3g} seconds: {times}" in page
-    figure = reproduce("figure7", replace(config, model=(f"sd-2.1={config.model[0]}",)), sizes=TINY)
+    figure = reproduce(
+        "figure7", replace(config, backbones=(f"sd-2.1={config.backbones[0]}",)), sizes=TINY
+    )
     (row,) = figure.result["rows"]
     assert (figure.path.parent / row["gallery"]).is_file() and row["paper"] == 9.67
     (maps,) = reproduce("figure10", config, sizes=TINY).result["rows"]
@@ -154,7 +156,7 @@ def test_classifiers_pictures_and_maps(made: ReproduceConfig, tmp_path: Path) ->
 
 
 def test_a_model_on_pixels_has_no_latents_to_cache(made: ReproduceConfig, tmp_path: Path) -> None:
-    config = replace(made, model=(f"if-i-l={tiny_if(tmp_path / 'tiny-if')}",), seeds=1)
+    config = replace(made, backbones=(f"if-i-l={tiny_if(tmp_path / 'tiny-if')}",), seeds=1)
     rows = [one for one in our_rows(item("figure8").rows, config) if one.row.model == "if-i-l"]
     shared = Shared(config, TINY, tmp_path / "out", rows, silent)
     store = ActivationStore.open(shared.store(rows[0], "test"))
@@ -336,6 +338,6 @@ if __name__ == "__main__":  # one of the processes that test_two_processes_find_
     out, model, images = sys.argv[1:]
     data = DataConfig(source=images)
     config = ReproduceConfig(
-        out=Path(out), model=(model,), data=data, scale="mini", seeds=2, device="cpu"
+        out=Path(out), backbones=(model,), data=data, scale="mini", seeds=2, device="cpu"
     )
     reproduce("table2a", config, sizes=TINY)

@@ -65,7 +65,7 @@ def test_a_released_checkpoint_steers(model: Path, tmp_path: Path, capsys):
     assert concept.vector.shape == (16, 16)
     table = tmp_path / "i2p.csv"
     table.write_text("prompt,sd_seed,sd_guidance_scale\na cat,3,4.0\nb,4,1.0\n")
-    words = ("steer", *where, *FEW, "--concept", tmp_path / "c", "--prompts", table)
+    words = ("steer", *where, *FEW, "--concept", tmp_path / "c", "--prompts-file", table)
     run(*words, "--strength", 0, 20, "--out", tmp_path / "drawn")
     report = json.loads((tmp_path / "drawn" / "report.json").read_text())
     assert [one["seed"] for one in report["prompts"]] == [3, 4]
@@ -85,7 +85,7 @@ def test_latents_of_a_denoisers_layer_from_the_command_line(model: Path, tmp_pat
     ksae.save_pretrained(tmp_path / "ksae")
     prompts = tmp_path / "p.txt"
     prompts.write_text("a cat\n")
-    words = ("steer", "--backbone.name", model, *FEW, "--prompts", prompts)
+    words = ("steer", "--backbone.name", model, *FEW, "--prompts-file", prompts)
     edit = ("--layer", "up_ft0", "--ksae", tmp_path / "ksae", "--operation", "add")
     run(*words, *edit, "--latent-values", "3:40", "--strength", 0, 1, "--out", tmp_path / "drawn")
     names = ("000000-0-+0.png", "000000-0-+1.png")
@@ -114,7 +114,15 @@ def test_latents_of_a_denoisers_layer_from_the_command_line(model: Path, tmp_pat
             "which prompts? give either texts, or a file",
         ),
         (
-            (*edit, "--latent-values", "1", "--column", "text", "--prompts", tmp_path / "t.csv"),
+            (
+                *edit,
+                "--latent-values",
+                "1",
+                "--column",
+                "text",
+                "--prompts-file",
+                tmp_path / "t.csv",
+            ),
             "no text in column 'text': it has prompt",
         ),
         ((*edit, "--latent-values", "1", "--backbone.name", "mini-clip"), "does not draw pictures"),
@@ -132,7 +140,15 @@ def test_latents_of_a_denoisers_layer_from_the_command_line(model: Path, tmp_pat
 def test_pictures_of_other_settings_are_not_replaced(model: Path, tmp_path: Path, capsys):
     ksae_of(16).save_pretrained(tmp_path / "ksae")
     (tmp_path / "p.csv").write_text("prompt,class\na cat,cat\na dog,dog\n")
-    words = ("--backbone.name", model, *FEW, "--prompts", tmp_path / "p.csv", "--layer", "up_ft0")
+    words = (
+        "--backbone.name",
+        model,
+        *FEW,
+        "--prompts-file",
+        tmp_path / "p.csv",
+        "--layer",
+        "up_ft0",
+    )
     words += ("--ksae", tmp_path / "ksae", "--latent-values", 3)
     judged = ("--target", "cat", "--judge", "cli_helpers:see", "--bootstrap", 9)
     for command, more, changed in (
@@ -157,7 +173,7 @@ def test_tokens_to_a_k_sae_to_a_found_concept(model: Path, tmp_path: Path, capsy
     dogs.write_text("\n".join(f"d {letter}" for letter in "abcdef"))
     where = ("--backbone.name", model)
     tokens = tmp_path / "tokens"
-    run("extract-text", *where, "--prompts", cats, "--layers", LAYER, "--out", tokens)
+    run("extract-text", *where, "--prompts-file", cats, "--layers", LAYER, "--out", tokens)
     store = ActivationStore.open(tokens / LAYER)
     assert len(store) == 6 * 6
     run("train-ksae", "--store", tokens / LAYER, "--out", tmp_path / "ksae", "--expansion", 2,
@@ -173,7 +189,7 @@ def test_tokens_to_a_k_sae_to_a_found_concept(model: Path, tmp_path: Path, capsy
     prompts = tmp_path / "p.txt"
     prompts.write_text("cat a\n")
     run("steer", *where, *FEW, "--concept", tmp_path / "cat", "--ksae", tmp_path / "ksae",
-        "--operation", "ablate", "--prompts", prompts, "--strength", 0, 8,
+        "--operation", "ablate", "--prompts-file", prompts, "--strength", 0, 8,
         "--out", tmp_path / "d")  # fmt: skip
     drawn = [pixels(tmp_path / "d", f"000000-0-{s}.png") for s in ("+0", "+8")]
     assert not np.array_equal(*drawn)
@@ -304,7 +320,7 @@ def test_steer_eval_writes_a_table_with_baselines(model: Path, table: Path, tmp_
         run(
             "concept", *where, "--texts", "a cat", *more, "--layer", LAYER, "--out", tmp_path / name
         )
-    words = ("steer-eval", *where, *FEW, "--prompts", table, "--concept", tmp_path / "c",
+    words = ("steer-eval", *where, *FEW, "--prompts-file", table, "--concept", tmp_path / "c",
              "--judge", f"{__name__}:see", "--images-per-prompt", 2)  # fmt: skip
     capsys.readouterr()
     run(*words, "--means", tmp_path / "m", "--target", "cat", "--strength", -5, -0.5,
@@ -346,7 +362,7 @@ def test_steer_eval_writes_a_table_with_baselines(model: Path, table: Path, tmp_
         capsys, *words, "--target", "cat", "--target-column", "kind", *out
     )
     assert "was made of tiny, not of" in fails(
-        capsys, "steer", "--concept", tmp_path / "c", "--prompts", table, *out
+        capsys, "steer", "--concept", tmp_path / "c", "--prompts-file", table, *out
     )
     assert "is of layer text_encoder.block1, not of up_ft0" in fails(
         capsys, "steer", *where, "--concept", tmp_path / "c", "--layer", "up_ft0", "--texts", "a",
@@ -364,7 +380,7 @@ def test_a_study_measures_concepts_one_by_one_and_several_targets_are_steered_at
         run("concept", *where, "--texts", name, "--layer", LAYER, *more, "--out", tmp_path / name)
     with table.open("a") as more:
         more.write("a car,car\n")
-    words = ("steer-eval", *where, *FEW, "--prompts", table, "--concept", tmp_path / "one",
+    words = ("steer-eval", *where, *FEW, "--prompts-file", table, "--concept", tmp_path / "one",
              tmp_path / "two", "--judge", f"{__name__}:see", "--detector", f"{__name__}:score",
              "--strength", 3, "--baselines", "negative-prompt")  # fmt: skip
     run(*words, "--target", "cat", "--each", "--out", tmp_path / "study")
@@ -380,7 +396,7 @@ def test_a_study_measures_concepts_one_by_one_and_several_targets_are_steered_at
     # The same by one concept that is their weighted sum.
     run("concept", "--concepts", tmp_path / "one", tmp_path / "two", *weights, "--out",
         tmp_path / "sum")  # fmt: skip
-    run("steer", *where, *FEW, "--prompts", table, "--concept", tmp_path / "sum", "--strength", 3,
+    run("steer", *where, *FEW, "--prompts-file", table, "--concept", tmp_path / "sum", "--strength", 3,
         "--out", tmp_path / "drawn")  # fmt: skip
     apart = pixels(tmp_path / "drawn", "000000-0-+3.png").astype(int)
     assert np.abs(apart - pixels(tmp_path / "both", "000000-0-1.png")).max() <= 1

@@ -64,7 +64,7 @@ def test_a_saved_diffc_never_imports(workplace, name):
 def test_eval_diffc_imports_only_what_the_user_names(workplace, capsys):
     folder = saved_diffc(workplace / "model", "foreign_code:load")
     pictures = write_folders(workplace / "pictures", 1)
-    words = ["eval-diffc", "--model", str(folder), "--data.source", str(pictures)]
+    words = ["eval-diffc", "--diffc", str(folder), "--data.source", str(pictures)]
     words += ["--data.split", "None", "--device", "cpu", "--workers", "0"]
     with pytest.raises(SystemExit) as stop:
         main(words)

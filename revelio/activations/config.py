@@ -76,7 +76,7 @@ class ExtractConfig(PathFields):
     """So many random cells of each grid, a row each with its place, instead of one row an image; an image's
     cells depend on `seed` and its id only. With `pool` a number: cells of the grid pooled to that side."""
 
-    dtype: StoredDtype = "float32"
+    store_dtype: StoredDtype = "float32"
     """The number format of the stored activations; pooling and averaging are done in float32."""
 
     seed: Seed = 0

@@ -73,7 +73,7 @@ def extract(
             the same call may be repeated.
         progress: called after each batch with where it stands.
         processes: those that share the shards, which all make this call; None: this one alone.
-        settings: further fields of :class:`ExtractConfig` (draws, pool, dtype, seed, vae_cache, ...).
+        settings: further fields of :class:`ExtractConfig` (draws, pool, store_dtype, seed, vae_cache, ...).
 
     Returns:
         The folders of the stores: for each timestep, prompt and draw those of all layers.

@@ -161,7 +161,7 @@ class ExtractionPlan:
         spec = self.backbone.layers[layer]
         shape = self.config.row_shape(spec.channels, max(1, self.image_size[0] // spec.stride))
         names = 4 * shape[0] if self.config.cells else 0
-        return torch.Size(shape).numel() * DTYPES[self.config.dtype].itemsize + names
+        return torch.Size(shape).numel() * DTYPES[self.config.store_dtype].itemsize + names
 
     @cached_property
     def spans(self) -> list[range]:
@@ -229,7 +229,7 @@ class ExtractionPlan:
             "prompt_policy": one.prompt if noised else None,
             "pool": self.config.grid_pool,
             **({"cells_asked": self.config.cells} if self.config.cells else {}),
-            "dtype": self.config.dtype,
+            "dtype": self.config.store_dtype,
             "seed": self.config.seed if noised or self.config.cells else None,
             "draw": draws if noised else None,
             "batch_size": self.batch_size,
@@ -300,7 +300,7 @@ class ExtractionPlan:
                 sums[layer] = sums[layer] + rows if layer in sums else rows
         stored = {}
         for layer, rows in sums.items():
-            mean, cells = (rows / len(one.draws)).to(DTYPES[config.dtype]), None
+            mean, cells = (rows / len(one.draws)).to(DTYPES[config.store_dtype]), None
             if config.cells:
                 grid = (mean.shape[2], mean.shape[3])
                 places = random_cells(ids, grid, config.cells, config.seed)

@@ -3,9 +3,9 @@
 The classifier remembers its class names and how its grids were made, so that it needs only images.
 Without labels it writes what it takes each image for, and no accuracy.
 
-    revelio eval-diffc --model runs/diffc/final --data.source caltech101 --data.split test
-    revelio eval-diffc --model runs/diffc/final --data.source my/photos --out runs/mine
-    revelio eval-diffc --model runs/diffc/final --store runs/test/up_ft1-t25-empty-d0
+    revelio eval-diffc --diffc runs/diffc/final --data.source caltech101 --data.split test
+    revelio eval-diffc --diffc runs/diffc/final --data.source my/photos --out runs/mine
+    revelio eval-diffc --diffc runs/diffc/final --store runs/test/up_ft1-t25-empty-d0
 """
 
 from typing import Any

@@ -7,7 +7,7 @@ is written. A store is a folder `<out>/<layer>-t<timestep>-<prompt policy>-d<dra
     revelio extract --out runs/samples --layers bottleneck up_ft1 --timesteps 25 200
     revelio extract --config configs/extract/sd15-pets.yaml --plan
     revelio extract --config configs/extract/sd15-pets.yaml --resume
-    revelio extract --out runs/cells --layers up_ft1 --cells 64 --dtype float16 --plan
+    revelio extract --out runs/cells --layers up_ft1 --cells 64 --store-dtype float16 --plan
     revelio extract --out runs/dino --backbone.name dinov2-vit-b-14 --layers block11 --timesteps
     torchrun --nproc-per-node 4 -m revelio extract --config configs/extract/sd15-pets.yaml
 """
@@ -29,7 +29,7 @@ SMALL_STORE = 32_768
 class Config(ExtractRunConfig):
     """What to extract, from which images, with which model."""
 
-    renamed: ClassVar[dict[str, str]] = {"latents": "vae-cache"}
+    renamed: ClassVar[dict[str, str]] = {"latents": "vae-cache", "dtype": "store-dtype"}
 
     plan: bool = False
     """Only measure and print what it would cost."""
@@ -62,6 +62,4 @@ def _next(config: Config, store: "ActivationStore") -> Iterator[str]:
     yield following(*ksae, "--out", beside(config.out, "ksae"))
     if config.pool != "mean" and not config.cells and store.labels is not None:
         out = beside(config.out, "diffc")
-        yield following(
-            "train-diffc", "--stores", store.path, "--test-store", "STORE", "--out", out
-        )
+        yield following("train-diffc", "--store", store.path, "--test-store", "STORE", "--out", out)

@@ -3,9 +3,9 @@
 The k-SAE trainer reads them as any other store. An interrupted run goes on with --resume; several processes
 share the prompts.
 
-    revelio extract-text --prompts prompts.txt --layers text_encoder.block1 --out runs/tokens
-    revelio extract-text --config configs/steering/sd14.yaml --prompts i2p.csv
-    torchrun --nproc-per-node 4 -m revelio extract-text --config configs/steering/flux.yaml --prompts P
+    revelio extract-text --prompts-file prompts.txt --layers text_encoder.block1 --out runs/tokens
+    revelio extract-text --config configs/steering/sd14.yaml --prompts-file i2p.csv
+    torchrun --nproc-per-node 4 -m revelio extract-text --config configs/steering/flux.yaml --prompts-file P
 """
 
 from revelio.steering.config import ExtractTextConfig as Config

@@ -2,7 +2,7 @@
 
     revelio reproduce --list
     revelio reproduce table2a --plan
-    revelio reproduce table3 --roots oxford-iiit-pet=/data/pets --model sd-2.1=/models/sd-2.1
+    revelio reproduce table3 --roots oxford-iiit-pet=/data/pets --backbones sd-2.1=/models/sd-2.1
     revelio reproduce table2a --scale mini --roots caltech101=/data/caltech101
     torchrun --nproc-per-node 8 -m revelio reproduce table7
 

@@ -3,9 +3,9 @@
 A concept is added to the prompt's call of the text encoder and subtracted from the unconditional one, so that
 guidance amplifies it. Latents of a denoiser's layer are edited while it samples.
 
-    revelio steer --concept runs/nudity --strength -0.5 0 0.5 --prompts prompts.txt --out runs/drawn
-    revelio steer --layer up_ft0 --ksae K --latent-values 13:2.0 487:0 --strength 0 1 --prompts P --out runs/d
-    revelio steer --concept C --prompts i2p.csv --backbone.name sd-1.4 --limit 20 --out runs/i2p
+    revelio steer --concept runs/nudity --strength -0.5 0 0.5 --prompts-file prompts.txt --out runs/drawn
+    revelio steer --layer up_ft0 --ksae K --latent-values 13:2.0 487:0 --strength 0 1 --prompts-file P --out D
+    revelio steer --concept C --prompts-file i2p.csv --backbone.name sd-1.4 --limit 20 --out runs/i2p
 
 A table's seed and guidance columns (of the I2P prompts) are taken as they are.
 """
@@ -33,5 +33,12 @@ def _next(config: Config) -> str:
     given = {"layer": [config.layer], "ksae": config.ksae, "latent-values": config.latent_values}
     given = {"concept": config.concept} if config.concept else given
     edit = [word for name, each in given.items() if any(each) for word in (f"--{name}", *each)]
-    words = [*edit, *flags(config.backbone, "backbone"), "--prompts", "TABLE", "--target", "CLASS"]
+    words = [
+        *edit,
+        *flags(config.backbone, "backbone"),
+        "--prompts-file",
+        "TABLE",
+        "--target",
+        "CLASS",
+    ]
     return following("steer-eval", *words, "--out", beside(config.out, "eval"))

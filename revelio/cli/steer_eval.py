@@ -5,12 +5,12 @@ what survives. Baselines: the plain model, the concept as negative prompt, the d
 k-SAE (--means), a random direction of the same norm. Writes steering.html, steering.json, sheet.png and every
 picture.
 
-    revelio steer-eval --concept runs/dress --prompts prompts.csv --target dress --judge clip-vit-b-32 \\
+    revelio steer-eval --concept runs/dress --prompts-file prompts.csv --target dress --judge clip-vit-b-32 \\
         --means runs/dress-means --out runs/eval
-    revelio steer-eval --layer up_ft0 --ksae K --latent-values 13 487 --prompts P \\
+    revelio steer-eval --layer up_ft0 --ksae K --latent-values 13 487 --prompts-file P \\
         --target dress --judge my:see --out O
-    revelio steer-eval --concept runs/block0 runs/block1 --each --prompts P --target dress --out study
-    revelio steer-eval --concept runs/nudity --prompts P --target nudity --detector nudenet \\
+    revelio steer-eval --concept runs/block0 runs/block1 --each --prompts-file P --target dress --out study
+    revelio steer-eval --concept runs/nudity --prompts-file P --target nudity --detector nudenet \\
         --judge endpoint:gpt-4o-mini --features dinov2-vit-s-14 --group-column kind --out O
 """
 

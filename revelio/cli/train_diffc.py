@@ -5,7 +5,7 @@ what comes out, and the test set is seen once at the end. Needs labels: class fo
 
     revelio train-diffc --data.source caltech101 --backbone.name sd-1.5 --layer up_ft1 --timestep 25
     revelio train-diffc --config configs/diffc/mini-sd-samples.yaml --out runs/diffc --seeds 3
-    revelio train-diffc --stores runs/train/up_ft1-t25-empty-d0 --test-store runs/test/up_ft1-t25-empty-d0
+    revelio train-diffc --store runs/train/up_ft1-t25-empty-d0 --test-store runs/test/up_ft1-t25-empty-d0
     torchrun --nproc-per-node 2 -m revelio train-diffc --config configs/diffc/sd15-pets.yaml
 
 Two baselines take the same path: `--backbone.name pixels --layer pixels --timestep None` is the picture
@@ -30,10 +30,10 @@ def run(config: Config) -> None:
 def _next(config: Config) -> str:
     from revelio.following import beside, flags, following
 
-    if config.stores:
+    if config.store:
         images = ["--store", config.test_store or "STORE"]
     else:
         images = [*flags(config.data, "data", "root", "image_column", "label_column")]
         images += ["--data.source", config.data.source, "--data.split", config.test.split]
     final, out = config.out / "final", beside(config.out, "eval")
-    return following("eval-diffc", "--model", final, *images, "--out", out)
+    return following("eval-diffc", "--diffc", final, *images, "--out", out)

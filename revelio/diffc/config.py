@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from revelio.backbones.config import BackboneConfig
 from revelio.bounds import (
@@ -213,7 +213,9 @@ class TrainDiffCConfig(FitConfig, GridsConfig, PathFields):
     """How many augmented views of each image are computed once and kept; 0: only the plain view;
     -1: on-line, a fresh one every epoch. None: the mode's (fixed: 4; as_paper, as_code: on-line)."""
 
-    stores: tuple[Folder, ...] = ()
+    renamed: ClassVar[dict[str, str]] = {"stores": "store"}
+
+    store: tuple[Folder, ...] = ()
     """Stored grids to train on instead of images: activation stores written with pool `none`,
     several draws of one layer. They say what `data`, `backbone`, `layer` and `timestep` would."""
 
@@ -254,7 +256,9 @@ class TrainDiffCConfig(FitConfig, GridsConfig, PathFields):
 class EvalDiffCConfig(PathFields):
     """A trained Diff-C, and what it is tested on."""
 
-    model: str = "runs/diffc/final"
+    renamed: ClassVar[dict[str, str]] = {"model": "diffc"}
+
+    diffc: str = "runs/diffc/final"
     """The classifier: a run's folder, its `final` folder, or a hub id."""
 
     data: DataConfig = field(default_factory=lambda: DataConfig(split=TestConfig.split))

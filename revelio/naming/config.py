@@ -28,7 +28,7 @@ class NameLatentsConfig(AskingConfig):
     data: DataConfig = field(default_factory=lambda: DataConfig(source=FROM_STORE))
     """The pictures; from-store: the known data set that the store's manifest names. Matched by id."""
 
-    renamed: ClassVar[dict[str, str]] = {"strongest": "latents"}
+    renamed: ClassVar[dict[str, str]] = {"strongest": "latents", "cache": "reply-cache"}
 
     latents: Count = 50
     """How many latents are named, the strongest first; those that fire on too few images are passed over."""
@@ -55,7 +55,7 @@ class NameLatentsConfig(AskingConfig):
     max_tokens: Count = 300
     """Longest reply."""
 
-    cache: OutFile | None = None
+    reply_cache: OutFile | None = None
     """The file of replies; none: beside the result (names.json -> names.cache.sqlite)."""
 
     out: OutFile | None = None

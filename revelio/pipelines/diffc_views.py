@@ -23,7 +23,7 @@ def keep_views(
     Several processes compute each some of the views, into files that all read.
     Stored grids stay as they are, and so do live ones where every epoch is to make a fresh view.
     """
-    if config.stores or config.kept_views == ON_LINE:
+    if config.store or config.kept_views == ON_LINE:
         return task
     cache = CacheSettings(
         views=config.kept_views,

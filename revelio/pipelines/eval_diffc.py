@@ -2,7 +2,7 @@
 
 from revelio.pipelines.eval_diffc import EvalDiffCConfig, eval_diffc
 
-report = eval_diffc(EvalDiffCConfig(model="runs/diffc/final", data=DataConfig(source="my/photos")))
+report = eval_diffc(EvalDiffCConfig(diffc="runs/diffc/final", data=DataConfig(source="my/photos")))
 report["top1"], report["wilson95"]
 
 The classifier remembers its class names, how its grids were made and what it was trained on; images that it
@@ -86,7 +86,7 @@ def eval_diffc(config: EvalDiffCConfig, progress: Report = silent) -> dict[str, 
     older = Older("report.json", _is_report, lambda found: FILES)
     check_replaceable(config.out, "eval-diffc", FILES, older)
     with claimed(config.out):
-        model = load_diffc(config.model).to(device_of(config.device))
+        model = load_diffc(config.diffc).to(device_of(config.device))
         frozen = f"{model.parameter_count():,} parameters, {model.classes} classes, all frozen"
         progress(Progress(f"Diff-C: {frozen}"))
         opened = _open(config, model, progress)
@@ -95,7 +95,7 @@ def eval_diffc(config: EvalDiffCConfig, progress: Report = silent) -> dict[str, 
                 f"these grids have {opened.source.shape[0]} channels, the classifier takes "
                 f"{model.channels}: give grids of the layer it was trained on"
             )
-        head = {"model": portable(config.model), "sha256": _sha256(config.model)}
+        head = {"model": portable(config.diffc), "sha256": _sha256(config.diffc)}
         head |= {"grids": opened.made, "skipped": opened.skipped}
         check_same_source(
             config.out / "report.json",
@@ -103,7 +103,7 @@ def eval_diffc(config: EvalDiffCConfig, progress: Report = silent) -> dict[str, 
             _made_as(head | {"images": len(opened.source.ids)}),
         )
         logits = _logits(model, opened.source, config.batch_size, progress)
-        known = load_trained_on(config.model)
+        known = load_trained_on(config.diffc)
         seen = known and known.holds(opened.source, opened.made.get("dataset"))
         shares, found = logits.softmax(dim=1).max(dim=1)
         report = head | _measured(model, opened, found, seen)
@@ -155,7 +155,7 @@ def _open(config: EvalDiffCConfig, model: DiffC, progress: Report) -> _Opened:
         return _Opened(source, _own_labels(model, found["classes"], source.labels), found)
     if not can_be_made_again(made):
         raise ValueError(
-            f"{config.model} was trained on stored grids, pooled or of an unknown model: "
+            f"{config.diffc} was trained on stored grids, pooled or of an unknown model: "
             "give a store, made the same way"
         )
     changed = {"backbone": config.backbone, "dtype": config.dtype}

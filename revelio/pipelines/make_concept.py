@@ -68,7 +68,7 @@ def make_concept(config: ConceptConfig) -> Concept:
         "latent_values": _of_latents,
         "concepts": _of_concepts,
     }
-    made = replace(makers[chosen[0]](config), strengths=config.strengths)
+    made = replace(makers[chosen[0]](config), strengths=config.strength_range)
     replace_files(config.out, MAKER, made.save)
     return made
 

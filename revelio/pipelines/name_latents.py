@@ -89,7 +89,7 @@ def name_latents(config: NameLatentsConfig, progress: Report = silent) -> Made:
     if config.estimate:
         return Made(out, cost)
     pictures = _Pictures(store, pictures_of(config.data, store), config.side)
-    with open_cache(config.cache or out.with_suffix(".cache.sqlite")) as cache:
+    with open_cache(config.reply_cache or out.with_suffix(".cache.sqlite")) as cache:
         judge = VisionJudge(config.judge, config.max_tokens, config, cache, progress)
         names = _named(config, judge, pictures, subjects)
         checks = _checked(judge, pictures, subjects, names, shift=0)

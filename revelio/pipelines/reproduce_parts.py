@@ -208,7 +208,7 @@ class Shared:
                 ),
                 processes=self.processes,
                 pool=pool,
-                dtype="float16" if pool == "none" else "float32",
+                store_dtype="float16" if pool == "none" else "float32",
                 seed=self.config.seed,
                 vae_cache=shared / "vae" if cacheable(backbone) else None,
             )

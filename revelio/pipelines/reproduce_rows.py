@@ -154,7 +154,7 @@ def _diffc_config(shared: Shared, ours: OurRow) -> TrainDiffCConfig:
     out = shared.place(ours) / f"diffc-s{config.seeds}"
     if config.mode == "fixed":
         train, test = (shared.store(ours, part) for part in ("train", "test"))
-        return TrainDiffCConfig(**own, out=out, stores=(train,), test_store=test)
+        return TrainDiffCConfig(**own, out=out, store=(train,), test_store=test)
     split = None if ours.data.split else HeldOut.split
     return TrainDiffCConfig(
         **own,
@@ -178,7 +178,7 @@ def _diffc_seconds(shared: Shared, ours: OurRow, run: Path) -> Found:
             times.append(time.monotonic())
 
     asked = EvalDiffCConfig(
-        model=str(run / "final"),
+        diffc=str(run / "final"),
         backbone=ours.backbone.name,
         data=replace(
             ours.data, split=ours.data.split or "test", limit=shared.sizes.zero_shot_images

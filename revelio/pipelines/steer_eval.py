@@ -88,7 +88,7 @@ def steer_eval(config: SteerEvalConfig, progress: Report = silent) -> dict[str, 
             pass  # what can't be is refused before anything is drawn
     total = len(methods) * len(prompts) * config.images_per_prompt
     told = counted(progress, "", total, "picture")
-    cache = config.cache or beside(config.out, "judge").with_suffix(".cache.sqlite")
+    cache = config.reply_cache or beside(config.out, "judge").with_suffix(".cache.sqlite")
     report: dict[str, Any] = {
         "model": layers.name,
         "config": to_plain(config),

@@ -86,14 +86,14 @@ def the_prompts(
     Raises:
         ValueError: there are none, or they are said twice.
     """
-    if (config.prompts is None) == (not config.texts):
+    if (config.prompts_file is None) == (not config.texts):
         raise ValueError("which prompts? give either texts, or a file of prompts")
-    if config.prompts is None:
+    if config.prompts_file is None:
         if class_column is not None:
             raise ValueError("texts name no class: give prompts, a table with a column of classes")
         return prompts_of(config.texts)[: config.limit]
     found = read_prompts(
-        config.prompts,
+        config.prompts_file,
         config.column,
         config.split,
         class_column=class_column,
@@ -149,7 +149,7 @@ def _one_each(what: str, given: Sequence[Any], count: int) -> Sequence[Any]:
 
 def _places(config: EditConfig) -> dict[str, Any]:
     mask = None if config.mask is None else read_mask(config.mask)
-    return {"branch": config.branch, "timesteps": config.timesteps, "mask": mask}
+    return {"branch": config.branch, "timesteps": config.timestep_range, "mask": mask}
 
 
 def _of_latents(

@@ -100,7 +100,7 @@ def _train(config: TrainDiffCConfig, processes: Processes, progress: Report) -> 
     check_folder(config.out)
     started, asked = time.monotonic(), config
     config = _placed(config, processes)
-    live = _open_stored(config) if config.stores else _open_images(config, progress)
+    live = _open_stored(config) if config.store else _open_images(config, progress)
     run = open_run(asked, "train-diffc", RESULTS, processes)
     opened = time.monotonic()
     task = keep_views(live, config, processes, progress)
@@ -218,7 +218,7 @@ def _open_stored(config: TrainDiffCConfig) -> Task:
     """
     if config.test_store is None:
         raise ValueError("stores need test_store, the grids of the test images")
-    source, made = open_stores(config.stores, config.cache_gb)
+    source, made = open_stores(config.store, config.cache_gb)
     test, other = open_stores([config.test_store], config.cache_gb)
     check_made(made, other)
     return Task(source, test, tuple(made.pop("classes")), made)

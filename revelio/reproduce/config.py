@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from revelio.bounds import Count, Device, OutFolder, PathFields, Positive, Seed
 from revelio.data.config import DataConfig
@@ -19,8 +19,10 @@ class ReproduceConfig(PathFields):
     out: OutFolder = Path("runs/reproduce")
     """The folder to write to. Items share it: a row or extraction of one is not made again for another."""
 
-    model: tuple[str, ...] = ()
-    """Models to take, as `PAPER=OURS` (`sd-2.1=/models/sd21`); one without `=` stands in for sd-1.5."""
+    renamed: ClassVar[dict[str, str]] = {"model": "backbones"}
+
+    backbones: tuple[str, ...] = ()
+    """Backbones to take, as `PAPER=OURS` (`sd-2.1=/models/sd21`); one without `=` stands in for sd-1.5."""
 
     data: DataConfig = field(default_factory=lambda: DataConfig(source=FROM_PAPER))
     """The pictures; from-paper: each row's own data set. Any other source (and root) stands in for the first

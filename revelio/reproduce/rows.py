@@ -153,7 +153,7 @@ def our_rows(rows: Iterable[Row], config: ReproduceConfig) -> list[OurRow]:
         ValueError: a setting names no ``PAPER=OURS``.
     """
     rows = list(rows)
-    models, roots = pairs(config.model, MAIN), pairs(config.roots, "")
+    models, roots = pairs(config.backbones, MAIN), pairs(config.roots, "")
     first = rows[0].dataset if rows else ""
     return [_ours(row, config, models, roots, first) for row in rows]
 

@@ -28,7 +28,9 @@ Operation = Literal["scale", "clamp", "ablate", "add"]
 class PromptsConfig(PathFields):
     """Where prompts come from."""
 
-    prompts: str | None = None
+    renamed: ClassVar[dict[str, str]] = {"prompts": "prompts-file"}
+
+    prompts_file: str | None = None
     """A file of one prompt a line, a `.csv` or `.tsv` table with a header, or a Hugging Face data set."""
 
     texts: tuple[str, ...] = ()
@@ -58,7 +60,9 @@ class ExtractTextConfig(PromptsConfig):
     padding: Literal["drop", "keep"] = "drop"
     """Whether the positions after the end of a text get rows; the published k-SAEs were trained on all."""
 
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    renamed: ClassVar[dict[str, str]] = {"dtype": "store-dtype"}
+
+    store_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """The number format of the stored activations."""
 
     shard_prompts: Count = 256
@@ -105,7 +109,7 @@ class ConceptConfig(PathFields):
     class_name: str | None = None
     """Take the pictures of one class of `store` for the concept."""
 
-    renamed: ClassVar[dict[str, str]] = {"latents": "latent-values"}
+    renamed: ClassVar[dict[str, str]] = {"latents": "latent-values", "strengths": "strength-range"}
 
     latent_values: tuple[str, ...] = ()
     """Latents with weights, as `13:2.0`; without a weight it is 1."""
@@ -129,7 +133,7 @@ class ConceptConfig(PathFields):
     positions: Literal["each", "mean"] = "each"
     """A vector for each token position, as released, or the mean over those that are no padding."""
 
-    strengths: tuple[float, float] = (-1.0, 1.0)
+    strength_range: tuple[float, float] = (-1.0, 1.0)
     """The range of strengths that the card suggests."""
 
     seed: Seed = 0
@@ -156,7 +160,7 @@ class EditConfig(PathFields):
     ksae: tuple[str, ...] = ()
     """The k-SAE of that layer: a folder or hub id; of several concepts one for each, or one for all."""
 
-    renamed: ClassVar[dict[str, str]] = {"latents": "latent-values"}
+    renamed: ClassVar[dict[str, str]] = {"latents": "latent-values", "timesteps": "timestep-range"}
 
     latent_values: tuple[str, ...] = ()
     """Latents with values, as `13:2.0 487:0`; without a value it is 0."""
@@ -177,7 +181,7 @@ class EditConfig(PathFields):
     one gets; none: `opposed` for concepts, `conditional` for latents; in Flux's denoiser, whose calls can't
     be told apart, `both`."""
 
-    timesteps: tuple[Index, Index] | None = None
+    timestep_range: tuple[Index, Index] | None = None
     """The first and the last training timestep at which a denoiser's layer is edited (0 is no noise)."""
 
     mask: File | None = None
@@ -284,7 +288,9 @@ class SteerEvalConfig(PromptsConfig, EditConfig, DrawConfig, Settings):
     bootstrap: Count = 2000
     """Resamples of prompts and seeds for the 95 % intervals."""
 
-    cache: OutFile | None = None
+    renamed: ClassVar[dict[str, str]] = {"cache": "reply-cache"}
+
+    reply_cache: OutFile | None = None
     """The file of an endpoint's replies; none: beside the folder (eval -> eval.cache.sqlite)."""
 
     backbone: BackboneConfig = field(default_factory=BackboneConfig)

@@ -74,7 +74,7 @@ class TokenExtraction:
             "prompts_sha256": hashlib.sha256(identity.encode()).hexdigest(),
             "shard_prompts": config.shard_prompts,
             "padding": config.padding,
-            "dtype": config.dtype,
+            "dtype": config.store_dtype,
             "made_with": versions(),
         }
         return {
@@ -138,9 +138,9 @@ class TokenExtraction:
             for one, inside in zip(batch, kept, strict=True)
             for place in inside.nonzero().flatten().tolist()
         ]
-        rows = tokens.states.cpu()[kept].to(DTYPES[self.config.dtype])
+        rows = tokens.states.cpu()[kept].to(DTYPES[self.config.store_dtype])
         if not rows.isfinite().all():
             raise ValueError(
-                f"activations are not finite in {self.config.dtype}: store them in bfloat16"
+                f"activations are not finite in {self.config.store_dtype}: store them in bfloat16"
             )
         return names, rows

@@ -304,7 +304,7 @@ def classifiers(rng: Random, world: World, folder: Path) -> Case:
     else:
         weights = place / "model.safetensors"
         weights.write_bytes(tensors_file(rng, weights.read_bytes(), world.outside))
-    words = ["eval-diffc", "--model", str(place), "--out", str(folder / "out")]
+    words = ["eval-diffc", "--diffc", str(place), "--out", str(folder / "out")]
     if rng.random() < 0.5:
         return case([*words, "--store", str(world.made / "grids")])
     return case([*words, "--data.source", str(world.made / "folders"), "--data.split", "train"])

@@ -178,4 +178,4 @@ def answer_words(world: World, model: Path, out: Path) -> list[str]:
         "--out",
         out,
     ]
-    return [*map(str, words), "--max-new-tokens", "2", "--batch", "6"]
+    return [*map(str, words), "--max-new-tokens", "2", "--batch-size", "6"]

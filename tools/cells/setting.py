@@ -119,7 +119,7 @@ class Work:
                     timesteps=timesteps,
                     draws=drawn,
                     pool="none",
-                    dtype="float16",
+                    store_dtype="float16",
                     data=self.data(setting, part),
                     backbone=self.backbone(setting),
                     resume=True,

@@ -87,12 +87,12 @@ norm of the difference of means."""
 
 USAGE = """\
 ```
-revelio extract-text --prompts captions.txt --layers text_encoder.block1 --padding keep --out runs/tokens
+revelio extract-text --prompts-file captions.txt --layers text_encoder.block1 --padding keep --out runs/tokens
 revelio train-ksae --store runs/tokens/text_encoder.block1 --expansion 4 --k 4 --out runs/ksae
 revelio concept --texts-file dress.txt --against-file others.txt --layer text_encoder.block1 \\
     --ksae runs/ksae --find 64 --out runs/dress
 revelio steer --concept runs/dress --ksae runs/ksae --operation ablate --strength 0 1 3 \\
-    --prompts prompts.txt --out runs/drawn
+    --prompts-file prompts.txt --out runs/drawn
 ```
 
 `revelio steer --concept C` without `--ksae` adds the concept's vector instead, as published, and `revelio

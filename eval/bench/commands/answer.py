@@ -10,6 +10,7 @@ sampled at temperature 0.2; by default the likeliest token is taken, so that ans
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from llava_ext.config import AnswerConfig
 from revelio.bounds import Count, Folder, OutFile
@@ -33,7 +34,9 @@ class Config(AnswerConfig):
 
     max_new_tokens: Count = 512
 
-    batch: Count = 1
+    renamed: ClassVar[dict[str, str]] = {"batch": "batch-size"}
+
+    batch_size: Count = 1
     """Questions answered at once; the answers do not depend on it at temperature 0."""
 
 
@@ -63,7 +66,9 @@ def run(config: Config) -> None:
         assistant = Assistant.load(
             config.model, device=config.device, dtype=config.dtype, allow=config.allow
         )
-        steps = answer_all(assistant, questions, images, asking, config.out, batch=config.batch)
+        steps = answer_all(
+            assistant, questions, images, asking, config.out, batch=config.batch_size
+        )
         with tqdm(total=left, desc="answer", unit="question") as bar:
             for count in steps:
                 bar.update(count)

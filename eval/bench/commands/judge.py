@@ -17,7 +17,7 @@ that was stopped goes on. A reply without two scores is a failure: counted, left
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from eval.bench.files import REFERENCE_FILE, name_ids
 from eval.bench.prompts import SYSTEM, Mode
@@ -78,7 +78,9 @@ class Config(AskingConfig):
     ask_again: bool = False
     """Ask once more where the reply that is kept held no two scores."""
 
-    cache: OutFile | None = None
+    renamed: ClassVar[dict[str, str]] = {"cache": "reply-cache"}
+
+    reply_cache: OutFile | None = None
     """The file of replies; without it, beside --out (reviews.jsonl -> reviews.cache.sqlite)."""
 
 
@@ -97,7 +99,7 @@ def run(config: Config) -> None:
     reference = config.reference or config.bench / REFERENCE_FILE
     requests = read_requests(config.bench, config.answers, reference, config.mode)
     entries = cache_entries(judge, requests, address)
-    path = config.cache or config.out.with_suffix(".cache.sqlite")
+    path = config.reply_cache or config.out.with_suffix(".cache.sqlite")
     rates = Rates(config.price_in, config.price_out)
     with open_cache(path, write=not config.estimate) as cache:
         to_send = missing(cache, entries, ask_again=config.ask_again)

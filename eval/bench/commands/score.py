@@ -38,12 +38,12 @@ class Config(PathFields):
     format: Literal["table", "llava"] = "table"
     """table: with intervals. llava: the lines of LLaVA's published summary, and nothing else."""
 
-    renamed: ClassVar[dict[str, str]] = {"json": "out"}
+    renamed: ClassVar[dict[str, str]] = {"json": "out", "resamples": "bootstrap"}
 
     out: OutFile | None = None
     """Also write everything to this JSON file."""
 
-    resamples: Count = 10_000
+    bootstrap: Count = 10_000
     """Resamples of the bootstrap, shuffles of the permutation test."""
 
     confidence: OpenShare = 0.95
@@ -86,7 +86,7 @@ def make_report(config: Config, files: "list[Scores]") -> dict[str, Any]:
     from revelio.run_dir import sha256
 
     other = read_scores(config.compare, config.mode) if config.compare else None
-    chosen = {"resamples": config.resamples, "confidence": config.confidence, "seed": config.seed}
+    chosen = {"resamples": config.bootstrap, "confidence": config.confidence, "seed": config.seed}
     report: dict[str, Any] = {"format": 1, "mode": config.mode, **chosen, "files": []}
     for file in files:
         entry = {
