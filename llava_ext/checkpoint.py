@@ -33,9 +33,9 @@ from llava_ext.model import LlavaModel
 from llava_ext.model_config import TowerShape
 from llava_ext.processor import RevelioLlavaProcessor
 from revelio.backbones.loading import dtype_of
-from revelio.backbones.source import HUB_ID
 from revelio.config import structure, to_plain
 from revelio.files import names_in, write_folder, write_whole
+from revelio.hub import is_hub_id
 from revelio.run_dir import write_json
 from revelio.trust import read_object
 
@@ -360,7 +360,7 @@ def _folder(path: str | Path, **hub: Any) -> Path:
         if not (Path(path) / CONFIG).is_file():
             raise ValueError(f"{path} holds no {CONFIG}: give the folder of a saved model")
         return Path(path)
-    if not HUB_ID.fullmatch(str(path)):
+    if not is_hub_id(path):
         raise ValueError(f"no model at {path}: give the folder of a saved model, or a hub id")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError

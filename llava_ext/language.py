@@ -21,7 +21,7 @@ from llava_ext.templates import check_template
 from llava_ext.towers import Tower, plain_transforms
 from revelio.backbones.loading import dtype_of, reading
 from revelio.backbones.packaged import PACKAGED, packaged_path
-from revelio.backbones.source import HUB_ID, Source
+from revelio.backbones.source import Source
 from revelio.backbones.weights import (
     TRANSFORMERS,
     check_count,
@@ -31,6 +31,7 @@ from revelio.backbones.weights import (
     read_weights,
     transformers_part,
 )
+from revelio.hub import is_hub_id
 from revelio.tensor_files import tensor_headers
 
 if TYPE_CHECKING:
@@ -367,7 +368,7 @@ def find_language_model(name: str) -> str:
         return str(packaged_path(name))
     if Path(name).expanduser().is_dir():
         return str(Path(name).expanduser())
-    if not HUB_ID.fullmatch(name) or name.startswith((".", "/", "~")):
+    if not is_hub_id(name):
         raise ValueError(
             f"no language model at {name!r}: give a folder, a hub id, or one of {', '.join(PACKAGED)}"
         )

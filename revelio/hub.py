@@ -4,6 +4,7 @@ The hub's own ``save_pretrained`` writes in place, first removes ``config.json``
 their owner can read.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from revelio.files import write_folder
 from revelio.trust import printable
 
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 CARD = "README.md"
 WEIGHTS = "model.safetensors"
 FINAL = "final"  # where a run has its model
@@ -31,6 +33,14 @@ CARD_TEMPLATE = """---
 ```
 """
 LONGEST = 300  # characters of a value
+
+
+def is_hub_id(name: str | Path) -> bool:
+    """Whether what is no path here can be a hub id: `owner/name`, whose first part is no folder here.
+
+    What can't be is a path that is missing: it is told at once, not asked for on the hub.
+    """
+    return bool(HUB_ID.fullmatch(str(name))) and not Path(name).parent.is_dir()
 
 
 def trained(where: str | Path) -> str | Path:

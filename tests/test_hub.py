@@ -10,7 +10,12 @@ import pytest
 from files_helpers import contents
 from sae_helpers import random_model
 
+from llava_ext.checkpoint import load_model
+from llava_ext.language import find_language_model
+from revelio.backbones.registry import find_source
 from revelio.diffc.model import DiffC, load_diffc
+from revelio.hub import is_hub_id
+from revelio.pipelines.inputs import open_sae
 from revelio.sae.model import KSparseAutoencoder
 
 
@@ -104,3 +109,30 @@ def test_a_card_has_the_models_numbers_and_no_license(tmp_path: Path, name: str)
         assert rows[key] == str(config[key])
     assert rows["measured: top-1"] == "0.9877" and "unknown" not in card
     assert "class\\|name" in card and "\x1b" not in card and "<b>" not in card
+
+
+@pytest.mark.parametrize("name", ["runs/x", "runs/x/final", "gone/x/final", "./x", "/gone/x"])
+@pytest.mark.parametrize(
+    "read",
+    [
+        KSparseAutoencoder.from_pretrained,
+        open_sae,
+        load_diffc,
+        find_source,
+        find_language_model,
+        load_model,
+    ],
+)
+def test_a_path_that_is_missing_is_not_asked_for_on_the_hub(
+    read: Callable[[str], Any], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(*_: Any, **__: Any) -> None:
+        raise AssertionError("the hub was asked")
+
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for function in ("hf_hub_download", "snapshot_download"):
+        monkeypatch.setattr(f"huggingface_hub.{function}", asked)
+    with pytest.raises(ValueError, match=name):
+        read(name)
+    assert is_hub_id("owner/name")

@@ -25,7 +25,8 @@ from revelio.backbones.families import (
     family_of,
 )
 from revelio.backbones.packaged import VIT, packaged_backbones, packaged_path
-from revelio.backbones.source import CONFIG_LIMIT, DENOISERS, HUB_ID, Description, Source, kinds_of
+from revelio.backbones.source import CONFIG_LIMIT, DENOISERS, Description, Source, kinds_of
+from revelio.hub import is_hub_id
 from revelio.trust import printable, read_object
 from revelio.wording import did_you_mean
 
@@ -161,9 +162,13 @@ def find_source(name: str, revision: str | None = None) -> Source:
     if "+" in name:
         base, _, denoiser = name.partition("+")
         return _with_denoiser(find_source(base, revision), Path(denoiser))
-    if Path(name).exists() or name.startswith((".", "/", "~")):
+    if (
+        name.startswith((".", "/", "~"))
+        or ("/" in name and not is_hub_id(name))
+        or Path(name).exists()
+    ):
         raise ValueError(f"no model folder at {name}: give a folder, a hub id, or a known name")
-    if HUB_ID.fullmatch(name):
+    if is_hub_id(name):
         return Source(name, name, revision)
     hint = did_you_mean(name, known, "{!r}")
     raise KeyError(

@@ -4,7 +4,6 @@ A folder or hub id is known by its ``model_index.json`` (diffusers pipelines) or
 (transformers models), so that every checkpoint of a supported family loads without being listed anywhere.
 """
 
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,8 +34,6 @@ MOST_LAYERS = 1000
 MOST_SIDE = 16384
 NORMALISATION = {"image_mean", "image_std"}
 CONFIG_LIMIT = 16 * MIB
-
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from revelio.data.sources.folder import levels, open_folder
 from revelio.data.sources.huggingface import (
     Columns,
     hub_splits,
-    is_hub_id,
+    is_dataset_id,
     is_saved_dataset,
     open_splits,
     saved_splits,
@@ -69,7 +69,7 @@ def _open_other(config: DataConfig) -> ImageDataset:
     if path.exists():
         return _open_path(path, config, path.resolve().stem, columns)
     missing = f"no folder or file at {printable(config.source)}"
-    if not is_hub_id(config.source):
+    if not is_dataset_id(config.source):
         known = ", ".join(dataset_names())
         raise ValueError(f"{missing}, and no data set of this name: known ones are {known}")
     try:

@@ -23,7 +23,7 @@ from torch.nn.utils import skip_init
 from revelio.diffc.config import DiffCConfig
 from revelio.diffc.conv import Conv2d
 from revelio.diffc.shared import BatchNorm2d, Dropout, Dropout2d
-from revelio.hub import CARD_TEMPLATE, card_facts, save_whole, trained
+from revelio.hub import CARD_TEMPLATE, card_facts, is_hub_id, save_whole, trained
 from revelio.seeds import generator
 from revelio.tensor_files import read_tensors, tensor_headers
 from revelio.trust import printable, read_object
@@ -159,6 +159,8 @@ def load_diffc(source: str | Path) -> DiffC:
     remedy = "give the folder that train-diffc names at its end, or a hub id"
     if Path(source).exists() and not (Path(source) / "config.json").is_file():
         raise ValueError(f"no Diff-C in {source} (it has no config.json): {remedy}")
+    if not Path(source).exists() and not is_hub_id(source):
+        raise ValueError(f"no Diff-C at {source}: {remedy}")
     if Path(source).is_dir():
         _check_files(Path(source))
     try:

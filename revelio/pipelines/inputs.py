@@ -19,7 +19,7 @@ from revelio.data.open import open_dataset
 from revelio.data.registry import is_registered
 from revelio.distributed import Processes, device_of
 from revelio.following import beside
-from revelio.hub import FINAL, WEIGHTS, trained
+from revelio.hub import FINAL, WEIGHTS, is_hub_id, trained
 from revelio.pipelines import Progress, Report, counted, silent
 from revelio.run_dir import Run
 from revelio.run_settings import difference
@@ -149,7 +149,7 @@ def open_sae(
     inside, shown = sae_folder(path), printable(path)
     if Path(path).is_dir() and not inside:
         raise ValueError(f"{shown} holds no k-SAE ({WEIGHTS}): give a run that has finished")
-    if not inside and (path.count("/") != 1 or path.startswith((".", "/"))):
+    if not inside and not is_hub_id(path):
         raise ValueError(f"no k-SAE at {shown}: give a folder that `revelio train-ksae` wrote")
     chosen = device_of(device)
     model = KSparseAutoencoder.from_pretrained(inside or path).to(chosen)

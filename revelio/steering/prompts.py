@@ -91,13 +91,13 @@ def _csv_rows(path: Path) -> list[dict[str, str]]:
 def _dataset_rows(source: str, split: str | None) -> Iterable[Mapping[str, Any]]:
     from revelio.data.sources.huggingface import (
         hub_splits,
-        is_hub_id,
+        is_dataset_id,
         is_saved_dataset,
         saved_splits,
     )
 
     path = Path(source)
-    if not path.exists() and not is_hub_id(source):
+    if not path.exists() and not is_dataset_id(source):
         raise ValueError(
             f"there is no file of prompts at {printable(source)}: give one prompt a line, a .csv or .tsv "
             "table, or a data set (a folder, or its hub id `owner/name`); prompts themselves are texts"

@@ -5,7 +5,6 @@ file without features of its own works too: pictures are ``struct<bytes, path>``
 ``split`` in a set without splits makes splits.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,13 +20,13 @@ from revelio.data.picture import LIMITS, read_picture
 from revelio.data.sources.labels import class_ids
 from revelio.data.sources.parquet import first_line
 from revelio.data.splits import ALL, choose_split
+from revelio.hub import is_hub_id
 from revelio.trust import file_in, path_in, printable, read_object, regular_file
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 ID_COLUMNS = ("id", "image_id")
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # Endings of files: such a name that is not there is a missing file, not a data set on the hub.
 FILES = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow", ".zip", ".tar", ".gz")
 # What a column of pictures may hold: files, or their paths.
@@ -143,12 +142,12 @@ def _check_saved(path: Path) -> None:
             regular_file(file_in(part, file.get("filename"), what="a data file"))
 
 
-def is_hub_id(name: str) -> bool:
-    """Whether a name can be that of a data set on the hub: `owner/name`, and no file's that is missing.
+def is_dataset_id(name: str) -> bool:
+    """Whether a name can be that of a data set on the hub: `owner/name`, and no path's that is missing.
 
     A single word could be an old-style id; it is far more often a misspelt name.
     """
-    return bool(HUB_ID.fullmatch(name)) and Path(name).suffix.lower() not in FILES
+    return is_hub_id(name) and Path(name).suffix.lower() not in FILES
 
 
 def hub_splits(hub_id: str, revision: str | None = None) -> dict[str, "Dataset"]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from revelio.hub import WEIGHTS, trained
+from revelio.hub import WEIGHTS, is_hub_id, trained
 from revelio.tensor_files import read_tensors, tensor_headers
 from revelio.trust import kind_of, printable, read_object
 
@@ -39,6 +39,8 @@ def saved_files(where: str | Path, **hub: Any) -> tuple[Path, Path]:
     folder = Path(trained(where))
     if folder.is_dir():
         return folder / CONFIG, folder / WEIGHTS
+    if not is_hub_id(where):
+        raise ValueError(f"no k-SAE at {printable(where)}: give a run's folder, or a hub id")
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
