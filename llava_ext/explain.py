@@ -43,13 +43,15 @@ from llava_ext.model import LlavaModel
 from llava_ext.templates import encode
 from llava_ext.towers import seen_square
 from revelio.analysis.gallery.heat_maps import LEVELS, levels
-from revelio.outputs import read_record, replace_files
+from revelio.config import to_plain
+from revelio.outputs import check_same_settings, read_record, replace_files
 from revelio.pages import render_page
 from revelio.run_dir import write_json
 from revelio.sae.model import KSparseAutoencoder
 from revelio.trust import printable
 
 MAKER = "explain"
+RESULT = "explanation.json"
 SIDE = 320  # of a picture on the page, in pixels
 
 
@@ -62,9 +64,10 @@ def explain(config: ExplainConfig) -> dict[str, Any]:
     Raises:
         KeyError: an unknown layer or backbone.
         ValueError: a picture, model or k-SAE can't be read, they don't fit together, or the page's folder
-            holds pictures of the user's.
+            holds pictures of the user's, or a page of other settings.
     """
     _check_place(config)
+    check_same_settings(config.out / RESULT, config)
     pictures = [open_picture(path) for path in config.image]
     ksaes = read_ksaes(config.ksae)
     assistant = Assistant.load(
@@ -78,6 +81,7 @@ def explain(config: ExplainConfig) -> dict[str, Any]:
         ]
         parts.append({"picture": path.name, "answer": asked.answer, "layers": layers})
     found = {"question": config.question, "model": Path(config.model).name, "pictures": parts}
+    found["config"] = to_plain(config)
     replace_files(config.out, MAKER, lambda folder: _write(folder, found, pictures, assistant))
     return found
 
@@ -241,7 +245,7 @@ def _write(
     folder: Path, found: dict[str, Any], pictures: Sequence[Image.Image], assistant: Assistant
 ) -> None:
     """The page, its pictures and the numbers."""
-    write_json(folder / "explanation.json", found)
+    write_json(folder / RESULT, found)
     (folder / "pictures").mkdir()
     aspect = assistant.model.settings.aspect
     for number, (picture, part) in enumerate(zip(pictures, found["pictures"], strict=True)):

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from revelio.config import completed, to_yaml
 from revelio.files import (
     check_folder,
     check_place,
@@ -24,6 +25,7 @@ from revelio.files import (
     write_whole,
 )
 from revelio.lock import is_mine, take_lock
+from revelio.run_settings import difference
 from revelio.trust import file_in, path_in, printable, read_object
 
 RECORD = ".revelio-files.json"
@@ -186,3 +188,26 @@ def has_keys(*keys: str) -> Callable[[Path], bool]:
 
 def _write_record(path: Path, files: dict[str, list[str]]) -> None:
     write_whole(path / RECORD, json.dumps({"format": 1, "files": files}, indent=1) + "\n")
+
+
+def check_same_settings(path: Path, config: Any) -> None:
+    """See that an earlier result, which is about to be replaced, was made with the same settings.
+
+    Args:
+        path: its JSON file, where there is one, which holds the settings as `config`, or does not say.
+        config: the settings of the new result; its `out` is where both go.
+
+    Raises:
+        ValueError: it was made with others; the first is named.
+    """
+    if not path.is_file() or (said := read_object(path).get("config")) is None:
+        return
+    earlier = json.dumps(said, ensure_ascii=False)
+    # A setting that the earlier version did not know had the value that is the default now.
+    with suppress(ValueError):
+        earlier = completed(config)(earlier)
+    if (said := difference(earlier, to_yaml(config))) is not None:
+        raise ValueError(
+            f"{printable(config.out)} holds a result of {said}: give another place to write to, or remove "
+            "it first"
+        )

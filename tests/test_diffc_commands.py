@@ -369,7 +369,7 @@ def test_from_python_it_returns_what_it_made_and_prints_nothing(
     }
     model = made.model()
     again = EvalDiffCConfig(
-        model=str(made.path / "final"), data=replace(data, split="test"), out=tmp_path / "eval"
+        diffc=str(made.path / "final"), data=replace(data, split="test"), out=tmp_path / "eval"
     )
     found = eval_diffc_pipeline(again)
     assert found == report_of(tmp_path / "eval") and found["classes"] == list(model.class_names)

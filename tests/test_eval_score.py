@@ -279,6 +279,12 @@ def test_the_command_prints_the_table_and_writes_the_json(
     assert report["files"][1]["difference"]["all"]["p"] == 1 and report["mode"] == "fixed"
     main(words)
     assert json.loads(out.read_text()) == report
+    capsys.readouterr()
+    for other in (["--seed", "3"], ["--mode", "as_paper"], ["--reviews", a]):
+        with pytest.raises(SystemExit):
+            main([*words, *other])
+        assert "is the result of another store, model or k-SAE" in capsys.readouterr().err
+        assert json.loads(out.read_text()) == report
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,9 @@ def test_a_table_of_probes_is_the_probes_own(stores, tmp_path, capsys):
     )
     found = probe(config)
     assert capsys.readouterr().out == "" and json.loads(found.path.read_text()) == found.result
+    with pytest.raises(ValueError, match="holds a result of `seeds: 2`, not `seeds: 1`"):
+        probe(replace(config, seeds=1))
+    assert json.loads(found.path.read_text()) == found.result
     by_name = {(entry["store"], entry["probe"]): entry for entry in found.entries}
     assert len(by_name) == 6 and found.result["chance"] == pytest.approx(1 / 3)
     labels, test_labels = np.arange(90) % 3, np.arange(150) % 3

@@ -124,7 +124,7 @@ def test_a_purity_table_and_a_diffc_table_end_to_end(made: ReproduceConfig) -> N
 def test_two_processes_find_what_one_does(made: ReproduceConfig, tmp_path: Path) -> None:
     """Passes and rows are divided: each process trains some, and all numbers are those of one process."""
     one = reproduce("table2a", made, sizes=TINY).result
-    in_two(Path(__file__), tmp_path, made.model[0], made.data.source)
+    in_two(Path(__file__), tmp_path, made.backbones[0], made.data.source)
     two = json.loads((tmp_path / "mini-fixed/table2a.json").read_text())
     assert two["rows"] == one["rows"] and two["orderings"] == one["orderings"]
 

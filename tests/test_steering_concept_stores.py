@@ -40,6 +40,11 @@ def test_a_k_sae_reads_pictures_as_it_was_trained(tmp_path: Path, rows_are: str)
     given = {"store": store, "class_name": "a", "ksae": str(tmp_path / "ksae")}
     found = make_concept(ConceptConfig(out=tmp_path / "f", find=3, specificity=0.5, **given))
     whole = make_concept(ConceptConfig(out=tmp_path / "w", codes="sparse", **given))
+    before = (tmp_path / "w" / "concept.safetensors").read_bytes()
+    make_concept(ConceptConfig(out=tmp_path / "w", codes="sparse", **given))
+    with pytest.raises(ValueError, match="is the result of another store, model or k-SAE"):
+        make_concept(ConceptConfig(out=tmp_path / "w", find=3, specificity=0.5, **given))
+    assert (tmp_path / "w" / "concept.safetensors").read_bytes() == before
     # By hand: the codes of each cell by itself, or of their mean, image by image.
     codes = torch.zeros(20, 32)
     for image, grid in enumerate(ActivationStore.open(store).tensor()):
@@ -48,7 +53,7 @@ def test_a_k_sae_reads_pictures_as_it_was_trained(tmp_path: Path, rows_are: str)
         for one in seen:
             kept = ksae.encode(one[None])
             for value, latent in zip(kept.values[0], kept.indices[0], strict=True):
-                codes[image, latent] += float(value) / len(seen)
+                codes[image, latent] += float(value.detach()) / len(seen)
     expected = find_latents(codes[:10], codes[10:], count=3, specificity=0.5)
     assert found.latents is not None
     assert tuple(found.latents) == expected.latents

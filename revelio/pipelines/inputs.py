@@ -1,8 +1,6 @@
 """What configs name, opened once and passed on; and where results of a k-SAE go by default."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,6 @@ from revelio.following import beside
 from revelio.hub import FINAL, WEIGHTS, is_hub_id, trained
 from revelio.pipelines import Progress, Report, counted, silent
 from revelio.run_dir import Run
-from revelio.run_settings import difference
 from revelio.sae.kernels.select import COMPILING, fastest_kernel, must_compile
 from revelio.sae.model import KSparseAutoencoder
 from revelio.trust import printable, read_object
@@ -185,29 +182,6 @@ def check_same_source(path: Path, sources: Callable[[dict[str, Any]], Any], ours
         raise ValueError(
             f"{printable(path)} is the result of another store, model or k-SAE, or of other settings: give "
             "another place to write to, or remove it first"
-        )
-
-
-def check_same_settings(path: Path, config: Any) -> None:
-    """See that an earlier result, which is about to be replaced, was made with the same settings.
-
-    Args:
-        path: its JSON file, where there is one, which holds the settings as `config`.
-        config: the settings of the new result.
-
-    Raises:
-        ValueError: it was made with others; the first is named.
-    """
-    if not path.is_file():
-        return
-    earlier = json.dumps(read_object(path).get("config"), ensure_ascii=False)
-    # A setting that the earlier version did not know had the value that is the default now.
-    with suppress(ValueError):
-        earlier = completed(config)(earlier)
-    if (said := difference(earlier, to_yaml(config))) is not None:
-        raise ValueError(
-            f"{printable(path.parent)} holds a result of {said}: give another place to write to, or remove "
-            "it first"
         )
 
 

@@ -1,7 +1,9 @@
 """A concept from whatever says it: texts, stores of pictures, latents, other concepts."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -10,7 +12,7 @@ from torch import Tensor
 from revelio.activations.store import ActivationStore
 from revelio.analysis.top_images import pooled
 from revelio.outputs import check_replaceable, replace_files
-from revelio.pipelines.inputs import check_alike
+from revelio.pipelines.inputs import check_alike, check_same_source
 from revelio.pipelines.steer_parts import (
     check_trained_on,
     open_ksae,
@@ -44,7 +46,8 @@ def make_concept(config: ConceptConfig) -> Concept:
 
     Raises:
         KeyError: an unknown model or layer.
-        ValueError: it is said in no way or in several, or the parts don't fit; nothing is written.
+        ValueError: it is said in no way or in several, the parts don't fit, or another concept stands at
+            ``config.out``; nothing is written.
     """
     check_replaceable(config.out, MAKER, (TENSORS, CARD))
     ways = {
@@ -69,8 +72,13 @@ def make_concept(config: ConceptConfig) -> Concept:
         "concepts": _of_concepts,
     }
     made = replace(makers[chosen[0]](config), strengths=config.strength_range)
+    check_same_source(config.out / CARD, _as_text, _as_text(made.card()))
     replace_files(config.out, MAKER, made.save)
     return made
+
+
+def _as_text(card: Mapping[str, Any]) -> str:
+    return json.dumps(card, sort_keys=True)
 
 
 def _of_texts(config: ConceptConfig) -> Concept:

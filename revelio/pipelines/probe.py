@@ -18,8 +18,9 @@ import numpy as np
 from revelio.activations.store import ActivationStore
 from revelio.analysis.top_images import pooled
 from revelio.bounds import check_fields
+from revelio.config import to_plain
 from revelio.distributed import device_of
-from revelio.outputs import check_file, has_keys
+from revelio.outputs import check_file, check_same_settings, has_keys
 from revelio.pipelines import Made, Report, counted, silent
 from revelio.pipelines.eval_stores import shared_images
 from revelio.pipelines.inputs import check_alike
@@ -76,10 +77,12 @@ def probe(config: ProbeConfig, progress: Report = silent) -> ProbedStores:
 
     Raises:
         ValueError: stores without labels, of other images or classes, a class with one image, a value outside
-            its bounds, or another file stands at ``config.out``.
+            its bounds, or another file, or a table of other settings, stands at
+            ``config.out``.
     """
     check_fields(config)
     check_file(config.out, has_keys("entries", "chance", "test_images"), "a table of probes")
+    check_same_settings(config.out, config)
     pairs = _open_pairs(config)
     total = len(pairs) * len(config.probes) * config.seeds
     count = counted(progress, "probes", total, "training")
@@ -100,6 +103,7 @@ def probe(config: ProbeConfig, progress: Report = silent) -> ProbedStores:
         # What the commonest class of the test images alone would reach.
         "chance": float(np.bincount(labels).max() / len(labels)),
         "seeds": config.seeds,
+        "config": to_plain(config),
         "versions": versions(),
     }
     write_json(config.out, result)

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from revelio.config import to_plain
-from revelio.outputs import check_replaceable, replace_files
+from revelio.outputs import check_replaceable, check_same_settings, replace_files
 from revelio.pipelines import Report, Reported, counted, silent
-from revelio.pipelines.inputs import check_same_settings
 from revelio.pipelines.steer_parts import build_edits, open_pipeline, the_prompts
 from revelio.run_dir import versions, write_json
 from revelio.steering.config import SteerConfig

@@ -15,9 +15,8 @@ from revelio.backbones.diffusion.pipeline_layers import PipelineLayers
 from revelio.config import to_plain
 from revelio.data.picture import read_picture
 from revelio.following import beside
-from revelio.outputs import check_replaceable, replace_files
+from revelio.outputs import check_replaceable, check_same_settings, replace_files
 from revelio.pipelines import Report, counted, silent
-from revelio.pipelines.inputs import check_same_settings
 from revelio.pipelines.steer import PICTURES, SHEET, at_strength
 from revelio.pipelines.steer_judges import REPLY_TOKENS, Eye, open_eye
 from revelio.pipelines.steer_page import write_page

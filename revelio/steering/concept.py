@@ -69,14 +69,9 @@ class Concept:
         change = Direction(self.vector)
         return Edit(self.layer, change, self.vector.shape[1], strength, branch, timesteps, mask)
 
-    def save(self, folder: str | Path) -> None:
-        """Write the two files.
-
-        Raises:
-            ValueError: something else is in the way.
-            OSError: they can't be written.
-        """
-        card = {
+    def card(self) -> dict[str, Any]:
+        """What is said of it beside its vector, as plain values."""
+        return {
             "format": FORMAT,
             "kind": "concept",
             "model": self.model,
@@ -88,9 +83,17 @@ class Concept:
             "made": dict(self.made),
         }  # fmt: skip
 
+    def save(self, folder: str | Path) -> None:
+        """Write the two files.
+
+        Raises:
+            ValueError: something else is in the way.
+            OSError: they can't be written.
+        """
+
         def write(into: Path) -> None:
             save_file({"vector": self.vector.float().cpu().contiguous()}, into / TENSORS)
-            write_json(into / CARD, card)
+            write_json(into / CARD, self.card())
 
         write_folder(Path(folder), write)
 

@@ -59,12 +59,15 @@ def run(config: Config) -> None:
     from eval.bench.table import llava_summary
     from revelio.following import following
     from revelio.outputs import check_file, has_keys
+    from revelio.pipelines.inputs import check_same_source
     from revelio.run_dir import write_json
 
     if config.out is not None:
         check_file(config.out, has_keys("format", "mode", "files"), "a table of scores")
     files = [read_scores(path, config.mode) for path in config.reviews]
     report = make_report(config, files)
+    if config.out is not None:
+        check_same_source(config.out, _made_as, _made_as(report))
     if config.format == "llava":
         for file in files:
             print(llava_summary(file.path.stem, file.counted, config.mode))
@@ -77,6 +80,13 @@ def run(config: Config) -> None:
     if config.format == "table" and config.compare is None:
         compare = ["--reviews", *config.reviews, "--compare", "REVIEWS", "--out", "scores.json"]
         print(f"\n{following('llava-bench', 'score', *compare)}")
+
+
+def _made_as(report: dict[str, Any]) -> Any:
+    """Which reviews are scored and how, to be compared: the reviews themselves may have grown."""
+    how = [report.get(key) for key in ("mode", "resamples", "confidence", "seed")]
+    compared = [(one.get("compared_with") or {}).get("reviews") for one in report["files"]]
+    return [how, [one["reviews"] for one in report["files"]], compared]
 
 
 def make_report(config: Config, files: "list[Scores]") -> dict[str, Any]:
