@@ -1,5 +1,6 @@
 """k-SAEs inside the model: loss recovered and ablations, against plain hooks and closed forms."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -228,6 +229,30 @@ def test_the_effect_of_what_the_model_reads_is_above_a_random_directions() -> No
         unread.W_dec.copy_(unread.W_dec.roll(4, 1))
     (entries, _), *_ = _ablated(unread)
     assert entries["effect"]["value"] < -5
+
+
+def test_what_some_half_says_nothing_of_is_left_out() -> None:
+    """One live latent, and a half without the images that it is strongest on, or without any: no interval."""
+    rows, labels = classes_in_channels()
+    model = reading(8, 8, 1)
+    with torch.no_grad():
+        model.b_enc[1:] = -10.0
+    codes = {"k-SAE": encoded(model, rows), "random": encoded(KSparseAutoencoder(8, 8, 1), rows)}
+    silent = torch.ones(len(rows), dtype=torch.bool)
+    silent[codes["k-SAE"].top(0)[0][:5]] = False
+    downstream = Channels(Passing(), "x", rows[:, None], batch_size=64)
+    every = torch.ones_like(halves(len(rows), 0))
+    reader = Reader.of(downstream, held_out(rows, labels, every, 0))
+    assert reader is not None
+    for first, effect in ((every[0], True), (silent, False)):
+        subsets = torch.cat([first[None], every[1:]])
+        entries, _ = ablations(downstream, codes, held_out(rows, labels, subsets, 0), reader)
+        assert ("effect" in entries) == effect and "ablation" in entries
+        json.dumps(entries, allow_nan=False)
+    images = held_out(rows, labels, torch.cat([~every[:1], every[1:]]), 0)
+    assert ablations(downstream, codes, images, reader) == ({}, {})
+    entries, told = recovered(downstream, {"k-SAE": model}, rows.mean(0), images, reader)
+    assert "downstream probe" not in entries and "accuracy" not in told
 
 
 def test_of_trainings_that_differ_nothing_is_told_apart() -> None:

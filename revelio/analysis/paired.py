@@ -14,6 +14,7 @@ whose degrees of freedom stand for the noise of V, give the interval. What it co
 `docs/intervals.md`. Of several controls the intervals hold jointly (Bonferroni).
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -74,6 +75,12 @@ def measured(
     whole = statistic(torch.ones(subsets.shape[1], dtype=torch.bool))
     each = [statistic(subset) for subset in subsets]
     return Measured(whole, torch.tensor(each, dtype=torch.float64), steady)
+
+
+def defined(found: Measured) -> Measured | None:
+    """The measure; None where it says nothing (NaN) on some subset: then it has no interval."""
+    values = [found.whole, *found.subsets.tolist()]
+    return found if all(map(math.isfinite, values)) else None
 
 
 def difference(ours: Measured, other: Measured, confidence: float = 0.95) -> dict[str, Any]:

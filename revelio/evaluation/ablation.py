@@ -26,7 +26,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from revelio.analysis.paired import Measured, against, measured
+from revelio.analysis.paired import Measured, against, defined, measured
 from revelio.evaluation.downstream import Change, Downstream, Reader
 from revelio.evaluation.encoded import Encoded
 from revelio.evaluation.measures import HeldOut, detector
@@ -127,8 +127,8 @@ def ablations(
 
     Returns:
         ``effect`` and ``ablation``, as :func:`revelio.analysis.paired.against` gives them; and the two parts
-        of ``ablation``, in nats: ``own``, ``others``. What has no latent that is active on enough images is
-        left out.
+        of ``ablation``, in nats: ``own``, ``others``. What has no latent that is active on enough images, or
+        none of whose images is in some half, is left out.
     """
     first, *_ = codes
     effects = {name: _effect(downstream, one, images, seed, source) for name, one in codes.items()}
@@ -145,7 +145,8 @@ def ablations(
         others = _of_equal_mass(codes[first], ours)
         drops[OTHER] = _drop(downstream, codes[first], images, reader, others, source)
         found["ablation"] = {name: _selective(one, images) for name, one in drops.items()}
-        told = {name: _parts(one, images) for name, one in drops.items()}
+        known = [name for name, one in found["ablation"].items() if one is not None]
+        told = {name: _parts(drops[name], images) for name in known}
     entries = {}
     for measure, each in found.items():
         value = each.pop(first)
@@ -177,7 +178,7 @@ def _effect(
         # A latent all of whose images are left out says nothing.
         return float(ratios.clamp(min=1e-12).log().nanmean())
 
-    return measured(mean_log_ratio, images.subsets)
+    return defined(measured(mean_log_ratio, images.subsets))
 
 
 def _detectors(codes: Encoded, images: HeldOut) -> Int64[Tensor, " classes"]:
@@ -238,12 +239,12 @@ def _means(
     return tuple((known * part).sum(1) / part.sum(1) for part in (own, others))  # type: ignore[return-value]
 
 
-def _selective(drop: Float[Tensor, "classes images"], images: HeldOut) -> Measured:
+def _selective(drop: Float[Tensor, "classes images"], images: HeldOut) -> Measured | None:
     def selectivity(kept: Tensor) -> float:
         own, others = _means(drop, images, kept)
         return float((own - others).nanmean())
 
-    return measured(selectivity, images.subsets)
+    return defined(measured(selectivity, images.subsets))
 
 
 def _parts(drop: Float[Tensor, "classes images"], images: HeldOut) -> dict[str, float]:

@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from revelio.analysis.paired import Measured, against, interval, measured
+from revelio.analysis.paired import Measured, against, defined, interval, measured
 from revelio.evaluation.downstream import Change, Downstream, Reader, Replace, replaced
 from revelio.evaluation.measures import HeldOut
 from revelio.sae.inputs import Source
@@ -126,8 +126,13 @@ def loss_recovered(
     return measured(lambda kept: float(gained[kept].sum() / whole[kept].sum()), subsets)
 
 
-def _accuracy(downstream: Downstream, outputs: Tensor, images: HeldOut, reader: Reader) -> Measured:
+def _accuracy(
+    downstream: Downstream, outputs: Tensor, images: HeldOut, reader: Reader
+) -> Measured | None:
     assert images.labels is not None
     features = downstream.features(outputs, torch.arange(len(downstream)))
     right = reader.log_probabilities(features).nan_to_num(-torch.inf).argmax(1) == images.labels
-    return measured(lambda kept: float(right[kept & images.judged].double().mean()), images.subsets)
+    share = measured(
+        lambda kept: float(right[kept & images.judged].double().mean()), images.subsets
+    )
+    return defined(share)
