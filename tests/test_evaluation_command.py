@@ -143,7 +143,7 @@ def test_k_saes_of_several_normalized_stores_are_measured_to_the_end(tmp_path: P
                 learning_rate=1e-2, warmup_steps=1, held_out=0.0, normalize="per-dimension",
             )
         )[0].path)
-        for s in range(3)
+        for s in range(2)
     )  # fmt: skip
     found = [
         eval_sae(
@@ -292,7 +292,11 @@ def test_means_over_draws_are_not_measured_in_the_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rows", ["images", "cells"])
-def test_loss_recovered_of_an_extraction(tmp_path: Path, rows: Rows) -> None:
+def test_loss_recovered_of_an_extraction(
+    tmp_path: Path, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Passes of the model are what this test takes: eight ablated latents a k-SAE, not twenty.
+    monkeypatch.setattr("revelio.evaluation.ablation.LATENTS", 8)
     model = tiny_sd(tmp_path / "sd")
     (tmp_path / "photos").mkdir()
     for number in range(100):
@@ -310,7 +314,8 @@ def test_loss_recovered_of_an_extraction(tmp_path: Path, rows: Rows) -> None:
         store=store.path,
         ksae=runs,
         out=tmp_path / "o",
-        loss_images=60,
+        loss_images=40,
+        batch_size=40,
         data=data,
         backbone=backbone,
         overlap="allow",
