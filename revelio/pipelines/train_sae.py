@@ -8,7 +8,7 @@ made.report["fvu"], made.model()
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -126,8 +126,7 @@ def expand(config: TrainSAEConfig) -> list[list[TrainSAEConfig]]:
     Raises:
         ValueError: a value stands twice, or two stores have the same name.
     """
-    varied = {f.name: getattr(config.grid, f.name) for f in fields(SweepConfig)}
-    varied = {name: values for name, values in varied.items() if values}
+    varied = {name: values for name, values in vars(config.grid).items() if values}
     if not varied:
         return [[with_share(config)]]
     groups: dict[tuple[tuple[Path, ...], float | None], list[TrainSAEConfig]] = {}
