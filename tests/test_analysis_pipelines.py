@@ -26,6 +26,7 @@ from revelio.analysis.config import (
     PurityConfig,
 )
 from revelio.analysis.controls import compare, strongest
+from revelio.analysis.purity import table
 from revelio.backbones.config import BackboneConfig
 from revelio.cli import main
 from revelio.data.config import DataConfig
@@ -209,6 +210,30 @@ def test_a_result_of_another_store_is_not_overwritten(made: Path, tmp_path: Path
     with pytest.raises(ValueError, match="another store, model or k-SAE"):
         make_gallery(replace(gallery, ksae=str(tmp_path / "sae")))
     assert {path: path.read_bytes() for path in first.iterdir()} == before
+
+
+def test_purity_of_k_saes_of_one_name_tells_them_apart(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tops = [make_top_images(replace(top_config(made), out=tmp_path / one / "top")) for one in "ab"]
+    config = replace(
+        purity_config(made, tops[0].path), top=tuple(one.path for one in tops), store=(), ksae=(),
+        out=tmp_path / "purity.json",
+    )  # fmt: skip
+    found = measure_purity(config)
+    assert [entry["name"] for entry in found.entries] == ["a/top", "b/top"]
+    lines = table(found.entries).splitlines()
+    assert lines[0].split()[0] == "name" and [one.split()[0] for one in lines[1:]] == [
+        "a/top",
+        "b/top",
+    ]
+    again = [
+        e["name"]
+        for e in measure_purity(
+            replace(config, top=(tops[0].path,) * 2, out=tmp_path / "t")
+        ).entries
+    ]
+    assert len(set(again)) == 2
 
 
 def test_a_run_stands_for_its_final_folder(made: Path, tmp_path: Path) -> None:

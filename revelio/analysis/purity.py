@@ -188,7 +188,7 @@ def _similarity(units: Tensor, rows: Tensor, codes: Tensor, config: PurityConfig
 
 def table(entries: "Sequence[dict[str, Any]]") -> str:
     """The entries as aligned text, a line each."""
-    names = ("layer", "timestep", "latents", "sigma_label", "chance", "majority_share")
+    names = ("name", "layer", "timestep", "latents", "sigma_label", "chance", "majority_share")
     names += ("entropy", "same_class_pairs", "null_z", "similarity")
     shown = [name for name in names if any(entry.get(name) is not None for entry in entries)]
     return columns([shown, *([_cell(entry.get(name)) for name in shown] for entry in entries)], "r")

@@ -30,9 +30,8 @@ def run(config: Config) -> None:
     lines = table(made.entries).splitlines()
     for entry in made.entries:
         if entry.get("controls"):
-            lines.append(
-                f"{entry['layer']}: majority share {entry['majority_share']:.0%}; {in_words(entry)}"
-            )
+            name = entry.get("name", entry["layer"])
+            lines.append(f"{name}: majority share {entry['majority_share']:.0%}; {in_words(entry)}")
     lines += dict.fromkeys(f"note: {note}" for entry in made.entries for note in entry["notes"])
     print("\n".join(lines))
     methods = dict.fromkeys(e["interval_method"] for e in made.entries if "interval_method" in e)

@@ -1,6 +1,8 @@
 """How pure the latents of k-SAEs are, against chance and beside controls, measured and written."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from revelio.activations.store import ActivationStore
@@ -61,12 +63,25 @@ def measure_purity(config: MeasurePurityConfig, progress: Report = silent) -> Me
     ours = [made_from(source) for source in sources]
     check_same_source(out, lambda found: [made_from(each) for each in found["made_from"]], ours)
     entries = [_entry(config, number, top, progress) for number, top in enumerate(tops)]
+    if len(entries) > 1:
+        names = told_apart(config.ksae or config.top)
+        entries = [{"name": name} | entry for name, entry in zip(names, entries, strict=True)]
     result = {key: _common(entries, key) for key in ("mode", "model", "dataset", "images")}
     if config.similarity:
         result |= {"seed": config.seed, "centred": config.centre}
     result |= {"entries": entries, "made_from": sources, "versions": versions()}
     write_json(out, result)
     return MeasuredPurity(out, result)
+
+
+def told_apart(paths: Sequence[str | Path]) -> list[str]:
+    """A name for each path: as much of its end as tells it apart, or a number."""
+    parts = [Path(path).parts for path in paths]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{path} ({number})" for number, path in enumerate(paths, 1)]
 
 
 def _check_numbers(config: MeasurePurityConfig) -> None:
