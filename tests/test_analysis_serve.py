@@ -10,6 +10,7 @@ import struct
 import threading
 from base64 import b64decode
 from dataclasses import replace
+from hashlib import sha256
 from itertools import product
 from pathlib import Path
 
@@ -83,8 +84,7 @@ def ask(
 
 
 def png(picture: Image.Image) -> bytes:
-    stream = io.BytesIO()
-    picture.save(stream, "PNG")
+    picture.save(stream := io.BytesIO(), "PNG")
     return stream.getvalue()
 
 
@@ -100,8 +100,6 @@ def test_a_picture_is_answered_with_its_codes_cells_and_similar_images(
     backbone = load_backbone(str(made / "sd"), layers=[LAYER], image_size=32)
     with Image.open(made / "images" / "one" / "08.png") as picture:
         pixels = backbone.transform(picture.convert("RGB"))[None]
-    from hashlib import sha256
-
     name = sha256(content).hexdigest()
     grid = backbone.activations(backbone.encode(pixels), [name], [LAYER], timestep=25)[LAYER][0]
     model = open_sae(str(made / "run"))
