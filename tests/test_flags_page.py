@@ -1,11 +1,12 @@
 """Flags: one meaning and a help text each, old names refused by a line with the new one, one page of all."""
 
 from collections import defaultdict
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from revelio.cli import main
+from revelio.cli import GROUPS, find_module, main
 from revelio.config import renamed, structure
 from tools.flags_page import IDEAS, all_commands, flags_of, flags_page
 
@@ -52,3 +53,16 @@ def test_an_old_name_is_refused_by_a_line_with_the_new_one(
     key = now.replace("-", "_")
     with pytest.raises(ValueError, match=f"is called `{key}` now"):
         structure(cls, {before.replace("-", "_"): 3})
+
+
+@pytest.mark.parametrize("name", [name for name, _ in all_commands()])
+def test_examples_of_a_help_page_stand_on_lines_of_their_own(name: str) -> None:
+    """What isn't indented is joined to paragraphs (Python takes away what all lines but the first are indented
+    by); a backslash that is not doubled joins lines in Python."""
+    group, _, rest = name.partition(" ")
+    module = import_module(GROUPS[group]).find_module(rest) if rest else find_module(name)
+    lines = (module.__doc__ or "").splitlines()
+    assert any(line.lstrip().startswith(("revelio ", "torchrun ")) for line in lines)
+    for line in lines:
+        assert not line.startswith(("revelio ", "torchrun ", "deepspeed ")), line
+        assert "         --" not in line, line

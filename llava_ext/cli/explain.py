@@ -1,8 +1,8 @@
 """Which latents of which tower carried an answer, and at which cells: a page a picture.
 
-    revelio llava explain --model DIR/final --image cat.jpg --question "What is this?" \
+    revelio llava explain --model DIR/final --image cat.jpg --question "What is this?" \\
         --ksae tower1=runs/ksae --out runs/explained
-    revelio llava explain --model DIR --image a.jpg --image b.jpg --question "Is it a cat?" \
+    revelio llava explain --model DIR --image a.jpg --image b.jpg --question "Is it a cat?" \\
         --answer yes --ksae tower0=K0 --ksae block12=K12 --out runs/explained
 
 Train a k-SAE on a tower's cache (`revelio train-ksae --store CACHE/TOWER --rows cells`), or on what

@@ -2,6 +2,8 @@
 
 revelio llava show --config configs/llava/mini/clip.yaml --index 3
 revelio llava show --config configs/llava/clip.yaml --section finetune --model.template llama_2
+
+It needs the language model's tokenizer, not its weights.
 """
 
 from llava_ext.config import ShowConfig as Config

@@ -1,6 +1,6 @@
 """Tokens inside a finished model -> an activation store to train a k-SAE on.
 
-    revelio llava tokens --model runs/llava/finetune/final --data.json chat.json --data.images IMAGES \
+    revelio llava tokens --model runs/llava/finetune/final --data.json chat.json --data.images IMAGES \\
         --layer block12 --out runs/block12
     revelio train-ksae --store runs/block12 --rows cells --out runs/ksae-block12
 
