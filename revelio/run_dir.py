@@ -83,7 +83,7 @@ NAMES += (
     "ksae",
     "grids",
 )
-NAMES += ("gallery", "tokens.safetensors", "pictures.json")
+NAMES += ("gallery", "tokens.safetensors", "pictures.json", "weights.json")
 KEEP = 2  # checkpoints
 _STEP = re.compile(r"step_(\d{8,})")
 # The files of a checkpoint.

@@ -22,7 +22,7 @@ FOREIGN = (
     *("mini-fixed/figure10.json", "mini-fixed/figure10.md"),
     *("concept.safetensors", "text_encoder.block1/manifest.json", "pictures/000-0.png"),
     *("quick.yaml", "answers.jsonl", "scores.json", "explanation.json", "README.md"),
-    *("clip-block1-pool2/manifest.json", "pictures.json"),
+    *("clip-block1-pool2/manifest.json", "pictures.json", "weights.json"),
     *("data/gallery.js", "assets/base.js", "gallery/index.html", "holiday/0.jpg", ".hidden"),
 )
 
