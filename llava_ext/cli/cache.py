@@ -15,6 +15,7 @@ Then give the same --cache to `revelio llava pretrain`; other weights, settings 
 import time
 
 from llava_ext.config import CacheConfig as Config
+from revelio.wording import plural
 
 SECTION = ""
 
@@ -48,7 +49,7 @@ def run(config: Config) -> None:
                 f"{store.path}  {len(store):,} {config.keep}, rows of {shape}, {size(store.bytes)}"
             )
         if processes.main:
-            print(f"{len(job.targets)} stores in {duration(time.monotonic() - started)}")
+            print(f"{plural(len(job.targets), 'store')} in {duration(time.monotonic() - started)}")
     processes.close()
 
 

@@ -15,6 +15,7 @@ from revelio.activations.encode import Encoded, FreshImages
 from revelio.activations.extraction_plan import ExtractionPlan
 from revelio.activations.fitting import too_large
 from revelio.machine import duration, free_disk, size
+from revelio.wording import plural
 
 # An image slower than this is measured alone; a faster model is warmed up by it, then timed on a batch.
 SLOW_SECONDS = 1.0
@@ -73,14 +74,14 @@ class Cost:
     def line(self) -> str:
         """The plan as one line for people."""
         if not self.images:
-            return f"plan: nothing left to do for {self.stores} stores"
+            return f"plan: nothing left to do for {plural(self.stores, 'store')}"
         free = "" if self.bytes_free is None else f" ({size(self.bytes_free)} free)"
         return (
             f"plan: {self.images:,} images ({self.encoded:,} to encode), "
             f"{self.passes / self.images:.3g} passes each, "
             f"at {self.images_per_second:.3g} images/s in {self.processes} "
             f"process{'es' if self.processes > 1 else ''}: {duration(self.seconds)}; "
-            f"{self.stores} stores, {size(self.bytes_left)}{free}"
+            f"{plural(self.stores, 'store')}, {size(self.bytes_left)}{free}"
         )
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from revelio.analysis.config import FROM_STORE
 from revelio.analysis.config import MakeGalleryConfig as Config
+from revelio.wording import plural
 
 if TYPE_CHECKING:
     from revelio.pipelines.gallery import MadeGallery
@@ -29,7 +30,7 @@ def run(config: Config) -> None:
         print(f"no picture: {reason}")
     if len(made.missing) > 10:
         print(f"... and {len(made.missing) - 10:,} more without a picture, listed in gallery.json")
-    print(f"{made.latents:,} latents, {made.images:,} images")
+    print(f"{plural(made.latents, 'latent')}, {plural(made.images, 'image')}")
     print(f"wrote {made.path}: open {made.path / 'index.html'} in a browser")
     print(_next(config, made))
 

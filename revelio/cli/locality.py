@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from revelio.analysis.config import LocalityConfig as Config
+from revelio.wording import plural
 
 
 def run(config: Config) -> None:
@@ -29,7 +30,7 @@ def run(config: Config) -> None:
     with Bar("locality") as bar:
         made = measure_locality(config, bar)
     found = made.result
-    print(f"{len(found['latents'])} latents on {found['images']:,} images")
+    print(f"{plural(len(found['latents']), 'latent')} on {plural(found['images'], 'image')}")
     measures = {**found["locality"], "redundant": found["redundancy"]["redundant"]}
     measures |= {f"agreement, draw {n}": one for n, one in enumerate(found.get("draws", []), 1)}
     measures |= {f"agreement, {name}": one for name, one in found.get("moved", {}).items()}

@@ -11,6 +11,7 @@ Writes sheet.png, maps.safetensors (a set of tensors for each layer and timestep
 """
 
 from revelio.analysis.config import MakePCAMapsConfig as Config
+from revelio.wording import plural
 
 
 def run(config: Config) -> None:
@@ -23,7 +24,9 @@ def run(config: Config) -> None:
         made = make_pca_maps(config, bar)
     for name, found in made.maps.items():
         print(f"{name}: three components hold {float(found.explained.sum()):.1%} of the variance")
-    print(f"wrote {made.path}/sheet.png, maps.safetensors, maps.json ({len(made.ids)} images)")
+    print(
+        f"wrote {made.path}/sheet.png, maps.safetensors, maps.json ({plural(len(made.ids), 'image')})"
+    )
     # All of the images this time.
     chosen = [*flags(config.data, "data", "source", "split", "root")]
     chosen += [*flags(config.backbone, "backbone"), "--layers", *config.layers]

@@ -14,6 +14,7 @@ from typing import ClassVar
 
 from llava_ext.config import AnswerConfig
 from revelio.bounds import Count, Folder, OutFile
+from revelio.wording import plural
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +73,6 @@ def run(config: Config) -> None:
         with tqdm(total=left, desc="answer", unit="question") as bar:
             for count in steps:
                 bar.update(count)
-    print(f"wrote {config.out}: {len(questions)} answers, {left} of them new")
+    print(f"wrote {config.out}: {plural(len(questions), 'answer')}, {left} of them new")
     judge = ["--bench", config.bench, "--answers", config.out, "--judge", "JUDGE", "--estimate"]
     print(following("llava-bench", "judge", *judge))

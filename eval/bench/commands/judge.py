@@ -23,6 +23,7 @@ from eval.bench.files import REFERENCE_FILE, name_ids
 from eval.bench.prompts import SYSTEM, Mode
 from revelio.bounds import AnyText, Count, File, Folder, NotNegative, OutFile, Seed
 from revelio.endpoint import AskingConfig
+from revelio.wording import plural
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -193,7 +194,8 @@ def _write(
     ]
     write_lines(config.out, rows)
     failed = [row for row in rows if row["failure"]]
-    print(f"wrote {config.out}: {len(rows) - len(failed)} reviews, {len(failed)} failures")
+    found = plural(len(rows) - len(failed), "review")
+    print(f"wrote {config.out}: {found}, {plural(len(failed), 'failure')}")
     for row in failed:
         print(
             f"  question {row['question_id']} ({row['order'].replace('_', ' ')}): {row['failure']}"
