@@ -57,8 +57,8 @@ def test_an_old_name_is_refused_by_a_line_with_the_new_one(
 
 @pytest.mark.parametrize("name", [name for name, _ in all_commands()])
 def test_examples_of_a_help_page_stand_on_lines_of_their_own(name: str) -> None:
-    """What isn't indented is joined to paragraphs (Python takes away what all lines but the first are indented
-    by); a backslash that is not doubled joins lines in Python."""
+    """What isn't indented is joined to paragraphs (Python takes away what all lines but the first have in
+    common); a backslash that is not doubled joins lines in Python."""
     group, _, rest = name.partition(" ")
     module = import_module(GROUPS[group]).find_module(rest) if rest else find_module(name)
     lines = (module.__doc__ or "").splitlines()

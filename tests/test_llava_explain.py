@@ -166,7 +166,7 @@ def test_the_page_shows_the_answer_and_where_latents_carried_it(root: Path, tmp_
             assert all(0 <= cell < 16 and 0 < level <= 1 for cell, _, level in cells)
     explain(config)  # its own files are replaced
     before = (config.out / "explanation.json").read_bytes()
-    with pytest.raises(ValueError, match="holds a result of `question: .*give another place"):
+    with pytest.raises(ValueError, match=r"holds a result of `question: .*give another place"):
         explain(replace(config, question="Why?"))
     assert (config.out / "explanation.json").read_bytes() == before
 

@@ -292,6 +292,21 @@ def gallery_line(result: dict[str, Any]) -> str:
     )
 
 
+def evaluation_line(result: dict[str, Any]) -> str:
+    """How long an evaluation beside its cheap controls takes."""
+    plain, model = result["activations"], result["model"]
+    took = [
+        f"{one['seconds']['wall']:.0f} s ({one['seconds']['processor']:.0f} s of the processor's)"
+        for one in (plain, model)
+    ]
+    return (
+        f"`benchmarks/evaluation.py`: `eval-ksae` of the demo's best k-SAE ({result['shown']}, "
+        f"{result['images']:,} images) beside {len(plain['controls'])} controls that need no training: "
+        f"{plain['measures']} measures in {took[0]}; with {model['loss_images']} images through the model "
+        f"{model['measures']} in {took[1]}. Goal: two minutes.\n"
+    )
+
+
 def steering_line(result: dict[str, Any]) -> str:
     """What steering costs over plain drawing."""
     asked, methods = result["asked"], result["methods"]
@@ -323,6 +338,7 @@ RENDERED: dict[str, Callable[[dict[str, Any]], str]] = {
     "benchmarks/cells_maps.json": maps_line,
     "benchmarks/cells_training.json": cells_line,
     "benchmarks/gallery_open.json": gallery_line,
+    "benchmarks/evaluation.json": evaluation_line,
     "benchmarks/steering.json": steering_line,
 }
 # README's share of the same files: what a reader wants before the tables.
