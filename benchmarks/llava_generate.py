@@ -7,7 +7,8 @@ compared first. Time to first token: from a picture and a question, through each
 is made as transformers' LLaVA processor works: image processor, then the image's token repeated in the
 text), the tower included (ours is cut after its layer). Also without the processors: ours then still turns
 the stored uint8 pixels into numbers, which their processor has already done. The rate is of the tokens
-after the first. Rounds are interleaved; medians of wall time and of each round's ratio, with quartiles.
+after the first. Rounds are interleaved; medians of wall time, and of each round's ratio by wall time and by
+processor time, with the 95 % interval of the median (of order statistics, so of any distribution).
 """
 
 import argparse
@@ -17,10 +18,11 @@ import time
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from typing import Any
 
 import torch
+from scipy.stats import quantile_test
 from transformers import (
     CLIPImageProcessor,
     CLIPVisionModel,
@@ -40,6 +42,7 @@ CLIP = Path(__file__).resolve().parents[1] / "models" / "mini-clip"
 BLOCK, TOKENS = 2, 64
 LANGUAGE = "smollm2-135m-instruct"
 QUESTION = "What is in this picture? Describe it in a few words."
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 UNUSED = 5  # a token that the question does not have
 
 
@@ -125,29 +128,33 @@ def compare(tokens: int, rounds: int) -> dict[str, Any]:
         calls[name, "all"] = lambda model=model, name=name: answer(model, kept[name], tokens)
     found = [calls[name, "all"]() for name in pairs]
     assert torch.equal(*found), "the two models answer differently"
-    times: dict[tuple[str, str], list[float]] = {key: [] for key in calls}
+    times: dict[tuple[str, str], list[tuple[float, ...]]] = {key: [] for key in calls}
     for number in range(rounds + 1):
         # The same question to both, one after the other, each first in every other round.
         for what in ("first", "generate", "all"):
             for name in sorted(pairs, reverse=bool(number % 2)):
-                began = time.perf_counter()
+                began = [clock() for clock in CLOCKS.values()]
                 calls[name, what]()
                 if number:
-                    times[name, what].append(time.perf_counter() - began)
+                    took = zip(CLOCKS.values(), began, strict=True)
+                    times[name, what].append(tuple(clock() - before for clock, before in took))
     first, alone = ({name: times[name, what] for name in pairs} for what in ("first", "generate"))
     rest = {
-        name: [b - a for a, b in zip(times[name, "generate"], times[name, "all"], strict=True)]
+        name: [
+            tuple(b - a for a, b in zip(*both, strict=True))
+            for both in zip(times[name, "generate"], times[name, "all"], strict=True)
+        ]
         for name in pairs
     }
     return {
         "prompt": int(kept["ours"]["input_ids"].shape[1]),
         "new_tokens": tokens,
-        "first token, seconds": {name: round(median(some), 4) for name, some in first.items()},
+        "first token, seconds": {name: round(_wall(some), 4) for name, some in first.items()},
         "first token without processors, seconds": {
-            name: round(median(some), 4) for name, some in alone.items()
+            name: round(_wall(some), 4) for name, some in alone.items()
         },
         "tokens a second": {
-            name: round((tokens - 1) / median(some), 2) for name, some in rest.items()
+            name: round((tokens - 1) / _wall(some), 2) for name, some in rest.items()
         },
         "first token, transformers / ours": _ratio(first),
         "first token without processors, transformers / ours": _ratio(alone),
@@ -155,11 +162,21 @@ def compare(tokens: int, rounds: int) -> dict[str, Any]:
     }
 
 
-def _ratio(times: dict[str, list[float]]) -> list[float]:
-    """The median of the rounds' ratios, and their quartiles."""
-    ratios = [a / b for a, b in zip(times["transformers"], times["ours"], strict=True)]
-    low, middle, high = quantiles(ratios, n=4)
-    return [round(value, 3) for value in (middle, low, high)]
+def _wall(times: list[tuple[float, ...]]) -> float:
+    """The median of the wall time."""
+    return median(wall for wall, _ in times)
+
+
+def _ratio(times: dict[str, list[tuple[float, ...]]]) -> dict[str, list[float]]:
+    """By each clock the median of the rounds' ratios, and its 95 % interval."""
+    found = {}
+    for clock, theirs, ours in zip(
+        CLOCKS, *(zip(*times[name], strict=True) for name in ("transformers", "ours")), strict=True
+    ):
+        ratios = [a / b for a, b in zip(theirs, ours, strict=True)]
+        spread = quantile_test(ratios, p=0.5).confidence_interval(0.95)
+        found[clock] = [round(float(value), 3) for value in (median(ratios), *spread)]
+    return found
 
 
 def main() -> None:

@@ -126,17 +126,25 @@ def test_the_llava_benchmarks_are_read_as_they_are_written() -> None:
     assert "3.4 times" in line
     answers = {
         "threads": 2,
+        "load": 1.5,
         "rounds": 9,
         "first token, seconds": {"ours": 0.5, "transformers": 0.6},
         "tokens a second": {"ours": 12.3, "transformers": 12.0},
-        "first token, transformers / ours": [1.2, 1.1, 1.3],
-        "first token without processors, transformers / ours": [1.1, 0.9, 1.2],
-        "tokens a second, ours / transformers": [1.025, 0.98, 1.04],
-    }
+        "first token, transformers / ours": {"wall": [1.2, 1.1, 1.3], "processor": [1.1, 0.9, 1.2]},
+        "first token without processors, transformers / ours": {
+            "wall": [1.1, 1.05, 1.2], "processor": [1.1, 1.01, 1.2],
+        },
+        "tokens a second, ours / transformers": {
+            "wall": [1.025, 0.98, 1.04], "processor": [0.99, 0.97, 1.02],
+        },
+    }  # fmt: skip
     line = llava_generate_line(answers)
+    assert "threads: 2, load of the machine: 1.5" in line
     assert "the first token 0.50 s after" in line and "0.60 s with transformers' own" in line
-    assert "median of 9 rounds and quartiles: 1.20x [1.10, 1.30]; without" in line
-    assert "12.3 tokens a second against 12.0 (1.02x [0.98, 1.04])" in line
+    assert "9 rounds and its 95 % interval: 1.20x [1.10, 1.30], by processor time 1.10x" in line
+    assert "processor time 1.10x [0.90, 1.20]; without" in line  # one clock alone makes no tie
+    assert "12.3 tokens a second against 12.0 (1.02x [0.98, 1.04]" in line
+    assert "by processor time 0.99x [0.97, 1.02], a tie)" in line
 
 
 def test_turns_on_cells_are_read_as_they_are_written() -> None:

@@ -230,21 +230,24 @@ def llava_fusion_line(result: dict[str, Any]) -> str:
 def llava_generate_line(result: dict[str, Any]) -> str:
     """Answers beside transformers' own LLaVA class."""
     first, rate = result["first token, seconds"], result["tokens a second"]
-    spread = {
-        what: "{:.2f}x [{:.2f}, {:.2f}]".format(*result[f"{what}, {pair}"])
-        for what, pair in (
-            ("first token", "transformers / ours"),
-            ("first token without processors", "transformers / ours"),
-            ("tokens a second", "ours / transformers"),
+
+    def spread(what: str) -> str:
+        wall, processor = (
+            "{:.2f}x [{:.2f}, {:.2f}]".format(*result[what][clock])
+            for clock in ("wall", "processor")
         )
-    }
+        tie = all(low <= 1 <= high for _, low, high in result[what].values())
+        return f"{wall}, by processor time {processor}{', a tie' if tie else ''}"
+
     return (
-        f"`benchmarks/llava_generate.py` (SmolLM2-135M, {result['threads']} threads): the first token "
+        f"`benchmarks/llava_generate.py` (SmolLM2-135M, threads: {result['threads']}, load of the machine: "
+        f"{result['load']:g}): the first token "
         f"{first['ours']:.2f} s after the picture and the question, {first['transformers']:.2f} s with "
-        f"transformers' own LLaVA class (median of {result['rounds']} rounds and quartiles: "
-        f"{spread['first token']}; without the processors {spread['first token without processors']}); "
+        f"transformers' own LLaVA class (median of {result['rounds']} rounds and its 95 % interval: "
+        f"{spread('first token, transformers / ours')}; without the processors "
+        f"{spread('first token without processors, transformers / ours')}); "
         f"then {rate['ours']:.1f} tokens a second against {rate['transformers']:.1f} "
-        f"({spread['tokens a second']}).\n"
+        f"({spread('tokens a second, ours / transformers')}).\n"
     )
 
 
