@@ -79,7 +79,7 @@ def test_a_process_killed_outright_resumes_to_the_same_bytes(tmp_path):
     [
         ({"seed": 4}, "seed"),
         ({"pool": 2}, "pool"),
-        ({"dtype": "float16"}, "dtype"),
+        ({"store_dtype": "float16"}, "dtype"),
         ({"batch_size": 4}, "batch_size"),
         ({"provenance": {"mode": "as_code"}}, "mode"),
     ],

@@ -259,4 +259,4 @@ def test_a_warning_of_the_library_is_one_line(tmp_path):
     assert done.returncode == 0
     [line] = done.stderr.splitlines()
     assert line.startswith(f"revelio extract: warning: {folder}: 1 file left out")
-    assert line.endswith("1 .heic (cats/b.heic)")
+    assert line.endswith("1 .heic (cats/b.heic: needs the package pillow-heif)")

@@ -373,14 +373,14 @@ def test_from_python_it_returns_what_it_made_and_prints_nothing(
     )
     found = eval_diffc_pipeline(again)
     assert found == report_of(tmp_path / "eval") and found["classes"] == list(model.class_names)
-    assert eval_diffc_pipeline(replace(again, model=str(made.path))) | {"model": "final"} == found
+    assert eval_diffc_pipeline(replace(again, diffc=str(made.path))) | {"model": "final"} == found
     before = {path: path.read_bytes() for path in (tmp_path / "eval").iterdir()}
     (tmp_path / "other").mkdir()
     model.head.weight.data.mul_(2)
     model.save_pretrained(tmp_path / "other")
     for other in (
         replace(again, data=replace(data, split="test", limit=6)),
-        replace(again, model=str(tmp_path / "other")),
+        replace(again, diffc=str(tmp_path / "other")),
     ):
         with pytest.raises(ValueError, match=r"report\.json.* other settings.*another place"):
             eval_diffc_pipeline(other)

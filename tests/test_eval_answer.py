@@ -183,7 +183,7 @@ def test_the_door(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main([])
     assert "answer" in capsys.readouterr().out
     for words, message in (
-        (["juge"], "unknown command 'juge': choose from answer, judge, score"),
+        (["juge"], "unknown command 'juge': did you mean judge? choose from answer, judge, score"),
         (["score", "--config"], "--config needs a file"),
         (["score", "--config", str(tmp_path / "c.yaml")], "no config file at"),
     ):
@@ -191,11 +191,11 @@ def test_the_door(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
             main(words)
         error = capsys.readouterr().err
         assert caught.value.code == 2 and message in error and error.count("\n") == 1
-    (tmp_path / "c.yaml").write_text("reviews: [a.jsonl]\nresample: 3\n")
+    (tmp_path / "c.yaml").write_text("reviews: [a.jsonl]\nbootstrp: 3\n")
     with pytest.raises(SystemExit):
         main(["score", "--config", str(tmp_path / "c.yaml")])
-    assert "unknown key `resample`: did you mean `resamples`?" in capsys.readouterr().err
-    (tmp_path / "c.yaml").write_text(f"reviews: [{tmp_path / 'a.jsonl'}]\nresamples: 3\n")
+    assert "unknown key `bootstrp`: did you mean `bootstrap`?" in capsys.readouterr().err
+    (tmp_path / "c.yaml").write_text(f"reviews: [{tmp_path / 'a.jsonl'}]\nbootstrap: 3\n")
     with pytest.raises(SystemExit):
         main(["score", f"--config={tmp_path / 'c.yaml'}", "--mode", "as_paper"])
     assert "there is no such file" in capsys.readouterr().err

@@ -263,11 +263,12 @@ def test_the_command_line_trains_from_a_cache_without_pictures(project, tmp_path
         with pytest.raises(SystemExit):
             main([str(word) for word in (*given, "--out", tmp_path / "refused")])
         assert message in capsys.readouterr().err
-    for command in (["cache", "--cache", tmp_path / "new"], ["show"]):
-        given = [*command, "--config", config, "--data.images", tmp_path / "gone"]
-        with pytest.raises(SystemExit):
-            main([str(word) for word in given])
-        assert capsys.readouterr().err.endswith("gone: choose it by `data.images`\n")
+    given = ["--config", config, "--data.images", tmp_path / "gone"]
+    with pytest.raises(SystemExit):
+        main([str(word) for word in ("cache", "--cache", tmp_path / "new", *given)])
+    assert capsys.readouterr().err.endswith("gone: choose it by `data.images`\n")
+    main([str(word) for word in ("show", *given)])  # reads no picture
+    assert "record 'r0', images 0.png" in capsys.readouterr().out
 
 
 def test_texts_and_several_images_train(project, tmp_path) -> None:

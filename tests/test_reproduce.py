@@ -204,7 +204,7 @@ def test_scores_of_llava_bench_stand_beside_the_papers(tmp_path: Path) -> None:
         assert all("missing" in row for row in reproduce("table4", config).result["rows"])
     (tmp_path / "clip.json").write_text("{}")
     with pytest.raises(
-        ValueError, match=r"clip.json holds no scores: give what `revelio llava-bench"
+        ValueError, match=r"clip.json holds no scores: give the JSON that `revelio llava-bench"
     ):
         reproduce("table4", replace(config, scores=given[:1]))
 

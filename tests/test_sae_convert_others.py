@@ -132,8 +132,10 @@ def test_another_librarys_k_sae_computes_what_it_did(tmp_path: Path, form: str) 
     for each in (model, again):
         found = each.encode(torch.from_numpy(ROWS))
         dense = torch.zeros(len(ROWS), N).scatter_add(1, found.indices.long(), found.values)
-        np.testing.assert_allclose(dense.numpy(), code, atol=2e-5)
-        np.testing.assert_allclose(each.decode(found).numpy(), code @ W_DEC + B_DEC, atol=2e-4)
+        np.testing.assert_allclose(dense.detach().numpy(), code, atol=2e-5)
+        np.testing.assert_allclose(
+            each.decode(found).detach().numpy(), code @ W_DEC + B_DEC, atol=2e-4
+        )
     assert model.prefixes == ((4, 10) if form == "Matryoshka" else ())
     assert read_sae(path, k=2).k == 2
 

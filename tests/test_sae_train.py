@@ -210,11 +210,12 @@ def test_a_start_is_tied_scaled_and_centred_on_the_mean_or_the_median():
     torch.testing.assert_close(model.W_enc / ratio[0], model.W_dec)
     assert best_scale(model, x) == pytest.approx(1, abs=1e-4)
     # No other factor on the codes reconstructs better.
-    codes = model.encode(x)
-    errors = [
-        float((model.decode(Codes(codes.values * factor, codes.indices)) - x).square().sum())
-        for factor in (0.9, 1.0, 1.1)
-    ]
+    with torch.no_grad():
+        codes = model.encode(x)
+        errors = [
+            float((model.decode(Codes(codes.values * factor, codes.indices)) - x).square().sum())
+            for factor in (0.9, 1.0, 1.1)
+        ]
     assert errors[1] == min(errors)
 
 

@@ -87,6 +87,7 @@ def test_latents_of_a_denoisers_layer_from_the_command_line(model: Path, tmp_pat
     prompts.write_text("a cat\n")
     words = ("steer", "--backbone.name", model, *FEW, "--prompts-file", prompts)
     edit = ("--layer", "up_ft0", "--ksae", tmp_path / "ksae", "--operation", "add")
+    value = ("--latent-values", "1")
     run(*words, *edit, "--latent-values", "3:40", "--strength", 0, 1, "--out", tmp_path / "drawn")
     names = ("000000-0-+0.png", "000000-0-+1.png")
     plain, steered = (pixels(tmp_path / "drawn", name) for name in names)
@@ -114,15 +115,7 @@ def test_latents_of_a_denoisers_layer_from_the_command_line(model: Path, tmp_pat
             "which prompts? give either texts, or a file",
         ),
         (
-            (
-                *edit,
-                "--latent-values",
-                "1",
-                "--column",
-                "text",
-                "--prompts-file",
-                tmp_path / "t.csv",
-            ),
+            (*edit, *value, "--column", "text", "--prompts-file", tmp_path / "t.csv"),
             "no text in column 'text': it has prompt",
         ),
         ((*edit, "--latent-values", "1", "--backbone.name", "mini-clip"), "does not draw pictures"),
@@ -257,15 +250,14 @@ def test_a_contrast_is_of_stores_and_a_k_sae_of_one_layer(model: Path, tmp_path:
     run(*words, *against, "--ksae", saved("k", model="m", layer="up_ft0"), "--out", tmp_path / "d")
     several = [{"model": "m", "layer": layer} for layer in ("up_ft1", "up_ft2")]
     other = saved("several", model="m", stores=several)
-    wrong = (("layer up_ft1, up_ft2, not up_ft0", other),
-             ("model n, not m", saved("n", model="n", layer="up_ft0")))  # fmt: skip
-    for line, ksae in wrong:
+    foreign = saved("n", model="n", layer="up_ft0")
+    for line, ksae in (("layer up_ft1, up_ft2, not up_ft0", other), ("model n, not m", foreign)):
         for find in ((), ("--find", 3)):
             assert line in fails(capsys, *words, *against, "--ksae", ksae, *find, *out)
-    elsewhere = ("concept", "--layer", LAYER, "--ksae", other)
-    assert "not text_encoder.block1" in fails(capsys, *elsewhere, "--latent-values", 1, *out)
-    where = ("--backbone.name", model, "--texts", "a cat")
-    assert "trained on model m, not tiny" in fails(capsys, *elsewhere, *where, *out)
+    elsewhere = ("concept", "--layer", LAYER, "--ksae", other, *out)
+    assert "not text_encoder.block1" in fails(capsys, *elsewhere, "--latent-values", 1)
+    texts = ("--backbone.name", model, "--texts", "a cat")
+    assert "trained on model m, not tiny" in fails(capsys, *elsewhere, *texts)
     assert not (tmp_path / "no").exists()
 
 

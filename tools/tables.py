@@ -5,7 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from revelio.analysis.paired import listed
 from revelio.run_dir import read_json
+from tools.evidence_page import CASES
 from tools.ksae_tables import ksae_lines, ksae_summary, ksae_trained_line
 
 
@@ -326,6 +328,47 @@ def steering_line(result: dict[str, Any]) -> str:
     )
 
 
+def evidence_lines(cases: dict[str, Any]) -> str:
+    """k-SAEs beside the strongest of their untrained controls, a column a case."""
+    found = {heading: cases[name] for name, (heading, _) in CASES.items() if name in cases}
+    heads = [f"{heading}, {one['trainings']} trainings" for heading, one in found.items()]
+    lines = [
+        f"| k-SAE (strongest control) | {' | '.join(heads)} |",
+        "|---" * (len(heads) + 1) + "|",
+    ]
+    measures = ("fvu", "loss recovered", "output recovered", "purity", "probe 5")
+    for name in measures:
+        cells = [_beside_control(one, name) for one in found.values()]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    for name in ("stability", "planted"):
+        cells = [_found_again(one, name) for one in found.values()]
+        lines.append(f"| {name}, cosine above 0.9 | {' | '.join(cells)} |")
+    return (
+        "k-SAEs of up_ft1 (t = 100) on held-out pictures, beside controls that need no training "
+        "(`docs/evidence.md`: every measure, every control, every interval):\n\n"
+        + "\n".join(lines)
+        + "\n"
+    )
+
+
+def _beside_control(case: dict[str, Any], measure: str) -> str:
+    entry, controls = case["measures"].get(measure), case["controls"].get(measure, {})
+    if entry is None or not controls:
+        return "no scale" if measure == "loss recovered" else "not measured"
+    best = (min if measure == "fvu" else max)(controls, key=lambda name: controls[name])
+    said = entry["verdict"].replace(listed(list(controls)), "any control")
+    return f"{entry['value']:.2f} ({best} {controls[best]:.2f}): {said}"
+
+
+def _found_again(case: dict[str, Any], what: str) -> str:
+    found, level = case[what], "0.9"
+    values = {name: one[level]["value"] for name, one in found.items() if isinstance(one, dict)}
+    ours = values.pop("k-SAE")
+    kept = case[f"{what}_verdict"][level]["differences"]
+    best = max(kept, key=lambda name: values[name])
+    return f"{ours:.2f} ({best} {values[best]:.2f}): {case[f'{what}_verdict'][level]['verdict']}"
+
+
 RENDERED: dict[str, Callable[[dict[str, Any]], str]] = {
     "demo.json": demo_tables,
     "benchmarks/extraction.json": extraction_line,
@@ -347,6 +390,7 @@ RENDERED: dict[str, Callable[[dict[str, Any]], str]] = {
 # README's share of the same files: what a reader wants before the tables.
 SUMMARIZED: dict[str, Callable[[dict[str, Any]], str]] = {
     "demo.json": demo_lines,
+    "evidence.json": evidence_lines,
     "benchmarks/ksae_step.json": ksae_summary,
     "benchmarks/extraction.json": extraction_line,
     "llava_mini.json": llava_mini_line,

@@ -1,7 +1,7 @@
 """Print one training sample as the model gets it, with the learnt tokens marked.
 
-revelio llava show --config configs/llava/mini/clip.yaml --index 3
-revelio llava show --config configs/llava/clip.yaml --section finetune --model.template llama_2
+    revelio llava show --config configs/llava/mini/clip.yaml --index 3
+    revelio llava show --config configs/llava/clip.yaml --section finetune --model.template llama_2
 
 It needs the language model's tokenizer, not its weights.
 """

@@ -174,7 +174,7 @@ def filled(
     model.b_enc.copy_(b_enc)
     model.W_dec.copy_(W_dec)
     model.b_dec.copy_(b_dec)
-    return model
+    return model.eval()
 
 
 def jumping(
