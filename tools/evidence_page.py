@@ -36,7 +36,8 @@ CASES = {
         "mini-sd-photo (d = 128), CIFAR-10. A row is a cell of the layer's grid; a picture's code is the "
         "maximum over its cells. No other pictures of CIFAR-10 were at hand than the 40,000 that "
         "mini-sd-photo was trained on: the k-SAEs have not seen the pictures that they are judged on, the "
-        "model has.",
+        "model has. Five sets of planted directions had not told the k-SAE from k-means (0.99 found against "
+        "0.97); those below are fifteen others.",
     ),
     "cells": (
         "Cells of clothes",
@@ -105,6 +106,8 @@ def page(cases: Mapping[str, Any]) -> Iterator[str]:
         yield from _loss(one, name == "pooled")
         yield from _identity(one)
         yield from _others(one)
+    if "search_photo" in cases:
+        yield from _search_photo(cases["search_photo"])
     if "search" in cases:
         yield from _search(cases)
 
@@ -126,6 +129,12 @@ def _first(said: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
             yield f"**{CASES[name][0]}: the recipe beats every control on {', '.join(GOALS)}.**\n"
             continue
         won = [goal for goal in GOALS if goal not in (*lost, *part)]
+        if not lost:
+            yield (
+                f"**{CASES[name][0]}: the recipe beats every control on {', '.join(won)}, and on "
+                f"{', '.join(part)} in part.**\n"
+            )
+            continue
         yield (
             f"**{CASES[name][0]}: no recipe was found that beats every control on all four of "
             f"{', '.join(GOALS)}.** "
@@ -256,6 +265,24 @@ def _others(found: Mapping[str, Any]) -> Iterator[str]:
                 )
 
 
+def _search_photo(search: Mapping[str, Any]) -> Iterator[str]:
+    yield "\n## The search on cells of photographs\n"
+    yield (
+        "On other pictures than the k-SAEs above are judged on: trained on 32,000, judged on 8,000, two "
+        "trainings each. Few active latents, a high rate that falls and many steps make trainings agree; "
+        "more steps than 10,000, AuxK and BatchTopK do not help. Tried by hand: no command makes this table "
+        "again.\n"
+    )
+    yield from _rows(search)
+
+
+def _rows(search: Mapping[str, Any]) -> Iterator[str]:
+    yield f"| {' | '.join(search['columns'])} |\n|{'---|' * len(search['columns'])}"
+    controls = ((f"control: {one[0]}", *one[1:]) for one in search["controls"])
+    for row in (*search["k_saes"], *controls):
+        yield f"| {' | '.join(str(cell) for cell in row)} |"
+
+
 def _search(found: Mapping[str, Any]) -> Iterator[str]:
     yield "\n## The search on pooled activations\n"
     yield (
@@ -265,11 +292,7 @@ def _search(found: Mapping[str, Any]) -> Iterator[str]:
         "the rows. Starts other than random were tried by hand and are no setting of `train-ksae`: no "
         "command makes this table again.\n"
     )
-    search = found["search"]
-    yield f"| {' | '.join(search['columns'])} |\n|{'---|' * len(search['columns'])}"
-    controls = ((f"control: {one[0]}", *one[1:]) for one in search["controls"])
-    for row in (*search["k_saes"], *controls):
-        yield f"| {' | '.join(str(cell) for cell in row)} |"
+    yield from _rows(found["search"])
     yield (
         "\nAt 0.9 no start or size came near k-means' stability. Eight directions hold 86 % of the variance "
         "here, and in such a space 256 centroids cover the data, so that those of two runs match closely; "
@@ -278,7 +301,7 @@ def _search(found: Mapping[str, Any]) -> Iterator[str]:
         "probing; starting from data rows or centroids keeps twice as many latents alive, lowers the "
         "error, and lowers probing as well. AuxK left the number of live latents nearly as it was, in the "
         "two trainings with it. Not tried: Matryoshka, BatchTopK, normalization, other layers and timesteps, "
-        "several noise draws, mini-sd-photo, the ViT."
+        "several noise draws, the ViT."
     )
 
 
