@@ -308,8 +308,8 @@ def evaluation_line(result: dict[str, Any]) -> str:
     return (
         f"`benchmarks/evaluation.py`: `eval-ksae` of the demo's best k-SAE ({result['shown']}, "
         f"{result['images']:,} images) beside {len(plain['controls'])} controls that need no training (goal: "
-        f"two minutes): {plain['measures']} measures in {took[0]}; with {model['loss_images']} images through "
-        f"the model {model['measures']} in {took[1]}.\n"
+        f"two minutes): {plain['measures']} measures in {took[0]}; with {model['loss_images']} images "
+        f"through the model {model['measures']} in {took[1]}.\n"
     )
 
 
