@@ -141,7 +141,8 @@ def compare(arguments: argparse.Namespace, rows: Tensor, batch: int) -> dict[str
     result: dict[str, Any] = {"batch": batch}
     own: list[Times] = []
     native()
-    native.kernel.seconds.clear(), native.kernel.processor.clear()
+    native.kernel.seconds.clear()
+    native.kernel.processor.clear()
     for name, make in others.items():
         step = make()
         step()

@@ -227,7 +227,8 @@ def write_language_model(
     from llava_ext.language import load_tokenizer
 
     tokenizer = load_tokenizer("smollm2-135m-instruct")
-    config = LlamaConfig(vocab_size=len(tokenizer), **MIDDLE | {"num_hidden_layers": layers})
+    sizes: dict[str, Any] = MIDDLE | {"num_hidden_layers": layers, "vocab_size": len(tokenizer)}
+    config = LlamaConfig(**sizes)
     make = partial(LlamaForCausalLM, config)
     model = random_model(make, dtype, torch.device("cpu"))
     model.save_pretrained(folder)
