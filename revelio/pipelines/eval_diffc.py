@@ -38,11 +38,10 @@ from revelio.diffc.sources import GridSource, chunks
 from revelio.diffc.train import predict
 from revelio.diffc.trained_on import load_trained_on
 from revelio.distributed import device_of
-from revelio.hub import WEIGHTS, trained
 from revelio.outputs import Older, check_replaceable, claimed, replace_files
 from revelio.pipelines import Progress, Report, counted, silent
-from revelio.pipelines.inputs import check_same_source
-from revelio.run_dir import sha256, write_json
+from revelio.pipelines.inputs import check_same_source, weights_sha256
+from revelio.run_dir import write_json
 from revelio.trust import printable
 
 __all__ = ["EvalDiffCConfig", "eval_diffc"]
@@ -95,7 +94,7 @@ def eval_diffc(config: EvalDiffCConfig, progress: Report = silent) -> dict[str, 
                 f"these grids have {opened.source.shape[0]} channels, the classifier takes "
                 f"{model.channels}: give grids of the layer it was trained on"
             )
-        head = {"model": portable(config.diffc), "sha256": _sha256(config.diffc)}
+        head = {"model": portable(config.diffc), "sha256": weights_sha256(config.diffc)}
         head |= {"grids": opened.made, "skipped": opened.skipped}
         check_same_source(
             config.out / "report.json",
@@ -125,12 +124,6 @@ def _is_report(found: dict[str, Any]) -> bool:
     # A training's report counts its images by part.
     keys = {"model", "grids", "skipped", "images", "classes"}
     return keys <= set(found) and type(found["images"]) is int
-
-
-def _sha256(model: str) -> str | None:
-    """Of the classifier's weights; None for one on a hub."""
-    weights = Path(trained(model)) / WEIGHTS
-    return sha256(weights) if weights.is_file() else None
 
 
 def _made_as(report: dict[str, Any]) -> str | None:

@@ -25,12 +25,18 @@ from revelio.evaluation.judge import judge, over_trainings
 from revelio.evaluation.loss_recovered import ENDS
 from revelio.evaluation.page import page, section, with_section
 from revelio.files import write_folder, write_whole
-from revelio.hub import CARD, WEIGHTS
+from revelio.hub import CARD
 from revelio.outputs import check_replaceable, claimed, replace_files
 from revelio.pipelines import Progress, Report, silent
 from revelio.pipelines.eval_stores import EvalData, eval_data, opened_for
-from revelio.pipelines.inputs import check_same_source, open_sae, place_of, sae_folder
-from revelio.run_dir import sha256, versions, write_json
+from revelio.pipelines.inputs import (
+    check_same_source,
+    open_sae,
+    place_of,
+    sae_folder,
+    weights_sha256,
+)
+from revelio.run_dir import versions, write_json
 from revelio.sae.config import TrainSAEConfig
 from revelio.sae.inputs import find
 from revelio.sae.model import KSparseAutoencoder
@@ -88,7 +94,7 @@ def eval_sae(config: EvalSAEConfig, progress: Report = silent) -> dict[str, Any]
             **_together(config, models, entries, data),
             **_planted(config, data, progress),
             "notes": [*data.notes, *_in_model_notes(entries)],
-            "made_from": {path: _sha256(path) for path in models},
+            "made_from": {path: weights_sha256(path) for path in models},
             "versions": versions(),
         }
         replace_files(out, MAKER, lambda folder: _write(folder, result))
@@ -134,12 +140,6 @@ def _show(path: str, result: Mapping[str, Any], progress: Report) -> None:
         progress(Progress(f"the card of {printable(path)} stays as it is: {printable(error)}"))
     else:
         progress(Progress(f"wrote the result into {folder / CARD}"))
-
-
-def _sha256(path: str) -> str | None:
-    """Of a k-SAE's weights; None for one on a hub."""
-    folder = sae_folder(path)
-    return None if folder is None else sha256(folder / WEIGHTS)
 
 
 def _over(config: EvalSAEConfig, models: Mapping[str, KSparseAutoencoder]) -> OverCells:
@@ -218,7 +218,7 @@ def _key(
     about: Mapping[str, Any],
 ) -> str:
     """Of a trained control: the k-SAE that it stands beside, and what it sees."""
-    parts = f"{_sha256(path)} {trained_on} {config.over != 'pooled'}{_normalization(model, about)}"
+    parts = f"{weights_sha256(path)} {trained_on} {config.over != 'pooled'}{_normalization(model, about)}"
     return blake2b(parts.encode(), digest_size=6).hexdigest()
 
 

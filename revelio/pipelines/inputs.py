@@ -19,7 +19,7 @@ from revelio.distributed import Processes, device_of
 from revelio.following import beside
 from revelio.hub import FINAL, WEIGHTS, is_hub_id, trained
 from revelio.pipelines import Progress, Report, counted, silent
-from revelio.run_dir import Run
+from revelio.run_dir import Run, sha256
 from revelio.sae.kernels.select import COMPILING, fastest_kernel, must_compile
 from revelio.sae.model import KSparseAutoencoder
 from revelio.trust import printable, read_object
@@ -132,6 +132,12 @@ def sae_folder(path: str | Path) -> Path | None:
     """The folder of a k-SAE on disk: the one named, or the `final` folder of a run; None for a hub id."""
     folder = Path(trained(path))
     return folder if (folder / WEIGHTS).is_file() else None
+
+
+def weights_sha256(path: str | Path) -> str | None:
+    """Of a trained model's weights, of a run or of its `final` folder; None for one on a hub."""
+    weights = Path(trained(path)) / WEIGHTS
+    return sha256(weights) if weights.is_file() else None
 
 
 def open_sae(

@@ -37,8 +37,8 @@ _OF_SAEV = (
     "remove_parallel_grads",
     "normalize_w_dec",
     "seed",
+    "activation",
 )
-_OF_SAEV += ("activation",)
 
 
 def import_dictionary(folder: Path, k: int | None) -> KSparseAutoencoder:
