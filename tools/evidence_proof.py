@@ -12,7 +12,7 @@ the seeds from 11 were trained. What is done is kept under work/, so that a stop
 
 import argparse
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -27,6 +27,7 @@ from revelio.analysis.paired import against
 from revelio.backbones.base import DiffusionModel
 from revelio.backbones.config import BackboneConfig
 from revelio.backbones.registry import load_backbone
+from revelio.bounds import derived
 from revelio.data.config import DataConfig
 from revelio.data.loading import batches
 from revelio.data.open import open_dataset
@@ -171,10 +172,9 @@ class Proof:
     def trained(self, name: str, recipe: RunConfig, grid: SweepConfig) -> list[str]:
         """The run folders of a recipe's trainings."""
         made = train_sae(
-            TrainSAEConfig(
-                **{one.name: getattr(recipe, one.name) for one in fields(RunConfig)},
-                store=(self.store("train"),), rows=self.case.rows, out=self.work / "ksae" / name, grid=grid,
-                resume=True,
+            derived(
+                recipe, TrainSAEConfig, store=(self.store("train"),), rows=self.case.rows,
+                out=self.work / "ksae" / name, grid=grid, resume=True,
             )
         )  # fmt: skip
         return [str(one.path) for one in made]
