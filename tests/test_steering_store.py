@@ -81,6 +81,16 @@ def test_two_processes_share_the_shards(tmp_path: Path):
     assert store.sha256 == finish(extraction(tmp_path / "one")).sha256
 
 
+def test_a_slow_process_makes_its_own_shards(tmp_path: Path):
+    # The main process looks for what is lacking only after the other has written its share.
+    second = extraction(tmp_path / "two", processes=Processes(1, 2))
+    fast = iter([lambda: list(second.run()), lambda: []])
+    first = extraction(
+        tmp_path / "two", processes=Processes(0, 2, wait=lambda: next(fast)() and None)
+    )
+    assert finish(first).sha256 == finish(extraction(tmp_path / "one")).sha256
+
+
 def test_joined_layers_and_the_trainer_read_such_a_store(tmp_path: Path):
     from revelio.sae.train import SAERun, train_many
 
