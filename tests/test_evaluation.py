@@ -10,11 +10,13 @@ import torch
 from evaluation_helpers import classes_in_channels, judged, reading
 from sae_helpers import loop_decode, loop_encode, planted, random_model
 from scipy import stats
+from torch.nn.functional import cosine_similarity
 
 from revelio.analysis.paired import halves
 from revelio.evaluation.controls import TRAINED, trained_control, untrained_controls
 from revelio.evaluation.encoded import encoded
 from revelio.evaluation.identity import (
+    distinct_directions,
     matched_cosines,
     planted_recovery,
     planted_rows,
@@ -190,6 +192,37 @@ def test_stability_of_the_same_and_of_unrelated_directions() -> None:
     a, b = torch.randn(40, 64, generator=draw), torch.randn(40, 64, generator=draw)
     assert stability([a, 3 * a.flip(0)])["0.9"]["value"] == 1.0
     assert stability([a, b])["0.7"]["value"] == 0.0
+
+
+def test_directions_that_repeat_each_other_are_stable_whatever_the_seed_and_distinct_ones_are_not() -> (
+    None
+):
+    # Two runs of 40 directions within a narrow cone, and of 5 orthogonal ones: only those are stable.
+    seed = torch.Generator().manual_seed(0)
+    runs = []
+    for _ in range(2):
+        cone = torch.zeros(40, 64)
+        cone[:, 0] = 1.0
+        cone += 0.06 * torch.randn(40, 64, generator=seed)
+        runs.append(torch.cat([torch.eye(64)[1:6], cone]))
+    plain, once = stability(runs), stability(runs, distinct_only=True)
+    assert plain["0.7"]["value"] == 1.0
+    # By brute force: the first of each group of directions above the level.
+    for level in (0.7, 0.9):
+        found = []
+        for one in runs:
+            kept: list[int] = []
+            for place, row in enumerate(one):
+                if all(float(cosine_similarity(row, one[k], dim=0)) <= level for k in kept):
+                    kept.append(place)
+            found.append(one[kept])
+            assert torch.equal(distinct_directions(one, level), one[kept])
+        shares = [
+            float((matched_cosines(a, b) > level).double().mean()) for a, b in (found, found[::-1])
+        ]
+        assert once[str(level)]["pairs"] == pytest.approx(shares)
+        assert once[str(level)]["latents"] == min(map(len, found))
+    assert once["0.7"]["latents"] < 10
 
 
 def test_stability_is_told_apart_only_from_controls_with_a_seed() -> None:

@@ -63,11 +63,13 @@ def test_an_evaluation_from_stores_to_a_page(tmp_path: Path) -> None:
     )
     result = eval_sae(config)
     assert set(result["ksaes"]) == set(runs)
-    assert {"over_trainings", "stability", "planted"} <= set(result)
+    assert {"over_trainings", "stability", "distinct_stability", "planted"} <= set(result)
+    assert set(result["distinct_stability_verdict"]) == {"0.7", "0.9"}
     assert set(result["stability_verdict"]) == set(result["planted_verdict"]) == {"0.7", "0.9"}
     assert result["notes"] == [NOT_IN_MODEL]
     page = (tmp_path / "out" / "evaluation.md").read_text()
     assert all(f"| {name} |" in page for name in ("fvu", "probe 5", "coverage 0.8"))
+    assert "near-duplicates above the cosine counted once" in page
     # Beside each table, of how many latents its means are: counted here from the codes.
     rows = torch.cat([batch for _, batch in ActivationStore.open(test).batches(64)])
     said = page.split("active on more than 10 images")[1:]

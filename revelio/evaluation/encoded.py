@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from revelio.analysis.cells import image_codes
@@ -148,3 +148,12 @@ def _of_images(
     made, names = torch.zeros(shape), torch.zeros(shape, dtype=torch.int64)
     made[found.images, place], names[found.images, place] = found.values, found.latents
     return made, names
+
+
+def first_of_each(alike: Bool[Tensor, "m m"]) -> list[int]:
+    """Those that are like none kept before them: near-duplicates counted once, the first of each."""
+    kept: list[int] = []
+    for place in range(len(alike)):
+        if not alike[place, kept].any():
+            kept.append(place)
+    return kept

@@ -3,6 +3,10 @@
 Both compare decoder directions. Two sets of unit vectors are matched one to one so that the sum of cosines
 is largest (the assignment problem); a latent has a partner above c if its match has a cosine above c.
 
+Directions that repeat each other within one training find partners whatever the seed: of k-means' centroids
+of anisotropic activations nearly all have another of the same run above 0.7 (docs/evidence.md). So stability
+is also taken of distinct directions, near-duplicates counted once.
+
 Channels and principal axes are the same whichever the seed: their stability is 1 without having found
 anything, so that stability is told apart only from controls that chance has a part in.
 """
@@ -18,7 +22,7 @@ from torch.nn.functional import normalize
 
 from revelio.analysis.paired import verdict
 from revelio.evaluation.controls import untrained_controls
-from revelio.evaluation.encoded import encoded
+from revelio.evaluation.encoded import encoded, first_of_each
 from revelio.sae.config import RunConfig
 from revelio.sae.dataloader import batches_of
 from revelio.sae.inputs import Source
@@ -31,6 +35,7 @@ from revelio.stats import t_quantile
 LEVELS = (0.7, 0.9)
 # The assignment takes the cube of it.
 MOST = 2000
+STABLE_SEEDS = 3
 # Rows on which the latents of controls are seen to fire.
 SEEN = 2**15
 # Controls without a seed.
@@ -48,23 +53,40 @@ def matched_cosines(a: Float[Tensor, "m d"], b: Float[Tensor, "n d"]) -> Float[T
     return found
 
 
-def stability(directions: Sequence[Float[Tensor, "m d"]]) -> dict[str, Any]:
+def distinct_directions(directions: Float[Tensor, "m d"], level: float) -> Float[Tensor, "n d"]:
+    """Those directions, in their order, whose cosine with every one kept before them is at most ``level``."""
+    unit = normalize(directions.float(), dim=1)
+    return directions[first_of_each(unit @ unit.T > level)]
+
+
+def stability(
+    directions: Sequence[Float[Tensor, "m d"]], *, distinct_only: bool = False
+) -> dict[str, Any]:
     """The share of latents with a partner in another training, over all pairs of trainings.
 
     Args:
         directions: the decoder rows of the live latents of each training, the strongest first; at most
             :data:`MOST` of the first of a pair are matched with twice as many of the second.
+        distinct_only: of those of a training that repeat a stronger one above the level, none is matched.
 
     Returns:
-        By level: the mean over ordered pairs and each pair's share; ``latents``: how many were matched.
+        By level: the mean over ordered pairs, each pair's share, and ``latents``: the least that were
+        matched.
     """
-    pairs = [pair for one in combinations(directions, 2) for pair in (one, one[::-1])]
-    cosines = [matched_cosines(a[:MOST], b[: 2 * MOST]) for a, b in pairs]
-    entry: dict[str, Any] = {"latents": min((len(found) for found in cosines), default=0)}
+    entry: dict[str, Any] = {}
     for level in LEVELS:
+        own = (
+            [distinct_directions(one, level) for one in directions] if distinct_only else directions
+        )
+        pairs = [pair for one in combinations(own, 2) for pair in (one, one[::-1])]
+        cosines = [matched_cosines(a[:MOST], b[: 2 * MOST]) for a, b in pairs]
         # A training without a live latent has found nothing.
         shares = [float((found > level).double().sum()) / max(len(found), 1) for found in cosines]
-        entry[str(level)] = {"value": sum(shares) / max(len(shares), 1), "pairs": shares}
+        entry[str(level)] = {
+            "value": sum(shares) / max(len(shares), 1),
+            "pairs": shares,
+            "latents": min((len(found) for found in cosines), default=0),
+        }
     return entry
 
 
@@ -183,19 +205,34 @@ def live_directions(
     return model.W_dec.data[encoded(model, rows, source, over).strongest(2 * MOST, 11)]
 
 
-def stability_of_controls(
+def directions_of_controls(
     model: KSparseAutoencoder,
     rows: Float[Tensor, "images d"],
     seeds: Sequence[int],
     source: Source = None,
-) -> dict[str, Any]:
+) -> dict[str, list[Float[Tensor, "m d"]]]:
     """The same for each untrained control, drawn or computed anew with each seed."""
     drawn = [untrained_controls(model, rows, seed, source) for seed in seeds]
     seen = rows[:: -(-len(rows) // SEEN)]
-    return {
-        name: stability([live_directions(one[name], seen, source) for one in drawn])
-        for name in drawn[0]
-    }
+    return {name: [live_directions(one[name], seen, source) for one in drawn] for name in drawn[0]}
+
+
+def stabilities(
+    directions: Mapping[str, Sequence[Float[Tensor, "m d"]]], confidence: float = 0.95
+) -> dict[str, Any]:
+    """Stability of the k-SAE, which comes first, and of each control.
+
+    Returns:
+        ``stability``, and ``distinct_stability`` of near-duplicates counted once; beside each the verdict
+        (``stability_verdict``, ...) of :data:`STABLE_SEEDS` trainings up.
+    """
+    entry: dict[str, Any] = {}
+    for name, once in (("stability", False), ("distinct_stability", True)):
+        found = {one: stability(each, distinct_only=once) for one, each in directions.items()}
+        entry[name] = found
+        if len(next(iter(directions.values()))) >= STABLE_SEEDS:
+            entry[f"{name}_verdict"] = stability_verdicts(found, confidence)
+    return entry
 
 
 def planted_rows(

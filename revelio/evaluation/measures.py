@@ -28,7 +28,7 @@ from torch import Tensor
 
 from revelio.analysis.label_measures import kept_counts, measures
 from revelio.analysis.paired import Measured, measured
-from revelio.evaluation.encoded import Encoded
+from revelio.evaluation.encoded import Encoded, first_of_each
 from revelio.seeds import generator
 
 TOP = 10
@@ -152,11 +152,7 @@ def distinct(codes: Encoded, latents: Int64[Tensor, " l"]) -> Int64[Tensor, " m"
     top = _top_images(codes, latents, TOP)
     shown.scatter_add_(1, top.clamp(min=0), (top >= 0).float())
     alike |= (shown @ shown.T) / TOP > DUPLICATE_IMAGES
-    kept: list[int] = []
-    for place in range(len(latents)):
-        if not alike[place, kept].any():
-            kept.append(place)
-    return latents[kept]
+    return latents[first_of_each(alike)]
 
 
 def probe(count: int) -> Callable[[Encoded, HeldOut], Measured | None]:

@@ -13,6 +13,12 @@ from revelio.trust import markdown, printable
 HEAD = "| measure | k-SAE | strongest control | difference | verdict |\n|---|---:|---:|---:|---|"
 # Below so many latents a mean over them is said to say little.
 FEW = 20
+# What several trainings say together, by its heading.
+TOGETHER = {
+    "stability": "Stability over trainings",
+    "distinct_stability": "Stability of distinct latents: near-duplicates above the cosine counted once",
+    "planted": "Planted directions",
+}
 START, END = "<!-- revelio eval-ksae -->", "<!-- /revelio eval-ksae -->"
 
 
@@ -38,9 +44,9 @@ def _lines(result: Mapping[str, Any]) -> Iterator[str]:
         yield "| measure | mean | verdict |\n|---|---:|---|"
         for measure, entry in result["over_trainings"].items():
             yield f"| {measure} | {entry['value']:.3f} | {entry['verdict']} |"
-    for what in ("stability", "planted"):
+    for what, title in TOGETHER.items():
         if what in result:
-            yield from ("", f"## {what.capitalize()}", "", *_levels(result[what]))
+            yield from ("", f"## {title}", "", *_levels(result[what]))
         for level, entry in result.get(f"{what}_verdict", {}).items():
             yield from ("", f"Above {level}: {entry['verdict']}.")
     yield from ("", *(f"- {markdown(note)}" for note in result["notes"]))

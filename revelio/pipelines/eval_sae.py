@@ -14,12 +14,11 @@ from revelio.config import read_yaml, structure
 from revelio.evaluation.config import EvalSAEConfig
 from revelio.evaluation.controls import RANDOM_WEIGHTS, TRAINED, trained_control, untrained_controls
 from revelio.evaluation.identity import (
+    directions_of_controls,
     live_directions,
     planted_recovery,
     planted_together,
-    stability,
-    stability_of_controls,
-    stability_verdicts,
+    stabilities,
 )
 from revelio.evaluation.judge import judge, over_trainings
 from revelio.evaluation.loss_recovered import ENDS
@@ -47,7 +46,6 @@ if TYPE_CHECKING:
 
 MAKER = "eval-ksae"
 RESULT, PAGE = "evaluation.json", "evaluation.md"
-STABLE_SEEDS = 3
 
 
 def eval_sae(config: EvalSAEConfig, progress: Report = silent) -> dict[str, Any]:
@@ -287,18 +285,14 @@ def _together(
         live_directions(model, data.rows, data.store.manifest, _of_cells(config))
         for model in models.values()
     ]
-    seeds = range(config.seed, config.seed + len(models))
-    stable = {"k-SAE": stability(directions)}
-    stable |= stability_of_controls(first, data.source, list(seeds), data.source_about)
-    told = {}
-    if len(models) >= STABLE_SEEDS:
-        told = {"stability_verdict": stability_verdicts(stable, config.confidence)}
+    seeds = list(range(config.seed, config.seed + len(models)))
+    every = {"k-SAE": directions}
+    every |= directions_of_controls(first, data.source, seeds, data.source_about)
     return {
         "over_trainings": over_trainings(
             [entry["measures"] for entry in entries.values()], config.confidence
         ),
-        "stability": stable,
-        **told,
+        **stabilities(every, config.confidence),
     }
 
 
