@@ -6,10 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from backbones_helpers import tiny_sd
 from browser_helpers import Page, needs_browser
 from PIL import Image
 
+from revelio.activations.store import ActivationStore
+from revelio.analysis.paired import BEATS, strongest
 from revelio.cli import main
 from revelio.data.config import DataConfig
 from revelio.pipelines.demo.config import DemoConfig
@@ -17,6 +20,7 @@ from revelio.pipelines.demo.diffc import headline, verdicts
 from revelio.pipelines.demo.report import write_report
 from revelio.pipelines.demo.run import findings
 from revelio.pipelines.demo.stages import demo_images, shown_cell
+from revelio.pipelines.inputs import open_sae
 from revelio.stats import NOT_APART as APART
 from revelio.stats import NOT_COMPARED as ONCE
 
@@ -35,7 +39,16 @@ SMALL = [
         "1",
     ),
     *("--sae.steps", "20", "--sae.batch-size", "32", "--m", "4", "--width", "8", "--epochs", "2"),
-    *("--batch-size", "16"),
+    *(
+        "--batch-size",
+        "16",
+        "--cell-sae.k",
+        "2",
+        "--cell-sae.steps",
+        "20",
+        "--cell-sae.expansion",
+        "1",
+    ),
 ]
 
 
@@ -60,9 +73,9 @@ def make_pictures(folder: Path, each: int, *, labelled: bool = True) -> Path:
 def test_the_whole_job_on_labelled_pictures(
     tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    images, out = make_pictures(tmp_path / "images", 20), tmp_path / "run"
+    images, out = make_pictures(tmp_path / "images", 170), tmp_path / "run"
     flags = ["--data.source", str(images), "--backbone.name", str(model), "--out", str(out), *SMALL]
-    main(["demo", *flags])
+    main(["demo", *flags, "--train-images", "48"])
     assert str(out / "report.html") in capsys.readouterr().out
     report = json.loads((out / "report.json").read_text())
     cells = {(row["layer"], row["timestep"]) for row in report["purity"]}
@@ -73,12 +86,31 @@ def test_the_whole_job_on_labelled_pictures(
         assert low <= row["majority_share"] <= high
         # Three classes of equal size: ids 0, 1, 2 drawn without repetition.
         assert row["chance"] == pytest.approx(0.8, abs=0.05)
-    assert report["images"] == 48 and report["test_images"] == 12 and report["mode"] == "fixed"
+    assert report["images"] == 48 and report["test_images"] == 102 and report["mode"] == "fixed"
     for row in report["diffc"]:
         keys = {"top1", "interval", "pixels_top1", "random_weights_top1"}
         assert keys <= set(row) and row["interval"][0] <= row["top1"] <= row["interval"][1]
-    assert set(report["seconds"]) == {"extraction", "k-SAEs", "purity", "gallery", "Diff-C"}
+    stages = {"extraction", "k-SAEs", "purity", "k-SAE of cells", "gallery", "Diff-C"}
+    assert set(report["seconds"]) == stages
     page = (out / "report.html").read_text()
+    # The k-SAE of cells, judged again by hand: its error on all cells of the held-out pictures.
+    found = report["cells"]
+    assert report["shown"] == {key: found["ksae"][key] for key in ("layer", "timestep")}
+    (store,) = (path.parent for path in (out / "cells" / "test").glob("*/manifest.json"))
+    rows = torch.cat([batch for _, batch in ActivationStore.open(store).batches(64)])
+    rows = rows.flatten(2).transpose(1, 2).flatten(0, 1)
+    with torch.no_grad():
+        left = (open_sae(str(out / "cells" / "ksae"), "cpu")(rows) - rows).double().square().sum()
+    fvu = found["held_out"]["measures"]["fvu"]
+    assert fvu["value"] == pytest.approx(
+        float(left / (rows - rows.mean(0)).double().square().sum()), rel=1e-4
+    )
+    assert f"<td>{fvu['value']:.3f}</td>" in page and found["held_out"]["images"] == 102
+    _, control = strongest(fvu) or ("", {})
+    assert control["value"] == min(one["value"] for one in fvu["controls"].values())
+    assert f"{control['difference']['interval'][0]:+.3f}" in page
+    first = json.loads((out / "gallery" / "latents.jsonl").read_text().splitlines()[0])
+    assert first["maps"]
     for row in report["purity"]:
         assert f"{row['majority_share']:.3f}" in page
     assert (out / "gallery" / "index.html").exists()
@@ -161,9 +193,16 @@ def test_findings_name_a_winner_only_where_intervals_support_one() -> None:
         "verdict": {"majority": "beaten by data rows"},
     }
     row = {"layer": "up_ft1", "timestep": 25, "top1": 80.0, "pixels_top1": 70.0}
-    cards = findings(best, [row | {"verdict": verdict("above", "above")}], 90.0, [best, near, far])
-    assert [card["value"] for card in cards] == ["up_ft1, t = 25", "75%", "80.0 %", "1.5 min"]
-    assert "1 of the other 2 cells are not told apart" in cards[0]["text"]
+    judged = [row | {"verdict": verdict("above", "above")}]
+    measures = {"fvu": BEATS, "purity": "beaten by data rows", "cosine": BEATS}
+    said = {"measures": {name: {"verdict": one} for name, one in measures.items()}}
+    cells = {"purity": best, "held_out": said}
+    cards = findings(best, judged, 90.0, [best, near, far], cells)
+    assert [card["value"] for card in cards] == ["up_ft1, t = 25", "75%", "2 of 3", "80.0 %", "1.5 min"]
+    assert cards[2]["text"].endswith("beats every control (fvu, cosine)")
+    few = findings(best, judged, 90.0, [best], cells | {"held_out": None})
+    assert [card["value"] for card in few] == ["up_ft1, t = 25", "75%", "80.0 %", "1.5 min"]
+    assert "1 of the 2 others are not told apart" in cards[0]["text"]
     assert "data rows, which learned nothing, reach 83%" in cards[1]["text"]
     assert "is beaten by data rows" in cards[1]["text"]
     unlabelled = findings(best | {"majority_share": None}, [], 90.0, [best])

@@ -37,6 +37,7 @@ def gathered(work: Path) -> dict[str, Any]:
     planted = _stage(work / "planted.json")
     if planted:
         found |= planted_together(planted)
+    found |= distinct(work)
     if loss := _stage(work / "loss.json"):
         inside = [one["measures"] for one in loss]
         measures |= over_trainings(inside) if len(inside) > 1 else {}
@@ -60,6 +61,12 @@ def gathered(work: Path) -> dict[str, Any]:
                 for run, entry in read_json(path)["ksaes"].items()
             }  # fmt: skip
     return found
+
+
+def distinct(work: Path) -> dict[str, Any]:
+    """What the fresh trainings said of stability; nothing where they were not made."""
+    path = work / "distinct.json"
+    return {"distinct": read_json(path)} if path.is_file() else {}
 
 
 def _beside(entries: Sequence[Mapping[str, Any]], trained: bool) -> dict[str, Any]:

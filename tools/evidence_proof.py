@@ -1,13 +1,14 @@
 """Does a k-SAE on real activations beat what learned nothing? docs/evidence.md, its JSON and its charts.
 
-    python -m tools.evidence_proof --fashion FOLDER --cifar FILE     everything (two hours of one core)
+    python -m tools.evidence_proof --fashion FOLDER --cifar FILE --caltech FOLDER     everything
     python -m tools.evidence_proof --fashion FOLDER --only cells     one of the cases
     python -m tools.evidence_proof --page                            only the page, from what work/ holds
 
-Three cases, all of up_ft1 at t = 100: cells of photographs (mini-sd-photo, CIFAR-10), cells of clothes
-(mini-sd, Fashion-MNIST), and pooled activations of clothes, an image a row. k-SAEs learn from training
-pictures and are judged on test pictures, which the recipes were not chosen on. The settings were fixed before
-the seeds from 11 were trained. What is done is kept under work/, so that a stopped run goes on.
+Four cases (tools/evidence_cases.py): of up_ft1 at t = 100 cells of photographs (mini-sd-photo, CIFAR-10),
+cells of clothes (mini-sd, Fashion-MNIST), and pooled activations of clothes, an image a row; and cells of a
+ViT's last block (Caltech-101). k-SAEs learn from training pictures and are judged on test pictures, which the
+recipes were not chosen on. The settings were fixed before the seeds from 11 were trained. What is done is
+kept under work/, so that a stopped run goes on. Some hours of one core.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from torch import Tensor
 from revelio.activations.config import ExtractRunConfig
 from revelio.activations.store import ActivationStore
 from revelio.analysis.paired import against
+from revelio.analysis.top_images import own_over
 from revelio.backbones.base import DiffusionModel
 from revelio.backbones.config import BackboneConfig
 from revelio.backbones.registry import load_backbone
@@ -34,20 +36,25 @@ from revelio.data.open import open_dataset
 from revelio.evaluation.config import EvalSAEConfig
 from revelio.evaluation.controls import untrained_controls
 from revelio.evaluation.downstream import Denoised, Replace, replaced
-from revelio.evaluation.identity import planted_recovery
+from revelio.evaluation.identity import (
+    directions_of_controls,
+    live_directions,
+    planted_recovery,
+    stabilities,
+)
 from revelio.evaluation.loss_recovered import loss_recovered, reconstruction
-from revelio.files import write_whole_by
 from revelio.pipelines.eval_downstream import InModel
 from revelio.pipelines.eval_sae import RESULT, eval_sae
+from revelio.pipelines.eval_stores import eval_data
 from revelio.pipelines.extract import extract_to
 from revelio.pipelines.inputs import open_sae
 from revelio.pipelines.train_sae import train_sae
 from revelio.run_dir import write_json
-from revelio.sae.config import Rows, RunConfig, SweepConfig, TrainSAEConfig
+from revelio.sae.config import RunConfig, SweepConfig, TrainSAEConfig
 from revelio.trust import read_json
+from tools.evidence_cases import CASES, Case, pictures_of
 from tools.evidence_page import write_page
 
-LAYER, TIMESTEP = "up_ft1", 100
 # The demo's k-SAE before.
 BEFORE = RunConfig(
     k=16, expansion=16, steps=300, batch_size=512, learning_rate=2e-3, warmup_steps=30,
@@ -61,89 +68,13 @@ CHOSEN_SEEDS = (31, 32, 33, 34, 35)
 
 
 @dataclass(frozen=True)
-class Case:
-    """What a row is, and the recipe.
-
-    Attributes:
-        name: a folder for it.
-        rows: as `train-ksae` has it.
-        recipe: fixed before the seeds that are judged.
-        seeds: of the trainings that are judged.
-        other_k: of one training each, for the curves over k.
-        train: pictures to learn from; None: all.
-        test: pictures to judge on; None: all.
-        loss_images: pictures that go through the model.
-        model: the backbone.
-        pictures: the data set's name.
-        cells: of a training picture that are kept, where rows are cells.
-        chosen_k: a k that looked better on the curves over k, and is trained anew for it; None: none did.
-        variants: other k-SAEs of the same recipe: BatchTopK and Matryoshka.
-        planted: seeds of the sets of synthetic activations.
-    """
-
-    name: str
-    rows: Rows
-    recipe: RunConfig
-    seeds: tuple[int, ...]
-    other_k: tuple[int, ...]
-    train: int | None = None
-    test: int | None = None
-    loss_images: int = 100
-    model: str = "mini-sd"
-    pictures: Literal["fashion-mnist", "cifar10"] = "fashion-mnist"
-    cells: int = 32
-    chosen_k: int | None = None
-    variants: bool = False
-    planted: range = range(5)
-
-    def extraction(self, split: str) -> dict[str, Any]:
-        """What is kept of a picture: its mean; some cells to learn from, all to judge on."""
-        if self.rows == "images":
-            return {"pool": "mean"}
-        return {"cells": self.cells} if split == "train" else {"pool": "none"}
-
-
-POOLED = Case(
-    "pooled", "images",
-    RunConfig(
-        k=4, expansion=2, steps=2000, batch_size=1024, learning_rate=2e-3, warmup_steps=100,
-        checkpoint_every=500,
-    ),
-    seeds=(11, 12, 13, 14, 15), other_k=(2, 8, 16),
-)  # fmt: skip
-CELLS = Case(
-    "cells", "cells",
-    RunConfig(
-        k=2, expansion=2, steps=4000, batch_size=2048, learning_rate=8e-3, warmup_steps=100, decay=0.8,
-        checkpoint_every=2000,
-    ),
-    seeds=tuple(range(21, 31)), other_k=(1, 4, 8, 16), train=30_000, test=5_000, loss_images=400,
-    chosen_k=8, variants=True,
-)  # fmt: skip
-PHOTO = Case(
-    "photo", "cells",
-    RunConfig(
-        k=3, expansion=2, steps=10_000, batch_size=2048, learning_rate=8e-3, warmup_steps=100, decay=0.8,
-        checkpoint_every=5000,
-    ),
-    seeds=tuple(range(41, 49)), other_k=(1, 2, 4, 8), loss_images=400,
-    model="mini-sd-photo", pictures="cifar10", cells=16,
-    # Five sets had not told the k-SAE from k-means: these are fifteen others, judged by themselves.
-    planted=range(5, 20),
-)  # fmt: skip
-# Of CIFAR-10's 40,000 pictures in a random order: those that the recipe was judged on while it was searched
-# for, then those that it is judged on here. The k-SAEs that are judged learn from all but the latter.
-SEARCHED, JUDGED = 8000, 8000
-
-
-@dataclass(frozen=True)
 class Proof:
     """The stages of a case, each of which is done once.
 
     Attributes:
         case: which one.
         work: the folder of what can be made again.
-        pictures: where the data sets are, by name: Fashion-MNIST's folder, CIFAR-10's parquet file.
+        pictures: where the data sets are, by name: a folder; of CIFAR-10 its parquet file.
     """
 
     case: Case
@@ -152,22 +83,19 @@ class Proof:
 
     def store(self, split: str) -> Path:
         """The activations of a split's pictures."""
+        case = self.case
         [made] = extract_to(
             ExtractRunConfig(
-                out=self.work / split, layers=(LAYER,), timesteps=(TIMESTEP,), batch_size=64,
-                data=self.data(split), backbone=BackboneConfig(name=self.case.model), resume=True,
-                **self.case.extraction(split),
+                out=self.work / split, layers=(case.layer,), timesteps=case.timesteps, batch_size=64,
+                data=self.data(split), backbone=BackboneConfig(name=case.model), resume=True,
+                **case.extraction(split),
             )
         )  # fmt: skip
         return made.path
 
     def data(self, split: str) -> DataConfig:
         """The pictures of a split."""
-        limit = self.case.train if split == "train" else self.case.test
-        place = self.pictures[self.case.pictures]
-        if self.case.pictures == "cifar10":
-            return DataConfig(source=str(_part(place, self.work, split)), limit=limit)
-        return DataConfig(source=self.case.pictures, root=place, split=split, limit=limit)
+        return pictures_of(self.case, self.pictures[self.case.pictures], self.work, split)
 
     def trained(self, name: str, recipe: RunConfig, grid: SweepConfig) -> list[str]:
         """The run folders of a recipe's trainings."""
@@ -251,7 +179,7 @@ class Proof:
         read = batches(dataset, model.transform, 32, indices=places)
         pixels = torch.cat([model.encode(batch.pixels).cpu() for batch in read])
         found = []
-        for timestep, layer in product((100, 400, 800), (LAYER, "bottleneck", "up_ft3")):
+        for timestep, layer in product((100, 400, 800), (self.case.layer, "bottleneck", "up_ft3")):
             ids = [dataset.ids[place] for place in places]
             down, seen = (
                 Denoised(model, layer, pixels, ids, timestep, batch_size=32),
@@ -273,11 +201,27 @@ class Proof:
         store = ActivationStore.open(self.store(split))
         return torch.cat([batch for _, batch in store.batches(1024)])
 
+    def distinct(self) -> None:
+        """Stability of distinct latents: the recipe's fresh trainings beside the untrained controls."""
+        if (self.work / "distinct.json").is_file():
+            return
+        runs = self.trained(
+            "distinct", self.case.recipe, SweepConfig(seed=tuple(self.case.distinct))
+        )
+        models = [open_sae(run, "cpu") for run in runs]
+        config = replace(self.evaluation("distinct", tuple(runs)), over=own_over(models[0]))
+        data = eval_data(config, dict(zip(runs, models, strict=True)))
+        ours = [live_directions(one, data.rows, data.store.manifest) for one in models]
+        seeds = list(range(len(runs)))
+        theirs = directions_of_controls(models[0], data.source, seeds, data.source_about)
+        write_json(self.work / "distinct.json", stabilities({"k-SAE": ours} | theirs))
+
     def run(self) -> None:
         """Everything that is not done yet."""
         recipe = self.case.recipe
         self.judged("recipe", recipe, SweepConfig(seed=self.case.seeds))
         self.kept("planted", len(self.case.planted), self.planted)
+        self.distinct()
         if self.case.rows == "images":
             if not (self.work / "loss.json").is_file():
                 write_json(self.work / "loss.json", self.losses())
@@ -297,23 +241,6 @@ class Proof:
         self.judged("by-k", recipe, SweepConfig(k=self.case.other_k, seed=self.case.seeds[:1]))
 
 
-def _part(source: Path, work: Path, split: str) -> Path:
-    """A part of CIFAR-10's pictures as a parquet file of its own, made at its first use."""
-    import pyarrow.parquet
-
-    path = work / "pictures" / f"{split}.parquet"
-    if not path.is_file():
-        table = pyarrow.parquet.read_table(source)
-        # As the search drew the pictures that it judged on.
-        order = torch.randperm(len(table), generator=torch.Generator().manual_seed(5))
-        test = order[SEARCHED : SEARCHED + JUDGED]
-        kept = torch.isin(torch.arange(len(table)), test, invert=split == "train")
-        rows = table.take(kept.nonzero()[:, 0].numpy())
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole_by(path, lambda made: pyarrow.parquet.write_table(rows, made))
-    return path
-
-
 def _kept(seen: list[Tensor], rows: Tensor) -> Tensor:
     seen.append(rows.clone())
     return rows
@@ -330,18 +257,24 @@ def main() -> None:
     )
     parser.add_argument("--work", type=Path, default=Path("work/evidence"))
     parser.add_argument("--docs", type=Path, default=Path("docs"))
-    parser.add_argument("--fashion", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
+    parser.add_argument("--fashion", type=Path, help="Fashion-MNIST's folder")
     parser.add_argument("--cifar", type=Path, help="CIFAR-10's training pictures, a parquet file")
-    cases = {case.name: case for case in (PHOTO, CELLS, POOLED)}
-    parser.add_argument("--only", nargs="+", choices=cases, default=list(cases), help="these cases")
+    parser.add_argument(
+        "--caltech", type=Path, help="Caltech-101's folder (images/, train.txt, test.txt)"
+    )
+    parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES), help="these cases")
+    parser.add_argument(
+        "--distinct", action="store_true", help="of these the distinct latents alone"
+    )
     parser.add_argument("--page", action="store_true", help="measure nothing, write what is there")
     asked = parser.parse_args()
+    flags = {"fashion-mnist": "fashion", "cifar10": "cifar", "caltech101": "caltech"}
+    places = {name: getattr(asked, flag) for name, flag in flags.items()}
     for name in asked.only if not asked.page else ():
-        if cases[name].pictures == "cifar10" and asked.cifar is None:
-            parser.error(f"the case {name} needs --cifar FILE")
-        Proof(
-            cases[name], asked.work / name, {"fashion-mnist": asked.fashion, "cifar10": asked.cifar}
-        ).run()
+        if places[CASES[name].pictures] is None:
+            parser.error(f"the case {name} needs --{flags[CASES[name].pictures]}")
+        proof = Proof(CASES[name], asked.work / name, places)
+        proof.distinct() if asked.distinct else proof.run()
     write_page(asked.work, asked.docs)
 
 

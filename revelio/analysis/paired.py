@@ -26,6 +26,7 @@ from torch import Tensor
 from revelio.seeds import generator
 from revelio.stats import t_quantile
 
+BEATS = "beats every control"
 # Random orders of the images that are halved, and the t's degrees of freedom.
 ORDERS, FREEDOM = 50, 30
 OVER_IMAGES = f"over random halves of the images ({ORDERS} times)"
@@ -145,7 +146,16 @@ def verdict(intervals: Mapping[str, Sequence[float]], better: int) -> str:
         return "no control"
     if beaten:
         return f"beaten by {listed(beaten)}"
-    return f"not told apart from {listed(level)}" if level else "beats every control"
+    return f"not told apart from {listed(level)}" if level else BEATS
+
+
+def strongest(entry: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] | None:
+    """The control that comes best in a measure, by name, of :func:`against`'s entry; None of no control."""
+    sign, controls = 1 if entry["better"] == "higher" else -1, entry["controls"]
+    if not controls:
+        return None
+    best = max(controls, key=lambda name: sign * controls[name]["value"])
+    return best, controls[best]
 
 
 def listed(names: Sequence[str]) -> str:

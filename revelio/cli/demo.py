@@ -1,7 +1,8 @@
 """The whole of Revelio on a model and your pictures: what a diffusion model knows about them.
 
-Takes images through the model at several layers and timesteps, trains a k-sparse autoencoder on each,
-measures the purity of the latents, builds a gallery of the best layer, and trains Diff-C on every layer
+Takes images through the model at several layers and timesteps, trains a k-sparse autoencoder on each and
+measures the purity of its latents; trains one on the cells of the purest layer, shows in a gallery where its
+latents fire, and judges it on held-out pictures beside what learned nothing; trains Diff-C on every layer
 beside raw pixels and random weights. Writes report.html, report.json and gallery/. About ten minutes on two
 CPU cores.
 
@@ -61,8 +62,10 @@ def _steer(config: Config, made: "Reported") -> Iterator[str]:
     if describe_one(config.backbone.name, config.backbone.revision).kind != "U-Net":
         return
     name = f"{shown['layer']}-t{shown['timestep']}-empty-d0"
+    # A run of before showed a k-SAE of pooled activations.
+    ksae = config.out / "cells" / "ksae" if "cells" in made.report else config.out / "ksae" / name
     latent = f"{examples[0]['latent']}:{examples[0]['strongest']}"
-    words = ["steer", *flags(config.backbone, "backbone"), "--ksae", config.out / "ksae" / name]
+    words = ["steer", *flags(config.backbone, "backbone"), "--ksae", ksae]
     # On both shipped U-Nets pictures change by these and still show something; more, or a guidance of 7.5,
     # which multiplies the change, leaves stripes.
     words += ["--latent-values", latent, "--operation", "add", "--strength", 0, 1, 2, 4]

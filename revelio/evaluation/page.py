@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from revelio.analysis.paired import strongest
 from revelio.evaluation.measures import STRONGEST
 from revelio.trust import markdown, printable
 
@@ -56,12 +57,11 @@ def rows(measures: Mapping[str, Any]) -> Iterator[str]:
     """The table of one k-SAE."""
     yield HEAD
     for measure, entry in measures.items():
-        if not entry["controls"]:
+        found = strongest(entry)
+        if found is None:
             yield f"| {measure} | {entry['value']:.3f} | | | {entry['verdict']} |"
             continue
-        sign = 1 if entry["better"] == "higher" else -1
-        best = max(entry["controls"], key=lambda one: sign * entry["controls"][one]["value"])
-        control = entry["controls"][best]
+        best, control = found
         low, high = control["difference"]["interval"]
         yield (
             f"| {measure} | {entry['value']:.3f} | {control['value']:.3f} ({best}) "

@@ -67,13 +67,14 @@ def check_model(
         ExtractionPlan(train, backbone, config.out, how)
         for one in how.passes():
             check_request(backbone, one.timestep, (one.prompt,))
-    config.sae.check_budget()
-    for layer in config.layers:
-        sizes = config.sae.sizes(backbone.layers[layer].channels)
-        if config.sae.k > sizes["n"]:
-            raise ValueError(
-                f"sae.k={config.sae.k}, but a k-SAE of {layer} has {sizes['n']} latents (sae.expansion * "
-                f"{sizes['d']} channels): give a sae.k of at most so many, or raise sae.expansion"
-            )
-        with torch.device("meta"):
-            KSparseAutoencoder(**sizes)
+    for name, sae in (("sae", config.sae), ("cell_sae", config.cell_sae)):
+        sae.check_budget()
+        for layer in config.layers:
+            sizes = sae.sizes(backbone.layers[layer].channels)
+            if sae.k > sizes["n"]:
+                raise ValueError(
+                    f"{name}.k={sae.k}, but a k-SAE of {layer} has {sizes['n']} latents ({name}.expansion * "
+                    f"{sizes['d']} channels): give a {name}.k of at most so many, or raise {name}.expansion"
+                )
+            with torch.device("meta"):
+                KSparseAutoencoder(**sizes)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from revelio.analysis.paired import strongest
 from revelio.charts import Series, bar_chart, line_chart
 from revelio.pages import render_page
 from revelio.run_dir import write_whole
@@ -19,8 +20,16 @@ def write_report(report: Mapping[str, Any], path: Path) -> None:
         "shade": _shades(report["purity"]),
         "charts": charts(report),
         "controls": [row for row in report["purity"] if row.get("controls")],
+        "held_out": held_out_rows(report),
     }
     write_whole(path, render_page("revelio.pipelines.demo", "report.html.j2", values))
+
+
+def held_out_rows(report: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any], Any]]:
+    """A measure a row: its name, the k-SAE of cells on held-out pictures, and the strongest control."""
+    found = (report.get("cells") or {}).get("held_out")
+    measures = found["measures"] if found else {}
+    return [(name, one, strongest(one)) for name, one in measures.items()]
 
 
 def charts(report: Mapping[str, Any]) -> list[str]:

@@ -1,7 +1,7 @@
 """The demo as one resumable run: its stages in order, the seconds each took, and the report."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 from revelio.activations.config import ExtractConfig
 from revelio.activations.store import ActivationStore
 from revelio.analysis.controls import in_words
+from revelio.analysis.paired import BEATS
 from revelio.backbones.base import Backbone
 from revelio.backbones.random_init import load_random_backbone
 from revelio.backbones.registry import describe_one, load_backbone
@@ -18,6 +19,7 @@ from revelio.data.dataset import ImageDataset
 from revelio.diffc.pixels import PixelsBackbone
 from revelio.files import check_folder
 from revelio.pipelines import Progress, Report, Reported, silent
+from revelio.pipelines.demo.cells import Cells
 from revelio.pipelines.demo.check import (
     check_model,
     check_pictures,
@@ -31,7 +33,6 @@ from revelio.pipelines.demo.stages import (
     demo_images,
     extract,
     measure,
-    show,
     shown_cell,
     train_saes,
 )
@@ -129,12 +130,26 @@ class _Stages:
         self.stage("extraction", lambda: self._extract(pooled, len(stores)))
         trained = self.stage("k-SAEs", lambda: train_saes(config, stores, saes, told))
         entries = self.stage("purity", lambda: measure(config, stores, saes, told))
-        shown = shown_cell(entries)
-        store = stores[entries.index(shown)]
-        place = (store, saes / store.name, self.train, shown, self.run.path / "gallery")
-        examples = self.stage("gallery", lambda: show(config, *place, told))
+        best = shown_cell(entries)
+        cells = Cells(config, best["layer"], best["timestep"], self.run.path / "cells")
+        found = self.stage("k-SAE of cells", lambda: self._cells(cells))
+        gallery = self.run.path / "gallery"
+        examples = self.stage(
+            "gallery", lambda: cells.show(self.train, found["purity"], gallery, told)
+        )
         diffc = self.stage("Diff-C", self._diffc) if self.test is not None else []
-        return self._report(entries, trained, shown, examples, diffc)
+        return self._report(entries, trained, best, found, examples, diffc)
+
+    def _cells(self, cells: Cells) -> dict[str, Any]:
+        for part, dataset in (("train", self.train), ("test", self.test)):
+            if dataset is not None:
+                title, folder = f"grids of {cells.layer} ({part})", f"cells/{part}"
+                self._take(title, dataset, self.backbone(), cells.extraction, folder)
+        return {
+            "ksae": cells.train(self.progress),
+            "purity": cells.measure(),
+            "held_out": cells.judge(len(self.test or ()), self.progress),
+        }
 
     def _extract(self, pooled: ExtractConfig, stores: int) -> int:
         self._take("activations", self.train, self.backbone(), pooled, "activations")
@@ -178,12 +193,13 @@ class _Stages:
         self,
         entries: list[dict[str, Any]],
         trained: list[dict[str, Any]],
-        shown: dict[str, Any],
+        best: dict[str, Any],
+        cells: dict[str, Any],
         examples: list[dict[str, Any]],
         diffc: list[dict[str, Any]],
     ) -> dict[str, Any]:
         labelled = self.train.labels is not None
-        cell = {"layer": shown["layer"], "timestep": shown["timestep"]}
+        place = {"layer": best["layer"], "timestep": best["timestep"]}
         report = {
             "format": FORMAT,
             "mode": self.config.sae.mode,
@@ -196,11 +212,12 @@ class _Stages:
             # The shipped pictures are of the set that the shipped models were trained on.
             "shipped": self.train.name == "samples" and self.model.startswith("mini-"),
             "findings": findings(
-                shown, diffc, sum(self.seconds.values()), entries, labelled=labelled
+                best, diffc, sum(self.seconds.values()), entries, cells, labelled=labelled
             ),
-            "shown": cell,
+            "shown": place,
             # Without labels no measure compares layers of different widths.
-            "best": None if shown["majority_share"] is None else cell,
+            "best": None if best["majority_share"] is None else place,
+            "cells": cells,
             "examples": examples,
             "purity": entries,
             "diffc": diffc,
@@ -219,10 +236,20 @@ def findings(
     diffc: list[dict[str, Any]],
     seconds: float,
     entries: Sequence[dict[str, Any]] = (),
+    cells: Mapping[str, Any] | None = None,
     *,
     labelled: bool = False,
 ) -> list[dict[str, str]]:
-    """The few numbers that the report opens with; a winner is named only where intervals support one."""
+    """The few numbers that the report opens with; a winner is named only where intervals support one.
+
+    Args:
+        best: the purity of the layer and timestep that is shown.
+        diffc: the rows of Diff-C; none without labels.
+        seconds: what all took.
+        entries: the purity of every layer and timestep.
+        cells: of the k-SAE that the gallery shows: its purity, and what held-out pictures say.
+        labelled: whether the pictures have labels.
+    """
     at = f"{best['layer']}" + ("" if best["timestep"] is None else f", t = {best['timestep']}")
     cards = []
     if best["majority_share"] is None:
@@ -232,20 +259,34 @@ def findings(
         cards.append({"value": at, "text": f"is shown in the gallery: {why}"})
     else:
         near = [one for one in entries if one is not best and not _below(one, best)]
-        text = "has the purest latents"
+        text = "has the purest latents, of pooled activations"
         if near:
-            text += (
-                f"; {len(near)} of the other {len(entries) - 1} cells are not told apart from it"
-            )
+            text += f"; {len(near)} of the {len(entries) - 1} others are not told apart from it"
         cards.append({"value": at, "text": text})
-        text = "of a latent's top images share a label there; "
-        text += f"chance is {best['majority_share_chance']:.0%}"
-        if best.get("controls"):
-            text += f", {in_words(best)}"
-        cards.append({"value": f"{best['majority_share']:.0%}", "text": text})
+    if cells is not None:
+        cards += _of_cells(cells)
     if diffc:
         cards.append(headline(diffc))
     return [*cards, {"value": f"{seconds / 60:.1f} min", "text": "from images to this page"}]
+
+
+def _of_cells(cells: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+    """What purity says of the k-SAE of cells, and how often held-out pictures tell it from every control."""
+    shown = cells["purity"]
+    if shown["majority_share"] is not None:
+        text = "of a latent's top images share a label in the k-SAE of its cells; "
+        text += f"chance is {shown['majority_share_chance']:.0%}"
+        if shown.get("controls"):
+            text += f", {in_words(shown)}"
+        yield {"value": f"{shown['majority_share']:.0%}", "text": text}
+    if cells["held_out"] is not None:
+        measures = cells["held_out"]["measures"]
+        won = [name for name, one in measures.items() if one["verdict"] == BEATS]
+        named = f" ({', '.join(won)})" if won else ""
+        yield {
+            "value": f"{len(won)} of {len(measures)}",
+            "text": f"measures on held-out pictures on which that k-SAE beats every control{named}",
+        }
 
 
 def _below(one: dict[str, Any], best: dict[str, Any]) -> bool:

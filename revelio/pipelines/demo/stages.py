@@ -1,8 +1,9 @@
 """The stages of the demo; each does what a user's own command does, by the same pipeline.
 
-pictures: a training part for k-SAEs and Diff-C, a held-out part for Diff-C
-activations -> k-SAEs -> top images, purity -> gallery
-grids -> Diff-C beside its baselines            diffc.py
+pictures: a training part for k-SAEs and Diff-C, a held-out part that judges them
+activations -> k-SAEs -> top images, purity                  of every layer and timestep
+grids -> a k-SAE of cells -> purity, gallery, controls       of the purest, cells.py
+grids -> Diff-C beside its baselines                         diffc.py
 """
 
 from collections.abc import Sequence
@@ -31,7 +32,7 @@ from revelio.pipelines.gallery import make_gallery
 from revelio.pipelines.purity import measure_purity
 from revelio.pipelines.top_images import make_top_images
 from revelio.pipelines.train_sae import train_sae
-from revelio.sae.config import TrainSAEConfig
+from revelio.sae.config import Mode, TrainSAEConfig
 
 # What a report has of each k-SAE.
 TRAINED = ("d", "n", "k", "fvu", "l0", "dead_share")
@@ -87,12 +88,13 @@ def train_saes(
     for store in stores:
         run = TrainSAEConfig(**vars(config.sae), store=(store,), out=out / store.name, resume=True)
         (made,) = train_sae(run, silent)
-        rows.append(_cell(store) | {name: made.report[name] for name in TRAINED})
+        rows.append(place_of_store(store) | {name: made.report[name] for name in TRAINED})
         told(1)
     return rows
 
 
-def _cell(store: Path) -> dict[str, Any]:
+def place_of_store(store: Path) -> dict[str, Any]:
+    """The layer and timestep of a store, as rows of the report have them."""
     manifest = ActivationStore.open(store).manifest
     return {"layer": manifest["layer"], "timestep": manifest.get("timestep")}
 
@@ -103,21 +105,25 @@ def measure(
     """The purity entry of every store's k-SAE, beside its controls where the images have labels."""
     told, entries = counted(progress, "purity and controls", len(stores), "k-SAE"), []
     for store in stores:
-        ksae = saes / store.name
-        top = MakeTopImagesConfig(store=store, ksae=str(ksae), m=config.m, mode=config.sae.mode)
-        found = measure_purity(
-            MeasurePurityConfig(
-                top=(make_top_images(top).path,),
-                store=(store,),
-                ksae=(str(ksae),),
-                m=config.m,
-                seed=config.seed,
-                similarity=True,
-            )
-        )
-        entries.append(_report_row(found.entries[0]) | _cell(store))
+        entries.append(judged_top(config, store, saes / store.name, config.sae.mode))
         told(1)
     return entries
+
+
+def judged_top(config: DemoConfig, store: Path, ksae: Path, mode: Mode) -> dict[str, Any]:
+    """The purity of a k-SAE's latents by their top images in a store."""
+    top = MakeTopImagesConfig(store=store, ksae=str(ksae), m=config.m, mode=mode)
+    found = measure_purity(
+        MeasurePurityConfig(
+            top=(make_top_images(top).path,),
+            store=(store,),
+            ksae=(str(ksae),),
+            m=config.m,
+            seed=config.seed,
+            similarity=True,
+        )
+    )
+    return _report_row(found.entries[0]) | place_of_store(store)
 
 
 def _report_row(entry: dict[str, Any]) -> dict[str, Any]:
@@ -153,9 +159,9 @@ def show(
 
 
 def shown_cell(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The layer and timestep that the gallery shows: the highest majority share; without labels the first.
+    """The layer and timestep whose cells the gallery shows: the highest majority share of pooled latents.
 
-    Similarities of layers of different widths say nothing of which knows more.
+    Without labels the first: similarities of layers of different widths say nothing of which knows more.
     """
     known = [entry for entry in entries if entry["majority_share"] is not None]
     return max(known, key=lambda entry: entry["majority_share"]) if known else entries[0]
