@@ -1,6 +1,8 @@
 """Every command ends with the next one, and that one can be run as it stands."""
 
+import ast
 import shlex
+from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
@@ -16,7 +18,9 @@ from revelio.cli.configs import shipped_configs
 from revelio.data.config import DataConfig
 from revelio.distributed import is_main
 from revelio.following import beside, flags, following
+from tools.flags_page import all_commands, flags_of
 
+ROOT = Path(__file__).parents[1]
 # What makes each step small.
 SMALL = {
     "train-ksae": "--steps 3 --expansion 2 --k 2",
@@ -236,3 +240,55 @@ def test_measures_and_drawings_name_a_command_that_parses(monkeypatch: pytest.Mo
     of_latents = parse(words, monkeypatch)
     assert (of_latents.layer, of_latents.ksae) == ("up_ft0", ("runs/k",))
     assert of_latents.latent_values == ("13:2.0",)
+
+
+def named_flags() -> Iterator[tuple[str, str, str]]:
+    """Where a next line is made, its command, and a flag that it names, out of the sources."""
+    for folder in ("revelio/cli", "llava_ext/cli", "eval/bench/commands"):
+        for path in sorted((ROOT / folder).glob("*.py")):
+            for made in ast.walk(ast.parse(path.read_text())):
+                if isinstance(made, ast.FunctionDef):
+                    yield from _named_in(path, made)
+
+
+def _named_in(path: Path, made: ast.FunctionDef) -> Iterator[tuple[str, str, str]]:
+    lists: dict[str, list[str]] = {}
+    kinds = (ast.Assign, ast.AugAssign, ast.Call)
+    for one in sorted((one for one in ast.walk(made) if isinstance(one, kinds)), key=_line):
+        if isinstance(one, ast.Assign) and isinstance(one.targets[0], ast.Name):
+            lists[one.targets[0].id] = _texts(one.value)
+        elif isinstance(one, ast.AugAssign) and isinstance(one.target, ast.Name):
+            lists.setdefault(one.target.id, []).extend(_texts(one.value))
+        elif isinstance(one, ast.Call) and getattr(one.func, "id", "") == "following":
+            words: list[str] = []
+            for arg in one.args:
+                inside = arg.value if isinstance(arg, ast.Starred) else arg
+                known = isinstance(inside, ast.Name) and inside.id in lists
+                words += lists[inside.id] if known else _texts(inside)
+            commands = [word for word in words if not word.startswith("--")]
+            if commands:
+                command = " ".join(commands[: 2 if commands[0] in cli.GROUPS else 1])
+                where = f"{path.name}:{one.lineno}"
+                yield from ((where, command, word) for word in words if word.startswith("--"))
+
+
+def _line(one: ast.stmt | ast.expr) -> int:
+    return one.lineno
+
+
+def _texts(tree: ast.AST) -> list[str]:
+    return [
+        one.value
+        for one in ast.walk(tree)
+        if isinstance(one, ast.Constant) and isinstance(one.value, str)
+    ]
+
+
+def test_every_flag_of_a_next_line_is_one_of_its_commands() -> None:
+    known: dict[str, set[str]] = {}
+    for command, config in all_commands():
+        known.setdefault(command, set()).update(flag.name for flag in flags_of(command, config))
+    found = list(named_flags())
+    assert len(found) > 40
+    anywhere = {"--", "--config"}
+    assert not [one for one in found if one[2] not in known[one[1]] | anywhere]

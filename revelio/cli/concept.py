@@ -30,5 +30,5 @@ def run(config: Config) -> None:
         )
     rows = f"{len(made.vector)} positions" if len(made.vector) > 1 else "every position"
     print(f"wrote {config.out}: layer {made.layer} of {made.model}, a vector for {rows}")
-    more = ["--prompts", "PROMPTS", "--out", beside(config.out, "pictures")]
+    more = ["--prompts-file", "PROMPTS", "--out", beside(config.out, "pictures")]
     print(following("steer", "--backbone.name", made.model, "--concept", config.out, *more))
