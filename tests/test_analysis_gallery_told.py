@@ -258,6 +258,21 @@ def test_a_latent_shows_its_timesteps_and_measures_beside_chance(view, made):
 
 
 @needs_browser
+def test_a_latent_of_cells_shows_at_once_where_it_fires(view, made):
+    latent = read_object(made / "run" / "locality.json")["latents"][0]
+    shown = view(f"latent/{latent}")
+    opacity = "getComputedStyle(document.querySelector('.picture .heat')).opacity"
+    shown.until(f"{opacity} === '1'")
+    assert shown.run("document.querySelector('#maps').getAttribute('aria-pressed')") == "true"
+    shown.press("h")
+    shown.until(f"{opacity} === '0' && location.hash === '#/latent/{latent}?maps=0'")
+    assert shown.run("document.querySelector('#next, #previous').href").endswith("?maps=0")
+    shown.press("h")
+    shown.until(f"{opacity} === '1' && location.hash === '#/latent/{latent}'")
+    assert "--strength 0 0.25 0.5 1" in words(shown)
+
+
+@needs_browser
 def test_repeated_latents_are_folded_until_asked_for(view, made):
     columns = read_object(made / "gallery" / "gallery.json")["latents"]
     alone = [i for i, one in zip(columns["id"], columns["repeats"], strict=True) if one is None]

@@ -171,10 +171,12 @@ def test_a_fifth_of_every_class_is_held_out(tmp_path: Path) -> None:
     assert fewer is not None and (len(few), len(fewer)) == (12, 3)
 
 
-def test_the_shown_cell_is_the_purest_and_without_labels_nothing_is_ranked() -> None:
-    a = {"layer": "a", "majority_share": 0.5, "similarity": 0.9}
-    b = {"layer": "b", "majority_share": 0.6, "similarity": 0.1}
-    assert shown_cell([a, b])["layer"] == "b"
+def test_the_shown_cell_is_surely_the_purest_and_without_labels_nothing_is_ranked() -> None:
+    a = {"layer": "a", "majority_share": 0.5, "interval": {"majority_share": [0.48, 0.52]}}
+    b = {"layer": "b", "majority_share": 0.6, "interval": {"majority_share": [0.55, 0.65]}}
+    # The highest share, of too few latents to be sure.
+    few = {"layer": "few", "majority_share": 0.7, "interval": {"majority_share": [0.50, 0.90]}}
+    assert shown_cell([a, b, few])["layer"] == "b"
     c = {"layer": "c", "majority_share": None, "similarity": 0.2, "similarity_chance": 0.0}
     d = {"layer": "d", "majority_share": None, "similarity": 0.9, "similarity_chance": 0.0}
     assert shown_cell([c, d])["layer"] == "c"
@@ -198,7 +200,13 @@ def test_findings_name_a_winner_only_where_intervals_support_one() -> None:
     said = {"measures": {name: {"verdict": one} for name, one in measures.items()}}
     cells = {"purity": best, "held_out": said}
     cards = findings(best, judged, 90.0, [best, near, far], cells)
-    assert [card["value"] for card in cards] == ["up_ft1, t = 25", "75%", "2 of 3", "80.0 %", "1.5 min"]
+    assert [card["value"] for card in cards] == [
+        "up_ft1, t = 25",
+        "75%",
+        "2 of 3",
+        "80.0 %",
+        "1.5 min",
+    ]
     assert cards[2]["text"].endswith("beats every control (fvu, cosine)")
     few = findings(best, judged, 90.0, [best], cells | {"held_out": None})
     assert [card["value"] for card in few] == ["up_ft1, t = 25", "75%", "80.0 %", "1.5 min"]

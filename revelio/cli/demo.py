@@ -32,7 +32,7 @@ def run(config: Config) -> None:
     print(f"\nReport   {made.path / 'report.html'}  (numbers: report.json)")
     print(f"Gallery  {made.path / 'gallery' / 'index.html'}")
     print(_next(config, made))
-    for line in _steer(config, made):
+    for line in _draw(config, made):
         print(line)
 
 
@@ -50,25 +50,39 @@ def _next(config: Config, made: "Reported") -> str:
     return following("extract", *chosen, "--out", beside(config.out, "activations"))
 
 
-def _steer(config: Config, made: "Reported") -> Iterator[str]:
-    """The line that draws with more of the report's first latent; only of a U-Net, which takes any text."""
+def _draw(config: Config, made: "Reported") -> Iterator[str]:
+    """How to draw with more of what the gallery shows: only with a U-Net, which takes any text."""
     from revelio.backbones.registry import describe_one
     from revelio.following import beside, flags, following
 
     shown, examples = made.report["shown"], made.report["examples"]
-    # A demo of before has no activations; a model of the user's own may not be described.
-    if not examples or "strongest" not in examples[0] or shown["timestep"] is None:
+    # A demo of before showed latents of pooled activations; a model of the user's own may not be described.
+    if not examples or shown["timestep"] is None or "cells" not in made.report:
         return
     if describe_one(config.backbone.name, config.backbone.revision).kind != "U-Net":
         return
-    name = f"{shown['layer']}-t{shown['timestep']}-empty-d0"
-    # A run of before showed a k-SAE of pooled activations.
-    ksae = config.out / "cells" / "ksae" if "cells" in made.report else config.out / "ksae" / name
-    latent = f"{examples[0]['latent']}:{examples[0]['strongest']}"
-    words = ["steer", *flags(config.backbone, "backbone"), "--ksae", ksae]
-    # On both shipped U-Nets pictures change by these and still show something; more, or a guidance of 7.5,
-    # which multiplies the change, leaves stripes.
-    words += ["--latent-values", latent, "--operation", "add", "--strength", 0, 1, 2, 4]
-    words += ["--guidance", 3]
-    words += ["--texts", "a photo", "--images-per-prompt", 4, "--out", beside(config.out, "drawn")]
-    yield following(*words).replace("next:", f"draw with more of latent {examples[0]['latent']}:")
+    cells, name = config.out / "cells", f"{shown['layer']}-t{shown['timestep']}-empty-d0"
+    model, first = list(flags(config.backbone, "backbone")), examples[0]
+    words = ["--guidance", 3, "--texts", "a photo", "--images-per-prompt", 4]
+    if not made.report["labelled"]:
+        # The strongest code of a cell, added to every cell, is far more than a picture has.
+        latent = [
+            "--latent-values",
+            f"{first['latent']}:{first['strongest']}",
+            "--operation",
+            "add",
+        ]
+        latent += ["--strength", 0, 0.25, 0.5, 1]
+        out = beside(config.out, "drawn")
+        line = following("steer", *model, "--ksae", cells / "ksae", *latent, *words, "--out", out)
+        yield line.replace("next:", f"draw with more of latent {first['latent']}:")
+        return
+    wanted, concept = first["images"][0]["label"], beside(config.out, "concept")
+    what = ["--ksae", cells / "ksae", "--store", cells / "train" / name, "--class-name", wanted]
+    line = following("concept", *what, "--find", 8, "--codes", "sparse", "--out", concept)
+    yield line.replace("next:", f"draw more of {wanted}, by the eight latents that know it best:")
+    # On the shipped models pictures change by these and still show something.
+    words += ["--strength", 0, 2, 4, 8]
+    out = beside(config.out, "drawn")
+    line = following("steer", *model, "--concept", concept, *words, "--out", out)
+    yield line.replace("next:", "... and then:")

@@ -259,7 +259,7 @@ def findings(
         cards.append({"value": at, "text": f"is shown in the gallery: {why}"})
     else:
         near = [one for one in entries if one is not best and not _below(one, best)]
-        text = "has the purest latents, of pooled activations"
+        text = "has the purest latents of pooled activations, by the lower end of the interval"
         if near:
             text += f"; {len(near)} of the {len(entries) - 1} others are not told apart from it"
         cards.append({"value": at, "text": text})

@@ -159,12 +159,14 @@ def show(
 
 
 def shown_cell(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The layer and timestep whose cells the gallery shows: the highest majority share of pooled latents.
+    """The layer and timestep whose cells the gallery shows: the purest of which that is sure.
 
-    Without labels the first: similarities of layers of different widths say nothing of which knows more.
+    It is the highest lower end of the majority share's interval: the highest share may be of a handful of
+    latents. Without labels it is the first: similarities of layers of different widths say nothing of which
+    knows more.
     """
     known = [entry for entry in entries if entry["majority_share"] is not None]
-    return max(known, key=lambda entry: entry["majority_share"]) if known else entries[0]
+    return max(known, key=lambda one: one["interval"]["majority_share"][0]) if known else entries[0]
 
 
 def examples(top: TopImages, images: int, count: int = 12) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 "use strict";
 // The address picks the view; keys and the theme.
 (() => {
-  const { data, meta, h, whole, number, plural, term, percent, filters, latentsView, latentView, imagesView, mapView, compareView, search } = Gallery;
+  const { data, meta, ofCells, h, whole, number, plural, term, percent, filters, latentsView, latentView, imagesView, mapView, compareView, search } = Gallery;
   const main = document.getElementById("main");
   const aside = document.getElementById("filters");
   let redraw = null;
@@ -11,7 +11,7 @@
 
   function about() {
     const { missing } = data.images;
-    const shown = { model: "Model", dataset: "Data set", split: "Split", layer: "Layer", timestep: "Timestep t", prompt_policy: "Prompt policy", mode: "Mode", codes: "Codes", n: "Latents of the k-SAE", d: "Width of the activations", k: `Latents kept per ${meta.cells === "max" || meta.cells === "mean" ? "cell" : "image"} (k)`, images: "Images", alive: "Latents that respond to some image", shown: "Latents in this gallery" };
+    const shown = { model: "Model", dataset: "Data set", split: "Split", layer: "Layer", timestep: "Timestep t", prompt_policy: "Prompt policy", mode: "Mode", codes: "Codes", n: "Latents of the k-SAE", d: "Width of the activations", k: `Latents kept per ${ofCells ? "cell" : "image"} (k)`, images: "Images", alive: "Latents that respond to some image", shown: "Latents in this gallery" };
     const rows = Object.entries(shown).filter(([key]) => meta[key] !== undefined && meta[key] !== null);
     const names = Object.entries(missing);
     main.replaceChildren(h("div", { class: "prose" },

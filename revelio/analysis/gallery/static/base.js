@@ -20,7 +20,9 @@ const Gallery = (() => {
     locality: "How the firings of a latent lie in an image: entropy over its cells is 0 at one cell and 1 when spread evenly.",
     rare: "Switched on by 10 images or fewer: too few to say what it stands for.",
   };
-  if (meta.cells === "max" || meta.cells === "mean") {
+  // Of a k-SAE of cells: codes are of places in an image, and heat maps show them at once.
+  const ofCells = meta.cells === "max" || meta.cells === "mean";
+  if (ofCells) {
     TERMS.activation = `How strongly a latent responds to an image: the ${{ max: "maximum", mean: "mean" }[meta.cells]} of its codes over the cells of the image's grid, after only the k largest of each cell were kept.`;
   }
   if (meta.codes === "dense") {
@@ -162,5 +164,5 @@ const Gallery = (() => {
     return h("button", { type: "button", class: "text", id: "download", title: "Download what is shown (d)", onclick: save }, "Download");
   }
 
-  return { data, meta, latents, placeOf, folded, titleOf, h, number, whole, percent, plural, className, labelOf, colour, thumb, tiles, heat, term, stripe, dot, cardOf, detailsOf, activeLatents, csv, download };
+  return { data, meta, ofCells, latents, placeOf, folded, titleOf, h, number, whole, percent, plural, className, labelOf, colour, thumb, tiles, heat, term, stripe, dot, cardOf, detailsOf, activeLatents, csv, download };
 })();

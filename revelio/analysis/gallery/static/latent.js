@@ -1,7 +1,7 @@
 "use strict";
 // One latent: its numbers, images along its whole range and where it fires in them, classes, similar latents.
 Gallery.latentView = (() => {
-  const { data, meta, latents, placeOf, folded, titleOf, h, number, percent, plural, whole, className, labelOf, colour, thumb, tiles, heat, term, dot, detailsOf, filters, download } = Gallery;
+  const { data, meta, ofCells, latents, placeOf, folded, titleOf, h, number, percent, plural, whole, className, labelOf, colour, thumb, tiles, heat, term, dot, detailsOf, filters, download } = Gallery;
 
   function facts(latent) {
     const rows = [
@@ -97,7 +97,9 @@ Gallery.latentView = (() => {
   function steer(latent, found) {
     // A model without timesteps draws nothing.
     if (!meta.model || !meta.layer || !Number.isInteger(meta.timestep) || !found.top.length) return null;
-    const line = `revelio steer --backbone.name ${meta.model} --layer ${meta.layer} --ksae KSAE --latent-values ${latent.id}:${found.top[0][1]} --operation add --strength 0 1 2 4 --guidance 3 --texts "a photo" --images-per-prompt 4 --out steered-${latent.id}`;
+    // The strongest code of a cell, added to every cell, is far more than a picture has.
+    const strengths = ofCells ? "0 0.25 0.5 1" : "0 1 2 4";
+    const line = `revelio steer --backbone.name ${meta.model} --layer ${meta.layer} --ksae KSAE --latent-values ${latent.id}:${found.top[0][1]} --operation add --strength ${strengths} --guidance 3 --texts "a photo" --images-per-prompt 4 --out steered-${latent.id}`;
     return h("section", {}, h("h2", {}, "Draw with more of it"), h("p", { class: "command" }, h("code", {}, line)));
   }
 
@@ -109,15 +111,18 @@ Gallery.latentView = (() => {
     return [order[at - 1], order[at + 1], at + 1, order.length];
   }
   const step = (other, id, text, key) => other
-    ? h("a", { class: "button", id, href: `#/latent/${other.id}${maps() ? "?maps=1" : ""}`, "aria-label": `${text} latent`, title: `${text} latent (${key})` }, key)
+    ? h("a", { class: "button", id, href: addressOf(other), "data-latent": other.id, "aria-label": `${text} latent`, title: `${text} latent (${key})` }, key)
     : h("span", { class: "button off", "aria-hidden": "true" }, key);
 
   const maps = () => document.body.dataset.maps === "on";
+  // The address says so where heat maps are shown, or hidden, against what is usual for this k-SAE.
+  const addressOf = (latent) => `#/latent/${latent.id}${maps() === ofCells ? "" : `?maps=${Number(maps())}`}`;
   function toggle(latent) {
     const set = () => {
       document.body.dataset.maps = maps() ? "off" : "on";
       button.setAttribute("aria-pressed", String(maps()));
-      history.replaceState(history.state, "", `#/latent/${latent.id}${maps() ? "?maps=1" : ""}`);
+      history.replaceState(history.state, "", addressOf(latent));
+      for (const link of document.querySelectorAll(".pager a")) link.href = addressOf({ id: link.dataset.latent });
     };
     const button = h("button", { type: "button", class: "toggle", id: "maps", "aria-pressed": String(maps()), title: "Show where it fires (h)", onclick: set }, "Where it fires");
     return button;
@@ -142,7 +147,7 @@ Gallery.latentView = (() => {
       main.replaceChildren(h("p", { class: "empty" }, `Latent ${id} is not in this gallery, which holds the ${whole(meta.shown)} strongest.`));
       return "Latents";
     }
-    document.body.dataset.maps = query.get("maps") ? "on" : "off";
+    document.body.dataset.maps = (query.get("maps") ?? String(Number(ofCells))) === "0" ? "off" : "on";
     const [before, after, at, total] = around(latent);
     const columns = h("div", { class: "columns", "aria-busy": "true" }, h("p", { class: "quiet" }, "Loading\u2026"));
     const name = latent.name || data.labelled ? titleOf(latent) : "Latent";
