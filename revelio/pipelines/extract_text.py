@@ -26,6 +26,7 @@ def extract_text(config: ExtractTextConfig, progress: Report = silent) -> list[A
     for done, total in job.run():
         if processes.main:
             progress(Progress("", done, total, "prompt"))
+    processes.wait()  # the main one closes the stores
     stores = [ActivationStore.open(target.path) for target in job.targets.values()]
     processes.close()
     return stores
