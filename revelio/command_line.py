@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 
+from revelio.distributed import left_alone
 from revelio.trust import printable
 from revelio.wording import did_you_mean
 
@@ -55,7 +56,7 @@ def run_module(
     """
     with one_line_errors(name, f"{name}: {stopped or stopped_line(module.Config)}"):
         config = parse(module, arguments, prog)
-        if "torch" not in sys.modules:
+        if "torch" not in sys.modules and os.environ.get("RANK", "0") == "0":
             # Libraries take seconds to load: say at once that the command is at work.
             sys.stderr.write(f"{prog}: loading\n")
         with redirect_stdout(PrintableStream(sys.stdout)):  # type: ignore[type-var]
@@ -162,6 +163,9 @@ def one_line_errors(name: str, stopped: str = STOPPED) -> Iterator[None]:
         message = error.args[0] if isinstance(error, KeyError) else error
         fail(name, str(message))
     except (MemoryError, OverflowError, RuntimeError) as error:
+        if not os.environ.get("REVELIO_DEBUG") and left_alone(error):
+            number = os.environ.get("RANK", "?")
+            fail(name, f"process {number} ends, because another one has: what that one says is why")
         if os.environ.get("REVELIO_DEBUG") or not _too_large(error):
             raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

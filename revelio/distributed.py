@@ -4,7 +4,9 @@
 on GPUs. Process r of W takes shards r, r + W, ...
 """
 
+import atexit
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -113,7 +115,8 @@ class Processes:
         agree: gives all the main process's number.
         gather: gives all the items of everyone's lists, in the order of the processes.
         device: the device that is this process's share.
-        close: leaves the group, at the end.
+        close: to be called when all went well; the group is left when the process ends, so that its next work
+            finds it. After an error nobody leaves in good order: the launcher ends the others.
     """
 
     rank: int = 0
@@ -156,8 +159,32 @@ def launched(device: str = "auto") -> Processes:
         _main_number,
         gather_object,
         str(state.device),
-        state.destroy_process_group,
+        _leave_at_exit,
     )
+
+
+def left_alone(error: BaseException) -> bool:
+    """Whether an exchange with the other processes broke off because one of them has ended."""
+    if "torch" not in sys.modules or world_size() == 1:
+        return False
+    import torch.distributed as dist
+
+    # Gloo's errors have no type of their own.
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and "gloo/transport" in str(error)
+    )
+
+
+def _leave_at_exit() -> None:
+    atexit.unregister(_leave)
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _main_number(number: int) -> int:

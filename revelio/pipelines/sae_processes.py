@@ -33,7 +33,7 @@ class DistContext:
         group: the processes; None: this one alone.
         sharing: what they share.
         wait: returns once all have called it.
-        close: leaves the group.
+        close: to be called when all went well (:class:`revelio.distributed.Processes`).
     """
 
     device: torch.device
@@ -62,8 +62,9 @@ class DistContext:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, *error: object) -> None:
+        if kind is None:
+            self.close()
 
     @property
     def main(self) -> bool:

@@ -85,10 +85,9 @@ def train_diffc(config: TrainDiffCConfig, progress: Report = silent) -> TrainedD
     """
     check_fields(config)
     processes = Processes() if world_size() == 1 else launched(config.device)
-    try:
-        return _train(config, processes, progress if processes.main else silent)
-    finally:
-        processes.close()
+    made = _train(config, processes, progress if processes.main else silent)
+    processes.close()
+    return made
 
 
 def _train(config: TrainDiffCConfig, processes: Processes, progress: Report) -> TrainedDiffC:
