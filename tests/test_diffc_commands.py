@@ -390,3 +390,16 @@ def test_from_python_it_returns_what_it_made_and_prints_nothing(
     with pytest.raises(ValueError, match="seeds=0: give 1 or more"):
         train_diffc_pipeline(replace(config, seeds=0))
     assert capfd.readouterr() == ("", "")
+
+
+def test_kept_views_that_are_there_need_no_more_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As when a run goes on after a kill: what is free by then is less than all views take."""
+    data, kept = write_folders(tmp_path / "data", 4), ["--cache-gb", "0", "--cache-dir"]
+    cli.main([*train_flags(data, tmp_path / "one"), *kept, str(tmp_path / "views")])
+    monkeypatch.setattr("revelio.pipelines.diffc_views.free_disk", lambda path: 100)
+    line = fails(capsys, *train_flags(data, tmp_path / "two"), *kept, str(tmp_path / "other"))
+    assert "other, where 0.1 kB are free" in line
+    cli.main([*train_flags(data, tmp_path / "three"), *kept, str(tmp_path / "views")])
+    assert report_of(tmp_path / "one")["top1"] == report_of(tmp_path / "three")["top1"]

@@ -6,7 +6,7 @@ import torch
 from diffc_helpers import FormulaBackbone, noise_of, toy_dataset
 
 from revelio.data.transforms import RandomCropTransform, SquareTransform
-from revelio.diffc.cache import CacheSettings, fill_cache
+from revelio.diffc.cache import CacheSettings, bytes_left, drop_cache, fill_cache
 from revelio.diffc.inputs import check_classes, cut_test, readable
 from revelio.diffc.pixels import PixelsBackbone
 from revelio.diffc.sources import LiveGrids, TensorGrids, stored_grids, training_view
@@ -102,6 +102,29 @@ def test_killed_cache_goes_on_at_the_missing_view(tmp_path: Path) -> None:
     # Other settings don't take the files for their own.
     list(fill_cache(live(), replace(settings, key={"layer": "other"})))
     assert len(list(tmp_path.glob("*.bin"))) == 6
+
+
+def test_two_runs_may_fill_one_folder_at_once(tmp_path: Path) -> None:
+    settings = cache_settings(tmp_path, 0.0)
+    one, two = (fill_cache(live(), settings) for _ in range(2))
+    next(one), next(two)  # both are at view 0
+    for kept in (list(one)[-1].grids, list(two)[-1].grids):
+        assert kept is not None
+        torch.testing.assert_close(kept.grids([3], 0), live().grids([3], 0), atol=2e-3, rtol=2e-3)
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".bin"] * 3 + [".json"] * 3
+
+
+def test_what_is_left_of_the_views_is_what_no_file_holds(tmp_path: Path) -> None:
+    settings, size = cache_settings(tmp_path, 0.0), 2 * 12 * 3 * 2 * 2
+    assert bytes_left(live(), settings) == 3 * size
+    filling = fill_cache(live(), settings)
+    for _ in range(4):  # all of view 0, a batch of view 1
+        next(filling)
+    assert bytes_left(live(), settings) == 2 * size
+    list(filling)
+    assert bytes_left(live(), settings) == 0
+    drop_cache(tmp_path)
+    assert not tmp_path.exists()
 
 
 def test_numbers_beyond_half_precision_are_refused(tmp_path: Path) -> None:

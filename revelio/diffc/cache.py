@@ -2,7 +2,8 @@
 
 A view of N images is one tensor (N c h w) in half precision: 9.7 GB for 3,680 images at up_ft1 of SD-1.5
 at 512 px. What would not fit in memory goes to memory-mapped files, one a view, each written under a
-temporary name and renamed when whole, so that a killed run goes on at the first missing view. Beside each
+temporary name of its writer's own (runs may share a folder) and renamed when whole, so that a killed run goes
+on at the first missing view. Beside each
 lies a JSON file with its size and sha256; a view that does not agree with it is computed again. Files are
 named after all that the grids depend on, the contents of the pictures included.
 """
@@ -22,12 +23,15 @@ from torch import Tensor
 from revelio.diffc.shared import Share
 from revelio.diffc.sources import GridSource, TensorGrids, chunks
 from revelio.disk import reserve
-from revelio.files import remove_files
+from revelio.files import make_folder, partial_path, remove_files, sweep
 from revelio.run_dir import sha256, write_json
 from revelio.trust import read_object
 
 GB = 1e9
-_VIEW = re.compile(r"[0-9a-f]{16}-v\d+\.(bin|json|partial)")
+# The second half are those that are not whole yet (`partial_path`).
+_VIEW = re.compile(
+    r"[0-9a-f]{16}-v\d+\.(bin|json|partial)|\.[0-9a-f]{16}-v\d+\.(bin|json)\.[0-9a-f-]+\.partial"
+)
 CAST_TOLERANCE = 1e-2  # of half precision against float32, relative to a view's largest value
 
 
@@ -92,6 +96,13 @@ def fill_cache(
         yield Filled(0, TensorGrids(views, source.labels, source.ids, source.contents))
 
 
+def bytes_left(source: GridSource, settings: CacheSettings) -> int:
+    """What the files that are not there yet will take."""
+    size, name = _bytes(source, settings.dtype), _name(source, settings)
+    paths = (settings.folder / f"{name}-v{view}.bin" for view in range(1 + settings.views))
+    return sum(size for path in paths if not (path.is_file() and path.stat().st_size == size))
+
+
 def drop_cache(folder: Path) -> None:
     """Remove the views that :func:`fill_cache` left in files there, and nothing else."""
     remove_files(folder, _VIEW.fullmatch)
@@ -100,23 +111,34 @@ def drop_cache(folder: Path) -> None:
 def _fill_view(
     source: GridSource, view: int, settings: CacheSettings, path: Path | None, views: list[Tensor]
 ) -> Iterator[Filled]:
-    partial = None if path is None else path.with_suffix(".partial")
-    if partial is None:
+    if path is None:
         kept = torch.empty((len(source.ids), *source.shape), dtype=settings.dtype)
-    else:
-        partial.parent.mkdir(parents=True, exist_ok=True)
+        yield from _compute(source, view, settings, kept)
+        views.append(kept)
+        return
+    make_folder(path.parent)
+    sweep(path.parent, dead=True)
+    partial = partial_path(path)
+    try:
         # A mapped file that outgrows the disk would end the process without a word.
         reserve(partial, _bytes(source, settings.dtype))
         kept = _map(partial, source, settings.dtype)
+        yield from _compute(source, view, settings, kept)
+        # What the file is must be there first: without it a view is computed again.
+        write_json(_notes(path), {"bytes": partial.stat().st_size, "sha256": sha256(partial)})
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    views.append(kept)
+
+
+def _compute(
+    source: GridSource, view: int, settings: CacheSettings, kept: Tensor
+) -> Iterator[Filled]:
     for indices in chunks(range(len(source.ids)), settings.batch_size):
         grids = source.grids(indices, view).cpu()
         kept[indices[0] : indices[-1] + 1] = _cast(grids, settings.dtype)
         yield Filled(len(indices))
-    if partial is not None and path is not None:
-        # What the file is must be there first: without it a view is computed again.
-        write_json(_notes(path), {"bytes": partial.stat().st_size, "sha256": sha256(partial)})
-        partial.replace(path)
-    views.append(kept)
 
 
 def _cast(grids: Tensor, dtype: torch.dtype) -> Tensor:

@@ -4,7 +4,7 @@ import time
 from dataclasses import replace
 
 from revelio.backbones.loading import dtype_of
-from revelio.diffc.cache import CacheSettings, fill_cache
+from revelio.diffc.cache import CacheSettings, bytes_left, fill_cache
 from revelio.diffc.config import ON_LINE, TrainDiffCConfig
 from revelio.diffc.fit import Task
 from revelio.diffc.shared import Share
@@ -44,6 +44,7 @@ def _kept(
     total = len(source.ids) * (1 + cache.views)
     progress(Progress(f"{name}: {total:,} of {_views_cost(source, cache, total)}"))
     if processes.world > 1:
+        processes.wait()  # all have seen what is free before one takes of it
         for _ in fill_cache(source, cache, Share(processes.rank, processes.world)):
             pass
         processes.wait()
@@ -66,10 +67,10 @@ def _views_cost(source: GridSource, cache: CacheSettings, total: int) -> str:
         )
     if gigabytes > cache.memory_gb:
         where = f"in {cache.folder}"
-        free = free_disk(cache.folder)
-        if free is not None and gigabytes * 1e9 > free:
+        free, left = free_disk(cache.folder), bytes_left(source, cache)
+        if free is not None and left > free:
             raise ValueError(
-                f"the views need {needed} in {cache.folder}, where {printed(free)} are free: "
+                f"the views need {printed(left)} in {cache.folder}, where {printed(free)} are free: "
                 "take fewer views, another cache_dir, or views -1 (on-line)"
             )
     batch = range(min(cache.batch_size, len(source.ids)))
