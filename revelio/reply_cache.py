@@ -103,14 +103,22 @@ def open_cache(path: Path, *, write: bool = True) -> Iterator[ReplyCache]:
                 _check(connection)
             connection.execute(_TABLE)
             connection.execute(_FAILURES)
-            columns = [row[1] for row in connection.execute("PRAGMA table_info(replies)")]
-            if "cut_off" not in columns:  # a cache of the first version
-                connection.execute("ALTER TABLE replies ADD COLUMN cut_off INTEGER DEFAULT 0")
+            if not _has_cut_off(connection):  # a cache of the first version
+                with connection:
+                    connection.execute("BEGIN IMMEDIATE")
+                    if not _has_cut_off(connection):  # nor has another process been faster
+                        connection.execute(
+                            "ALTER TABLE replies ADD COLUMN cut_off INTEGER DEFAULT 0"
+                        )
             yield ReplyCache(connection)
     except sqlite3.Error as error:
         raise ValueError(
             f"{printable(path)} can't be used as a cache of replies ({error}): choose another cache"
         ) from error
+
+
+def _has_cut_off(connection: sqlite3.Connection) -> bool:
+    return "cut_off" in [row[1] for row in connection.execute("PRAGMA table_info(replies)")]
 
 
 def _check(connection: sqlite3.Connection) -> None:

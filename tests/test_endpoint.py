@@ -163,3 +163,27 @@ def test_a_cache_that_a_kill_left_without_a_table_goes_on(tmp_path: Path) -> Non
         cache.put({}, Reply("x"))
     with open_cache(tmp_path / "c.sqlite") as cache:
         assert cache.get({}) == Reply("x")
+
+
+def test_two_processes_that_begin_a_cache_at_once_both_have_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, looks = tmp_path / "c.sqlite", 0
+
+    class Slow(sqlite3.Connection):
+        def execute(self, sql: str, *values: Any) -> Any:
+            nonlocal looks
+            found = super().execute(sql, *values)
+            if not sql.startswith("PRAGMA table_info"):
+                return found
+            rows, looks = found.fetchall(), looks + 1
+            if looks == 1:  # the other process comes after this one's look
+                with open_cache(path):
+                    pass
+            return rows
+
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *a, **k: connect(*a, factory=Slow, **k))
+    with open_cache(path) as cache:
+        cache.put({"body": 1}, Reply("hello"))
+        assert looks > 1 and cache.get({"body": 1}) == Reply("hello")
