@@ -7,6 +7,7 @@ holder touches the file every few seconds, and a lock that was not touched for t
 system's own clock, is free.
 """
 
+import fcntl
 import json
 import os
 import secrets
@@ -18,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from revelio.disk import full_disk_named
+from revelio.disk import DiskFull, full_disk_named
 from revelio.files import partial_path, write_whole
 from revelio.process import alive, machine, start_of
 from revelio.trust import printable, read_object
@@ -34,7 +35,7 @@ class Lock:
     def __init__(self, path: Path, owner: dict[str, Any]) -> None:
         self.path, self.owner = path, owner
         ended = threading.Event()
-        threading.Thread(target=_beat, args=(path, ended), daemon=True).start()
+        threading.Thread(target=_beat, args=(path, owner, ended), daemon=True).start()
         self.release = weakref.finalize(self, _release, path, owner, ended)
 
 
@@ -45,10 +46,12 @@ def _release(path: Path, owner: dict[str, Any], ended: threading.Event) -> None:
         path.unlink(missing_ok=True)
 
 
-def _beat(path: Path, ended: threading.Event) -> None:
+def _beat(path: Path, owner: dict[str, Any], ended: threading.Event) -> None:
     while not ended.wait(BEAT):
         with suppress(OSError):
-            os.utime(path)
+            # After a machine slept it may be another's, which must not outlive that one.
+            if _read(path) == owner:
+                os.utime(path)
 
 
 def take_lock(folder: Path) -> Lock:
@@ -69,7 +72,8 @@ def take_lock(folder: Path) -> Lock:
             write_whole(path, json.dumps(owner) + "\n")
             return Lock(path, owner)
         _check_dead(path, found)
-        _take_over(path, found)
+        if _take_over(path, found, owner):
+            return Lock(path, owner)
     raise ValueError(f"{printable(folder)} is being opened by other processes: try again")
 
 
@@ -110,7 +114,27 @@ def _create(path: Path, owner: dict[str, Any]) -> bool:
         temporary.unlink(missing_ok=True)
 
 
-def _take_over(path: Path, dead: dict[str, Any]) -> None:
+def _take_over(path: Path, dead: dict[str, Any], owner: dict[str, Any]) -> bool:
+    """Put a lock in the place of a dead process's, which is never free in between; False: look again.
+
+    Those that try take turns by an advisory lock on the dead one's file.
+    """
+    try:
+        with path.open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            here = os.path.samestat(os.fstat(file.fileno()), path.stat())
+            if not here or _read(path) != dead:
+                return False  # another process was faster
+            write_whole(path, json.dumps(owner) + "\n")
+            return True
+    except DiskFull:
+        raise
+    except OSError:  # gone meanwhile, another user's file, or a file system without advisory locks
+        _move_away(path, dead)
+        return False
+
+
+def _move_away(path: Path, dead: dict[str, Any]) -> None:
     """Remove a dead process's lock; of several that try, one moves it away, and it must still be that one."""
     aside = partial_path(path)
     with suppress(FileNotFoundError):

@@ -71,9 +71,63 @@ def test_the_holder_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.Monk
             assert seconds < lock.STALE / 5
             return len(beats) == 2
 
-    monkeypatch.setattr(os, "utime", beats.append)
-    lock._beat(tmp_path / ".lock", Twice())  # pyright: ignore[reportArgumentType]
+    def touch(path: Path) -> None:
+        beats.append(path)
+
+    monkeypatch.setattr(os, "utime", touch)
+    taken = lock.take_lock(tmp_path)
+    lock._beat(taken.path, taken.owner, Twice())  # pyright: ignore[reportArgumentType]
     assert beats == [tmp_path / ".lock"] * 2
+    taken.release()
+
+
+def test_no_signs_of_life_for_another_ones_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = iter([False, True])
+
+    class Once:
+        def wait(self, seconds: float) -> bool:
+            return next(waits)
+
+    path = tmp_path / ".lock"
+    path.write_text(json.dumps(owner(machine="node7 boot")))
+    monkeypatch.setattr(os, "utime", lambda path: pytest.fail("touched"))
+    lock._beat(path, owner(), Once())  # pyright: ignore[reportArgumentType]
+
+
+def test_a_lock_that_was_taken_over_meanwhile_is_never_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This process and a second saw the same dead lock, the second was faster; a third waits for a gap."""
+    path, refused = tmp_path / ".lock", []
+    path.write_text(json.dumps(owner(pid=2**22 + 9)))
+    own, check, rename = lock._self, lock._check_dead, os.rename
+
+    def take_as(pid: int) -> dict:
+        monkeypatch.setattr(lock, "_self", lambda: own() | {"pid": pid, "started": start_of(pid)})
+        try:
+            return lock.take_lock(tmp_path).owner
+        finally:
+            monkeypatch.setattr(lock, "_self", own)
+
+    def look(at: Path, found: dict) -> None:
+        check(at, found)
+        monkeypatch.setattr(lock, "_check_dead", check)
+        second.update(take_as(os.getppid()))
+
+    def move(source: Path, target: Path) -> None:
+        rename(source, target)
+        if source == path:
+            monkeypatch.setattr(os, "rename", rename)
+            refused.append(take_as(1))
+
+    second: dict = {}
+    monkeypatch.setattr(lock, "_check_dead", look)
+    monkeypatch.setattr(os, "rename", move)
+    with pytest.raises(ValueError, match=f"in use by process {os.getppid()} on "):
+        lock.take_lock(tmp_path)
+    assert json.loads(path.read_text()) == second and not refused
 
 
 def test_a_users_file_called_lock_stays(tmp_path: Path) -> None:
