@@ -143,9 +143,11 @@ def test_auto_goes_on_with_even_parts_of_a_begun_store(tmp_path):
 
 
 def test_every_process_takes_the_main_ones_size(tmp_path):
-    second = Processes(rank=1, world=2, agree=lambda number: 4 if number == 0 else 99)
-    job = job_of(SmallBackbone(100), tmp_path, processes=second)
-    assert fitted(job).batch_size == 4
+    # It sees no store that was begun: the main one has taken it up meanwhile.
+    said = iter([4, 24])
+    second = Processes(rank=1, world=2, agree=lambda number: next(said) if number == 0 else 99)
+    job = fitted(job_of(SmallBackbone(100), tmp_path, processes=second))
+    assert (job.batch_size, job.shard_images) == (4, 24)
 
 
 def test_auto_on_a_cpu_is_sixteen_and_reads_in_its_own_process(tmp_path):

@@ -75,11 +75,12 @@ def fitted(job: ExtractionPlan) -> ExtractionPlan:
     was = _begun(job) if job.resume else None
     sizes = SIZES if was is None else [*smaller_sizes(was[0]), was[0]]
     size = largest_batch(job, sizes).size if job.processes.main else 0
-    size = job.processes.agree(size)
+    shard_rows = (job.config.shard_rows if was is None else was[1]) or 0
+    # Both are the main process's: by the time another looks, a begun store may have been opened again.
+    size, shard_rows = job.processes.agree(size), job.processes.agree(shard_rows)
     if not size:
         raise too_large(job, None)
-    shard_rows = job.config.shard_rows if was is None else was[1]
-    return job.with_settings(batch_size=size, shard_rows=shard_rows)
+    return job.with_settings(batch_size=size, shard_rows=shard_rows or None)
 
 
 def _begun(job: ExtractionPlan) -> tuple[int, int] | None:
