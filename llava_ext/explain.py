@@ -44,7 +44,7 @@ from llava_ext.templates import encode
 from llava_ext.towers import seen_square
 from revelio.analysis.gallery.heat_maps import LEVELS, levels
 from revelio.config import to_plain
-from revelio.outputs import check_same_settings, read_record, replace_files
+from revelio.outputs import check_same_settings, claimed, read_record, replace_files
 from revelio.pages import render_page
 from revelio.run_dir import write_json
 from revelio.sae.model import KSparseAutoencoder
@@ -67,7 +67,12 @@ def explain(config: ExplainConfig) -> dict[str, Any]:
             holds pictures of the user's, or a page of other settings.
     """
     _check_place(config)
-    check_same_settings(config.out / RESULT, config)
+    with claimed(config.out):
+        check_same_settings(config.out / RESULT, config)
+        return _explain(config)
+
+
+def _explain(config: ExplainConfig) -> dict[str, Any]:
     pictures = [open_picture(path) for path in config.image]
     ksaes = read_ksaes(config.ksae)
     assistant = Assistant.load(

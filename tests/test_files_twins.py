@@ -47,6 +47,7 @@ def words_of(root: Path) -> dict[str, list[str]]:
     grids = rows.reshape(20, 6, 1, 1)
     settings = {"pool": "none", "layer": "mix", "classes": ["a", "b"]}
     write_store(root / "store", rows, [str(i) for i in range(20)])
+    (root / "prompts.csv").write_text("prompt\na dog\n")
     write_store(root / "grids", grids, [str(i) for i in range(20)], [0, 1] * 10, settings=settings)
     random_model(d=6).save_pretrained(root / "ksae")
     parts = ["--store", str(root / "store"), "--ksae", str(root / "ksae")]
@@ -55,6 +56,10 @@ def words_of(root: Path) -> dict[str, list[str]]:
         "gallery": ["gallery", *parts, "--data.source", str(root / "none")],
         "eval-diffc": ["eval-diffc", "--diffc", "x/y", "--store", str(root / "grids")],
         "pca-maps": ["pca-maps", "--data.source", str(root / "none")],
+        "steer": ["steer", "--prompts-file", str(root / "prompts.csv"), "--backbone.name", "none"],
+        "steer-eval": ["steer-eval", "--target", "dog", "--backbone.name", "none"],
+        "concept": ["concept", "--texts", "a dog", "--layer", "text_encoder.block1",
+                    "--backbone.name", "none"],
         "train-ksae": ["train-ksae", "--store", str(root / "store"), "--resume"],
         "train-diffc": ["train-diffc", "--store", str(root / "grids"), "--test-store",
                         str(root / "grids"), "--resume"],
@@ -62,8 +67,10 @@ def words_of(root: Path) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize(
-    "command", ["top-images", "gallery", "eval-diffc", "pca-maps", "train-ksae", "train-diffc"]
-)
+    "command",
+    ["top-images", "gallery", "eval-diffc", "pca-maps", "steer", "steer-eval", "concept", "train-ksae",
+     "train-diffc"],
+)  # fmt: skip
 def test_a_second_process_is_refused_before_the_work(
     tmp_path: Path, command: str, other: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -73,6 +80,30 @@ def test_a_second_process_is_refused_before_the_work(
     line = fails(capsys, *words, "--out", tmp_path / "out")
     assert f"is in use by process {other} on " in line and "wait until it has ended" in line
     assert contents(tmp_path / "out") == before
+
+
+def test_the_table_of_a_run_that_ended_meanwhile_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from revelio.pipelines import probe as pipeline
+
+    pair = tmp_path / "train", tmp_path / "test"
+    for path in pair:
+        rows, ids = planted(8, 6, 6, 2)[0], [f"{path.name}-{i}" for i in range(8)]
+        write_store(path, rows, ids, [0, 1] * 4, settings={"classes": ["a", "b"]})
+    asked = pipeline.ProbeConfig(
+        store=pair[:1], test_store=pair[1:], probes=("knn",), out=tmp_path / "probe.json"
+    )
+
+    def ended() -> dict[str, str]:
+        monkeypatch.undo()
+        pipeline.probe(replace(asked, seed=1))
+        return {}
+
+    monkeypatch.setattr(pipeline, "versions", ended)
+    with pytest.raises(ValueError, match="holds a result of"):
+        pipeline.probe(asked)
+    assert json.loads(asked.out.read_text())["config"]["seed"] == 1
 
 
 def test_a_second_extraction_of_a_store_is_refused(tmp_path: Path, other: int) -> None:

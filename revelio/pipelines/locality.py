@@ -72,7 +72,11 @@ def measure_locality(config: LocalityConfig, progress: Report = silent) -> Made:
     told = counted(progress, "top images", store.images, "image")
     device = next(model.parameters()).device
     made = {"ksae": ksae_identity(model), "stores": [store_identity(one) for one in stores]}
-    check_same_source(out, lambda found: _sources(found["made_from"]), _sources(made))
+
+    def check() -> None:
+        check_same_source(out, lambda found: _sources(found["made_from"]), _sources(made))
+
+    check()
     top = top_images(model, store, TopImagesConfig(over="max"), device=device, progress=told)
     latents = top.ranking(config.latents)
     if not len(latents):
@@ -96,6 +100,7 @@ def measure_locality(config: LocalityConfig, progress: Report = silent) -> Made:
         result["partners"] = partners(model, open_sae(config.other), latents)
     if backbone is not None:
         result["moved"] = _moved(config, backbone, model, store, latents, found[0].maps(), progress)
+    check()  # another run may have ended meanwhile
     write_json(out, result | {"versions": versions()})
     return Made(out, result)
 

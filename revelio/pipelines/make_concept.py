@@ -11,7 +11,7 @@ from torch import Tensor
 
 from revelio.activations.store import ActivationStore
 from revelio.analysis.top_images import pooled
-from revelio.outputs import check_replaceable, replace_files
+from revelio.outputs import check_replaceable, claimed, replace_files
 from revelio.pipelines.inputs import check_alike, check_same_source
 from revelio.pipelines.steer_parts import (
     check_trained_on,
@@ -71,9 +71,10 @@ def make_concept(config: ConceptConfig) -> Concept:
         "latent_values": _of_latents,
         "concepts": _of_concepts,
     }
-    made = replace(makers[chosen[0]](config), strengths=config.strength_range)
-    check_same_source(config.out / CARD, _as_text, _as_text(made.card()))
-    replace_files(config.out, MAKER, made.save)
+    with claimed(config.out):
+        made = replace(makers[chosen[0]](config), strengths=config.strength_range)
+        check_same_source(config.out / CARD, _as_text, _as_text(made.card()))
+        replace_files(config.out, MAKER, made.save)
     return made
 
 

@@ -106,6 +106,8 @@ def probe(config: ProbeConfig, progress: Report = silent) -> ProbedStores:
         "config": to_plain(config),
         "versions": versions(),
     }
+    # Another run may have ended meanwhile.
+    check_same_settings(config.out, config)
     write_json(config.out, result)
     return ProbedStores(config.out, result, right)
 

@@ -61,7 +61,11 @@ def measure_purity(config: MeasurePurityConfig, progress: Report = silent) -> Me
             )
     sources = [top.source for top in tops]
     ours = [made_from(source) for source in sources]
-    check_same_source(out, lambda found: [made_from(each) for each in found["made_from"]], ours)
+
+    def check() -> None:
+        check_same_source(out, lambda found: [made_from(each) for each in found["made_from"]], ours)
+
+    check()
     entries = [_entry(config, number, top, progress) for number, top in enumerate(tops)]
     if len(entries) > 1:
         names = told_apart(config.ksae or config.top)
@@ -70,6 +74,7 @@ def measure_purity(config: MeasurePurityConfig, progress: Report = silent) -> Me
     if config.similarity:
         result |= {"seed": config.seed, "centred": config.centre}
     result |= {"entries": entries, "made_from": sources, "versions": versions()}
+    check()  # another run may have ended meanwhile
     write_json(out, result)
     return MeasuredPurity(out, result)
 

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from revelio.config import to_plain
-from revelio.outputs import check_replaceable, check_same_settings, replace_files
+from revelio.outputs import check_replaceable, check_same_settings, claimed, replace_files
 from revelio.pipelines import Report, Reported, counted, silent
 from revelio.pipelines.steer_parts import build_edits, open_pipeline, the_prompts
 from revelio.run_dir import versions, write_json
 from revelio.steering.config import SteerConfig
 from revelio.steering.draw import contact_sheet, draw_into
 from revelio.steering.edits import Edit
+from revelio.steering.prompts import Prompt
 from revelio.steering.steer import edited
 
 MAKER = "steer"
@@ -33,7 +34,12 @@ def steer(config: SteerConfig, progress: Report = silent) -> Reported:
     """
     prompts = the_prompts(config)
     check_replaceable(config.out, MAKER, (SHEET, REPORT))
-    check_same_settings(config.out / REPORT, config)
+    with claimed(config.out):
+        check_same_settings(config.out / REPORT, config)
+        return _steer(config, prompts, progress)
+
+
+def _steer(config: SteerConfig, prompts: Sequence[Prompt], progress: Report) -> Reported:
     layers = open_pipeline(config.backbone)
     edits = build_edits(layers, config)
     with edited(layers, edits):

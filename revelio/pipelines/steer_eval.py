@@ -15,7 +15,7 @@ from revelio.backbones.diffusion.pipeline_layers import PipelineLayers
 from revelio.config import to_plain
 from revelio.data.picture import read_picture
 from revelio.following import beside
-from revelio.outputs import check_replaceable, check_same_settings, replace_files
+from revelio.outputs import check_replaceable, check_same_settings, claimed, replace_files
 from revelio.pipelines import Report, counted, silent
 from revelio.pipelines.steer import PICTURES, SHEET, at_strength
 from revelio.pipelines.steer_judges import REPLY_TOKENS, Eye, open_eye
@@ -76,7 +76,12 @@ def steer_eval(config: SteerEvalConfig, progress: Report = silent) -> dict[str, 
             is written.
     """
     check_replaceable(config.out, MAKER, (JSON, PAGE, SHEET))
-    check_same_settings(config.out / JSON, config)
+    with claimed(config.out):
+        check_same_settings(config.out / JSON, config)
+        return _steer_eval(config, progress)
+
+
+def _steer_eval(config: SteerEvalConfig, progress: Report) -> dict[str, Any]:
     prompts = the_prompts(config, config.target_column, config.group_column)
     classes = list(dict.fromkeys(str(one.wanted) for one in prompts))
     _check_targets(config.target, classes)
