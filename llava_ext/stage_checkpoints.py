@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from revelio.distributed import world_size
+from revelio.distributed import left_alone, world_size
 from revelio.files import names_in, remove_files, settle, sweep
 from revelio.run_dir import sha256, write_json
 from revelio.trust import WRONG, file_in, path_in, printable, read_object
@@ -87,6 +87,8 @@ def readable(checkpoint: Path) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except (*WRONG, UnpicklingError, RuntimeError, EOFError) as error:
+        if left_alone(error):  # the checkpoint is not to blame
+            raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"{printable(checkpoint)} can't be read, or holds more than plain values "

@@ -23,6 +23,7 @@ from llava_ext.stage_checkpoints import (
     commit,
     drop_checkpoints,
     last_checkpoint,
+    readable,
 )
 from llava_ext.training import LlavaTrainer
 from revelio.run_dir import read_json, sha256, write_json
@@ -223,3 +224,15 @@ def test_rotation_leaves_what_is_not_the_runs_own(tmp_path) -> None:
     assert set(read_json(place / "checkpoint-3" / FILES)) == set(
         contents(place / "checkpoint-3")
     ) - {FILES}
+
+
+def test_a_checkpoint_is_not_blamed_for_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While one is read, processes meet: the error of one whose peer has ended is no damage."""
+    ended = RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [::1]:1")
+    with pytest.raises(ValueError, match="can't be read"), readable(tmp_path):
+        raise ended
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RuntimeError, match="closed by peer"), readable(tmp_path):
+        raise ended
