@@ -24,6 +24,7 @@ from revelio.charts import COLOURS
 from revelio.cli import main
 from revelio.data.config import DataConfig
 from revelio.diffc.config import FitConfig
+from revelio.distributed import Processes
 from revelio.pipelines import silent
 from revelio.pipelines.reproduce import reproduce
 from revelio.pipelines.reproduce_parts import Shared
@@ -127,6 +128,18 @@ def test_two_processes_find_what_one_does(made: ReproduceConfig, tmp_path: Path)
     in_two(Path(__file__), tmp_path, made.backbones[0], made.data.source)
     two = json.loads((tmp_path / "mini-fixed/table2a.json").read_text())
     assert two["rows"] == one["rows"] and two["orderings"] == one["orderings"]
+
+
+def test_a_pass_that_one_process_can_not_make_none_begins(
+    made: ReproduceConfig, tmp_path: Path
+) -> None:
+    other = Processes(1, 2, wait=lambda: None, gather=lambda own: ["no such model here", *own])
+    rows = [one for one in our_rows(item("table2a").rows, made) if not one.missing][:1]
+    shared = Shared(made, TINY, tmp_path / "out", rows, silent, other)
+    shared.prepare(rows)
+    with pytest.raises(ValueError, match="no such model here"):
+        shared.store(rows[0], "train")
+    assert not (tmp_path / "out").exists()
 
 
 def test_classifiers_pictures_and_maps(made: ReproduceConfig, tmp_path: Path) -> None:

@@ -143,13 +143,18 @@ class Shared:
         row = ours.row
         key = (ours.set_name, part, STORED[row.kind], row.timestep, row.prompt)
         if key not in self._passes:
+            opened, reasons = None, []
             try:
                 dataset, backbone = self.images(ours)[part == "test"], self.backbone(ours)
-                texts = self._texts(row.prompt, dataset)
-            except CANNOT as error:  # of every process alike
-                self._passes[key] = reason_of(error)
+                opened = dataset, backbone, self._texts(row.prompt, dataset)
+            except CANNOT as error:
+                reasons = [reason_of(error)]
+            # Where one process can't, none does: the others would wait for it.
+            reasons = self.processes.gather(reasons)
+            if opened is None or reasons:
+                self._passes[key] = reasons[0]
             else:
-                self._passes[key] = self._extracted(ours, part, dataset, backbone, texts)
+                self._passes[key] = self._extracted(ours, part, *opened)
         return self._passes[key]
 
     def _shares(self, one: OurRow, ours: OurRow) -> bool:
