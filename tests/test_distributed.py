@@ -34,7 +34,7 @@ def test_a_process_whose_peer_has_ended_says_so_in_a_line(tmp_path: Path) -> Non
     for failing, exchange in ((0, "processes.wait()"), (1, "processes.gather([1])")):
         script = tmp_path / "script.py"
         script.write_text(LEFT_ALONE.format(failing=failing, exchange=exchange))
-        done = in_processes(2, script, tmp_path / f"ended-{failing}", timeout=60)
+        done = in_processes(2, script, tmp_path / f"ended-{failing}")
         left = 1 - failing
         line = f"revelio: process {left} ends, because another one has: what that one says is why\n"
         assert done.returncode == 2
@@ -60,7 +60,7 @@ def test_one_script_may_train_twice_in_the_same_processes(tmp_path: Path) -> Non
     script = tmp_path / "script.py"
     script.write_text(TWICE)
     for count in (1, 2):
-        done = in_processes(count, script, tmp_path / "store", tmp_path / str(count), timeout=60)
+        done = in_processes(count, script, tmp_path / "store", tmp_path / str(count))
         assert done.returncode == 0, done.stderr[-2000:]
     for seed in "01":
         one, two = (
