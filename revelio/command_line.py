@@ -56,7 +56,7 @@ def run_module(
     """
     with one_line_errors(name, f"{name}: {stopped or stopped_line(module.Config)}"):
         config = parse(module, arguments, prog)
-        if "torch" not in sys.modules and os.environ.get("RANK", "0") == "0":
+        if "torch" not in sys.modules and _speaks():
             # Libraries take seconds to load: say at once that the command is at work.
             sys.stderr.write(f"{prog}: loading\n")
         with redirect_stdout(PrintableStream(sys.stdout)):  # type: ignore[type-var]
@@ -174,10 +174,17 @@ def one_line_errors(name: str, stopped: str = STOPPED) -> Iterator[None]:
         warnings.formatwarning = shown
 
 
+def _speaks() -> bool:
+    """Whether this is the one of a launcher's processes that says what all of them could."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _warning_line(name: str, other: Callable[..., str], message: Any, *about: Any) -> str:
     """A warning of the library as one line, as an error is; that of another library as Python has it."""
     if about[0] is not UserWarning:
         return other(message, *about)
+    if not _speaks():
+        return ""
     return f"{name}: warning: {printable(' '.join(str(message).split()))}\n"
 
 

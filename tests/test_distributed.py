@@ -1,12 +1,15 @@
 """Several processes: how they end when one fails, and that one script can put them to work twice."""
 
 import json
+import warnings
 from pathlib import Path
 
+import pytest
 import torch
 from process_helpers import in_processes
 
 from revelio.activations.store import write_store
+from revelio.command_line import one_line_errors
 from revelio.distributed import Processes
 
 LEFT_ALONE = """
@@ -39,6 +42,14 @@ def test_a_process_whose_peer_has_ended_says_so_in_a_line(tmp_path: Path) -> Non
         line = f"revelio: process {left} ends, because another one has: what that one says is why\n"
         assert done.returncode == 2
         assert line in done.stderr and "Traceback" not in done.stderr
+
+
+def test_one_process_says_what_all_would_warn_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, line in (("0", "revelio: warning: one class\n"), ("1", "")):
+        monkeypatch.setenv("RANK", number)
+        with one_line_errors("revelio"):
+            said = warnings.formatwarning(UserWarning("one class"), UserWarning, "file", 1)
+        assert said == line
 
 
 TWICE = """
