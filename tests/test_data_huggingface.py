@@ -122,6 +122,21 @@ def test_a_label_column_of_something_else_is_one_line(
     assert "\n" not in said
 
 
+@pytest.mark.parametrize(
+    ("values", "feature", "meant"),
+    [
+        ([["b"], ["a"], ["b", "b"]], datasets.List(datasets.Value("string")), ["b", "a", "b"]),
+        ([[30], [7], [30]], datasets.LargeList(datasets.Value("int64")), ["30", "7", "30"]),
+        ([[1], [0], [1]], datasets.List(datasets.ClassLabel(names=["x", "y"])), ["y", "x", "y"]),
+        ([[], None, []], datasets.List(datasets.Value("string")), []),
+    ],
+)
+def test_lists_of_one_label_are_labels(tmp_path: Path, values, feature, meant: list[str]) -> None:
+    data = rows([1, 2, 3]).add_column("label", values, feature=feature)  # type: ignore[arg-type]
+    dataset = open_dataset(save(tmp_path, {"train": data}))
+    assert [dataset.classes[label] for label in dataset.labels or ()] == meant
+
+
 @pytest.mark.parametrize(("ids", "used"), [(["x", "y"], True), (["x", "x"], False)])
 def test_ids_come_from_a_column_where_it_is_unique(tmp_path: Path, ids, used: bool) -> None:
     path = save(tmp_path, {"train": rows([1, 2], image_id=ids)})

@@ -338,22 +338,6 @@ def test_metadata_above_splits_and_of_another_systems_slashes(tmp_path: Path) ->
         open_dataset(tmp_path)
 
 
-@pytest.mark.parametrize("table", ["train.csv", "labels.TSV"])
-def test_a_table_of_labels_under_another_name_is_said(tmp_path: Path, table: str) -> None:
-    for name in ("7.png", "8.png"):
-        (tmp_path / "train").mkdir(exist_ok=True)
-        noise_picture(4, 4).save(tmp_path / "train" / name)
-    mark = "\t" if table.endswith("TSV") else ","
-    (tmp_path / table).write_text(f'id{mark}breed\n7{mark}"pug"\n8{mark}"owl"\n')
-    (tmp_path / "prices.csv").write_text("breed,price\npug,900\n")
-    with pytest.warns(UserWarning, match=rf"{table} names pictures .*\(such as train/7\.png\)"):
-        assert open_dataset(tmp_path).labels is None
-    write_class_folders(tmp_path / "train", {"pug": 1, "owl": 1})
-    for name in ("7.png", "8.png"):
-        (tmp_path / "train" / name).rename(tmp_path / "train" / "pug" / name)
-    assert open_dataset(tmp_path).classes == ("owl", "pug")  # has labels: nothing is said
-
-
 def test_files_that_are_no_folder_of_pictures_say_what_they_are(tmp_path: Path) -> None:
     for name, said in (
         ("set.zip", "is an archive: unpack it"),

@@ -45,11 +45,11 @@ READ = {
     "store", "top", "embeddings", "stores", "test_store", "images", "bench", "answers", "reference",
     "masks", "train_store", "against_store", "means", "concept", "concepts", "texts_file", "against_file",
     "mask", "deepspeed", "reviews", "compare", "root", "pretrained", "image", "source",
-    "names", "locality", "beside", "validation_data",
+    "names", "locality", "beside", "validation_data", "labels",
 }  # fmt: skip
 READ_FILES = {
     "answers", "reference", "reviews", "compare", "image", "texts_file", "against_file", "mask", "deepspeed",
-    "names", "locality", "validation_data",
+    "names", "locality", "validation_data", "labels",
 }  # fmt: skip
 WRITTEN_FILES = {
     ("purity", "out"),

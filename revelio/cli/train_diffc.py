@@ -33,7 +33,7 @@ def _next(config: Config) -> str:
     if config.store:
         images = ["--store", config.test_store or "STORE"]
     else:
-        images = [*flags(config.data, "data", "root", "image_column", "label_column")]
+        images = [*flags(config.data, "data", "root", "image_column", "label_column", "labels")]
         images += ["--data.source", config.data.source, "--data.split", config.test.split]
     final, out = config.out / "final", beside(config.out, "eval")
     return following("eval-diffc", "--diffc", final, *images, "--out", out)

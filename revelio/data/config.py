@@ -41,7 +41,11 @@ class DataConfig(Limits, PathFields):
     """The column of a Hugging Face dataset that holds the pictures."""
 
     label_column: str | None = None
-    """The column with class ids; none: the known data set's own, or `label` where there is one."""
+    """The column with class names or ids; none: the known data set's own, or `label` where there is one."""
+
+    labels: Annotated[Path, Place("file", exists=True)] | None = None
+    """A table of a folder's labels (CSV, TSV, JSON lines, parquet): one column names pictures, with or
+    without suffix, and one holds classes; none: a `metadata.csv` in the folder, where there is one."""
 
     limit: Count | None = None
     """Take only this many images, spread evenly over the data set."""

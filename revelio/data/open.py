@@ -50,6 +50,7 @@ def open_dataset(source: DataConfig | str | Path = SAMPLES, **settings: Any) -> 
     # Of a copy that is not there, it is said below what it may be.
     check_fields(replace(config, root=None))
     if is_registered(config.source):
+        _check_no_table(config)
         dataset = _open_registered(get_spec(config.source), config)
     elif config.root is not None:
         raise ValueError(
@@ -72,6 +73,7 @@ def _open_other(config: DataConfig) -> ImageDataset:
     if not is_dataset_id(config.source):
         known = ", ".join(dataset_names())
         raise ValueError(f"{missing}, and no data set of this name: known ones are {known}")
+    _check_no_table(config)
     try:
         splits = hub_splits(config.source, config.revision)
     except ValueError as error:
@@ -97,11 +99,22 @@ def _open_path(path: Path, config: DataConfig, name: str, columns: Columns) -> I
             split=config.split,
             name=path.resolve().name,
             label_column=config.label_column,
+            labels=config.labels,
             limits=config,
         )
+    _check_no_table(config)
     return open_splits(
         splits, config.split, name=name, columns=columns, folders=folders, limits=config
     )
+
+
+def _check_no_table(config: DataConfig) -> None:
+    """Refuse a table of labels of pictures that bring their own."""
+    if config.labels is not None:
+        raise ValueError(
+            f"labels is a table of a folder's pictures, and {printable(config.source)} is no such folder: "
+            "leave it out, and name a column by label_column"
+        )
 
 
 def _kind(path: Path) -> str:
@@ -111,8 +124,8 @@ def _kind(path: Path) -> str:
         return "an archive: unpack it, and give the folder"
     if suffix in (".csv", ".tsv", ".json", ".jsonl", ".txt"):
         return (
-            "a list: give the folder of its pictures; labels are read from a metadata.csv there, with the "
-            "columns file_name and label"
+            "a list: give the folder of its pictures; a table of their labels is given as labels, or is a "
+            "metadata.csv there with the columns file_name and label"
         )
     if is_picture(str(path), suffixes()):
         return "a single picture: give the folder that holds it"

@@ -5,6 +5,7 @@
     ROOT/images/<class>/*.jpg + ROOT/<split>.txt    splits by lists of paths under images/
     ROOT/*.jpg, ROOT/**/*.jpg                       pictures directly in ROOT: no labels
     any of these + metadata.csv or metadata.jsonl   labels by file name, as Hugging Face has them
+    any of these + a table that the user names      labels by file name, as contests hand them out
 
 A folder that holds nothing but one folder, as archives are unpacked, is stepped through. Ids are paths under
 ROOT (under ROOT/images for lists), with forward slashes; the order is theirs, sorted.
@@ -19,6 +20,7 @@ from pathlib import Path
 from revelio.data.config import Limits
 from revelio.data.dataset import ImageDataset
 from revelio.data.picture import LIMITS, suffixes
+from revelio.data.sources.label_table import with_table
 from revelio.data.sources.listing import (
     Listing,
     find_pictures,
@@ -47,6 +49,7 @@ def open_folder(
     split: str | None = None,
     name: str | None = None,
     label_column: str | None = None,
+    labels: Path | None = None,
     limits: Limits = LIMITS,
 ) -> ImageDataset:
     """Open a folder of images.
@@ -55,7 +58,9 @@ def open_folder(
         path: the folder, in one of the layouts above.
         split: which split, where the layout has splits; ``all`` for every one.
         name: what results call the set; the folder's name if not given.
-        label_column: the column of ``metadata.csv`` with the labels; none: ``label`` where there is one.
+        label_column: the column of ``labels`` or ``metadata.csv`` with the labels; none: ``label`` where
+            there is one.
+        labels: a table of labels, read in the place of a ``metadata.csv``.
         limits: how large a picture may be.
 
     Raises:
@@ -66,7 +71,11 @@ def open_folder(
         raise ValueError(f"no folder at {printable(path)}: give a folder that holds images")
     if not path.is_dir():
         raise ValueError(f"{printable(path)} is a file: give a folder that holds images")
-    listing = with_metadata(read_folder(path), label_column, path)
+    listing = read_folder(path)
+    if labels is None:
+        listing = with_metadata(listing, label_column, path)
+    else:
+        listing = with_table(listing, labels, label_column, path)
     return listed_dataset(listing, split, name or path.resolve().name, limits)
 
 

@@ -5,7 +5,7 @@ file without features of its own works too: pictures are ``struct<bytes, path>``
 ``split`` in a set without splits makes splits.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from revelio.data.config import Limits
 from revelio.data.contents import UNREADABLE, digest_of
 from revelio.data.dataset import ImageDataset, ImageError
 from revelio.data.picture import LIMITS, read_picture
-from revelio.data.sources.labels import class_ids
+from revelio.data.sources.labels import class_ids, one_each
 from revelio.data.sources.parquet import first_line
 from revelio.data.splits import ALL, choose_split
 from revelio.hub import is_hub_id
@@ -271,10 +271,16 @@ def _labels(
     feature, values = rows.features[column], rows[column][:]
     where = f"{name}: the column {column!r}"
     remedy = f": choose another label_column ({printable(', '.join(rows.column_names))})"
-    # Lists and records have no set of what occurs in them.
-    plain = isinstance(feature, datasets.Value | datasets.ClassLabel)
-    some = [part for part in parts if plain and part.features.get(column) == feature]
-    present = {value for part in some for value in part.unique(column)}
+    some = [part for part in parts if part.features.get(column) == feature]
+    if isinstance(feature, datasets.List | datasets.LargeList):
+        lists = [held for part in some for held in part[column][:]]
+        values, feature = one_each(values, where, remedy), feature.feature
+        flat = all(isinstance(value, Hashable) for value in values)
+        present = {one for held in lists for one in held or ()} if flat else ()
+    elif isinstance(feature, datasets.Value | datasets.ClassLabel):
+        present = {value for part in some for value in part.unique(column)}
+    else:
+        present = ()  # Records have no set of what occurs in them.
     classes, ids = class_ids(values, present, where, remedy)
     if not isinstance(feature, datasets.ClassLabel):
         return classes, ids

@@ -3,6 +3,8 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from revelio.trust import printable
+
 
 def class_ids(
     values: Sequence[Any], present: Collection[Any], where: str, remedy: str = ""
@@ -34,6 +36,30 @@ def class_ids(
             return _numbered([int(value) for value in values], sorted(set(map(int, known))))
     held = "" if odd is None else f"{kind_of_values(odd)}, "
     raise ValueError(f"{where} holds {held}no classes (names, or whole numbers from 0){remedy}")
+
+
+def one_each(values: Sequence[Any], where: str, remedy: str = "") -> list[Any]:
+    """Labels out of the lists that sets with several an image keep them in; others as they are.
+
+    Raises:
+        ValueError: a list holds none, or different ones.
+    """
+    lists = [value for value in values if isinstance(value, list | tuple)]
+    if not lists or any(isinstance(one, list | Mapping) for held in lists for one in held):
+        return list(values)
+    alone = (value if isinstance(value, list | tuple) else (value,) for value in values)
+    held = [list(dict.fromkeys(one for one in some if one is not None)) for some in alone]
+    if not any(held):
+        return [None] * len(held)
+    odd = next((row for row, labels in enumerate(held) if len(labels) != 1), None)
+    if odd is None:
+        return [label for [label] in held]
+    some = [*map(str, held[odd][:3]), *(["..."] if len(held[odd]) > 3 else [])]
+    shown = f" ({printable(', '.join(some))})" if some else ""
+    raise ValueError(
+        f"{where} holds lists, and row {odd} has {len(held[odd])} labels{shown}, where a picture has one "
+        f"class{remedy or ': give it one, or choose another label_column'}"
+    )
 
 
 def kind_of_values(value: Any) -> str:

@@ -10,14 +10,14 @@ set's own, a split's, a class's, or one that only wraps the others.
 import posixpath
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from revelio.data.sources.labels import class_ids
+from revelio.data.sources.labels import class_ids, one_each
 from revelio.data.sources.listing import Listing, is_service
 from revelio.data.sources.parquet import METADATA, parquet_rows
-from revelio.trust import printable, read_csv, read_json_lines, regular_file
+from revelio.trust import printable, read_csv, read_json_lines, read_text, regular_file
 
 NAMES = ("metadata.csv", "metadata.jsonl", METADATA)
 FILE_NAME = "file_name"
@@ -60,7 +60,7 @@ def with_metadata(listing: Listing, column: str | None, top: Path) -> Listing:
         if len(listing.classes) < 2:
             _warn_of_tables(listing, top)
         return listing
-    return _relabelled(listing, labels, top)
+    return relabelled(listing, labels, top, f"the metadata of {printable(top)}")
 
 
 def _warn_of_tables(listing: Listing, top: Path) -> None:
@@ -73,8 +73,9 @@ def _warn_of_tables(listing: Listing, top: Path) -> None:
     if naming:
         shown = (listing.root / paths[0]).relative_to(top).as_posix()
         warnings.warn(
-            f"{printable(top)}: {printable(' and '.join(naming[:3]))} names pictures and is not read: labels "
-            f"are read from a metadata.csv with the columns file_name (such as {printable(shown)}) and label",
+            f"{printable(top)}: {printable(' and '.join(naming[:3]))} names pictures and is not read: give "
+            "it as labels, or call it metadata.csv, with the columns file_name (such as "
+            f"{printable(shown)}) and label",
             stacklevel=4,
         )
 
@@ -110,7 +111,7 @@ def _files(listing: Listing, top: Path) -> list[Path]:
 
 def _labels(file: Path, top: Path, column: str | None) -> list[tuple[str, Any]]:
     """For each row of a metadata file the picture's path under ``top``, and its label."""
-    rows = _rows(file)
+    rows = table_rows(file)
     columns = list(rows[0]) if rows else []
     wanted = LABEL if column is None else column
     if FILE_NAME not in columns or wanted not in columns:
@@ -122,7 +123,8 @@ def _labels(file: Path, top: Path, column: str | None) -> list[tuple[str, Any]]:
         )
         return []
     above = file.parent.relative_to(top).as_posix()
-    return [(_joined(above, str(row.get(FILE_NAME))), row.get(wanted)) for row in rows]
+    names = (_joined(above, str(row.get(FILE_NAME))) for row in rows)
+    return list(zip(names, labels_in(rows, wanted, printable(file)), strict=True))
 
 
 def _joined(above: str, name: str) -> str:
@@ -130,48 +132,75 @@ def _joined(above: str, name: str) -> str:
     return posixpath.normpath(posixpath.join(above, name.replace("\\", "/")))
 
 
-def _rows(file: Path) -> Sequence[dict[str, Any]]:
-    if file.name == METADATA:
+def table_rows(file: Path) -> Sequence[dict[str, Any]]:
+    """The rows of a table by column: parquet, JSON lines, or CSV of commas, semicolons or tabs.
+
+    Raises:
+        ValueError: it can't be read as what its suffix says.
+    """
+    suffix = file.suffix.lower()
+    if suffix == ".parquet":
         return parquet_rows(file)
-    if file.suffix == ".jsonl":
+    if suffix == ".jsonl":
         return read_json_lines(file)
     # An empty cell is none: as a name it would be a class without one.
-    rows: list[dict[str, Any]] = [
-        {name: cell or None for name, cell in row.items()} for row in read_csv(file)
-    ]
-    # Columns of whole numbers are read as such, so that 10 comes after 9.
-    for column in rows[0] if rows else ():
-        held = [row[column] for row in rows if row[column] is not None]
-        if held and all(cell.isdecimal() for cell in held):
-            for row in rows:
-                row[column] = None if row[column] is None else int(row[column])
-    return rows
+    rows = read_csv(file, _delimiter(file))
+    return [{name: cell or None for name, cell in row.items()} for row in rows]
 
 
-def _relabelled(listing: Listing, labels: dict[str, Any], top: Path) -> Listing:
-    """The listing with the labels of paths under ``top``."""
-    where, entries = printable(top), listing.splits.items()
+def _delimiter(file: Path) -> str:
+    """What stands between the cells of the header line; a comma where nothing does."""
+    head = next(iter(read_text(file).splitlines()), "")
+    return max(",;\t", key=head.count)
+
+
+def labels_in(rows: Sequence[dict[str, Any]], column: str, where: str) -> list[Any]:
+    """A column's labels; a CSV's whole numbers as such, so that 10 comes after 9.
+
+    Raises:
+        ValueError: a list does not hold one.
+    """
+    found = one_each([row.get(column) for row in rows], where)
+    held = [label for label in found if label is not None]
+    if held and all(isinstance(label, str) and label.isdecimal() for label in held):
+        return [None if label is None else int(label) for label in found]
+    return found
+
+
+def paths_under(listing: Listing, top: Path) -> list[str]:
+    """The listed pictures' paths under ``top``, which may wrap the listing's root."""
+    prefix = _prefix(listing, top)
+    return [prefix + path for pictures in listing.splits.values() for path, _ in pictures]
+
+
+def _prefix(listing: Listing, top: Path) -> str:
     above = listing.root.relative_to(top).as_posix()
-    prefix = "" if above == "." else f"{above}/"
-    listed = {prefix + path for _, pictures in entries for path, _ in pictures}
+    return "" if above == "." else f"{above}/"
+
+
+def relabelled(listing: Listing, labels: Mapping[str, Any], top: Path, what: str) -> Listing:
+    """The listing with the labels of paths under ``top``, which ``what`` gives.
+
+    Raises:
+        ValueError: a path is not listed, or the labels are no classes.
+    """
+    prefix, listed = _prefix(listing, top), set(paths_under(listing, top))
     missing = [path for path in labels if path not in listed]
     if missing:
         raise ValueError(
-            f"the metadata of {where} names {len(missing)} pictures that are not there, the first is "
+            f"{what} names {len(missing)} pictures that are not there, the first is "
             f"{printable(missing[0])}: complete the folder or correct the list"
         )
+    classes, ids = class_ids(list(labels.values()), list(labels.values()), what)
     if unnamed := sorted(listed - set(labels)):
         warnings.warn(
-            f"{where}: {len(unnamed):,} pictures are left out, as its metadata does not name them "
-            f"({printable(unnamed[0])}, ...)",
+            f"{printable(top)}: {len(unnamed):,} pictures are left out, as {what} does not name "
+            f"them ({printable(unnamed[0])}, ...)",
             stacklevel=4,
         )
-    classes, ids = class_ids(
-        list(labels.values()), list(labels.values()), f"the metadata of {where}"
-    )
     known = dict.fromkeys(labels) if ids is None else dict(zip(labels, ids, strict=True))
     splits = {
         split: [(path, known[prefix + path]) for path, _ in pictures if prefix + path in known]
-        for split, pictures in entries
+        for split, pictures in listing.splits.items()
     }
     return Listing(listing.root, classes, {split: some for split, some in splits.items() if some})
