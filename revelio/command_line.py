@@ -8,7 +8,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import fields, is_dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -251,11 +251,20 @@ def parse_flags(
     import tyro
 
     from revelio.bounds import check
+    from revelio.help_pages import ALL, SHORT, first_settings, has_more
 
     _check_renamed(cls, words)
-    said = StringIO()
+    said, short = StringIO(), ALL not in words and any(word in SHORT for word in words)
+    if short and has_more(cls):
+        page += f"\nShown are the settings that are set most often; {ALL} explains the others, too."
+    words = [SHORT[1] if word == ALL else word for word in words]
+    asked = any(word in SHORT for word in words)
     try:
-        with redirect_stderr(said), _wide_terminal("--help" in words or "-h" in words):
+        with (
+            redirect_stderr(said),
+            _wide_terminal(asked),
+            first_settings() if short else nullcontext(),
+        ):
             config = tyro.cli(cls, args=list(words), default=default, prog=prog, description=page)
     except SystemExit as stopped:
         if stopped.code != 2:
@@ -283,7 +292,7 @@ def _check_known(cls: type, words: Sequence[str]) -> None:
     Raises:
         ValueError: there is one.
     """
-    known = {"--config", "--help", *flags_of(cls)}
+    known = {"--config", "--help", "--help-all", *flags_of(cls)}
     for word in words:
         given = word.partition("=")[0]
         flag = re.sub(r"\.\d+\.", ".0.", given.replace("_", "-"))
@@ -293,7 +302,7 @@ def _check_known(cls: type, words: Sequence[str]) -> None:
         inside = [one for one in sorted(known) if one.rpartition(".")[2] == flag.strip("-")]
         near = did_you_mean(flag.strip("-"), (one.strip("-") for one in known), "--{}")
         hint = f"did you mean {' or '.join(inside)}? " if inside else near
-        raise ValueError(f"unknown flag {given}: {hint}--help lists all")
+        raise ValueError(f"unknown flag {given}: {hint}--help-all lists all")
 
 
 def flags_of(cls: type, above: str = "") -> Iterator[str]:

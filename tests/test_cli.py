@@ -2,17 +2,18 @@ import re
 import subprocess
 import sys
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 from PIL import Image
 
 from revelio import command_line
 from revelio.cli import COMMANDS, GROUPS, SUMMARIES, find_module, main, run_module
+from revelio.help_pages import shown_first
 
 ROOT = Path(__file__).parents[1]
 ALL = [("", name) for name in COMMANDS] + [
@@ -69,7 +70,7 @@ def test_every_command_explains_itself(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as stopped:
-        main([*group.split(), name, "--help"])
+        main([*group.split(), name, "--help-all"])
     page = capsys.readouterr().out
     assert stopped.value.code == 0
     assert f"usage: revelio {group} {name}".replace("  ", " ") in page and "--config FILE" in page
@@ -80,6 +81,38 @@ def test_every_command_explains_itself(
     shown = {re.sub(r"\.\d+\.", ".0.", one) for one in shown} - {"--help"}
     known = set(command_line.flags_of(find(group, name).Config))
     assert shown == {one for one in known if ".0." not in one or one in shown}
+
+
+def test_a_short_help_page_has_what_is_set_most_often(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = "out layers timesteps train-images resume no-resume"
+    flags += " data.source data.split data.root data.label-column data.labels data.limit"
+    flags += " backbone.name backbone.image-size backbone.device"
+    flags += " sae.k sae.expansion sae.steps sae.learning-rate sae.seed help help-all"
+    for word in ("--help", "-h"):
+        with pytest.raises(SystemExit):
+            main(["demo", word])
+        page = capsys.readouterr().out
+        assert {f"--{flag}" for flag in flags.split()} == set(
+            re.findall(r"--[a-z][a-z.-]*", page)
+        ) - {"--config"}
+    with pytest.raises(SystemExit):
+        main(["plan-ksae", "--help"])
+    page = capsys.readouterr().out  # a k-SAE's settings are all there is to it
+    assert "--auxk" in page and "--help-all" not in page
+    # Pages that are printed leave nothing behind: what they leave out is set as before.
+    config = command_line.parse(find("", "demo"), ["--sae.auxk", "3", "--data.max-ratio", "7"], "x")
+    assert (config.sae.auxk, config.data.max_ratio) == (3, 7)
+
+
+def test_settings_that_pages_show_first_are_there() -> None:
+    kinds, seen = [find(group, name).Config for group, name in ALL], set()
+    while kinds:
+        kind = kinds.pop()
+        seen.add(kind)
+        assert set(shown_first(kind)) <= {field.name for field in fields(kind)}
+        hints = [get_type_hints(kind)[field.name] for field in fields(kind)]
+        kinds += [hint for hint in hints if is_dataclass(hint) and hint not in seen]
+    assert sum(bool(shown_first(kind)) for kind in seen) >= 4
 
 
 def _flags(line: str) -> str:
@@ -97,7 +130,7 @@ def _flags(line: str) -> str:
         ("extract --source x", "unknown flag --source: did you mean --data.source?"),
         ("train-ksae --batch_sise 3", "unknown flag --batch_sise: did you mean --batch-size?"),
         ("llava show --model.towers.1.layr x", "did you mean --model.towers.0.layer?"),
-        ("demo --image x", "unknown flag --image: --help lists all"),
+        ("demo --image x", "unknown flag --image: --help-all lists all"),
         ("purity --images 3", "--images is called --m now"),
         ("llava chatt", "unknown command 'chatt': did you mean chat? choose from cache"),
     ],

@@ -62,7 +62,10 @@ def test_the_contracts_name_every_package() -> None:
 
 
 # Where the words of a command line are at home, and texts of the library that quote a whole command line.
-COMMAND_LAYER = {"revelio/command_line.py", "revelio/completion.py", "eval/mmvp.py", "eval/lmms.py"}
+COMMAND_LAYER = {
+    *("revelio/command_line.py", "revelio/help_pages.py", "revelio/completion.py"),
+    *("eval/mmvp.py", "eval/lmms.py"),
+}
 QUOTED = (
     "torchrun --nproc-per-node",
     "pip install --no-deps",

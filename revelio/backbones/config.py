@@ -1,7 +1,7 @@
 """The settings of a backbone: the one declaration that commands inherit and :func:`load_backbone` takes."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from revelio.bounds import Device, PathFields, Pixels
 
@@ -9,6 +9,8 @@ from revelio.bounds import Device, PathFields, Pixels
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig(PathFields):
     """The model whose activations are taken."""
+
+    first: ClassVar[tuple[str, ...]] = ("name", "image_size", "device")
 
     name: str = "mini-sd"
     """A name that `revelio backbones` lists, a folder, or a hub id."""

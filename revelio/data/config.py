@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from revelio.bounds import Count, PathFields, Pictures, Place
 
@@ -22,6 +22,15 @@ class Limits:
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Limits, PathFields):
     """Where the images come from."""
+
+    first: ClassVar[tuple[str, ...]] = (
+        "source",
+        "split",
+        "root",
+        "label_column",
+        "labels",
+        "limit",
+    )
 
     source: Annotated[str, Pictures()] = "samples"
     """A folder of images (class folders give labels), a known data set (samples, caltech101,

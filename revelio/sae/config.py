@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from math import ceil
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from revelio.bounds import (
     Count,
@@ -164,6 +164,8 @@ class TrainConfig:
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(SAEConfig, TrainConfig):
     """A k-SAE, its training, and how it runs, flat as command lines and YAML files have them."""
+
+    first: ClassVar[tuple[str, ...]] = ("k", "expansion", "steps", "learning_rate", "seed")
 
     kernel: KernelName = "auto"
     """`native` is compiled once, needs a C++ compiler and AVX2, and is several times faster on a CPU;

@@ -14,6 +14,16 @@ from revelio.sae.config import RunConfig
 class DemoConfig(PathFields):
     """What the demo does with which pictures and model; every value is in its report."""
 
+    first: ClassVar[tuple[str, ...]] = (
+        "out",
+        "data",
+        "backbone",
+        "sae",
+        "layers",
+        "timesteps",
+        "train_images",
+        "resume",
+    )
     renamed: ClassVar[dict[str, str]] = {
         "images": "data.source",
         "dataset": "data.source",
