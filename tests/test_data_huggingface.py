@@ -105,6 +105,7 @@ def test_classes_are_the_ids_that_occur(tmp_path: Path, last: int) -> None:
     [
         ([[1], [2, 3]], datasets.List(datasets.Value("int64")), "lists"),
         ([["a"], []], datasets.List(datasets.Value("string")), "lists"),
+        ([[1, 1], [0, 0]], datasets.List(datasets.Value("int64")), "lists"),  # two flags, no class
         ([{"a": 1}, {"a": 2}], {"a": datasets.Value("int64")}, "records"),
         ([0.5, 1.5], datasets.Value("float32"), ""),
         ([b"a", b"b"], datasets.Value("binary"), ""),

@@ -1,10 +1,14 @@
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from revelio.data.dataset import ImageDataset
 from revelio.data.splits import stratified_split
+from revelio.diffc.inputs import cut_test
 
 
 @settings(max_examples=60, deadline=None)
@@ -35,3 +39,14 @@ def test_keyed_by_seed() -> None:
 def test_impossible_share(fraction: float) -> None:
     with pytest.raises(ValueError, match="can't hold out"):
         stratified_split([0, 1], fraction, 0)
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.9])
+def test_one_image_a_class_leaves_none_to_test_on(fraction: float) -> None:
+    """No share helps, so none is advised; one class of two images is enough."""
+    classes, picture = ("x", "y", "z"), Image.new("RGB", (1, 1))
+    dataset = ImageDataset("owls", None, classes, list("abc"), [0, 1, 2], lambda _: picture)
+    with pytest.raises(ValueError, match="owls has one image a class"):
+        cut_test(dataset, fraction, 0)
+    kept, held = cut_test(replace(dataset, labels=[0, 1, 1]), fraction, 0)
+    assert (len(kept), len(held)) == (2, 1)

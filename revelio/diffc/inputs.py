@@ -17,6 +17,7 @@ from revelio.data.splits import stratified_split
 from revelio.diffc.config import GridsConfig
 from revelio.diffc.pixels import PixelsBackbone
 from revelio.diffc.sources import LiveGrids, TensorGrids, stored_grids
+from revelio.trust import printable
 
 # What stores that one classifier takes must agree in.
 STORE_KEYS = ("backbone", "layer", "timestep", "prompts", "pool")
@@ -158,8 +159,10 @@ def cut_test(
     """
     kept, held = stratified_split(labels_of(dataset), fraction, seed, "diffc test")
     if not held:
+        # Whatever the share, a class of two images gives one, and a class of one keeps it.
         raise ValueError(
-            f"a share of {fraction} leaves no test images: give a larger one (test.fraction)"
+            f"{printable(dataset.name)} has one image a class, so none is left to test on: give classes of two "
+            "or more"
         )
     return dataset.subset(kept), dataset.subset(held)
 

@@ -48,7 +48,9 @@ def one_each(values: Sequence[Any], where: str, remedy: str = "") -> list[Any]:
     if not lists or any(isinstance(one, list | Mapping) for held in lists for one in held):
         return list(values)
     alone = (value if isinstance(value, list | tuple) else (value,) for value in values)
-    held = [list(dict.fromkeys(one for one in some if one is not None)) for some in alone]
+    held = [[one for one in some if one is not None] for some in alone]
+    # A name may be there once an object; equal numbers may be flags, one a class.
+    held = [list(dict.fromkeys(some)) if _are_names(some) else some for some in held]
     if not any(held):
         return [None] * len(held)
     odd = next((row for row, labels in enumerate(held) if len(labels) != 1), None)
@@ -60,6 +62,10 @@ def one_each(values: Sequence[Any], where: str, remedy: str = "") -> list[Any]:
         f"{where} holds lists, and row {odd} has {len(held[odd])} labels{shown}, where a picture has one "
         f"class{remedy or ': give it one, or choose another label_column'}"
     )
+
+
+def _are_names(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
 def kind_of_values(value: Any) -> str:
