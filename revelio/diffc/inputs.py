@@ -161,8 +161,8 @@ def cut_test(
     if not held:
         # Whatever the share, a class of two images gives one, and a class of one keeps it.
         raise ValueError(
-            f"{printable(dataset.name)} has one image a class, so none is left to test on: give classes of two "
-            "or more"
+            f"{printable(dataset.name)} has one image a class, so none is left to test on: give classes of "
+            "two or more"
         )
     return dataset.subset(kept), dataset.subset(held)
 
