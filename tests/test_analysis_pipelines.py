@@ -238,13 +238,19 @@ def test_purity_of_k_saes_of_one_name_tells_them_apart(
     assert len(set(again)) == 2
 
 
-def test_a_run_stands_for_its_final_folder(made: Path, tmp_path: Path) -> None:
+def test_a_run_stands_for_its_final_folder(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for place in (made / "run", made / "run" / "final"):
         assert isinstance(open_sae(str(place)), KSparseAutoencoder)
         assert place_of(str(place), "x") == made / "run" / "x"
     (tmp_path / "bare").mkdir()
     assert place_of(str(tmp_path / "bare"), "x") == tmp_path / "bare-x"
     assert place_of("some/hub-id", "x") == Path("runs/hub-id-x")
+    # From the folders themselves: never into `final`, which holds the k-SAE and nothing else.
+    for here, named in (("run/final", "."), ("run", "."), ("run/final", ".."), ("run", "final/..")):
+        monkeypatch.chdir(made / here)
+        assert place_of(named, "x") == (made / "run" / "x").resolve()
     with pytest.raises(ValueError, match="give a run that has finished"):
         open_sae(str(tmp_path / "bare"))
 

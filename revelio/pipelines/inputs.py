@@ -166,6 +166,9 @@ def open_sae(
 def place_of(ksae: str, what: str) -> Path:
     """Where a result of a k-SAE goes by default: in its run folder, or beside a k-SAE that is in no run."""
     path = Path(ksae)
+    if path.name in ("", ".."):
+        # The folder that a command runs in, or one above it, has its name all the same.
+        path = path.resolve()
     if path.name == FINAL:
         return path.parent / what
     if (path / FINAL).is_dir():
