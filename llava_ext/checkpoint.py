@@ -38,6 +38,7 @@ from revelio.files import names_in, write_folder, write_whole
 from revelio.hub import is_hub_id
 from revelio.run_dir import write_json
 from revelio.trust import read_object
+from revelio.wording import plural
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -301,7 +302,7 @@ def _transforms(folder: Path, entries: list[Any], towers: int) -> list[Any]:
     """How the towers' pictures were made; nothing where a tower has its own way."""
     if len(entries) not in (0, towers):
         raise ValueError(
-            f"{folder / CONFIG} has {len(entries)} `transforms` for {towers} towers: it is damaged"
+            f"{folder / CONFIG} has {len(entries)} `transforms` for {plural(towers, 'tower')}: it is damaged"
         )
     for entry in entries:
         transform_from(entry)
@@ -381,12 +382,12 @@ def _below(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def _card(model: LlavaModel) -> str:
     towers = "\n".join(
         f"- `{tower.backbone}`, layer `{tower.layer}`, timestep {tower.timestep}, "
-        f"{tower.budget} tokens by `{tower.tokens}`"
+        f"{plural(tower.budget, 'token')} by `{tower.tokens}`"
         for tower in model.settings.towers
     )
     return (
         f"---\nlibrary_name: revelio\npipeline_tag: image-text-to-text\n---\n\n# A LLaVA-style model\n\n"
-        f"Language model `{model.settings.language_model}`, {model.image_tokens} tokens an image, "
+        f"Language model `{model.settings.language_model}`, {plural(model.image_tokens, 'token')} an image, "
         f"fusion `{model.settings.fusion}`, template `{model.settings.template}`.\n\n"
         f"Towers (not in this folder):\n\n{towers}\n\n"
         "After `import llava_ext`, transformers' `AutoModelForImageTextToText`, `AutoProcessor` and\n"

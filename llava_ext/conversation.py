@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from llava_ext.bounded import bounded
 from llava_ext.config import IMAGE_TOKEN
 from revelio.trust import printable
+from revelio.wording import plural
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -73,7 +74,7 @@ def place_images(text: str, images: int = 0) -> str:
 def _plain(turns: Sequence[Turn], system: str) -> list[Segment]:
     if len(turns) > 2:
         raise ValueError(
-            f"template `plain` takes one question and its answer, not {len(turns)} turns: "
+            f"template `plain` takes one question and its answer, not {plural(len(turns), 'turn')}: "
             "choose another template"
         )
     # Only the image is kept of the question: stage 1 learns to caption, not to follow requests.
@@ -275,7 +276,7 @@ def _templated(
         len(message["content"]) for message in messages
     ):
         raise ValueError(
-            f"the tokenizer's chat template makes {len(made):,} characters of so short a conversation: "
-            f"choose from {', '.join(STYLES)}"
+            f"the tokenizer's chat template makes {plural(len(made), 'character')} of so short a "
+            f"conversation: choose from {', '.join(STYLES)}"
         )
     return str(made)

@@ -31,6 +31,7 @@ from revelio.files import write_whole_by
 from revelio.run_dir import sha256
 from revelio.tensor_files import read_tensors, tensor_headers
 from revelio.trust import parse_json, printable
+from revelio.wording import plural
 
 TOKENS = "tokens.safetensors"
 WRONG = "wrong"
@@ -269,7 +270,7 @@ class ConversationDataset(Dataset):
         if long and too_long == "stop":
             named = [(repr(records[number].id), lengths[number]) for number in long]
             said = [
-                (name, f"record {name} has {n} tokens with its images expanded")
+                (name, f"record {name} has {plural(n, 'token')} with its images expanded")
                 for name, n in named
             ]
             raise ValueError(

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from llava_ext.config import Fusion
 from llava_ext.images import smooth_picture
 from llava_ext.projector import token_raster
+from revelio.wording import plural
 
 if TYPE_CHECKING:
     from llava_ext.towers import Tower
@@ -74,7 +75,9 @@ def widths(kind: Fusion, towers: int, width: int) -> list[int]:
     if kind != "channels":
         return [width] * towers
     if towers > width:
-        raise ValueError(f"{towers} towers can't share {width} channels: choose another fusion")
+        raise ValueError(
+            f"{plural(towers, 'tower')} can't share {plural(width, 'channel')}: choose another fusion"
+        )
     share, left = divmod(width, towers)
     return [share + (place < left) for place in range(towers)]
 

@@ -38,6 +38,7 @@ from llava_ext.splice import expanded_length
 from llava_ext.templates import encode_prompt, stop_strings
 from llava_ext.towers import Tower, image_id, load_towers, look
 from revelio.distributed import device_of
+from revelio.wording import plural
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -117,7 +118,7 @@ class Assistant:
             ValueError: placeholders and pictures don't match, or a prompt is too long; names the question.
         """
         if len(prompts) != len(images):
-            raise ValueError(f"{len(prompts)} prompts but pictures for {len(images)}")
+            raise ValueError(f"{plural(len(prompts), 'prompt')} but pictures for {len(images)}")
         answers: list[str] = []
         for start in range(0, len(prompts), batch_size):
             chosen = slice(start, start + batch_size)
@@ -156,7 +157,7 @@ class Assistant:
             if text.count(IMAGE_TOKEN) != count:
                 raise ValueError(
                     f"question {number + 1} has {text.count(IMAGE_TOKEN)} {IMAGE_TOKEN} but "
-                    f"{count} pictures: give one a picture, or none to put them first"
+                    f"{plural(count, 'picture')}: give one a picture, or none to put them first"
                 )
             conversations.append([Turn("user", text)])
         return self.reply(conversations, grids, **settings)
@@ -255,8 +256,8 @@ class Assistant:
             number = lengths.index(max(lengths))
             images = list(prompts[number]).count(IMAGE_INDEX)
             raise ValueError(
-                f"question {number + 1} takes {lengths[number]} tokens ({images} images of "
-                f"{self.model.image_tokens}), but the language model takes {limit}: shorten it"
+                f"question {number + 1} takes {plural(lengths[number], 'token')} ({plural(images, 'image')} "
+                f"of {self.model.image_tokens}), but the language model takes {limit}: shorten it"
             )
         return min(wanted, limit - max(lengths))
 

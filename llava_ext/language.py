@@ -33,6 +33,7 @@ from revelio.backbones.weights import (
 )
 from revelio.hub import is_hub_id
 from revelio.tensor_files import tensor_headers
+from revelio.wording import plural
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -125,7 +126,7 @@ def assemble(
     )
     if model.image_tokens >= config.max_length:
         raise ValueError(
-            f"an image takes {model.image_tokens} tokens, which leaves none of `max_length` "
+            f"an image takes {plural(model.image_tokens, 'token')}, which leaves none of `max_length` "
             f"{config.max_length} for text: lower the towers' `budget`"
         )
     return model
@@ -353,7 +354,7 @@ def check_words(
     words, rows = len(tokenizer), language_model.config.get_text_config().vocab_size
     if not FILLED * rows <= words <= rows:
         raise ValueError(
-            f"the tokenizer of {name} has {words} words, the language model {rows}: they belong to "
+            f"the tokenizer of {name} has {plural(words, 'word')}, the language model {rows}: they belong to "
             "different models"
         )
 

@@ -33,6 +33,7 @@ from revelio.sae.model import KSparseAutoencoder
 from revelio.seeds import generator
 from revelio.stats import mean95, rounded
 from revelio.steering.edits import LatentChange, check_number, in_activations
+from revelio.wording import plural
 
 OFF = "off"
 Batch = Mapping[str, Any]
@@ -169,7 +170,8 @@ def attribute(
     samples, length, _ = tokens.shape
     if samples != len(batch["input_ids"]):
         raise ValueError(
-            f"{samples} pictures for {len(batch['input_ids'])} questions: attribution wants one picture each"
+            f"{plural(samples, 'picture')} for {plural(len(batch['input_ids']), 'question')}: attribution "
+            "wants one picture each"
         )
     with torch.no_grad():
         codes = ksae.encode(tokens.flatten(0, 1))
@@ -326,8 +328,8 @@ def _changed(changes: Sequence[LatentChange], x: Tensor) -> Tensor:
     for change in changes:
         if change.ksae.d != x.shape[-1]:
             raise ValueError(
-                f"the k-SAE takes {change.ksae.d} channels and the layer has {x.shape[-1]}: give the k-SAE "
-                "of this layer"
+                f"the k-SAE takes {plural(change.ksae.d, 'channel')} and the layer has {x.shape[-1]}: give "
+                "the k-SAE of this layer"
             )
     return x + sum(change(x) for change in changes)
 

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from llava_ext.config import IMAGE_TOKEN
 from llava_ext.conversation import Turn
 from revelio.trust import leads_out, parse_json, printable, read_text
+from revelio.wording import plural
 
 # LLaVA's largest file, of 665,000 conversations, has 1 GB.
 DATA_LIMIT = 1 << 33
@@ -130,7 +131,7 @@ def report(wrong: Sequence[tuple[str, str]], total: int, what: str = "wrong") ->
     others = [name for name, _ in wrong[SHOWN : SHOWN + NAMED]]
     more = f"; also records {', '.join(others)}" if others else ""
     rest = len(wrong) - SHOWN - NAMED
-    return f"{len(wrong):,} of {total:,} records are {what}: {reasons}{more}" + (
+    return f"{len(wrong):,} of {plural(total, 'record')} are {what}: {reasons}{more}" + (
         f" and {rest:,} more" if rest > 0 else ""
     )
 
@@ -194,7 +195,7 @@ def _record(entry: Any, where: str) -> Record:
     placeholders = sum(turn.text.count(IMAGE_TOKEN) for turn in turns if turn.role == "user")
     if placeholders != len(images):
         raise ValueError(
-            f"{where} has {len(images)} images and {placeholders} times {IMAGE_TOKEN}: "
+            f"{where} has {plural(len(images), 'image')} and {placeholders} times {IMAGE_TOKEN}: "
             "they must be as many"
         )
     return Record(identity, images, turns)

@@ -40,6 +40,7 @@ from llava_ext.towers import Tower, load_towers, look, plain_transforms
 from revelio.backbones.loading import dtype_of
 from revelio.config import to_plain
 from revelio.seeds import key_seed
+from revelio.wording import plural
 
 
 class LlavaModel(PreTrainedModel, GenerationMixin):
@@ -163,7 +164,9 @@ class LlavaModel(PreTrainedModel, GenerationMixin):
         ids = names_of(image_ids)
         asked = None if image_questions is None else split_questions(image_questions)
         if asked is not None and len(asked) != len(ids):
-            raise ValueError(f"{len(asked)} questions about {len(ids)} pictures: give one each")
+            raise ValueError(
+                f"{plural(len(asked), 'question')} about {plural(len(ids), 'picture')}: give one each"
+            )
         pairs = zip(self.towers, pixels, strict=True)
         with torch.no_grad():
             return [look(tower, each, ids, asked) for tower, each in pairs]
@@ -177,7 +180,7 @@ class LlavaModel(PreTrainedModel, GenerationMixin):
         given = grids or [torch.empty(0, shape.channels, *shape.grid) for shape in self.shapes]
         if len(given) != len(self.projectors):
             raise ValueError(
-                f"{len(given)} grids but {len(self.projectors)} towers: give one a tower"
+                f"{plural(len(given), 'grid')} but {plural(len(self.projectors), 'tower')}: give one a tower"
             )
         pairs = zip(self.projectors, given, strict=True)
         tokens = [projector(each.to(self.device)) for projector, each in pairs]
@@ -214,8 +217,9 @@ class LlavaModel(PreTrainedModel, GenerationMixin):
         images = torch.stack(tuple(cast(Any, features.pooler_output))).to(text)
         if int(place.sum()) != images.shape[0] * images.shape[1]:
             raise ValueError(
-                f"the text has {int(place.sum())} image tokens, the {len(images)} pictures have "
-                f"{images.shape[0] * images.shape[1]}: make both by one call of the processor"
+                f"the text has {plural(int(place.sum()), 'image token')}, the "
+                f"{plural(len(images), 'picture has', 'pictures have')} {images.shape[0] * images.shape[1]}: "
+                "make both by one call of the processor"
             )
         return text.masked_scatter(place[..., None], images)
 

@@ -31,6 +31,7 @@ from llava_ext.model import LlavaModel
 from llava_ext.model_config import RevelioLlavaConfig
 from llava_ext.templates import prompt_ids, render
 from revelio.trust import printable
+from revelio.wording import plural
 
 
 class RevelioLlavaProcessor(ProcessorMixin):
@@ -132,8 +133,9 @@ class RevelioLlavaProcessor(ProcessorMixin):
         wanted = sum(row.count(IMAGE_INDEX) for row in rows)
         if wanted != len(pictures):
             raise ValueError(
-                f"the text has {wanted} {IMAGE_TOKEN}, and {len(pictures)} pictures were given: "
-                f"put one {IMAGE_TOKEN} into the text for each"
+                f"the text has {wanted} {IMAGE_TOKEN}, and "
+                f"{plural(len(pictures), 'picture was', 'pictures were')} given: put one {IMAGE_TOKEN} into "
+                "the text for each"
             )
         data = dict(self._padded([self._expanded(row) for row in rows]))
         if pictures:
@@ -143,7 +145,9 @@ class RevelioLlavaProcessor(ProcessorMixin):
         if pictures and self.asks:
             asked = self._asked(texts) if questions is None else list(questions)
             if len(asked) != len(texts):
-                raise ValueError(f"{len(asked)} questions for {len(texts)} prompts: give one each")
+                raise ValueError(
+                    f"{plural(len(asked), 'question')} for {plural(len(texts), 'prompt')}: give one each"
+                )
             counts = (row.count(IMAGE_INDEX) for row in rows)
             each = [one for one, count in zip(asked, counts, strict=True) for _ in range(count)]
             data["image_questions"] = join_questions(each)

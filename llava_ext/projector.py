@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, layer_norm
 
 from llava_ext.config import TowerConfig
+from revelio.wording import plural
 
 KERNEL = 3
 # Two 3x3 convolutions see 5x5 cells; a greater stride would leave cells that no token sees.
@@ -43,15 +44,15 @@ def token_raster(config: TowerConfig, grid: tuple[int, int]) -> tuple[int, int]:
     if config.tokens == "flatten":
         if config.budget != height * width:
             raise ValueError(
-                f"{who}, which `tokens: flatten` makes {height * width} tokens, not {config.budget}: "
-                f"set `budget: {height * width}` or choose `tokens: pool` or `conv`"
+                f"{who}, which `tokens: flatten` makes {plural(height * width, 'token')}, not "
+                f"{config.budget}: set `budget: {height * width}` or choose `tokens: pool` or `conv`"
             )
         return grid
     if config.tokens == "pool":
         side = isqrt(config.budget)
         if side * side != config.budget or side > min(grid):
             raise ValueError(
-                f"{who}; `tokens: pool` takes a square number of at most {min(grid) ** 2} tokens, "
+                f"{who}; `tokens: pool` takes a square number of at most {plural(min(grid) ** 2, 'token')}, "
                 f"not {config.budget}"
             )
         return side, side

@@ -1,5 +1,6 @@
 """A stage from config to `final/`: open, say what will train and what it costs, train, write."""
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -56,6 +57,7 @@ from revelio.machine import duration, size
 from revelio.run_dir import Run, read_json, write_json
 from revelio.text_tables import columns
 from revelio.trust import read_json_lines
+from revelio.wording import plural
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -236,7 +238,7 @@ def _check_towers(folder: Path, wanted: ModelConfig) -> None:
     found = structure(ModelConfig, read_json(folder / CONFIG)["model"], where="model.")
     if len(found.towers) != len(wanted.towers) or found.fusion != wanted.fusion:
         raise ValueError(
-            f"{folder} has {len(found.towers)} towers and fusion {found.fusion}, the config "
+            f"{folder} has {plural(len(found.towers), 'tower')} and fusion {found.fusion}, the config "
             f"{len(wanted.towers)} and {wanted.fusion}: choose other projectors (`pretrained`)"
         )
     for number, pair in enumerate(zip(found.towers, wanted.towers, strict=True)):
@@ -254,20 +256,20 @@ def _plan(job: Job, trainer: LlavaTrainer, options: StageOptions, stage: Stage) 
     names = [f"{tower.backbone} {tower.layer}" for tower in job.model.settings.towers]
     world, data = world_size(), job.dataset
     times = accumulation(options.effective_batch, options.batch_size, world)
-    steps = -(-trainer.sampler.steps * options.epochs // 1)
+    steps = math.ceil(trainer.sampler.steps * options.epochs)
     _, trained = counts(job.model)
     zero = zero_stage(options)  # the user's own JSON's, where there is one
     state = memory(job.model, zero=zero, processes=world)
     # Weights, and AdamW's two moments in float32.
-    held = trained * 12 * min(options.keep, max(1, int(steps) // options.save_steps))
+    held = trained * 12 * min(options.keep, max(1, steps // options.save_steps))
     lines = [
         frozen_and_trained(job.model, names),
-        f"data: {len(data):,} samples of {min(data.lengths)} to {max(data.lengths)} tokens, median "
-        f"{median(data.lengths):.0f}, {job.model.image_tokens} an image"
-        + (f"; {len(data.dropped)} dropped as too long" if data.dropped else ""),
-        f"effective batch: {options.effective_batch} = {world} processes x {options.batch_size} "
-        f"samples x {times} accumulated; ZeRO {zero or 'off'}",
-        f"plan: {stage}, {steps:,.0f} steps, peak learning rate {options.learning_rate:g}; "
+        f"data: {plural(len(data), 'sample')} of {min(data.lengths)} to "
+        f"{plural(max(data.lengths), 'token')}, median {median(data.lengths):.0f}, {job.model.image_tokens} "
+        "an image" + (f"; {len(data.dropped)} dropped as too long" if data.dropped else ""),
+        f"effective batch: {options.effective_batch} = {plural(world, 'process', 'processes')} "
+        f"x {plural(options.batch_size, 'sample')} x {times} accumulated; ZeRO {zero or 'off'}",
+        f"plan: {stage}, {plural(steps, 'step')}, peak learning rate {options.learning_rate:g}; "
         f"{_time(job, trainer, options)}; checkpoints about {size(held)}",
         f"memory of a process: {size(state)} of weights, gradients and optimiser, and activations",
         *(f"warning: {text}" for text in check_alignment(job.model.settings.fusion, job.towers)),
@@ -325,7 +327,7 @@ def _write(
     run_dir.finish()
     files = [path for path in final.rglob("*") if path.is_file()]
     _say(
-        f"{report['steps']} steps, last loss {report['last_loss'] or 0:.4f}, in "
+        f"{plural(report['steps'], 'step')}, last loss {report['last_loss'] or 0:.4f}, in "
         f"{duration(report['seconds'])}\n"
         f"{final}  {size(sum(path.stat().st_size for path in files))}: the model\n"
         f"{run_dir.metrics_path}: a line a step\n{run_dir.path / 'report.json'}"

@@ -13,6 +13,7 @@ from llava_ext.config import IGNORE_INDEX, IMAGE_INDEX, IMAGE_TOKEN, ShowConfig
 from llava_ext.language import load_tokenizer
 from llava_ext.llava_json import Record, read_records
 from llava_ext.templates import Encoded, encode_all
+from revelio.wording import plural
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -57,7 +58,7 @@ def describe(
     learnt = sum(label != IGNORE_INDEX for label in encoded.labels)
     header = (
         f"record {record.id!r}, images {', '.join(record.images) or 'none'}; "
-        f"{len(encoded.input_ids)} tokens before images are expanded, {learnt} learnt"
+        f"{plural(len(encoded.input_ids), 'token')} before images are expanded, {learnt} learnt"
     )
     rows = [
         f"{position:>5} {index:>8} {'learnt' if label != IGNORE_INDEX else '      '} "

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from llava_ext.config import IGNORE_INDEX, IMAGE_INDEX
+from revelio.wording import plural
 
 Side = Literal["left", "right"]
 
@@ -94,7 +95,8 @@ def _counted(is_image: Tensor, spans: Tensor, images: int) -> int:
     placeholders, longest = torch.stack([is_image.sum(), spans.sum(1).max()]).tolist()
     if placeholders != images:
         raise ValueError(
-            f"the batch has {placeholders} image placeholders but {images} images were given"
+            f"the batch has {plural(placeholders, 'image placeholder')} but "
+            f"{plural(images, 'image was', 'images were')} given"
         )
     return int(longest)
 

@@ -17,6 +17,7 @@ from revelio.distributed import left_alone, world_size
 from revelio.files import names_in, remove_files, settle, sweep
 from revelio.run_dir import sha256, write_json
 from revelio.trust import WRONG, file_in, path_in, printable, read_object
+from revelio.wording import plural
 
 TRAINED = "trained.safetensors"
 STATE = "trainer_state.json"
@@ -123,9 +124,9 @@ def check_processes(checkpoint: Path) -> None:
     shares = len(list(checkpoint.glob("global_step*/*_optim_states.pt")))
     if shares not in (0, world_size()):
         raise ValueError(
-            f"{checkpoint} was written by {shares} processes under ZeRO, and there are {world_size()} "
-            f"now: resume with as many as before, or remove {checkpoint.name} if the run was stopped while "
-            "it was written"
+            f"{checkpoint} was written by {plural(shares, 'process', 'processes')} under ZeRO, and there are "
+            f"{world_size()} now: resume with as many as before, or remove {checkpoint.name} if the run was "
+            "stopped while it was written"
         )
 
 

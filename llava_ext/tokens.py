@@ -29,6 +29,7 @@ from revelio.backbones.hooks import read_layers
 from revelio.data.contents import combined
 from revelio.distributed import device_of
 from revelio.run_dir import versions
+from revelio.wording import plural
 
 SHARD_IMAGES = 1024
 
@@ -135,7 +136,7 @@ def _records(config: TokensConfig) -> list[Record]:
         decode=partial(damaged, cache=config.out) if seen else None,
     )  # fmt: skip
     wrong = [
-        (repr(one.id), f"record {one.id!r} has {len(one.images)} pictures: give one each")
+        (repr(one.id), f"record {one.id!r} has {plural(len(one.images), 'picture')}: give one each")
         for one in records
         if len(one.images) != 1
     ]

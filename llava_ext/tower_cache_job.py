@@ -30,6 +30,7 @@ from revelio.data.contents import combined
 from revelio.distributed import Processes
 from revelio.machine import duration, free_disk, size
 from revelio.run_dir import versions
+from revelio.wording import plural
 
 # What the rows of an open shard may take in memory, all towers together.
 SHARD_BYTES = 64 * 2**20
@@ -217,7 +218,7 @@ def plan(job: CacheJob) -> str:
     numbers = sorted(set().union(*job.lacking()))
     todo = [name for number in numbers for name in job.shards[number]]
     if not todo:
-        return f"plan: nothing left to do for {len(job.names):,} images in {job.cache}"
+        return f"plan: nothing left to do for {plural(len(job.names), 'image')} in {job.cache}"
     free, count = free_disk(job.cache) or 0, job.processes.world
     sizes = {other.keep: len(todo) * other.row_bytes for other in _choices(job)}
     if sizes[job.keep] > free:
@@ -227,8 +228,8 @@ def plan(job: CacheJob) -> str:
             f"another folder, `tokens: pool`, or less to keep ({', '.join(others)})"
         )
     lines = [
-        f"plan: {len(todo):,} of {len(job.names):,} images, {len(job.targets)} towers, {count} "
-        f"process{'es' if count > 1 else ''}; {size(free)} free at {job.cache}; in training"
+        f"plan: {len(todo):,} of {plural(len(job.names), 'image')}, {plural(len(job.targets), 'tower')}, "
+        f"{plural(count, 'process', 'processes')}; {size(free)} free at {job.cache}; in training"
     ]
     rates: dict[bool, float] = {}
     for other in _choices(job):

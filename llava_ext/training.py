@@ -42,6 +42,7 @@ from revelio.disk import full_disk_named
 from revelio.distributed import world_size
 from revelio.files import write_whole_by
 from revelio.tensor_files import read_tensors
+from revelio.wording import plural
 
 
 def accumulation(effective_batch: int, batch_size: int, processes: int) -> int:
@@ -57,8 +58,9 @@ def accumulation(effective_batch: int, batch_size: int, processes: int) -> int:
     at_once = batch_size * processes
     if effective_batch % at_once:
         raise ValueError(
-            f"effective_batch {effective_batch} is not a multiple of {processes} processes times "
-            f"batch_size {batch_size} = {at_once}: choose another batch_size"
+            f"effective_batch {effective_batch} is not a multiple of "
+            f"{plural(processes, 'process', 'processes')} times batch_size {batch_size} = {at_once}: choose "
+            "another batch_size"
         )
     return effective_batch // at_once
 

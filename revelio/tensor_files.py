@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from revelio.trust import parse_json, printable, regular_file
+from revelio.wording import plural
 
 # A safetensors header: the format's own limit is 100 MB.
 HEADER_LIMIT = 100_000_000
@@ -62,7 +63,9 @@ def tensor_headers(path: Path) -> tuple[dict[str, TensorHeader], dict[str, str]]
                 raise ValueError("its tensors overlap or leave gaps")
             position = end
         if position != size - 8 - length:
-            raise ValueError(f"its tensors take {position} bytes, the file has {size - 8 - length}")
+            raise ValueError(
+                f"its tensors take {plural(position, 'byte')}, the file has {size - 8 - length:,}"
+            )
         if not all(isinstance(value, str) for value in metadata.values()):
             raise ValueError("its metadata is not text")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -79,7 +82,7 @@ def _tensor_header(entry: Mapping[str, Any], data: int) -> TensorHeader:
     for side in shape:
         count *= side
     if count != end - begin:
-        raise ValueError(f"a tensor of {dtype} {shape} takes {end - begin} bytes")
+        raise ValueError(f"a tensor of {dtype} {shape} takes {plural(end - begin, 'byte')}")
     return TensorHeader(dtype, tuple(shape), data + begin)
 
 

@@ -13,6 +13,8 @@ import stat
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
+from revelio.wording import plural
+
 T = TypeVar("T")
 
 # What reading a value of another form than was expected ends in.
@@ -52,7 +54,7 @@ def read_text(path: Path, *, limit: int = TEXT_LIMIT, errors: str = "strict") ->
     """
     size = regular_file(path).stat().st_size
     if size > limit:
-        raise ValueError(f"{printable(path)} has {size} bytes, more than the {limit} allowed")
+        raise ValueError(f"{printable(path)} has {size:,} bytes, more than the {limit:,} allowed")
     try:
         return path.read_bytes().decode("utf-8-sig", errors)
     except UnicodeDecodeError as error:
@@ -141,7 +143,8 @@ def read_csv(path: Path, delimiter: str = ",") -> list[dict[str, str]]:
         for row in rows:
             if row and len(row) != len(header):
                 raise ValueError(
-                    f"{printable(path)}, line {rows.line_num} has {len(row)} cells, its header {len(header)}"
+                    f"{printable(path)}, line {rows.line_num} has {plural(len(row), 'cell')}, its header "
+                    f"{len(header)}"
                 )
             if row:
                 found.append(dict(zip(header, row, strict=True)))

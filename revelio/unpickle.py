@@ -23,6 +23,7 @@ import torch
 from numpy.lib.format import read_array_header_1_0, read_array_header_2_0, read_magic
 
 from revelio.trust import MIB, printable, regular_file
+from revelio.wording import plural
 
 T = TypeVar("T")
 
@@ -330,7 +331,9 @@ def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any) -> torch.
     if not all(type(side) is int and 0 <= side < 1 << 62 for side in sides):
         raise ValueError("a tensor's sizes are not whole numbers")
     if math.prod(size) > len(whole):
-        raise ValueError(f"a tensor of {math.prod(size)} numbers has a storage of {len(whole)}")
+        raise ValueError(
+            f"a tensor of {plural(math.prod(size), 'number')} has a storage of {len(whole)}"
+        )
     # Checked by PyTorch: a view beyond the storage is an error.
     return whole.as_strided(size, stride, offset)
 

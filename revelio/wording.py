@@ -7,15 +7,17 @@ from difflib import get_close_matches
 NEAR = 0.65
 
 
-def plural(count: int, noun: str, more: str = "") -> str:
+def plural(count: float, noun: str, more: str = "", form: str = ",") -> str:
     """A counted noun: `1 store`, `2,500 stores`.
 
     Args:
         count: how many.
         noun: one of them.
         more: several of them, where that is not the noun and an s.
+        form: how the number is shown; the noun follows what is shown.
     """
-    return f"{count:,} {noun if count == 1 else more or noun + 's'}"
+    shown = format(count, form)
+    return f"{shown} {noun if shown == '1' else more or noun + 's'}"
 
 
 def did_you_mean(given: str, known: Iterable[str], quoted: str = "{}") -> str:

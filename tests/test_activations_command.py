@@ -56,7 +56,7 @@ def test_rows_equal_the_backbones_own_grids(model, photos, tmp_path, capsys):
     main(arguments(model, photos, tmp_path / "run", "--vae-cache", str(tmp_path / "z0")))
     said, bars = capsys.readouterr()
     assert "reading 10 pictures: 100%" in bars
-    assert said.startswith("plan: 10 images (10 to encode), 1 passes each, at ")
+    assert said.startswith("plan: 10 images (10 to encode), 1 pass each, at ")
     assert "up_ft1-t25-empty-d0  10 rows of 16 float32" in said and "3 stores in" in said
     backbone = load_backbone(str(model), layers=["up_ft1"], device="cpu")
     store = ActivationStore.open(tmp_path / "run" / "up_ft1-t25-empty-d0")

@@ -205,7 +205,7 @@ def test_metadata_of_image_folders_gives_the_labels(tmp_path: Path, kind: str) -
         for n in range(11)
     ]
     labelled(tmp_path, rows, kind)
-    with pytest.warns(UserWarning, match=r"1 pictures are left out.*\(11\.png, "):
+    with pytest.warns(UserWarning, match=r"1 picture is left out.*\(11\.png, "):
         dataset = open_dataset(tmp_path)
     assert dataset.classes == ("ant", "bird") and len(dataset) == 11
     for index in range(11):
@@ -217,7 +217,7 @@ def test_metadata_of_image_folders_gives_the_labels(tmp_path: Path, kind: str) -
     with pytest.raises(ValueError, match="label_column is 'species'"), pytest.warns(UserWarning):
         open_dataset(tmp_path, label_column="species")
     labelled(tmp_path, [*rows, {**rows[0], "file_name": "../gone.png"}], kind)
-    with pytest.raises(ValueError, match=r"names 1 pictures that are not there.*\.\./gone\.png"):
+    with pytest.raises(ValueError, match=r"names 1 picture that is not there.*\.\./gone\.png"):
         open_dataset(tmp_path)
 
 
@@ -334,7 +334,7 @@ def test_metadata_above_splits_and_of_another_systems_slashes(tmp_path: Path) ->
         assert dataset.classes == ("test0", "test1", "train0", "train1")
         assert dataset.labels == [first, first + 1]
     labelled(tmp_path, [*rows, {"file_name": "train/a/0.png", "label": "x"}], "csv")
-    with pytest.raises(ValueError, match=r"1 pictures that are not there, .* train/a/0\.png"):
+    with pytest.raises(ValueError, match=r"1 picture that is not there, .* train/a/0\.png"):
         open_dataset(tmp_path)
 
 

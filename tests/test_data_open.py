@@ -155,7 +155,7 @@ def test_pets_from_their_archive(tmp_path: Path) -> None:
         open_dataset("oxford-iiit-pet", root=tmp_path)
     (tmp_path / "annotations" / "test.txt").write_text(lists["test"])
     (tmp_path / "images" / "Bengal_3.jpg").unlink()
-    with pytest.raises(ValueError, match=r"test\.txt lists 1 pictures .* first is Bengal_3\.jpg"):
+    with pytest.raises(ValueError, match=r"test\.txt lists 1 picture .* first is Bengal_3\.jpg"):
         open_dataset("oxford-iiit-pet", root=tmp_path, split="test")
     (tmp_path / "annotations" / "test.txt").write_text("Bengal_3\n")
     with pytest.raises(ValueError, match=r"test\.txt line 1 is not as expected: 'Bengal_3'"):

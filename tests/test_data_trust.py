@@ -183,7 +183,7 @@ def test_lists_lead_nowhere_else(tmp_path):
     noise_picture(4, 4).save(tmp_path / "secret.png")
     for name in ("../secret.png", str(tmp_path / "secret.png"), "a/../../secret.png"):
         (tmp_path / "train.txt").write_text(f"a/0.png\n{name}\n")
-        with pytest.raises(ValueError, match=r"train\.txt lists 1 pictures that are not under"):
+        with pytest.raises(ValueError, match=r"train\.txt lists 1 picture that is not under"):
             open_folder(tmp_path)
     (tmp_path / "train.txt").write_bytes(b"\xff\xfea\0")
     with pytest.raises(ValueError, match=r"train\.txt is not UTF-8"):

@@ -104,7 +104,7 @@ def test_wrong_grid_is_refused() -> None:
         ({"classes": 0}, "classes = 0"),
         ({"width": 0}, "width = 0"),
         ({"dropout": 1.0}, "dropout is 1.0"),
-        ({"class_names": ["a"]}, "1 class names for 2 classes"),
+        ({"class_names": ["a"]}, "1 class name for 2 classes"),
         ({"class_names": ["a", 3]}, "must be a list of texts"),
         ({"class_names": ["a", ["b"]]}, "must be a list of texts"),
         ({"class_names": "ab"}, "must be a list of texts"),

@@ -61,7 +61,7 @@ def test_what_live_grids_refuse() -> None:
         LiveGrids(data, backbone, "up_ft9", timestep=25)
     with pytest.raises(ValueError, match="no labels"):
         LiveGrids(replace(data, labels=None), backbone, "mix", timestep=25)
-    with pytest.raises(ValueError, match="1 prompts for 12 images"):
+    with pytest.raises(ValueError, match="1 prompt for 12 images"):
         LiveGrids(data, backbone, "mix", timestep=25, prompts=["a"])
 
 

@@ -295,7 +295,7 @@ def test_the_command_prints_the_table_and_writes_the_json(
         ('{"question_id": 1, "category": "conv", "tuple": [1]}', "review 1: tuple must be"),
         ('{"question_id": 1, "category": "conv", "tuple": [1, NaN]}', "NaN is no JSON number"),
         ('{"category": "conv", "tuple": [1, 2]}', "review 1 lacks question_id"),
-        ('{"question_id": 1, "category": "conv", "tuple": null}', "all 1 reviews are failures"),
+        ('{"question_id": 1, "category": "conv", "tuple": null}', "its 1 review is a failure"),
         (
             '{"question_id": 1, "category": "conv", "tuple": [3, 2]}\n' * 2,
             "question 1 .* more than",

@@ -48,7 +48,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         more = ("--pretrained", folder / "pre") if script == "finetune.py" else ()
         done = in_processes(1, SCRIPTS / script, "--config", config, *more)
         assert done.returncode == 0, done.stderr
-        assert "effective batch: 4 = 1 processes x 2 samples x 2 accumulated" in done.stdout
+        assert "effective batch: 4 = 1 process x 2 samples x 2 accumulated" in done.stdout
     return folder, config
 
 

@@ -304,5 +304,5 @@ def test_language_models_that_are_none(tmp_path):
 
 def test_a_wrong_number_of_grids_is_an_error(folders):
     ids, mask, labels, grids = batch()
-    with pytest.raises(ValueError, match="1 grids but 2 towers"):
+    with pytest.raises(ValueError, match="1 grid but 2 towers"):
         build(folders["llama"])(ids, mask, labels, grids[:1])

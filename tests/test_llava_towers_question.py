@@ -170,13 +170,13 @@ def test_a_processor_brings_the_question_to_the_tower(asking: Path, tmp_path: Pa
 
     with pytest.raises(ValueError, match="not known here: give all that one call"):
         model.generate(**{**one, "image_questions": None}, **settings)
-    with pytest.raises(ValueError, match="1 questions about 4 pictures"):
+    with pytest.raises(ValueError, match="1 question about 4 pictures"):
         model.generate(**{**together, "image_questions": one["image_questions"]}, **settings)
     with pytest.raises(ValueError, match="give `questions`, one a text"):
         processor(images=picture(0), text="<image> what is it?")
     given = processor(images=picture(0), text="<image> what is it?", questions=["x\u00e9?"])
     assert split_questions(given["image_questions"]) == ["x\u00e9?"]
-    with pytest.raises(ValueError, match="2 questions for 1 prompts"):
+    with pytest.raises(ValueError, match="2 questions for 1 prompt"):
         processor(images=picture(0), text="<image> a", questions=["x", "y"])
     assert "image_questions" not in processor(text="no picture, no question")
 

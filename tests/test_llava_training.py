@@ -53,7 +53,7 @@ def test_pretrain_changes_projectors_only(project, tmp_path, capsys) -> None:
         same = torch.equal(value, after[name])
         assert same != name.startswith("projectors."), name
     assert not (tmp_path / "pre" / "final" / "language_model").exists()
-    assert "effective batch: 4 = 1 processes x 2 samples x 2 accumulated" in printed
+    assert "effective batch: 4 = 1 process x 2 samples x 2 accumulated" in printed
     trained = sum(value.numel() for name, value in before.items() if name.startswith("projectors."))
     assert f"{trained:,} train" in printed and "frozen, outside the model" in printed
     assert read_json(tmp_path / "pre" / "report.json")["trained_parameters"] == trained

@@ -33,7 +33,7 @@ def test_a_score_has_wilsons_interval():
     expected = binomtest(3, 4).proportion_ci(method="wilson")
     assert (found.value, found.images, found.seconds) == (0.75, 4, 2.0)
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
-    with pytest.raises(ValueError, match="2 predictions and 1 labels"):
+    with pytest.raises(ValueError, match="2 predictions and 1 label"):
         score([0, 1], [0], 1.0)
 
 
@@ -45,7 +45,7 @@ def test_every_class_is_split_alike():
     assert not np.array_equal(held, validation_part(labels, 0.2, seed=2)[1])
     with pytest.raises(ValueError, match="class 7 has 2 images, 3 are needed"):
         draw(labels, 2, 0)
-    with pytest.raises(ValueError, match="class 1 has 1 images"):
+    with pytest.raises(ValueError, match="class 1 has 1 image"):
         validation_part(np.array([0, 0, 1]), 0.2, 0)
 
 

@@ -219,7 +219,7 @@ def test_samples_are_spread_evenly_in_every_stage():
     ("settings", "words"),
     [
         ({"samples": (4, 4)}, "must grow"),
-        ({"samples": (4,)}, "samples has 1 stages and keep 1 numbers"),
+        ({"samples": (4,)}, "samples has 1 stage and keep 1 number"),
         ({"samples": (4, 8, 16), "keep": (2, 3)}, "never grow"),
         ({"confidence": 1.0}, "between 0 and 1"),
         ({"batch_size": 0}, "at least 1"),
@@ -233,7 +233,7 @@ def test_settings_that_fit_no_plan_are_named(settings, words):
 def test_requests_that_make_no_sense_are_named():
     model, classes = planted()
     config = DiffusionClassifierConfig(samples=(2,), keep=())
-    with pytest.raises(ValueError, match="1 classes"):
+    with pytest.raises(ValueError, match="1 class:"):
         classify(
             model, model.means, [str(i) for i in range(12)], classes[torch.tensor([0])], config
         )

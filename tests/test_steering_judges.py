@@ -90,7 +90,7 @@ def test_an_endpoint_chooses_among_shuffled_classes_and_nothing_is_asked_twice(t
         assert {body["model"] for body in server.bodies} == {"eye"} and len(questions) > 2
         sent = len(server.bodies)
         assert judge(many) == ["dark", NOTHING, "light"] * 6 and len(server.bodies) == sent
-        with pytest.raises(ValueError, match="not one of 1 replies is of use"):
+        with pytest.raises(ValueError, match="not one of 1 reply is of use"):
             judge(PICTURES[1:2])
 
 

@@ -239,7 +239,7 @@ def test_foreign_content_is_parsed_in_its_room_only() -> None:
     [
         ("", "no header line"),
         ("a,a\n1,2", "the column 'a' twice"),
-        ("a,b\n1", "line 2 has 1 cells"),
+        ("a,b\n1", "line 2 has 1 cell"),
         ('a,b\n"1,2', "is not valid CSV"),
         ("a\n" + "x" * 200_000, "is not valid CSV"),
     ],

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from revelio.trust import leads_out, parse_json, printable, read_json, read_text
+from revelio.wording import plural
 
 CATEGORY_PREFIX = "llava_bench_"
 REFERENCE_FILE = "answers_gpt4.jsonl"
@@ -58,7 +59,9 @@ def read_lines(path: Path, needed: Sequence[str]) -> list[dict[str, Any]]:
         except ValueError as error:
             wrong.append(str(error))
     if wrong:
-        more = f"; and {len(wrong) - NAMED_IDS} more lines" if len(wrong) > NAMED_IDS else ""
+        more = (
+            f"; and {plural(len(wrong) - NAMED_IDS, 'more line')}" if len(wrong) > NAMED_IDS else ""
+        )
         raise ValueError(f"{printable(path)} {'; '.join(wrong[:NAMED_IDS])}{more}")
     return found
 

@@ -16,6 +16,7 @@ from eval.bench.prompts import Mode, Request, put_back
 from revelio.endpoint import Outcome, Settings, ask_all
 from revelio.reply_cache import Reply, ReplyCache, request_key
 from revelio.run_dir import write_whole
+from revelio.wording import plural
 
 USELESS = 8  # replies without scores, and none with them, after which nothing more is sent
 
@@ -112,7 +113,7 @@ def ask_missing(
         try:
             scores_of(reply)
         except ValueError as error:
-            return f"not one of the first {useless} replies holds two scores: {error}"
+            return f"not one of the first {plural(useless, 'reply', 'replies')} holds two scores: {error}"
         return None
 
     failed = {place for place, index in enumerate(to_send) if cache.failed(entries[index])}

@@ -23,6 +23,7 @@ from revelio.reply_cache import Reply, ReplyCache
 from revelio.stats import proportion
 from revelio.thinking import without_thinking
 from revelio.trust import printable, read_csv
+from revelio.wording import plural
 
 QUESTIONS, PICTURES = "Questions.csv", "MMVP Images"
 COLUMNS = ("Index", "Question", "Options", "Correct Answer")
@@ -60,7 +61,7 @@ def read_items(bench: Path) -> list[Item]:
         raise ValueError(f"{bench} holds no {QUESTIONS}: give MMVP's folder")
     items = [_item(row, path) for row in read_csv(path)]
     if not items or len(items) % 2:
-        raise ValueError(f"{path} holds {len(items)} questions: they must be pairs")
+        raise ValueError(f"{path} holds {plural(len(items), 'question')}: they must be pairs")
     if len({item.question.id for item in items}) < len(items):
         raise ValueError(f"{path} has an Index twice")
     return items
@@ -131,8 +132,8 @@ def judge_all(bodies: Sequence[Mapping[str, Any]], settings: Settings, cache: Re
     if outcome and (outcome.down or outcome.unanswered):
         why = outcome.down or next(iter(outcome.unanswered.values()))
         raise ValueError(
-            f"the judge gave no reply to {len(outcome.unanswered)} of {len(left)} questions ({why}): "
-            "run the same command again to go on"
+            f"the judge gave no reply to {len(outcome.unanswered)} of {plural(len(left), 'question')} "
+            f"({why}): run the same command again to go on"
         )
 
 

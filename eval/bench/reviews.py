@@ -121,7 +121,8 @@ def read_scores(path: Path, mode: Mode) -> Scores:
         if scores is not None:
             pairs[review.question_id, review.category].append(scores)
     if not pairs:
-        raise ValueError(f"{path} holds no scores: all {len(reviews)} reviews are failures")
+        failures = plural(len(reviews), "review is a failure", "reviews are failures")
+        raise ValueError(f"{path} holds no scores: its {failures}")
     orders = len({review.order for review in reviews})
     half = tuple(key[0] for key, found in pairs.items() if len(found) < orders)
     pairs = {key: found for key, found in pairs.items() if len(found) == orders}

@@ -10,6 +10,7 @@ Train a k-SAE on a tower's cache (`revelio train-ksae --store CACHE/TOWER --rows
 """
 
 from llava_ext.config import ExplainConfig as Config
+from revelio.wording import plural
 
 
 def run(config: Config) -> None:
@@ -22,7 +23,7 @@ def run(config: Config) -> None:
             names = ", ".join(str(one["latent"]) for one in layer["latents"])
             print(
                 f"  {layer['layer']}: latents {names}; the log-probability falls by "
-                f"{layer['lost_without_top']:.2f} without the top {layer['pairs']} pairs, by "
+                f"{layer['lost_without_top']:.2f} without the top {plural(layer['pairs'], 'pair')}, by "
                 f"{layer['lost_without_random']:.2f} without as many random ones"
             )
     print(config.out / "index.html")

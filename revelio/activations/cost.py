@@ -77,10 +77,10 @@ class Cost:
             return f"plan: nothing left to do for {plural(self.stores, 'store')}"
         free = "" if self.bytes_free is None else f" ({size(self.bytes_free)} free)"
         return (
-            f"plan: {self.images:,} images ({self.encoded:,} to encode), "
-            f"{self.passes / self.images:.3g} passes each, "
-            f"at {self.images_per_second:.3g} images/s in {self.processes} "
-            f"process{'es' if self.processes > 1 else ''}: {duration(self.seconds)}; "
+            f"plan: {plural(self.images, 'image')} ({self.encoded:,} to encode), "
+            f"{plural(self.passes / self.images, 'pass', 'passes', '.3g')} each, "
+            f"at {self.images_per_second:.3g} images/s in "
+            f"{plural(self.processes, 'process', 'processes')}: {duration(self.seconds)}; "
             f"{plural(self.stores, 'store')}, {size(self.bytes_left)}{free}"
         )
 

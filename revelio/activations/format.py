@@ -18,6 +18,7 @@ from torch import Tensor
 from revelio.run_dir import write_whole
 from revelio.tensor_files import read_rows, tensor_headers
 from revelio.trust import parse_json, regular_file
+from revelio.wording import plural
 
 # Stores of cells are of format 2; all others stay of format 1, which older readers know.
 FORMATS = (1, 2)
@@ -172,7 +173,7 @@ def read_header(path: Path) -> ShardHeader:
     if labels is not None and (labels.dtype != "I64" or labels.shape != (header.images,)):
         raise ValueError(
             f"{path}: `labels` is {labels.dtype} {labels.shape}, not one I64 for each of "
-            f"{header.images} images"
+            f"{plural(header.images, 'image')}"
         )
     return header
 
@@ -185,9 +186,13 @@ def _with_cells(path: Path, header: ShardHeader, notes: dict[str, Any], cells: A
         raise ValueError(f"{path}: `cells` and `grid` are no sizes of grids: extract it again")
     each, height, width = sizes
     if cells is None or cells.dtype != "I16" or cells.shape != (header.rows, 2):
-        raise ValueError(f"{path}: `cells` is not one I16 (y, x) for each of {header.rows} rows")
+        raise ValueError(
+            f"{path}: `cells` is not one I16 (y, x) for each of {plural(header.rows, 'row')}"
+        )
     if header.rows % each or each > height * width:
-        raise ValueError(f"{path}: {header.rows} rows are not {each} cells an image")
+        raise ValueError(
+            f"{path}: {plural(header.rows, 'row is', 'rows are')} not {plural(each, 'cell')} an image"
+        )
     return replace(header, cells=each, grid=(height, width))
 
 
@@ -215,7 +220,9 @@ def check_names(path: Path, header: ShardHeader, classes: int, limit: int) -> No
     """
     ids = read_ids(path)
     if len(ids) != header.images:
-        raise ValueError(f"{path} has {len(ids)} ids for {header.images} images: extract it again")
+        raise ValueError(
+            f"{path} has {plural(len(ids), 'id')} for {plural(header.images, 'image')}: extract it again"
+        )
     if header.grid is not None and header.rows:
         places = read_places(path, 0, header.rows)
         if int(places.min()) < 0 or (places >= torch.tensor(header.grid)).any():

@@ -20,6 +20,7 @@ from revelio.activations.format import (
 )
 from revelio.run_dir import sha256, write_json
 from revelio.trust import file_in, printable, read_object, regular_file
+from revelio.wording import plural
 
 MANIFEST = "manifest.json"
 UNFINISHED = "unfinished.json"
@@ -160,7 +161,9 @@ def read_manifest(folder: Path) -> Manifest:
     if version == 2:
         manifest = replace(manifest, cells=values["cells"], grid=tuple(values["grid"]))
     if sum(shard.rows for shard in manifest.shards) != manifest.rows:
-        raise ValueError(f"{path}: the shards' row counts don't add up to {manifest.rows} rows")
+        raise ValueError(
+            f"{path}: the shards' row counts don't add up to {plural(manifest.rows, 'row')}"
+        )
     return manifest
 
 
@@ -176,7 +179,7 @@ def shard_path(folder: Path, entry: ShardEntry) -> Path:
     size = regular_file(path).stat().st_size
     if size != entry.bytes:
         raise ValueError(
-            f"{path} was cut or edited: it has {size} bytes, {entry.bytes} when it was "
+            f"{path} was cut or edited: it has {plural(size, 'byte')}, {entry.bytes:,} when it was "
             "written: extract it again"
         )
     return path

@@ -42,6 +42,7 @@ from revelio.activations.manifest import (
     write_manifest,
 )
 from revelio.run_dir import sha256
+from revelio.wording import plural
 
 __all__ = ["ActivationStore", "write_manifest", "write_shard", "write_store"]
 
@@ -90,8 +91,9 @@ class ActivationStore:
         store = cls(folder, manifest, verify=verify)
         if store.cells is not None and not cells:
             raise ValueError(
-                f"{folder} holds {store.cells} cells of each image's grid, and this takes one row an image: "
-                "choose rows that are cells where there is that choice, or extract the images without `cells`"
+                f"{folder} holds {plural(store.cells, 'cell')} of each image's grid, and this takes one row "
+                "an image: choose rows that are cells where there is that choice, or extract the images "
+                "without `cells`"
             )
         if manifest.dtype == "uint8" and not packed:
             raise ValueError(

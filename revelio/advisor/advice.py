@@ -14,6 +14,7 @@ from revelio.advisor.measures import Measured
 from revelio.backbones.layers import LayerSpec
 from revelio.data.config import DataConfig
 from revelio.stats import paired, percent, proportion, rounded
+from revelio.wording import plural
 
 # Tokens that a LLaVA tower gives at most (paper, Table 11).
 TOKENS = 256
@@ -98,7 +99,8 @@ def in_words(result: Mapping[str, Any]) -> list[str]:
     lines = [f"recommended: {_said(best, result)}"]
     if (equal := len(result["contenders"])) > 1:
         lines.append(
-            f"it is the cheapest of {equal} that {best['images']} images do not tell apart from the best"
+            f"it is the cheapest of {equal} that {plural(best['images'], 'image')} do not tell apart from "
+            "the best"
         )
     if second is not None:
         lines.append(f"runner-up: {_said(second, result)}; {_price(best, second)}")
@@ -108,8 +110,8 @@ def in_words(result: Mapping[str, Any]) -> list[str]:
     if gap is not None:
         apart = "surely better" if gap["low"] > 0 else "not told apart"
         lines.append(
-            f"difference on the same {best['images']} images: {percent(gap)} points, {apart}; it is "
-            f"recommended again in {result['share_again']:.0%} of resamplings of the images"
+            f"difference on the same {plural(best['images'], 'image')}: {percent(gap)} points, {apart}; it "
+            f"is recommended again in {result['share_again']:.0%} of resamplings of the images"
         )
     control = result["control"]
     lines.append(f"control: with shuffled labels the same probe reaches {percent(control)} %")

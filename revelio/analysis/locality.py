@@ -26,6 +26,7 @@ from torch import Tensor
 
 from revelio.analysis.cells import store_codes
 from revelio.seeds import key_seed
+from revelio.wording import plural
 
 if TYPE_CHECKING:
     from revelio.activations.store import ActivationStore
@@ -190,7 +191,9 @@ def overlap(
 ) -> tuple[Float[Tensor, "b l h v"], Float[Tensor, "b l h v"]]:
     """The parts of two maps that show the same, the second of an image moved right by some cells."""
     if not 0 < cells < maps.shape[-1]:
-        raise ValueError(f"a shift of {cells} cells on a grid {maps.shape[-1]} wide leaves nothing")
+        raise ValueError(
+            f"a shift of {plural(cells, 'cell')} on a grid {maps.shape[-1]} wide leaves nothing"
+        )
     return maps[..., :-cells], shifted[..., cells:]
 
 
@@ -245,8 +248,8 @@ def mask_iou(
     """
     if tuple(masks.shape) != (found.count, *found.grid):
         raise ValueError(
-            f"masks of shape {tuple(masks.shape)} for {found.count} images of grid {found.grid}: give one "
-            "class a cell"
+            f"masks of shape {tuple(masks.shape)} for {plural(found.count, 'image')} of grid {found.grid}: "
+            "give one class a cell"
         )
     classes = [one for one in masks.unique().tolist() if one != 0]
     if not classes:

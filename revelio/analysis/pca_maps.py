@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from revelio.data.transforms import Crop
+from revelio.wording import plural
 
 COMPONENTS = 3
 CLIP = 0.01
@@ -69,7 +70,7 @@ class PcaFit:
             ValueError: fewer than two cells.
         """
         if self._cells < 2:
-            raise ValueError(f"PCA over {self._cells} cells: give at least two")
+            raise ValueError(f"PCA over {plural(self._cells, 'cell')}: give at least two")
         mean = self._sum / self._cells
         covariance = self._products / self._cells - mean.outer(mean)
         variances, vectors = torch.linalg.eigh(covariance)

@@ -26,6 +26,7 @@ from revelio.analysis.similarity import chance_similarity, pair_similarity
 from revelio.analysis.top_images import MIN_IMAGES, TopImages
 from revelio.bounds import check_fields
 from revelio.text_tables import columns
+from revelio.wording import plural
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,8 +59,8 @@ def purity(
     check_fields(config)
     if config.m > top.m:
         raise ValueError(
-            f"purity over {config.m} images, but each latent has {top.m} top images: give 2..{top.m}, "
-            "or make top images with a larger m"
+            f"purity over {plural(config.m, 'image')}, but each latent has {plural(top.m, 'top image')}: "
+            f"give 2..{top.m}, or make top images with a larger m"
         )
     all_eligible = eligible(top, config.m)
     chosen = all_eligible[: config.latents]
@@ -75,8 +76,8 @@ def purity(
     }
     if len(chosen) < config.latents:
         entry["notes"].append(
-            f"only {len(chosen)} latents are active on more than {max(MIN_IMAGES, config.m - 1)} images: "
-            f"means are over these, not {config.latents}"
+            f"only {plural(len(chosen), 'latent is', 'latents are')} active on more than "
+            f"{plural(max(MIN_IMAGES, config.m - 1), 'image')}: means are over these, not {config.latents}"
         )
     rows = top.indices[chosen, : config.m]
     if top.labels is None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from revelio.seeds import key_seed
 from revelio.stats import proportion
+from revelio.wording import plural
 
 if TYPE_CHECKING:
     from revelio.analysis.top_images import TopImages
@@ -108,8 +109,8 @@ def _rescaled(
         return directions  # one number changes no direction
     if len(ours) > 1 or len(theirs) > 1:
         raise ValueError(
-            f"the k-SAEs normalize {len(ours)} and {len(theirs)} stores, each in its own way: compare ones "
-            "of the same stores, or of one store"
+            f"the k-SAEs normalize {len(ours)} and {plural(len(theirs), 'store')}, each in its own way: "
+            "compare ones of the same stores, or of one store"
         )
     for scale in theirs:
         directions = directions * directions.new_tensor(scale)

@@ -22,6 +22,7 @@ from revelio.sae.inputs import trained_stores
 from revelio.sae.kernels.base import Codes
 from revelio.sae.metrics import density_histogram
 from revelio.trust import printable
+from revelio.wording import plural
 
 if TYPE_CHECKING:
     from revelio.activations.store import ActivationStore
@@ -272,7 +273,7 @@ def check_fits(model: "KSparseAutoencoder", store: "ActivationStore") -> None:
     width, about = store.row_shape[0], store.manifest
     if width != model.d:
         raise ValueError(
-            f"the store's activations have {width} channels and the k-SAE takes {model.d}: "
+            f"the store's activations have {plural(width, 'channel')} and the k-SAE takes {model.d}: "
             "give the store (layer) that the k-SAE was trained on"
         )
     trained = trained_stores(model.trained_on)

@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from revelio.distributed import device_of
 from revelio.trust import printable
+from revelio.wording import plural
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ATTENTION = ("sdpa", "eager")
@@ -127,10 +128,14 @@ def check_image_size(size: int, multiple: int, name: str) -> int:
 def check_batch(count: int, ids: Sequence[str], prompts: Sequence[str] | None) -> None:
     """Raise a ValueError unless there is one id, and one prompt if any, an image."""
     if len(ids) != count:
-        raise ValueError(f"{count} images but {len(ids)} ids: give one an image")
+        raise ValueError(
+            f"{plural(count, 'image')} but {plural(len(ids), 'id')}: give one an image"
+        )
     if isinstance(prompts, str) or (prompts is not None and len(prompts) != count):
-        given = "one text" if isinstance(prompts, str) else f"{len(prompts)} prompts"
-        raise ValueError(f"{count} images but {given}: give a list with one prompt an image")
+        given = "one text" if isinstance(prompts, str) else plural(len(prompts), "prompt")
+        raise ValueError(
+            f"{plural(count, 'image')} but {given}: give a list with one prompt an image"
+        )
 
 
 @contextmanager

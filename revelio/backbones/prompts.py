@@ -25,6 +25,7 @@ from torch import Tensor
 from revelio.data.dataset import ImageDataset, ImageError
 from revelio.data.registry import class_prompts, generic_prompt, spoken_name
 from revelio.trust import printable, read_csv, read_json_lines, read_text
+from revelio.wording import plural
 
 if TYPE_CHECKING:
     from transformers import CLIPModel
@@ -87,7 +88,7 @@ def captions_of(path: Path, ids: Sequence[str]) -> list[str]:
     lacking = [image for image in ids if image not in captions]
     if lacking:
         raise ValueError(
-            f"{printable(path)} has no caption for {len(lacking)} of {len(ids)} images, such as "
+            f"{printable(path)} has no caption for {len(lacking)} of {plural(len(ids), 'image')}, such as "
             f"{printable(lacking[0])}: add them, or leave these images out"
         )
     return [captions[image] for image in ids]

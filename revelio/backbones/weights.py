@@ -24,6 +24,7 @@ from revelio.backbones.source import DENOISERS, Source
 from revelio.tensor_files import tensor_headers
 from revelio.trust import printable, read_object
 from revelio.unpickle import read_tensors as unpickle
+from revelio.wording import plural
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -285,7 +286,7 @@ def check_count(where: str, wanted: int, held: int) -> None:
     """
     if wanted > 2 * held + 10**8:
         raise ValueError(
-            f"{where} holds {held:,} numbers, the config beside it wants {wanted:,}: they belong "
+            f"{where} holds {plural(held, 'number')}, the config beside it wants {wanted:,}: they belong "
             "to different models"
         )
 

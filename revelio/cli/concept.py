@@ -11,6 +11,7 @@ difference of means.
 """
 
 from revelio.steering.config import ConceptConfig as Config
+from revelio.wording import plural
 
 
 def run(config: Config) -> None:
@@ -28,7 +29,7 @@ def run(config: Config) -> None:
             f"on the half that did not choose them: AUC {found['auc']:.3f}; "
             f"chosen by lot, at most {max(found['auc_shuffled']):.3f}"
         )
-    rows = f"{len(made.vector)} positions" if len(made.vector) > 1 else "every position"
+    rows = plural(len(made.vector), "position") if len(made.vector) > 1 else "every position"
     print(f"wrote {config.out}: layer {made.layer} of {made.model}, a vector for {rows}")
     more = ["--prompts-file", "PROMPTS", "--out", beside(config.out, "pictures")]
     print(following("steer", "--backbone.name", made.model, "--concept", config.out, *more))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from revelio.bounds import Count, Existing, Folder, PathFields, Place
+from revelio.wording import plural
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,7 @@ def run(config: Config) -> None:
     if made.metrics is not None:
         print(
             f"fraction of variance unexplained {made.metrics.fvu:.4f}, L0 {made.metrics.l0:.1f} on "
-            f"{made.metrics.rows:,} rows"
+            f"{plural(made.metrics.rows, 'row')}"
         )
     print(f"wrote {made.path}")
     if config.to == "revelio":

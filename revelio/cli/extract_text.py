@@ -9,6 +9,7 @@ share the prompts.
 """
 
 from revelio.steering.config import ExtractTextConfig as Config
+from revelio.wording import plural
 
 
 def run(config: Config) -> None:
@@ -20,6 +21,6 @@ def run(config: Config) -> None:
     with Bar("tokens") as bar:
         made = extract_text(config, bar)
     for store in made:
-        print(f"{store.path}  {len(store):,} rows of {store.row_shape[0]}")
+        print(f"{store.path}  {plural(len(store), 'row')} of {store.row_shape[0]}")
     out = beside(config.out, "ksae")
     print(following("train-ksae", "--store", made[0].path, "--expansion", 4, "--out", out))

@@ -43,7 +43,7 @@ def run(config: Config) -> None:
         print(f"{name.replace('_', ' ')}: {_shown(entry)}{chance}")
     peaks = Counter(one["peak"]["timestep"] for one in found.get("timesteps", []))
     for timestep, latents in sorted(peaks.items()):
-        print(f"fire most at t = {timestep}: {latents} latents")
+        print(f"fire most at t = {timestep}: {plural(latents, 'latent')}")
     print(f"wrote {made.path}")
     inputs = ("--store", config.store[0], "--ksae", config.ksae, "--locality", made.path)
     print(following("gallery", *inputs, *pictures_of_store(config.store[0], config.data)))

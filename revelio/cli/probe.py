@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from revelio.probes.config import ProbeConfig as Config
+from revelio.wording import plural
 
 
 def run(config: Config) -> None:
@@ -31,7 +32,7 @@ def run(config: Config) -> None:
             f"  {1000 * entry['seconds']:.2f} ms an image{gap}  {entry['verdict']}"
         )
     images, chance = made.result["test_images"], made.result["chance"]
-    print(f"{images:,} test images; the commonest class alone reaches {100 * chance:.1f} %")
+    print(f"{plural(images, 'test image')}; the commonest class alone reaches {100 * chance:.1f} %")
     print(f"wrote {made.path}")
     print(_next(config, made.entries))
 

@@ -17,6 +17,7 @@ from typing import Annotated
 import tyro
 
 from revelio.reproduce.config import ReproduceConfig
+from revelio.wording import plural
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,7 @@ def run(config: Config) -> None:
 
     if config.list or config.item is None:
         for name, one in items().items():
-            made = "by the LLaVA extension" if one.commands else f"{len(one.rows)} rows"
+            made = "by the LLaVA extension" if one.commands else plural(len(one.rows), "row")
             print(f"{name:<9} {one.title} ({made})")
         return
     item(config.item)

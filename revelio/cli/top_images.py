@@ -11,6 +11,7 @@ Writes top_images.safetensors and top_images.json, which `revelio purity` and `r
 from typing import TYPE_CHECKING
 
 from revelio.analysis.config import MakeTopImagesConfig as Config
+from revelio.wording import plural
 
 if TYPE_CHECKING:
     from revelio.pipelines.top_images import MadeTopImages
@@ -27,7 +28,7 @@ def run(config: Config) -> None:
         made = make_top_images(config, bar)
     print(_summary(made))
     print(
-        f"wrote {made.path}/top_images.safetensors, top_images.json ({made.top.m} images a latent)"
+        f"wrote {made.path}/top_images.safetensors, top_images.json ({plural(made.top.m, 'image')} a latent)"
     )
     inputs = ("--top", made.path, "--store", config.store, "--ksae", config.ksae)
     if made.top.labels is not None:
@@ -42,8 +43,8 @@ def _summary(made: "MadeTopImages") -> str:
     edges, latents = found["density"]["edges"], found["density"]["latents"]
     bins = [f"{edge:g}: {n:,}" for edge, n in zip(edges, latents, strict=False) if n]
     return (
-        f"{active:,} of {len(top.counts):,} latents respond to some of {top.images:,} images, "
-        f"{strong:,} to more than 10 ({top.source['codes']} codes, mode {top.source['mode']})\n"
-        f"L0 {found['l0']:.1f}, dead {found['dead_share']:.1%}; "
+        f"{active:,} of {plural(len(top.counts), 'latent')} respond to some of "
+        f"{plural(top.images, 'image')}, {strong:,} to more than 10 ({top.source['codes']} codes, mode "
+        f"{top.source['mode']})\nL0 {found['l0']:.1f}, dead {found['dead_share']:.1%}; "
         f"latents by log10 of their density, from: {', '.join(bins)}"
     )

@@ -11,6 +11,7 @@ this machine. One line of JSON an image goes to `metrics.jsonl`; a stopped run g
 from dataclasses import replace
 
 from revelio.probes.config import ZeroShotConfig as Config
+from revelio.wording import plural
 
 
 def run(config: Config) -> None:
@@ -23,8 +24,9 @@ def run(config: Config) -> None:
         made = zero_shot(config, bar)
     report = made.report
     print(
-        f"{report['model']}: {percent(report)} % of {report['images']:,} images (Wilson's 95 % interval; "
-        f"chance {100 * report['chance']:.1f} %), {report['seconds']:.3g} seconds an image"
+        f"{report['model']}: {percent(report)} % of {plural(report['images'], 'image')} (Wilson's 95 % "
+        f"interval; chance {100 * report['chance']:.1f} %), "
+        f"{plural(report['seconds'], 'second', form='.3g')} an image"
     )
     print(f"wrote {made.path / 'report.json'}, {made.path / 'metrics.jsonl'}")
     print(_next(config))

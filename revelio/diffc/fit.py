@@ -27,6 +27,7 @@ from revelio.diffc.sources import GridSource, TensorGrids
 from revelio.diffc.train import EpochEnd, StepState, Training, predict, train
 from revelio.distributed import device_of
 from revelio.stats import trainings95
+from revelio.wording import plural
 
 # Validation images from which on they pick the epoch: a share of 90 % is known to 2 points then.
 ENOUGH = 1000
@@ -56,13 +57,14 @@ class Task:
     def __post_init__(self) -> None:
         if self.source.shape[0] != self.test.shape[0]:
             raise ValueError(
-                f"train grids have {self.source.shape[0]} channels, test grids {self.test.shape[0]}: "
-                "take both from the same layer"
+                f"train grids have {plural(self.source.shape[0], 'channel')}, test grids "
+                f"{self.test.shape[0]}: take both from the same layer"
             )
         for name, labels in (("train", self.source.labels), ("test", self.test.labels)):
             if max(labels) >= len(self.classes):
                 raise ValueError(
-                    f"{name} has label {max(labels)}, but there are {len(self.classes)} classes"
+                    f"{name} has label {max(labels)}, but there are "
+                    f"{plural(len(self.classes), 'class', 'classes')}"
                 )
 
     def split(self, config: FitConfig, seed: int) -> tuple[list[int], list[int]]:

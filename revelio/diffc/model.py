@@ -27,6 +27,7 @@ from revelio.hub import CARD_TEMPLATE, card_facts, is_hub_id, save_whole, traine
 from revelio.seeds import generator
 from revelio.tensor_files import read_tensors, tensor_headers
 from revelio.trust import printable, read_object
+from revelio.wording import plural
 
 WIDTH = DiffCConfig.width
 STRIDES = (1, 2, 2, 2)  # Table 1
@@ -103,7 +104,7 @@ class DiffC(
         """
         if grid.ndim != 4 or grid.shape[1] != self.channels:
             raise ValueError(
-                f"Diff-C for {self.channels} channels was given {tuple(grid.shape)}: "
+                f"Diff-C for {plural(self.channels, 'channel')} was given {tuple(grid.shape)}: "
                 f"it takes grids of shape (b, {self.channels}, h, w)"
             )
         return self.head(self.dropout(self.blocks(self.norm(grid)).mean(dim=(2, 3))))
@@ -250,4 +251,7 @@ def _check(
     if not texts or not all(isinstance(name, str) for name in class_names):
         raise ValueError(f"class names must be a list of texts, not {printable(class_names)[:200]}")
     if len(class_names) != classes:
-        raise ValueError(f"{len(class_names)} class names for {classes} classes: give one each")
+        raise ValueError(
+            f"{plural(len(class_names), 'class name')} for {plural(classes, 'class', 'classes')}: give one "
+            "each"
+        )

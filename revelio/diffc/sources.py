@@ -24,6 +24,7 @@ from revelio.data.contents import combined
 from revelio.data.dataset import ImageDataset
 from revelio.data.transforms import RandomCropTransform, SquareTransform
 from revelio.seeds import generator
+from revelio.wording import plural
 
 PLAIN = 0
 BYTES = 4  # of a number, at most
@@ -104,7 +105,9 @@ class TensorGrids:
         self.labels: Sequence[int] = list(map(int, labels))
         self.ids: Sequence[str] = list(map(str, range(len(first)))) if ids is None else list(ids)
         if len(self.ids) != len(first):
-            raise ValueError(f"{len(self.ids)} ids for {len(first)} grids: give one each")
+            raise ValueError(
+                f"{plural(len(self.ids), 'id')} for {plural(len(first), 'grid')}: give one each"
+            )
         channels, height, width = (*first.shape[1:], 1, 1)[:3]
         self.shape = (int(channels), int(height), int(width))
         self.views: int | None = len(views) - 1
@@ -157,7 +160,9 @@ class LiveGrids:
             raise ValueError(f"{dataset.name} has no labels, which a classifier needs")
         check_labels(dataset.labels, len(dataset))
         if prompts is not None and len(prompts) != len(dataset):
-            raise ValueError(f"{len(prompts)} prompts for {len(dataset)} images: give one each")
+            raise ValueError(
+                f"{plural(len(prompts), 'prompt')} for {plural(len(dataset), 'image')}: give one each"
+            )
         self._dataset, self._backbone, self._layer = dataset, backbone, layer
         self._timestep, self._prompts, self._seed = timestep, prompts, seed
         self._pool = ThreadPoolExecutor(workers) if workers else None
@@ -282,7 +287,9 @@ def check_labels(labels: Sequence[int], count: int) -> None:
     if count == 0:
         raise ValueError("there are no images")
     if len(labels) != count:
-        raise ValueError(f"{len(labels)} labels for {count} images: give one each")
+        raise ValueError(
+            f"{plural(len(labels), 'label')} for {plural(count, 'image')}: give one each"
+        )
     if min(labels) < 0:
         raise ValueError(
             f"a label is {min(labels)}: class ids count from 0 (drop unlabelled images)"

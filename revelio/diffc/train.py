@@ -26,6 +26,7 @@ from revelio.diffc.shared import Share, mean_loss, part_of
 from revelio.diffc.sources import PLAIN, GridSource, chunks, training_view
 from revelio.run_dir import read_json, write_json
 from revelio.seeds import generator, key_seed
+from revelio.wording import plural
 
 WEIGHTS, BEST, MOMENTS, REST = "model", "best", "optimizer", "training.json"
 
@@ -236,7 +237,7 @@ def _check(model: DiffC, labels: Int64[Tensor, " n"], indices: Sequence[int]) ->
         raise ValueError("Diff-C trains on at least two images (it has batch norms)")
     if int(labels.max()) >= model.classes:
         raise ValueError(
-            f"a label is {int(labels.max())}, but the model has {model.classes} classes "
+            f"a label is {int(labels.max())}, but the model has {plural(model.classes, 'class', 'classes')} "
             f"(0 to {model.classes - 1}): give as many classes as the labels have"
         )
 

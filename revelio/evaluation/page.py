@@ -10,6 +10,7 @@ from typing import Any
 from revelio.analysis.paired import strongest
 from revelio.evaluation.measures import STRONGEST
 from revelio.trust import markdown, printable
+from revelio.wording import plural
 
 HEAD = "| measure | k-SAE | strongest control | difference | verdict |\n|---|---:|---:|---:|---|"
 # Below so many latents a mean over them is said to say little.
@@ -33,7 +34,7 @@ def _lines(result: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     over = result.get("over", "pooled")  # of before, all were
     of = "" if over == "pooled" else f" Codes of an image: the {over} over its cells."
-    yield f"{result['images']:,} held-out images of {markdown(result['store'])}.{of}"
+    yield f"{plural(result['images'], 'held-out image')} of {markdown(result['store'])}.{of}"
     yield f"Intervals of differences: {result['interval_method']}."
     for name, entry in result["ksaes"].items():
         yield from ("", f"## {markdown(name)}", "", *rows(entry["measures"]))
@@ -78,7 +79,7 @@ def latents(firing: Mapping[str, Any]) -> Iterator[str]:
     yield f"Latents that measures of purity are means over (active on more than 10 images): {said}."
     ours = next(iter(counts.values()))
     if ours < FEW:
-        yield f"**Few: with {ours} latents of the k-SAE these measures say little of the whole.**"
+        yield f"**Few: with {plural(ours, 'latent')} of the k-SAE these measures say little of the whole.**"
 
 
 def _levels(found: Mapping[str, Any]) -> Iterator[str]:
@@ -96,8 +97,8 @@ def section(result: Mapping[str, Any], ksae: str) -> str:
         START,
         "## Beside what learned nothing",
         "",
-        f"{result['images']:,} held-out images of {printable(result['store'])}. Intervals of differences: "
-        f"{result['interval_method']}.",
+        f"{plural(result['images'], 'held-out image')} of {printable(result['store'])}. Intervals of "
+        f"differences: {result['interval_method']}.",
         "",
         *rows(result["ksaes"][ksae]["measures"]),
         "",

@@ -39,6 +39,7 @@ from revelio.run_dir import versions, write_json
 from revelio.seeds import key_seed
 from revelio.stats import proportion
 from revelio.trust import printable, read_object
+from revelio.wording import plural
 
 __all__ = ["Advice", "AdviseConfig", "advise"]
 
@@ -104,7 +105,9 @@ def _chosen(config: AdviseConfig) -> ImageDataset:
     if dataset.labels is not None:
         _check_classes(dataset, config.most_images)
     elif len(dataset) < 2 * FOLDS:
-        raise ValueError(f"{printable(dataset.name)} has {len(dataset)} images: give 10 or more")
+        raise ValueError(
+            f"{printable(dataset.name)} has {plural(len(dataset), 'image')}: give 10 or more"
+        )
     order = nested_order(dataset.labels, len(dataset), config.seed)
     return dataset.subset(order[: config.most_images])
 
@@ -127,13 +130,13 @@ def _check_classes(dataset: ImageDataset, most: int) -> None:
     name, least = min(there, key=lambda one: one[1])
     if least < FOLDS:
         raise ValueError(
-            f"class {printable(name)} has {least} images, {FOLDS} are needed: give more of it, "
+            f"class {printable(name)} has {plural(least, 'image')}, {FOLDS} are needed: give more of it, "
             "or leave it out"
         )
     if most < FOLDS * len(there):
         raise ValueError(
-            f"most_images is {most}, and {len(there)} classes need {FOLDS * len(there)}, {FOLDS} of each: "
-            "give more, or fewer classes"
+            f"most_images is {most}, and {plural(len(there), 'class needs', 'classes need')} "
+            f"{FOLDS * len(there)}, {FOLDS} of each: give more, or fewer classes"
         )
 
 
@@ -193,7 +196,7 @@ class _Advisor:
         self, racing: Sequence[Candidate], count: int, folder: Path
     ) -> dict[Candidate, Measured]:
         """Take the further images of a round, and measure the candidates on all of theirs."""
-        self.progress(Progress(f"{len(racing)} candidates on {count} images"))
+        self.progress(Progress(f"{plural(len(racing), 'candidate')} on {plural(count, 'image')}"))
         images = self.dataset.subset(range(self._until, count))
         by_call: dict[tuple[str, str], list[Candidate]] = {}
         for one in racing:

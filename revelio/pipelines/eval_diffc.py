@@ -43,6 +43,7 @@ from revelio.pipelines import Progress, Report, counted, silent
 from revelio.pipelines.inputs import check_same_source, weights_sha256
 from revelio.run_dir import write_json
 from revelio.trust import printable
+from revelio.wording import plural
 
 __all__ = ["EvalDiffCConfig", "eval_diffc"]
 
@@ -86,12 +87,13 @@ def eval_diffc(config: EvalDiffCConfig, progress: Report = silent) -> dict[str, 
     check_replaceable(config.out, "eval-diffc", FILES, older)
     with claimed(config.out):
         model = load_diffc(config.diffc).to(device_of(config.device))
-        frozen = f"{model.parameter_count():,} parameters, {model.classes} classes, all frozen"
-        progress(Progress(f"Diff-C: {frozen}"))
+        parameters = plural(model.parameter_count(), "parameter")
+        classes = plural(model.classes, "class", "classes")
+        progress(Progress(f"Diff-C: {parameters}, {classes}, all frozen"))
         opened = _open(config, model, progress)
         if opened.source.shape[0] != model.channels:
             raise ValueError(
-                f"these grids have {opened.source.shape[0]} channels, the classifier takes "
+                f"these grids have {plural(opened.source.shape[0], 'channel')}, the classifier takes "
                 f"{model.channels}: give grids of the layer it was trained on"
             )
         head = {"model": portable(config.diffc), "sha256": weights_sha256(config.diffc)}
@@ -182,7 +184,7 @@ def _open_images(data: DataConfig, progress: Report) -> tuple[ImageDataset, list
             raise
     found = open_images(replace(data, split=None))
     name = printable(found[0].name)
-    progress(Progress(f"{name} has no splits: all {len(found[0]):,} images are taken"))
+    progress(Progress(f"{name} has no splits: all {plural(len(found[0]), 'image')} are taken"))
     return found
 
 
@@ -197,8 +199,8 @@ def _own_labels(model: DiffC, classes: Sequence[str], labels: Sequence[int]) -> 
     if missing:
         raise ValueError(
             f"the classifier doesn't know {', '.join(missing[:5])}"
-            f"{' and others' if len(missing) > 5 else ''}: its {model.classes} classes are "
-            f"{', '.join(model.class_names[:5])} ..."
+            f"{' and others' if len(missing) > 5 else ''}: its "
+            f"{plural(model.classes, 'class is', 'classes are')} {', '.join(model.class_names[:5])} ..."
         )
     return [known[classes[label]] for label in labels]
 
@@ -248,7 +250,9 @@ def _summary(out: Path, report: dict[str, Any]) -> str:
     lines = []
     seen = report["trained_on"] or {"images": 0, "left_out": False}
     if seen["left_out"] and seen["images"]:
-        lines.append(f"{seen['images']:,} images are left out: the classifier was trained on them")
+        lines.append(
+            f"{plural(seen['images'], 'image is', 'images are')} left out: the classifier was trained on them"
+        )
     elif seen["images"]:
         lines.append(
             f"this is no test: the classifier was trained on {seen['images']:,} of these images"
@@ -258,7 +262,7 @@ def _summary(out: Path, report: dict[str, Any]) -> str:
     else:
         low, high = report["wilson95"]
         lines.append(
-            f"top-1 on {report['images']:,} images: {report['top1']:.2%} [{low:.2%}, {high:.2%}] "
+            f"top-1 on {plural(report['images'], 'image')}: {report['top1']:.2%} [{low:.2%}, {high:.2%}] "
             f"(Wilson's 95 % interval), mean of classes {report['class_mean']:.2%}"
         )
         worst = sorted(report["per_class"], key=lambda row: row["accuracy"])[:3]

@@ -22,6 +22,7 @@ from revelio.evaluation.loss_recovered import Known, recovered
 from revelio.evaluation.measures import held_out
 from revelio.pipelines.inputs import backbone_of, pictures_of
 from revelio.sae.model import KSparseAutoencoder
+from revelio.wording import plural
 
 TOO_FEW = 10
 
@@ -46,8 +47,8 @@ class InModel:
             )
         if len(draws := draws_of(store.manifest)) > 1:
             raise ValueError(
-                f"{config.store} holds means over {len(draws)} noise draws, which no pass of the model has: "
-                "give a store of one draw, or leave loss_images out"
+                f"{config.store} holds means over {plural(len(draws), 'noise draw')}, which no pass of the "
+                "model has: give a store of one draw, or leave loss_images out"
             )
         self.confidence, self.seed, self.about = config.confidence, config.seed, store.manifest
         self.over: Literal["max", "mean"] = "mean" if config.over == "mean" else "max"

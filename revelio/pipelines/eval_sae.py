@@ -40,6 +40,7 @@ from revelio.sae.config import TrainSAEConfig
 from revelio.sae.inputs import find
 from revelio.sae.model import KSparseAutoencoder
 from revelio.trust import printable, read_text
+from revelio.wording import plural
 
 if TYPE_CHECKING:
     from revelio.pipelines.eval_downstream import InModel
@@ -189,7 +190,7 @@ def _judged(
     )
     taken |= {name: known[name] for name in untrained}
     if inside is not None:
-        progress(Progress(f"{path}: {len(inside.downstream)} images through the model"))
+        progress(Progress(f"{path}: {plural(len(inside.downstream), 'image')} through the model"))
         in_model = dict(seen)
         more = inside.measure(models, data.source.mean(0), in_model)
         seen |= {name: in_model[name] for name in (*ENDS, *untrained)}

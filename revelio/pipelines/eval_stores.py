@@ -16,6 +16,7 @@ from revelio.evaluation.config import EvalSAEConfig
 from revelio.sae.inputs import find, trained_stores
 from revelio.sae.model import KSparseAutoencoder
 from revelio.trust import printable
+from revelio.wording import plural
 
 TOO_FEW = 100
 # Relative distance of activations of one picture, which rounding keeps it below.
@@ -74,7 +75,9 @@ def eval_data(config: EvalSAEConfig, models: Mapping[str, KSparseAutoencoder]) -
     """
     store, over = opened_for(config.store, config.over), config.over
     if store.images < TOO_FEW:
-        raise ValueError(f"{config.store} holds {store.images} images: measures need {TOO_FEW} up")
+        raise ValueError(
+            f"{config.store} holds {plural(store.images, 'image')}: measures need {TOO_FEW} up"
+        )
     train = opened_for(config.train_store, over) if config.train_store else store
     for each in (store, train):
         _check_channels(each, store)
@@ -103,8 +106,8 @@ def eval_data(config: EvalSAEConfig, models: Mapping[str, KSparseAutoencoder]) -
     shared = shared_images(train, train_rows, store, rows)
     if shared and config.overlap == "stop":
         raise ValueError(
-            f"{shared:,} of the {store.images:,} images of {config.store} are in {config.train_store} too: "
-            "hold out other images, or set overlap to allow"
+            f"{shared:,} of the {plural(store.images, 'image')} of {config.store} are in "
+            f"{config.train_store} too: hold out other images, or set overlap to allow"
         )
     if shared:
         notes = [f"{shared:,} of {store.images:,} images are training images", *notes]
@@ -135,7 +138,7 @@ def shared_images(
 def _check_channels(other: ActivationStore, store: ActivationStore) -> None:
     if other.row_shape[0] != store.row_shape[0]:
         raise ValueError(
-            f"{other.path} has {other.row_shape[0]} channels, {store.path} {store.row_shape[0]}: "
+            f"{other.path} has {plural(other.row_shape[0], 'channel')}, {store.path} {store.row_shape[0]}: "
             "give stores of one layer"
         )
 
@@ -171,7 +174,7 @@ def _random(config: EvalSAEConfig, store: ActivationStore) -> tuple[Tensor, Tens
     missing = [name for name in store.ids if name not in place]
     if missing:
         raise ValueError(
-            f"{len(missing):,} of the {store.images:,} images of {store.path} are not in {held.path}: "
-            "extract the same images"
+            f"{len(missing):,} of the {plural(store.images, 'image')} of {store.path} are not in "
+            f"{held.path}: extract the same images"
         )
     return _rows(held, over)[[place[name] for name in store.ids]], _rows(train, over).flatten(0, -2)

@@ -34,6 +34,7 @@ from revelio.outputs import check_file
 from revelio.pipelines import Progress, Report, silent
 from revelio.pipelines.inputs import hashed
 from revelio.trust import parse_yaml, printable, read_text
+from revelio.wording import plural
 
 __all__ = ["ExtractRunConfig", "extract_to", "open_plan", "plan_extraction"]
 
@@ -194,8 +195,8 @@ def _summary(plan: ExtractionPlan, stores: list[ActivationStore], seconds: float
     lines, total = [], 0
     for store in [*stores, *([ActivationStore.open(cache)] if cache else [])]:
         shape = " x ".join(map(str, store.row_shape))
-        each = f" ({store.cells} cells an image)" if store.cells else ""
-        stored = f"{len(store):,} rows{each} of {shape} {store.manifest['dtype']}"
+        each = f" ({plural(store.cells, 'cell')} an image)" if store.cells else ""
+        stored = f"{plural(len(store), 'row')}{each} of {shape} {store.manifest['dtype']}"
         lines.append(f"{store.path}  {stored}, {size(store.bytes)}")
         total += store.bytes
     skipped = stores[0].manifest["skipped"]
@@ -205,5 +206,5 @@ def _summary(plan: ExtractionPlan, stores: list[ActivationStore], seconds: float
         lines.append(f"skipped {len(skipped) - 5} more: see `skipped` in {where}")
     many = len(stores) + bool(cache)
     return "\n".join(
-        [*lines, f"{many} stores in {plan.out}, {size(total)}, in {duration(seconds)}"]
+        [*lines, f"{plural(many, 'store')} in {plan.out}, {size(total)}, in {duration(seconds)}"]
     )

@@ -14,6 +14,7 @@ from revelio.activations.store import ActivationStore
 from revelio.config import read_yaml
 from revelio.pipelines.sae_rows import JoinedRows, StoreRows
 from revelio.sae.config import Rows, RunConfig, TrainSAEConfig
+from revelio.wording import plural
 
 DEFAULT = 0.1
 # A fraction of variance unexplained of fewer rows says little.
@@ -71,7 +72,7 @@ def _key(name: str) -> bytes:
 def said(share: float | None, held: int, rows: int) -> str | None:
     """What a person should know of ``held`` rows kept out of ``rows``; None where nothing was asked for."""
     if held:
-        return f"held out: {held:,} of {rows:,} rows, on which the k-SAE is measured too"
+        return f"held out: {held:,} of {plural(rows, 'row')}, on which the k-SAE is measured too"
     if share:
         return f"held out: no rows, as {share:g} of {rows:,} are fewer than {LEAST}"
     return None

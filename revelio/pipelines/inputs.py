@@ -23,6 +23,7 @@ from revelio.run_dir import Run, sha256
 from revelio.sae.kernels.select import COMPILING, fastest_kernel, must_compile
 from revelio.sae.model import KSparseAutoencoder
 from revelio.trust import printable, read_object
+from revelio.wording import plural
 
 # What two stores have in common whose rows can be compared: places in manifests.
 ALIKE = (*PLACE, *SETTING)
@@ -125,7 +126,7 @@ def hashed(dataset: ImageDataset, progress: Report) -> ImageDataset:
     if dataset.digest is None:
         return dataset
     count = len(dataset)
-    return dataset.hashed(counted(progress, f"reading {count:,} pictures", count, "image"))
+    return dataset.hashed(counted(progress, f"reading {plural(count, 'picture')}", count, "image"))
 
 
 def sae_folder(path: str | Path) -> Path | None:

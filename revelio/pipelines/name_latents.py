@@ -41,6 +41,7 @@ from revelio.reply_cache import open_cache
 from revelio.run_dir import versions, write_json
 from revelio.seeds import key_seed
 from revelio.stats import proportion
+from revelio.wording import plural
 
 __all__ = ["NameLatentsConfig", "name_latents"]
 
@@ -109,11 +110,13 @@ def _subjects(
     )
     chosen = order[enough][: config.latents]
     if config.shown > top.m:
-        raise ValueError(f"shown is {config.shown}, and each latent has {top.m} top images")
+        raise ValueError(
+            f"shown is {config.shown}, and each latent has {plural(top.m, 'top image')}"
+        )
     if not len(chosen):
         raise ValueError(
-            f"no latent fires on {config.shown + config.checked} images or more: show or check fewer, or "
-            "extract more images"
+            f"no latent fires on {plural(config.shown + config.checked, 'image')} or more: show or check "
+            "fewer, or extract more images"
         )
     # Firing is what the top images call it: of a k-SAE of cells, in any cell.
     codes = firing(model, store, chosen, top.source.get("cells", "pooled")).codes.tocsc()
@@ -139,9 +142,9 @@ def _cost(config: NameLatentsConfig, latents: int) -> dict[str, Any]:
     price = (sent * config.price_in + back * config.price_out) / 1e6
     said = f"about {price:.2f}" if price else "unknown; give price_in and price_out"
     words = (
-        f"{latents} latents, {calls} calls less those in the cache: about {sent:,} tokens sent, "
+        f"{plural(latents, 'latent')}, {plural(calls, 'call')} less those in the cache: "
+        f"about {sent:,} tokens sent, {back:,} back, price {said}"
     )
-    words += f"{back:,} back, price {said}"
     return {
         "calls": calls,
         "tokens_sent": sent,

@@ -26,6 +26,7 @@ from revelio.sae.cost import (
 )
 from revelio.sae.kernels.select import COMPILING, choose_kernel, must_compile
 from revelio.text_tables import columns
+from revelio.wording import plural
 
 
 def job_of(
@@ -88,9 +89,9 @@ def announce(jobs: Sequence[Job], device: torch.device, progress: Report) -> Non
         progress(
             Progress(
                 f"k-SAE ({job.config.mode}, {job.config.activation}): d {job.d}, n {job.n:,}, "
-                f"k {job.config.k}, {job.rows:,} rows\n"
-                f"trains: W_enc, b_enc, W_dec, b_dec{thresholds}, {count:,} parameters; frozen: none\n"
-                f"{line(job, speed)}"
+                f"k {job.config.k}, {plural(job.rows, 'row')}\n"
+                f"trains: W_enc, b_enc, W_dec, b_dec{thresholds}, {plural(count, 'parameter')}; frozen: "
+                f"none\n{line(job, speed)}"
             )
         )
 
@@ -103,14 +104,14 @@ def remarks(job: Job, kept: JoinedRows, held: JoinedRows) -> list[str]:
         found.append(f"the store holds grids {shape}: a row is the mean over the places of one")
     if kept.cells:
         images = sum(len(part.images) for part in kept.parts)
-        found.append(f"a row is a cell: {kept.group} of each of {images:,} images")
+        found.append(f"a row is a cell: {kept.group} of each of {plural(images, 'image')}")
     total = len(kept) + len(held)
     if (held_out := said(share_of(job.config), len(held), total)) is not None:
         found.append(held_out)
     if job.config.auxk and seen < job.config.dead_after:
         found.append(
-            f"auxk cannot act: {seen:,} rows are seen before the last step, and a latent is dead after "
-            f"{job.config.dead_after:,} (dead_after)"
+            f"auxk cannot act: {plural(seen, 'row is', 'rows are')} seen before the last step, and a latent "
+            f"is dead after {job.config.dead_after:,} (dead_after)"
         )
     return found
 
@@ -215,7 +216,7 @@ def line(job: Job, speed: Speed | None) -> str:
         fast, slow = (duration(job.train.steps * each) for each in (speed.step, speed.slowest))
         time = f", {fast} to {slow} ({speed.how})" if fast != slow else f", {fast} ({speed.how})"
     return (
-        f"plan: {job.train.steps:,} steps of {job.train.batch_size:,} rows{time}; "
+        f"plan: {plural(job.train.steps, 'step')} of {plural(job.train.batch_size, 'row')}{time}; "
         f"memory {size(memory(job).total)}{where}{_there(available_memory(), 'available')}; "
         f"disk {size(disk(job).written)}"
     )
@@ -232,7 +233,7 @@ def table(job: Job, speed: Speed | None) -> str:
     shared = "" if job.devices == 1 else f", {job.devices} devices share the {job.config.sharing}"
     entries = [
         ("k-SAE", f"d {job.d:,}, n {job.n:,}, k {job.config.k}{shared}"),
-        ("data", f"{job.rows:,} rows, {job.train.steps:,} steps of {job.train.batch_size:,}"),
+        ("data", f"{plural(job.rows, 'row')}, {plural(job.train.steps, 'step')} of {job.train.batch_size:,}"),
         ("memory of a process", size(held.total) + _there(available_memory(), "available here")),
         ("  weights", size(held.weights)),
         ("  Adam's moments", size(held.moments)),

@@ -32,6 +32,7 @@ from revelio.probes.networks import NETWORKS, network_probe
 from revelio.run_dir import versions, write_json
 from revelio.stats import Difference, paired, rounded, told_apart, trainings95
 from revelio.trust import printable
+from revelio.wording import plural
 
 __all__ = ["ProbeConfig", "ProbedStores", "probe"]
 
@@ -115,8 +116,8 @@ def probe(config: ProbeConfig, progress: Report = silent) -> ProbedStores:
 def _open_pairs(config: ProbeConfig) -> list[Pair]:
     if len(config.store) != len(config.test_store):
         raise ValueError(
-            f"{len(config.store)} training stores and {len(config.test_store)} test stores: give one test "
-            "store for each"
+            f"{plural(len(config.store), 'training store')} and "
+            f"{plural(len(config.test_store), 'test store')}: give one test store for each"
         )
     pairs = [_pair(*paths) for paths in zip(config.store, config.test_store, strict=True)]
     for pair in pairs:
@@ -159,7 +160,7 @@ def _check_apart(train: ActivationStore, test: ActivationStore) -> None:
     shared = shared_images(train, train.tensor(), test, test.tensor())
     if shared:
         raise ValueError(
-            f"{shared} of the {len(test)} test images of {test.path} are training images, such as "
+            f"{shared} of the {plural(len(test), 'test image')} of {test.path} are training images, such as "
             f"{printable(min(set(train.ids) & set(test.ids)))}: give a store of other images"
         )
 

@@ -19,6 +19,7 @@ from revelio.pipelines import Made, Report, counted, silent
 from revelio.pipelines.inputs import check_same_source, made_from, open_sae
 from revelio.run_dir import versions, write_json
 from revelio.sae.model import KSparseAutoencoder
+from revelio.wording import plural
 
 __all__ = ["MeasurePurityConfig", "MeasuredPurity", "controls_of", "measure_purity"]
 
@@ -56,8 +57,8 @@ def measure_purity(config: MeasurePurityConfig, progress: Report = silent) -> Me
     for folder, top in zip(config.top, tops, strict=True):
         if config.m > top.images:
             raise ValueError(
-                f"purity over m={config.m} images, but the top images in {folder} are of {top.images:,}: "
-                "give at most so many"
+                f"purity over m={plural(config.m, 'image')}, but the top images in {folder} are of "
+                f"{top.images:,}: give at most so many"
             )
     sources = [top.source for top in tops]
     ours = [made_from(source) for source in sources]

@@ -18,6 +18,7 @@ from revelio.reproduce.page import PROBES
 from revelio.reproduce.row import SECONDS, Row
 from revelio.reproduce.rows import SIZES, STORED, OurRow, Sizes, our_rows
 from revelio.sae.cost import Job, given_speed
+from revelio.wording import plural
 
 # GMAC of one image: encoding it, and one pass of the whole denoiser (SPEC section 6; the shipped models'
 # were counted by torch).
@@ -62,7 +63,7 @@ class Plan:
             none = ["plan: no row can run"] if self.rows else []
             return "\n".join([*self.lines, *none])
         hours = duration(self.tera / self.teraflops)
-        said = f"plan: {self.runs} runs, {size(self.bytes)} on disk, "
+        said = f"plan: {plural(self.runs, 'run')}, {size(self.bytes)} on disk, "
         said += f"about {hours} at {self.teraflops:g} TFLOP/s"
         if self.unknown:
             said += f", without {', '.join(self.unknown)}, whose work is not known"

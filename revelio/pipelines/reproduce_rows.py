@@ -50,6 +50,7 @@ from revelio.reproduce.rows import OurRow
 from revelio.sae.config import SweepConfig, TrainSAEConfig
 from revelio.stats import mean95, wilson95
 from revelio.trust import printable
+from revelio.wording import plural
 
 Found = dict[str, Any]
 OVER_TRAININGS = "Student's t over trainings"
@@ -106,7 +107,7 @@ def _purity(
     made = make_top_images(asked, shared.progress)
     strong = eligible(made.top, how.m)[: how.latents]
     if not len(strong):
-        raise ValueError(f"no latent is active on enough of the {made.top.images} images")
+        raise ValueError(f"no latent is active on enough of the {plural(made.top.images, 'image')}")
     beside: dict[str, Any] = {"store": (store,), "ksae": (str(ksae),)} if controls else {}
     given = MeasurePurityConfig(**vars(how), **beside, top=(made.path,), device=config.device)
     entry = measure_purity(given, shared.progress).entries[0]

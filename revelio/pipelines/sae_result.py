@@ -15,6 +15,7 @@ from revelio.sae.metrics import evaluate
 from revelio.sae.model import KSparseAutoencoder
 from revelio.sae.sharded_files import save_sharded
 from revelio.sae.train import SAERun
+from revelio.wording import plural
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,9 @@ def finish(
     progress(
         Progress(
             f"fraction of variance unexplained {found.fvu:.4f}{_beside(unseen)}, L0 {found.l0:.1f}, "
-            f"dead (active on no row) {found.dead_share:.1%} of {model.n:,} latents on {found.rows:,} rows\n"
-            f"wrote {config.out / 'final'}, {config.out / 'report.json'}, {record.metrics_path}"
+            f"dead (active on no row) {found.dead_share:.1%} of {plural(model.n, 'latent')} on "
+            f"{plural(found.rows, 'row')}\nwrote {config.out / 'final'}, {config.out / 'report.json'}, "
+            f"{record.metrics_path}"
         )
     )
 
@@ -114,7 +116,7 @@ def _unseen(model: KSparseAutoencoder, rows: JoinedRows) -> dict[str, Any] | Non
 def _beside(unseen: dict[str, Any] | None) -> str:
     if unseen is None or unseen["fvu"] is None:
         return ""
-    return f" (on {unseen['rows']:,} held-out rows {unseen['fvu']:.4f})"
+    return f" (on {plural(unseen['rows'], 'held-out row')} {unseen['fvu']:.4f})"
 
 
 def _save(training: Training, card: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ from revelio.steering.config import EditConfig, PromptsConfig
 from revelio.steering.edits import Edit, LatentChange, Read, check_number
 from revelio.steering.prompts import Prompt, prompts_of, read_prompts
 from revelio.trust import printable
+from revelio.wording import plural
 
 
 def open_pipeline(config: BackboneConfig) -> PipelineLayers:
@@ -143,7 +144,7 @@ def _of_concepts(layers: PipelineLayers, config: EditConfig) -> list[Edit]:
 
 def _one_each(what: str, given: Sequence[Any], count: int) -> Sequence[Any]:
     if given and len(given) != count:
-        raise ValueError(f"{len(given)} {what} for {count} concepts: give one each")
+        raise ValueError(f"{len(given)} {what} for {plural(count, 'concept')}: give one each")
     return given
 
 

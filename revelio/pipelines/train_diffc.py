@@ -51,6 +51,7 @@ from revelio.pipelines.diffc_views import keep_views
 from revelio.pipelines.inputs import hashed, open_run
 from revelio.run_dir import Run, write_folder, write_json, write_whole
 from revelio.trust import printable, read_object
+from revelio.wording import plural
 
 __all__ = ["TrainDiffCConfig", "TrainedDiffC", "train_diffc"]
 
@@ -192,7 +193,7 @@ def _train_and_test(
             raise ValueError(f"{error} (the test set; test.split None cuts some off)") from error
         kept, held = cut_test(train, test.fraction, config.seed)
         said = (
-            f"{printable(train.name)} has no splits: {len(held):,} of {len(train):,} images "
+            f"{printable(train.name)} has no splits: {len(held):,} of {plural(len(train), 'image')} "
             f"({test.fraction:.0%} of every class) are held out as the test set"
         )
         progress(Progress(said))
@@ -235,9 +236,10 @@ def _announce(task: Task, config: TrainDiffCConfig, progress: Report) -> None:
         Progress(
             f"frozen: {printable(made.get('backbone'))} at {printable(made.get('layer'))}, "
             f"timestep {made.get('timestep')}; "
-            f"trained: Diff-C, {model.parameter_count():,} parameters\n"
-            f"training: {images:,} images x {config.epochs} epochs x {config.seeds} seeds, "
-            f"{macs / 1e9:.3g} GMAC an image forward, {work / 1e12:.3g} TFLOP in all; {views}"
+            f"trained: Diff-C, {plural(model.parameter_count(), 'parameter')}\n"
+            f"training: {plural(images, 'image')} x {plural(config.epochs, 'epoch')} x "
+            f"{plural(config.seeds, 'seed')}, {macs / 1e9:.3g} GMAC an image forward, {work / 1e12:.3g} "
+            f"TFLOP in all; {views}"
         )
     )
 
@@ -323,7 +325,7 @@ def _save_final(one: SeedRun, live: Task, result: dict[str, Any], folder: Path) 
 def _summary(out: Path, report: dict[str, Any]) -> str:
     low, high = report["interval"]
     lines = [
-        f"top-1 on {report['images']['test']:,} test images: {report['top1']:.2%} "
+        f"top-1 on {plural(report['images']['test'], 'test image')}: {report['top1']:.2%} "
         f"[{low:.2%}, {high:.2%}] ({report['interval_kind']}), "
         f"{report['selected']} epoch, mode {report['mode']}"
     ]
@@ -333,7 +335,7 @@ def _summary(out: Path, report: dict[str, Any]) -> str:
     lines.append(f"  largest class: {report['majority_share']:.2%} of the test images")
     if report["skipped"]:
         lines.append(
-            f"  {len(report['skipped'])} unreadable images left out (named in report.json)"
+            f"  {plural(len(report['skipped']), 'unreadable image')} left out (named in report.json)"
         )
     lines.append(
         f"written: {out / 'report.json'}, {out / 'confusion.png'}, {out / FINAL} (classifier)"

@@ -281,7 +281,7 @@ def _follow(trainings: list[Training], batches: Batches, progress: Report) -> No
             each = (time.monotonic() - began) / (5 * len(runs))
             minutes = each * (total - done - taken) / 60
             rate = runs[place].config.batch_size / each
-            message = f"{rate:,.0f} rows/s: about {minutes:.1f} minutes"
+            message = f"{rate:,.0f} rows/s: about {plural(minutes, 'minute', form='.1f')}"
         numbers = _record(trainings[place], step)
         progress(Progress(message, done + taken, total, "step", tuple(numbers.items())))
 

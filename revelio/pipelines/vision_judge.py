@@ -13,6 +13,7 @@ from revelio.naming.questions import body
 from revelio.pipelines import Report, counted
 from revelio.reply_cache import ReplyCache
 from revelio.thinking import without_thinking
+from revelio.wording import plural
 
 T = TypeVar("T")
 
@@ -61,7 +62,8 @@ class VisionJudge:
                 why = outcome.down or next(iter(outcome.unanswered.values()))
                 raise ValueError(
                     f"no reply from {self._address or 'the endpoint'} to {len(outcome.unanswered)} of "
-                    f"{len(lacking)} questions ({why}); the replies so far are kept: run it again to go on"
+                    f"{plural(len(lacking), 'question')} ({why}); the replies so far are kept: run it again "
+                    "to go on"
                 )
         return self._read(entries, read)
 
@@ -77,6 +79,6 @@ class VisionJudge:
                 why = str(error)
         if all(one is None for one in found):
             raise ValueError(
-                f"not one of {len(found)} replies is of use ({why}): take another judge"
+                f"not one of {plural(len(found), 'reply', 'replies')} is of use ({why}): take another judge"
             )
         return found

@@ -28,6 +28,7 @@ from revelio.probes.diffusion_classifier import diffusion_classifier
 from revelio.probes.score import score
 from revelio.run_dir import Run, versions, write_json
 from revelio.trust import printable, read_json_lines, read_object
+from revelio.wording import plural
 
 __all__ = ["ZeroShotConfig", "ZeroShotRun", "zero_shot"]
 
@@ -71,7 +72,9 @@ def zero_shot(config: ZeroShotConfig, progress: Report = silent) -> ZeroShotRun:
             "classes or more (class folders, or a labelled set)"
         )
     if config.method == "diffusion" and len(config.templates) > 1:
-        raise ValueError(f"{len(config.templates)} templates: the Diffusion Classifier takes one")
+        raise ValueError(
+            f"{plural(len(config.templates), 'template')}: the Diffusion Classifier takes one"
+        )
     load = cache(lambda: (_clip if config.method == "clip" else _diffusion)(config, dataset))
     if begins(config):
         load()

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from revelio.backbones.config import BackboneConfig
 from revelio.bounds import Count, Device, Folder, NotEmpty, OutFile, OutFolder, PathFields, Seed
 from revelio.data.config import DataConfig
+from revelio.wording import plural
 
 ProbeName = Literal["linear", "knn", "attention", "resnet"]
 
@@ -52,8 +53,8 @@ class DiffusionClassifierConfig:
             raise ValueError(f"samples must grow from stage to stage, not {self.samples}")
         if len(self.keep) != len(self.samples) - 1:
             raise ValueError(
-                f"samples has {len(self.samples)} stages and keep {len(self.keep)} numbers: give a number of "
-                "classes for each stage but the last"
+                f"samples has {plural(len(self.samples), 'stage')} and keep "
+                f"{plural(len(self.keep), 'number')}: give a number of classes for each stage but the last"
             )
         if (
             any(b > a for a, b in zip(self.keep, self.keep[1:], strict=False))

@@ -25,6 +25,7 @@ from revelio.backbones.base import Conditioning, DiffusionModel
 from revelio.backbones.diffusion.schedule import Schedule, keyed_noise
 from revelio.data.dataset import ImageDataset
 from revelio.probes.config import DiffusionClassifierConfig
+from revelio.wording import plural
 
 LOSSES = {"l1": functional.l1_loss, "l2": functional.mse_loss, "huber": functional.huber_loss}
 
@@ -121,7 +122,7 @@ def classify(
     begun = perf_counter() if begun is None else begun
     classes = len(conditioning)
     if classes < 2:
-        raise ValueError(f"{classes} classes: give prompts of two or more")
+        raise ValueError(f"{plural(classes, 'class', 'classes')}: give prompts of two or more")
     passes = _Passes(model, encoded, ids, conditioning, config)
     confidence = config.confidence
     if confidence is not None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from revelio.stats import wilson95
+from revelio.wording import plural
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,9 @@ def score(predicted: Sequence[int], labels: Sequence[int], seconds: float) -> Sc
         ValueError: there are no images, or not as many labels.
     """
     if not len(labels) or len(predicted) != len(labels):
-        raise ValueError(f"{len(predicted)} predictions and {len(labels)} labels: no accuracy")
+        raise ValueError(
+            f"{plural(len(predicted), 'prediction')} and {plural(len(labels), 'label')}: no accuracy"
+        )
     right = sum(int(one) == int(other) for one, other in zip(predicted, labels, strict=True))
     low, high = wilson95(right, len(labels))
     return Score(right / len(labels), low, high, len(labels), seconds / len(labels))

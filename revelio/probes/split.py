@@ -3,6 +3,8 @@
 import numpy as np
 import torch
 
+from revelio.wording import plural
+
 
 def draw(labels: np.ndarray, per_class: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows of ``per_class`` images of every class, and all the other rows.
@@ -41,8 +43,8 @@ def _drawn(labels: np.ndarray, counts: dict[int, int], seed: int) -> tuple[np.nd
         rows = order[labels[order] == label]
         if len(rows) <= count:
             raise ValueError(
-                f"class {label} has {len(rows)} images, {count + 1} are needed: give more of it, or leave "
-                "it out"
+                f"class {label} has {plural(len(rows), 'image')}, {count + 1} are needed: give more of it, "
+                "or leave it out"
             )
         chosen.append(rows[:count])
     drawn = np.concatenate(chosen)

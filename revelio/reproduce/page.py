@@ -10,6 +10,7 @@ from revelio.charts import Series, dot_chart
 from revelio.probes.config import ProbeName
 from revelio.reproduce.row import SECONDS
 from revelio.trust import markdown
+from revelio.wording import plural
 
 # Rows that differ in the classifier alone.
 PROBES = get_args(ProbeName)
@@ -24,10 +25,10 @@ def page(result: Mapping[str, Any], drawn: str = "") -> str:
     if result["commands"]:
         lines += ["Made by the LLaVA extension:", "", *map("    {}".format, result["commands"])]
     else:
-        trainings = "1 training" if result["seeds"] == 1 else f"{result['seeds']} trainings"
         lines.append(
-            f"Scale {result['scale']}, mode {result['mode']}, {trainings} a row. Where another model or data "
-            "set stands in for the paper's, only the orderings can be compared, not the values."
+            f"Scale {result['scale']}, mode {result['mode']}, {plural(result['seeds'], 'training')} a row. "
+            "Where another model or data set stands in for the paper's, only the orderings can be compared, "
+            "not the values."
         )
     if done:
         lines += ["", *_table(HEAD, map(_row, done)), *_speed_ups(done)]
@@ -68,13 +69,17 @@ def _speed_ups(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     slow = timed.pop("diffusion-classifier", None)
     if slow is None:
         return []
-    lines = ["", f"Against the Diffusion Classifier's {slow['value']:.3g} seconds an image:", ""]
+    lines = [
+        "",
+        f"Against the Diffusion Classifier's {plural(slow['value'], 'second', form='.3g')} an image:",
+        "",
+    ]
     for kind, row in timed.items():
         times = f"{slow['value'] / row['value']:,.0f} times as fast"
         if row["paper"]:
             own = slow["paper"] / row["paper"]
             times += f" (paper: {slow['paper']:g} and {row['paper']:g} s, {own:,.0f} times)"
-        lines.append(f"- {kind}, {row['value']:.3g} seconds: {times}")
+        lines.append(f"- {kind}, {plural(row['value'], 'second', form='.3g')}: {times}")
     return lines
 
 

@@ -26,6 +26,7 @@ from revelio.sae.optim import AdamStep
 from revelio.sae.step import train_step
 from revelio.sae.train import FIRST_ROWS, begin
 from revelio.seeds import generator
+from revelio.wording import plural
 
 # Python, PyTorch and the allocator's own, before the first tensor.
 PROCESS_BYTES = 3 * 10**8
@@ -65,9 +66,11 @@ class Job:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: give at least 1")
         if self.config.k > self.n:
-            raise ValueError(f"k={self.config.k} of n={self.n} latents: lower k")
+            raise ValueError(f"k={self.config.k} of n={plural(self.n, 'latent')}: lower k")
         if self.config.sharing == "latents" and self.devices > self.n:
-            raise ValueError(f"{self.n} latents for {self.devices} devices: give fewer devices")
+            raise ValueError(
+                f"{plural(self.n, 'latent')} for {plural(self.devices, 'device')}: give fewer devices"
+            )
 
     @property
     def n(self) -> int:

@@ -27,6 +27,7 @@ from revelio.sae.kernels.sparse import SparseKernel
 from revelio.sae.model import KSparseAutoencoder, draw_weights
 from revelio.sae.optim import AdamRows, AdamStep
 from revelio.seeds import generator
+from revelio.wording import plural
 
 
 @dataclass(frozen=True)
@@ -283,7 +284,8 @@ def sharded_model(
         model = KSparseAutoencoder(**settings)
     if group.world > model.n:
         raise ValueError(
-            f"{model.n} latents for {group.world} processes: start at most {model.n} of them"
+            f"{plural(model.n, 'latent')} for {plural(group.world, 'process', 'processes')}: start at most "
+            f"{model.n} of them"
         )
     model.held = group.share(model.n)
     for name, shape in {"W_enc": (model.d,), "b_enc": (), "W_dec": (model.d,)}.items():

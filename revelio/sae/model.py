@@ -42,6 +42,7 @@ from revelio.sae.kernels.base import Codes, Kernel, Weights
 from revelio.sae.kernels.sparse import SparseKernel
 from revelio.sae.optim import Moments
 from revelio.seeds import generator
+from revelio.wording import plural
 
 # Files of a TopK k-SAE without prefixes stay of format 1; the rest needs a reader that knows of it.
 # 2: other activations, prefixes; 3: inputs of their own normalization.
@@ -217,8 +218,8 @@ class KSparseAutoencoder(
         wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
         if wanted and len(self.held) < self.n:
             raise ValueError(
-                f"this process holds {len(self.held)} of the k-SAE's {self.n} latents, so there are no "
-                "gradients outside of revelio.train: call it under torch.no_grad()"
+                f"this process holds {len(self.held)} of the k-SAE's {plural(self.n, 'latent')}, so there "
+                "are no gradients outside of revelio.train: call it under torch.no_grad()"
             )
         return wanted
 

@@ -27,6 +27,7 @@ from revelio.sae.model import KSparseAutoencoder
 from revelio.steering.edits import Branch, Direction, Edit, check_number, check_word, in_activations
 from revelio.tensor_files import read_tensors
 from revelio.trust import printable, read_object
+from revelio.wording import plural
 
 FORMAT = 1
 CARD, TENSORS = "concept.json", "concept.safetensors"
@@ -246,7 +247,9 @@ def combined(concepts: Sequence[Concept], weights: Sequence[float] | None = None
         raise ValueError("no concepts to combine: give at least one")
     used = [1.0] * len(concepts) if weights is None else list(weights)
     if len(used) != len(concepts):
-        raise ValueError(f"{len(used)} weights for {len(concepts)} concepts: give one each")
+        raise ValueError(
+            f"{plural(len(used), 'weight')} for {plural(len(concepts), 'concept')}: give one each"
+        )
     first = concepts[0]
     for one in concepts:
         one.check(first.model, first.layer)

@@ -23,6 +23,7 @@ from revelio.backbones.diffusion.pipeline_layers import PipelineLayers, is_compi
 from revelio.backbones.hooks import edit, hooked
 from revelio.steering.concept import Concept
 from revelio.steering.edits import Branch, Direction, Edit, check_number, check_word
+from revelio.wording import plural
 
 SIGNS: Mapping[str, tuple[float, float]] = {
     "opposed": (1.0, -1.0),
@@ -287,7 +288,7 @@ def _mask(one: Edit, output: Tensor) -> Float[Tensor, " s"]:
         tuple(mask.shape) == tuple(output.shape[2:]) if output.ndim == 4 else mask.numel() == cells
     )
     if not fits:
-        size = "x".join(map(str, output.shape[2:])) if output.ndim == 4 else f"{cells} tokens"
+        size = "x".join(map(str, output.shape[2:])) if output.ndim == 4 else plural(cells, "token")
         raise ValueError(
             f"a mask of {'x'.join(map(str, mask.shape))} for layer {one.layer}, whose grid is {size} here"
         )

@@ -204,7 +204,7 @@ def _write(
         print("  a failure counts in no mean; --ask-again asks the judge for it once more")
     if len(failed) == len(rows) and all(row["content"] is not None for row in failed):
         raise ValueError(
-            f"not one of {len(rows)} replies holds two scores ({failed[0]['failure']}): "
+            f"not one of {plural(len(rows), 'reply', 'replies')} holds two scores ({failed[0]['failure']}): "
             "choose another --judge, or --ask-again"
         )
 
@@ -215,7 +215,7 @@ def _stop_if_unanswered(outcome: "Outcome", requests: "Sequence[Request]", out: 
     index, why = next(iter(outcome.unanswered.items()))
     ids = list(dict.fromkeys(requests[one].question.id for one in sorted(outcome.unanswered)))
     raise ValueError(
-        f"no reply for {len(outcome.unanswered)} of {len(requests)} reviews, of {name_ids(ids)} "
+        f"no reply for {len(outcome.unanswered)} of {plural(len(requests), 'review')}, of {name_ids(ids)} "
         f"({requests[index].name}: {why}); {out} marks them as failures: "
         "run the same command again to ask for them"
     )

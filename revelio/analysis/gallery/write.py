@@ -44,6 +44,7 @@ from revelio.data.dataset import ImageDataset, ImageError
 from revelio.data.transforms import Crop, thumbnail
 from revelio.lock import NAME as LOCK
 from revelio.outputs import Older, check_replaceable, read_record, replace_files
+from revelio.wording import plural
 
 if TYPE_CHECKING:
     from revelio.activations.store import ActivationStore
@@ -183,7 +184,7 @@ def _matched(store: "ActivationStore", dataset: ImageDataset) -> list[int | None
     indices = [index_of.get(image_id) for image_id in store.ids]
     if indices.count(None) == len(indices):
         raise ValueError(
-            f"{dataset.name} has none of the store's {len(indices)} images (first {store.ids[0]}): "
+            f"{dataset.name} has none of the store's {plural(len(indices), 'image')} (first {store.ids[0]}): "
             "give the data set that was extracted (data.source)"
         )
     known, digest = store.manifest.get(CONTENTS), dataset.digest
@@ -222,8 +223,9 @@ def _check(out: Path, model: Any, store: Any, top: TopImages) -> None:
     check_fits(model, store)
     if len(top.counts) != model.n or top.images != store.images:
         raise ValueError(
-            f"the top images are of {len(top.counts)} latents and {top.images} images, the k-SAE has "
-            f"{model.n} latents and the store {store.images} images: make the top images of these two"
+            f"the top images are of {plural(len(top.counts), 'latent')} and {plural(top.images, 'image')}, "
+            f"the k-SAE has {plural(model.n, 'latent')} and the store {plural(store.images, 'image')}: make "
+            "the top images of these two"
         )
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from revelio.backbones.layers import Layers, LayerSpec, check_layers, cut_after
 from revelio.backbones.source import Source
+from revelio.wording import plural
 
 if TYPE_CHECKING:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -279,7 +280,9 @@ class DiffusionBackbone(ABC):
 
         self._check_whole("predict")
         if len(conditioning) != len(x_t):
-            raise ValueError(f"{len(x_t)} images but a conditioning of {len(conditioning)}")
+            raise ValueError(
+                f"{plural(len(x_t), 'image')} but a conditioning of {len(conditioning)}"
+            )
         with full_precision():
             return self._run(x_t, t, conditioning)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from revelio.backbones.diffusion.base import Request, Shape, register_family
 from revelio.backbones.diffusion.unet import PixelUNetBackbone, load_unet, unet_config, unet_shape
 from revelio.backbones.source import Source
+from revelio.wording import plural
 
 if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d import UNet2DModel
@@ -116,7 +117,8 @@ def _config(source: Source) -> dict[str, Any]:
         source.check("unet/config.json", config, {"num_class_embeds": int})
     if config["in_channels"] != CHANNELS:
         raise ValueError(
-            f"{source.name} takes {config['in_channels']} input channels: a pixel-space DDPM takes {CHANNELS}"
+            f"{source.name} takes {plural(config['in_channels'], 'input channel')}: a pixel-space DDPM takes "
+            f"{CHANNELS}"
         )
     if "Skip" in f"{config.get('down_block_types')}{config.get('up_block_types')}":
         raise ValueError(f"{source.name} has skip blocks (NCSN++), which are not supported")

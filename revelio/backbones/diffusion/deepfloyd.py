@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from revelio.backbones.diffusion.base import Request, Shape, register_family
 from revelio.backbones.diffusion.unet import PixelUNetBackbone, load_unet, unet_config, unet_shape
 from revelio.backbones.source import Source
+from revelio.wording import plural
 
 if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -103,7 +104,7 @@ def _config(source: Source) -> dict[str, Any]:
     config = unet_config(source, refused=("class_embed_type", "num_class_embeds"))
     if config["in_channels"] != CHANNELS:
         raise ValueError(
-            f"{source.name} takes {config['in_channels']} input channels: stage I of DeepFloyd-IF "
+            f"{source.name} takes {plural(config['in_channels'], 'input channel')}: stage I of DeepFloyd-IF "
             f"takes {CHANNELS}"
         )
     for name, known in TEXT_INPUTS.items():

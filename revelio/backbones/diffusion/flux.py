@@ -18,6 +18,7 @@ from revelio.backbones.diffusion.base import Request, Shape, register_family
 from revelio.backbones.diffusion.transformer import TransformerBackbone
 from revelio.backbones.layers import flux_layers, vae_stride
 from revelio.backbones.source import Source
+from revelio.wording import plural
 
 if TYPE_CHECKING:
     from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
@@ -185,9 +186,9 @@ def _configs(source: Source) -> tuple[dict[str, Any], dict[str, Any]]:
     config, vae = source.part_config("transformer", kind, NEEDED), source.vae_config()
     if config["in_channels"] != vae["latent_channels"] * PATCH**2:
         raise ValueError(
-            f"the transformer of {source.name} takes {config['in_channels']} channels, its VAE gives "
-            f"{vae['latent_channels']}, which are packed to {vae['latent_channels'] * PATCH**2} (models for "
-            "filling in, depth or edges take more): only text-to-image models are supported"
+            f"the transformer of {source.name} takes {plural(config['in_channels'], 'channel')}, its VAE "
+            f"gives {vae['latent_channels']}, which are packed to {vae['latent_channels'] * PATCH**2} "
+            "(models for filling in, depth or edges take more): only text-to-image models are supported"
         )
     return config, vae
 

@@ -15,6 +15,7 @@ from revelio.backbones.diffusion.schedule import Schedule
 from revelio.backbones.loading import reading
 from revelio.backbones.source import Source
 from revelio.trust import printable
+from revelio.wording import plural
 
 PATH = "scheduler/scheduler_config.json"
 MOST_STEPS = 1_000_000
@@ -66,7 +67,9 @@ def _ddpm(config: Mapping[str, Any], where: str) -> Schedule:
         scheduler: Any = DDPMScheduler.from_config(dict(config))
     steps = len(scheduler.alphas_cumprod)
     if steps != config["num_train_timesteps"]:
-        raise ValueError(f"{where} has {steps} betas for {config['num_train_timesteps']} timesteps")
+        raise ValueError(
+            f"{where} has {plural(steps, 'beta')} for {plural(config['num_train_timesteps'], 'timestep')}"
+        )
     if not bool(((scheduler.betas >= 0) & (scheduler.betas <= 1)).all()):
         raise ValueError(f"{where} has betas that are no noise schedule: they must be from 0 to 1")
     return Schedule.ddpm(scheduler.alphas_cumprod, prediction)

@@ -22,6 +22,7 @@ from revelio.backbones.loading import LoadSettings, frozen, reading
 from revelio.backbones.source import Source
 from revelio.backbones.weights import TRANSFORMERS, read_weights, transformers_part
 from revelio.trust import printable, read_object
+from revelio.wording import plural
 
 # The cache stays below 160 MB in float32: 512 texts of 77 x 1024 values, 32 of 300 x 4096.
 CACHE_NUMBERS = 40_000_000
@@ -221,8 +222,8 @@ def check_words(source: Source, tokenizer: Any, words: int, fits: bool) -> None:
     """Raise a ValueError unless the tokenizer's words fit the text encoder's embedding."""
     if not fits:
         raise ValueError(
-            f"the tokenizer of {source.name} has {len(tokenizer)} words, its text encoder {words}: they "
-            "belong to different models"
+            f"the tokenizer of {source.name} has {plural(len(tokenizer), 'word')}, its text encoder {words}: "
+            "they belong to different models"
         )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from revelio.backbones.diffusion.base import DiffusionBackbone, Request, Shape
 from revelio.backbones.layers import dit_layers, vae_stride
 from revelio.backbones.source import Source
+from revelio.wording import plural
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -92,8 +93,8 @@ def transformer_configs(
     vae = source.vae_config()
     if config["in_channels"] != vae["latent_channels"]:
         raise ValueError(
-            f"the transformer of {source.name} takes {config['in_channels']} channels, its VAE gives "
-            f"{vae['latent_channels']}: they belong to different models"
+            f"the transformer of {source.name} takes {plural(config['in_channels'], 'channel')}, its VAE "
+            f"gives {vae['latent_channels']}: they belong to different models"
         )
     return config, vae
 

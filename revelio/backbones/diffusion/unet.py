@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from revelio.backbones.diffusion.base import DiffusionBackbone, Request, Shape
 from revelio.backbones.layers import Layers, unet_layers, unet_multiple, vae_stride
 from revelio.backbones.source import MORE_INPUTS, Source
+from revelio.wording import plural
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -102,7 +103,7 @@ def latent_config(source: Source, unet: Mapping[str, Any]) -> dict[str, Any]:
     vae = source.vae_config()
     if unet["in_channels"] != vae["latent_channels"]:
         raise ValueError(
-            f"{source.name} takes {unet['in_channels']} input channels (for inpainting or "
+            f"{source.name} takes {plural(unet['in_channels'], 'input channel')} (for inpainting or "
             "depth): only text-to-image models are supported"
         )
     return vae

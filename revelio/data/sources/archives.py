@@ -11,6 +11,7 @@ from revelio.data.sources.folder import read_lists
 from revelio.data.sources.listing import Listing
 from revelio.data.spec import DatasetSpec
 from revelio.trust import printable, read_text
+from revelio.wording import plural
 
 _Line = Callable[[str], tuple[str, int]]
 
@@ -121,6 +122,6 @@ def _check_there(
     missing = [name for entries in splits.values() for name, _ in entries if name not in there]
     if missing:
         raise ValueError(
-            f"{where} lists {len(missing)} pictures that are not in {printable(images)}, the first is "
-            f"{printable(missing[0])}: complete the folder"
+            f"{where} lists {plural(len(missing), 'picture that is', 'pictures that are')} not in "
+            f"{printable(images)}, the first is {printable(missing[0])}: complete the folder"
         )

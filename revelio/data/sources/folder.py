@@ -34,6 +34,7 @@ from revelio.data.sources.listing import (
 from revelio.data.sources.metadata import with_metadata
 from revelio.data.splits import split_like, split_name
 from revelio.trust import printable, read_text
+from revelio.wording import plural
 
 # Folders that describe the pictures of others, where they hold none themselves.
 ABOUT = frozenset(
@@ -156,8 +157,9 @@ def read_lists(images: Path, lists: dict[str, list[Path]]) -> Listing:
         missing = [path for path in paths if path not in there]
         if missing:
             raise ValueError(
-                f"{names} lists {len(missing)} pictures that are not under {printable(images)}, "
-                f"the first is {printable(missing[0])}: complete the folder or correct the list"
+                f"{names} lists {plural(len(missing), 'picture that is', 'pictures that are')} not under "
+                f"{printable(images)}, the first is {printable(missing[0])}: complete the folder or correct "
+                "the list"
             )
         if not paths and any(lines):
             raise ValueError(

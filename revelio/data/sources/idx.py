@@ -14,6 +14,7 @@ from revelio.data.contents import digest_of
 from revelio.data.dataset import ImageDataset
 from revelio.data.splits import ALL, choose_split
 from revelio.trust import regular_file
+from revelio.wording import plural
 
 # Deflate makes at most 1032 bytes of one.
 MOST_UNPACKED = 1040
@@ -55,7 +56,7 @@ def open_idx(folder: Path, *, split: str | None, name: str, classes: Sequence[st
         if some.ndim != 3 or own.shape != some.shape[:1] or own.max(initial=0) >= len(classes):
             raise ValueError(
                 f"{folder}: the {key} labels (shape {own.shape}, up to {own.max(initial=0)}) don't fit "
-                f"pictures of shape {some.shape} in {len(classes)} classes"
+                f"pictures of shape {some.shape} in {plural(len(classes), 'class', 'classes')}"
             )
     return ImageDataset(
         name=name,

@@ -16,6 +16,7 @@ from revelio.data.dataset import ImageDataset
 from revelio.data.picture import LIMITS, opens, read_picture, suffixes, why_unread
 from revelio.data.splits import ALL, choose_split
 from revelio.trust import printable
+from revelio.wording import plural
 
 # Folders that file servers, archivers and desktops make for themselves, with thumbnails of every picture.
 # fmt: off
@@ -156,9 +157,9 @@ def warn_of(root: Path, left_out: Sequence[str]) -> None:
         f"{', ...' if len(paths) > 1 else ''}: {why_unread(kind)})"
         for kind, paths in counted[:5]
     ]
-    more = f" and {len(counted) - 5} more kinds" if len(counted) > 5 else ""
+    more = f" and {plural(len(counted) - 5, 'more kind')}" if len(counted) > 5 else ""
     if said:
-        count = "1 file" if len(left_out) == 1 else f"{len(left_out):,} files"
+        count = plural(len(left_out), "file")
         warnings.warn(
             f"{printable(root)}: {count} left out: {printable(', '.join(said))}{more}", stacklevel=3
         )

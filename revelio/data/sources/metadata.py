@@ -18,6 +18,7 @@ from revelio.data.sources.labels import class_ids, one_each
 from revelio.data.sources.listing import Listing, is_service
 from revelio.data.sources.parquet import METADATA, parquet_rows
 from revelio.trust import printable, read_csv, read_json_lines, read_text, regular_file
+from revelio.wording import plural
 
 NAMES = ("metadata.csv", "metadata.jsonl", METADATA)
 FILE_NAME = "file_name"
@@ -188,14 +189,14 @@ def relabelled(listing: Listing, labels: Mapping[str, Any], top: Path, what: str
     missing = [path for path in labels if path not in listed]
     if missing:
         raise ValueError(
-            f"{what} names {len(missing)} pictures that are not there, the first is "
+            f"{what} names {plural(len(missing), 'picture that is', 'pictures that are')} not there, the first is "
             f"{printable(missing[0])}: complete the folder or correct the list"
         )
     classes, ids = class_ids(list(labels.values()), list(labels.values()), what)
     if unnamed := sorted(listed - set(labels)):
         warnings.warn(
-            f"{printable(top)}: {len(unnamed):,} pictures are left out, as {what} does not name "
-            f"them ({printable(unnamed[0])}, ...)",
+            f"{printable(top)}: {plural(len(unnamed), 'picture is', 'pictures are')} left out, as {what} does "
+            f"not name them ({printable(unnamed[0])}, ...)",
             stacklevel=4,
         )
     known = dict.fromkeys(labels) if ids is None else dict(zip(labels, ids, strict=True))

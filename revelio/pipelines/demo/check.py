@@ -11,6 +11,7 @@ from revelio.bounds import derived
 from revelio.data.dataset import ImageDataset
 from revelio.pipelines.demo.config import DemoConfig
 from revelio.sae.model import KSparseAutoencoder
+from revelio.wording import plural
 
 
 def pooled_extraction(config: DemoConfig, *, noisy: bool) -> ExtractConfig:
@@ -37,7 +38,8 @@ def check_pictures(config: DemoConfig, train: ImageDataset, test: ImageDataset |
     """
     if config.m > len(train):
         raise ValueError(
-            f"m={config.m} top images, but latents are judged on {len(train):,} images: give at most so many"
+            f"m={plural(config.m, 'top image')}, but latents are judged on {plural(len(train), 'image')}: "
+            "give at most so many"
         )
     if test is not None and len(test) < 2:
         raise ValueError(
@@ -73,8 +75,9 @@ def check_model(
             sizes = sae.sizes(backbone.layers[layer].channels)
             if sae.k > sizes["n"]:
                 raise ValueError(
-                    f"{name}.k={sae.k}, but a k-SAE of {layer} has {sizes['n']} latents ({name}.expansion * "
-                    f"{sizes['d']} channels): give a {name}.k of at most so many, or raise {name}.expansion"
+                    f"{name}.k={sae.k}, but a k-SAE of {layer} has {plural(sizes['n'], 'latent')} "
+                    f"({name}.expansion * {plural(sizes['d'], 'channel')}): give a {name}.k of at most so many, "
+                    f"or raise {name}.expansion"
                 )
             with torch.device("meta"):
                 KSparseAutoencoder(**sizes)

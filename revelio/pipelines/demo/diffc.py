@@ -11,6 +11,7 @@ from revelio.diffc.fit import fit, right_of
 from revelio.pipelines import Report, counted
 from revelio.pipelines.demo.config import DemoConfig
 from revelio.stats import NOT_COMPARED, paired, told_apart
+from revelio.wording import plural
 
 PIXELS, RANDOM = "raw pixels", "random weights"
 # Towards which side of a comparison a word points, seen from the other side.
@@ -98,7 +99,7 @@ def headline(rows: list[dict[str, Any]]) -> dict[str, str]:
 
 
 def _listed(layers: list[str]) -> str:
-    return layers[0] if len(layers) == 1 else f"{len(layers)} other layers"
+    return layers[0] if len(layers) == 1 else plural(len(layers), "other layer")
 
 
 def _percent(prefix: str, found: Found) -> dict[str, Any]:

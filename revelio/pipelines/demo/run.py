@@ -38,6 +38,7 @@ from revelio.pipelines.demo.stages import (
 )
 from revelio.pipelines.inputs import begins, hashed, open_run
 from revelio.run_dir import Run, read_json, versions, write_json
+from revelio.wording import plural
 
 __all__ = ["DemoConfig", "findings", "run_demo"]
 
@@ -261,7 +262,8 @@ def findings(
         near = [one for one in entries if one is not best and not _below(one, best)]
         text = "has the purest latents of pooled activations, by the lower end of the interval"
         if near:
-            text += f"; {len(near)} of the {len(entries) - 1} others are not told apart from it"
+            others = plural(len(entries) - 1, "other")
+            text += f"; {len(near)} of the {others} are not told apart from it"
         cards.append({"value": at, "text": text})
     if cells is not None:
         cards += _of_cells(cells)

@@ -33,6 +33,7 @@ from revelio.pipelines.purity import measure_purity
 from revelio.pipelines.top_images import make_top_images
 from revelio.pipelines.train_sae import train_sae
 from revelio.sae.config import Mode, TrainSAEConfig
+from revelio.wording import plural
 
 # What a report has of each k-SAE.
 TRAINED = ("d", "n", "k", "fvu", "l0", "dead_share")
@@ -193,7 +194,7 @@ def _example(top: TopImages, latent: int, images: int) -> dict[str, Any]:
     return {
         "latent": latent,
         "strongest": round(float(top.values[latent, 0]), 3),
-        "note": f"active on {int(top.counts[latent])} images",
+        "note": f"active on {plural(int(top.counts[latent]), 'image')}",
         "images": [
             {
                 "src": f"gallery/{thumbnail_path(row)}",

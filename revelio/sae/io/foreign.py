@@ -17,6 +17,7 @@ from revelio.sae.kernels.base import Weights
 from revelio.sae.model import PAPER_K, KSparseAutoencoder
 from revelio.trust import printable
 from revelio.unpickle import Name
+from revelio.wording import plural
 
 # What these say about the code is what a TopK k-SAE does.
 _ACTIVATIONS = ("activation", "activation_fn", "activation_fn_str", "architecture", "sae_type")
@@ -224,8 +225,8 @@ def unscaled(model: KSparseAutoencoder, form: str) -> Weights:
         return weights
     if len(ways) > 1:
         raise ValueError(
-            f"the k-SAE normalizes {len(model.inputs)} stores, each in its own way, which {form} has no "
-            "place for: keep Revelio's form, or train on one store"
+            f"the k-SAE normalizes {plural(len(model.inputs), 'store')}, each in its own way, which {form} "
+            "has no place for: keep Revelio's form, or train on one store"
         )
     ((_, shift, scaling),) = ways
     scale = weights.b_dec.new_tensor(scaling)
