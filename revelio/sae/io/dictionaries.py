@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from revelio.sae.io.foreign import filled, jumping, refuse_settings, refuse_tensors, take, whole
+from revelio.sae.kernels.base import Weights
 from revelio.sae.model import KSparseAutoencoder
 from revelio.trust import kind_of, parse_json, printable, read_object, regular_file
 from revelio.unpickle import read_arrays, read_tensors
@@ -67,15 +68,15 @@ def import_dictionary(folder: Path, k: int | None) -> KSparseAutoencoder:
     W_enc, W_dec = (W_enc, W_dec.T) if names is _LINEAR else (W_enc.T, W_dec)
     if name == "JumpReluAutoEncoder":
         threshold = _floats(state, "threshold", folder)
-        return jumping(
-            folder, k, threshold, W_enc, _shifted(folder, W_enc, b_enc, b_dec), W_dec, b_dec
-        )
+        b_enc = _shifted(folder, W_enc, b_enc, b_dec)
+        return jumping(folder, k, threshold, Weights(W_enc, b_enc, W_dec, b_dec))
     kept = k or _number(state.get("k")) or whole(trainer.get("k"))
     if kept is None:
         raise ValueError(f"{printable(folder)} does not say how many latents it keeps: pass k")
     settings: dict[str, Any] = {"k": kept, "mode": "fixed"}
+    weights = Weights(W_enc, b_enc, W_dec, b_dec)
     if name == "AutoEncoderTopK":
-        return filled(folder, settings, W_enc, b_enc, W_dec, b_dec)
+        return filled(folder, settings, weights)
     threshold = _floats(state, "threshold", folder)
     if threshold.numel() != 1 or not float(threshold) >= 0:
         raise ValueError(
@@ -86,7 +87,7 @@ def import_dictionary(folder: Path, k: int | None) -> KSparseAutoencoder:
         "activation": "batch-topk",
         "prefixes": _prefixes(state.get("group_sizes"), folder),
     }
-    model = filled(folder, settings, W_enc, b_enc, W_dec, b_dec)
+    model = filled(folder, settings, weights)
     assert model.threshold is not None
     model.threshold.fill_(float(threshold))
     return model
@@ -104,7 +105,8 @@ def import_gemma_scope(path: Path, k: int | None) -> KSparseAutoencoder:
     tensors = take(state, names, path)
     refuse_tensors(path, state, names)
     W_enc, b_enc, W_dec, b_dec, threshold = (tensors[name] for name in names)
-    return jumping(path, k, threshold, W_enc.T, _shifted(path, W_enc.T, b_enc, b_dec), W_dec, b_dec)
+    b_enc = _shifted(path, W_enc.T, b_enc, b_dec)
+    return jumping(path, k, threshold, Weights(W_enc.T, b_enc, W_dec, b_dec))
 
 
 def is_saev(path: Path) -> bool:
@@ -151,7 +153,8 @@ def import_saev(path: Path, k: int | None) -> KSparseAutoencoder:
     refuse_tensors(path, state, _MATRICES)
     W_enc, b_enc, W_dec, b_dec = (tensors[name] for name in _MATRICES)
     b_enc = _shifted(path, W_enc.T, b_enc, b_dec)
-    return filled(path, {"k": kept, "mode": "as_code"}, W_enc.T, b_enc, W_dec, b_dec)
+    weights = Weights(W_enc.T, b_enc, W_dec, b_dec)
+    return filled(path, {"k": kept, "mode": "as_code"}, weights)
 
 
 def _shifted(path: Path, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor) -> Tensor:

@@ -140,27 +140,19 @@ def take(state: Any, names: tuple[str, ...], path: Path) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def filled(
-    path: Path,
-    settings: Mapping[str, Any],
-    W_enc: Float[Tensor, "n d"],
-    b_enc: Float[Tensor, " n"],
-    W_dec: Float[Tensor, "n d"],
-    b_dec: Float[Tensor, " d"],
-) -> KSparseAutoencoder:
+def filled(path: Path, settings: Mapping[str, Any], weights: Weights) -> KSparseAutoencoder:
     """A k-SAE with these weights.
 
     Args:
         path: what they are from, for messages and provenance.
         settings: further arguments of :class:`KSparseAutoencoder`.
-        W_enc: the encoder, a latent a row.
-        b_enc: its bias.
-        W_dec: the decoder, a latent a row.
-        b_dec: b_pre.
+        weights: encoder and decoder with a latent a row; b_dec is b_pre. They are copied.
 
     Raises:
         ValueError: shapes do not match, or weights are not finite.
     """
+    W_enc, b_enc = weights.W_enc, weights.b_enc
+    W_dec, b_dec = weights.W_dec, weights.b_dec
     if W_enc.ndim != 2 or W_enc.shape != W_dec.shape:
         raise ValueError(
             f"{path}: encoder {tuple(W_enc.shape)} and decoder {tuple(W_dec.shape)} do not match"
@@ -179,23 +171,18 @@ def filled(
 
 
 def jumping(
-    path: Path,
-    k: int | None,
-    threshold: Float[Tensor, " n"],
-    W_enc: Float[Tensor, "n d"],
-    b_enc: Float[Tensor, " n"],
-    W_dec: Float[Tensor, "n d"],
-    b_dec: Float[Tensor, " d"],
+    path: Path, k: int | None, threshold: Float[Tensor, " n"], weights: Weights
 ) -> KSparseAutoencoder:
     """A JumpReLU k-SAE with these weights and thresholds; ``k`` is what it counts as, where it says none.
 
     Raises:
         ValueError: see :func:`filled`; or there is not one threshold a latent.
     """
-    settings = {"k": min(k or PAPER_K, len(b_enc)), "mode": "fixed", "activation": "jumprelu"}
-    model = filled(path, settings, W_enc, b_enc, W_dec, b_dec)
+    latents = weights.b_enc.shape
+    settings = {"k": min(k or PAPER_K, latents.numel()), "mode": "fixed", "activation": "jumprelu"}
+    model = filled(path, settings, weights)
     assert model.threshold is not None
-    if threshold.shape != b_enc.shape or not bool(threshold.isfinite().all()):
+    if threshold.shape != latents or not bool(threshold.isfinite().all()):
         raise ValueError(
             f"{printable(path)}: thresholds do not match the encoder, or are not finite"
         )

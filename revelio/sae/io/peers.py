@@ -28,6 +28,7 @@ from revelio.sae.io.foreign import (
     unscaled,
     whole,
 )
+from revelio.sae.kernels.base import Weights
 from revelio.sae.model import KSparseAutoencoder
 from revelio.tensor_files import read_tensors
 from revelio.trust import read_object
@@ -172,10 +173,10 @@ def _from_sparsify(folder: Path, config: dict[str, Any], k: int | None) -> KSpar
     refuse_settings(folder / CONFIG, config, _OF_SPARSIFY)
     names = ("encoder.weight", "encoder.bias", "W_dec", "b_dec")
     tensors = _read(folder, SPARSIFY, names)
-    parts = [tensors[name] for name in names]
-    n, d = (*parts[0].shape, 0, 0)[:2]
+    weights = Weights(*(tensors[name] for name in names))
+    n, d = (*weights.W_enc.shape, 0, 0)[:2]
     check_size(folder / CONFIG, config, d_in=d, num_latents=n)
-    return filled(folder, {"k": k or _whole(config, "k", folder), "mode": "fixed"}, *parts)
+    return filled(folder, {"k": k or _whole(config, "k", folder), "mode": "fixed"}, weights)
 
 
 def _from_saelens(folder: Path, config: dict[str, Any], k: int | None) -> KSparseAutoencoder:
@@ -208,10 +209,11 @@ def _from_saelens(folder: Path, config: dict[str, Any], k: int | None) -> KSpars
         W_enc, b_enc, W_dec = W_enc * norm[:, None], b_enc * norm, W_dec / norm[:, None]
     if config.get("apply_b_dec_to_input", True) is False:
         b_enc = b_enc + W_enc @ tensors["b_dec"]
+    weights = Weights(W_enc, b_enc, W_dec, tensors["b_dec"])
     if architecture == "topk":
         settings = {"k": k or _whole(config, "k", folder), "mode": "fixed"}
-        return filled(folder, settings, W_enc, b_enc, W_dec, tensors["b_dec"])
-    return jumping(folder, k, tensors["threshold"], W_enc, b_enc, W_dec, tensors["b_dec"])
+        return filled(folder, settings, weights)
+    return jumping(folder, k, tensors["threshold"], weights)
 
 
 def _check_functions(path: Path, config: dict[str, Any], architecture: str) -> None:

@@ -40,6 +40,7 @@ from revelio.sae.io.foreign import (
     whole,
 )
 from revelio.sae.io.peers import import_peer, is_peer
+from revelio.sae.kernels.base import Weights
 from revelio.sae.metrics import Metrics, evaluate
 from revelio.sae.model import PAPER_K, KSparseAutoencoder
 from revelio.trust import printable, read_object
@@ -153,14 +154,8 @@ def _import_released(path: Path, k: int | None) -> KSparseAutoencoder:
         )
     n, d = tensors["W_dec"].shape if tensors["W_dec"].ndim == 2 else (0, 0)
     check_size(path, fields, d_in=d, d_sae=n)
-    return filled(
-        path,
-        {"k": kept, "mode": "as_code"},
-        tensors["W_enc"].T,
-        tensors["b_enc"],
-        tensors["W_dec"],
-        tensors["b_dec"],
-    )
+    weights = Weights(tensors["W_enc"].T, tensors["b_enc"], tensors["W_dec"], tensors["b_dec"])
+    return filled(path, {"k": kept, "mode": "as_code"}, weights)
 
 
 def _content(path: Path) -> Any:
@@ -200,14 +195,8 @@ def _import_steerers(folder: Path, k: int | None) -> KSparseAutoencoder:
     refuse_tensors(folder, state or {}, (*names, "stats_last_nonzero"))
     n, d = tensors["encoder.weight"].shape if tensors["encoder.weight"].ndim == 2 else (0, 0)
     check_size(folder, config, n_dirs_local=n, d_model=d)
-    return filled(
-        folder,
-        {"k": kept, "mode": "fixed"},
-        tensors["encoder.weight"],
-        tensors["latent_bias"],
-        tensors["decoder.weight"].T,
-        tensors["pre_bias"],
-    )
+    W_enc, b_enc, W_dec, b_dec = (tensors[name] for name in names)
+    return filled(folder, {"k": kept, "mode": "fixed"}, Weights(W_enc, b_enc, W_dec.T, b_dec))
 
 
 def _k_of(fields: Mapping[str, Any]) -> int | None:
