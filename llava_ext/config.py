@@ -24,7 +24,6 @@ from revelio.bounds import (
     NotNegative,
     OutFolder,
     PathFields,
-    PictureFile,
     Pictures,
     Pixels,
     Place,
@@ -360,7 +359,7 @@ class TokensConfig(RecordsConfig, FinishedConfig):
 class ExplainConfig(AnswerConfig):
     """Settings of `revelio llava explain`."""
 
-    image: UseAppendAction[tuple[PictureFile, ...]]
+    image: UseAppendAction[tuple[File, ...]]
     """A picture; may be repeated, and each gets a part of the page."""
 
     question: str

@@ -87,13 +87,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Paths of folders whose pictures are all read: results there would be taken for some of them.
-
-    Attributes:
-        one: the path is one picture's: its folder itself is refused, and none inside it.
-    """
-
-    one: bool = False
+    """Paths of folders whose pictures are all read: results there would be taken for some of them."""
 
     def refuses(self, value: Any) -> str | None:
         """See :class:`Bound`."""
@@ -101,10 +95,9 @@ class Pictures:
 
     def taken(self, value: Any, out: Path) -> str | None:
         """The folder in whose way the output folder ``out`` would be; None where it is in none's."""
-        given = Path(value).parent if self.one else Path(value)
-        folder, place = os.path.realpath(given), os.path.realpath(out)
-        inside = not self.one and place.startswith(folder.rstrip(os.sep) + os.sep)
-        return str(given) if os.path.isdir(folder) and (place == folder or inside) else None
+        folder, place = os.path.realpath(value), os.path.realpath(out)
+        inside = place.startswith(folder.rstrip(os.sep) + os.sep)
+        return str(Path(value)) if os.path.isdir(folder) and (place == folder or inside) else None
 
 
 @dataclass(frozen=True)
@@ -186,7 +179,6 @@ LearningRate = Annotated[float, Range(0, 1, above=True)]
 Folder = Annotated[Path, Place("folder", exists=True)]
 File = Annotated[Path, Place("file", exists=True)]
 Existing = Annotated[Path, Place("file or folder", exists=True)]
-PictureFile = Annotated[Path, Place("file", exists=True), Pictures(one=True)]
 OutFolder = Annotated[Path, Place("folder")]
 OutFile = Annotated[Path, Place("file")]
 AnyText = Annotated[str, MayBeEmpty()]

@@ -91,13 +91,14 @@ def test_no_output_goes_among_the_pictures_that_are_read(
     if pictures is None:
         return
     before = contents(pictures)
-    inside = (
-        () if name == "llava explain" else (pictures / "runs", pictures / "." / "deep" / "runs")
-    )
+    # One picture is read: its folder is refused, as is any other that holds pictures.
+    one = name == "llava explain"
+    inside = () if one else (pictures / "runs", pictures / "." / "deep" / "runs")
+    why = f"among the pictures of {pictures}: choose a folder outside"
     for out in (pictures, *inside):
         assert call(made, name, out) == 2
         [line] = capsys.readouterr().err.strip().splitlines()
-        assert f"among the pictures of {pictures}: choose a folder outside" in line
+        assert (f"{pictures} is a folder of pictures (" if one else why) in line
         assert contents(pictures) == before and not (pictures / "deep").exists()
 
 
