@@ -29,7 +29,14 @@ def columns(rows: Sequence[Sequence[str]], align: str = "l") -> str:
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 
-def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """A table of Markdown; the first row is its head."""
+def markdown_table(rows: Sequence[Sequence[str]], align: str = "l") -> str:
+    """A table of Markdown; the first row is its head.
+
+    Args:
+        rows: of equal length. Cells are shown as they are: escape what is foreign.
+        align: ``l`` or ``r`` a column, the last letter for all columns after it.
+    """
     head, *others = (f"| {' | '.join(row)} |" for row in rows)
-    return "\n".join([head, f"|{'---|' * len(rows[0])}", *others])
+    sides = align.ljust(len(rows[0]), align[-1])[: len(rows[0])]
+    rule = "".join("---:|" if side == "r" else "---|" for side in sides)
+    return "\n".join([head, f"|{rule}", *others])

@@ -43,3 +43,7 @@ def test_no_terminal_cuts_or_colours_a_line(monkeypatch: pytest.MonkeyPatch, cap
 
 def test_markdown_has_a_rule_below_its_head() -> None:
     assert markdown_table([("a", "b"), ("1", "2")]) == "| a | b |\n|---|---|\n| 1 | 2 |"
+    wide = [("a", "b", "c", "d")]
+    assert markdown_table(wide, "lrl").splitlines()[1] == "|---|---:|---|---|"
+    assert markdown_table(wide, "lr").splitlines()[1] == "|---|---:|---:|---:|"
+    assert markdown_table([("a",)], "lrl").splitlines()[1] == "|---|"

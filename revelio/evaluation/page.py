@@ -4,15 +4,16 @@ In a model card it is a section of its own, between two marks.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from revelio.analysis.paired import strongest
 from revelio.evaluation.measures import STRONGEST
+from revelio.text_tables import markdown_table
 from revelio.trust import markdown, printable
 from revelio.wording import plural
 
-HEAD = "| measure | k-SAE | strongest control | difference | verdict |\n|---|---:|---:|---:|---|"
+HEAD = ("measure", "k-SAE", "strongest control", "difference", "verdict")
 # Below so many latents a mean over them is said to say little.
 FEW = 20
 # What several trainings say together, by its heading.
@@ -37,37 +38,37 @@ def _lines(result: Mapping[str, Any]) -> Iterator[str]:
     yield f"{plural(result['images'], 'held-out image')} of {markdown(result['store'])}.{of}"
     yield f"Intervals of differences: {result['interval_method']}."
     for name, entry in result["ksaes"].items():
-        yield from ("", f"## {markdown(name)}", "", *rows(entry["measures"]))
+        yield from ("", f"## {markdown(name)}", "", table(entry["measures"]))
         yield from ("", *latents(entry.get("latents", {})))
         if left := entry["not_measured"]:
             yield from ("", f"Too few images, classes or live latents for: {', '.join(left)}.")
     if "over_trainings" in result:
         yield from ("", "## All trainings together", "")
-        yield "| measure | mean | verdict |\n|---|---:|---|"
-        for measure, entry in result["over_trainings"].items():
-            yield f"| {measure} | {entry['value']:.3f} | {entry['verdict']} |"
+        together = result["over_trainings"].items()
+        means = [(name, f"{one['value']:.3f}", one["verdict"]) for name, one in together]
+        yield markdown_table([("measure", "mean", "verdict"), *means], "lrl")
     for what, title in TOGETHER.items():
         if what in result:
-            yield from ("", f"## {title}", "", *_levels(result[what]))
+            yield from ("", f"## {title}", "", _levels(result[what]))
         for level, entry in result.get(f"{what}_verdict", {}).items():
             yield from ("", f"Above {level}: {entry['verdict']}.")
     yield from ("", *(f"- {markdown(note)}" for note in result["notes"]))
 
 
-def rows(measures: Mapping[str, Any]) -> Iterator[str]:
+def table(measures: Mapping[str, Any]) -> str:
     """The table of one k-SAE."""
-    yield HEAD
+    rows: list[Sequence[str]] = [HEAD]
     for measure, entry in measures.items():
         found = strongest(entry)
         if found is None:
-            yield f"| {measure} | {entry['value']:.3f} | | | {entry['verdict']} |"
+            rows.append((measure, f"{entry['value']:.3f}", "", "", entry["verdict"]))
             continue
         best, control = found
         low, high = control["difference"]["interval"]
-        yield (
-            f"| {measure} | {entry['value']:.3f} | {control['value']:.3f} ({best}) "
-            f"| {control['difference']['value']:+.3f} [{low:+.3f}, {high:+.3f}] | {entry['verdict']} |"
-        )
+        beside = f"{control['value']:.3f} ({best})"
+        gap = f"{control['difference']['value']:+.3f} [{low:+.3f}, {high:+.3f}]"
+        rows.append((measure, f"{entry['value']:.3f}", beside, gap, entry["verdict"]))
+    return markdown_table(rows, "lrrrl")
 
 
 def latents(firing: Mapping[str, Any]) -> Iterator[str]:
@@ -82,13 +83,14 @@ def latents(firing: Mapping[str, Any]) -> Iterator[str]:
         yield f"**Few: with {plural(ours, 'latent')} of the k-SAE these measures say little of the whole.**"
 
 
-def _levels(found: Mapping[str, Any]) -> Iterator[str]:
-    yield "| | cosine above 0.7 | above 0.9 |\n|---|---:|---:|"
+def _levels(found: Mapping[str, Any]) -> str:
+    rows = [("", "cosine above 0.7", "above 0.9")]
     for name, entry in found.items():
         if isinstance(entry, Mapping) and "0.7" in entry:
             shares = [entry[level] for level in ("0.7", "0.9")]
             values = [one["value"] if isinstance(one, Mapping) else one for one in shares]
-            yield f"| {name} | {values[0]:.1%} | {values[1]:.1%} |"
+            rows.append((name, f"{values[0]:.1%}", f"{values[1]:.1%}"))
+    return markdown_table(rows, "lr")
 
 
 def section(result: Mapping[str, Any], ksae: str) -> str:
@@ -100,7 +102,7 @@ def section(result: Mapping[str, Any], ksae: str) -> str:
         f"{plural(result['images'], 'held-out image')} of {printable(result['store'])}. Intervals of "
         f"differences: {result['interval_method']}.",
         "",
-        *rows(result["ksaes"][ksae]["measures"]),
+        table(result["ksaes"][ksae]["measures"]),
         "",
         *latents(result["ksaes"][ksae].get("latents", {})),
     ]

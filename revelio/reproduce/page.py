@@ -9,6 +9,7 @@ from typing import Any, get_args
 from revelio.charts import Series, dot_chart
 from revelio.probes.config import ProbeName
 from revelio.reproduce.row import SECONDS
+from revelio.text_tables import markdown_table
 from revelio.trust import markdown
 from revelio.wording import plural
 
@@ -31,7 +32,7 @@ def page(result: Mapping[str, Any], drawn: str = "") -> str:
             "not the values."
         )
     if done:
-        lines += ["", *_table(HEAD, map(_row, done)), *_speed_ups(done)]
+        lines += ["", markdown_table([HEAD, *map(_row, done)]), *_speed_ups(done)]
     lines += ["", f"![paper, ours and chance]({drawn})"] if drawn else []
     if any(row.get("controls") for row in done):
         lines += [
@@ -44,7 +45,8 @@ def page(result: Mapping[str, Any], drawn: str = "") -> str:
     lines += ["", *shown] if shown else []
     if result["orderings"]:
         head = ("the paper claims", "rows", "in its values", "in ours", "probability", "by chance")
-        lines += ["", *_table((*head, "verdict"), map(_ordering, result["orderings"])), "", METHOD]
+        claims = [(*head, "verdict"), *map(_ordering, result["orderings"])]
+        lines += ["", markdown_table(claims), "", METHOD]
     lacking = [row for row in rows if "missing" in row]
     if lacking:
         lines += ["", f"Rows that could not run, {len(lacking)} of {len(rows)}:", ""]
@@ -142,11 +144,6 @@ def _number(value: float | None) -> str:
 
 def _yes(value: bool | None) -> str:
     return "" if value is None else ("yes" if value else "no")
-
-
-def _table(head: Sequence[str], rows: Any) -> list[str]:
-    lines = [head, ["---"] * len(head), *rows]
-    return [f"| {' | '.join(line)} |" for line in lines]
 
 
 def picture(result: Mapping[str, Any]) -> str | None:

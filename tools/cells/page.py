@@ -22,6 +22,7 @@ from revelio.evaluation.measures import MEASURES
 from revelio.pipelines.inputs import open_sae
 from revelio.run_dir import write_json, write_whole
 from revelio.sae.model import KSparseAutoencoder
+from revelio.text_tables import markdown_table
 from tools.cells.setting import ARMS, SETTINGS, Setting, Work
 
 SIDE, SHOWN, ROWS, GAP, TOP = 72, 5, 10, 12, 20
@@ -160,10 +161,8 @@ def _better(name: str) -> int:
 
 
 def _measures(one: Mapping[str, Any]) -> list[str]:
-    lines = [
-        "| measure | pooled | its best control | cells | their best control | difference | verdict |",
-        "|---|---:|---:|---:|---:|---|---|",
-    ]
+    head = ("measure", "pooled", "its best control", "cells", "their best control", "difference")
+    rows = [[*head, "verdict"]]
     for name, gap in one["cells_minus_pooled"].items():
         row = [name]
         for arm in ARMS:
@@ -173,7 +172,8 @@ def _measures(one: Mapping[str, Any]) -> list[str]:
             row.append(f"{controls[best]:.3f} ({best})" if best else "")
         low, high = gap["interval"]
         row.append(f"{gap['value']:+.3f} [{low:+.3f}, {high:+.3f}]")
-        lines.append("| " + " | ".join([*row, one["measures"]["cells"][name]["verdict"]]) + " |")
+        rows.append([*row, one["measures"]["cells"][name]["verdict"]])
+    lines = [markdown_table(rows, "lrrrrl")]
     shares = {
         arm: {name: entry["0.7"]["value"] for name, entry in one["stability"][arm].items()}
         for arm in ARMS
@@ -190,10 +190,7 @@ def _measures(one: Mapping[str, Any]) -> list[str]:
 
 def _locality(one: Mapping[str, Any]) -> list[str]:
     """A line a measure: the mean over trainings, the first one's interval, its chance level."""
-    lines = [
-        "| locality and stability of maps | pooled | chance | cells | chance |",
-        "|---|---:|---:|---:|---:|",
-    ]
+    rows = [["locality and stability of maps", "pooled", "chance", "cells", "chance"]]
     found = {arm: [told_measures(part) for part in one["locality"][arm]] for arm in ARMS}
     for name in found["cells"][0]:
         cells = []
@@ -203,7 +200,8 @@ def _locality(one: Mapping[str, Any]) -> list[str]:
             middle = mean(part["of"][0] or 0.0 for part in parts)
             cells.append(f"{middle:.3f} ({low:.3f} to {high:.3f})" if value is not None else "")
             cells.append(f"{mean(part['chance'][0] or 0.0 for part in parts):.3f}")
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        rows.append([name, *cells])
+    lines = [markdown_table(rows, "lr")]
     for arm in ARMS:
         parts = [
             part["redundancy"]["distinct"] / part["redundancy"]["latents"]
@@ -232,7 +230,7 @@ def _orderings(one: Mapping[str, Any]) -> list[str]:
     claims = one["orderings"]["cells"]["claims"]
     if not claims:
         return []
-    lines = ["| sigma_label on held-out images | pooled | cells |", "|---|---:|---:|"]
+    rows = [["sigma_label on held-out images", "pooled", "cells"]]
     both = zip(*(one["orderings"][arm]["cases"] for arm in ARMS), strict=True)
     for cases in both:
         shown = [
@@ -240,12 +238,13 @@ def _orderings(one: Mapping[str, Any]) -> list[str]:
             f"{case['sigma']['interval'][1]:.2f})"
             for case in cases
         ]
-        lines.append(f"| {cases[0]['layer']}{_at(cases[0]['timestep'])} | {' | '.join(shown)} |")
-    lines += ["", "| the paper claims | pooled | probability | cells | probability | by chance |"]
-    lines.append("|---|---|---:|---|---:|---:|")
+        rows.append([f"{cases[0]['layer']}{_at(cases[0]['timestep'])}", *shown])
+    judged = [["the paper claims", "pooled", "probability", "cells", "probability", "by chance"]]
     for pooled, cells in zip(one["orderings"]["pooled"]["claims"], claims, strict=True):
-        lines.append(
-            f"| {cells['text']} | {pooled['verdict']} | {pooled['probability']:.2f} | {cells['verdict']} | "
-            f"{cells['probability']:.2f} | {cells['by_chance']:.2f} |"
-        )
-    return [*lines, "", ORDER, ""]
+        sides = [
+            side
+            for arm in (pooled, cells)
+            for side in (arm["verdict"], f"{arm['probability']:.2f}")
+        ]
+        judged.append([cells["text"], *sides, f"{cells['by_chance']:.2f}"])
+    return [markdown_table(rows, "lr"), "", markdown_table(judged, "llrlr"), "", ORDER, ""]

@@ -189,14 +189,14 @@ def relabelled(listing: Listing, labels: Mapping[str, Any], top: Path, what: str
     missing = [path for path in labels if path not in listed]
     if missing:
         raise ValueError(
-            f"{what} names {plural(len(missing), 'picture that is', 'pictures that are')} not there, the first is "
-            f"{printable(missing[0])}: complete the folder or correct the list"
+            f"{what} names {plural(len(missing), 'picture that is', 'pictures that are')} not there, the first "
+            f"is {printable(missing[0])}: complete the folder or correct the list"
         )
     classes, ids = class_ids(list(labels.values()), list(labels.values()), what)
     if unnamed := sorted(listed - set(labels)):
         warnings.warn(
-            f"{printable(top)}: {plural(len(unnamed), 'picture is', 'pictures are')} left out, as {what} does "
-            f"not name them ({printable(unnamed[0])}, ...)",
+            f"{printable(top)}: {plural(len(unnamed), 'picture is', 'pictures are')} left out, as {what} "
+            f"does not name them ({printable(unnamed[0])}, ...)",
             stacklevel=4,
         )
     known = dict.fromkeys(labels) if ids is None else dict(zip(labels, ids, strict=True))

@@ -76,8 +76,8 @@ def check_model(
             if sae.k > sizes["n"]:
                 raise ValueError(
                     f"{name}.k={sae.k}, but a k-SAE of {layer} has {plural(sizes['n'], 'latent')} "
-                    f"({name}.expansion * {plural(sizes['d'], 'channel')}): give a {name}.k of at most so many, "
-                    f"or raise {name}.expansion"
+                    f"({name}.expansion * {plural(sizes['d'], 'channel')}): give a {name}.k of at most so "
+                    f"many, or raise {name}.expansion"
                 )
             with torch.device("meta"):
                 KSparseAutoencoder(**sizes)
