@@ -208,7 +208,7 @@ def test_a_launchers_variable_that_was_left_over_is_named(
 
 
 def test_measures_and_drawings_name_a_command_that_parses(monkeypatch: pytest.MonkeyPatch) -> None:
-    from revelio.cli import eval_ksae, probe, steer, zero_shot
+    from revelio.cli import concept, eval_ksae, probe, steer, zero_shot
 
     drawn = {"prompts_file": "p.txt", "out": "runs/drawn"}
     latents = {"layer": "up_ft0", "ksae": ("runs/k",), "latent_values": ("13:2.0",)} | drawn
@@ -224,6 +224,7 @@ def test_measures_and_drawings_name_a_command_that_parses(monkeypatch: pytest.Mo
         "train-diffc": zero_shot._next(
             zero_shot.Config(data=DataConfig(source="my/photos", limit=3))
         ),
+        "steer": concept._next(concept.Config(out="runs/c"), "mini-sd-photo"),
         "steer-eval": steer._next(steer.Config(concept=("runs/c",), backbone=backbone, **drawn)),
     }
     found = {name: parse(next_words(line)[0], monkeypatch) for name, line in lines.items()}
@@ -234,6 +235,7 @@ def test_measures_and_drawings_name_a_command_that_parses(monkeypatch: pytest.Mo
     )
     assert found["train-ksae"].store == (Path("runs/b"),)
     assert found["train-diffc"].data == DataConfig(source="my/photos")
+    assert found["steer"].prompts_file == "PROMPTS" and found["steer"].backbone == backbone
     assert found["steer-eval"].concept == (Path("runs/c"),)
     assert found["steer-eval"].backbone == backbone
     (words,) = next_words(steer._next(steer.Config(**latents)))

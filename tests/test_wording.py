@@ -49,7 +49,6 @@ MEANT = {
     "count numbered images",  # as many as a judge is shown
     "self.num_patches interleaved tokens",  # no square number
     "margin points",
-    "rate rows",  # a second
 }
 
 

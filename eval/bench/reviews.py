@@ -21,6 +21,7 @@ from jaxtyping import Float
 
 from eval.bench.files import CATEGORY_PREFIX, match_ids, read_lines
 from eval.bench.prompts import Mode
+from revelio.wording import plural
 
 ALL = "all"
 FAILED = (-1.0, -1.0)  # LLaVA's mark of a reply without two scores

@@ -10,13 +10,13 @@ K is a run of `revelio train-ksae`, or a released checkpoint. Without --ksae tex
 difference of means.
 """
 
+from revelio.following import beside, following
 from revelio.steering.config import ConceptConfig as Config
 from revelio.wording import plural
 
 
 def run(config: Config) -> None:
     """Make it, and say what it is."""
-    from revelio.following import beside, following
     from revelio.pipelines.make_concept import make_concept
 
     made = make_concept(config)
@@ -31,5 +31,10 @@ def run(config: Config) -> None:
         )
     rows = plural(len(made.vector), "position") if len(made.vector) > 1 else "every position"
     print(f"wrote {config.out}: layer {made.layer} of {made.model}, a vector for {rows}")
-    more = ["--prompts-file", "PROMPTS", "--out", beside(config.out, "pictures")]
-    print(following("steer", "--backbone.name", made.model, "--concept", config.out, *more))
+    print(_next(config, made.model))
+
+
+def _next(config: Config, model: str) -> str:
+    """Draw with it. The default strengths are a first try: what suits depends on model and concept."""
+    words = ("--backbone.name", model, "--concept", config.out, "--prompts-file", "PROMPTS")
+    return following("steer", *words, "--out", beside(config.out, "pictures"))

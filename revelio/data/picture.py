@@ -184,7 +184,7 @@ def _content(path: Path, image_id: str, limits: Limits) -> bytes:
         if not stat.S_ISREG(status.st_mode):
             raise ImageError(image_id, "it is not a regular file")
         if status.st_size > most:
-            raise ImageError(image_id, f"its file has {status.st_size:,} bytes, more than {most:,}")
+            raise ImageError(image_id, f"its file has {status.st_size} bytes, more than {most}")
         return path.read_bytes()
     except OSError as error:
         raise ImageError(image_id, (error.strerror or str(error)).lower()) from error

@@ -35,6 +35,7 @@ from revelio.sae.model import KSparseAutoencoder
 from revelio.sae.state import StepState
 from revelio.sae.train import SAERun, train_many
 from revelio.trust import read_object
+from revelio.wording import plural
 
 __all__ = ["TrainSAEConfig", "TrainedSAE", "plan_sae", "train_sae"]
 

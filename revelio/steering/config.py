@@ -222,8 +222,10 @@ class SteerConfig(PromptsConfig, EditConfig, DrawConfig):
     """The folder for pictures, `sheet.png` and `report.json`."""
 
     strength: Annotated[tuple[float, ...], NotEmpty()] = (-0.5, 0.0, 0.5)
-    """Strengths, a column of the sheet each; 0 is the plain model, below 0 less of the concept. Published:
-    -0.5 removes nudity from SD-1.4, -0.7 violence, 0 to -0.3 for Flux."""
+    """Strengths, a column of the sheet each; 0 is the plain model, below 0 less of the concept. They do not
+    carry over from one model, layer or concept to another: an opposed edit is multiplied by the guidance
+    scale, and a vector may be long or short beside the states it is added to. Begin near 0 and raise it
+    until pictures break. Published: -0.5 removes nudity from SD-1.4, -0.7 violence, 0 to -0.3 for Flux."""
 
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     """The model."""
@@ -274,7 +276,7 @@ class SteerEvalConfig(PromptsConfig, EditConfig, DrawConfig, Settings):
     """Measure the concepts one by one instead of all at once: a study of layers, or of sizes of k-SAEs."""
 
     strength: Annotated[tuple[float, ...], NotEmpty()] = (-0.25, -0.5, -1.0)
-    """Strengths of the curve."""
+    """Strengths of the curve; which ones suit depends on model, guidance and concept, as in `steer`."""
 
     baselines: tuple[Literal["negative-prompt", "difference-of-means", "random-direction"], ...] = (
         "negative-prompt", "difference-of-means", "random-direction",
