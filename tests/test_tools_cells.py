@@ -10,6 +10,7 @@ from revelio.activations.store import write_store
 from revelio.analysis.locality import firings, locality
 from revelio.analysis.redundancy import partners, redundancy
 from revelio.data.config import DataConfig
+from revelio.evaluation.measures import MEASURES
 from tools.cells import page
 from tools.cells.report import _differences
 from tools.cells.setting import ARMS, SETTINGS, Setting, Work
@@ -77,6 +78,18 @@ def test_the_page_says_first_what_cells_do_not_do_better(found):
     said = "\n".join(page.text(found))
     worse = said.index("worse than pooled in fvu; not told apart in none")
     assert worse < said.index("purity: not told apart from k-means") < said.index("| measure |")
+    reading = said.split("## ")[1]  # every measure and column is explained before the first table
+    assert reading.startswith("How to read") and reading.index("verdict") > 0
+    for name in (
+        *MEASURES,
+        "pooled",
+        "cells",
+        "its best control",
+        "difference",
+        "chance",
+        "probability",
+    ):
+        assert name.split(" ")[0] in reading, name
     assert "153,600" in said and "docs" not in said.split("##")[0].replace("docs/results.md", "")
     # The best control is the lowest of what is better low, the highest of what is better high.
     assert "| fvu | 0.110 | 0.400 (channels) | 0.210 | 0.400 (channels) | +0.100 [" in said
