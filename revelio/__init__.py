@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from revelio.pipelines.pca_maps import make_pca_maps
     from revelio.pipelines.probe import probe
     from revelio.pipelines.purity import measure_purity
+    from revelio.pipelines.reproduce import reproduce as reproduce_item
     from revelio.pipelines.serve import open_server
     from revelio.pipelines.steer import steer
     from revelio.pipelines.steer_eval import steer_eval
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from revelio.pipelines.train_sae import plan_sae, train_sae
     from revelio.pipelines.zero_shot import zero_shot
     from revelio.probes.config import ProbeConfig, ZeroShotConfig
+    from revelio.reproduce.config import ReproduceConfig
     from revelio.sae.config import SAEConfig, TrainConfig, TrainSAEConfig
     from revelio.sae.model import KSparseAutoencoder
     from revelio.sae.train import train
@@ -91,6 +93,7 @@ _HOMES = {
     "NameLatentsConfig": "revelio.naming.config",
     "ProbeConfig": "revelio.probes.config",
     "PurityConfig": "revelio.analysis.config",
+    "ReproduceConfig": "revelio.reproduce.config",
     "SAEConfig": "revelio.sae.config",
     "ServeConfig": "revelio.analysis.config",
     "SteerConfig": "revelio.steering.config",
@@ -126,6 +129,8 @@ _HOMES = {
     "probe": "revelio.pipelines.probe",
     "purity": "revelio.analysis.purity",
     "purity_controls": "revelio.analysis.controls:compare",
+    # `revelio.reproduce` is the package that holds the paper's items.
+    "reproduce_item": "revelio.pipelines.reproduce:reproduce",
     "steer": "revelio.pipelines.steer",
     "steer_eval": "revelio.pipelines.steer_eval",
     "top_images": "revelio.analysis.top_images",
@@ -157,6 +162,7 @@ __all__ = [
     "NameLatentsConfig",
     "ProbeConfig",
     "PurityConfig",
+    "ReproduceConfig",
     "SAEConfig",
     "ServeConfig",
     "SteerConfig",
@@ -193,6 +199,7 @@ __all__ = [
     "probe",
     "purity",
     "purity_controls",
+    "reproduce_item",
     "steer",
     "steer_eval",
     "top_images",

@@ -173,3 +173,10 @@ def test_every_pipeline_and_its_config_are_at_the_top():
             missing += [each for each in (name, takes.__name__) if each not in revelio.__all__]  # pyright: ignore
     assert not missing
     assert seen > 10
+
+
+def test_reproduce_goes_by_another_name_beside_the_package_of_its_items():
+    from revelio.pipelines.reproduce import ReproduceConfig, reproduce
+
+    assert (revelio.reproduce_item, revelio.ReproduceConfig) == (reproduce, ReproduceConfig)
+    assert {"reproduce_item", "ReproduceConfig"} <= set(revelio.__all__)

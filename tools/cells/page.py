@@ -106,20 +106,21 @@ READING = """\
 ## How to read the tables
 
 *pooled* and *cells* are the two k-SAEs, each a mean over trainings. *its best control* is the best of six
-other dictionaries: random directions, data rows, channels, principal axes (PCA), k-means centres, independent
-axes (ICA). *difference* is cells minus pooled with its interval.
-*verdict* compares the k-SAE of cells with its controls, each by an interval of the difference: it beats
-all of them, is not told apart from some, or is beaten by some. *chance* in the second table is what codes as
-sparse give at random places (entropy, area), a map of another image (agreement), or shifted masks (IoU).
-In the last one, *probability* is the share of resamplings in which the paper's ordering holds, *by chance* how
-often it would if the values were dealt to the rows at random.
+other dictionaries: random directions, data rows, channels, principal axes (PCA), k-means centres,
+independent axes (ICA). *difference* is cells minus pooled with its interval. *verdict* compares the k-SAE
+of cells with its controls, each by an interval of the difference: it beats all of them, is not told apart
+from some, or is beaten by some. *chance* in the second table is what codes as sparse give at random
+places (entropy, area), a map of another image (agreement), or shifted masks (IoU). In the last one,
+*probability* is the share of resamplings in which the paper's ordering holds, *by chance* how often it
+would if the values were dealt to the rows at random.
 
 Better low: fvu (fraction of variance unexplained), sigma_label (standard deviation of the class ids of a
-latent's top images, which depends on the classes' order) and entropy of their labels. Better high: cosine of
-an activation and its reconstruction; purity, the commonest label's share among a latent's 10 top images
-(distinct: near-duplicates counted once); same-class pairs among them; probe 1, 5, 20, the balanced accuracy of a logistic regression a
-class on so many latents; coverage 0.5, 0.8, the share of classes with a latent of F1 above that;
-significant, the share of latents whose top images hold more of a class than chance allows."""
+latent's top images, which depends on the classes' order) and entropy of their labels. Better high: cosine
+of an activation and its reconstruction; purity, the commonest label's share among a latent's 10 top
+images (distinct: near-duplicates counted once); same-class pairs among them; probe 1, 5, 20, the balanced
+accuracy of a logistic regression a class on so many latents; coverage 0.5, 0.8, the share of classes with
+a latent of F1 above that; significant, the share of latents whose top images hold more of a class than
+chance allows."""
 
 ORDER = """\
 Verdicts as in `docs/results.md`: *holds* from a probability of 0.95 on, over trainings and images; the
