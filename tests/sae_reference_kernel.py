@@ -54,9 +54,9 @@ class ReferenceKernel:
     ) -> None:
         """Dense gradients, projection, Adam on everything, unit length for every moving row."""
         n, w = len(weights.b_enc), weights.W_dec
-        code = torch.zeros(len(gradient.outputs), n)
+        code = w.new_zeros(len(gradient.outputs), n)
         code.index_put_((gradient.output_rows, gradient.latents), gradient.values, accumulate=True)
-        pulls = torch.zeros(len(gradient.inputs), n)
+        pulls = w.new_zeros(len(gradient.inputs), n)
         pulls.index_put_((gradient.images, gradient.latents), gradient.gradients, accumulate=True)
         d_dec = code.T @ gradient.outputs
         d_dec = d_dec - (d_dec * w).sum(1, keepdim=True) * w
@@ -64,7 +64,8 @@ class ReferenceKernel:
         _adam(weights.W_dec, d_dec, moments.W_dec, step)
         _adam(weights.b_enc, pulls.sum(0), moments.b_enc, step)
         _adam(weights.b_dec, gradient.b_dec, moments.b_dec, step)
-        moments.last[gradient.by_latent().latents] = step.t
+        moved = (code != 0).any(0) | (pulls != 0).any(0)
+        moments.last.copy_(torch.where(moved, step.t, moments.last))
         if step.unit_norm:
             _unit(w, moments)
 

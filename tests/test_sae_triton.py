@@ -2,7 +2,9 @@
 
 import os
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import pytest
@@ -91,6 +93,58 @@ def test_the_search_finds_the_best_latents_whatever_their_norms() -> None:
     wanted = scores.masked_fill(~among, float("-inf")).topk(3)
     assert torch.equal(others.indices, wanted.indices)
     assert torch.allclose(others.values.double(), wanted.values, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dead", [0, 2])
+def test_fewer_latents_than_are_wanted_leave_places_without_a_score(monkeypatch, dead: int) -> None:
+    """AuxK asks for as many as there may be, and no host waits to hear how many there are."""
+    monkeypatch.setattr(cuda, "WIDE", 16)
+    draw = torch.Generator().manual_seed(4)
+    n, wanted = 200, 5
+    W_enc, x = torch.randn(n, D, generator=draw), torch.randn(1, D, generator=draw)
+    weights, among = Weights(W_enc, torch.zeros(n), W_enc, torch.zeros(D)), torch.zeros(n) > 0
+    among[[7, 150][:dead]] = True
+    _, others = cuda.CudaKernel().encode(x, weights, 2, among, wanted)
+    assert others is not None and others.values.shape == (1, wanted)
+    scores = (x.double() @ W_enc.double().T).masked_fill(~among, float("-inf")).topk(wanted)
+    assert torch.allclose(others.values.double(), scores.values, rtol=1e-5, atol=1e-5)
+    assert torch.equal(others.indices[:, :dead], scores.indices[:, :dead])
+    assert ((others.indices >= 0) & (others.indices < n)).all()
+
+
+def test_terms_that_only_fill_up_rows_are_nobody_s(monkeypatch) -> None:
+    monkeypatch.setattr(cuda, "TERMS", 4)
+    starts: list[torch.Tensor] = []
+    update: Any = cuda.programs.update
+
+    class Launch:
+        def __getitem__(self, grid):
+            def launch(*values, **options):
+                starts.append(values[9].clone())
+                return update[grid](*values, **options)
+
+            return launch
+
+    monkeypatch.setattr(cuda.programs, "update", Launch())
+    found = []
+    for fills in (0, 100):
+        own, batch = start(0), terms(1, 0.3)
+        zeros, none = torch.zeros(fills), torch.zeros(fills, dtype=torch.int64)
+        more = {
+            "latents": none,
+            "images": none,
+            "output_rows": none,
+            "values": zeros,
+            "gradients": zeros,
+        }
+        both = {name: torch.cat([getattr(batch, name), each]) for name, each in more.items()}
+        moments = AdamRows.start(own.W_enc, own.W_dec, own.b_enc, own.b_dec)
+        cuda.CudaKernel().update(own, moments, replace(batch, **both), AdamStep(1, 1e-3))
+        found.append([own.W_enc, own.W_dec, own.b_enc, moments.last])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    batch = terms(1, 0.3)
+    counts = batch.latents[(batch.values != 0) | (batch.gradients != 0)].bincount(minlength=N)
+    assert all(torch.equal(each.diff(), counts.int()) for each in starts)
 
 
 def test_more_candidates_than_fit_are_searched_anew(monkeypatch) -> None:

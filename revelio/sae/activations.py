@@ -8,7 +8,8 @@
   where k latents a row are active, so that codes are sparse from the first step on.
 
 The last two take from the kernel more than k a row, and again more until none is missed: exact, and
-cheap as long as rows are not far fuller than k. Whether one is missed, the host asks the device.
+cheap as long as rows are not far fuller than k. Whether one is missed, and how full the fullest row is, the
+host asks the device, both at once.
 """
 
 import math
@@ -118,7 +119,7 @@ class BatchTopK:
 
     def encode(self, request: EncodeRequest) -> Codes:
         """See :class:`Activation`."""
-        return _above(request, self.k, self.n, max(float(self.threshold), 0.0)).codes
+        return _above(request, self.k, self.n, self.threshold.clamp(min=0)).codes
 
     def keep(self, request: EncodeRequest) -> ActivationOutput:
         """See :class:`Activation`."""
@@ -127,17 +128,18 @@ class BatchTopK:
         while True:
             codes, more = _first(request, width, dead)
             dead = dead or more
-            cut = codes.values.flatten().topk(total).values[-1:]
+            best = codes.values.flatten().topk(total)
+            kept = torch.zeros_like(codes.values, dtype=torch.bool)
+            kept.view(-1)[best.indices] = True
+            kept &= codes.values > 0
             # Holds of no rows, too, which have no maximum.
-            if width == self.n or bool((codes.values[:, -1:] <= cut).all()):
+            all_found, most = _asked((codes.values[:, -1:] <= best.values[-1:]).all(), kept)
+            if width == self.n or all_found:
                 break
             width = min(4 * width, self.n)
-        places = codes.values.flatten().topk(total).indices
-        kept = torch.zeros_like(codes.values, dtype=torch.bool)
-        kept.view(-1)[places] = True
         if dead is not None:
             dead.values.clamp_(min=0)
-        return ActivationOutput(narrowed(codes, kept & (codes.values > 0))[0], dead)
+        return ActivationOutput(narrowed(codes, kept, most)[0], dead)
 
     def learn(
         self, output: ActivationOutput, gradients: Float[Tensor, "b k"], step: AdamStep
@@ -188,7 +190,8 @@ class JumpReLU:
         """See :class:`Activation`."""
         own = self.threshold[self.held.start : self.held.stop]
         weights = replace(request.weights, b_enc=request.weights.b_enc - own)
-        found = _above(request._replace(weights=weights), self.k, self.n, -self.bandwidth / 2)
+        floor = own.new_full((1,), -self.bandwidth / 2)
+        found = _above(request._replace(weights=weights), self.k, self.n, floor, fill=-math.inf)
         margins, indices = found.codes
         values = torch.where(margins > 0, margins + self.threshold[indices], 0)
         dead = found.dead
@@ -245,19 +248,29 @@ def narrowed(
     return Codes(values, indices), places, counts
 
 
-def _above(request: EncodeRequest, k: int, n: int, floor: float) -> ActivationOutput:
-    """All codes above ``floor``; what only fills up a row is -inf where ``floor`` is negative."""
+def _above(
+    request: EncodeRequest, k: int, n: int, floor: Float[Tensor, "1"], fill: float = 0.0
+) -> ActivationOutput:
+    """All codes above ``floor``; what only fills up a row is ``fill``."""
     width, dead = min(2 * k, n), None
     while True:
         codes, more = _first(request, width, dead)
         dead = dead or more
-        if width == n or bool((codes.values[:, -1] <= floor).all()):
+        above = codes.values > floor
+        all_found, most = _asked((codes.values[:, -1:] <= floor).all(), above)
+        if width == n or all_found:
             break
         width = min(4 * width, n)
-    found, _, counts = narrowed(codes, codes.values > floor)
-    if floor < 0:
-        found.values.masked_fill_(~counts, -math.inf)
+    found, _, counts = narrowed(codes, above, most)
+    if fill:
+        found.values.masked_fill_(~counts, fill)
     return ActivationOutput(found, dead)
+
+
+def _asked(all_found: Bool[Tensor, ""], wanted: Bool[Tensor, "b k"]) -> tuple[bool, int]:
+    """Whether no code is missed, and :func:`fullest`; the device is waited for once, not twice."""
+    told = torch.stack([all_found.to(torch.int64), fullest(wanted)]).tolist()
+    return bool(told[0]), told[1]
 
 
 def _first(request: EncodeRequest, width: int, dead: Codes | None) -> tuple[Codes, Codes | None]:

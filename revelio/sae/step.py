@@ -9,12 +9,12 @@ component along them removed. What the modes change:
 | as_paper | squared error of a row (Eq. 5)   | after the update        | t / 500             |
 | as_code  | MSE / variance of the batch      | before the forward pass | (t + 1) / 500       |
 
-A step of TopK on a CUDA device does not wait for it: losses and counts stay there until somebody reads
-them (:class:`~revelio.sae.state.StepState`), and an update whose loss is not finite is left out on the
-device. What decides how much there is to compute is waited for: how many latents are dead (AuxK, once a
-step, and not before ``dead_after`` rows), how full the fullest row is (prefixes, once a step), whether rows
-may hold more codes than were looked at (BatchTopK and JumpReLU, twice a step or more). PyTorch's kernel
-waits in every step.
+A step of TopK on a CUDA device does not wait for it, with AuxK or without: losses and counts stay there
+until somebody reads them (:class:`~revelio.sae.state.StepState`), and an update whose loss is not finite is
+left out on the device. What decides how much there is to compute is waited for: how full each prefix's
+fullest row is (prefixes, once a step), whether rows may hold more codes than were looked at and how full they
+are (BatchTopK and JumpReLU, once a look; there is another where a row is more than twice as full as k).
+PyTorch's kernel waits in every step, as do processes that share the latents.
 
 AuxK (Gao et al., 2024) adds ``coefficient * loss(residual, reconstruction of it by dead latents)``, codes
 rectified in every mode. Its loss is divided by what the main loss is divided by (the variance of the set;
@@ -216,8 +216,13 @@ def _request(
     # None can be dead yet: nothing to ask the device for.
     may_be = config.auxk and state.samples >= config.dead_after
     among = _dead(state, config) if may_be else None
-    k_dead = min(config.auxk, int(among.sum())) if among is not None else 0
+    k_dead = 0 if among is None else min(config.auxk, _count(among))
     return EncodeRequest(kernel, centred, model.weights, among if k_dead else None, k_dead)
+
+
+def _count(dead: Tensor) -> int:
+    """How many latents are dead; on CUDA the most there can be, so that nobody waits: codes beyond are 0."""
+    return len(dead) if dead.is_cuda else int(dead.sum())
 
 
 class _Grads(NamedTuple):

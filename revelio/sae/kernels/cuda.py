@@ -189,7 +189,12 @@ class CudaKernel:
     ) -> None:
         n, d = weights.W_enc.shape
         copy = self._copied(weights.W_enc)
-        latents, order = gradient.latents.to(torch.int32).sort(stable=True)
+        # What only fills up rows is of latent 0, whose program would run long after all others: such terms go
+        # behind the last latent, each a latent of its own, and nobody adds them.
+        fills = (gradient.values == 0) & (gradient.gradients == 0)
+        beyond = torch.arange(n, n + len(fills), device=fills.device)
+        latents = torch.where(fills, beyond, gradient.latents).to(torch.int32)
+        latents, order = latents.sort(stable=True)
         edges = torch.arange(n + 1, device=latents.device, dtype=torch.int32)
         starts = torch.searchsorted(latents, edges, out_int32=True)
         d_b_enc = torch.zeros_like(weights.b_enc)
