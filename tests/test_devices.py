@@ -3,12 +3,31 @@
 from pathlib import Path
 
 import pytest
-from device_helpers import COMMANDS, FAMILIES, check_command, check_family, write_few
+from device_helpers import (
+    COMMANDS,
+    FAMILIES,
+    SHIPPED,
+    check_command,
+    check_family,
+    check_near,
+    write_few,
+)
 
 
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_every_family_in_bfloat16_is_near_float32(tmp_path: Path, family: str) -> None:
     check_family(family, tmp_path, "cpu", "bfloat16")
+
+
+@pytest.mark.parametrize("family", ["packaged", "own"])
+def test_models_of_other_origin_in_float16_are_near_float32(tmp_path: Path, family: str) -> None:
+    check_family(family, tmp_path, "cpu", "float16")
+
+
+@pytest.mark.parametrize("name", list(SHIPPED))
+def test_shipped_models_in_float16_are_near_float32(name: str) -> None:
+    layers, timestep = SHIPPED[name]
+    check_near(name, layers, timestep, "cpu", "float16")
 
 
 @pytest.fixture(scope="module")

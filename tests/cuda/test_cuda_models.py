@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from backbones_helpers import picture
-from device_helpers import BOUNDS, FAMILIES, check_family, check_near
+from device_helpers import BOUNDS, FAMILIES, SHIPPED, check_family, check_near
 from diffc_helpers import separable
 
 from revelio import ActivationStore, extract, load_backbone, open_dataset
@@ -19,12 +19,6 @@ from revelio.diffc.config import FitConfig
 from revelio.diffc.model import DiffC
 from revelio.diffc.sources import TensorGrids
 from revelio.diffc.train import Training, train
-
-SHIPPED = {
-    "mini-sd": (["up_ft1"], 25),
-    "mini-dit": (["block6"], 25),
-    "mini-sd-photo": (["up_ft2"], 25),
-}
 
 
 @pytest.mark.parametrize("dtype", list(BOUNDS))
