@@ -45,13 +45,6 @@ def made(changes: dict[str, Any]) -> tuple[KSparseAutoencoder, TrainConfig, Tens
     return model, TrainConfig(steps=12, batch_size=BATCH, warmup_steps=3, **own), rows
 
 
-def take_state(device: PretendedCuda, found: Any) -> None:
-    for value in vars(found).values():
-        device.take(value)
-        if hasattr(value, "__dict__") and not isinstance(value, Tensor):
-            take_state(device, value)
-
-
 class All:
     """All rows once an epoch, in their order."""
 
@@ -83,8 +76,7 @@ def on_device(
     """
     model, config, rows = made(changes)
     state, device = begin(model, All(rows), config), PretendedCuda()
-    device.take(model)
-    take_state(device, state)
+    device.take([model, state])
     numbers, waits = [], []
     for t in range(config.steps):
         batch, kernel = device.take(rows.split(BATCH)[t % (ROWS // BATCH)].clone()), Looks()

@@ -6,7 +6,7 @@ read on the host, a result whose size depends on values, a copy that isn't `non_
 """
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,16 +40,30 @@ class PretendedCuda:
         self.waits: list[str] = []
         self._memory: dict[int, Any] = {}  # held, so that an address stays one storage's
 
-    def take(self, found: Any) -> Any:
-        """Tensors, or a module's, that are on the device from now on."""
-        if isinstance(found, torch.nn.Module):
-            for tensor in (*found.parameters(), *found.buffers()):
-                self.take(tensor)
-            return found
-        for tensor in _tensors(found):
-            storage = tensor.untyped_storage()
-            self._memory[storage._cdata] = storage
+    def take(self, found: Any, but: object = None) -> Any:
+        """All tensors of modules, collections and our own objects, of which one may stay on the host."""
+        self._take(found, {id(but)})
         return found
+
+    def _take(self, found: Any, seen: set[int]) -> None:
+        if isinstance(found, Tensor):
+            storage = found.untyped_storage()
+            self._memory[storage._cdata] = storage
+            return
+        if id(found) in seen:
+            return
+        seen.add(id(found))
+        inside: Iterable[Any] = ()
+        if isinstance(found, torch.nn.Module):
+            inside = (*found.parameters(), *found.buffers())
+        elif isinstance(found, Mapping):
+            inside = found.values()
+        elif isinstance(found, list | tuple):
+            inside = found
+        elif type(found).__module__.startswith(("revelio.", "llava_ext.")):
+            inside = getattr(found, "__dict__", {}).values()
+        for each in inside:
+            self._take(each, seen)
 
     def has(self, tensor: Tensor) -> bool:
         """Whether it is on the device."""

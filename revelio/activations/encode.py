@@ -152,6 +152,7 @@ def cells_of(
     grids: Shaped[Tensor, "b d h w"], places: Int64[Tensor, "b c 2"]
 ) -> Shaped[Tensor, "b c d"]:
     """The vectors of grids at places (y, x)."""
-    flat = (places[..., 0] * grids.shape[3] + places[..., 1]).to(grids.device)
+    flat = places[..., 0] * grids.shape[3] + places[..., 1]
+    flat = flat.to(grids.device, non_blocking=not flat.is_cuda)
     index = flat[:, None].expand(-1, grids.shape[1], -1)
     return grids.flatten(2).gather(2, index).transpose(1, 2)

@@ -68,7 +68,8 @@ class VitBackbone:
 
     def encode(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         """The pixels, moved to the model's device: there is nothing to share between passes."""
-        return pixels.to(next(self.model.parameters()).device)
+        device = next(self.model.parameters()).device
+        return pixels.to(device, non_blocking=not pixels.is_cuda)
 
     @torch.no_grad()
     def activations(

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -164,23 +165,24 @@ def _end_epoch(
 
 
 def _step(training: Training, grids: Tensor, labels: Int64[Tensor, " b"]) -> tuple[float, int]:
-    """One update; the whole batch's loss and how many of it were right."""
+    """One update; the whole batch's loss and how many of it were right, for which a device is waited once."""
     model, share = training.model.train(), training.share
     device = next(model.parameters()).device
-    labels = labels.to(device)
+    labels = labels.to(device, non_blocking=True)
     with fixed_order(device):
-        logits = model(grids.to(device))
+        logits = model(grids.to(device, non_blocking=not grids.is_cuda))
         loss = mean_loss(logits, labels)
         training.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        loss = share.sum_(loss.detach())
-        if not torch.isfinite(loss):
+        right = share.sum_((logits.detach().argmax(dim=1) == labels).sum())
+        told = torch.stack([share.sum_(loss.detach()).double(), right.double()]).tolist()
+        if not isfinite(told[0]):
             raise ValueError(
-                f"the loss became {loss.item()}: lower the learning rate or check the grids"
+                f"the loss became {told[0]}: lower the learning rate or check the grids"
             )
         share.sum_gradients(model)
         training.optimizer.step()
-    return loss.item(), int(share.sum_((logits.argmax(dim=1) == labels).sum()))
+    return told[0], int(told[1])
 
 
 def _grids(source: GridSource, indices: Sequence[int], view: int) -> Tensor:
@@ -223,12 +225,18 @@ def epoch_batches(
 
 @contextmanager
 def _dropout_stream(model: DiffC, seed: int, epoch: int, batch: int) -> Iterator[None]:
-    """Dropout reads PyTorch's global generator: lend it a keyed state, and put the old one back."""
+    """Dropout reads PyTorch's global generators: lend the model's a keyed state, and put the old one back."""
     if model.dropout.p == 0:
         yield
         return
-    with torch.random.fork_rng():
-        torch.manual_seed(key_seed(seed, "diffc dropout", epoch, batch))
+    device, key = next(model.parameters()).device, key_seed(seed, "diffc dropout", epoch, batch)
+    cards = [device] if device.type == "cuda" else []
+    # Of all cards PyTorch would take the states, and warn of that where there are several.
+    with torch.random.fork_rng(cards):
+        torch.default_generator.manual_seed(key)
+        for card in cards:
+            with torch.cuda.device(card):
+                torch.cuda.manual_seed(key)
         yield
 
 

@@ -216,7 +216,7 @@ class _Passes:
         classes: Int64[Tensor, "p k"],
     ) -> Float[Tensor, " n"]:
         schedule, times = self._model.schedule, self._times[samples]
-        x0 = self._x0[images.to(self._x0.device)]
+        x0 = self._x0[images.to(self._x0.device, non_blocking=True)]
         drawn = zip(images.tolist(), times.tolist(), samples.tolist(), strict=True)
         noise = torch.cat(
             [
@@ -229,7 +229,7 @@ class _Passes:
                 )
                 for i, t, sample in drawn
             ]
-        ).to(x0.device)
+        ).to(x0.device, non_blocking=True)
         x_t, target = schedule.add_noise(x0, noise, times), schedule.target(x0, noise, times)
         row = torch.arange(len(images)).repeat_interleave(classes.shape[1])
         asked = zip(
@@ -242,7 +242,7 @@ class _Passes:
     def _batch(
         self, x_t: Tensor, target: Tensor, times: Tensor, row: Tensor, classes: Tensor
     ) -> Float[Tensor, " n"]:
-        place = row.to(x_t.device)
+        place = row.to(x_t.device, non_blocking=True)
         output = self._model.predict(x_t[place], times[row], self._conditioning[classes])
         loss = LOSSES[self._config.loss](output.float(), target[place], reduction="none")
         return loss.flatten(1).mean(1)

@@ -52,15 +52,20 @@ class Input:
         """Rows as the k-SAE takes them."""
         if self.kind == "none":
             return x
-        centred = x.float() - x.new_tensor(self.shift, dtype=torch.float32) if self.shift else x
-        return centred / x.new_tensor(self.scale, dtype=torch.float32)
+        centred = x.float() - like(x.float(), self.shift) if self.shift else x
+        return centred / like(x.float(), self.scale)
 
     def restored(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
         """What :meth:`normalized` took."""
         if self.kind == "none":
             return x
-        x = x * x.new_tensor(self.scale)
-        return x + x.new_tensor(self.shift) if self.shift else x
+        x = x * like(x, self.scale)
+        return x + like(x, self.shift) if self.shift else x
+
+
+def like(x: Tensor, values: Sequence[float]) -> Float[Tensor, " v"]:
+    """Plain numbers in the number format of ``x`` and where it is; the host does not wait for the copy."""
+    return torch.tensor(values, dtype=x.dtype).to(x.device, non_blocking=True)
 
 
 def read_inputs(entries: Sequence[Any], d: int) -> tuple[Input, ...]:

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from revelio.sae.inputs import find
+from revelio.sae.inputs import find, like
 from revelio.sae.model import KSparseAutoencoder
 from revelio.steering.config import Operation
 
@@ -67,7 +67,7 @@ class Direction:
 
     def __call__(self, x: Float[Tensor, "b s d"]) -> Float[Tensor, "b s d"]:
         """The vector, in the output's number format and length."""
-        vector = self.vector.to(x)
+        vector = self.vector.to(x, non_blocking=not self.vector.is_cuda)
         positions = x.shape[1]
         if len(vector) in (1, positions):
             return vector.expand(len(x), -1, -1)
@@ -123,8 +123,9 @@ class LatentChange:
         device = self.ksae.W_dec.device
         # Whole numbers are values too.
         values = [float(value) for value in self.values.values()]
-        target = torch.tensor(values, dtype=torch.float32, device=device)
-        directions = in_activations(self.ksae, self.ksae.W_dec[latents])
+        target = torch.tensor(values, dtype=torch.float32).to(device, non_blocking=True)
+        places = torch.tensor(latents).to(device, non_blocking=True)
+        directions = in_activations(self.ksae, self.ksae.W_dec[places])
         if self.operation == "add" and self.where == "everywhere":
             delta = (target @ directions).expand(len(rows), -1)  # nothing has to be encoded
         else:
@@ -145,7 +146,7 @@ def in_activations(ksae: KSparseAutoencoder, share: Float[Tensor, "*r d"]) -> Fl
         ValueError: it was trained on several stores, each scaled in its own way.
     """
     scaled = find(ksae.inputs, None)
-    return share if scaled is None else share * share.new_tensor(scaled.scale)
+    return share if scaled is None else share * like(share, scaled.scale)
 
 
 @torch.no_grad()
@@ -153,9 +154,9 @@ def codes_of(
     ksae: KSparseAutoencoder, rows: Float[Tensor, "r d"], latents: list[int]
 ) -> Float[Tensor, "r l"]:
     """The sparse codes of some latents, 0 where they are not active."""
-    wanted = torch.tensor(latents, device=rows.device)
+    wanted = torch.tensor(latents)
     codes = ksae.encode(rows, latents=wanted)
-    wanted = wanted.to(codes.indices.device)
+    wanted = wanted.to(codes.indices.device, non_blocking=True)
     place = torch.full((ksae.n,), -1, device=wanted.device)
     place[wanted] = torch.arange(len(latents), device=wanted.device)
     columns = place[codes.indices]

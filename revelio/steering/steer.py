@@ -16,7 +16,7 @@ from inspect import signature
 from typing import Any, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from revelio.backbones.diffusion.pipeline_layers import PipelineLayers, is_compiled
@@ -93,13 +93,13 @@ class _Calls:
     Attributes:
         texts: how often each text encoder has been called since the generation began.
         timestep: the denoiser's, in training steps.
-        guided: for each row of the denoiser's batch whether it is conditional; None: all are.
+        guided: the conditional rows of the denoiser's batch, or for each whether it is; None: all are.
     """
 
     def __init__(self) -> None:
         self.texts: dict[nn.Module, int] = {}
-        self.timestep: float = -1.0
-        self.guided: Tensor | None = None
+        self.timestep: float | Tensor = -1.0
+        self.guided: slice | Tensor | None = None
 
 
 @contextmanager
@@ -166,14 +166,14 @@ def _before(owner: Any, name: str, look: Callable[[Mapping[str, Any]], None]) ->
             setattr(owner, name, outer)
 
 
-def _guided(layers: PipelineLayers, given: Mapping[str, Any]) -> Tensor | None:
+def _guided(layers: PipelineLayers, given: Mapping[str, Any]) -> slice | Tensor | None:
     """Which rows of the denoiser's batch are conditional; None: all."""
     kind, denoiser = layers.kind, layers.denoiser
     if kind.batch == "null class":
         return given["class_labels"] != denoiser.config.num_embeds_ada_norm
     if kind.batch == "first half" and layers.pipeline.do_classifier_free_guidance:
         rows = len(next(iter(given.values())))
-        return torch.arange(rows) >= rows // 2
+        return slice(rows // 2, None)
     return None
 
 
@@ -243,20 +243,36 @@ def _function(
             return output
         return output + sign * one.strength * _change(one, output, first, width)
 
-    def on_denoiser(output: Tensor) -> Tensor:
-        if not _in_range(layers, calls, one):
-            return output
-        if calls.guided is None or plus == minus:
+    def changed(output: Tensor) -> Tensor:
+        guided = calls.guided
+        if guided is None or plus == minus:
             return output + one.strength * _on_cells(one, output)
-        if minus == 0:
-            rows, changed = calls.guided.to(output.device), output.clone()
-            changed[rows] += one.strength * _on_cells(one, output[rows])
-            return changed
-        signs = torch.where(calls.guided, plus, minus).to(output)
-        factor = one.strength * signs.view(-1, *[1] * (output.ndim - 1))
-        return output + factor * _on_cells(one, output)
+        if minus == 0 and isinstance(guided, slice):
+            found = output.clone()
+            found[guided] += one.strength * _on_cells(one, output[guided])
+            return found
+        rows = _rows(guided, output)
+        change = one.strength * torch.where(rows, plus, minus).to(output) * _on_cells(one, output)
+        # Which rows of a class-conditional batch are whose is known on the device alone.
+        return output + change if minus else torch.where(rows, output + change, output)
+
+    def on_denoiser(output: Tensor) -> Tensor:
+        within = _in_range(layers, calls, one)
+        if within is False:
+            return output
+        return changed(output) if within is True else torch.where(within, changed(output), output)
 
     return on_text if text else on_denoiser
+
+
+def _rows(guided: slice | Tensor, output: Tensor) -> Tensor:
+    """Whether each row is conditional, to be multiplied with the output."""
+    if isinstance(guided, slice):
+        rows = torch.zeros(len(output), dtype=torch.bool, device=output.device)
+        rows[guided] = True
+    else:
+        rows = guided.to(output.device)
+    return rows.view(-1, *[1] * (output.ndim - 1))
 
 
 def _change(one: Edit, output: Tensor, first: int, width: int) -> Tensor:
@@ -273,7 +289,8 @@ def _on_cells(one: Edit, output: Tensor) -> Tensor:
     cells = output.flatten(2).transpose(1, 2) if grid else output
     change = one.change(cells)
     if one.mask is not None:
-        change = change * _mask(one, output).to(cells)[None, :, None]
+        mask = _mask(one, output)
+        change = change * mask.to(cells, non_blocking=not mask.is_cuda)[None, :, None]
     if not grid:
         return change
     height, width = output.shape[-2:] if change.shape[1] > 1 else (1, 1)
@@ -295,8 +312,10 @@ def _mask(one: Edit, output: Tensor) -> Float[Tensor, " s"]:
     return mask.flatten()
 
 
-def _in_range(layers: PipelineLayers, calls: _Calls, one: Edit) -> bool:
+def _in_range(layers: PipelineLayers, calls: _Calls, one: Edit) -> bool | Bool[Tensor, "1"]:
+    """Whether the edit is made at this timestep; told on the device where that is, so that no host waits."""
     if one.timesteps is None:
         return True
-    now = torch.as_tensor(calls.timestep).flatten()[0].item() * layers.kind.time_scale
-    return one.timesteps[0] <= now <= one.timesteps[1]
+    now = torch.as_tensor(calls.timestep).flatten()[:1].double() * layers.kind.time_scale
+    within = (now >= one.timesteps[0]) & (now <= one.timesteps[1])
+    return within if within.is_cuda else bool(within)

@@ -263,7 +263,7 @@ class DiffusionBackbone(ABC):
 
         step = self.schedule.check(timestep, self.name)
         noise = keyed_noise(encoded.shape[1:], ids, seed=seed, timestep=step, draw=draw)
-        clean = encoded.to(self._device, non_blocking=True)
+        clean = encoded.to(self._device, non_blocking=not encoded.is_cuda)
         if clean.is_cuda:
             # From pinned memory a copy does not wait for the device.
             noise = noise.pin_memory().to(clean.device, non_blocking=True)
@@ -313,7 +313,7 @@ class DiffusionBackbone(ABC):
             steps = t.cpu()
             for end in (int(steps.min()), int(steps.max())):
                 self.schedule.check(end, self.name)
-            times = self.schedule.times[steps].to(ready.device)
+            times = self.schedule.times[steps].to(ready.device, non_blocking=True)
         return self.denoise(ready, times, conditioning)
 
     def _last_of(self, layers: Sequence[str]) -> str | None:

@@ -35,7 +35,7 @@ class Conditioning:
     def _expanded(self, table: Tensor) -> Tensor:
         if len(table) == 1:  # no copy, whatever the batch size
             return table.expand(len(self.rows), *table.shape[1:])
-        return table[self.rows.to(table.device)]
+        return table[self.rows.to(table.device, non_blocking=True)]
 
 
 def distinct(prompts: Sequence[str]) -> tuple[list[str], Int64[Tensor, " b"]]:

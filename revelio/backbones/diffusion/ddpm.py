@@ -77,7 +77,8 @@ class PixelDDPM(PixelUNetBackbone):
         labels = [self._class(prompt) for prompt in once]
         if self.classes is None:
             return Conditioning(rows)
-        return Conditioning(rows, {"class_labels": torch.tensor(labels, device=self._device)})
+        told = torch.tensor(labels).to(self._device, non_blocking=True)
+        return Conditioning(rows, {"class_labels": told})
 
     def build_pipeline(self, scheduler: Any) -> DiffusionPipeline:
         """A ``DDPMPipeline``.

@@ -85,7 +85,9 @@ class DiTBackbone(TransformerBackbone):
         from revelio.backbones.diffusion.conditioning import Conditioning, distinct
 
         once, rows = distinct(prompts)
-        return Conditioning(rows, {"class_labels": self.classes(once).to(self._device)})
+        return Conditioning(
+            rows, {"class_labels": self.classes(once).to(self._device, non_blocking=True)}
+        )
 
     def build_pipeline(self, scheduler: Any) -> DiffusionPipeline:
         """A ``DiTPipeline``."""

@@ -153,7 +153,7 @@ class FluxBackbone(TransformerBackbone):
                 packed.flatten(2).transpose(1, 2),
                 timestep=times.to(x_t.dtype) / TIMES,
                 guidance=guidance,
-                img_ids=_image_ids(height, width).to(x_t),
+                img_ids=_image_ids(height, width).to(x_t, non_blocking=True),
                 txt_ids=x_t.new_zeros(text["encoder_hidden_states"].shape[1], 3),
                 **text,
             ).sample

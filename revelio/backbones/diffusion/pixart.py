@@ -104,11 +104,14 @@ class PixArtBackbone(TransformerBackbone):
 
     def inputs(self, x_t: Tensor, conditioning: Conditioning) -> dict[str, Any]:
         """Text states and mask; of a model that takes them, the picture's sides and aspect ratio."""
+        import torch
+
         added: dict[str, Any] = {"resolution": None, "aspect_ratio": None}
         if self.transformer.use_additional_conditions:
             height, width = (side * self._stride for side in x_t.shape[-2:])
-            added["resolution"] = x_t.new_tensor([height, width]).expand(len(x_t), 2)
-            added["aspect_ratio"] = x_t.new_tensor([height / width]).expand(len(x_t), 1)
+            for name, told in (("resolution", [height, width]), ("aspect_ratio", [height / width])):
+                sizes = torch.tensor(told, dtype=x_t.dtype).to(x_t.device, non_blocking=True)
+                added[name] = sizes.expand(len(x_t), len(told))
         return {**conditioning.arguments(), "added_cond_kwargs": added}
 
     def build_pipeline(self, scheduler: Any) -> DiffusionPipeline:

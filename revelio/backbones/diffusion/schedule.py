@@ -181,13 +181,15 @@ class Schedule:
 
     def _at(self, t: Steps, like: Tensor) -> tuple[Tensor, Tensor]:
         """Alpha and sigma of each image, to be multiplied with ``like``."""
-        if not isinstance(t, Tensor):
-            return self.alphas[t].to(like.device), self.sigmas[t].to(like.device)
+        if not isinstance(t, Tensor):  # where they are is the host's memory: it need not wait
+            found = (self.alphas[t], self.sigmas[t])
+            alpha, sigma = (each.to(like.device, non_blocking=True) for each in found)
+            return alpha, sigma
         if like.device not in self._tables:
             self._tables[like.device] = (self.alphas.to(like.device), self.sigmas.to(like.device))
         shape = (-1, *[1] * (like.ndim - 1))
         alphas, sigmas = self._tables[like.device]
-        index = t.to(like.device)
+        index = t.to(like.device, non_blocking=not t.is_cuda)
         return alphas[index].view(shape), sigmas[index].view(shape)
 
     def _combination(self, alpha: Tensor, sigma: Tensor) -> tuple[Any, Any]:

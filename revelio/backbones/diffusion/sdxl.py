@@ -109,9 +109,12 @@ class SDXLBackbone(UNetBackbone):
 
     def inputs(self, x_t: Tensor, conditioning: Conditioning) -> dict[str, Any]:
         """Text states, pooled text, and the sizes of a picture that was neither scaled nor cropped."""
+        import torch
+
         told = conditioning.arguments()
         height, width = (side * self._stride for side in x_t.shape[-2:])
-        sizes = x_t.new_tensor([height, width, 0, 0, height, width]).expand(len(x_t), SIZES)
+        told_sizes = torch.tensor([height, width, 0, 0, height, width], dtype=x_t.dtype)
+        sizes = told_sizes.to(x_t.device, non_blocking=True).expand(len(x_t), SIZES)
         added = {"text_embeds": told.pop("text_embeds"), "time_ids": sizes}
         return {**told, "added_cond_kwargs": added}
 

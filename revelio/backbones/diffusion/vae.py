@@ -47,7 +47,7 @@ class PixelSpace:
             ValueError: the pixels' sides don't fit.
         """
         check_sides(pixels, self._multiple, self._name)
-        return pixels.to(self._device)
+        return pixels.to(self._device, non_blocking=not pixels.is_cuda)
 
     def decode(self, z: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         """The pixels."""
@@ -81,7 +81,7 @@ class LatentSpace:
             ValueError: the pixels' sides don't fit, or the VAE's numbers don't fit in float16.
         """
         check_sides(pixels, self._multiple, self._name)
-        ready = pixels.to(self.vae.device, non_blocking=True).to(self.vae.dtype)
+        ready = pixels.to(self.vae.device, non_blocking=not pixels.is_cuda).to(self.vae.dtype)
         if self.vae.device.type == "cpu":
             ready = ready.contiguous(memory_format=torch.channels_last)
         with full_precision():
