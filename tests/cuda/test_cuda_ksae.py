@@ -186,11 +186,13 @@ def test_the_same_seed_gives_the_same_bits() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*(run.parameters() for run in runs), strict=True))
 
 
-@pytest.mark.parametrize(("prefixes", "waits"), [((), 0), ((64, 256, 1024), 1)])
-def test_a_step_does_not_wait_for_the_device(prefixes, waits) -> None:
+@pytest.mark.parametrize(
+    ("prefixes", "auxk", "waits"), [((), 0, 0), ((64, 256, 1024), 0, 1), ((), 16, 0)]
+)
+def test_a_step_does_not_wait_for_the_device(prefixes, auxk, waits) -> None:
     x, _ = planted(512, 32, 60, 4, noise=0.1)
     model = KSparseAutoencoder(32, 2048, 8, prefixes=prefixes).cuda()
-    steps = train(model, x.cuda(), TrainConfig(steps=50, batch_size=128))
+    steps = train(model, x.cuda(), TrainConfig(steps=50, batch_size=128, auxk=auxk, dead_after=256))
     for _ in range(5):
         next(steps)
     with warnings.catch_warnings(record=True) as caught:
