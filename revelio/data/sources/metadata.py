@@ -189,8 +189,8 @@ def relabelled(listing: Listing, labels: Mapping[str, Any], top: Path, what: str
     missing = [path for path in labels if path not in listed]
     if missing:
         raise ValueError(
-            f"{what} names {plural(len(missing), 'picture that is', 'pictures that are')} not there, the first "
-            f"is {printable(missing[0])}: complete the folder or correct the list"
+            f"{what} names {plural(len(missing), 'picture that is', 'pictures that are')} not there, the "
+            f"first is {printable(missing[0])}: complete the folder or correct the list"
         )
     classes, ids = class_ids(list(labels.values()), list(labels.values()), what)
     if unnamed := sorted(listed - set(labels)):
