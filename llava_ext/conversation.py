@@ -183,13 +183,13 @@ def by_tokenizer(
     """
     head = _system_message(tokenizer, system)
     marks = [Turn(turn.role, f"\ue000{number}\ue001") for number, turn in enumerate(turns)]
-    frames = [_frame(tokenizer, head, marks[: number + 1]) for number in range(len(turns))]
+    beginnings = [marks[: number + 1] for number in range(len(turns))]
+    *marked, made = _templated(tokenizer, head, [*beginnings, turns])
+    frames = [_frame(*pair) for pair in zip(marked, beginnings, strict=True)]
     whole = frames[-1]
     texts = [turn.text for turn in turns]
     said = "".join(piece + text for piece, text in zip(whole, [*texts, ""], strict=True))
-    if not all(_leads_to(own, whole) for own in frames) or said != _templated(
-        tokenizer, head, turns
-    ):
+    if not all(_leads_to(own, whole) for own in frames) or said != made:
         raise ValueError(_CHANGES)
     segments: list[Segment] = []
     gap = whole[0]
@@ -203,15 +203,13 @@ def by_tokenizer(
     return [*segments, Segment(gap, False)]
 
 
-def _frame(
-    tokenizer: "PreTrainedTokenizerBase", head: list[dict[str, str]], marks: Sequence[Turn]
-) -> list[str]:
-    """What stands before, between and after the turns.
+def _frame(rest: str, marks: Sequence[Turn]) -> list[str]:
+    """What stands before, between and after the turns in the text that the template made of them.
 
     Raises:
         ValueError: a turn is missing, or is there twice.
     """
-    pieces, rest = [], _templated(tokenizer, head, marks)
+    pieces = []
     for mark in marks:
         before, _, after = rest.partition(mark.text)
         if rest.count(mark.text) != 1:
@@ -248,35 +246,44 @@ def _system_message(
     message = [{"role": "system", "content": system}]
     if not system:
         try:
-            _templated(tokenizer, message, [Turn("user", "a")])
+            _templated(tokenizer, message, [[Turn("user", "a")]])
         except ValueError:
             return []
     return message
 
 
 def _templated(
-    tokenizer: "PreTrainedTokenizerBase", head: list[dict[str, str]], turns: Sequence[Turn]
-) -> str:
-    messages = [*head, *({"role": turn.role, "content": turn.text} for turn in turns)]
+    tokenizer: "PreTrainedTokenizerBase",
+    head: list[dict[str, str]],
+    conversations: Sequence[Sequence[Turn]],
+) -> list[str]:
+    """What the template makes of each conversation, all under one bound of time and memory."""
+    found: list[str] = []
+    asked = [
+        [*head, *({"role": turn.role, "content": turn.text} for turn in turns)]
+        for turns in conversations
+    ]
     try:
         with bounded():
-            made = tokenizer.apply_chat_template(
-                messages,
-                tokenize=False,
-                add_generation_prompt=turns[-1].role == "user",
-                enable_thinking=False,  # LLaVA's answers have no thinking in them
-            )
+            for messages in asked:
+                made = tokenizer.apply_chat_template(
+                    messages,
+                    tokenize=False,
+                    add_generation_prompt=messages[-1]["role"] == "user",
+                    enable_thinking=False,  # LLaVA's answers have no thinking in them
+                )
+                found.append(str(made))
     except Exception as error:  # the template is a file's own program: it may fail in any way
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"the tokenizer's chat template can't be used ({printable(reason)[:200]}): choose from "
             f"{', '.join(STYLES)}"
         ) from error
-    if len(made) > MOST_ADDED + MOST_REPEATED * sum(
-        len(message["content"]) for message in messages
-    ):
-        raise ValueError(
-            f"the tokenizer's chat template makes {plural(len(made), 'character')} of so short a "
-            f"conversation: choose from {', '.join(STYLES)}"
-        )
-    return str(made)
+    for messages, made in zip(asked, found, strict=True):
+        length = sum(len(message["content"]) for message in messages)
+        if len(made) > MOST_ADDED + MOST_REPEATED * length:
+            raise ValueError(
+                f"the tokenizer's chat template makes {plural(len(made), 'character')} of so short a "
+                f"conversation: choose from {', '.join(STYLES)}"
+            )
+    return found

@@ -1,9 +1,5 @@
 """Chat templates against brute force: what is learnt, where, and what the ids say."""
 
-import resource
-import time
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -20,7 +16,7 @@ from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
 from llava_ext import conversation
-from llava_ext.bounded import TooLong, bounded
+from llava_ext.bounded import bounded
 from llava_ext.config import (
     IGNORE_INDEX,
     IMAGE_INDEX,
@@ -241,27 +237,6 @@ def test_a_chat_template_that_makes_too_much_text_is_refused() -> None:
     tokenizer.chat_template = "{{ 'a' * 2000000 }}"
     with pytest.raises(ValueError, match="makes 2,000,000 characters of so short a conversation"):
         encode(tokenizer, "tokenizer", CHAT)
-
-
-def test_bounds_end_with_what_they_bound() -> None:
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    for _ in range(50):  # now and then the time is over just when it ends
-        with suppress(TooLong), bounded(seconds=0.001):
-            time.sleep(0.001)
-    with pytest.raises(MemoryError), bounded(growth=1 << 20):
-        bytearray(1 << 30)
-    time.sleep(0.01)
-    assert resource.getrlimit(resource.RLIMIT_AS) == before
-
-    def overlap(seconds: float) -> None:
-        with bounded():
-            time.sleep(seconds)
-
-    # The second would begin in the first's bounds and end after it.
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(overlap, (0.05, 0.1)))
-    assert resource.getrlimit(resource.RLIMIT_AS) == before
-    assert len(bytearray(1 << 30)) == 1 << 30
 
 
 def test_chat_template_that_edits_earlier_turns_is_refused() -> None:

@@ -36,7 +36,5 @@ def run(config: Config) -> None:
 
 def _next(config: Config, model: str) -> str:
     """Draw with it. The default strengths are a first try: what suits depends on model and concept."""
-    from revelio.following import beside, following
-
     words = ("--backbone.name", model, "--concept", config.out, "--prompts-file", "PROMPTS")
     return following("steer", *words, "--out", beside(config.out, "pictures"))
