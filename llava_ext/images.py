@@ -60,7 +60,7 @@ def image_id(image: Image.Image) -> str:
 
     It keys a diffusion tower's noise, so that an answer at temperature 0 never changes.
     """
-    picture = image.convert("RGB")
+    picture = image if image.mode == "RGB" else image.convert("RGB")
     digest = hashlib.blake2b(f"{picture.width}x{picture.height}:".encode(), digest_size=NAME_BYTES)
     digest.update(picture.tobytes())
     return digest.hexdigest()

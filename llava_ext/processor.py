@@ -128,7 +128,7 @@ class RevelioLlavaProcessor(ProcessorMixin):
         texts = [text] if isinstance(text, str) else list(text or ())
         if not texts:
             raise ValueError("there is no text: give a prompt, or several")
-        pictures = [load_image(image).convert("RGB") for image in _flat(images)]
+        pictures = [load_image(image) for image in _flat(images)]
         rows = [prompt_ids(self.tokenizer, self.template, one) for one in texts]
         wanted = sum(row.count(IMAGE_INDEX) for row in rows)
         if wanted != len(pictures):

@@ -6,6 +6,7 @@ the command line: commands turn them into arguments.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, get_origin, get_type_hints
 
@@ -90,7 +91,7 @@ def structure(
             hint = did_you_mean(str(key), names, "`{}`")
             key = printable(key)
             raise ValueError(f"unknown key `{where}{key}`: {hint}allowed are {', '.join(names)}")
-    hints = get_type_hints(cls)
+    hints = _hints(cls)
     arguments: dict[str, Any] = {}
     for field in fields(cls):  # type: ignore[arg-type]
         key, kind = field.name, hints[field.name]
@@ -107,6 +108,12 @@ def structure(
                 raise ValueError(f"`{where}{key}` is required")
             arguments[key] = missing
     return cls(**arguments)
+
+
+@cache
+def _hints(cls: type) -> Mapping[str, Any]:
+    """The types of a class's fields, whose text is evaluated once: a processor asks at every picture."""
+    return get_type_hints(cls)
 
 
 def renamed(cls: type) -> dict[str, str]:

@@ -6,6 +6,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from revelio import config
 from revelio.bounds import derived, shared
 from revelio.config import load_config, structure, to_plain, to_yaml
 
@@ -96,3 +97,17 @@ def test_a_config_is_derived_from_another_by_the_settings_that_both_declare() ->
 def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no config file at .*nope\.yaml"):
         load_config(Outer, tmp_path / "nope.yaml")
+
+
+def test_a_class_s_types_are_evaluated_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass(frozen=True)
+    class Fresh:
+        size: int = 1
+
+    asked = []
+    evaluate = config.get_type_hints
+    monkeypatch.setattr(config, "get_type_hints", lambda cls: asked.append(cls) or evaluate(cls))
+    assert [structure(Fresh, {"size": number}).size for number in (2, 3)] == [2, 3]
+    assert asked == [Fresh]
+    with pytest.raises(ValueError, match="`size` is True, which is not int"):
+        structure(Fresh, {"size": True})
