@@ -102,8 +102,8 @@ VIT = Case(
         k=16, expansion=2, steps=3000, batch_size=2048, learning_rate=8e-3, warmup_steps=100, decay=0.8,
         checkpoint_every=1500,
     ),
-    seeds=tuple(range(51, 59)), other_k=(4, 8, 32), loss_images=400, model="vit-s-14-focus",
-    layer="block11", timesteps=(), pictures="caltech101", cells=64,
+    seeds=tuple(range(51, 56)), other_k=(4, 8, 32), loss_images=400, model="vit-s-14-focus",
+    layer="block11", timesteps=(), pictures="caltech101", cells=64, distinct=range(61, 66),
 )  # fmt: skip
 CASES = {case.name: case for case in (PHOTO, VIT, CELLS, POOLED)}
 # Of CIFAR-10's 40,000 pictures in a random order: those that the recipe was judged on while it was searched
