@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 
 from revelio.distributed import left_alone
-from revelio.trust import printable
+from revelio.trust import PrintableStream, printable
 from revelio.wording import did_you_mean
 
 T = TypeVar("T")
@@ -61,24 +61,6 @@ def run_module(
             sys.stderr.write(f"{prog}: loading\n")
         with redirect_stdout(PrintableStream(sys.stdout)):  # type: ignore[type-var]
             module.run(config)
-
-
-class PrintableStream:
-    """A stream that shows what is foreign as :func:`printable` does: no control sequence reaches a terminal.
-
-    Names of files, classes and models come from anywhere, and stand in what commands print.
-    """
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        """Write a text; line ends and tabs stay."""
-        self._stream.write(re.sub(r"[^\n\r\t]+", lambda line: printable(line[0]), text))
-        return len(text)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
 
 
 def stopped_line(config: type) -> str:

@@ -274,6 +274,24 @@ def printable(text: object) -> str:
     )
 
 
+class PrintableStream:
+    """A stream that shows what is foreign as :func:`printable` does: no control sequence reaches a terminal.
+
+    Names of files, classes and models come from anywhere, and stand in what commands print.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write a text; line ends and tabs stay."""
+        self._stream.write(re.sub(r"[^\n\r\t]+", lambda line: printable(line[0]), text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def markdown(text: object) -> str:
     """``text`` for a Markdown page or a cell of its tables: shown as it is, never markup or a second line."""
     return re.sub(r"[<>&|\[\]`*\\]", lambda mark: f"&#{ord(mark[0])};", printable(text))

@@ -293,3 +293,21 @@ def test_a_warning_of_the_library_is_one_line(tmp_path):
     [line] = done.stderr.splitlines()
     assert line.startswith(f"revelio extract: warning: {folder}: 1 file left out")
     assert line.endswith("1 .heic (cats/b.heic: needs the package pillow-heif)")
+
+
+@pytest.mark.parametrize("name", ["train", "eval"])
+def test_scripts_give_the_commands_help_without_torch(name: str) -> None:
+    script = ROOT / "scripts" / f"{name}_diffc.py"
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = ['x', '--local_rank=0', '--help']\n"
+        f"try:\n    runpy.run_path({str(script)!r}, run_name='__main__')\n"
+        "except SystemExit as stop:\n    assert not stop.code, stop.code\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"revelio {name}-diffc" in done.stdout
+    assert "--backbone" in done.stdout

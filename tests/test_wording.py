@@ -19,7 +19,7 @@ LINKS = re.compile(
 )
 # Verbs of the third person, and other words in s that are no plurals.
 VERBS = re.compile(
-    "belongs|brings|class|comes|covers|differs|disagrees|does|drops|fires|fits|gives|goes|has|holds|joins|"
+    "belongs|brings|class|comes|covers|differs|disagrees|does|drops|ends|fires|fits|gives|goes|has|holds|joins|"
     "keeps|knows|lacks|leaves|less|lies|means|ms|needs|neither|overflows|pass|process|rectifies|s|says|sets|"
     "stands|takes|times|works"
 )

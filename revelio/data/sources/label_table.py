@@ -83,7 +83,7 @@ def with_table(listing: Listing, table: Path, column: str | None, top: Path) -> 
         found = names.meant(row.get(named))
         if len(found) > 1:
             raise ValueError(
-                f"{where} says {printable(row.get(named))!r}, and {len(found)} pictures are called so "
+                f"{where} says {printable(row.get(named))!r}, and several pictures are called so "
                 f"({printable(found[0])}, {printable(found[1])}): write their paths, or give one folder"
             )
         if not found:
@@ -95,8 +95,9 @@ def with_table(listing: Listing, table: Path, column: str | None, top: Path) -> 
             )
     if missing:
         raise ValueError(
-            f"{where} names {len(missing):,} pictures that are not in {printable(top)}, the first is "
-            f"{printable(missing[0])}: complete the folder or correct the table"
+            f"{where} names {plural(len(missing), 'picture that is', 'pictures that are')} not in "
+            f"{printable(top)}, the first is {printable(missing[0])}: complete the folder or "
+            "correct the table"
         )
     labelled = relabelled(listing, labels, top, where)
     warnings.warn(

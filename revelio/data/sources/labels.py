@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from revelio.trust import printable
+from revelio.wording import plural
 
 
 def class_ids(
@@ -59,8 +60,8 @@ def one_each(values: Sequence[Any], where: str, remedy: str = "") -> list[Any]:
     some = [*map(str, held[odd][:3]), *(["..."] if len(held[odd]) > 3 else [])]
     shown = f" ({printable(', '.join(some))})" if some else ""
     raise ValueError(
-        f"{where} holds lists, and row {odd} has {len(held[odd])} labels{shown}, where a picture has one "
-        f"class{remedy or ': give it one, or choose another label_column'}"
+        f"{where} holds lists, and row {odd} has {plural(len(held[odd]), 'label')}{shown}, where a picture "
+        f"has one class{remedy or ': give it one, or choose another label_column'}"
     )
 
 
