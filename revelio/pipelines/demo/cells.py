@@ -9,17 +9,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from revelio.activations.config import ExtractConfig
+from revelio.backbones.base import Backbone
 from revelio.data.dataset import ImageDataset
 from revelio.evaluation.config import EvalSAEConfig
 from revelio.pipelines import Progress, Report, counted
 from revelio.pipelines.demo.check import pooled_extraction
 from revelio.pipelines.demo.config import DemoConfig
 from revelio.pipelines.demo.stages import TRAINED, judged_top, place_of_store, show
-from revelio.pipelines.eval_sae import eval_sae
+from revelio.pipelines.eval_sae import NOT_IN_MODEL, eval_sae
 from revelio.pipelines.eval_stores import TOO_FEW
 from revelio.pipelines.train_sae import train_sae
 from revelio.sae.config import TrainSAEConfig
+
+# The widest grid that is kept whole: 256 cells of a picture, which controls and measures hold in memory.
+MOST_SIDE = 16
 
 
 @dataclass(frozen=True)
@@ -38,9 +44,14 @@ class Cells:
     timestep: int | None
     out: Path
 
+    def extraction(self, backbone: Backbone) -> ExtractConfig:
+        """How its grids are taken: whole, since a heat map shows every cell, but no wider than MOST_SIDE."""
+        height = backbone.transform(Image.new("RGB", (64, 64))).shape[-2]
+        wide = height // backbone.layers[self.layer].stride > MOST_SIDE
+        return replace(self._whole, pool=MOST_SIDE if wide else "none")
+
     @property
-    def extraction(self) -> ExtractConfig:
-        """How its grids are taken: whole, since a heat map shows every cell."""
+    def _whole(self) -> ExtractConfig:
         noisy = self.timestep is not None
         timesteps = () if self.timestep is None else (self.timestep,)
         pooled = pooled_extraction(self.config, noisy=noisy)
@@ -53,7 +64,7 @@ class Cells:
 
     def store(self, part: str) -> Path:
         """The grids of the pictures to learn from (``train``) or held out (``test``)."""
-        return self.out / part / self.extraction.passes()[0].store_name(self.layer)
+        return self.out / part / self._whole.passes()[0].store_name(self.layer)
 
     def train(self, progress: Report) -> dict[str, Any]:
         """Train the k-SAE; its reconstruction and sparsity."""
@@ -97,6 +108,7 @@ class Cells:
                 train_store=self.store("train"),
                 ksae=(str(self.ksae),),
                 out=self.out / "evaluation",
+                overlap="allow",  # a folder may hold a picture twice: it is said, and costs no demo
                 seed=self.config.seed,
             ),
             progress,
@@ -105,5 +117,6 @@ class Cells:
         wanted = ("measures", "not_measured", "latents")
         return {name: entry[name] for name in wanted} | {
             "images": found["images"],
+            "notes": [note for note in found["notes"] if note != NOT_IN_MODEL],
             "method": found["interval_method"],
         }

@@ -142,10 +142,11 @@ class _Stages:
         return self._report(entries, trained, best, found, examples, diffc)
 
     def _cells(self, cells: Cells) -> dict[str, Any]:
+        how = cells.extraction(self.backbone())
         for part, dataset in (("train", self.train), ("test", self.test)):
             if dataset is not None:
                 title, folder = f"grids of {cells.layer} ({part})", f"cells/{part}"
-                self._take(title, dataset, self.backbone(), cells.extraction, folder)
+                self._take(title, dataset, self.backbone(), how, folder)
         return {
             "ksae": cells.train(self.progress),
             "purity": cells.measure(),
