@@ -241,12 +241,14 @@ def llava_generate_line(result: dict[str, Any]) -> str:
         tie = all(low <= 1 <= high for _, low, high in result[what].values())
         return f"{wall}, by processor time {processor}{', a tie' if tie else ''}"
 
+    text = "first token of their text rendered before, transformers / ours"
+    rendered = f"with their text rendered beforehand {spread(text)}; " if text in result else ""
     return (
         f"`benchmarks/llava_generate.py` (SmolLM2-135M, threads: {result['threads']}, load of the machine: "
         f"{result['load']:g}): the first token "
         f"{first['ours']:.2f} s after the picture and the question, {first['transformers']:.2f} s with "
         f"transformers' own LLaVA class (median of {result['rounds']} rounds and its 95 % interval: "
-        f"{spread('first token, transformers / ours')}; without the processors "
+        f"{spread('first token, transformers / ours')}; {rendered}without the processors "
         f"{spread('first token without processors, transformers / ours')}); "
         f"then {rate['ours']:.1f} tokens a second against {rate['transformers']:.1f} "
         f"({spread('tokens a second, ours / transformers')}).\n"
