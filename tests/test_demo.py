@@ -90,7 +90,7 @@ def test_the_whole_job_on_labelled_pictures(
     for row in report["diffc"]:
         keys = {"top1", "interval", "pixels_top1", "random_weights_top1"}
         assert keys <= set(row) and row["interval"][0] <= row["top1"] <= row["interval"][1]
-    stages = {"extraction", "k-SAEs", "purity", "k-SAE of cells", "gallery", "Diff-C"}
+    stages = {"extraction", "k-SAEs", "purity", "raw pixels", "k-SAE of cells", "gallery", "Diff-C"}
     assert set(report["seconds"]) == stages
     page = (out / "report.html").read_text()
     # The k-SAE of cells, judged again by hand: its error on all cells of the held-out pictures.
@@ -111,8 +111,16 @@ def test_the_whole_job_on_labelled_pictures(
     assert f"{control['difference']['interval'][0]:+.3f}" in page
     first = json.loads((out / "gallery" / "latents.jsonl").read_text().splitlines()[0])
     assert first["maps"]
-    for row in report["purity"]:
+    for row in (*report["purity"], report["pixels"]):
         assert f"{row['majority_share']:.3f}" in page
+    (flat,) = (path.parent for path in (out / "pixels").glob("*/manifest.json"))
+    rows = torch.cat([batch for _, batch in ActivationStore.open(flat).batches(64)])
+    image = (
+        Image.open(images / "red" / "0.png")
+        .convert("RGB")
+        .resize((64, 64), Image.Resampling.BICUBIC)
+    )
+    assert rows.shape == (48, 768) and image.size == (64, 64)
     assert (out / "gallery" / "index.html").exists()
     for source in re.findall(r'<img src="([^"]+)"', page):
         assert (out / source).exists()

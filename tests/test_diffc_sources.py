@@ -170,6 +170,9 @@ def test_pixels_are_block_means() -> None:
     grid = backbone.activations(backbone.encode(pixels), ["a"], ["pixels"])["pixels"]
     expected = pixels.numpy().reshape(1, 3, 4, 4, 4, 4).mean(axis=(3, 5))
     torch.testing.assert_close(grid, torch.tensor(expected))
+    flat = backbone.activations(pixels, ["a"], ["flat"])["flat"]
+    assert flat.shape == (1, backbone.layers["flat"].channels, 1, 1)
+    torch.testing.assert_close(flat, torch.tensor(expected).reshape(1, 48, 1, 1))
     with pytest.raises(ValueError, match="no timestep"):
         backbone.activations(pixels, ["a"], ["pixels"], timestep=25)
     with pytest.raises(KeyError, match="no layer"):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from revelio.analysis.paired import listed
+from revelio.evaluation.page import table as evaluation_table
 from revelio.run_dir import read_json
 from tools.evidence_page import CASES
 from tools.ksae_tables import ksae_lines, ksae_summary, ksae_trained_line
@@ -56,8 +57,12 @@ def demo_tables(report: dict[str, Any]) -> str:
     ]
     for layer in layers:
         lines.append(f"| {layer} | " + " | ".join(_share(cell[layer, t]) for t in timesteps) + " |")
+    if report.get("pixels"):
+        lines.append(f"| raw pixels | {_share(report['pixels'])} |" + " |" * (len(timesteps) - 1))
     if all(row.get("controls") for row in report["purity"]):
         lines += _controls(report["purity"])
+    if (report.get("cells") or {}).get("held_out"):
+        lines += _held_out(report)
     lines += [
         "",
         f"Diff-C, top-1 in percent on {report['test_images']:,} held-out pictures (95 % interval):",
@@ -69,6 +74,18 @@ def demo_tables(report: dict[str, Any]) -> str:
         found = (_top1(row, prefix) for prefix in ("", "random_weights_", "pixels_"))
         lines.append(f"| {row['layer']}, {row['timestep']} | " + " | ".join(found) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _held_out(report: dict[str, Any]) -> list[str]:
+    """The k-SAE of cells on held-out pictures."""
+    found, shown = report["cells"]["held_out"], report["shown"]
+    return [
+        "",
+        f"The k-SAE of the cells of {shown['layer']}, t = {shown['timestep']}, which the gallery shows, on "
+        f"{found['images']:,} held-out pictures ({found['method']}):",
+        "",
+        evaluation_table(found["measures"]),
+    ]
 
 
 def _controls(rows: list[dict[str, Any]]) -> list[str]:

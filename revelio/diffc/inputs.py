@@ -158,6 +158,8 @@ def cut_test(
         ValueError: the images have no labels, or nothing would be left to test on.
     """
     kept, held = stratified_split(labels_of(dataset), fraction, seed, "diffc test")
+    if not held and not fraction:
+        raise ValueError("a share of 0 leaves no test images: give a share above it")
     if not held:
         # Whatever the share, a class of two images gives one, and a class of one keeps it.
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The picture itself as a grid: what Diff-C reaches with no backbone at all, the baseline to beat."""
+"""The picture itself as activations: what is reached with no backbone at all, the baseline to beat."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,7 +13,10 @@ SIZE, SIDE = 64, 16
 
 
 class PixelsBackbone:
-    """A backbone whose one layer, ``pixels``, is the picture, brought down to (3, side, side).
+    """A backbone whose layers are the picture, brought down to (3, side, side).
+
+    ``pixels`` is that grid, ``flat`` the same numbers as the one cell of a grid (3 side side, 1, 1): a k-SAE
+    of pooled activations sees the whole picture in it.
 
     Args:
         size: side of the square the pictures are cropped to, in pixels.
@@ -29,9 +32,14 @@ class PixelsBackbone:
         if side < 1 or size % side:
             raise ValueError(f"pixels of {size} can't become a {side}x{side} grid: give a multiple")
         self.stride = size // side
-        self.layers: Mapping[str, LayerSpec] = {"pixels": LayerSpec(CHANNELS, self.stride)}
+        self.layers: Mapping[str, LayerSpec] = {
+            "pixels": LayerSpec(CHANNELS, self.stride),
+            "flat": LayerSpec(CHANNELS * side * side, size),
+        }
         self.transform = SquareTransform(size)
-        self._pool = nn.AvgPool2d(self.stride)
+        pool = nn.AvgPool2d(self.stride)
+        flat = nn.Sequential(pool, nn.Flatten(), nn.Unflatten(1, (CHANNELS * side * side, 1, 1)))
+        self._modules = {"pixels": pool, "flat": flat}
 
     def encode(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         """The pixels as they are."""
@@ -47,11 +55,11 @@ class PixelsBackbone:
         prompts: Sequence[str] | None = None,
         seed: int = 0,
         draw: int = 0,
-    ) -> dict[str, Float[Tensor, "b 3 h w"]]:
+    ) -> dict[str, Float[Tensor, "b c h w"]]:
         """The means of ``stride`` x ``stride`` pixels.
 
         Raises:
-            KeyError: a layer that isn't ``pixels``.
+            KeyError: an unknown layer.
             ValueError: a timestep, of which pixels have none.
         """
         if timestep is not None:
@@ -62,8 +70,8 @@ class PixelsBackbone:
         """The pooling whose output the layer is.
 
         Raises:
-            KeyError: a layer that isn't ``pixels``.
+            KeyError: an unknown layer.
         """
         if layer not in self.layers:
-            raise KeyError(f"pixels have no layer {layer!r}: it is called `pixels`")
-        return self._pool
+            raise KeyError(f"pixels have no layer {layer!r}: choose from {', '.join(self.layers)}")
+        return self._modules[layer]

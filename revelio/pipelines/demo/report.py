@@ -37,13 +37,15 @@ def charts(report: Mapping[str, Any]) -> list[str]:
     drawn = []
     purity = [row for row in report["purity"] if row["majority_share"] is not None]
     if purity and len(_ordered(purity, "timestep")) > 1:
-        drawn.append(_purity_chart(purity))
+        drawn.append(_purity_chart(purity, report.get("pixels")))
     if report["diffc"]:
         drawn.append(_diffc_chart(report["diffc"]))
     return drawn
 
 
-def _purity_chart(purity: Sequence[Mapping[str, Any]]) -> str:
+def _purity_chart(
+    purity: Sequence[Mapping[str, Any]], pixels: Mapping[str, Any] | None = None
+) -> str:
     timesteps = _ordered(purity, "timestep")
     rows = {(row["layer"], row["timestep"]): row for row in purity}
     series = []
@@ -52,6 +54,10 @@ def _purity_chart(purity: Sequence[Mapping[str, Any]]) -> str:
         bounds = [row["interval"]["majority_share"] if row else (None, None) for row in line]
         shares = [row["majority_share"] if row else None for row in line]
         series.append(Series(layer, shares, [b[0] for b in bounds], [b[1] for b in bounds]))
+    if pixels and pixels["majority_share"] is not None:
+        series.append(
+            Series("raw pixels", [pixels["majority_share"]] * len(timesteps), dashed=True)
+        )
     chance = [purity[0]["majority_share_chance"]] * len(timesteps)
     series.append(Series("chance", chance, dashed=True))
     title = "Majority share of the latents' top images, by timestep"

@@ -131,6 +131,7 @@ class _Stages:
         self.stage("extraction", lambda: self._extract(pooled, len(stores)))
         trained = self.stage("k-SAEs", lambda: train_saes(config, stores, saes, told))
         entries = self.stage("purity", lambda: measure(config, stores, saes, told))
+        pixels = self.stage("raw pixels", lambda: self._pixels(pooled))
         best = shown_cell(entries)
         cells = Cells(config, best["layer"], best["timestep"], self.run.path / "cells")
         found = self.stage("k-SAE of cells", lambda: self._cells(cells))
@@ -139,7 +140,15 @@ class _Stages:
             "gallery", lambda: cells.show(self.train, found["purity"], gallery, told)
         )
         diffc = self.stage("Diff-C", self._diffc) if self.test is not None else []
-        return self._report(entries, trained, best, found, examples, diffc)
+        return self._report(entries, pixels, trained, best, found, examples, diffc)
+
+    def _pixels(self, pooled: ExtractConfig) -> dict[str, Any]:
+        """The purity of a k-SAE of the same recipe that sees the pictures themselves."""
+        how, folder = replace(pooled, layers=("flat",), timesteps=()), self.run.path / "pixels"
+        self._take("raw pixels", self.train, PixelsBackbone(), how, "pixels")
+        train_saes(self.config, [folder / "flat"], folder / "ksae", silent)
+        (entry,) = measure(self.config, [folder / "flat"], folder / "ksae", silent)
+        return entry
 
     def _cells(self, cells: Cells) -> dict[str, Any]:
         how = cells.extraction(self.backbone())
@@ -194,6 +203,7 @@ class _Stages:
     def _report(
         self,
         entries: list[dict[str, Any]],
+        pixels: dict[str, Any],
         trained: list[dict[str, Any]],
         best: dict[str, Any],
         cells: dict[str, Any],
@@ -222,6 +232,7 @@ class _Stages:
             "cells": cells,
             "examples": examples,
             "purity": entries,
+            "pixels": pixels,
             "diffc": diffc,
             "ksae": trained,
             "seconds": self.seconds,
