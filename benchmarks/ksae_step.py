@@ -9,7 +9,7 @@ are the two kernels as they come; `native, all rows moving` is the worst case, i
 updated. Peak memory is each variant's own process's. sparsify runs in an interpreter of its own.
 What a step takes depends on what the k-SAE has learned: --trained 1500 trains the native one before, and says
 what it multiplied with in the end. The others' steps cost the same at any time, but for the rows that move.
-The instruction set that the native kernel multiplies with is printed; REVELIO_NATIVE=avx2 or avx512 caps it.
+The instruction set that the native kernel multiplies with is printed; REVELIO_NATIVE=avx512 (say) caps it.
 On a machine that others share give --ratio by_processor_time, and --machine where its instruction set has a
 row already: tables take the one and name the other.
 With --json, other instruction sets and other batches measured earlier with the same sizes stay in the file.

@@ -132,6 +132,32 @@ def test_near_ties_that_rounding_turns_round_are_settled_by_the_scores(
     assert_chosen(NativeKernel(2).encode(x, weights, k)[0], scores_of(x, weights), k)
 
 
+@pytest.mark.parametrize("d", [5, 33, 320, 1280])
+@pytest.mark.parametrize("of", ["weights", "inputs"])
+def test_what_int8_turns_round_as_far_as_it_can_is_settled_by_the_scores(d, of):
+    """Errors parallel to the other factor reach the bound; the best come last, with the worst guesses.
+
+    In units of a row's 127th, all other numbers lie half-way between integers, and are rounded down or up.
+    """
+    down, up = 2.5 - 2.0**-8, 2.5 + 2.0**-8
+    others, best = torch.full((60, d), up), torch.full((4, d), down)
+    x = torch.ones(7, d)
+    if of == "inputs":
+        x[:, ::2], x[:, 1::2] = down, up
+        best = torch.ones(4, d)
+        best[:, 1::2] = -1
+        others = -best[:1].repeat(60, 1)
+    w = torch.cat([others, best])
+    exact = w if of == "inputs" else x
+    exact[:, 0], (x if of == "inputs" else w)[:, 0] = 0, 127
+    bias = torch.zeros(64)
+    bias[60:] = (w[0] - w[60]) @ x[0] + 2.0**-8 * (1 + torch.arange(4))
+    weights = weights_of(w, bias)
+    codes, _ = NativeKernel(1).encode(x, weights, 4)
+    assert codes.indices.tolist() == [[63, 62, 61, 60]] * 7
+    assert_chosen(codes, scores_of(x, weights), 4)
+
+
 @many
 @given(
     d=st.integers(1, 300),
@@ -196,23 +222,38 @@ def test_the_best_among_some_latents_are_those_of_the_scores(k_among):
 
 def test_few_latents_are_scored_twice(instructions):
     """The bound is tight: hardly more than the k that are chosen need a float32 score."""
-    share = {"avx2": 1.1, "avx512": 1.1, "amx": 1.6}[instructions]
+    share = {"avx2": 1.1, "avx512": 1.1, "avx512-int8": 2.5, "amx": 1.6}[instructions]
     kernel = NativeKernel()
     kernel.encode(draw(64, 128, seed=1), weights_of(draw(4000, 128)), 32)
     assert 32 * 64 <= kernel.scored < share * 32 * 64
 
 
-def test_amx_gives_way_where_its_bounds_leave_many_in(instructions):
-    """Scores that are small beside the norms, as of a trained k-SAE: a search later AVX-512 multiplies."""
+def test_wide_bounds_give_way_where_they_leave_many_in(instructions):
+    """Scores that are small beside the norms, as of a trained k-SAE: a search later int16 is multiplied."""
+    wide = instructions in ("amx", "avx512-int8")
     w, x = draw(4000, 128), draw(64, 128, seed=1)
     w[:, 64:], x[:, :64] = 0.02 * w[:, 64:], 0.05 * x[:, :64]
     weights, kernel, left = weights_of(w), NativeKernel(), []
     for _ in range(2):
         assert_chosen(kernel.encode(x, weights, 8)[0], scores_of(x, weights), 8)
         left.append(kernel.scored / 64)
-    assert kernel.instructions == ("avx512" if instructions == "amx" else instructions)
+    assert kernel.instructions == ("avx512" if wide else instructions)
     assert left[1] < 2 * 8 + 4000 / 200
-    assert (left[0] > 2 * 8 + 4000 / 200) == (instructions == "amx")
+    assert (left[0] > 2 * 8 + 4000 / 200) == wide
+
+
+def test_int8_gives_way_where_its_sums_could_overflow_and_where_ranks_are_asked_for(instructions):
+    given = "avx512" if instructions == "avx512-int8" else instructions
+    w, x = (0.5 * draw(rows, 2**17 + 1, seed=rows).sign() for rows in (5, 3))
+    x[0] = w[1]  # the largest sum that there is
+    for columns in (2**17 + 1, 2**17):  # exact in float32
+        kernel, weights = NativeKernel(), weights_of(w[:, :columns].contiguous())
+        scores = x[:, :columns].double() @ weights.W_enc.double().T
+        assert_chosen(kernel.encode(x[:, :columns], weights, 3)[0], scores.float().numpy(), 3)
+        assert kernel.instructions == (given if columns > 2**17 else instructions)
+    ranking = NativeKernel()
+    ranking.encode_some(x[:, :9], weights_of(w[:, :9].contiguous()), 3, torch.ones(5).bool(), 0)
+    assert ranking.instructions == given
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])

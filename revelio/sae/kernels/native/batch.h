@@ -1,5 +1,6 @@
 // What a search works on: packed images, quantised latents, and the few latents whose codes alone are wanted.
 #pragma once
+#include "copy.h"
 #include "products.h"
 #include "rows.h"
 
@@ -8,35 +9,80 @@ namespace revelio {
 // Latents that are wanted are few if there are so many times as many in all.
 constexpr int64_t FEW = 64;
 
-struct Batch {
-    int64_t b, padded, d, width;
-    bool floats;
-    const float *x;
-    std::vector<int16_t> panels;
+// Of packed images: see Quantised.
+struct Sizes {
     std::vector<float> scale, norm, rest;
+
+    explicit Sizes(int64_t count) : scale(count), norm(count), rest(count) {}
+
+    void put(int64_t image, const Quantised &found) {
+        scale[image] = found.scale, norm[image] = found.norm, rest[image] = found.rest;
+    }
 };
 
-inline bool pack(Batch &batch) {
-    const int64_t b = batch.b, width = batch.width;
-    batch.padded = (b + 2 * PANEL - 1) / (2 * PANEL) * (2 * PANEL);
-    batch.panels.assign(batch.padded * width, 0);
-    for (auto *part : {&batch.scale, &batch.norm, &batch.rest}) part->assign(batch.padded, 0.0f);
-    std::vector<int16_t> row(width);
-    for (int64_t i = 0; i < b; i++) {
-        Quantised found;
-        if (!quantise(batch.x + i * batch.d, batch.d, width, batch.floats, row.data(), found)) return false;
-        batch.scale[i] = found.scale, batch.norm[i] = found.norm, batch.rest[i] = found.rest;
-        int16_t *panel = batch.panels.data() + i / PANEL * PANEL * width + i % PANEL * 2;
-        for (int64_t p = 0; p < width / 2; p++) std::memcpy(panel + p * PANEL * 2, row.data() + 2 * p, 4);
+struct Batch {
+    int64_t b, padded, d, width;
+    Numbers numbers;
+    const float *x;
+    std::vector<uint8_t> panels;  // see products.h
+    Sizes sizes;
+    // Beside int8, the same in int16, and what a product with raised int8 starts from.
+    std::vector<int16_t> finer;
+    Sizes finer_sizes;
+    std::vector<int32_t> starts;
+
+    Batch(const float *x, int64_t b, int64_t d, int64_t width, Numbers numbers)
+        : b(b), padded((b + 2 * PANEL - 1) / (2 * PANEL) * (2 * PANEL)), d(d), width(width), numbers(numbers), x(x),
+          panels(padded / PANEL * panel_bytes(width, numbers)), sizes(padded), finer(int8() ? b * width : 0),
+          finer_sizes(int8() ? b : 0), starts(int8() ? b : 0) {}
+
+    bool int8() const { return numbers == Numbers::INT8; }
+    bool bfloat16() const { return numbers == Numbers::BFLOAT16; }
+
+    // The panel that an image is in.
+    const uint8_t *panel(int64_t image) const { return panels.data() + image / PANEL * panel_bytes(width, numbers); }
+
+    // False where a number is NaN or infinite.
+    bool pack() {
+        std::vector<int16_t> row(width);
+        std::vector<uint8_t> raised(width);
+        for (int64_t i = 0; i < b; i++) {
+            Quantised found;
+            const float *own = x + i * d;
+            uint8_t *place = panels.data() + i / PANEL * panel_bytes(width, numbers) + i % PANEL * 4;
+            if (!int8()) {
+                if (!quantise(own, d, width, bfloat16(), row.data(), found)) return false;
+                sizes.put(i, found);
+                spread(row, place);
+                continue;
+            }
+            if (!quantise(own, d, width, false, raised.data(), found)) return false;
+            sizes.put(i, found);
+            int32_t start = 0;
+            for (uint8_t &value : raised) start -= RAISED * (value - RAISED), value ^= RAISED;
+            std::memcpy(place, &start, sizeof(start));
+            spread(raised, place + STARTS);
+            int16_t *fine = finer.data() + i * width;
+            quantise(own, d, width, false, fine, found);
+            finer_sizes.put(i, found);
+            for (int64_t c = 0; c < width; c++) starts[i] -= RAISED * fine[c];
+        }
+        return true;
     }
-    return true;
-}
+
+   private:
+    // A row's numbers, four bytes side by side, into its panel.
+    template <class Integer>
+    static void spread(const std::vector<Integer> &row, uint8_t *place) {
+        for (size_t c = 0; c < row.size(); c += 4 / sizeof(Integer), place += PANEL * 4)
+            std::memcpy(place, row.data() + c, 4);
+    }
+};
 
 struct Latents {
     int64_t n;
     const float *W, *bias;
-    const int16_t *q;
-    const Quantised *rows;
+    Copy copy;
     const uint8_t *among;
 };
 

@@ -61,8 +61,8 @@ void share(int64_t count, int threads, const Work &work) {
 }
 
 // A float row w as scale * q + rest, where products of two q can be summed almost or wholly exactly: q in int16
-// (exact in int32) or q in bfloat16 (float sums, scale a power of two). `norm` and `rest` are upper bounds of |w|
-// and |w - scale q|.
+// or int8 (exact in int32) or q in bfloat16 (float sums, scale a power of two). `norm` and `rest` are upper bounds of
+// |w| and |w - scale q|.
 struct Quantised {
     float scale, norm, rest;
 };
@@ -71,6 +71,11 @@ struct Quantised {
 // two such rows leaves int32.
 constexpr double NORM_OF_INTEGERS = 46000.0;
 constexpr float SMALLEST = 1e-25f;  // a row of smaller numbers, or of larger than the inverse, is all rest
+
+// int8 are written raised, so that they have no sign: vpdpbusd multiplies such with signed ones.
+constexpr int RAISED = 128;
+template <class Integer>
+constexpr int zero_of = sizeof(Integer) == 1 ? RAISED : 0;
 
 // The largest magnitude (0 for no number but NaN).
 inline float largest_of(const float *w, int64_t d) {
@@ -106,10 +111,11 @@ inline double norm_of(const float *w, int64_t d, float largest) {
 }
 
 // A row whose numbers are too small or too large to be taken apart: q = 0. False where one is not finite.
-inline bool all_rest(const float *w, int64_t d, float largest, int16_t *q, Quantised &found) {
+template <class Integer>
+bool all_rest(const float *w, int64_t d, float largest, Integer *q, Quantised &found) {
     for (int64_t i = 0; i < d; i++) {
         if (!std::isfinite(w[i])) return false;
-        q[i] = 0;
+        q[i] = zero_of<Integer>;
     }
     const float most = float(std::sqrt(double(d)) * largest * 1.001);
     found = {0.0f, most, most};
@@ -119,31 +125,43 @@ inline bool all_rest(const float *w, int64_t d, float largest, int16_t *q, Quant
 // What bounds must be raised by for the rounding of float sums of d squares over 8 lanes, with room to spare.
 inline double raised(int64_t d) { return 1.0001 + double(d) * 0x1p-26; }
 
-inline bool as_int16(const float *w, int64_t d, float largest, int16_t *q, Quantised &found) {
-    const double norm = norm_of(w, d, largest);
-    if (!std::isfinite(norm)) return false;
-    const double goal = NORM_OF_INTEGERS - 0.5 * std::sqrt(double(d)) - 1;
-    const double scale = std::fmax(1.001 * norm / goal, double(largest) / 32767);
+inline void store(int16_t *q, __m256i whole) {
+    const __m128i narrow = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i *>(q), narrow);
+}
+
+// int8, raised by RAISED.
+inline void store(uint8_t *q, __m256i whole) {
+    const __m128i narrow = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+    const __m128i raised = _mm_xor_si128(_mm_packs_epi16(narrow, narrow), _mm_set1_epi8(int8_t(RAISED)));
+    _mm_storel_epi64(reinterpret_cast<__m128i *>(q), raised);
+}
+
+// w as scale * q + rest with q of at most `most`; written raised.
+template <class Integer>
+void round_to(const float *w, int64_t d, double norm, double scale, int most, Integer *q, Quantised &found) {
+    constexpr int zero = zero_of<Integer>;
     const float step = float(scale), inverse = float(1 / scale);
     float rest[8] = {0, 0, 0, 0, 0, 0, 0, 0};
     int64_t i = 0;
     const __m256 steps = _mm256_set1_ps(step), inverses = _mm256_set1_ps(inverse);
+    const __m256i highest = _mm256_set1_epi32(most), lowest = _mm256_set1_epi32(-most);
     __m256 square = _mm256_setzero_ps();
     for (; i + 8 <= d; i += 8) {
         __m256 value = _mm256_loadu_ps(w + i);
         __m256i whole = _mm256_cvtps_epi32(_mm256_mul_ps(value, inverses));
-        __m128i narrow = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
-        _mm_storeu_si128(reinterpret_cast<__m128i *>(q + i), narrow);
+        whole = _mm256_max_epi32(_mm256_min_epi32(whole, highest), lowest);
+        store(q + i, whole);
         // In units of the scale, so that squares neither vanish nor overflow.
-        __m256 back = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(narrow)), steps);
+        __m256 back = _mm256_mul_ps(_mm256_cvtepi32_ps(whole), steps);
         __m256 off = _mm256_mul_ps(_mm256_sub_ps(value, back), inverses);
         square = _mm256_add_ps(square, _mm256_mul_ps(off, off));
     }
     _mm256_storeu_ps(rest, square);
     for (; i < d; i++) {
-        float whole = std::fmin(std::nearbyint(w[i] * inverse), 32767.0f);
-        q[i] = int16_t(std::fmax(whole, -32767.0f));
-        float off = (w[i] - q[i] * step) * inverse;
+        const int whole = int(std::fmax(std::fmin(std::nearbyint(w[i] * inverse), float(most)), float(-most)));
+        q[i] = Integer(whole + zero);
+        float off = (w[i] - whole * step) * inverse;
         rest[0] += off * off;
     }
     double sum = 0;
@@ -151,6 +169,16 @@ inline bool as_int16(const float *w, int64_t d, float largest, int16_t *q, Quant
     // 0.1 % and 2^-21 of the norm cover the rounding of this very sum and of scale * q.
     double bound = std::sqrt(sum) * scale * 1.001 + norm * 0x1p-21;
     found = {step, float(norm * raised(d)), float(bound * raised(d))};
+}
+
+// int16's scale is chosen by NORM_OF_INTEGERS, int8's by the largest number.
+template <class Integer>
+bool as_integers(const float *w, int64_t d, float largest, Integer *q, Quantised &found) {
+    const double norm = norm_of(w, d, largest), most = sizeof(Integer) == 1 ? 127 : 32767;
+    if (!std::isfinite(norm)) return false;
+    const double goal = NORM_OF_INTEGERS - 0.5 * std::sqrt(double(d)) - 1;
+    const double scale = sizeof(Integer) == 1 ? 0 : 1.001 * norm / goal;
+    round_to(w, d, norm, std::fmax(scale, double(largest) / most), int(most), q, found);
     return true;
 }
 
@@ -189,12 +217,16 @@ inline bool as_bfloat16(const float *w, int64_t d, float largest, int16_t *q, Qu
     return true;
 }
 
-// Writes q (width values, zeros from d on). False where a value is NaN or infinite.
-inline bool quantise(const float *w, int64_t d, int64_t width, bool floats, int16_t *q, Quantised &found) {
+// Writes q (width values, zeros from d on): raised int8, int16 or, with `floats`, bfloat16. False where a value is
+// NaN or infinite.
+template <class Integer>
+bool quantise(const float *w, int64_t d, int64_t width, bool floats, Integer *q, Quantised &found) {
     const float largest = largest_of(w, d);
-    for (int64_t i = d; i < width; i++) q[i] = 0;
+    for (int64_t i = d; i < width; i++) q[i] = zero_of<Integer>;
     if (largest < SMALLEST || largest > 1 / SMALLEST) return all_rest(w, d, largest, q, found);
-    return floats ? as_bfloat16(w, d, largest, q, found) : as_int16(w, d, largest, q, found);
+    if constexpr (sizeof(Integer) == 2)
+        if (floats) return as_bfloat16(w, d, largest, q, found);
+    return as_integers(w, d, largest, q, found);
 }
 
 }  // namespace revelio

@@ -4,6 +4,7 @@
 // quantises an encoder row anew while it is in the cache.
 #include <algorithm>
 
+#include "copy.h"
 #include "products.h"
 #include "rows.h"
 
@@ -65,10 +66,8 @@ void unit(float *row, int64_t d) {
 struct Parameters {
     float *W_enc, *W_dec, *mean_enc, *square_enc, *mean_dec, *square_dec;
     int64_t *last;
-    int64_t n, d, width;
-    bool floats;
-    int16_t *q;
-    Quantised *rows;
+    int64_t n, d;
+    Copy copy;
 
     Moved enc(int64_t latent) const { return {W_enc + latent * d, mean_enc + latent * d, square_enc + latent * d}; }
     Moved dec(int64_t latent) const { return {W_dec + latent * d, mean_dec + latent * d, square_dec + latent * d}; }
@@ -121,7 +120,7 @@ bool update(const Parameters &p, const Terms &terms, const Adam &a, Row row, con
     if (active) last = a.t;
     else if (a.t >= 15 && !enc_changed && !dec_changed) last = -a.t;
     if (!enc_changed) return true;
-    return quantise(enc.w, d, p.width, p.floats, p.q + row.latent * p.width, p.rows[row.latent]);
+    return p.copy.renew(row.latent, enc.w, d);
 }
 
 }  // namespace
@@ -163,13 +162,12 @@ void revelio_unit_norm(float *rows, const int64_t *last, int64_t n, int64_t d, i
 }
 
 // One Adam step of both matrices. Gives 1 if an encoder row is no longer finite.
-int revelio_update(float *const *matrices, int64_t *last, int64_t n, int64_t d, int16_t *q, int64_t width,
-                   float *rows, const int64_t *const *places, const float *const *weights, int64_t count,
+int revelio_update(float *const *matrices, int64_t *last, int64_t n, int64_t d, void *q, int64_t width, float *rows,
+                   const int64_t *const *places, const float *const *weights, int64_t count,
                    int64_t t, double rate, double beta1, double beta2, double eps, int unit_norm, int instructions,
                    int threads) {
     const Parameters p{matrices[0], matrices[1], matrices[2], matrices[3], matrices[4], matrices[5],
-                       last, n, d, width, revelio::product_of(revelio::Instructions(instructions)).floats,
-                       q, reinterpret_cast<Quantised *>(rows)};
+                       last, n, d, copy_of(q, rows, width, instructions)};
     const Terms terms{places[0], places[1], places[2], weights[0], weights[1], weights[2], weights[3], count};
     const Adam a{t, float(beta1), float(beta2), float(1 - beta1), float(1 - beta2), float(eps),
                  float(rate / (1 - std::pow(beta1, t))), float(1 / std::sqrt(1 - std::pow(beta2, t))), unit_norm};
