@@ -88,6 +88,20 @@ def test_the_k_sae_benchmarks_are_read_as_they_are_written() -> None:
     found = ksae_lines({"d": 1, "n": 2, "k": 3, "machines": {"zen": told}})
     assert "time on zen: batch 256: encoding 75 %, the update 25 %. Of encoding, the nom" in found
     assert "product is 87 % (perf)." in found and "processor time on" not in lines
+    peaks = {"gigabytes_read": 40, "billion_products": {"float32": 100, "int8": 400}}
+    ours = {"native": own | {"processor_seconds": 0.5}}
+    floor = {"float32 product alone": {"seconds": 3.0, "processor_seconds": 2.5}}
+    told = {"batches": [batch | ours | floor], "peaks_of_a_thread": peaks}
+    found = ksae_lines({"d": 1000, "n": 10**5, "k": 3, "machines": {"zen": told}})
+    assert "at most 100 billion float32, 400 billion int8 numbers a second and reads 40 GB" in found
+    assert "256: float32's product 0.256 s (PyTorch's takes 2.500 s), int8's 0.064 s; the" in found
+    assert "step takes 0.500 s, 1.95 of a float32 product at its floor." in found
+    told["int8_times_faster_in_turn"] = {"64": 1.348, "256": 1.2}
+    told["batches"][0]["batch"] = 1  # memory decides
+    found = ksae_lines({"d": 1000, "n": 10**5, "k": 3, "machines": {"zen": told}})
+    assert "1: float32's product 0.010 s (PyTorch's takes 2.500 s), int8's 0.003 s" in found
+    assert "int8 are 1.35 times at batch 64, 1.20 times at batch 256 as fast (proc" in found
+    assert "reads 40 GB" not in lines
     memory = {"sparse": 0.1, "dense codes": 5.2, "streamed": 0.4, "dense": 7.2}
     ways = {way: {"gib_above_inputs": gib} for way, gib in memory.items()}
     times = {"sparse, times": 3.21, "streamed, times": 2.15, "m": 10, "rows": 7349, "n": 81920}

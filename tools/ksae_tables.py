@@ -46,6 +46,7 @@ def ksae_lines(result: dict[str, Any]) -> str:
         for one in machine["batches"]
     ]
     lines += [f"\n{text}" for name, one in machines.items() if (text := _phases(name, one))]
+    lines += [f"\n{text}" for name, one in machines.items() if (text := _floors(name, one, result))]
     return "\n".join(lines) + "\n"
 
 
@@ -79,6 +80,42 @@ def _phases(name: str, machine: dict[str, Any]) -> str:
         f" Of encoding, the nomination's product is {100 * share:.0f} % (perf)." if share else ""
     )
     return f"The kernel's processor time on {name}: {'; '.join(said)}.{product}"
+
+
+def _floors(name: str, machine: dict[str, Any], result: dict[str, Any]) -> str:
+    """How fast a thread could be at best, where its peaks were measured, beside what it reaches."""
+    peaks = machine.get("peaks_of_a_thread")
+    if not peaks:
+        return ""
+    read, of = peaks["gigabytes_read"], peaks["billion_products"]
+    numbers = result["n"] * result["d"] / 1e9
+
+    def floor(batch: int, kind: str) -> float:
+        """Seconds: a pass over the weights, or the products, whatever takes longer."""
+        size = {"float32": 4, "int16": 2, "int8": 1}[kind]
+        return max(numbers * size / read, numbers * batch / of[kind])
+
+    said = []
+    for one in machine["batches"]:
+        best = floor(one["batch"], "float32")
+        step, product = (
+            one[part]["processor_seconds"] for part in ("native", "float32 product alone")
+        )
+        said.append(
+            f"batch {one['batch']}: float32's product {best:.3f} s (PyTorch's takes {product:.3f} s), int8's "
+            f"{floor(one['batch'], 'int8'):.3f} s; the whole step takes {step:.3f} s, {step / best:.2f} of a "
+            "float32 product at its floor"
+        )
+    turns = machine.get("int8_times_faster_in_turn", {})
+    paired = ", ".join(f"{times:.2f} times at batch {batch}" for batch, times in turns.items())
+    faster = (
+        f"In turn with these, steps that nominate in int8 are {paired} as fast (processor time)."
+    )
+    rates = ", ".join(f"{rate} billion {kind}" for kind, rate in of.items())
+    return (
+        f"A thread on {name} multiplies and adds at most {rates} numbers a second and reads {read} GB. At "
+        f"least: {'; '.join(said)}." + (f" {faster}" if turns else "")
+    )
 
 
 def _ratio_of(machine: dict[str, Any]) -> str:
