@@ -115,12 +115,7 @@ def test_the_whole_job_on_labelled_pictures(
         assert f"{row['majority_share']:.3f}" in page
     (flat,) = (path.parent for path in (out / "pixels").glob("*/manifest.json"))
     rows = torch.cat([batch for _, batch in ActivationStore.open(flat).batches(64)])
-    image = (
-        Image.open(images / "red" / "0.png")
-        .convert("RGB")
-        .resize((64, 64), Image.Resampling.BICUBIC)
-    )
-    assert rows.shape == (48, 768) and image.size == (64, 64)
+    assert rows.shape == (48, 768)
     assert (out / "gallery" / "index.html").exists()
     for source in re.findall(r'<img src="([^"]+)"', page):
         assert (out / source).exists()
