@@ -64,9 +64,17 @@ def gathered(work: Path) -> dict[str, Any]:
 
 
 def distinct(work: Path) -> dict[str, Any]:
-    """What the fresh trainings said of stability; nothing where they were not made."""
+    """What the fresh trainings said of stability, without the single pairs; nothing where there are none."""
     path = work / "distinct.json"
-    return {"distinct": read_json(path)} if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    found = read_json(path)
+    pairs = len(found["stability"]["k-SAE"]["0.7"]["pairs"])  # both orders of each
+    for kind in ("stability", "distinct_stability"):
+        for entry in found[kind].values():
+            for level in entry.values():
+                del level["pairs"]
+    return {"distinct": found | {"trainings": round((1 + (1 + 4 * pairs) ** 0.5) / 2)}}
 
 
 def _beside(entries: Sequence[Mapping[str, Any]], trained: bool) -> dict[str, Any]:

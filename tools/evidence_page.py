@@ -262,8 +262,7 @@ def _distinct(found: Mapping[str, Any]) -> Iterator[str]:
     if "distinct" not in found:
         return
     once, plain = found["distinct"]["distinct_stability"], found["distinct"]["stability"]
-    pairs = len(once["k-SAE"]["0.7"]["pairs"])
-    trainings = round((1 + (1 + 4 * pairs) ** 0.5) / 2)
+    trainings = found["distinct"]["trainings"]
     yield (
         "\n*Distinct* latents: of those of one training whose cosine is above the level only the strongest "
         "takes part. Directions that repeat each other find partners in every training, whatever they stand "
