@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+from tools.demo_tables import demo_tables
 from tools.ksae_tables import KSAE_GOALS, ksae_lines, ksae_summary, ksae_trained_line
 from tools.tables import (
     cells_line,
-    demo_tables,
     fvu_line,
     llava_fusion_line,
     llava_generate_line,
