@@ -13,8 +13,10 @@ from data_helpers import write_class_folders
 
 from llava_ext import cli as llava_cli
 from revelio import cli, command_line
+from revelio.analysis.config import FROM_STORE
 from revelio.backbones.config import BackboneConfig
 from revelio.cli.configs import shipped_configs
+from revelio.cli.pictures import pictures_of_store
 from revelio.data.config import DataConfig
 from revelio.distributed import is_main
 from revelio.following import beside, flags, following
@@ -79,6 +81,48 @@ def test_each_command_leads_to_the_next_to_the_end(
     wanted = ["extract", "train-ksae", "top-images", "purity", "gallery", "train-diffc"]
     assert done == [*wanted, "eval-diffc", "pca-maps"] and words[0] == "extract"
     assert parse(words, monkeypatch).layers == ("bottleneck",)
+
+
+@pytest.mark.filterwarnings("ignore:.*labels are read from")
+def test_pictures_and_their_table_of_labels_are_passed_on_to_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_class_folders(Path("all"), {"pictures": 24}, size=32)
+    rows = [f"{number}.png,{'ant' if number % 2 else 'bee'}" for number in range(24)]
+    Path("labels.csv").write_text("\n".join(["name,kind", *rows]))
+    table = ("--data.labels", "labels.csv", "--data.label-column", "kind")
+    source = ("--data.source", "all/pictures")
+    made = ("--backbone.name", "mini-sd", "--layers", "bottleneck")
+    cli.main(["extract", *source, *table, *made, "--out", "runs/a", "--data.limit", "20"])
+    store, ksae = "runs/a/bottleneck-t25-empty-d0", "runs/a-ksae"
+    (words,) = next_words(capsys.readouterr().out)
+    cli.main([*words, *SMALL["train-ksae"].split()])
+    (words,) = next_words(capsys.readouterr().out)
+    cli.main([*words, "--m", "3"])
+    purity, gallery = next_words(capsys.readouterr().out)
+    wanted = ["--store", store, "--ksae", ksae, *source]
+    assert [word for word in wanted if word not in gallery] == []
+    # As it stands: of three images a latent, and where nothing but the top images is given.
+    small = ["--random-sets", "100", "--permutations", "5", "--bootstrap", "10"]
+    assert set(purity) >= {"--m", "3"}
+    cli.main(["purity", "--top", f"{ksae}/top-images", "--m", "3", *small])
+    assert next_words(capsys.readouterr().out) == [gallery]
+    cli.main([*gallery, *SMALL["gallery"].split(), "--no-beside-controls"])
+    (words,) = next_words(capsys.readouterr().out)
+    config = parse(words, monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    assert words[0] == "train-diffc"
+    assert config.data == DataConfig(
+        source="all/pictures", labels=Path("labels.csv"), label_column="kind"
+    )
+    # Where the place is gone, or a store lies elsewhere, nothing is guessed.
+    Path("labels.csv").rename("moved.csv")
+    assert pictures_of_store(Path(store), DataConfig(source=FROM_STORE)) == [source[0], "FOLDER"]
+    Path(ksae, "top-images").rename("top")
+    cli.main(["purity", "--top", "top", "--m", "3", *small])
+    (words,) = next_words(capsys.readouterr().out)
+    assert words[3:] == ["--store", "STORE", "--ksae", "KSAE", source[0], "FOLDER"]
 
 
 @pytest.mark.parametrize("labelled", [True, False])

@@ -57,4 +57,14 @@ def run(config: Config) -> None:
         )
     print(f"wrote {made.path}")
     if config.to == "revelio":
-        print(following("top-images", "--ksae", made.path, "--store", "STORE", "--out", "FOLDER"))
+        print(
+            following(
+                "top-images",
+                "--ksae",
+                made.path,
+                "--store",
+                config.store or "STORE",
+                "--out",
+                "FOLDER",
+            )
+        )

@@ -25,9 +25,10 @@ def run(config: Config) -> None:
 
 def _next(config: Config, made: dict[str, Any]) -> str:
     """The classified layer as pictures."""
+    from revelio.cli.pictures import WHERE
     from revelio.following import beside, flags, following
 
-    data = [*flags(config.data, "data", "root"), "--data.source"]
+    data = [*flags(config.data, "data", *WHERE), "--data.source"]
     data += ["FOLDER" if config.store is not None else config.data.source]
     backbone = ["--backbone.name", made.get("backbone") or "BACKBONE"]
     timestep = made.get("timestep")

@@ -9,6 +9,7 @@ active latents; a map of the latents.
 Open index.html of the folder in a browser.
 """
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from revelio.analysis.config import FROM_STORE
@@ -37,11 +38,17 @@ def run(config: Config) -> None:
 
 def _next(config: Config, made: "MadeGallery") -> str:
     """The classifier on the layer that the gallery shows; without labels, which it needs, its PCA maps."""
+    from revelio.cli.pictures import WHERE, extracted_from
     from revelio.following import beside, flags, following
 
-    store = made.store
-    source = store.get("dataset") if config.data.source == FROM_STORE else config.data.source
-    data = [*flags(config.data, "data", "root"), "--data.source", source or "FOLDER"]
+    store, data = made.store, config.data
+    told = extracted_from(config.store)
+    if data.source == FROM_STORE:
+        data = replace(told or data, source=store.get("dataset") or "FOLDER")
+    elif told is not None and data.labels is None and data.label_column is None:
+        # The labels are the store's, and a gallery is given its pictures without them.
+        data = replace(data, labels=told.labels, label_column=told.label_column)
+    pictures = [*flags(data, "data", *WHERE), "--data.source", data.source]
     backbone = ["--backbone.name", store.get("model") or "BACKBONE"]
     timestep = store.get("timestep")
     if made.top.labels is None:
@@ -52,6 +59,8 @@ def _next(config: Config, made: "MadeGallery") -> str:
             *([] if timestep is None else [timestep]),
         ]
         out = beside(made.path, "pca-maps")
-        return following("pca-maps", *data, *backbone, *layer, "--out", out)
+        return following("pca-maps", *pictures, *backbone, *layer, "--out", out)
     layer = ["--layer", store["layer"], "--timestep", timestep]
-    return following("train-diffc", *data, *backbone, *layer, "--out", beside(made.path, "diffc"))
+    return following(
+        "train-diffc", *pictures, *backbone, *layer, "--out", beside(made.path, "diffc")
+    )

@@ -17,6 +17,7 @@ from revelio.wording import plural
 def run(config: Config) -> None:
     """Write the maps, and say how much of the variance they show."""
     from revelio.cli.bar import Bar
+    from revelio.cli.pictures import WHERE
     from revelio.following import beside, flags, following
     from revelio.pipelines.pca_maps import make_pca_maps
 
@@ -28,7 +29,7 @@ def run(config: Config) -> None:
         f"wrote {made.path}/sheet.png, maps.safetensors, maps.json ({plural(len(made.ids), 'image')})"
     )
     # All of the images this time.
-    chosen = [*flags(config.data, "data", "source", "split", "root")]
+    chosen = [*flags(config.data, "data", "source", "split", *WHERE)]
     chosen += [*flags(config.backbone, "backbone"), "--layers", *config.layers]
     chosen += ["--timesteps", *map(str, config.timesteps)]
     print(following("extract", *chosen, "--out", beside(made.path, "activations")))

@@ -21,7 +21,7 @@ def run(config: Config) -> None:
     from revelio.analysis.controls import in_words
     from revelio.analysis.purity import table
     from revelio.cli.bar import Bar
-    from revelio.cli.pictures import pictures
+    from revelio.cli.pictures import pictures, sources_of
     from revelio.following import following
     from revelio.pipelines.purity import measure_purity
 
@@ -36,6 +36,7 @@ def run(config: Config) -> None:
     print("\n".join(lines))
     methods = dict.fromkeys(e["interval_method"] for e in made.entries if "interval_method" in e)
     print(f"wrote {made.path}" + (f" (intervals: {'; '.join(methods)})" if methods else ""))
-    store, ksae = (*config.store, "STORE")[0], (*config.ksae, "KSAE")[0]
+    found = sources_of(config.top[0], made.result["made_from"][0])
+    store, ksae = (*config.store, found[0])[0], (*config.ksae, found[1])[0]
     inputs = ("--top", config.top[0], "--store", store, "--ksae", ksae)
-    print(following("gallery", *inputs, *pictures(made.entries[0].get("dataset"))))
+    print(following("gallery", *inputs, *pictures(made.entries[0].get("dataset"), store)))

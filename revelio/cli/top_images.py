@@ -11,6 +11,7 @@ Writes top_images.safetensors and top_images.json, which `revelio purity` and `r
 from typing import TYPE_CHECKING
 
 from revelio.analysis.config import MakeTopImagesConfig as Config
+from revelio.analysis.config import PurityConfig
 from revelio.wording import plural
 
 if TYPE_CHECKING:
@@ -31,9 +32,11 @@ def run(config: Config) -> None:
         f"wrote {made.path}/top_images.safetensors, top_images.json ({plural(made.top.m, 'image')} a latent)"
     )
     inputs = ("--top", made.path, "--store", config.store, "--ksae", config.ksae)
-    if made.top.labels is not None:
-        print(following("purity", *inputs))
-    print(following("gallery", *inputs, *pictures(made.top.source.get("dataset"))))
+    if made.top.labels is not None and made.top.m > 1:
+        # Purity takes ten of them where nothing is said.
+        few = ("--m", made.top.m) if made.top.m < PurityConfig.m else ()
+        print(following("purity", *inputs, *few))
+    print(following("gallery", *inputs, *pictures(made.top.source.get("dataset"), config.store)))
 
 
 def _summary(made: "MadeTopImages") -> str:

@@ -28,12 +28,13 @@ def run(config: Config) -> None:
 
 
 def _next(config: Config) -> str:
+    from revelio.cli.pictures import WHERE
     from revelio.following import beside, flags, following
 
     if config.store:
         images = ["--store", config.test_store or "STORE"]
     else:
-        images = [*flags(config.data, "data", "root", "image_column", "label_column", "labels")]
+        images = [*flags(config.data, "data", *WHERE)]
         images += ["--data.source", config.data.source, "--data.split", config.test.split]
     final, out = config.out / "final", beside(config.out, "eval")
     return following("eval-diffc", "--diffc", final, *images, "--out", out)
