@@ -19,8 +19,9 @@ from revelio.wording import plural
 # Tokens that a LLaVA tower gives at most (paper, Table 11).
 TOKENS = 256
 UNLABELLED = (
-    "there are no labels: this is by the effective rank of the activations (RankMe), which knows nothing of "
-    "what you want to tell apart; label a few images of each class for advice by accuracy"
+    "there are no labels, so nothing ranks these layers: the effective rank (RankMe) grows with a layer's "
+    "width, has no interval here and knows nothing of what you want to tell apart; label a few images of "
+    "each class for advice by accuracy"
 )
 
 
@@ -30,7 +31,7 @@ def result_of(
     """The race as plain values, fit for JSON.
 
     ``recommended`` is the cheapest of the ``contenders``, which are not told apart from the best;
-    ``runner_up`` is the best of all others.
+    ``runner_up`` is the best of all others. Without labels these two are where to begin, and no advice.
     """
     last = rounds[-1]
     best = preferred(last.found, by, config.confidence)[0]
@@ -94,8 +95,10 @@ def _difference(
 
 
 def in_words(result: Mapping[str, Any]) -> list[str]:
-    """What is recommended, how sure it is, and what the runner-up costs."""
+    """What is recommended, how sure it is, and what the runner-up costs; without labels, where to begin."""
     best, second = result["recommended"], result["runner_up"]
+    if not result["labelled"]:
+        return [f"to begin with, as its activations spread most: {_said(best, result)}", UNLABELLED]
     lines = [f"recommended: {_said(best, result)}"]
     if (equal := len(result["contenders"])) > 1:
         lines.append(
@@ -104,8 +107,6 @@ def in_words(result: Mapping[str, Any]) -> list[str]:
         )
     if second is not None:
         lines.append(f"runner-up: {_said(second, result)}; {_price(best, second)}")
-    if not result["labelled"]:
-        return [*lines, UNLABELLED]
     gap = result["difference"]
     if gap is not None:
         apart = "surely better" if gap["low"] > 0 else "not told apart"

@@ -2,7 +2,7 @@
 
 A few hundred images with class folders are enough: a cheap pass over everything, then more images for the
 contenders only. It recommends one, says how sure that is and what the runner-up costs, draws a heat map, and
-writes a Diff-C config and a LLaVA tower config. Without labels it goes by label-free measures, and says so.
+writes a Diff-C config and a LLaVA tower config. Without labels it advises nothing, and says where to begin.
 
     revelio advise --data.source my/photos
     revelio advise --data.source my/photos --backbone.name sd-1.5 --others dinov2-vit-b-14 --out runs/advice

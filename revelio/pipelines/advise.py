@@ -306,7 +306,8 @@ class _Advisor:
         for each in rounds:
             for one, found in each.found.items():
                 values[_row(one, many), _column(one)] = (found.value(self._by), each.images)
-        note = f"{self._by} / images it was last measured on; framed: recommended"
+        framed = "to begin with" if self.dataset.labels is None else "recommended"
+        note = f"{self._by} / images it was last measured on; framed: {framed}"
         return heat_map(
             values,
             list(dict.fromkeys(_row(one, many) for one in self.candidates)),
