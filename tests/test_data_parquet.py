@@ -112,6 +112,22 @@ def test_pictures_named_by_a_row_are_looked_for_beside_their_file(tmp_path, monk
                 dataset.read(index)
 
 
+def test_pictures_named_with_backslashes_are_found(tmp_path):
+    names = ["below\\a.png", "below\\b\\c.png", "odd\\name.png", "..\\secret.png"]
+    files = ["set/below/a.png", "set/below/b/c.png", "set/odd\\name.png", "secret.png"]
+    for place, name in enumerate(files):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        noise_picture(6, 5, place).save(tmp_path / name)
+    for column in (names, [{"bytes": None, "path": name} for name in names]):
+        path = tmp_path / "set/train.parquet"
+        pyarrow.parquet.write_table(pyarrow.table({"image": column, "label": [0, 1, 0, 1]}), path)
+        dataset = open_dataset(path)
+        for index in range(3):
+            assert dataset.read(index).tobytes() == noise_picture(6, 5, index).tobytes()
+        with pytest.raises(ImageError):
+            dataset.read(3)
+
+
 def test_honest_files_are_read_whole(tmp_path):
     pictures = [png(noise_picture(20, 20, number)) for number in range(50)]
     table = pyarrow.table({"image": pictures, "label": [n % 3 for n in range(50)]})

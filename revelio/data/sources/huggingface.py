@@ -5,6 +5,7 @@ file without features of its own works too: pictures are ``struct<bytes, path>``
 ``split`` in a set without splits makes splits.
 """
 
+import os
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -88,11 +89,16 @@ class RowReader:
 
     def _named(self, name: str, index: int) -> Path:
         """The file a row names: anybody may have written the row, so it must lie with the data set."""
-        for folder in self.folders:
-            with suppress(ValueError):
-                root = folder.resolve()
-                inside = Path(name).relative_to(root) if Path(name).is_absolute() else Path(name)
-                return path_in(root, str(inside), what="a picture")
+        found: list[Path] = []
+        # Windows writes paths with backslashes; elsewhere a name may hold one.
+        for spelt in dict.fromkeys((name, name.replace("\\", "/"))):
+            for folder in self.folders:
+                with suppress(ValueError):
+                    root, path = folder.resolve(), Path(spelt)
+                    inside = path.relative_to(root) if path.is_absolute() else path
+                    found.append(path_in(root, str(inside), what="a picture"))
+        if found:
+            return next(filter(os.path.exists, found), found[0])
         raise ImageError(
             self.ids[index],
             f"the row names the file {printable(name)}, which is not in the data set's own folder",
