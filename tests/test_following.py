@@ -15,8 +15,9 @@ from llava_ext import cli as llava_cli
 from revelio import cli, command_line
 from revelio.analysis.config import FROM_STORE
 from revelio.backbones.config import BackboneConfig
+from revelio.cli import train_diffc
 from revelio.cli.configs import shipped_configs
-from revelio.cli.pictures import pictures_of_store
+from revelio.cli.pictures import model_of, pictures_of_store
 from revelio.data.config import DataConfig
 from revelio.distributed import is_main
 from revelio.following import beside, flags, following
@@ -286,6 +287,24 @@ def test_measures_and_drawings_name_a_command_that_parses(monkeypatch: pytest.Mo
     of_latents = parse(words, monkeypatch)
     assert (of_latents.layer, of_latents.ksae) == ("up_ft0", ("runs/k",))
     assert of_latents.latent_values == ("13:2.0",)
+
+
+def test_a_model_that_its_own_name_does_not_find_is_given_as_the_extraction_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, config = tmp_path / "runs/mine/block1", tmp_path / "runs/mine/config.yaml"
+    assert model_of(store, "mine") == ["--backbone.name", "mine"]
+    store.mkdir(parents=True)
+    for text in ("backbone: 3", "backbone: {name: 3}", "layers: []", "backbone: {nam: x}"):
+        config.write_text(text)
+        assert model_of(store, None) == ["--backbone.name", "BACKBONE"]
+    config.write_text("backbone: {name: 'mine:load', image_size: 64, device: cpu}")
+    wanted = ["--backbone.name", "mine:load", "--backbone.image-size", "64"]
+    assert model_of(store, "mine") == wanted
+    for name, named in (("mine:load", "mine:load"), ("/m/sd", "/m/sd"), ("mini-sd", None)):
+        made = train_diffc.Config(out=tmp_path, layer="x", backbone=BackboneConfig(name=name))
+        (words,) = next_words(train_diffc._next(made))
+        assert parse(words, monkeypatch).backbone == named
 
 
 def named_flags() -> Iterator[tuple[str, str, str]]:

@@ -38,7 +38,7 @@ def run(config: Config) -> None:
 
 def _next(config: Config, made: "MadeGallery") -> str:
     """The classifier on the layer that the gallery shows; without labels, which it needs, its PCA maps."""
-    from revelio.cli.pictures import WHERE, extracted_from
+    from revelio.cli.pictures import WHERE, extracted_from, model_of
     from revelio.following import beside, flags, following
 
     store, data = made.store, config.data
@@ -49,7 +49,7 @@ def _next(config: Config, made: "MadeGallery") -> str:
         # The labels are the store's, and a gallery is given its pictures without them.
         data = replace(data, labels=told.labels, label_column=told.label_column)
     pictures = [*flags(data, "data", *WHERE), "--data.source", data.source]
-    backbone = ["--backbone.name", store.get("model") or "BACKBONE"]
+    backbone = model_of(config.store, store.get("model"))
     timestep = store.get("timestep")
     if made.top.labels is None:
         layer = [

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from revelio.analysis.config import FROM_STORE
+from revelio.backbones.config import BackboneConfig
 from revelio.config import read_yaml, structure
 from revelio.data.config import DataConfig
 from revelio.following import flags
@@ -53,6 +54,21 @@ def extracted_from(store: Path) -> DataConfig | None:
     if not values or not all(path is None or path.exists() for path in needed):
         return None
     return replace(data, limit=None, per_class=None)
+
+
+def model_of(store: Path, name: str | None) -> list[str]:
+    """The flags of the model that made a store.
+
+    Args:
+        store: the store, whose extraction's config says which folder or function it was, and how it was read.
+        name: what the manifest calls it: a folder's bare name, or a model's own.
+    """
+    try:
+        config = structure(BackboneConfig, _settings(store.resolve().parent)["backbone"])
+    except (KeyError, TypeError, ValueError):  # another version's, or none
+        return ["--backbone.name", name or "BACKBONE"]
+    told = flags(config, "backbone", "revision", "image_size", "dtype", "attention")
+    return ["--backbone.name", config.name, *told]
 
 
 def sources_of(top: Path, made_from: Mapping[str, Any]) -> tuple[Path | str, Path | str]:

@@ -12,6 +12,8 @@ Two baselines take the same path: `--backbone.name pixels --layer pixels --times
 itself, `--random-weights 0` the same backbone untrained.
 """
 
+from pathlib import Path
+
 from revelio.diffc.config import TrainDiffCConfig as Config
 
 
@@ -36,5 +38,8 @@ def _next(config: Config) -> str:
     else:
         images = [*flags(config.data, "data", *WHERE)]
         images += ["--data.source", config.data.source, "--data.split", config.test.split]
+    name = config.backbone.name
+    # Of a saved classifier, code is imported and a place of this machine looked at only where they are named.
+    named = ["--backbone", name] if ":" in name or Path(name).is_absolute() else []
     final, out = config.out / "final", beside(config.out, "eval")
-    return following("eval-diffc", "--diffc", final, *images, "--out", out)
+    return following("eval-diffc", "--diffc", final, *images, *named, "--out", out)
