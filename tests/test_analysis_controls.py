@@ -1,5 +1,6 @@
 """Purity's controls: against plain loops, on planted classes, and their intervals' coverage."""
 
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,18 @@ import torch
 from revelio.activations.store import ActivationStore, write_store
 from revelio.analysis import controls
 from revelio.analysis.config import TopImagesConfig
-from revelio.analysis.paired import FREEDOM, ORDERS, Measured, halves, interval, measured
+from revelio.analysis.label_measures import mean_measures
+from revelio.analysis.paired import (
+    FREEDOM,
+    ORDERS,
+    SHUFFLES,
+    Measured,
+    difference,
+    halves,
+    interval,
+    measured,
+    shuffles,
+)
 from revelio.analysis.top_images import top_images
 from revelio.run_dir import read_json
 from revelio.sae.model import KSparseAutoencoder
@@ -140,6 +152,56 @@ def test_the_interval_is_as_its_text_says() -> None:
     half /= 2**0.5
     assert interval(Measured(2.0, subsets), 0.9) == pytest.approx([2 - half, 2 + half])
     assert interval(Measured(2.0, torch.full((2 * ORDERS,), 2.0))) == [2.0, 2.0]
+
+
+def test_no_interval_is_narrower_than_permuted_labels_make_it() -> None:
+    draw = torch.Generator().manual_seed(0)
+    near = torch.randn(2 * ORDERS, generator=draw).double()
+    permuted = [scale * torch.randn(SHUFFLES, generator=draw).double() for scale in (2, 3)]
+    ours, other = (Measured(value, near, True, permuted[i]) for i, value in enumerate((1.0, 0.5)))
+    apart = (permuted[0] - permuted[1]).numpy()
+    half = t_quantile(FREEDOM, 0.9) * apart.std(ddof=1)
+    assert difference(ours, other, 0.9)["interval"] == pytest.approx([0.5 - half, 0.5 + half])
+    # A floor: halves that say more are believed.
+    wide = Measured(1.0, 9 * near, steady=True)
+    assert interval(Measured(1.0, 9 * near, True, permuted[0])) == interval(wide)
+    # A model beside itself: every order of the labels is the same for both.
+    assert difference(ours, ours)["interval"] == [0.0, 0.0]
+
+
+def test_the_floor_is_the_variance_over_every_permutation() -> None:
+    """Sigma and pairs of two models on 6 images, against all 720 orders of their labels and plain loops."""
+    labels = torch.tensor([0, 0, 1, 2, 4, 4])
+    tops = torch.tensor([[0, 1, 2], [0, 1, 3]]), torch.tensor([[3, 4, 5], [2, 4, 0], [1, 5, 3]])
+
+    def sigma(ids: np.ndarray) -> float:
+        return float(ids.std(ddof=1))
+
+    def pairs(ids: np.ndarray) -> float:
+        return float(np.mean([ids[0] == ids[1], ids[0] == ids[2], ids[1] == ids[2]]))
+
+    def gap(form, order: np.ndarray) -> float:
+        ours, other = (np.mean([form(order[row]) for row in top.numpy()]) for top in tops)
+        return float(ours - other)
+
+    forms = {"sigma": sigma, "pairs": pairs}
+    claimed = {name: [] for name in forms}
+    for seed in range(12):
+        orders = shuffles(labels, seed)
+        ours, other = (
+            mean_measures(top, labels, 5, 3, torch.ones(2, 6).bool(), orders, list(forms))
+            for top in tops
+        )
+        for name, form in forms.items():
+            mine, its = ours[name].shuffled, other[name].shuffled
+            assert mine is not None and its is not None
+            if not seed:
+                each = [gap(form, order) for order in orders.numpy()]
+                assert (mine - its).tolist() == pytest.approx(each)
+            claimed[name].append(float((mine - its).var()))
+    for name, form in forms.items():
+        exact = np.var([gap(form, np.array(order)) for order in permutations(labels.tolist())])
+        assert np.mean(claimed[name]) == pytest.approx(exact, rel=0.08), name
 
 
 def test_no_interval_leaves_the_range_of_its_measure() -> None:

@@ -24,8 +24,8 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from revelio.analysis.config import PurityConfig, TopImagesConfig
-from revelio.analysis.label_measures import kept_counts, measures
-from revelio.analysis.paired import Measured, against, halves, interval, method, within
+from revelio.analysis.label_measures import mean_measures
+from revelio.analysis.paired import Measured, against, halves, interval, method, shuffles, within
 from revelio.analysis.purity import eligible
 from revelio.analysis.top_images import TopImages, over_cells, pooled, top_images
 from revelio.sae.inputs import Source
@@ -122,6 +122,7 @@ def judge(
     latents: Int64[Tensor, " l"],
     images: int,
     subsets: Bool[Tensor, "subsets images"],
+    seed: int = 0,
 ) -> Judged:
     """Mean purity of some latents over their first ``images`` images, of all and of each subset.
 
@@ -130,24 +131,23 @@ def judge(
         latents: which ones.
         images: how many a latent is judged by.
         subsets: which images of the store are left.
+        seed: of the orders of the labels that intervals need; the same for models that are compared.
 
     Raises:
         ValueError: the images have no labels.
     """
     if top.labels is None:
         raise ValueError("the images have no labels: purity has no controls without them")
-    rows, labels = top.indices[latents], top.labels
     classes = max(len(top.classes), int(top.labels.max()) + 1)
-
-    def means(kept: Tensor) -> dict[str, float]:
-        found = measures(kept_counts(rows, labels, classes, kept, images))
-        # A latent with one image left has no deviation and no pair.
-        return {name: float(value.nan_to_num(0.0).mean()) for name, value in found.items()}
-
-    each = [means(subset) for subset in subsets]
-    whole = means(torch.ones(len(labels), dtype=torch.bool))
-    parts = {name: torch.tensor([one[name] for one in each]).double() for name in BETTER}
-    found = {name: Measured(whole[name], parts[name], steady=True) for name in BETTER}
+    found = mean_measures(
+        top.indices[latents],
+        top.labels,
+        classes,
+        images,
+        subsets,
+        shuffles(top.labels, seed),
+        tuple(BETTER),
+    )
     return Judged(len(latents), found)
 
 
@@ -196,7 +196,7 @@ def compare(
         strong = eligible(top, images)[:latents]
         # With few images a control may have no latent that is active on enough of them.
         if len(strong):
-            judged[name] = judge(top, strong, images, subsets)
+            judged[name] = judge(top, strong, images, subsets, seed)
     ours = judged.pop("", None)
     if ours is None or not judged:
         return {

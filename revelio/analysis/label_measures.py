@@ -11,16 +11,15 @@ The last three do not change when classes are renumbered.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from revelio.analysis.paired import Measured
 from revelio.seeds import key_seed
-
-MEASURES = ("sigma", "majority", "entropy", "pairs")
 
 
 def class_counts(labels: Int64[Tensor, "l w"], classes: int) -> Int64[Tensor, "l classes"]:
@@ -46,20 +45,72 @@ def kept_counts(
 
 def measures(counts: Int64[Tensor, "l classes"]) -> dict[str, Float[Tensor, "l"]]:
     """The four measures of each row of class counts; NaN where too few images define one."""
-    c = counts.double()
-    w = c.sum(1)
-    ids = torch.arange(c.shape[1], dtype=torch.float64)
+    return {name: form(counts.double()) for name, form in FORMS.items()}
+
+
+def mean_measures(
+    rows: Int64[Tensor, "l m"],
+    labels: Int64[Tensor, "images"],
+    classes: int,
+    images: int,
+    subsets: Bool[Tensor, "subsets images"],
+    shuffled: Int64[Tensor, "shuffles images"],
+    names: Sequence[str],
+) -> dict[str, Measured]:
+    """Measures of each latent's first ``images`` images, averaged over latents: with all that intervals need.
+
+    Args:
+        rows: the images of each latent, strongest first, with others to move up in a subset; -1 is no image.
+        labels: their classes.
+        classes: how many.
+        images: how many a latent is judged by.
+        subsets: :func:`revelio.analysis.paired.halves`.
+        shuffled: :func:`revelio.analysis.paired.shuffles`.
+        names: which measures.
+    """
+
+    def means(labels: Tensor, kept: Tensor) -> list[float]:
+        counts = kept_counts(rows, labels, classes, kept, images).double()
+        # A latent with one image left has no deviation and no pair.
+        return [float(FORMS[name](counts).nan_to_num(0.0).mean()) for name in names]
+
+    everything = torch.ones(len(labels), dtype=torch.bool)
+    whole = means(labels, everything)
+    parts = torch.tensor([means(labels, kept) for kept in subsets], dtype=torch.float64).T
+    permuted = torch.tensor([means(each, everything) for each in shuffled], dtype=torch.float64).T
+    return {
+        name: Measured(whole[i], parts[i], steady=True, shuffled=permuted[i])
+        for i, name in enumerate(names)
+    }
+
+
+def _sigma(c: Tensor) -> Tensor:
+    w, ids = c.sum(1), torch.arange(c.shape[1], dtype=torch.float64)
     centred = ids - (c @ ids / w)[:, None]
+    return ((c * centred**2).sum(1) / (w - 1)).sqrt()
+
+
+def _majority(c: Tensor) -> Tensor:
+    return (c / c.sum(1, keepdim=True)).amax(1)
+
+
+def _entropy(c: Tensor) -> Tensor:
+    w = c.sum(1)
     share = c / w[:, None]
     bits = -(share * share.clamp(min=1e-300).log2()).sum(1)
     most = w.clamp(max=c.shape[1]).log2()
-    return {
-        "sigma": ((c * centred**2).sum(1) / (w - 1)).sqrt(),
-        "majority": share.amax(1),
-        # One class, or one image, leaves no room for disorder.
-        "entropy": torch.where(most > 0, bits / most, torch.zeros_like(bits)).abs(),
-        "pairs": (c * (c - 1)).sum(1) / (w * (w - 1)),
-    }
+    # One class, or one image, leaves no room for disorder.
+    return torch.where(most > 0, bits / most, torch.zeros_like(bits)).abs()
+
+
+def _pairs(c: Tensor) -> Tensor:
+    w = c.sum(1)
+    return (c * (c - 1)).sum(1) / (w * (w - 1))
+
+
+# Each of class counts as float64.
+FORMS = {"sigma": _sigma, "majority": _majority, "entropy": _entropy, "pairs": _pairs}
+MEASURES = tuple(FORMS)
 
 
 def chance(

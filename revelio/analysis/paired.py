@@ -9,9 +9,20 @@ Halves have no image in common, so the variance of a measure on n / 2 images is
 without bias, however a measure depends on its images (a jackknife counts a measure's terms of second order
 twice, which made intervals too wide where labels say nothing). On n images it is V(n/2) / 2 for what is a
 mean over images. A measure of top images has as many of them in a half, and a count of classes above a bound
-does not become surer by the square root: V(n) is taken as V(n/2). The measure on all images and Student's t,
-whose degrees of freedom stand for the noise of V, give the interval. What it covers is in
-`docs/intervals.md`. Of several controls the intervals hold jointly (Bonferroni).
+does not become surer by the square root: V(n) is taken as V(n/2).
+
+Where labels say nothing this is too little for what is nearly linear in the labels of top images, sigma
+above all. Its variance is then as the sum over images of (a_i - b_i)^2, a_i and b_i how many top images of
+either model's latents image i is. Ten images of n / 2 lie less far out than ten of n, and there latents share
+fewer of them. But where labels say nothing, any order of them was as likely: the variance is that over
+permutations of the labels, on all images and the same for both models. Where labels matter it lacks the
+chance of which images are the top ones, and is smaller than V(n/2). So it is a floor:
+
+    V(n) = max(V(n/2), variance of T over permuted labels)
+
+The measure on all images and Student's t, whose degrees of freedom stand for the noise of V, give the
+interval. What it covers is in `docs/intervals.md`. Of several controls the intervals hold jointly
+(Bonferroni).
 """
 
 import math
@@ -20,7 +31,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from revelio.seeds import generator
@@ -29,7 +40,12 @@ from revelio.stats import t_quantile
 BEATS = "beats every control"
 # Random orders of the images that are halved, and the t's degrees of freedom.
 ORDERS, FREEDOM = 50, 30
-OVER_IMAGES = f"over random halves of the images ({ORDERS} times)"
+# Permutations of the labels.
+SHUFFLES = 100
+OVER_IMAGES = (
+    f"over random halves of the images ({ORDERS} times), purity's no narrower than over permuted labels "
+    f"({SHUFFLES} times)"
+)
 # The delete-d jackknife of what is replicated image by image (:mod:`revelio.reproduce.orderings`).
 SUBSETS, LEFT_OUT = 50, 0.25
 
@@ -42,11 +58,13 @@ class Measured:
         whole: on all images.
         subsets: on each of :func:`halves`.
         steady: whether its variance is taken not to fall with the number of images.
+        shuffled: on all images, with each of :func:`shuffles` for labels; None where that is no floor.
     """
 
     whole: float
     subsets: Float[Tensor, " subsets"]
     steady: bool = False
+    shuffled: Float[Tensor, " shuffles"] | None = None
 
 
 def halves(count: int, seed: int) -> Bool[Tensor, "subsets images"]:
@@ -55,6 +73,14 @@ def halves(count: int, seed: int) -> Bool[Tensor, "subsets images"]:
     for half in first:
         half[torch.randperm(count, generator=draw)[: count // 2]] = True
     return torch.stack([first, ~first], dim=1).flatten(0, 1)
+
+
+def shuffles(labels: Int64[Tensor, " images"], seed: int) -> Int64[Tensor, "shuffles images"]:
+    """The labels in :data:`SHUFFLES` random orders: of the same labels and seed the same for every model."""
+    draw = generator(seed, "label shuffles")
+    return torch.stack(
+        [labels[torch.randperm(len(labels), generator=draw)] for _ in range(SHUFFLES)]
+    )
 
 
 def image_subsets(count: int, seed: int) -> Bool[Tensor, "subsets images"]:
@@ -86,14 +112,19 @@ def defined(found: Measured) -> Measured | None:
 
 def difference(ours: Measured, other: Measured, confidence: float = 0.95) -> dict[str, Any]:
     """Ours minus the other's: ``value`` and ``interval``."""
-    gap = Measured(ours.whole - other.whole, ours.subsets - other.subsets, ours.steady)
+    shuffled = None
+    if ours.shuffled is not None and other.shuffled is not None:
+        shuffled = ours.shuffled - other.shuffled
+    gap = Measured(ours.whole - other.whole, ours.subsets - other.subsets, ours.steady, shuffled)
     return {"value": gap.whole, "interval": interval(gap, confidence)}
 
 
 def interval(found: Measured, confidence: float = 0.95) -> list[float]:
-    """Of a measure that was taken on :func:`halves`; see the module's text."""
+    """Of a measure that was taken on :func:`halves`, and maybe :func:`shuffles`; see the module's text."""
     of_half = float(found.subsets.view(ORDERS, 2).var(1).mean())
     variance = of_half if found.steady else of_half / 2
+    if found.shuffled is not None:
+        variance = max(variance, float(found.shuffled.var()))
     half = t_quantile(FREEDOM, confidence) * variance**0.5
     return [found.whole - half, found.whole + half]
 

@@ -26,8 +26,8 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from revelio.analysis.label_measures import kept_counts, measures
-from revelio.analysis.paired import Measured, measured
+from revelio.analysis.label_measures import kept_counts, mean_measures
+from revelio.analysis.paired import Measured, measured, shuffles
 from revelio.evaluation.encoded import Encoded, first_of_each
 from revelio.seeds import generator
 
@@ -51,6 +51,7 @@ class HeldOut:
         classes: how many.
         subsets: of the images; see :func:`revelio.analysis.paired.halves`.
         judged: the half that probes and coverage are judged on.
+        shuffled: the labels in random orders; see :func:`revelio.analysis.paired.shuffles`.
     """
 
     rows: Float[Tensor, "images d"] | Float[Tensor, "images c d"]
@@ -58,6 +59,7 @@ class HeldOut:
     classes: int
     subsets: Bool[Tensor, "subsets images"]
     judged: Bool[Tensor, " images"]
+    shuffled: Int64[Tensor, "shuffles images"] | None
 
 
 @dataclass(frozen=True)
@@ -77,13 +79,13 @@ def held_out(
 ) -> HeldOut:
     """The images with their halves: every class is halved, so that both halves have it."""
     if labels is None:
-        return HeldOut(rows, None, 0, subsets, torch.ones(len(rows), dtype=torch.bool))
+        return HeldOut(rows, None, 0, subsets, torch.ones(len(rows), dtype=torch.bool), None)
     names, places = torch.unique(labels, return_inverse=True)
     order = torch.randperm(len(rows), generator=generator(seed, "probe halves"))
     judged = torch.zeros(len(rows), dtype=torch.bool)
     for name in range(len(names)):
         judged[order[places[order] == name][::2]] = True
-    return HeldOut(rows, places, len(names), subsets, judged)
+    return HeldOut(rows, places, len(names), subsets, judged, shuffles(places, seed))
 
 
 def fvu(codes: Encoded, images: HeldOut) -> Measured:
@@ -121,15 +123,13 @@ def distinct_purity(codes: Encoded, images: HeldOut) -> Measured | None:
 def _purity(
     codes: Encoded, images: HeldOut, latents: Tensor, form: str = "majority"
 ) -> Measured | None:
-    if images.labels is None or not len(latents):
+    if images.labels is None or images.shuffled is None or not len(latents):
         return None
-    top, labels = _top_images(codes, latents, SPARE * TOP), images.labels
-
-    def mean(kept: Tensor) -> float:
-        found = measures(kept_counts(top, labels, images.classes, kept, TOP))
-        return float(found[form].nan_to_num(0.0).mean())
-
-    return measured(mean, images.subsets, steady=True)
+    top = _top_images(codes, latents, SPARE * TOP)
+    found = mean_measures(
+        top, images.labels, images.classes, TOP, images.subsets, images.shuffled, [form]
+    )
+    return found[form]
 
 
 def _top_images(codes: Encoded, latents: Tensor, count: int) -> Int64[Tensor, "l count"]:
