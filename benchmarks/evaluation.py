@@ -1,4 +1,4 @@
-"""How long `eval-ksae` takes for the demo's best k-SAE, beside every control that needs no training.
+"""How long `eval-ksae` takes for the demo's best k-SAE, beside every control dictionary.
 
     make demo
     python benchmarks/evaluation.py --demo runs/demo --json evaluation.json

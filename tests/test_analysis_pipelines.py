@@ -98,7 +98,9 @@ def test_purity_stands_beside_its_controls(made: Path, capsys: pytest.CaptureFix
     main(["purity", "--top", str(top), "--store", str(made / "store"), "--ksae", str(made / "run"),
           "--random-sets", "50", "--permutations", "5"])  # fmt: skip
     name, value = strongest(entry)
-    assert f"{name}, which learned nothing, reach {value:.0%}" in capsys.readouterr().out
+    assert (
+        f"the strongest control dictionary, {name}, reaches {value:.0%}" in capsys.readouterr().out
+    )
     without = replace(purity_config(made, top), store=(), ksae=())
     (entry,) = measure_purity(without).entries
     assert "controls" not in entry and any("no controls" in note for note in entry["notes"])

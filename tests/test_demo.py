@@ -214,7 +214,7 @@ def test_findings_name_a_winner_only_where_intervals_support_one() -> None:
     few = findings(best, judged, 90.0, [best], cells | {"held_out": None})
     assert [card["value"] for card in few] == ["up_ft1, t = 25", "75%", "80.0 %", "1.5 min"]
     assert "1 of the 2 others are not told apart" in cards[0]["text"]
-    assert "data rows, which learned nothing, reach 83%" in cards[1]["text"]
+    assert "the strongest control dictionary, data rows, reaches 83%" in cards[1]["text"]
     assert "is beaten by data rows" in cards[1]["text"]
     unlabelled = findings(best | {"majority_share": None}, [], 90.0, [best])
     assert "nothing ranks layers" in unlabelled[0]["text"]

@@ -41,7 +41,7 @@ def test_readme_program_runs_twice(
         for block in blocks:
             exec(compile(block, "README.md", "exec"), {})
         said.append(capsys.readouterr().out)
-    told = r"top images that share a label: (\d+)%; [\w ]+, which learned nothing, reach (\d+)%: the k-SAE \w"
+    told = r"top images that share a label: (\d+)%; [\w ]+, [\w ]+, reaches (\d+)%: the k-SAE \w"
     shares = re.search(told, said[0])
     assert shares and all(10 < int(share) <= 100 for share in shares.groups())
     assert said[1] == said[0]

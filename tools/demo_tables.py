@@ -67,13 +67,14 @@ def _held_out(report: dict[str, Any]) -> list[str]:
 
 
 def _controls(rows: list[dict[str, Any]]) -> list[str]:
-    """The same measure for autoencoders that learned nothing, and what the intervals support."""
+    """The same measure for control dictionaries, and what the intervals support."""
     names = list(rows[0]["controls"])
     lines = [
         "",
-        "The same for autoencoders of the same size that learned nothing; in brackets the k-SAE minus the "
-        f"control ({rows[0]['controls_method']}). What the intervals say of the k-SAE, by cell: "
-        f"{_verdicts(rows)}. The pictures are those that the k-SAEs, and the model, were trained on.",
+        "The same for control dictionaries of the same size, which no training of an autoencoder found; in "
+        f"brackets the k-SAE minus the control ({rows[0]['controls_method']}). What the intervals say of the "
+        f"k-SAE, by layer and timestep: {_verdicts(rows)}. The pictures are those that the k-SAEs, and the "
+        "model, were trained on.",
         "",
         "| layer, t | k-SAE | " + " | ".join(names) + " |",
         "|---|---|" + "---|" * len(names),

@@ -224,7 +224,7 @@ def evaluation_line(result: dict[str, Any]) -> str:
     ]
     return (
         f"`benchmarks/evaluation.py`: `eval-ksae` of the demo's best k-SAE ({result['shown']}, "
-        f"{result['images']:,} images) beside {len(plain['controls'])} controls that need no training (goal: "
+        f"{result['images']:,} images) beside {len(plain['controls'])} control dictionaries (goal: "
         f"two minutes): {plain['measures']} measures in {took[0]}; with {model['loss_images']} images "
         f"through the model {model['measures']} in {took[1]}.\n"
     )
@@ -247,7 +247,7 @@ def steering_line(result: dict[str, Any]) -> str:
 
 
 def evidence_lines(cases: dict[str, Any]) -> str:
-    """k-SAEs beside the strongest of their untrained controls, a column a case."""
+    """k-SAEs beside the strongest of their control dictionaries, a column a case."""
     found = {heading: cases[name] for name, (heading, _) in CASES.items() if name in cases}
     heads = [f"{heading}, {one['trainings']} trainings" for heading, one in found.items()]
     lines = [
@@ -265,8 +265,8 @@ def evidence_lines(cases: dict[str, Any]) -> str:
             once = [_distinct_again(one, level) for one in found.values()]
             lines.append(f"| ... near-duplicates counted once | {' | '.join(once)} |")
     return (
-        "k-SAEs on held-out pictures (of diffusion models up_ft1, t = 100), beside controls that need no "
-        "training (`docs/evidence.md`: every measure, every control, every interval):\n\n"
+        "k-SAEs on held-out pictures (of diffusion models up_ft1, t = 100), beside six control "
+        "dictionaries (`docs/evidence.md`: every measure, every control, every interval):\n\n"
         + "\n".join(lines)
         + "\n"
     )

@@ -124,7 +124,7 @@ class MeasurePurityConfig(PurityConfig, PathFields):
 
     ksae: tuple[str, ...] = ()
     """The k-SAEs of the top images, one each: with the stores, purity stands beside its controls, what
-    autoencoders that learned nothing reach on the same images."""
+    control dictionaries reach on the same images."""
 
     similarity: bool = False
     """Also measure how similar the top images' activations are, which needs no labels but the stores."""
@@ -199,7 +199,7 @@ class MakeGalleryConfig(GalleryConfig, MakeTopImagesConfig):
     by image; they are copied into it."""
 
     beside_controls: bool = True
-    """Where there are labels, measure what autoencoders that learned nothing reach (seconds to minutes)."""
+    """Where there are labels, measure what control dictionaries reach (seconds to minutes)."""
 
     out: OutFolder | None = None
     """The folder to write; none: `gallery` in the k-SAE's run folder."""

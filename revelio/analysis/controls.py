@@ -1,9 +1,11 @@
-"""Controls for a k-SAE's purity: what autoencoders that learned nothing reach on the same images.
+"""Controls for a k-SAE's purity: what control dictionaries reach on the same images.
 
 Purity asks how alike the labels of a latent's top images are. A backbone's activations alone make it high,
 so it says little without a control (for language models: "Sanity Checks for Sparse Autoencoders",
-arXiv:2602.14111). Each control has the width, the number of latents and the k of the k-SAE that it stands
-beside, or fewer latents where there are no more directions, and normalizes activations as that does:
+arXiv:2602.14111). A control dictionary is an autoencoder whose directions no training of an autoencoder
+found: they are drawn, or taken from the activations. It has the width, the number of latents and the k of
+the k-SAE that it stands beside, or fewer latents where there are no more directions, and normalizes
+activations as that does:
 
     random directions   drawn on the unit sphere
     data rows           centered activations of random images of the store, at unit length
@@ -264,4 +266,4 @@ def in_words(entry: Mapping[str, Any]) -> str:
     name, value = strongest(entry)
     said = entry["verdict"]["majority"]
     said = said if said.startswith("beats") else f"is {said}"
-    return f"{name}, which learned nothing, reach {value:.0%}: the k-SAE {said}"
+    return f"the strongest control dictionary, {name}, reaches {value:.0%}: the k-SAE {said}"

@@ -2,7 +2,7 @@
 
 Takes images through the model at several layers and timesteps, trains a k-sparse autoencoder on each and
 measures the purity of its latents; trains one on the cells of the purest layer, shows in a gallery where its
-latents fire, and judges it on held-out pictures beside what learned nothing; trains Diff-C on every layer
+latents fire, and judges it on held-out pictures beside six control dictionaries; trains Diff-C on every layer
 beside raw pixels and random weights. Writes report.html, report.json and gallery/. About ten minutes on two
 CPU cores.
 

@@ -1,4 +1,4 @@
-"""Is a k-SAE better than what learned nothing? Its measures beside controls, on held-out images.
+"""Does a k-SAE beat its controls? Every measure beside theirs, on held-out images.
 
     revelio eval-ksae --store runs/test/up_ft1-t100-empty-d0 --train-store runs/train/up_ft1-t100-empty-d0 \\
         --ksae runs/ksae-seed0 runs/ksae-seed1 runs/ksae-seed2
@@ -8,9 +8,10 @@
 
 Measures: reconstruction (FVU, cosine), meaning (purity, sparse probing, class coverage, significant latents),
 identity (stability over seeds, recovery of planted directions), and with --loss-images what happens in the
-model (output and loss recovered, a probe's accuracy, ablation of latents). Controls: random directions, data
-rows, k-means, channels, principal and independent axes, with --trained-controls trained ones, and the recipe
-on the backbone with random weights. Results go into the k-SAE's run and its model card.
+model (output and loss recovered, a probe's accuracy, ablation of latents). Controls: six control dictionaries
+(random directions, data rows, channels, principal axes, k-means centroids, independent axes); trained ones
+with --trained-controls; the recipe on the backbone with random weights with --random-store. Results go into
+the k-SAE's run and its model card.
 """
 
 from revelio.evaluation.config import EvalSAEConfig as Config

@@ -2,8 +2,9 @@
 
 sigma_label of the paper (Sec. 4.2) with its chance level for the labels at hand, and measures that don't
 depend on the order of class ids: majority share, entropy, same-class pairs, a permutation z-score. With the
-stores and k-SAEs, also what autoencoders that learned nothing reach on the same images: purity says little
-without. Without labels: how similar the top images' activations are (--similarity).
+stores and k-SAEs, also what control dictionaries (random directions, data rows, channels, principal axes)
+reach on the same images: purity says little without. Without labels: how similar the top images' activations
+are (--similarity).
 
     revelio purity --top runs/ksae/top-images --store runs/pets/up_ft1-t25-empty-d0 --ksae runs/ksae
     revelio purity --top runs/top-up_ft1 runs/top-bottleneck --out runs/purity.json

@@ -1,1 +1,1 @@
-"""Is a k-SAE better than what learned nothing? Every measure of it, beside controls, on held-out images."""
+"""Does a k-SAE beat its controls? Every measure of it beside theirs, on held-out images."""

@@ -55,7 +55,7 @@ def untrained_controls(
     seed: int = 0,
     source: Source = None,
 ) -> dict[str, KSparseAutoencoder]:
-    """The controls that need no training, by name.
+    """The six control dictionaries (:mod:`revelio.analysis.controls` has the first four), by name.
 
     A control has fewer latents than the k-SAE where there are no more directions of its kind.
 

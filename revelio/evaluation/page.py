@@ -97,7 +97,7 @@ def section(result: Mapping[str, Any], ksae: str) -> str:
     """The measures of one k-SAE of an evaluation, each with its strongest control and the verdict."""
     lines = [
         START,
-        "## Beside what learned nothing",
+        "## Beside its controls",
         "",
         f"{plural(result['images'], 'held-out image')} of {printable(result['store'])}. Intervals of "
         f"differences: {result['interval_method']}.",

@@ -41,7 +41,7 @@ class EvalData:
         random: activations of a backbone with random weights, of the held-out images and to train on; None:
             not wanted.
         notes: what is to be said of them.
-        untrained: by d, n, k and normalization the controls that need no training, and what was measured of
+        untrained: by d, n, k and normalization the control dictionaries, and what was measured of
             them: on the activations, and in the model.
     """
 

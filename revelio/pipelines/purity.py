@@ -23,9 +23,7 @@ from revelio.wording import plural
 
 __all__ = ["MeasurePurityConfig", "MeasuredPurity", "controls_of", "measure_purity"]
 
-NO_CONTROLS = (
-    "no controls: give the stores and k-SAEs to see what autoencoders that learned nothing reach"
-)
+NO_CONTROLS = "no controls: give the stores and k-SAEs to see what control dictionaries reach"
 
 
 @dataclass(frozen=True)

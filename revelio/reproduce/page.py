@@ -35,11 +35,7 @@ def page(result: Mapping[str, Any], drawn: str = "") -> str:
         lines += ["", markdown_table([HEAD, *map(_row, done)]), *_speed_ups(done)]
     lines += ["", f"![paper, ours and chance]({drawn})"] if drawn else []
     if any(row.get("controls") for row in done):
-        lines += [
-            "",
-            "Controls (autoencoders that learned nothing, sigma_label, first training):",
-            "",
-        ]
+        lines += ["", "Beside control dictionaries, by sigma_label, first training:", ""]
         lines += [f"- {_where(row)}: {row['controls']}" for row in done if row.get("controls")]
     shown = [line for row in done for line in _shown(row)]
     lines += ["", *shown] if shown else []

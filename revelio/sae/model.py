@@ -50,7 +50,7 @@ FORMAT = 3
 PAPER_K = 32  # Sec. 4.1
 
 _ABOUT = """Trained by Revelio on activations of a vision model. How pure its latents are says little without
-the controls that `revelio purity` measures beside it: directions that learned nothing can be as pure."""
+the controls that `revelio purity` measures beside it: directions that no training found can be as pure."""
 _USAGE = """from revelio.sae.model import KSparseAutoencoder
 
 model = KSparseAutoencoder.from_pretrained("path or hub id")
