@@ -323,6 +323,8 @@ def test_about_explains_the_words_and_shows_the_controls(page):
     for word in ("latent", "activation", "density", "strength", "purity", "chance"):
         assert word in words
     assert "share of all images that switch the latent on" in words
+    assert "it changes when the classes are put into another order" in words
+    assert "The same measure for control dictionaries" in words
     assert "verdict: not told apart from data rows" in words
     assert words.index("data rows80") < words.index("channels50"), "the strongest control is first"
 

@@ -18,7 +18,7 @@
       h("h1", {}, "About this gallery"),
       h("p", {}, "A ", term("latent"), " of a k-sparse autoencoder is a direction in a layer's activations. For every latent this gallery shows the images with the largest ", term("activation"), ", so that you can see what it stands for."),
       h("h2", {}, "The words"),
-      h("dl", { class: "words" }, ["latent", "activation", "density", "strength", ...(data.labelled ? ["purity", "entropy", "chance"] : []), "similar", "together", "repeats", ...(data.measures?.length ? ["locality"] : []), "misses"].map((key) => [h("dt", {}, { similar: "similar by direction", together: "similar by images", misses: "near miss" }[key] || key), h("dd", {}, term(key).dataset.tip)])),
+      h("dl", { class: "words" }, ["latent", "activation", "density", "strength", ...(data.labelled ? ["purity", "entropy", "sigma", "chance"] : []), "similar", "together", "repeats", ...(data.measures?.length ? ["locality"] : []), "misses"].map((key) => [h("dt", {}, { sigma: "\u03c3 label", similar: "similar by direction", together: "similar by images", misses: "near miss" }[key] || key), h("dd", {}, term(key).dataset.tip)])),
       controls(),
       measures(),
       h("h2", {}, "Made from"),
@@ -29,7 +29,7 @@
       h("p", { class: "quiet" }, "The same data, for programs: ", h("a", { href: "gallery.json" }, "gallery.json"), ".")));
   }
 
-  // What autoencoders that learned nothing reach on the same images.
+  // What control dictionaries reach on the same images.
   function controls() {
     const found = data.purity?.controls;
     if (!data.labelled || !data.purity) return null;
@@ -38,7 +38,7 @@
     const order = Object.entries(found).sort((a, b) => b[1].majority.value - a[1].majority.value);
     const points = (share) => `${share > 0 ? "+" : ""}${(share * 100).toFixed(1)}`;
     return [h("h2", {}, "Purity and its controls"),
-      h("p", {}, "The same measure for autoencoders that learned nothing. Where one of them is as pure as the k-SAE, purity shows what the layer's activations hold, not what the k-SAE has learned."),
+      h("p", {}, "The same measure for control dictionaries: autoencoders of the k-SAE's size whose directions no training of an autoencoder found. Where one of them is as pure as the k-SAE, purity shows what the layer's activations hold, not what the k-SAE has learned."),
       h("table", { class: "controls" }, line("this k-SAE", data.purity.majority_share, `verdict: ${data.purity.verdict.majority}`), line("chance", data.purity.chance_levels.majority_share, "random images"),
         order.map(([name, { majority: { value, difference } }], i) => line(name, value, `${i ? "" : "the strongest; "}difference ${points(difference.value)} points (${points(difference.interval[0])} to ${points(difference.interval[1])})`))),
       h("p", { class: "quiet" }, data.purity.controls_method)];

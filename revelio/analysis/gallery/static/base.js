@@ -15,6 +15,7 @@ const Gallery = (() => {
     similar: "Latents whose decoder directions point the same way; the number is the cosine between them.",
     together: "Latents that fire on the same images; the number is the cosine between their activations over all images.",
     misses: "Images on which the latent came closest to firing; the number is what its activation lacked.",
+    sigma: "\u03c3 label: the standard deviation of the class ids of a latent's top images, the paper's measure; lower is purer. Ids are names: it changes when the classes are put into another order, and grows with their number.",
     chance: "The share of the class among all images: what a latent that knows nothing of classes would show.",
     repeats: "A latent whose direction has a cosine above 0.9 with a stronger one's, or that shares more than half of either's top images (of latents of cells: at the same cells): shown with that one.",
     locality: "How the firings of a latent lie in an image: entropy over its cells is 0 at one cell and 1 when spread evenly.",

@@ -11,7 +11,7 @@ Gallery.latentView = (() => {
     if (data.labelled) {
       const judged = Math.min(meta.judged, latent.count);
       rows.push([term("purity", "Purity"), percent(latent.majority), `${Math.round(latent.majority * judged)} of ${judged} top images`]);
-      rows.push([term("entropy", "Entropy"), number(latent.entropy), latent.sigma === null ? "" : `\u03c3 of class ids ${number(latent.sigma)}`]);
+      rows.push([term("entropy", "Entropy"), number(latent.entropy), latent.sigma === null ? "" : term("sigma", `\u03c3 label ${number(latent.sigma)}`)]);
     }
     return h("dl", { class: "facts" }, rows.map(([name, value, note]) =>
       h("div", {}, h("dt", {}, name), h("dd", {}, h("strong", {}, value), h("span", {}, note)))));

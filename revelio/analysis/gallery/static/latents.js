@@ -33,7 +33,7 @@ Gallery.latentsView = (() => {
       facts.push(["Mean purity", percent(purity?.majority_share ?? mean), chance === undefined ? "over the latents shown" : `chance is ${percent(chance)}`, "purity"]);
     }
     if (purity?.sigma_label) {
-      facts.push(["\u03c3 label", number(purity.sigma_label), `chance is ${number(purity.chance)}`, null]);
+      facts.push(["\u03c3 label", number(purity.sigma_label), `chance is ${number(purity.chance)}; depends on the order of the class ids`, "sigma"]);
     } else {
       const density = latents.reduce((sum, latent) => sum + latent.density, 0) / latents.length;
       facts.push(["Mean density", percent(density), "of the latents shown", "density"]);
