@@ -1,5 +1,7 @@
 """The page of the proof on cells: what did not hold comes first, and numbers are those of the JSON."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from revelio.analysis.locality import firings, locality
 from revelio.analysis.redundancy import partners, redundancy
 from revelio.data.config import DataConfig
 from revelio.evaluation.measures import MEASURES
+from revelio.run_dir import read_json
 from tools.cells import page
 from tools.cells.report import _differences
 from tools.cells.setting import ARMS, SETTINGS, Setting, Work
@@ -74,10 +77,14 @@ def found(tmp_path) -> dict:
     return {"sizes": sizes, "settings": {"fashion": one}}
 
 
-def test_the_page_says_first_what_cells_do_not_do_better(found):
+def test_the_page_says_first_where_cells_are_better_and_where_not(found):
     said = "\n".join(page.text(found))
-    worse = said.index("worse than pooled in fvu; not told apart in none")
-    assert worse < said.index("purity: not told apart from k-means") < said.index("| measure |")
+    than_pooled, than_controls = said.split("\n| better than ")[1:3]
+    assert than_controls.index("told apart from 1 of 2") < said.index("| measure |")
+    head, _, *rows = than_pooled.strip().splitlines()
+    assert head.endswith("| mini-sd on Fashion-MNIST |")
+    assert rows == ["| fvu | **worse** |", "| purity | better |"]
+    assert "| fvu | better than all |\n| purity | not told apart from 1 of 2 |" in than_controls
     reading = said.split("## ")[1]  # every measure and column is explained before the first table
     assert reading.startswith("How to read") and reading.index("verdict") > 0
     for name in (
@@ -123,3 +130,28 @@ class OfFolder(Work):
     def data(self, setting: Setting, part: str) -> DataConfig:
         """All of them, whatever the split."""
         return DataConfig(source=str(self.roots[setting.data]))
+
+
+def test_controls_are_counted_by_the_verdict_that_names_them():
+    beaten = over([0.5], "beaten by channels and independent axes")
+    level = over([0.5], "not told apart from principal axes")
+    names = ("channels", "principal axes", "independent axes")
+    one = {
+        "measures": {"cells": {"purity": beaten, "fvu": level, "entropy": over([0.1], page.BEATS)}},
+        "controls": {
+            "cells": {name: dict.fromkeys(names, 0.5) for name in ("purity", "fvu", "entropy")}
+        },
+    }
+    said = {name: page._than_controls(one, name) for name in ("purity", "fvu", "entropy", "cosine")}
+    assert said == {
+        "purity": "**worse** than 2 of 3",
+        "fvu": "not told apart from 1 of 3",
+        "entropy": "better than all",
+        "cosine": "not measured",
+    }
+
+
+def test_docs_cells_is_rendered_from_its_json():
+    docs = Path(page.__file__).parents[2] / "docs"
+    said = "\n".join(page.text(read_json(docs / "cells.json"))) + "\n"
+    assert said == (docs / "cells.md").read_text(encoding="utf-8")

@@ -14,6 +14,7 @@ from revelio.activations.store import ActivationStore
 from revelio.analysis.cells import encode_grid
 from revelio.analysis.config import TopImagesConfig
 from revelio.analysis.gallery.told import locality_measures
+from revelio.analysis.paired import BEATS
 from revelio.analysis.top_images import TopImages, top_images
 from revelio.data.dataset import ImageDataset
 from revelio.data.open import open_dataset
@@ -93,7 +94,7 @@ def _strip(
 
 
 INTRO = """\
-# k-SAEs of cells against k-SAEs of pooled rows
+# k-SAEs of cells against k-SAEs of pooled activations
 
 Rendered by `python -m tools.cells_proof` from `cells.json`. Both k-SAEs of a pair see as many rows ({rows:,},
 of pooled activations or of single cells), have as many latents (expansion {expansion}, k = {k}) and the same
@@ -106,13 +107,14 @@ READING = """\
 ## How to read the tables
 
 *pooled* and *cells* are the two k-SAEs, each a mean over trainings. *its best control* is the best of six
-other dictionaries: random directions, data rows, channels, principal axes (PCA), k-means centres,
-independent axes (ICA). *difference* is cells minus pooled with its interval. *verdict* compares the k-SAE
-of cells with its controls, each by an interval of the difference: it beats all of them, is not told apart
-from some, or is beaten by some. *chance* in the second table is what codes as sparse give at random
-places (entropy, area), a map of another image (agreement), or shifted masks (IoU). In the last one,
-*probability* is the share of resamplings in which the paper's ordering holds, *by chance* how often it
-would if the values were dealt to the rows at random.
+control dictionaries, at most as many directions that no training of an autoencoder found: random
+directions, data rows, channels, principal axes (PCA), k-means centroids, independent axes (ICA).
+*difference* is cells minus pooled with its interval. *verdict* compares the k-SAE of cells with its
+controls, each by an interval of the difference: it beats all of them; or it is not told apart from those
+whose interval holds 0; or it is beaten by those whose interval lies on the other side. *chance* in the
+second table is what codes as sparse give at random places (entropy, area), a map of another image
+(agreement), or shifted masks (IoU). In the last one, *probability* is the share of resamplings in which the
+paper's ordering holds, *by chance* how often it would if the values were dealt to the rows at random.
 
 Better low: fvu (fraction of variance unexplained), sigma_label (standard deviation of the class ids of a
 latent's top images, which depends on the classes' order) and entropy of their labels. Better high: cosine
@@ -128,13 +130,13 @@ paper's claims are of pooled k-SAEs of SD-1.5 at other sizes."""
 
 
 def text(found: Mapping[str, Any]) -> list[str]:
-    """The page: what did not hold first, then the tables and pictures of each setting."""
+    """The page: all verdicts first, then the tables and pictures of each setting."""
     sizes = found["sizes"]
     rows = sizes["steps"] * sizes["batch"]
     seeds = len(sizes["seeds"])
     lines = [INTRO.format(rows=rows, expansion=sizes["expansion"], k=sizes["k"], seeds=seeds), ""]
     lines += [READING, ""]
-    lines += ["## What cells do not do better", "", *_negative(found["settings"]), ""]
+    lines += ["## Where cells are better, and where not", "", *_compared(found["settings"]), ""]
     for name, one in found["settings"].items():
         lines += [f"## {one['title']}, {one['layer']}{_at(one['timestep'])}", ""]
         lines += [f"{one['images'][0]:,} images to train on, {one['images'][1]:,} held out.", ""]
@@ -153,28 +155,44 @@ def _at(timestep: int | None) -> str:
     return "" if timestep is None else f", t = {timestep}"
 
 
-def _negative(settings: Mapping[str, Any]) -> list[str]:
-    """Measures that cells are worse in or not told apart, and controls that they do not beat."""
+def _compared(settings: Mapping[str, Any]) -> list[str]:
+    """The k-SAE of cells against the pooled one and its controls: a line a measure, a column a model."""
+    models = list(settings.values())
+    names = list(dict.fromkeys(name for one in models for name in one["cells_minus_pooled"]))
+    parts = {
+        "than the k-SAE of pooled activations": _than_pooled,
+        "than control dictionaries": _than_controls,
+    }
     lines = []
-    for one in settings.values():
-        worse, level = [], []
-        for name, gap in one["cells_minus_pooled"].items():
-            low, high = sorted(_better(name) * end for end in gap["interval"])
-            if high < 0:
-                worse.append(name)
-            elif low <= 0:
-                level.append(name)
-        beaten = [
-            f"{name}: {entry['verdict']}"
-            for name, entry in one["measures"]["cells"].items()
-            if not entry["verdict"].startswith("beats every")
-        ]
-        lines.append(
-            f"- {one['title']}: worse than pooled in {', '.join(worse) or 'no measure'}; not told "
-        )
-        lines[-1] += f"apart in {', '.join(level) or 'none'}."
-        lines.append(f"  Controls that cells do not beat: {'; '.join(beaten) or 'none'}.")
-    return lines
+    for heading, said in parts.items():
+        rows = [[f"better {heading}?", *(one["title"] for one in models)]]
+        rows += [[name, *(said(one, name) for one in models)] for name in names]
+        lines += [markdown_table(rows), ""]
+    return [
+        *lines,
+        "Which controls these are, and all values: in each model's table below. Where some control is better, "
+        "those that are not told apart are not counted.",
+    ]
+
+
+def _than_pooled(one: Mapping[str, Any], name: str) -> str:
+    """By the interval of the difference."""
+    if name not in one["cells_minus_pooled"]:
+        return "not measured"
+    low, high = sorted(_better(name) * end for end in one["cells_minus_pooled"][name]["interval"])
+    return "**worse**" if high < 0 else "better" if low > 0 else "not told apart"
+
+
+def _than_controls(one: Mapping[str, Any], name: str) -> str:
+    """The verdict, with the controls that it names counted."""
+    if name not in one["measures"]["cells"]:
+        return "not measured"
+    verdict, controls = one["measures"]["cells"][name]["verdict"], one["controls"]["cells"][name]
+    if verdict == BEATS:
+        return "better than all"
+    named = sum(control in verdict for control in controls)
+    said = "**worse** than" if verdict.startswith("beaten") else "not told apart from"
+    return f"{said} {named} of {len(controls)}"
 
 
 def _better(name: str) -> int:
