@@ -170,8 +170,8 @@ def _compared(settings: Mapping[str, Any]) -> list[str]:
         lines += [markdown_table(rows), ""]
     return [
         *lines,
-        "Which controls these are, and all values: in each model's table below. Where some control is better, "
-        "those that are not told apart are not counted.",
+        "Which controls these are, and all values: in each model's table below. Where some control is "
+        "better, those that are not told apart are not counted.",
     ]
 
 
