@@ -164,7 +164,7 @@ class RecordsConfig(PathFields):
     """Only the first so many records."""
 
     bad_records: Literal["stop", "skip"] = "stop"
-    """What a record does that can't be used (no picture, wrong turns, ...): stop, or be left out."""
+    """What to do with records that can't be used (no picture, wrong turns, ...): stop, or leave them out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +187,7 @@ class CacheConfig(SamplesConfig):
     """The folder that gets one store a tower."""
 
     batch_size: Count = 16
-    """Images a pass of a tower."""
+    """Images per pass of a tower."""
 
     keep: Keep = "grids"
     """What is kept of an image: `grids`, the towers' outputs in float16 (averaged where tokens are `pool`);
@@ -223,15 +223,15 @@ class TrainConfig(SamplesConfig):
     or 7 GB: it stays frozen, and stage 2 trains an adapter on it (QLoRA), which fits the plain model, too."""
 
     too_long: Literal["stop", "drop"] = "stop"
-    """What a record does that is longer than `model.max_length` with its images expanded."""
+    """What to do with records that are longer than `model.max_length` with their images expanded."""
 
     check_pictures: bool = True
     """Decode every picture before anything is trained, so that a damaged one is a bad record and not a stop
     in the middle; off: only see whether the files are there. With a cache no picture is needed."""
 
     changed_inputs: Literal["stop", "accept"] = "stop"
-    """What a resumed run does whose records, pictures, towers or language model are no longer those that it
-    began with: stop, or go on with the new ones."""
+    """What to do where a resumed run's records, pictures, towers or language model have changed since it
+    began: stop, or go on with the new ones."""
 
     resume: bool = False
     """Go on with the run in `out`, from its last checkpoint."""
@@ -285,7 +285,7 @@ class Decoding:
     """0: the likeliest token, the same answer every time."""
 
     seed: Seed = 0
-    """Of draws at a temperature above 0."""
+    """Seed of answers drawn at a temperature above 0."""
 
     def decoding(self) -> dict[str, Any]:
         """These settings alone, by name, of a config that has more."""
@@ -352,7 +352,7 @@ class TokensConfig(RecordsConfig, FinishedConfig):
     """The store to write."""
 
     batch_size: Count = 16
-    """Conversations a pass."""
+    """Conversations per pass."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,7 +48,7 @@ class LoraOptions:
     on the rank (LLaVA's own rule: rank 128, alpha 256)."""
 
     dropout: Share = 0.0
-    """Of the adapter's input."""
+    """Dropout of the adapter's input."""
 
     targets: Annotated[tuple[str, ...], NotEmpty()] = ("all-linear",)
     """Names of the layers that get one; `all-linear` is every linear layer but the head."""
@@ -59,13 +59,13 @@ class StageOptions(PathFields):
     """How a stage is trained."""
 
     learning_rate: LearningRate
-    """At its peak."""
+    """The learning rate at its peak."""
 
     zero: Literal[0, 2, 3]
     """DeepSpeed's ZeRO stage; 0 trains without DeepSpeed."""
 
     projector_rate: LearningRate | None = None
-    """At its peak, of the projectors; none: as of the rest (LLaVA's `mm_projector_lr`)."""
+    """The projectors' learning rate at its peak; none: that of the rest (LLaVA's `mm_projector_lr`)."""
 
     offload: bool = False
     """Keep the optimiser's state in host memory, and under ZeRO-3 the weights as well: slower, and a 7B
@@ -85,13 +85,13 @@ class StageOptions(PathFields):
     """Passes over the data."""
 
     schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
-    """Of the learning rate, after the warm-up."""
+    """The schedule of the learning rate after the warm-up."""
 
     warmup: Share = WARMUP
     """Share of the steps in which the learning rate rises."""
 
     weight_decay: NotNegative = 0.0
-    """Of AdamW."""
+    """AdamW's weight decay."""
 
     clip: Positive = 1.0
     """Gradients longer than this are shortened to it."""
@@ -127,7 +127,7 @@ class StageOptions(PathFields):
     """Threads of each process on a CPU; none: as torch has it."""
 
     seed: Seed = 0
-    """Of new projectors and of the samples' order."""
+    """Seed of new projectors and of the samples' order."""
 
 
 @dataclass(frozen=True)

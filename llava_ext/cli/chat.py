@@ -3,7 +3,8 @@
     revelio llava chat --model runs/llava/finetune/final --image cat.jpg
     revelio llava chat --model runs/llava/finetune/final --image cat.jpg --question "What is this?"
 
-Without --question it asks on, and remembers the turns; `exit` or Ctrl-D ends, `new` begins anew.
+Without --question it is a conversation: earlier turns are remembered, `new` forgets them, `exit` or Ctrl-D
+ends.
 """
 
 from llava_ext.config import ChatConfig as Config

@@ -83,7 +83,7 @@ class ExtractConfig(PathFields):
     """Seed of the noise; an image's noise depends on it, its id, the timestep and the draw only."""
 
     batch_size: Literal["auto"] | Count = DEFAULT_BATCH
-    """Images a batch; `auto`: on CUDA as many as fit its memory, found by trying; elsewhere 16."""
+    """Images per batch; `auto`: on CUDA as many as fit its memory, found by trying; elsewhere 16."""
 
     workers: Literal["auto"] | Workers = "auto"
     """Processes that read images ahead; `auto`: on CUDA a core each, 16 at most; elsewhere 0."""
@@ -93,7 +93,7 @@ class ExtractConfig(PathFields):
     pays on a GPU for some thousand images or more. Stores record it: rows differ by rounding."""
 
     shard_rows: Count | None = None
-    """Images a shard, rounded down to whole batches; none: 1024, or fewer where whole grids are kept."""
+    """Images per shard, rounded down to whole batches; none: 1024, or fewer where whole grids are kept."""
 
     vae_cache: OutFolder | None = None
     """A folder that caches the encoded images (VAE latents), so that later timesteps need no VAE."""
@@ -108,8 +108,8 @@ class ExtractConfig(PathFields):
     """The model."""
 
     random_weights: Seed | None = None
-    """Give the model random weights from this seed: the baseline that says what training gave. Stores that
-    are compared want the same `layers`, too: the model is cut after the deepest before it is drawn."""
+    """Give the model random weights from this seed: the baseline that shows what training gave. Compare
+    stores of the same `layers` only: the model is cut after the deepest before its weights are drawn."""
 
     def check(self) -> None:
         """Refuse what can't be done, before a model is loaded.

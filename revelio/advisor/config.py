@@ -49,16 +49,16 @@ class AdviseConfig(PathFields):
     """Images of the cheap pass over everything; at least three of each class."""
 
     growth: Annotated[int, Range(2)] = 4
-    """From round to round so many times the images, for one in so many of the model passes."""
+    """The factor by which the images grow, and the remaining model passes shrink, from round to round."""
 
     confidence: OpenShare = 0.95
-    """Of the intervals, and of what leaves early because it is surely worse."""
+    """The confidence level of the intervals, and of leaving out candidates that are surely worse."""
 
     batch_size: Count = 16
-    """Images a batch."""
+    """Images per batch."""
 
     seed: Seed = 0
-    """Of the choice of images, the parts they are tested in, and the noise."""
+    """Seed of the choice of images, the parts they are tested in, and the noise."""
 
     out: OutFolder = Path("runs/advice")
     """The run directory to create."""

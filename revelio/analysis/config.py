@@ -271,7 +271,7 @@ class LocalityConfig(PathFields):
     """A k-SAE of another run, in which partners of the latents are looked for."""
 
     moved: bool = False
-    """Also whether a latent's map moves with the image, mirrored and shifted; runs the backbone."""
+    """Also measure whether a latent's map moves with the image, mirrored and shifted; runs the backbone."""
 
     data: DataConfig = field(default_factory=lambda: DataConfig(source=FROM_STORE))
     """The images, for `moved`; `from-store`: the data set the store names."""
@@ -283,7 +283,7 @@ class LocalityConfig(PathFields):
     """`auto` (CUDA where there is one), `cpu`, `cuda`, `mps`: where the k-SAE runs."""
 
     seed: Seed = 0
-    """Of chance levels and bootstraps."""
+    """Seed of chance levels and bootstraps."""
 
     out: OutFile | None = None
     """The JSON file to write; none: `locality.json` in the k-SAE's run folder."""

@@ -1,10 +1,10 @@
 """The whole of Revelio on a model and your pictures: what a diffusion model knows about them.
 
-Takes images through the model at several layers and timesteps, trains a k-sparse autoencoder on each and
-measures the purity of its latents; trains one on the cells of the purest layer, shows in a gallery where its
-latents fire, and judges it on held-out pictures beside six control dictionaries; trains Diff-C on every layer
-beside raw pixels and random weights. Writes report.html, report.json and gallery/. About ten minutes on two
-CPU cores.
+Trains a k-sparse autoencoder on the pooled activations of every layer and timestep and measures the purity of
+its latents; takes the layer and timestep that are surely purest and trains one on the cells of its grids,
+shows in a gallery where its latents fire, and judges it on held-out pictures beside six control dictionaries;
+trains Diff-C on every layer beside raw pixels and random weights. Writes report.html, report.json and
+gallery/. About ten minutes on two CPU cores.
 
   revelio demo                              the shipped model on the shipped pictures
   revelio demo --data.source FOLDER --backbone.name mini-sd-photo --out runs/own

@@ -1,7 +1,7 @@
 """Test a trained Diff-C on images or stored grids: accuracy, accuracy by class, confusion.
 
-The classifier remembers its class names and how its grids were made, so that it needs only images.
-Without labels it writes what it takes each image for, and no accuracy.
+The classifier knows its class names and how its grids were made, so that it needs only images. Without labels
+it writes its predictions, and no accuracy.
 
     revelio eval-diffc --diffc runs/diffc/final --data.source caltech101 --data.split test
     revelio eval-diffc --diffc runs/diffc/final --data.source my/photos --out runs/mine

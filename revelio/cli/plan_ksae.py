@@ -32,7 +32,7 @@ class Config(RunConfig):
     """Rows to train on, where there is no store yet."""
 
     d: Count | None = None
-    """Their width, where there is no store yet."""
+    """The rows' width, where there is no store yet."""
 
     n: Count | None = None
     """Latents; none: `expansion` times d."""

@@ -1,4 +1,4 @@
-"""Store -> k-sparse autoencoder (Sec. 3.2): k of n = expansion * d latents stay active an image.
+"""Store -> k-sparse autoencoder (Sec. 3.2): k of n = expansion * d latents stay active per row.
 
 Prints what trains and what it costs, then trains; `final/` holds the model, `report.json` its fraction of
 variance unexplained, L0, dead share and activation densities, all on the sparse codes.

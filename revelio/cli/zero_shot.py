@@ -1,7 +1,7 @@
 """Classify images by the names of their classes alone: the Diffusion Classifier, or CLIP.
 
-The baselines that Diff-C stands beside (paper, Sec. 4.7): accuracy with its interval, and seconds an image on
-this machine. One line of JSON an image goes to `metrics.jsonl`; a stopped run goes on with --resume.
+The paper's baselines of Diff-C (Sec. 4.7): accuracy with its interval, and seconds per image on this machine.
+`metrics.jsonl` gets one line per image; a stopped run goes on with --resume.
 
     revelio zero-shot --data.source samples --data.per-class 10
     revelio zero-shot --method clip --clip mini-clip --data.source my/photos --out runs/clip

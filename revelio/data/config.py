@@ -15,8 +15,8 @@ class Limits:
     """Pixels of the largest picture that is decoded; 2^27 take 0.4 GB as RGB."""
 
     max_ratio: Count = 100
-    """Of the longer side to the shorter: the shorter is brought to the model's size, the longer grows with
-    it."""
+    """The largest ratio of the longer side to the shorter: the shorter is brought to the model's size, and
+    the longer grows with it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,4 +63,4 @@ class DataConfig(Limits, PathFields):
     """Take only the first so many images of each class."""
 
     on_error: Literal["stop", "skip"] = "stop"
-    """What an unreadable image does: stop the run, or be recorded as skipped."""
+    """What to do with unreadable images: stop the run, or record them as skipped."""

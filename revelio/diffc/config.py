@@ -76,14 +76,14 @@ class FitConfig(DiffCConfig):
     less."""
 
     weight_decay: NotNegative = 0.01
-    """Of AdamW."""
+    """AdamW's weight decay."""
 
     validation: Share | None = None
     """Share of every class held out to watch the training and, from 1,000 images on, to pick the epoch;
     none: the mode's (0.1 in fixed, else 0)."""
 
     seed: Seed = 0
-    """Of weights, order and validation set of the first training."""
+    """Seed of weights, order and validation set of the first training."""
 
     seeds: Count = 1
     """How many trainings: weights, order and validation set from seed, seed + 1, ..."""
@@ -135,7 +135,7 @@ class GridsConfig:
     """The model that makes the grids; `pixels` is the picture itself."""
 
     random_weights: Seed | None = None
-    """Give the backbone random weights from this seed: the baseline that says what training gave."""
+    """Give the backbone random weights from this seed: the baseline that shows what training gave."""
 
     layer: str = "up_ft1"
     """The layer whose grids are classified."""
@@ -150,7 +150,7 @@ class GridsConfig:
     """The zero-shot model of `from_clip`: a known name, a folder or a hub id."""
 
     seed: Seed = 0
-    """Of crops and noise."""
+    """Seed of crops and noise."""
 
     def made(self) -> dict[str, Any]:
         """The same as plain values, which are saved with the classifier; the device is left out."""
@@ -184,7 +184,7 @@ class TestConfig:
     training images instead."""
 
     fraction: OpenShare = 0.2
-    """That share."""
+    """The share that is cut off."""
 
     limit: Count | None = None
     """Take only this many, spread evenly."""
@@ -207,7 +207,7 @@ class TrainDiffCConfig(FitConfig, GridsConfig, PathFields):
     """The test images."""
 
     seed: Seed = 0
-    """Of crops and noise, and of the first training."""
+    """Seed of crops and noise, and of the first training."""
 
     views: Annotated[int, Range(ON_LINE)] | None = None
     """How many augmented views of each image are computed once and kept; 0: only the plain view;
@@ -223,7 +223,7 @@ class TrainDiffCConfig(FitConfig, GridsConfig, PathFields):
     """Stored grids of the test images."""
 
     pass_size: Count = 8
-    """Images a pass of the backbone, where views are computed once."""
+    """Images per pass of the backbone, where views are computed once."""
 
     cache_dtype: NumberFormat = "float16"
     """Number format of kept views."""
@@ -277,7 +277,7 @@ class EvalDiffCConfig(PathFields):
     """The number format the backbone runs in; none: the one of training."""
 
     batch_size: Count = 32
-    """Images a pass."""
+    """Images per pass."""
 
     device: Device = "auto"
     """`auto`, `cpu`, `cuda`, ..."""

@@ -64,10 +64,10 @@ class EvalSAEConfig(PathFields):
     """Trainings of the first k-SAE's recipe on synthetic activations with known directions; 0: none."""
 
     confidence: OpenShare = 0.95
-    """Of all intervals of a measure together."""
+    """The confidence level of all intervals of a measure together."""
 
     batch_size: Count = 16
-    """Images a pass of the backbone."""
+    """Images per pass of the backbone."""
 
     seed: Seed = 0
-    """Of drawn directions, halves and subsets of the images."""
+    """Seed of drawn directions, halves and subsets of the images."""

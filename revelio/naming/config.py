@@ -47,7 +47,7 @@ class NameLatentsConfig(AskingConfig):
     """Side of a picture on the sheets, in pixels."""
 
     seed: Seed = 0
-    """Of the order of the choices, and of the images that names are checked on."""
+    """Seed of the order of the choices, and of the images that names are checked on."""
 
     device: Device = "auto"
     """Where the k-SAE runs: `auto` (CUDA where there is one), `cpu`, `cuda`, `mps`."""

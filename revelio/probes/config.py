@@ -43,7 +43,7 @@ class DiffusionClassifierConfig:
     """Images whose passes share batches; they are reported together."""
 
     seed: Seed = 0
-    """Of the noise."""
+    """Seed of the noise."""
 
     def __post_init__(self) -> None:
         """Check the plan."""
@@ -87,7 +87,7 @@ class ProbeConfig(PathFields):
     weights. With one alone the intervals hold the test images' part only, and nothing is compared."""
 
     seed: Seed = 0
-    """Of the validation part and of first weights."""
+    """Seed of the validation part and of first weights."""
 
     epochs: Count = 30
     """Passes over the training images, of the attention and ResNet probes."""

@@ -47,7 +47,7 @@ class ReproduceConfig(PathFields):
     """Trainings of every row; the intervals and the verdicts are over them."""
 
     seed: Seed = 0
-    """Of the first training, of noise and of resampling."""
+    """Seed of the first training, of noise and of resampling."""
 
     device: Device = "auto"
     """Where everything runs: `auto` (CUDA where there is one), `cpu`, `cuda`, ..."""

@@ -40,10 +40,10 @@ class SAEConfig:
     """
 
     k: Count = 32
-    """Latents that stay active, an image (32 in Sec. 4.1)."""
+    """Latents that stay active per row, which is an image or a cell (32 in Sec. 4.1)."""
 
     expansion: Count = 64
-    """Latents a dimension of the activations: n = expansion * d (64 in Sec. 4.1)."""
+    """Latents per dimension of the activations: n = expansion * d (64 in Sec. 4.1)."""
 
     mode: Mode = "fixed"
     """`as_code` follows the released training step, `as_paper` the text, `fixed` what it meant."""
@@ -53,7 +53,7 @@ class SAEConfig:
     threshold; all above a threshold that each latent learns, k on average."""
 
     prefixes: tuple[Count, ...] = ()
-    """Matryoshka: the first so many latents alone are to reconstruct too."""
+    """Matryoshka: numbers of leading latents that are trained to reconstruct alone, too."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -73,7 +73,7 @@ class TrainConfig:
     """
 
     steps: Count = 10_240
-    """Updates. 10,240 full batches are the paper's budget."""
+    """Training steps; the paper's budget is 10,240 steps of full batches."""
 
     epochs: Positive | None = None
     """Passes over the rows, instead of `steps`."""
@@ -82,10 +82,10 @@ class TrainConfig:
     """Rows to train on, instead of `steps`."""
 
     batch_size: Count = 8192
-    """Rows a step, all devices together; fewer rows than that are one full batch."""
+    """Rows per step, over all devices; fewer rows than that are one full batch."""
 
     learning_rate: LearningRate = 4e-4
-    """Adam's, after warm-up."""
+    """Adam's learning rate after the warm-up."""
 
     warmup_steps: Index = 500
     """Steps of linear warm-up; 0: none."""
@@ -94,22 +94,24 @@ class TrainConfig:
     """The share of the steps, the last ones, over which the learning rate falls to 0; 0: none."""
 
     seed: Seed = 0
-    """Of the first weights and of the rows' order."""
+    """Seed of the first weights and of the rows' order."""
 
     order_seed: Seed | None = None
-    """Of the rows' order alone; none: `seed`."""
+    """Seed of the rows' order alone; none: `seed`."""
 
     pre_bias: PreBias = "mean"
-    """What b_pre starts as: of the first 32,768 rows. `as_code` always takes the first batch's mean."""
+    """What b_pre starts as, taken over the first 32,768 rows. `as_code` always takes the first batch's
+    mean."""
 
     auxk: Index = 0
-    """Dead latents that learn the residual, an image (Gao et al., 2024); 0: none."""
+    """Dead latents per row that learn the residual (Gao et al., 2024); 0: none."""
 
     auxk_coefficient: NotNegative = 1 / 32
-    """The weight of their loss, which is normalised as the main loss is, not by the residual's variance."""
+    """The weight of the dead latents' loss, which is normalised as the main loss is, not by the residual's
+    variance."""
 
     dead_after: Count = 100_000
-    """Rows without a latent after which it counts as dead."""
+    """A latent counts as dead after so many rows on which it did not fire."""
 
     bandwidth: Positive = 0.1
     """JumpReLU's kernel width, in standard deviations of the activations."""
@@ -121,7 +123,7 @@ class TrainConfig:
     """Stop when the mean loss of a window is not lower by this share than the best one before; 0: never."""
 
     early_stop_window: Count = 500
-    """Steps of a window, over which the loss is averaged for that."""
+    """Steps of the window over which `early_stop` averages the loss."""
 
     memory_gib: NotNegative = 4.0
     """A store up to this size is held in memory and shuffled as a whole; a larger one is streamed, and
@@ -175,8 +177,9 @@ class RunConfig(SAEConfig, TrainConfig):
     """What several processes share: every batch, or the latents (for a k-SAE that fits none of them)."""
 
     held_out: Share | None = None
-    """The share of the rows that is kept out of training and measured on too; none: a tenth in mode `fixed`,
-    nothing in the others and in a resumed run of before. Fewer than 50 rows are not kept out."""
+    """The share of the rows that is held out of training and measured on, too; none: a tenth in mode `fixed`,
+    0 in the others and in resumed runs that began without this setting. Fewer than 50 rows are not held
+    out."""
 
     checkpoint_every: Index = 1000
     """Steps between checkpoints; 0: none."""
@@ -199,16 +202,16 @@ class SweepConfig(PathFields):
     """Latents that stay active."""
 
     expansion: tuple[Count, ...] = ()
-    """Latents a dimension of the activations."""
+    """Latents per dimension of the activations."""
 
     activation: tuple[ActivationName, ...] = ()
     """Which latents are active."""
 
     learning_rate: tuple[LearningRate, ...] = ()
-    """Adam's."""
+    """Adam's learning rate."""
 
     seed: tuple[Seed, ...] = ()
-    """Of the first weights; the rows keep the order of the config's own `order_seed` or `seed`."""
+    """Seed of the first weights; the rows keep the order of the config's own `order_seed` or `seed`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -118,7 +118,7 @@ class ConceptConfig(PathFields):
     """Concepts to add up."""
 
     weights: tuple[float, ...] = ()
-    """Their weights; none: 1 each."""
+    """The concepts' weights; none: 1 each."""
 
     find: Index = 0
     """Keep only so many latents that fire for the concept and not for the rest, found on one half of the
@@ -177,9 +177,9 @@ class EditConfig(PathFields):
     """`add` and `clamp` everywhere, or only where the latent fires."""
 
     branch: Literal["opposed", "conditional", "both"] | None = None
-    """Of classifier-free guidance: `opposed` subtracts from the unconditional call what the conditional
-    one gets; none: `opposed` for concepts, `conditional` for latents; in Flux's denoiser, whose calls can't
-    be told apart, `both`."""
+    """Which calls of classifier-free guidance are edited: `conditional`, `both` alike, or `opposed`, which
+    subtracts from the unconditional call what it adds to the conditional one; none: `opposed` for concepts,
+    `conditional` for latents, and `both` in Flux's denoiser, where the two calls look the same."""
 
     timestep_range: tuple[Index, Index] | None = None
     """The first and the last training timestep at which a denoiser's layer is edited (0 is no noise)."""
@@ -205,7 +205,7 @@ class DrawConfig:
     """Pictures a prompt, of seeds that follow each other."""
 
     seed: Seed = 0
-    """Of the first picture of a prompt, where the prompts' file says none."""
+    """Seed of the first picture of a prompt, where the prompts' file has none."""
 
     size: Pixels | None = None
     """The side of the pictures in pixels; none: the model's own."""
@@ -249,7 +249,7 @@ class SteerEvalConfig(PromptsConfig, EditConfig, DrawConfig, Settings):
     the target's rate is told for each; none: by whether a prompt's text holds the target's name."""
 
     judge: str = "clip-vit-b-32"
-    """Who says what a picture shows: a CLIP model by name or folder, that chooses among the classes
+    """What classifies the pictures: a CLIP model by name or folder, which chooses among the classes
     zero-shot; `transformers:MODEL`, an image classifier by folder or hub id; `diffc:FOLDER`;
     `endpoint:MODEL`, a vision-language model; or `module:function` of yours (pictures -> class names)."""
 
@@ -257,8 +257,9 @@ class SteerEvalConfig(PromptsConfig, EditConfig, DrawConfig, Settings):
     """The text of a class for a zero-shot judge."""
 
     detector: str | None = None
-    """Who says whether the target shows, instead of the judge, who is left with what else survives: `nudenet`
-    (its package), `transformers:MODEL`, or `module:function` of yours (pictures -> scores)."""
+    """What decides whether the target shows, in place of the judge, which then judges only what else
+    survives: `nudenet` (its package), `transformers:MODEL`, or `module:function` of yours (pictures ->
+    scores)."""
 
     detector_labels: tuple[str, ...] = ()
     """The detector's labels that count as the target; none: NudeNet's exposed parts."""

@@ -9,9 +9,10 @@ of 1 to 10.
     revelio llava-bench judge --bench llava_bench_in_the_wild --answers runs/bench/answers.jsonl \\
         --judge my-model --base-url http://localhost:8000/v1 --out runs/bench/reviews.jsonl
 
-Both answer orders are asked by default, because a judge favours a seat; --mode as_paper asks the reference
-first only, at temperature 0.2. Every reply is kept in a cache at once: a second run sends nothing, a run
-that was stopped goes on. A reply without two scores is a failure: counted, left out of every mean.
+By default the judge is asked in both orders of the two answers, because judges favour one position; --mode
+as_paper asks with the reference first only, at temperature 0.2. Every reply is kept in a cache at once: a
+second run sends nothing, a run that was stopped goes on. A reply without two scores is a failure: counted,
+left out of every mean.
 """
 
 import os
@@ -59,7 +60,7 @@ class Config(AskingConfig):
     """fixed: both answer orders, temperature 0. as_paper: the reference first only, temperature 0.2."""
 
     temperature: NotNegative | None = None
-    """Of the judge; without it, the mode's."""
+    """The judge's temperature; without it, the mode's."""
 
     send_temperature: bool = True
     """Off for a judge that refuses to be given a temperature."""
@@ -77,7 +78,7 @@ class Config(AskingConfig):
     """Another number asks everything anew: two runs show how far the judge agrees with itself."""
 
     ask_again: bool = False
-    """Ask once more where the reply that is kept held no two scores."""
+    """Ask again where the cached reply has no two scores."""
 
     renamed: ClassVar[dict[str, str]] = {"cache": "reply-cache"}
 

@@ -47,10 +47,10 @@ class Config(PathFields):
     """Resamples of the bootstrap, shuffles of the permutation test."""
 
     confidence: OpenShare = 0.95
-    """Of the intervals."""
+    """The confidence level of the intervals."""
 
     seed: Seed = 0
-    """Of both."""
+    """Seed of the bootstrap and of the permutations."""
 
 
 def run(config: Config) -> None:

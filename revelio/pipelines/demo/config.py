@@ -91,7 +91,7 @@ class DemoConfig(PathFields):
         )
     )
     """The k-SAE that the gallery shows: of the cells of the layer and timestep whose pooled latents are
-    purest. docs/evidence.md: of cells this recipe beats every control in error and stability."""
+    surely purest. docs/evidence.md: of cells this recipe beats every control in error and stability."""
 
     m: Annotated[int, Range(2)] = 10
     """Top images that a latent is judged by."""
@@ -103,14 +103,14 @@ class DemoConfig(PathFields):
     """Epochs of Diff-C."""
 
     diffc_seeds: Count = 3
-    """Trainings of each Diff-C. With one, nothing tells a better layer from a luckier training, and none is
-    said to be better."""
+    """Trainings of each Diff-C. With one, a better layer can't be distinguished from a luckier training, and
+    no winner is named."""
 
     batch_size: Count = 50
-    """Images a pass of the model."""
+    """Images per pass of the model."""
 
     seed: Seed = 0
-    """Of the held-out part, noise, resampling and Diff-C; the k-SAEs have their own (`sae.seed`)."""
+    """Seed of the held-out part, noise, resampling and Diff-C; the k-SAEs have their own (`sae.seed`)."""
 
     resume: bool = False
     """Go on with an interrupted demo; one that is done is only shown."""
