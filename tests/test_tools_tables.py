@@ -4,6 +4,8 @@ from pathlib import Path
 
 from tools.demo_tables import demo_tables
 from tools.ksae_tables import KSAE_GOALS, ksae_lines, ksae_summary, ksae_trained_line
+from tools.mini.page import render
+from tools.mini.report import read_report
 from tools.tables import (
     cells_line,
     fvu_line,
@@ -52,6 +54,12 @@ def test_readme_and_the_measured_page_are_up_to_date() -> None:
     assert part == summary(ROOT / "docs")
     page = (ROOT / "docs" / "measured.md").read_text(encoding="utf-8")
     assert page == measured(ROOT / "docs")
+
+
+def test_the_page_of_the_mini_models_is_up_to_date_and_says_what_sigma_label_depends_on() -> None:
+    page = (ROOT / "docs" / "mini_models.md").read_text(encoding="utf-8")
+    assert page == render(read_report(ROOT / "docs" / "mini_models.json"))
+    assert "it depends on the order of the classes" in page.split("##")[0].replace("\n", " ")
 
 
 def test_the_k_sae_benchmarks_are_read_as_they_are_written() -> None:

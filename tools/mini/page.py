@@ -12,7 +12,9 @@ HEAD = """# The mini models, measured
 This page is rendered by `tools/evaluate_mini.py` from `mini_models.json`. Intervals are 95 %:
 Wilson's for single accuracies; for probes, over draws of labelled images and over test images
 together; for k-SAEs, bootstrap over latents, too narrow where these share images. All figures are on
-held-out pictures: no shipped model was trained on them.
+held-out pictures: no shipped model was trained on them. sigma_label, the paper's purity (lower is purer), is
+the standard deviation of the class ids of a latent's top images: it depends on the order of the classes,
+which majority share does not.
 """
 
 
@@ -67,7 +69,8 @@ def distance_part(figures: Figures) -> str:
         cell = f"{entry['value']:.2f} [{entry['low']:.2f}, {entry['high']:.2f}]"
         lines.append(f"| {name} | {cell} |")
     return (
-        "The accuracy of a classifier on samples is not their quality: a broken picture can be told, too. "
+        "A classifier's accuracy on samples does not show their quality: it may recognize "
+        "broken pictures, too. "
         "Kernel distance (KID: unbiased, polynomial kernel of degree 3) of the class tokens of "
         f"{figures['features']} at {figures['side']} pixels, which knows neither model nor data; the mean of "
         f"{figures['blocks']} blocks with Student's 95 % interval (guidance {figures['guidance']}, "
