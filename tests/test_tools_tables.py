@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+from revelio.run_dir import read_json
 from tools.demo_tables import demo_tables
 from tools.ksae_tables import KSAE_GOALS, ksae_lines, ksae_summary, ksae_trained_line
 from tools.mini.page import render
 from tools.mini.report import read_report
+from tools.paper_results import whole_page
 from tools.tables import (
     cells_line,
     fvu_line,
@@ -60,6 +62,12 @@ def test_the_page_of_the_mini_models_is_up_to_date_and_says_what_sigma_label_dep
     page = (ROOT / "docs" / "mini_models.md").read_text(encoding="utf-8")
     assert page == render(read_report(ROOT / "docs" / "mini_models.json"))
     assert "it depends on the order of the classes" in page.split("##")[0].replace("\n", " ")
+
+
+def test_the_page_of_the_papers_tables_is_up_to_date() -> None:
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    assert page == whole_page(read_json(ROOT / "docs" / "results.json"))
+    assert "It depends on the order of the class ids" in page.split("##")[0]
 
 
 def test_the_k_sae_benchmarks_are_read_as_they_are_written() -> None:

@@ -75,11 +75,19 @@ def main() -> None:
         else:
             found["items"][name] = run(name, config)
         write_json(path, found | {"sizes": to_plain(SMALL)})
+    for result in found["items"].values():
+        if drawn := picture(result):
+            write_whole(DOCS / f"results_{result['item']}.svg", drawn)
+    write_whole(DOCS / "results.md", whole_page(found))
+
+
+def whole_page(found: Mapping[str, Any]) -> str:
+    """docs/results.md of what docs/results.json holds, with the pictures that lie beside it."""
     pages = [_findings(found["items"])]
     pages += [_part(result) for _, result in sorted(found["items"].items())]
     pages.append(controls_page(found.get("probes", {}), found.get("pixels", {})))
     pages.append(speed_page(DOCS / "benchmarks"))
-    write_whole(DOCS / "results.md", "\n".join([HEAD, *pages]))
+    return "\n".join([HEAD, *pages])
 
 
 def run(name: str, config: ReproduceConfig) -> dict[str, Any]:
@@ -133,11 +141,9 @@ def _findings(items: Mapping[str, Any]) -> str:
 
 
 def _part(result: dict[str, Any]) -> str:
-    """An item's part of the page; its picture is written beside it."""
-    drawn, name = picture(result), f"results_{result['item']}.svg"
-    if drawn:
-        write_whole(DOCS / name, drawn)
-    text = page(result, name if drawn else "").replace("# ", "## ", 1)
+    """An item's part of the page."""
+    name = f"results_{result['item']}.svg"
+    text = page(result, name if (DOCS / name).is_file() else "").replace("# ", "## ", 1)
     shown = f"results_{result['item']}.png"
     return f"{text}\n![what it shows]({shown})\n" if (DOCS / shown).is_file() else text
 
