@@ -3,6 +3,7 @@
 import resource
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -61,6 +62,41 @@ print(cProfile.Profile().runcall(all_of))
 """
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert ran.stdout.strip() == "[0, 0, 1, 0, 1, 0]", ran.stderr
+
+
+def test_bounds_share_one_thread_and_a_forked_child_has_its_own() -> None:
+    with bounded():
+        before = threading.enumerate()
+    with bounded():
+        assert threading.enumerate() == before
+
+    # Forked while another thread's bound is on, a child has neither that thread nor the one that watches.
+    code = f"""
+import os, runpy, threading, time
+found = runpy.run_path({bounded_module.__file__!r})
+bounded, late = found["bounded"], found["TooLong"]
+inside, forked = threading.Event(), threading.Event()
+def other():
+    with bounded():
+        inside.set()
+        forked.wait()
+thread = threading.Thread(target=other)
+thread.start()
+inside.wait()
+child = os.fork()
+if not child:
+    try:
+        with bounded(0.01):
+            while True:
+                pass
+    except late:
+        os._exit(7)
+forked.set()
+thread.join()
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert ran.stdout.strip() == "7", ran.stderr
 
 
 def test_a_template_runs_under_one_bound_a_conversation(monkeypatch: pytest.MonkeyPatch) -> None:
