@@ -208,6 +208,34 @@ def test_llava_commands_go_on_with_the_same_config(
         assert str(config.cache) == "caches/a"
 
 
+@pytest.mark.parametrize("section", ["pretrain", "finetune"])
+@pytest.mark.parametrize("name", ["show", "cache", "cache --plan", "pretrain"])
+def test_llava_commands_go_on_with_the_same_records_and_model(
+    name: str, section: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command, *plan = name.split()
+    module = llava_cli.find_module(command)
+    monkeypatch.setattr(module, "run", lambda _: None)
+    monkeypatch.setattr("revelio.bounds.check", lambda _: None)
+    model = ["--model.max_length=99", "--model.towers.0.timesteps", "1", "2"]
+    records = ["--data.json", "my records.json", "--data.images=pictures", "--limit", "5"]
+    own = {"show": ["--index", "3"], "cache": ["--cache", "c", "--keep", "int8", *plan]}
+    of = [] if command == "pretrain" else ["--section", section]
+    config = ["--config", str(shipped_configs()["llava/mini/clip"])]
+    cli.main(["llava", command, *config, *of, *records, *own.get(command, ["--out", "o"]), *model])
+    (words,) = next_words(capsys.readouterr().out)
+    found = parse(words, monkeypatch)
+    assert (found.model.max_length, found.model.towers[0].timesteps) == (99, (1, 2))
+    if command != "pretrain":
+        assert words[1] == ("cache" if plan else section)
+        data = found.data
+        assert (data.json, data.images, found.limit) == (
+            Path("my records.json"), Path("pictures"), 5,
+        )  # fmt: skip
+    if plan:
+        assert found.keep == "int8" and ("finetune" in words) == (section == "finetune")
+
+
 def test_words_are_quoted_for_a_shell() -> None:
     for path in ("a b", "it's", "$HOME", "-x", "ä"):
         (words,) = next_words(following("demo", "--data.source", Path(path)))

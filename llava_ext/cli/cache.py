@@ -18,6 +18,7 @@ from llava_ext.config import CacheConfig as Config
 from revelio.wording import plural
 
 SECTION = ""
+CARRIES = ("--data.", "--model.", "--limit", "--bad-records")
 
 
 def run(config: Config) -> None:
@@ -53,8 +54,10 @@ def run(config: Config) -> None:
     processes.close()
 
 
-def following(config: Config, given: list[str]) -> list[object]:
-    """The next command, on the same config file."""
+def following(config: Config, given: list[str], section: str) -> list[object]:
+    """The next command, on the same records."""
     if config.plan:
-        return ["llava", "cache", *given, "--cache", config.cache or "FOLDER"]
-    return ["llava", "pretrain", *given, "--cache", config.cache]
+        of = [] if section == "pretrain" else ["--section", section]
+        kept = ["--cache", config.cache or "FOLDER", "--keep", config.keep]
+        return ["llava", "cache", *given, *of, *kept]
+    return ["llava", section, *given, "--cache", config.cache]

@@ -68,7 +68,8 @@ def run_module(module: ModuleType, words: Sequence[str], *, name: str, prog: str
 
     Args:
         module: a command: its docstring is the help page, its ``Config`` the flags. A command that reads
-            files for several commands has ``SECTION``: the section it takes, "" to have `--section NAME`.
+            files for several commands has ``SECTION``: the section it takes, "" to have `--section NAME`;
+            and ``CARRIES``: how those flags begin that the next command is given as they were.
         words: the flags.
         name: what errors begin with.
         prog: how the command is called, for its help.
@@ -81,9 +82,22 @@ def run_module(module: ModuleType, words: Sequence[str], *, name: str, prog: str
         module.run(config)
         # Launchers start several processes; one of them speaks.
         if is_main():
-            path, _ = take(words, "--config")
-            given = ["--config", path] if path else []
-            sys.stdout.write(f"{following(*module.following(config, given))}\n")
+            path, flags = take(own_words(words), "--config")
+            section, flags = take(flags, "--section")
+            given = [*(["--config", path] if path else []), *carried(flags, module.CARRIES)]
+            read = module.SECTION or section or SECTIONS[0]
+            sys.stdout.write(f"{following(*module.following(config, given, read))}\n")
+
+
+def carried(words: Sequence[str], beginnings: tuple[str, ...]) -> list[str]:
+    """Those flags, each with its values, whose names begin so: what the next command must be given, too."""
+    kept: list[str] = []
+    keeps = False
+    for word in words:
+        if word.startswith("--"):
+            keeps = word.replace("_", "-").startswith(beginnings)
+        kept += [word] if keeps else []
+    return kept
 
 
 def parse(

@@ -12,6 +12,7 @@ The finished model is `final/` in the run directory: revelio llava chat --model 
 from llava_ext.config import FinetuneConfig as Config
 
 SECTION = "finetune"
+CARRIES: tuple[str, ...] = ()  # a finished model holds what it was made of
 
 
 def run(config: Config) -> None:
@@ -21,6 +22,6 @@ def run(config: Config) -> None:
     train(config)
 
 
-def following(config: Config, given: list[str]) -> list[object]:
+def following(config: Config, given: list[str], section: str) -> list[object]:
     """The next command."""
     return ["llava", "chat", "--model", config.out / "final", "--image", "FILE"]

@@ -13,6 +13,7 @@ grids runs no tower.
 from llava_ext.config import PretrainConfig as Config
 
 SECTION = "pretrain"
+CARRIES = ("--model.",)  # stage 2 has records of its own
 
 
 def run(config: Config) -> None:
@@ -22,6 +23,6 @@ def run(config: Config) -> None:
     train(config)
 
 
-def following(config: Config, given: list[str]) -> list[object]:
-    """The next command, on the same config file."""
+def following(config: Config, given: list[str], section: str) -> list[object]:
+    """The next command, on the same config file and model."""
     return ["llava", "finetune", *given, "--pretrained", config.out]

@@ -9,6 +9,7 @@ It needs the language model's tokenizer, not its weights.
 from llava_ext.config import ShowConfig as Config
 
 SECTION = ""
+CARRIES = ("--data.", "--model.", "--limit", "--bad-records", "--cache")
 
 
 def run(config: Config) -> None:
@@ -18,6 +19,6 @@ def run(config: Config) -> None:
     print(show(config))
 
 
-def following(config: Config, given: list[str]) -> list[object]:
-    """The next command, on the same config file."""
-    return ["llava", "pretrain", *given]
+def following(config: Config, given: list[str], section: str) -> list[object]:
+    """The next command, on the same records."""
+    return ["llava", section, *given]
