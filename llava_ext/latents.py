@@ -160,6 +160,7 @@ def attribute(
     seen: list[Tensor] = []
 
     def watch(output: Tensor) -> Tensor:
+        _check_width(layer, ksae, output)
         seen.append(output.detach().requires_grad_())
         return seen[0]
 
@@ -319,19 +320,23 @@ def edited(
     functions: dict[str, list[LatentChange]] = {}
     for layer, change in changes:
         functions.setdefault(layer, []).append(change)
-    hooks = {layer: edit(partial(_changed, some)) for layer, some in functions.items()}
+    hooks = {layer: edit(partial(_changed, layer, some)) for layer, some in functions.items()}
     return hooked(ModelLayers(model), hooks, exact=False)
 
 
-def _changed(changes: Sequence[LatentChange], x: Tensor) -> Tensor:
+def _changed(layer: str, changes: Sequence[LatentChange], x: Tensor) -> Tensor:
     """All changes of a layer, each read off the unchanged tokens."""
     for change in changes:
-        if change.ksae.d != x.shape[-1]:
-            raise ValueError(
-                f"the k-SAE takes {plural(change.ksae.d, 'channel')} and the layer has {x.shape[-1]}: give "
-                "the k-SAE of this layer"
-            )
+        _check_width(layer, change.ksae, x)
     return x + sum(change(x) for change in changes)
+
+
+def _check_width(layer: str, ksae: KSparseAutoencoder, x: Tensor) -> None:
+    if ksae.d != x.shape[-1]:
+        raise ValueError(
+            f"the k-SAE of {layer} takes {plural(ksae.d, 'channel')} and the layer has {x.shape[-1]}: give a "
+            "k-SAE of this layer"
+        )
 
 
 def read_ksaes(given: Sequence[str]) -> dict[str, KSparseAutoencoder]:

@@ -1,6 +1,7 @@
 """The page of `llava explain`: which cell a token stands for, the maps, the pictures below them."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -122,7 +123,7 @@ def test_a_page_of_a_resampler_says_that_it_has_no_map(root: Path, assistant, tm
         assert layer["views"] == [] and layer["without_cells"] == [0]
         assert all(latent["maps"] == [] for latent in layer["latents"])
     text = (page.out / "index.html").read_text()
-    assert text.count("No map of tower 0") == 2 and 'class="map"' not in text
+    assert text.count("No map of tower 0") == 2 and 'class="view"' not in text
     assert [file.name for file in (page.out / "pictures").iterdir()] == ["0.jpg"]
 
 
@@ -164,8 +165,18 @@ def test_the_page_shows_the_answer_and_where_latents_carried_it(root: Path, tmp_
             assert f"latent {latent['latent']}<" in page
             (cells,) = latent["maps"]
             assert all(0 <= cell < 16 and 0 < level <= 1 for cell, _, level in cells)
+    own, shared = page.split("</style>")[0], (config.out / "gallery.css").read_text()
+    for name in set(
+        re.findall(r"\.([a-z]+)[ {.:]", own)
+    ):  # a rule of the gallery's would hit it, too
+        assert not re.search(rf"\.{name}\b", shared), name
     explain(config)  # its own files are replaced
     before = (config.out / "explanation.json").read_bytes()
+    other = replace(config, ksae=(f"tower0={root / 'block1'}",), out=tmp_path / "other")
+    with pytest.raises(
+        ValueError, match=r"k-SAE of tower0 takes \d+ channels and the layer has \d+: give"
+    ):
+        explain(other)
     with pytest.raises(ValueError, match=r"holds a result of `question: .*give another place"):
         explain(replace(config, question="Why?"))
     assert (config.out / "explanation.json").read_bytes() == before
