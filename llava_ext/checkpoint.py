@@ -149,7 +149,8 @@ def _write(
     if adapter:
         # What the user called it, not the folder where it lay on this machine.
         inner.peft_config["default"].base_model_name_or_path = model.settings.language_model
-        inner.save_pretrained(folder / ADAPTER, state_dict=language)
+        # By itself peft would ask the hub whether the vocabulary has grown.
+        inner.save_pretrained(folder / ADAPTER, state_dict=language, save_embedding_layers=False)
         # The base model's own weights, out of the wrapper's names.
         below = _below(language, "base_model.model.")
         kept = {k.replace(".base_layer.", "."): v for k, v in below.items() if "lora_" not in k}
@@ -330,10 +331,13 @@ def load_projectors(model: LlavaModel, path: str | Path) -> None:
     load_state(model.projectors, read_weights_file(file), str(file))
 
 
-def projectors_folder(pretrained: Path) -> Path | None:
-    """The saved model that stage 1 left in a run directory or a folder; None where there is none."""
-    places = (pretrained / "final", pretrained)
-    return next((place for place in places if (place / CONFIG).is_file()), None)
+def instead_of(folder: Path) -> str:
+    """What to give or do where a folder is no saved model."""
+    if (folder / "final" / CONFIG).is_file():
+        return f"give {folder / 'final'}"
+    if (folder / "manifest.json").is_file() and (folder / "config.yaml").is_file():
+        return "it is a run that isn't finished, which goes on with `resume`"
+    return "give the folder of a saved model"
 
 
 def load_state(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
@@ -359,7 +363,7 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], source: str) -> N
 def _folder(path: str | Path, **hub: Any) -> Path:
     if Path(path).is_dir():
         if not (Path(path) / CONFIG).is_file():
-            raise ValueError(f"{path} holds no {CONFIG}: give the folder of a saved model")
+            raise ValueError(f"{path} holds no {CONFIG}: {instead_of(Path(path))}")
         return Path(path)
     if not is_hub_id(path):
         raise ValueError(f"no model at {path}: give the folder of a saved model, or a hub id")

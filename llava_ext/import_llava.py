@@ -18,7 +18,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from llava_ext.checkpoint import load_state
+from llava_ext.checkpoint import CONFIG, instead_of, load_state
 from llava_ext.model import LlavaModel
 from revelio.backbones.weights import check_finite
 from revelio.tensor_files import read_tensors as read_safetensors
@@ -117,6 +117,25 @@ def _read(path: Path) -> Mapping[str, object]:
     if not isinstance(state, Mapping):
         raise ValueError(f"{path} holds a {type(state).__name__}, not weights by name")
     return state
+
+
+def projectors_folder(pretrained: Path) -> Path | None:
+    """The saved model that stage 1 left in a run directory or a folder; None where there is none."""
+    places = (pretrained / "final", pretrained)
+    return next((place for place in places if (place / CONFIG).is_file()), None)
+
+
+def check_pretrained(pretrained: Path) -> None:
+    """See whether stage 2 finds projectors there; nothing is loaded.
+
+    Raises:
+        ValueError: the folder holds none.
+    """
+    if not pretrained.is_dir() or projectors_folder(pretrained) is not None:
+        return
+    if not any(file.suffix in SUFFIXES for file in pretrained.iterdir()):
+        wanted = "`final/` of a stage 1 run, or LLaVA's mm_projector.bin"
+        raise ValueError(f"{pretrained} holds no projectors ({wanted}): {instead_of(pretrained)}")
 
 
 def _place(key: str) -> tuple[str, str] | None:

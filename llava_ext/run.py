@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from llava_ext.adapter import add_lora, quantised
-from llava_ext.checkpoint import CONFIG, load_projectors, projectors_folder, save_model
+from llava_ext.checkpoint import CONFIG, load_projectors, save_model
 from llava_ext.config import FinetuneConfig, ModelConfig, TrainConfig
 from llava_ext.dataset import TOKENS, Collator, ConversationDataset, ImageProvider, Pictures
 from llava_ext.deepspeed import (
@@ -27,7 +27,7 @@ from llava_ext.deepspeed import (
 )
 from llava_ext.fusion import check_alignment
 from llava_ext.images import damaged
-from llava_ext.import_llava import import_projectors
+from llava_ext.import_llava import check_pretrained, import_projectors, projectors_folder
 from llava_ext.language import build_model
 from llava_ext.llava_json import Record, image_names, read_records
 from llava_ext.model import LlavaModel
@@ -161,6 +161,8 @@ def open_job(config: TrainConfig, stage: Stage) -> Job:
         ValueError: they don't; the message names the record, file or setting.
         KeyError: an unknown name.
     """
+    if isinstance(config, FinetuneConfig) and config.pretrained is not None:
+        check_pretrained(config.pretrained)  # before pictures are decoded for hours
     data = config.data
     read = partial(
         read_records,

@@ -5,7 +5,7 @@ from hashlib import sha256 as sha256_of
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava_ext.checkpoint import PROJECTORS, projectors_folder
+from llava_ext.checkpoint import PROJECTORS
 from llava_ext.config import FinetuneConfig, TrainConfig
 from llava_ext.dataset import ConversationDataset
 from llava_ext.deepspeed import zero_stage
@@ -16,7 +16,7 @@ from llava_ext.images import (
     size_and_time,
     write_stamps,
 )
-from llava_ext.import_llava import SUFFIXES
+from llava_ext.import_llava import SUFFIXES, projectors_folder
 from llava_ext.language import TOKENIZER_CONFIG, WORDS, find_language_model
 from llava_ext.llava_json import Record, image_names
 from llava_ext.tower_cache import CachedGrids

@@ -8,7 +8,7 @@ import torch
 from llava_helpers import model_config, tiny_llama
 
 from llava_ext.config import TowerConfig
-from llava_ext.import_llava import import_projectors, read_projectors
+from llava_ext.import_llava import check_pretrained, import_projectors, read_projectors
 from llava_ext.language import assemble, load_language_model, load_tokenizer
 from llava_ext.model_config import TowerShape
 
@@ -145,6 +145,14 @@ def test_files_that_hold_none(folder, tmp_path):
         with pytest.raises(ValueError, match=message):
             read_projectors(tmp_path / name)
     (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"empty holds no projectors \(`final/` of a stage 1 run"):
+        check_pretrained(tmp_path / "empty")
+    check_pretrained(tmp_path)  # a file that may hold them is read when there is a model
+    (tmp_path / "begun/checkpoints").mkdir(parents=True)
+    for name in ("manifest.json", "config.yaml"):
+        (tmp_path / "begun" / name).touch()
+    with pytest.raises(ValueError, match=r"a run that isn't finished, which goes on with `resume`"):
+        check_pretrained(tmp_path / "begun")
     with pytest.raises(ValueError, match=r"holds no mm_projector.bin"):
         import_projectors(build(folder), tmp_path / "empty")
 

@@ -1,9 +1,13 @@
 """The model on tiny MPT and Llama: sparse loss against the language model's own, gradients, stages, files."""
 
+import shutil
+from dataclasses import replace
+
 import pytest
 import torch
 from files_helpers import contents
 from llava_helpers import model_config, tiny_llama, tiny_mpt
+from safetensors.torch import load_file
 
 from llava_ext.adapter import add_lora
 from llava_ext.checkpoint import load_model, load_projectors, save_model
@@ -217,6 +221,20 @@ def test_saved_with_an_adapter(folders, tmp_path):
         )
 
 
+def test_an_adapter_is_saved_without_the_hub(folders, tmp_path, monkeypatch):
+    """A packaged model's name is no hub id, and peft would look it up, and warn where it isn't found."""
+    model = build(folders["llama"])
+    add_lora(model, LoraOptions(rank=2))
+    model.settings = replace(model.settings, language_model="packaged-name")
+    asked: list[object] = []
+    monkeypatch.setattr(
+        "peft.utils.save_and_load.check_file_exists_on_hf_hub", lambda *a, **_: asked.append(a)
+    )
+    save_model(model, load_tokenizer(str(folders["llama"])), tmp_path)
+    weights = load_file(tmp_path / "adapter/adapter_model.safetensors")
+    assert not asked and weights and all("lora_" in name for name in weights)
+
+
 def test_stage_two_begins_with_the_projectors_of_stage_one(folders, tmp_path):
     model, other = build(folders["llama"]), build(folders["llama"])
     with torch.no_grad():
@@ -248,6 +266,16 @@ def test_damaged_or_foreign_folders_are_one_line(folders, tmp_path):
         with pytest.raises(ValueError, match=message) as error:
             load_model(path)
         assert "\n" not in str(error.value)
+    shutil.copytree(tmp_path / "a", tmp_path / "run/final")
+    with pytest.raises(ValueError, match=r"run holds no config.json: give .*run/final$"):
+        load_model(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/final")
+    for name in ("manifest.json", "config.yaml"):
+        (tmp_path / "run" / name).touch()
+    with pytest.raises(
+        ValueError, match=r"config.json: it is a run that isn't finished, .*`resume`$"
+    ):
+        load_model(tmp_path / "run")
     (tmp_path / "full").mkdir()
     (tmp_path / "full/thesis.txt").write_text("mine")
     with pytest.raises(ValueError, match="holds files that are no model"):
