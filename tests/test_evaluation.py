@@ -13,7 +13,7 @@ from scipy import stats
 from torch.nn.functional import cosine_similarity
 
 from revelio.analysis.paired import halves
-from revelio.evaluation.controls import TRAINED, trained_control, untrained_controls
+from revelio.evaluation.controls import TRAINED, control_dictionaries, trained_control
 from revelio.evaluation.encoded import encoded
 from revelio.evaluation.identity import (
     distinct_directions,
@@ -316,8 +316,8 @@ def test_controls_of_a_k_sae_that_normalizes_are_those_of_the_normalized_activat
         )
         for name in TRAINED
     }
-    made = untrained_controls(model, rows, source=about)
-    alike = untrained_controls(plain, by_hand)
+    made = control_dictionaries(model, rows, source=about)
+    alike = control_dictionaries(plain, by_hand)
     pairs |= {name: (made[name], alike[name]) for name in made if name != "independent axes"}
     for name, (ours, expected) in pairs.items():
         cosines = torch.nn.functional.cosine_similarity(ours.W_dec, expected.W_dec)
@@ -337,7 +337,7 @@ def test_axes_that_are_independent_are_found() -> None:
     sources = torch.empty(2000, 4).exponential_(generator=draw)
     mixing = torch.randn(4, 4, generator=draw)
     rows = sources @ mixing
-    control = untrained_controls(KSparseAutoencoder(4, 32, 2), rows)["independent axes"]
+    control = control_dictionaries(KSparseAutoencoder(4, 32, 2), rows)["independent axes"]
     # ICA's components unmix: each is a row of the inverse of the mixing.
     unmixing = torch.linalg.inv(mixing).T
     assert matched_cosines(unmixing, control.W_dec.data).min() > 0.99

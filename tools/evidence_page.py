@@ -22,8 +22,8 @@ BEATS = "beats every control"
 # Stages of several trainings, by their headings.
 TITLES = {
     "trained": "Beside controls that were trained as the k-SAE was",
-    "batch-topk": "BatchTopK, beside the untrained controls",
-    "matryoshka": "Matryoshka, prefixes of 64 and 128, beside the untrained controls",
+    "batch-topk": "BatchTopK, beside the control dictionaries",
+    "matryoshka": "Matryoshka, prefixes of 64 and 128, beside the control dictionaries",
     "more": "k = 8, which looked best of other k below, trained anew",
 }
 
@@ -100,7 +100,7 @@ def verdicts(found: Mapping[str, Any]) -> dict[str, str]:
 def page(cases: Mapping[str, Any]) -> Iterator[str]:
     """The document."""
     found = {name: cases[name] for name in CASES if name in cases}
-    yield "# Does a k-SAE beat what learned nothing?\n"
+    yield "# Does a k-SAE beat its controls?\n"
     yield (
         "<!-- written by tools/evidence_page.py; the figures are in evidence.json -->\n"
         "`python -m tools.evidence_proof --fashion FOLDER --cifar FILE --caltech FOLDER`. The layer of "
@@ -132,7 +132,11 @@ def _recipe(found: Mapping[str, Any]) -> str:
 
 def _first(said: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
     yield "\n## The result\n"
-    yield "Beside controls that need no training; those that were trained have tables of their own below.\n"
+    yield (
+        "Beside control dictionaries: autoencoders of the same size whose directions no training of an "
+        "autoencoder found. Controls that were trained have tables of their own below. sigma_label depends on "
+        "the order of class ids.\n"
+    )
     for name, verdict in said.items():
         lost = [goal for goal in GOALS if BEATS not in verdict[goal]]
         part = [goal for goal in GOALS if goal not in lost and _partly(verdict[goal])]

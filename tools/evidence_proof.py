@@ -1,4 +1,4 @@
-"""Does a k-SAE on real activations beat what learned nothing? docs/evidence.md, its JSON and its charts.
+"""Does a k-SAE on real activations beat its controls? docs/evidence.md, its JSON and its charts.
 
     python -m tools.evidence_proof --fashion FOLDER --cifar FILE --caltech FOLDER     everything
     python -m tools.evidence_proof --fashion FOLDER --only cells     one of the cases
@@ -34,7 +34,7 @@ from revelio.data.config import DataConfig
 from revelio.data.loading import batches
 from revelio.data.open import open_dataset
 from revelio.evaluation.config import EvalSAEConfig
-from revelio.evaluation.controls import untrained_controls
+from revelio.evaluation.controls import control_dictionaries
 from revelio.evaluation.downstream import Denoised, Replace, replaced
 from revelio.evaluation.identity import (
     directions_of_controls,
@@ -151,7 +151,7 @@ class Proof:
         store = ActivationStore.open(self.store("test"))
         inside, source = InModel(config, store, self.rows("test")), self.rows("train")
         mean, trained = source.mean(0), {run: open_sae(run, "cpu") for run in runs}
-        controls = untrained_controls(trained[runs[0]], source)
+        controls = control_dictionaries(trained[runs[0]], source)
         ways: dict[str, Replace | None] = {
             "true": None,
             "mean": partial(_constant, mean),
@@ -202,7 +202,7 @@ class Proof:
         return torch.cat([batch for _, batch in store.batches(1024)])
 
     def distinct(self) -> None:
-        """Stability of distinct latents: the recipe's fresh trainings beside the untrained controls."""
+        """Stability of distinct latents: the recipe's fresh trainings beside the control dictionaries."""
         if (self.work / "distinct.json").is_file():
             return
         runs = self.trained(

@@ -49,7 +49,7 @@ MOST_COMPONENTS = 256
 MOST_ROWS = 2**15
 
 
-def untrained_controls(
+def control_dictionaries(
     model: KSparseAutoencoder,
     rows: Float[Tensor, "images d"],
     seed: int = 0,

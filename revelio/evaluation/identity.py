@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from revelio.analysis.paired import verdict
-from revelio.evaluation.controls import untrained_controls
+from revelio.evaluation.controls import control_dictionaries
 from revelio.evaluation.encoded import encoded, first_of_each
 from revelio.sae.config import RunConfig
 from revelio.sae.dataloader import batches_of
@@ -211,8 +211,8 @@ def directions_of_controls(
     seeds: Sequence[int],
     source: Source = None,
 ) -> dict[str, list[Float[Tensor, "m d"]]]:
-    """The same for each untrained control, drawn or computed anew with each seed."""
-    drawn = [untrained_controls(model, rows, seed, source) for seed in seeds]
+    """The same for each control dictionary, drawn or computed anew with each seed."""
+    drawn = [control_dictionaries(model, rows, seed, source) for seed in seeds]
     seen = rows[:: -(-len(rows) // SEEN)]
     return {name: [live_directions(one[name], seen, source) for one in drawn] for name in drawn[0]}
 
@@ -272,7 +272,7 @@ def planted_recovery(
         progress: told the steps done and in all.
 
     Returns:
-        ``k-SAE`` and each untrained control: by level, the share of planted directions with a partner among
+        ``k-SAE`` and each control dictionary: by level, the share of planted directions with a partner among
         the latents.
     """
     n = config.expansion * d
@@ -284,7 +284,7 @@ def planted_recovery(
     for done, _ in enumerate(steps, 1):
         if progress is not None:
             progress(done, settings.steps)
-    models = {"k-SAE": model} | untrained_controls(model, made, seed)
+    models = {"k-SAE": model} | control_dictionaries(model, made, seed)
     found = {name: _recovered(one, made, truth) for name, one in models.items()}
     return {"directions": directions, "rows": rows, "d": d, "n": n, "k": config.k} | found
 

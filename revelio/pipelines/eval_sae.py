@@ -12,7 +12,12 @@ from revelio.analysis.top_images import own_over
 from revelio.bounds import check_fields
 from revelio.config import read_yaml, structure
 from revelio.evaluation.config import EvalSAEConfig
-from revelio.evaluation.controls import RANDOM_WEIGHTS, TRAINED, trained_control, untrained_controls
+from revelio.evaluation.controls import (
+    RANDOM_WEIGHTS,
+    TRAINED,
+    control_dictionaries,
+    trained_control,
+)
 from revelio.evaluation.identity import (
     directions_of_controls,
     live_directions,
@@ -161,11 +166,11 @@ def _judged(
     progress: Report,
 ) -> dict[str, Any]:
     kind = (model.d, model.n, model.k, _normalization(model, data.source_about))
-    if kind not in data.untrained:
-        controls = untrained_controls(model, data.source, config.seed, data.source_about)
-        data.untrained[kind] = controls, {}, {}
-    untrained, taken, seen = data.untrained[kind]
-    models, known = {"k-SAE": model} | untrained, dict(taken)
+    if kind not in data.dictionaries:
+        controls = control_dictionaries(model, data.source, config.seed, data.source_about)
+        data.dictionaries[kind] = controls, {}, {}
+    dictionaries, taken, seen = data.dictionaries[kind]
+    models, known = {"k-SAE": model} | dictionaries, dict(taken)
     if config.trained_controls:
         key = _key(config, path, model, data.source_sha256, data.source_about)
         for name in TRAINED:
@@ -188,12 +193,12 @@ def _judged(
         known=known,
         progress=lambda name: progress(Progress(f"{path}: measuring {name}")),
     )
-    taken |= {name: known[name] for name in untrained}
+    taken |= {name: known[name] for name in dictionaries}
     if inside is not None:
         progress(Progress(f"{path}: {plural(len(inside.downstream), 'image')} through the model"))
         in_model = dict(seen)
         more = inside.measure(models, data.source.mean(0), in_model)
-        seen |= {name: in_model[name] for name in (*ENDS, *untrained)}
+        seen |= {name: in_model[name] for name in (*ENDS, *dictionaries)}
         entry["measures"] |= more.pop("measures")
         entry |= more
     return entry

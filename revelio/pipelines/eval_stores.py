@@ -41,7 +41,7 @@ class EvalData:
         random: activations of a backbone with random weights, of the held-out images and to train on; None:
             not wanted.
         notes: what is to be said of them.
-        untrained: by d, n, k and normalization the control dictionaries, and what was measured of
+        dictionaries: by d, n, k and normalization the control dictionaries, and what was measured of
             them: on the activations, and in the model.
     """
 
@@ -52,7 +52,7 @@ class EvalData:
     source_about: Mapping[str, Any]
     random: tuple[Tensor, Tensor] | None
     notes: list[str]
-    untrained: dict[tuple[Any, ...], Any] = field(default_factory=dict)
+    dictionaries: dict[tuple[Any, ...], Any] = field(default_factory=dict)
 
 
 def opened_for(path: Path, over: OverCells | None) -> ActivationStore:
