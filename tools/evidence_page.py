@@ -134,8 +134,8 @@ def _first(said: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
     yield "\n## The result\n"
     yield (
         "Beside control dictionaries: autoencoders of the same size whose directions no training of an "
-        "autoencoder found. Controls that were trained have tables of their own below. sigma_label depends on "
-        "the order of class ids.\n"
+        "autoencoder found. Controls that were trained have tables of their own below. sigma_label depends "
+        "on the order of class ids.\n"
     )
     for name, verdict in said.items():
         lost = [goal for goal in GOALS if BEATS not in verdict[goal]]
