@@ -104,7 +104,7 @@ def their_inputs(processor: RevelioLlavaProcessor) -> Callable[[], dict[str, Any
     look: Any = CLIPImageProcessor.from_pretrained(CLIP)
     asked, tokenizer = question(), processor.tokenizer
     mark = tokenizer.convert_ids_to_tokens(UNUSED)
-    theirs = LlavaProcessor(
+    theirs: Any = LlavaProcessor(
         look,
         tokenizer,
         patch_size=CLIPVisionConfig.from_pretrained(CLIP).patch_size,
