@@ -5,8 +5,8 @@ some seconds, and the library serves every Python and PyTorch. It is kept in
 ``$XDG_CACHE_HOME/revelio`` (or ``~/.cache/revelio``) under a name that the sources, the flags and the
 compiler decide, beside its sha256: one that is cut or changed is compiled again, never loaded.
 ``REVELIO_NATIVE=0`` turns it off; ``CXX`` names the compiler. It holds the code for all of
-:data:`INSTRUCTION_SETS` and takes the fastest that there is; ``REVELIO_NATIVE=avx2``, ``avx512`` or
-``avx512-int8`` allows no faster one.
+:data:`INSTRUCTION_SETS` and takes the fastest that there is; ``REVELIO_NATIVE=avx2``, ``avx2-int8``,
+``avx512`` or ``avx512-int8`` allows no faster one.
 """
 
 import ctypes
@@ -30,9 +30,9 @@ FLAGS = (
 )
 
 
-# What the search multiplies with, the slowest first: int16, by VNNI too, int8 by VNNI, bfloat16 in tiles
-# (products.h).
-INSTRUCTION_SETS = ("avx2", "avx512", "avx512-int8", "amx")
+# What the search multiplies with, the slowest first: AVX2's int16 and int8, VNNI's int16 and int8, bfloat16
+# in tiles (products.h).
+INSTRUCTION_SETS = ("avx2", "avx2-int8", "avx512", "avx512-int8", "amx")
 
 
 class NativeUnavailable(RuntimeError):

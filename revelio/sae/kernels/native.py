@@ -1,14 +1,14 @@
 """The native kernel: the same interface as :mod:`revelio.sae.kernels.base`, in C++ for CPUs with AVX2.
 
 - Encoding is a search. A copy of ``W_enc`` in few bits a number (bfloat16 for AMX's tiles, int8 or int16
-  for AVX-512, int16 for AVX2), with each row's norm and a bound of its rounding error, bounds every
+  for AVX-512 and AVX2), with each row's norm and a bound of its rounding error, bounds every
   pre-activation (Cauchy-Schwarz); latents whose upper bound is below the k-th best score found so far are
   out, the others are scored in float32, the most promising first. The chosen latents are those of the
   float32 scores, ties going to the lower index, and no (b n) matrix is written. ``native/encode.cpp`` has
   the bound.
-  int8's product takes half the time of int16's, and its copy half the memory. Where a trained k-SAE's k-th
-  best score lies among those of most latents, bounds of bfloat16 and int8 leave many in; from then on
-  AVX-512 multiplies int16, whose bounds are closer.
+  int8's product takes half the time of int16's (0.57 of it by AVX2), and its copy half the memory. Where
+  a trained k-SAE's k-th best score lies among those of most latents, bounds of bfloat16 and int8 leave
+  many in; from then on int16 is multiplied, whose bounds are closer.
 - An update is one pass over the rows that can change (:mod:`revelio.sae.optim`); it renews their copies.
 
 All sums have one fixed order, so results depend neither on the number of threads nor on the machine or its
@@ -31,6 +31,9 @@ _ROWS, _WIDTH = 96, 32  # multiples that the copy is padded to: whole tiles (nat
 # What share of the latents wide bounds may leave to be scored, beyond twice k: more takes longer than int16's
 # product (measured with AMX: 0.2 % at d = 320, n = 10,240, 0.9 % at d = 1,280, n = 81,920).
 _MOST_LEFT = 1 / 200
+_INT8 = ("avx2-int8", "avx512-int8")
+# Of wide bounds: what is multiplied where they leave many in.
+_CLOSER = {"avx2-int8": "avx2", "avx512-int8": "avx512", "amx": "avx512"}
 _MOST_OF_INT8 = 2**17  # columns, so that as many products of int8 fit into int32
 _STALE = 3
 _ERRORS = {
@@ -62,7 +65,7 @@ class NativeKernel:
     Attributes:
         instructions: what it multiplies with, one of
             :data:`~revelio.sae.kernels.build.INSTRUCTION_SETS`; ``amx`` and ``avx512-int8`` may become
-            ``avx512``.
+            ``avx512``, ``avx2-int8`` may become ``avx2``.
         scored: how many float32 scores the last search took.
 
     Raises:
@@ -96,8 +99,9 @@ class NativeKernel:
             ValueError: activations or weights that are not finite.
         """
         n, d = weights.W_enc.shape
-        if self.instructions == "avx512-int8" and (only is not None or d > _MOST_OF_INT8):
-            self.instructions = "avx512"  # bounds tell how others rank beside `only`
+        if self.instructions in _INT8 and (only is not None or d > _MOST_OF_INT8):
+            # Bounds tell how others rank beside `only`.
+            self.instructions = _CLOSER[self.instructions]
         # Held by a name as long as the library reads it: an address keeps nothing alive.
         centred = centred.contiguous()
         copy = self._copied(weights.W_enc)
@@ -121,9 +125,8 @@ class NativeKernel:
         if status:
             raise ValueError(_ERRORS[status])
         self.scored = scored.value
-        wide = self.instructions in ("amx", "avx512-int8")
-        if wide and self.scored > b * (2 * (k + k_among) + n * _MOST_LEFT):
-            self.instructions = "avx512"
+        if self.scored > b * (2 * (k + k_among) + n * _MOST_LEFT):
+            self.instructions = _CLOSER.get(self.instructions, self.instructions)
         return best, others if among is not None else None
 
     def encode_some(
@@ -214,7 +217,7 @@ class NativeKernel:
             return held
         n, d = W_enc.shape
         self._copy = held = None
-        size = torch.uint8 if used == "avx512-int8" else torch.int16
+        size = torch.uint8 if used in _INT8 else torch.int16
         integers = torch.zeros(-(-n // _ROWS) * _ROWS, -(-d // _WIDTH) * _WIDTH, dtype=size)
         copy = _Copy(used, W_enc, writes(W_enc), integers, torch.empty(n, 3))
         bad = self.library.revelio_quantise(

@@ -36,7 +36,7 @@ struct Batch {
           panels(padded / PANEL * panel_bytes(width, numbers)), sizes(padded), finer(int8() ? b * width : 0),
           finer_sizes(int8() ? b : 0), starts(int8() ? b : 0) {}
 
-    bool int8() const { return numbers == Numbers::INT8; }
+    bool int8() const { return bytes(numbers); }
     bool bfloat16() const { return numbers == Numbers::BFLOAT16; }
 
     // The panel that an image is in.
@@ -53,15 +53,20 @@ struct Batch {
             if (!int8()) {
                 if (!quantise(own, d, width, bfloat16(), row.data(), found)) return false;
                 sizes.put(i, found);
-                spread(row, place);
+                spread(row.data(), width, place);
                 continue;
             }
-            if (!quantise(own, d, width, false, raised.data(), found)) return false;
+            const Pieces cut = numbers == Numbers::PIECES ? Pieces::IMAGE : Pieces::NONE;
+            if (!quantise(own, d, width, false, raised.data(), found, cut)) return false;
             sizes.put(i, found);
-            int32_t start = 0;
-            for (uint8_t &value : raised) start -= RAISED * (value - RAISED), value ^= RAISED;
-            std::memcpy(place, &start, sizeof(start));
-            spread(raised, place + STARTS);
+            for (uint8_t &value : raised) value ^= RAISED;
+            if (numbers == Numbers::PIECES) pieces(raised, place);
+            else {
+                int32_t start = 0;
+                for (uint8_t value : raised) start -= RAISED * int8_t(value);
+                std::memcpy(place, &start, sizeof(start));
+                spread(raised.data(), width, place + STARTS);
+            }
             int16_t *fine = finer.data() + i * width;
             quantise(own, d, width, false, fine, found);
             finer_sizes.put(i, found);
@@ -73,9 +78,18 @@ struct Batch {
    private:
     // A row's numbers, four bytes side by side, into its panel.
     template <class Integer>
-    static void spread(const std::vector<Integer> &row, uint8_t *place) {
-        for (size_t c = 0; c < row.size(); c += 4 / sizeof(Integer), place += PANEL * 4)
-            std::memcpy(place, row.data() + c, 4);
+    static void spread(const Integer *row, int64_t count, uint8_t *place) {
+        for (int64_t c = 0; c < count; c += 4 / sizeof(Integer), place += PANEL * 4) std::memcpy(place, row + c, 4);
+    }
+
+    // The same by pieces, each behind what its sums start from.
+    static void pieces(const std::vector<uint8_t> &row, uint8_t *place) {
+        for (size_t c = 0; c < row.size(); c += PIECE, place += panel_bytes(PIECE, Numbers::PIECES)) {
+            int16_t starts[2] = {0, 0};
+            for (int i = 0; i < PIECE; i++) starts[i / 2 % 2] -= RAISED * int8_t(row[c + i]);
+            std::memcpy(place, starts, sizeof(starts));
+            spread(row.data() + c, PIECE, place + STARTS);
+        }
     }
 };
 

@@ -16,14 +16,15 @@ struct Copy {
     // Copies a latent's row anew; false where a value is NaN or infinite.
     bool renew(int64_t latent, const float *w, int64_t d) const {
         const bool floats = numbers == Numbers::BFLOAT16;
-        if (numbers == Numbers::INT8)
-            return quantise(w, d, width, false, static_cast<uint8_t *>(address(latent)), rows[latent]);
+        if (bytes(numbers))
+            return quantise(w, d, width, false, static_cast<uint8_t *>(address(latent)), rows[latent],
+                            numbers == Numbers::PIECES ? Pieces::ROW : Pieces::NONE);
         return quantise(w, d, width, floats, static_cast<int16_t *>(address(latent)), rows[latent]);
     }
 
    private:
     void *address(int64_t latent) const {
-        return static_cast<uint8_t *>(q) + latent * width * (numbers == Numbers::INT8 ? 1 : 2);
+        return static_cast<uint8_t *>(q) + latent * width * (bytes(numbers) ? 1 : 2);
     }
 };
 

@@ -3,7 +3,7 @@
 // Let w = s q + r and x = s' q' + r' (rows.h). Then w.x - s s' q.q' = r.x + s q.r', and since |s q| <= |w| + |r|,
 // |w.x - s s' q.q'| <= |r| |x| + (|w| + |r|) |r'| (Cauchy-Schwarz). `rest` is a bound of |r|, taken from r itself.
 //
-// q.q' is exact in int32 for int8 and int16. AMX adds products of bfloat16 in float: a product has 16 bits and is
+// q.q' is exact in int32 for int8 and int16 (AVX2 adds int8 in int16 for as long as that is exact: rows.h). AMX adds products of bfloat16 in float: a product has 16 bits and is
 // exact, and whatever the order, each passes through at most m = width roundings, of at most 2^-23 relative (it rounds to
 // nearest: 2^-24), so the sum is off by at most g sum |q_i q'_i| <= g |q| |q'|, g = m 2^-23 / (1 - m 2^-23).
 // |s q| |s' q'| <= (1 + 2^-8)^2 |w| |x| (rounding to 8 bits), so 1.1 m 2^-23 |w| |x| bounds it for m < 2^19. What AMX

@@ -52,6 +52,63 @@ void avx2_products(const void *latents, int64_t width, const void *images, const
           "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15");
 }
 
+// A piece of the same of int8. vpmaddubsw adds two products in int16 and would saturate, but 255 * 128 < 2^15. Sums of
+// raised numbers wrap on the way, and come out right, since those of the piece itself fit (rows.h).
+void avx2_piece(const uint8_t *w, int64_t width, const uint8_t *x, int32_t *sums) {
+    const uint8_t *lower = w + 3 * width;
+    int64_t fours = PIECE / 4;
+#define REVELIO_INT8_ROW(address, one, two)                                     \
+    "vpbroadcastd " address ",%%ymm14\n\tvpmaddubsw %%ymm12,%%ymm14,%%ymm15\n\t" \
+    "vpaddw %%ymm15,%%ymm" one ",%%ymm" one "\n\t"                              \
+    "vpmaddubsw %%ymm13,%%ymm14,%%ymm14\n\tvpaddw %%ymm14,%%ymm" two ",%%ymm" two "\n\t"
+#define REVELIO_START(one, two) "vmovdqa %%ymm0,%%ymm" one "\n\tvmovdqa %%ymm1,%%ymm" two "\n\t"
+#define REVELIO_ADD(i, place)                                                  \
+    "vpmaddwd %%ymm14,%%ymm" i ",%%ymm" i "\n\tvpaddd " place "(%[o]),%%ymm" i ",%%ymm" i "\n\t" \
+    REVELIO_STORE(i, place)
+    asm volatile(
+        "vmovdqu (%[x]),%%ymm0\n\tvmovdqu 32(%[x]),%%ymm1\n\tadd $64,%[x]\n\t"
+        REVELIO_START("2", "3") REVELIO_START("4", "5") REVELIO_START("6", "7") REVELIO_START("8", "9")
+        REVELIO_START("10", "11")
+        ".p2align 5\n1:\n\tvmovdqu (%[x]),%%ymm12\n\tvmovdqu 32(%[x]),%%ymm13\n\t"
+        REVELIO_INT8_ROW("(%[w])", "0", "1") REVELIO_INT8_ROW("(%[w],%[s])", "2", "3")
+        REVELIO_INT8_ROW("(%[w],%[s],2)", "4", "5") REVELIO_INT8_ROW("(%[v])", "6", "7")
+        REVELIO_INT8_ROW("(%[v],%[s])", "8", "9") REVELIO_INT8_ROW("(%[v],%[s],2)", "10", "11")
+        "add $4,%[w]\n\tadd $4,%[v]\n\tadd $64,%[x]\n\tdec %[p]\n\tjnz 1b\n\t"
+        "vpcmpeqw %%ymm14,%%ymm14,%%ymm14\n\tvpsrlw $15,%%ymm14,%%ymm14\n\t"
+        REVELIO_ADD("0", "0") REVELIO_ADD("1", "32") REVELIO_ADD("2", "64") REVELIO_ADD("3", "96")
+        REVELIO_ADD("4", "128") REVELIO_ADD("5", "160") REVELIO_ADD("6", "192") REVELIO_ADD("7", "224")
+        REVELIO_ADD("8", "256") REVELIO_ADD("9", "288") REVELIO_ADD("10", "320") REVELIO_ADD("11", "352")
+        : [w] "+r"(w), [v] "+r"(lower), [x] "+r"(x), [p] "+r"(fours)
+        : [s] "r"(width), [o] "r"(sums)
+        : "memory", "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9",
+          "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15");
+}
+
+void avx2_int8_products(const void *latents, int64_t width, const void *images, const void *, void *sums) {
+    const uint8_t *w = static_cast<const uint8_t *>(latents), *x = static_cast<const uint8_t *>(images);
+    std::memset(sums, 0, 6 * PANEL * sizeof(int32_t));
+    for (int64_t c = 0; c < width; c += PIECE, x += panel_bytes(PIECE, Numbers::PIECES))
+        avx2_piece(w + c, width, x, static_cast<int32_t *>(sums));
+}
+
+// A step of it: 16 numbers.
+inline __m256i finer_step(__m256i sum, const uint8_t *w, const int16_t *x) {
+    const __m256i raised = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)w));
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(raised, _mm256_loadu_si256((const __m256i *)x)));
+}
+
+int32_t avx2_finer(const uint8_t *w, const int16_t *x, int64_t width, int32_t start) {
+    __m256i one = _mm256_zextsi128_si256(_mm_cvtsi32_si128(start)), two = _mm256_setzero_si256();
+    for (int64_t i = 0; i < width; i += DEPTH) {
+        one = finer_step(one, w + i, x + i);
+        two = finer_step(two, w + i + 16, x + i + 16);
+    }
+    const __m256i sum = _mm256_add_epi32(one, two);
+    __m128i half = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
+    half = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(half, _mm_shuffle_epi32(half, 0xb1)));
+}
+
 void avx2_judge(const void *sums, const RowTerms *rows, int64_t count, const ImageTerms &images,
                 uint16_t *bits) {
     std::memset(bits, 0, count * sizeof(*bits));
@@ -139,7 +196,7 @@ REVELIO_AVX512 inline __m512i finer_step(__m512i sum, const uint8_t *w, const in
     return _mm512_dpwssd_epi32(sum, raised, _mm512_loadu_si512(x));
 }
 
-REVELIO_AVX512 int32_t avx512_finer_product(const uint8_t *w, const int16_t *x, int64_t width, int32_t start) {
+REVELIO_AVX512 int32_t avx512_finer(const uint8_t *w, const int16_t *x, int64_t width, int32_t start) {
     __m512i one = _mm512_setzero_si512(), two = one;
     int64_t i = 0;
     for (; i + 2 * DEPTH <= width; i += 2 * DEPTH) {
@@ -233,22 +290,14 @@ bool tiles_allowed() {
 
 Product product_of(Instructions instructions) {
 #ifdef REVELIO_AMX
-    if (instructions == AMX) return {32, 2, 384, Numbers::BFLOAT16, amx_products};
+    if (instructions == AMX) return {32, 2, 384, Numbers::BFLOAT16, amx_products, nullptr};
 #endif
 #ifdef REVELIO_AVX512
-    if (instructions == AVX512_INT8) return {12, 2, 384, Numbers::INT8, int8_products};
-    if (instructions == AVX512) return {12, 2, 384, Numbers::INT16, avx512_products};
+    if (instructions == AVX512_INT8) return {12, 2, 384, Numbers::INT8, int8_products, avx512_finer};
+    if (instructions == AVX512) return {12, 2, 384, Numbers::INT16, avx512_products, nullptr};
 #endif
-    return {6, 1, 96, Numbers::INT16, avx2_products};
-}
-
-int32_t finer_product(const uint8_t *w, const int16_t *x, int64_t width, int32_t start) {
-#ifdef REVELIO_AVX512
-    return avx512_finer_product(w, x, width, start);
-#else
-    for (int64_t i = 0; i < width; i++) start += w[i] * x[i];
-    return start;
-#endif
+    if (instructions == AVX2_INT8) return {6, 1, 192, Numbers::PIECES, avx2_int8_products, avx2_finer};
+    return {6, 1, 96, Numbers::INT16, avx2_products, nullptr};
 }
 
 Judge judge_of(Instructions instructions) {
@@ -264,13 +313,13 @@ Instructions best_instructions() {
     if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
         !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq") ||
         !__builtin_cpu_supports("avx512vnni"))
-        return AVX2;
+        return AVX2_INT8;
 #ifdef REVELIO_AMX
     if (tiles_allowed()) return AMX;
 #endif
     return AVX512_INT8;
 #else
-    return AVX2;
+    return AVX2_INT8;
 #endif
 }
 

@@ -2,10 +2,12 @@
 #pragma once
 #include <cstdint>
 
+#include "rows.h"
+
 namespace revelio {
 
 // In ascending order of speed.
-enum Instructions : int { AVX2 = 0, AVX512 = 1, AVX512_INT8 = 2, AMX = 3 };
+enum Instructions : int { AVX2 = 0, AVX2_INT8 = 1, AVX512 = 2, AVX512_INT8 = 3, AMX = 4 };
 
 constexpr int PANEL = 16;   // images side by side in the packed batch: [width / 2][16 images][2] of 16 bits
 constexpr int WHOLE = 96;   // the copy's rows come in multiples of it: whole tiles for every product
@@ -13,13 +15,17 @@ constexpr int DEPTH = 32;   // the copy's width comes in multiples of it
 constexpr int MOST = 1024;  // sums in the largest tile
 constexpr int TALLEST = 32, BLOCK = 384;  // latents of the tallest tile and of the largest block
 
-// What a copy is made of; int8 are raised (rows.h).
-enum class Numbers { INT16, INT8, BFLOAT16 };
+// What a copy is made of; int8 are raised (rows.h). PIECES are int8 as well, small enough that the sums of a piece fit
+// into int16.
+enum class Numbers { INT16, INT8, PIECES, BFLOAT16 };
+constexpr bool bytes(Numbers numbers) { return numbers == Numbers::INT8 || numbers == Numbers::PIECES; }
 
 // A panel of int8: what an image's sums start from, so that they come out as if nothing was raised (16 int32), then
-// [width / 4][16 images][4].
+// [width / 4][16 images][4]. Of pieces: both in turn, the starts two int16 an image, of the columns c with c % 4 < 2
+// and of the others.
 constexpr int64_t STARTS = PANEL * 4;
 constexpr int64_t panel_bytes(int64_t width, Numbers numbers) {
+    if (numbers == Numbers::PIECES) return width / PIECE * (STARTS + PANEL * PIECE);
     return numbers == Numbers::INT8 ? STARTS + PANEL * width : 2 * PANEL * width;
 }
 
@@ -30,13 +36,12 @@ struct Product {
     Numbers numbers;
     // `ahead`: the latents that come next, or null if they need no fetching.
     void (*multiply)(const void *w, int64_t width, const void *x, const void *ahead, void *sums);
+    // Of int8, the product of a row and an image of int16, from `start` on, for what int8 leaves in: q is at hand, and
+    // x's part of the bound is gone.
+    int32_t (*finer)(const uint8_t *w, const int16_t *x, int64_t width, int32_t start);
 };
 
 Product product_of(Instructions instructions);
-
-// The product of a row of raised int8 and one of int16, from `start` on. For what int8 leaves in: q is at hand, and
-// x's part of the bound is gone.
-int32_t finer_product(const uint8_t *w, const int16_t *x, int64_t width, int32_t start);
 
 // What this processor and system allow; asks the system for AMX's tile registers.
 Instructions best_instructions();

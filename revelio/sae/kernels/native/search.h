@@ -120,12 +120,12 @@ struct Search {
     }
 
     // The sum that nominates: that of the tile, or a finer one.
-    float sum_of(int64_t latent, int64_t image, const int32_t *of_tile) const {
+    float sum_of(const Product &product, int64_t latent, int64_t image, const int32_t *of_tile) const {
         float sum = float(*of_tile);
         if (batch.bfloat16()) std::memcpy(&sum, of_tile, sizeof(sum));
         if (!batch.int8()) return sum;
         const uint8_t *w = static_cast<const uint8_t *>(latents.copy.row(latent));
-        return float(finer_product(w, batch.finer.data() + image * batch.width, batch.width, batch.starts[image]));
+        return float(product.finer(w, batch.finer.data() + image * batch.width, batch.width, batch.starts[image]));
     }
 
     // A tile of the product: latents from `first` on, images from `image` on.
@@ -150,7 +150,7 @@ struct Search {
                 for (unsigned left = bits[r]; left; left &= left - 1) {
                     const int bit = __builtin_ctz(left);
                     if (at + bit >= batch.b) break;
-                    nominate(first + r, at + bit, sum_of(first + r, at + bit, own + r * PANEL + bit), rows[r]);
+                    nominate(first + r, at + bit, sum_of(product, first + r, at + bit, own + r * PANEL + bit), rows[r]);
                 }
         }
     }
