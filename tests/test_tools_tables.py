@@ -117,7 +117,12 @@ def test_the_k_sae_benchmarks_are_read_as_they_are_written() -> None:
     found = ksae_lines({"d": 1000, "n": 10**5, "k": 3, "machines": {"zen": told}})
     assert "1: float32's product 0.010 s (PyTorch's takes 2.500 s), int8's 0.003 s" in found
     assert "int8 are 1.35 times at batch 64, 1.20 times at batch 256 as fast (proc" in found
-    assert "reads 40 GB" not in lines
+    assert "reads 40 GB" not in lines and "Held to AVX2" not in found
+    held = {"times_faster_than_int16": 1.251, "times_faster_than_float32_product": 2.18}
+    told["held_to_avx2_in_turn"] = {"64": held}
+    found = ksae_lines({"d": 1000, "n": 10**5, "k": 3, "machines": {"zen": told}})
+    assert "AVX2, steps that nominate in int8 are 1.25 times at batch 64 as fast as those" in found
+    assert "int16, and 2.18 times as fast as PyTorch's float32 product alone" in found
     memory = {"sparse": 0.1, "dense codes": 5.2, "streamed": 0.4, "dense": 7.2}
     ways = {way: {"gib_above_inputs": gib} for way, gib in memory.items()}
     times = {"sparse, times": 3.21, "streamed, times": 2.15, "m": 10, "rows": 7349, "n": 81920}
