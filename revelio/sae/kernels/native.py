@@ -31,6 +31,9 @@ _ROWS, _WIDTH = 96, 32  # multiples that the copy is padded to: whole tiles (nat
 # What share of the latents wide bounds may leave to be scored, beyond twice k: more takes longer than int16's
 # product (measured with AMX: 0.2 % at d = 320, n = 10,240, 0.9 % at d = 1,280, n = 81,920).
 _MOST_LEFT = 1 / 200
+# The same of int8, which multiplies many more again by then (AVX2, d = 1,280: as fast as int16 at 0.09 %
+# left for n = 20,480 and 81,920; at 0.28 % it takes 1.3 times as long).
+_MOST_LEFT_BY_INT8 = 1 / 1000
 _INT8 = ("avx2-int8", "avx512-int8")
 # Of wide bounds: what is multiplied where they leave many in.
 _CLOSER = {"avx2-int8": "avx2", "avx512-int8": "avx512", "amx": "avx512"}
@@ -125,7 +128,8 @@ class NativeKernel:
         if status:
             raise ValueError(_ERRORS[status])
         self.scored = scored.value
-        if self.scored > b * (2 * (k + k_among) + n * _MOST_LEFT):
+        most = _MOST_LEFT_BY_INT8 if self.instructions in _INT8 else _MOST_LEFT
+        if self.scored > b * (2 * (k + k_among) + n * most):
             self.instructions = _CLOSER.get(self.instructions, self.instructions)
         return best, others if among is not None else None
 
