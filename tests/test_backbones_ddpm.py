@@ -138,7 +138,7 @@ def test_what_it_does_not_take_is_one_line(folders, pixels, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"in_channels": 1}, "takes 1 input channels"),
+        ({"in_channels": 1}, "takes 1 input channel:"),
         ({"class_embed_type": "timestep"}, "sets `class_embed_type`"),
         ({"num_class_embeds": "many"}, "has num_class_embeds = 'many'"),
         ({"sample_size": None}, "has no `sample_size`"),

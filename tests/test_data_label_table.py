@@ -61,12 +61,12 @@ def test_a_table_that_is_named_gives_the_labels(
         ("id,k\n", "no rows below its header"),
         ("id,a,b\n0,x,u\n1,y,v\n", r"choose another label_column \(a, b\)"),
         ("id\n0\n1\n", "none beside the names"),
-        ("id,k\n0,x\n7,y\n", "names 1 pictures that are not in .* the first is 7"),
+        ("id,k\n0,x\n7,y\n", "names 1 picture that is not in .* the first is 7"),
         ("id,k\n0,x\n0,y\n", r"gives 0\.png the label y, and x stood before"),
         ("id,k\n0,x\n1,\n", "row 1 has no label"),
         ("id,k\nq,x\nr,y\n", r"names no picture of .* \(id, k\)"),
         ("id,no,k\n0,1,x\n1,0,y\n", "id and no both name pictures: call the one"),
-        ("id,k\n2,x\n", r"says '2', and 2 pictures are called so \(2\.bmp, 2\.png\)"),
+        ("id,k\n2,x\n", r"says '2', and several pictures are called so \(2\.bmp, 2\.png\)"),
     ],
 )
 def test_a_table_that_can_be_read_in_two_ways_or_none_is_one_line(

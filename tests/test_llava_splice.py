@@ -104,7 +104,7 @@ def test_gradients_reach_exactly_what_is_used():
 @pytest.mark.parametrize("count", [0, 2])
 def test_a_wrong_number_of_images_is_an_error(count):
     ids = torch.tensor([[4, IMAGE_INDEX]])
-    with pytest.raises(ValueError, match=f"1 image placeholders but {count} images"):
+    with pytest.raises(ValueError, match=f"1 image placeholder but {count} images"):
         splice(
             ids, torch.ones_like(ids), None, torch.zeros(1, 2, WIDTH), torch.zeros(count, 4, WIDTH)
         )

@@ -44,5 +44,5 @@ def test_the_page_says_what_accuracy_does_not() -> None:
     entry = {"value": 1.234, "low": 1.0, "high": 2.0}
     figures = {"features": "v", "side": 112, "images": 9, "blocks": 3, "guidance": 3.0, "steps": 25}
     text = distance_part(figures | {"distance": {"samples": entry}})
-    assert "accuracy of a classifier on samples is not their quality" in text
+    assert "accuracy on samples does not show their quality" in text
     assert "| samples | 1.23 [1.00, 2.00] |" in text

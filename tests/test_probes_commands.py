@@ -99,7 +99,7 @@ def test_a_table_of_probes_is_the_probes_own(stores, tmp_path, capsys):
 def test_stores_that_no_probe_can_take_are_refused(stores, tmp_path):
     train, test = stores
     config = ProbeConfig(store=(train[0],), test_store=(test[0],), out=tmp_path / "p.json")
-    with pytest.raises(ValueError, match="1 training stores and 2 test stores"):
+    with pytest.raises(ValueError, match="1 training store and 2 test stores"):
         probe(replace(config, test_store=tuple(test)))
     with pytest.raises(ValueError, match="90 of the 90 test images"):
         probe(replace(config, test_store=(train[0],)))

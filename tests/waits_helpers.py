@@ -60,7 +60,7 @@ class PretendedCuda:
             inside = found.values()
         elif isinstance(found, list | tuple):
             inside = found
-        elif type(found).__module__.startswith(("revelio.", "llava_ext.")):
+        elif type(found).__module__.startswith(("revelio.", "llava_ext.", "device_helpers")):
             inside = getattr(found, "__dict__", {}).values()
         for each in inside:
             self._take(each, seen)
