@@ -60,7 +60,8 @@ def _held_out(report: dict[str, Any]) -> list[str]:
     return [
         "",
         f"The k-SAE of the cells of {shown['layer']}, t = {shown['timestep']}, which the gallery shows, on "
-        f"{found['images']:,} held-out pictures ({found['method']}):",
+        f"{found['images']:,} held-out pictures ({found['method']}; one training, whose chance the "
+        "intervals do not hold):",
         "",
         evaluation_table(found["measures"]),
     ]
