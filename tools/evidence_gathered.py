@@ -42,7 +42,9 @@ def gathered(work: Path) -> dict[str, Any]:
         inside = [one["measures"] for one in loss]
         measures |= over_trainings(inside) if len(inside) > 1 else {}
         found["controls"] |= _values(inside[0])
-        found["loss_images"], found["loss"] = (loss[0]["images"], loss[0]["loss"])
+        found["loss_images"] = loss[0]["images"]
+        # Of the trainings their folders' names: where they lay is nobody's matter.
+        found["loss"] = {Path(name).name: value for name, value in loss[0]["loss"].items()}
     found["measures"] = measures
     if where := _stage(work / "where.json"):
         found["what_the_mean_does"] = where
