@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from revelio.analysis.paired import strongest
 from revelio.config import read_yaml
 from revelio.evaluation.controls import TRAINED
 from revelio.evaluation.identity import planted_together, stability_verdicts
@@ -112,10 +113,10 @@ def _values(measures: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def _short(entry: Mapping[str, Any]) -> dict[str, Any]:
-    controls = {name: one["value"] for name, one in entry["controls"].items()}
-    best = (max if entry["better"] == "higher" else min)(controls, key=lambda one: controls[one])
-    gap = entry["controls"][best]["difference"]
+    found = strongest(entry)
+    assert found is not None, "every measure has controls"
+    name, control = found
     return {
         "value": entry["value"], "verdict": entry["verdict"],
-        "control": best, "control_value": controls[best], "difference": gap,
+        "control": name, "control_value": control["value"], "difference": control["difference"],
     }  # fmt: skip

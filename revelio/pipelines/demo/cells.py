@@ -15,7 +15,7 @@ from revelio.activations.config import ExtractConfig
 from revelio.backbones.base import Backbone
 from revelio.data.dataset import ImageDataset
 from revelio.evaluation.config import EvalSAEConfig
-from revelio.pipelines import Progress, Report, counted
+from revelio.pipelines import Progress, Report
 from revelio.pipelines.demo.check import pooled_extraction
 from revelio.pipelines.demo.config import DemoConfig
 from revelio.pipelines.demo.stages import TRAINED, judged_top, place_of_store, show
@@ -68,15 +68,10 @@ class Cells:
 
     def train(self, progress: Report) -> dict[str, Any]:
         """Train the k-SAE; its reconstruction and sparsity."""
-        steps = self.config.cell_sae.steps
-        told = counted(progress, "k-SAE of cells", steps or 1, "step" if steps else "k-SAE")
-        done = 0
 
         def stepped(one: Progress) -> None:
-            nonlocal done
-            if one.unit == "step" and one.done > done:
-                told(one.done - done)
-                done = one.done
+            if one.unit == "step":
+                progress(replace(one, message="", title="k-SAE of cells"))
 
         run = TrainSAEConfig(
             **vars(self.config.cell_sae),
