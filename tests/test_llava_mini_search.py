@@ -38,8 +38,8 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Places:
     rows.mkdir(parents=True)
     values = {
         "model": to_plain(replace(model, towers=model.towers[:1])),
-        "pretrain": {"stage": stage},
-        "finetune": {"stage": stage},
+        "pretrain": {"stage": stage | {"learning_rate": 1e-2}},
+        "finetune": {"stage": stage | {"learning_rate": 3e-4}},
     }
     (rows / "clip.yaml").write_text(yaml.safe_dump(values))
     monkeypatch.setattr(proof, "CLASSES", CLASSES)
@@ -52,9 +52,11 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Places:
 
 def test_every_pair_is_trained_and_the_best_is_named(places, monkeypatch) -> None:
     typed: list[list[str]] = []
+    logs: set[str] = set()
 
     def call(words: list[str], log: Path) -> None:
         typed.append(words[3:])
+        logs.add(log.name)
         main(words[3:])
 
     monkeypatch.setattr(proof, "call", call)
@@ -76,6 +78,15 @@ def test_every_pair_is_trained_and_the_best_is_named(places, monkeypatch) -> Non
     assert [words[1] for words in typed] == ["cache", "pretrain", "finetune", "finetune"]
     assert found["photographs"] == {"learnt": 6, "asked": 2}
     assert not any("/4.png" in file.read_text() for file in inside.data("x").parent.iterdir())
+    assert row["configured"] == {"pretrain": 1e-2, "finetune": 3e-4}
+    assert found["command"].endswith(
+        "--search --rows clip --pretrain-rates 0.001 --finetune-rates 0.0003 0.5"
+    )
+    assert logs - {"cache.log"} == {
+        "pretrain-0.001.log",
+        "finetune-0.001-0.0003.log",
+        "finetune-0.001-0.5.log",
+    }
     typed.clear()
     assert search(places) == found and [words[1] for words in typed] == ["cache"]
 
@@ -87,14 +98,20 @@ def test_pairs_are_compared_with_the_first_best_one() -> None:
         (1e-2, 1e-2): [True, True, True, False],
     }
     found = compared({pair: [own] for pair, own in answers.items()})
+    used = {"configured": {"pretrain": 1e-3, "finetune": 1e-3}}
     assert found["best"] == {"pretrain": 1e-3, "finetune": 1e-2}
     said = {
-        "command": "c", "photographs": {"learnt": 1200, "asked": 4}, "rows": {"clip": found}
+        "command": "c", "photographs": {"learnt": 1200, "asked": 4}, "rows": {"clip": found | used}
     }  # fmt: skip
     page = rates_part(said, {"classes": CLASSES})
     assert "1,200 photographs to learn from, 4 to ask about, 2 classes" in page
     assert "| CLIP | 0.001 | 0.01 | 75.0 [30.1, 95.4] | the best |" in page
     assert "| CLIP | 0.001 | 0.001 | 50.0 [" in page and "| 25.0 [" in page
+    assert "CLIP is trained with 0.001 and 0.001, not told apart from the best pair (25.0 [" in page
+    for other, words in ((1e-2, ", the best pair."), (0.1, ", which was not tried.")):
+        used = {"configured": {"pretrain": 1e-3, "finetune": other}}
+        page = rates_part(said | {"rows": {"clip": found | used}}, {"classes": CLASSES})
+        assert f"CLIP is trained with 0.001 and {other:g}{words}" in page
     assert "No search was measured" in rates_part(None, {"classes": CLASSES})
     assert [one["open"]["value"] for one in found["pairs"]] == [0.5, 0.75, 0.75]
     below = [one["below_best"]["value"] for one in found["pairs"] if "below_best" in one]

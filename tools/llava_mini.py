@@ -21,23 +21,26 @@ def main() -> None:
     with one_line_errors("llava_mini", "stopped; what is finished is kept, the same call goes on"):
         places = Places(settings.sized(), Path(__file__).resolve().parents[1])
         from revelio.run_dir import read_json, write_json, write_whole
+        from tools.llava_proof.page import render
 
+        kept = settings.docs / "llava_rates.json"
         if settings.search:
             from tools.llava_proof.search import search
 
-            write_json(settings.docs / "llava_rates.json", search(places))
-            print(f"wrote {settings.docs / 'llava_rates.json'}")
-            return
-        prove(places)
-        from tools.llava_proof.page import render
-        from tools.llava_proof.report import measure
+            write_json(kept, search(places))
+            print(f"wrote {kept}")
+            if not figures.is_file():
+                return
+            measured = read_json(figures)
+        else:
+            from tools.llava_proof.report import measure
 
-        measured = measure(places)
-        if (rates := settings.docs / "llava_rates.json").is_file():
-            measured["rates"] = read_json(rates)
-        write_json(figures, measured)
-        write_whole(page, render(measured))
-        print(f"wrote {figures} and {page}")
+            prove(places)
+            measured = measure(places)
+            write_json(figures, measured)
+        rates = {"rates": read_json(kept)} if kept.is_file() else {}
+        write_whole(page, render(measured | rates))
+        print(f"wrote {figures} and {page}" if not settings.search else f"wrote {page}")
 
 
 if __name__ == "__main__":

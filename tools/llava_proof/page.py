@@ -1,5 +1,6 @@
 """The page of the proof, rendered from `llava_mini.json`: what was not reached comes first."""
 
+import math
 from collections.abc import Sequence
 
 from revelio.stats import percent
@@ -20,13 +21,10 @@ they hold. *Blind* is the same model shown the tokens of a photograph of another
 over trainings and questions together where there are several trainings, Wilson's of one; differences are
 paired by question.
 """
-RATES = """The rates in `configs/llava/mini/` (3e-3 in stage 1, 1e-3 in stage 2, all rows) were set while the
-recipe was made, and no record was kept of what else was tried: others may do better. Of captions and epochs
-one recipe was tried on a part of the training photographs (50 a class to learn from, 7 to ask about; one
-training of CLIP + ViT-S/14), not on the held-out ones. A search is `python -m tools.llava_mini --caltech101
-FOLDER --search`: every pair of `--pretrain-rates` and `--finetune-rates` is trained on three quarters of the
-training photographs and asked about the others, and `llava_rates.json` says what each pair answers. A second
-call goes on where the first one stopped; `--quick --rows clip` is the smallest search.
+RATES = """Rates are chosen on the training photographs alone: of each class a quarter is kept back to be
+asked about, every pair of rates is trained on the others, and the held-out photographs of the tables above
+are not looked at. A second call of the search goes on where the first one stopped; `--quick --rows clip` is
+the smallest one.
 """
 
 
@@ -61,13 +59,14 @@ def rates_part(found: Figures | None, data: Figures) -> str:
     """How the learning rates of the rows were chosen, and what a search measured, where there was one."""
     lines = ["## Learning rates\n", RATES]
     if found is None:
-        return "\n".join([*lines, "No search was measured for this page yet.\n"])
+        search = "`python -m tools.llava_mini --caltech101 FOLDER --search`"
+        return "\n".join([*lines, f"No search was measured for this page yet ({search}).\n"])
     number = found["photographs"]
-    lines.append(
-        f"`{found['command']}`: {number['learnt']:,} photographs to learn from, {number['asked']:,} to ask "
-        f"about, {len(data['classes'])} classes, one training a pair.\n"
-    )
     lines += [
+        f"`{found['command']}`: {number['learnt']:,} photographs to learn from, {number['asked']:,} to ask "
+        f"about, {len(data['classes'])} classes, one training a pair. "
+        + " ".join(configured(row, one) for row, one in found["rows"].items())
+        + "\n",
         "| row | stage 1 | stage 2 | open % | below the best, points |",
         "|---|---|---|---|---|",
     ]
@@ -77,6 +76,24 @@ def rates_part(found: Figures | None, data: Figures) -> str:
             rates = f"{pair['pretrain']:g} | {pair['finetune']:g}"
             lines.append(f"| {NAMES[row]} | {rates} | {percent(pair['open'])} | {below} |")
     return "\n".join(lines) + "\n"
+
+
+def configured(row: str, found: Figures) -> str:
+    """Where the rates of a row's YAML came among those tried."""
+    used = found["configured"]
+    rates = f"{NAMES[row]} is trained with {used['pretrain']:g} and {used['finetune']:g}"
+    here = [
+        pair
+        for pair in found["pairs"]
+        if all(math.isclose(pair[stage], used[stage]) for stage in ("pretrain", "finetune"))
+    ]
+    if not here:
+        return f"{rates}, which was not tried."
+    if "below_best" not in here[0]:
+        return f"{rates}, the best pair."
+    below = here[0]["below_best"]
+    surely = "worse than" if below["low"] > 0 else "not told apart from"
+    return f"{rates}, {surely} the best pair ({percent(below)} points below it)."
 
 
 def trainings(count: int) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from revelio.bounds import LearningRate
+from revelio.config import read_yaml
 from revelio.data.open import open_dataset
 from revelio.run_dir import read_json, write_json
 from tools.llava_proof.questions import (
@@ -144,6 +145,14 @@ class Places:
         """A run directory."""
         return self.settings.out / training.row / f"seed-{training.seed}" / training.folder(stage)
 
+    def rates(self, row: str) -> tuple[float, float]:
+        """Stage 1's and stage 2's learning rates in a row's YAML."""
+        values = read_yaml(self.config(row))
+        first, second = (
+            values[stage]["stage"]["learning_rate"] for stage in ("pretrain", "finetune")
+        )
+        return first, second
+
     @property
     def trainings(self) -> list[Training]:
         """All trainings, in the order in which they are begun."""
@@ -211,7 +220,7 @@ def train_stage(places: Places, training: Training, stage: str, *more: str | Pat
     given += ["--stage.seed", str(training.seed), *more, *(["--resume"] if run.is_dir() else [])]
     if training.rates is not None:
         given += ["--stage.learning-rate", str(training.rates[stage != "pretrain"])]
-    call(command(places, stage, training.row, *given), run.with_suffix(".log"))
+    call(command(places, stage, training.row, *given), run.with_name(f"{run.name}.log"))
 
 
 def pretrain(places: Places, training: Training) -> None:

@@ -165,7 +165,7 @@ def score(places: Places, training: Training, data: str) -> dict[str, bool]:
     images = CachedGrids.open(places.cache, towers, places.images, image_names(records))
     dataset = ConversationDataset(records, tokenizer, model.settings, model.image_tokens, images)
     right: dict[str, bool] = {}
-    name = f"{training.row} {training.seed} {data}"
+    name = f"{training.row} {training.seed} {training.folder('finetune')} {data}"
     with tqdm(total=len(dataset), desc=name, unit="question") as bar:
         for some in right_answers(model, dataset):
             right |= some

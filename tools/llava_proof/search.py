@@ -12,6 +12,7 @@ from itertools import product
 from revelio.run_dir import versions
 from tools.llava_proof.proof import (
     Places,
+    Settings,
     Training,
     check_rows,
     finetune,
@@ -64,14 +65,28 @@ def search(places: Places) -> Figures:
 
     return {
         "photographs": {"learnt": len(learnt.files), "asked": len(asked.files)},
-        "rows": {row: compared({pair: right(row, pair) for pair in rates}) for row in given.rows},
+        "rows": {
+            row: compared({pair: right(row, pair) for pair in rates})
+            | {"configured": dict(zip(("pretrain", "finetune"), places.rates(row), strict=True))}
+            for row in given.rows
+        },
         "made_with": versions(),
-        "command": "python -m tools.llava_mini --caltech101 FOLDER --search",
+        "command": typed(given),
         "settings": {
             name: getattr(given, name)
             for name in ("rows", "train_images", "captions", "questions", "quick")
         },
     }
+
+
+def typed(given: Settings) -> str:
+    """What was typed, without the folders."""
+    words = ["python -m tools.llava_mini --caltech101 FOLDER --search"]
+    words += ["--quick"] if given.quick else []
+    words += ["--rows", *given.rows]
+    for name, rates in (("pretrain", given.pretrain_rates), ("finetune", given.finetune_rates)):
+        words += [f"--{name}-rates", *(f"{rate:g}" for rate in rates)]
+    return " ".join(words)
 
 
 def compared(right: dict[tuple[float, float], list[list[bool]]]) -> Figures:
