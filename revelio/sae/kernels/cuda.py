@@ -49,6 +49,8 @@ WIDE = 512
 GROUPS = 2048
 # An image with more of them has at least so many scored at a time: one by one would take ages.
 RESCUED = 32
+# How many of their weights a program holds at once; more of them spill out of its registers.
+RESCUED_TILE = 2048
 # A latent's terms are added in blocks of so many, each by a program of its own: where a latent fires on
 # thousands of images, one program would still run long after all others have ended.
 TERMS = 64
@@ -309,6 +311,7 @@ class _Search:
             *(x, weight, self.b_enc, candidates, found, exact, d), WIDE=wide, **_tile(d, wide)
         )
         values, indices = best.values[rows], best.indices[rows]
+        kept = triton.next_power_of_2(max(k, RESCUED))
         programs.pick[(count,)](
             exact, candidates, found, values, indices, k, WIDE=wide, num_warps=4, **FUSED
         )
@@ -317,9 +320,9 @@ class _Search:
             *(mask, found, values, indices, self.n, d, k),
             MASKED=among is not None,
             WIDE=wide,
-            KEPT=triton.next_power_of_2(max(k, RESCUED)),
-            BLOCK=64,
-            num_warps=4,
+            KEPT=kept,
+            BLOCK=min(64, RESCUED_TILE // kept),
+            num_warps=4 if kept <= 64 else 8,
             **FUSED,
         )
 
