@@ -103,14 +103,14 @@ def test_pairs_are_compared_with_the_first_best_one() -> None:
     said = {
         "command": "c", "photographs": {"learnt": 1200, "asked": 4}, "rows": {"clip": found | used}
     }  # fmt: skip
-    page = rates_part(said, {"classes": CLASSES})
+    page = rates_part({"c": said}, {"classes": CLASSES})
     assert "1,200 photographs to learn from, 4 to ask about, 2 classes" in page
     assert "| CLIP | 0.001 | 0.01 | 75.0 [30.1, 95.4] | the best |" in page
     assert "| CLIP | 0.001 | 0.001 | 50.0 [" in page and "| 25.0 [" in page
     assert "CLIP is trained with 0.001 and 0.001, not told apart from the best pair (25.0 [" in page
     for other, words in ((1e-2, ", the best pair."), (0.1, ", which was not tried.")):
         used = {"configured": {"pretrain": 1e-3, "finetune": other}}
-        page = rates_part(said | {"rows": {"clip": found | used}}, {"classes": CLASSES})
+        page = rates_part({"c": said | {"rows": {"clip": found | used}}}, {"classes": CLASSES})
         assert f"CLIP is trained with 0.001 and {other:g}{words}" in page
     assert "No search was measured" in rates_part(None, {"classes": CLASSES})
     assert [one["open"]["value"] for one in found["pairs"]] == [0.5, 0.75, 0.75]

@@ -27,7 +27,9 @@ def main() -> None:
         if settings.search:
             from tools.llava_proof.search import search
 
-            write_json(kept, search(places))
+            found = search(places)
+            earlier = read_json(kept) if kept.is_file() else {}
+            write_json(kept, earlier | {found["command"]: found})
             print(f"wrote {kept}")
             if not figures.is_file():
                 return

@@ -55,14 +55,19 @@ def render(figures: Figures) -> str:
     return "\n".join(lines)
 
 
-def rates_part(found: Figures | None, data: Figures) -> str:
-    """How the learning rates of the rows were chosen, and what a search measured, where there was one."""
+def rates_part(searches: Figures | None, data: Figures) -> str:
+    """How the learning rates of the rows were chosen: the searches, by the commands that made them."""
     lines = ["## Learning rates\n", RATES]
-    if found is None:
+    if not searches:
         search = "`python -m tools.llava_mini --caltech101 FOLDER --search`"
         return "\n".join([*lines, f"No search was measured for this page yet ({search}).\n"])
+    return "\n".join([*lines, *(one_search(found, data) for found in searches.values())])
+
+
+def one_search(found: Figures, data: Figures) -> str:
+    """What each pair of rates answers."""
     number = found["photographs"]
-    lines += [
+    lines = [
         f"`{found['command']}`: {number['learnt']:,} photographs to learn from, {number['asked']:,} to ask "
         f"about, {len(data['classes'])} classes, one training a pair. "
         + " ".join(configured(row, one) for row, one in found["rows"].items())
