@@ -30,7 +30,7 @@ TAKES = {
 @pytest.mark.parametrize("tool", [gpu_page, scaling])
 def test_pages_are_what_the_json_says(tool, tmp_path, capsys) -> None:
     assert tool.main(["--docs", str(ROOT / "docs"), "--check"]) == 0
-    for name in ("gpu.json", "gpu.md", "scaling.json", "scaling.md"):
+    for name in ("gpu.json", "gpu_compiled.json", "gpu.md", "scaling.json", "scaling.md"):
         (tmp_path / name).write_text((ROOT / "docs" / name).read_text())
     (tmp_path / "benchmarks").mkdir()
     name = "benchmarks/extraction_processes.json"
@@ -50,6 +50,26 @@ def test_what_is_absent_is_said() -> None:
     for what in GPU["not_run"]:
         assert f"- {what}" in text
     assert GPU["card"] in text and text.count("nan") == 0
+
+
+def test_the_ceiling_of_the_products_share_is_the_time_that_memory_takes() -> None:
+    """By hand: six float32 matrices of n x d and six of the biases, read and written at 3.35 TB/s."""
+    ksae = GPU["ksae"]
+    n, d = ksae["n"], ksae["d"]
+    moved = 2 * 4 * 3 * (2 * n * d + n + d) / 3.35e12 * 1e3
+    said = re.search(
+        r"once, ([\d.]+) ms at .* would be (.*?)\. The goal", (ROOT / "docs/gpu.md").read_text()
+    )
+    assert said and float(said[1]) == pytest.approx(moved, abs=0.005)
+    shares = {
+        int(size.replace(",", "")): float(share)
+        for share, size in re.findall(r"(\d+) % at ([\d,]+\d)", said[2])
+    }
+    last = ksae["runs"][-1]["batches"]
+    assert set(shares) == {1_024, 4_096, 16_384}
+    for one in last:
+        product = one["product_alone_ms"]["float16"]
+        assert shares[one["batch"]] == pytest.approx(100 * product / (product + moved), abs=0.51)
 
 
 def test_times_on_more_gpus_and_the_other_card() -> None:

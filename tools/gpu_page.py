@@ -1,4 +1,4 @@
-"""Write docs/gpu.md from docs/gpu.json: `python -m tools.gpu_page [--check]`. Numbers are never typed."""
+"""Write docs/gpu.md from docs/gpu.json and docs/gpu_compiled.json: `python -m tools.gpu_page [--check]`."""
 
 import argparse
 import sys
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from revelio.run_dir import read_json, write_whole
+from tools.scaling import CARDS
 
 ABSENT = "not measured"
 PEERS = (
@@ -25,7 +26,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--docs", type=Path, default=Path("docs"))
     parser.add_argument("--check", action="store_true")
     flags = parser.parse_args(arguments)
-    text, place = page(read_json(flags.docs / "gpu.json")), flags.docs / "gpu.md"
+    found = read_json(flags.docs / "gpu.json")
+    found["compiled"] = read_json(flags.docs / "gpu_compiled.json")
+    text, place = page(found), flags.docs / "gpu.md"
     if not flags.check:
         write_whole(place, text)
     elif place.read_text(encoding="utf-8") != text:
@@ -49,6 +52,7 @@ def page(found: Mapping[str, Any]) -> str:
             "brings what is missing and leaves a torch from 2.6 up as it is.",
             "",
             *_tests(found["tests"]),
+            *_compiled(found["compiled"]),
             *_ksae(found["ksae"]),
             *_extraction(found["extraction"], found["extraction_parts"]),
             "## Not run",
@@ -71,6 +75,21 @@ def _tests(parts: list[Mapping[str, Any]]) -> list[str]:
         *rows,
         "",
         *notes,
+        "",
+    ]
+
+
+def _compiled(made: Mapping[str, Any]) -> list[str]:
+    cards = ", ".join(f"sm_{card}" for card in made["cards"])
+    sizes = "; ".join(
+        f"d = {one['d']:,}, k = {one['k']}, {one['k_among']} of AuxK" for one in made["shapes"]
+    )
+    return [
+        "**Without a card**, as they are now: Triton's compiler and assembler build all "
+        f"{made['programs']} programs of the k-SAE step for {cards} (Triton {made['triton']}; {sizes}). "
+        f"A thread takes at most {made['registers']} registers, a program at most {made['shared']:,} bytes "
+        f"of shared memory, and nothing spills (frames of at most {made['spilled']} bytes): "
+        "`tests/optional/check_triton.py`. That they compile does not say that they are right or fast.",
         "",
     ]
 
@@ -105,6 +124,8 @@ def _ksae(found: Mapping[str, Any]) -> list[str]:
         "nomination's product "
         f"is {_shares(last)} of the step. The peak is {_peaks(found)} times.",
         "",
+        _bound(found),
+        "",
         "Where the time goes, in milliseconds by the profiler:",
         "",
         *_parts(last),
@@ -135,6 +156,26 @@ def _verdict(found: Mapping[str, Any]) -> str:
         "**All three are missed**"
         if len(missed) == 3
         else f"**Missed: {', '.join(sorted(missed))}**"
+    )
+
+
+def _bound(found: Mapping[str, Any]) -> str:
+    """The largest share that the product can have: Adam reads and writes every row that moves."""
+    rate, held = CARDS["memory_tb_s"]["H100"], found["parameters_and_moments_gib"] * 2**30
+    moved = 2 * held / (rate * 1e12) * 1e3  # milliseconds
+    products = {
+        one["batch"]: one["product_alone_ms"]["float16"]
+        for run in found["runs"]
+        for one in run["batches"]
+    }
+    shares = ", ".join(
+        f"{100 * ms / (ms + moved):.0f} % at {size:,}" for size, ms in sorted(products.items())
+    )
+    return (
+        f"The share of the product has a ceiling: where every latent moves, Adam reads and writes parameters "
+        f"and moments once, {moved:.2f} ms at the card's {rate:g} TB/s. With nothing else in the step "
+        f"the product would be {shares}. The goal of {100 * found['goal']['share_of_the_product']:.0f} % can "
+        "be met only where most latents rest, or at larger batches."
     )
 
 

@@ -1,6 +1,6 @@
 """Compile every Triton program that a k-SAE's steps launch, for cards that need not be there.
 
-    python tests/optional/triton_programs.py 80 90 100
+    python tests/optional/triton_programs.py 80 90 100 [--summary docs/gpu_compiled.json]
 
 Triton brings its compiler and assembler, so that no card is needed. The steps run on CPU tensors; a launch is
 compiled with its arguments' types and sizes instead of run. One line of JSON a program and compute capability
@@ -10,10 +10,10 @@ up to 16 is no spill), bytes of shared memory.
 
 # pyright: reportMissingImports=false
 
+import argparse
 import json
 import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,7 +102,34 @@ def launches() -> Iterator[tuple[Any, dict[str, Any], dict[str, Any]]]:
     yield from seen.values()
 
 
-if __name__ == "__main__":
+def summary(made: list[dict[str, Any]]) -> dict[str, Any]:
+    """The numbers that `docs/gpu.md` gives."""
+    return {
+        "triton": triton.__version__,
+        "cards": sorted({one["card"] for one in made}),
+        "programs": len({one["program"] for one in made}),
+        "compiled": len(made),
+        "shapes": [dict(zip(("d", "k", "k_among"), shape, strict=True)) for shape in SHAPES],
+        "registers": max(one["registers"] for one in made),
+        "spilled": max(one["spilled"] for one in made),
+        "shared": max(one["shared"] for one in made),
+    }
+
+
+def main() -> None:
+    """Compile, and say what came out."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("cards", type=int, nargs="+")
+    parser.add_argument("--summary", type=Path)
+    asked = parser.parse_args()
+    made = []
     for program, given, options in launches():
-        for card in map(int, sys.argv[1:]):
-            print(json.dumps(compiled(program, given, options, card)), flush=True)
+        for card in asked.cards:
+            made.append(compiled(program, given, options, card))
+            print(json.dumps(made[-1]), flush=True)
+    if asked.summary:
+        asked.summary.write_text(json.dumps(summary(made), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
