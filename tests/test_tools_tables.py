@@ -3,8 +3,10 @@
 from pathlib import Path
 
 from revelio.run_dir import read_json
+from tools import evidence_page, intervals
 from tools.demo_tables import demo_tables
 from tools.ksae_tables import KSAE_GOALS, ksae_lines, ksae_summary, ksae_trained_line
+from tools.llava_proof import page as llava_page
 from tools.mini.page import render
 from tools.mini.report import read_report
 from tools.paper_results import whole_page
@@ -217,3 +219,19 @@ def test_the_proof_is_read_as_it_is_written() -> None:
     line = llava_mini_line({"data": {"classes": ["a"] * 20}, "rows": {"clip": row}})
     assert "clip 48.1 (42.9 to 53.2), probe 79.1 (75.5 to 82.3), blind 2.5 (1.4 to 4.2)" in line
     assert "chance 5.0" in line and "20 classes" in line
+
+
+def test_pages_of_proofs_are_what_their_json_says() -> None:
+    docs = ROOT / "docs"
+    evidence, rates = read_json(docs / "evidence.json"), read_json(docs / "llava_rates.json")
+    pages = {
+        "evidence.md": "\n".join(evidence_page.page(evidence)) + "\n",
+        "intervals.md": intervals.page(read_json(docs / "intervals.json")),
+        "llava_mini.md": llava_page.render(read_json(docs / "llava_mini.json") | {"rates": rates}),
+    }
+    pages |= {
+        f"evidence_{case}.svg": evidence_page.chart(evidence[case])
+        for case in ("cells", "photo", "pooled")
+    }
+    for name, text in pages.items():
+        assert (docs / name).read_text(encoding="utf-8") == text, name

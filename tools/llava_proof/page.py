@@ -21,10 +21,10 @@ they hold. *Blind* is the same model shown the tokens of a photograph of another
 over trainings and questions together where there are several trainings, Wilson's of one; differences are
 paired by question.
 """
-RATES = """Rates are chosen on the training photographs alone: of each class a quarter is kept back to be
-asked about, every pair of rates is trained on the others, and the held-out photographs of the tables above
-are not looked at. A second call of the search goes on where the first one stopped; `--quick --rows clip` is
-the smallest one.
+RATES = """The rates in `configs/llava/mini/` were set before a search was recorded; searches check them, on
+the training photographs alone. Of each class a quarter is kept back to be asked about, every pair of rates is
+trained on the others, and the held-out photographs of the tables above are not looked at. A second call of
+the search goes on where the first one stopped; `--quick --rows clip` is the smallest one.
 """
 
 
