@@ -10,7 +10,7 @@ from llava_ext.model import LlavaModel, innermost
 from llava_ext.stages import LoadIn, LoraOptions
 from revelio.backbones.loading import reading
 from revelio.backbones.weights import check_fit, shapes_of
-from revelio.seeds import key_seed
+from revelio.seeds import key_seed, lent
 from revelio.tensor_files import read_tensors, tensor_headers
 from revelio.trust import printable, read_object
 
@@ -71,7 +71,6 @@ def add_lora(model: LlavaModel, options: LoraOptions, *, seed: int = 0) -> None:
     Raises:
         ValueError: no layer has such a name.
     """
-    import torch
     from peft import LoraConfig
 
     targets = list(options.targets)
@@ -91,8 +90,7 @@ def add_lora(model: LlavaModel, options: LoraOptions, *, seed: int = 0) -> None:
         target_modules=targets[0] if targets == [LORA_TARGETS] else targets,
     )
     # peft draws from the global state: put aside, keyed, put back.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(key_seed(seed, "adapter"))
+    with lent(key_seed(seed, "adapter")):
         model.set_language_model(adapted(model.language_model, settings))
 
 

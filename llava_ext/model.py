@@ -39,7 +39,7 @@ from llava_ext.stages import Stage
 from llava_ext.towers import Tower, load_towers, look, plain_transforms
 from revelio.backbones.loading import dtype_of
 from revelio.config import to_plain
-from revelio.seeds import key_seed
+from revelio.seeds import key_seed, lent
 from revelio.wording import plural
 
 
@@ -114,8 +114,7 @@ class LlavaModel(PreTrainedModel, GenerationMixin):
         shares = widths(self.settings.fusion, len(towers), width)
         for place, (tower, shape) in enumerate(zip(towers, self.shapes, strict=True)):
             # Layers draw their first weights from the global state: put aside, keyed, put back.
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(key_seed(seed, "projector", place))
+            with lent(key_seed(seed, "projector", place)):
                 projector = Projector(tower, shape.channels, shape.grid, shares[place])
             yield projector.to(dtype)
 

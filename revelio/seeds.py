@@ -5,6 +5,8 @@ asked for. No global random state is read or written anywhere in Revelio.
 """
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,3 +31,17 @@ def generator(*key: str | int) -> "torch.Generator":
     import torch
 
     return torch.Generator().manual_seed(key_seed(*key))
+
+
+@contextmanager
+def lent(seed: int) -> Iterator[None]:
+    """Lend PyTorch's global CPU generator a seed: layers on the CPU draw their first weights from it.
+
+    Of GPUs nothing is read or seeded, as ``torch.random.fork_rng()`` and ``torch.manual_seed`` do of all
+    there are: each would be started, which takes half a gigabyte of it.
+    """
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield

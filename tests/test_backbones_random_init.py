@@ -1,6 +1,7 @@
 import pytest
 import torch
 from backbones_helpers import tiny_sd
+from waits_helpers import PretendedCuda
 
 from revelio.backbones.diffusion.sd import StableDiffusionBackbone
 from revelio.backbones.random_init import load_random_backbone, untrained
@@ -42,3 +43,26 @@ def test_the_seed_decides_and_the_global_state_stays(model: str) -> None:
     assert torch.equal(first, drawn(1)) and not torch.equal(first, drawn(2))
     # torch's own first weights of a convolution are uniform in +-1/sqrt(fan in): 4 channels x 3 x 3.
     assert 0.9 / 6 < first.abs().max() <= 1 / 6
+
+
+def test_weights_are_drawn_on_the_cpu_whatever_the_device(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU's generator would draw others of the same seed."""
+    wanted, backbone, device = load_random_backbone(model, 3), load_backbone(model), PretendedCuda()
+    assert isinstance(wanted, StableDiffusionBackbone)
+    assert isinstance(backbone, StableDiffusionBackbone)
+    device.take(backbone.unet)
+    drawn, reset = [], torch.nn.Conv2d.reset_parameters
+
+    def watched(layer: torch.nn.Conv2d) -> None:
+        drawn.append(layer.weight.is_cuda)
+        reset(layer)
+
+    monkeypatch.setattr(torch.nn.Conv2d, "reset_parameters", watched)
+    with device.used():
+        untrained(backbone, 3)
+        assert all(parameter.is_cuda for parameter in backbone.unet.parameters())
+    assert drawn and not any(drawn)
+    for one, other in zip(wanted.unet.parameters(), backbone.unet.parameters(), strict=True):
+        assert torch.equal(one, other)

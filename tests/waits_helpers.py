@@ -105,7 +105,7 @@ class _Asked(TorchFunctionMode):
             return CUDA.index
         if name == "pin_memory":
             return args[0].clone()  # pinned
-        if func is torch.device or not callable(func):
+        if func is torch.device or name == "_parse_to" or not callable(func):
             return func(*args, **kwargs)
         places = [where for value in tree_leaves((args, kwargs)) if (where := _place(value))]
         beside = any(device.has(other) for other in _tensors(args[1:])) if name == "to" else False

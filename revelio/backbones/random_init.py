@@ -12,7 +12,7 @@ from torch import nn
 from revelio.backbones.base import Backbone
 from revelio.backbones.config import BackboneConfig
 from revelio.backbones.registry import load_backbone
-from revelio.seeds import key_seed
+from revelio.seeds import key_seed, lent
 
 SCALE = 0.02  # of parameters that belong to no standard layer, such as position embeddings
 
@@ -42,9 +42,10 @@ def network_of(backbone: Backbone) -> nn.Module:
 
 @torch.no_grad()
 def _redraw(model: nn.Module, seed: int) -> None:
-    # Layers draw from the global generator of the device they are on: lend the CPU's a keyed state.
-    with torch.random.fork_rng():
-        torch.manual_seed(key_seed(seed, "random weights"))
+    # Layers draw from the global generator of the device they are on: on the CPU, so that devices agree.
+    place = next(model.parameters()).device
+    model.to("cpu")
+    with lent(key_seed(seed, "random weights")):
         for module in model.modules():
             own = list(module.parameters(recurse=False))
             reset = getattr(module, "reset_parameters", None)
@@ -53,6 +54,7 @@ def _redraw(model: nn.Module, seed: int) -> None:
             else:
                 for parameter in own:
                     parameter.normal_(std=SCALE)
+    model.to(place)
 
 
 def load_random_backbone(model: str | BackboneConfig, seed: int, **settings: Any) -> Backbone:

@@ -22,7 +22,7 @@ from torch.nn import functional
 from revelio.probes.chosen import Probed
 from revelio.probes.score import score
 from revelio.probes.split import validation_part
-from revelio.seeds import generator, key_seed
+from revelio.seeds import generator, key_seed, lent
 
 MOST_HEADS, HEAD_WIDTH = 8, 32
 LEARNING_RATES = (1e-3, 1e-2)
@@ -146,8 +146,7 @@ def network_probe(
 
 
 def _initial(name: str, channels: int, classes: int, seed: int) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(key_seed(seed, "attention_pool"))
+    with lent(key_seed(seed, "attention_pool")):
         return NETWORKS[name](channels, classes)
 
 

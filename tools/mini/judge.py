@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from revelio.seeds import lent
 from tools.mini.data import PictureSet
 
 BATCH = 128
@@ -34,8 +35,7 @@ def grey(images: torch.Tensor) -> torch.Tensor:
 def train_judge(pictures: PictureSet, epochs: int, seed: int) -> nn.Sequential:
     """Train on real pictures with random shifts of up to two pixels."""
     generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with lent(seed):
         model = build_judge(len(pictures.class_names))
     steps = epochs * (len(pictures) // BATCH)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
