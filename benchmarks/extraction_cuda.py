@@ -2,12 +2,14 @@
 
     python benchmarks/extraction_cuda.py --json extraction_cuda.json
     python benchmarks/extraction_cuda.py --images 256 --batch 16 --dtype float16
+    python benchmarks/extraction_cuda.py --compile
 
 Both read the same photographs' worth of noise through the same number of worker processes, in the same
 number format, with the same random weights. The loop is what anyone would write: VAE, noise, whole
 U-Net, a hook, the mean moved to the CPU; it takes the layout that is faster for it (channels last). Ours
-is `revelio.extract` as a command runs it, shards written. The runs take turns; images a second of wall
-time are printed, and the share of that time in which the device computes, by the profiler.
+is `revelio.extract` as a command runs it, shards written; `--compile` adds it with what `revelio extract
+--compile` compiles, in the turn that warms up, whose seconds are told. The runs take turns; images a second
+of wall time are printed, and the share of that time in which the device computes, by the profiler.
 """
 
 import argparse
@@ -28,6 +30,7 @@ from extraction import FOUR, UNET, VAE, FixedText, backbone_of, pictures, random
 from torch import Tensor
 
 from revelio.activations.extract import extract
+from revelio.backbones.compiled import compile_backbone
 from revelio.backbones.diffusion.schedule import reference_schedule
 from revelio.backbones.diffusion.vae import LatentSpace
 from revelio.backbones.loading import frozen
@@ -63,17 +66,17 @@ class PlainLoop:
         return torch.cat(kept)
 
 
-def timed(calls: dict[str, Call], rounds: int) -> dict[str, float]:
-    """Median wall seconds of each call; the calls take turns, the first turn warms up."""
+def timed(calls: dict[str, Call], rounds: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Median wall seconds of each call, which take turns; and of the first turn, which warms up."""
     wall: dict[str, list[float]] = {name: [] for name in calls}
-    for index in range(rounds + 1):
+    for _ in range(rounds + 1):
         for name, call in calls.items():
             began = time.perf_counter()
             call()
             torch.cuda.synchronize()
-            if index:
-                wall[name].append(time.perf_counter() - began)
-    return {name: round(median(taken), 3) for name, taken in wall.items()}
+            wall[name].append(round(time.perf_counter() - began, 3))
+    seconds = {name: round(median(taken[1:]), 3) for name, taken in wall.items()}
+    return seconds, {name: taken[0] for name, taken in wall.items()}
 
 
 def busy(call: Call) -> float:
@@ -91,6 +94,13 @@ def busy(call: Call) -> float:
         total += max(0.0, stop - max(start, end))
         end = max(end, stop)
     return round(total / 1e6 / wall, 3)
+
+
+def fused(unet: Any, vae: Any, text: FixedText, schedule: Any, side: int) -> Any:
+    """A backbone of its own whose parts are compiled."""
+    found = backbone_of(unet, LatentSpace(vae, "sd-1.5", 64), text, schedule, ["up_ft1"], side)
+    compile_backbone(found)
+    return found
 
 
 def fitting(free_gib: float, side: int) -> int:
@@ -114,6 +124,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
+    parser.add_argument("--compile", action="store_true", help="also with compiled parts")
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
 
@@ -155,22 +166,40 @@ def main() -> None:
             "a further timestep, from cached latents": ours(shallow, ["up_ft1"], 200, cached=True),
             "four layers, from cached latents": ours(deep, FOUR, 25, cached=True),
         }
-        seconds = timed(calls, options.rounds)
+        if options.compile:
+            parts = [frozen(deepcopy(m), device, convolutional=True) for m in (unet, vae)]
+            compiled = fused(parts[0], parts[1], text, schedule, options.side)
+            calls["one timestep from scratch, compiled"] = ours(compiled, ["up_ft1"], 25)
+        found = told(options, *timed(calls, options.rounds))
+        # Before the profiler's turn, which a time limit may cut off.
+        write(found, options.json)
         shares = {name: busy(call) for name, call in calls.items()}
+    found["share_of_time_the_device_computes"] = shares
+    print(json.dumps(found, indent=2))
+    write(found, options.json)
+
+
+def told(
+    options: argparse.Namespace, seconds: dict[str, float], first: dict[str, float]
+) -> dict[str, Any]:
+    """What was measured, and what it comes to."""
     per = {name: round(options.images / taken, 1) for name, taken in seconds.items()}
     base = seconds["plain loop"]
-    report = {"settings": {k: v for k, v in vars(options).items() if k != "json"}} | {
+    return {"settings": {k: v for k, v in vars(options).items() if k != "json"}} | {
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "seconds": seconds,
+        "seconds_of_the_first_turn": first,
         "images_per_second": per,
         "times_faster_than_the_loop": {name: round(base / s, 2) for name, s in seconds.items()},
-        "share_of_time_the_device_computes": shares,
         "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
     }
-    print(json.dumps(report, indent=2))
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def write(found: dict[str, Any], path: Path | None) -> None:
+    """As JSON, where a file is named."""
+    if path:
+        path.write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,30 +1,31 @@
-"""Cost of a k-SAE training step on one CUDA device against the released dense step and against sparsify.
+"""Cost of a k-SAE training step on one CUDA device against the released dense step and public packages.
 
     python benchmarks/ksae_cuda.py --json ksae_cuda.json
     python benchmarks/ksae_cuda.py --batches 1024 --rounds 20
 
 All train on the same structured rows (64 directions plus noise), which lie on the device; steps are
 timed by CUDA events, blocks of steps of the variants taking turns. `dense` is the released step with
-Adam's fused form, in float32, with TF32 products, and under bfloat16 autocast. sparsify is EleutherAI's,
-with its Triton decoder and the same fused Adam, where the package is installed. Peak memory is PyTorch's
-own count. The parts of our step are the profiler's kernel times; a step is also taken while PyTorch
-looks for waits. The seconds of the first step, in which Triton compiles what it has not kept from before,
-are told apart. A batch for whose steps the free memory is too little is named and left out; if that were
-all of them, a smaller one is taken.
+Adam's fused form, in float32, with TF32 products, and under bfloat16 autocast; so are sparsify, SAELens,
+dictionary_learning, flex-sae and flash-sae (`ksae_peers.py`) where they are installed; those that are not
+are named. Peak memory is PyTorch's own count. The parts of our step are the profiler's kernel times; a step
+is also taken while PyTorch looks for waits. The seconds of the first step, in which Triton compiles what it
+has not kept from before, are told apart. A batch for whose steps the free memory is too little is named and
+left out; if that were all of them, a smaller one is taken.
 """
 
 import argparse
+import gc
 import json
 import time
 import warnings
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 from ksae_dense import DenseStep, structured
+from ksae_peers import FORMATS, PEERS, Setup, Step, installed, pick, tf32
 from torch import Tensor
 
 from revelio.sae.config import TrainConfig
@@ -34,7 +35,6 @@ from revelio.sae.model import KSparseAutoencoder
 from revelio.sae.train import train
 
 GIB = 2**30
-Step = Callable[[], Any]
 
 
 def own_step(arguments: argparse.Namespace, rows: Tensor, batch: int, kernel: Kernel) -> Step:
@@ -58,45 +58,14 @@ class Endless:
             yield pick(self.rows, self.batch, order)
 
 
-def pick(rows: Tensor, batch: int, order: torch.Generator) -> Tensor:
-    """A random batch."""
-    return rows[torch.randint(len(rows), (batch,), generator=order, device=rows.device)]
-
-
 def dense_step(arguments: argparse.Namespace, rows: Tensor, batch: int, how: str) -> Step:
     """The released step, with fused Adam and a loss that stays on the device."""
     step = DenseStep(arguments.d, arguments.n, arguments.k, rows.cpu(), device=rows.device)
     order = torch.Generator(rows.device).manual_seed(1)
 
     def once() -> None:
-        torch.backends.cuda.matmul.allow_tf32 = how == "tf32"
-        with torch.autocast("cuda", torch.bfloat16, enabled=how == "bf16"):
+        with tf32(how == "tf32"), torch.autocast("cuda", torch.bfloat16, enabled=how == "bf16"):
             step.step(pick(rows, batch, order))
-        torch.backends.cuda.matmul.allow_tf32 = False
-
-    return once
-
-
-def sparsify_step(arguments: argparse.Namespace, rows: Tensor, batch: int, how: str) -> Step:
-    """EleutherAI's, as its trainer takes it."""
-    from sparsify import SparseCoder, SparseCoderConfig  # pyright: ignore[reportMissingImports]
-
-    coder = SparseCoder(arguments.d, SparseCoderConfig(num_latents=arguments.n, k=arguments.k))
-    coder = coder.to(rows.device)
-    coder.b_dec.data.copy_(rows.mean(0))
-    adam = torch.optim.Adam(coder.parameters(), lr=4e-4, fused=True)
-    order = torch.Generator(rows.device).manual_seed(1)
-
-    def once() -> None:
-        torch.backends.cuda.matmul.allow_tf32 = how == "tf32"
-        coder.set_decoder_norm_to_unit_norm()
-        with torch.autocast("cuda", torch.bfloat16, enabled=how == "bf16"):
-            loss = coder(pick(rows, batch, order)).fvu
-        loss.backward()
-        coder.remove_gradient_parallel_to_decoder_directions()
-        adam.step()
-        adam.zero_grad()
-        torch.backends.cuda.matmul.allow_tf32 = False
 
     return once
 
@@ -109,10 +78,11 @@ def variants(arguments: argparse.Namespace, rows: Tensor, batch: int) -> dict[st
         "revelio": lambda: own_step(arguments, rows, batch, CudaKernel()),
         "revelio, PyTorch kernel": lambda: own_step(arguments, rows, batch, SparseKernel()),
     }
-    for how in ("float32", "tf32", "bf16"):
+    for how in FORMATS:
         made[f"dense {how}"] = lambda how=how: dense_step(arguments, rows, batch, how)
-        if find_spec("sparsify"):
-            made[f"sparsify {how}"] = lambda how=how: sparsify_step(arguments, rows, batch, how)
+        setup = Setup(arguments.d, arguments.n, arguments.k, rows, batch, how)
+        for name in installed():
+            made[f"{name} {how}"] = lambda setup=setup, make=PEERS[name][1]: make(setup)
     return made
 
 
@@ -177,21 +147,12 @@ def measure(arguments: argparse.Namespace, rows: Tensor, batch: int) -> dict[str
     taken: list[float] = []
     for name, make in made.items():
         try:
-            held = torch.cuda.memory_allocated()
-            torch.cuda.reset_peak_memory_stats()
-            step = make()
-            timed(step, 5)
-            peak = torch.cuda.max_memory_allocated() - held
-            pairs = [(timed(step, 5), timed(ours, 5)) for _ in range(arguments.rounds)]
+            pairs, result[name] = against(ours, make, arguments.rounds)
+            taken += [pair[1] for pair in pairs]
         except Exception as error:  # a part that fails is named, and the others go on
             result[name] = {"failed": f"{type(error).__name__}: {str(error)[:200]}"}
-            continue
-        taken += [pair[1] for pair in pairs]
-        result[name] = {"ms": round(median(pair[0] for pair in pairs), 3)} | {
-            "revelio_is_times_faster": round(median(a / b for a, b in pairs), 2),
-            "peak_gib": round(peak / GIB, 3),
-        }
-        del step
+        # Of one that failed, too: its weights would stand beside the next one's.
+        gc.collect()
         torch.cuda.empty_cache()
     # Where none of the others could be timed, there are no turns to take ours from.
     taken = taken or [timed(ours, 5) for _ in range(arguments.rounds)]
@@ -199,6 +160,23 @@ def measure(arguments: argparse.Namespace, rows: Tensor, batch: int) -> dict[str
     result["revelio"]["samples_per_second"] = round(1000 * batch / median(taken))
     result["product alone, ms"] = products(arguments, rows[:1].expand(batch, -1).contiguous())
     return result
+
+
+def against(
+    ours: Step, make: Callable[[], Step], rounds: int
+) -> tuple[list[tuple[float, float]], dict[str, float]]:
+    """Milliseconds of another's steps and of ours, in turn; and what they come to."""
+    held = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    step = make()
+    timed(step, 5)
+    peak = torch.cuda.max_memory_allocated() - held
+    pairs = [(timed(step, 5), timed(ours, 5)) for _ in range(rounds)]
+    return pairs, {
+        "ms": round(median(pair[0] for pair in pairs), 3),
+        "revelio_is_times_faster": round(median(a / b for a, b in pairs), 2),
+        "peak_gib": round(peak / GIB, 3),
+    }
 
 
 def parts(step: Step, steps: int = 10) -> dict[str, float]:
@@ -229,12 +207,12 @@ def products(arguments: argparse.Namespace, x: Tensor) -> dict[str, float]:
     """The encoder's product alone, by cuBLAS."""
     found = {}
     out_rows = min(len(x), 2048)
-    for name, dtype, tf32 in (
+    for name, dtype, rounds in (
         ("float16", torch.float16, False),
         ("tf32", torch.float32, True),
         ("float32", torch.float32, False),
     ):
-        torch.backends.cuda.matmul.allow_tf32 = tf32
+        torch.backends.cuda.matmul.allow_tf32 = rounds
         weight = torch.randn(arguments.n, x.shape[1], device=x.device).to(dtype)
         part = torch.randn(out_rows, x.shape[1], device=x.device).to(dtype)
         out = torch.empty(out_rows, arguments.n, device=x.device, dtype=dtype)
@@ -285,6 +263,8 @@ def main() -> None:
             arguments.json.write_text(json.dumps(report, indent=2) + "\n")
         return
     report |= {"warmup": arguments.warmup}
+    report["not_installed"] = [name for name in PEERS if name not in installed()]
+    print(f"not installed: {', '.join(report['not_installed']) or 'none'}", flush=True)
     report |= {"parameters_and_moments_gib": round(12 * parameters / GIB, 3), "batches": []}
     free = torch.cuda.mem_get_info()[0]
     sizes = fitting(arguments, free)

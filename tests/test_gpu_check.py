@@ -2,10 +2,15 @@
 
 import argparse
 import json
+import os
 import subprocess
 import sys
+import weakref
 from html.parser import HTMLParser
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -140,6 +145,44 @@ def test_a_part_is_run_and_stopped_at_its_limit() -> None:
     assert slow.status is None and slow.output == "begun\n"
 
 
+def test_tests_that_take_too_long_leave_what_they_found(tmp_path) -> None:
+    """They are asked to end before they are killed, and what ends at once is not waited for."""
+    lines = (
+        "import time",
+        "def test_a(): pass",
+        "def test_b(): assert 0",
+        "def test_c(): time.sleep(60)",
+    )
+    (tmp_path / "test_slow.py").write_text("\n".join(lines))
+    words = (
+        "-m",
+        "pytest",
+        str(tmp_path),
+        "-c",
+        os.devnull,
+        "--junitxml={report}",
+        "-p",
+        "no:cacheprovider",
+    )
+    part = Part("slow", words, 5)
+    found = judged(part, run(part, 5))
+    assert found["state"] == "stopped"
+    assert found["tests"] == {"passed": 1, "failed": 1, "skipped": 0}
+    assert found["failures"] == ["test_b"]
+    assert any("test_slow.py:3" in each for each in found["output"])  # where it was
+
+
+def test_versions_are_those_of_the_modules_that_are_imported(monkeypatch) -> None:
+    """Of modules whose distributions have other names, too."""
+    card = argparse.Namespace(name="Card", total_memory=80 * 2**30, major=9, minor=0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card)
+    found = gpu_check.machine()
+    assert found["memory_gib"] == 80 and found["capability"] == "9.0"
+    for module, name in (("sklearn", "scikit-learn"), ("PIL", "pillow"), ("yaml", "pyyaml")):
+        assert found["versions"][module] == version(name)
+    assert "sparsify" not in found["versions"] or find_spec("sparsify")
+
+
 def test_what_the_parts_run_is_there() -> None:
     for part in PARTS:
         script = next(word for word in part.words if word.endswith(".py"))
@@ -202,7 +245,83 @@ def test_batches_are_chosen_from_the_memory_that_is_free(benchmarks) -> None:
     assert ksae_cuda.fitting(want, 2**30) == []
 
 
-def test_the_ksae_benchmark_goes_on_where_all_the_others_fail(benchmarks, monkeypatch) -> None:
+@pytest.fixture
+def pretended(monkeypatch) -> None:
+    """A card as far as the k-SAE benchmark asks for one."""
+    import ksae_cuda
+
+    monkeypatch.setattr(ksae_cuda, "timed", lambda step, count: step() or 2.0)
+    for name in ("parts", "synchronises", "products"):
+        monkeypatch.setattr(ksae_cuda, name, lambda *_: {})
+    for name in ("reset_peak_memory_stats", "empty_cache", "synchronize"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    for name in ("memory_allocated", "max_memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda: 0)
+
+
+def test_what_failed_holds_no_memory_when_the_next_is_made(
+    benchmarks, pretended, monkeypatch
+) -> None:
+    import ksae_cuda
+
+    class Step:
+        def __init__(self, fails: bool) -> None:
+            self.fails = fails
+            assert all(each() is None for each in alive)
+            alive.append(weakref.ref(self))
+
+        def __call__(self) -> None:
+            if self.fails:
+                raise RuntimeError("boom")
+
+    alive: list[weakref.ref[Step]] = []
+    made = {"revelio": lambda: lambda: None} | {
+        name: lambda fails=fails: Step(fails)
+        for name, fails in (("a", True), ("b", False), ("c", True))
+    }
+    monkeypatch.setattr(ksae_cuda, "variants", lambda *_: made)
+    found = ksae_cuda.measure(sizes(64), torch.zeros(8, 4), 64)
+    assert [name for name in "abc" if "failed" in found[name]] == ["a", "c"] and len(alive) == 3
+    assert found["b"]["ms"] == 2.0 and "boom" in found["a"]["failed"]
+
+
+@pytest.mark.parametrize("how", ["float32", "tf32", "bf16"])
+def test_peers_without_a_package_are_called_as_their_pages_say(
+    benchmarks, monkeypatch, how
+) -> None:
+    """By stand-ins of the calls' published forms; tests/optional/check_peers.py takes what is installed."""
+    import ksae_peers
+    from ksae_dense import structured
+
+    def loss(indices, weight, vals, bias, target):
+        return ((bias + (weight[indices] * vals[..., None]).sum(1)) - target).square().mean()
+
+    class Autoencoder(torch.nn.Module):
+        def __init__(self, d_model: int, n_features: int, k: int) -> None:
+            super().__init__()
+            self.inner, self.outer = (
+                torch.nn.Linear(d_model, n_features),
+                torch.nn.Linear(n_features, d_model),
+            )
+
+        def forward(self, x):
+            return self.outer(self.inner(x).relu()), None
+
+    for module, members in (
+        ("flex_sae", {"triton_topk_sae_loss": loss}), ("flash_sae", {"SparseAutoencoder": Autoencoder}),
+    ):  # fmt: skip
+        monkeypatch.setitem(sys.modules, module, SimpleNamespace(**members))
+    monkeypatch.setattr(ksae_peers, "RATE", 1e-2)
+    for name in ("flex-sae", "flash-sae"):
+        setup = ksae_peers.Setup(16, 64, 4, structured(256, 16), 64, how)
+        step = ksae_peers.PEERS[name][1](setup)
+        losses = [float(step()) for _ in range(60)]
+        assert sum(losses[-5:]) < 0.5 * sum(losses[:5]), (name, losses)
+
+
+def test_the_ksae_benchmark_goes_on_where_all_the_others_fail(
+    benchmarks, pretended, monkeypatch
+) -> None:
     """On a card that is pretended: no other variant can be made, and no median of nothing is taken."""
     import ksae_cuda
 
@@ -213,12 +332,6 @@ def test_the_ksae_benchmark_goes_on_where_all_the_others_fail(benchmarks, monkey
     made = {"revelio": lambda: lambda: steps.append(1), "dense tf32": fails, "sparsify tf32": fails}
     monkeypatch.setattr(ksae_cuda, "variants", lambda *_: made)
     monkeypatch.setattr(ksae_cuda, "timed", lambda step, count: 2.0)
-    for name in ("parts", "synchronises", "products"):
-        monkeypatch.setattr(ksae_cuda, name, lambda *_: {})
-    for name in ("reset_peak_memory_stats", "empty_cache", "synchronize"):
-        monkeypatch.setattr(torch.cuda, name, lambda: None)
-    for name in ("memory_allocated", "max_memory_allocated"):
-        monkeypatch.setattr(torch.cuda, name, lambda: 0)
     found = ksae_cuda.measure(sizes(1024), torch.zeros(8, 4), 1024)
     assert found["revelio"]["ms"] == 2.0 and found["revelio"]["samples_per_second"] == 512_000
     assert found["revelio"]["first_step_seconds"] >= 0 and steps == [1]

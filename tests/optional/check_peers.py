@@ -1,13 +1,16 @@
 """Import and export checked against SAELens and sparsify themselves, in an environment of their own.
 
-They are no dependencies, and may bring another PyTorch, so this file is not collected by default:
+They are no dependencies, and may bring another PyTorch, so this file is not collected by default. What
+`benchmarks/ksae_cuda.py` times of them, and of dictionary_learning, takes its steps here on the CPU:
 
-    python -m venv peers && peers/bin/pip install sae-lens eai-sparsify pytest jaxtyping pyyaml cattrs
+    python -m venv peers && peers/bin/pip install sae-lens eai-sparsify dictionary-learning pytest jaxtyping \
+        pyyaml cattrs
     export SPARSIFY_DISABLE_TRITON=1 PYTHONPATH=.:tests
     peers/bin/python -m pytest -c /dev/null --rootdir . tests/optional/check_peers.py
 """
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -102,3 +105,16 @@ def test_the_fields_exported_are_theirs(tmp_path):
     TopKSAE(TopKSAEConfig(d_in=6, d_sae=20, k=3)).save_model(tmp_path / "theirs")
     theirs = json.loads((tmp_path / "theirs/cfg.json").read_text())
     assert set(ours) <= set(theirs)
+
+
+@pytest.mark.parametrize("how", ["float32", "tf32", "bf16"])
+@pytest.mark.parametrize("name", ["sparsify", "SAELens", "dictionary_learning"])
+def test_the_benchmark_s_steps_learn(name, how, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    import ksae_peers
+
+    assert name in ksae_peers.installed()
+    monkeypatch.setattr(ksae_peers, "RATE", 1e-2)
+    step = ksae_peers.PEERS[name][1](ksae_peers.Setup(D, N, K, rows(), 64, how))
+    losses = [float(step()) for _ in range(100)]
+    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
