@@ -25,6 +25,7 @@ from llava_ext.deepspeed import (
     memory,
     zero_stage,
 )
+from llava_ext.fitting import recut, refuse_shortage, too_large
 from llava_ext.fusion import check_alignment
 from llava_ext.images import damaged
 from llava_ext.import_llava import check_pretrained, import_projectors, projectors_folder
@@ -50,7 +51,7 @@ from llava_ext.training import (
     training_arguments,
     whole_state,
 )
-from revelio.config import completed, structure, to_plain, to_yaml
+from revelio.config import structure, to_plain, to_yaml
 from revelio.distributed import is_main, own_device, world_size
 from revelio.files import check_folder
 from revelio.machine import duration, size
@@ -81,7 +82,8 @@ def run(config: TrainConfig) -> None:
     """Train a stage; see the scripts.
 
     Raises:
-        ValueError: config, data, cache or a checkpoint don't fit together.
+        ValueError: config, data, cache or a checkpoint don't fit together, or the stage does not fit the
+            GPU's memory: the message names a batch that does.
         KeyError: an unknown backbone, layer or packaged model.
     """
     started = time.monotonic()
@@ -97,6 +99,7 @@ def run(config: TrainConfig) -> None:
         )
     accumulation(config.stage.effective_batch, config.stage.batch_size, world_size())
     job = open_job(config, stage)
+    refuse_shortage(job.model, config.stage)
     loaded = _peak_memory()
     watch = LoggingCallback(None)
     trainer = build_trainer(
@@ -117,7 +120,10 @@ def run(config: TrainConfig) -> None:
         check_processes(checkpoint)
         check_state(checkpoint)
         _say(f"going on from step {checkpoint_step(checkpoint)}: {checkpoint}")
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except torch.OutOfMemoryError as error:
+        raise too_large(trainer, job.dataset, job.collator, config.stage, error) from error
     state = whole_state(trainer, job.model)
     if run_dir is not None:
         _write(run_dir, job, trainer, state, started, loaded)
@@ -131,7 +137,7 @@ def _open_run(config: TrainConfig, stage: Stage, *, resume: bool) -> Run:
         to_yaml(config),
         resume=resume,
         results=("report.json",),
-        complete=completed(config),
+        complete=recut(config),
     )
 
 

@@ -12,7 +12,9 @@ from files_helpers import bury, bury_partials, contents, killed_at, results
 from llava_train_helpers import losses, pretrain, tiny_project, write_data
 from safetensors.torch import load_file, save_file
 
+from llava_ext import fitting
 from llava_ext.config import ModelConfig, PretrainConfig
+from llava_ext.model import LlavaModel
 from llava_ext.run import run
 from llava_ext.stage_checkpoints import (
     FILES,
@@ -236,3 +238,67 @@ def test_a_checkpoint_is_not_blamed_for_another_process(
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RuntimeError, match="closed by peer"), readable(tmp_path):
         raise ended
+
+
+class Small:
+    """A GPU that holds `fits` samples of a batch; its memory runs out after some steps."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, fits: int, after: int) -> None:
+        plain, self.calls = LlavaModel.forward, 0
+
+        def forward(model, *given, **named):
+            self.calls += model.training
+            if self.calls > after and len(named["input_ids"]) > fits:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return plain(model, *given, **named)
+
+        monkeypatch.setattr(LlavaModel, "forward", forward)
+
+
+FOUR = SHORT | {"batch_size": 4}
+
+
+@pytest.fixture(scope="module")
+def wanted(project, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """The losses of a run at batches of four."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    run(pretrain(project, out, stage=FOUR))
+    return losses(out)
+
+
+@pytest.mark.parametrize("fits", [0, 1])
+def test_memory_that_runs_out_names_the_batch_that_fits_and_the_run_goes_on_with_it(
+    project, wanted, tmp_path, monkeypatch, fits
+) -> None:
+    cut = pretrain(project, tmp_path / "cut", stage=FOUR)
+    with monkeypatch.context() as patch:
+        # One forward pass measures the time of a step before the first.
+        Small(patch, fits, after=3)
+        said = rf"batch_size 4 goes beyond .*: {fits} fits; resume with stage.batch_size {fits} "
+        with pytest.raises(
+            ValueError, match=said if fits else "and so does a single sample: resume with"
+        ):
+            run(cut)
+    assert len(losses(tmp_path / "cut")) == 2
+    smaller = replace(cut.stage, batch_size=fits or 2, checkpointing=not fits)
+    with pytest.raises(ValueError, match="was started with `stage"):
+        run(replace(cut, resume=True, stage=replace(smaller, learning_rate=1e-5)))
+    run(replace(cut, resume=True, stage=smaller))
+    assert losses(tmp_path / "cut") == pytest.approx(wanted, rel=1e-5)
+
+
+def test_a_gpu_that_cannot_hold_the_weights_is_refused_before_the_run_begins(
+    project, tmp_path, monkeypatch
+) -> None:
+    config = pretrain(project, tmp_path / "out")
+    room = 1000
+    monkeypatch.setattr(fitting.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(fitting.torch.cuda, "mem_get_info", lambda _: (room, room))
+    model = torch.nn.Linear(10, 10, bias=False)  # 100 weights: 16 bytes each, 2 where frozen
+    with pytest.raises(
+        ValueError, match=r"1.0 kB free, and .* take 1.6 kB in each of 1 process .*stage.offload"
+    ):
+        fitting.refuse_shortage(model, config.stage)
+    fitting.refuse_shortage(model, replace(config.stage, offload=True))
+    fitting.refuse_shortage(model.requires_grad_(False), config.stage)
+    assert not (tmp_path / "out").exists()
