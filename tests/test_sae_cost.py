@@ -113,6 +113,17 @@ def test_a_device_holds_what_was_measured_on_an_h100():
         assert peak < (device_memory(job) - CONTEXT_BYTES) / 2**30 < 1.25 * peak
 
 
+def test_auxk_s_codes_count_as_the_others_do():
+    """By hand: 512 more codes a row of 8,192, each 64 bytes and its share of a block's two sums of 1,280."""
+    from revelio.sae.cost import device_memory
+
+    plain, auxk = (
+        device_memory(Job(config=RunConfig(batch_size=8192, auxk=each), rows=8192, d=1280))
+        for each in (0, 512)
+    )
+    assert auxk - plain == 8192 * 512 * (64 + 2 * 4 * 1280 // 64)
+
+
 @pytest.mark.parametrize("room", [10**6, 10**9, 4 * 10**9, 10**10, 10**12])
 def test_too_little_device_memory_names_what_helps(room):
     from revelio.pipelines.plan_sae import device_shortage

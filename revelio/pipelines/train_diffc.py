@@ -28,6 +28,7 @@ from revelio.data.splits import NoSplits
 from revelio.diffc.cache import drop_cache
 from revelio.diffc.config import TestConfig, TrainDiffCConfig
 from revelio.diffc.fit import SeedRun, Task, finish_seed, start_seed, summarise
+from revelio.diffc.fitting import too_large
 from revelio.diffc.inputs import (
     check_classes,
     check_made,
@@ -256,7 +257,8 @@ def _train_seed(
     """Train and test one seed, unless that is done; what was measured.
 
     Raises:
-        ValueError: a checkpoint is broken.
+        ValueError: a checkpoint is broken, or a batch does not fit the device's memory: the message names
+            one that does.
     """
     processes.wait()  # what the main one wrote of the seed before is there
     seed = config.seed + number
@@ -267,7 +269,11 @@ def _train_seed(
     one = start_seed(task, config, seed, Share(processes.rank, processes.world))
     before = number * config.epochs
     _go_on(run, one, before, processes)
-    _follow(run, one, task, before, processes, progress)
+    try:
+        _follow(run, one, task, before, processes, progress)
+    except torch.OutOfMemoryError as error:
+        shape, size = task.source.shape, config.batch_size
+        raise too_large(one.training, shape, size, error) from error
     result = finish_seed(one, task)
     if not processes.main:
         return result

@@ -117,6 +117,8 @@ class Memory:
 
 # The CUDA kernel's approximate scores, and what CUDA's libraries take for themselves.
 SCORE_BYTES = 96 * 2**20
+# Terms of a gradient that it adds up by themselves.
+BLOCK_TERMS = 64
 CONTEXT_BYTES = 600 * 2**20
 
 
@@ -124,12 +126,14 @@ def device_memory(job: Job) -> int:
     """What one process takes of its CUDA device, in bytes.
 
     Weights, moments, a float16 copy of ``W_enc`` with its bounds, approximate scores, a latent's counters,
-    and the larger of the batch with its copies and of the first rows, twice, that training starts from. All
-    rows are held there, too, where they take no more than half of what is left (:mod:`revelio.sae.feeding`).
+    and the larger of the batch with its copies, its codes (AuxK's, too) and the sums of blocks of their
+    gradients, and of the first rows, twice, that training starts from. All rows are held there, too, where
+    they take no more than half of what is left (:mod:`revelio.sae.feeding`).
     """
     held, size = memory(job), job.train.batch_size
     copy = 2 * job.local_latents * (job.d + 1)
-    batch = 6 * 4 * size * job.d + 64 * size * job.config.k
+    codes = size * (job.config.k + job.config.auxk)
+    batch = 6 * 4 * size * job.d + 64 * codes + 2 * 4 * job.d * codes // BLOCK_TERMS
     first = 2 * 4 * min(FIRST_ROWS, job.rows) * job.d
     rest = SCORE_BYTES + 16 * job.n + max(batch, first) + CONTEXT_BYTES
     return held.weights + held.moments + copy + rest
