@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 import pytest
@@ -21,20 +21,31 @@ from backbones_helpers import (
     tiny_sdxl,
 )
 from cli_helpers import commands, run_words
-from diffc_helpers import write_folders
+from diffc_helpers import separable, write_folders
 from flow_helpers import tiny_flux, tiny_sd3
 from PIL import Image
 from sae_helpers import planted
+from sae_reference_kernel import ReferenceKernel
 from test_backbones_ddpm import tiny_ddpm
 from torch import Tensor
 
+from llava_ext.generate import Assistant
+from revelio import ActivationStore, extract, open_dataset
 from revelio.activations.store import write_store
 from revelio.backbones.base import LayerSpec
-from revelio.backbones.hooks import read_layers
+from revelio.backbones.hooks import full_precision, read_layers
 from revelio.backbones.registry import load_backbone
 from revelio.data.transforms import SquareTransform
+from revelio.diffc.config import FitConfig
+from revelio.diffc.model import DiffC
+from revelio.diffc.sources import TensorGrids
+from revelio.diffc.train import Training
+from revelio.diffc.train import train as fit
 from revelio.distributed import device_of
+from revelio.sae.config import ActivationName, Mode, TrainConfig
+from revelio.sae.kernels.base import Kernel
 from revelio.sae.model import KSparseAutoencoder
+from revelio.sae.train import train
 
 # Relative error of grids against the CPU's float32: rounding of the format, some layers deep.
 BOUNDS = {"float32": 2e-4, "float16": 5e-3, "bfloat16": 4e-2}
@@ -221,3 +232,83 @@ def _leaves(value: Any, name: str) -> Iterator[tuple[str, float]]:
 def _pixels(path: Path) -> np.ndarray:
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB"), dtype=float)
+
+
+# What a k-SAE's step may be. Only mode `fixed` has other activations than TopK, and prefixes.
+TRAININGS: list[dict[str, Any]] = [
+    *({"mode": mode} for mode in get_args(Mode)),
+    *({"activation": name} for name in get_args(ActivationName)[1:]),
+    {"prefixes": (32, 64)},
+    {"auxk": 8, "dead_after": 64},
+    {"mode": "as_paper", "auxk": 8, "dead_after": 64},
+    {"activation": "batch-topk", "auxk": 8, "dead_after": 64},
+    {"activation": "jumprelu", "prefixes": (32, 64), "auxk": 8, "dead_after": 64},
+]
+
+
+def check_training(changes: dict[str, Any], device: str, kernel: Kernel) -> None:
+    """A k-SAE's training on a device is that of a dense kernel on the CPU."""
+    x, _ = planted(256, 24, 40, 4, noise=0.05)
+    own = {name: changes[name] for name in ("auxk", "dead_after") if name in changes}
+    made = {name: value for name, value in changes.items() if name not in own}
+    settings = TrainConfig(steps=60, batch_size=64, learning_rate=1e-3, warmup_steps=10, **own)
+    losses, models = [], []
+    for place, used in (("cpu", ReferenceKernel()), (device, kernel)):
+        model = KSparseAutoencoder(24, 128, 4, **made).to(place)
+        losses.append([step.loss for step in train(model, x.to(place), settings, kernel=used)])
+        models.append(model.cpu())
+    assert losses[1] == pytest.approx(losses[0], rel=2e-4)
+    for name, wanted in models[0].named_parameters():
+        found = dict(models[1].named_parameters())[name]
+        assert float((found - wanted).detach().abs().max()) < 2e-3, name
+
+
+def check_store(name: str, layers: list[str], folder: Path, device: str, dtype: str) -> None:
+    """A store made on a device holds the rows of one made on the CPU in float32."""
+    images, stores = open_dataset("samples", limit=40), []
+    for place, number_format in (("cpu", "float32"), (device, dtype)):
+        backbone = load_backbone(name, layers=layers, device=place, dtype=number_format)
+        steps = [25, 200] if getattr(backbone, "schedule", None) else []
+        paths = extract(
+            images, backbone, folder / f"{place}-{number_format}", layers=layers, timesteps=steps,
+            batch_size=16, workers=2,
+        )  # fmt: skip
+        stores.append([ActivationStore.open(path) for path in paths])
+    for wanted, found in zip(*stores, strict=True):
+        assert list(wanted.ids) == list(found.ids)
+        error = (wanted.tensor() - found.tensor()).norm() / wanted.tensor().norm()
+        assert error < BOUNDS[dtype], (found.path.name, float(error))
+
+
+def check_diff_c(device: str) -> None:
+    """Diff-C learns on a device what it learns on the CPU."""
+    every, labels = separable(16)
+    found, settings = {}, FitConfig(epochs=12, batch_size=8, learning_rate=1e-3, validation=0.0)
+    for place in ("cpu", device):
+        model = DiffC(6, 3, width=16, seed=3).to(place)
+        training = Training.start(model, settings)
+        # Convolutions in TF32, as PyTorch has them, round too much for the bound below.
+        with full_precision():
+            for _state in fit(training, TensorGrids([every], labels), range(len(labels)), settings):
+                pass
+            with torch.no_grad():
+                found[place] = model.eval()(every.to(place)).cpu()
+    assert (found[device].argmax(1) == torch.tensor(labels)).float().mean() > 0.9
+    assert (found[device] - found["cpu"]).norm() / found["cpu"].norm() < 2e-2
+
+
+def check_answers(model: Path, device: str, *, exact: bool) -> None:
+    """Answers on a device: the same in a batch; if ``exact``, of other questions, too, and the CPU's."""
+    asked, images = ["what is it?", "what is it? a dog"], [[picture(1)], [picture(2)]]
+    answers = {}
+    for place in dict.fromkeys(("cpu", device)):
+        assistant = Assistant.load(model, device=place)
+        found = [
+            assistant.answer([question], [image], max_new_tokens=8)[0]
+            for question, image in zip(asked, images, strict=True)
+        ]
+        assert assistant.answer(asked[:1] * 2, images[:1] * 2, max_new_tokens=8) == found[:1] * 2
+        # Rounding to fewer bits breaks ties otherwise beside a longer question.
+        assert not exact or assistant.answer(asked, images, max_new_tokens=8) == found
+        answers[place] = found
+    assert not exact or answers[device] == answers["cpu"]

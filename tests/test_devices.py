@@ -1,17 +1,26 @@
 """What tests/cuda checks on a GPU, on the CPU: the bodies of those tests are run where there is no GPU."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from device_helpers import (
     COMMANDS,
     FAMILIES,
     SHIPPED,
+    TRAININGS,
+    check_answers,
     check_command,
+    check_diff_c,
     check_family,
     check_near,
+    check_store,
+    check_training,
     write_few,
 )
+from llava_helpers import write_answering
+
+from revelio.sae.kernels.sparse import SparseKernel
 
 
 @pytest.mark.parametrize("family", list(FAMILIES))
@@ -28,6 +37,25 @@ def test_models_of_other_origin_in_float16_are_near_float32(tmp_path: Path, fami
 def test_shipped_models_in_float16_are_near_float32(name: str) -> None:
     layers, timestep = SHIPPED[name]
     check_near(name, layers, timestep, "cpu", "float16")
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("mini-sd", "bfloat16"), ("mini-clip", "float16")])
+def test_a_store_in_fewer_bits_holds_float32_s_rows(tmp_path: Path, name: str, dtype: str) -> None:
+    check_store(name, SHIPPED[name][0], tmp_path, "cpu", dtype)
+
+
+@pytest.mark.parametrize("changes", TRAININGS, ids=str)
+def test_training_equals_the_dense_kernel(changes: dict[str, Any]) -> None:
+    check_training(changes, "cpu", SparseKernel())
+
+
+def test_diff_c_learns() -> None:
+    check_diff_c("cpu")
+
+
+def test_answers_alone_are_those_of_a_batch(tmp_path: Path) -> None:
+    write_answering(tmp_path)
+    check_answers(tmp_path / "final", "cpu", exact=True)
 
 
 @pytest.fixture(scope="module")

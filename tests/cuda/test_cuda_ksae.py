@@ -6,8 +6,8 @@ from dataclasses import fields
 
 import pytest
 import torch
+from device_helpers import TRAININGS, check_training
 from sae_helpers import planted
-from sae_reference_kernel import ReferenceKernel
 from test_sae_optim import D, Dense, gradient
 
 from revelio.sae import feeding
@@ -145,34 +145,9 @@ def test_a_device_that_is_not_the_current_one() -> None:
         assert float((a - b).detach().abs().max()) < 1e-5
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"mode": "fixed"},
-        {"mode": "as_paper"},
-        {"mode": "as_code"},
-        {"activation": "batch-topk"},
-        {"activation": "jumprelu"},
-        {"prefixes": (32, 64)},
-        {"auxk": 8, "dead_after": 64},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("changes", TRAININGS, ids=str)
 def test_training_equals_the_dense_kernels_on_the_cpu(changes) -> None:
-    x, _ = planted(256, 24, 40, 4, noise=0.05)
-    own = {name: changes[name] for name in ("auxk", "dead_after") if name in changes}
-    made = {name: value for name, value in changes.items() if name not in own}
-    settings = TrainConfig(steps=60, batch_size=64, learning_rate=1e-3, warmup_steps=10, **own)
-    losses, models = [], []
-    for device, used in (("cpu", ReferenceKernel()), ("cuda", kernel())):
-        model = KSparseAutoencoder(24, 128, 4, **made).to(device)
-        steps = [step.loss for step in train(model, x.to(device), settings, kernel=used)]
-        losses.append(steps)
-        models.append(model.cpu())
-    assert losses[1] == pytest.approx(losses[0], rel=2e-4)
-    for name, wanted in models[0].named_parameters():
-        found = dict(models[1].named_parameters())[name]
-        assert float((found - wanted).detach().abs().max()) < 2e-3, name
+    check_training(changes, "cuda", kernel())
 
 
 def test_the_same_seed_gives_the_same_bits() -> None:

@@ -7,11 +7,10 @@ import pytest
 import torch
 
 pytest.importorskip("peft")
-from backbones_helpers import picture
+from device_helpers import check_answers
 from llava_train_helpers import data_options, losses, tiny_project
 
 from llava_ext.config import FinetuneConfig, PretrainConfig
-from llava_ext.generate import Assistant
 from llava_ext.run import run
 from llava_ext.stages import Finetune, Pretrain
 
@@ -37,6 +36,4 @@ def test_both_stages_and_an_answer(tmp_path: Path, precision: str, monkeypatch) 
         monkeypatch.undo()
     bound = 2e-3 if precision == "float32" else 5e-2
     assert curves[0] == pytest.approx(curves[1], rel=bound)
-    assistant = Assistant.load(tmp_path / "cuda-fine" / "final", device="cuda")
-    alone = assistant.answer(["what is it?"], [[picture(1)]], max_new_tokens=8)
-    assert alone == assistant.answer(["what is it?"] * 2, [[picture(1)]] * 2, max_new_tokens=8)[:1]
+    check_answers(tmp_path / "cuda-fine" / "final", "cuda", exact=precision == "float32")

@@ -6,19 +6,22 @@ from pathlib import Path
 import pytest
 import torch
 from backbones_helpers import picture
-from device_helpers import BOUNDS, FAMILIES, SHIPPED, check_family, check_near
-from diffc_helpers import separable
+from device_helpers import (
+    BOUNDS,
+    FAMILIES,
+    SHIPPED,
+    check_diff_c,
+    check_family,
+    check_near,
+    check_store,
+)
 
-from revelio import ActivationStore, extract, load_backbone, open_dataset
+from revelio import ActivationStore, load_backbone, open_dataset
 from revelio.activations.config import ExtractConfig
 from revelio.activations.extract import run
 from revelio.activations.extraction_plan import ExtractionPlan
 from revelio.activations.fitting import largest_batch
 from revelio.backbones.compiled import compile_backbone
-from revelio.diffc.config import FitConfig
-from revelio.diffc.model import DiffC
-from revelio.diffc.sources import TensorGrids
-from revelio.diffc.train import Training, train
 
 
 @pytest.mark.parametrize("dtype", list(BOUNDS))
@@ -34,20 +37,10 @@ def test_shipped_models_are_near_the_cpu(name: str, dtype: str) -> None:
     check_near(name, layers, timestep, "cuda", dtype)
 
 
-def test_a_store_made_on_cuda_holds_the_cpus_rows(tmp_path: Path) -> None:
-    images = open_dataset("samples", limit=40)
-    stores = {}
-    for device in ("cpu", "cuda"):
-        backbone = load_backbone("mini-sd", layers=["bottleneck", "up_ft1"], device=device)
-        paths = extract(
-            images, backbone, tmp_path / device, layers=["bottleneck", "up_ft1"],
-            timesteps=[25, 200], batch_size=16, workers=2,
-        )  # fmt: skip
-        stores[device] = [ActivationStore.open(path) for path in paths]
-    for cpu, cuda in zip(stores["cpu"], stores["cuda"], strict=True):
-        assert list(cpu.ids) == list(cuda.ids)
-        error = (cpu.tensor() - cuda.tensor()).norm() / cpu.tensor().norm()
-        assert error < BOUNDS["float32"]
+@pytest.mark.parametrize("dtype", list(BOUNDS))
+@pytest.mark.parametrize("name", list(SHIPPED))
+def test_a_store_made_on_cuda_holds_the_cpus_rows(tmp_path: Path, name: str, dtype: str) -> None:
+    check_store(name, SHIPPED[name][0], tmp_path, "cuda", dtype)
 
 
 def test_a_compiled_backbone_is_near_the_plain_one() -> None:
@@ -85,15 +78,4 @@ def test_the_batch_that_fits_is_found_and_named(tmp_path: Path) -> None:
 
 
 def test_diff_c_learns_as_on_the_cpu() -> None:
-    every, labels = separable(16)
-    found = {}
-    settings = FitConfig(epochs=6, batch_size=8, learning_rate=1e-3, validation=0.0)
-    for device in ("cpu", "cuda"):
-        model = DiffC(6, 3, width=16, seed=3).to(device)
-        training = Training.start(model, settings)
-        for _state in train(training, TensorGrids([every], labels), range(len(labels)), settings):
-            pass
-        with torch.no_grad():
-            found[device] = model.eval()(every.to(device)).cpu()
-    assert (found["cuda"].argmax(1) == torch.tensor(labels)).float().mean() > 0.9
-    assert (found["cuda"] - found["cpu"]).norm() / found["cpu"].norm() < 2e-2
+    check_diff_c("cuda")
