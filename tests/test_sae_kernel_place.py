@@ -153,6 +153,35 @@ def test_a_short_first_size_gives_way_to_a_larger_one(recorder: Any) -> None:
     assert recorder.replayed == [5] * 3 + [16] * 3
 
 
+def test_where_recording_fails_steps_are_taken_plainly(recorder: Any, monkeypatch: Any) -> None:
+    tried: list[int] = []
+
+    def fails(take: Any, x: Any, adam: Any, now: Any) -> Any:
+        tried.append(len(x))
+        raise RuntimeError("CUDA error: operation not permitted\nwhen stream is capturing")
+
+    monkeypatch.setattr(recorder, "_record", fails)
+    plain: list[int] = []
+    step = recorder.bound(lambda x, *_: plain.append(len(x)) or torch.full((1,), float(len(x))))
+    with pytest.warns(UserWarning, match="not recorded .* not permitted when stream") as said:
+        found = [step(torch.zeros(size, 8), Any, size) for size in [16] * 6 + [32] * 6]
+    assert len(said) == 1 and tried == [16] and plain == [16] * 6 + [32] * 6
+    assert [float(each) for each in found] == plain
+
+
+def test_memory_that_runs_out_while_recording_is_no_fault_of_recording(
+    recorder: Any, monkeypatch: Any
+) -> None:
+    def fails(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(recorder, "_record", fails)
+    step = recorder.bound(lambda x, *_: torch.zeros(1))
+    with pytest.raises(torch.OutOfMemoryError):
+        for _ in range(5):
+            step(torch.zeros(16, 8), Any, 16)
+
+
 def test_full_precision_takes_either_names_of_pytorch() -> None:
     cudnn: Any = torch.backends.cudnn
     with full_precision():
