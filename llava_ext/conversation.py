@@ -71,6 +71,32 @@ def place_images(text: str, images: int = 0) -> str:
     return f"{IMAGE_TOKEN}\n{rest}".strip()
 
 
+def check_placed(where: str, placeholders: int, pictures: int, give: str = "give") -> None:
+    """Refuse a text that has not as many ``<image>`` as pictures.
+
+    Args:
+        where: whose text it is, as the message begins.
+        placeholders: how many ``<image>`` the text has.
+        pictures: how many pictures come with it.
+        give: what a user does to add a picture.
+
+    Raises:
+        ValueError: they differ; says which of the two is lacking, and what to do.
+    """
+    if placeholders == pictures:
+        return
+    shown = f"{placeholders or 'no'} {IMAGE_TOKEN} in its text"
+    if placeholders < pictures:
+        raise ValueError(
+            f"{where} has {plural(pictures, 'picture')} but {shown}: put one {IMAGE_TOKEN} into the text for "
+            "each picture"
+        )
+    raise ValueError(
+        f"{where} has {shown} but {plural(pictures, 'picture') if pictures else 'no picture'}: "
+        f"{give} one picture for each {IMAGE_TOKEN}, or take {IMAGE_TOKEN} out"
+    )
+
+
 def _plain(turns: Sequence[Turn], system: str) -> list[Segment]:
     if len(turns) > 2:
         raise ValueError(

@@ -21,7 +21,7 @@ from torch import Tensor
 from llava_ext.asked import question_of
 from llava_ext.checkpoint import load_model
 from llava_ext.config import IMAGE_INDEX, IMAGE_TOKEN
-from llava_ext.conversation import Turn, place_images
+from llava_ext.conversation import Turn, check_placed, place_images
 from llava_ext.decoding import (
     KeyedGumbel,
     OnText,
@@ -154,11 +154,7 @@ class Assistant:
         conversations = []
         for number, (prompt, count) in enumerate(zip(prompts, counts, strict=True)):
             text = place_images(prompt, count)
-            if text.count(IMAGE_TOKEN) != count:
-                raise ValueError(
-                    f"question {number + 1} has {text.count(IMAGE_TOKEN)} {IMAGE_TOKEN} but "
-                    f"{plural(count, 'picture')}: give one a picture, or none to put them first"
-                )
+            check_placed(f"question {number + 1}", text.count(IMAGE_TOKEN), count)
             conversations.append([Turn("user", text)])
         return self.reply(conversations, grids, **settings)
 

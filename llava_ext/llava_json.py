@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llava_ext.config import IMAGE_TOKEN
-from llava_ext.conversation import Turn
+from llava_ext.conversation import Turn, check_placed
 from revelio.trust import leads_out, parse_json, printable, read_text
 from revelio.wording import plural
 
@@ -193,11 +193,7 @@ def _record(entry: Any, where: str) -> Record:
         )
     images = _images(entry.get("image"), where)
     placeholders = sum(turn.text.count(IMAGE_TOKEN) for turn in turns if turn.role == "user")
-    if placeholders != len(images):
-        raise ValueError(
-            f"{where} has {plural(len(images), 'image')} and {placeholders} times {IMAGE_TOKEN}: "
-            "they must be as many"
-        )
+    check_placed(where, placeholders, len(images), "name in `image`")
     return Record(identity, images, turns)
 
 

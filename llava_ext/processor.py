@@ -25,7 +25,7 @@ from transformers.image_utils import load_image
 
 from llava_ext.asked import first_question, join_questions, question_in
 from llava_ext.config import IMAGE_INDEX, IMAGE_TOKEN, Aspect
-from llava_ext.conversation import Turn, place_images
+from llava_ext.conversation import Turn, check_placed, place_images
 from llava_ext.images import id_of, image_id, join_pixels
 from llava_ext.model import LlavaModel
 from llava_ext.model_config import RevelioLlavaConfig
@@ -131,12 +131,7 @@ class RevelioLlavaProcessor(ProcessorMixin):
         pictures = [load_image(image) for image in _flat(images)]
         rows = [prompt_ids(self.tokenizer, self.template, one) for one in texts]
         wanted = sum(row.count(IMAGE_INDEX) for row in rows)
-        if wanted != len(pictures):
-            raise ValueError(
-                f"the text has {wanted} {IMAGE_TOKEN}, and "
-                f"{plural(len(pictures), 'picture was', 'pictures were')} given: put one {IMAGE_TOKEN} into "
-                "the text for each"
-            )
+        check_placed("the prompt", wanted, len(pictures))
         data = dict(self._padded([self._expanded(row) for row in rows]))
         if pictures:
             seen = [join_pixels(one, self.transforms, self.aspect) for one in pictures]

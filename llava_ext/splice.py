@@ -96,7 +96,7 @@ def _counted(is_image: Tensor, spans: Tensor, images: int) -> int:
     if placeholders != images:
         raise ValueError(
             f"the batch has {plural(placeholders, 'image placeholder')} but "
-            f"{plural(images, 'image was', 'images were')} given"
+            f"{plural(images, 'image was', 'images were')} given: give one for each placeholder"
         )
     return int(longest)
 

@@ -162,8 +162,12 @@ def test_the_context_is_never_overrun(assistants):
 def test_requests_that_make_no_sense(assistants):
     assistant = assistants["llama"]
     for prompts, pictures, message in [
-        (["<image> and <image>"], [[picture(1)]], "question 1 has 2 <image> but 1 picture"),
-        (["a <image>"], [[]], "question 1 has 1 <image> but 0 pictures"),
+        (
+            ["<image> and <image>"],
+            [[picture(1)]],
+            "question 1 has 2 <image> in its text but 1 picture: give",
+        ),
+        (["a <image>"], [[]], "question 1 has 1 <image> in its text but no picture: give"),
         (["a", "b"], [[]], "2 prompts but pictures for 1"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -37,8 +37,11 @@ def test_records_as_llava_ships_them(images: Path) -> None:
     ("change", "message"),
     [
         ({"image": "9.png"}, "record 1 (id 'r1'): no image 9.png in"),
-        ({"image": ["1.png", "2.png"]}, "(id 'r1') has 2 images and 1 times <image>"),
-        ({"image": None}, "has 0 images and 1 times <image>"),
+        (
+            {"image": ["1.png", "2.png"]},
+            "(id 'r1') has 2 pictures but 1 <image> in its text: put one <image> into",
+        ),
+        ({"image": None}, "but no picture: name in `image` one picture for each <image>, or take"),
         ({"image": 3}, "`image` 3"),
         ({"image": "../1.png"}, "is no image inside"),
         ({"image": "/etc/hosts"}, "is no image inside"),

@@ -107,7 +107,7 @@ def test_a_picture_that_is_given_to_the_call_stands_where_its_part_says(loaded) 
             lambda p: p.apply_chat_template(
                 [{"role": "user", "content": [{"type": "image"}]}], tokenize=True
             ),
-            "1 <image>, and 0 pictures",
+            "the prompt has 1 <image> in its text but no picture: give",
         ),
     ],
 )
@@ -300,7 +300,7 @@ def test_round_trip_and_the_whole_language_model(saved, loaded, tmp_path) -> Non
 
 def test_refusals(loaded) -> None:
     _, processor = loaded
-    with pytest.raises(ValueError, match="1 <image>, and 2 pictures"):
+    with pytest.raises(ValueError, match="2 pictures but 1 <image>"):
         processor(images=[picture(0), picture(1)], text="<image> a")
     with pytest.raises(ValueError, match="no `chat_template`"):
         processor.apply_chat_template(messages("a", 0), chat_template="x")
