@@ -3,54 +3,16 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from sae_same_order import dots
+from sae_search_helpers import assert_chosen, draw, instructions, many, scores_of, weights_of
 
-from revelio.sae.kernels.base import Codes, Weights
-from revelio.sae.kernels.build import INSTRUCTION_SETS, instruction_set
 from revelio.sae.kernels.native import NativeKernel
 
-# The environment stays for all examples of a test, as it should.
-many = settings(
-    deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-
-
-@pytest.fixture(params=INSTRUCTION_SETS, autouse=True)
-def instructions(request, monkeypatch) -> str:
-    """Every test on every instruction set that this computer has."""
-    monkeypatch.setenv("REVELIO_NATIVE", request.param)
-    if instruction_set() != request.param:
-        pytest.skip(f"this processor has no {request.param}")
-    return request.param
-
+pytestmark = pytest.mark.usefixtures(instructions.__name__)
 
 # Of wide bounds: what is multiplied where they leave many in.
 CLOSER = {"avx2-int8": "avx2", "avx512-int8": "avx512", "amx": "avx512"}
-
-
-def weights_of(W_enc: torch.Tensor, b_enc: torch.Tensor | None = None) -> Weights:
-    n, d = W_enc.shape
-    bias = torch.zeros(n) if b_enc is None else b_enc
-    return Weights(W_enc, bias, torch.zeros(n, d), torch.zeros(d))
-
-
-def scores_of(x: torch.Tensor, weights: Weights) -> np.ndarray:
-    w = weights.W_enc.numpy()
-    with np.errstate(over="ignore"):
-        return np.stack([dots(row, w) for row in x.numpy()]) + weights.b_enc.numpy()
-
-
-def assert_chosen(codes: Codes, scores: np.ndarray, k: int) -> None:
-    """The k largest, ties to the lower index, bit for bit."""
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    assert np.array_equal(codes.indices.numpy(), order)
-    assert np.array_equal(codes.values.numpy(), np.take_along_axis(scores, order, 1))
-
-
-def draw(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 @many

@@ -20,6 +20,10 @@
 // below the k-th best score; the k best are kept: larger first, then the lower index. So the result is the same, bit
 // for bit, whatever multiplied.
 //
+// Until k lower bounds are found, and as long as they are lower, a guess of the k-th score takes their place: a
+// multiple of |x| that hardly an image fell below in the searches before. Where k float scores lie above it, it was
+// right: what it left out lies below. An image where fewer do is searched again, without one.
+//
 // Where the codes of a few latents alone are wanted, those are scored first, and the bounds of all others are only
 // counted: how many surely come before each, and how many perhaps. Images for which that does not tell are searched
 // as above.
@@ -109,15 +113,15 @@ void place(std::vector<Scored> &found, int64_t k, float *values, int64_t *indice
 }
 
 // The k best of an image by their float scores, taken in descending order of what bounds allow until the next one
-// cannot be among them; zeros after them.
-Status settle(Finalists &left, int64_t k, float *values, int64_t *indices) {
+// cannot be among them; zeros after them. `missed`: fewer than k lie above a guess that has left others out.
+Status settle(Finalists &left, int64_t k, float guess, float *values, int64_t *indices, bool &missed) {
     std::vector<std::pair<float, size_t>> open;  // a heap
     for (size_t c = 0; c < left.nominees.size(); c++) {
         const float upper = left.nominees[c].guess + left.nominees[c].bound;
         open.push_back({upper == upper ? upper : INFINITY, c});
     }
     std::make_heap(open.begin(), open.end());
-    Floor best(k, 1);
+    Floor best(k, 1, guess);
     std::vector<Scored> found;
     for (auto end = open.end(); end != open.begin() && !(open.front().first < best.thresholds[0]);) {
         const size_t c = open.front().second;
@@ -127,6 +131,7 @@ Status settle(Finalists &left, int64_t k, float *values, int64_t *indices) {
         best.offer(0, left.scores[c]);
         found.push_back({left.scores[c], left.nominees[c].latent});
     }
+    missed = guess > -INFINITY && best.sizes[0] < k;
     place(found, k, values, indices);
     return FINE;
 }
@@ -158,14 +163,32 @@ struct Request {
     int64_t *indices;
     float *other_values;
     int64_t *other_indices;
+    float per_norm;  // the guess over |x|, or -infinity
     int64_t scored = 0;
+
+    float guess(float norm) const { return per_norm > -INFINITY ? per_norm * norm : -INFINITY; }
 };
+
+// A guess for the images to come: four standard deviations below the mean of the k-th scores over |x|, so that hardly
+// one is searched twice; -infinity where that says nothing.
+float guess_of(const Batch &batch, const float *values, int64_t k) {
+    double sum = 0, squares = 0, least = INFINITY;
+    for (int64_t i = 0; i < batch.b; i++) {
+        const double part = double(values[i * k + k - 1]) / batch.sizes.norm[i];
+        sum += part, squares += part * part, least = std::fmin(least, part);
+    }
+    const double mean = sum / batch.b, spread = std::sqrt(std::fmax(squares / batch.b - mean * mean, 0));
+    const double guess = std::fmin(least, mean - 4 * spread);
+    return std::isfinite(guess) ? float(guess) : -INFINITY;
+}
 
 // All latents against a batch, each block of them by one thread.
 std::vector<Search> searched(const Batch &batch, const Request &asked, const Wanted *wanted) {
     const size_t counts = wanted ? wanted->scores.size() : 0;
+    Floor best(asked.k, batch.padded);
+    for (int64_t i = 0; i < batch.b; i++) best.thresholds[i] = asked.guess(batch.sizes.norm[i]);
     std::vector<Search> searches(
-        asked.threads, Search{batch, asked.latents, Floor(asked.k, batch.padded), Floor(asked.k_among, batch.padded),
+        asked.threads, Search{batch, asked.latents, best, Floor(asked.k_among, batch.padded),
                               std::vector<std::vector<Nominee>>(wanted ? 0 : batch.b), wanted,
                               std::vector<int32_t>(counts), std::vector<int32_t>(counts)});
     const int64_t n = asked.latents.n, size = asked.product.block;
@@ -175,8 +198,34 @@ std::vector<Search> searched(const Batch &batch, const Request &asked, const Wan
     return searches;
 }
 
+Status search(const Batch &batch, Request &asked);
+
+// A search of some of a batch's images, without a guess.
+Status search_again(const Batch &batch, const std::vector<int64_t> &images, Request &asked) {
+    if (images.empty()) return FINE;
+    const int64_t count = images.size(), k = asked.k, among = asked.k_among, d = batch.d;
+    std::vector<float> rows, values(count * k), other_values(count * among);
+    std::vector<int64_t> indices(count * k), other_indices(count * among);
+    for (int64_t i : images) rows.insert(rows.end(), batch.x + i * d, batch.x + (i + 1) * d);
+    Batch part(rows.data(), count, d, batch.width, batch.numbers);
+    if (!part.pack()) return INPUT_NOT_FINITE;
+    Request rest = asked;
+    rest.values = values.data(), rest.indices = indices.data(), rest.scored = 0, rest.per_norm = -INFINITY;
+    rest.other_values = other_values.data(), rest.other_indices = other_indices.data();
+    if (Status status = search(part, rest)) return status;
+    for (int64_t i = 0; i < count; i++) {
+        std::copy_n(values.data() + i * k, k, asked.values + images[i] * k);
+        std::copy_n(indices.data() + i * k, k, asked.indices + images[i] * k);
+        std::copy_n(other_values.data() + i * among, among, asked.other_values + images[i] * among);
+        std::copy_n(other_indices.data() + i * among, among, asked.other_indices + images[i] * among);
+    }
+    asked.scored += rest.scored;
+    return FINE;
+}
+
 Status search(const Batch &batch, Request &asked) {
     std::vector<Search> searches = searched(batch, asked, nullptr);
+    std::vector<uint8_t> missed(batch.b);
     std::atomic<int> status{FINE};
     std::vector<int64_t> counts(asked.threads, 0);
     share(batch.b, asked.threads, [&](int64_t i, int thread) {
@@ -184,25 +233,35 @@ Status search(const Batch &batch, Request &asked) {
         Finalists best(searches, &Search::best, false, i);
         float *values = asked.values + i * k;
         int64_t *indices = asked.indices + i * k;
-        Status own = asked.only ? settle_some(best, k, asked.only, values, indices) : settle(best, k, values, indices);
+        bool again = false, never;
+        Status own = asked.only ? settle_some(best, k, asked.only, values, indices)
+                                : settle(best, k, asked.guess(batch.sizes.norm[i]), values, indices, again);
+        if (own == FINE && again) {
+            missed[i] = 1;
+            return;
+        }
         counts[thread] += best.scored;
         if (own == FINE && k_among) {
             Finalists others(searches, &Search::others, true, i);
-            own = settle(others, k_among, asked.other_values + i * k_among, asked.other_indices + i * k_among);
+            own = settle(others, k_among, -INFINITY, asked.other_values + i * k_among,
+                         asked.other_indices + i * k_among, never);
             counts[thread] += others.scored;
         }
         if (own != FINE) status = own;
     });
     for (int64_t count : counts) asked.scored += count;
-    return Status(status.load());
+    if (status != FINE) return Status(status.load());
+    std::vector<int64_t> open;
+    for (int64_t i = 0; i < batch.b; i++)
+        if (missed[i]) open.push_back(i);
+    return search_again(batch, open, asked);
 }
 
 // The codes of a few latents by counting; an image for which the counts do not tell is searched.
 Status search_few(const Batch &batch, const Wanted &wanted, Request &asked) {
     const std::vector<Search> searches = searched(batch, asked, &wanted);
-    const int64_t k = asked.k, d = batch.d;
+    const int64_t k = asked.k;
     std::vector<int64_t> open;
-    std::vector<float> rows;
     for (int64_t i = 0; i < batch.b; i++) {
         std::vector<Scored> found;
         bool told = true;
@@ -214,24 +273,11 @@ Status search_few(const Batch &batch, const Wanted &wanted, Request &asked) {
             if (perhaps < k) found.push_back({wanted.scores[at], wanted.latents[w]});
             else if (surely < k) told = false;
         }
-        if (!told) open.push_back(i), rows.insert(rows.end(), batch.x + i * d, batch.x + (i + 1) * d);
+        if (!told) open.push_back(i);
         place(found, k, asked.values + i * k, asked.indices + i * k);
         asked.scored += wanted.latents.size();
     }
-    if (open.empty()) return FINE;
-    std::vector<float> values(open.size() * k);
-    std::vector<int64_t> indices(open.size() * k);
-    Batch part(rows.data(), int64_t(open.size()), d, batch.width, batch.numbers);
-    if (!part.pack()) return INPUT_NOT_FINITE;
-    Request rest = asked;
-    rest.values = values.data(), rest.indices = indices.data(), rest.scored = 0;
-    if (Status status = search(part, rest)) return status;
-    for (size_t i = 0; i < open.size(); i++) {
-        std::memcpy(asked.values + open[i] * k, values.data() + i * k, k * sizeof(float));
-        std::memcpy(asked.indices + open[i] * k, indices.data() + i * k, k * sizeof(int64_t));
-    }
-    asked.scored += rest.scored;
-    return FINE;
+    return search_again(batch, open, asked);
 }
 
 }  // namespace
@@ -254,20 +300,22 @@ int revelio_quantise(const float *W, int64_t n, int64_t d, int64_t width, void *
 }
 
 // The k best latents of each of b images, and the k_among best of those with among[latent] != 0; with `only`, of the k
-// best those with only[latent] != 0, where what is not above `least` may be missing.
+// best those with only[latent] != 0, where what is not above `least` may be missing. per_norm: null, or the guess over
+// |x| to start from, in whose place the next one is written.
 int revelio_encode(const float *x, int64_t b, int64_t d, const float *W, const float *bias, int64_t n, void *q,
                    int64_t width, float *rows, int64_t k, const uint8_t *among, int64_t k_among, const uint8_t *only,
                    float least, float *values, int64_t *indices, float *other_values, int64_t *other_indices,
-                   int64_t *scored, int instructions, int threads) {
+                   int64_t *scored, float *per_norm, int instructions, int threads) {
     const Product product = product_of(Instructions(instructions));
     Batch batch(x, b, d, width, product.numbers);
     if (!batch.pack()) return INPUT_NOT_FINITE;
     const Latents latents{n, W, bias, copy_of(q, rows, width, instructions), among};
     Request asked{latents, product, judge_of(Instructions(instructions)), k, k_among, only, threads,
-                  values, indices, other_values, other_indices};
+                  values, indices, other_values, other_indices, per_norm ? *per_norm : -INFINITY};
     const Wanted wanted = wanted_of(batch, latents, only, least, threads);
     const Status status = wanted.latents.empty() ? search(batch, asked) : search_few(batch, wanted, asked);
     *scored = asked.scored;
+    if (status == FINE && per_norm) *per_norm = guess_of(batch, values, k);
     return status;
 }
 }

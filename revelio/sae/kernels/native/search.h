@@ -7,22 +7,21 @@
 
 namespace revelio {
 
-// The k largest lower bounds so far of every image, as heaps with the least on top, which is the threshold.
+// The k largest lower bounds so far of every image, as heaps with the least on top, which is the threshold; until
+// there are k, it is a guess, and only what is above it is kept.
 struct Floor {
     int64_t k;
     std::vector<float> heaps, thresholds;
     std::vector<int64_t> sizes;
 
-    Floor(int64_t k, int64_t padded)
-        : k(k), heaps(k * padded), thresholds(padded, k ? -INFINITY : INFINITY), sizes(padded, 0) {}
+    Floor(int64_t k, int64_t padded, float guess = -INFINITY)
+        : k(k), heaps(k * padded), thresholds(padded, k ? guess : INFINITY), sizes(padded, 0) {}
 
     void offer(int64_t image, float lower) {
         float *heap = heaps.data() + image * k;
         int64_t &size = sizes[image];
-        if (size == k) {
-            if (!(lower > heap[0])) return;
-            std::pop_heap(heap, heap + size--, std::greater<float>());
-        }
+        if (!(lower > thresholds[image])) return;
+        if (size == k) std::pop_heap(heap, heap + size--, std::greater<float>());
         heap[size++] = lower;
         std::push_heap(heap, heap + size, std::greater<float>());
         if (size == k) thresholds[image] = heap[0];
