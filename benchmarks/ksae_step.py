@@ -9,7 +9,9 @@ are the two kernels as they come; `native, all rows moving` is the worst case, i
 updated. Peak memory is each variant's own process's. sparsify runs in an interpreter of its own.
 What a step takes depends on what the k-SAE has learned: --trained 1500 trains the native one before, and says
 what it multiplied with in the end. The others' steps cost the same at any time, but for the rows that move.
-The instruction set that the native kernel multiplies with is printed; REVELIO_NATIVE=avx512 (say) caps it.
+The instruction set that the native kernel multiplies with is printed; REVELIO_NATIVE=avx512 (say) caps it,
+and nothing else. --held-to avx2 holds the native kernel, PyTorch and sparsify alike to what an older kind of
+processor has, and its row says so. Where the native kernel nominates in int8, int16 is timed in turn with it.
 On a machine that others share give --ratio by_processor_time, and --machine where its instruction set has a
 row already: tables take the one and name the other.
 With --json, other instruction sets and other batches measured earlier with the same sizes stay in the file.
@@ -32,6 +34,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 from ksae_dense import DenseStep, structured
+from peaks import peaks_of_a_thread
 from torch import Tensor
 
 from revelio.sae.config import TrainConfig
@@ -43,6 +46,16 @@ from revelio.sae.train import train
 GIB = 2**30
 HERE = Path(__file__).parent
 Times = tuple[float, float]
+
+# Kinds of processors that a newer one can stand in for, and what holds whom to their instructions: the native
+# kernel, whose AVX-512 needs VNNI; PyTorch's own loops; oneDNN; MKL. They are read when a process starts.
+KINDS = {
+    "avx2": ("avx2-int8", "avx2", "AVX2", "AVX2"),
+    "avx512-without-vnni": ("avx2-int8", "avx512", "AVX512_CORE", "AVX512"),
+}
+HOLD = ("REVELIO_NATIVE", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
+# Of the sets that nominate in int8, those that multiply the same in int16.
+INT16 = {"avx2-int8": "avx2", "avx512-int8": "avx512"}
 
 
 class TimedKernel:
@@ -68,8 +81,13 @@ class TimedKernel:
 class OwnStep:
     """A k-SAE of ours that trains in `as_code`, with one of the kernels."""
 
-    def __init__(self, arguments: argparse.Namespace, rows: Tensor, batch: int, name: Any) -> None:
+    def __init__(
+        self, arguments: argparse.Namespace, rows: Tensor, batch: int, name: Any, allowed: str = ""
+    ) -> None:
+        before = os.environ.get("REVELIO_NATIVE", "")
+        os.environ["REVELIO_NATIVE"] = allowed or before
         self.kernel = TimedKernel(choose_kernel(name).kernel)
+        os.environ["REVELIO_NATIVE"] = before
         model = KSparseAutoencoder(arguments.d, arguments.n, arguments.k, "as_code")
         settings = TrainConfig(steps=10**9, batch_size=batch)
         whole = rows[: len(rows) // batch * batch]  # no smaller batch at an epoch's end
@@ -136,6 +154,9 @@ def compare(arguments: argparse.Namespace, rows: Tensor, batch: int) -> dict[str
         "torch": lambda: OwnStep(arguments, rows, batch, "torch"),
         "float32 product alone": lambda: product(rows[:batch], arguments.n),
     }
+    if instruction_set() in INT16:
+        int16 = INT16[instruction_set()]
+        others["native in int16"] = lambda: OwnStep(arguments, rows, batch, "native", int16)
     if arguments.sparsify_python:
         others["sparsify"] = lambda: SparsifyStep(arguments, batch)
     result: dict[str, Any] = {"batch": batch}
@@ -149,6 +170,8 @@ def compare(arguments: argparse.Namespace, rows: Tensor, batch: int) -> dict[str
         pairs = [(step(), native()) for _ in range(arguments.rounds)]
         own += [pair[1] for pair in pairs]
         result[name] = summary(batch, [pair[0] for pair in pairs]) | ratios(pairs)
+        if isinstance(step, OwnStep) and name != "torch":
+            result[name]["multiplied_with"] = step.kernel.inner.instructions
         if isinstance(step, SparsifyStep):
             result[name]["peak_gib"] = round(step.close(), 2)
         del step
@@ -225,6 +248,9 @@ def parse() -> argparse.Namespace:
     ratios = ("native_is_times_faster", "by_processor_time")
     parser.add_argument("--ratio", choices=ratios, default=ratios[0], help="which one tables take")
     parser.add_argument("--machine", default="", help="stands beside the instruction set")
+    parser.add_argument(
+        "--held-to", choices=list(KINDS), help="a kind of processor to stand in for"
+    )
     parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
     parser.add_argument("--memory-of", choices=["dense", "native", "torch"], help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -243,8 +269,34 @@ def write(path: Path, report: dict[str, Any]) -> None:
     path.write_text(json.dumps(report, indent=2) + "\n")
 
 
+def hold(kind: str) -> None:
+    """Start anew with the instructions that such a processor has, unless this process was."""
+    wanted = dict(zip(HOLD, KINDS[kind], strict=True))
+    if any(os.environ.get(name) != value for name, value in wanted.items()):
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | wanted)
+    found = instruction_set(), torch.backends.cpu.get_cpu_capability().lower()
+    if found != KINDS[kind][:2]:
+        sys.exit(f"ksae_step.py: this processor cannot stand in for {kind}: it has {found}")
+
+
+def about_machine(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """What the report calls this machine, and what holds for all batches."""
+    machine: dict[str, Any] = {"torch": torch.__version__, "batches": []}
+    if arguments.ratio != "native_is_times_faster":
+        machine["ratio"] = arguments.ratio
+    if arguments.held_to:
+        machine["held_to"] = arguments.held_to
+        machine["held_by"] = {name: os.environ[name] for name in HOLD}
+    machine["torch_capability"] = torch.backends.cpu.get_cpu_capability()
+    machine["peaks_of_a_thread"] = peaks_of_a_thread(wide=instruction_set().startswith("avx512"))
+    held = arguments.held_to and f"held to {arguments.held_to}"
+    return ", ".join(filter(None, (instruction_set(), arguments.machine, held))), machine
+
+
 def main() -> None:
     arguments = parse()
+    if arguments.held_to:
+        hold(arguments.held_to)
     rows = structured(arguments.rows, arguments.d)
     if arguments.memory_of:
         print(memory_of(arguments, rows))
@@ -253,14 +305,9 @@ def main() -> None:
     report: dict[str, Any] = {"d": arguments.d, "n": arguments.n, "k": arguments.k}
     report["trained_steps"] = arguments.trained
     report["allowed_gib"] = round(1.2 * 16 * size / GIB, 2)
-    machine: dict[str, Any] = {"torch": torch.__version__, "batches": []}
-    if arguments.ratio != "native_is_times_faster":
-        machine["ratio"] = arguments.ratio
-    name = ", ".join(filter(None, (instruction_set(), arguments.machine)))
+    name, machine = about_machine(arguments)
     report["machines"] = {name: machine}
-    print(
-        f"native kernel on {instruction_set()}, PyTorch on {torch.backends.cpu.get_cpu_capability()}"
-    )
+    print(f"native kernel on {instruction_set()}, PyTorch on {machine['torch_capability']}")
     for batch in arguments.batches:
         load = round(os.getloadavg()[0], 1)
         result = compare(arguments, rows, batch)

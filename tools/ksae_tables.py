@@ -45,6 +45,7 @@ def ksae_lines(result: dict[str, Any]) -> str:
         for name, machine in machines.items()
         for one in machine["batches"]
     ]
+    lines += [f"\n{text}" for name, one in machines.items() if (text := _held(name, one))]
     lines += [f"\n{text}" for name, one in machines.items() if (text := _phases(name, one))]
     lines += [f"\n{text}" for name, one in machines.items() if (text := _floors(name, one, result))]
     return "\n".join(lines) + "\n"
@@ -82,6 +83,17 @@ def _phases(name: str, machine: dict[str, Any]) -> str:
     return f"The kernel's processor time on {name}: {'; '.join(said)}.{product}"
 
 
+def _held(name: str, machine: dict[str, Any]) -> str:
+    """What a newer processor that stands in for an older kind was held by."""
+    if "held_to" not in machine:
+        return ""
+    by = ", ".join(f"`{variable}={value}`" for variable, value in machine["held_by"].items())
+    return (
+        f"{name}: the native kernel, PyTorch and sparsify are all held to what a processor of kind "
+        f"{machine['held_to']} has ({by}); clock, caches and memory are the machine's own."
+    )
+
+
 def _floors(name: str, machine: dict[str, Any], result: dict[str, Any]) -> str:
     """How fast a thread could be at best, where its peaks were measured, beside what it reaches."""
     peaks = machine.get("peaks_of_a_thread")
@@ -106,7 +118,11 @@ def _floors(name: str, machine: dict[str, Any], result: dict[str, Any]) -> str:
             f"{floor(one['batch'], 'int8'):.3f} s; the whole step takes {step:.3f} s, {step / best:.2f} of a "
             "float32 product at its floor"
         )
-    turns = machine.get("int8_times_faster_in_turn", {})
+    turns = {
+        one["batch"]: one["native in int16"]["by_processor_time"]
+        for one in machine["batches"]
+        if "native in int16" in one
+    }
     paired = ", ".join(f"{times:.2f} times at batch {batch}" for batch, times in turns.items())
     faster = (
         f"In turn with these, steps that nominate in int8 are {paired} as fast (processor time)."
