@@ -133,53 +133,37 @@ void avx2_judge(const void *sums, const RowTerms *rows, int64_t count, const Ima
 
 #ifdef REVELIO_AVX512
 
-// 12 latents times 32 images.
-REVELIO_AVX512 void avx512_products(const void *latents, int64_t width, const void *images, const void *,
-                                    void *sums) {
-    constexpr int ROWS = 12;
-    const int16_t *w = static_cast<const int16_t *>(latents), *x = static_cast<const int16_t *>(images);
-    const int16_t *beside = x + PANEL * width;
-    __m512i left[ROWS], right[ROWS];
-#pragma GCC unroll 12
-    for (int r = 0; r < ROWS; r++) left[r] = right[r] = _mm512_setzero_si512();
-    for (int64_t c = 0; c < width; c += 2) {
-        const __m512i one = _mm512_loadu_si512(x + PANEL * c), two = _mm512_loadu_si512(beside + PANEL * c);
-#pragma GCC unroll 12
-        for (int r = 0; r < ROWS; r++) {
-            const __m512i pair = _mm512_set1_epi32(*(const int32_t *)(w + r * width + c));
-            left[r] = _mm512_dpwssd_epi32(left[r], pair, one);
-            right[r] = _mm512_dpwssd_epi32(right[r], pair, two);
-        }
-    }
-    int32_t *out = static_cast<int32_t *>(sums);
-#pragma GCC unroll 12
-    for (int r = 0; r < ROWS; r++) {
-        _mm512_storeu_si512(out + r * PANEL, left[r]);
-        _mm512_storeu_si512(out + (ROWS + r) * PANEL, right[r]);
-    }
+template <bool int8>
+REVELIO_AVX512 inline __m512i add_products(__m512i sum, __m512i w, __m512i x) {
+    return int8 ? _mm512_dpbusd_epi32(sum, w, x) : _mm512_dpwssd_epi32(sum, w, x);
 }
 
-// The same of int8: twice the products an instruction, from half the memory.
-REVELIO_AVX512 void int8_products(const void *latents, int64_t width, const void *images, const void *next,
-                                  void *sums) {
+// 12 latents times 32 images of int16, or of int8: twice the products an instruction, from half the memory.
+template <bool int8>
+REVELIO_AVX512 void avx512_products(const void *latents, int64_t width, const void *images, const void *next,
+                                    void *sums) {
     constexpr int ROWS = 12;
+    const int64_t bytes = int8 ? width : 2 * width;
     const uint8_t *w = static_cast<const uint8_t *>(latents), *x = static_cast<const uint8_t *>(images);
-    const uint8_t *beside = x + panel_bytes(width, Numbers::INT8);
+    const uint8_t *beside = x + panel_bytes(width, int8 ? Numbers::INT8 : Numbers::INT16);
     const char *ahead = static_cast<const char *>(next ? next : latents);
     __m512i left[ROWS], right[ROWS];
 #pragma GCC unroll 12
-    for (int r = 0; r < ROWS; r++) left[r] = _mm512_loadu_si512(x), right[r] = _mm512_loadu_si512(beside);
-    x += STARTS, beside += STARTS;
-    for (int64_t c = 0; c < width; c += 4) {
+    for (int r = 0; r < ROWS; r++) {
+        left[r] = int8 ? _mm512_loadu_si512(x) : _mm512_setzero_si512();
+        right[r] = int8 ? _mm512_loadu_si512(beside) : _mm512_setzero_si512();
+    }
+    if (int8) x += STARTS, beside += STARTS;
+    for (int64_t c = 0; c < bytes; c += 4) {
         const __m512i one = _mm512_loadu_si512(x + PANEL * c), two = _mm512_loadu_si512(beside + PANEL * c);
         _mm_prefetch(ahead + ROWS * c, _MM_HINT_T1);
 #pragma GCC unroll 12
         for (int r = 0; r < ROWS; r++) {
             int32_t four;
-            std::memcpy(&four, w + r * width + c, sizeof(four));
-            const __m512i raised = _mm512_set1_epi32(four);
-            left[r] = _mm512_dpbusd_epi32(left[r], raised, one);
-            right[r] = _mm512_dpbusd_epi32(right[r], raised, two);
+            std::memcpy(&four, w + r * bytes + c, sizeof(four));
+            const __m512i all = _mm512_set1_epi32(four);
+            left[r] = add_products<int8>(left[r], all, one);
+            right[r] = add_products<int8>(right[r], all, two);
         }
     }
     int32_t *out = static_cast<int32_t *>(sums);
@@ -293,8 +277,8 @@ Product product_of(Instructions instructions) {
     if (instructions == AMX) return {32, 2, 384, Numbers::BFLOAT16, amx_products, nullptr};
 #endif
 #ifdef REVELIO_AVX512
-    if (instructions == AVX512_INT8) return {12, 2, 384, Numbers::INT8, int8_products, avx512_finer};
-    if (instructions == AVX512) return {12, 2, 384, Numbers::INT16, avx512_products, nullptr};
+    if (instructions == AVX512_INT8) return {12, 2, 384, Numbers::INT8, avx512_products<true>, avx512_finer};
+    if (instructions == AVX512) return {12, 2, 384, Numbers::INT16, avx512_products<false>, nullptr};
 #endif
     if (instructions == AVX2_INT8) return {6, 1, 192, Numbers::PIECES, avx2_int8_products, avx2_finer};
     return {6, 1, 96, Numbers::INT16, avx2_products, nullptr};
