@@ -55,7 +55,7 @@ KINDS = {
 }
 HOLD = ("REVELIO_NATIVE", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
 # Of the sets that nominate in int8, those that multiply the same in int16.
-INT16 = {"avx2-int8": "avx2", "avx512-int8": "avx512"}
+INT16 = {"avx2-int8": "avx2", "avx-vnni-int8": "avx2", "avx512-int8": "avx512"}
 
 
 class TimedKernel:

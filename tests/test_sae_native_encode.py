@@ -12,7 +12,7 @@ from revelio.sae.kernels.native import NativeKernel
 pytestmark = pytest.mark.usefixtures(instructions.__name__)
 
 # Of wide bounds: what is multiplied where they leave many in.
-CLOSER = {"avx2-int8": "avx2", "avx512-int8": "avx512", "amx": "avx512"}
+CLOSER = {"avx2-int8": "avx2", "avx-vnni-int8": "avx2", "avx512-int8": "avx512", "amx": "avx512"}
 
 
 @many

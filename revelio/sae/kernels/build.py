@@ -6,7 +6,7 @@ some seconds, and the library serves every Python and PyTorch. It is kept in
 compiler decide, beside its sha256: one that is cut or changed is compiled again, never loaded.
 ``REVELIO_NATIVE=0`` turns it off; ``CXX`` names the compiler. It holds the code for all of
 :data:`INSTRUCTION_SETS` and takes the fastest that there is; ``REVELIO_NATIVE=avx2``, ``avx2-int8``,
-``avx512`` or ``avx512-int8`` allows no faster one.
+``avx-vnni-int8``, ``avx512`` or ``avx512-int8`` allows no faster one.
 """
 
 import ctypes
@@ -30,9 +30,9 @@ FLAGS = (
 )
 
 
-# What the search multiplies with, the slowest first: AVX2's int16 and int8, VNNI's int16 and int8, bfloat16
-# in tiles (products.h).
-INSTRUCTION_SETS = ("avx2", "avx2-int8", "avx512", "avx512-int8", "amx")
+# What the search multiplies with, the slowest first: AVX2's int16 and int8, AVX-VNNI's int8, AVX-512 VNNI's
+# int16 and int8, bfloat16 in tiles (products.h).
+INSTRUCTION_SETS = ("avx2", "avx2-int8", "avx-vnni-int8", "avx512", "avx512-int8", "amx")
 
 
 class NativeUnavailable(RuntimeError):
@@ -126,8 +126,22 @@ def instruction_set() -> str:
     if allowed not in ("", "0", "1", *INSTRUCTION_SETS):
         known = ", ".join(INSTRUCTION_SETS)
         raise ValueError(f"unknown REVELIO_NATIVE {allowed!r}: choose 0 (off), 1, {known}")
-    best = INSTRUCTION_SETS[library().revelio_instructions()]
-    return min(best, allowed, key=INSTRUCTION_SETS.index) if allowed in INSTRUCTION_SETS else best
+    here = instructions_here()
+    if allowed in INSTRUCTION_SETS:
+        here = [
+            name for name in here if INSTRUCTION_SETS.index(name) <= INSTRUCTION_SETS.index(allowed)
+        ]
+    return here[-1]
+
+
+def instructions_here() -> tuple[str, ...]:
+    """Those of :data:`INSTRUCTION_SETS` that this computer has: maybe not every slower one.
+
+    Raises:
+        NativeUnavailable: see :func:`library`.
+    """
+    bits = library().revelio_instructions()
+    return tuple(name for i, name in enumerate(INSTRUCTION_SETS) if bits >> i & 1)
 
 
 def _compile(path: Path) -> None:

@@ -285,7 +285,7 @@ Status search_few(const Batch &batch, const Wanted &wanted, Request &asked) {
 extern "C" {
 
 // What this processor can do: see products.h.
-int revelio_instructions() { return revelio::best_instructions(); }
+int revelio_instructions() { return revelio::instructions_here(); }
 
 // Copies all rows of W (n d) into q (n rounded up to a multiple of WHOLE, width); rows: (scale, norm, rest) of each.
 int revelio_quantise(const float *W, int64_t n, int64_t d, int64_t width, void *q, float *rows, int instructions,

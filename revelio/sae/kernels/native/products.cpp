@@ -11,6 +11,7 @@
 
 // What older compilers cannot write is left out: the next slower product is used.
 #if defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11
+#define REVELIO_AVX_VNNI __attribute__((target("avxvnni")))
 #define REVELIO_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")))
 #if defined(__linux__) && defined(__x86_64__)
 #define REVELIO_AMX __attribute__((target("amx-tile,amx-bf16")))
@@ -131,6 +132,38 @@ void avx2_judge(const void *sums, const RowTerms *rows, int64_t count, const Ima
     }
 }
 
+#ifdef REVELIO_AVX_VNNI
+
+// 6 latents times 16 images of int8, where there is no AVX-512.
+REVELIO_AVX_VNNI void avx_vnni_products(const void *latents, int64_t width, const void *images, const void *,
+                                        void *sums) {
+    constexpr int ROWS = 6;
+    const uint8_t *w = static_cast<const uint8_t *>(latents), *x = static_cast<const uint8_t *>(images);
+    const auto load = [](const uint8_t *from) { return _mm256_loadu_si256((const __m256i *)from); };
+    __m256i left[ROWS], right[ROWS];
+#pragma GCC unroll 6
+    for (int r = 0; r < ROWS; r++) left[r] = load(x), right[r] = load(x + 32);
+    x += STARTS;
+    for (int64_t c = 0; c < width; c += 4) {
+        const __m256i one = load(x + PANEL * c), two = load(x + PANEL * c + 32);
+#pragma GCC unroll 6
+        for (int r = 0; r < ROWS; r++) {
+            int32_t four;
+            std::memcpy(&four, w + r * width + c, sizeof(four));
+            const __m256i raised = _mm256_set1_epi32(four);
+            left[r] = _mm256_dpbusd_avx_epi32(left[r], raised, one);
+            right[r] = _mm256_dpbusd_avx_epi32(right[r], raised, two);
+        }
+    }
+    __m256i *out = static_cast<__m256i *>(sums);
+#pragma GCC unroll 6
+    for (int r = 0; r < ROWS; r++) {
+        _mm256_storeu_si256(out + 2 * r, left[r]);
+        _mm256_storeu_si256(out + 2 * r + 1, right[r]);
+    }
+}
+
+#endif
 #ifdef REVELIO_AVX512
 
 template <bool int8>
@@ -280,6 +313,9 @@ Product product_of(Instructions instructions) {
     if (instructions == AVX512_INT8) return {12, 2, 384, Numbers::INT8, avx512_products<true>, avx512_finer};
     if (instructions == AVX512) return {12, 2, 384, Numbers::INT16, avx512_products<false>, nullptr};
 #endif
+#ifdef REVELIO_AVX_VNNI
+    if (instructions == AVX_VNNI_INT8) return {6, 1, 192, Numbers::INT8, avx_vnni_products, avx2_finer};
+#endif
     if (instructions == AVX2_INT8) return {6, 1, 192, Numbers::PIECES, avx2_int8_products, avx2_finer};
     return {6, 1, 96, Numbers::INT16, avx2_products, nullptr};
 }
@@ -292,19 +328,23 @@ Judge judge_of(Instructions instructions) {
     return avx2_judge;
 }
 
-Instructions best_instructions() {
+int instructions_here() {
+    int here = 1 << AVX2 | 1 << AVX2_INT8;
+#ifdef REVELIO_AVX_VNNI
+    unsigned a, b, c, d;
+    if (__get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1)) here |= 1 << AVX_VNNI_INT8;
+#endif
 #ifdef REVELIO_AVX512
-    if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
-        !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq") ||
-        !__builtin_cpu_supports("avx512vnni"))
-        return AVX2_INT8;
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vnni")) {
+        here |= 1 << AVX512 | 1 << AVX512_INT8;
 #ifdef REVELIO_AMX
-    if (tiles_allowed()) return AMX;
+        if (tiles_allowed()) here |= 1 << AMX;
 #endif
-    return AVX512_INT8;
-#else
-    return AVX2_INT8;
+    }
 #endif
+    return here;
 }
 
 Tiles::Tiles(bool wanted) : wanted(wanted) {

@@ -7,7 +7,7 @@
 namespace revelio {
 
 // In ascending order of speed.
-enum Instructions : int { AVX2 = 0, AVX2_INT8 = 1, AVX512 = 2, AVX512_INT8 = 3, AMX = 4 };
+enum Instructions : int { AVX2, AVX2_INT8, AVX_VNNI_INT8, AVX512, AVX512_INT8, AMX };
 
 constexpr int PANEL = 16;   // images side by side in the packed batch: [width / 2][16 images][2] of 16 bits
 constexpr int WHOLE = 96;   // the copy's rows come in multiples of it: whole tiles for every product
@@ -43,8 +43,8 @@ struct Product {
 
 Product product_of(Instructions instructions);
 
-// What this processor and system allow; asks the system for AMX's tile registers.
-Instructions best_instructions();
+// What this processor and system allow, a bit each; asks the system for AMX's tile registers.
+int instructions_here();
 
 // Tiles set up for AMX in this thread while this lives; what they were before is restored.
 class Tiles {
