@@ -2,17 +2,22 @@
 
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
+from itertools import count
 from typing import Any, TextIO
 
 from PIL.Image import Image
 
+from llava_ext.asked import question_of
 from llava_ext.config import IMAGE_TOKEN, ChatConfig
-from llava_ext.conversation import Turn
+from llava_ext.conversation import Turn, check_placed, place_images
 from llava_ext.generate import Assistant
 from llava_ext.images import open_picture
+from revelio.trust import printable
 
 PROMPT = "> "
+ENDS = ("exit", "quit")
+HINT = "`new` forgets the conversation, Ctrl-C stops an answer, `exit` or Ctrl-D ends\n"
 
 
 class Dialogue:
@@ -37,13 +42,14 @@ class Dialogue:
             settings: ``max_new_tokens``, ``temperature``, ``seed``; see :meth:`Assistant.reply`.
 
         Raises:
-            ValueError: the conversation no longer fits; it is as it was before the question.
+            ValueError: the conversation no longer fits, or its pictures and ``<image>`` don't; it is as it was
+                before the question, as it is when the answer is interrupted.
         """
-        # The pictures belong to the first turn only.
-        head = f"{IMAGE_TOKEN}\n" * len(self.pictures) if not self.turns else ""
+        placed = self._placed(question)
         if self.asks and not self.turns:
-            self.grids = self.assistant.see(self.pictures, [question.strip()] * len(self.pictures))
-        turns = [*self.turns, Turn("user", head + question.strip())]
+            asked = [question_of(placed)] * len(self.pictures)
+            self.grids = self.assistant.see(self.pictures, asked)
+        turns = [*self.turns, Turn("user", placed)]
         (answer,) = self.assistant.reply(
             [turns],
             self.grids,
@@ -54,13 +60,29 @@ class Dialogue:
         self.turns = [*turns, Turn("assistant", answer)]
         return answer
 
+    def _placed(self, question: str) -> str:
+        """The user's turn: the pictures belong to the first one only."""
+        if not self.turns:
+            placed = place_images(question, len(self.pictures))
+            check_placed("the question", placed.count(IMAGE_TOKEN), len(self.pictures))
+            return placed
+        if IMAGE_TOKEN in question:
+            raise ValueError(
+                f"the question has {IMAGE_TOKEN}, but pictures stand in a conversation's first question only: "
+                "take it out"
+            )
+        return question.strip()
+
     def _show(self, _: int, text: str) -> None:
         self.out.write(text)
         self.out.flush()
 
 
 def chat(config: ChatConfig) -> None:
-    """Answer ``config.question``, or every line of the terminal until it ends.
+    """Answer ``config.question``, or every line of the standard input until it ends.
+
+    In a terminal a question that can't be answered, or whose answer is interrupted, is passed over. Elsewhere
+    it ends the command: answers would no longer belong to the lines that they seem to.
 
     Raises:
         KeyError: a tower's backbone is unknown here.
@@ -91,20 +113,60 @@ def _edits(config: ChatConfig, assistant: Assistant) -> AbstractContextManager[N
 def _converse(config: ChatConfig, dialogue: Dialogue) -> None:
     if config.question is not None:
         dialogue.ask(config.question, **config.decoding())
-        return
-    while (line := _line()) not in (None, "exit"):
+    elif sys.stdin is not None and sys.stdin.isatty():
+        _talk(config, dialogue)
+    else:
+        _read(config, dialogue)
+
+
+def _talk(config: ChatConfig, dialogue: Dialogue) -> None:
+    """Answer what is typed; no mistake and no Ctrl-C during an answer loses the conversation."""
+    with suppress(ImportError):
+        import readline  # noqa: F401  that `input` knows arrow keys and earlier lines
+    sys.stderr.write(HINT)
+    while (line := _typed()) not in (None, *ENDS):
         if line == "new":
             dialogue.turns = []
         elif line:
             try:
                 dialogue.ask(line, **config.decoding())
             except ValueError as error:
-                sys.stderr.write(f"{error}; `new` begins anew\n")
+                anew = "; `new` begins anew" if dialogue.turns else ""
+                sys.stderr.write(f"{printable(error)}{anew}\n")
+            except KeyboardInterrupt:
+                sys.stderr.write("\nstopped: this question is not remembered\n")
 
 
-def _line() -> str | None:
-    """The next line without outer blanks; None at the end of the input."""
+def _typed() -> str | None:
+    """The next line without outer blanks; None at the end of the input, none at all after Ctrl-C."""
     try:
-        return input(PROMPT if sys.stdin.isatty() else "").strip()
+        # Without a terminal to print on, the prompt would stand among the answers.
+        return input(PROMPT if sys.stdout.isatty() else "").strip()
     except EOFError:
+        sys.stderr.write("\n")  # the shell's prompt gets a line of its own
         return None
+    except KeyboardInterrupt:  # it may have come just after an answer's end
+        sys.stderr.write(f"\n{HINT}")
+        return ""
+    except UnicodeDecodeError as error:
+        return error.object.decode(errors="surrogateescape").strip()  # refused as any such text
+
+
+def _read(config: ChatConfig, dialogue: Dialogue) -> None:
+    """Answer the lines of a file or a pipe.
+
+    Raises:
+        ValueError: one can't be answered; names it.
+    """
+    lines = iter(sys.stdin or ())
+    for number in count(1):
+        try:
+            line = next(lines, ENDS[0]).strip()
+            if line in ENDS:
+                return
+            if line == "new":
+                dialogue.turns = []
+            elif line:
+                dialogue.ask(line, **config.decoding())
+        except ValueError as error:
+            raise ValueError(f"line {number} of the standard input: {error}") from error

@@ -71,6 +71,19 @@ def place_images(text: str, images: int = 0) -> str:
     return f"{IMAGE_TOKEN}\n{rest}".strip()
 
 
+def check_text(text: str) -> None:
+    """Refuse what no tokenizer takes: bytes of another encoding, or half of a character's pair.
+
+    Raises:
+        ValueError: the text holds such a thing; shows where.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        around = text[max(0, error.start - 10) : error.start + 10]
+        raise ValueError(f"the text is no UTF-8 at {around!r}: write it in UTF-8") from error
+
+
 def check_placed(where: str, placeholders: int, pictures: int, give: str = "give") -> None:
     """Refuse a text that has not as many ``<image>`` as pictures.
 

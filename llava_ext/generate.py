@@ -21,7 +21,7 @@ from torch import Tensor
 from llava_ext.asked import question_of
 from llava_ext.checkpoint import load_model
 from llava_ext.config import IMAGE_INDEX, IMAGE_TOKEN
-from llava_ext.conversation import Turn, check_placed, place_images
+from llava_ext.conversation import Turn, check_placed, check_text, place_images
 from llava_ext.decoding import (
     KeyedGumbel,
     OnText,
@@ -168,10 +168,12 @@ class Assistant:
             questions: what is asked about each; only towers whose prompt it is want it.
 
         Raises:
-            ValueError: the towers weren't loaded, or a question is wanted.
+            ValueError: the towers weren't loaded, or a question is wanted or is no UTF-8.
         """
         if not images:
             return []
+        for question in questions or ():
+            check_text(question)
         if not self.towers:
             raise ValueError("the towers weren't loaded: load them to answer about pictures")
         ids = [image_id(image) for image in images]

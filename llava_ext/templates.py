@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from llava_ext.bounded import TooLong
 from llava_ext.config import IGNORE_INDEX, IMAGE_INDEX, IMAGE_TOKEN
-from llava_ext.conversation import STYLES, Segment, Turn, by_tokenizer, place_images
+from llava_ext.conversation import STYLES, Segment, Turn, by_tokenizer, check_text, place_images
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -53,10 +53,13 @@ def render(
         tokenizer: whose chat template the template ``tokenizer`` uses.
 
     Raises:
-        ValueError: the template is unknown, roles don't alternate, or a text holds a tag.
+        ValueError: the template is unknown, roles don't alternate, or a text holds a tag or is no
+                UTF-8.
     """
     check_template(template, tokenizer)
     _check_roles(turns)
+    for turn in turns:
+        check_text(turn.text)
     placed = [
         Turn(turn.role, place_images(turn.text) if turn.role == "user" else turn.text.strip())
         for turn in turns

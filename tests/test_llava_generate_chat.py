@@ -51,6 +51,94 @@ def test_a_talk_remembers_its_turns(assistant):
     assert len(talk.turns) == 4, "a question that can't be answered is not remembered"
 
 
+def test_pictures_stand_in_the_first_question_only(assistant):
+    talk = Dialogue(assistant, [picture(1)], io.StringIO())
+    with pytest.raises(ValueError, match="has 2 <image> in its text but 1 picture: give"):
+        talk.ask("<image> or <image>?", **SETTINGS)
+    talk.ask("what is it?\n<image>", **SETTINGS)
+    assert talk.turns[0].text == "<image>\nwhat is it?", "as LLaVA has it"
+    with pytest.raises(ValueError, match="first question only: take it out"):
+        talk.ask("and <image>?", **SETTINGS)
+
+
+class Terminal(io.StringIO):
+    """Standard input that is typed: an exception in the place of a line is raised."""
+
+    encoding, errors = "utf-8", "strict"
+
+    def isatty(self) -> bool:
+        return True
+
+
+def typed(monkeypatch, lines: list) -> None:
+    """Let ``input`` meet these lines and exceptions, then the end."""
+    left = iter([*lines, EOFError()])
+
+    def read(prompt: str = "") -> str:
+        line = next(left)
+        if isinstance(line, BaseException):
+            raise line
+        return line
+
+    monkeypatch.setattr("builtins.input", read)
+
+
+def test_in_a_terminal_nothing_loses_the_conversation(saved, assistant, monkeypatch, capsys):
+    ask, asked = Dialogue.ask, []
+
+    def interrupted_at_second(self, question, **settings):
+        asked.append(question)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return ask(self, question, **settings)
+
+    monkeypatch.setattr(Dialogue, "ask", interrupted_at_second)
+    mistake = UnicodeDecodeError("utf-8", b"a \x80", 2, 3, "invalid start byte")
+    typed(monkeypatch, ["what is it?", "stopped", KeyboardInterrupt(), mistake, "is it small?"])
+    words = ["chat.py", "--model", str(saved / "final"), "--image", str(saved / "cat.png")]
+    monkeypatch.setattr(sys, "argv", [*words, "--device", "cpu", "--max-new-tokens=6"])
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    run_script("chat")
+    first = assistant.answer(["what is it?"], [[picture(1)]], max_new_tokens=6)[0]
+    turns = [
+        Turn("user", "<image>\nwhat is it?"),
+        Turn("assistant", first),
+        Turn("user", "is it small?"),
+    ]
+    second = assistant.reply([turns], assistant.see([picture(1)]), **SETTINGS)[0]
+    said = capsys.readouterr()
+    assert said.out == f"{printable(first)}\n{printable(second)}\n"
+    assert "this question is not remembered" in said.err
+    assert "no UTF-8 at 'a \\udc80': write it in UTF-8; `new` begins anew" in said.err
+
+
+def test_ctrl_c_during_a_single_question_is_no_success(saved, monkeypatch):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Dialogue, "ask", stopped)
+    with pytest.raises(SystemExit) as stop:
+        run(monkeypatch, "--model", str(saved / "final"), "--question", "what?")
+    assert stop.value.code == 130
+
+
+def test_a_line_of_a_pipe_that_cant_be_answered_ends_it(saved, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(monkeypatch, "--model", str(saved / "final"), lines="a dog\n\na <image>\nnot asked\n")
+    said = capsys.readouterr()
+    assert stop.value.code == 2 and said.out.count("\n") == 1
+    assert "chat.py: line 3 of the standard input: the question has <image>, but" in said.err
+
+
+def test_a_closed_standard_input_asks_nothing(saved, monkeypatch, capsys):
+    monkeypatch.setattr(
+        sys, "argv", ["chat.py", "--device", "cpu", "--model", f"{saved / 'final'}"]
+    )
+    monkeypatch.setattr(sys, "stdin", None)
+    run_script("chat")
+    assert capsys.readouterr().out == ""
+
+
 def run(monkeypatch, *words: str, lines: str = "") -> None:
     monkeypatch.setattr(sys, "argv", ["chat.py", "--device", "cpu", "--max-new-tokens=6", *words])
     monkeypatch.setattr(sys, "stdin", io.StringIO(lines))

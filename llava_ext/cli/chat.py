@@ -3,8 +3,8 @@
     revelio llava chat --model runs/llava/finetune/final --image cat.jpg
     revelio llava chat --model runs/llava/finetune/final --image cat.jpg --question "What is this?"
 
-Without --question it is a conversation: earlier turns are remembered, `new` forgets them, `exit` or Ctrl-D
-ends.
+Without --question it is a conversation: earlier turns are remembered, `new` forgets them, Ctrl-C stops an
+answer, `exit`, `quit` or Ctrl-D ends. Lines may come by a pipe, too, one question each.
 """
 
 from llava_ext.config import ChatConfig as Config
@@ -14,7 +14,4 @@ def run(config: Config) -> None:
     """Answer until the conversation ends."""
     from llava_ext.chat import chat
 
-    try:
-        chat(config)
-    except KeyboardInterrupt:
-        print()
+    chat(config)
