@@ -25,7 +25,7 @@ FILES = "files.json"
 # What the Trainer, DeepSpeed and this module write into a checkpoint.
 _OURS = re.compile(
     r"files\.json|trained\.safetensors|trainer_state\.json|training_args\.bin|(optimizer|scheduler|scaler)\.pt|"
-    r"rng_state(_\d+)?\.pth|latest|zero_to_fp32\.py|(bf16_)?zero_pp_rank_.*\.pt|mp_rank_.*\.pt"
+    r"rng_state(_\d+)?\.pth|latest|zero_to_(fp32|torch)\.py|(bf16_)?zero_pp_rank_.*\.pt|mp_rank_.*\.pt"
 )
 _FOLDER = re.compile(r"checkpoint-(\d{1,12})")
 
