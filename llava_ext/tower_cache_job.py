@@ -151,11 +151,17 @@ class CacheJob:
         return [target.missing(len(self.shards)) for _, target in self.targets]
 
     @property
+    def shares(self) -> list[int]:
+        """Images left for each process, which are given whole shards."""
+        found = [0] * self.processes.world
+        for number in set().union(*self.lacking()):
+            found[number % len(found)] += len(self.shards[number])
+        return found
+
+    @property
     def share(self) -> int:
         """Images left for this process."""
-        numbers = set().union(*self.lacking())
-        mine = (n for n in numbers if n % self.processes.world == self.processes.rank)
-        return sum(len(self.shards[number]) for number in mine)
+        return self.shares[self.processes.rank]
 
     def check(self) -> None:
         """See whether the stores may be made or gone on with; writes nothing.
@@ -227,15 +233,18 @@ def plan(job: CacheJob) -> str:
             f"the cache takes {size(sizes[job.keep])}, but {size(free)} are free at {job.cache}: choose "
             f"another folder, `tokens: pool`, or less to keep ({', '.join(others)})"
         )
+    shares = job.shares
+    idle = f" ({shares.count(0)} of them without a shard)" if 0 in shares else ""
     lines = [
         f"plan: {len(todo):,} of {plural(len(job.names), 'image')}, {plural(len(job.targets), 'tower')}, "
-        f"{plural(count, 'process', 'processes')}; {size(free)} free at {job.cache}; in training"
+        f"{plural(count, 'process', 'processes')}{idle}; {size(free)} free at {job.cache}; in training"
     ]
     rates: dict[bool, float] = {}
     for other in _choices(job):
         runs = other.keep == "latents"
         if runs not in rates:
-            rates[runs] = _rate(other, todo[: job.batch_size]) * count
+            # All wait for the one that has the most.
+            rates[runs] = _rate(other, todo[: job.batch_size]) * len(todo) / max(shares)
         lines.append(
             f"{'->' if other.keep == job.keep else '':>4} {other.keep:8}{size(sizes[other.keep]):>10}, "
             f"{duration(len(todo) / rates[runs])} at {rates[runs]:.3g} images/s; "

@@ -309,6 +309,26 @@ def test_plan_counts_what_is_left_and_writes_nothing(tmp_path):
     assert cached.pass_seconds > 0
 
 
+def test_plan_is_of_the_process_with_the_most_shards(tmp_path):
+    """Shards of 4, 4 and 3 images: the first of two processes has seven images, the fourth of four none."""
+
+    def cost(world, cache=None):
+        config = ExtractConfig(
+            layers=("deep",), timesteps=(25, 200), batch_size=2, shard_rows=4, vae_cache=cache
+        )
+        shared = Processes(world=world)
+        return estimate(
+            ExtractionPlan(memory_dataset(11), FakeBackbone(), tmp_path, config, processes=shared)
+        )
+
+    two, four = cost(2), cost(4)
+    assert two.loads == ((7, 14), (4, 8)) and (two.encoded, two.passes) == (11, 22)
+    assert two.seconds == pytest.approx(7 * two.encode_seconds + 14 * two.pass_seconds)
+    assert "in 2 processes: " in two.line()
+    assert four.loads == ((4, 8), (4, 8), (3, 6), (0, 0))
+    assert "in 4 processes (1 of them without a shard: lower shard_rows): " in four.line()
+
+
 def test_plan_says_that_the_disk_is_too_small(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=71))
     config = ExtractConfig(layers=("deep",))

@@ -1,6 +1,6 @@
 """What an extraction will cost: images a second measured on the first images, GB, hours.
 
-seconds = (images to encode * encoding + passes that stores lack * pass) / processes
+seconds = images to encode * encoding + passes that stores lack * pass, of the process that has the most
 """
 
 import time
@@ -37,7 +37,7 @@ class Cost:
         bytes_free: what the disk has room for; None where the system does not say.
         encode_seconds: reading and encoding one image; 0 where nothing is left or cached.
         pass_seconds: one pass of one image, all layers.
-        processes: how many share the work.
+        loads: of each process that shares the work, its images to encode and its passes: whole shards.
     """
 
     images: int
@@ -48,14 +48,13 @@ class Cost:
     bytes_free: int | None
     encode_seconds: float = 0.0
     pass_seconds: float = 0.0
-    processes: int = 1
+    loads: tuple[tuple[int, int], ...] = ()
 
     @property
     def seconds(self) -> float:
-        """The whole, in seconds of wall time."""
-        work = self.encoded * self.encode_seconds
-        work += self.passes * self.pass_seconds
-        return work / self.processes
+        """The whole, in seconds of wall time: those of the process that has the most to do."""
+        each = (one * self.encode_seconds + other * self.pass_seconds for one, other in self.loads)
+        return max(each, default=0.0)
 
     @property
     def images_per_second(self) -> float:
@@ -76,11 +75,13 @@ class Cost:
         if not self.images:
             return f"plan: nothing left to do for {plural(self.stores, 'store')}"
         free = "" if self.bytes_free is None else f" ({size(self.bytes_free)} free)"
+        many, idle = len(self.loads), sum(not any(load) for load in self.loads)
+        less = f" ({idle} of them without a shard: lower shard_rows)" if idle else ""
         return (
             f"plan: {plural(self.images, 'image')} ({self.encoded:,} to encode), "
             f"{plural(self.passes / self.images, 'pass', 'passes', '.3g')} each, "
             f"at {self.images_per_second:.3g} images/s in "
-            f"{plural(self.processes, 'process', 'processes')}: {duration(self.seconds)}; "
+            f"{plural(many, 'process', 'processes')}{less}: {duration(self.seconds)}; "
             f"{plural(self.stores, 'store')}, {size(self.bytes_left)}{free}"
         )
 
@@ -131,16 +132,27 @@ def estimate(job: ExtractionPlan, measured: Measured | None = None) -> Cost:
     def images(shards: Iterable[int]) -> int:
         return sum(len(job.spans[number]) for number in shards)
 
+    world = job.processes.world
+
+    def load(wanted: Callable[[int], bool]) -> tuple[int, int]:
+        """Images to encode and passes in some shards."""
+        passes = lacking.passes().items()
+        return images(filter(wanted, fresh)), sum(
+            len(one.draws) * images(filter(wanted, some)) for one, some in passes
+        )
+
+    # The same shards as in revelio.activations.extract.
+    loads = tuple(load(lambda n, rank=rank: n % world == rank) for rank in range(world))
     found = Cost(
         images=images(todo),
-        encoded=images(fresh),
-        passes=sum(len(one.draws) * images(some) for one, some in lacking.passes().items()),
+        encoded=sum(encoded for encoded, _ in loads),
+        passes=sum(passes for _, passes in loads),
         stores=len(job.targets),
         bytes_left=sum(
             images(some) * job.row_bytes(layer) for (_, layer), some in lacking.stores.items()
         ),
         bytes_free=free_disk(job.out),
-        processes=job.processes.world,
+        loads=loads,
     )
     if todo:
         try:
