@@ -272,39 +272,55 @@ def is_partitioned(model: "nn.Module") -> bool:
     return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
 
 
-def state_bytes(trained: int, frozen: int, *, zero: int, processes: int) -> int:
+def state_bytes(trained: int, frozen: int, *, zero: int, processes: int, weight: int = 2) -> int:
     """Bytes of weights, gradients and AdamW's state on each device, without activations.
 
     A trained weight takes 16 in bfloat16 (2 + 2, and float32 copy and moments 12; without DeepSpeed
-    4 + 4 + 8), a frozen one 2. ZeRO-2 shares gradients and the optimiser's 12 among the
-    processes, ZeRO-3 the weights, too; ZeRO-1 only the 12.
+    4 + 4 + 8, and 4 more for what several processes exchange), a frozen one ``weight``. Under ZeRO weight
+    and gradient take ``weight`` each. ZeRO-2 shares gradients and the optimiser's 12 among the processes,
+    ZeRO-3 the weights, too; ZeRO-1 only the 12.
     """
-    whole = 2 * (trained + frozen)
+    whole, gradients, optimiser = weight * (trained + frozen), weight * trained, 12 * trained
     if zero == 1:
-        return whole + 2 * trained + 12 * trained // processes
+        return whole + gradients + optimiser // processes
     if zero == 2:
-        return whole + 14 * trained // processes
+        return whole + (gradients + optimiser) // processes
     if zero == 3:
-        return (whole + 14 * trained) // processes
-    return whole + 14 * trained
+        return (whole + gradients + optimiser) // processes
+    return weight * frozen + 16 * trained + (4 * trained if processes > 1 else 0)
 
 
-def memory(model: "nn.Module", *, zero: int, processes: int) -> int:
-    """:func:`state_bytes` of a model whose frozen weights may be quantised: those stay whole everywhere."""
+def memory(model: "nn.Module", *, zero: int, processes: int, bfloat16: bool) -> int:
+    """:func:`state_bytes` of a model that :mod:`llava_ext.training` has made ready.
+
+    Frozen weights that are quantised stay whole everywhere; without DeepSpeed all keep their own format,
+    DeepSpeed has one for all.
+    """
     everything, trained = counts(model)
     packed = [each for each in model.parameters() if not each.is_floating_point()]
-    frozen = everything - trained - sum(map(_size, packed))
-    state = state_bytes(trained, frozen, zero=zero, processes=processes)
-    return state + sum(each.nbytes for each in packed)
+    held = sum(each.nbytes for each in packed)
+    if not zero:
+        still = [each for each in model.parameters() if not each.requires_grad]
+        return sum(each.nbytes for each in still) + state_bytes(
+            trained, 0, zero=0, processes=processes
+        )
+    frozen = everything - trained - sum(map(counted, packed))
+    weight = 2 if bfloat16 else 4
+    return held + state_bytes(trained, frozen, zero=zero, processes=processes, weight=weight)
+
+
+def checkpoint_bytes(trained: int, *, zero: int, bfloat16: bool) -> int:
+    """Bytes of a checkpoint: weights and AdamW's two moments in float32; under ZeRO-1 and 2 weights twice."""
+    return trained * (12 + ((2 if bfloat16 else 4) if zero in (1, 2) else 0))
 
 
 def counts(module: "nn.Module") -> tuple[int, int]:
     """Parameters of a module, and how many of them train."""
-    sizes = [(_size(each), each.requires_grad) for each in module.parameters()]
+    sizes = [(counted(each), each.requires_grad) for each in module.parameters()]
     return sum(size for size, _ in sizes), sum(size for size, learnt in sizes if learnt)
 
 
-def _size(parameter: "nn.Parameter") -> int:
+def counted(parameter: "nn.Parameter") -> int:
     """How many numbers it is: ZeRO-3 leaves that in ds_numel, and of 4 bits a byte holds two."""
     held = getattr(parameter, "ds_numel", parameter.numel())
     return 2 * held if parameter.dtype == torch.uint8 else held

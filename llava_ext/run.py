@@ -17,6 +17,8 @@ from llava_ext.checkpoint import CONFIG, load_projectors, save_model
 from llava_ext.config import FinetuneConfig, ModelConfig, TrainConfig
 from llava_ext.dataset import TOKENS, Collator, ConversationDataset, ImageProvider, Pictures
 from llava_ext.deepspeed import (
+    checkpoint_bytes,
+    counted,
     counts,
     deepspeed_settings,
     environment_kept,
@@ -42,7 +44,7 @@ from llava_ext.stage_checks import check_settings
 from llava_ext.stage_inputs import record_inputs, stage_inputs
 from llava_ext.stages import LoraOptions, Stage, StageOptions
 from llava_ext.tower_cache import CachedGrids
-from llava_ext.towers import Tower, load_towers
+from llava_ext.towers import Tower, load_towers, tower_bytes
 from llava_ext.training import (
     LlavaTrainer,
     LoggingCallback,
@@ -51,6 +53,7 @@ from llava_ext.training import (
     training_arguments,
     whole_state,
 )
+from revelio.backbones.loading import dtype_of
 from revelio.config import structure, to_plain, to_yaml
 from revelio.distributed import is_main, own_device, world_size
 from revelio.files import check_folder
@@ -113,13 +116,14 @@ def run(config: TrainConfig) -> None:
         _record(run_dir, config, job)
         job.dataset.encoded.save(run_dir.path / TOKENS)
     checkpoint = last_checkpoint(config.out) if config.resume else None
+    done = checkpoint_step(checkpoint) if checkpoint else 0
     if run_dir is not None:
-        run_dir.truncate_metrics(checkpoint_step(checkpoint) if checkpoint else 0)
-    _say(_plan(job, trainer, config.stage, stage))
+        run_dir.truncate_metrics(done)
+    _say(_plan(job, trainer, config.stage, stage, done))
     if checkpoint is not None:
         check_processes(checkpoint)
         check_state(checkpoint)
-        _say(f"going on from step {checkpoint_step(checkpoint)}: {checkpoint}")
+        _say(f"going on from step {done}: {checkpoint}")
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except torch.OutOfMemoryError as error:
@@ -259,17 +263,23 @@ def _check_towers(folder: Path, wanted: ModelConfig) -> None:
                 )
 
 
-def _plan(job: Job, trainer: LlavaTrainer, options: StageOptions, stage: Stage) -> str:
-    """What trains, on what, and what it costs."""
+def _plan(
+    job: Job, trainer: LlavaTrainer, options: StageOptions, stage: Stage, done: int = 0
+) -> str:
+    """What trains, on what, and what the steps that are left cost."""
     names = [f"{tower.backbone} {tower.layer}" for tower in job.model.settings.towers]
     world, data = world_size(), job.dataset
     times = accumulation(options.effective_batch, options.batch_size, world)
     steps = math.ceil(trainer.sampler.steps * options.epochs)
-    _, trained = counts(job.model)
     zero = zero_stage(options)  # the user's own JSON's, where there is one
-    state = memory(job.model, zero=zero, processes=world)
-    # Weights, and AdamW's two moments in float32.
-    held = trained * 12 * min(options.keep, max(1, steps // options.save_steps))
+    bfloat16 = in_bfloat16(options)
+    state = memory(job.model, zero=zero, processes=world, bfloat16=bfloat16)
+    towers = sum(tower_bytes(tower) for tower in job.towers)
+    beside = f", {size(towers)} of towers" if towers else ""
+    each = checkpoint_bytes(counts(job.model)[1], zero=zero, bfloat16=bfloat16)
+    # An older one goes when the new one is whole.
+    most = min(options.keep + 1, math.ceil(steps / options.save_steps))
+    left = f" ({done:,} of them done)" if done else ""
     lines = [
         frozen_and_trained(job.model, names),
         f"data: {plural(len(data), 'sample')} of {min(data.lengths)} to "
@@ -277,16 +287,28 @@ def _plan(job: Job, trainer: LlavaTrainer, options: StageOptions, stage: Stage) 
         "an image" + (f"; {len(data.dropped)} dropped as too long" if data.dropped else ""),
         f"effective batch: {options.effective_batch} = {plural(world, 'process', 'processes')} "
         f"x {plural(options.batch_size, 'sample')} x {times} accumulated; ZeRO {zero or 'off'}",
-        f"plan: {stage}, {plural(steps, 'step')}, peak learning rate {options.learning_rate:g}; "
-        f"{_time(job, trainer, options)}; checkpoints about {size(held)}",
-        f"memory of a process: {size(state)} of weights, gradients and optimiser, and activations",
+        f"plan: {stage}, {plural(steps, 'step')}{left}, peak learning rate {options.learning_rate:g}; "
+        f"{_time(job, trainer, options, max(0, steps - done))}",
+        f"disk: checkpoints of {size(each)}, at most {most} at once; "
+        f"the model {size(_model_bytes(job.model))}",
+        f"memory of a process: {size(state)} of weights, gradients and optimiser{beside}, and activations",
         *(f"warning: {text}" for text in check_alignment(job.model.settings.fusion, job.towers)),
     ]
     return "\n".join(lines)
 
 
-def _time(job: Job, trainer: LlavaTrainer, options: StageOptions) -> str:
-    """How long it will take, measured on one batch of median length where that is cheap."""
+def _model_bytes(model: LlavaModel) -> int:
+    """Bytes of the weights in `final/`: adapters in float32, the rest as the config says."""
+    each, whole = dtype_of(model.settings.dtype).itemsize, model.language_changed
+    return sum(
+        counted(parameter) * (4 if "lora_" in name else each)
+        for name, parameter in model.named_parameters()
+        if whole or "lora_" in name or not name.startswith("language_model.")
+    )
+
+
+def _time(job: Job, trainer: LlavaTrainer, options: StageOptions, steps: int) -> str:
+    """How long so many steps will take, measured on one batch of median length where that is cheap."""
     if torch.cuda.is_available() or is_partitioned(job.model):
         return "the bar will tell the time"
     order = sorted(range(len(job.dataset)), key=lambda i: job.dataset.lengths[i])
@@ -299,7 +321,7 @@ def _time(job: Job, trainer: LlavaTrainer, options: StageOptions) -> str:
         job.model(**inputs).loss.backward()
     seconds = (time.perf_counter() - started) / len(some)
     job.model.zero_grad(set_to_none=True)
-    samples = len(trainer.sampler) * options.epochs
+    samples = steps * trainer.sampler.effective_batch
     return f"about {duration(samples * seconds / world_size())} at {seconds:.3g} s a sample"
 
 

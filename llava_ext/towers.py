@@ -28,6 +28,7 @@ from llava_ext.images import pad_to_square, transform_from
 from revelio.backbones.base import Backbone, check_request
 from revelio.backbones.layers import check_grid
 from revelio.backbones.registry import load_backbone
+from revelio.backbones.weights_hash import weight_bytes
 from revelio.backbones.weights_hash import weights_hash as weights_hash
 from revelio.config import to_plain
 from revelio.data.transforms import SquareTransform, crop_of, thumbnail
@@ -191,6 +192,12 @@ def look(
     if tower.config.prompt == QUESTION:
         return cast(BackboneTower, tower).grids(pixels, ids, questions)
     return tower.grids(pixels, ids)
+
+
+def tower_bytes(tower: Tower) -> int:
+    """Bytes of a tower's weights: of one that is run on what is kept of pictures, too."""
+    held = getattr(tower, "tower", tower)
+    return weight_bytes(getattr(held, "backbone", held))
 
 
 def load_tower(

@@ -31,7 +31,7 @@ from safetensors.torch import load_file, save_file
 from llava_ext import deepspeed
 from llava_ext.cli.command import parse
 from llava_ext.config import FinetuneConfig
-from llava_ext.deepspeed import state_bytes, zero_config
+from llava_ext.deepspeed import checkpoint_bytes, state_bytes, zero_config
 from llava_ext.model import LlavaModel
 from llava_ext.run import run
 from revelio.run_dir import read_json
@@ -325,7 +325,15 @@ def test_memory_of_a_process_and_offload() -> None:
     shares = [state_bytes(mpt, 0, zero=3, processes=count) / 1e9 for count in (1, 2, 4, 8)]
     assert [round(share) for share in shares] == [106, 53, 27, 13]
     assert round(state_bytes(60_000_000, mpt, zero=2, processes=2) / 1e9) == 14
-    assert state_bytes(10, 0, zero=0, processes=4) == 160
+    assert state_bytes(10, 0, zero=0, processes=1) == 160
+    # Several processes exchange gradients in buckets of their own.
+    assert state_bytes(10, 0, zero=0, processes=4) == 200
+    # Files that DeepSpeed wrote in bfloat16: two processes' optimisers and the model; the optimisers alone.
+    for zero, written in ((2, 2_334_917 + 2_334_853 + 805_093), (3, 2 * 2_334_661)):
+        assert checkpoint_bytes(388_224, zero=zero, bfloat16=True) == pytest.approx(
+            written, rel=0.01
+        )
+    assert state_bytes(10, 5, zero=2, processes=2, weight=4) == 4 * 15 + (4 + 12) * 10 // 2
     zero = zero_config(3, bfloat16=True, clip=1.0, offload=True)["zero_optimization"]
     assert zero["offload_optimizer"]["device"] == zero["offload_param"]["device"] == "cpu"
     assert (

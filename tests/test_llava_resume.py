@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from llava_ext.stage_checkpoints import (
     TRAINED,
     begin,
     check_processes,
+    checkpoint_step,
     commit,
     drop_checkpoints,
     last_checkpoint,
@@ -48,7 +50,7 @@ def test_a_resume_on_another_number_of_processes_is_one_line(tmp_path) -> None:
         check_processes(tmp_path / "checkpoint-2")
 
 
-def test_resume_equals_uninterrupted(project, tmp_path, monkeypatch) -> None:
+def test_resume_equals_uninterrupted(project, tmp_path, monkeypatch, capsys) -> None:
     twice = {"epochs": 2.0}
     whole = pretrain(project, tmp_path / "whole", stage=twice)
     cut = pretrain(project, tmp_path / "cut", stage=twice)
@@ -76,7 +78,16 @@ def test_resume_equals_uninterrupted(project, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(LlavaTrainer, "training_step", step)
     with pytest.raises(ValueError, match="continue it with resume"):
         run(cut)
+    capsys.readouterr()
+    checkpoint = last_checkpoint(tmp_path / "cut")
+    assert checkpoint is not None and (last := checkpoint_step(checkpoint))
     run(replace(cut, resume=True))
+    # What is left is planned: a sample's time, which is printed, times four samples a step.
+    (done, about, each) = re.findall(
+        r"8 steps \((\d) of them done\).*; about (\d+) s at (\S+) s a sample",
+        capsys.readouterr().out,
+    )[0]
+    assert int(done) == last and int(about) == round((8 - last) * 4 * float(each))
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
     one, other = (
         load_file(tmp_path / name / "final" / "projectors.safetensors") for name in ("cut", "whole")
@@ -210,7 +221,8 @@ def test_rotation_leaves_what_is_not_the_runs_own(tmp_path) -> None:
         inside = place / f"checkpoint-{step}" / f"global_step{step}"
         inside.mkdir(parents=True)
         (inside / "zero_pp_rank_0_mp_rank_00_optim_states.pt").touch()
-        for name in (TRAINED, "optimizer.pt", "rng_state_0.pth"):
+        own = (TRAINED, "optimizer.pt", "rng_state_0.pth", "zero_to_fp32.py", "zero_to_torch.py")
+        for name in own:
             (inside.parent / name).touch()
         write_json(inside.parent / STATE, {"global_step": step})
         commit(inside.parent)

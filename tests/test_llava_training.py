@@ -28,11 +28,13 @@ from llava_ext.model import LlavaModel
 from llava_ext.run import open_job, run
 from llava_ext.sampler import StepSampler
 from llava_ext.stages import Finetune, LoraOptions, Pretrain
+from llava_ext.towers import load_towers, tower_bytes
 from llava_ext.training import (
     EpochCallback,
     build_trainer,
     training_arguments,
 )
+from revelio.machine import size
 from revelio.run_dir import read_json
 
 
@@ -55,6 +57,23 @@ def test_pretrain_changes_projectors_only(project, tmp_path, capsys) -> None:
     assert not (tmp_path / "pre" / "final" / "language_model").exists()
     assert "effective batch: 4 = 1 process x 2 samples x 2 accumulated" in printed
     trained = sum(value.numel() for name, value in before.items() if name.startswith("projectors."))
+    last = tmp_path / "pre" / "checkpoints" / "checkpoint-4"
+    tensors = torch.load(last / "optimizer.pt", weights_only=True)["state"].values()
+    held = sum(t.nbytes for one in tensors for name, t in one.items() if name != "step")
+    held += sum(t.nbytes for t in load_file(last / "trained.safetensors").values())
+    written = load_file(tmp_path / "pre" / "final" / "projectors.safetensors").values()
+    said = f"checkpoints of {size(held)}, at most 2 at once; the model "
+    assert said + size(sum(t.nbytes for t in written)) in printed
+    # Without DeepSpeed and in float32: four bytes a frozen weight, sixteen one that trains; towers beside.
+    frozen = sum(value.numel() for value in model.parameters()) - trained
+    said = f"memory of a process: {size(4 * frozen + 16 * trained)} of weights, gradients and optimiser, "
+    towers = load_towers(project[1], "cpu")
+    assert said + f"{size(sum(map(tower_bytes, towers)))} of towers, and" in printed
+    parts = [vars(tower.backbone) for tower in towers]  # type: ignore[attr-defined]
+    assert sum(map(tower_bytes, towers)) >= sum(
+        p.nbytes for own in parts for m in own.values() if isinstance(m, torch.nn.Module)
+        for p in m.parameters()
+    )  # fmt: skip
     assert f"{trained:,} train" in printed and "frozen, outside the model" in printed
     assert read_json(tmp_path / "pre" / "report.json")["trained_parameters"] == trained
     curve = losses(tmp_path / "pre")

@@ -20,6 +20,16 @@ def weights_hash(backbone: Backbone) -> str:
     return digest.hexdigest()
 
 
+def weight_bytes(holder: object) -> int:
+    """Bytes of every weight that a backbone, or what is like one, holds."""
+    found = {
+        id(tensor): tensor.nbytes
+        for _, module in _modules(holder, set())
+        for tensor in (*module.parameters(), *module.buffers())
+    }
+    return sum(found.values())
+
+
 def _modules(holder: object, seen: set[int]) -> Iterator[tuple[str, nn.Module]]:
     """The models among a backbone's attributes and, of its own parts, among theirs."""
     seen.add(id(holder))
