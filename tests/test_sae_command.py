@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,7 @@ def test_other_activations_are_a_flag_away(store, tmp_path, flags):
     assert float(model.threshold.min()) > 0
 
 
-def test_resume_after_a_stop_is_bit_equal(store, tmp_path, monkeypatch):
+def test_resume_after_a_stop_is_bit_equal(store, tmp_path, monkeypatch, capsys):
     train_ksae(store, tmp_path / "whole", "--steps", "10")
     from revelio.sae import train as module
 
@@ -76,7 +77,10 @@ def test_resume_after_a_stop_is_bit_equal(store, tmp_path, monkeypatch):
         train_ksae(store, tmp_path / "parts", "--steps", "10")
     assert stopped.value.code == 130
     monkeypatch.setattr(module, "train_step", real)
+    capsys.readouterr()
     train_ksae(store, tmp_path / "parts", "--steps", "10", "--resume")
+    said = "".join(capsys.readouterr())
+    assert re.search(r"plan: 10 steps \(4 of them done\) of 32 rows, ", said)
     for name, tensor in weights(tmp_path / "whole").items():
         assert torch.equal(tensor, weights(tmp_path / "parts")[name])
     whole, parts = tmp_path / "whole/metrics.jsonl", tmp_path / "parts/metrics.jsonl"

@@ -72,14 +72,24 @@ def refuse_shortage(
         raise ValueError(f"{reason}: lower expansion, batch_size or memory_gib")
 
 
-def announce(jobs: Sequence[Job], device: torch.device, progress: Report) -> None:
-    """Report which kernel trains, what trains, and what it costs by the second that is measured for it."""
+def announce(
+    jobs: Sequence[Job], device: torch.device, progress: Report, done: Sequence[int] = ()
+) -> None:
+    """Report which kernel trains, what trains, and what it costs by the second that is measured for it.
+
+    Args:
+        jobs: k-SAEs that train together.
+        device: that they train on.
+        progress: is told.
+        done: the steps that each has behind it; left out, none.
+    """
     name = jobs[0].config.kernel
     if must_compile(name, device):
         progress(Progress(COMPILING))
     chosen = choose_kernel(name, device)
     progress(Progress(chosen.reason))
-    for job in jobs:
+    for number, job in enumerate(jobs):
+        behind = done[number] if done else 0
         learnt = job.config.activation == "jumprelu"
         thresholds = ", threshold" if learnt else ""
         count = 2 * job.n * job.d + job.n * (1 + learnt) + job.d
@@ -91,7 +101,7 @@ def announce(jobs: Sequence[Job], device: torch.device, progress: Report) -> Non
                 f"k-SAE ({job.config.mode}, {job.config.activation}): d {job.d}, n {job.n:,}, "
                 f"k {job.config.k}, {plural(job.rows, 'row')}\n"
                 f"trains: W_enc, b_enc, W_dec, b_dec{thresholds}, {plural(count, 'parameter')}; frozen: "
-                f"none\n{line(job, speed)}"
+                f"none\n{line(job, speed, behind)}"
             )
         )
 
@@ -207,16 +217,18 @@ def _seconds(job: Job, speed: Speed) -> dict[str, Any]:
     }
 
 
-def line(job: Job, speed: Speed | None) -> str:
-    """The plan in one line; without a speed it says nothing of time."""
+def line(job: Job, speed: Speed | None, done: int = 0) -> str:
+    """The plan in one line, of the steps after ``done``; without a speed it says nothing of time."""
     shared = f"{job.devices} processes share the {'batches' if job.config.sharing == 'data' else 'latents'}"
     where = f" a process ({shared})" if job.devices > 1 else ""
+    behind = f" ({done:,} of them done)" if done else ""
     time = ""
     if speed is not None:
-        fast, slow = (duration(job.train.steps * each) for each in (speed.step, speed.slowest))
+        left = max(0, job.train.steps - done)
+        fast, slow = (duration(left * each) for each in (speed.step, speed.slowest))
         time = f", {fast} to {slow} ({speed.how})" if fast != slow else f", {fast} ({speed.how})"
     return (
-        f"plan: {plural(job.train.steps, 'step')} of {plural(job.train.batch_size, 'row')}{time}; "
+        f"plan: {plural(job.train.steps, 'step')}{behind} of {plural(job.train.batch_size, 'row')}{time}; "
         f"memory {size(memory(job).total)}{where}{_there(available_memory(), 'available')}; "
         f"disk {size(disk(job).written)}"
     )

@@ -199,7 +199,8 @@ def _train_group(
     # Where nobody listens, nothing is measured for it.
     if trainings and context.main and progress is not silent:
         left = _jobs([training.config for training in trainings], kept, context)
-        announce(left, context.device, progress)
+        done = [(training.record.latest_checkpoint() or (0, None))[0] for training in trainings]
+        announce(left, context.device, progress, done)
         _remark(left, kept, held_out, progress)
     for training in trainings:
         _resume(training, progress)
