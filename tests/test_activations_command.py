@@ -24,6 +24,7 @@ from revelio.data.config import DataConfig
 from revelio.data.loading import batches
 from revelio.distributed import Processes
 from revelio.pipelines import Progress
+from revelio.pipelines import extract as command
 from revelio.pipelines.extract import extract_to, open_plan, plan_extraction
 
 ROOT = Path(__file__).parent.parent
@@ -203,6 +204,37 @@ def test_a_model_without_noise(photos, tmp_path, capsys):
     pixels = backbone.transform(picture(index).resize((40, 36)))[None]
     grid = backbone.activations(backbone.encode(pixels), store.ids[3:4], ["block1"])["block1"]
     assert torch.allclose(store.tensor()[3], grid.mean(dim=(2, 3))[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("make", [plan_extraction, extract_to])
+def test_processes_measure_together(make, rank, model, photos, tmp_path, monkeypatch):
+    """All, each after the others have opened the model; no store is begun before all are done."""
+    events, real = [], command.estimate
+
+    def wait():
+        events.append("wait")
+        if events[-2:] == ["measured", "wait"]:
+            raise InterruptedError
+
+    def measured(*arguments):
+        found = real(*arguments)
+        events.append("measured")
+        return found
+
+    shared = Processes(rank=rank, world=2, wait=wait)
+    monkeypatch.setattr(command, "launched", lambda device: shared)
+    monkeypatch.setattr(command, "estimate", measured)
+    config = Config(
+        out=tmp_path / "out",
+        layers=("up_ft1",),
+        timesteps=(25,),
+        data=DataConfig(source=str(photos)),
+        backbone=BackboneConfig(name=str(model), device="cpu"),
+    )
+    with pytest.raises(InterruptedError):
+        make(config)
+    assert events == ["wait", "measured", "wait"] and not config.out.exists()
 
 
 def test_matched_timesteps_texts_and_mode(model, photos, tmp_path):

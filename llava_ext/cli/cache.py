@@ -33,7 +33,8 @@ def run(config: Config) -> None:
 
     processes = launched()
     job = open_cache_job(config, processes)
-    # Every process measures its own pace, so that none waits while another runs alone.
+    # Every process measures its own pace, all at once: alone, one would have the cores of the others.
+    processes.wait()
     line = plan(job)
     if processes.main:
         warnings = check_alignment(config.model.fusion, job.towers)

@@ -68,8 +68,8 @@ def extract_to(config: ExtractRunConfig, progress: Report = silent) -> list[Acti
     if processes.main:
         check_file(config.out / "config.yaml", _is_extraction, "the config of an extraction")
     plan = open_plan(config, processes, report)
+    cost = _estimate(plan, report)
     if processes.main:
-        cost = estimate(plan, _measuring(report))
         report(Progress(cost.line()))
         if (reason := cost.shortage(config.out)) is not None:
             raise ValueError(reason)
@@ -93,11 +93,20 @@ def plan_extraction(config: ExtractRunConfig, progress: Report = silent) -> Cost
     """
     processes = launched(config.backbone.device)
     report = progress if processes.main else silent
-    cost = estimate(open_plan(config, processes, report), _measuring(report))
+    cost = _estimate(open_plan(config, processes, report), report)
     report(Progress(cost.line()))
     if (reason := cost.shortage(config.out)) is not None:
         report(Progress(f"warning: {reason}"))
     processes.close()
+    return cost
+
+
+def _estimate(plan: ExtractionPlan, report: Report) -> Cost:
+    """The cost, measured in all processes at once: alone, one would have the cores of the others."""
+    plan.processes.wait()
+    cost = estimate(plan, _measuring(report))
+    # Stores are begun only when nobody looks any more whether they may be.
+    plan.processes.wait()
     return cost
 
 
