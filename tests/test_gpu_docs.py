@@ -11,7 +11,8 @@ import pytest
 
 from llava_ext.config import CacheConfig, FinetuneConfig, PretrainConfig
 from revelio.cli import extract, train_ksae
-from tools import gpu_page, scaling
+from revelio.run_dir import write_json
+from tools import gpu_page, scaling, scaling_runs
 from tools.scaling import Rates
 
 ROOT = Path(__file__).parent.parent
@@ -33,7 +34,7 @@ def test_pages_are_what_the_json_says(tool, tmp_path, capsys) -> None:
     for name in ("gpu.json", "gpu_compiled.json", "gpu.md", "scaling.json", "scaling.md"):
         (tmp_path / name).write_text((ROOT / "docs" / name).read_text())
     (tmp_path / "benchmarks").mkdir()
-    name = "benchmarks/extraction_processes.json"
+    name = "benchmarks/plans.json"
     (tmp_path / name).write_text((ROOT / "docs" / name).read_text())
     changed = json.loads((tmp_path / "gpu.json").read_text())
     changed["extraction"]["seconds"]["one timestep from scratch"] *= 2
@@ -155,3 +156,44 @@ def test_first_commands_make_the_smallest_cache_of_the_table() -> None:
     script = (ROOT / "configs" / "cluster" / "llava.sbatch").read_text()
     assert re.findall(r"^KEEP=\$\{KEEP:-(\w+)\}", script, re.MULTILINE) == [smallest]
     assert re.search(r"cache_towers\.py [^\n]*\\\n +--keep \"\$KEEP\"", script)
+
+
+def test_plans_are_read_from_the_lines_that_users_read(tmp_path) -> None:
+    """The lines of a cache, an extraction and a k-SAE; seconds between two lines, bytes of files."""
+    (tmp_path / "shard.safetensors").write_bytes(bytes(2_000_000))
+    write_json(tmp_path / "report.json", {"seconds": 7.5})
+    extracted = scaling_runs.Ran(
+        [
+            (3.0, "plan: 1,600 images (1,600 to encode), 2 passes each, at 80 images/s in 2 processes: 20 s; "
+             "4 stores, 1.9 MB (59.5 GB free)"),
+            (28.0, "4 stores in out, 1.01 MB, in 25 s"),
+        ], 0, 0,
+    )  # fmt: skip
+    found = scaling_runs.figures("extract --out OUT", extracted, tmp_path)
+    assert found == {"s": [20, 25], "disk, MB": [1.9, 2]}
+    cached = scaling_runs.Ran(
+        [
+            (1.0, "plan: 560 of 560 images, 2 towers, 2 processes; 59.5 GB free at c; in training\n"
+             "  -> grids      4.01 MB, 6 s at 98.3 images/s; no tower runs"),
+            (8.5, "2 stores in 7 s"),
+        ], 0, 0,
+    )  # fmt: skip
+    found = scaling_runs.figures("llava cache", cached, tmp_path)
+    assert found == {"s": [pytest.approx(560 / 98.3), 7.5], "disk, MB": [4.01, 2]}
+    line = "plan: 400 steps of 128 rows, 2 s to 3 min (measured); memory 331 MB a process (2 processes share "
+    line += "the batches) (18.8 GB available); disk 1.5 GB"
+    trained = scaling_runs.Ran([(1.0, line)], 310_000_000, 1_400_000_000)
+    assert scaling_runs.figures("train-ksae", trained, tmp_path) == {
+        "s": [180, 7.5],
+        "memory of a process, MB": [331, 310],
+        "disk at most, MB": [1500, 1400],
+    }
+
+
+def test_sizes_of_plans_are_what_was_measured() -> None:
+    """Sizes within an eighth; lower bounds are below."""
+    rows = [row for row in FIGURES["checks"] if re.search(r"process(es)?, .*MB$", row["what"])]
+    assert len(rows) > 20
+    for row in rows:
+        bound = "lower bound" in row["what"]
+        assert row["ratio"] < 1 if bound else 0.875 < row["ratio"] < 1.125, row

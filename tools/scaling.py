@@ -1,6 +1,6 @@
 """Write docs/scaling.json and docs/scaling.md: what whole jobs take on one GPU, eight, and four nodes.
 
-    python -m tools.scaling [--check]
+    python -m tools.scaling [--check | --measure PICTURES]
 
 Rates come from docs/gpu.json (one H100), sizes from the planner (:mod:`revelio.sae.cost`). Every number says
 whether it is measured, extrapolated (a measured rate times a count, or to another card or more of them), or
@@ -17,7 +17,9 @@ from typing import Any
 from revelio.run_dir import read_json, write_json, write_whole
 from revelio.sae.config import RunConfig
 from revelio.sae.cost import CONTEXT_BYTES, Job, device_memory, disk, given_speed
+from revelio.wording import plural
 from tools.scaling_page import page
+from tools.scaling_runs import measure
 
 # A100 SXM against H100 SXM by their data sheets: dense bfloat16 TFLOP/s and memory TB/s. What a job is bound
 # by decides which of the two ratios holds, so an A100's time is a range.
@@ -91,9 +93,16 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--docs", type=Path, default=Path("docs"))
     parser.add_argument("--check", action="store_true")
+    parser.add_argument(
+        "--measure",
+        type=Path,
+        help="a folder of class folders: first measure what plans.json lacks",
+    )
     flags = parser.parse_args(arguments)
-    shared = read_json(flags.docs / "benchmarks" / "extraction_processes.json")
-    figures = planned(read_json(flags.docs / "gpu.json"), shared)
+    runs = flags.docs / "benchmarks" / "plans.json"
+    if flags.measure is not None:
+        measure(runs, flags.measure)
+    figures = planned(read_json(flags.docs / "gpu.json"), read_json(runs))
     text, place = page(figures), flags.docs / "scaling.md"
     if not flags.check:
         write_json(flags.docs / "scaling.json", figures)
@@ -118,6 +127,7 @@ def planned(found: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str, An
         "cards": CARDS,
         "jobs": [*_grid(rates), *_many(rates), *_llava(rates)],
         "checks": checks(found, rates, shared),
+        "machine": shared["machine"],
     }
 
 
@@ -281,9 +291,8 @@ def checks(
             )
         )
     for run in shared["runs"]:
-        what = f"extract's plan, mini-sd, {run['processes']} process(es) on {shared['machine']}, s"
-        seconds = run["images"] / run["planned_images_per_second"]
-        results.append(_check(what, seconds, run["measured_seconds"]))
+        where = f"{run['name']}, {plural(run['processes'], 'process', 'processes')}"
+        results += [_check(f"{where}, {what}", *pair) for what, pair in run["figures"].items()]
     return results
 
 
