@@ -190,10 +190,12 @@ def test_plans_are_read_from_the_lines_that_users_read(tmp_path) -> None:
     }
 
 
-def test_sizes_of_plans_are_what_was_measured() -> None:
-    """Sizes within an eighth; lower bounds are below."""
-    rows = [row for row in FIGURES["checks"] if re.search(r"process(es)?, .*MB$", row["what"])]
-    assert len(rows) > 20
-    for row in rows:
-        bound = "lower bound" in row["what"]
-        assert row["ratio"] < 1 if bound else 0.875 < row["ratio"] < 1.125, row
+def test_plans_are_near_what_was_measured() -> None:
+    """Sizes within an eighth, lower bounds below, times on a shared machine within a factor of three."""
+    assert len(FIGURES["plans"]) > 20
+    for row in FIGURES["plans"]:
+        if "lower bound" in row["what"]:
+            low, high = 0.01, 1.0
+        else:
+            low, high = (1 / 3, 3.0) if row["what"].endswith(", s") else (0.875, 1.125)
+        assert low < row["ratio"] < high, row

@@ -126,7 +126,8 @@ def planned(found: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str, An
         },
         "cards": CARDS,
         "jobs": [*_grid(rates), *_many(rates), *_llava(rates)],
-        "checks": checks(found, rates, shared),
+        "checks": checks(found, rates),
+        "plans": _plans(shared),
         "machine": shared["machine"],
     }
 
@@ -262,9 +263,7 @@ def _job(
     }
 
 
-def checks(
-    found: Mapping[str, Any], rates: Rates, shared: Mapping[str, Any]
-) -> list[dict[str, Any]]:
+def checks(found: Mapping[str, Any], rates: Rates) -> list[dict[str, Any]]:
     """The formulas against what was measured and did not go into them."""
     extraction, ksae = found["extraction"], found["ksae"]
     images = extraction["settings"]["images"]
@@ -290,10 +289,16 @@ def checks(
                 one["revelio"]["ms"],
             )
         )
-    for run in shared["runs"]:
-        where = f"{run['name']}, {plural(run['processes'], 'process', 'processes')}"
-        results += [_check(f"{where}, {what}", *pair) for what, pair in run["figures"].items()]
     return results
+
+
+def _plans(shared: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Plans of whole commands against what these took (:mod:`tools.scaling_runs`)."""
+    return [
+        _check(f"{run['name']}, {plural(run['processes'], 'process', 'processes')}, {what}", *pair)
+        for run in shared["runs"]
+        for what, pair in run["figures"].items()
+    ]
 
 
 def _check(what: str, planned: float, measured: float) -> dict[str, Any]:
