@@ -341,20 +341,6 @@ def test_latents_give_the_towers_own_grids_at_every_timestep(project, tmp_path, 
     ]
 
 
-def test_the_plan_is_of_the_process_with_the_most_shards(project, tmp_path, monkeypatch) -> None:
-    """Ten pictures in shards of four: of two processes one has six; a fourth has none."""
-    monkeypatch.setattr("llava_ext.tower_cache_job.SHARD_IMAGES", 4)
-    monkeypatch.setattr("llava_ext.tower_cache_job._rate", lambda one, names: 3.0)
-    lines = {
-        world: plan(job(project, tmp_path / "c", processes=Processes(world=world))).splitlines()
-        for world in (1, 2, 4)
-    }
-    assert "1 process; " in lines[1][0] and "3 s at 3 images/s" in lines[1][1]
-    assert "2 processes; " in lines[2][0] and "2 s at 5 images/s" in lines[2][1]
-    assert "4 processes (1 of them without a shard); " in lines[4][0]
-    assert "1 s at 7.5 images/s" in lines[4][1]
-
-
 def test_the_choices_and_their_sizes_are_printed_beforehand(project, tmp_path, monkeypatch) -> None:
     lines = plan(job(project, tmp_path / "c", keep="int8")).splitlines()
     assert [line.split(",")[0].split()[:2] for line in lines[1:]] == [
