@@ -24,6 +24,7 @@ from jaxtyping import Int64
 from PIL import Image
 from torch import Tensor
 
+from llava_ext.called import called
 from llava_ext.config import IMAGE_INDEX, IMAGE_TOKEN, ExplainConfig
 from llava_ext.conversation import Turn
 from llava_ext.generate import Assistant
@@ -85,7 +86,7 @@ def _explain(config: ExplainConfig) -> dict[str, Any]:
             _layer(assistant.model, asked, layer, ksae, config) for layer, ksae in ksaes.items()
         ]
         parts.append({"picture": path.name, "answer": asked.answer, "layers": layers})
-    found = {"question": config.question, "model": Path(config.model).name, "pictures": parts}
+    found = {"question": config.question, "model": called(config.model), "pictures": parts}
     found["config"] = to_plain(config)
     replace_files(config.out, MAKER, lambda folder: _write(folder, found, pictures, assistant))
     return found

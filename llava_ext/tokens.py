@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from llava_ext.called import called
 from llava_ext.checkpoint import load_model
 from llava_ext.config import IMAGE_INDEX, TokensConfig
 from llava_ext.dataset import Collator, ConversationDataset, Pictures
@@ -48,7 +49,7 @@ class TokenJob:
         """The store."""
         settings = {
             "kind": "activations",
-            "model": Path(self.config.model).name,
+            "model": called(self.config.model),
             "layer": self.config.layer,
             "pool": "none",
             "dtype": "float32",

@@ -16,6 +16,7 @@ from llava_helpers import model_config, picture
 from llava_helpers import root as root
 from PIL import Image
 
+from llava_ext.called import called
 from llava_ext.checkpoint import save_model
 from llava_ext.config import IMAGE_INDEX, Aspect, ExplainConfig, Fusion, Tokens, TowerConfig
 from llava_ext.explain import ask, cells_of, explain
@@ -127,6 +128,25 @@ def test_a_page_of_a_resampler_says_that_it_has_no_map(root: Path, assistant, tm
     assert [file.name for file in (page.out / "pictures").iterdir()] == ["0.jpg"]
 
 
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("llava/clip/finetune/final", "clip/finetune"),
+        ("llava/clip/pretrain", "clip/pretrain"),
+        ("try/final", "try"),
+        ("merged", "merged"),
+    ],
+)
+def test_a_model_is_called_by_what_tells_it_from_others(
+    folder: str, name: str, tmp_path: Path, monkeypatch
+) -> None:
+    (tmp_path / folder).mkdir(parents=True)
+    assert called(tmp_path / folder) == name
+    monkeypatch.chdir(tmp_path / folder)
+    assert called(".") == name
+    assert called("owner/name") == "owner/name"
+
+
 def test_a_folder_of_pictures_takes_no_page(root: Path, tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     (photos / "inner").mkdir(parents=True)
@@ -157,6 +177,7 @@ def test_the_page_shows_the_answer_and_where_latents_carried_it(root: Path, tmp_
     found = explain(config)
     assert json.loads((config.out / "explanation.json").read_text()) == found
     page = (config.out / "index.html").read_text()
+    assert found["model"] == root.name and f"{root.name}. An effect is" in page
     assert "what &lt;b&gt;is&lt;/b&gt; it?" in page and "<strong>a cat</strong>" in page
     (part,) = found["pictures"]
     assert [layer["layer"] for layer in part["layers"]] == ["tower1", "block1"]

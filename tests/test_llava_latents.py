@@ -317,6 +317,7 @@ def test_tokens_are_of_the_records_that_can_be_used(root: Path, tmp_path: Path) 
             pass
         stores.append(ActivationStore.open(tmp_path / name))
     assert list(stores[0].ids) == list(stores[1].ids) == ["what", "a dog"]
+    assert stores[0].manifest["model"] == root.name
     assert torch.equal(stores[0].rows(0, 2), stores[1].rows(0, 2))
 
 
