@@ -14,6 +14,7 @@ is written. A store is a folder `<out>/<layer>-t<timestep>-<prompt policy>-d<dra
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, ClassVar
 
 from revelio.activations.config import ExtractRunConfig
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 # A store of fewer rows than this is trained on in small batches: full ones would be a day's work for a CPU.
 SMALL_STORE = 32_768
+# The same for cells: the full budget, 84 million rows, would go over fewer than these hundreds of times.
+SMALL_CELLS = 262_144
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +60,17 @@ def _next(config: Config, store: "ActivationStore") -> Iterator[str]:
     ksae = ["train-ksae", "--store", store.path]
     if config.grid_pool != "mean":
         ksae += ["--rows", "cells"]
+        if _cells(store) < SMALL_CELLS:
+            ksae += ["--batch-size", 512, "--epochs", 50]
     elif len(store) < SMALL_STORE:
         ksae += ["--batch-size", 256, "--epochs", 50]
     yield following(*ksae, "--out", beside(config.out, "ksae"))
     if config.pool != "mean" and not config.cells and store.labels is not None:
         out = beside(config.out, "diffc")
         yield following("train-diffc", "--store", store.path, "--test-store", "STORE", "--out", out)
+
+
+def _cells(store: "ActivationStore") -> int:
+    """The rows of a k-SAE of the store's cells: stored one by one, or those of its grids."""
+    _, *sides = store.row_shape
+    return len(store) * prod(sides)
