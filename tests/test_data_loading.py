@@ -94,6 +94,7 @@ def test_stop_names_the_first_unreadable_picture(
     with pytest.raises(ImageError, match=r"^image bee/1\.png can't be read: it is empty") as caught:
         next(loop)
     assert caught.value.image_id == "bee/1.png"
+    assert str(caught.value).endswith("or set on_error to skip to leave such pictures out")
 
 
 def test_random_transforms_are_keyed_by_the_image(animals: ImageDataset) -> None:

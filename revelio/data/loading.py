@@ -91,8 +91,13 @@ def batches(
     )
     for batch in loader:
         if batch.skipped and on_error == "stop":
-            raise ImageError(*batch.skipped[0])
+            image_id, reason = batch.skipped[0]
+            raise ImageError(image_id, f"{reason}; {MEND}")
         yield batch
+
+
+# A long run stops at one bad picture among many: it says what goes on without it.
+MEND = "mend or remove it, or set on_error to skip to leave such pictures out"
 
 
 @dataclass(frozen=True)
