@@ -42,8 +42,8 @@ class Dialogue:
             settings: ``max_new_tokens``, ``temperature``, ``seed``; see :meth:`Assistant.reply`.
 
         Raises:
-            ValueError: the conversation no longer fits, or its pictures and ``<image>`` don't; it is as it was
-                before the question, as it is when the answer is interrupted.
+            ValueError: the conversation no longer fits, or its pictures and ``<image>`` don't; it is as it
+                was before the question, as it is when the answer is interrupted.
         """
         placed = self._placed(question)
         if self.asks and not self.turns:
@@ -68,8 +68,8 @@ class Dialogue:
             return placed
         if IMAGE_TOKEN in question:
             raise ValueError(
-                f"the question has {IMAGE_TOKEN}, but pictures stand in a conversation's first question only: "
-                "take it out"
+                f"the question has {IMAGE_TOKEN}, but pictures stand in a conversation's first question "
+                "only: take it out"
             )
         return question.strip()
 

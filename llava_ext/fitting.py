@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from llava_ext.config import TrainConfig
-from llava_ext.deepspeed import is_partitioned, memory, zero_stage
+from llava_ext.deepspeed import in_bfloat16, is_partitioned, memory, zero_stage
 from llava_ext.stages import StageOptions
 from revelio.activations.fitting import release
 from revelio.config import completed, structure, to_yaml
@@ -49,7 +49,8 @@ def refuse_shortage(model: torch.nn.Module, options: StageOptions) -> None:
     if not torch.cuda.is_available() or options.offload or options.deepspeed is not None:
         return
     world = world_size()
-    needed = memory(model, zero=zero_stage(options), processes=world)
+    zero, bfloat16 = zero_stage(options), in_bfloat16(options)
+    needed = memory(model, zero=zero, processes=world, bfloat16=bfloat16)
     room = torch.cuda.mem_get_info(own_device())[0] + sum(_held(model))
     if needed > room:
         raise ValueError(
