@@ -18,7 +18,7 @@ from revelio.backbones.config import BackboneConfig
 from revelio.backbones.random_init import load_random_backbone
 from revelio.backbones.registry import load_backbone
 from revelio.cli import main
-from revelio.cli.extract import Config
+from revelio.cli.extract import Config, _next
 from revelio.config import load_config
 from revelio.data.config import DataConfig
 from revelio.data.loading import batches
@@ -262,3 +262,26 @@ def test_matched_timesteps_texts_and_mode(model, photos, tmp_path):
 def test_shipped_configs_load(path):
     config = load_config(Config, path)
     assert config.layers and config.mode == "fixed"
+
+
+@pytest.mark.parametrize(
+    ("images", "shape", "short"),
+    [
+        (9600, (128,), True),
+        (300_000, (128,), False),
+        (600, (128, 8, 8), True),
+        (9600, (128, 8, 8), False),
+    ],
+)
+def test_few_cells_lead_to_a_training_of_fifty_epochs(
+    images: int, shape: tuple[int, ...], short: bool
+) -> None:
+    class Store:
+        path, row_shape, labels = Path("runs/a/up_ft1"), shape, None
+
+        def __len__(self) -> int:
+            return images
+
+    line, *_ = _next(Config(out=Path("runs/a"), pool="none"), Store())  # type: ignore[arg-type]
+    # The full budget goes 300 times and more over so few rows, for hours on a CPU.
+    assert ("--rows cells --batch-size 512 --epochs 50 " in line) == short

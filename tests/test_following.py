@@ -15,7 +15,7 @@ from llava_ext import cli as llava_cli
 from revelio import cli, command_line
 from revelio.analysis.config import FROM_STORE
 from revelio.backbones.config import BackboneConfig
-from revelio.cli import extract, train_diffc
+from revelio.cli import train_diffc
 from revelio.cli.configs import shipped_configs
 from revelio.cli.pictures import model_of, pictures_of_store
 from revelio.data.config import DataConfig
@@ -385,27 +385,3 @@ def test_every_flag_of_a_next_line_is_one_of_its_commands() -> None:
     assert len(found) > 40
     anywhere = {"--", "--config"}
     assert not [one for one in found if one[2] not in known[one[1]] | anywhere]
-
-
-@pytest.mark.parametrize(
-    ("images", "shape", "short"),
-    [
-        (9600, (128,), True),
-        (300_000, (128,), False),
-        (600, (128, 8, 8), True),
-        (9600, (128, 8, 8), False),
-    ],
-)
-def test_few_cells_lead_to_a_training_of_fifty_epochs(
-    images: int, shape: tuple[int, ...], short: bool
-) -> None:
-    class Store:
-        path, row_shape, labels = Path("runs/a/up_ft1"), shape, None
-
-        def __len__(self) -> int:
-            return images
-
-    config = extract.Config(out=Path("runs/a"), pool="none")
-    line, *_ = extract._next(config, Store())  # type: ignore[arg-type]
-    # The full budget goes 300 times and more over so few rows, for hours on a CPU.
-    assert ("--rows cells --batch-size 512 --epochs 50 " in line) == short
