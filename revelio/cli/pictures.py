@@ -12,7 +12,8 @@ from revelio.analysis.config import FROM_STORE
 from revelio.backbones.config import BackboneConfig
 from revelio.config import read_yaml, structure
 from revelio.data.config import DataConfig
-from revelio.following import flags
+from revelio.following import flags, following
+from revelio.trust import read_object
 
 # The settings that say which data set it is and how it is read, and not which of its images are taken.
 WHERE = ("root", "revision", "image_column", "label_column", "labels")
@@ -20,8 +21,6 @@ WHERE = ("root", "revision", "image_column", "label_column", "labels")
 
 def pictures_of_store(store: Path, data: DataConfig) -> list[str]:
     """What :func:`pictures` gives for a store, if this command was not told where its pictures are itself."""
-    from revelio.trust import read_object
-
     if data.source != FROM_STORE:
         return [*flags(data, "data")]
     return pictures(read_object(store / "manifest.json").get("dataset"), store)
@@ -39,6 +38,14 @@ def pictures(dataset: str | None, store: Path | str | None = None) -> list[str]:
     if dataset and is_registered(dataset):
         return [] if data is None else [*flags(data, "data", *WHERE)]
     return ["--data.source", "FOLDER"] if data is None else [*flags(data, "data")]
+
+
+def gallery_line(dataset: str | None, store: Path | str, *inputs: object) -> str:
+    """The line that shows latents in a gallery; of a store of some cells, which a gallery can't show, why."""
+    manifest = Path(store) / "manifest.json"
+    if manifest.is_file() and read_object(manifest).get("cells") is not None:
+        return "note: a gallery shows whole images: extract grids for it (--pool none)"
+    return following("gallery", *inputs, *pictures(dataset, store))
 
 
 def extracted_from(store: Path) -> DataConfig | None:

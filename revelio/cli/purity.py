@@ -22,8 +22,7 @@ def run(config: Config) -> None:
     from revelio.analysis.controls import in_words
     from revelio.analysis.purity import table
     from revelio.cli.bar import Bar
-    from revelio.cli.pictures import pictures, sources_of
-    from revelio.following import following
+    from revelio.cli.pictures import gallery_line, sources_of
     from revelio.pipelines.purity import measure_purity
 
     with Bar("purity") as bar:
@@ -40,4 +39,4 @@ def run(config: Config) -> None:
     found = sources_of(config.top[0], made.result["made_from"][0])
     store, ksae = (*config.store, found[0])[0], (*config.ksae, found[1])[0]
     inputs = ("--top", config.top[0], "--store", store, "--ksae", ksae)
-    print(following("gallery", *inputs, *pictures(made.entries[0].get("dataset"), store)))
+    print(gallery_line(made.entries[0].get("dataset"), store, *inputs))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def run(config: Config) -> None:
     """Make the top images, and say how the latents fire."""
     from revelio.cli.bar import Bar
-    from revelio.cli.pictures import pictures
+    from revelio.cli.pictures import gallery_line
     from revelio.following import following
     from revelio.pipelines.top_images import make_top_images
 
@@ -36,7 +36,7 @@ def run(config: Config) -> None:
         # Purity takes ten of them where nothing is said.
         few = ("--m", made.top.m) if made.top.m < PurityConfig.m else ()
         print(following("purity", *inputs, *few))
-    print(following("gallery", *inputs, *pictures(made.top.source.get("dataset"), config.store)))
+    print(gallery_line(made.top.source.get("dataset"), config.store, *inputs))
 
 
 def _summary(made: "MadeTopImages") -> str:
