@@ -31,8 +31,8 @@ def flags(options: Any, prefix: str, *names: str) -> Iterator[str]:
     """The flags of those options that are not their defaults.
 
     Args:
-        options: a dataclass whose fields all have defaults.
-        prefix: what the command calls it: `data`, `backbone`.
+        options: a dataclass.
+        prefix: what the command calls it: `data`, `backbone`; "" where it is the command's whole config.
         names: the fields to look at; none: all.
     """
     for field in fields(options):
@@ -40,5 +40,8 @@ def flags(options: Any, prefix: str, *names: str) -> Iterator[str]:
         made = None if field.default_factory is MISSING else field.default_factory()
         default = made if field.default is MISSING else field.default
         if value != default and (not names or field.name in names):
-            yield f"--{prefix}.{field.name}".replace("_", "-")
-            yield from map(str, value if isinstance(value, tuple) else (value,))
+            above = f"{prefix}." if prefix else ""
+            no = "no-" if value is False else ""
+            yield f"--{above}{no}{field.name}".replace("_", "-")
+            if not isinstance(value, bool):
+                yield from map(str, value if isinstance(value, tuple) else (value,))

@@ -257,6 +257,7 @@ def test_flags_are_those_that_differ() -> None:
     found = list(flags(Options("y", 3, ("b", "c")), "data"))
     assert found == ["--data.name", "y", "--data.side-px", "3", "--data.layers", "b", "c"]
     assert list(flags(Options("y", 3), "data", "name")) == ["--data.name", "y"]
+    assert list(flags(Options("y", 3), "", "name")) == ["--name", "y"]
 
 
 def test_every_options_field_has_a_default() -> None:

@@ -17,6 +17,7 @@ from revelio.wording import plural
 
 CATEGORY_PREFIX = "llava_bench_"
 REFERENCE_FILE = "answers_gpt4.jsonl"
+MADE = ("answers", "reviews")  # what names of files say that they hold
 NAMED_IDS = 8  # ids that a message names before it says "and n more"
 
 
@@ -38,6 +39,13 @@ class Answer:
     text: str
     answer_id: str
     model_id: str
+
+
+def made_of(path: Path, what: str, suffix: str = ".jsonl") -> Path:
+    """A name beside a file for what is made of it: ``a/answers.jsonl`` -> ``a/reviews.jsonl``."""
+    made = next((word for word in MADE if word in path.stem), None)
+    stem = path.stem.replace(made, what) if made else f"{path.stem}-{what}"
+    return path.with_name(f"{stem}{suffix}")
 
 
 def read_lines(path: Path, needed: Sequence[str]) -> list[dict[str, Any]]:

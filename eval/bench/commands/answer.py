@@ -44,7 +44,7 @@ class Config(AnswerConfig):
 def run(config: Config) -> None:
     """Check the files, load the model, answer what is left."""
     from eval.bench.answers import Asking, answer_all, check_images, read_finished, weights_of
-    from eval.bench.files import read_questions
+    from eval.bench.files import made_of, read_questions
     from revelio.files import check_folder, check_place
     from revelio.following import following
 
@@ -74,5 +74,12 @@ def run(config: Config) -> None:
             for count in steps:
                 bar.update(count)
     print(f"wrote {config.out}: {plural(len(questions), 'answer')}, {left} of them new")
-    judge = ["--bench", config.bench, "--answers", config.out, "--judge", "JUDGE", "--estimate"]
-    print(following("llava-bench", "judge", *judge))
+    files = [
+        "--bench",
+        config.bench,
+        "--answers",
+        config.out,
+        "--out",
+        made_of(config.out, "reviews"),
+    ]
+    print(following("llava-bench", "judge", *files, "--judge", "JUDGE", "--estimate"))

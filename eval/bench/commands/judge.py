@@ -91,7 +91,7 @@ def run(config: Config) -> None:
     from eval.bench.estimate import Rates, estimate_text, spent_text
     from eval.bench.judge import cache_entries, missing
     from eval.bench.prompts import read_requests
-    from revelio.following import following
+    from revelio.following import flags, following
     from revelio.outputs import check_file
     from revelio.reply_cache import open_cache
 
@@ -110,6 +110,7 @@ def run(config: Config) -> None:
             print(estimate_text(judge, [requests[index] for index in to_send], cached, rates))
             if not rates.known():
                 print("its price: give --price-in and --price-out (per million tokens)")
+            print(following("llava-bench", "judge", *flags(replace(config, estimate=False), "")))
             return
         outcome = _ask(config, address, cache, entries, to_send)
         replies = [cache.get(entry) for entry in entries]

@@ -21,6 +21,8 @@ from revelio.bounds import Count, File, NotEmpty, OpenShare, OutFile, PathFields
 if TYPE_CHECKING:
     from eval.bench.reviews import Scores
 
+HOW = ("mode", "bootstrap", "confidence", "seed")  # what one comparison shares with the next
+
 
 @dataclass(frozen=True)
 class Config(PathFields):
@@ -55,9 +57,10 @@ class Config(PathFields):
 
 def run(config: Config) -> None:
     """Read, score, print, write the JSON."""
+    from eval.bench.files import made_of
     from eval.bench.reviews import read_scores
     from eval.bench.table import llava_summary
-    from revelio.following import following
+    from revelio.following import flags, following
     from revelio.outputs import check_file, has_keys
     from revelio.pipelines.inputs import check_same_source
     from revelio.run_dir import write_json
@@ -78,8 +81,10 @@ def run(config: Config) -> None:
         if config.format == "table":
             print(f"\nwrote {config.out}")
     if config.format == "table" and config.compare is None:
-        compare = ["--reviews", *config.reviews, "--compare", "REVIEWS", "--out", "scores.json"]
-        print(f"\n{following('llava-bench', 'score', *compare)}")
+        # Beside the reviews, and not in the place of their own scores.
+        out = made_of(config.reviews[0], "comparison", ".json")
+        words = ["--reviews", *config.reviews, "--compare", "REVIEWS", *flags(config, "", *HOW)]
+        print(f"\n{following('llava-bench', 'score', *words, '--out', out)}")
 
 
 def _made_as(report: dict[str, Any]) -> Any:
