@@ -36,6 +36,8 @@ EXTRAS = {
 }
 # What launchers put in front of a script's own words.
 LAUNCHERS = ("--local_rank=", "--local-rank=")
+# Of what coming versions of libraries change.
+COMING = (FutureWarning, DeprecationWarning, PendingDeprecationWarning)
 LONGEST = 2000  # characters of the line that an error becomes
 
 
@@ -162,8 +164,16 @@ def _speaks() -> bool:
 
 
 def _warning_line(name: str, other: Callable[..., str], message: Any, *about: Any) -> str:
-    """A warning of the library as one line, as an error is; that of another library as Python has it."""
-    if about[0] is not UserWarning:
+    """A warning of the library as one line, as an error is; that of another library as Python has it.
+
+    What libraries say of each other's coming versions (peft of transformers) is for their authors; it
+    is left out unless ``REVELIO_DEBUG=1``. The same of a user's own file, as of a backbone, is shown.
+    """
+    category, file = about[:2]
+    installed = {"site-packages", "dist-packages"} & set(Path(file).parts)
+    if issubclass(category, COMING) and installed and not os.environ.get("REVELIO_DEBUG"):
+        return ""
+    if category is not UserWarning:
         return other(message, *about)
     if not _speaks():
         return ""

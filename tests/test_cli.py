@@ -2,6 +2,7 @@ import re
 import subprocess
 import sys
 import tomllib
+import warnings
 from dataclasses import dataclass, fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 
 from revelio import command_line
 from revelio.cli import COMMANDS, GROUPS, SUMMARIES, find_module, main, run_module
+from revelio.command_line import one_line_errors
 from revelio.help_pages import shown_first
 
 ROOT = Path(__file__).parents[1]
@@ -293,6 +295,27 @@ def test_a_warning_of_the_library_is_one_line(tmp_path):
     [line] = done.stderr.splitlines()
     assert line.startswith(f"revelio extract: warning: {folder}: 1 file left out")
     assert line.endswith("1 .heic (cats/b.heic: needs the package pillow-heif)")
+
+
+def test_what_libraries_say_of_coming_versions_is_for_their_authors(monkeypatch):
+    theirs = "/usr/lib/python3/site-packages/transformers/modeling_utils.py"
+    monkeypatch.delenv("REVELIO_DEBUG", raising=False)
+    plain = warnings.formatwarning
+    with one_line_errors("revelio"):
+        shown = [
+            warnings.formatwarning("x", category, file, 3)
+            for category in (FutureWarning, DeprecationWarning, RuntimeWarning)
+            for file in (theirs, "/home/me/my_models.py")
+        ]
+        monkeypatch.setenv("REVELIO_DEBUG", "1")
+        shown.append(warnings.formatwarning("x", FutureWarning, theirs, 3))
+    mine = "/home/me/my_models.py"
+    assert shown == [
+        "", plain("x", FutureWarning, mine, 3),
+        "", plain("x", DeprecationWarning, mine, 3),
+        plain("x", RuntimeWarning, theirs, 3), plain("x", RuntimeWarning, mine, 3),
+        plain("x", FutureWarning, theirs, 3),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["train", "eval"])
