@@ -300,8 +300,10 @@ def read_edits(
                 f"edit {text!r}: give LAYER:LATENT:STRENGTH, or LAYER:LATENT:{OFF} to ablate it"
             )
         if layer not in ksaes:
-            known = ", ".join(ksaes) or "none"
-            raise ValueError(f"edit {text!r}: no k-SAE of layer {layer!r} was given ({known})")
+            known = f", only of {', '.join(ksaes)}" if ksaes else ""
+            raise ValueError(
+                f"edit {text!r}: no k-SAE of layer {layer!r} was given{known}: give {layer}=FOLDER as `ksae`"
+            )
         value = 0.0 if strength == OFF else check_number(strength, f"the strength of {text!r}")
         operation = "ablate" if strength == OFF else "add"
         found.append((layer, LatentChange(ksaes[layer], {int(latent): value}, operation)))

@@ -225,6 +225,12 @@ def test_wrong_edits_and_layers_are_one_line(ksaes, assistant, asked) -> None:
     for text in ("tower1:5", "tower1:x:1", "tower1:5:much", "tower9:5:1", "tower1:99999:1"):
         with pytest.raises(ValueError, match=r"edit|strength|latent"):
             read_edits([text], ksaes)
+    with pytest.raises(
+        ValueError, match=r"'tower0' was given, only of tower1: give tower0=FOLDER as `ksae`"
+    ):
+        read_edits(["tower0:1:off"], {"tower1": ksaes["tower1"]})
+    with pytest.raises(ValueError, match="'tower0' was given: give tower0=FOLDER as `ksae`"):
+        read_edits(["tower0:1:off"], {})
     with pytest.raises(ValueError, match="LAYER=FOLDER"):
         read_ksaes(["tower1"])
     with pytest.raises(KeyError, match="no layer 'tower7'"):
