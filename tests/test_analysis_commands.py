@@ -2,14 +2,18 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from analysis_helpers import gallery_parts, write_pictures
 from backbones_helpers import tiny_sd
 from command_helpers import fails, run
 from PIL import Image
 from safetensors.torch import load_file
 
+from revelio.activations.format import Cells
+from revelio.activations.store import write_store
 from revelio.analysis.top_images_files import load_top_images
 from revelio.cli import gallery, pca_maps, purity, top_images
+from revelio.cli.pictures import gallery_line
 from revelio.config import load_config
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "analysis"
@@ -163,3 +167,18 @@ def test_help_is_a_page(command, capsys):
 def test_shipped_configs_load(module, name, given):
     config = load_config(module.Config, CONFIGS / f"{name}.yaml", given)
     assert config.out == module.Config.out
+
+
+def test_a_store_of_some_cells_leads_to_no_gallery(inputs, capsys):
+    cells, ksae = inputs / "cells", inputs / "ksae"
+    rows, places = torch.randn(60, 12), torch.zeros(60, 2, dtype=torch.int16)
+    settings = {"model": "toy", "dataset": "toys", "layer": "up_ft1", "timestep": 25}
+    ids = [f"{i}.png" for i in range(60)]
+    write_store(cells, rows, ids, settings=settings, cells=Cells(places, (4, 4)))
+    told = gallery_line("toys", cells, "--ksae", ksae)
+    assert told == "note: a gallery shows whole images: extract grids for it (--pool none)"
+    both = ("--store", cells, "--ksae", ksae, "--out", inputs / "g")
+    assert "takes one row an image" in fails(capsys, "gallery", *both)
+    assert gallery_line("toys", inputs / "store", "--ksae", ksae).startswith(
+        "next: revelio gallery"
+    )
