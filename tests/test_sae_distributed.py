@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -10,7 +11,10 @@ from sae_helpers import planted
 from test_sae_command import FLAGS, train_ksae, weights
 
 from revelio.activations.store import write_store
+from revelio.pipelines.sae_processes import DistContext
+from revelio.pipelines.train_sae import plan_sae, train_sae
 from revelio.sae.checkpoint import load_checkpoint
+from revelio.sae.config import TrainSAEConfig
 from revelio.sae.distributed import Group
 from revelio.sae.metrics import evaluate
 from revelio.sae.model import KSparseAutoencoder
@@ -113,3 +117,35 @@ def stopped_after(steps: int, monkeypatch) -> None:
         return real(*arguments)
 
     monkeypatch.setattr(many, "train_step", stops)
+
+
+def test_processes_measure_together(tmp_path, monkeypatch):
+    """All of them, each after the others are ready; before, one alone had the cores of both."""
+    events = []
+
+    def measured(*arguments):
+        events.append("measured")
+        raise InterruptedError
+
+    monkeypatch.setattr("revelio.pipelines.plan_sae.measured_speed", measured)
+    monkeypatch.setattr("revelio.pipelines.train_sae._batches", lambda *_: None)
+    write_store(tmp_path / "s", torch.randn(90, 8), [str(i) for i in range(90)])
+    config = TrainSAEConfig(
+        store=(tmp_path / "s",), out=tmp_path / "run", k=2, expansion=2, steps=3
+    )
+    for rank in (0, 1):  # the first one makes the run folder
+        shared = DistContext(
+            torch.device("cpu"), Group(rank, 2, None), wait=lambda: events.append("wait")
+        )
+        monkeypatch.setattr(DistContext, "gather", lambda *_, one=shared: one)
+        for make in (train_sae, plan_sae):
+            events.clear()
+            with pytest.raises(InterruptedError):
+                make(config, progress=lambda told: None)
+            assert events[-2:] == ["wait", "measured"], (rank, make)
+    # Where nobody listens, nothing is measured.
+    events.clear()
+    monkeypatch.setattr("revelio.pipelines.train_sae._follow", lambda *_: events.append("trained"))
+    with pytest.raises(AssertionError):
+        train_sae(replace(config, resume=True))
+    assert "trained" in events and "measured" not in events

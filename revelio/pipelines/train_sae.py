@@ -74,7 +74,10 @@ def train_sae(config: TrainSAEConfig, progress: Report = silent) -> list[Trained
     check_folder(config.out)
     with DistContext.gather(config.device, config.sharing) as context:
         report = progress if context.main else silent
-        return [made for group in expand(config) for made in _trained(group, context, report)]
+        heard = progress is not silent
+        return [
+            made for group in expand(config) for made in _trained(group, context, report, heard)
+        ]
 
 
 def plan_sae(config: TrainSAEConfig, progress: Report = silent) -> list[Job]:
@@ -87,15 +90,16 @@ def plan_sae(config: TrainSAEConfig, progress: Report = silent) -> list[Job]:
     config.check_budget()
     found: list[Job] = []
     with DistContext.gather(config.device, config.sharing) as context:
+        report = progress if context.main else silent
         for group in expand(config):
             kept, held = _rows_of(group[0])
             jobs = _jobs(group, kept, context)
             reason = shortage(jobs, config.out, in_memory=context.device.type == "cpu")
-            if context.main and reason is not None:
-                progress(Progress(f"warning: {reason}"))
-            if context.main:
-                announce(jobs, context.device, progress)
-                _remark(jobs, kept, held, progress)
+            if reason is not None:
+                report(Progress(f"warning: {reason}"))
+            context.wait()
+            announce(jobs, context.device, report)
+            _remark(jobs, kept, held, report)
             found += jobs
     return found
 
@@ -169,7 +173,7 @@ def _describe_all(rows: JoinedRows) -> dict[str, Any]:
 
 
 def _trained(
-    configs: list[TrainSAEConfig], context: DistContext, progress: Report
+    configs: list[TrainSAEConfig], context: DistContext, progress: Report, heard: bool
 ) -> list[TrainedSAE]:
     """Train them together.
 
@@ -177,7 +181,7 @@ def _trained(
         ValueError: the device's memory ran out; the message names a batch size to go on with.
     """
     try:
-        return list(_train_group(configs, context, progress))
+        return list(_train_group(configs, context, progress, heard))
     except torch.OutOfMemoryError as error:
         size = configs[0].batch_size
         raise ValueError(
@@ -188,16 +192,24 @@ def _trained(
 
 
 def _train_group(
-    configs: list[TrainSAEConfig], context: DistContext, progress: Report
+    configs: list[TrainSAEConfig], context: DistContext, progress: Report, heard: bool
 ) -> Iterator[TrainedSAE]:
-    """Train the k-SAEs of configs with the same store and order of rows, in one pass over them."""
+    """Train the k-SAEs of configs with the same store and order of rows, in one pass over them.
+
+    Args:
+        configs: the k-SAEs.
+        context: who trains.
+        progress: the main process's.
+        heard: whether anybody listens to that: the cost is measured then, in all processes at once, as one
+            alone would have the cores of the others.
+    """
     kept, held_out = _rows_of(configs[0])
     refuse_shortage(_jobs(configs, kept, context), configs[0].out, context.device, progress)
     batches = _batches(kept, configs[0], context)
     opened = [_open(config, kept, context, progress) for config in configs]
     trainings = [training for training in opened if training is not None]
-    # Where nobody listens, nothing is measured for it.
-    if trainings and context.main and progress is not silent:
+    if trainings and heard:
+        context.wait()
         left = _jobs([training.config for training in trainings], kept, context)
         done = [(training.record.latest_checkpoint() or (0, None))[0] for training in trainings]
         announce(left, context.device, progress, done)
