@@ -5,10 +5,13 @@ import pytest
 from scipy.stats import ttest_1samp
 from test_advisor import rows_of
 
+from revelio.advisor.advice import in_words, result_of
 from revelio.advisor.candidates import Candidate, cheapest_first
+from revelio.advisor.config import AdviseConfig
 from revelio.advisor.halving import (
     SPARED,
     WORSE,
+    Round,
     contenders,
     halve,
     leaving,
@@ -17,6 +20,7 @@ from revelio.advisor.halving import (
     sizes,
 )
 from revelio.advisor.measures import Measured, nested_order, right_by_neighbors
+from revelio.stats import proportion
 
 PASSES, LAYERS, BEST, IMAGES = 9, 4, (5, 2), 400
 
@@ -159,3 +163,51 @@ def test_how_sure_it_is_is_the_bootstraps_share():
         same.append(preferred(again, "knn", 0.95)[0] == first)
     assert 0.05 < np.mean(same) < 0.95
     assert share_again(found, "knn", 0.95, 0) == pytest.approx(np.mean(same), abs=0.04)
+
+
+def test_a_model_stays_with_one_pass_until_it_is_surely_worse():
+    """Both passes that stay are of the first model; another model keeps one unless all it has is worse."""
+    right = {("a", 0): 58, ("a", 1): 58, ("a", 2): 57, ("b", 0): 50, ("b", 1): 54, ("c", 0): 12}
+    found = {one: Measured({"knn": np.arange(60) < n}, {}) for one, n in right.items()}
+    given = {
+        "by": "knn",
+        "pass_of": lambda one: one,
+        "growth": 4,
+        "confidence": 0.99,
+        "first": True,
+    }
+    alone = leaving(found, **given)
+    assert alone == dict.fromkeys([("a", 2), ("b", 0), ("b", 1)], SPARED) | {("c", 0): WORSE}
+    shared = leaving(found, **given, model_of=lambda one: one[0])
+    # The first of the model that is a contender, as everywhere: cheap ones come first.
+    stays = next(one for one in preferred(found, "knn", 0.99) if one[0] == "b")
+    assert set(alone) - set(shared) == {stays} and ("c", 0) in shared
+    rounds = halve(
+        list(found), lambda racing, count: {one: found[one] for one in racing}, [60, 60, 60],
+        by="knn", pass_of=lambda one: one, model_of=lambda one: one[0], growth=4, confidence=0.99,
+    )  # fmt: skip
+    assert [sorted({one[0] for one in each.found}) for each in rounds] == [
+        ["a", "b", "c"],
+        *2 * [["a", "b"]],
+    ]
+
+
+def test_the_words_name_the_models_that_left_and_why():
+    one, other = (
+        Candidate("near/sd", "up_ft1", 25, "empty"),
+        Candidate("far/vit", "block9", None, "empty"),
+    )
+    later = Candidate("near/sd", "up_ft1", 100, "empty")
+    found = {c: Measured({"knn": np.arange(60) < n}, {"rank": 1.0}) for c, n in
+             ((one, 58), (other, 20), (later, 57))}  # fmt: skip
+    rounds = [
+        Round(60, found, {other: WORSE, later: SPARED}),
+        Round(60, {one: found[one]}, {}),
+    ]
+    result = result_of(rounds, "knn", dict.fromkeys(found, 1.0), AdviseConfig())
+    words = in_words(result | {"control": proportion(1, 3)})
+    (gone,) = (line for line in words if line.startswith("vit left"))
+    assert "after 60 images, surely worse" in gone and "(block9)" in gone and "33" in gone
+    (spared,) = (line for line in words if "to spare passes" in line)
+    assert spared.startswith("1 candidate left")
+    assert not any(line.startswith("sd left") for line in words)

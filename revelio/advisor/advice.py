@@ -9,11 +9,13 @@ import yaml
 
 from revelio.advisor.candidates import Candidate
 from revelio.advisor.config import AdviseConfig
-from revelio.advisor.halving import Round, contenders, preferred, ranked, share_again
+from revelio.advisor.halving import SPARED, Round, contenders, preferred, ranked, share_again
+from revelio.advisor.heat_map import short
 from revelio.advisor.measures import Measured
 from revelio.backbones.layers import LayerSpec
 from revelio.data.config import DataConfig
 from revelio.stats import paired, percent, proportion, rounded
+from revelio.trust import printable
 from revelio.wording import plural
 
 # Tokens that a LLaVA tower gives at most (paper, Table 11).
@@ -116,6 +118,27 @@ def in_words(result: Mapping[str, Any]) -> list[str]:
         )
     control = result["control"]
     lines.append(f"control: with shuffled labels the same probe reaches {percent(control)} %")
+    return lines + _departed(result)
+
+
+def _departed(result: Mapping[str, Any]) -> list[str]:
+    """Which models left the race, after how many images and why; and how much else left to spare passes."""
+    by, lines = result["judged_by"], []
+    entries = result["candidates"]
+    for model in dict.fromkeys(entry["model"] for entry in entries):
+        own = [entry for entry in entries if entry["model"] == model]
+        if any(entry["left"] is None for entry in own):
+            continue
+        last = max(own, key=lambda entry: (entry["images"], entry[by]["value"]))
+        lines.append(
+            f"{printable(short(model))} left after {plural(last['images'], 'image')}, {last['left']}: it "
+            f"reached {percent(last[by])} % at best ({last['layer']})"
+        )
+    if spared := sum(entry["left"] == SPARED for entry in entries):
+        lines.append(
+            f"{plural(spared, 'candidate')} left to spare passes, without being surely worse; of every model "
+            "one pass stays until it is"
+        )
     return lines
 
 

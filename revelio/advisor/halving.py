@@ -5,11 +5,12 @@ that is preferred is the cheapest of the contenders, whose difference to the bes
 may be zero; equally cheap ones come in an order of the caller's.
 
 After each round a candidate leaves that is surely worse than the best (all comparisons of the round together
-by Holm's correction); and of the passes of the model only one in ``growth`` stay, those of the preferred
-candidates, which need not be surely better: that is the price of not measuring everything on everything
-(Jamieson and Talwalkar 2016, Alg. 1). Layers of one pass cost nothing more, so that it is passes that are
-counted; after the first round, on few images, any layer that is a contender speaks for its pass. The race
-ends early where one candidate is surely better than all others.
+by Holm's correction); and of the passes only one in ``growth`` stay, those of the preferred candidates, which
+need not be surely better: that is the price of not measuring everything on everything (Jamieson and Talwalkar
+2016, Alg. 1). Layers of one pass cost nothing more, so that it is passes that are counted; after the first
+round, on few images, any layer that is a contender speaks for its pass. Passes of one model are much alike,
+but a model that left would be heard no more: of each one pass stays beyond that number, until all its
+candidates are surely worse. The race ends early where one candidate is surely better than all others.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -46,6 +47,15 @@ class Round:
     left: Mapping[Any, str]
 
 
+def _one_model(candidate: Hashable) -> None:
+    """What all candidates share where nobody says which model they are of."""
+
+
+def most_passes(passes: int, growth: int, *, first: bool) -> int:
+    """How many of a round's passes stay, beside one of each model that has none among them."""
+    return max(LEAST_PASSES if first else 1, ceil(passes / growth))
+
+
 def sizes(first: int, total: int, growth: int) -> list[int]:
     """How many images each round has: ``growth`` times as many as the one before, and in the end all."""
     found = [min(first, total)]
@@ -63,6 +73,7 @@ def halve(
     *,
     by: str,
     pass_of: Callable[[K], Hashable],
+    model_of: Callable[[K], Hashable] = _one_model,
     growth: int,
     confidence: float,
 ) -> list[Round]:
@@ -74,6 +85,7 @@ def halve(
         images: how many in each round.
         by: the probe, or the number, that decides; more is better.
         pass_of: the model pass that a candidate comes from.
+        model_of: the model that it comes from; left out, all come from one.
         growth: one in so many passes stays.
         confidence: of the contenders' intervals, and of all that leave in a round as surely worse, together.
     """
@@ -81,7 +93,13 @@ def halve(
     for number, count in enumerate(images):
         found = measured(racing, count)
         last = number == len(images) - 1
-        left = {} if last else leaving(found, by, pass_of, growth, confidence, first=not number)
+        left = (
+            {}
+            if last
+            else leaving(
+                found, by, pass_of, growth, confidence, first=not number, model_of=model_of
+            )
+        )
         rounds.append(Round(count, found, left))
         racing = [one for one in racing if one not in left]
         if len(racing) == 1:
@@ -97,6 +115,7 @@ def leaving(
     confidence: float,
     *,
     first: bool,
+    model_of: Callable[[K], Hashable] = _one_model,
 ) -> dict[K, str]:
     """Who leaves after a round (the first has few images, and leaves two passes at least), and why."""
     best, *others = ranked(found, by)
@@ -111,8 +130,13 @@ def leaving(
         likely = {pass_of(one) for one in contenders(found, by, confidence)}
         order = [one for one in found if pass_of(one) in likely] + order
     racing = [one for one in order if one not in left]
-    most = max(LEAST_PASSES if first else 1, ceil(len({pass_of(one) for one in found}) / growth))
+    most = most_passes(len({pass_of(one) for one in found}), growth, first=first)
     stay = set(list(dict.fromkeys(pass_of(one) for one in racing))[:most])
+    heard = {model_of(one) for one in racing if pass_of(one) in stay}
+    for one in racing:
+        if model_of(one) not in heard:
+            heard.add(model_of(one))
+            stay.add(pass_of(one))
     return left | {one: SPARED for one in racing if pass_of(one) not in stay}
 
 

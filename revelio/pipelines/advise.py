@@ -168,6 +168,7 @@ class _Advisor:
             sizes(self._first, len(self.dataset), config.growth),
             by=by,
             pass_of=lambda one: one.model_pass,
+            model_of=lambda one: one.model,
             growth=config.growth,
             confidence=config.confidence,
         )
