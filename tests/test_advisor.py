@@ -137,7 +137,11 @@ def test_an_advice_is_whole_and_a_stopped_one_goes_on(made, tmp_path, capsys, mo
             advise(replace(config, resume=True))
     finally:
         picture.write_bytes(before)
-    found = advise(replace(config, resume=True))
+    told = []
+    found = advise(replace(config, resume=True), lambda progress: told.append(progress.message))
+    assert [line.startswith("plan: 9 candidates, 5 passes on 10 images, ") for line in told if line] == [
+        True, *(len(found.result["rounds"]) * [False]),
+    ]  # fmt: skip
     assert all(path.stat().st_mtime_ns == time for path, time in first.items())
     whole = advise(config_of(made, tmp_path / "whole"))
     assert capsys.readouterr().out == ""

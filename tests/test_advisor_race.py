@@ -8,6 +8,7 @@ from test_advisor import rows_of
 from revelio.advisor.advice import in_words, result_of
 from revelio.advisor.candidates import Candidate, cheapest_first
 from revelio.advisor.config import AdviseConfig
+from revelio.advisor.cost import probe_seconds, race_cost
 from revelio.advisor.halving import (
     SPARED,
     WORSE,
@@ -211,3 +212,45 @@ def test_the_words_name_the_models_that_left_and_why():
     (spared,) = (line for line in words if "to spare passes" in line)
     assert spared.startswith("1 candidate left")
     assert not any(line.startswith("sd left") for line in words)
+
+
+def test_a_race_costs_no_more_than_planned_and_its_first_round_as_much():
+    """Races of 3 models by the plan's own seconds, summed pass by pass, stay below it; equals come near."""
+    names = [Candidate(f"m{m}", f"l{layer}", t, "empty") for m, count in enumerate((4, 2, 1))
+             for t in range(count) for layer in range(m + 1)]  # fmt: skip
+    price = {one: 1.0 + int(one.model[1]) + int(one.layer[1]) for one in names}
+    images, probes = [32, 128, 400], [0.1, 0.2, 0.3]
+    plan = race_cost(price, images, 2, probes)
+    spent = []
+    for seed in range(12):
+        draw = np.random.default_rng(seed)
+        chance = {one: draw.uniform(0.5, 0.9) if seed else 1.0 for one in names}
+        hits = {one: draw.random(400) < chance[one] for one in names}
+        rounds = halve(
+            cheapest_first(names, price),
+            lambda racing, count, hits=hits: {c: Measured({"knn": hits[c][:count]}, {}) for c in racing},
+            images, by="knn", pass_of=lambda one: one.model_pass, model_of=lambda one: one.model,
+            growth=2, confidence=0.95,
+        )  # fmt: skip
+        cost, before = [], 0
+        for each, probe in zip(rounds, probes, strict=False):
+            passes = {one.model_pass for one in each.found}
+            deepest = (max(price[c] for c in names if c.model_pass == one) for one in passes)
+            cost.append((each.images - before) * sum(deepest) + len(each.found) * probe)
+            before = each.images
+        assert cost[0] == pytest.approx(plan.seconds[0])
+        assert all(real <= most + 1e-9 for real, most in zip(cost, plan.seconds, strict=False))
+        spent.append(sum(cost))
+    assert max(spent) > sum(plan.seconds) / 3
+    line = plan.line()
+    assert line.startswith(f"plan: {len(names)} candidates, 7 passes on 32 images, then at most ")
+    assert "if the first round decides" in line and "if the first" not in plan.line(begun=True)
+
+
+def test_the_probes_are_timed_on_as_many_images_and_beyond_them_by_pairs(monkeypatch):
+    asked = []
+    monkeypatch.setattr("revelio.advisor.cost.measure", lambda rows, *_: asked.append(rows.shape))
+    ticks = iter(range(6))
+    monkeypatch.setattr("revelio.advisor.cost.time.perf_counter", lambda: next(ticks))
+    assert probe_seconds([32, 512, 1024], 7, 2, 0) == [1.0, 1.0, 4.0]
+    assert asked == [(32, 7), (512, 7), (512, 7)]

@@ -6,7 +6,7 @@ found = advise(AdviseConfig(data=DataConfig(source="my/photos"), out=Path("runs/
 found.result["recommended"]
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from revelio.activations.vae_cache import cacheable
 from revelio.advisor.advice import diffc_yaml, in_words, result_of, tower_yaml
 from revelio.advisor.candidates import Candidate, candidates_of, cheapest_first, seconds_an_image
 from revelio.advisor.config import FIRST_OF_CLASS, FOLDS, AdviseConfig
+from revelio.advisor.cost import probe_seconds, race_cost
 from revelio.advisor.halving import Round, halve, sizes
 from revelio.advisor.heat_map import heat_map, short
 from revelio.advisor.measures import Measured, measure, nested_order
@@ -33,7 +34,7 @@ from revelio.data.dataset import ImageDataset
 from revelio.data.open import open_dataset
 from revelio.diffc.inputs import readable
 from revelio.files import write_whole
-from revelio.pipelines import Made, Progress, Report, silent
+from revelio.pipelines import Made, Progress, Report, counted, silent
 from revelio.pipelines.inputs import begins, open_run
 from revelio.run_dir import versions, write_json
 from revelio.seeds import key_seed
@@ -69,7 +70,8 @@ def advise(config: AdviseConfig, progress: Report = silent) -> Advice:
 
     Args:
         config: what is compared on which images, and how much is spent on it.
-        progress: told how many passes of images through models are done, and what each round leaves.
+        progress: told what the race will cost at most, how many passes of images through models are done, and
+            what each round leaves.
 
     Returns:
         The advice. ``result`` is also in ``report.json``; beside it are ``heat_map.png``, ``diffc.yaml`` and
@@ -162,10 +164,12 @@ class _Advisor:
         """Run the race, and write everything but the run's own files."""
         config, by = self.config, self._by
         seconds = self._seconds(out / SECONDS)
+        images = sizes(self._first, len(self.dataset), config.growth)
+        self._plan(seconds, images)
         rounds = halve(
             cheapest_first(self.candidates, seconds),
             lambda racing, count: self._measured(racing, count, out / "activations"),
-            sizes(self._first, len(self.dataset), config.growth),
+            images,
             by=by,
             pass_of=lambda one: one.model_pass,
             model_of=lambda one: one.model,
@@ -182,6 +186,13 @@ class _Advisor:
         write_whole(out / "diffc.yaml", diffc_yaml(best, config))
         write_whole(out / "llava_tower.yaml", self._tower(best))
         write_json(out / "report.json", result)
+
+    def _plan(self, seconds: Mapping[Candidate, float], images: Sequence[int]) -> None:
+        """Say what the race will cost at most."""
+        width = max(self.models[one.model].layers[one.layer].channels for one in self.candidates)
+        probes = probe_seconds(images, width, len(set(self.dataset.labels or ())), self.config.seed)
+        cost = race_cost(seconds, images, self.config.growth, probes)
+        self.progress(Progress(cost.line(begun=self.config.resume)))
 
     @property
     def _by(self) -> str:
@@ -280,11 +291,13 @@ class _Advisor:
         """What an image costs; a re-run takes what was measured, so that it prefers the same candidates."""
         if not path.is_file():
             found: dict[Candidate, float] = {}
+            timed = counted(self.progress, "measuring the first images", len(self.models), "model")
             for name, model in self.models.items():
                 some = [one for one in self.candidates if one.model == name]
                 prompts = {one.prompt for one in some if one.timestep is not None}
                 text = {policy: self._texts_of_first(policy) for policy in prompts}
                 found |= seconds_an_image(model, self._few, some, text)
+                timed(1)
             write_json(path, {"seconds": [found[one] for one in self.candidates]})
         known = structure(Costs, read_object(path))
         return dict(zip(self.candidates, known.seconds, strict=True))
