@@ -55,9 +55,13 @@ def free_disk(path: Path) -> int | None:
 
 def duration(seconds: float) -> str:
     """Seconds, minutes or hours, as people say them."""
-    if seconds < 90:
+    if seconds < 0.95:
+        return f"{seconds:.1g} s" if seconds >= 0.05 else "under 0.1 s"
+    if seconds < 89.5:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    if seconds < 597:
+        return f"{seconds / 60:.1f} min"
+    return f"{seconds / 60:.0f} min" if seconds < 5370 else f"{seconds / 3600:.1f} h"
 
 
 def size(count: int) -> str:

@@ -1,6 +1,7 @@
 """``revelio extract`` on a tiny Stable Diffusion: files, resume, processes, what it says."""
 
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from revelio.distributed import Processes
 from revelio.pipelines import Progress
 from revelio.pipelines import extract as command
 from revelio.pipelines.extract import extract_to, open_plan, plan_extraction
+from revelio.sae.config import TrainConfig
 
 ROOT = Path(__file__).parent.parent
 
@@ -265,16 +267,34 @@ def test_shipped_configs_load(path):
 
 
 @pytest.mark.parametrize(
-    ("images", "shape", "short"),
+    ("images", "shape", "pool", "expected"),
     [
-        (9600, (128,), True),
-        (300_000, (128,), False),
-        (600, (128, 8, 8), True),
-        (9600, (128, 8, 8), False),
+        (
+            9600,
+            (128,),
+            "none",
+            "--rows cells --batch-size 512 --epochs 59 --warmup-steps 100 --out",
+        ),
+        (300_000, (128,), "none", None),
+        (
+            600,
+            (128, 8, 8),
+            "none",
+            "--rows cells --batch-size 512 --epochs 50 --warmup-steps 100 --out",
+        ),
+        (9600, (128, 8, 8), "none", None),
+        (
+            540,
+            (64,),
+            "mean",
+            "--batch-size 256 --epochs 500 --warmup-steps 100 --expansion 7 --out",
+        ),
+        (30_000, (64,), "mean", "--batch-size 256 --epochs 50 --warmup-steps 100 --out"),
+        (40_000, (64,), "mean", None),
     ],
 )
-def test_few_cells_lead_to_a_training_of_fifty_epochs(
-    images: int, shape: tuple[int, ...], short: bool
+def test_few_rows_lead_to_fifty_epochs_or_a_thousand_steps_and_a_short_warm_up(
+    images: int, shape: tuple[int, ...], pool: str, expected: str | None
 ) -> None:
     class Store:
         path, row_shape, labels = Path("runs/a/up_ft1"), shape, None
@@ -282,6 +302,17 @@ def test_few_cells_lead_to_a_training_of_fifty_epochs(
         def __len__(self) -> int:
             return images
 
-    line, *_ = _next(Config(out=Path("runs/a"), pool="none"), Store())  # type: ignore[arg-type]
+    line, *_ = _next(Config(out=Path("runs/a"), pool=pool), Store())  # type: ignore[arg-type]
     # The full budget goes 300 times and more over so few rows, for hours on a CPU.
-    assert ("--rows cells --batch-size 512 --epochs 50 " in line) == short
+    if expected is None:
+        assert "--epochs" not in line and "--warmup-steps" not in line
+        return
+    assert f"up_ft1 {expected} " in line
+    words = dict(zip(line.split()[::2], line.split()[1::2], strict=False)) | dict(
+        zip(line.split()[1::2], line.split()[2::2], strict=False)
+    )
+    rows = images * prod(shape[1:])
+    train = TrainConfig(epochs=float(words["--epochs"]), batch_size=int(words["--batch-size"]))
+    steps = train.for_rows(rows - rows // 10).steps
+    assert steps >= 1000 and steps >= 10 * int(words["--warmup-steps"])
+    assert int(words.get("--expansion", 64)) * shape[0] <= rows - rows // 10

@@ -1,7 +1,9 @@
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from command_helpers import fails
@@ -9,9 +11,12 @@ from sae_helpers import planted
 
 from revelio.activations.store import write_store
 from revelio.cli import main
+from revelio.machine import duration
+from revelio.pipelines.plan_sae import figures
 from revelio.sae.checkpoint import save_checkpoint
-from revelio.sae.config import RunConfig, TrainConfig
+from revelio.sae.config import RunConfig, TrainConfig, TrainSAEConfig
 from revelio.sae.cost import Job, disk, given_speed, measured_speed, memory
+from revelio.sae.dataloader import Shuffled
 from revelio.sae.model import KSparseAutoencoder
 from revelio.sae.train import train
 
@@ -54,7 +59,8 @@ def test_sharing_splits_what_it_says():
     assert data.local_rows == 16 and latents.local_rows == 64
     assert memory(latents).weights == 4 * (2 * 256 * 16 + 256 + 16)
     one, four = given_speed(JOB, 1e9), given_speed(data, 1e9)
-    encode = 2 * 64 * 1024 * 16 / 1e9
+    # 200 rows are three batches of 64 and one of 8: 50 on average.
+    encode = 2 * 50 * 1024 * 16 / 1e9
     assert one.step - four.step == pytest.approx(encode * 3 / 4)
 
 
@@ -188,3 +194,57 @@ def test_the_planners_agree_on_a_stores_rows_and_bytes(tmp_path, capsys, shape):
     main(["train-ksae", *words, "--plan", "--device", "cpu", "--out", str(tmp_path / "out")])
     said = capsys.readouterr().out
     assert f"plan: {found['job']['steps']} steps of 16 rows" in said and "40 rows" in said
+
+
+@pytest.mark.parametrize("rows", [64, 65, 100, 640, 30])
+def test_a_plan_counts_an_epochs_last_batch_as_it_is(rows: int):
+    """Two batches of 8,192 rows and one of 896 were planned as three full ones."""
+    job = Job(config=RunConfig(k=4, batch_size=64, epochs=3), rows=rows, d=16)
+    batches = [b for e in range(3) for b in Shuffled(torch.zeros(rows, 1), 64).epoch(e)]
+    encode = sum(2 * len(batch) * job.n * 16 + 8 * len(batch) * 4 * 16 for batch in batches)
+    assert job.train.steps == len(batches)
+    assert job.train.steps * given_speed(job, 1e9).step == pytest.approx(encode / 1e9)
+    seconds = figures(job, given_speed(job, 1e9))["seconds"]
+    assert seconds["rows_per_second"] * seconds["total"] == pytest.approx(3 * rows)
+
+
+def test_times_are_said_in_units_that_show_them():
+    said = {0.004: "under 0.1 s", 0.3: "0.3 s", 0.97: "1 s", 7: "7 s", 89: "89 s", 95: "1.6 min",
+            500: "8.3 min", 600: "10 min", 5000: "83 min", 5400: "1.5 h", 11520: "3.2 h"}  # fmt: skip
+    assert {seconds: duration(seconds) for seconds in said} == said
+    units = {"s": 1, "min": 60, "h": 3600}
+    for seconds in np.geomspace(1, 1e6, 4000):
+        number, unit = duration(seconds).split()
+        # Half of the last figure, which is a tenth in hours and in few minutes.
+        half = 0.5 if unit == "s" or (seconds >= 597 and unit == "min") else 0.05
+        assert abs(float(number) - seconds / units[unit]) <= half + 1e-9
+
+
+def test_a_training_too_short_for_its_warm_up_or_its_latents_is_remarked_on(tmp_path, capsys):
+    write_store(tmp_path / "s", torch.randn(60, 8), [str(i) for i in range(60)])
+    words = ["train-ksae", "--store", str(tmp_path / "s"), "--plan", "--device", "cpu", "--k", "2"]
+    words += ["--out", str(tmp_path / "o"), "--steps", "150", "--batch-size", "20"]
+    main([*words, "--expansion", "32"])
+    said = capsys.readouterr().out
+    assert "note: the learning rate rises over 500 (warmup_steps) of 150 steps" in said
+    assert "set warmup_steps 15" in said
+    assert "note: 256 latents for 60 rows" in said and "set expansion 7" in said
+    main([*words, "--expansion", "7", "--warmup-steps", "15"])
+    said = capsys.readouterr().out
+    assert "learning rate" not in said and "latents for" not in said
+
+
+def test_the_first_steps_tell_the_time_by_rows(tmp_path, monkeypatch):
+    """Batches of 40 and of 20 rows, a row a second: what is left is rows, in whatever batches they come."""
+    from revelio.pipelines import train_sae
+
+    write_store(tmp_path / "s", torch.randn(60, 8), [str(i) for i in range(60)])
+    told, clock = [], iter([0.0, 20.0 + 2 * 60])
+    monkeypatch.setattr(train_sae, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    config = TrainSAEConfig(
+        store=(tmp_path / "s",), out=tmp_path / "o", k=2, expansion=2, batch_size=40, epochs=50, device="cpu"
+    )  # fmt: skip
+    train_sae.train_sae(config, lambda progress: told.append(progress.message))
+    (line,) = (one for one in told if "rows/s" in one)
+    # 6 of 100 steps are taken: 3 of 50 epochs of 60 rows.
+    assert line == "1 rows/s: about 47 min"

@@ -14,16 +14,19 @@ is written. A store is a folder `<out>/<layer>-t<timestep>-<prompt policy>-d<dra
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import prod
+from math import ceil, prod
 from typing import TYPE_CHECKING, ClassVar
 
 from revelio.activations.config import ExtractRunConfig
+from revelio.sae.config import SAEConfig
 
 if TYPE_CHECKING:
     from revelio.activations.store import ActivationStore
 
 # A store of fewer rows than this is trained on in small batches: full ones would be a day's work for a CPU.
 SMALL_STORE = 32_768
+# Of such a store so many epochs, more where they are fewer steps than the demo's k-SAEs take; its warm-up.
+EPOCHS, FEWEST_STEPS, WARMUP = 50, 1000, 100
 # The same for cells: the full budget, 84 million rows, would go over fewer than these hundreds of times.
 SMALL_CELLS = 262_144
 
@@ -61,13 +64,23 @@ def _next(config: Config, store: "ActivationStore") -> Iterator[str]:
     if config.grid_pool != "mean":
         ksae += ["--rows", "cells"]
         if _cells(store) < SMALL_CELLS:
-            ksae += ["--batch-size", 512, "--epochs", 50]
+            ksae += _small(_cells(store), store.row_shape[0], 512)
     elif len(store) < SMALL_STORE:
-        ksae += ["--batch-size", 256, "--epochs", 50]
+        ksae += _small(len(store), store.row_shape[0], 256)
     yield following(*ksae, "--out", beside(config.out, "ksae"))
     if config.pool != "mean" and not config.cells and store.labels is not None:
         out = beside(config.out, "diffc")
         yield following("train-diffc", "--store", store.path, "--test-store", "STORE", "--out", out)
+
+
+def _small(rows: int, d: int, batch_size: int) -> list[object]:
+    """The flags of a training on few rows: enough steps for its warm-up, no more latents than rows."""
+    trained = rows - rows // 10  # A tenth is held out.
+    epochs = max(EPOCHS, ceil(FEWEST_STEPS / ceil(trained / batch_size)))
+    words: list[object] = ["--batch-size", batch_size, "--epochs", epochs, "--warmup-steps", WARMUP]
+    if trained < SAEConfig.expansion * d:
+        words += ["--expansion", max(2, trained // d)]
+    return words
 
 
 def _cells(store: "ActivationStore") -> int:

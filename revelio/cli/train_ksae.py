@@ -3,7 +3,7 @@
 Prints what trains and what it costs, then trains; `final/` holds the model, `report.json` its fraction of
 variance unexplained, L0, dead share and activation densities, all on the sparse codes.
 
-    revelio train-ksae --store runs/samples/up_ft1-t25-empty-d0 --out runs/ksae --batch-size 256 --epochs 50
+    revelio train-ksae --config configs/ksae/quick.yaml --store runs/samples/up_ft1-t25-empty-d0
     revelio train-ksae --config configs/ksae/paper.yaml --store runs/pets/up_ft1-t25-empty-d0
     revelio train-ksae --config configs/ksae/paper.yaml --resume
     revelio train-ksae --config configs/ksae/quick.yaml --grid.k 16 32 --grid.seed 0 1 2

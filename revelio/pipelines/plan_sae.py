@@ -28,6 +28,11 @@ from revelio.sae.kernels.select import COMPILING, choose_kernel, must_compile
 from revelio.text_tables import columns
 from revelio.wording import plural
 
+# The share of the steps beyond which a warm-up is remarked on: little is left to train at the full rate.
+MOST_WARMUP = 0.25
+# Of few rows not even this many latents a dimension need be fewer than the rows (docs/evidence.md).
+LEAST_EXPANSION = 2
+
 
 def job_of(
     config: RunConfig,
@@ -108,7 +113,7 @@ def announce(
 
 def remarks(job: Job, kept: JoinedRows, held: JoinedRows) -> list[str]:
     """What the settings do to these rows that one may not expect."""
-    found, seen = [], (job.train.steps - 1) * job.train.batch_size
+    found, seen = [], round((job.train.steps - 1) * job.train.batch_size * job.filled)
     shape = kept.parts[0].store.row_shape
     if len(shape) > 1 and not kept.cells:
         found.append(f"the store holds grids {shape}: a row is the mean over the places of one")
@@ -118,10 +123,29 @@ def remarks(job: Job, kept: JoinedRows, held: JoinedRows) -> list[str]:
     total = len(kept) + len(held)
     if (held_out := said(share_of(job.config), len(held), total)) is not None:
         found.append(held_out)
+    found += _too_few(job)
     if job.config.auxk and seen < job.config.dead_after:
         found.append(
             f"auxk cannot act: {plural(seen, 'row is', 'rows are')} seen before the last step, and a latent "
             f"is dead after {job.config.dead_after:,} (dead_after)"
+        )
+    return found
+
+
+def _too_few(job: Job) -> list[str]:
+    """Where the steps are too few for the warm-up, or the rows for the latents; and what is usual."""
+    found, train = [], job.train
+    if train.warmup_steps > MOST_WARMUP * train.steps:
+        usual = max(1, train.steps // 10)
+        found.append(
+            f"the learning rate rises over {train.warmup_steps:,} (warmup_steps) of "
+            f"{plural(train.steps, 'step')}: a tenth is usual, set warmup_steps {usual:,}, or train longer"
+        )
+    if job.n > job.rows and job.config.expansion > LEAST_EXPANSION:
+        fits = max(LEAST_EXPANSION, job.rows // job.d)
+        found.append(
+            f"{plural(job.n, 'latent')} for {plural(job.rows, 'row')}: many will be dead; fewer latents "
+            f"than rows are usual, set expansion {fits}, or take more rows (images, or their cells)"
         )
     return found
 
@@ -212,7 +236,7 @@ def _seconds(job: Job, speed: Speed) -> dict[str, Any]:
         "step_slowest": speed.slowest,
         "total": job.train.steps * speed.step,
         "total_slowest": job.train.steps * speed.slowest,
-        "rows_per_second": job.train.batch_size / speed.step,
+        "rows_per_second": job.train.batch_size * job.filled / speed.step,
         "how": speed.how,
     }
 
@@ -266,11 +290,12 @@ def _times(job: Job, speed: Speed | None) -> list[tuple[str, str]]:
     if speed is None:
         return [("time", "not measured: a batch does not fit this machine")]
     fast, slow = speed.step, speed.slowest
+    batch = job.train.batch_size * job.filled
     return [
         ("time of a step", f"{fast:.3g} to {slow:.3g} s ({speed.how})"),
         (
             "rows a second",
-            f"{job.train.batch_size / slow:,.0f} to {job.train.batch_size / fast:,.0f}",
+            f"{batch / slow:,.0f} to {batch / fast:,.0f}",
         ),
         ("time", f"{duration(job.train.steps * fast)} to {duration(job.train.steps * slow)}"),
     ]

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from revelio.activations.store import ActivationStore
 from revelio.bounds import check_fields
 from revelio.config import completed, to_yaml
 from revelio.files import check_folder
+from revelio.machine import duration
 from revelio.pipelines import Progress, Report, Reported, silent
 from revelio.pipelines.held_out import divide, with_share
 from revelio.pipelines.plan_sae import announce, job_of, refuse_shortage, remarks, shortage
@@ -35,7 +37,6 @@ from revelio.sae.model import KSparseAutoencoder
 from revelio.sae.state import StepState
 from revelio.sae.train import SAERun, train_many
 from revelio.trust import read_object
-from revelio.wording import plural
 
 __all__ = ["TrainSAEConfig", "TrainedSAE", "plan_sae", "train_sae"]
 
@@ -285,19 +286,29 @@ def _follow(trainings: list[Training], batches: Batches, progress: Report) -> No
     runs = [training.run for training in trainings]
     total = sum(run.config.steps for run in runs)
     done = sum(run.state.step for run in runs if run.state)
-    taken, began = 0, 0.0
+    taken, began, seen = 0, 0.0, 0
+    rows = [run.state.samples if run.state else 0 for run in runs]
     for place, step in train_many(runs, batches):
         taken, message = taken + 1, ""
+        seen, rows[place] = seen + step.samples - rows[place], step.samples
         # The first steps pay for one-time work, so the clock starts after them.
         if taken == len(runs):
-            began = time.monotonic()
+            began, seen = time.monotonic(), 0
         elif taken == 6 * len(runs):
-            each = (time.monotonic() - began) / (5 * len(runs))
-            minutes = each * (total - done - taken) / 60
-            rate = runs[place].config.batch_size / each
-            message = f"{rate:,.0f} rows/s: about {plural(minutes, 'minute', form='.1f')}"
+            # An epoch's last batch is a smaller one: rows are counted, not steps.
+            rate = seen / max(time.monotonic() - began, 1e-9)
+            message = f"{rate:,.0f} rows/s: about {duration(_rows_left(trainings, rows) / rate)}"
         numbers = _record(trainings[place], step)
         progress(Progress(message, done + taken, total, "step", tuple(numbers.items())))
+
+
+def _rows_left(trainings: list[Training], seen: list[int]) -> float:
+    """Rows that are to be seen yet, of all k-SAEs: steps of the mean size of an epoch's batches."""
+    whole = 0.0
+    for training in trainings:
+        config = training.run.config
+        whole += config.steps * training.rows / ceil(training.rows / config.batch_size)
+    return max(0.0, whole - sum(seen))
 
 
 def _record(training: Training, step: StepState) -> dict[str, str]:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import ceil
 from statistics import median
 from typing import Literal
 
@@ -81,6 +82,12 @@ class Job:
     def train(self) -> RunConfig:
         """The config as it is for so many rows: the steps and the size of a batch."""
         return self.config.for_rows(self.rows)
+
+    @property
+    def filled(self) -> float:
+        """The share of a full batch that batches hold on average: an epoch's last one has what is left."""
+        size = self.train.batch_size
+        return self.rows / (ceil(self.rows / size) * size)
 
     @property
     def held(self) -> bool:
@@ -164,7 +171,7 @@ class Disk:
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds of a step in one process, as the job's sizes make it.
+    """Seconds of a step in one process, as the job's sizes make it: the mean over full and smaller batches.
 
     Attributes:
         step: as the first steps are: few rows move.
@@ -215,7 +222,8 @@ def given_speed(job: Job, flops: float) -> Speed:
     # Decoding, the codes' gradients, and the rows' gradients: four products of the kept codes.
     sparse = 8 * job.train.batch_size * job.config.k * job.d
     update = 40 * job.local_latents * job.d
-    return Speed((encode + sparse) / flops, (encode + sparse + update) / flops, "given")
+    batch = (encode + sparse) * job.filled
+    return Speed(batch / flops, (batch + update) / flops, "given")
 
 
 def measured_speed(job: Job, kernel: Kernel | None = None, seconds: float = 1.0) -> Speed:
@@ -245,6 +253,7 @@ def measured_speed(job: Job, kernel: Kernel | None = None, seconds: float = 1.0)
 
     row = _seconds(moving, share) / n
     grown = encode * job.local_latents / n + max(step - encode, 0.0) * (job.train.batch_size / b)
+    grown *= job.filled
     return Speed(grown, grown + row * job.local_latents, "measured")
 
 
