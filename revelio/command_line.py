@@ -243,7 +243,7 @@ def parse_flags(
     import tyro
 
     from revelio.bounds import check
-    from revelio.help_pages import ALL, SHORT, first_settings, has_more
+    from revelio.help_pages import ALL, SHORT, has_more, pages, reflowed
 
     _check_renamed(cls, words)
     said, short = StringIO(), ALL not in words and any(word in SHORT for word in words)
@@ -255,9 +255,11 @@ def parse_flags(
         with (
             redirect_stderr(said),
             _wide_terminal(asked),
-            first_settings() if short else nullcontext(),
+            pages(short=short) if asked else nullcontext(),
         ):
-            config = tyro.cli(cls, args=list(words), default=default, prog=prog, description=page)
+            config = tyro.cli(
+                cls, args=list(words), default=default, prog=prog, description=reflowed(page)
+            )
     except SystemExit as stopped:
         if stopped.code != 2:
             raise

@@ -2,15 +2,17 @@
 
 A config's class variable ``first`` names those settings, for its own class and not for those that inherit it:
 the settings of a k-SAE are all there is to `train-ksae`, and a side of `demo`. Without it all are shown.
+A paragraph is wrapped as the screen has it, wherever its source breaks lines.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import is_dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 if TYPE_CHECKING:
-    from tyro.constructors import StructConstructorSpec, StructTypeInfo
+    from tyro.constructors import StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 SHORT = ("-h", "--help")
 ALL = "--help-all"
@@ -27,9 +29,27 @@ def has_more(cls: type) -> bool:
     return bool(shown_first(cls)) or any(map(has_more, inside))  # type: ignore[arg-type]
 
 
+def reflowed(text: str) -> str:
+    """Paragraphs of a docstring, each on one line; indented lines, such as examples, stay as they are."""
+    lines: list[str] = []
+    for line in text.splitlines():
+        joins = line.strip() and lines and lines[-1].strip()
+        if joins and not line.startswith(" ") and not lines[-1].startswith(" "):
+            lines[-1] += f" {line.strip()}"
+        else:
+            lines.append(line.rstrip())
+    return "\n".join(lines)
+
+
+def _one_paragraph_each(help: "Callable[[], str | None] | str | None") -> str | None:
+    """A setting's help text without its source's line breaks: tyro keeps those before indented lines."""
+    text = help() if callable(help) else help
+    return text and "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
+
+
 @contextmanager
-def first_settings() -> Iterator[None]:
-    """Help pages that tyro prints meanwhile leave out what no config lists."""
+def pages(*, short: bool) -> Iterator[None]:
+    """Help pages that tyro prints meanwhile are wrapped anew; short ones leave out what no config lists."""
     from tyro.conf import Suppress
     from tyro.constructors import ConstructorRegistry, StructConstructorSpec
 
@@ -38,23 +58,21 @@ def first_settings() -> Iterator[None]:
     @registry.struct_rule
     def _(info: "StructTypeInfo") -> "StructConstructorSpec | None":
         nonlocal looking
-        first = shown_first(info.type)
-        if looking or not first:
+        if looking:
             return None
-        looking = True  # The rule is asked again for what it shortens.
+        looking = True  # The rule is asked again for what it changes.
         try:
             spec = ConstructorRegistry.get_struct_spec(info)
         finally:
             looking = False
         if not isinstance(spec, StructConstructorSpec):
             return None
-        return replace(
-            spec,
-            fields=tuple(
-                one if one.name in first else replace(one, type=Annotated[one.type, Suppress])
-                for one in spec.fields
-            ),
-        )
+        first = shown_first(info.type) if short else ()
+        return replace(spec, fields=tuple(_shown(one, first) for one in spec.fields))
+
+    def _shown(one: "StructFieldSpec", first: tuple[str, ...]) -> "StructFieldSpec":
+        kind = one.type if not first or one.name in first else Annotated[one.type, Suppress]
+        return replace(one, type=kind, helptext=partial(_one_paragraph_each, one.helptext))
 
     with registry:
         yield

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,34 @@ def test_examples_of_a_help_page_stand_on_lines_of_their_own(name: str) -> None:
     for line in lines:
         assert not line.startswith(("revelio ", "torchrun ", "deepspeed ")), line
         assert "         --" not in line, line
+
+
+@pytest.mark.parametrize("name", [name for name, _ in all_commands()])
+def test_no_line_break_of_a_source_shows_in_a_help_page(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A setting's text is broken where the next word does not fit, a paragraph of the page likewise."""
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit):
+        main([*name.split(), "--help-all"])
+    # A terminal that is not UTF-8 has boxes of blanks.
+    settings = capsys.readouterr().out.partition("from a YAML file first.")[2]
+    lines = [line.strip("│|").rstrip() for line in settings.splitlines() if "--- " not in line]
+    fit = max(map(len, lines))
+    texts = 0
+    for line, after in pairwise(lines):
+        indent, deeper = (len(one) - len(one.lstrip()) for one in (line, after))
+        if line and after and indent == deeper > 2:  # below a flag
+            assert len(line) + 1 + len(after.split()[0]) > fit, (line, after)
+            texts += 1
+    assert texts or len([flag for flag in FLAGS if flag.command == name]) < 16
+
+    monkeypatch.setenv("COLUMNS", "4000")
+    with pytest.raises(SystemExit):
+        main([*name.split(), "--help-all"])
+    page = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    group, _, rest = name.partition(" ")
+    module = import_module(GROUPS[group]).find_module(rest) if rest else find_module(name)
+    for paragraph in (module.__doc__ or "").split("\n\n"):
+        if not any(line.startswith(" ") for line in paragraph.splitlines()):
+            assert any(" ".join(paragraph.split()) in line for line in page), paragraph
