@@ -19,7 +19,7 @@ from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 
 from revelio.distributed import left_alone
 from revelio.trust import PrintableStream, printable
-from revelio.wording import did_you_mean
+from revelio.wording import did_you_mean, stray
 
 T = TypeVar("T")
 
@@ -264,7 +264,10 @@ def parse_flags(
         if stopped.code != 2:
             raise
         _check_known(cls, words)
-        raise ValueError(_one_line(said.getvalue())) from None
+        reason = _one_line(said.getvalue())
+        _, unknown, rest = reason.partition("Unrecognized options: ")  # how tyro begins
+        reason = stray(words, rest.split()[0], set(flags_of(cls))) if unknown else reason
+        raise ValueError(reason) from None
     _check_no_empty_path(words, config)
     check(config)
     return config

@@ -134,6 +134,20 @@ def _flags(line: str) -> str:
         ("llava show --model.towers.1.layr x", "did you mean --model.towers.0.layer?"),
         ("demo --image x", "unknown flag --image: --help-all lists all"),
         ("purity --images 3", "--images is called --m now"),
+        (
+            "train-ksae --store x --out y --k 8 16",
+            "--k takes one value, and 16 is one more: --grid.k takes",
+        ),
+        (
+            "train-ksae --store x --out y --k=16 16",
+            "--k takes one value, and 16 is one more: --grid.k takes",
+        ),
+        (
+            "train-ksae --store x --out y --resume true",
+            "--resume takes no value, and true follows it",
+        ),
+        ("extract --layers a --out x y", "--out takes one value, and y is one more: give one"),
+        ("backbones a b", "b belongs to no flag: --help lists them"),
         ("llava chatt", "unknown command 'chatt': did you mean chat? choose from cache"),
     ],
 )
