@@ -19,7 +19,7 @@ from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 
 from revelio.distributed import left_alone
 from revelio.trust import PrintableStream, printable
-from revelio.wording import did_you_mean, stray
+from revelio.wording import did_you_mean
 
 T = TypeVar("T")
 
@@ -243,14 +243,13 @@ def parse_flags(
     import tyro
 
     from revelio.bounds import check
-    from revelio.help_pages import ALL, SHORT, has_more, pages, reflowed
+    from revelio.help_pages import ALL, SHORT, has_more, pages, reflowed, stray
 
     _check_renamed(cls, words)
     said, short = StringIO(), ALL not in words and any(word in SHORT for word in words)
     if short and has_more(cls):
         page += f"\nShown are the settings that are set most often; {ALL} explains the others, too."
-    words = [SHORT[1] if word == ALL else word for word in words]
-    asked = any(word in SHORT for word in words)
+    words, asked = [SHORT[1] if word == ALL else word for word in words], short or ALL in words
     try:
         with (
             redirect_stderr(said),

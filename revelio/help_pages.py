@@ -5,7 +5,7 @@ the settings of a k-SAE are all there is to `train-ksae`, and a side of `demo`. 
 A paragraph is wrapped as the screen has it, wherever its source breaks lines.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import is_dataclass, replace
 from functools import partial
@@ -27,6 +27,29 @@ def has_more(cls: type) -> bool:
     """Whether the short help page of a config leaves anything out, of its own or of those inside it."""
     inside = (kind for kind in get_type_hints(cls).values() if is_dataclass(kind))
     return bool(shown_first(cls)) or any(map(has_more, inside))  # type: ignore[arg-type]
+
+
+def stray(words: Sequence[str], word: str, flags: Collection[str]) -> str:
+    """What to say of a word that belongs to no flag: mostly one value more than the flag before it takes.
+
+    Args:
+        words: a command line.
+        word: the one of them that nothing takes.
+        flags: those that there are, with their dashes.
+    """
+    places = [place for place, one in enumerate(words) if one == word]
+    # A flag's own value is no stray one, even where both are the same.
+    after = [p for p in places if p and (not words[p - 1].startswith("--") or "=" in words[p - 1])]
+    place = (after or places or [0])[0]
+    flag = next((one for one in reversed(words[:place]) if one.startswith("--")), "")
+    flag = flag.partition("=")[0].replace("_", "-")
+    if flag not in flags:
+        return f"{word} belongs to no flag: --help lists them"
+    if f"--no-{flag[2:]}" in flags:
+        return f"{flag} takes no value, but is given {word}: use {flag} or --no-{flag[2:]}"
+    grid = f"--grid.{flag[2:]}"
+    several = f"{grid} takes several, and combines them" if grid in flags else "give one"
+    return f"{flag} takes one value, and {word} is one more: {several}"
 
 
 def reflowed(text: str) -> str:

@@ -144,7 +144,7 @@ def _flags(line: str) -> str:
         ),
         (
             "train-ksae --store x --out y --resume true",
-            "--resume takes no value, and true follows it",
+            "--resume takes no value, but is given true",
         ),
         ("extract --layers a --out x y", "--out takes one value, and y is one more: give one"),
         ("backbones a b", "b belongs to no flag: --help lists them"),
