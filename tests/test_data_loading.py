@@ -95,6 +95,10 @@ def test_stop_names_the_first_unreadable_picture(
         next(loop)
     assert caught.value.image_id == "bee/1.png"
     assert str(caught.value).endswith("or set on_error to skip to leave such pictures out")
+    with pytest.raises(ImageError) as caught:
+        list(batches(animals, RAW, 2, workers=workers, can_skip=False))
+    assert str(caught.value).endswith("all pictures are needed here")
+    assert "on_error" not in str(caught.value)
 
 
 def test_random_transforms_are_keyed_by_the_image(animals: ImageDataset) -> None:

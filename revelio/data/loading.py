@@ -52,6 +52,7 @@ def batches(
     workers: int = 0,
     on_error: Literal["stop", "skip"] = "stop",
     key: Sequence[str | int] | None = None,
+    can_skip: bool = True,
 ) -> Iterator[Batch]:
     """Read, transform and stack the images at ``indices``, ``batch_size`` at a time.
 
@@ -64,6 +65,7 @@ def batches(
         on_error: whether an unreadable picture stops the loop or is skipped.
         key: for a transform that draws at random: it is called with a generator keyed by
             ``(*key, image id)`` too, so that what it draws depends on nothing else.
+        can_skip: whether the user may set ``on_error``: else an error does not name it.
 
     Yields:
         One :class:`Batch` for each ``batch_size`` indices, in their order. Its length is 0 where every
@@ -92,11 +94,12 @@ def batches(
     for batch in loader:
         if batch.skipped and on_error == "stop":
             image_id, reason = batch.skipped[0]
-            raise ImageError(image_id, f"{reason}; {MEND}")
+            raise ImageError(image_id, f"{reason}; {MEND if can_skip else ONLY_MEND}")
         yield batch
 
 
 # A long run stops at one bad picture among many: it says what goes on without it.
+ONLY_MEND = "mend it, all pictures are needed here"
 MEND = "mend or remove it, or set on_error to skip to leave such pictures out"
 
 

@@ -105,7 +105,7 @@ def _downstream(
             f"{config.store} is of {about['model']}, the backbone is {backbone.name}: loss recovered needs "
             "the store's own model"
         )
-    read = batches(dataset, backbone.transform, config.batch_size, indices=places)
+    read = batches(dataset, backbone.transform, config.batch_size, indices=places, can_skip=False)
     pixels = torch.cat([backbone.encode(batch.pixels).cpu() for batch in read])
     if isinstance(backbone, DiffusionModel):
         return _denoised(config, about, backbone, pixels, dataset.subset(places))
