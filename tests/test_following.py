@@ -386,3 +386,13 @@ def test_every_flag_of_a_next_line_is_one_of_its_commands() -> None:
     assert len(found) > 40
     anywhere = {"--", "--config"}
     assert not [one for one in found if one[2] not in known[one[1]] | anywhere]
+
+
+def test_steer_measures_the_very_edit_it_drew(monkeypatch: pytest.MonkeyPatch) -> None:
+    from revelio.cli import steer
+
+    alike: dict[str, Any] = {"ksae": ("K",), "operation": "ablate", "weights": (2.0,), "steps": 8}
+    given: dict[str, Any] = {"out": Path("runs/d"), "prompts_file": "p", "concept": (Path("c"),)}
+    (words,) = next_words(steer._next(steer.Config(**given, **alike)))
+    found = parse(words, monkeypatch)
+    assert {name: getattr(found, name) for name in alike} == alike

@@ -28,13 +28,15 @@ def run(config: Config) -> None:
 
 def _next(config: Config) -> str:
     """Measure it: the same edit on a table of prompts with classes."""
-    from revelio.following import beside, flags, following
+    from dataclasses import fields
 
-    given = {"layer": [config.layer], "ksae": config.ksae, "latent-values": config.latent_values}
-    given = {"concept": config.concept} if config.concept else given
-    edit = [word for name, each in given.items() if any(each) for word in (f"--{name}", *each)]
+    from revelio.following import beside, flags, following
+    from revelio.steering.config import DrawConfig, EditConfig
+
+    # All of the edit and of how it is drawn: with less, another edit would be measured.
+    alike = [field.name for of in (EditConfig, DrawConfig) for field in fields(of)]
     words = [
-        *edit,
+        *flags(config, "", *alike),
         *flags(config.backbone, "backbone"),
         "--prompts-file",
         "TABLE",
