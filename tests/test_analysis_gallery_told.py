@@ -302,6 +302,23 @@ def test_the_most_local_latents_come_first(view, made):
 
 
 @needs_browser
+@pytest.mark.parametrize("width", [620, 180])
+def test_a_latent_without_a_heat_map_keeps_room_for_its_name_beside_another_gallery(
+    browser, made, width
+):
+    """620 pixels are half a screen, 180 half a phone; the column of a heat map would hold 56 and 40."""
+    browser.screen(width, 900)
+    browser.open("about:blank")
+    browser.open(f"{(made / 'gallery' / 'index.html').as_uri()}?embed=1#/image/7")
+    browser.until("!document.querySelector('[aria-busy=true]')")
+    rooms = browser.run(
+        "[...document.querySelectorAll('.active:not(.where) .what')]"
+        ".map((what) => what.getBoundingClientRect().width)"
+    )
+    assert rooms and min(rooms) >= 100
+
+
+@needs_browser
 def test_two_galleries_show_the_same_image_side_by_side(browser, made, tmp_path):
     """Over a server, where the frames may be looked into; from disk the screenshot is of the same."""
     handler = partial(Quiet, directory=str(made / "gallery"))
@@ -343,6 +360,14 @@ def test_two_galleries_show_the_same_image_side_by_side(browser, made, tmp_path)
         )
         assert boxes[0]["top"] == boxes[1]["top"] and all(box["bottom"] <= 844 for box in boxes)
         assert boxes[0]["right"] <= boxes[1]["left"] and boxes[1]["right"] <= 390
+        # The search gives way to five views, and covers neither of its neighbours.
+        browser.screen(360, 740, touch=True)
+        bar = browser.run(
+            "['nav', '.find input', '.icon'].map((name) => document.querySelector(`.bar ${name}`)"
+            ".getBoundingClientRect().toJSON())"
+        )
+        assert bar[0]["right"] <= bar[1]["left"] and bar[1]["right"] <= bar[2]["left"]
+        assert bar[2]["right"] <= 360
         for side in (0, 1):
             inside = f"document.querySelectorAll('iframe')[{side}].contentDocument"
             page = f"{inside}.documentElement"
