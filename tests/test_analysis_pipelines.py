@@ -34,7 +34,7 @@ from revelio.data.contents import combined
 from revelio.data.open import open_dataset
 from revelio.pipelines import Progress
 from revelio.pipelines.gallery import make_gallery
-from revelio.pipelines.inputs import open_sae, place_of
+from revelio.pipelines.inputs import open_sae, pictures_of, place_of
 from revelio.pipelines.pca_maps import make_pca_maps
 from revelio.pipelines.purity import measure_purity
 from revelio.pipelines.top_images import make_top_images
@@ -180,6 +180,33 @@ def test_a_gallery_warns_of_other_pictures_of_the_same_names(made: Path, tmp_pat
     Image.new("RGB", (30, 20), (1, 2, 3)).save(victim)
     with pytest.warns(UserWarning, match="what is shown may be other pictures"):
         make_gallery(config)
+
+
+def test_labels_that_are_not_the_stores_are_refused_and_its_own_are_not(
+    made: Path, tmp_path: Path
+) -> None:
+    images, table = made / "images", tmp_path / "labels.csv"
+    ids = [str(path.relative_to(images)) for path in sorted(images.rglob("*.png"))]
+    own = {id: ("even", "odd")[place % 2] for place, id in enumerate(ids)}
+    labels = [("odd", "even").index(own[id]) for id in ids]  # other numbers, the same classes
+    data = DataConfig(source=str(images), labels=table)
+    labelled = write_store(
+        tmp_path / "s", torch.ones(len(ids), 2), ids, labels, settings={"classes": ["odd", "even"]}
+    )
+    bare = write_store(tmp_path / "bare", torch.ones(len(ids), 2), ids)
+    for changed, store, message in (
+        ({}, labelled, None),
+        ({ids[5]: "even"}, labelled, rf"{ids[5]} is even, and in .*/s, .* it is odd: extract"),
+        ({}, bare, r"is even, and in .*/bare, .* it has no label: .* or leave data.labels out"),
+    ):
+        rows = (f"{id},{label}" for id, label in (own | changed).items())
+        table.write_text("\n".join(("file,label", *rows)))
+        with pytest.warns(UserWarning, match="labels are read from"):
+            if message is None:
+                assert list(pictures_of(data, store).ids) == ids
+            else:
+                with pytest.raises(ValueError, match=message):
+                    pictures_of(data, store)
 
 
 def test_a_result_of_another_store_is_not_overwritten(made: Path, tmp_path: Path) -> None:

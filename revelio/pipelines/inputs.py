@@ -57,10 +57,13 @@ def pictures_of(config: DataConfig, store: ActivationStore) -> ImageDataset:
     """The data set that a config names, or the one that the store was made from.
 
     Raises:
-        ValueError: the store does not say where its images are, or they are not there.
+        ValueError: the store does not say where its images are, or they are not there; or labels are
+            given that are not those of the store, which are the ones that count.
     """
     if config.source != FROM_STORE:
-        return open_dataset(config)
+        dataset = open_dataset(config)
+        _check_labels(config, dataset, store)
+        return dataset
     recorded = store.manifest.get("dataset")
     # A folder's bare name says nothing of where it is; a path or a hub id is nothing that Revelio writes,
     # and would have a store that somebody else made pick the pictures that are read here.
@@ -75,6 +78,32 @@ def pictures_of(config: DataConfig, store: ActivationStore) -> ImageDataset:
         raise ValueError(
             f"the store's images ({recorded}) can't be opened: give their source (data.source) ({error})"
         ) from error
+
+
+def _check_labels(config: DataConfig, dataset: ImageDataset, store: ActivationStore) -> None:
+    """Refuse labels that were asked for and would not be used: a store's activations bring their own."""
+    asked = [name for name in ("labels", "label_column") if getattr(config, name) is not None]
+    named = bool(store.classes) == bool(dataset.classes)  # else numbers would stand against names
+    if not asked or dataset.labels is None or not (named or store.labels is None):
+        return
+    kept: list[Any] = [None] * len(store.ids) if store.labels is None else store.labels.tolist()
+    stored = {
+        id: _class_of(store.classes, label) for id, label in zip(store.ids, kept, strict=True)
+    }
+    for id, label in zip(dataset.ids, dataset.labels, strict=True):
+        given = _class_of(dataset.classes, label)
+        if id in stored and stored[id] != given:
+            was = "has no label" if stored[id] is None else f"is {printable(stored[id])}"
+            raise ValueError(
+                f"data.{asked[0]} says that {printable(id)} is {printable(given)}, and in {store.path}, "
+                f"whose labels are used here, it {was}: extract the images with these labels, or leave "
+                f"data.{asked[0]} out"
+            )
+
+
+def _class_of(classes: Sequence[str], label: int | None) -> str | None:
+    """A label's class name; of classes without names the number."""
+    return None if label is None else classes[label] if label < len(classes) else str(label)
 
 
 def backbone_of(config: BackboneConfig, about: Mapping[str, Any], what: str) -> BackboneConfig:
