@@ -45,6 +45,7 @@ from llava_ext.templates import encode
 from llava_ext.towers import seen_square
 from revelio.analysis.gallery.heat_maps import LEVELS, levels
 from revelio.config import to_plain
+from revelio.data.picture import as_rgb
 from revelio.outputs import check_same_settings, claimed, read_record, replace_files
 from revelio.pages import render_page
 from revelio.run_dir import write_json
@@ -255,7 +256,7 @@ def _write(
     (folder / "pictures").mkdir()
     aspect = assistant.model.settings.aspect
     for number, (picture, part) in enumerate(zip(pictures, found["pictures"], strict=True)):
-        shown = {f"{number}": picture.convert("RGB")}
+        shown = {f"{number}": as_rgb(picture).copy()}
         shown[f"{number}"].thumbnail((SIDE, SIDE))
         for tower in {view["tower"] for layer in part["layers"] for view in layer["views"]}:
             square = seen_square(assistant.towers[tower], picture, aspect, SIDE)

@@ -28,7 +28,7 @@ from llava_ext.config import Aspect
 from revelio.config import structure
 from revelio.data.contents import digest_of, digests
 from revelio.data.dataset import ImageError
-from revelio.data.picture import read_picture
+from revelio.data.picture import as_rgb, read_picture
 from revelio.data.transforms import SquareTransform
 from revelio.distributed import is_main, local_world_size
 from revelio.files import write_whole
@@ -60,7 +60,7 @@ def image_id(image: Image.Image) -> str:
 
     It keys a diffusion tower's noise, so that an answer at temperature 0 never changes.
     """
-    picture = image if image.mode == "RGB" else image.convert("RGB")
+    picture = as_rgb(image)
     digest = hashlib.blake2b(f"{picture.width}x{picture.height}:".encode(), digest_size=NAME_BYTES)
     digest.update(picture.tobytes())
     return digest.hexdigest()

@@ -201,6 +201,7 @@ class PictureProcessor:
     def _numbers(self, picture: Image.Image) -> Tensor:
         height, width = self.crop_size["height"], self.crop_size["width"]
         rgb = picture.convert("RGB")
+        rgb.info = {}  # LLaVA turns no picture by its notes, so it is named as it is
         name = torch.tensor(list(bytes.fromhex(image_id(rgb))), dtype=torch.uint8)
         known = torch.cat([join_pixels(rgb, self.transforms), name])
         room = torch.zeros(3 * height * width - len(known), dtype=torch.uint8)

@@ -16,9 +16,12 @@ model, see what they see in training.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from os.path import isfile
+from pathlib import Path
+from typing import Any, cast
 
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import AutoProcessor, BatchFeature, ProcessorMixin
 from transformers.image_utils import load_image
@@ -26,10 +29,11 @@ from transformers.image_utils import load_image
 from llava_ext.asked import first_question, join_questions, question_in
 from llava_ext.config import IMAGE_INDEX, IMAGE_TOKEN, Aspect
 from llava_ext.conversation import Turn, check_placed, place_images
-from llava_ext.images import id_of, image_id, join_pixels
+from llava_ext.images import id_of, image_id, join_pixels, open_picture
 from llava_ext.model import LlavaModel
 from llava_ext.model_config import RevelioLlavaConfig
 from llava_ext.templates import prompt_ids, render
+from revelio.data.picture import as_rgb
 from revelio.trust import printable
 from revelio.wording import plural
 
@@ -128,7 +132,7 @@ class RevelioLlavaProcessor(ProcessorMixin):
         texts = [text] if isinstance(text, str) else list(text or ())
         if not texts:
             raise ValueError("there is no text: give a prompt, or several")
-        pictures = [load_image(image) for image in _flat(images)]
+        pictures = [_opened(image) for image in _flat(images)]
         rows = [prompt_ids(self.tokenizer, self.template, one) for one in texts]
         wanted = sum(row.count(IMAGE_INDEX) for row in rows)
         check_placed("the prompt", wanted, len(pictures))
@@ -226,6 +230,15 @@ def _flat(images: Any) -> list[Any]:
     if isinstance(images, list | tuple):
         return [picture for each in images for picture in _flat(each)]
     return [images]
+
+
+def _opened(image: Any) -> Image.Image:
+    """A picture as training reads it: transformers lays transparent ones on black and clips 16 bits."""
+    if isinstance(image, Image.Image):
+        return as_rgb(image)
+    if isinstance(image, str | Path) and isfile(image):
+        return open_picture(Path(image))
+    return load_image(cast(Any, image))
 
 
 def message_parts(content: Any) -> tuple[str, list[Any]]:

@@ -31,6 +31,7 @@ from revelio.backbones.registry import load_backbone
 from revelio.backbones.weights_hash import weight_bytes
 from revelio.backbones.weights_hash import weights_hash as weights_hash
 from revelio.config import to_plain
+from revelio.data.picture import as_rgb
 from revelio.data.transforms import SquareTransform, crop_of, thumbnail
 
 GREY = (0.5, 0.5, 0.5)
@@ -298,7 +299,7 @@ def plain_transforms(towers: Sequence[Tower]) -> list[dict[str, Any]]:
 
 def _whole(image: Image.Image, transform: object, aspect: Aspect) -> Image.Image:
     """The picture before a tower's processing: in RGB, padded where the model pads."""
-    picture = image.convert("RGB")
+    picture = as_rgb(image)
     return picture if aspect == "crop" else pad_to_square(picture, _mean_colour(transform))
 
 

@@ -10,7 +10,7 @@ import pytest
 from data_helpers import noise_picture, png
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from revelio.data.config import Limits
 from revelio.data.dataset import ImageError
@@ -137,6 +137,8 @@ def test_exif_rotation_is_applied(orientation: int) -> None:
     for kind in ("PNG", "TIFF"):
         read = read_picture(saved(picture, kind, exif=exif.tobytes()), "x")
         assert (np.asarray(read)[..., 0] == upright).all(), kind
+        # Nobody who gets it turns it again.
+        assert (np.asarray(ImageOps.exif_transpose(read))[..., 0] == upright).all(), kind
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF"])

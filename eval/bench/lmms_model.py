@@ -15,6 +15,7 @@ from llava_ext.conversation import Turn, place_images
 from llava_ext.generate import Assistant
 from llava_ext.processor import message_parts
 from llava_ext.towers import image_id
+from revelio.data.picture import as_rgb
 
 LONGEST = 256  # new tokens, where a task doesn't say
 PLAIN = {"num_beams": (None, 1), "top_p": (None, 0, 1, 0.0, 1.0), "top_k": (None, 0)}
@@ -76,7 +77,7 @@ class RevelioLlava(lmms):
         for _, to_messages, _, number, task, split in asked:
             turns, seen = conversation(to_messages(self.task_dict[task][split][number]))
             conversations.append(turns)
-            pictures += [picture.convert("RGB") for picture in seen]
+            pictures += [as_rgb(picture) for picture in seen]
             questions += [first_question(turns)] * len(seen)
         settings = asked[0][2]
         texts = self.assistant.reply(

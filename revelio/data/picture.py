@@ -87,7 +87,22 @@ def read_picture(source: bytes | Path, image_id: str, limits: Limits = LIMITS) -
         ImageError: it can't be read whole; says why.
     """
     with decoded(source, image_id, limits) as image:
-        return _to_rgb(_upright(image))
+        return as_rgb(image)
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """A picture that Pillow has opened as 8-bit RGB, upright, on white, without its file's notes.
+
+    A rotation that was applied must not be found again by whoever gets the picture.
+
+    Raises:
+        ValueError: its pixels have no defined white.
+    """
+    if image.mode == "RGB" and not image.info:
+        return image
+    found = _to_rgb(_upright(image))
+    found.info = {}
+    return found
 
 
 @contextmanager
