@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 LORA_TARGETS = "all-linear"
 # Settings of an adapter that may differ from peft's defaults; those that name code are not among them.
 LORA_SETTINGS = ("r", "lora_alpha", "lora_dropout", "target_modules")
+# What peft sets by itself for GPT-2's layers and for those of mixtures of experts.
+LORA_SETTINGS += ("fan_in_fan_out", "target_parameters", "rank_pattern", "alpha_pattern")
 FREE_SETTINGS = (
     *LORA_SETTINGS,
     "task_type",

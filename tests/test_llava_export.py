@@ -2,11 +2,14 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from backbones_helpers import seeded
 from llava_helpers import (
     model_config,
+    tiny_language_tokenizer,
     tiny_llama,
     tiny_mpt,
     tiny_qwen2,
@@ -14,7 +17,7 @@ from llava_helpers import (
 )
 from safetensors.torch import load_file
 from torch import nn
-from transformers import CLIPVisionConfig, LlavaConfig
+from transformers import AutoConfig, AutoModelForCausalLM, CLIPVisionConfig, LlavaConfig
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from llava_ext.adapter import add_lora
@@ -71,6 +74,43 @@ def test_an_adapter_trains_is_saved_loads_and_folds_in(tmp_path, language, capsy
     assert "already holds files: choose another folder" in capsys.readouterr().err
     with pytest.raises(ValueError, match="no adapter, so there is nothing to fold in"):
         export_model(tmp_path / "merged", tmp_path / "again", "merged")
+
+
+SIZES: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_embd": 32, "n_layer": 1, "n_head": 4, "n_positions": 128},
+    "qwen3_moe": {
+        **{"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "head_dim": 8},
+        **{"num_key_value_heads": 2, "intermediate_size": 64, "moe_intermediate_size": 16},
+        **{"num_experts": 4, "num_experts_per_tok": 2},
+    },
+}
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set", "ignore:The following .*_pattern keys")
+@pytest.mark.parametrize("kind", SIZES)
+def test_what_peft_sets_by_itself_is_no_foreign_setting(tmp_path, kind) -> None:
+    """GPT-2's transposed layers and the experts of a mixture: such adapters once trained and did not load."""
+    tokenizer = tiny_language_tokenizer()
+    config = AutoConfig.for_model(
+        kind, vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, **SIZES[kind]
+    )
+    seeded(lambda: AutoModelForCausalLM.from_config(config), 0).save_pretrained(tmp_path / "lm")
+    tokenizer.save_pretrained(tmp_path / "lm")
+    settings = model_config(tmp_path / "lm", tower_configs(tmp_path)["clip"])
+    model, tokenizer = build_model(settings, load_towers(settings, "cpu"))
+    plain = loss_of(model.eval()).item()
+    add_lora(model, LoraOptions(rank=4))
+    draw = torch.Generator().manual_seed(0)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            weight.data.normal_(0, 0.1, generator=draw)
+    wanted = loss_of(model.eval()).item()
+    assert abs(wanted - plain) > 1e-3
+    save_model(model, tokenizer, tmp_path / "final")
+    export_model(tmp_path / "final", tmp_path / "merged", "merged")
+    for name in ("final", "merged"):
+        loaded = load_model(tmp_path / name)[0]
+        assert loss_of(loaded.eval()).item() == pytest.approx(wanted, abs=1e-5)
 
 
 @pytest.mark.parametrize("language", ["llama", "mpt"])
