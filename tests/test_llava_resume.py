@@ -80,7 +80,8 @@ def test_resume_equals_uninterrupted(project, tmp_path, monkeypatch, capsys) -> 
         run(cut)
     capsys.readouterr()
     checkpoint = last_checkpoint(tmp_path / "cut")
-    assert checkpoint is not None and (last := checkpoint_step(checkpoint))
+    assert checkpoint is not None
+    last = checkpoint_step(checkpoint)
     run(replace(cut, resume=True))
     # What is left is planned: a sample's time, which is printed, times four samples a step.
     (done, about, each) = re.findall(
