@@ -67,3 +67,47 @@ def test_the_native_kernel_and_the_others_are_held_alike(kind, step, monkeypatch
     monkeypatch.setattr(step.torch.backends.cpu, "get_cpu_capability", lambda: "NO AVX")
     with pytest.raises(SystemExit, match=f"cannot stand in for {kind}: it has"):
         step.main()
+
+
+def test_int16_is_timed_beside_int8_that_has_taken_as_many_steps(step, monkeypatch, tmp_path):
+    """More rows move from step to step: what has learned longer is slower."""
+    taken: list[list[int]] = []
+
+    class Counted(step.OwnStep):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self.steps = [0]
+            taken.append(self.steps)
+
+        def __call__(self):
+            self.steps[0] += 1
+            return super().__call__()
+
+    monkeypatch.setattr(step, "OwnStep", Counted)
+    monkeypatch.setenv("REVELIO_NATIVE", "avx2-int8")
+    monkeypatch.setattr(sys, "argv", ["ksae_step.py", *SIZES, "--no-memory"])
+    step.main()
+    native, _, int16, beside = (one[0] for one in taken)
+    assert int16 == beside == 2 < native
+
+
+def test_a_batch_measured_anew_takes_the_place_of_the_earlier_one(step, tmp_path):
+    path, sizes = tmp_path / "step.json", {"d": 1, "n": 1, "k": 1, "trained_steps": 0}
+
+    def machine(batches, value):
+        return {"batches": [{"batch": size, "value": value} for size in batches]}
+
+    step.write(
+        path, sizes | {"machines": {"a": machine((64, 256, 2048), 0), "b": machine((64,), 0)}}
+    )
+    now = machine((), 1)
+    for size in (64, 256):  # written after each batch
+        now["batches"].append({"batch": size, "value": 1})
+        step.write(path, sizes | {"machines": {"a": now}})
+    found = json.loads(path.read_text())["machines"]
+    assert [(one["batch"], one["value"]) for one in found["a"]["batches"]] == [
+        (64, 1),
+        (256, 1),
+        (2048, 0),
+    ]
+    assert found["b"] == machine((64,), 0)

@@ -18,8 +18,8 @@ from typing import Any
 
 from revelio.run_dir import read_json, write_json
 from revelio.trust import read_json_lines
+from revelio.wording import plural
 
-MACHINE = "two CPU cores, shared with other work"
 SECONDS = {"s": 1, "min": 60, "h": 3600}
 BYTES = {"kB": 1e3, "MB": 1e6, "GB": 1e9}
 AMOUNT = r"([\d.,]+) (kB|MB|GB)"
@@ -77,7 +77,8 @@ def measure(place: Path, pictures: Path) -> None:
     Raises:
         RuntimeError: a command failed; what it said.
     """
-    kept = read_json(place)["runs"] if place.exists() else []
+    there = read_json(place) if place.exists() else {"machine": _machine(), "runs": []}
+    kept = there["runs"]
     with tempfile.TemporaryDirectory() as folder:
         data = _records(pictures, Path(folder) / "data.json")
         for job in jobs():
@@ -98,7 +99,13 @@ def measure(place: Path, pictures: Path) -> None:
             found = _run(words, job.processes, out)
             about = {"name": job.name, "processes": job.processes, "key": job.key}
             kept.append(about | {"figures": figures(job.command, found, out)})
-            write_json(place, {"machine": MACHINE, "runs": kept})
+            write_json(place, there)
+
+
+def _machine() -> str:
+    """What the runs are measured on, and how busy it was when the first began."""
+    cores = plural(len(os.sched_getaffinity(0)), "CPU core")
+    return f"{cores}, under a load of {os.getloadavg()[0]:.1f} when the first run began"
 
 
 def _records(pictures: Path, place: Path) -> Path:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
-from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from revelio.pipelines.sae_rows import JoinedRows, open_stores
 from revelio.run_dir import KEEP, Run
 from revelio.sae.checkpoint import checkpoint_bytes, load_checkpoint, save_checkpoint
 from revelio.sae.config import SweepConfig, TrainSAEConfig
-from revelio.sae.cost import Job
+from revelio.sae.cost import Job, mean_batch
 from revelio.sae.dataloader import Batches, RowSource, batches_of
 from revelio.sae.inputs import measure
 from revelio.sae.model import KSparseAutoencoder
@@ -304,10 +303,8 @@ def _follow(trainings: list[Training], batches: Batches, progress: Report) -> No
 
 def _rows_left(trainings: list[Training], seen: list[int]) -> float:
     """Rows that are to be seen yet, of all k-SAEs: steps of the mean size of an epoch's batches."""
-    whole = 0.0
-    for training in trainings:
-        config = training.run.config
-        whole += config.steps * training.rows / ceil(training.rows / config.batch_size)
+    settings = [(training.rows, training.run.config) for training in trainings]
+    whole = sum(config.steps * mean_batch(rows, config.batch_size) for rows, config in settings)
     return max(0.0, whole - sum(seen))
 
 

@@ -85,9 +85,8 @@ class Job:
 
     @property
     def filled(self) -> float:
-        """The share of a full batch that batches hold on average: an epoch's last one has what is left."""
-        size = self.train.batch_size
-        return self.rows / (ceil(self.rows / size) * size)
+        """The share of a full batch that batches hold on average."""
+        return mean_batch(self.rows, self.train.batch_size) / self.train.batch_size
 
     @property
     def held(self) -> bool:
@@ -167,6 +166,11 @@ class Disk:
     def written(self) -> int:
         """The most that training has on disk at once."""
         return self.model + self.checkpoint * self.checkpoints
+
+
+def mean_batch(rows: int, batch_size: int) -> float:
+    """How many rows batches hold on average: an epoch's last one has what is left."""
+    return rows / ceil(rows / batch_size)
 
 
 @dataclass(frozen=True)
