@@ -1,6 +1,9 @@
 """The k-SAE step's benchmark on CPUs as tables, with the goals that it reaches and misses."""
 
+from math import inf
 from typing import Any
+
+from revelio.wording import plural
 
 # Goals on every kind of machine: at least so many times as fast as each. The last one is that the whole step
 # takes at most 0.75 of PyTorch's plain float32 product.
@@ -159,8 +162,11 @@ def _how(machine: dict[str, Any]) -> str:
     """What is special about a machine's measurement."""
     if _ratio_of(machine) == "native_is_times_faster":
         return ""
-    threads = machine["batches"][0]["threads"]
-    return f" (by processor time, {threads} thread{'s' if threads > 1 else ''}, beside other work)"
+    batches = machine["batches"]
+    threads = plural(batches[0]["threads"], "thread")
+    # Its own threads are a load of as many.
+    alone = all(one.get("load", inf) < one["threads"] + 0.5 for one in batches)
+    return f" (by processor time, {threads}{'' if alone else ', beside other work'})"
 
 
 def _judged(value: float, other: str) -> str:
