@@ -15,27 +15,31 @@ Pixels stay whole numbers, so that no number format on the way rounds them: the 
 model, see what they see in training.
 """
 
+from base64 import b64decode
 from collections.abc import Mapping, Sequence
+from http.client import HTTPException
 from os.path import isfile
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
+from urllib.request import Request, urlopen
 
 import torch
 from PIL import Image
 from torch import Tensor
 from transformers import AutoProcessor, BatchFeature, ProcessorMixin
-from transformers.image_utils import load_image
 
 from llava_ext.asked import first_question, join_questions, question_in
 from llava_ext.config import IMAGE_INDEX, IMAGE_TOKEN, Aspect
-from llava_ext.conversation import Turn, check_placed, place_images
+from llava_ext.conversation import Segment, Turn, check_placed, place_images
 from llava_ext.images import id_of, image_id, join_pixels, open_picture
 from llava_ext.model import LlavaModel
 from llava_ext.model_config import RevelioLlavaConfig
 from llava_ext.templates import prompt_ids, render
-from revelio.data.picture import as_rgb
+from revelio.data.picture import as_rgb, read_picture
 from revelio.trust import printable
 from revelio.wording import plural
+
+TIMEOUT = 60  # seconds that an address may be silent
 
 
 class RevelioLlavaProcessor(ProcessorMixin):
@@ -167,6 +171,7 @@ class RevelioLlavaProcessor(ProcessorMixin):
         chat_template: str | None = None,
         *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         tokenize: bool = False,
         return_dict: bool = True,
         **settings: Any,
@@ -179,12 +184,14 @@ class RevelioLlavaProcessor(ProcessorMixin):
             chat_template: not taken: another template is another model.
             add_generation_prompt: the last message is the user's, always followed by the assistant's opening.
             tokenize: give the model's input instead of the text.
+            continue_final_message: leave the last message, the assistant's, open, so that the model goes on
+                with it: a pipeline asks for this where a conversation ends so.
             return_dict: as of transformers.
             settings: passed over, where they are of transformers' own templates.
 
         Raises:
-            ValueError: there is no message, the roles don't alternate, a part is neither text nor picture, or
-                a text holds a tag of the template.
+            ValueError: there is no message, the roles don't alternate, a part is neither text nor picture, a
+                text holds a tag of the template, or there is nothing to go on with.
         """
         if chat_template is not None:
             raise ValueError("the template is the model's own: it takes no `chat_template`")
@@ -202,6 +209,8 @@ class RevelioLlavaProcessor(ProcessorMixin):
                 else:
                     turns.append(Turn(message["role"], place_images(said)))
             segments = render(self.template, turns, system, self.tokenizer)
+            if continue_final_message:
+                segments = _left_open(segments, turns[-1])
             texts.append("".join(segment.text for segment in segments))
             asked.append(first_question(turns))
         if not tokenize:
@@ -233,12 +242,48 @@ def _flat(images: Any) -> list[Any]:
 
 
 def _opened(image: Any) -> Image.Image:
-    """A picture as training reads it: transformers lays transparent ones on black and clips 16 bits."""
+    """A picture as training reads it: transformers lays transparent ones on black and clips 16 bits.
+
+    Raises:
+        ValueError: it is no picture, file, address or base64, or can't be read.
+    """
     if isinstance(image, Image.Image):
         return as_rgb(image)
     if isinstance(image, str | Path) and isfile(image):
         return open_picture(Path(image))
-    return load_image(cast(Any, image))
+    name = printable(str(image))[:80]
+    try:
+        return read_picture(_content(str(image)), name)
+    except (OSError, HTTPException, ValueError) as error:
+        raise ValueError(
+            f"{name} is no picture ({printable(error)}): give one of Pillow's, a file, an address "
+            "(http://, https://) or a file's content in base64"
+        ) from error
+
+
+def _content(text: str) -> bytes:
+    """A picture file's bytes: of an address, or in base64 with or without ``data:image/...;base64,``."""
+    if text.startswith(("http://", "https://")):
+        with urlopen(Request(text, headers={"User-Agent": "revelio"}), timeout=TIMEOUT) as reply:
+            return reply.read()
+    return b64decode("".join(text.split(",")[-1].split()), validate=True)
+
+
+def _left_open(segments: Sequence[Segment], last: Turn) -> list[Segment]:
+    """A conversation up to the end of its last message's text, without the tag that closes it.
+
+    Raises:
+        ValueError: that one is not the assistant's, or says nothing.
+    """
+    begun = last.text.strip()
+    if last.role != "assistant" or not begun:
+        raise ValueError(
+            "`continue_final_message` goes on with what the assistant has begun to say, but the last message "
+            f"is {'empty' if last.role == 'assistant' else 'not of that role'}: leave it out"
+        )
+    place = max(place for place, segment in enumerate(segments) if segment.learned)
+    before, _, _ = segments[place].text.partition(begun)
+    return [*segments[:place], Segment(before + begun, True)]
 
 
 def message_parts(content: Any) -> tuple[str, list[Any]]:

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from backbones_helpers import picture
@@ -13,7 +12,6 @@ from llava_helpers import (
     tiny_qwen2,
     tower_configs,
 )
-from PIL import Image
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -24,7 +22,6 @@ import llava_ext  # noqa: F401  registers with the Auto classes
 from llava_ext.checkpoint import load_model, save_model
 from llava_ext.decoding import WordsOnly
 from llava_ext.generate import Assistant
-from llava_ext.images import open_picture
 from llava_ext.language import build_model, load_language_model
 from llava_ext.model import LlavaModel
 from llava_ext.templates import encode_prompt
@@ -138,39 +135,6 @@ def test_the_prompt_has_training_s_ids_and_the_towers_see_the_same(saved, loaded
     for one, other in zip(grids, assistant.see([picture(1)]), strict=True):
         assert torch.equal(one, other)
     assert not any("tower" in name or "sd" in name for name in model.state_dict())
-
-
-def test_pictures_of_every_kind_are_seen_as_in_training(loaded, tmp_path) -> None:
-    _, processor = loaded
-    shades = np.random.default_rng(0).integers(0, 256, (40, 60, 4), dtype=np.uint8)
-    alpha = shades[..., 3:] / 255
-    laid = (shades[..., :3] * alpha + 255 * (1 - alpha)).round().astype(np.uint8)
-    turned = Image.Exif()
-    turned[0x0112] = 6
-    # A picture, how it is saved, and what there is to be seen.
-    kinds = {
-        "clear.png": (Image.fromarray(shades), {}, laid),
-        "deep.png": (
-            Image.fromarray(shades[..., 0].astype(np.uint16) * 257),
-            {},
-            shades[..., [0, 0, 0]],
-        ),
-        "turned.png": (
-            Image.fromarray(shades[..., :3]),
-            {"exif": turned},
-            np.rot90(shades[..., :3], -1),
-        ),
-    }
-    for name, (made, settings, wanted) in kinds.items():
-        made.save(tmp_path / name, **settings)
-        plain = Image.fromarray(np.ascontiguousarray(wanted))
-        with Image.open(tmp_path / name) as stored:
-            ways = [tmp_path / name, str(tmp_path / name), stored, open_picture(tmp_path / name)]
-            found = [processor(images=way, text="<image>") for way in ways]
-        expected = processor(images=plain, text="<image>")["pixel_values"].int()
-        for one in found:
-            assert (one["pixel_values"].int() - expected).abs().max() <= 1, name
-            assert torch.equal(one["image_ids"], found[0]["image_ids"])
 
 
 def test_logits_are_those_of_the_spliced_text(saved, loaded) -> None:
