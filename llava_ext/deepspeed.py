@@ -24,6 +24,8 @@ from torch.serialization import add_safe_globals
 
 # Elements that are reduced or fetched together: DeepSpeed's own default is sized for large GPUs.
 BUCKET = 50_000_000
+# How many gathered weights ZeRO-3 keeps, and for how long.
+LIVE = ("stage3_max_live_parameters", "stage3_max_reuse_distance")
 # Numbers that are read of a file at once.
 BLOCK = 1 << 24
 # Of malloc.h, for mallopt.
@@ -33,7 +35,7 @@ PERSISTENT = 100_000
 
 
 def zero_config(
-    stage: int, *, bfloat16: bool, clip: float, offload: bool = False
+    stage: int, *, bfloat16: bool, clip: float, offload: bool = False, cpu: bool = False
 ) -> dict[str, Any]:
     """DeepSpeed's config for one of our stages.
 
@@ -42,6 +44,9 @@ def zero_config(
         bfloat16: whether the model runs in bfloat16, with float32 copies in the optimiser.
         clip: gradients longer than this are shortened to it.
         offload: whether the optimiser's state, and in stage 3 the weights, stay in host memory.
+        cpu: whether it trains on CPUs. Weights that are gathered lie in host memory there, and in stage 3 no
+            more of them at once than are fetched together; on GPUs up to DeepSpeed's 1e9 stay for the
+            backward pass (2 GB in bfloat16), which saves fetching them twice.
     """
     zero: dict[str, Any] = {
         "stage": stage,
@@ -55,6 +60,8 @@ def zero_config(
             "stage3_param_persistence_threshold": PERSISTENT,
             "stage3_gather_16bit_weights_on_model_save": True,
         }
+        if cpu:
+            zero |= dict.fromkeys(LIVE, BUCKET)
     else:
         zero |= {"allgather_bucket_size": BUCKET}
     if offload:
@@ -91,11 +98,11 @@ def deepspeed_settings(options: StageOptions) -> dict[str, Any]:
     Raises:
         ValueError: the user's own is no such file.
     """
-    prepare(cpu=on_cpu())
-    bfloat16 = in_bfloat16(options)
+    cpu, bfloat16 = on_cpu(), in_bfloat16(options)
+    prepare(cpu=cpu)
     if options.deepspeed is None:
         return zero_config(
-            options.zero, bfloat16=bfloat16, clip=options.clip, offload=options.offload
+            options.zero, bfloat16=bfloat16, clip=options.clip, offload=options.offload, cpu=cpu
         )
     own = own_settings(options.deepspeed)
     if own.get("bf16") == {"enabled": "auto"}:
@@ -176,7 +183,7 @@ def load_partitioned(
     from transformers.integrations.deepspeed import prevent_arange_dtype_change
 
     settled = _settled(zero) | {"train_micro_batch_size_per_gpu": 1}
-    with _freed_memory_returned():
+    with freed_memory_returned():
         with no_init_weights(), prevent_arange_dtype_change(), Init(config_dict_or_path=settled):
             model = type(empty)(empty.config)
         model.tie_weights()
@@ -216,11 +223,12 @@ def _is_plain(parameter: Any) -> bool:
 
 
 @contextmanager
-def _freed_memory_returned() -> Iterator[None]:
-    """Give whole weights back to the system as soon as they are shared out.
+def freed_memory_returned() -> Iterator[None]:
+    """Give whole weights back to the system as soon as they are shared out, or no longer gathered.
 
     glibc raises the size from which it does so with every large block that is freed, up to 32 MiB: of weights
-    that come and go it kept up to 0.7 of a model's bytes. Other C libraries are left as they are.
+    that come and go it kept up to 0.7 of a model's bytes when they were loaded, and as much in training.
+    Other C libraries are left as they are.
     """
     settle = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if settle is not None:

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from llava_ext.deepspeed import (
     counts,
     deepspeed_settings,
     environment_kept,
+    freed_memory_returned,
     in_bfloat16,
     is_partitioned,
     memory,
@@ -124,11 +126,12 @@ def run(config: TrainConfig) -> None:
         check_processes(checkpoint)
         check_state(checkpoint)
         _say(f"going on from step {done}: {checkpoint}")
-    try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except torch.OutOfMemoryError as error:
-        raise too_large(trainer, job.dataset, job.collator, config.stage, error) from error
-    state = whole_state(trainer, job.model)
+    with freed_memory_returned() if is_partitioned(job.model) else nullcontext():
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except torch.OutOfMemoryError as error:
+            raise too_large(trainer, job.dataset, job.collator, config.stage, error) from error
+        state = whole_state(trainer, job.model)
     if run_dir is not None:
         _write(run_dir, job, trainer, state, started, loaded)
     trainer.end()

@@ -229,7 +229,7 @@ def test_a_share_is_those_numbers_of_a_weight(tmp_path, monkeypatch, block) -> N
 FREED = """
 from pathlib import Path
 import torch
-from llava_ext.deepspeed import _freed_memory_returned
+from llava_ext.deepspeed import freed_memory_returned
 
 def kept():
     before = held()
@@ -243,7 +243,7 @@ def held():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 torch.ones(31 << 18)  # glibc keeps blocks up to the largest that was freed
-with _freed_memory_returned():
+with freed_memory_returned():
     assert kept() < 16 << 20
 assert kept() > 100 << 20
 """

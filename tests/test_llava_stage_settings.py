@@ -10,6 +10,7 @@ import pytest
 from llava_helpers import model_config, tiny_mpt
 from llava_train_helpers import SMALL, data_options, pretrain, tiny_project
 
+from llava_ext import deepspeed
 from llava_ext.config import FinetuneConfig, ModelConfig
 from llava_ext.deepspeed import state_bytes
 from llava_ext.run import open_job, run
@@ -166,3 +167,15 @@ def test_attention_that_a_model_has_no_choice_of_is_refused(project, tmp_path) -
         run(pretrain((folder, mpt), tmp_path / "run", stage={"attention": "sdpa"}))
     config = pretrain((folder, mpt), tmp_path / "run", stage={"attention": "eager"})
     run(replace(config, limit=4))
+
+
+@pytest.mark.parametrize("cpu", [True, False])
+def test_on_cpus_gathered_weights_are_not_kept(monkeypatch, cpu: bool) -> None:
+    """They lie in host memory there: two processes held more than one."""
+    monkeypatch.setattr(deepspeed, "on_cpu", lambda: cpu)
+    monkeypatch.setattr(deepspeed, "prepare", lambda **_: None)
+    zero = deepspeed.deepspeed_settings(Finetune(zero=3))["zero_optimization"]
+    kept = [zero.get(name) for name in deepspeed.LIVE]
+    assert kept == [zero["stage3_prefetch_bucket_size"] if cpu else None] * 2
+    two = deepspeed.zero_config(2, bfloat16=True, clip=1.0, cpu=cpu)
+    assert not {*deepspeed.LIVE} & {*two["zero_optimization"]}

@@ -1,6 +1,7 @@
 """A stage in this process: what changes, what is printed, resume, the cache, bad settings."""
 
 import json
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from llava_train_helpers import (
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from llava_ext import run as stage_run
 from llava_ext.config import (
     FinetuneConfig,
     ModelConfig,
@@ -31,6 +33,7 @@ from llava_ext.stages import Finetune, LoraOptions, Pretrain
 from llava_ext.towers import load_towers, tower_bytes
 from llava_ext.training import (
     EpochCallback,
+    LlavaTrainer,
     build_trainer,
     training_arguments,
 )
@@ -319,3 +322,27 @@ def test_learning_rate_follows_warmup_and_cosine(project, tmp_path) -> None:
         for step in range(total)
     ]
     assert rates == pytest.approx([2e-3 * factor for factor in wanted])
+
+
+def test_gathered_weights_are_given_back_in_training(project, tmp_path, monkeypatch) -> None:
+    """Under ZeRO-3 alone, from the first step until the model is gathered."""
+    inside, during = [False], []
+    steps, gathered = LlavaTrainer.training_step, stage_run.whole_state
+
+    @contextmanager
+    def freed():
+        inside[0] = True
+        yield
+        inside[0] = False
+
+    def noted(function):
+        return lambda *given, **named: (during.append(inside[0]), function(*given, **named))[1]
+
+    monkeypatch.setattr(LlavaTrainer, "training_step", noted(steps))
+    monkeypatch.setattr(stage_run, "whole_state", noted(gathered))
+    monkeypatch.setattr(stage_run, "freed_memory_returned", freed)
+    for shared in (True, False):
+        monkeypatch.setattr(stage_run, "is_partitioned", lambda _, shared=shared: shared)
+        during.clear()
+        run(pretrain(project, tmp_path / f"{shared}", stage={"epochs": 0.25}))
+        assert set(during) == {shared} and len(during) > 1 and not inside[0]
