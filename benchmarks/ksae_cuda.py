@@ -70,12 +70,20 @@ def dense_step(arguments: argparse.Namespace, rows: Tensor, batch: int, how: str
     return once
 
 
-def variants(arguments: argparse.Namespace, rows: Tensor, batch: int) -> dict[str, Any]:
-    """How to make each variant's step; ours first."""
+def variants(
+    arguments: argparse.Namespace, rows: Tensor, batch: int, own: Kernel
+) -> dict[str, Any]:
+    """How to make each variant's step; ours first, with its kernel."""
     from revelio.sae.kernels.cuda import CudaKernel
 
     made: dict[str, Any] = {
-        "revelio": lambda: own_step(arguments, rows, batch, CudaKernel()),
+        "revelio": lambda: own_step(arguments, rows, batch, own),
+        "revelio, selection after the product": lambda: own_step(
+            arguments, rows, batch, CudaKernel("after")
+        ),
+        "revelio, selection within the product": lambda: own_step(
+            arguments, rows, batch, CudaKernel("within")
+        ),
         "revelio, PyTorch kernel": lambda: own_step(arguments, rows, batch, SparseKernel()),
     }
     for how in FORMATS:
@@ -124,13 +132,14 @@ def first_step(step: Step) -> float:
 
 def compiled(arguments: argparse.Namespace, rows: Tensor, batch: int) -> dict[str, float]:
     """Seconds of a first step, and of the second."""
-    step = variants(arguments, rows, batch)["revelio"]()
+    step = variants(arguments, rows, batch, cuda_kernel())["revelio"]()
     return {"first_step_seconds": first_step(step), "second_step_seconds": first_step(step)}
 
 
 def measure(arguments: argparse.Namespace, rows: Tensor, batch: int) -> dict[str, Any]:
     """Each of the others in turn with ours; at most two in memory at a time."""
-    made = variants(arguments, rows, batch)
+    kernel = cuda_kernel()
+    made = variants(arguments, rows, batch, kernel)
     if arguments.variants:
         made = {
             name: make for name, make in made.items() if name in ("revelio", *arguments.variants)
@@ -143,6 +152,11 @@ def measure(arguments: argparse.Namespace, rows: Tensor, batch: int) -> dict[str
     result: dict[str, Any] = {"batch": batch}
     own: dict[str, Any] = {"first_step_seconds": first}
     own |= {"peak_gib": round((torch.cuda.max_memory_allocated() - before) / GIB, 3)}
+    torch.cuda.reset_peak_memory_stats()
+    timed(ours, 5)
+    # Without the trial of both selections, which the peak before may be of.
+    own |= {"peak_of_later_steps_gib": round((torch.cuda.max_memory_allocated() - before) / GIB, 3)}
+    own |= {"selections_ms": selections(kernel)}
     own |= {"parts_ms": parts(ours), "waits_for_the_device": synchronises(ours)}
     taken: list[float] = []
     for name, make in made.items():
@@ -160,6 +174,24 @@ def measure(arguments: argparse.Namespace, rows: Tensor, batch: int) -> dict[str
     result["revelio"]["samples_per_second"] = round(1000 * batch / median(taken))
     result["product alone, ms"] = products(arguments, rows[:1].expand(batch, -1).contiguous())
     return result
+
+
+def cuda_kernel() -> Any:
+    """The kernel that is measured."""
+    from revelio.sae.kernels.cuda import CudaKernel
+
+    return CudaKernel()
+
+
+def selections(kernel: Any) -> dict[str, float]:
+    """Milliseconds of a batch's best latents each way, as the kernel's trial found them."""
+    return {
+        "after the product" if tile is None else f"within, {tile.rows} x {tile.columns}": round(
+            took, 3
+        )
+        for times in kernel.nomination.milliseconds.values()
+        for tile, took in times.items()
+    }
 
 
 def against(

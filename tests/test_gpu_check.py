@@ -251,6 +251,8 @@ def pretended(monkeypatch) -> None:
     import ksae_cuda
 
     monkeypatch.setattr(ksae_cuda, "timed", lambda step, count: step() or 2.0)
+    kernel = SimpleNamespace(nomination=SimpleNamespace(milliseconds={(32,): {None: 2.0}}))
+    monkeypatch.setattr(ksae_cuda, "cuda_kernel", lambda: kernel)
     for name in ("parts", "synchronises", "products"):
         monkeypatch.setattr(ksae_cuda, name, lambda *_: {})
     for name in ("reset_peak_memory_stats", "empty_cache", "synchronize"):
@@ -283,6 +285,7 @@ def test_what_failed_holds_no_memory_when_the_next_is_made(
     found = ksae_cuda.measure(sizes(64), torch.zeros(8, 4), 64)
     assert [name for name in "abc" if "failed" in found[name]] == ["a", "c"] and len(alive) == 3
     assert found["b"]["ms"] == 2.0 and "boom" in found["a"]["failed"]
+    assert found["revelio"]["selections_ms"] == {"after the product": 2.0}
 
 
 @pytest.mark.parametrize("how", ["float32", "tf32", "bf16"])
@@ -312,6 +315,7 @@ def test_peers_without_a_package_are_called_as_their_pages_say(
     ):  # fmt: skip
         monkeypatch.setitem(sys.modules, module, SimpleNamespace(**members))
     monkeypatch.setattr(ksae_peers, "RATE", 1e-2)
+    torch.manual_seed(0)  # of their weights
     for name in ("flex-sae", "flash-sae"):
         setup = ksae_peers.Setup(16, 64, 4, structured(256, 16), 64, how)
         step = ksae_peers.PEERS[name][1](setup)

@@ -145,6 +145,24 @@ def test_full_batches_are_recorded_and_not_an_epoch_s_last_one(recorder: Any, la
     assert len(plain) + len(recorder.replayed) == len(sizes)
 
 
+def test_a_step_is_recorded_anew_once_when_the_k_sae_has_learned(
+    recorder: Any, monkeypatch: Any
+) -> None:
+    from revelio.sae.kernels import cuda_graph
+
+    forgot: list[int] = []
+    nomination = type("Nomination", (), {"forget": lambda self: forgot.append(len(plain))})()
+    recorder._kernel = type("Kernel", (), {"nomination": nomination, "holds": None})()
+    monkeypatch.setattr(cuda_graph, "REPLAYS", 10)
+    plain: list[int] = []
+    step = recorder.bound(lambda x, *_: plain.append(len(x)) or torch.zeros(1))
+    for _ in range(40):
+        step(torch.zeros(16, 8), Any, 16)
+    assert recorder.sizes == [16, 16] and forgot == [3]
+    # Plain steps before each of the two, in which the ways are tried.
+    assert len(plain) == 6 and len(recorder.replayed) == 34
+
+
 def test_a_short_first_size_gives_way_to_a_larger_one(recorder: Any) -> None:
     step = recorder.bound(lambda x, *_: torch.zeros(1))
     for size in [5] * 6 + [16] * 6 + [5]:

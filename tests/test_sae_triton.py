@@ -21,7 +21,7 @@ if "triton" in sys.modules and not os.environ.get("TRITON_INTERPRET"):
     pytest.skip("Triton was imported to compile", allow_module_level=True)
 os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
 
-from revelio.sae.kernels import cuda
+from revelio.sae.kernels import cuda, cuda_search, cuda_within
 from revelio.sae.kernels.cuda_trial import tried
 
 # Masked lanes compute what is never stored.
@@ -33,7 +33,8 @@ N, B, K = 12, 9, 4
 @pytest.fixture(autouse=True)
 def few_groups(monkeypatch) -> None:
     """The interpreter sorts by loops: groups of as many latents as the tests need."""
-    monkeypatch.setattr(cuda, "GROUPS", 64)
+    monkeypatch.setattr(cuda_search, "GROUPS", 64)
+    monkeypatch.setattr(cuda_within, "GROUPS", 16)
 
 
 def start(seed: int) -> Weights:
@@ -98,7 +99,7 @@ def test_the_search_finds_the_best_latents_whatever_their_norms() -> None:
 @pytest.mark.parametrize("dead", [0, 2])
 def test_fewer_latents_than_are_wanted_leave_places_without_a_score(monkeypatch, dead: int) -> None:
     """AuxK asks for as many as there may be, and no host waits to hear how many there are."""
-    monkeypatch.setattr(cuda, "WIDE", 16)
+    monkeypatch.setattr(cuda_search, "WIDE", 16)
     draw = torch.Generator().manual_seed(4)
     n, wanted = 200, 5
     W_enc, x = torch.randn(n, D, generator=draw), torch.randn(1, D, generator=draw)
@@ -149,7 +150,7 @@ def test_terms_that_only_fill_up_rows_are_nobody_s(monkeypatch) -> None:
 
 def test_more_candidates_than_fit_are_searched_anew(monkeypatch) -> None:
     """Scores that are small beside the norms, as of a k-SAE that has learned, and rows without a bound."""
-    monkeypatch.setattr(cuda, "WIDE", 8)
+    monkeypatch.setattr(cuda_search, "WIDE", 8)
     draw = torch.Generator().manual_seed(3)
     n, k, d = 150, 3, 64
     W_enc, x = torch.randn(n, d, generator=draw), torch.randn(2, d, generator=draw)
@@ -183,7 +184,7 @@ def test_every_program_says_whether_it_fuses(monkeypatch) -> None:
     names += ("unit_norm", "sum_blocks", "update", "vector")
     for name in names:
         monkeypatch.setattr(cuda.programs, name, Launch(name, getattr(cuda.programs, name)))
-    monkeypatch.setattr(cuda, "WIDE", 8)
+    monkeypatch.setattr(cuda_search, "WIDE", 8)
     monkeypatch.setattr(cuda, "TERMS", 4)
     tried(cuda.CudaKernel(), "cpu", images=2)
     assert {name for name, _ in launched} == set(names)

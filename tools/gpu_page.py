@@ -84,12 +84,18 @@ def _compiled(made: Mapping[str, Any]) -> list[str]:
     sizes = "; ".join(
         f"d = {one['d']:,}, k = {one['k']}, {one['k_among']} of AuxK" for one in made["shapes"]
     )
+    tiles = "; ".join(
+        f"that of {one['rows']} x {one['columns']} spills "
+        + ", ".join(f"{lost:,} bytes on sm_{card}" for card, lost in one["spilled"].items())
+        for one in made["tiles"]
+    )
     return [
         "**Without a card**, as they are now: Triton's compiler and assembler build all "
         f"{made['programs']} programs of the k-SAE step for {cards} (Triton {made['triton']}; {sizes}). "
         f"A thread takes at most {made['registers']} registers, a program at most {made['shared']:,} bytes "
-        f"of shared memory, and nothing spills (frames of at most {made['spilled']} bytes): "
-        "`tests/optional/check_triton.py`. That they compile does not say that they are right or fast.",
+        f"of shared memory, and nothing spills (frames of at most {made['spilled']} bytes), the product's "
+        f"tiles apart: {tiles}. `tests/optional/check_triton.py` holds them to that. That they compile does "
+        "not say that they are right or fast.",
         "",
     ]
 
@@ -135,7 +141,13 @@ def _ksae(found: Mapping[str, Any]) -> list[str]:
         "after the others have ended, and the device waits for them. Since then the terms of such a latent "
         "are added in blocks by programs of their own, in a fixed order; that was compiled for this card and "
         "compared with the dense update in Triton's interpreter (`tests/test_sae_triton.py`), **not run on "
-        "a card**. Not built: selection in the product's epilogue.",
+        "a card**.",
+        "",
+        "Selection reads all approximate scores twice, where the product has just written them. Since then "
+        "there is a product that keeps its scores in registers and writes down only what may be among the "
+        "best (`revelio/sae/kernels/cuda_within.py`), with the same bits in Triton's interpreter "
+        "(`tests/test_sae_triton_within.py`), too. A training takes its third batch both ways and keeps to "
+        "the faster one. **Not run on a card**, so which that is nobody knows.",
         "",
     ]  # fmt: skip
     return lines

@@ -3,6 +3,7 @@
 import warnings
 from copy import deepcopy
 from dataclasses import fields
+from typing import Any
 
 import pytest
 import torch
@@ -62,6 +63,42 @@ def test_the_search_finds_the_best_latents(b, d, n, k, spread) -> None:
     among = (torch.rand(n, generator=torch.Generator().manual_seed(3)) < 0.6).cuda()
     among[: min(k, n)] = True
     check_search(x, weights(n, d, spread=spread), k, among, min(4, k))
+
+
+@pytest.mark.parametrize(
+    ("b", "d", "n", "k", "spread"),
+    [
+        (1, 64, 2000, 3, 0.3),
+        (300, 1280, 20_000, 32, 0.0),
+        (4500, 384, 20_000, 64, 0.3),
+        (130, 100, 5000, 8, 1.0),
+    ],
+)
+def test_selection_within_the_product_gives_the_bits_of_that_after_it(b, d, n, k, spread) -> None:
+    w, x = weights(n, d, spread=spread), torch.randn(b, d).cuda()
+    after, within = (cuda_kernel(how).encode(x, w, k)[0] for how in ("after", "within"))
+    assert torch.equal(after.indices, within.indices)
+    assert torch.equal(after.values, within.values)
+
+
+def test_the_faster_selection_is_chosen_at_the_third_batch() -> None:
+    w, x, tried = (
+        weights(1 << 14, 256, spread=0.0),
+        torch.randn(256, 256).cuda(),
+        cuda_kernel("auto"),
+    )
+    for batch in range(4):
+        tried.encode(x, w, 32)
+        assert bool(tried.nomination.milliseconds) == (batch >= 2)
+    # Both ways were taken; one whose result differed would be missing.
+    (times,) = tried.nomination.milliseconds.values()
+    assert len(times) >= 2 and min(times.values()) > 0
+
+
+def cuda_kernel(how: Any) -> Any:
+    from revelio.sae.kernels.cuda import CudaKernel
+
+    return CudaKernel(how)
 
 
 def test_large_requests_take_whole_products() -> None:

@@ -25,7 +25,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction, mangle_type
 
-from revelio.sae.kernels import cuda
+from revelio.sae.kernels import cuda, cuda_search, cuda_within
 from revelio.sae.kernels.base import Codes, Gradient, Weights
 from revelio.sae.optim import AdamRows, AdamStep
 
@@ -40,6 +40,9 @@ def step(d: int, k: int, k_among: int) -> None:
     weights = Weights(torch.randn(n, d), torch.zeros(n), torch.randn(n, d), torch.zeros(d))
     kernel, x = cuda.CudaKernel(), torch.randn(b, d)
     kernel.encode(x, weights, k, torch.ones(n, dtype=torch.bool), k_among)
+    for tile in cuda_within.TILES:
+        query = cuda_search.Query.of(kernel._copied(weights.W_enc), x, weights.b_enc)
+        cuda_within.WithinProduct(query, tile).fill(cuda_search.empty_codes(x, k))
     codes = Codes(torch.randn(b, k), torch.randint(n, (b, k)))
     kernel.decode(codes, weights.W_dec)
     kernel.code_gradients(codes, x, weights.W_dec)
@@ -79,9 +82,12 @@ def compiled(
         for name in ("REG", "STACK", "LOCAL")
         if (found := re.search(rf"{name}:(\d+)", said))
     )
+    ptx = made.asm["ptx"]
     return {
         "program": program.__name__, "card": card, "constants": constants, "registers": registers,
         "warps": options.get("num_warps", 4), "spilled": stack + local, "shared": made.metadata.shared,
+        "tensor_core_products": len(re.findall(r"wgmma\.mma_async|\bmma\.sync|tcgen05\.mma", ptx)),
+        "copies_ahead": ptx.count("cp.async"),
     }  # fmt: skip
 
 
@@ -103,17 +109,31 @@ def launches() -> Iterator[tuple[Any, dict[str, Any], dict[str, Any]]]:
 
 
 def summary(made: list[dict[str, Any]]) -> dict[str, Any]:
-    """The numbers that `docs/gpu.md` gives."""
+    """The numbers that `docs/gpu.md` gives; the product's tiles apart, which may fill a multiprocessor."""
+    tiles = [one for one in made if one["program"] == "nominate" and one["constants"]["WHOLE"]]
+    others = [one for one in made if one["program"] != "nominate"]
     return {
         "triton": triton.__version__,
         "cards": sorted({one["card"] for one in made}),
         "programs": len({one["program"] for one in made}),
         "compiled": len(made),
         "shapes": [dict(zip(("d", "k", "k_among"), shape, strict=True)) for shape in SHAPES],
-        "registers": max(one["registers"] for one in made),
-        "spilled": max(one["spilled"] for one in made),
-        "shared": max(one["shared"] for one in made),
-    }
+        "tiles": [
+            {"rows": rows, "columns": columns, "spilled": _spilled(tiles, rows, columns)}
+            for rows, columns, *_ in cuda_within.TILES
+        ],
+    } | {name: max(one[name] for one in others) for name in ("registers", "spilled", "shared")}
+
+
+def _spilled(tiles: list[dict[str, Any]], rows: int, columns: int) -> dict[str, int]:
+    """By card, the most bytes that a tile of that size puts into memory."""
+    own = [
+        one
+        for one in tiles
+        if (one["constants"]["ROWS"], one["constants"]["COLUMNS"]) == (rows, columns)
+    ]
+    cards = sorted({one["card"] for one in own})
+    return {str(card): max(one["spilled"] for one in own if one["card"] == card) for card in cards}
 
 
 def main() -> None:

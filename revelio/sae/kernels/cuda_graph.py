@@ -21,6 +21,8 @@ from revelio.sae.step import Take
 
 # Plain steps before recording: kernels are compiled and copies of weights made in them.
 PLAIN_STEPS = 3
+# After so many replays a step is recorded anew, once: another nomination may have become faster.
+REPLAYS = 1000
 # Characters of PyTorch's error that are quoted.
 LONGEST_CAUSE = 200
 
@@ -38,6 +40,7 @@ class RecordedStep:
         self._seen: Counter[torch.Size] = Counter()
         self._recorded: _Recorded | None = None
         self._plainly = False
+        self._replays = 0
 
     def bound(self, take: Take) -> Take:
         """``take``, recorded when it has run a few times at one batch size, of two at the larger."""
@@ -47,6 +50,11 @@ class RecordedStep:
                 # Whatever lies at the old addresses now is not to be written to.
                 self._recorded = None
                 self._seen.clear()
+            if self._replays == REPLAYS:
+                self._recorded = None
+                self._seen.clear()
+                self._kernel.nomination.forget()
+                self._replays += 1
             held = self._recorded
             other = held is None or x.shape != held.x.shape
             if self._plainly:
@@ -65,6 +73,7 @@ class RecordedStep:
                 held.x.copy_(x)
                 held.clock.copy_(now)
                 held.graph.replay()
+                self._replays += 1
                 return held.numbers.clone()
 
         return step

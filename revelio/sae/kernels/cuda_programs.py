@@ -131,9 +131,13 @@ def pick(exact, candidates, found, values, indices, k, WIDE: tl.constexpr):
 @triton.jit
 def rescue(
     x, weight, bias, scores, eps, bounds, floors, mask, found, values, indices, n, d, k,
-    MASKED: tl.constexpr, WIDE: tl.constexpr, KEPT: tl.constexpr, BLOCK: tl.constexpr,
+    SCORED: tl.constexpr, MASKED: tl.constexpr, WIDE: tl.constexpr, KEPT: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Rows with more candidates than fit: all of them in float32, some at a time. Slow, and seldom needed."""
+    """Rows with more candidates than fit: all of them in float32, some at a time. Slow, and seldom needed.
+
+    Without scores every latent is a candidate.
+    """
     row = tl.program_id(0).to(tl.int64)
     if tl.load(found + row) > WIDE:
         i, half = tl.arange(0, KEPT), tl.arange(0, 2)
@@ -141,10 +145,12 @@ def rescue(
         e, floor = tl.load(eps + row), tl.load(floors + row)
         for start in range(0, n, KEPT):
             j = start + i
-            part = tl.load(scores + row * n + j, mask=j < n, other=0.0).to(tl.float32)
-            off = error_of(part, e, bounds, j, j < n)
-            # Without a bound nothing is below the floor.
-            wanted = (j < n) & ((part + off < floor) == 0)
+            wanted = j < n
+            if SCORED:
+                part = tl.load(scores + row * n + j, mask=j < n, other=0.0).to(tl.float32)
+                off = error_of(part, e, bounds, j, j < n)
+                # Without a bound nothing is below the floor.
+                wanted = wanted & ((part + off < floor) == 0)
             if MASKED:
                 wanted = wanted & (tl.load(mask + j, mask=j < n, other=0) != 0)
             if tl.sum(wanted.to(tl.int32), 0) > 0:
