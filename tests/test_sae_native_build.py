@@ -91,6 +91,9 @@ def test_an_instruction_set_is_allowed_by_name(monkeypatch):
         (0b000111, "avx512-int8", "avx-vnni-int8"),  # AVX-VNNI, but no AVX-512
         (0b000011, "amx", "avx2-int8"),
         (0b111111, "1", "amx"),
+        (0b11000000, "", "neon-int8"),
+        (0b11000000, "neon", "neon"),
+        (0b01000000, "neon-int8", "neon"),  # no products of four
     ],
 )
 def test_what_the_processor_lacks_is_never_taken(bits, name, taken, monkeypatch):
@@ -99,6 +102,25 @@ def test_what_the_processor_lacks_is_never_taken(bits, name, taken, monkeypatch)
     )
     monkeypatch.setenv("REVELIO_NATIVE", name)
     assert build.instruction_set() == taken
+
+
+def test_instructions_of_another_kind_of_processor_are_one_line(monkeypatch):
+    arm = SimpleNamespace(revelio_instructions=lambda: 0b11000000)
+    monkeypatch.setattr(build, "library", lambda: arm)
+    monkeypatch.setenv("REVELIO_NATIVE", "avx2")
+    with pytest.raises(ValueError, match="REVELIO_NATIVE=avx2: this processor has neon, neon-int8"):
+        build.instruction_set()
+
+
+@pytest.mark.parametrize(
+    ("machine", "told"), [("arm64", False), ("aarch64", False), ("AMD64", True), ("x86_64", True)]
+)
+def test_avx2_is_asked_for_on_x86_alone(machine, told, monkeypatch):
+    monkeypatch.setattr(build.platform, "machine", lambda: machine)
+    monkeypatch.setattr(
+        "torch.backends.cpu.get_cpu_capability", lambda: "AVX2" if told else "SVE256"
+    )
+    assert ("-mavx2" in build.flags()) == told and set(build.FLAGS) <= set(build.flags())
 
 
 @pytest.mark.skipif(not CPUINFO.is_file(), reason="Linux says what the processor has")
@@ -135,6 +157,9 @@ def test_an_old_processor_and_other_devices_get_pytorch(monkeypatch, empty_cache
         choose_kernel("native", "meta")
     monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "DEFAULT")
     with pytest.raises(ValueError, match="no AVX2"):
+        choose_kernel("native")
+    monkeypatch.setattr(build.platform, "machine", lambda: "riscv64")
+    with pytest.raises(ValueError, match="for x86 and 64-bit Arm, not for riscv64"):
         choose_kernel("native")
 
 

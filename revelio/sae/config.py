@@ -170,7 +170,7 @@ class RunConfig(SAEConfig, TrainConfig):
     first: ClassVar[tuple[str, ...]] = ("k", "expansion", "steps", "learning_rate", "seed")
 
     kernel: KernelName = "auto"
-    """`native` is compiled once, needs a C++ compiler and AVX2, and is several times faster on a CPU;
+    """`native` is compiled once, needs a C++ compiler and AVX2 or 64-bit Arm, and is several times faster;
     `triton` is for CUDA; `auto` takes the device's own where it can be used, else `torch`."""
 
     sharing: Sharing = "data"

@@ -5,13 +5,14 @@ some seconds, and the library serves every Python and PyTorch. It is kept in
 ``$XDG_CACHE_HOME/revelio`` (or ``~/.cache/revelio``) under a name that the sources, the flags and the
 compiler decide, beside its sha256: one that is cut or changed is compiled again, never loaded.
 ``REVELIO_NATIVE=0`` turns it off; ``CXX`` names the compiler. It holds the code for all of
-:data:`INSTRUCTION_SETS` and takes the fastest that there is; ``REVELIO_NATIVE=avx2``, ``avx2-int8``,
-``avx-vnni-int8``, ``avx512`` or ``avx512-int8`` allows no faster one.
+:data:`INSTRUCTION_SETS` of the processor's kind and takes the fastest that there is; ``REVELIO_NATIVE=avx2``,
+``avx2-int8``, ``avx-vnni-int8``, ``avx512`` or ``avx512-int8``, of Arm ``neon``, allows no faster one.
 """
 
 import ctypes
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
@@ -25,14 +26,18 @@ from revelio.process import user_cache
 
 SOURCES = Path(__file__).parent / "native"
 FLAGS = (
-    *("-std=c++17", "-O3", "-mavx2", "-mfma", "-ffp-contract=off", "-fno-math-errno"),
+    *("-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno"),
     *("-shared", "-fPIC", "-pthread"),
 )
+X86, ARM = ("x86_64", "amd64"), ("aarch64", "arm64")
 
 
 # What the search multiplies with, the slowest first: AVX2's int16 and int8, AVX-VNNI's int8, AVX-512 VNNI's
-# int16 and int8, bfloat16 in tiles (products.h).
-INSTRUCTION_SETS = ("avx2", "avx2-int8", "avx-vnni-int8", "avx512", "avx512-int8", "amx")
+# int16 and int8, bfloat16 in tiles; on Arm NEON's int16 and int8 (products.h).
+INSTRUCTION_SETS = (
+    *("avx2", "avx2-int8", "avx-vnni-int8", "avx512", "avx512-int8", "amx"),
+    *("neon", "neon-int8"),
+)
 
 
 class NativeUnavailable(RuntimeError):
@@ -55,12 +60,10 @@ def compiler() -> str:
     """The C++ compiler's path.
 
     Raises:
-        NativeUnavailable: switched off, a processor without AVX2, or no compiler.
+        NativeUnavailable: switched off, or no compiler.
     """
     if os.environ.get("REVELIO_NATIVE") == "0":
         raise NativeUnavailable("switched off by REVELIO_NATIVE=0")
-    if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
-        raise NativeUnavailable("this processor has no AVX2")
     wanted = os.environ.get("CXX", "").split()
     for name in wanted[:1] or ("c++", "g++", "clang++"):
         if found := shutil.which(name):
@@ -68,15 +71,31 @@ def compiler() -> str:
     raise NativeUnavailable("no C++ compiler found: install g++ or clang++, or set CXX")
 
 
+def flags() -> tuple[str, ...]:
+    """What the compiler is told for this processor.
+
+    Raises:
+        NativeUnavailable: the sources are not written for it.
+    """
+    machine = platform.machine().lower()
+    if machine in ARM:
+        return FLAGS
+    if machine not in X86:
+        raise NativeUnavailable(f"it is written for x86 and 64-bit Arm, not for {machine}")
+    if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+        raise NativeUnavailable("this processor has no AVX2")
+    return (*FLAGS, "-mavx2", "-mfma")
+
+
 def library_path() -> Path:
     """Where the compiled kernel is, or will be.
 
     Raises:
-        NativeUnavailable: see :func:`compiler`.
+        NativeUnavailable: see :func:`compiler` and :func:`flags`.
     """
     command = compiler()
     about = os.stat(command)
-    digest = hashlib.sha256(repr((FLAGS, command, about.st_size, about.st_mtime_ns)).encode())
+    digest = hashlib.sha256(repr((flags(), command, about.st_size, about.st_mtime_ns)).encode())
     for path in sorted(SOURCES.iterdir()):
         digest.update(path.name.encode() + path.read_bytes())
     return native_cache() / f"ksae-{digest.hexdigest()[:16]}.so"
@@ -87,7 +106,7 @@ def library() -> ctypes.CDLL:
     """The compiled kernel, compiled now if need be.
 
     Raises:
-        NativeUnavailable: see :func:`compiler`; or the compiler failed.
+        NativeUnavailable: see :func:`library_path`; or the compiler failed.
     """
     path = library_path()
     if not is_whole(path):
@@ -120,18 +139,20 @@ def instruction_set() -> str:
 
     Raises:
         NativeUnavailable: see :func:`library`.
-        ValueError: ``REVELIO_NATIVE`` is not 0, 1 or one of the names.
+        ValueError: ``REVELIO_NATIVE`` is not 0, 1 or one of the names, or it leaves none.
     """
     allowed = os.environ.get("REVELIO_NATIVE", "")
     if allowed not in ("", "0", "1", *INSTRUCTION_SETS):
         known = ", ".join(INSTRUCTION_SETS)
         raise ValueError(f"unknown REVELIO_NATIVE {allowed!r}: choose 0 (off), 1, {known}")
     here = instructions_here()
-    if allowed in INSTRUCTION_SETS:
-        here = [
-            name for name in here if INSTRUCTION_SETS.index(name) <= INSTRUCTION_SETS.index(allowed)
-        ]
-    return here[-1]
+    fastest = (
+        INSTRUCTION_SETS.index(allowed) if allowed in INSTRUCTION_SETS else len(INSTRUCTION_SETS)
+    )
+    left = [name for name in here if INSTRUCTION_SETS.index(name) <= fastest]
+    if not left:
+        raise ValueError(f"REVELIO_NATIVE={allowed}: this processor has {', '.join(here)}")
+    return left[-1]
 
 
 def instructions_here() -> tuple[str, ...]:
@@ -151,7 +172,7 @@ def _compile(path: Path) -> None:
         make_folder(path.parent)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             made = Path(folder) / path.name
-            command = [compiler(), *FLAGS, *sources, "-o", str(made)]
+            command = [compiler(), *flags(), *sources, "-o", str(made)]
             done = subprocess.run(command, capture_output=True, text=True, timeout=300)
             if done.returncode:
                 first = (done.stderr.strip().splitlines() or ["no message"])[0]

@@ -1,7 +1,7 @@
-"""The native kernel: the same interface as :mod:`revelio.sae.kernels.base`, in C++ for CPUs with AVX2.
+"""The native kernel: the same interface as :mod:`revelio.sae.kernels.base`, in C++ for x86 and Arm.
 
 - Encoding is a search. A copy of ``W_enc`` in few bits a number (bfloat16 for AMX's tiles, int8 or int16
-  for AVX-512, AVX-VNNI and AVX2), with each row's norm and a bound of its rounding error, bounds every
+  for AVX-512, AVX-VNNI, AVX2 and NEON), with each row's norm and a bound of its rounding error, bounds every
   pre-activation (Cauchy-Schwarz); latents whose upper bound is below the k-th best score found so far are
   out, the others are scored in float32, the most promising first. The chosen latents are those of the
   float32 scores, ties going to the lower index, and no (b n) matrix is written. ``native/encode.cpp`` has
@@ -35,13 +35,14 @@ _MOST_LEFT = 1 / 200
 # The same of int8, which multiplies many more again by then (AVX2, d = 1,280: as fast as int16 at 0.09 %
 # left for n = 20,480 and 81,920; at 0.28 % it takes 1.3 times as long).
 _MOST_LEFT_BY_INT8 = 1 / 1000
-_INT8 = ("avx2-int8", "avx-vnni-int8", "avx512-int8")
+_INT8 = ("avx2-int8", "avx-vnni-int8", "avx512-int8", "neon-int8")
 # Of wide bounds: what is multiplied where they leave many in.
 _CLOSER = {
     "avx2-int8": "avx2",
     "avx-vnni-int8": "avx2",
     "avx512-int8": "avx512",
     "amx": "avx512",
+    "neon-int8": "neon",
 }
 _MOST_OF_INT8 = 2**17  # columns, so that as many products of int8 fit into int32
 _RISE = 1 / 8  # of a guess, in a search: it falls at once, as what it misses is searched twice
@@ -75,11 +76,11 @@ class NativeKernel:
     Attributes:
         instructions: what it multiplies with, one of
             :data:`~revelio.sae.kernels.build.INSTRUCTION_SETS`; ``amx`` and ``avx512-int8`` may become
-            ``avx512``, ``avx2-int8`` and ``avx-vnni-int8`` may become ``avx2``.
+            ``avx512``, ``avx2-int8`` and ``avx-vnni-int8`` ``avx2``, ``neon-int8`` ``neon``.
         scored: how many float32 scores the last search took.
 
     Raises:
-        NativeUnavailable: no compiler, no AVX2, or switched off.
+        NativeUnavailable: no compiler, a processor that it is not written for, or switched off.
         ValueError: ``REVELIO_NATIVE`` names no instruction set.
     """
 

@@ -1,9 +1,13 @@
+// The products of x86 processors.
+#if !defined(__aarch64__)
 #include "products.h"
 
 #include <cpuid.h>
 #include <immintrin.h>
 
 #include <cstring>
+
+#include "judge.h"
 #if defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -108,28 +112,6 @@ int32_t avx2_finer(const uint8_t *w, const int16_t *x, int64_t width, int32_t st
     __m128i half = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
     half = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0x4e));
     return _mm_cvtsi128_si32(_mm_add_epi32(half, _mm_shuffle_epi32(half, 0xb1)));
-}
-
-void avx2_judge(const void *sums, const RowTerms *rows, int64_t count, const ImageTerms &images,
-                uint16_t *bits) {
-    std::memset(bits, 0, count * sizeof(*bits));
-    for (int c = 0; c < PANEL; c += 8) {
-        const __m256 scale = _mm256_loadu_ps(images.scale + c), norm = _mm256_loadu_ps(images.norm + c);
-        const __m256 rest = _mm256_loadu_ps(images.rest + c), limit = _mm256_loadu_ps(images.limit + c);
-        const __m256 lower = _mm256_min_ps(limit, _mm256_loadu_ps(images.other_limit + c));
-        const int32_t *sum = static_cast<const int32_t *>(sums) + c;
-        for (int64_t r = 0; r < count; r++, sum += PANEL) {
-            const RowTerms &row = rows[r];
-            __m256 guess = _mm256_cvtepi32_ps(_mm256_loadu_si256((const __m256i *)sum));
-            guess = _mm256_mul_ps(_mm256_mul_ps(guess, _mm256_set1_ps(row.scale)), scale);
-            guess = _mm256_add_ps(guess, _mm256_set1_ps(row.bias));
-            const __m256 by_norm = _mm256_mul_ps(_mm256_set1_ps(row.by_norm), norm);
-            const __m256 by_rest = _mm256_mul_ps(_mm256_set1_ps(row.by_rest), rest);
-            const __m256 bound = _mm256_add_ps(_mm256_add_ps(by_norm, by_rest), _mm256_set1_ps(row.fixed));
-            const __m256 upper = _mm256_add_ps(guess, bound);
-            bits[r] |= _mm256_movemask_ps(_mm256_cmp_ps(upper, row.among ? lower : limit, _CMP_NLT_UQ)) << c;
-        }
-    }
 }
 
 #ifdef REVELIO_AVX_VNNI
@@ -325,7 +307,7 @@ Judge judge_of(Instructions instructions) {
     if (instructions == AMX) return avx512_judge<true>;
     if (instructions == AVX512 || instructions == AVX512_INT8) return avx512_judge<false>;
 #endif
-    return avx2_judge;
+    return judge;
 }
 
 int instructions_here() {
@@ -360,3 +342,4 @@ Tiles::~Tiles() {
 }
 
 }  // namespace revelio
+#endif

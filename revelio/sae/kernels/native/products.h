@@ -6,8 +6,8 @@
 
 namespace revelio {
 
-// In ascending order of speed.
-enum Instructions : int { AVX2, AVX2_INT8, AVX_VNNI_INT8, AVX512, AVX512_INT8, AMX };
+// In ascending order of speed, of x86 and of Arm.
+enum Instructions : int { AVX2, AVX2_INT8, AVX_VNNI_INT8, AVX512, AVX512_INT8, AMX, NEON, NEON_INT8 };
 
 constexpr int PANEL = 16;   // images side by side in the packed batch: [width / 2][16 images][2] of 16 bits
 constexpr int WHOLE = 96;   // the copy's rows come in multiples of it: whole tiles for every product

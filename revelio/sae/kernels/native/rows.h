@@ -4,14 +4,15 @@
 // order, product and sum rounded one after the other), and the lanes are folded in halves. Compiled with
 // -ffp-contract=off, so a plain loop in any language gives the same bits, whatever the number of threads.
 #pragma once
-#include <immintrin.h>
-
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <thread>
 #include <vector>
+
+#include "simd.h"
 
 namespace revelio {
 
@@ -86,8 +87,9 @@ inline float largest_of(const float *w, int64_t d) {
     alignas(32) float lanes[8];
     _mm256_store_ps(lanes, most);
     float largest = 0;
-    for (; i < d; i++) largest = std::fmax(largest, std::fabs(w[i]));
-    for (float lane : lanes) largest = std::fmax(largest, lane);
+    // Not std::fmax, of which GCC 12 for Arm makes no reduction and fails.
+    for (; i < d; i++) largest = std::fabs(w[i]) > largest ? std::fabs(w[i]) : largest;
+    for (float lane : lanes) largest = lane > largest ? lane : largest;
     return largest;
 }
 
@@ -205,8 +207,8 @@ inline double scale_of_pieces(const float *w, int64_t d, float largest, Pieces p
     _mm256_store_ps(pair, pairs);
     double least = 0;
     for (int lane = 0; lane < 8; lane++) {
-        least = std::fmax(least, std::sqrt(square[lane]) / most);
-        if (pieces == Pieces::IMAGE) least = std::fmax(least, pair[lane] / 127);
+        least = std::max(least, std::sqrt(square[lane]) / most);
+        if (pieces == Pieces::IMAGE) least = std::max(least, double(pair[lane] / 127));
     }
     return 1.0001 * least * largest;
 }
