@@ -176,11 +176,10 @@ def attribute(
         )
     with torch.no_grad():
         codes = ksae.encode(tokens.flatten(0, 1))
-    along = torch.einsum(
-        "nkd,nd->nk",
-        in_activations(ksae, ksae.W_dec.detach()[codes.indices]),
-        gradient.flatten(0, 1).float(),
-    )
+    # Where the k-SAE is, which need not be the model's device.
+    slopes = gradient.flatten(0, 1).to(codes.values)
+    rows = in_activations(ksae, ksae.W_dec.detach()[codes.indices])
+    along = torch.einsum("nkd,nd->nk", rows, slopes)
     values = codes.values.view(samples, length, -1)
     effects = codes.values.mul(along).view(samples, length, -1)
     place = torch.arange(length)[:, None].expand_as(values[0])

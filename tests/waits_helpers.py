@@ -65,6 +65,11 @@ class PretendedCuda:
         for each in inside:
             self._take(each, seen)
 
+    @property
+    def taken(self) -> int:
+        """How many storages have been on the device."""
+        return len(self._memory)
+
     def has(self, tensor: Tensor) -> bool:
         """Whether it is on the device."""
         return tensor.untyped_storage()._cdata in self._memory
@@ -108,7 +113,10 @@ class _Asked(TorchFunctionMode):
         if func is torch.device or name == "_parse_to" or not callable(func):
             return func(*args, **kwargs)
         places = [where for value in tree_leaves((args, kwargs)) if (where := _place(value))]
-        beside = any(device.has(other) for other in _tensors(args[1:])) if name == "to" else False
+        others = list(_tensors(args[1:])) if name == "to" else []
+        beside = any(device.has(other) for other in others)
+        if others and not beside:
+            places.append("cpu")
         onto = beside or "cuda" in places or name == "cuda"
         if name in READ_AT_ONCE and on:
             device.wait(name)
@@ -183,6 +191,8 @@ class _Computed(TorchDispatchMode):
                 device.wait(f"{name} by places of the host")
         elif name in ("copy_", "_to_copy"):
             pass  # told where Python asked for it
+        elif "embedding_bag" in name:
+            pass  # PyTorch makes offsets where the places are, which it asks unseen
         elif any(tensor.dim() and not device.has(tensor) for tensor in given):
             raise RuntimeError(f"{func}: tensors of the device and of the host")
         if name != "_local_scalar_dense":
@@ -203,3 +213,47 @@ def _place(value: Any) -> str:
         if isinstance(value, str) and value.split(":")[0] in ("cuda", "cpu")
         else ""
     )
+
+
+class _Nothing:
+    """A stream or an event, on which nothing is to be waited for."""
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: 1.0 if name == "elapsed_time" else self
+
+    def __enter__(self) -> "_Nothing":
+        return self
+
+    def __exit__(self, *_: Any) -> None: ...
+
+
+CARD: dict[str, Any] = {
+    "is_available": lambda: True,
+    "is_initialized": lambda: True,
+    "is_bf16_supported": lambda *_, **__: True,
+    "device_count": lambda: 1,
+    "current_device": lambda: 0,
+    "get_device_capability": lambda *_: (9, 0),
+    "get_device_name": lambda *_: "a pretended card",
+    "mem_get_info": lambda *_: (16 << 30, 32 << 30),
+    "get_rng_state": lambda *_: torch.get_rng_state(),
+    **dict.fromkeys(("memory_allocated", "max_memory_allocated", "memory_reserved"), lambda *_: 0),
+    **dict.fromkeys(("Stream", "Event", "device", "stream", "current_stream"), _Nothing),
+    **dict.fromkeys(("empty_cache", "synchronize", "reset_peak_memory_stats"), lambda *_: None),
+    **dict.fromkeys(("manual_seed", "manual_seed_all", "set_rng_state"), lambda *_: None),
+    **dict.fromkeys(("set_device", "_lazy_init"), lambda *_: None),
+}
+
+
+@contextmanager
+def pretended_card(monkeypatch: Any) -> Iterator[PretendedCuda]:
+    """A machine with one card, as far as programs ask PyTorch: what is computed on both sides is refused."""
+    for name, told in CARD.items():
+        monkeypatch.setattr(torch.cuda, name, told)
+    for name in ("get_rng_state", "set_rng_state"):
+        monkeypatch.setattr(torch.cuda.random, name, CARD[name])
+    monkeypatch.setattr(Tensor, "record_stream", lambda *_: None)
+    with PretendedCuda().used() as card:
+        yield card

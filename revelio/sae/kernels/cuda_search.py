@@ -153,6 +153,7 @@ class AfterProduct:
             scores = torch.addmm(self._bias, query.half, query.copy.half.T)
             for best, among in wanted:
                 self._keep(Codes(best.values[part], best.indices[part]), query, scores, among)
+            del scores  # before the next ones are made beside them
 
     def _keep(self, best: Codes, query: Query, scores: Tensor, among: Tensor | None) -> None:
         (count, n), k = scores.shape, best.values.shape[1]
