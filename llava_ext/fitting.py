@@ -13,8 +13,8 @@ import torch
 from llava_ext.config import TrainConfig
 from llava_ext.deepspeed import in_bfloat16, is_partitioned, memory, zero_stage
 from llava_ext.stages import StageOptions
-from revelio.activations.fitting import release
 from revelio.config import completed, structure, to_yaml
+from revelio.device_memory import largest, release
 from revelio.distributed import own_device, world_size
 from revelio.machine import size as shown
 from revelio.trust import parse_yaml
@@ -83,8 +83,10 @@ def too_large(
     if world_size() == 1 and not options.zero and not is_partitioned(model):
         verb = "fits"
         longest = sorted(range(len(dataset)), key=lambda index: -dataset.lengths[index])
-        while found and not _fits(trainer, collator([dataset[n] for n in longest[:found]])):
-            found //= 2
+        halves = [batch >> times for times in range(1, batch.bit_length())]
+        found = largest(
+            halves, lambda size: _passes(trainer, collator([dataset[n] for n in longest[:size]]))
+        )
     # Halves alone keep the effective batch.
     while found and options.effective_batch % (found * world_size()):
         found //= 2
@@ -100,16 +102,12 @@ def too_large(
     )
 
 
-def _fits(trainer: "LlavaTrainer", batch: dict[str, Any]) -> bool:
-    """Whether a batch goes through a step's passes."""
+def _passes(trainer: "LlavaTrainer", batch: dict[str, Any]) -> None:
+    """A step's passes, of which nothing stays."""
     model: Any = trainer.model
     try:
         inputs = trainer._prepare_inputs(batch)
         with trainer.compute_loss_context_manager():
             model(**inputs).loss.backward()
-    except torch.OutOfMemoryError as error:
-        release(error)
-        return False
     finally:
         model.zero_grad(set_to_none=True)
-    return True

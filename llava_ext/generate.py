@@ -37,7 +37,9 @@ from llava_ext.model import LlavaModel
 from llava_ext.splice import expanded_length
 from llava_ext.templates import encode_prompt, stop_strings
 from llava_ext.towers import Tower, image_id, load_towers, look
+from revelio.device_memory import placed
 from revelio.distributed import device_of
+from revelio.trust import printable
 from revelio.wording import plural
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
 
 Grids = Sequence[Float[Tensor, "i c h w"]]
 BATCH = 8
+FEWER = "take bfloat16 as its dtype"  # what makes a saved model smaller
 
 
 class Assistant:
@@ -88,13 +91,16 @@ class Assistant:
 
         Raises:
             KeyError: a tower's backbone is unknown here.
-            ValueError: it is no such folder, or something it names can't be loaded.
+            ValueError: it is no such folder, or something it names can't be loaded, or goes beyond the
+                device's memory.
         """
         place = device_of(device)
         model, tokenizer = load_model(path, dtype=dtype)
         known = model.config.transforms
         loaded = load_towers(model.settings, device, allow, known) if towers else ()
-        return cls(cast(Any, model).to(place), tokenizer, loaded)
+        return cls(
+            placed(model, place, f"the model at {printable(path)}", FEWER), tokenizer, loaded
+        )
 
     def answer(
         self,

@@ -11,6 +11,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from llava_ext.config import ModelConfig
@@ -31,6 +32,8 @@ from revelio.backbones.weights import (
     read_weights,
     transformers_part,
 )
+from revelio.device_memory import release, room, too_large
+from revelio.distributed import device_of, own_device
 from revelio.hub import is_hub_id
 from revelio.tensor_files import tensor_headers
 from revelio.wording import plural
@@ -181,16 +184,21 @@ def _of_transformers(
     from transformers import AutoModelForCausalLM
 
     loader: Any = AutoModelForCausalLM
-    with reading(f"{source.name} as a causal language model"):
-        model, report = loader.from_pretrained(
-            source.location,
-            revision=source.revision or "main",
-            dtype=dtype_of(dtype),
-            trust_remote_code=False,  # by default it would ask, and run what came with the weights
-            ignore_mismatched_sizes=True,  # to have them reported
-            output_loading_info=True,
-            **settings,
-        )
+    try:
+        with reading(f"{source.name} as a causal language model"):
+            model, report = loader.from_pretrained(
+                source.location,
+                revision=source.revision or "main",
+                dtype=dtype_of(dtype),
+                trust_remote_code=False,  # by default it would ask, and run what came with the weights
+                ignore_mismatched_sizes=True,  # to have them reported
+                output_loading_info=True,
+                **settings,
+            )
+    except torch.OutOfMemoryError as error:  # of the device that a quantised one is made on
+        release(error)
+        advice = "set load_in to 4bit, take a smaller language model"
+        raise too_large(source.name, None, room(device_of(own_device())), advice) from error
     check_report(file, report)
     for key, tensor in model.state_dict().items():
         if type(tensor) is Tensor:  # quantised ones are of types that can't all be summed
@@ -215,7 +223,6 @@ def _described(source: Source) -> "PreTrainedModel":
     Raises:
         ValueError: it is no causal language model.
     """
-    import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from llava_ext.called import called
 from llava_ext.checkpoint import load_model
 from llava_ext.config import IMAGE_INDEX, TokensConfig
 from llava_ext.dataset import Collator, ConversationDataset, Pictures
+from llava_ext.generate import FEWER
 from llava_ext.images import damaged
 from llava_ext.latents import ModelLayers, raster
 from llava_ext.llava_json import Record, image_names, read_records, refuse
@@ -28,8 +29,10 @@ from revelio.activations.format import write_shard
 from revelio.activations.writer import StoreWriter
 from revelio.backbones.hooks import read_layers
 from revelio.data.contents import combined
+from revelio.device_memory import placed
 from revelio.distributed import device_of
 from revelio.run_dir import versions
+from revelio.trust import printable
 from revelio.wording import plural
 
 SHARD_IMAGES = 1024
@@ -122,7 +125,8 @@ def open_token_job(config: TokensConfig) -> TokenJob:
     )  # fmt: skip
     pad: Any = tokenizer.pad_token_id
     collate = Collator(model.image_tokens, pad, images.stack)
-    return TokenJob(config, cast(Any, model).to(device), dataset, collate)
+    placed(model, device, f"the model at {printable(config.model)}", FEWER)
+    return TokenJob(config, model, dataset, collate)
 
 
 def _records(config: TokensConfig) -> list[Record]:

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import fields, is_dataclass
 from functools import partial
@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 
 from revelio.distributed import left_alone
+from revelio.machine import beyond_memory
 from revelio.trust import PrintableStream, printable
 from revelio.wording import did_you_mean
 
@@ -56,7 +57,8 @@ def run_module(
     Raises:
         SystemExit: see :func:`one_line_errors`; after help.
     """
-    with one_line_errors(name, f"{name}: {stopped or stopped_line(module.Config)}"):
+    said = f"{name}: {stopped or stopped_line(module.Config)}"
+    with one_line_errors(name, said, flags_of(module.Config)):
         config = parse(module, arguments, prog)
         if "torch" not in sys.modules and _speaks():
             # Libraries take seconds to load: say at once that the command is at work.
@@ -111,10 +113,11 @@ def lacking(package: str) -> str:
 
 
 @contextmanager
-def one_line_errors(name: str, stopped: str = STOPPED) -> Iterator[None]:
+def one_line_errors(name: str, stopped: str = STOPPED, flags: Iterable[str] = ()) -> Iterator[None]:
     """A user's mistake becomes one line on stderr and status 2; Ctrl-C says ``stopped``, status 130.
 
-    ``REVELIO_DEBUG=1`` lets a mistake through with its traceback.
+    ``REVELIO_DEBUG=1`` lets a mistake through with its traceback. Of the command's ``flags`` those are named
+    that make smaller what went beyond memory.
 
     Raises:
         SystemExit: after either.
@@ -150,10 +153,10 @@ def one_line_errors(name: str, stopped: str = STOPPED) -> Iterator[None]:
         if not os.environ.get("REVELIO_DEBUG") and left_alone(error):
             number = os.environ.get("RANK", "?")
             fail(name, f"process {number} ends, because another one has: what that one says is why")
-        if os.environ.get("REVELIO_DEBUG") or not _too_large(error):
+        said = beyond_memory(error, flags)
+        if os.environ.get("REVELIO_DEBUG") or said is None:
             raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        fail(name, f"this does not fit: {reason}; choose smaller sizes or batches")
+        fail(name, said)
     finally:
         warnings.formatwarning = shown
 
@@ -178,14 +181,6 @@ def _warning_line(name: str, other: Callable[..., str], message: Any, *about: An
     if not _speaks():
         return ""
     return f"{name}: warning: {printable(' '.join(str(message).split()))}\n"
-
-
-def _too_large(error: BaseException) -> bool:
-    """Whether a size went beyond memory, or beyond what a size can be at all."""
-    if isinstance(error, MemoryError | OverflowError):
-        return True
-    words = ("out of memory", "allocate memory", "not enough memory", "overflow", "Invalid size")
-    return any(word.lower() in str(error).lower() for word in words)
 
 
 def fail(name: str, message: str) -> None:

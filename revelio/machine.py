@@ -2,10 +2,16 @@
 
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
+# What PyTorch says, in small letters, of a size that memory or a number can't hold.
+_TOO_LARGE = ("out of memory", "allocate memory", "not enough memory", "overflow", "invalid size")
+# Flags that decide how much a command holds at once, and those of number formats, by the end of their names.
+_SMALLER = ("batch-size", "pass-size", "images-at-once", "image-size")
+_FORMAT = "dtype"
 
 
 def available_memory() -> int | None:
@@ -70,3 +76,26 @@ def size(count: int) -> str:
         if count >= scale:
             return f"{count / scale:,.3g} {unit}"
     return f"{count / 1e3:.1f} kB"
+
+
+def beyond_memory(error: BaseException, flags: Iterable[str] = ()) -> str | None:
+    """One line where a size went beyond memory, or beyond what a size can be: which, and which flags help.
+
+    Args:
+        error: what was raised.
+        flags: of the command that it was raised in.
+
+    Returns:
+        None where the error is of another kind.
+    """
+    told = any(word in str(error).lower() for word in _TOO_LARGE)
+    if not told and not isinstance(error, MemoryError | OverflowError):
+        return None
+    said = str(error).splitlines()[0] if str(error) else type(error).__name__
+    # PyTorch goes on with what its allocator holds, and how to set that.
+    said = said.partition(" Including non-PyTorch memory")[0].rstrip(".")
+    ends = [(flag, flag.strip("-").rpartition(".")[2]) for flag in flags]
+    lower = [flag for flag, end in ends if end in _SMALLER]
+    helps = [f"lower {' or '.join(lower)}"] * bool(lower)
+    helps += [f"set {flag} bfloat16" for flag, end in ends if end == _FORMAT]
+    return f"this does not fit: {said}; {', or '.join(helps) or 'choose smaller sizes or batches'}"

@@ -77,7 +77,8 @@ def run_module(module: ModuleType, words: Sequence[str], *, name: str, prog: str
     if not hasattr(module, "SECTION"):
         command_line.run_module(module, words, name=name, prog=prog)
         return
-    with command_line.one_line_errors(name, f"{name}: {command_line.stopped_line(module.Config)}"):
+    stopped = f"{name}: {command_line.stopped_line(module.Config)}"
+    with command_line.one_line_errors(name, stopped, command_line.flags_of(module.Config)):
         config = parse(module.Config, words, module.__doc__ or "", module.SECTION, prog)
         module.run(config)
         # Launchers start several processes; one of them speaks.

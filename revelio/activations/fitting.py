@@ -4,7 +4,6 @@ What a batch takes grows at most in proportion to its size (weights and workspac
 tried where twice what half of it took still fits with room to spare.
 """
 
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -14,6 +13,8 @@ from torch import Tensor
 from revelio.activations.encode import Encoded, encode
 from revelio.activations.extraction_plan import ExtractionPlan
 from revelio.data.loading import batches
+from revelio.device_memory import not_one_fits, release
+from revelio.device_memory import room as room_of
 from revelio.machine import size as shown
 
 # The sizes that `auto` chooses from: beyond the last a GPU gains nothing more.
@@ -48,7 +49,7 @@ def largest_batch(job: ExtractionPlan, sizes: Sequence[int] = SIZES) -> Fit:
     index, pixels = _first_picture(job)
     first = encode(job.backbone, pixels)
     assert first is not None
-    device, found = first.device, Fit(0, 0, _room(first.device))
+    device, found = first.device, Fit(0, 0, room_of(first.device))
     del first
     for size in sizes:
         # A size that covers the data set is the last of use.
@@ -110,11 +111,7 @@ def too_large(job: ExtractionPlan, error: torch.OutOfMemoryError | None) -> Valu
     batch = job.batch_size
     fit = largest_batch(job, smaller_sizes(batch))
     if not fit.size:
-        left = f" ({shown(fit.room)} free)" if fit.room else ""
-        return ValueError(
-            f"not even one image fits the device's memory beside the model{left}: take bfloat16 as the "
-            "backbone's dtype, a smaller image_size, or another device"
-        )
+        return not_one_fits(fit.room)
     takes = f" (about {shown(fit.image_bytes * batch)}; {shown(fit.room)} free)" if fit.room else ""
     settings = f"batch_size {fit.size}"
     smaller = job.with_settings(batch_size=fit.size)
@@ -124,13 +121,6 @@ def too_large(job: ExtractionPlan, error: torch.OutOfMemoryError | None) -> Valu
         f"batch_size {batch} goes beyond the device's memory{takes}: {fit.size} fits; whole shards stay: "
         f"resume with {settings}"
     )
-
-
-def release(error: BaseException) -> None:
-    """Let go of the tensors that an error's frames hold."""
-    traceback.clear_frames(error.__traceback__)
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _first_picture(job: ExtractionPlan) -> tuple[int, Tensor]:
@@ -145,7 +135,7 @@ def _peak(
     job: ExtractionPlan, index: int, pixels: Tensor, size: int, device: torch.device
 ) -> tuple[int, int]:
     """Bytes that a batch of ``size`` takes beside the model, and those there are for it."""
-    counted, before, room = device.type == "cuda", 0, _room(device)
+    counted, before, room = device.type == "cuda", 0, room_of(device)
     if counted:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
@@ -154,11 +144,3 @@ def _peak(
     one = job.config.passes()[0]
     job.rows(Encoded([index] * size, encoded, []), replace(one, draws=one.draws[:1]))
     return (torch.cuda.max_memory_allocated(device) - before if counted else 0), room
-
-
-def _room(device: torch.device) -> int:
-    """Bytes that PyTorch can still take: what the device has free, and what its allocator keeps."""
-    if device.type != "cuda":
-        return 0
-    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + kept

@@ -34,6 +34,7 @@ class ImageClassifier:
         from revelio.backbones.registry import find_source
         from revelio.backbones.vit import transform_of
         from revelio.backbones.weights import TRANSFORMERS, read_weights, transformers_part
+        from revelio.device_memory import placed
         from revelio.distributed import device_of
 
         source = find_source(name)
@@ -51,7 +52,9 @@ class ImageClassifier:
         with reading(f"config.json of {source.name}"):
             self.classes = [str(config.id2label[place]) for place in range(config.num_labels)]
             self._transform = transform_of(source, source.crop_size(config.image_size))
-        self._model = frozen(model, device_of(device))
+        self._model = placed(
+            frozen(model, model.device), device_of(device), source.name, "take a smaller model"
+        )
 
     @torch.no_grad()
     def probabilities(self, pictures: Sequence[Image.Image]) -> Float[Tensor, "b classes"]:

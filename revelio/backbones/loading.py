@@ -144,11 +144,14 @@ def reading(what: str) -> Iterator[None]:
 
     Raises:
         ValueError: anything was raised inside.
+        OutOfMemoryError: a device's memory ran out, of which the files know nothing.
     """
     try:
         with quiet(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # advice on the libraries' own calls
             yield
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:
         # Of any kind: a library's type checks, tokenizers' own Exception, a size that memory can't hold.
         lines = printable(error).strip().split("\\n")

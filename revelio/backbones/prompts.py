@@ -183,13 +183,16 @@ class ZeroShot:
         from revelio.backbones.diffusion.text_encoder import load_clip_tokenizer
         from revelio.backbones.loading import frozen
         from revelio.backbones.registry import find_source
+        from revelio.device_memory import placed
         from revelio.distributed import device_of
 
         source = find_source(clip)
         model, self._transform = _whole_clip(source)
         words = model.text_model.config.vocab_size
         self._tokenizer = load_clip_tokenizer(source, "", words)
-        self._model = frozen(model, device_of(device))
+        self._model = placed(
+            frozen(model, model.device), device_of(device), source.name, "take a smaller model"
+        )
         groups = [[text] if isinstance(text, str) else list(text) for text in texts]
         once = dict.fromkeys(text for group in groups for text in group)
         rows = {text: self._embed_text(text) for text in once}

@@ -9,7 +9,7 @@ A factory takes ``layers`` and the fields of :class:`BackboneConfig` but the nam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -61,11 +61,25 @@ def load_backbone(
 
     Raises:
         KeyError: an unknown name or layer; the message lists the known ones.
-        ValueError: a setting the model can't take, a model of no supported family, or a name that would
-            import code where that is not allowed.
+        ValueError: a setting the model can't take, a model of no supported family or beyond the device's
+            memory, or a name that would import code where that is not allowed.
     """
+    import torch
+
     config = BackboneConfig(name=model) if isinstance(model, str) else model
     asked: dict[str, Any] = vars(replace(config, **settings)) | {"layers": layers}
+    try:
+        return _load(asked, imports)
+    except torch.OutOfMemoryError as error:
+        from revelio.device_memory import release
+
+        release(error)
+        raise _too_large(asked, imports) from error
+
+
+def _load(asked: Mapping[str, Any], imports: bool) -> Backbone:
+    """The backbone of a whole config's fields and ``layers``."""
+    asked = dict(asked)
     name, revision = asked.pop("name"), asked.pop("revision")
     if name in _registered:
         factory = _registered[name][0]
@@ -87,6 +101,26 @@ def load_backbone(
     if isinstance(family, str):
         return _imported(VIT_LOADERS[family])(source, loading)
     return load_family(family, source, loading)
+
+
+def _too_large(asked: Mapping[str, Any], imports: bool) -> ValueError:
+    """What to say of a backbone that goes beyond its device's memory: what it takes, and what helps."""
+    from revelio.backbones.weights_hash import weight_bytes
+    from revelio.device_memory import room, too_large
+    from revelio.distributed import device_of
+
+    try:
+        # Loaded once more, without a place for the weights: how many there are is in several files.
+        needed = weight_bytes(_load({**asked, "device": "meta"}, imports)) or None
+    except Exception:  # a user's own model may not know of such a device
+        needed = None
+    dtype = asked["dtype"]
+    halved = "bfloat16 as the backbone's dtype (half of it), " if dtype == "float32" else ""
+    earlier = " or an earlier layer" if asked["layers"] else ""
+    what = f"{printable(asked['name'])} in {dtype}"
+    return too_large(
+        what, needed, room(device_of(asked["device"])), f"take {halved}a smaller model{earlier}"
+    )
 
 
 def register(name: str, factory: str | Factory, description: Description | None = None) -> None:

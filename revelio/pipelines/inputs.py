@@ -15,6 +15,7 @@ from revelio.data.config import DataConfig
 from revelio.data.dataset import ImageDataset
 from revelio.data.open import open_dataset
 from revelio.data.registry import is_registered
+from revelio.device_memory import placed
 from revelio.distributed import Processes, device_of
 from revelio.following import beside
 from revelio.hub import FINAL, WEIGHTS, is_hub_id, trained
@@ -185,7 +186,9 @@ def open_sae(
     if not inside and not is_hub_id(path):
         raise ValueError(f"no k-SAE at {shown}: give a folder that `revelio train-ksae` wrote")
     chosen = device_of(device)
-    model = KSparseAutoencoder.from_pretrained(inside or path).to(chosen)
+    model = placed(
+        KSparseAutoencoder.from_pretrained(inside or path), chosen, f"the k-SAE at {shown}"
+    )
     # Encoding is most of the work of what follows: the native kernel finds the same codes sooner.
     if must_compile("auto", chosen):
         progress(Progress(COMPILING))

@@ -14,6 +14,7 @@ from revelio.backbones.config import BackboneConfig
 from revelio.backbones.diffusion.pipeline_layers import PipelineLayers
 from revelio.backbones.registry import load_backbone
 from revelio.data.picture import decoded
+from revelio.device_memory import placed
 from revelio.pipelines.convert_sae import read_sae
 from revelio.pipelines.inputs import open_sae, sae_folder
 from revelio.sae.inputs import trained_stores
@@ -50,7 +51,7 @@ def open_ksae(path: str, device: torch.device | str = "cpu") -> KSparseAutoencod
     """
     if sae_folder(path) or not Path(path).exists():
         return open_sae(path, str(device))
-    ksae = read_sae(Path(path)).to(device).eval()
+    ksae = placed(read_sae(Path(path)), device, f"the k-SAE at {printable(path)}").eval()
     ksae.kernel = fastest_kernel(ksae)
     return ksae
 
