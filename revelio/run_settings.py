@@ -10,6 +10,7 @@ FREE = (
     "plan",
     "device",
     "workers",
+    "pass_size",
     "sharing",
     "cache_gb",
     "changed_inputs",

@@ -5,11 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 from command_helpers import fails
-from diffc_helpers import write_folders
+from diffc_helpers import separable, write_folders
 from test_diffc_commands import report_of, train_flags
 
 from revelio import cli
 from revelio.diffc.model import DiffC
+from revelio.diffc.pixels import PixelsBackbone
+from revelio.diffc.sources import TensorGrids
+from revelio.diffc.train import predict
 
 
 @pytest.mark.parametrize("holds", [1, 3, 8])
@@ -46,3 +49,84 @@ def test_memory_that_runs_out_names_the_batch_that_fits_and_whole_epochs_stay(
     one, other = (report_of(tmp_path / name)["seeds"] for name in ("run", "whole"))
     histories = [[{**end, "seconds": 0} for end in found[0]["history"]] for found in (one, other)]
     assert histories[0] == histories[1]
+
+
+def held(monkeypatch: pytest.MonkeyPatch, images: int) -> None:
+    """A device that holds so many images in a pass of the backbone."""
+    plain = PixelsBackbone.activations
+
+    def activations(model: PixelsBackbone, encoded: torch.Tensor, *given, **named):
+        if len(encoded) > images:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return plain(model, encoded, *given, **named)
+
+    monkeypatch.setattr(PixelsBackbone, "activations", activations)
+
+
+@pytest.mark.parametrize(
+    ("holds", "said"), [(0, "not even one image fits"), (1, "1 fits"), (3, "2 fits")]
+)
+def test_a_pass_that_makes_kept_views_names_the_one_that_fits_and_the_run_goes_on_with_it(
+    tmp_path: Path, capsys, monkeypatch, holds: int, said: str
+) -> None:
+    flags = [*train_flags(write_folders(tmp_path / "data", 8), tmp_path / "run"), "--epochs", "1"]
+    with monkeypatch.context() as patch:
+        held(patch, holds)
+        line = fails(capsys, *flags)
+        assert said in line and "Tried to allocate" not in line
+        if not holds:
+            assert "image_size" in line
+            return
+        fits = said[0]
+        assert (
+            f"pass_size 8 goes beyond the device's memory: {fits} fits; resume with pass_size {fits}"
+            in line
+        )
+        cli.main([*flags, "--pass-size", fits, "--resume"])
+    cli.main(
+        [
+            *flags[: flags.index("--out")],
+            "--out",
+            str(tmp_path / "whole"),
+            *flags[flags.index("--out") + 2 :],
+        ]
+    )
+    one, other = (report_of(tmp_path / name)["seeds"][0]["last"] for name in ("run", "whole"))
+    assert one == other
+
+
+def test_a_batch_that_a_backbone_makes_on_line_is_tried_with_its_pass(
+    tmp_path: Path, capsys, monkeypatch
+) -> None:
+    """The classifier alone would take any: it is the backbone whose passes are too large."""
+    flags = train_flags(write_folders(tmp_path / "data", 8), tmp_path / "run")
+    flags[flags.index("--views") + 1] = "-1"
+    with monkeypatch.context() as patch:
+        held(patch, 5)
+        said = fails(capsys, *flags, "--batch-size", "16", "--validation", "0")
+    assert (
+        "batch_size 16 goes beyond the device's memory. 4 fits: " in said and "kept views" in said
+    )
+
+
+@pytest.mark.parametrize("holds", [1, 2, 3, 7])
+def test_testing_halves_its_batches_where_they_do_not_fit(monkeypatch, holds: int) -> None:
+    grids, labels = separable(4)
+    model, source, at_once = DiffC(6, 3, width=4, seed=0), TensorGrids([grids], labels), []
+    wanted = model.eval()(grids).detach()
+    plain = DiffC.forward
+
+    def forward(model: DiffC, grids: torch.Tensor) -> torch.Tensor:
+        at_once.append(len(grids))
+        if len(grids) > holds:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(model, grids)
+
+    monkeypatch.setattr(DiffC, "forward", forward)
+    assert torch.allclose(predict(model, source, range(12), 8), wanted, atol=1e-5)
+    assert max(one for one in at_once if one <= holds) == {1: 1, 2: 2, 3: 2, 7: 4}[holds]
+    monkeypatch.setattr(
+        DiffC, "forward", lambda *_: forward(model, torch.zeros(holds + 1, 6, 4, 4))
+    )
+    with pytest.raises(torch.OutOfMemoryError):
+        predict(model, source, range(12), 8)

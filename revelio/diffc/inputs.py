@@ -8,12 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from revelio.activations.store import ActivationStore
 from revelio.backbones.base import Backbone
 from revelio.data.config import DataConfig
 from revelio.data.dataset import ImageDataset, ImageError
 from revelio.data.open import open_dataset
 from revelio.data.splits import stratified_split
+from revelio.device_memory import not_one_fits, release
 from revelio.diffc.config import GridsConfig
 from revelio.diffc.pixels import PixelsBackbone
 from revelio.diffc.sources import LiveGrids, TensorGrids, stored_grids
@@ -57,7 +60,8 @@ def live_grids(
 
     Raises:
         KeyError: the backbone doesn't have the layer.
-        ValueError: no labels, no images, a wrong timestep, prompts for a backbone without text.
+        ValueError: no labels, no images, a wrong timestep, prompts for a backbone without text, or a device
+            whose memory does not hold one image beside the backbone.
     """
     prompts = None  # for the policy `empty`, which backbones without text know too
     if config.prompts != "empty":
@@ -65,15 +69,19 @@ def live_grids(
 
         device = config.backbone.device
         prompts = prompt_texts(config.prompts, dataset, device=device, clip=config.clip)
-    return LiveGrids(
-        dataset,
-        backbone,
-        config.layer,
-        timestep=config.timestep,
-        prompts=prompts,
-        seed=config.seed,
-        workers=workers,
-    )
+    try:
+        return LiveGrids(
+            dataset,
+            backbone,
+            config.layer,
+            timestep=config.timestep,
+            prompts=prompts,
+            seed=config.seed,
+            workers=workers,
+        )
+    except torch.OutOfMemoryError as error:  # its first pass tells the grids' shape
+        release(error)
+        raise not_one_fits(0) from error
 
 
 def portable(name: str) -> str:

@@ -20,6 +20,7 @@ from jaxtyping import Float, Int64
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from revelio.device_memory import release
 from revelio.diffc.config import FitConfig
 from revelio.diffc.conv import fixed_order
 from revelio.diffc.model import DiffC
@@ -198,14 +199,26 @@ def predict(
     batch_size: int = 32,
     share: Share | None = None,
 ) -> Float[Tensor, "n classes"]:
-    """The logits of the images' plain views; on the CPU, and of all images on every process."""
+    """The logits of the images' plain views; on the CPU, and of all images on every process.
+
+    Batches that go beyond the device's memory are halved.
+    """
     model.eval()
     share, device = share or Share(), next(model.parameters()).device
-    found = [torch.zeros(0, model.classes, device=device)]
-    for batch in chunks(indices[share.of(len(indices))], batch_size):
-        grids = source.grids(batch, PLAIN).to(device)
-        with fixed_order(device):
-            found.append(model(grids))
+    found, left = [torch.zeros(0, model.classes, device=device)], indices[share.of(len(indices))]
+    while left:
+        batch = left[:batch_size]
+        try:
+            grids = source.grids(batch, PLAIN).to(device)
+            with fixed_order(device):
+                found.append(model(grids))
+        except torch.OutOfMemoryError as error:
+            if batch_size == 1:
+                raise
+            release(error)
+            batch_size //= 2  # rounding apart, the logits don't depend on it
+        else:
+            left = left[batch_size:]
     return share.gather(torch.cat(found), len(indices)).cpu()
 
 

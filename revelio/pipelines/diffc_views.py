@@ -3,10 +3,13 @@
 import time
 from dataclasses import replace
 
+import torch
+
 from revelio.backbones.loading import dtype_of
 from revelio.diffc.cache import CacheSettings, bytes_left, fill_cache
 from revelio.diffc.config import ON_LINE, TrainDiffCConfig
 from revelio.diffc.fit import Task
+from revelio.diffc.fitting import passes_too_large
 from revelio.diffc.shared import Share
 from revelio.diffc.sources import GridSource
 from revelio.distributed import Processes
@@ -39,6 +42,20 @@ def keep_views(
 
 
 def _kept(
+    name: str, source: GridSource, cache: CacheSettings, processes: Processes, progress: Report
+) -> GridSource:
+    """The source with its views computed.
+
+    Raises:
+        ValueError: memory or disk can't hold them, or a pass went beyond the device's memory.
+    """
+    try:
+        return _computed(name, source, cache, processes, progress)
+    except torch.OutOfMemoryError as error:
+        raise passes_too_large(source, cache.batch_size, error) from error
+
+
+def _computed(
     name: str, source: GridSource, cache: CacheSettings, processes: Processes, progress: Report
 ) -> GridSource:
     total = len(source.ids) * (1 + cache.views)

@@ -272,8 +272,7 @@ def _train_seed(
     try:
         _follow(run, one, task, before, processes, progress)
     except torch.OutOfMemoryError as error:
-        shape, size = task.source.shape, config.batch_size
-        raise too_large(one.training, shape, size, error) from error
+        raise too_large(one.training, task.source, config.batch_size, error) from error
     result = finish_seed(one, task)
     if not processes.main:
         return result
