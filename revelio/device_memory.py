@@ -1,5 +1,6 @@
 """A device's memory: what is free of it, what fits, and one line where a model goes beyond it."""
 
+import gc
 import traceback
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
@@ -28,6 +29,7 @@ def release(error: BaseException) -> None:
     """Let go of the tensors that an error's frames hold."""
     traceback.clear_frames(error.__traceback__)
     if torch.cuda.is_available():
+        gc.collect()  # cycles of objects hold tensors, too
         torch.cuda.empty_cache()
 
 

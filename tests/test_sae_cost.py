@@ -119,15 +119,55 @@ def test_a_device_holds_what_was_measured_on_an_h100():
         assert peak < (device_memory(job) - CONTEXT_BYTES) / 2**30 < 1.25 * peak
 
 
-def test_auxk_s_codes_count_as_the_others_do():
-    """By hand: 512 more codes a row of 8,192, each 64 bytes and its share of a block's two sums of 1,280."""
-    from revelio.sae.cost import device_memory
+def test_live_storages_are_counted_once_and_as_long_as_they_live():
+    from tools.ksae_memory import BLOCK, Live
 
-    plain, auxk = (
-        device_memory(Job(config=RunConfig(batch_size=8192, auxk=each), rows=8192, d=1280))
-        for each in (0, 512)
-    )
-    assert auxk - plain == 8192 * 512 * (64 + 2 * 4 * 1280 // 64)
+    kept = torch.zeros(1000)
+    with Live(without=[kept]) as live:
+        one = kept + 1  # 4,000 bytes: eight blocks
+        view = one[10:].reshape(-1)
+        assert live.now == 8 * BLOCK
+        del one
+        both = torch.cat([view, view])  # 7,920 bytes
+        assert (live.now, len(live.parts)) == (24 * BLOCK, 2)
+        del view
+        both = both.sum()
+    assert (live.now, live.peak) == (BLOCK, 24 * BLOCK) and both == 1980
+
+
+# d, n, k, batch, AuxK: the paper's size; few rows, few latents, more codes than are chosen by candidates.
+STEPS = [
+    *((1280, 81_920, 32, batch, 0) for batch in (1024, 4096, 16_384, 65_536)),
+    *((1280, 81_920, 32, 8192, auxk) for auxk in (64, 512)),
+    *((16, 1024, 4, 64, 0), (320, 20_480, 16, 4096, 0), (512, 8192, 400, 1280, 0)),
+    *((64, 4096, 32, 16_384, 0), (2560, 163_840, 4, 16_384, 0), (1280, 81_920, 256, 16_384, 0)),
+    *((1280, 1_310_720, 32, 4096, 0), (4096, 131_072, 64, 16_384, 0)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("d", "n", "k", "batch", "auxk"), STEPS)
+def test_a_steps_memory_is_that_of_the_storages_that_it_makes(d, n, k, batch, auxk):
+    """Counted while the CUDA kernel takes its step without launches and numbers (tools/ksae_memory.py)."""
+    from revelio.sae.cost import CONTEXT_BYTES, WORKSPACE_BYTES, device_memory
+    from tools.ksae_memory import held
+
+    counted = held(d, n, k, batch, auxk)
+    config = RunConfig(k=k, batch_size=batch, auxk=auxk, steps=1)
+    job = Job(config=config, rows=batch, d=d, latents=n)
+    planned = device_memory(job) - CONTEXT_BYTES - WORKSPACE_BYTES
+    assert counted.state == memory(job).weights + memory(job).moments
+    assert counted.peak <= planned - counted.state <= 1.06 * counted.peak + 2**14
+
+
+def test_counting_leaves_triton_as_it_was():
+    import sys
+    from importlib.util import find_spec
+
+    from tools.ksae_memory import without_launches
+
+    found, loaded = find_spec("triton"), sys.modules.get("revelio.sae.kernels.cuda")
+    assert without_launches().CudaKernel is not getattr(loaded, "CudaKernel", None)
+    assert find_spec("triton") == found and sys.modules.get("revelio.sae.kernels.cuda") is loaded
 
 
 @pytest.mark.parametrize("room", [10**6, 10**9, 4 * 10**9, 10**10, 10**12])
@@ -136,7 +176,7 @@ def test_too_little_device_memory_names_what_helps(room):
     from revelio.sae.cost import device_memory, smaller_batch
 
     job = Job(config=RunConfig(batch_size=65_536), rows=65_536, d=1280)
-    fits, said = smaller_batch(job, room), device_shortage([job], room)
+    fits, said = smaller_batch([job], room), device_shortage([job], room)
     assert (said is None) == (fits == job.train.batch_size)
     if said is not None:
         assert ("take batch_size" in said) == bool(fits) and "free" in said and "--" not in said
@@ -149,18 +189,42 @@ def test_too_little_device_memory_names_what_helps(room):
     assert several is None or "smaller grid" in several
 
 
-def test_memory_that_runs_out_in_training_is_one_line(tmp_path, monkeypatch, capsys):
-    write_store(tmp_path / "store", torch.randn(64, 8), [str(i) for i in range(64)])
+@pytest.mark.parametrize("free", [10**6, 2 * 10**8, 10**9, 10**12, None])
+def test_memory_that_runs_out_in_training_names_the_batch_that_fits(
+    tmp_path, monkeypatch, capsys, free
+):
+    """By hand: of the batch's halves the largest whose estimate is within what is free."""
+    from revelio.sae.cost import CONTEXT_BYTES, device_memory
+
+    write_store(tmp_path / "store", torch.randn(2048, 8), [str(i) for i in range(2048)])
 
     def runs_out(*_given):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("revelio.pipelines.train_sae._train_group", runs_out)
+    monkeypatch.setattr("revelio.pipelines.train_sae.room", lambda _: free or 0)
     words = ["--store", str(tmp_path / "store"), "--out", str(tmp_path / "out"), "--device", "cpu"]
     with pytest.raises(SystemExit) as stopped:
-        main(["train-ksae", *words, "--batch-size", "32"])
+        main(
+            ["train-ksae", *words, "--batch-size", "2048", "--expansion", "4096", "--held-out", "0"]
+        )
     said = capsys.readouterr().err
-    assert stopped.value.code == 2 and "batch_size 16" in said and said.count("\n") == 1
+    assert (
+        stopped.value.code == 2 and said.count("\n") == 1 and "ran out at batch_size 2048" in said
+    )
+    if free is None:
+        assert "estimate" not in said and "smaller one in another folder" in said
+        return
+    jobs = {
+        size: Job(config=RunConfig(batch_size=size, expansion=4096), rows=2048, d=8)
+        for size in (2048 >> times for times in range(12))
+    }
+    need = {size: device_memory(job) - CONTEXT_BYTES for size, job in jobs.items()}
+    fits = max((size for size, count in need.items() if count <= free), default=0)
+    assert "by an estimate" in said and "(resume)" in said
+    assert ("smaller expansion" in said) == (fits == 0)
+    assert (f"batch_size {fits} fits" in said) == (0 < fits < 2048)
+    assert {10**6: 0, 10**12: 2048}.get(free, fits) == fits
 
 
 def test_what_is_measured_fits_however_small_a_batch_is(monkeypatch):

@@ -17,7 +17,7 @@ from revelio.sae.cost import (
     CONTEXT_BYTES,
     Job,
     Speed,
-    device_memory,
+    devices_memory,
     disk,
     given_speed,
     measured_speed,
@@ -193,16 +193,42 @@ def shortage(jobs: Sequence[Job], out: Path, *, in_memory: bool) -> str | None:
 
 def device_shortage(jobs: Sequence[Job], room: int) -> str | None:
     """What a CUDA device of ``room`` free bytes lacks for k-SAEs that train together, and what would help."""
-    need = sum(device_memory(job) - CONTEXT_BYTES for job in jobs) + CONTEXT_BYTES
+    need = devices_memory(jobs)
     if need <= room:
         return None
     said = f"this does not fit: it takes {size(need)} of the device's memory, of which {size(room)} are free"
-    fits = smaller_batch(jobs[0], room)
+    fits = smaller_batch(jobs, room)
     if len(jobs) > 1:
         return f"{said}: train fewer k-SAEs together (a smaller grid)"
     if fits:
         return f"{said}: take batch_size {fits}"
     return f"{said}: take a smaller expansion, or share the latents among several devices"
+
+
+def ran_out(jobs: Sequence[Job], device: torch.device, room: int) -> str:
+    """What to say of k-SAEs whose training went beyond a device's memory.
+
+    Args:
+        jobs: that trained together.
+        device: where.
+        room: bytes that it has free now that all of theirs are given back; 0: not known.
+    """
+    size_was = jobs[0].train.batch_size
+    resume = "free memory that other programs hold and go on from the last checkpoint (resume)"
+    said = f"the memory of {device} ran out at batch_size {size_was}"
+    if not room:
+        return f"{said}: train with a smaller one in another folder, or {resume}"
+    # What CUDA takes for itself is taken already.
+    need, fits = devices_memory(jobs) - CONTEXT_BYTES, smaller_batch(jobs, room + CONTEXT_BYTES)
+    said += f" ({size(need)} are needed by an estimate, {size(room)} are free now)"
+    if fits == size_was:
+        return f"{said}: {resume}, or train with a smaller batch_size in another folder"
+    smaller = "take a smaller expansion, or share the latents among several devices,"
+    if fits:
+        smaller = f"by the estimate batch_size {fits:d} fits: train with it"
+    elif len(jobs) > 1:
+        smaller = "train fewer k-SAEs together (a smaller grid),"
+    return f"{said}: {smaller} in another folder; or {resume}"
 
 
 def figures(job: Job, speed: Speed | None) -> dict[str, Any]:

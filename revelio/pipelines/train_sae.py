@@ -18,11 +18,12 @@ import torch
 from revelio.activations.store import ActivationStore
 from revelio.bounds import check_fields
 from revelio.config import completed, to_yaml
+from revelio.device_memory import release, room
 from revelio.files import check_folder
 from revelio.machine import duration
 from revelio.pipelines import Progress, Report, Reported, silent
 from revelio.pipelines.held_out import divide, with_share
-from revelio.pipelines.plan_sae import announce, job_of, refuse_shortage, remarks, shortage
+from revelio.pipelines.plan_sae import announce, job_of, ran_out, refuse_shortage, remarks, shortage
 from revelio.pipelines.sae_processes import DistContext
 from revelio.pipelines.sae_result import Training, finish
 from revelio.pipelines.sae_rows import JoinedRows, open_stores
@@ -178,17 +179,14 @@ def _trained(
     """Train them together.
 
     Raises:
-        ValueError: the device's memory ran out; the message names a batch size to go on with.
+        ValueError: the device's memory ran out; the message names the batch size that fits by an estimate.
     """
     try:
         return list(_train_group(configs, context, progress, heard))
     except torch.OutOfMemoryError as error:
-        size = configs[0].batch_size
-        raise ValueError(
-            f"the memory of {context.device} ran out at batch_size {size}: train with batch_size "
-            f"{max(1, size // 2)} in another folder, or free memory that other programs hold and go on from "
-            "the last checkpoint (resume)"
-        ) from error
+        release(error)
+        jobs = _jobs(configs, _rows_of(configs[0])[0], context)
+        raise ValueError(ran_out(jobs, context.device, room(context.device))) from error
 
 
 def _train_group(

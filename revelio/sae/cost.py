@@ -9,7 +9,7 @@ latents, the update between what the first batches touch and every row moving at
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil
@@ -121,34 +121,75 @@ class Memory:
         return self.weights + self.moments + self.buffers + self.rows + self.process
 
 
-# The CUDA kernel's approximate scores, and what CUDA's libraries take for themselves.
-SCORE_BYTES = 96 * 2**20
+# The CUDA kernel's approximate scores; places for candidates of an image; the most latents chosen by them.
+SCORES, CANDIDATES, MOST = 48 << 20, 512, 256
 # Terms of a gradient that it adds up by themselves.
 BLOCK_TERMS = 64
+# A code's value, latent, gradients, and its term of the batch's gradient: before these are sorted, and then.
+UNSORTED_BYTES, SORTED_BYTES = 64, 100
+# Workspaces of products and sorts: what the peak on an H100 (docs/gpu.json) was above all these, at most.
+WORKSPACE_BYTES = 112 * 2**20
+# What CUDA and its libraries take for themselves.
 CONTEXT_BYTES = 600 * 2**20
 
 
 def device_memory(job: Job) -> int:
-    """What one process takes of its CUDA device, in bytes.
+    """What one process takes of its CUDA device, in bytes: an estimate, by what a TopK step allocates.
 
-    Weights, moments, a float16 copy of ``W_enc`` with its bounds, approximate scores, a latent's counters,
-    and the larger of the batch with its copies, its codes (AuxK's, too) and the sums of blocks of their
-    gradients, and of the first rows, twice, that training starts from. All rows are held there, too, where
-    they take no more than half of what is left (:mod:`revelio.sae.feeding`).
+    Weights, moments, a float16 copy of ``W_enc`` with its bounds, a latent's counters, and the largest of
+    what the search for codes holds at once, what the update does, and the first rows, twice, that training
+    starts from. All rows are held there, too, where they take no more than half of what is left
+    (:mod:`revelio.sae.feeding`). ``tools/ksae_memory.py`` counts the same without a formula.
     """
-    held, size = memory(job), job.train.batch_size
+    held = memory(job)
     copy = 2 * job.local_latents * (job.d + 1)
-    codes = size * (job.config.k + job.config.auxk)
-    batch = 6 * 4 * size * job.d + 64 * codes + 2 * 4 * job.d * codes // BLOCK_TERMS
     first = 2 * 4 * min(FIRST_ROWS, job.rows) * job.d
-    rest = SCORE_BYTES + 16 * job.n + max(batch, first) + CONTEXT_BYTES
-    return held.weights + held.moments + copy + rest
+    most = max(_search_bytes(job), _update_bytes(job), first)
+    fixed = WORKSPACE_BYTES + CONTEXT_BYTES
+    return held.weights + held.moments + copy + 32 * job.n + most + fixed
 
 
-def smaller_batch(job: Job, room: int) -> int:
-    """The largest half, quarter, ... of the batch that a CUDA device of so much memory takes; 0: none."""
+def _codes(job: Job) -> tuple[int, int]:
+    """Codes of a row, AuxK's too; and the most of them that one search is for."""
+    auxk = min(job.config.auxk, job.n)
+    return job.config.k + auxk, max(job.config.k, auxk)
+
+
+def _search_bytes(job: Job) -> int:
+    """Rows, centred, halved, their norms; codes; scores of some images and of those before; candidates."""
+    (codes, most), n, size = _codes(job), job.local_latents, job.train.batch_size
+    rows = min(size, SCORES // n // 128 * 128 or max(1, SCORES // n))
+    after = min(rows, size - rows)
+    chosen = 8 * max(CANDIDATES, 1 << (2 * min(job.config.k, MOST) - 1).bit_length())
+    if most > MOST:  # by products in float32
+        chosen += 4 * n + 12 * most
+    scores = max((2 * n + chosen) * rows, 2 * n * rows + (2 * n + chosen) * after)
+    return size * (10 * job.d + 12 * codes + 64) + scores
+
+
+def _update_bytes(job: Job) -> int:
+    """Rows, centred, reconstructed, their errors, AuxK's too; terms of the gradient, and sums of blocks."""
     size = job.train.batch_size
-    while size and device_memory(replace(job, config=replace(job.config, batch_size=size))) > room:
+    codes, row = size * _codes(job)[0], 4 * size * job.d
+    sums = 8 * (job.d + 1) * codes // BLOCK_TERMS
+    # Scaled errors are another row each, before the terms are sorted.
+    terms = max(row + UNSORTED_BYTES * codes, SORTED_BYTES * codes + sums)
+    return row * (7 if job.config.auxk else 4) + terms
+
+
+def devices_memory(jobs: Sequence[Job]) -> int:
+    """The same of k-SAEs that train together."""
+    return sum(device_memory(job) - CONTEXT_BYTES for job in jobs) + CONTEXT_BYTES
+
+
+def smaller_batch(jobs: Sequence[Job], room: int) -> int:
+    """The largest half, quarter, ... of the batch that a CUDA device of so much memory takes; 0: none."""
+    size = jobs[0].train.batch_size
+
+    def of(job: Job) -> Job:
+        return replace(job, config=replace(job.config, batch_size=size))
+
+    while size and devices_memory([of(job) for job in jobs]) > room:
         size //= 2
     return size
 
