@@ -31,10 +31,13 @@ from torch import Tensor
 
 from llava_ext.generate import Assistant
 from revelio import ActivationStore, extract, open_dataset
+from revelio.activations.config import DEFAULT_BATCH, ExtractRunConfig
 from revelio.activations.store import write_store
 from revelio.backbones.base import LayerSpec
+from revelio.backbones.config import BackboneConfig
 from revelio.backbones.hooks import full_precision, read_layers
 from revelio.backbones.registry import load_backbone
+from revelio.data.config import DataConfig
 from revelio.data.transforms import SquareTransform
 from revelio.diffc.config import FitConfig
 from revelio.diffc.model import DiffC
@@ -42,6 +45,7 @@ from revelio.diffc.sources import TensorGrids
 from revelio.diffc.train import Training
 from revelio.diffc.train import train as fit
 from revelio.distributed import device_of
+from revelio.pipelines.extract import extract_to
 from revelio.sae.config import ActivationName, Mode, TrainConfig
 from revelio.sae.kernels.base import Kernel
 from revelio.sae.model import KSparseAutoencoder
@@ -278,6 +282,51 @@ def check_store(name: str, layers: list[str], folder: Path, device: str, dtype: 
         assert list(wanted.ids) == list(found.ids)
         error = (wanted.tensor() - found.tensor()).norm() / wanted.tensor().norm()
         assert error < BOUNDS[dtype], (found.path.name, float(error))
+
+
+def _extracted(
+    name: str, out: Path, device: str, dtype: str, layers: tuple[str, ...], **settings: Any
+) -> list[ActivationStore]:
+    """What `revelio extract` stores of twenty pictures, whose last batch is a smaller one."""
+    backbone = BackboneConfig(name=name, device=device, dtype=dtype)  # type: ignore[arg-type]
+    data = DataConfig(source="samples", limit=20)
+    asked: dict[str, Any] = {"batch_size": 8} | settings
+    return extract_to(
+        ExtractRunConfig(out=out, backbone=backbone, data=data, layers=layers, **asked)
+    )
+
+
+def _check_same(wanted: list[ActivationStore], found: list[ActivationStore], bound: float) -> None:
+    assert wanted and len(wanted) == len(found)
+    for one, other in zip(wanted, found, strict=True):
+        assert list(one.ids) == list(other.ids) and len(one) == 20
+        error = (other.tensor() - one.tensor()).norm() / one.tensor().norm()
+        assert error < bound, (other.path.name, float(error))
+
+
+def check_compiled(
+    name: str, layers: tuple[str, ...], folder: Path, device: str, dtype: str
+) -> None:
+    """An extraction with compiled parts stores what one without stores, and says how it was made."""
+    plain, compiled = (
+        _extracted(name, folder / f"{compiles}", device, dtype, layers, compile=compiles)
+        for compiles in (False, True)
+    )
+    _check_same(plain, compiled, BOUNDS[dtype])
+    assert [store.manifest.get("compile") for store in (plain[0], compiled[0])] == [None, True]
+
+
+def check_automatic_batch(name: str, layers: tuple[str, ...], folder: Path, device: str) -> None:
+    """An extraction finds the batch size that fits, stores what another stores, and goes on."""
+    plain = _extracted(name, folder / "plain", device, "float32", layers, batch_size=4)
+    found, again = (
+        _extracted(name, folder / "auto", device, "float32", layers, batch_size="auto", resume=on)
+        for on in (False, True)
+    )
+    _check_same(plain, found, BOUNDS["float32"])
+    # The first size that covers the pictures; where nothing counts memory it is not looked for.
+    assert found[0].manifest["batch_size"] == (DEFAULT_BATCH if device == "cpu" else 32)
+    assert [store.sha256 for store in again] == [store.sha256 for store in found]
 
 
 def check_diff_c(device: str) -> None:

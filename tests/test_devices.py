@@ -1,16 +1,21 @@
 """What tests/cuda checks on a GPU, on the CPU: the bodies of those tests are run where there is no GPU."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from backbones_helpers import tiny_dit, tiny_sd
 from device_helpers import (
     COMMANDS,
     FAMILIES,
     SHIPPED,
     TRAININGS,
     check_answers,
+    check_automatic_batch,
     check_command,
+    check_compiled,
     check_diff_c,
     check_family,
     check_near,
@@ -42,6 +47,19 @@ def test_shipped_models_in_float16_are_near_float32(name: str) -> None:
 @pytest.mark.parametrize(("name", "dtype"), [("mini-sd", "bfloat16"), ("mini-clip", "float16")])
 def test_a_store_in_fewer_bits_holds_float32_s_rows(tmp_path: Path, name: str, dtype: str) -> None:
     check_store(name, SHIPPED[name][0], tmp_path, "cpu", dtype)
+
+
+def test_an_extraction_with_compile_stores_what_one_without_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traced as on a GPU, then run as it stands: no code is generated."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    model = str(tiny_dit(tmp_path / "dit"))
+    check_compiled(model, ("block1", "block3"), tmp_path, "cpu", "bfloat16")
+
+
+def test_an_extraction_chooses_its_batch_size(tmp_path: Path) -> None:
+    check_automatic_batch(str(tiny_sd(tmp_path / "sd")), ("up_ft1",), tmp_path, "cpu")
 
 
 @pytest.mark.parametrize("changes", TRAININGS, ids=str)

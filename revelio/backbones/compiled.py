@@ -6,7 +6,9 @@ batch size is compiled at its first batch, for some seconds to a minute. Results
 by rounding, so stores record it.
 """
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
+from functools import wraps
 from typing import Any
 
 import torch
@@ -25,7 +27,22 @@ def compile_backbone(backbone: Backbone) -> None:
     if not parts:
         raise ValueError(f"{backbone.name} has no parts that can be compiled: leave compile off")
     for part in parts:
-        part.forward = torch.compile(part.forward, dynamic=False)
+        part.forward = _compiled(part.forward)
+
+
+def _compiled(forward: Callable[..., Any]) -> Callable[..., Any]:
+    run = torch.compile(forward, dynamic=False)
+
+    @wraps(forward)
+    def quiet(*given: Any, **named: Any) -> Any:
+        with warnings.catch_warnings():
+            # What the compiler says of diffusers' own code, while it reads that, is for their authors.
+            warnings.filterwarnings(
+                "ignore", message="Dynamo detected a call to a `functools.lru_cache`"
+            )
+            return run(*given, **named)
+
+    return quiet
 
 
 def _parts(backbone: Any) -> Iterator[nn.Module]:

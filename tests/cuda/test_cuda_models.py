@@ -10,6 +10,8 @@ from device_helpers import (
     BOUNDS,
     FAMILIES,
     SHIPPED,
+    check_automatic_batch,
+    check_compiled,
     check_diff_c,
     check_family,
     check_near,
@@ -53,6 +55,17 @@ def test_a_compiled_backbone_is_near_the_plain_one() -> None:
         settings = {"layers": ["up_ft1"], "timestep": 25}
         found += [backbone.activations(backbone.encode(pixels), list("abcd"), **settings)["up_ft1"]]
     assert (found[0] - found[1]).norm() / found[0].norm() < BOUNDS["float32"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_extraction_with_compile_stores_what_one_without_does(
+    tmp_path: Path, dtype: str
+) -> None:
+    check_compiled("mini-sd", ("bottleneck", "up_ft1"), tmp_path, "cuda", dtype)
+
+
+def test_an_extraction_finds_its_batch_size(tmp_path: Path) -> None:
+    check_automatic_batch("mini-sd", ("up_ft1",), tmp_path, "cuda")
 
 
 def test_the_batch_that_fits_is_found_and_named(tmp_path: Path) -> None:
