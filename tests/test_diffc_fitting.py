@@ -1,6 +1,8 @@
 """Memory that runs out in a training of Diff-C: one line names the batch that fits, and the run goes on."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -9,8 +11,13 @@ from diffc_helpers import separable, write_folders
 from test_diffc_commands import report_of, train_flags
 
 from revelio import cli
+from revelio.diffc import cost
+from revelio.diffc.config import FitConfig
+from revelio.diffc.fit import Task
+from revelio.diffc.fitting import training_step
 from revelio.diffc.model import DiffC
 from revelio.diffc.pixels import PixelsBackbone
+from revelio.diffc.shared import Share
 from revelio.diffc.sources import TensorGrids
 from revelio.diffc.train import predict
 
@@ -26,7 +33,8 @@ def test_memory_that_runs_out_names_the_batch_that_fits_and_whole_epochs_stay(
 
     def forward(model: DiffC, grids: torch.Tensor) -> torch.Tensor:
         steps.append(model.training)
-        if sum(steps) > 4 and model.training and len(grids) > holds:
+        # Three steps are measured beforehand, and an epoch has three.
+        if sum(steps) > 3 + 4 and model.training and len(grids) > holds:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
         return plain(model, grids)
 
@@ -130,3 +138,59 @@ def test_testing_halves_its_batches_where_they_do_not_fit(monkeypatch, holds: in
     )
     with pytest.raises(torch.OutOfMemoryError):
         predict(model, source, range(12), 8)
+
+
+@pytest.mark.parametrize(("held", "world"), [(0.0, 1), (0.25, 1), (0.25, 2)])
+def test_a_training_s_time_is_that_of_all_its_steps_and_passes(
+    monkeypatch, held: float, world: int
+) -> None:
+    """By a loop over what is done to each image, with a clock that tells what calls take."""
+    grids, labels = separable(8)
+    task = Task(TensorGrids([grids], labels), TensorGrids([grids[:9]], labels[:9]), ("a", "b", "c"))
+    config = FitConfig(epochs=3, seeds=2, batch_size=8, width=4, validation=held, device="cpu")
+    now, runs = [0.0], []
+
+    def took(seconds: float):
+        def run(*given: Any) -> torch.Tensor:
+            size = given[2] if seconds == 0.03 else len(given[2])
+            runs.append(size)
+            # What is done once a size counts for nothing.
+            now[0] += seconds * size + (1.0 if runs.count(size) == 1 and size > 2 else 0.0)
+            return torch.zeros(1)
+
+        return run
+
+    monkeypatch.setattr(cost, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(cost, "training_step", took(0.03))
+    monkeypatch.setattr(cost, "predict", took(0.01))
+    wanted = 0.0
+    for seed in range(2):
+        kept, validation = task.split(config, config.seed + seed)
+        for _ in range(3):
+            wanted += 0.03 * len(kept) + 0.01 * len(validation)
+        wanted += 0.01 * 9 * (2 if validation else 1)
+    found = cost.training_seconds(task, config, Share(0, world))
+    assert found == pytest.approx(wanted / world)
+    assert max(runs) == 8 // world
+
+
+def test_large_batches_are_measured_with_few_images(monkeypatch) -> None:
+    now, runs = [0.0], []
+
+    def run(size: int) -> torch.Tensor:
+        runs.append(size)
+        now[0] += 1.5 * size
+        return torch.zeros(())
+
+    monkeypatch.setattr(cost, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    assert cost.an_image(run, 500) == 1.5 and max(runs) == 2
+
+
+def test_measuring_a_step_changes_neither_weights_nor_random_state() -> None:
+    grids, labels = separable(4)
+    model = DiffC(6, 3, width=4, seed=0)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    training_step(model, TensorGrids([grids], labels), 8)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -5,6 +5,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from revelio.activations.fitting import smaller_sizes
 from revelio.device_memory import largest, not_one_fits, release
@@ -32,7 +33,7 @@ def too_large(
     sizes = [size for size in reversed(smaller_sizes(batch_size)) if size >= LEAST]
     # The processes of several would wait for each other in a trial.
     alone = training.share.world == 1
-    tried = largest(sizes, partial(_step, training.model, source)) if alone else 0
+    tried = largest(sizes, partial(training_step, training.model, source)) if alone else 0
     found = tried if alone else max(sizes, default=0)
     other = (
         f"{found} {'fits' if alone else 'may fit'}: begin anew with it in another folder, as batch "
@@ -48,16 +49,19 @@ def too_large(
     )
 
 
-def _step(model: DiffC, source: GridSource, size: int) -> None:
-    """A training step of so many images; the model stays as it is."""
+def training_step(model: DiffC, source: GridSource, size: int) -> Tensor:
+    """The loss of a training step of so many images, which leaves the model and random state as they are."""
     device, images = next(model.parameters()).device, len(source.ids)
     twin = deepcopy(model).train()
+    twin.dropout.p = 0.0
     grids = torch.zeros(size, *source.shape)
     if source.views is None:  # the backbone makes them in between
         grids = source.grids([place % images for place in range(size)], PLAIN)
     with fixed_order(device):
         logits = twin(grids.to(device))
-        F.cross_entropy(logits, logits.argmax(1)).backward()
+        loss = F.cross_entropy(logits, logits.argmax(1))
+        loss.backward()
+    return loss.detach()
 
 
 def passes_too_large(

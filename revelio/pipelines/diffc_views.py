@@ -1,6 +1,5 @@
 """The views of images that Diff-C trains on, computed once by the processes of a run and kept."""
 
-import time
 from dataclasses import replace
 
 import torch
@@ -8,6 +7,7 @@ import torch
 from revelio.backbones.loading import dtype_of
 from revelio.diffc.cache import CacheSettings, bytes_left, fill_cache
 from revelio.diffc.config import ON_LINE, TrainDiffCConfig
+from revelio.diffc.cost import view_seconds
 from revelio.diffc.fit import Task
 from revelio.diffc.fitting import passes_too_large
 from revelio.diffc.shared import Share
@@ -59,7 +59,7 @@ def _computed(
     name: str, source: GridSource, cache: CacheSettings, processes: Processes, progress: Report
 ) -> GridSource:
     total = len(source.ids) * (1 + cache.views)
-    progress(Progress(f"{name}: {total:,} of {_views_cost(source, cache, total)}"))
+    progress(Progress(f"{name}: {total:,} of {_views_cost(source, cache, total, processes.world)}"))
     if processes.world > 1:
         processes.wait()  # all have seen what is free before one takes of it
         for _ in fill_cache(source, cache, Share(processes.rank, processes.world)):
@@ -72,8 +72,8 @@ def _computed(
     return kept
 
 
-def _views_cost(source: GridSource, cache: CacheSettings, total: int) -> str:
-    """Shape, size, place and time, the last from one pass; refuses what memory or disk can't hold."""
+def _views_cost(source: GridSource, cache: CacheSettings, total: int, processes: int) -> str:
+    """Shape, size, place and time, the last measured; refuses what memory or disk can't hold."""
     gigabytes, shape = cache.gigabytes(source), "x".join(map(str, source.shape))
     needed = printed(int(gigabytes * 1e9))
     where, memory = "in memory", available_memory()
@@ -90,10 +90,7 @@ def _views_cost(source: GridSource, cache: CacheSettings, total: int) -> str:
                 f"the views need {printed(left)} in {cache.folder}, where {printed(free)} are free: "
                 "take fewer views, another cache_dir, or views -1 (on-line)"
             )
-    batch = range(min(cache.batch_size, len(source.ids)))
-    started = time.monotonic()
-    source.grids(batch, 0)
-    seconds = total * (time.monotonic() - started) / len(batch)
+    seconds = total * view_seconds(source, cache.batch_size) / processes
     return (
         f"{shape}, {gigabytes:.2f} GB {where}, {total / max(seconds, 1e-9):.3g} images/s, about "
         + (f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min")

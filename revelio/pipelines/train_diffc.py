@@ -25,8 +25,10 @@ from revelio.bounds import check_fields
 from revelio.data.config import DataConfig
 from revelio.data.dataset import ImageDataset
 from revelio.data.splits import NoSplits
+from revelio.device_memory import release
 from revelio.diffc.cache import drop_cache
 from revelio.diffc.config import TestConfig, TrainDiffCConfig
+from revelio.diffc.cost import training_seconds
 from revelio.diffc.fit import SeedRun, Task, finish_seed, start_seed, summarise
 from revelio.diffc.fitting import too_large
 from revelio.diffc.inputs import (
@@ -47,6 +49,7 @@ from revelio.diffc.trained_on import trained_on
 from revelio.distributed import Processes, launched, world_size
 from revelio.files import check_folder
 from revelio.hub import FINAL
+from revelio.machine import duration
 from revelio.pipelines import Progress, Report, Reported, silent
 from revelio.pipelines.diffc_views import keep_views
 from revelio.pipelines.inputs import hashed, open_run
@@ -87,13 +90,24 @@ def train_diffc(config: TrainDiffCConfig, progress: Report = silent) -> TrainedD
     """
     check_fields(config)
     processes = Processes() if world_size() == 1 else launched(config.device)
-    made = _train(config, processes, progress if processes.main else silent)
+    heard = progress is not silent
+    made = _train(config, processes, progress if processes.main else silent, heard)
     processes.close()
     return made
 
 
-def _train(config: TrainDiffCConfig, processes: Processes, progress: Report) -> TrainedDiffC:
-    """Train, test and sum up, as one of the processes."""
+def _train(
+    config: TrainDiffCConfig, processes: Processes, progress: Report, heard: bool
+) -> TrainedDiffC:
+    """Train, test and sum up, as one of the processes.
+
+    Args:
+        config: what to train.
+        processes: this one, and how many there are.
+        progress: the main process's.
+        heard: whether anybody listens to that: the time is measured then, in all processes at once, as one
+            alone would have the cores of the others.
+    """
     done = config.resume and all((config.out / name).is_file() for name in RESULTS)
     processes.wait()  # all have looked before one writes
     if done:
@@ -109,7 +123,7 @@ def _train(config: TrainDiffCConfig, processes: Processes, progress: Report) -> 
     if processes.main:
         contents = {"train": task.source.contents, "test": task.test.contents}
         run.add_input("set of pictures", contents)
-    _announce(task, config, progress)
+    _announce(task, config, progress, _seconds(task, config, processes) if heard else None)
     every = range(config.seeds)
     results = [_train_seed(run, live, task, config, n, processes, progress) for n in every]
     seconds = {
@@ -225,13 +239,28 @@ def _open_stored(config: TrainDiffCConfig) -> Task:
     return Task(source, test, tuple(made.pop("classes")), made)
 
 
-def _announce(task: Task, config: TrainDiffCConfig, progress: Report) -> None:
-    """What is frozen, what trains, how many parameters, how much work."""
+def _seconds(task: Task, config: TrainDiffCConfig, processes: Processes) -> float | None:
+    """How long the trainings will take; None where a batch does not fit, of which the first step tells."""
+    processes.wait()
+    try:
+        return training_seconds(task, config, Share(processes.rank, processes.world))
+    except torch.OutOfMemoryError as error:
+        release(error)
+        return None
+    finally:
+        processes.wait()
+
+
+def _announce(
+    task: Task, config: TrainDiffCConfig, progress: Report, seconds: float | None
+) -> None:
+    """What is frozen, what trains, how many parameters, how much work, and how long it takes."""
     source, made = task.source, task.made
     model = DiffC(**config.sizes(source.shape[0], len(task.classes)))
     images = len(task.split(config, config.seed)[0])
     macs = head_macs(source.shape, config.width)
     work = 3 * 2 * macs * images * config.epochs * config.seeds
+    takes = "" if seconds is None else f", {duration(seconds)} with the tests (measured)"
     views = "views kept" if source.views is not None else "on-line: a backbone pass each time"
     progress(
         Progress(
@@ -240,7 +269,7 @@ def _announce(task: Task, config: TrainDiffCConfig, progress: Report) -> None:
             f"trained: Diff-C, {plural(model.parameter_count(), 'parameter')}\n"
             f"training: {plural(images, 'image')} x {plural(config.epochs, 'epoch')} x "
             f"{plural(config.seeds, 'seed')}, {macs / 1e9:.3g} GMAC an image forward, {work / 1e12:.3g} "
-            f"TFLOP in all; {views}"
+            f"TFLOP in all{takes}; {views}"
         )
     )
 
