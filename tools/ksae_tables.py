@@ -133,23 +133,7 @@ def _floors(name: str, machine: dict[str, Any], result: dict[str, Any]) -> str:
     rates = ", ".join(f"{rate} billion {kind}" for kind, rate in of.items())
     return (
         f"A thread on {name} multiplies and adds at most {rates} numbers a second and reads {read} GB. At "
-        f"least: {'; '.join(said)}." + (f" {faster}" if turns else "") + _held_to_avx2(machine)
-    )
-
-
-def _held_to_avx2(machine: dict[str, Any]) -> str:
-    """What int8 gives where AVX2 is all that the kernel may use; PyTorch's product uses what there is."""
-    turns = machine.get("held_to_avx2_in_turn", {})
-    if not turns:
-        return ""
-    paired = ", ".join(
-        f"{one['times_faster_than_int16']:.2f} times at batch {batch}"
-        for batch, one in turns.items()
-    )
-    over = ", ".join(f"{one['times_faster_than_float32_product']:.2f}" for one in turns.values())
-    return (
-        f" Held to AVX2, steps that nominate in int8 are {paired} as fast as those in int16, and {over} "
-        "times as fast as PyTorch's float32 product alone, which is held to nothing."
+        f"least: {'; '.join(said)}." + (f" {faster}" if turns else "")
     )
 
 
