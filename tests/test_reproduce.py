@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import torch
 from backbones_helpers import tiny_if, tiny_sd
 from command_helpers import fails
 from PIL import Image, ImageOps
@@ -20,6 +21,7 @@ import revelio.pipelines.reproduce_rows as pipeline
 from revelio.activations.store import ActivationStore
 from revelio.analysis.config import PurityConfig
 from revelio.analysis.paired import image_subsets
+from revelio.backbones.registry import load_backbone
 from revelio.charts import COLOURS
 from revelio.cli import main
 from revelio.data.config import DataConfig
@@ -28,6 +30,7 @@ from revelio.distributed import Processes
 from revelio.pipelines import silent
 from revelio.pipelines.reproduce import reproduce
 from revelio.pipelines.reproduce_parts import Shared
+from revelio.pipelines.reproduce_plan import LATENT_BYTES, latents_of
 from revelio.probes.config import DiffusionClassifierConfig
 from revelio.reproduce.config import ReproduceConfig
 from revelio.reproduce.items import item, items
@@ -354,3 +357,14 @@ if __name__ == "__main__":  # one of the processes that test_two_processes_find_
         out=Path(out), backbones=(model,), data=data, scale="mini", seeds=2, device="cpu"
     )
     reproduce("table2a", config, sizes=TINY)
+
+
+@pytest.mark.parametrize(
+    ("model", "side"), [("mini-sd", 32), ("mini-sd-photo", 64), ("mini-dit", 32)]
+)
+def test_a_plan_counts_the_latents_that_a_shipped_model_makes(model: str, side: int) -> None:
+    backbone = load_backbone(model, device="cpu")
+    made = backbone.encode(torch.zeros(1, 3, side, side))
+    channels, stride = latents_of(model)
+    assert tuple(made.shape[1:]) == (channels, side // stride, side // stride)
+    assert made.element_size() == LATENT_BYTES

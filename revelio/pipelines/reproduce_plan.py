@@ -7,7 +7,9 @@ measures on the first images it reports itself.
 from dataclasses import dataclass
 from pathlib import Path
 
-from revelio.backbones.registry import describe, describe_one
+from revelio.backbones.catalogue import MINIS
+from revelio.backbones.layers import vae_stride
+from revelio.backbones.registry import describe, describe_one, find_source
 from revelio.backbones.source import Description
 from revelio.data.registry import get_spec, is_registered
 from revelio.diffc.model import head_macs
@@ -135,7 +137,16 @@ def _add(
         plan.bytes += GRID_BYTES * grid[0] * grid[1] * grid[2] * images
     if ("latents", ours.set_name, images) not in passes and encode:
         passes.add(("latents", ours.set_name, images))
-        plan.bytes += LATENT_BYTES * VAE_CHANNELS * (side // VAE_STRIDE) ** 2 * images
+        channels, stride = latents_of(model)
+        plan.bytes += LATENT_BYTES * channels * (side // stride) ** 2 * images
+
+
+def latents_of(model: str) -> tuple[int, int]:
+    """Channels and stride of a model's VAE latents; of a hub id Stable Diffusion's, as none is downloaded."""
+    if model not in MINIS:
+        return VAE_CHANNELS, VAE_STRIDE
+    vae = find_source(model).vae_config()
+    return vae["latent_channels"], vae_stride(vae)
 
 
 def _described(model: str) -> Description | None:
