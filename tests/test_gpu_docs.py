@@ -190,6 +190,37 @@ def test_plans_are_read_from_the_lines_that_users_read(tmp_path) -> None:
     }
 
 
+def test_plans_of_diff_c_and_of_the_papers_items_are_read_likewise(tmp_path) -> None:
+    out, views = tmp_path / "out", tmp_path / "out-views"
+    (out / "rows").mkdir(parents=True)
+    views.mkdir()
+    write_json(out / "report.json", {"seconds": {"views": 9.0, "training": 33.0}})
+    (views / "a-v0.bin").write_bytes(bytes(39_000_000))
+    for name in ("shard-00000", "model", "top_images"):
+        (out / "rows" / f"{name}.safetensors").write_bytes(bytes(1_000_000))
+    lines = [
+        "train grids: 2,400 of 128x8x8, 39.3 MB in out-views, 300 images/s, about 8 s",
+        "test grids: 400 of 128x8x8, 6.55 MB in out-views, 400 images/s, about 1 s",
+        "training: 1,080 images x 6 epochs x 1 seed, 0.0313 GMAC an image forward, 1.21 TFLOP in all, 1.6 "
+        "min with the tests (measured); views kept",
+    ]
+    ran = scaling_runs.Ran([(1.0, line) for line in lines], 0, 0)
+    assert scaling_runs.figures("train-diffc --out OUT", ran, out) == {
+        "views, s": [9, 9.0],
+        "trainings and tests, s": [96, 33.0],
+        "kept views, MB": [pytest.approx(45.85), 39],
+    }
+    lines = [
+        "plan: 3 runs, 11.4 MB on disk, about 30 s at 0.03 TFLOP/s",
+        "wrote out/figure3.md and figure3.json",
+    ]
+    ran = scaling_runs.Ran([(0.0, lines[0]), (54.0, lines[1])], 0, 0)
+    assert scaling_runs.figures("reproduce figure3 --out OUT", ran, out) == {
+        "s of multiplications (a lower bound)": [30, 54.0],
+        "disk, MB": [11.4, 2],
+    }
+
+
 def test_plans_are_near_what_was_measured() -> None:
     """Sizes within an eighth, lower bounds below, times on a shared machine within a factor of three."""
     assert len(FIGURES["plans"]) > 20

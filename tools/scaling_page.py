@@ -8,7 +8,7 @@ from revelio.machine import duration
 LAUNCHERS = """
 ## Starting several processes
 
-- `torchrun --nproc-per-node 8 -m revelio extract ...` (and `train-ksae`, `train-diffc`): a process a GPU;
+- `torchrun --nproc-per-node 8 -m revelio extract ...` (and `train-ksae`, `train-diffc`, `reproduce`): a process a GPU;
   over several nodes with `--nnodes` and `--rdzv-endpoint`, as `configs/cluster/*.sbatch` do under SLURM.
 - Extraction gives each process every so-many-th shard of 1,024 images, and the result has the bytes of one
   process's. More processes than shards stand idle.
@@ -57,8 +57,8 @@ def page(figures: Mapping[str, Any]) -> str:
             "",
             f"Plans of whole commands, on one process and two, were measured on {figures['machine']}: "
             "their times tell no more than within a factor of three. A store holds names beside its rows, "
-            "which plans of extraction leave out; plans of `train-ksae` leave out the time in which "
-            "processes wait for one another.",
+            "which plans of extraction leave out; plans of `train-ksae` and `train-diffc` leave out the time "
+            "in which processes wait for one another; that of `reproduce` counts multiplications alone.",
             "",
             "| | planned | measured | planned / measured |",
             "|---|---|---|---|",

@@ -12,10 +12,11 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from revelio.reproduce.rows import SIZES
 from revelio.run_dir import read_json, write_json
 from revelio.trust import read_json_lines
 from revelio.wording import plural
@@ -41,7 +42,7 @@ class Job:
 
 
 def jobs() -> list[Job]:
-    """What is run; PICTURES, DATA, STORE, FIRST and OUT are put in."""
+    """What is run; PICTURES, DATA, STORE, FIRST, VIEWS and OUT are put in."""
     extract = "extract --batch-size 25 --out OUT --backbone.name"
     many = "--layers bottleneck up_ft1 up_ft2 --timesteps 25 100 200 --shard-rows 50"
     train = "train-ksae --store STORE --expansion 64 --batch-size 256 --steps 300 --checkpoint-every 100"
@@ -62,6 +63,19 @@ def jobs() -> list[Job]:
         "llava pretrain, ZeRO-2": f"llava pretrain --config {CONFIG}/clip.yaml {stage} 64 --stage.zero 2",
         "llava pretrain, ZeRO-3": f"llava pretrain --config {CONFIG}/clip.yaml {stage} 64 --stage.zero 3",
         "llava finetune, LoRA": f"llava finetune --config {CONFIG}/clip.yaml --pretrained FIRST {stage} 96",
+        **{
+            f"llava finetune{name}": f"llava finetune --config {CONFIG}/clip.yaml --pretrained FIRST {stage} "
+            f"32 --lora.rank 0 --lora.targets all-linear{zero}"
+            for name, zero in (
+                ("", ""),
+                (", ZeRO-2", " --stage.zero 2"),
+                (", ZeRO-3", " --stage.zero 3"),
+            )
+        },
+        "train-diffc, views in files": "train-diffc --data.source samples --data.limit 1200 --test.limit 400 "
+        "--backbone.name mini-sd --layer up_ft1 --views 1 --epochs 6 --width 256 --batch-size 32 "
+        "--cache-gb 0 --cache-dir VIEWS --out OUT",
+        "reproduce figure3, mini, one seed": "reproduce figure3 --scale mini --seeds 1 --out OUT",
     }
     return [
         Job(name, command, processes)
@@ -95,11 +109,26 @@ def measure(place: Path, pictures: Path) -> None:
                 words = f"llava pretrain --config {CONFIG}/clip.yaml --limit 8 --data.json {data}"
                 _run([*words.split(), "--data.images", str(pictures), "--out", str(first)], 1)
             put = {"FIRST": first, "PICTURES": pictures, "DATA": data, "STORE": store, "OUT": out}
+            put["VIEWS"] = views_of(out)
             words = [str(put.get(word, word)) for word in job.command.split()]
+            told = _run([*words, *_planning(job)], 1).lines if _planning(job) else []
             found = _run(words, job.processes, out)
+            found = replace(found, lines=[*told, *found.lines])
             about = {"name": job.name, "processes": job.processes, "key": job.key}
             kept.append(about | {"figures": figures(job.command, found, out)})
             write_json(place, there)
+
+
+def _planning(job: Job) -> list[str]:
+    """What has a command plan that does not say its plan when it runs; several cores do what one does."""
+    if not job.command.startswith("reproduce"):
+        return []
+    return ["--plan", "--teraflops", str(SIZES["mini"].teraflops * job.processes)]
+
+
+def views_of(out: Path) -> Path:
+    """Where a run's kept views are put, which stay there."""
+    return out.with_name(f"{out.name}-views")
 
 
 def _machine() -> str:
@@ -174,8 +203,8 @@ def _watch(ran: subprocess.Popen[str], out: Path | None, most: list[int]) -> Non
         time.sleep(0.05)
 
 
-def _sizes(folder: Path, ends: str = "") -> Iterator[int]:
-    for path in folder.rglob(f"*{ends}"):
+def _sizes(folder: Path, names: str = "*") -> Iterator[int]:
+    for path in folder.rglob(names):
         try:
             if path.is_file():
                 yield path.stat().st_size
@@ -185,7 +214,12 @@ def _sizes(folder: Path, ends: str = "") -> Iterator[int]:
 
 def figures(command: str, ran: Ran, out: Path) -> Mapping[str, list[float]]:
     """By what is compared: planned and measured; seconds and megabytes."""
-    by = {"extract": _extracted, "train-ksae": _trained}
+    by = {
+        "extract": _extracted,
+        "train-ksae": _trained,
+        "train-diffc": _classified,
+        "reproduce": _reproduced,
+    }
     words = command.split()
     return (
         by.get(words[0]) or {"cache": _cached, "pretrain": _stage, "finetune": _stage}[words[1]]
@@ -199,7 +233,7 @@ def _extracted(ran: Ran, out: Path) -> dict[str, list[float]]:
     took = ran.when(r"stores? in .*, in ") - ran.when("plan: ")
     return {
         "s": [_number(images) / float(rate), took],
-        "disk, MB": [_bytes(planned), sum(_sizes(out, ".safetensors")) / 1e6],
+        "disk, MB": [_bytes(planned), sum(_sizes(out, "*.safetensors")) / 1e6],
     }
 
 
@@ -210,7 +244,7 @@ def _cached(ran: Ran, out: Path) -> dict[str, list[float]]:
     took = ran.when(r"stores? in ") - ran.when("plan: ")
     return {
         "s": [_number(images[1]) / float(chosen[3]), took],
-        "disk, MB": [_bytes(chosen.groups()[:2]), sum(_sizes(out, ".safetensors")) / 1e6],
+        "disk, MB": [_bytes(chosen.groups()[:2]), sum(_sizes(out, "*.safetensors")) / 1e6],
     }
 
 
@@ -227,6 +261,34 @@ def _trained(ran: Ran, out: Path) -> dict[str, list[float]]:
     }
 
 
+def _classified(ran: Ran, out: Path) -> dict[str, list[float]]:
+    views = re.findall(rf"grids: ([\d,]+) of \S+, {AMOUNT} in .*, (\S+) images/s", ran.text)
+    took = re.search(r"TFLOP in all, (\d+|\d+\.\d+) (s|min|h) with the tests", ran.text)
+    assert len(views) == 2 and took is not None, ran.text
+    seconds = read_json(out / "report.json")["seconds"]
+    making = sum(_number(count) / float(rate) for count, *_, rate in views)
+    return {
+        "views, s": [making, seconds["views"]],
+        "trainings and tests, s": [float(took[1]) * SECONDS[took[2]], seconds["training"]],
+        "kept views, MB": [
+            sum(_bytes(amount) for _, *amount, _ in views), sum(_sizes(views_of(out), "*.bin")) / 1e6,
+        ],
+    }  # fmt: skip
+
+
+def _reproduced(ran: Ran, out: Path) -> dict[str, list[float]]:
+    found = re.search(rf"plan: \d+ runs?, {AMOUNT} on disk, about ([\d.]+) (s|min|h) at", ran.text)
+    assert found is not None, ran.text
+    *disk, count, unit = found.groups()
+    stored = (*_sizes(out, "shard-*.safetensors"), *_sizes(out, "model.safetensors"))
+    return {
+        "s of multiplications (a lower bound)": [
+            float(count) * SECONDS[unit], ran.when("^wrote .*figure"),
+        ],
+        "disk, MB": [_bytes(disk), sum(stored) / 1e6],
+    }  # fmt: skip
+
+
 def _stage(ran: Ran, out: Path) -> dict[str, list[float]]:
     disk = re.search(
         rf"checkpoints of {AMOUNT}, at most (\d+) at once; the model {AMOUNT}", ran.text
@@ -239,7 +301,7 @@ def _stage(ran: Ran, out: Path) -> dict[str, list[float]]:
     report = read_json(out / "report.json")
     found = {
         "a checkpoint, MB": [checkpoint, sum(_sizes(last)) / 1e6],
-        "the model's weights, MB": [model, sum(_sizes(out / "final", ".safetensors")) / 1e6],
+        "the model's weights, MB": [model, sum(_sizes(out / "final", "*.safetensors")) / 1e6],
         "memory of a process without libraries and activations (a lower bound), MB": [
             state, report["peak_memory_bytes"] / 1e6,
         ],

@@ -91,7 +91,6 @@ def _views_cost(source: GridSource, cache: CacheSettings, total: int, processes:
                 "take fewer views, another cache_dir, or views -1 (on-line)"
             )
     seconds = total * view_seconds(source, cache.batch_size) / processes
-    return (
-        f"{shape}, {gigabytes:.2f} GB {where}, {total / max(seconds, 1e-9):.3g} images/s, about "
-        + (f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min")
+    return f"{shape}, {needed} {where}, {total / max(seconds, 1e-9):.3g} images/s, about " + (
+        f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
     )
