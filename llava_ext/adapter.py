@@ -3,6 +3,7 @@
 The model below them may be quantised (QLoRA, arXiv 2305.14314).
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,6 +16,7 @@ from revelio.tensor_files import read_tensors, tensor_headers
 from revelio.trust import printable, read_object
 
 if TYPE_CHECKING:
+    import torch
     from peft import LoraConfig, PeftModel
     from torch import Tensor
 
@@ -177,6 +179,22 @@ def read_weights_file(file: Path) -> "dict[str, Tensor]":
         raise ValueError(f"no weights at {file}: give the folder of a saved model")
     headers, _ = tensor_headers(file)
     return read_tensors(file, dict.fromkeys(headers))
+
+
+def rounded(state: Mapping[str, "Tensor"], dtype: "torch.dtype") -> "dict[str, Tensor]":
+    """Weights as they are saved: what trained is float32 until here, and adapters stay so.
+
+    Two names of one weight (tied embeddings) stay one: as two it would be written twice.
+    """
+    made: dict[tuple[int, ...], Tensor] = {}
+    found = dict(state)
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and tensor.numel() and "lora_" not in name:
+            place = (tensor.data_ptr(), *tensor.shape, *tensor.stride())
+            if place not in made:
+                made[place] = tensor.to(dtype)
+            found[name] = made[place]
+    return found
 
 
 def is_quantised(model: LlavaModel) -> bool:

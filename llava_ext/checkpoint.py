@@ -19,7 +19,7 @@ from warnings import warn
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from llava_ext.adapter import is_quantised, load_adapter, read_weights_file
+from llava_ext.adapter import is_quantised, load_adapter, read_weights_file, rounded
 from llava_ext.config import ModelConfig
 from llava_ext.conversation import FORMAT_1_SYSTEM
 from llava_ext.images import transform_from
@@ -104,12 +104,8 @@ def save_model(
             "the language model is quantised, so only its name can be saved: load it without "
             "`quantization_config` to save it `whole`"
         )
-    # What trained is float32 until here; adapters stay so.
     dtype = dtype_of(model.settings.dtype)
-    weights = {
-        name: tensor.to(dtype) if tensor.is_floating_point() and "lora_" not in name else tensor
-        for name, tensor in (model.state_dict() if state is None else state).items()
-    }
+    weights = rounded(model.state_dict() if state is None else state, dtype)
 
     def fill(folder: Path) -> None:
         _write(model, tokenizer, folder, weights, whole)

@@ -195,6 +195,23 @@ def test_saved_by_reference_and_whole(folders, name, tmp_path):
     assert (tmp_path / "again/language_model").is_dir(), "a reference would lose what was trained"
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_tied_embeddings_are_saved_once_in_any_number_format(folders, dtype, tmp_path):
+    """Trained in float32 and saved in fewer bits: as many bytes as the model has parameters."""
+    model = build(folders["llama"], dtype=dtype)
+    model.trainable("finetune")
+    model.language_model.float()
+    save_model(model, load_tokenizer(str(folders["llama"])), tmp_path / "out")
+    saved = load_file(tmp_path / "out/language_model/model.safetensors")
+    assert sum(each.numel() for each in saved.values()) == model.language_model.num_parameters()
+    assert {str(each.dtype) for each in saved.values()} == {f"torch.{dtype}"}
+    again, _ = load_model(tmp_path / "out")
+    output = again.language_model.get_output_embeddings().weight
+    assert output.data_ptr() == again.get_input_embeddings().weight.data_ptr()
+    wanted = model.get_input_embeddings().weight.to(output.dtype)
+    assert torch.equal(output, wanted)
+
+
 def test_saved_with_an_adapter(folders, tmp_path):
     for base_changed in (False, True):
         model = build(folders["llama"])
