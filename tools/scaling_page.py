@@ -8,8 +8,9 @@ from revelio.machine import duration
 LAUNCHERS = """
 ## Starting several processes
 
-- `torchrun --nproc-per-node 8 -m revelio extract ...` (and `train-ksae`, `train-diffc`, `reproduce`): a process a GPU;
-  over several nodes with `--nnodes` and `--rdzv-endpoint`, as `configs/cluster/*.sbatch` do under SLURM.
+- `torchrun --nproc-per-node 8 -m revelio extract ...` (and `train-ksae`, `train-diffc`, `reproduce`): a
+  process a GPU; over several nodes with `--nnodes` and `--rdzv-endpoint`, as `configs/cluster/*.sbatch` do
+  under SLURM.
 - Extraction gives each process every so-many-th shard of 1,024 images, and the result has the bytes of one
   process's. More processes than shards stand idle.
 - `train-ksae` shares every batch (`--sharing data`), or the latents of a k-SAE that fits no single GPU

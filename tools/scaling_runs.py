@@ -4,6 +4,7 @@
 measurement goes on with the runs that are missing. A plan is read from the line that users read.
 """
 
+import fnmatch
 import os
 import re
 import subprocess
@@ -12,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,8 @@ def jobs() -> list[Job]:
     stage = (
         "--data.json DATA --data.images PICTURES --out OUT --stage.batch-size 4 --stage.epochs 1 "
     )
+    # Stage 2 in full: larger steps, or the update of so many weights is all that is measured.
+    large = f"{stage}--stage.effective-batch 32 --stage.save-steps 2 --limit 64"
     stage += "--stage.save-steps 4 --limit"
     commands = {
         "extract, mini-sd, one layer": f"{extract} mini-sd --data.source samples --data.limit 800 "
@@ -64,8 +68,8 @@ def jobs() -> list[Job]:
         "llava pretrain, ZeRO-3": f"llava pretrain --config {CONFIG}/clip.yaml {stage} 64 --stage.zero 3",
         "llava finetune, LoRA": f"llava finetune --config {CONFIG}/clip.yaml --pretrained FIRST {stage} 96",
         **{
-            f"llava finetune{name}": f"llava finetune --config {CONFIG}/clip.yaml --pretrained FIRST {stage} "
-            f"32 --lora.rank 0 --lora.targets all-linear{zero}"
+            f"llava finetune{name}": f"llava finetune --config {CONFIG}/clip.yaml --pretrained FIRST {large} "
+            f"--lora.rank 0 --lora.targets all-linear{zero}"
             for name, zero in (
                 ("", ""),
                 (", ZeRO-2", " --stage.zero 2"),
@@ -73,7 +77,7 @@ def jobs() -> list[Job]:
             )
         },
         "train-diffc, views in files": "train-diffc --data.source samples --data.limit 1200 --test.limit 400 "
-        "--backbone.name mini-sd --layer up_ft1 --views 1 --epochs 6 --width 256 --batch-size 32 "
+        "--backbone.name mini-sd --layer up_ft1 --views 1 --epochs 6 --width 256 --batch-size 64 "
         "--cache-gb 0 --cache-dir VIEWS --out OUT",
         "reproduce figure3, mini, one seed": "reproduce figure3 --scale mini --seeds 1 --out OUT",
     }
@@ -204,12 +208,11 @@ def _watch(ran: subprocess.Popen[str], out: Path | None, most: list[int]) -> Non
 
 
 def _sizes(folder: Path, names: str = "*") -> Iterator[int]:
-    for path in folder.rglob(names):
-        try:
-            if path.is_file():
-                yield path.stat().st_size
-        except FileNotFoundError:
-            pass  # removed meanwhile
+    # Folders and files may go while one looks.
+    for place, _, files in os.walk(folder):
+        for name in fnmatch.filter(files, names):
+            with suppress(FileNotFoundError):
+                yield (Path(place) / name).stat().st_size
 
 
 def figures(command: str, ran: Ran, out: Path) -> Mapping[str, list[float]]:
