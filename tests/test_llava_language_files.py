@@ -198,3 +198,20 @@ def test_models_loaded_in_threads_are_whole(tmp_path) -> None:
     for model in models:
         assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
     assert PreTrainedModel.tie_weights is tie
+
+
+def test_a_device_that_is_full_while_weights_are_loaded_is_no_damaged_file(
+    tmp_path, monkeypatch
+) -> None:
+    """A quantised model is made on the device, file by file."""
+    folder = tiny_llama(tmp_path / "llama")
+
+    def runs_out(*_given: object, **_settings: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", runs_out)
+    monkeypatch.setattr("llava_ext.language.room", lambda _: 3 * 10**9)
+    with pytest.raises(
+        ValueError, match=r"does not fit the device's memory: 3 GB are free; set load_in"
+    ):
+        load_language_model(str(folder))
