@@ -55,6 +55,9 @@ def an_image(run: Callable[[int], Tensor], count: int, least: int = LEAST) -> fl
         run(size).sum().item()  # waits for the device
         return (time.perf_counter() - began) / size
 
-    size = count if seconds(least) * count < SECONDS else least
+    first = seconds(least)
+    if first * least > SECONDS:
+        return first
+    size = count if first * count < SECONDS else least
     seconds(size)  # pays for what is done once a size
     return seconds(size)
