@@ -3,13 +3,17 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
+from PIL import Image, ImageDraw
 
+from revelio.steering.draw import _fitting
 from revelio.steering.evaluate import (
     Drawn,
     difference_interval,
     mean_interval,
     measured,
     ratio_interval,
+    share_interval,
 )
 
 
@@ -69,3 +73,37 @@ def test_ratios_and_differences_are_paired():
     found = difference_interval([half], [plain], draws=500)
     assert found["high"] < 0
     assert ratio_interval([half], [plain * 0], draws=10) is None
+
+
+def test_pictures_that_all_agree_leave_room_for_those_not_drawn():
+    """Of 3 prompts all may show the target, and yet a model may draw it in half of all pictures."""
+    three, none = np.ones((3, 1)), np.zeros((3, 1))
+    # Wilson (1927): z^2 / (n + z^2) is what 0 of n leaves open.
+    room = 1.959964**2 / (3 + 1.959964**2)
+    found = share_interval([three])
+    assert (found["value"], found["high"]) == (1, 1)
+    assert found["low"] == pytest.approx(1 - room, abs=1e-6)
+    assert share_interval([none])["high"] == pytest.approx(room, abs=1e-6)
+    # Seeds count where they are more than prompts, and experiments add up.
+    assert share_interval([np.zeros((1, 3))]) == share_interval([none])
+    assert share_interval([none, none])["high"] < share_interval([none])["high"]
+    mixed = np.array([[1.0], [0], [1]])
+    assert share_interval([mixed]) == mean_interval([mixed])
+    # Erased altogether, or all as it was: the other pictures may still be otherwise.
+    erased = ratio_interval([none], [three])
+    assert erased and erased["high"] == pytest.approx(room, abs=1e-6)
+    kept = ratio_interval([mixed.copy()], [mixed])
+    assert kept and kept["value"] == 1
+    assert kept["low"] == pytest.approx(max(0, 1 - room / (2 / 3)), abs=1e-6)
+    assert kept["high"] == pytest.approx(1.5, abs=1e-6)  # no more than all pictures
+    plain = drawn([["cat", "cat"], ["dog", "dog"], ["car", "dog"]])
+    own = measured([plain], [plain], draws=10)
+    assert own["survival"] == own["target_relative"] == {"value": 1, "low": 1, "high": 1}
+
+
+def test_a_title_fits_its_column_and_keeps_its_strength():
+    pen = ImageDraw.Draw(Image.new("RGB", (8, 8)))
+    short = _fitting("difference of means -0.25", pen, 88)
+    assert pen.textlength(short) <= 88 < pen.textlength("difference of means -0.25")
+    assert short.startswith("diff") and short.endswith("... -0.25")
+    assert _fitting("steered -0.5", pen, 88) == "steered -0.5"

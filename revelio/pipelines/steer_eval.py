@@ -29,7 +29,13 @@ from revelio.steering.concept import Concept
 from revelio.steering.config import SteerEvalConfig
 from revelio.steering.draw import contact_sheet, draw_into, picture_name
 from revelio.steering.edits import Direction, Edit
-from revelio.steering.evaluate import Drawn, as_pixels, difference_interval, mean_interval, measured
+from revelio.steering.evaluate import (
+    Drawn,
+    as_pixels,
+    difference_interval,
+    measured,
+    share_interval,
+)
 from revelio.steering.prompts import Prompt
 from revelio.steering.steer import edited
 from revelio.trust import printable
@@ -85,6 +91,7 @@ def _steer_eval(config: SteerEvalConfig, progress: Report) -> dict[str, Any]:
     prompts = the_prompts(config, config.target_column, config.group_column)
     classes = list(dict.fromkeys(str(one.wanted) for one in prompts))
     _check_targets(config.target, classes)
+    own = [one for one in prompts if one.wanted in config.target]
     layers = open_pipeline(config.backbone)
     methods = all_methods(layers, config)
     for method in methods:
@@ -97,6 +104,7 @@ def _steer_eval(config: SteerEvalConfig, progress: Report) -> dict[str, Any]:
         "model": layers.name,
         "config": to_plain(config),
         "classes": classes,
+        "prompts": {"target": len(own), "others": len(prompts) - len(own)},
         "made_with": versions(),
     }
 
@@ -244,7 +252,7 @@ def _entries(
             **measured([one], drawn[:1], seed, draws),
             "target_change": difference_interval([one.sees()], [drawn[0].sees()], seed, draws),
             "groups": {
-                name: mean_interval([one.sees(rows)], seed, draws) for name, rows in groups.items()
+                name: share_interval([one.sees(rows)], seed, draws) for name, rows in groups.items()
             },
         }
         entry["time_ratio"] = entry["seconds"] / drawn[0].seconds

@@ -8,6 +8,7 @@ from revelio.charts import Series, line_chart
 from revelio.pages import render_page
 from revelio.run_dir import write_whole
 from revelio.text_tables import markdown_table
+from revelio.wording import plural
 
 COLUMNS = (
     "target: pictures of prompts that name it in which it shows. others: pictures of other prompts in which "
@@ -33,15 +34,24 @@ def write_page(report: Mapping[str, Any], path: Path, sheet: str) -> None:
         "groups": group_table(report),
         "charts": [curve(report, what) for what in ("target", "others")],
         "columns": COLUMNS,
+        "counts": counts(report),
         "sheet": sheet,
     }
     write_whole(path, render_page("revelio.pipelines", "steering.html.j2", values))
 
 
+def counts(report: Mapping[str, Any]) -> str:
+    """How many pictures the rates are of."""
+    of, each = report["prompts"], plural(report["config"]["images_per_prompt"], "picture")
+    named = plural(of["target"], "prompt that names", "prompts that name")
+    return f"{named} the target and {plural(of['others'], 'other')}, {each} each"
+
+
 def markdown(report: Mapping[str, Any]) -> str:
-    """The table for the terminal, and that of the groups where there are several."""
+    """For the terminal: how many pictures it is of, the table, and that of the groups, if several."""
     tables = [table(report), *([group_table(report)] if len(group_table(report)[0]) > 3 else [])]
-    return "\n\n".join(markdown_table(one) for one in tables)
+    head = f"percentages [95 % intervals]: {counts(report)}"
+    return "\n\n".join((head, *(markdown_table(one) for one in tables)))
 
 
 def table(report: Mapping[str, Any]) -> list[list[str]]:
@@ -84,7 +94,7 @@ def curve(report: Mapping[str, Any], what: str) -> str:
         )
         for name, of in lines.items()
     ]
-    title = {"target": "The target's rate by strength", "others": "What survives, by strength"}[
+    title = {"target": "The target's rate by strength", "others": "The others' rate by strength"}[
         what
     ]
     return line_chart(title, [f"{s:g}" for s in strengths], series, "percent")

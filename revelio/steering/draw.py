@@ -156,5 +156,14 @@ def contact_sheet(
             large = picture.resize((width, height), Image.Resampling.NEAREST)
             sheet.paste(large, (column * width, top))
     for column, title in enumerate(columns.values()):
-        pen.text((column * width + 4, 3), title, fill="black")
+        pen.text((column * width + 4, 3), _fitting(title, pen, width - 8), fill="black")
     return sheet
+
+
+def _fitting(title: str, pen: ImageDraw.ImageDraw, width: float) -> str:
+    """A title no wider than its column: what is left out stands before the strength at its end."""
+    name, space, strength = title.rpartition(" ")
+    while pen.textlength(title) > width and name:
+        name = name[:-1]
+        title = f"{name.rstrip()}...{space}{strength}"
+    return title

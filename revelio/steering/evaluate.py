@@ -6,7 +6,9 @@
                   1 - cosine of a backbone's activations
 
 The last two say what erasing costs. `relative` divides a rate by that of the unsteered model on the same
-prompts and the same noise. Intervals are 95 % bootstrap intervals: prompts are resampled, and seeds.
+prompts and the same noise. Intervals are 95 % bootstrap intervals: prompts are resampled, and seeds. Where
+all pictures agree, all resamples do, and know nothing of pictures that were not drawn: there Wilson's
+interval says how many of them could still differ.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -16,6 +18,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 from PIL import Image
+
+from revelio.stats import wilson95
 
 Rates = Float[np.ndarray, "prompts seeds"]
 
@@ -81,10 +85,18 @@ def mean_interval(rates: Sequence[Rates], seed: int = 0, draws: int = 2000) -> d
     return _entry(_mean(rates), _sums(rates, seed, draws) / sum(one.size for one in rates))
 
 
+def share_interval(rates: Sequence[Rates], seed: int = 0, draws: int = 2000) -> dict[str, float]:
+    """The share of pictures that show something, 1 or 0 each, with its interval."""
+    share, room = _mean(rates), _room(rates)
+    if share in (0, 1):
+        return {"value": share, "low": max(0.0, share - room), "high": min(1.0, share + room)}
+    return mean_interval(rates, seed, draws)
+
+
 def ratio_interval(
     rates: Sequence[Rates], plain: Sequence[Rates], seed: int = 0, draws: int = 2000
 ) -> dict[str, float] | None:
-    """The ratio of two means on the same prompts and seeds, resampled together.
+    """The ratio of two shares on the same prompts and seeds, resampled together; beside itself it is 1.
 
     None where the second is 0, which nothing can be relative to: the judge sees none of what the unsteered
     model draws.
@@ -92,8 +104,15 @@ def ratio_interval(
     whole = _mean(plain)
     if whole == 0:
         return None
+    value, same = _mean(rates) / whole, all(map(np.array_equal, rates, plain))
+    if (same or value == 0) and not all(
+        one is other for one, other in zip(rates, plain, strict=True)
+    ):
+        room = _room(rates) / whole
+        return {"value": value, "low": max(0.0, value - room), "high": min(1 / whole, value + room)}
     above, below = (_sums(part, seed, draws) for part in (rates, plain))
-    return _entry(_mean(rates) / whole, above / np.maximum(below, 1e-12))
+    known = below > 0
+    return _entry(value, above[known] / below[known] if known.any() else np.full(1, value))
 
 
 def difference_interval(
@@ -115,14 +134,16 @@ def measured(
         seed: of the resampling.
         draws: resamples.
     """
-    target, target_plain = ([one.sees() for one in part] for part in (drawn, plain))
-    others, others_plain = ([one.keeps() for one in part] for part in (drawn, plain))
+    target, others = [one.sees() for one in drawn], [one.keeps() for one in drawn]
+    target_plain, others_plain = target, others
+    if any(one is not other for one, other in zip(drawn, plain, strict=True)):
+        target_plain, others_plain = [one.sees() for one in plain], [one.keeps() for one in plain]
     found: dict[str, Any] = {
-        "target": mean_interval(target, seed, draws),
+        "target": share_interval(target, seed, draws),
         "target_relative": ratio_interval(target, target_plain, seed, draws),
-        "others": mean_interval(others, seed, draws),
+        "others": share_interval(others, seed, draws),
         "survival": ratio_interval(others, others_plain, seed, draws),
-        "turned_into": mean_interval([one.becomes() for one in drawn], seed, draws),
+        "turned_into": share_interval([one.becomes() for one in drawn], seed, draws),
         "seconds": float(np.mean([one.seconds for one in drawn])),
     }
     for measure in drawn[0].distances:
@@ -133,6 +154,11 @@ def measured(
 
 def _mean(rates: Sequence[Rates]) -> float:
     return float(sum(one.sum() for one in rates) / sum(one.size for one in rates))
+
+
+def _room(rates: Sequence[Rates]) -> float:
+    """How large a share can be, at 95 %, of what no picture shows: of prompts or seeds, what is more."""
+    return wilson95(0, sum(max(one.shape) for one in rates))[1]
 
 
 def _sums(rates: Sequence[Rates], seed: int, draws: int) -> Float[np.ndarray, " draws"]:
