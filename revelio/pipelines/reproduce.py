@@ -58,7 +58,8 @@ def reproduce(
 
     Raises:
         KeyError: there is no such item.
-        ValueError: a setting is outside its bounds, or the folder to write to is taken.
+        ValueError: a setting is outside its bounds, the folder to write to is taken, or no row can run where
+            an earlier run measured some, as with a mistyped path: its page stays.
     """
     check_fields(config)
     wanted, processes = item(name), launched(config.device)
@@ -76,9 +77,19 @@ def reproduce(
         judged = scored(wanted.rows, config.scores, config.seed) if wanted.commands else None
         result = _result(name, wanted, config, rows, judged or _measured(shared))
         if processes.main:
+            if not wanted.commands:
+                _check_not_lost(path, result["rows"])
             _write(path, result)
     processes.close()
     return Made(path.with_suffix(".md"), result)
+
+
+def _check_not_lost(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    earlier = read_object(path).get("rows", []) if path.is_file() else []
+    if all("missing" in row for row in rows) and any("missing" not in row for row in earlier):
+        raise ValueError(
+            f"no row can run, and {printable(path)} of an earlier run stays as it is: {rows[0]['missing']}"
+        )
 
 
 def _write(path: Path, result: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from revelio.data.dataset import ImageDataset
 from revelio.data.open import open_dataset
 from revelio.data.registry import is_registered
 from revelio.data.splits import NoSplits, stratified_split
+from revelio.diffc.inputs import readable
 from revelio.distributed import Processes
 from revelio.pipelines import Progress, Report
 from revelio.pipelines.extract import AS_CODE_SIZE
@@ -83,6 +84,11 @@ class Shared:
             self._pictures[ours.set_name] = train, test
         return self._pictures[ours.set_name]
 
+    def tested(self, ours: OurRow) -> ImageDataset:
+        """The test images for what is not told of broken ones: without them, where they are to be skipped."""
+        test = self.images(ours)[1]
+        return readable(test)[0] if ours.data.on_error == "skip" else test
+
     def contents(self, ours: OurRow) -> str | None:
         """A hash of a row's pictures; None where they can't be opened, or are stored nowhere."""
         try:
@@ -146,7 +152,8 @@ class Shared:
             opened, reasons = None, []
             try:
                 dataset, backbone = self.images(ours)[part == "test"], self.backbone(ours)
-                opened = dataset, backbone, self._texts(row.prompt, dataset)
+                skip = ours.data.on_error == "skip"
+                opened = dataset, backbone, self._texts(row.prompt, dataset, skip)
             except CANNOT as error:
                 reasons = [reason_of(error)]
             # Where one process can't, none does: the others would wait for it.
@@ -176,10 +183,11 @@ class Shared:
             self._backbones[ours.set_name] = load_backbone(options, layers=sorted(layers))
         return self._backbones[ours.set_name]
 
-    def _texts(self, prompt: str, dataset: ImageDataset) -> dict[str, Texts]:
+    def _texts(self, prompt: str, dataset: ImageDataset, skip: bool) -> dict[str, Texts]:
         if prompt == "empty":
             return {}
-        found = prompt_texts(prompt, dataset, clip=self.clip, device=self.config.device)
+        device = self.config.device
+        found = prompt_texts(prompt, dataset, clip=self.clip, device=device, skip_unreadable=skip)
         return {prompt: lambda indices: [found[index] for index in indices]}
 
     def _extracted(

@@ -219,7 +219,7 @@ def _probe(shared: Shared, ours: OurRow) -> Found:
 @torch.no_grad()
 def _pass_seconds(shared: Shared, ours: OurRow) -> tuple[float, int]:
     """What an image takes from picture to grid, in batches as Diff-C's, and how many were timed."""
-    test, model = shared.images(ours)[1], shared.backbone(ours)
+    test, model = shared.tested(ours), shared.backbone(ours)
     test = test.spread(shared.sizes.zero_shot_images or len(test))
     begun = time.monotonic()
     for batch in batches(test, model.transform, EvalDiffCConfig.batch_size):
@@ -232,7 +232,7 @@ def _pass_seconds(shared: Shared, ours: OurRow) -> tuple[float, int]:
 
 def _clip(shared: Shared, ours: OurRow) -> Found:
     """CLIP's zero-shot top-1 in percent."""
-    test = shared.images(ours)[1]
+    test = shared.tested(ours)
     found = clip_zero_shot(test, clip=ours.backbone.name, device=shared.config.device)
     if ours.row.metric == SECONDS:
         return _once(found.score.seconds, len(test))
@@ -241,7 +241,7 @@ def _clip(shared: Shared, ours: OurRow) -> Found:
 
 def _diffusion_classifier(shared: Shared, ours: OurRow) -> Found:
     """The Diffusion Classifier's zero-shot top-1 in percent, or its seconds an image."""
-    test = shared.images(ours)[1]
+    test = shared.tested(ours)
     test = test.spread(shared.sizes.zero_shot_images or len(test))
     model: Any = load_backbone(ours.backbone)
     how = shared.sizes.classifier

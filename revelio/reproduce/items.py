@@ -15,6 +15,7 @@ from typing import Any
 
 from revelio.reproduce.orderings import Ordering
 from revelio.reproduce.row import CALTECH, FGVC, PETS, SECONDS, TOP1, Row
+from revelio.wording import did_you_mean
 
 # The paper's spelling -> a prompt policy.
 _POLICIES = {"from_CLIP": "from_clip", "null-class": "empty"}
@@ -107,7 +108,8 @@ def item(name: str) -> Item:
         KeyError: there is none; lists the known ones.
     """
     if name not in items():
-        raise KeyError(f"unknown item {name!r}: choose from {', '.join(items())}")
+        hint = did_you_mean(name, items())
+        raise KeyError(f"unknown item {name!r}: {hint}choose from {', '.join(items())}")
     return items()[name]
 
 

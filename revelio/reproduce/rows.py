@@ -11,8 +11,10 @@ from revelio.data.config import DataConfig
 from revelio.diffc.config import FitConfig
 from revelio.probes.config import DiffusionClassifierConfig, ProbeName
 from revelio.reproduce.config import FROM_PAPER, ReproduceConfig
+from revelio.reproduce.items import items
 from revelio.reproduce.row import CALTECH, FGVC, PETS, Row
 from revelio.sae.config import RunConfig
+from revelio.wording import did_you_mean
 
 MAIN = "sd-1.5"
 # What a row of a kind stores of a layer: pooled activations or grids.
@@ -150,10 +152,15 @@ def our_rows(rows: Iterable[Row], config: ReproduceConfig) -> list[OurRow]:
     """Every row with its model and pictures, or what is missing of it.
 
     Raises:
-        ValueError: a setting names no ``PAPER=OURS``.
+        ValueError: a setting names no ``PAPER=OURS``, or a model or data set that no row of any item has.
     """
     rows = list(rows)
     models, roots = pairs(config.backbones, MAIN), pairs(config.roots, "")
+    every = [row for one in items().values() if not one.commands for row in one.rows]
+    _check_known("backbones", "model", models, (row.model for row in every if row.kind != "quoted"))
+    _check_known(
+        "roots", "data set", roots, [*(row.dataset for row in every), *_MINI_DATA.values()]
+    )
     first = rows[0].dataset if rows else ""
     return [_ours(row, config, models, roots, first) for row in rows]
 
@@ -204,6 +211,17 @@ def _pictures(
     if mini and source == CALTECH and root is None:
         return found, f"the pictures of {CALTECH} are not shipped: give their folder in roots"
     return found, ""
+
+
+def _check_known(setting: str, what: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse a mistyped name: the rows that it is meant for would run without it, or not at all."""
+    names = list(dict.fromkeys(known))
+    for one in given:
+        if one not in names:
+            hint = did_you_mean(one, names)
+            raise ValueError(
+                f"{setting} names {one!r}, and no row has this {what}: {hint}choose from {', '.join(names)}"
+            )
 
 
 def pairs(given: Iterable[str], alone: str) -> dict[str, str]:
