@@ -54,6 +54,29 @@ def test_a_table_that_is_named_gives_the_labels(
     assert [dataset.classes[label] for label in dataset.labels or ()] == meant.split()
 
 
+@pytest.mark.parametrize("names", [("2023/raw", "2023/day", "2024/raw", "2024/day"), ("new", "")])
+@pytest.mark.parametrize("table", ["labels.csv", "metadata.csv"])
+def test_a_table_of_labels_makes_doubts_about_class_folders_moot(
+    tmp_path: Path, names: tuple[str, ...], table: str, recwarn: pytest.WarningsRecorder
+) -> None:
+    """Folders by year, or pictures beside folders: they matter where nothing else says the classes."""
+    paths = [f"{name}/{number}.png".lstrip("/") for number, name in enumerate(names)]
+    for path in paths:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        noise_picture(4, 4).save(tmp_path / path)
+    with pytest.warns(
+        UserWarning, match="taken as classes|no classes and the images have no labels"
+    ):
+        open_dataset(tmp_path)
+    rows = [f"{path},{'pug' if number % 2 else 'owl'}" for number, path in enumerate(paths)]
+    (tmp_path / table).write_text("\n".join(["file_name,label", *rows]) + "\n")
+    recwarn.clear()
+    named = {} if table == "metadata.csv" else {"labels": tmp_path / table}
+    assert open_dataset(tmp_path, **named).classes == ("owl", "pug")
+    said = [str(one.message) for one in recwarn]
+    assert len(said) == len(named) and all("labels are read from" in one for one in said)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -14,6 +14,7 @@ ROOT (under ROOT/images for lists), with forward slashes; the order is theirs, s
 import os
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -77,24 +78,26 @@ def open_folder(
         listing = with_metadata(listing, label_column, path)
     else:
         listing = with_table(listing, labels, label_column, path)
+    for doubt in listing.doubts:
+        warnings.warn(doubt, stacklevel=2)
     return listed_dataset(listing, split, name or path.resolve().name, limits)
 
 
 def read_folder(path: Path) -> Listing:
     """The files of the folder ``path``, by split and class; says what is left out."""
-    path, left_out = unwrapped(path), []
+    path, left_out, doubts = unwrapped(path), [], []
     folders = _folders(path)
     lists = split_lists(path)
     if "images" in folders and lists:
         return read_lists(path / "images", lists)
     stray = _stray(path)
     only_splits = bool(folders) and all(split_name(folder) is not None for folder in folders)
-    splits = _splits(path, folders) if stray is None or only_splits else {}
+    splits = _splits(path, folders, doubts) if stray is None or only_splits else {}
     if splits:
         _check_no_stray(path, folders)
         listing = _split_folders(path, splits, left_out)
     elif stray is not None:
-        listing = _plain(path, folders, left_out)
+        listing = _plain(path, folders, left_out, doubts)
     elif folders:
         listing = Listing(path, tuple(folders), {"": _classes(path, "", folders, left_out)})
     else:
@@ -104,7 +107,7 @@ def read_folder(path: Path) -> Listing:
             f"{printable(path)} holds no images: give a folder of images or of class folders"
         )
     warn_of(path, left_out)
-    return listing
+    return replace(listing, doubts=tuple(doubts))
 
 
 def levels(path: Path) -> Iterator[Path]:
@@ -171,7 +174,7 @@ def read_lists(images: Path, lists: dict[str, list[Path]]) -> Listing:
     return Listing(images, tuple(folders), splits)
 
 
-def _splits(path: Path, folders: list[str]) -> dict[str, str]:
+def _splits(path: Path, folders: list[str], doubts: list[str]) -> dict[str, str]:
     """The split folders by the names of their splits; none where the folders are classes.
 
     Raises:
@@ -180,7 +183,7 @@ def _splits(path: Path, folders: list[str]) -> dict[str, str]:
     named = {folder: name for folder in folders if (name := split_name(folder)) is not None}
     like = {folder: word for folder in folders if (word := split_like(folder)) is not None}
     if not named and len(like) < len(folders):
-        _warn_of_shared(path, folders)
+        doubts += _doubt_of_shared(path, folders)
         return {}
     others = [folder for folder in folders if folder not in like and find_pictures(path / folder)]
     if not others and len(like) > len(named):
@@ -230,23 +233,22 @@ def _shared(path: Path, folders: list[str]) -> list[str]:
     return sorted(common) if len(folders) > 1 else []
 
 
-def _warn_of_shared(path: Path, folders: list[str]) -> None:
-    """Say that what is taken as classes may be splits, or another division of the same classes."""
+def _doubt_of_shared(path: Path, folders: list[str]) -> list[str]:
+    """That what is taken as classes may be splits, or another division of the same classes."""
     masks = [folder for folder in folders if folder.casefold() in MASKS]
     if len(folders) == 2 and len(masks) == 1:
         other = next(folder for folder in folders if folder not in masks)
-        warnings.warn(
+        return [
             f"{printable(path)}: the folders {_first(folders)} are taken as classes: if "
-            f"{printable(masks[0])} holds masks of the others, give {printable(path / other)}",
-            stacklevel=4,
-        )
-    elif shared := _shared(path, folders):
-        warnings.warn(
+            f"{printable(masks[0])} holds masks of the others, give {printable(path / other)}"
+        ]
+    if shared := _shared(path, folders):
+        return [
             f"{printable(path)}: the folders {_first(folders)} are taken as classes, though each holds "
             f"the same folders ({_first(shared)}): if those are the classes, give one of the former, or "
-            "call them train, validation and test",
-            stacklevel=4,
-        )
+            "call them train, validation and test"
+        ]
+    return []
 
 
 def _warn_of_like(path: Path, folders: list[str]) -> None:
@@ -261,16 +263,15 @@ def _first(names: list[str]) -> str:
     return printable(", ".join(names[:3]) + (", ..." if len(names) > 3 else ""))
 
 
-def _plain(path: Path, folders: list[str], left_out: list[str]) -> Listing:
+def _plain(path: Path, folders: list[str], left_out: list[str], doubts: list[str]) -> Listing:
     pictures = find_pictures(path, left_out=left_out)
     beside = [folder for folder in folders if any(p.startswith(f"{folder}/") for p in pictures)]
     if beside:
         # Labels that vanish because of one stray picture must not vanish silently.
         stray = printable(next(p for p in pictures if "/" not in p))
-        warnings.warn(
+        doubts.append(
             f"{printable(path)} holds pictures ({stray}, ...) beside its folders ({printable(beside[0])}, "
-            "...), so the folders are no classes and the images have no labels",
-            stacklevel=2,
+            "...), so the folders are no classes and the images have no labels"
         )
     return Listing(path, (), {"": [(picture, None) for picture in pictures]})
 

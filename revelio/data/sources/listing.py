@@ -41,11 +41,13 @@ class Listing:
         classes: class names by class id; empty where there are no labels.
         splits: for each split, (path under ``root`` with forward slashes, class id); the one key
             is "" where there are no splits. Class ids are None where there are no labels.
+        doubts: what may be wrong with classes by folders: for a warning, unless a table gives the labels.
     """
 
     root: Path
     classes: tuple[str, ...]
     splits: Mapping[str, Sequence[tuple[str, int | None]]]
+    doubts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
