@@ -169,6 +169,41 @@ def test_shipped_configs_load(module, name, given):
     assert config.out == module.Config.out
 
 
+def test_a_store_of_some_cells_or_vectors_is_refused_with_what_the_command_needs(tmp_path, capsys):
+    """`extract ... or cells` for a command that refuses cells sends the user round in a circle."""
+    model, *_ = gallery_parts(tmp_path / "whole")
+    model.save_pretrained(tmp_path / "ksae")
+    places = Cells(torch.zeros(60, 2, dtype=torch.int16), (4, 4))
+    ids = [f"{i}.png" for i in range(60)]
+    for name, cells in (("cells", places), ("vectors", None)):
+        write_store(
+            tmp_path / name,
+            torch.randn(60, 12),
+            ids,
+            [0] * 60,
+            settings={"classes": ["a"]},
+            cells=cells,
+        )
+    cells, ksae = tmp_path / "cells", ("--ksae", tmp_path / "ksae")
+    out, grids = ("--out", tmp_path / "o"), "extract whole grids (pool none, without `cells`)"
+    for words, remedy in (
+        (("gallery", "--store", cells, *ksae, *out), grids),
+        (("locality", "--store", cells, *ksae, *out), grids),
+        (("locality", "--store", tmp_path / "vectors", *ksae, *out), grids),
+        (("train-diffc", "--store", cells, "--test-store", cells, *out), grids),
+        (
+            ("probe", "--store", cells, "--test-store", cells, *out),
+            "extract the images without `cells`",
+        ),
+        (
+            ("concept", "--store", cells, "--class-name", "a", *out),
+            "give a k-SAE of cells (ksae), or",
+        ),
+        (("train-ksae", "--store", cells, *out), "choose rows that are cells"),
+    ):
+        assert remedy in fails(capsys, *words), words
+
+
 def test_a_store_of_some_cells_leads_to_no_gallery(inputs, capsys):
     cells, ksae = inputs / "cells", inputs / "ksae"
     rows, places = torch.randn(60, 12), torch.zeros(60, 2, dtype=torch.int16)
@@ -178,7 +213,8 @@ def test_a_store_of_some_cells_leads_to_no_gallery(inputs, capsys):
     told = gallery_line("toys", cells, "--ksae", ksae)
     assert told == "note: a gallery shows whole images: extract grids for it (--pool none)"
     both = ("--store", cells, "--ksae", ksae, "--out", inputs / "g")
-    assert "takes one row an image" in fails(capsys, "gallery", *both)
+    refused = fails(capsys, "gallery", *both)
+    assert "takes one row an image: extract whole grids (pool none" in refused
     assert gallery_line("toys", inputs / "store", "--ksae", ksae).startswith(
         "next: revelio gallery"
     )

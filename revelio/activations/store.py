@@ -44,6 +44,12 @@ from revelio.activations.manifest import (
 from revelio.run_dir import sha256
 from revelio.wording import plural
 
+# What to do about a store of cells: where what a row is can be chosen, and where whole grids are needed.
+ONE_ROW = (
+    "choose rows that are cells where there is that choice, or extract the images without `cells`"
+)
+WHOLE_GRIDS = "extract whole grids (pool none, without `cells`)"
+
 __all__ = ["ActivationStore", "write_manifest", "write_shard", "write_store"]
 
 
@@ -72,7 +78,13 @@ class ActivationStore:
 
     @classmethod
     def open(
-        cls, path: Path | str, *, verify: bool = True, cells: bool = False, packed: bool = False
+        cls,
+        path: Path | str,
+        *,
+        verify: bool = True,
+        cells: bool = False,
+        packed: bool = False,
+        instead: str = ONE_ROW,
     ) -> "ActivationStore":
         """Open the store in folder ``path``.
 
@@ -81,6 +93,7 @@ class ActivationStore:
             verify: check each shard's sha256 before its first rows are given out.
             cells: whether the store may hold cells, several rows an image.
             packed: whether its rows may be bytes that only their writer can unpack.
+            instead: what to do about a store of cells where there may be none.
 
         Raises:
             ValueError: no finished store is there, it holds cells and may not, it is of another format
@@ -92,8 +105,7 @@ class ActivationStore:
         if store.cells is not None and not cells:
             raise ValueError(
                 f"{folder} holds {plural(store.cells, 'cell')} of each image's grid, and this takes one row "
-                "an image: choose rows that are cells where there is that choice, or extract the images "
-                "without `cells`"
+                f"an image: {instead}"
             )
         if manifest.dtype == "uint8" and not packed:
             raise ValueError(

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from revelio.activations.store import ActivationStore
+from revelio.activations.store import WHOLE_GRIDS, ActivationStore
 from revelio.backbones.base import Backbone
 from revelio.data.config import DataConfig
 from revelio.data.dataset import ImageDataset, ImageError
@@ -95,7 +95,7 @@ def open_stores(paths: Sequence[Path], memory_gb: float) -> tuple[TensorGrids, d
     Raises:
         ValueError: a store is missing, cut, unlabelled, or of other images than the first.
     """
-    stores = [ActivationStore.open(path) for path in paths]
+    stores = [ActivationStore.open(path, instead=WHOLE_GRIDS) for path in paths]
     made = _made_of(stores[0].manifest)
     return stored_grids(stores, memory_gb), made | {"classes": list(stores[0].classes)}
 

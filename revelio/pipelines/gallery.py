@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from revelio.activations.store import ActivationStore
+from revelio.activations.store import WHOLE_GRIDS, ActivationStore
 from revelio.analysis.config import MakeGalleryConfig, PurityConfig
 from revelio.analysis.gallery.beside import opened
 from revelio.analysis.gallery.told import told
@@ -68,7 +68,7 @@ def make_gallery(
     out = config.out or place_of(config.ksae, "gallery")
     check_place(out)
     with claimed(out):
-        store = ActivationStore.open(config.store)
+        store = ActivationStore.open(config.store, instead=WHOLE_GRIDS)
         for path in config.beside:
             opened(path, store.ids)  # refused before the work
         pictures = dataset or pictures_of(config.data, store)

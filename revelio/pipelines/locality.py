@@ -10,7 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from revelio.activations.encode import grids_as_stored
-from revelio.activations.store import ActivationStore
+from revelio.activations.store import WHOLE_GRIDS, ActivationStore
 from revelio.analysis.cells import encode_grid
 from revelio.analysis.config import LocalityConfig, TopImagesConfig
 from revelio.analysis.locality import (
@@ -66,6 +66,8 @@ def measure_locality(config: LocalityConfig, progress: Report = silent) -> Made:
     check_fields(config)
     out = config.out or place_of(config.ksae, "locality.json")
     check_file(out, has_keys("locality", "made_from"), "a result of locality")
+    for path in config.store:
+        _check_grids(ActivationStore.open(path, cells=True))
     stores = open_stores(config.store, "cells")
     _check_same(stores)
     store, model = stores[0], open_sae(config.ksae, config.device, progress)
@@ -110,16 +112,20 @@ def _sources(made_from: Mapping[str, Any]) -> list[Any]:
     return [one.get("sha256") for one in (made_from["ksae"], made_from["stores"][0])]
 
 
+def _check_grids(store: ActivationStore) -> None:
+    if len(store.row_shape) != 3:
+        cells = "one vector an image" if store.cells is None else "some cells of each grid"
+        raise ValueError(f"{store.path} holds {cells}: {WHOLE_GRIDS}")
+
+
 def _check_same(stores: Sequence[ActivationStore]) -> None:
-    """Refuse stores of other images or layers than the first's, or of no grids.
+    """Refuse stores of other images or layers than the first's.
 
     Raises:
         ValueError: one is; it is named.
     """
     first = stores[0]
     for store in stores:
-        if len(store.row_shape) != 3:
-            raise ValueError(f"{store.path} holds no whole grids: extract them with pool none")
         for name in SAME:
             if store.manifest.get(name) != first.manifest.get(name):
                 raise ValueError(

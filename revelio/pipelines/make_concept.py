@@ -39,6 +39,7 @@ from revelio.trust import printable
 
 MAKER = "concept"
 CODED_AT_ONCE = 4096  # rows
+OF_CELLS = "give a k-SAE of cells (ksae), or extract the images without `cells`"
 
 
 def make_concept(config: ConceptConfig) -> Concept:
@@ -109,7 +110,7 @@ def _of_stores(config: ConceptConfig) -> Concept:
     assert config.store is not None
     ksae = None if config.ksae is None else open_ksae(config.ksae)
     read = "pooled" if ksae is None else reading_of(ksae)
-    store = ActivationStore.open(config.store, cells=read == "cells")
+    store = ActivationStore.open(config.store, cells=read == "cells", instead=OF_CELLS)
     layer = str(store.manifest["layer"])
     if config.layer not in (None, layer):
         raise ValueError(
@@ -170,7 +171,9 @@ def _rows_of(
     if config.class_name is None:
         if config.against_store is None:
             raise ValueError("which pictures are the concept's? give class_name or against_store")
-        against = ActivationStore.open(config.against_store, cells=read == "cells")
+        against = ActivationStore.open(
+            config.against_store, cells=read == "cells", instead=OF_CELLS
+        )
         check_alike(store, against)
         return rows, _read(against, read, only)
     if store.labels is None or config.class_name not in store.classes:

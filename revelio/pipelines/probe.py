@@ -36,6 +36,8 @@ from revelio.wording import plural
 
 __all__ = ["ProbeConfig", "ProbedStores", "probe"]
 
+WITHOUT = "extract the images without `cells`"
+
 
 @dataclass(frozen=True)
 class ProbedStores(Made):
@@ -136,7 +138,7 @@ def _open_pairs(config: ProbeConfig) -> list[Pair]:
 
 
 def _pair(train_path: Path, test_path: Path) -> Pair:
-    train, test = ActivationStore.open(train_path), ActivationStore.open(test_path)
+    train, test = (ActivationStore.open(path, instead=WITHOUT) for path in (train_path, test_path))
     for store in (train, test):
         if store.labels is None:
             raise ValueError(f"{store.path} has no labels: a probe needs images with classes")
