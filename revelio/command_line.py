@@ -35,6 +35,14 @@ EXTRAS = {
     "onnx": "demo",
     "openai": "eval",
 }
+# What other programs call a flag: nothing in its letters leads to ours.
+SYNONYMS = {
+    "model": "--backbone.name",
+    "dataset": "--data.source",
+    "images": "--data.source",
+    "output": "--out",
+    "lr": "--learning-rate",
+}
 # What launchers put in front of a script's own words.
 LAUNCHERS = ("--local_rank=", "--local-rank=")
 # Of what coming versions of libraries change.
@@ -290,8 +298,10 @@ def _check_known(cls: type, words: Sequence[str]) -> None:
         if not flag.startswith("--") or flag in known:
             continue
         # `--source` for `--data.source`.
-        inside = [one for one in sorted(known) if one.rpartition(".")[2] == flag.strip("-")]
-        near = did_you_mean(flag.strip("-"), (one.strip("-") for one in known), "--{}")
+        word = flag.strip("-")
+        inside = [one for one in sorted(known) if one.rpartition(".")[2] == word]
+        inside = inside or [one for one in known if one == SYNONYMS.get(word)]
+        near = did_you_mean(word, (one.strip("-") for one in known), "--{}")
         hint = f"did you mean {' or '.join(inside)}? " if inside else near
         raise ValueError(f"unknown flag {given}: {hint}--help-all lists all")
 

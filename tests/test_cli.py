@@ -132,6 +132,10 @@ def _flags(line: str) -> str:
         ("extract --source x", "unknown flag --source: did you mean --data.source?"),
         ("train-ksae --batch_sise 3", "unknown flag --batch_sise: did you mean --batch-size?"),
         ("llava show --model.towers.1.layr x", "did you mean --model.towers.0.layer?"),
+        ("extract --model x", "unknown flag --model: did you mean --backbone.name?"),
+        ("pca-maps --dataset=x", "unknown flag --dataset: did you mean --data.source?"),
+        ("train-ksae --output x", "unknown flag --output: did you mean --out?"),
+        ("purity --model x", "unknown flag --model: "),  # takes none
         ("demo --image x", "unknown flag --image: --help-all lists all"),
         ("purity --images 3", "--images is called --m now"),
         (
