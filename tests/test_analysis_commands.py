@@ -15,6 +15,7 @@ from revelio.analysis.top_images_files import load_top_images
 from revelio.cli import gallery, pca_maps, purity, top_images
 from revelio.cli.pictures import gallery_line
 from revelio.config import load_config
+from revelio.following import following
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "analysis"
 
@@ -77,7 +78,9 @@ def test_a_gallery_leads_to_a_classifier_only_with_labels(tmp_path, capsys, labe
     write_pictures(tmp_path / "images")
     run("gallery", "--store", tmp_path / "store", "--ksae", tmp_path / "ksae", "--latents", 4,
         "--out", tmp_path / "g", "--data.source", tmp_path / "images")  # fmt: skip
-    last = capsys.readouterr().out.splitlines()[-1]
+    *_, served, last = capsys.readouterr().out.splitlines()
+    ksae = ("--ksae", tmp_path / "ksae")  # of no run, and a model that is known by no name
+    assert served == following("serve", tmp_path / "g", *ksae, "--backbone.name", "toy")
     assert last.startswith(f"next: revelio {leads_to} --data.source {tmp_path / 'images'} ")
 
 

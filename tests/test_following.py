@@ -13,7 +13,7 @@ from data_helpers import write_class_folders
 
 from llava_ext import cli as llava_cli
 from revelio import cli, command_line
-from revelio.analysis.config import FROM_STORE
+from revelio.analysis.config import FROM_STORE, ServeConfig
 from revelio.backbones.config import BackboneConfig
 from revelio.cli import train_diffc
 from revelio.cli.configs import shipped_configs
@@ -21,6 +21,7 @@ from revelio.cli.pictures import model_of, pictures_of_store
 from revelio.data.config import DataConfig
 from revelio.distributed import is_main
 from revelio.following import beside, flags, following
+from revelio.pipelines.serve import open_server
 from tools.flags_page import all_commands, flags_of
 
 ROOT = Path(__file__).parents[1]
@@ -72,7 +73,7 @@ def test_each_command_leads_to_the_next_to_the_end(
     while words[0] not in done:
         done.append(words[0])
         cli.main([*words, *shlex.split(SMALL.get(words[0], ""))])
-        found = next_words(capsys.readouterr().out)
+        found = [one for one in next_words(capsys.readouterr().out) if one[0] != "serve"]
         assert found, f"{done[-1]} names no next command"
         for other in found[:-1]:
             cli.main([*other, *shlex.split(SMALL[other[0]])])
@@ -110,10 +111,11 @@ def test_pictures_and_their_table_of_labels_are_passed_on_to_the_end(
     cli.main(["purity", "--top", f"{ksae}/top-images", "--m", "3", *small])
     assert next_words(capsys.readouterr().out) == [gallery]
     cli.main([*gallery, *SMALL["gallery"].split(), "--no-beside-controls"])
-    (words,) = next_words(capsys.readouterr().out)
+    served, words = next_words(capsys.readouterr().out)
+    assert (served, words[0]) == (["serve", "runs/a-ksae/gallery"], "train-diffc")
+    open_server(ServeConfig(gallery=Path(served[1]), port=0)).server_close()
     config = parse(words, monkeypatch)
     monkeypatch.chdir(tmp_path)
-    assert words[0] == "train-diffc"
     assert config.data == DataConfig(
         source="all/pictures", labels=Path("labels.csv"), label_column="kind"
     )

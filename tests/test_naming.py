@@ -17,6 +17,7 @@ from scipy.stats import hypergeom
 from revelio.activations.format import Cells
 from revelio.activations.store import write_store
 from revelio.analysis.config import TopImagesConfig
+from revelio.analysis.gallery.told import told
 from revelio.analysis.top_images import top_images
 from revelio.analysis.top_images_files import save_top_images, with_source
 from revelio.cli import main
@@ -31,6 +32,7 @@ from revelio.naming.questions import (
     read_picks,
 )
 from revelio.naming.verdicts import fleiss_kappa, tells_apart
+from revelio.pipelines import Made
 from revelio.pipelines.name_latents import name_latents
 
 
@@ -114,6 +116,43 @@ def test_a_judge_that_sees_names_latents_and_a_second_run_sends_nothing(made):
     assert result["passed"]["value"] == 1 and result["control"]["value"] == 0
     assert all(entry["agreement"] == 1 for entry in result["latents"])
     assert json.loads(found.path.read_text())["passed"] == result["passed"]
+
+
+def test_names_may_be_edited_and_added_by_hand_and_mistakes_are_one_line(
+    made: Path, tmp_path: Path
+):
+    path, n, added = tmp_path / "mine.json", 48, 5
+    ksae = {"sha256": "x", "n": n}
+    named = [{"latent": 3, "name": "red", "passed": True}, {"latent": 7, "name": None}]
+    result = {"made_from": {"ksae": ksae}, "latents": named}
+
+    def read(*more: dict) -> dict:
+        path.write_text(json.dumps(result | {"latents": [*result["latents"], *more]}))
+        return dict(told(path, None, ksae).names)
+
+    before = read()
+    result["latents"][0]["name"] = "mine"
+    assert read({"latent": added, "name": "by hand"}) == before | {
+        3: ("mine", True), added: ("by hand", False)
+    }  # fmt: skip
+    for wrong, said in (
+        ({"latent": n, "name": "x"}, rf"mine\.json names latent {n}, and the k-SAE has {n}"),
+        ({"latent": -1, "name": "x"}, "names latent -1"),
+        ({"latent": added, "name": "x", "passed": "false"}, "`passed` 'false' of latent"),
+        ({"name": "x"}, "is no result that names or measures latents"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            read(wrong)
+
+
+def test_the_command_leads_to_a_gallery_with_the_names(made, monkeypatch, capsys):
+    result = {"latents": [], "control": None, "passed": {"value": 0, "low": 0, "high": 1}}
+    monkeypatch.setattr("revelio.pipelines.name_latents.name_latents",
+                        lambda config, bar: Made(made.top / "names.json", result))  # fmt: skip
+    words = ["name-latents", "--top", made.top, "--store", made.store, "--ksae", made.ksae]
+    main([*map(str, words), "--judge", "eye"])
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith("next: revelio gallery") and f"--names {made.top}/names.json" in line
 
 
 @pytest.mark.parametrize("kind", ["grids", "cells"])

@@ -10,6 +10,7 @@ Open index.html of the folder in a browser.
 """
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from revelio.analysis.config import FROM_STORE
@@ -33,7 +34,26 @@ def run(config: Config) -> None:
         print(f"... and {len(made.missing) - 10:,} more without a picture, listed in gallery.json")
     print(f"{plural(made.latents, 'latent')}, {plural(made.images, 'image')}")
     print(f"wrote {made.path}: open {made.path / 'index.html'} in a browser")
+    if (
+        made.store.get("prompt_policy", "empty") == "empty"
+    ):  # a picture that is dropped in has no prompt
+        print(_served(config, made))
     print(_next(config, made))
+
+
+def _served(config: Config, made: "MadeGallery") -> str:
+    """The gallery as a server that takes pictures; what it finds by itself is left out."""
+    from revelio.backbones.registry import describe
+    from revelio.cli.pictures import model_of
+    from revelio.following import following
+    from revelio.hub import FINAL
+
+    run = made.path.resolve().parent
+    within = (run / FINAL).is_dir() and Path(config.ksae).resolve() in (run, run / FINAL)
+    ksae = [] if within else ["--ksae", config.ksae]
+    backbone = model_of(config.store, made.store.get("model"))
+    found = [["--backbone.name", known.name] for known in describe()]
+    return following("serve", made.path, *ksae, *([] if backbone in found else backbone))
 
 
 def _next(config: Config, made: "MadeGallery") -> str:

@@ -42,4 +42,5 @@ def run(config: Config) -> None:
     print(f"names that hold on other images: {percent(result['passed'])} %{control}")
     print(f"wrote {made.path}")
     inputs = ("--top", config.top, "--store", config.store, "--ksae", config.ksae)
+    inputs += ("--names", made.path)
     print(following("gallery", *inputs, *pictures_of_store(config.store, config.data)))

@@ -61,10 +61,10 @@ def told(names: Path | None, locality: Path | None, ksae: Mapping[str, Any]) -> 
     Args:
         names: what `name-latents` wrote.
         locality: what `locality` wrote.
-        ksae: which k-SAE the gallery is of, with its sha256.
+        ksae: which k-SAE the gallery is of, with its sha256 and how many latents it has.
 
     Raises:
-        ValueError: a file is of another k-SAE, or holds something else.
+        ValueError: a file is of another k-SAE, or holds something else, as by an edit.
     """
     found = Told()
     for path, read in ((names, _names), (locality, locality_measures)):
@@ -83,17 +83,38 @@ def told(names: Path | None, locality: Path | None, ksae: Mapping[str, Any]) -> 
             raise ValueError(
                 f"{printable(path)} is of another k-SAE: measure the latents of this one"
             )
+        if read is _names:
+            _check_edited(printable(path), result["latents"], ksae["n"])
         found = Told(**(vars(found) | parts))
     return found
 
 
 def _names(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Names by latent; one that was added by hand, without a check, counts as not checked."""
     named = {
-        int(one["latent"]): (str(one["name"]), bool(one["passed"]))
+        int(one["latent"]): (str(one["name"]), bool(one.get("passed", False)))
         for one in result["latents"]
         if one["name"] is not None
     }
     return {"names": named}
+
+
+def _check_edited(path: str, entries: Iterable[Mapping[str, Any]], latents: int) -> None:
+    """Refuse what would be shown nowhere, or as its opposite.
+
+    Raises:
+        ValueError: there is no such latent, or `passed` is neither true nor false.
+    """
+    for one in entries:
+        latent, passed = one["latent"], one.get("passed", False)
+        if not 0 <= int(latent) < latents:
+            raise ValueError(
+                f"{path} names latent {latent}, and the k-SAE has {latents:,}: the first is 0"
+            )
+        if not isinstance(passed, bool):
+            raise ValueError(
+                f"{path} says `passed` {passed!r} of latent {latent}: give true or false, without quotes"
+            )
 
 
 def locality_measures(result: Mapping[str, Any]) -> dict[str, Any]:
