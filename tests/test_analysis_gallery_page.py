@@ -23,6 +23,7 @@ from revelio.analysis.top_images_files import with_source
 NASTY = "<img src=x onerror=\"document.body.id='broken'\">"
 ENTRY = {
     "majority_share": 0.7,
+    "latents": 1234,
     "chance_levels": {"majority_share": 0.4},
     "controls": {
         name: {"majority": {"value": value, "difference": {"value": gap, "interval": [gap, 0.1]}}}
@@ -102,6 +103,8 @@ def test_overview_shows_a_card_for_every_latent(page, data):
     assert cards(shown) == ids
     assert f"{len(ids)} latents" in text(shown) and "tabby cat" in text(shown)
     assert NASTY in text(shown)
+    # The mean is of other latents than the ones shown: of those that purity was measured on.
+    assert "of the 1,234 strongest latents; chance is 40" in text(shown)
 
 
 def test_the_end_key_leads_to_the_last_card_and_home_to_the_first(page, data):

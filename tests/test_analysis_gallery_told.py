@@ -319,6 +319,18 @@ def test_a_latent_without_a_heat_map_keeps_room_for_its_name_beside_another_gall
 
 
 @needs_browser
+def test_latents_with_and_without_a_heat_map_stand_in_the_same_columns(view):
+    shown = view("image/7")
+    for part in (".what", ".level", "b", ".tiles"):
+        edges = [
+            set(shown.run(f"[...document.querySelectorAll('{rows} > {part}')]"
+                          ".map((one) => Math.round(one.getBoundingClientRect().left))"))
+            for rows in (".active.where", ".active:not(.where)")
+        ]  # fmt: skip
+        assert len(edges[0]) == 1 and edges[0] == edges[1], part
+
+
+@needs_browser
 def test_two_galleries_show_the_same_image_side_by_side(browser, made, tmp_path):
     """Over a server, where the frames may be looked into; from disk the screenshot is of the same."""
     handler = partial(Quiet, directory=str(made / "gallery"))

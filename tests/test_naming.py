@@ -133,7 +133,7 @@ def test_names_may_be_edited_and_added_by_hand_and_mistakes_are_one_line(
     before = read()
     result["latents"][0]["name"] = "mine"
     assert read({"latent": added, "name": "by hand"}) == before | {
-        3: ("mine", True), added: ("by hand", False)
+        3: ("mine", True), added: ("by hand", None)
     }  # fmt: skip
     for wrong, said in (
         ({"latent": n, "name": "x"}, rf"mine\.json names latent {n}, and the k-SAE has {n}"),

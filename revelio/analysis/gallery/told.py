@@ -27,13 +27,13 @@ class Told:
     """What is known of latents, by number.
 
     Attributes:
-        names: a name, and whether a judge told images apart by it.
+        names: a name, and whether a judge told images apart by it; None: it was not asked.
         measures: of all measured latents together: name, value, interval, and the same of chance.
         values: by latent, its value of each measure, in the same order; None where it has none.
         timesteps: by latent, the share of cells at which it fires: [timestep, share, low, high].
     """
 
-    names: Mapping[int, tuple[str, bool]] = field(default_factory=dict)
+    names: Mapping[int, tuple[str, bool | None]] = field(default_factory=dict)
     measures: list[dict[str, Any]] = field(default_factory=list)
     values: Mapping[int, list[float | None]] = field(default_factory=dict)
     timesteps: Mapping[int, list[list[float]]] = field(default_factory=dict)
@@ -42,7 +42,7 @@ class Told:
         """What every page knows of every latent of the gallery."""
         latents, found = list(latents), {}
         if self.names:
-            named = [self.names.get(latent, (None, False)) for latent in latents]
+            named = [self.names.get(latent, (None, None)) for latent in latents]
             found = {"name": [name for name, _ in named], "checked": [ok for _, ok in named]}
         if self.values:
             first = [self.values.get(latent, [None])[0] for latent in latents]
@@ -90,9 +90,9 @@ def told(names: Path | None, locality: Path | None, ksae: Mapping[str, Any]) -> 
 
 
 def _names(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Names by latent; one that was added by hand, without a check, counts as not checked."""
+    """Names by latent; one that was added by hand says nothing of a check."""
     named = {
-        int(one["latent"]): (str(one["name"]), bool(one.get("passed", False)))
+        int(one["latent"]): (str(one["name"]), one.get("passed"))
         for one in result["latents"]
         if one["name"] is not None
     }
@@ -106,12 +106,12 @@ def _check_edited(path: str, entries: Iterable[Mapping[str, Any]], latents: int)
         ValueError: there is no such latent, or `passed` is neither true nor false.
     """
     for one in entries:
-        latent, passed = one["latent"], one.get("passed", False)
+        latent, passed = one["latent"], one.get("passed")
         if not 0 <= int(latent) < latents:
             raise ValueError(
                 f"{path} names latent {latent}, and the k-SAE has {latents:,}: the first is 0"
             )
-        if not isinstance(passed, bool):
+        if passed is not None and not isinstance(passed, bool):
             raise ValueError(
                 f"{path} says `passed` {passed!r} of latent {latent}: give true or false, without quotes"
             )

@@ -72,7 +72,7 @@ const Gallery = (() => {
   const percent = (value) => {
     if (value === null || value === undefined) return "\u2013";
     const points = value * 100;
-    return `${points > 0 && points < 0.1 ? "<\u20090.1" : Number(points.toFixed(points < 10 ? 1 : 0))}\u2009%`;
+    return `${points > 0 && points < 0.1 ? "<\u202f0.1" : Number(points.toFixed(points < 10 ? 1 : 0))}\u202f%`;
   };
   const plural = (count, one, many) => `${whole(count)} ${count === 1 ? one : many || `${one}s`}`;
 

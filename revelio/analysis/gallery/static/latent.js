@@ -151,7 +151,7 @@ Gallery.latentView = (() => {
     const [before, after, at, total] = around(latent);
     const columns = h("div", { class: "columns", "aria-busy": "true" }, h("p", { class: "quiet" }, "Loading\u2026"));
     const name = latent.name || data.labelled ? titleOf(latent) : "Latent";
-    const doubt = latent.name && !latent.checked ? h("p", { class: "quiet" }, "A judge that was given this name could not tell the images that it fires on from others.") : null;
+    const doubt = latent.name && latent.checked === false ? h("p", { class: "quiet" }, "A judge that was given this name could not tell the images that it fires on from others.") : null;
     main.replaceChildren(
       h("div", { class: "crumbs" }, h("a", { href: `#/latents${filters.written()}` }, "\u2039 All latents"),
         h("span", { class: "pager" }, step(before, "previous", "Previous", "\u2190"), h("span", {}, `${whole(at)} of ${whole(total)}`), step(after, "next", "Next", "\u2192"))),

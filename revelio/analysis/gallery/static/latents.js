@@ -29,11 +29,13 @@ Gallery.latentsView = (() => {
     ];
     if (data.labelled) {
       const mean = latents.reduce((sum, latent) => sum + latent.majority, 0) / latents.length;
+      // Measured on other latents than are shown: on so many of the strongest, or on all that fire on enough images.
+      const measured = purity?.latents ? `of the ${whole(purity.latents)} strongest latents` : "of the latents shown";
       const chance = purity?.chance_levels?.majority_share;
-      facts.push(["Mean purity", percent(purity?.majority_share ?? mean), chance === undefined ? "over the latents shown" : `chance is ${percent(chance)}`, "purity"]);
+      facts.push(["Mean purity", percent(purity?.majority_share ?? mean), chance === undefined ? measured : `${measured}; chance is ${percent(chance)}`, "purity"]);
     }
     if (purity?.sigma_label) {
-      facts.push(["\u03c3 label", number(purity.sigma_label), `chance is ${number(purity.chance)}; depends on the order of the class ids`, "sigma"]);
+      facts.push(["\u03c3 label", number(purity.sigma_label), `of the same; chance is ${number(purity.chance)}; depends on the order of the class ids`, "sigma"]);
     } else {
       const density = latents.reduce((sum, latent) => sum + latent.density, 0) / latents.length;
       facts.push(["Mean density", percent(density), "of the latents shown", "density"]);
