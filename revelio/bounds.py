@@ -202,7 +202,11 @@ class Setting:
 
     @property
     def flag(self) -> str:
-        """What the command line calls it."""
+        """What the command line calls it; what stands without a flag is in capitals, as on help pages."""
+        from tyro.conf import Positional
+
+        if Positional in getattr(self.kind, "__metadata__", ()):
+            return self.path[-1].replace("_", "-").upper()
         return "--" + ".".join(self.path).replace("_", "-")
 
 

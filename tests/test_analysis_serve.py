@@ -207,7 +207,7 @@ def test_broken_and_huge_pictures_are_a_friendly_note(address: tuple[str, int]) 
     whole = png(Image.new("RGB", (64, 64)))
     for content in (b"no picture", whole[:60], b"\0" * 2000):
         status, body = ask(address, "POST", "/encode", content, X_Revelio="1")
-        assert status == 422 and "picture" in json.loads(body)["error"]
+        assert status == 422 and json.loads(body)["error"].startswith("the picture can't be read: ")
     status, body = ask(
         address, "POST", "/encode", b"x", X_Revelio="1", Content_Length=str(UPLOAD_LIMIT + 1)
     )

@@ -73,6 +73,11 @@ def load_top_images(folder: str | Path) -> TopImages:
         ValueError: files are missing, of another format, or do not belong together.
     """
     folder = Path(folder)
+    if folder.is_dir() and not (folder / DESCRIPTION).exists():
+        raise ValueError(
+            f"{folder} holds no top images (no file at {folder / DESCRIPTION}): give a folder that `revelio "
+            "top-images` wrote"
+        )
     description = read_json(folder / DESCRIPTION)
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise ValueError(

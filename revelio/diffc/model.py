@@ -150,6 +150,9 @@ class DiffC(
         return sum(parameter.numel() for parameter in self.parameters())
 
 
+REMEDY = "give the folder that train-diffc names at its end, or a hub id"
+
+
 def load_diffc(source: str | Path) -> DiffC:
     """Read a Diff-C from a folder that ``save_pretrained`` wrote, a run's folder, or a hub id.
 
@@ -157,11 +160,10 @@ def load_diffc(source: str | Path) -> DiffC:
         ValueError: there is none, or it is broken.
     """
     source = trained(source)
-    remedy = "give the folder that train-diffc names at its end, or a hub id"
     if Path(source).exists() and not (Path(source) / "config.json").is_file():
-        raise ValueError(f"no Diff-C in {source} (it has no config.json): {remedy}")
+        raise ValueError(f"no Diff-C in {source} (it has no config.json): {REMEDY}")
     if not Path(source).exists() and not is_hub_id(source):
-        raise ValueError(f"no Diff-C at {source}: {remedy}")
+        raise ValueError(f"no Diff-C at {source}: {REMEDY}")
     if Path(source).is_dir():
         _check_files(Path(source))
     try:
@@ -169,10 +171,10 @@ def load_diffc(source: str | Path) -> DiffC:
             model = DiffC.from_pretrained(source, strict=True)
     except (OSError, HFValidationError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"no Diff-C at {source} ({reason}): {remedy}") from error
+        raise ValueError(f"no Diff-C at {source} ({reason}): {REMEDY}") from error
     except (TypeError, RuntimeError) as error:
         raise ValueError(
-            f"{source} is no Diff-C ({str(error).splitlines()[0]}): {remedy}"
+            f"{source} is no Diff-C ({str(error).splitlines()[0]}): {REMEDY}"
         ) from error
     return model.eval()
 
@@ -196,6 +198,8 @@ def _check_files(folder: Path) -> None:
     """
     path = folder / "config.json"
     config = read_object(path)
+    if "classes" not in config:
+        raise ValueError(f"no Diff-C in {folder} (its config.json has no `classes`): {REMEDY}")
     headers, _ = tensor_headers(folder / "model.safetensors")
     sizes = (config.get("classes"), config.get("width", WIDTH), config.get("channels"))
     shapes = [headers[n].shape for n in ("head.weight", "norm.running_mean") if n in headers]

@@ -37,6 +37,7 @@ from revelio.analysis.top_images_files import ksae_identity
 from revelio.backbones.base import Backbone
 from revelio.backbones.registry import load_backbone
 from revelio.bounds import check_fields
+from revelio.data.dataset import ImageError
 from revelio.data.picture import read_picture
 from revelio.data.transforms import crop_of, thumbnail
 from revelio.hub import FINAL
@@ -190,11 +191,16 @@ def open_server(config: ServeConfig, progress: Report = silent) -> ThreadingHTTP
     """A server of a gallery; call ``serve_forever`` on it, and ``server_close`` in the end.
 
     Raises:
-        ValueError: the folder holds no gallery of this version, or its model or k-SAE can't be opened.
-        OSError: the port is taken.
+        ValueError: the folder holds no gallery of this version, its model or k-SAE can't be opened, or the
+            port is taken.
     """
     check_fields(config)
     folder = config.gallery
+    if not (folder / "gallery.json").exists():
+        raise ValueError(
+            f"{printable(folder)} holds no gallery (it has no gallery.json): give a folder that `revelio "
+            "gallery` wrote"
+        )
     data = read_object(folder / "gallery.json")
     names = frozenset(read_record(folder).get("gallery", ()))
     meta = data.get("meta")
@@ -204,14 +210,30 @@ def open_server(config: ServeConfig, progress: Report = silent) -> ThreadingHTTP
     with _as_written(folder):
         ksae = config.ksae or _own_ksae(folder, data)
         asked = backbone_of(config.backbone, meta, f"the gallery at {printable(folder)}")
-    progress(Progress(f"loading {asked.name} and the k-SAE at {ksae}"))
-    backbone = load_backbone(asked, layers=(meta["layer"],))
-    images = read_json_lines(folder / "images.jsonl")
-    model = open_sae(ksae, progress=progress)
-    with _as_written(folder):
-        encoder = Encoder(data, images, backbone, model)
-    handler = type("Handler", (_Handler,), {"folder": folder, "names": names, "encoder": encoder})
-    return _Server((config.host, config.port), handler)
+    server = _listening(config)  # or it says that it can't, before a model is loaded
+    try:
+        progress(Progress(f"loading {asked.name} and the k-SAE at {ksae}"))
+        backbone = load_backbone(asked, layers=(meta["layer"],))
+        images = read_json_lines(folder / "images.jsonl")
+        model = open_sae(ksae, progress=progress)
+        with _as_written(folder):
+            encoder = Encoder(data, images, backbone, model)
+    except BaseException:
+        server.server_close()
+        raise
+    shown = {"folder": folder, "names": names, "encoder": encoder}
+    server.RequestHandlerClass = type("Handler", (_Handler,), shown)
+    return server
+
+
+def _listening(config: ServeConfig) -> "_Server":
+    try:
+        return _Server((config.host, config.port), _Handler)
+    except OSError as error:
+        raise ValueError(
+            f"no server at {printable(config.host)}, port {config.port} ({error.strerror or error}): give "
+            "another port, such as 0 for a free one, or this machine's own address as host"
+        ) from error
 
 
 @contextmanager
@@ -320,8 +342,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _encode(self, content: bytes) -> None:
         name = sha256(content).hexdigest()
         try:
-            found = self.encoder(read_picture(content, "the picture"), name)
+            found = self.encoder(read_picture(content, "dropped in"), name)
             body = json.dumps(found, allow_nan=False).encode()
+        except ImageError as error:
+            reason = f"the picture can't be read: {error.reason}"
+            self._say(HTTPStatus.UNPROCESSABLE_ENTITY, reason)
         except ValueError as error:
             self._say(HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
         except (MemoryError, RuntimeError, TypeError) as error:

@@ -206,7 +206,10 @@ def look(
     distances: dict[str, list[float]] = {}
     for names in _batches(prompts, config.images_per_prompt):
         own, plain = (
-            [read_picture(folder / picture_name(*name, method), "a picture") for name in names]
+            [
+                read_picture(folder / file, file)
+                for file in (picture_name(*one, method) for one in names)
+            ]
             for method in (str(number), "0")
         )
         seen += eye.judge(own)

@@ -107,6 +107,11 @@ class Concept:
         """
         folder = Path(folder)
         path = folder / CARD
+        if folder.is_dir() and not path.exists():
+            raise ValueError(
+                f"{printable(folder)} holds no concept (no file at {printable(path)}): give a folder that "
+                "`revelio concept` wrote"
+            )
         card = read_object(path)
         if card.get("kind") != "concept" or card.get("format") != FORMAT:
             raise ValueError(f"{printable(path)} is no concept of format {FORMAT}")

@@ -142,7 +142,7 @@ def contact_sheet(
         columns: titles, by the names that the files end with.
     """
     rows = [(one, image) for one in prompts for image in range(images)][:SHEET_ROWS]
-    first = read_picture(folder / picture_name(*rows[0], next(iter(columns))), "a picture")
+    first = read_picture(folder / picture_name(*rows[0], next(iter(columns))), rows[0][0].id)
     zoom = max(1, SIDE // first.width)
     width, height = first.width * zoom, first.height * zoom
     size = (len(columns) * width, MARGIN + len(rows) * (height + MARGIN))
