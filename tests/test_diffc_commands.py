@@ -75,11 +75,22 @@ def test_eval_without_labels_and_with_unknown_classes(
         (flat / f"{number}.png").write_bytes(source.read_bytes())
     flags = ["eval-diffc", "--diffc", str(out / "final"), "--data.split", "None"]
     cli.main([*flags, "--data.source", str(flat), "--out", str(tmp_path / "eval")])
-    assert "no labels" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "no labels" in said and str(tmp_path / "eval" / "confusion.png") not in said
     assert "top1" not in report_of(tmp_path / "eval")
     (tmp_path / "data" / "red").rename(tmp_path / "data" / "pink")
     line = fails(capsys, *flags, "--data.source", str(tmp_path / "data"))
-    assert "doesn't know pink" in line
+    assert (
+        "doesn't know pink: its 3 classes are blue, green, red: give pictures of those, or, for"
+        in line
+    )
+    (tmp_path / "data" / "pink").rename(tmp_path / "data" / "red")
+    known = [*flags, "--data.source", str(tmp_path / "data")]
+    cli.main([*known, "--out", str(tmp_path / "labelled")])
+    assert str(tmp_path / "labelled" / "confusion.png") in capsys.readouterr().out
+    assert "trained on pixels: give `backbone` as that)" in fails(
+        capsys, *known, "--backbone", "mini-clip", "--out", str(tmp_path / "other")
+    )
 
 
 def test_killed_run_goes_on_to_the_same_bytes(

@@ -164,9 +164,13 @@ def _open(config: EvalDiffCConfig, model: DiffC, progress: Report) -> _Opened:
         backbone = open_backbone(grids, imports=config.backbone is not None)
     except (KeyError, ValueError) as error:
         reason = error.args[0] if error.args else error
-        raise ValueError(
-            f"{reason} (the classifier was trained on it: `backbone` says where it lies)"
-        ) from error
+        trained = f"the classifier was trained on {printable(model.grids.get('backbone'))}"
+        asked = (
+            "`backbone` says where it lies"
+            if config.backbone is None
+            else "give `backbone` as that"
+        )
+        raise ValueError(f"{reason} ({trained}: {asked})") from error
     # A source has labels: unlabelled images get zeros, which nothing reads.
     labelled = replace(dataset, labels=dataset.labels or [0] * len(dataset))
     source = live_grids(labelled, backbone, grids, config.workers)
@@ -197,10 +201,12 @@ def _own_labels(model: DiffC, classes: Sequence[str], labels: Sequence[int]) -> 
     known = {name: number for number, name in enumerate(model.class_names)}
     missing = [name for name in classes if name not in known]
     if missing:
+        more = ", ..." if model.classes > 5 else ""
         raise ValueError(
             f"the classifier doesn't know {', '.join(missing[:5])}"
             f"{' and others' if len(missing) > 5 else ''}: its "
-            f"{plural(model.classes, 'class is', 'classes are')} {', '.join(model.class_names[:5])} ..."
+            f"{plural(model.classes, 'class is', 'classes are')} {', '.join(model.class_names[:5])}{more}: "
+            "give pictures of those, or, for predictions alone, pictures without class folders or labels"
         )
     return [known[classes[label]] for label in labels]
 
@@ -268,5 +274,6 @@ def _summary(out: Path, report: dict[str, Any]) -> str:
         worst = sorted(report["per_class"], key=lambda row: row["accuracy"])[:3]
         named = (f"{printable(row['name'])} {row['accuracy']:.0%}" for row in worst)
         lines.append("hardest: " + ", ".join(named))
-    lines.append(f"written: {out / 'report.json'}, {out / 'predictions.jsonl'}")
+    made = FILES if "confusion" in report else FILES[:2]
+    lines.append(f"written: {', '.join(str(out / name) for name in made)}")
     return "\n".join(lines)
