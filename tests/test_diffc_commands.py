@@ -87,7 +87,9 @@ def test_eval_without_labels_and_with_unknown_classes(
     (tmp_path / "data" / "pink").rename(tmp_path / "data" / "red")
     known = [*flags, "--data.source", str(tmp_path / "data")]
     cli.main([*known, "--out", str(tmp_path / "labelled")])
-    assert str(tmp_path / "labelled" / "confusion.png") in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert str(tmp_path / "labelled" / "confusion.png") in said
+    assert "next: revelio train-diffc --data.source" in said  # of pixels there are no maps
     assert "trained on pixels: give `backbone` as that)" in fails(
         capsys, *known, "--backbone", "mini-clip", "--out", str(tmp_path / "other")
     )

@@ -24,12 +24,15 @@ def run(config: Config) -> None:
 
 
 def _next(config: Config, made: dict[str, Any]) -> str:
-    """The classified layer as pictures."""
+    """The classified layer as pictures; of raw pixels, a model to compare with them."""
     from revelio.cli.pictures import WHERE
+    from revelio.diffc.pixels import PixelsBackbone
     from revelio.following import beside, flags, following
 
     data = [*flags(config.data, "data", *WHERE), "--data.source"]
     data += ["FOLDER" if config.store is not None else config.data.source]
+    if made.get("backbone") == PixelsBackbone.name:
+        return following("train-diffc", *data, "--out", beside(config.out, "diffc"))
     backbone = ["--backbone.name", made.get("backbone") or "BACKBONE"]
     timestep = made.get("timestep")
     layer = ["--layers", made.get("layer") or "LAYER", "--timesteps"]
