@@ -1,6 +1,7 @@
 """Probe tables and zero-shot runs from Python, against the single probes and a plain classification."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -222,6 +223,20 @@ def test_clip_from_the_command_line_is_the_librarys(photos, tmp_path, capsys):
     ]
     assert [row["predicted"] for row in rows] == plain.predicted
     assert json.loads((tmp_path / "run" / "report.json").read_text())["value"] == plain.score.value
+
+
+def test_a_broken_picture_ends_zero_shot_or_is_left_out(photos, tmp_path):
+    images = Path(shutil.copytree(photos / "images", tmp_path / "images"))
+    whole = open_dataset(DataConfig(source=str(images)))
+    (images / whole.ids[1]).write_bytes(b"no picture")
+    clip = {"method": "clip", "clip": str(photos / "clip"), "device": "cpu"}
+    stops = ZeroShotConfig(data=DataConfig(source=str(images)), out=tmp_path / "stops", **clip)
+    with pytest.raises(ValueError, match=r"can't be read: .*; mend .* set on_error to skip"):
+        zero_shot(stops)
+    data = DataConfig(source=str(images), on_error="skip")
+    found = zero_shot(replace(stops, data=data, out=tmp_path / "skips"))
+    assert [row["id"] for row in found.rows] == [*whole.ids[:1], *whole.ids[2:]]
+    assert len(found.report["skipped"]) == 1 and whole.ids[1] in found.report["skipped"][0]
 
 
 def test_zero_shot_says_what_it_lacks(photos, tmp_path):

@@ -5,6 +5,7 @@ recorded with its id and reason; it never moves another picture against its labe
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -101,6 +102,21 @@ def batches(
 # A long run stops at one bad picture among many: it says what goes on without it.
 ONLY_MEND = "mend it, all pictures are needed here"
 MEND = "mend or remove it, or set on_error to skip to leave such pictures out"
+
+
+@contextmanager
+def mendable() -> Iterator[None]:
+    """For what reads pictures one by one, where ``on_error`` may be set: an unreadable one says so.
+
+    Raises:
+        ImageError: a picture can't be read.
+    """
+    try:
+        yield
+    except ImageError as error:
+        if MEND in error.reason:
+            raise
+        raise ImageError(error.image_id, f"{error.reason}; {MEND}") from error
 
 
 @dataclass(frozen=True)

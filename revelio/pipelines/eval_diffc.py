@@ -21,6 +21,7 @@ from torch import Tensor
 from revelio.bounds import check_fields
 from revelio.data.config import DataConfig
 from revelio.data.dataset import ImageDataset
+from revelio.data.loading import mendable
 from revelio.data.splits import NoSplits
 from revelio.diffc.config import EvalDiffCConfig, GridsConfig, TestConfig
 from revelio.diffc.inputs import (
@@ -67,6 +68,7 @@ class _Opened:
     skipped: list[str] = field(default_factory=list)
 
 
+@mendable()
 def eval_diffc(config: EvalDiffCConfig, progress: Report = silent) -> dict[str, Any]:
     """Test a classifier and write what was found into ``config.out``.
 

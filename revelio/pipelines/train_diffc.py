@@ -24,6 +24,7 @@ import torch
 from revelio.bounds import check_fields
 from revelio.data.config import DataConfig
 from revelio.data.dataset import ImageDataset
+from revelio.data.loading import mendable
 from revelio.data.splits import NoSplits
 from revelio.device_memory import release
 from revelio.diffc.cache import drop_cache
@@ -73,6 +74,7 @@ class TrainedDiffC(Reported):
         return load_diffc(self.path)
 
 
+@mendable()
 def train_diffc(config: TrainDiffCConfig, progress: Report = silent) -> TrainedDiffC:
     """Train and test Diff-C with every seed; the test images are seen once, at the end of each training.
 

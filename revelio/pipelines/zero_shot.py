@@ -20,7 +20,8 @@ from revelio.backbones.prompts import ZeroShot, class_texts
 from revelio.backbones.registry import load_backbone
 from revelio.bounds import check_fields
 from revelio.data.dataset import ImageDataset
-from revelio.data.open import open_dataset
+from revelio.data.loading import mendable
+from revelio.diffc.inputs import open_images
 from revelio.pipelines import Report, Reported, counted, silent
 from revelio.pipelines.inputs import begins, open_run
 from revelio.probes.config import ZeroShotConfig
@@ -48,6 +49,7 @@ class ZeroShotRun(Reported):
     rows: list[dict[str, Any]]
 
 
+@mendable()
 def zero_shot(config: ZeroShotConfig, progress: Report = silent) -> ZeroShotRun:
     """Classify labelled images by the names of their classes, in a run directory.
 
@@ -62,10 +64,10 @@ def zero_shot(config: ZeroShotConfig, progress: Report = silent) -> ZeroShotRun:
         KeyError: an unknown backbone.
         ValueError: images without labels, a model that can't be asked, a setting that can't be, or a run that
             is there already.
-        ImageError: an image can't be read; the lines before it stay.
+        ImageError: an image can't be read and is not to be skipped; the lines before it stay.
     """
     check_fields(config)
-    dataset = open_dataset(config.data)
+    dataset, skipped = open_images(config.data)
     if dataset.labels is None or len(dataset.classes) < 2:
         raise ValueError(
             f"{printable(dataset.name)} has no labels, or one class alone: zero-shot needs the names of two "
@@ -80,7 +82,7 @@ def zero_shot(config: ZeroShotConfig, progress: Report = silent) -> ZeroShotRun:
         load()
     run = open_run(config, "zero-shot", ("report.json", "metrics.jsonl"))
     try:
-        return _finished(run, config, dataset, load, progress)
+        return _finished(run, config, dataset, skipped, load, progress)
     finally:
         run.close()
 
@@ -89,6 +91,7 @@ def _finished(
     run: Run,
     config: ZeroShotConfig,
     dataset: ImageDataset,
+    skipped: list[str],
     load: Callable[[], Classify],
     progress: Report,
 ) -> ZeroShotRun:
@@ -108,7 +111,7 @@ def _finished(
             rows[row["id"]] = row
             run.log(**row)
             count(1)
-        report = _report(config, dataset, rows)
+        report = _report(config, dataset, rows) | {"skipped": skipped}
         write_json(run.path / "report.json", report)
         run.finish()
     report = read_object(run.path / "report.json")
