@@ -20,7 +20,7 @@ from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 from revelio.distributed import left_alone
 from revelio.machine import beyond_memory
 from revelio.trust import PrintableStream, printable
-from revelio.wording import did_you_mean
+from revelio.wording import did_you_mean, meant_flag
 
 T = TypeVar("T")
 
@@ -34,14 +34,6 @@ EXTRAS = {
     "gguf": "demo",
     "onnx": "demo",
     "openai": "eval",
-}
-# What other programs call a flag: nothing in its letters leads to ours.
-SYNONYMS = {
-    "model": "--backbone.name",
-    "dataset": "--data.source",
-    "images": "--data.source",
-    "output": "--out",
-    "lr": "--learning-rate",
 }
 # What launchers put in front of a script's own words.
 LAUNCHERS = ("--local_rank=", "--local-rank=")
@@ -297,13 +289,7 @@ def _check_known(cls: type, words: Sequence[str]) -> None:
         flag = re.sub(r"\.\d+\.", ".0.", given.replace("_", "-"))
         if not flag.startswith("--") or flag in known:
             continue
-        # `--source` for `--data.source`.
-        word = flag.strip("-")
-        inside = [one for one in sorted(known) if one.rpartition(".")[2] == word]
-        inside = inside or [one for one in known if one == SYNONYMS.get(word)]
-        near = did_you_mean(word, (one.strip("-") for one in known), "--{}")
-        hint = f"did you mean {' or '.join(inside)}? " if inside else near
-        raise ValueError(f"unknown flag {given}: {hint}--help-all lists all")
+        raise ValueError(f"unknown flag {given}: {meant_flag(flag, known)}--help-all lists all")
 
 
 def flags_of(cls: type, above: str = "") -> Iterator[str]:

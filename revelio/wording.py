@@ -5,6 +5,14 @@ from difflib import get_close_matches
 
 # difflib's share of common characters from which a name is near another.
 NEAR = 0.65
+# What other programs call a flag: nothing in its letters leads to ours.
+SYNONYMS = {
+    "model": "backbone.name",
+    "dataset": "data.source",
+    "images": "data.source",
+    "output": "out",
+    "lr": "learning-rate",
+}
 
 
 def plural(count: float, noun: str, more: str = "", form: str = ",") -> str:
@@ -30,3 +38,13 @@ def did_you_mean(given: str, known: Iterable[str], quoted: str = "{}") -> str:
     """
     near = get_close_matches(given, list(known), n=1, cutoff=NEAR)
     return f"did you mean {quoted.format(near[0])}? " if near else ""
+
+
+def meant_flag(given: str, known: Iterable[str]) -> str:
+    """The question that a message about an unknown flag asks: `--source` may be `--data.source`."""
+    word, names = given.strip("-"), sorted(known)
+    inside = [one for one in names if one.rpartition(".")[2] == word]
+    inside = inside or [one for one in names if one.strip("-") == SYNONYMS.get(word)]
+    if inside:
+        return f"did you mean {' or '.join(inside)}? "
+    return did_you_mean(word, (one.strip("-") for one in names), "--{}")
