@@ -33,7 +33,7 @@ from revelio.naming.questions import (
 )
 from revelio.naming.verdicts import fleiss_kappa, tells_apart
 from revelio.pipelines import Made
-from revelio.pipelines.name_latents import name_latents
+from revelio.pipelines.name_latents import name_latents, others_names
 
 
 @torch.no_grad()
@@ -116,6 +116,17 @@ def test_a_judge_that_sees_names_latents_and_a_second_run_sends_nothing(made):
     assert result["passed"]["value"] == 1 and result["control"]["value"] == 0
     assert all(entry["agreement"] == 1 for entry in result["latents"])
     assert json.loads(found.path.read_text())["passed"] == result["passed"]
+
+
+def test_the_control_is_a_name_that_is_not_the_latents_own():
+    assert others_names(["fur", "Fur", None, "wheel", "fur"]) == [
+        "wheel",
+        "wheel",
+        None,
+        "fur",
+        "wheel",
+    ]
+    assert others_names(["fur", "fur", None]) == [None] * 3
 
 
 def test_names_may_be_edited_and_added_by_hand_and_mistakes_are_one_line(

@@ -93,8 +93,12 @@ def name_latents(config: NameLatentsConfig, progress: Report = silent) -> Made:
     with open_cache(config.reply_cache or out.with_suffix(".cache.sqlite")) as cache:
         judge = VisionJudge(config.judge, config.max_tokens, config, cache, progress)
         names = _named(config, judge, pictures, subjects)
-        checks = _checked(judge, pictures, subjects, names, shift=0)
-        control = _checked(judge, pictures, subjects, names, shift=1) if len(subjects) > 1 else []
+        given = [best.name if (best := _best(all_of)) else None for all_of in names]
+        checks = _checked(judge, pictures, subjects, given, "checking names")
+        others, control = others_names(given), []
+        if any(others):
+            title = "control: another latent's name"
+            control = _checked(judge, pictures, subjects, others, title)
     result = _result(config, subjects, names, checks, control)
     write_json(out, result | {"made_from": top.source, "versions": versions()})
     return Made(out, result)
@@ -207,24 +211,31 @@ def _checked(
     judge: VisionJudge,
     pictures: _Pictures,
     subjects: Sequence[Subject],
-    names: Sequence[Sequence[Named]],
-    *,
-    shift: int,
+    given: Sequence[str | None],
+    title: str,
 ) -> list[float | None]:
-    """Fisher's p of each latent's images with its name; with ``shift`` 1, the next named latent's."""
-    known = [(place, best) for place, all_of in enumerate(names) if (best := _best(all_of))]
-    given = [known[(i + shift) % len(known)][1].name for i in range(len(known))]
+    """Fisher's p of each latent's images with the name given for it."""
+    known = [(place, name) for place, name in enumerate(given) if name is not None]
     count = len(subjects[0].checked)
     asked = [
         (check_question(name, count), pictures.sheet(subjects[place].checked, numbered=True))
-        for (place, _), name in zip(known, given, strict=True)
+        for place, name in known
     ]
-    title = "control: another latent's name" if shift else "checking names"
     picks = judge.ask(title, asked, lambda _, text: read_picks(text, count))
     found: list[float | None] = [None] * len(subjects)
     for (place, _), picked in zip(known, picks, strict=True):
         # A reply that can't be read tells nothing apart.
         found[place] = 1.0 if picked is None else tells_apart(picked, subjects[place].fires)
+    return found
+
+
+def others_names(names: Sequence[str | None]) -> list[str | None]:
+    """For each named latent the next one's name that is not its own; none where all are called alike."""
+    known = [(place, name) for place, name in enumerate(names) if name is not None]
+    found: list[str | None] = [None] * len(names)
+    for number, (place, name) in enumerate(known):
+        following = (other for _, other in known[number + 1 :] + known[:number])
+        found[place] = next((o for o in following if o.casefold() != name.casefold()), None)
     return found
 
 
