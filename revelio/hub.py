@@ -59,9 +59,10 @@ def _facts(values: Mapping[str, Any], above: str) -> Iterator[tuple[str, str]]:
         name = f"{above}{key}".replace("_", " ")
         if isinstance(value, Mapping):
             yield from _facts(value, f"{name}: ")
-        elif value is not None and value != [] and value != "":
-            shown = f"{value:.4g}" if isinstance(value, float) else str(value)
-            yield _cell(name), _cell(shown)
+        elif value is not None and value not in ([], (), ""):
+            several = value if isinstance(value, list | tuple) else [value]
+            shown = (f"{one:.4g}" if isinstance(one, float) else str(one) for one in several)
+            yield _cell(name), _cell(", ".join(shown))
 
 
 def _cell(text: str) -> str:

@@ -98,7 +98,8 @@ def test_a_file_in_the_way_is_named(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_card_has_the_models_numbers_and_no_license(tmp_path: Path, name: str) -> None:
-    found = {"measured": {"top-1": 0.98765, "unknown": None}, "class|name": "<b>\x1b[31m"}
+    measured = {"top-1": 0.98765, "unknown": None, "wilson95": [0.8432915302, 1.0], "none": ()}
+    found = {"measured": measured, "class|name": "<b>\x1b[31m"}
     MODELS[name]().save_pretrained(tmp_path / "model", model_card_kwargs=found)
     card = (tmp_path / "model" / "README.md").read_text()
     assert "license" not in card and "More Information" not in card and "{{" not in card
@@ -108,6 +109,7 @@ def test_a_card_has_the_models_numbers_and_no_license(tmp_path: Path, name: str)
     for key in ("d", "n", "k") if name == "k-sae" else ("channels", "classes", "width"):
         assert rows[key] == str(config[key])
     assert rows["measured: top-1"] == "0.9877" and "unknown" not in card
+    assert rows["measured: wilson95"] == "0.8433, 1" and "measured: none" not in rows
     assert "class\\|name" in card and "\x1b" not in card and "<b>" not in card
 
 
