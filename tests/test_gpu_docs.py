@@ -31,7 +31,14 @@ TAKES = {
 @pytest.mark.parametrize("tool", [gpu_page, scaling])
 def test_pages_are_what_the_json_says(tool, tmp_path, capsys) -> None:
     assert tool.main(["--docs", str(ROOT / "docs"), "--check"]) == 0
-    for name in ("gpu.json", "gpu_compiled.json", "gpu.md", "scaling.json", "scaling.md"):
+    for name in (
+        "gpu.json",
+        "gpu_compiled.json",
+        "gpu.md",
+        "gpu_memory.json",
+        "scaling.json",
+        "scaling.md",
+    ):
         (tmp_path / name).write_text((ROOT / "docs" / name).read_text())
     (tmp_path / "benchmarks").mkdir()
     name = "benchmarks/plans.json"

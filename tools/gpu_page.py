@@ -1,4 +1,4 @@
-"""Write docs/gpu.md from docs/gpu.json and docs/gpu_compiled.json: `python -m tools.gpu_page [--check]`."""
+"""Write docs/gpu.md from docs/gpu.json, gpu_compiled and gpu_memory: `python -m tools.gpu_page [--check]`."""
 
 import argparse
 import sys
@@ -28,6 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     flags = parser.parse_args(arguments)
     found = read_json(flags.docs / "gpu.json")
     found["compiled"] = read_json(flags.docs / "gpu_compiled.json")
+    found["memory"] = read_json(flags.docs / "gpu_memory.json")
     text, place = page(found), flags.docs / "gpu.md"
     if not flags.check:
         write_whole(place, text)
@@ -54,6 +55,7 @@ def page(found: Mapping[str, Any]) -> str:
             *_tests(found["tests"]),
             *_compiled(found["compiled"]),
             *_ksae(found["ksae"]),
+            *_memory(found["memory"], found["ksae"]["goal"]),
             *_extraction(found["extraction"], found["extraction_parts"]),
             "## Not run",
             *[f"- {what}" for what in found["not_run"]],
@@ -96,6 +98,35 @@ def _compiled(made: Mapping[str, Any]) -> list[str]:
         f"of shared memory, and nothing spills (frames of at most {made['spilled']} bytes), the product's "
         f"tiles apart: {tiles}. `tests/optional/check_triton.py` holds them to that. That they compile does "
         "not say that they are right or fast.",
+        "",
+    ]
+
+
+def _memory(counted: Mapping[str, Any], goal: Mapping[str, Any]) -> list[str]:
+    """What steps hold as the code is now, which no card has said."""
+    most = goal["peak_over_parameters_and_moments"]
+    rows = {
+        batch: {one["selection"]: one["times"] for one in counted["peaks"] if one["batch"] == batch}
+        for batch in sorted({one["batch"] for one in counted["peaks"]})
+    }
+    met = [f"{batch:,}" for batch, row in rows.items() if row["within"] <= most]
+    return [
+        f"**Peak memory as the code is now**, counted without a card (`python -m tools.ksae_memory`; "
+        f"d = {counted['d']:,}, n = {counted['n']:,}, k = {counted['k']}; without what PyTorch's operations "
+        "take while they run), in parameters and moments:",
+        "",
+        "| batch | selection after the product | within it |",
+        "|---|---|---|",
+        *[
+            f"| {batch:,} | {row['after']:.3f} | {row['within']:.3f} |"
+            for batch, row in rows.items()
+        ],
+        "",
+        f"The goal of {most:g} is met at batch {', '.join(met)}, with selection within the product, and "
+        "nowhere else: a float16 copy of the encoder alone is a twelfth, and at large batches the rows "
+        "themselves, their reconstruction and their errors take the rest."
+        if met
+        else f"The goal of {most:g} is met nowhere.",
         "",
     ]
 

@@ -1,19 +1,24 @@
 """What a k-SAE's step on CUDA holds at once, counted without a card: nothing is computed or allocated.
 
     python -m tools.ksae_memory [--d 1280] [--n 81920] [--k 32] [--batch 1024 4096 16384] [--auxk 0]
+                                [--selection after within]
 
 The step of :class:`~revelio.sae.kernels.cuda.CudaKernel` is taken on the meta device with all launches of
-Triton's programs left out, and after every operation the storages that are alive are added up. Not counted:
-what PyTorch's operations take while they run (a product's workspace, a sort's), and gaps between blocks.
+Triton's programs left out, latents selected after the product or within it, and after every operation the
+storages that are alive are added up. Not counted: what PyTorch's operations take while they run (a product's
+workspace, a sort's), and gaps between blocks. ``--json docs/gpu_memory.json`` is for ``docs/gpu.md``.
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import product
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 from unittest.mock import MagicMock
@@ -33,6 +38,8 @@ from revelio.sae.state import TrainState
 from revelio.sae.step import Take, train_step
 
 KERNELS = "revelio.sae.kernels"
+MODULES = ("cuda", "cuda_search", "cuda_within", "cuda_programs", "cuda_within_programs")
+WAYS = ("after", "within")
 BLOCK = 512  # bytes: CUDA's allocator gives whole ones
 LISTED = 8
 
@@ -137,22 +144,26 @@ def without_launches() -> ModuleType:
         triton = MagicMock(cdiv=lambda a, b: -(-a // b))
         triton.next_power_of_2 = lambda count: 1 << max(0, count - 1).bit_length()
         sys.modules |= {"triton": triton, "triton.language": triton.language}
-    own = [f"{KERNELS}.cuda", f"{KERNELS}.cuda_programs"]
+    own = [f"{KERNELS}.{name}" for name in MODULES]
     before = {name: sys.modules.pop(name) for name in own if name in sys.modules}
     try:
         # Another than everybody else's, who must find Triton or miss it.
-        cuda = import_module(own[0])
+        cuda, search, within = (import_module(name) for name in own[:3])
     finally:
         for name in [*own, *(["triton", "triton.language"] if stub else [])]:
             sys.modules.pop(name, None)
         sys.modules |= before
         for name in own:
             setattr(import_module(KERNELS), name.rpartition(".")[2], before.get(name))
-    cuda.programs, cuda.on_device_of = _Idle(), lambda _: nullcontext()  # type: ignore[attr-defined]
+    for module in (cuda, search, within):
+        module.programs = _Idle()  # type: ignore[attr-defined]
+    cuda.on_device_of = lambda _: nullcontext()  # type: ignore[attr-defined]
     return cuda
 
 
-def held(d: int, n: int, k: int, batch: int, auxk: int = 0, **settings: Any) -> Held:
+def held(
+    d: int, n: int, k: int, batch: int, auxk: int = 0, how: str = "after", **settings: Any
+) -> Held:
     """What a training of these sizes holds.
 
     Args:
@@ -161,13 +172,14 @@ def held(d: int, n: int, k: int, batch: int, auxk: int = 0, **settings: Any) -> 
         k: codes a row.
         batch: rows a step.
         auxk: AuxK's codes a row; there are some from the second step on.
+        how: whether latents are selected after the product that nominates them, or within it.
         settings: of :class:`~revelio.sae.model.KSparseAutoencoder`.
     """
     config = TrainConfig(steps=3, batch_size=batch, auxk=auxk, dead_after=1, warmup_steps=0)
     cuda = without_launches()
     with torch.device("meta"):
         model = KSparseAutoencoder(d, n, k, seed=None, **settings)
-        state, kernel = TrainState.start(model), cuda.CudaKernel()
+        state, kernel = TrainState.start(model), cuda.CudaKernel(how)
         moments = [
             state.moments.W_enc,
             state.moments.W_dec,
@@ -191,16 +203,24 @@ def main() -> None:
     for name, default in (("d", 1280), ("n", 81_920), ("k", 32), ("auxk", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--batch", type=int, nargs="+", default=[1024, 4096, 16_384])
+    parser.add_argument("--selection", nargs="+", choices=WAYS, default=WAYS)
+    parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    for batch in given.batch:
-        one = held(given.d, given.n, given.k, batch, given.auxk)
+    found = []
+    for batch, how in product(given.batch, given.selection):
+        one = held(given.d, given.n, given.k, batch, given.auxk, how)
         share = (one.state + one.peak) / one.state
         print(
-            f"batch {batch:,}: parameters and moments {shown(one.state)}, beside them at most "
-            f"{shown(one.peak)} ({one.peak:,} bytes), of which {shown(one.kept)} stay; {share:.3f} times"
+            f"batch {batch:,}, selection {how} the product: parameters and moments {shown(one.state)}, "
+            f"beside them at most {shown(one.peak)} ({one.peak:,} bytes), of which {shown(one.kept)} stay; "
+            f"{share:.3f} times"
         )
         for about, count in one.largest[:LISTED]:
             print(f"  {shown(count):>8}  {about}")
+        found.append({"batch": batch, "selection": how, "times": round(share, 3)})
+    if given.json:
+        sizes = {name: getattr(given, name) for name in ("d", "n", "k", "auxk")}
+        given.json.write_text(json.dumps(sizes | {"peaks": found}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -156,25 +156,23 @@ def _codes(job: Job) -> tuple[int, int]:
 
 
 def _search_bytes(job: Job) -> int:
-    """Rows, centred, halved, their norms; codes; scores of some images and of those before; candidates."""
+    """Rows, centred, halved, their norms; codes; scores of some images, after their product; candidates."""
     (codes, most), n, size = _codes(job), job.local_latents, job.train.batch_size
     rows = min(size, SCORES // n // 128 * 128 or max(1, SCORES // n))
-    after = min(rows, size - rows)
     chosen = 8 * max(CANDIDATES, 1 << (2 * min(job.config.k, MOST) - 1).bit_length())
     if most > MOST:  # by products in float32
         chosen += 4 * n + 12 * most
-    scores = max((2 * n + chosen) * rows, 2 * n * rows + (2 * n + chosen) * after)
-    return size * (10 * job.d + 12 * codes + 64) + scores
+    return size * (10 * job.d + 12 * codes + 64) + (2 * n + chosen) * rows
 
 
 def _update_bytes(job: Job) -> int:
-    """Rows, centred, reconstructed, their errors, AuxK's too; terms of the gradient, and sums of blocks."""
+    """Rows, centred, their errors, AuxK's too; terms of the gradient, and sums of blocks."""
     size = job.train.batch_size
     codes, row = size * _codes(job)[0], 4 * size * job.d
     sums = 8 * (job.d + 1) * codes // BLOCK_TERMS
-    # Scaled errors are another row each, before the terms are sorted.
+    # What decodes to the bias's gradient is another row each, before the terms are sorted.
     terms = max(row + UNSORTED_BYTES * codes, SORTED_BYTES * codes + sums)
-    return row * (7 if job.config.auxk else 4) + terms
+    return row * (6 if job.config.auxk else 3) + terms
 
 
 def devices_memory(jobs: Sequence[Job]) -> int:

@@ -70,7 +70,7 @@ class _Loss(NamedTuple):
 def _loss(model: KSparseAutoencoder, x: Tensor, error: Tensor, state: TrainState) -> _Loss:
     """The loss, and the factor that makes its gradient out of the error."""
     # By columns first: such sums do not depend on the number of threads.
-    spread_of_batch = (x - x.mean(0)).square().mean(0).mean()
+    spread_of_batch = (x - x.mean(0)).square_().mean(0).mean()
     mse = error.square().mean(0).mean()
     fvu = (mse / spread_of_batch).double()
     if model.mode == "as_paper":
@@ -150,7 +150,7 @@ def _take(
         raise ValueError(not_finite(adam.t, config, str(error))) from error
     codes, dead, _ = output
     nested = Nested.of(codes, model.prefixes)
-    errors = [part + weights.b_dec - x for part in nested.decoded(kernel, weights.W_dec)]
+    errors = [(part + weights.b_dec).sub_(x) for part in nested.decoded(kernel, weights.W_dec)]
     losses = [_loss(model, x, error, state) for error in errors]
     error, (_, scale, fvu) = errors[-1], losses[-1]
     loss = torch.stack([each.loss for each in losses]).mean()
@@ -166,6 +166,7 @@ def _take(
     if dead is not None:
         auxk_loss, of_dead = _auxk(model, dead, error, config.auxk_coefficient * scale, kernel)
         parts.append(of_dead)
+    del errors, error  # as large as the batch, and not needed by what follows
     adam = replace(adam, go=_finite(loss + auxk_loss, adam, config, state))
     gradient = _gradient(model, centred, parts, kernel)
     kernel.update(weights, state.moments, gradient, adam)
