@@ -69,12 +69,13 @@ struct Finalists {
         scores.resize(nominees.size()), known.resize(nominees.size());
     }
 
-    void fetch(size_t c) const { revelio::fetch(latents.W + nominees[c].latent * batch.d, batch.d); }
+    const float *row(size_t c) const { return latents.W + nominees[c].latent * batch.d; }
 
-    Status score(size_t c) {
+    // `next`: the row that is scored next, or null.
+    Status score(size_t c, const float *next = nullptr) {
         if (known[c]) return FINE;
         const Nominee &one = nominees[c];
-        scores[c] = dot(latents.W + one.latent * batch.d, batch.x + image * batch.d, batch.d) + latents.bias[one.latent];
+        scores[c] = dot(row(c), batch.x + image * batch.d, batch.d, next) + latents.bias[one.latent];
         if (scores[c] != scores[c]) return SCORE_IS_NAN;
         // The bound holds for the rows that were quantised: elsewhere someone else has changed W.
         if (std::fabs(scores[c] - one.guess) > one.bound * 1.001f) return STALE;
@@ -115,19 +116,19 @@ void place(std::vector<Scored> &found, int64_t k, float *values, int64_t *indice
 // The k best of an image by their float scores, taken in descending order of what bounds allow until the next one
 // cannot be among them; zeros after them. `missed`: fewer than k lie above a guess that has left others out.
 Status settle(Finalists &left, int64_t k, float guess, float *values, int64_t *indices, bool &missed) {
-    std::vector<std::pair<float, size_t>> open;  // a heap
+    std::vector<std::pair<float, size_t>> open;
     for (size_t c = 0; c < left.nominees.size(); c++) {
         const float upper = left.nominees[c].guess + left.nominees[c].bound;
         open.push_back({upper == upper ? upper : INFINITY, c});
     }
-    std::make_heap(open.begin(), open.end());
+    std::sort(open.begin(), open.end(), std::greater<>());
+    const auto row = [&](size_t at) { return at < open.size() ? left.row(open[at].second) : nullptr; };
     Floor best(k, 1, guess);
     std::vector<Scored> found;
-    for (auto end = open.end(); end != open.begin() && !(open.front().first < best.thresholds[0]);) {
-        const size_t c = open.front().second;
-        std::pop_heap(open.begin(), end--);
-        if (end != open.begin()) left.fetch(open.front().second);
-        if (Status status = left.score(c)) return status;
+    for (size_t at = 0; at < open.size() && !(open[at].first < best.thresholds[0]); at++) {
+        const size_t c = open[at].second;
+        announce(row(at + 2), left.batch.d);
+        if (Status status = left.score(c, row(at + 1))) return status;
         best.offer(0, left.scores[c]);
         found.push_back({left.scores[c], left.nominees[c].latent});
     }

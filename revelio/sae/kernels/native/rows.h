@@ -24,27 +24,44 @@ inline float fold(float *lanes) {
     return lanes[0];
 }
 
-inline float dot(const float *a, const float *b, int64_t d) {
+// Ask for a row before it is needed: rows are short, so the hardware's own prefetch hardly gets going.
+inline void fetch(const float *row, int64_t d) {
+    for (int64_t i = 0; i < d; i += 16) _mm_prefetch(row + i, _MM_HINT_T0);
+}
+
+// Ask for the row after the next: where its pages are, and the hardware's own prefetch begins.
+inline void announce(const float *row, int64_t d) {
+    for (int64_t i = 0; row && i < d; i += 256) _mm_prefetch(row + i, _MM_HINT_T0);
+}
+
+// `next`: the row that comes next, or null; it is fetched bit by bit, as all at once would hold up loads.
+inline float dot(const float *a, const float *b, int64_t d, const float *next = nullptr) {
     __m256 sum[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
     int64_t i = 0;
-    for (; i + LANES <= d; i += LANES)
+    for (; i + LANES <= d; i += LANES) {
+        if (next) fetch(next + i, LANES);
         for (int q = 0; q < 4; q++) {
             __m256 product = _mm256_mul_ps(_mm256_loadu_ps(a + i + 8 * q), _mm256_loadu_ps(b + i + 8 * q));
             sum[q] = _mm256_add_ps(sum[q], product);
         }
+    }
     alignas(32) float lanes[LANES];
     for (int q = 0; q < 4; q++) _mm256_store_ps(lanes + 8 * q, sum[q]);
     for (int lane = 0; i < d; i++, lane++) lanes[lane] += a[i] * b[i];
     return fold(lanes);
 }
 
-inline void add_scaled(float *sum, const float *row, float factor, int64_t d) {
-    for (int64_t i = 0; i < d; i++) sum[i] += factor * row[i];
-}
-
-// Ask for a row before it is needed: rows are short, so the hardware's own prefetch hardly gets going.
-inline void fetch(const float *row, int64_t d) {
-    for (int64_t i = 0; i < d; i += 16) _mm_prefetch(row + i, _MM_HINT_T0);
+inline void add_scaled(float *sum, const float *row, float factor, int64_t d, const float *next = nullptr) {
+    int64_t i = 0;
+    const __m256 factors = _mm256_set1_ps(factor);
+    for (; i + LANES <= d; i += LANES) {
+        if (next) fetch(next + i, LANES);
+        for (int q = 0; q < LANES; q += 8) {
+            const __m256 product = _mm256_mul_ps(factors, _mm256_loadu_ps(row + i + q));
+            _mm256_storeu_ps(sum + i + q, _mm256_add_ps(_mm256_loadu_ps(sum + i + q), product));
+        }
+    }
+    for (; i < d; i++) sum[i] += factor * row[i];
 }
 
 // Run work(item) for items 0..count-1 on some threads. Which thread takes which item must not matter.

@@ -77,6 +77,10 @@ struct Terms {
     const int64_t *latents, *images, *output_rows;  // latents ascend
     const float *values, *gradients, *inputs, *outputs;
     int64_t count;
+
+    // Rows of a term; null behind the last.
+    const float *input(int64_t e, int64_t d) const { return e < count ? inputs + images[e] * d : nullptr; }
+    const float *output(int64_t e, int64_t d) const { return e < count ? outputs + output_rows[e] * d : nullptr; }
 };
 
 struct Row {
@@ -110,8 +114,8 @@ bool update(const Parameters &p, const Terms &terms, const Adam &a, Row row, con
     std::fill(d_enc, d_enc + d, 0.0f);
     std::fill(d_dec, d_dec + d, 0.0f);
     for (int64_t e = row.first; e < row.end; e++) {
-        add_scaled(d_enc, terms.inputs + terms.images[e] * d, terms.gradients[e], d);
-        add_scaled(d_dec, terms.outputs + terms.output_rows[e] * d, terms.values[e], d);
+        add_scaled(d_enc, terms.input(e, d), terms.gradients[e], d, terms.input(e + 1, d));
+        add_scaled(d_dec, terms.output(e, d), terms.values[e], d, terms.output(e + 1, d));
     }
     if (active) add_scaled(d_dec, dec.w, -dot(d_dec, dec.w, d), d);
     const bool enc_changed = adam(enc, d_enc, next ? &next_enc : nullptr, a, d);
@@ -131,10 +135,11 @@ extern "C" {
 void revelio_decode(const float *values, const int64_t *indices, int64_t b, int64_t k, const float *rows,
                     int64_t d, float *out, int threads) {
     revelio::share(b, threads, [&](int64_t i, int) {
+        const auto row = [&](int64_t c) { return c < i * k + k ? rows + indices[c] * d : nullptr; };
         std::fill(out + i * d, out + i * d + d, 0.0f);
         for (int64_t c = i * k; c < i * k + k; c++) {
-            if (c + 1 < i * k + k) revelio::fetch(rows + indices[c + 1] * d, d);
-            revelio::add_scaled(out + i * d, rows + indices[c] * d, values[c], d);
+            revelio::announce(row(c + 2), d);
+            revelio::add_scaled(out + i * d, row(c), values[c], d, row(c + 1));
         }
     });
 }
@@ -143,9 +148,10 @@ void revelio_decode(const float *values, const int64_t *indices, int64_t b, int6
 void revelio_code_gradients(const float *outputs, const int64_t *indices, int64_t b, int64_t k,
                             const float *rows, int64_t d, float *out, int threads) {
     revelio::share(b, threads, [&](int64_t i, int) {
+        const auto row = [&](int64_t c) { return c < i * k + k ? rows + indices[c] * d : nullptr; };
         for (int64_t c = i * k; c < i * k + k; c++) {
-            if (c + 1 < i * k + k) revelio::fetch(rows + indices[c + 1] * d, d);
-            out[c] = revelio::dot(outputs + i * d, rows + indices[c] * d, d);
+            revelio::announce(row(c + 2), d);
+            out[c] = revelio::dot(outputs + i * d, row(c), d, row(c + 1));
         }
     });
 }
