@@ -137,6 +137,44 @@ def test_the_largest_sums_that_int8_has_neither_saturate_nor_wrap(columns, sign)
     assert_chosen(codes, scores_of(x, weights_of(w)), 3)
 
 
+@pytest.mark.parametrize("d", [64, 1280, 4128])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_sums_of_long_rows_fit(d, sign):
+    """All pieces of a row as large as they may be, and as large as one another; or one of them larger."""
+    x, w = torch.full((20, d), float(sign)), torch.full((60, d), float(sign))
+    x[10:, :64] *= 10
+    w *= (0.9 + 0.001 * torch.arange(60))[:, None]
+    kernel = NativeKernel(1)
+    assert_chosen(kernel.encode(x, weights_of(w), 60)[0], scores_of(x, weights_of(w)), 60)
+    assert kernel.scored == 60 * 20
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_what_rounding_leaves_of_an_image_does_not_saturate_beside_the_largest_weights(sign):
+    """Two neighbours alone in a row are as large as int8 can be; a guess out of its bound is told."""
+    w, x, kernel = torch.zeros(64, 128), draw(20, 128), NativeKernel(1)
+    w.view(64, 64, 2)[torch.arange(64), torch.arange(64)] = sign
+    assert_chosen(kernel.encode(x, weights_of(w), 64)[0], scores_of(x, weights_of(w)), 64)
+    assert kernel.scored == 64 * 20
+
+
+@many
+@given(
+    d=st.integers(1, 300),
+    decades=st.integers(0, 12),
+    k=st.integers(1, 40),
+    seed=st.integers(0, 1000),
+)
+def test_small_numbers_beside_large_ones_count(d, decades, k, seed):
+    """Columns of very different sizes, some of them large in the images alone, or in the weights alone."""
+    w, x = draw(90, d, seed=seed), draw(6, d, seed=seed + 1)
+    where = torch.rand(2, d, generator=torch.Generator().manual_seed(seed)) - 0.5
+    x *= 10.0 ** (decades * where[0])
+    w *= 10.0 ** (-decades * where[seed % 2])
+    weights = weights_of(w, draw(90, seed=seed))
+    assert_chosen(NativeKernel(2).encode(x, weights, k)[0], scores_of(x, weights), k)
+
+
 @many
 @given(
     d=st.integers(1, 300),

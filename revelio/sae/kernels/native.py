@@ -7,7 +7,7 @@
   float32 scores, ties going to the lower index, and no (b n) matrix is written. ``native/encode.cpp`` has
   the bound. What the k-th best score was in the searches before, beside the norms of what was encoded, is
   the first guess of it; images that score lower than guessed are searched again.
-  int8's product takes half the time of int16's (0.57 of it by AVX2), and its copy half the memory. Where
+  int8's product takes half the time of int16's (0.55 of it by AVX2), and its copy half the memory. Where
   a trained k-SAE's k-th best score lies among those of most latents, bounds of bfloat16 and int8 leave
   many in; from then on int16 is multiplied, whose bounds are closer.
 - An update is one pass over the rows that can change (:mod:`revelio.sae.optim`); it renews their copies.

@@ -1,6 +1,10 @@
 // What a search works on: packed images, quantised latents, and the few latents whose codes alone are wanted.
 #pragma once
+#include <algorithm>
+#include <numeric>
+
 #include "copy.h"
+#include "images.h"
 #include "products.h"
 #include "rows.h"
 
@@ -26,8 +30,8 @@ struct Batch {
     const float *x;
     std::vector<uint8_t> panels;  // see products.h
     Sizes sizes;
-    // Beside int8, the same in int16, and what a product with raised int8 starts from.
-    std::vector<int16_t> finer;
+    // Beside int8 q, the l that make it finer (images.h), and what a product with raised int8 starts from.
+    std::vector<int8_t> finer;
     Sizes finer_sizes;
     std::vector<int32_t> starts;
 
@@ -45,7 +49,7 @@ struct Batch {
     // False where a number is NaN or infinite.
     bool pack() {
         std::vector<int16_t> row(width);
-        std::vector<uint8_t> raised(width);
+        Image image(width);
         for (int64_t i = 0; i < b; i++) {
             Quantised found;
             const float *own = x + i * d;
@@ -56,21 +60,16 @@ struct Batch {
                 spread(row.data(), width, place);
                 continue;
             }
-            const Pieces cut = numbers == Numbers::PIECES ? Pieces::IMAGE : Pieces::NONE;
-            if (!quantise(own, d, width, false, raised.data(), found, cut)) return false;
-            sizes.put(i, found);
-            for (uint8_t &value : raised) value ^= RAISED;
-            if (numbers == Numbers::PIECES) pieces(raised, place);
+            if (!image.take(own, d, numbers == Numbers::PIECES)) return false;
+            sizes.put(i, image.coarse), finer_sizes.put(i, image.fine);
+            if (numbers == Numbers::PIECES) pieces(image, place);
             else {
-                int32_t start = 0;
-                for (uint8_t value : raised) start -= RAISED * int8_t(value);
+                const int32_t start = start_of(image.q);
                 std::memcpy(place, &start, sizeof(start));
-                spread(raised.data(), width, place + STARTS);
+                spread(image.q.data(), width, place + STARTS);
             }
-            int16_t *fine = finer.data() + i * width;
-            quantise(own, d, width, false, fine, found);
-            finer_sizes.put(i, found);
-            for (int64_t c = 0; c < width; c++) starts[i] -= RAISED * fine[c];
+            std::copy_n(image.l.begin(), width, finer.begin() + i * width);
+            starts[i] = start_of(image.l);
         }
         return true;
     }
@@ -82,13 +81,21 @@ struct Batch {
         for (int64_t c = 0; c < count; c += 4 / sizeof(Integer), place += PANEL * 4) std::memcpy(place, row + c, 4);
     }
 
-    // The same by pieces, each behind what its sums start from.
-    static void pieces(const std::vector<uint8_t> &row, uint8_t *place) {
-        for (size_t c = 0; c < row.size(); c += PIECE, place += panel_bytes(PIECE, Numbers::PIECES)) {
+    // What takes off what raised numbers add to a product.
+    static int32_t start_of(const std::vector<int8_t> &row) {
+        return -RAISED * std::accumulate(row.begin(), row.end(), 0);
+    }
+
+    // The same by pieces, each between what its sums start from and what they are multiplied by.
+    void pieces(const Image &image, uint8_t *place) const {
+        for (int64_t c = 0; c < width; c += PIECE) {
+            const int64_t count = std::min<int64_t>(PIECE, width - c);
             int16_t starts[2] = {0, 0};
-            for (int i = 0; i < PIECE; i++) starts[i / 2 % 2] -= RAISED * int8_t(row[c + i]);
+            for (int64_t i = 0; i < count; i++) starts[i / 2 % 2] -= RAISED * image.q[c + i];
             std::memcpy(place, starts, sizeof(starts));
-            spread(row.data() + c, PIECE, place + STARTS);
+            spread(image.q.data() + c, count, place + STARTS);
+            std::memcpy(place + STARTS + PANEL * count, image.factors.data() + 2 * c / PIECE, sizeof(starts));
+            place += panel_bytes(count, Numbers::PIECES);
         }
     }
 };

@@ -18,7 +18,7 @@ struct Copy {
         const bool floats = numbers == Numbers::BFLOAT16;
         if (bytes(numbers))
             return quantise(w, d, width, false, static_cast<uint8_t *>(address(latent)), rows[latent],
-                            numbers == Numbers::PIECES ? Pieces::ROW : Pieces::NONE);
+                            numbers == Numbers::PIECES);
         return quantise(w, d, width, floats, static_cast<int16_t *>(address(latent)), rows[latent]);
     }
 

@@ -3,22 +3,24 @@
 // Let w = s q + r and x = s' q' + r' (rows.h). Then w.x - s s' q.q' = r.x + s q.r', and since |s q| <= |w| + |r|,
 // |w.x - s s' q.q'| <= |r| |x| + (|w| + |r|) |r'| (Cauchy-Schwarz). `rest` is a bound of |r|, taken from r itself.
 //
-// q.q' is exact in int32 for int8 and int16 (AVX2 adds int8 in int16 for as long as that is exact: rows.h). AMX adds products of bfloat16 in float: a product has 16 bits and is
-// exact, and whatever the order, each passes through at most m = width roundings, of at most 2^-23 relative (it rounds to
-// nearest: 2^-24), so the sum is off by at most g sum |q_i q'_i| <= g |q| |q'|, g = m 2^-23 / (1 - m 2^-23).
+// q.q' is exact in int32 for int8 and int16 (AVX2 adds int8 in int16 for as long as that is exact, and an image's q' is
+// m q there: rows.h, images.h). AMX adds products of bfloat16 in float: a product has 16 bits and is exact, and
+// whatever the order, each passes through at most m = width roundings, of at most 2^-23 relative (it rounds to nearest:
+// 2^-24), so the sum is off by at most g sum |q_i q'_i| <= g |q| |q'|, g = m 2^-23 / (1 - m 2^-23).
 // |s q| |s' q'| <= (1 + 2^-8)^2 |w| |x| (rounding to 8 bits), so 1.1 m 2^-23 |w| |x| bounds it for m < 2^19. What AMX
-// flushes to zero is below 2^-126 of |w| |x| a term, as rows are packed in units of their largest number; the 20
+// flushes to zero is below 2^-126 of |w| |x| a term, as rows are packed in units of their largest number; the 30
 // units below leave room for it. `tiny` is for guesses and scores that are denormal themselves.
 //
-// The float score in the fixed order is off by at most (d / 32 + 5) 2^-24 |w| |x|, the guess by some 2^-24 of
-// itself, the bias's sum by 2^-24 of both; (d / 32 + 20) 2^-24 |w| |x| + 2^-20 |b| covers all, and the factor 1.00001
-// the rounding of the bound's own terms.
+// The float score in the fixed order is off by at most (d / 32 + 5) 2^-24 |w| |x|, the guess by 5 2^-24 of the one or
+// two products in it, which are below |w| (|x| + |r'|) and 2 |w| |r'|, |r'| <= |x|, the bias's sum by 2^-24 of both;
+// (d / 32 + 30) 2^-24 |w| |x| + 2^-20 |b| covers all, and the factor 1.00001 the rounding of the bound's own terms and
+// |r| beside |w|.
 //
-// A latent whose upper bound is below the k-th best lower bound found so far cannot be among the k best. What int8
-// leaves in is multiplied again, its q with x in int16: of the bound only |r| |x| is left then, and q is at hand. All
-// others are scored in float, in the fixed order, those of the largest upper bounds first, until the next one's is
-// below the k-th best score; the k best are kept: larger first, then the lower index. So the result is the same, bit
-// for bit, whatever multiplied.
+// A latent whose upper bound is below the k-th best lower bound found so far can't be among the k best. Where int8
+// leaves a latent in, its q is multiplied with what int8 left of x, rounded to int8 in its turn (images.h): of the
+// bound hardly more than |r| |x| is left then, and q is at hand. All others are scored in float, in the fixed order,
+// those of the largest upper bounds first, until the next one's is below the k-th best score; the k best are kept:
+// larger first, then the lower index. So the result is the same, bit for bit, whatever multiplied.
 //
 // Until k lower bounds are found, and as long as they are lower, a guess of the k-th score takes their place: a
 // multiple of |x| that hardly an image fell below in the searches before. Where k float scores lie above it, it was

@@ -10,6 +10,9 @@ namespace revelio {
 struct __m128i {
     int32x4_t v;
 };
+struct __m128 {
+    float32x4_t v;
+};
 struct __m256 {
     float32x4_t low, high;
 };
@@ -30,6 +33,7 @@ inline float32x4_t without(float32x4_t a, float32x4_t b) { return as_floats(vbic
 REVELIO_BOTH(__m256, _mm256_add_ps, vaddq_f32)
 REVELIO_BOTH(__m256, _mm256_sub_ps, vsubq_f32)
 REVELIO_BOTH(__m256, _mm256_mul_ps, vmulq_f32)
+REVELIO_BOTH(__m256, _mm256_div_ps, vdivq_f32)
 REVELIO_BOTH(__m256, _mm256_max_ps, larger_of)
 REVELIO_BOTH(__m256, _mm256_min_ps, smaller_of)
 REVELIO_BOTH(__m256, _mm256_andnot_ps, without)
@@ -56,6 +60,17 @@ inline void _mm256_storeu_si256(__m256i *to, __m256i v) {
 }
 inline void _mm_storeu_si128(__m128i *to, __m128i v) { vst1q_s32(reinterpret_cast<int32_t *>(to), v.v); }
 inline void _mm_storel_epi64(__m128i *to, __m128i v) { vst1_s32(reinterpret_cast<int32_t *>(to), vget_low_s32(v.v)); }
+
+inline __m128 _mm_setzero_ps() { return {vdupq_n_f32(0)}; }
+inline __m128 _mm_add_ps(__m128 a, __m128 b) { return {vaddq_f32(a.v, b.v)}; }
+inline __m128 _mm_max_ps(__m128 a, __m128 b) { return {larger_of(a.v, b.v)}; }
+inline void _mm_store_ps(float *to, __m128 v) { vst1q_f32(to, v.v); }
+inline __m128 _mm256_castps256_ps128(__m256 v) { return {v.low}; }
+inline __m128 _mm256_extractf128_ps(__m256 v, int half) { return {half ? v.high : v.low}; }
+inline __m256 _mm256_setr_ps(float a, float b, float c, float d, float e, float f, float g, float h) {
+    const float numbers[8] = {a, b, c, d, e, f, g, h};
+    return _mm256_loadu_ps(numbers);
+}
 
 inline __m256 _mm256_castsi256_ps(__m256i v) {
     return {vreinterpretq_f32_s32(v.low), vreinterpretq_f32_s32(v.high)};
@@ -88,9 +103,9 @@ inline __m128i _mm_packs_epi16(__m128i a, __m128i b) {
 inline __m128i _mm_set1_epi8(int8_t value) { return {vreinterpretq_s32_s8(vdupq_n_s8(value))}; }
 inline __m128i _mm_xor_si128(__m128i a, __m128i b) { return {veorq_s32(a.v, b.v)}; }
 
-// Neighbours, and halves, change places: all that is asked of these two.
+// Neighbours change places: all that is asked of these two.
 inline __m256 _mm256_permute_ps(__m256 v, int) { return {vrev64q_f32(v.low), vrev64q_f32(v.high)}; }
-inline __m256 _mm256_permute2f128_ps(__m256 v, __m256, int) { return {v.high, v.low}; }
+inline __m128 _mm_permute_ps(__m128 v, int) { return {vrev64q_f32(v.v)}; }
 
 constexpr int _CMP_GT_OQ = 0, _CMP_NLT_UQ = 1;
 inline __m256 _mm256_cmp_ps(__m256 a, __m256 b, int how) {

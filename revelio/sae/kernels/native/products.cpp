@@ -5,6 +5,7 @@
 #include <cpuid.h>
 #include <immintrin.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "judge.h"
@@ -57,19 +58,20 @@ void avx2_products(const void *latents, int64_t width, const void *images, const
           "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15");
 }
 
-// A piece of the same of int8. vpmaddubsw adds two products in int16 and would saturate, but 255 * 128 < 2^15. Sums of
-// raised numbers wrap on the way, and come out right, since those of the piece itself fit (rows.h).
-void avx2_piece(const uint8_t *w, int64_t width, const uint8_t *x, int32_t *sums) {
+// A piece of the same of int8, `fours` times 4 columns. vpmaddubsw adds two products in int16 and would saturate, but
+// 255 * 128 < 2^15. Sums of raised numbers wrap on the way, and come out right, since those of the piece itself fit
+// (rows.h).
+void avx2_piece(const uint8_t *w, int64_t width, const uint8_t *x, int64_t fours, int32_t *sums) {
     const uint8_t *lower = w + 3 * width;
-    int64_t fours = PIECE / 4;
 #define REVELIO_INT8_ROW(address, one, two)                                     \
     "vpbroadcastd " address ",%%ymm14\n\tvpmaddubsw %%ymm12,%%ymm14,%%ymm15\n\t" \
     "vpaddw %%ymm15,%%ymm" one ",%%ymm" one "\n\t"                              \
     "vpmaddubsw %%ymm13,%%ymm14,%%ymm14\n\tvpaddw %%ymm14,%%ymm" two ",%%ymm" two "\n\t"
 #define REVELIO_START(one, two) "vmovdqa %%ymm0,%%ymm" one "\n\tvmovdqa %%ymm1,%%ymm" two "\n\t"
-#define REVELIO_ADD(i, place)                                                  \
-    "vpmaddwd %%ymm14,%%ymm" i ",%%ymm" i "\n\tvpaddd " place "(%[o]),%%ymm" i ",%%ymm" i "\n\t" \
+#define REVELIO_WIDEN(i, factors, place)                                                             \
+    "vpmaddwd %%ymm" factors ",%%ymm" i ",%%ymm" i "\n\tvpaddd " place "(%[o]),%%ymm" i ",%%ymm" i "\n\t" \
     REVELIO_STORE(i, place)
+#define REVELIO_ADD(one, two, place, beside) REVELIO_WIDEN(one, "12", place) REVELIO_WIDEN(two, "13", beside)
     asm volatile(
         "vmovdqu (%[x]),%%ymm0\n\tvmovdqu 32(%[x]),%%ymm1\n\tadd $64,%[x]\n\t"
         REVELIO_START("2", "3") REVELIO_START("4", "5") REVELIO_START("6", "7") REVELIO_START("8", "9")
@@ -79,10 +81,10 @@ void avx2_piece(const uint8_t *w, int64_t width, const uint8_t *x, int32_t *sums
         REVELIO_INT8_ROW("(%[w],%[s],2)", "4", "5") REVELIO_INT8_ROW("(%[v])", "6", "7")
         REVELIO_INT8_ROW("(%[v],%[s])", "8", "9") REVELIO_INT8_ROW("(%[v],%[s],2)", "10", "11")
         "add $4,%[w]\n\tadd $4,%[v]\n\tadd $64,%[x]\n\tdec %[p]\n\tjnz 1b\n\t"
-        "vpcmpeqw %%ymm14,%%ymm14,%%ymm14\n\tvpsrlw $15,%%ymm14,%%ymm14\n\t"
-        REVELIO_ADD("0", "0") REVELIO_ADD("1", "32") REVELIO_ADD("2", "64") REVELIO_ADD("3", "96")
-        REVELIO_ADD("4", "128") REVELIO_ADD("5", "160") REVELIO_ADD("6", "192") REVELIO_ADD("7", "224")
-        REVELIO_ADD("8", "256") REVELIO_ADD("9", "288") REVELIO_ADD("10", "320") REVELIO_ADD("11", "352")
+        "vmovdqu (%[x]),%%ymm12\n\tvmovdqu 32(%[x]),%%ymm13\n\t"
+        REVELIO_ADD("0", "1", "0", "32") REVELIO_ADD("2", "3", "64", "96")
+        REVELIO_ADD("4", "5", "128", "160") REVELIO_ADD("6", "7", "192", "224")
+        REVELIO_ADD("8", "9", "256", "288") REVELIO_ADD("10", "11", "320", "352")
         : [w] "+r"(w), [v] "+r"(lower), [x] "+r"(x), [p] "+r"(fours)
         : [s] "r"(width), [o] "r"(sums)
         : "memory", "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9",
@@ -91,24 +93,20 @@ void avx2_piece(const uint8_t *w, int64_t width, const uint8_t *x, int32_t *sums
 
 void avx2_int8_products(const void *latents, int64_t width, const void *images, const void *, void *sums) {
     const uint8_t *w = static_cast<const uint8_t *>(latents), *x = static_cast<const uint8_t *>(images);
-    std::memset(sums, 0, 6 * PANEL * sizeof(int32_t));
+#pragma GCC unroll 12
+    for (int i = 0; i < 12; i++) _mm256_storeu_si256(static_cast<__m256i *>(sums) + i, _mm256_setzero_si256());
     for (int64_t c = 0; c < width; c += PIECE, x += panel_bytes(PIECE, Numbers::PIECES))
-        avx2_piece(w + c, width, x, static_cast<int32_t *>(sums));
+        avx2_piece(w + c, width, x, std::min<int64_t>(PIECE, width - c) / 4, static_cast<int32_t *>(sums));
 }
 
-// A step of it: 16 numbers.
-inline __m256i finer_step(__m256i sum, const uint8_t *w, const int16_t *x) {
-    const __m256i raised = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)w));
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(raised, _mm256_loadu_si256((const __m256i *)x)));
-}
-
-int32_t avx2_finer(const uint8_t *w, const int16_t *x, int64_t width, int32_t start) {
-    __m256i one = _mm256_zextsi128_si256(_mm_cvtsi32_si128(start)), two = _mm256_setzero_si256();
+int32_t avx2_finer(const uint8_t *w, const int8_t *l, int64_t width, int32_t start) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    __m256i sum = _mm256_zextsi128_si256(_mm_cvtsi32_si128(start));
     for (int64_t i = 0; i < width; i += DEPTH) {
-        one = finer_step(one, w + i, x + i);
-        two = finer_step(two, w + i + 16, x + i + 16);
+        const __m256i numbers = _mm256_loadu_si256((const __m256i *)(l + i));
+        const __m256i pairs = _mm256_maddubs_epi16(_mm256_loadu_si256((const __m256i *)(w + i)), numbers);
+        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, ones));
     }
-    const __m256i sum = _mm256_add_epi32(one, two);
     __m128i half = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
     half = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0x4e));
     return _mm_cvtsi128_si32(_mm_add_epi32(half, _mm_shuffle_epi32(half, 0xb1)));
@@ -189,21 +187,17 @@ REVELIO_AVX512 void avx512_products(const void *latents, int64_t width, const vo
     }
 }
 
-// A step of it: DEPTH numbers.
-REVELIO_AVX512 inline __m512i finer_step(__m512i sum, const uint8_t *w, const int16_t *x) {
-    const __m512i raised = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)w));
-    return _mm512_dpwssd_epi32(sum, raised, _mm512_loadu_si512(x));
-}
-
-REVELIO_AVX512 int32_t avx512_finer(const uint8_t *w, const int16_t *x, int64_t width, int32_t start) {
-    __m512i one = _mm512_setzero_si512(), two = one;
+REVELIO_AVX512 int32_t avx512_finer(const uint8_t *w, const int8_t *l, int64_t width, int32_t start) {
+    __m512i sum = _mm512_zextsi128_si512(_mm_cvtsi32_si128(start));
     int64_t i = 0;
-    for (; i + 2 * DEPTH <= width; i += 2 * DEPTH) {
-        one = finer_step(one, w + i, x + i);
-        two = finer_step(two, w + i + DEPTH, x + i + DEPTH);
+    for (; i + 64 <= width; i += 64)
+        sum = _mm512_dpbusd_epi32(sum, _mm512_loadu_si512(w + i), _mm512_loadu_si512(l + i));
+    if (i < width) {
+        const __m256i raised = _mm256_loadu_si256((const __m256i *)(w + i));
+        const __m256i numbers = _mm256_loadu_si256((const __m256i *)(l + i));
+        sum = _mm512_dpbusd_epi32(sum, _mm512_zextsi256_si512(raised), _mm512_zextsi256_si512(numbers));
     }
-    if (i < width) one = finer_step(one, w + i, x + i);
-    return int32_t(uint32_t(start) + uint32_t(_mm512_reduce_add_epi32(_mm512_add_epi32(one, two))));
+    return _mm512_reduce_add_epi32(sum);
 }
 
 template <bool floats>

@@ -22,10 +22,10 @@ constexpr bool bytes(Numbers numbers) { return numbers == Numbers::INT8 || numbe
 
 // A panel of int8: what an image's sums start from, so that they come out as if nothing was raised (16 int32), then
 // [width / 4][16 images][4]. Of pieces: both in turn, the starts two int16 an image, of the columns c with c % 4 < 2
-// and of the others.
+// and of the others, and behind them two int16 by which such sums are multiplied.
 constexpr int64_t STARTS = PANEL * 4;
 constexpr int64_t panel_bytes(int64_t width, Numbers numbers) {
-    if (numbers == Numbers::PIECES) return width / PIECE * (STARTS + PANEL * PIECE);
+    if (numbers == Numbers::PIECES) return pieces_of(width) * 2 * STARTS + PANEL * width;
     return numbers == Numbers::INT8 ? STARTS + PANEL * width : 2 * PANEL * width;
 }
 
@@ -36,9 +36,9 @@ struct Product {
     Numbers numbers;
     // `ahead`: the latents that come next, or null if they need no fetching.
     void (*multiply)(const void *w, int64_t width, const void *x, const void *ahead, void *sums);
-    // Of int8, the product of a row and an image of int16, from `start` on, for what int8 leaves in: q is at hand, and
-    // x's part of the bound is gone.
-    int32_t (*finer)(const uint8_t *w, const int16_t *x, int64_t width, int32_t start);
+    // Of int8, the product of a row and an image's l (images.h), from `start` on, for what q leaves in: l is hardly
+    // off, so x's part of the bound is gone.
+    int32_t (*finer)(const uint8_t *w, const int8_t *l, int64_t width, int32_t start);
 };
 
 Product product_of(Instructions instructions);

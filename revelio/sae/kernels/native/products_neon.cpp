@@ -77,17 +77,15 @@ REVELIO_DOTPROD void neon_int8_products(const void *latents, int64_t width, cons
         for (int q = 0; q < 4; q++) vst1q_s32(out + r * PANEL + 4 * q, sum[r][q]);
 }
 
-#endif
-
-int32_t neon_finer(const uint8_t *w, const int16_t *x, int64_t width, int32_t start) {
-    int32x4_t one = vdupq_n_s32(0), two = one;
-    for (int64_t i = 0; i < width; i += 8) {
-        const int16x8_t raised = vreinterpretq_s16_u16(vmovl_u8(vld1_u8(w + i))), numbers = vld1q_s16(x + i);
-        one = vmlal_s16(one, vget_low_s16(raised), vget_low_s16(numbers));
-        two = vmlal_s16(two, vget_high_s16(raised), vget_high_s16(numbers));
-    }
-    return int32_t(uint32_t(start) + uint32_t(vaddvq_s32(vaddq_s32(one, two))));
+REVELIO_DOTPROD int32_t neon_finer(const uint8_t *w, const int8_t *l, int64_t width, int32_t) {
+    const uint8x16_t raise = vdupq_n_u8(RAISED);
+    int32x4_t sum = vdupq_n_s32(0);
+    for (int64_t i = 0; i < width; i += 16)
+        sum = vdotq_s32(sum, vreinterpretq_s8_u8(veorq_u8(vld1q_u8(w + i), raise)), vld1q_s8(l + i));
+    return vaddvq_s32(sum);
 }
+
+#endif
 
 bool dot_products_here() {
 #if defined(__ARM_FEATURE_DOTPROD)

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstring>
 #include <thread>
+#include <type_traits>
 #include <vector>
 
 #include "simd.h"
@@ -90,10 +91,10 @@ struct Quantised {
 constexpr double NORM_OF_INTEGERS = 46000.0;
 constexpr float SMALLEST = 1e-25f;  // a row of smaller numbers, or of larger than the inverse, is all rest
 
-// int8 are written raised, so that they have no sign: vpdpbusd multiplies such with signed ones.
+// A row's int8 are written raised, so that they have no sign: vpdpbusd multiplies such with signed ones.
 constexpr int RAISED = 128;
 template <class Integer>
-constexpr int zero_of = sizeof(Integer) == 1 ? RAISED : 0;
+constexpr int zero_of = std::is_same<Integer, uint8_t>::value ? RAISED : 0;
 
 // The largest magnitude (0 for no number but NaN).
 inline float largest_of(const float *w, int64_t d) {
@@ -144,16 +145,32 @@ bool all_rest(const float *w, int64_t d, float largest, Integer *q, Quantised &f
 // What bounds must be raised by for the rounding of float sums of d squares over 8 lanes, with room to spare.
 inline double raised(int64_t d) { return 1.0001 + double(d) * 0x1p-26; }
 
-inline void store(int16_t *q, __m256i whole) {
-    const __m128i narrow = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
-    _mm_storeu_si128(reinterpret_cast<__m128i *>(q), narrow);
+inline __m128i narrow(__m256i whole) {
+    return _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
 }
 
-// int8, raised by RAISED.
+inline void store(int16_t *q, __m256i whole) { _mm_storeu_si128(reinterpret_cast<__m128i *>(q), narrow(whole)); }
+
+inline void store(int8_t *q, __m256i whole) {
+    const __m128i half = narrow(whole);
+    _mm_storel_epi64(reinterpret_cast<__m128i *>(q), _mm_packs_epi16(half, half));
+}
+
+// Raised by RAISED.
 inline void store(uint8_t *q, __m256i whole) {
-    const __m128i narrow = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
-    const __m128i raised = _mm_xor_si128(_mm_packs_epi16(narrow, narrow), _mm_set1_epi8(int8_t(RAISED)));
-    _mm_storel_epi64(reinterpret_cast<__m128i *>(q), raised);
+    const __m128i half = narrow(whole), raised = _mm_set1_epi8(int8_t(RAISED));
+    _mm_storel_epi64(reinterpret_cast<__m128i *>(q), _mm_xor_si128(_mm_packs_epi16(half, half), raised));
+}
+
+// What is known of a row whose rests, in units of `unit`, have these squares.
+inline Quantised bounded(float scale, float unit, __m256 squares, double norm, int64_t d) {
+    alignas(32) float lanes[8];
+    _mm256_store_ps(lanes, squares);
+    double sum = 0;
+    for (float part : lanes) sum += part;
+    // 0.1 % and 2^-21 of the norm cover the rounding of this very sum and of scale * q.
+    const double bound = std::sqrt(sum) * unit * 1.001 + norm * 0x1p-21;
+    return {scale, float(norm * raised(d)), float(bound * raised(d))};
 }
 
 // w as scale * q + rest with q of at most `most`; written raised.
@@ -183,61 +200,58 @@ void round_to(const float *w, int64_t d, double norm, double scale, int most, In
         float off = (w[i] - whole * step) * inverse;
         rest[0] += off * off;
     }
-    double sum = 0;
-    for (float part : rest) sum += part;
-    // 0.1 % and 2^-21 of the norm cover the rounding of this very sum and of scale * q.
-    double bound = std::sqrt(sum) * scale * 1.001 + norm * 0x1p-21;
-    found = {step, float(norm * raised(d)), float(bound * raised(d))};
+    found = bounded(step, step, _mm256_loadu_ps(rest), norm, d);
 }
 
-// AVX2 adds products of int8 in int16, PIECE columns at a time, those with c % 4 < 2 and the others by themselves. The
-// sums of such halves fit, by Cauchy-Schwarz, if their |q| are at most these for rows and for images: of what was
-// measured the fastest, as closer rows leave fewer to be scored, and closer images fewer to be multiplied again.
-constexpr int PIECE = 32;
-enum class Pieces { NONE, ROW, IMAGE };
-constexpr double ROW_OF_PIECES = 300, IMAGE_OF_PIECES = 109;
+// AVX2 adds products of int8 in int16, PIECE columns at a time (the last piece may be shorter), those with c % 4 < 2
+// and the others by themselves. The sums of such halves fit, by Cauchy-Schwarz, if their |q| are at most these for rows
+// and for images: of what was measured the fastest, as longer pieces are widened less often, closer rows leave fewer to
+// be scored, and closer images fewer to be multiplied again.
+constexpr int PIECE = 64;
+constexpr double ROW_OF_PIECES = 340, IMAGE_OF_PIECES = 96;
 static_assert(ROW_OF_PIECES * IMAGE_OF_PIECES < 32768);
+constexpr int64_t pieces_of(int64_t width) { return (width + PIECE - 1) / PIECE; }
+// What rounding the numbers of a half adds to its |q| at most.
+constexpr double ROUNDING_OF_PIECES = 3;
+static_assert(4 * ROUNDING_OF_PIECES * ROUNDING_OF_PIECES >= PIECE / 2);
 
-// The least scale for that: rounding 16 numbers adds 2 to |q| at most. Of an image, two numbers side by side must be
-// 128 at most, 1 of it by rounding, since vpmaddubsw adds their products with raised ones.
-inline double scale_of_pieces(const float *w, int64_t d, float largest, Pieces pieces) {
-    if (pieces == Pieces::NONE) return 0;
-    const double most = (pieces == Pieces::ROW ? ROW_OF_PIECES : IMAGE_OF_PIECES) - std::sqrt(PIECE / 2.0) / 2;
-    const __m256 inverse = _mm256_set1_ps(1 / largest), sign = _mm256_set1_ps(-0.0f);
-    __m256 norms = _mm256_setzero_ps(), pairs = norms;
-    for (int64_t c = 0; c < d; c += PIECE) {
-        alignas(32) float last[PIECE] = {0};
-        if (c + PIECE > d) std::memcpy(last, w + c, (d - c) * sizeof(float));
-        const float *piece = c + PIECE > d ? last : w + c;
-        __m256 squares = _mm256_setzero_ps();
-        for (int i = 0; i < PIECE; i += 8) {
-            const __m256 part = _mm256_mul_ps(_mm256_loadu_ps(piece + i), inverse);
-            squares = _mm256_add_ps(squares, _mm256_mul_ps(part, part));
-            const __m256 size = _mm256_andnot_ps(sign, part);
-            pairs = _mm256_max_ps(pairs, _mm256_add_ps(size, _mm256_permute_ps(size, 0xb1)));
-        }
-        squares = _mm256_add_ps(squares, _mm256_permute_ps(squares, 0xb1));
-        norms = _mm256_max_ps(norms, _mm256_add_ps(squares, _mm256_permute2f128_ps(squares, squares, 1)));
+// A piece's numbers where they stand or, if fewer are left, in `room`, zeros behind them.
+inline const float *piece_of(const float *w, int64_t left, float *room) {
+    if (left >= PIECE) return w;
+    std::fill(std::copy(w, w + left, room), room + PIECE, 0.0f);
+    return room;
+}
+
+// The squares of a piece's numbers times `inverse`, those of a half added in either half of the sum.
+inline __m128 squares_of(const float *piece, __m256 inverse) {
+    __m256 squares = _mm256_setzero_ps();
+    for (int i = 0; i < PIECE; i += 8) {
+        const __m256 part = _mm256_mul_ps(_mm256_loadu_ps(piece + i), inverse);
+        squares = _mm256_add_ps(squares, _mm256_mul_ps(part, part));
     }
-    alignas(32) float square[8], pair[8];
-    _mm256_store_ps(square, norms);
-    _mm256_store_ps(pair, pairs);
-    double least = 0;
-    for (int lane = 0; lane < 8; lane++) {
-        least = std::max(least, std::sqrt(square[lane]) / most);
-        if (pieces == Pieces::IMAGE) least = std::max(least, double(pair[lane] / 127));
-    }
-    return 1.0001 * least * largest;
+    const __m128 both = _mm_add_ps(_mm256_castps256_ps128(squares), _mm256_extractf128_ps(squares, 1));
+    return _mm_add_ps(both, _mm_permute_ps(both, 0xb1));
+}
+
+// The least scale for that of a row.
+inline double scale_of_pieces(const float *w, int64_t d, float largest) {
+    const __m256 inverse = _mm256_set1_ps(1 / largest);
+    __m128 squares = _mm_setzero_ps();
+    float room[PIECE];
+    for (int64_t c = 0; c < d; c += PIECE)
+        squares = _mm_max_ps(squares, squares_of(piece_of(w + c, d - c, room), inverse));
+    alignas(16) float square[4];
+    _mm_store_ps(square, squares);
+    return 1.0001 * std::sqrt(std::fmax(square[0], square[2])) * largest / (ROW_OF_PIECES - ROUNDING_OF_PIECES);
 }
 
 // int16's scale is chosen by NORM_OF_INTEGERS, int8's by the largest number and, in pieces, as said above.
 template <class Integer>
-bool as_integers(const float *w, int64_t d, float largest, Integer *q, Quantised &found, Pieces pieces) {
+bool as_integers(const float *w, int64_t d, float largest, Integer *q, Quantised &found, bool pieces) {
     const double norm = norm_of(w, d, largest), most = sizeof(Integer) == 1 ? 127 : 32767;
     if (!std::isfinite(norm)) return false;
-    const double least = sizeof(Integer) == 1 ? scale_of_pieces(w, d, largest, pieces) : 0;
     const double goal = NORM_OF_INTEGERS - 0.5 * std::sqrt(double(d)) - 1;
-    const double scale = sizeof(Integer) == 1 ? least : 1.001 * norm / goal;
+    const double scale = sizeof(Integer) == 2 ? 1.001 * norm / goal : pieces ? scale_of_pieces(w, d, largest) : 0;
     round_to(w, d, norm, std::fmax(scale, double(largest) / most), int(most), q, found);
     return true;
 }
@@ -277,11 +291,11 @@ inline bool as_bfloat16(const float *w, int64_t d, float largest, int16_t *q, Qu
     return true;
 }
 
-// Writes q (width values, zeros from d on): raised int8, int16 or, with `floats`, bfloat16. False where a value is
-// NaN or infinite.
+// Writes q (width values, zeros from d on): raised int8, with `pieces` or not, int16 or, with `floats`, bfloat16. False
+// where a value is NaN or infinite.
 template <class Integer>
 bool quantise(const float *w, int64_t d, int64_t width, bool floats, Integer *q, Quantised &found,
-              Pieces pieces = Pieces::NONE) {
+              bool pieces = false) {
     const float largest = largest_of(w, d);
     for (int64_t i = d; i < width; i++) q[i] = zero_of<Integer>;
     if (largest < SMALLEST || largest > 1 / SMALLEST) return all_rest(w, d, largest, q, found);

@@ -82,9 +82,10 @@ struct Search {
         return one.guess + one.bound < (among ? std::min(limit, others.thresholds[image]) : limit);
     }
 
-    void nominate(int64_t latent, int64_t image, float sum, const RowTerms &row) {
+    // `product`: of the row in units of its scale, and the image.
+    void nominate(int64_t latent, int64_t image, float product, const RowTerms &row) {
         const Sizes &sizes = batch.int8() ? batch.finer_sizes : batch.sizes;
-        const float guess = sum * row.scale * sizes.scale[image] + row.bias;
+        const float guess = product * row.scale + row.bias;
         const float bound = row.by_norm * sizes.norm[image] + row.by_rest * sizes.rest[image] + row.fixed;
         const Nominee own{guess, bound, latent};
         if (out(own, image, row.among)) return;
@@ -107,7 +108,7 @@ struct Search {
     RowTerms terms(int64_t latent) const {
         const Quantised &row = latents.copy.rows[latent];
         // Relative to |w| |x|: the rounding of a score taken in the fixed order, of the guess, and of AMX's sum.
-        float rounding = float((batch.d / LANES + 20) * 0x1p-24);
+        float rounding = float((batch.d / LANES + 30) * 0x1p-24);
         if (batch.bfloat16()) rounding += float(batch.width * 1.1 * 0x1p-23);
         const float bias = latents.bias[latent], tiny = float(batch.d) * 4e-38f;
         return {row.scale,
@@ -118,13 +119,15 @@ struct Search {
                 others.k && latents.among[latent]};
     }
 
-    // The sum that nominates: that of the tile, or a finer one.
-    float sum_of(const Product &product, int64_t latent, int64_t image, const int32_t *of_tile) const {
+    // What nominates: the product of the tile, made finer if it can be.
+    float product_of(const Product &product, int64_t latent, int64_t image, const int32_t *of_tile) const {
         float sum = float(*of_tile);
         if (batch.bfloat16()) std::memcpy(&sum, of_tile, sizeof(sum));
+        sum *= batch.sizes.scale[image];
         if (!batch.int8()) return sum;
         const uint8_t *w = static_cast<const uint8_t *>(latents.copy.row(latent));
-        return float(product.finer(w, batch.finer.data() + image * batch.width, batch.width, batch.starts[image]));
+        const int8_t *l = batch.finer.data() + image * batch.width;
+        return sum + float(product.finer(w, l, batch.width, batch.starts[image])) * batch.finer_sizes.scale[image];
     }
 
     // A tile of the product: latents from `first` on, images from `image` on.
@@ -149,7 +152,8 @@ struct Search {
                 for (unsigned left = bits[r]; left; left &= left - 1) {
                     const int bit = __builtin_ctz(left);
                     if (at + bit >= batch.b) break;
-                    nominate(first + r, at + bit, sum_of(product, first + r, at + bit, own + r * PANEL + bit), rows[r]);
+                    const int32_t *sum = own + r * PANEL + bit;
+                    nominate(first + r, at + bit, product_of(product, first + r, at + bit, sum), rows[r]);
                 }
         }
     }
