@@ -36,7 +36,7 @@ from revelio.cli import main
 from revelio.config import load_config, read_yaml, structure
 from revelio.data.config import DataConfig
 from revelio.diffc.config import TrainDiffCConfig
-from revelio.pipelines.advise import advise
+from revelio.pipelines.advise import advise, plan_advice
 from revelio.seeds import key_seed
 
 LABELS = np.arange(60) % 3
@@ -243,6 +243,31 @@ def test_without_labels_it_goes_by_rank_and_says_so(made, tmp_path, capsys):
     entries = result["candidates"]
     assert result["recommended"]["rank"] == max(entry["rank"] for entry in entries)
     assert result["difference"] is None and "linear" not in entries[0]
+
+
+def test_a_plan_is_the_race_s_own_and_writes_nothing(made, tmp_path, monkeypatch):
+    monkeypatch.setattr("revelio.pipelines.advise.seconds_an_image", steady)
+    config, told = config_of(made, tmp_path / "advice"), []
+    cost = plan_advice(config, lambda progress: told.append(progress.message))
+    assert not config.out.exists()
+    with pytest.raises(KeyboardInterrupt):
+        advise(config, lambda progress: _stop_at_the_plan(progress.message, told))
+    (plan, own) = (line for line in told if line.startswith("plan: "))
+    assert (
+        plan.partition(": ")[0] == own.partition(": ")[0]
+        and plan.split(":")[1] == own.split(":")[1]
+    )
+    # By hand: nine candidates, five passes, of which rounds keep half and one more a further model.
+    assert (cost.candidates, cost.images, cost.passes[0]) == (9, (10, 24), 5)
+    assert sum(cost.seconds) > 0
+    with pytest.raises(ValueError, match="nothing-known"):
+        plan_advice(replace(config, prompts=("nothing-known",)))
+
+
+def _stop_at_the_plan(message, told):
+    told.append(message)
+    if message.startswith("plan: "):
+        raise KeyboardInterrupt
 
 
 def test_what_cannot_be_advised_on_is_one_line(made, tmp_path):

@@ -9,21 +9,32 @@ writes a Diff-C config and a LLaVA tower config. Without labels it advises nothi
     revelio advise --data.source my/photos --timesteps 25 100 200 --prompts empty generic --resume
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from revelio.advisor.config import AdviseConfig as Config
+from revelio.advisor.config import AdviseConfig
 
 if TYPE_CHECKING:
     from revelio.pipelines.advise import Advice
 
 
+@dataclass(frozen=True, kw_only=True)
+class Config(AdviseConfig):
+    """What is compared, on which images, and how much is spent on it."""
+
+    plan: bool = False
+    """Only measure and print what it would cost."""
+
+
 def run(config: Config) -> None:
     """Race the candidates, and say what to take."""
     from revelio.cli.bar import Bar
-    from revelio.pipelines.advise import RESULTS, advise
+    from revelio.pipelines.advise import RESULTS, advise, plan_advice
 
     with Bar("advice") as bar:
+        if config.plan:
+            plan_advice(config, bar)
+            return
         made = advise(config, bar)
     print("\n".join(made.words))
     print(f"wrote {', '.join(str(made.path / name) for name in RESULTS)}")

@@ -21,7 +21,7 @@ from revelio.activations.vae_cache import cacheable
 from revelio.advisor.advice import diffc_yaml, in_words, result_of, tower_yaml
 from revelio.advisor.candidates import Candidate, candidates_of, cheapest_first, seconds_an_image
 from revelio.advisor.config import FIRST_OF_CLASS, FOLDS, AdviseConfig
-from revelio.advisor.cost import probe_seconds, race_cost
+from revelio.advisor.cost import RaceCost, probe_seconds, race_cost
 from revelio.advisor.halving import Round, halve, sizes
 from revelio.advisor.heat_map import heat_map, short
 from revelio.advisor.measures import Measured, measure, nested_order
@@ -42,7 +42,7 @@ from revelio.stats import proportion
 from revelio.trust import printable, read_object
 from revelio.wording import plural
 
-__all__ = ["Advice", "AdviseConfig", "advise"]
+__all__ = ["Advice", "AdviseConfig", "advise", "plan_advice"]
 
 SECONDS = "seconds.json"
 RESULTS = ("report.json", "heat_map.png", "diffc.yaml", "llava_tower.yaml")
@@ -95,6 +95,16 @@ def advise(config: AdviseConfig, progress: Report = silent) -> Advice:
     finally:
         run.close()
     return Advice(run.path, read_object(run.path / "report.json"))
+
+
+def plan_advice(config: AdviseConfig, progress: Report = silent) -> RaceCost:
+    """What :func:`advise` costs at most, measured on the first images and told as a line; writes nothing.
+
+    Raises:
+        KeyError, ValueError, ImageError: as :func:`advise`.
+    """
+    check_fields(config)
+    return _Advisor(config, _chosen(config), progress).plan()
 
 
 def _chosen(config: AdviseConfig) -> ImageDataset:
@@ -164,12 +174,11 @@ class _Advisor:
         """Run the race, and write everything but the run's own files."""
         config, by = self.config, self._by
         seconds = self._seconds(out / SECONDS)
-        images = sizes(self._first, len(self.dataset), config.growth)
-        self._plan(seconds, images)
+        self._plan(seconds)
         rounds = halve(
             cheapest_first(self.candidates, seconds),
             lambda racing, count: self._measured(racing, count, out / "activations"),
-            images,
+            self._sizes,
             by=by,
             pass_of=lambda one: one.model_pass,
             model_of=lambda one: one.model,
@@ -187,12 +196,22 @@ class _Advisor:
         write_whole(out / "llava_tower.yaml", self._tower(best))
         write_json(out / "report.json", result)
 
-    def _plan(self, seconds: Mapping[Candidate, float], images: Sequence[int]) -> None:
-        """Say what the race will cost at most."""
+    def plan(self) -> RaceCost:
+        """Measure and say what the race would cost at most."""
+        return self._plan(self._timed())
+
+    def _plan(self, seconds: Mapping[Candidate, float]) -> RaceCost:
         width = max(self.models[one.model].layers[one.layer].channels for one in self.candidates)
-        probes = probe_seconds(images, width, len(set(self.dataset.labels or ())), self.config.seed)
+        classes, images = len(set(self.dataset.labels or ())), self._sizes
+        probes = probe_seconds(images, width, classes, self.config.seed)
         cost = race_cost(seconds, images, self.config.growth, probes)
         self.progress(Progress(cost.line(begun=self.config.resume)))
+        return cost
+
+    @property
+    def _sizes(self) -> list[int]:
+        """How many images the rounds have."""
+        return sizes(self._first, len(self.dataset), self.config.growth)
 
     @property
     def _by(self) -> str:
@@ -290,17 +309,21 @@ class _Advisor:
     def _seconds(self, path: Path) -> dict[Candidate, float]:
         """What an image costs; a re-run takes what was measured, so that it prefers the same candidates."""
         if not path.is_file():
-            found: dict[Candidate, float] = {}
-            timed = counted(self.progress, "measuring the first images", len(self.models), "model")
-            for name, model in self.models.items():
-                some = [one for one in self.candidates if one.model == name]
-                prompts = {one.prompt for one in some if one.timestep is not None}
-                text = {policy: self._texts_of_first(policy) for policy in prompts}
-                found |= seconds_an_image(model, self._few, some, text)
-                timed(1)
+            found = self._timed()
             write_json(path, {"seconds": [found[one] for one in self.candidates]})
         known = structure(Costs, read_object(path))
         return dict(zip(self.candidates, known.seconds, strict=True))
+
+    def _timed(self) -> dict[Candidate, float]:
+        found: dict[Candidate, float] = {}
+        timed = counted(self.progress, "measuring the first images", len(self.models), "model")
+        for name, model in self.models.items():
+            some = [one for one in self.candidates if one.model == name]
+            prompts = {one.prompt for one in some if one.timestep is not None}
+            text = {policy: self._texts_of_first(policy) for policy in prompts}
+            found |= seconds_an_image(model, self._few, some, text)
+            timed(1)
+        return found
 
     def _texts_of_first(self, policy: str) -> str:
         return prompt_texts(policy, self._few.subset([0]), device=self.config.backbone.device)[0]
