@@ -57,6 +57,13 @@ def test_tiny_and_huge_numbers_are_scored_like_others(scale, of):
     assert_chosen(NativeKernel().encode(x, weights_of(w), 8)[0], scores_of(x, weights_of(w)), 8)
 
 
+def test_a_few_of_the_least_float_beside_huge_numbers_stay_within_their_bound():
+    """A bound of so few units is itself rounded to whole ones."""
+    w = 1.4e-45 * torch.arange(1.0, 41)[:, None].repeat(1, 2)
+    x = 1e24 * torch.tensor([[1.0, 1.0], [0.5, 0.5], [1.0, 0.9]])
+    assert_chosen(NativeKernel().encode(x, weights_of(w), 8)[0], scores_of(x, weights_of(w)), 8)
+
+
 def test_near_duplicates_and_equal_latents_are_told_apart_or_taken_in_order():
     base, x = draw(1, 64), draw(16, 64, seed=1)
     w = base.repeat(120, 1)

@@ -137,7 +137,8 @@ bool all_rest(const float *w, int64_t d, float largest, Integer *q, Quantised &f
         if (!std::isfinite(w[i])) return false;
         q[i] = zero_of<Integer>;
     }
-    const float most = float(std::sqrt(double(d)) * largest * 1.001);
+    // What is added covers what terms of denormal numbers lose, here and in the bounds.
+    const float most = largest > 0 ? float(std::sqrt(double(d)) * largest * 1.001) + 1e-43f : 0.0f;
     found = {0.0f, most, most};
     return true;
 }
