@@ -139,6 +139,25 @@ def _too_high(search: Any, query: Any, k: int) -> Tensor:
     return torch.full((len(query.x),), 1e30)
 
 
+def test_bits_do_not_tell_which_rows_had_too_many_candidates(monkeypatch) -> None:
+    """Sums of all latents, some at a time, are in another order than those of candidates."""
+    monkeypatch.setattr(cuda_search, "WIDE", 16)
+    monkeypatch.setattr(cuda_within, "ROOM", 16)
+    draw = torch.Generator().manual_seed(0)
+    x, rows = torch.randn(2, 200, generator=draw), torch.randn(300, 200, generator=draw) / 10
+    near = x.mean(0) / x.mean(0).norm() * (1 + 1e-4 * torch.arange(60)[:, None])
+    rows[::5] = near + 1e-4 * torch.randn(60, 200, generator=draw)
+    weights = Weights(rows, torch.zeros(300), rows, torch.zeros(200))
+    after, within = both(weights, x, 3)
+    assert torch.equal(within.indices, best_of(weights, x, 3))
+    assert torch.equal(within.indices, after.indices)
+    assert torch.equal(within.values, after.values)
+    monkeypatch.setattr(cuda_search, "WIDE", 128)  # all fit
+    fitting, _ = cuda.CudaKernel("after").encode(x, weights, 3)
+    assert torch.equal(fitting.indices, after.indices)
+    assert torch.equal(fitting.values, after.values)
+
+
 def test_rows_without_a_bound_are_searched_anew(searched_anew) -> None:
     weights, x = drawn(6, 3, 200, 16)
     weights.W_enc[5] *= 1e6  # float16 does not hold it

@@ -88,15 +88,14 @@ def rescore(
     """Their scores in float32."""
     row, i = tl.program_id(0).to(tl.int64), tl.arange(0, D)
     count = tl.load(found + row)
-    if count <= WIDE:
-        own = tl.load(x + row * d + i, mask=i < d, other=0.0)
-        for start in range(0, count, ROWS):
-            c = start + tl.arange(0, ROWS)
-            latent = tl.load(candidates + row * WIDE + c, mask=c < count, other=0).to(tl.int64)
-            inside = (c < count)[:, None] & (i < d)[None, :]
-            w = tl.load(weight + latent[:, None] * d + i[None, :], mask=inside, other=0.0)
-            score = tl.sum(w * own[None, :], 1) + tl.load(bias + latent, mask=c < count, other=0.0)
-            tl.store(exact + row * WIDE + c, score, mask=c < count)
+    own = tl.load(x + row * d + i, mask=i < d, other=0.0)
+    for start in range(0, count, ROWS):
+        c = start + tl.arange(0, ROWS)
+        latent = tl.load(candidates + row * WIDE + c, mask=c < count, other=0).to(tl.int64)
+        inside = (c < count)[:, None] & (i < d)[None, :]
+        w = tl.load(weight + latent[:, None] * d + i[None, :], mask=inside, other=0.0)
+        score = tl.sum(w * own[None, :], 1) + tl.load(bias + latent, mask=c < count, other=0.0)
+        tl.store(exact + row * WIDE + c, score, mask=c < count)
 
 
 @triton.jit
@@ -119,29 +118,30 @@ def pick(exact, candidates, found, values, indices, k, WIDE: tl.constexpr):
     """The k best of them, ties to the lower latent."""
     row, c = tl.program_id(0).to(tl.int64), tl.arange(0, WIDE)
     count = tl.load(found + row)
-    if count <= WIDE:
-        latent = tl.load(candidates + row * WIDE + c, mask=c < count, other=0)
-        score = tl.load(exact + row * WIDE + c, mask=c < count, other=float("-inf"))
-        ordered = tl.sort(_key(score, latent), descending=True)
-        best, chosen = _unkey(ordered)
-        tl.store(values + row * k + c, best, mask=c < k)
-        tl.store(indices + row * k + c, chosen, mask=c < k)
+    latent = tl.load(candidates + row * WIDE + c, mask=c < count, other=0)
+    score = tl.load(exact + row * WIDE + c, mask=c < count, other=float("-inf"))
+    ordered = tl.sort(_key(score, latent), descending=True)
+    best, chosen = _unkey(ordered)
+    tl.store(values + row * k + c, best, mask=c < k)
+    tl.store(indices + row * k + c, chosen, mask=c < k)
 
 
 @triton.jit
 def rescue(
-    x, weight, bias, scores, eps, bounds, floors, mask, found, values, indices, n, d, k,
+    x, weight, bias, scores, eps, bounds, floors, mask, candidates, found, n, d,
     SCORED: tl.constexpr, MASKED: tl.constexpr, WIDE: tl.constexpr, KEPT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Rows with more candidates than fit: all of them in float32, some at a time. Slow, and seldom needed.
+    """Of a row with more candidates than fit the best in float32, some at a time. Slow, and seldom needed.
 
-    Without scores every latent is a candidate.
+    Without scores every latent is a candidate. `rescore` adds in another order, so a few more are kept than
+    are wanted: results have its bits, and do not tell which rows were rescued.
     """
     row = tl.program_id(0).to(tl.int64)
     if tl.load(found + row) > WIDE:
         i, half = tl.arange(0, KEPT), tl.arange(0, 2)
-        best = _key(tl.full([KEPT], float("-inf"), tl.float32), i * 0)
+        low = float("-inf")
+        best, count = _key(tl.full([KEPT], low, tl.float32), i * 0), 0
         e, floor = tl.load(eps + row), tl.load(floors + row)
         for start in range(0, n, KEPT):
             j = start + i
@@ -161,13 +161,17 @@ def rescue(
                     inside = wanted[:, None] & (c < d)[None, :]
                     place = weight + j.to(tl.int64)[:, None] * d + c[None, :]
                     score += tl.sum(tl.load(place, mask=inside, other=0.0) * own[None, :], 1)
-                score = tl.where(wanted, score, float("-inf"))
+                # NaN is not lost among the lowest: rescored, it is NaN again.
+                score = tl.where(score == score, score, float("inf"))
+                score = tl.where(wanted, score, low)
+                count += tl.sum((score > low).to(tl.int32), 0)
                 both = tl.reshape(tl.join(best, _key(score, j)), [2 * KEPT])
                 both = tl.sort(both, descending=True)
                 best = tl.sum(tl.where((half == 0)[:, None], tl.reshape(both, [2, KEPT]), 0), 0)
-        score, chosen = _unkey(best)
-        tl.store(values + row * k + i, score, mask=i < k)
-        tl.store(indices + row * k + i, chosen, mask=i < k)
+        _, chosen = _unkey(best)
+        count = tl.minimum(count, KEPT)
+        tl.store(candidates + row * WIDE + i, chosen.to(tl.int32), mask=i < count)
+        tl.store(found + row, count)
 
 
 @triton.jit

@@ -9,7 +9,7 @@ Three parts, exact in float32:
    exact score, so every latent of the exact top k has an ``a + eps`` of at least that. The k-th largest of
    disjoint groups' maxima is a lower bound of it that one pass finds.
 3. Rescoring. The candidates, a few more than k, are scored in float32; the k best are kept, ties going to the
-   lower index. Candidates that do not fit are found anew, some at a time.
+   lower index. Where they do not fit, the best are found anew first, some at a time.
 
 The bound is Cauchy-Schwarz on the two rounding errors, plus what accumulating in float32 can lose:
 
@@ -43,6 +43,8 @@ WIDE = 512
 GROUPS = 2048
 # An image with more of them has at least so many scored at a time: one by one would take ages.
 RESCUED = 32
+# How many more than k of those are rescored: sums in another order may put another latent k-th.
+BESIDE = 8
 # How many of their weights a program holds at once; more of them spill out of its registers.
 RESCUED_TILE = 2048
 # Compiled with fused multiply-adds, whatever Triton's default or TRITON_DEFAULT_FP_FUSION is (3.9 warns where
@@ -176,8 +178,8 @@ class AfterProduct:
             num_warps=8,
             **FUSED,
         )
+        rescued(query, candidates, found, k, Scored(scores, floors, among))
         rescored(best, query, candidates, found)
-        rescued(best, query, found, wide, Scored(scores, floors, among))
 
 
 def _by_whole_products(best: Codes, query: Query, among: Tensor | None) -> None:
@@ -190,7 +192,7 @@ def _by_whole_products(best: Codes, query: Query, among: Tensor | None) -> None:
 
 
 def rescored(best: Codes, query: Query, candidates: Tensor, found: Tensor) -> None:
-    """Score candidates (b, room) in float32 and keep the best, but of rows where more were found than fit."""
+    """Score candidates (b, room) in float32 and keep the best."""
     (count, wide), d, k = candidates.shape, query.x.shape[1], best.values.shape[1]
     exact = torch.empty(count, wide, device=query.x.device)
     programs.rescore[(count,)](
@@ -211,14 +213,14 @@ class Scored(NamedTuple):
     among: Tensor | None
 
 
-def rescued(best: Codes, query: Query, found: Tensor, room: int, known: Scored | None) -> None:
-    """Fill the rows of which more than ``room`` were found; without known scores by all of their latents."""
-    k, n, d = best.values.shape[1], len(query.b_enc), query.x.shape[1]
+def rescued(query: Query, candidates: Tensor, found: Tensor, k: int, known: Scored | None) -> None:
+    """Find candidates (b, room) of rows with more of them anew; without known scores among all latents."""
+    (count, room), n, d = candidates.shape, len(query.b_enc), query.x.shape[1]
     scores, floors, among = known or Scored(query.half, query.eps, None)
-    kept = triton.next_power_of_2(max(k, RESCUED))
-    programs.rescue[(len(query.x),)](
+    kept = min(room, triton.next_power_of_2(max(k + BESIDE, RESCUED)))
+    programs.rescue[(count,)](
         *(query.x, query.copy.source, query.b_enc, scores, query.eps, query.copy.bounds, floors),
-        *(found if among is None else among, found, best.values, best.indices, n, d, k),
+        *(found if among is None else among, candidates, found, n, d),
         SCORED=known is not None,
         MASKED=among is not None,
         WIDE=room,

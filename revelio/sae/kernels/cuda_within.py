@@ -127,8 +127,8 @@ class WithinProduct:
             **FUSED,
         )
         del latents, scores
+        rescued(query, candidates, counts, k, None)
         rescored(best, query, candidates, counts)
-        rescued(best, query, counts, room, None)
         # Whether there are any is not asked: nobody waits for the device.
         anew = query.rows(slots.clamp(min=0))
         again = empty_codes(anew.x, k)
