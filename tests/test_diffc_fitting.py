@@ -20,6 +20,7 @@ from revelio.diffc.pixels import PixelsBackbone
 from revelio.diffc.shared import Share
 from revelio.diffc.sources import TensorGrids
 from revelio.diffc.train import predict
+from revelio.pipelines import train_diffc
 
 
 @pytest.mark.parametrize("holds", [1, 3, 8])
@@ -140,14 +141,16 @@ def test_testing_halves_its_batches_where_they_do_not_fit(monkeypatch, holds: in
         predict(model, source, range(12), 8)
 
 
-@pytest.mark.parametrize(("held", "world"), [(0.0, 1), (0.25, 1), (0.25, 2)])
+@pytest.mark.parametrize(
+    ("held", "world", "batch"), [(0.0, 1, 8), (0.25, 1, 8), (0.25, 2, 8), (0.25, 1, 32)]
+)
 def test_a_training_s_time_is_that_of_all_its_steps_and_passes(
-    monkeypatch, held: float, world: int
+    monkeypatch, held: float, world: int, batch: int
 ) -> None:
     """By a loop over what is done to each image, with a clock that tells what calls take."""
     grids, labels = separable(8)
     task = Task(TensorGrids([grids], labels), TensorGrids([grids[:9]], labels[:9]), ("a", "b", "c"))
-    config = FitConfig(epochs=3, seeds=2, batch_size=8, width=4, validation=held, device="cpu")
+    config = FitConfig(epochs=3, seeds=2, batch_size=batch, width=4, validation=held, device="cpu")
     now, runs = [0.0], []
 
     def took(seconds: float):
@@ -171,7 +174,20 @@ def test_a_training_s_time_is_that_of_all_its_steps_and_passes(
         wanted += 0.01 * 9 * (2 if validation else 1)
     found = cost.training_seconds(task, config, Share(0, world))
     assert found == pytest.approx(wanted / world)
-    assert max(runs) == 8 // world
+    assert max(runs) == batch // world
+
+
+@pytest.mark.parametrize("heard", [True, False])
+def test_processes_that_nobody_listens_to_wait_as_often_as_those_that_measure(
+    monkeypatch, heard: bool
+) -> None:
+    """A caller may listen to the first process alone."""
+    waits: list[int] = []
+    processes: Any = SimpleNamespace(rank=0, world=2, wait=lambda: waits.append(1))
+    unread: Any = None
+    monkeypatch.setattr(train_diffc, "training_seconds", lambda *_: 7.0)
+    found = train_diffc._seconds(unread, unread, processes, heard)
+    assert len(waits) == 2 and found == (7.0 if heard else None)
 
 
 def test_large_batches_are_measured_with_few_images(monkeypatch) -> None:

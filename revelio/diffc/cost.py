@@ -34,7 +34,12 @@ def training_seconds(task: Task, config: FitConfig, share: Share) -> float:
     kept, held = (len(part) for part in task.split(config, config.seed))
     count, tests = max(LEAST, config.batch_size // share.world), len(task.test.labels)
     step = an_image(lambda size: training_step(model, task.source, size), count)
-    look = an_image(lambda size: predict(model, task.test, range(min(size, tests)), size), count)
+    seen = max(1, min(count, tests))  # fewer test images than a batch make a smaller one
+    look = an_image(
+        lambda size: predict(model, task.test, range(min(size, tests)), size),
+        seen,
+        min(LEAST, seen),
+    )
     looks = config.epochs * held + tests * (2 if held else 1)
     return config.seeds * (config.epochs * kept * step + looks * look) / share.world
 

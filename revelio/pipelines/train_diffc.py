@@ -107,8 +107,8 @@ def _train(
         config: what to train.
         processes: this one, and how many there are.
         progress: the main process's.
-        heard: whether anybody listens to that: the time is measured then, in all processes at once, as one
-            alone would have the cores of the others.
+        heard: whether anybody listens to this one: the time is measured then, in all such processes at once,
+            as one alone would have the cores of the others.
     """
     done = config.resume and all((config.out / name).is_file() for name in RESULTS)
     processes.wait()  # all have looked before one writes
@@ -125,7 +125,7 @@ def _train(
     if processes.main:
         contents = {"train": task.source.contents, "test": task.test.contents}
         run.add_input("set of pictures", contents)
-    _announce(task, config, progress, _seconds(task, config, processes) if heard else None)
+    _announce(task, config, progress, _seconds(task, config, processes, heard))
     every = range(config.seeds)
     results = [_train_seed(run, live, task, config, n, processes, progress) for n in every]
     seconds = {
@@ -241,11 +241,20 @@ def _open_stored(config: TrainDiffCConfig) -> Task:
     return Task(source, test, tuple(made.pop("classes")), made)
 
 
-def _seconds(task: Task, config: TrainDiffCConfig, processes: Processes) -> float | None:
-    """How long the trainings will take; None where a batch does not fit, of which the first step tells."""
+def _seconds(
+    task: Task, config: TrainDiffCConfig, processes: Processes, heard: bool
+) -> float | None:
+    """How long the trainings will take; None where a batch does not fit, of which the first step tells.
+
+    All processes wait for each other, also those that nobody listens to and that measure nothing.
+    """
     processes.wait()
     try:
-        return training_seconds(task, config, Share(processes.rank, processes.world))
+        return (
+            training_seconds(task, config, Share(processes.rank, processes.world))
+            if heard
+            else None
+        )
     except torch.OutOfMemoryError as error:
         release(error)
         return None
