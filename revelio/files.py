@@ -174,6 +174,14 @@ def check_folder(path: Path) -> None:
             sweep(folder, dead=True)
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file a second name on the same disk; a copy of its own where the file system has no such."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def remove_files(folder: Path, names: Callable[[str], object]) -> None:
     """Remove the files directly in ``folder`` that ``names`` takes for ours, then the folder if it is empty.
 

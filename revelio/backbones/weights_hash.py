@@ -1,7 +1,8 @@
 """A hash of a backbone's weights, which ties what was computed with them to them."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,8 +12,22 @@ from revelio.backbones.base import Backbone
 
 def weights_hash(backbone: Backbone) -> str:
     """A hash of every weight the backbone holds, by name, in its number format."""
+    return _hash(_modules(backbone, set()))
+
+
+def pipeline_hash(pipeline: Any) -> str:
+    """A hash of every weight and setting of a diffusers pipeline's parts."""
+    parts = sorted(pipeline.components.items())
+    # The scheduler and diffusers' models say their settings; those of transformers' shape their weights.
+    saying = [(name, part) for name, part in parts if hasattr(part, "to_json_string")]
+    settings = [f"{name}:{part.to_json_string()}" for name, part in saying]
+    weights = _hash((name, part) for name, part in parts if isinstance(part, nn.Module))
+    return hashlib.blake2b("\n".join([*settings, weights]).encode(), digest_size=16).hexdigest()
+
+
+def _hash(modules: Iterable[tuple[str, nn.Module]]) -> str:
     digest = hashlib.blake2b(digest_size=16)
-    for name, module in _modules(backbone, set()):
+    for name, module in modules:
         for key, tensor in sorted(module.state_dict().items()):
             digest.update(f"{name}.{key}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
             flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)

@@ -7,7 +7,8 @@ guidance amplifies it. Latents of a denoiser's layer are edited while it samples
     revelio steer --layer up_ft0 --ksae K --latent-values 13:2.0 487:0 --strength 0 1 --prompts-file P --out D
     revelio steer --concept C --prompts-file i2p.csv --backbone.name sd-1.4 --limit 20 --out runs/i2p
 
-A table's seed and guidance columns (of the I2P prompts) are taken as they are.
+A table's seed and guidance columns (of the I2P prompts) are taken as they are. A stopped command goes on with
+the pictures that it has drawn when it is run again.
 """
 
 from revelio.steering.config import SteerConfig as Config

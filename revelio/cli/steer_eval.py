@@ -3,7 +3,7 @@
 The prompts are a table with a class for each; those of the target class name the concept, the others tell
 what survives. Baselines: the plain model, the concept as negative prompt, the difference of means without a
 k-SAE (--means), a random direction of the same norm. Writes steering.html, steering.json, sheet.png and every
-picture.
+picture. A stopped measure goes on with the pictures that it has drawn when the command is run again.
 
     revelio steer-eval --concept runs/dress --prompts-file prompts.csv --target dress --judge clip-vit-b-32 \\
         --means runs/dress-means --out runs/eval

@@ -13,6 +13,7 @@ from revelio.run_dir import versions, write_json
 from revelio.steering.config import SteerConfig
 from revelio.steering.draw import contact_sheet, draw_into
 from revelio.steering.edits import Edit
+from revelio.steering.kept import Kept, check_drawn
 from revelio.steering.prompts import Prompt
 from revelio.steering.steer import edited
 
@@ -22,6 +23,8 @@ PICTURES, SHEET, REPORT = "pictures", "sheet.png", "report.json"
 
 def steer(config: SteerConfig, progress: Report = silent) -> Reported:
     """Draw every prompt at every strength with the same noise.
+
+    Pictures are kept as they are drawn until all is written: called again after a stop, it goes on with them.
 
     Args:
         config: what, how, and where to.
@@ -34,6 +37,7 @@ def steer(config: SteerConfig, progress: Report = silent) -> Reported:
     """
     prompts = the_prompts(config)
     check_replaceable(config.out, MAKER, (SHEET, REPORT))
+    check_drawn(config.out)
     with claimed(config.out):
         check_same_settings(config.out / REPORT, config)
         return _steer(config, prompts, progress)
@@ -47,6 +51,7 @@ def _steer(config: SteerConfig, prompts: Sequence[Prompt], progress: Report) -> 
     told = counted(
         progress, "", len(config.strength) * len(prompts) * config.images_per_prompt, "picture"
     )
+    kept = Kept.of(config.out, layers, config.backbone)
     report: dict[str, Any] = {
         "model": layers.name,
         "config": to_plain(config),
@@ -59,8 +64,10 @@ def _steer(config: SteerConfig, prompts: Sequence[Prompt], progress: Report) -> 
         pictures.mkdir()
         seconds: dict[str, float] = {}
         for strength in config.strength:
-            with edited(layers, at_strength(edits, strength)):
-                taken = draw_into(pictures, f"{strength:+g}", layers, prompts, config, told)
+            used = at_strength(edits, strength)
+            name = f"{strength:+g}"
+            with edited(layers, used):
+                taken = draw_into(pictures, name, layers, prompts, config, kept.steered(used), told)
             seconds[f"{strength:g}"] = taken
         titles = {f"{s:+g}": f"{s:+g}" if s else "0" for s in config.strength}
         sheet = contact_sheet(pictures, prompts, config.images_per_prompt, titles)
@@ -69,6 +76,7 @@ def _steer(config: SteerConfig, prompts: Sequence[Prompt], progress: Report) -> 
         write_json(folder / REPORT, report)
 
     replace_files(config.out, MAKER, write)
+    kept.drop()
     return Reported(config.out, report)
 
 

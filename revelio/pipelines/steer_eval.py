@@ -36,6 +36,7 @@ from revelio.steering.evaluate import (
     measured,
     share_interval,
 )
+from revelio.steering.kept import Kept, check_drawn
 from revelio.steering.prompts import Prompt
 from revelio.steering.steer import edited
 from revelio.trust import printable
@@ -66,15 +67,20 @@ class Method:
     negative_prompt: str | None = None
     about: str = ""
 
+    @property
+    def used(self) -> list[Edit]:
+        """The edits at the strength."""
+        return at_strength(self.edits, self.strength)
+
     def context(self, layers: PipelineLayers) -> AbstractContextManager[None]:
         """The steering that pictures are drawn in."""
-        if not self.edits:
-            return nullcontext()
-        return edited(layers, at_strength(self.edits, self.strength))
+        return edited(layers, self.used) if self.edits else nullcontext()
 
 
 def steer_eval(config: SteerEvalConfig, progress: Report = silent) -> dict[str, Any]:
     """Measure a steering and its baselines; every method draws the same prompts with the same noise.
+
+    Pictures are kept as they are drawn until all is written: called again after a stop, it goes on with them.
 
     Raises:
         KeyError: an unknown model or layer.
@@ -82,6 +88,7 @@ def steer_eval(config: SteerEvalConfig, progress: Report = silent) -> dict[str, 
             is written.
     """
     check_replaceable(config.out, MAKER, (JSON, PAGE, SHEET))
+    check_drawn(config.out)
     with claimed(config.out):
         check_same_settings(config.out / JSON, config)
         return _steer_eval(config, progress)
@@ -99,6 +106,7 @@ def _steer_eval(config: SteerEvalConfig, progress: Report) -> dict[str, Any]:
             pass  # what can't be is refused before anything is drawn
     total = len(methods) * len(prompts) * config.images_per_prompt
     told = counted(progress, "", total, "picture")
+    kept = Kept.of(config.out, layers, config.backbone)
     cache = config.reply_cache or beside(config.out, "judge").with_suffix(".cache.sqlite")
     report: dict[str, Any] = {
         "model": layers.name,
@@ -116,8 +124,9 @@ def _steer_eval(config: SteerEvalConfig, progress: Report) -> dict[str, Any]:
             used = config
             if method.negative_prompt is not None:
                 used = replace(config, negative_prompt=method.negative_prompt)
+            mine, name = kept.steered(method.used), str(number)
             with method.context(layers):
-                seconds = draw_into(pictures, str(number), layers, prompts, used, told)
+                seconds = draw_into(pictures, name, layers, prompts, used, mine, told)
             drawn.append(look(eye, pictures, number, prompts, config, seconds))
         report["methods"] = _entries(methods, drawn, prompts, config)
         write_json(folder / JSON, report)
@@ -134,6 +143,7 @@ def _steer_eval(config: SteerEvalConfig, progress: Report) -> dict[str, Any]:
 
         eye = open_eye(config, classes, ask)
         replace_files(config.out, MAKER, write)
+    kept.drop()
     return report
 
 

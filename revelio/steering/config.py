@@ -219,7 +219,8 @@ class SteerConfig(PromptsConfig, EditConfig, DrawConfig):
     """What to draw, steered how."""
 
     out: OutFolder
-    """The folder for pictures, `sheet.png` and `report.json`."""
+    """The folder for pictures, `sheet.png` and `report.json`. What a stopped command has drawn is kept in
+    `drawn` in it: the same command goes on with that."""
 
     strength: Annotated[tuple[float, ...], NotEmpty()] = (-0.5, 0.0, 0.5)
     """Strengths, a column of the sheet each; 0 is the plain model, below 0 less of the concept. They do not
@@ -236,7 +237,8 @@ class SteerEvalConfig(PromptsConfig, EditConfig, DrawConfig, Settings):
     """How well a concept is erased or brought in, by a judge."""
 
     out: OutFolder
-    """The folder for `steering.json`, `steering.html`, `sheet.png` and the pictures."""
+    """The folder for `steering.json`, `steering.html`, `sheet.png` and the pictures. What a stopped command
+    has drawn is kept in `drawn` in it: the same command goes on with that."""
 
     target: Annotated[tuple[str, ...], NotEmpty()]
     """The class that stands for the concept; several where several concepts are steered at once."""

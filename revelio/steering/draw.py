@@ -1,7 +1,8 @@
 """Pictures of prompts from a pipeline, each with a noise of its own: plain, or within a steering context."""
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, fields
+from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,18 @@ from PIL import Image, ImageDraw
 
 from revelio.backbones.diffusion.pipeline_layers import PipelineLayers
 from revelio.data.picture import read_picture
+from revelio.files import link_or_copy
 from revelio.seeds import key_seed
 from revelio.steering.config import DrawConfig
+from revelio.steering.kept import Kept
 from revelio.steering.prompts import Prompt
 from revelio.trust import printable
 
 # A sheet shows the first so many rows; all pictures are in files of their own.
 SHEET_ROWS = 40
 SIDE, MARGIN = 96, 18
+# What prompts and pictures are drawn together; what that makes of a batch is told by its prompts.
+TOGETHER = ("images_per_prompt", "batch_size")
 
 
 def noise_of(prompt: Prompt, image: int, config: DrawConfig) -> torch.Generator:
@@ -98,9 +103,10 @@ def draw_into(
     layers: PipelineLayers,
     prompts: Sequence[Prompt],
     config: DrawConfig,
+    kept: Kept,
     told: Callable[[int], object],
 ) -> float:
-    """Draw all pictures of all prompts into files; nothing stays in memory.
+    """Draw all pictures of all prompts into files, but for those that are kept; nothing stays in memory.
 
     Args:
         folder: where to.
@@ -108,21 +114,30 @@ def draw_into(
         layers: the pipeline.
         prompts: what is drawn.
         config: how.
+        kept: where each batch is kept as soon as it is drawn, by what the pipeline is steered with.
         told: gets the number of pictures after each batch.
 
     Returns:
         Seconds a picture.
     """
+    how = {one.name: getattr(config, one.name) for one in fields(DrawConfig)}
+    how = {setting: value for setting, value in how.items() if setting not in TOGETHER}
     seconds = 0.0
     for image in range(config.images_per_prompt):
         for batch in batched(prompts, config):
-            began = time.monotonic()
-            pictures = draw(layers, batch, image, config)
-            seconds += time.monotonic() - began
-            for one, picture in zip(batch, pictures, strict=True):
-                picture.save(folder / picture_name(one, image, name))
+            about = how | {"image": image, "prompts": [_decisive(one) for one in batch]}
+            files = [f"{one.id}-{image}.png" for one in batch]
+            place, took = kept.batch(about, files, partial(draw, layers, batch, image, config))
+            seconds += took
+            for one, file in zip(batch, files, strict=True):
+                link_or_copy(place / file, folder / picture_name(one, image, name))
             told(len(batch))
     return seconds / (len(prompts) * config.images_per_prompt)
+
+
+def _decisive(prompt: Prompt) -> dict[str, Any]:
+    """What of a prompt its pictures depend on: not what is asked about them."""
+    return {key: value for key, value in asdict(prompt).items() if key not in ("wanted", "group")}
 
 
 def picture_name(prompt: Prompt, image: int, name: str) -> str:
