@@ -3,11 +3,16 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import test_reproduce
+import torch
+from PIL import Image, ImageOps
+from safetensors.torch import load_file, save_file
 from test_reproduce import TINY
 
+from revelio.activations.store import ActivationStore
 from revelio.data.config import DataConfig
 from revelio.pipelines import silent
 from revelio.pipelines.reproduce import reproduce
@@ -72,3 +77,48 @@ def test_a_broken_picture_is_left_out_of_classifiers_and_times_where_it_is_to_be
         asked = replace(one, data=stops.data)
         with pytest.raises(ValueError, match="can't be read"):
             measure(Shared(stops, TINY, tmp_path / "stops", [asked], silent), asked)
+
+
+def test_models_and_pictures_of_folders_called_alike_are_kept_apart(
+    made: ReproduceConfig, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    model = Path(shutil.copytree(made.backbones[0], other / Path(made.backbones[0]).name))
+    images = Path(shutil.copytree(made.data.source, other / Path(made.data.source).name))
+    weights = next((model / "unet").glob("*.safetensors"))
+    save_file({name: 1.5 * one for name, one in load_file(weights).items()}, weights)
+    for path in images.rglob("*.png"):
+        with Image.open(path) as picture:
+            ImageOps.invert(picture.convert("RGB")).save(path)
+
+    def rows(config: ReproduceConfig, root: Path) -> torch.Tensor:
+        ours = our_rows(item("table2c").rows, config)[:1]
+        return ActivationStore.open(
+            Shared(config, TINY, root, ours, silent).store(ours[0], "train")
+        ).tensor()
+
+    pictures = replace(made, data=DataConfig(source=str(images)))
+    configs = [made, replace(made, backbones=(str(model),)), pictures]
+    together = [rows(config, tmp_path / "one") for config in configs]
+    alone = [rows(config, tmp_path / str(place)) for place, config in enumerate(configs)]
+    assert all(torch.equal(*pair) for pair in zip(together, alone, strict=True))
+    assert not any(torch.equal(together[0], one) for one in together[1:])
+
+
+def test_known_names_stay_in_the_names_of_folders_and_a_folder_has_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def names(**settings: Any) -> list[str]:
+        config = ReproduceConfig(scale="mini", **settings)
+        return [one.set_name for one in our_rows(item("table2c").rows, config)]
+
+    assert names()[0] == "mini-sd-samples"
+    first, second = names(backbones=("a/model", "sd-2.1=b/model"))
+    assert first != second and all(name.startswith("model-") for name in (first, second))
+    (tmp_path / "pictures").mkdir()
+    monkeypatch.chdir(tmp_path)
+    found = {
+        names(data=DataConfig(source=source))[0]
+        for source in ("pictures", "./pictures", str(tmp_path / "pictures"))
+    }
+    assert len(found) == 1

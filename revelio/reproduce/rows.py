@@ -1,13 +1,18 @@
 """A row as this run has it: our model, layer, pictures and sizes for the paper's, or what is missing."""
 
+import hashlib
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import get_args
 
 from revelio.analysis.config import PurityConfig
 from revelio.backbones.config import BackboneConfig
+from revelio.backbones.registry import describe
 from revelio.data.config import DataConfig
+from revelio.data.registry import is_registered
 from revelio.diffc.config import FitConfig
 from revelio.probes.config import DiffusionClassifierConfig, ProbeName
 from revelio.reproduce.config import FROM_PAPER, ReproduceConfig
@@ -128,10 +133,12 @@ class OurRow:
     data: DataConfig
     missing: str = ""
 
-    @property
+    @cached_property
     def set_name(self) -> str:
         """A folder for what rows of the same model and pictures share."""
-        return slug(Path(self.backbone.name).name, Path(self.data.source).name)
+        model, source = self.backbone.name, self.data.source
+        known = any(model == about.name for about in describe())
+        return slug(named_apart(model, known), named_apart(source, is_registered(source)))
 
     @property
     def name(self) -> str:
@@ -140,6 +147,21 @@ class OurRow:
         kind = "ksae" if row.kind == "gallery" else row.kind
         t = "" if row.timestep is None else f"t{row.timestep}"
         return slug(kind, self.set_name, "-".join(self.layers), t, row.prompt)
+
+
+def named_apart(given: str, known: bool) -> str:
+    """A model's or data set's name in names of folders.
+
+    Args:
+        given: a known name, a path or a hub id.
+        known: whether it is a known name. Of anything else the last part gets a hash of the whole: folders of
+            different places may be called alike.
+    """
+    if known:
+        return given
+    path = Path(given)
+    whole = path.resolve() if path.exists() else path
+    return f"{whole.name}-{hashlib.sha256(os.fsencode(whole)).hexdigest()[:8]}"
 
 
 def slug(*parts: str) -> str:
