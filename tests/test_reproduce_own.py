@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from test_reproduce import TINY
 
 from revelio.activations.store import ActivationStore
+from revelio.backbones.registry import describe_one
 from revelio.data.config import DataConfig
 from revelio.pipelines import silent
 from revelio.pipelines.reproduce import reproduce
@@ -21,7 +22,7 @@ from revelio.pipelines.reproduce_plan import plan_item
 from revelio.pipelines.reproduce_rows import measure
 from revelio.reproduce.config import ReproduceConfig
 from revelio.reproduce.items import item
-from revelio.reproduce.rows import our_rows
+from revelio.reproduce.rows import SIZES, our_rows
 
 made = test_reproduce.made
 
@@ -122,3 +123,44 @@ def test_known_names_stay_in_the_names_of_folders_and_a_folder_has_one(
         for source in ("pictures", "./pictures", str(tmp_path / "pictures"))
     }
     assert len(found) == 1
+
+
+def broken(made: ReproduceConfig, root: Path) -> dict[str, ReproduceConfig]:
+    """Settings that no row can run with, each for one reason."""
+    (root / "empty").mkdir()
+    (root / "flat").mkdir()
+    shutil.copy(next(Path(made.data.source).rglob("*.png")), root / "flat" / "1.png")
+    models = {"gone": str(root / "none"), "unknown": "mini-sdd", "no model": str(root / "empty")}
+    sources = {"missing": str(root / "none"), "no name": "petss", "no labels": str(root / "flat")}
+    no_copy = {"data": ReproduceConfig().data, "roots": (f"samples={root / 'none'}",)}
+    return {
+        **{name: replace(made, backbones=(one,)) for name, one in models.items()},
+        **{name: replace(made, data=DataConfig(source=one)) for name, one in sources.items()},
+        "no copy": replace(made, **no_copy),
+    }
+
+
+def test_a_plan_lists_what_is_lacking_as_the_run_does(
+    made: ReproduceConfig, tmp_path: Path
+) -> None:
+    for name, config in broken(made, tmp_path).items():
+        rows = reproduce("table2c", replace(config, out=tmp_path / name), sizes=TINY).result["rows"]
+        plan = plan_item("table2c", config)
+        assert [line.partition(": missing: ")[2] for line in plan.lines[1:]] == [
+            row["missing"] for row in rows
+        ], name
+        assert plan.runs == 0 and plan.text().endswith("plan: no row can run")
+    flat = replace(made, data=DataConfig(source=str(tmp_path / "flat")))
+    assert plan_item("figure10", flat).runs == 1  # pictures that are only shown need no labels
+    lines = plan_item("table7", replace(made, clip="mini-clap")).lines[1:]
+    lacking = [line for line in lines if "missing: unknown backbone 'mini-clap'" in line]
+    assert lacking == [line for line in lines if "from_clip" in line] != []
+
+
+def test_a_plan_counts_the_pictures_of_a_folder(made: ReproduceConfig) -> None:
+    plan = plan_item("table2c", made)
+    d = describe_one(made.backbones[0]).layers["up_ft1"].channels
+    n = SIZES["mini"].sae.expansion * d
+    assert plan.lines[1].endswith(made.data.source)
+    saes = made.seeds * 4 * (2 * n + 1) * d
+    assert plan.bytes - saes == 4 * d * 48  # of 60 pictures, a fifth is held out

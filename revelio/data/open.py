@@ -49,17 +49,50 @@ def open_dataset(source: DataConfig | str | Path = SAMPLES, **settings: Any) -> 
     config = replace(source, **settings)
     # Of a copy that is not there, it is said below what it may be.
     check_fields(replace(config, root=None))
+    check_there(config)
     if is_registered(config.source):
         _check_no_table(config)
         dataset = _open_registered(get_spec(config.source), config)
-    elif config.root is not None:
-        raise ValueError(
-            f"root is a local copy of a known data set, and {printable(config.source)} is none: choose from "
-            f"{', '.join(dataset_names())}, or give the path as the source"
-        )
     else:
         dataset = _open_other(config)
     return _narrow(dataset, config)
+
+
+def is_local(config: DataConfig) -> bool:
+    """Whether the pictures are in files given by the user: nothing is downloaded to open them."""
+    return config.root is not None or (
+        not is_registered(config.source) and Path(config.source).exists()
+    )
+
+
+def check_there(config: DataConfig) -> None:
+    """See that there may be such images, from their path or name alone.
+
+    Raises:
+        ValueError: a folder or file is not there, or the name is no data set's.
+    """
+    path, known = Path(config.source), ", ".join(dataset_names())
+    if is_registered(config.source):
+        spec = get_spec(config.source)
+        if config.root is not None and not Path(config.root).exists():
+            raise ValueError(
+                f"no copy of {spec.name} at {printable(config.root)}: it may be {spec.expects}"
+            )
+        if config.root is None and spec.hub is None and spec.name != SAMPLES:
+            raise ValueError(f"{spec.name} is not on the hub: give a local copy as root")
+    elif config.root is not None:
+        raise ValueError(
+            f"root is a local copy of a known data set, and {printable(config.source)} is none: choose from "
+            f"{known}, or give the path as the source"
+        )
+    elif not path.exists() and not is_dataset_id(config.source):
+        raise ValueError(
+            f"{_missing(config)}, and no data set of this name: known ones are {known}"
+        )
+
+
+def _missing(config: DataConfig) -> str:
+    return f"no folder or file at {printable(config.source)}"
 
 
 def _open_other(config: DataConfig) -> ImageDataset:
@@ -69,15 +102,11 @@ def _open_other(config: DataConfig) -> ImageDataset:
     path = Path(config.source)
     if path.exists():
         return _open_path(path, config, path.resolve().stem, columns)
-    missing = f"no folder or file at {printable(config.source)}"
-    if not is_dataset_id(config.source):
-        known = ", ".join(dataset_names())
-        raise ValueError(f"{missing}, and no data set of this name: known ones are {known}")
     _check_no_table(config)
     try:
         splits = hub_splits(config.source, config.revision)
     except ValueError as error:
-        raise ValueError(f"{missing}, and {error}") from error
+        raise ValueError(f"{_missing(config)}, and {error}") from error
     return open_splits(splits, config.split, name=path.name, columns=columns, limits=config)
 
 
@@ -157,16 +186,13 @@ def _open_registered(spec: DatasetSpec, config: DataConfig) -> ImageDataset:
         root = Path(str(files("revelio"))) / "samples" / "fashion-mnist.parquet"
     if root is not None:
         return _named(_open_copy(spec, root, config, columns), spec)
-    if spec.hub is None:
-        raise ValueError(f"{spec.name} is not on the hub: give a local copy as root")
+    assert spec.hub is not None  # refused before
     splits = hub_splits(spec.hub, config.revision)
     found = open_splits(splits, config.split, name=spec.name, columns=columns, limits=config)
     return _named(found, spec)
 
 
 def _open_copy(spec: DatasetSpec, root: Path, config: DataConfig, columns: Columns) -> ImageDataset:
-    if not root.exists():
-        raise ValueError(f"no copy of {spec.name} at {printable(root)}: it may be {spec.expects}")
     for place in levels(root) if root.is_dir() else ():
         if has_idx(place) and spec.classes:
             return open_idx(place, split=config.split, name=spec.name, classes=spec.classes)

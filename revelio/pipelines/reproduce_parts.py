@@ -14,6 +14,7 @@ from revelio.activations.vae_cache import cacheable
 from revelio.backbones.base import Backbone
 from revelio.backbones.prompts import CLIP, prompt_texts
 from revelio.backbones.registry import load_backbone
+from revelio.data.config import DataConfig
 from revelio.data.contents import combined
 from revelio.data.dataset import ImageDataset
 from revelio.data.open import open_dataset
@@ -35,6 +36,32 @@ CANNOT = (ValueError, KeyError, OSError)
 def reason_of(error: Exception) -> str:
     """An error as a line."""
     return str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+
+
+def clip_of(config: ReproduceConfig) -> str:
+    """The model behind the policy from_clip."""
+    return config.clip or ("mini-clip" if config.scale == "mini" else CLIP)
+
+
+def opened(data: DataConfig, seed: int) -> tuple[ImageDataset, ImageDataset]:
+    """Training and test images: the set's own splits; of a folder or a given split, a part each.
+
+    Raises:
+        ValueError: they can't be opened, or have no labels.
+    """
+    if data.split is None and is_registered(data.source):
+        try:
+            test = open_dataset(replace(data, split="test"))
+            return open_dataset(replace(data, split="train")), test
+        except NoSplits:
+            pass
+    whole = open_dataset(data)
+    if whole.labels is None:
+        raise ValueError(
+            f"{whole.name} has no labels: rows of the paper need class folders or a labeled set"
+        )
+    kept, held = stratified_split(whole.labels, HELD_OUT, seed, "reproduce")
+    return whole.subset(kept), whole.subset(held)
 
 
 @dataclass
@@ -67,16 +94,16 @@ class Shared:
     @property
     def clip(self) -> str:
         """The model behind the policy from_clip."""
-        return self.config.clip or ("mini-clip" if self.config.scale == "mini" else CLIP)
+        return clip_of(self.config)
 
     def images(self, ours: OurRow) -> tuple[ImageDataset, ImageDataset]:
-        """Training and test images: the set's own splits; of a folder or a given split, a part each.
+        """Training and test images of :func:`opened`, as many as the scale takes.
 
         Raises:
             ValueError: they can't be opened, or have no labels.
         """
         if ours.set_name not in self._pictures:
-            train, test = self._opened(ours)
+            train, test = opened(ours.data, self.config.seed)
             train = train.spread(self.sizes.train_images or len(train))
             test = test.spread(self.sizes.test_images or len(test))
             if self.processes.main:
@@ -96,22 +123,6 @@ class Shared:
         except CANNOT:
             return None
         return None if None in found else combined(map(str, found))
-
-    def _opened(self, ours: OurRow) -> tuple[ImageDataset, ImageDataset]:
-        data = ours.data
-        if data.split is None and is_registered(data.source):
-            try:
-                test = open_dataset(replace(data, split="test"))
-                return open_dataset(replace(data, split="train")), test
-            except NoSplits:
-                pass
-        whole = open_dataset(data)
-        if whole.labels is None:
-            raise ValueError(
-                f"{whole.name} has no labels: rows of the paper need class folders or a labeled set"
-            )
-        kept, held = stratified_split(whole.labels, HELD_OUT, self.config.seed, "reproduce")
-        return whole.subset(kept), whole.subset(held)
 
     def prepare(self, rows: Iterable[OurRow]) -> None:
         """Make the passes that the rows need; all processes call this, and share each pass.

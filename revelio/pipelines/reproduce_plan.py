@@ -1,25 +1,32 @@
 """What a table or figure would cost, from sizes alone: nothing is loaded, downloaded or written.
 
-Disk is exact up to manifests; hours are multiplications over what the device is said to sustain. What a run
-measures on the first images it reports itself.
+A model or folder that is not there is found as a run finds it: the row is listed with what it lacks. Disk is
+exact up to manifests; hours are multiplications over what the device is said to sustain. What a run measures
+on the first images it reports itself.
 """
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from revelio.backbones.catalogue import MINIS
-from revelio.backbones.layers import vae_stride
+from revelio.backbones.layers import check_layers, vae_stride
 from revelio.backbones.registry import describe, describe_one, find_source
 from revelio.backbones.source import Description
+from revelio.bounds import check_fields
+from revelio.data.config import DataConfig
+from revelio.data.open import check_there, is_local
 from revelio.data.registry import get_spec, is_registered
 from revelio.diffc.model import head_macs
 from revelio.machine import duration, size
+from revelio.pipelines.reproduce_parts import CANNOT, clip_of, opened, reason_of
 from revelio.reproduce.config import ReproduceConfig
 from revelio.reproduce.items import item
 from revelio.reproduce.page import PROBES
 from revelio.reproduce.row import SECONDS, Row
 from revelio.reproduce.rows import SIZES, STORED, OurRow, Sizes, our_rows
 from revelio.sae.cost import Job, given_speed
+from revelio.trust import printable
 from revelio.wording import plural
 
 # GMAC of one image: encoding it, and one pass of the whole denoiser (SPEC section 6; the shipped models'
@@ -79,6 +86,7 @@ def plan_item(name: str, config: ReproduceConfig) -> Plan:
         KeyError: there is no such item.
         ValueError: a setting is outside its bounds.
     """
+    check_fields(config)
     wanted, sizes = item(name), SIZES[config.scale]
     plan = Plan([f"{name}: {wanted.title}"], teraflops=config.teraflops or sizes.teraflops)
     if wanted.commands:
@@ -87,13 +95,47 @@ def plan_item(name: str, config: ReproduceConfig) -> Plan:
     rows = our_rows(wanted.rows, config)
     plan.rows = len(rows)
     passes: set[tuple] = set()
+    counts = cache(lambda data, shown: _counts(data, config.seed, shown))
     for ours in rows:
-        if ours.missing:
-            plan.lines.append(f"  {_label(ours.row)}: missing: {ours.missing}")
+        images = counts(ours.data, ours.row.kind == "pca")
+        reason = ours.missing or _lacking(ours, config)
+        if reason or isinstance(images, str):
+            plan.lines.append(f"  {_label(ours.row)}: missing: {printable(reason or images)}")
             continue
         plan.lines.append(f"  {_label(ours.row)}: {ours.backbone.name}, {ours.data.source}")
-        _add(plan, ours, sizes, config, passes)
+        _add(plan, ours, sizes, config, passes, images)
     return plan
+
+
+def _lacking(ours: OurRow, config: ReproduceConfig) -> str:
+    """Why a row's model can't be the one that is named, as loading it would say; "": it may."""
+    model, row = ours.backbone.name, ours.row
+    try:
+        for name in (model, *([clip_of(config)] if row.prompt == "from_clip" else [])):
+            if ":" not in name or Path(name).exists():  # else a user's own, of MODULE:FUNCTION
+                find_source(name)
+        about = _described(model)
+        if about is not None and (row.kind in STORED or row.kind == "pca"):
+            check_layers(about.layers, ours.layers, about.name)
+    except CANNOT as error:
+        return reason_of(error)
+    return ""
+
+
+def _counts(data: DataConfig, seed: int, shown: bool) -> tuple[int, int] | str:
+    """Training and test images, 0 where only a download would tell; or why they can't be opened.
+
+    Those that are only shown need no labels, and are not counted.
+    """
+    try:
+        check_there(data)
+        if is_local(data) and not shown:
+            train, test = opened(data, seed)
+            return len(train), len(test)
+    except CANNOT as error:
+        return reason_of(error)
+    known = get_spec(data.source).split_sizes if is_registered(data.source) else {}
+    return known.get("train", 0), known.get("test", 0)
 
 
 def _label(row: Row) -> str:
@@ -103,11 +145,16 @@ def _label(row: Row) -> str:
 
 
 def _add(
-    plan: Plan, ours: OurRow, sizes: Sizes, config: ReproduceConfig, passes: set[tuple]
+    plan: Plan,
+    ours: OurRow,
+    sizes: Sizes,
+    config: ReproduceConfig,
+    passes: set[tuple],
+    counts: tuple[int, int],
 ) -> None:
     """One row's runs and its share of what its set has in common."""
     row, model = ours.row, ours.backbone.name
-    train, test = _images(ours, sizes)
+    train, test = _images(counts, sizes)
     about = _described(model)
     encode, denoise = _GMACS.get(model, (0, 0))
     if model not in _GMACS and row.kind != "clip":
@@ -155,11 +202,9 @@ def _described(model: str) -> Description | None:
     return known.get(model) or (describe_one(model) if Path(model).is_dir() else None)
 
 
-def _images(ours: OurRow, sizes: Sizes) -> tuple[int, int]:
-    """Training and test images; of a folder or a set whose size is not known what the scale takes."""
-    source = ours.data.source
-    known = get_spec(source).split_sizes if is_registered(source) else {}
-    train, test = (known.get(part, 0) for part in ("train", "test"))
+def _images(counts: tuple[int, int], sizes: Sizes) -> tuple[int, int]:
+    """Training and test images; of a set whose size is not known what the scale takes."""
+    train, test = counts
     return (
         min(train or 10**9, sizes.train_images or train),
         min(test or 10**9, sizes.test_images or test),
