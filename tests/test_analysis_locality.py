@@ -36,6 +36,7 @@ from revelio.data.config import DataConfig
 from revelio.data.transforms import Crop
 from revelio.pipelines.extract import extract_to
 from revelio.pipelines.locality import measure_locality, read_masks
+from revelio.run_dir import write_json
 from revelio.trust import read_object
 
 ALL = torch.arange(6)
@@ -273,6 +274,30 @@ def test_the_result_of_another_store_is_not_replaced(made):
         measure_locality(replace(config, store=(made / "else",)))
     assert (made / "kept.json").read_bytes() == kept
     measure_locality(config)  # the same again is what a stopped command is given
+
+
+def test_the_result_of_other_settings_is_not_replaced(made):
+    out = made / "settings.json"
+    config = LocalityConfig(
+        store=(made / "a",), ksae=str(made / "ksae"), out=out, limit=9, latents=3, device="cpu"
+    )
+    measure_locality(config)
+    kept = out.read_bytes()
+    for changed, said in (
+        ({"limit": 8}, "`limit: 9`, not `limit: 8`"),
+        ({"latents": 2}, "`latents: 3`, not `latents: 2`"),
+        ({"seed": 1}, "`seed: 0`, not `seed: 1`"),
+        ({"store": (made / "a", made / "b")}, "`store: "),
+        ({"other": str(made / "ksae")}, "`other: none`, not `other: "),
+    ):
+        with pytest.raises(ValueError, match=f"settings.json holds a result of {said}"):
+            measure_locality(replace(config, **changed))
+    assert out.read_bytes() == kept
+    measure_locality(replace(config, device="auto"))  # says only where it runs
+    older = read_object(out)
+    del older["config"]  # the first versions did not say
+    write_json(out, older)
+    assert measure_locality(replace(config, limit=8)).result["images"] == 8
 
 
 def test_masks_and_stores_that_do_not_match_are_named(made):

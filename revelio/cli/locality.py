@@ -5,9 +5,11 @@ and how its map agrees between noise draws; with masks, its IoU with the class t
 run, how many latents have a partner there; with `--moved`, whether maps move with the image.
 
     revelio locality --store runs/pets/up_ft1-t25-empty-d0 --ksae runs/cells
-    revelio locality --store runs/pets/up_ft1-t25-empty-d0 runs/pets/up_ft1-t25-empty-d1 --ksae runs/cells
-    revelio locality --store S --ksae K --masks ~/pets/trimaps --other runs/cells-seed1 --moved
+    revelio locality --store runs/pets/up_ft1-t25-empty-d0 runs/pets/up_ft1-t25-empty-d1 --ksae runs/cells \\
+        --out runs/cells/draws.json
+    revelio locality --store S --ksae K --masks ~/pets/trimaps --other runs/cells-seed1 --moved --out O
 
+A result of other settings is not replaced: give another file (--out), or remove it first.
 Intervals are 95 % bootstrap intervals over latents; of the timestep profile, over images; of shares,
 Wilson's.
 """

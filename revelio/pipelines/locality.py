@@ -1,6 +1,7 @@
 """How local, stable and distinct the latents of a k-SAE of cells are, measured and written as JSON."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,10 @@ from revelio.analysis.top_images_files import ksae_identity, store_identity
 from revelio.backbones.base import Backbone
 from revelio.backbones.registry import load_backbone
 from revelio.bounds import check_fields
+from revelio.config import to_plain
 from revelio.data.picture import decoded
 from revelio.data.transforms import Crop
-from revelio.outputs import check_file, has_keys
+from revelio.outputs import check_file, check_same_settings, has_keys
 from revelio.pipelines import Made, Report, counted, silent
 from revelio.pipelines.inputs import (
     backbone_of,
@@ -61,10 +63,11 @@ def measure_locality(config: LocalityConfig, progress: Report = silent) -> Made:
 
     Raises:
         ValueError: a setting is outside its bounds, stores are not of the same images or hold no grids, masks
-            do not match, or something else stands at the file to write.
+            do not match, or something else, or a result of other settings, stands at the file to write.
     """
     check_fields(config)
     out = config.out or place_of(config.ksae, "locality.json")
+    config = replace(config, out=out)
     check_file(out, has_keys("locality", "made_from"), "a result of locality")
     for path in config.store:
         _check_grids(ActivationStore.open(path, cells=True))
@@ -77,6 +80,7 @@ def measure_locality(config: LocalityConfig, progress: Report = silent) -> Made:
 
     def check() -> None:
         check_same_source(out, lambda found: _sources(found["made_from"]), _sources(made))
+        check_same_settings(out, config)
 
     check()
     top = top_images(model, store, TopImagesConfig(over="max"), device=device, progress=told)
@@ -103,7 +107,7 @@ def measure_locality(config: LocalityConfig, progress: Report = silent) -> Made:
     if backbone is not None:
         result["moved"] = _moved(config, backbone, model, store, latents, found[0].maps(), progress)
     check()  # another run may have ended meanwhile
-    write_json(out, result | {"versions": versions()})
+    write_json(out, result | {"config": to_plain(config), "versions": versions()})
     return Made(out, result)
 
 
