@@ -28,20 +28,37 @@ def run(config: Config) -> None:
 
 
 def _next(config: Config) -> str:
-    """Measure it: the same edit on a table of prompts with classes."""
+    """Measure it: the same edit on a table of prompts with classes; the one drawn, if it has some."""
     from dataclasses import fields
 
     from revelio.following import beside, flags, following
-    from revelio.steering.config import DrawConfig, EditConfig
+    from revelio.steering.config import DrawConfig, EditConfig, PromptsConfig
 
     # All of the edit and of how it is drawn: with less, another edit would be measured.
     alike = [field.name for of in (EditConfig, DrawConfig) for field in fields(of)]
+    drawn = flags(config, "", *(field.name for field in fields(PromptsConfig)))
     words = [
         *flags(config, "", *alike),
         *flags(config.backbone, "backbone"),
-        "--prompts-file",
-        "TABLE",
+        *(drawn if _has_classes(config) else ("--prompts-file", "TABLE")),
         "--target",
         "CLASS",
     ]
     return following("steer-eval", *words, "--out", beside(config.out, "eval"))
+
+
+def _has_classes(config: Config) -> bool:
+    """Whether the prompts are a table that says which of two classes or more each names."""
+    from pathlib import Path
+
+    from revelio.pipelines.steer_parts import the_prompts
+    from revelio.steering.config import SteerEvalConfig
+
+    # A data set would be opened, or downloaded, once more.
+    if config.prompts_file is None or not Path(config.prompts_file).is_file():
+        return False
+    try:
+        prompts = the_prompts(config, SteerEvalConfig.target_column)
+    except ValueError:
+        return False
+    return len({one.wanted for one in prompts}) > 1
