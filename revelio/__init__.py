@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from revelio.diffc.model import DiffC, load_diffc
     from revelio.evaluation.config import EvalSAEConfig
     from revelio.naming.config import NameLatentsConfig
-    from revelio.pipelines.advise import advise
+    from revelio.pipelines.advise import advise, plan_advice
     from revelio.pipelines.convert_sae import convert_sae
     from revelio.pipelines.eval_diffc import eval_diffc
     from revelio.pipelines.eval_sae import eval_sae
@@ -124,6 +124,7 @@ _HOMES = {
     "open_dataset": "revelio.data.open",
     "open_server": "revelio.pipelines.serve",
     "pca_maps": "revelio.analysis.pca_maps",
+    "plan_advice": "revelio.pipelines.advise",
     "plan_extraction": "revelio.pipelines.extract",
     "plan_sae": "revelio.pipelines.train_sae",
     "probe": "revelio.pipelines.probe",
@@ -194,6 +195,7 @@ __all__ = [
     "open_dataset",
     "open_server",
     "pca_maps",
+    "plan_advice",
     "plan_extraction",
     "plan_sae",
     "probe",
