@@ -243,12 +243,17 @@ def run(part: Part, limit: float) -> Outcome:
         }  # fmt: skip
         with subprocess.Popen(
             [sys.executable, *words], cwd=ROOT, env=environment, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=_heeds_interrupts,
         ) as process:  # fmt: skip
             status, said = _waited(process, limit, asked=part.tests)
         written = report.read_text(encoding="utf-8") if report.exists() else ""
         held = float(peak.read_text()) if peak.exists() else None
         return Outcome(status, said.decode("utf-8", "replace"), written, held)
+
+
+def _heeds_interrupts() -> None:
+    """In a part's process, which is asked to end: what `nohup` and `&` begin would leave that unheard."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _waited(
