@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from revelio.sae.kernels.cuda import CudaKernel, clock, on_device_of
+from revelio.sae.kernels.cuda_within import TRIED
 from revelio.sae.model import KSparseAutoencoder
 from revelio.sae.optim import AdamStep
 from revelio.sae.step import Take
@@ -22,7 +23,7 @@ from revelio.sae.step import Take
 # Plain steps before recording: kernels are compiled and copies of weights made in them.
 PLAIN_STEPS = 3
 # After so many replays a step is recorded anew, once: another nomination may have become faster.
-REPLAYS = 1000
+REPLAYS = TRIED[-1]
 # Characters of PyTorch's error that are quoted.
 LONGEST_CAUSE = 200
 

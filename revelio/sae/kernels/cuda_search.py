@@ -112,6 +112,7 @@ class Query:
         x_norms = torch.linalg.vector_norm(x, dim=1)
         bound = copy.bounds.max().float()
         largest = x_norms.max() * bound.clamp(min=1) + bias
+        # A power of two, so that scaling rounds nothing.
         scale = torch.exp2(
             torch.floor(torch.log2(LARGEST / largest.clamp(min=tiny))).clamp(-60, 60)
         )

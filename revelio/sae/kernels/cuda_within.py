@@ -209,9 +209,7 @@ class Nomination:
             codes = empty_codes(query.x, k)
             try:
                 taken = self._timed(query, codes, tile)
-            except (
-                Exception
-            ):  # of a card with too little memory for this tile, or what Triton raises
+            except Exception:  # the card has too little memory for it, or whatever Triton raises
                 continue
             if torch.equal(codes.indices, right.indices) and torch.equal(
                 codes.values, right.values
